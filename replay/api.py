@@ -330,7 +330,7 @@ class Backtest:
         parts = tuple(stored_parts(stored, titled))
         return Text(
             text_of(lambda console: show(console, parts)),
-            document(stored, titled.title, {}, None),
+            document(stored, titled.title, (), None),
         )
 
     def _sequence_of(self, index: int) -> int:

@@ -16,8 +16,13 @@ import numpy.typing as npt
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 IntArray = npt.NDArray[np.int64]
-Column = npt.NDArray[np.bytes_] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
-"""One column as it came from a file: text, floats (NaN where empty) or integers."""
+Column = (
+    npt.NDArray[np.bytes_]
+    | npt.NDArray[np.float64]
+    | npt.NDArray[np.int64]
+    | npt.NDArray[np.datetime64]
+)
+"""One column as it came from a file: text, floats (NaN where empty), integers or instants."""
 
 INT64_MAX: Final = 2**63 - 1
 SAFE_DIGITS: Final = 18  # any number of so many digits fits into 64 bits
@@ -87,9 +92,9 @@ def parse(column: Column) -> Decimals:
 
 
 def column_of(path: Path, name: str, values: Any) -> Column:  # noqa: ANN401 - of any library
-    """Return *values* as floats, integers (instants as microseconds) or text.
+    """Return *values* as floats, integers, instants or text.
 
-    An instant that is missing is NaN. Raises ``DataInvalid`` where they are no column.
+    Raises ``DataInvalid`` where they are no column.
     """
     if getattr(getattr(values, "dtype", None), "tz", None) is not None:  # pandas with a zone
         values = getattr(values, "dt", values).tz_convert("UTC")
@@ -98,9 +103,7 @@ def column_of(path: Path, name: str, values: Any) -> Column:  # noqa: ANN401 - o
     if array.ndim != 1:
         raise DataInvalid(f"{path}: {name} is no column of single values: give one value a row.")
     if array.dtype.kind == "M":
-        micros: Column = array.astype("datetime64[us]").astype(np.int64)
-        empty = np.isnat(array)
-        return np.where(empty, np.nan, micros) if empty.any() else micros
+        return array.astype("datetime64[us]")
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
     if array.dtype.kind == "f":
@@ -250,6 +253,8 @@ HALF_DAY: Final = re.compile(
 OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$")
 """Behind a date, which itself may end so."""
 OFFSET_OF_DATE: Final = re.compile(rb"[+-](0\d|1[0-4])(:?\d\d)?")
+SHORT: Final = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[ T]+(\d{1,2})(?=:))?")
+"""``2025-1-31 9:30``: spreadsheets write no noughts in front."""
 OFFSETS_MOST: Final = 2
 MINUTE_DIGITS: Final = 4
 SECOND_DIGITS: Final = 6
@@ -264,11 +269,26 @@ def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str
     With *whole* false, fractions of a millisecond are cut off (trades); else they are refused
     (the open time of a candle). Raises ``CellInvalidError``.
     """
+    if column.dtype.kind == "M":  # no number, so that none before 1973 is of another unit
+        if (empty := np.flatnonzero(np.isnat(column))).size:
+            raise CellInvalidError(int(empty[0]), "is empty")
+        return _whole_ms(column.astype(np.int64), whole=whole), ()
     if (moments := _compact_moments(column)) is not None:
         return _from_text(moments, whole=whole)
     if column.dtype.kind in "if" or _is_numeric(bytes(column[0])):
         return _from_numbers(column, whole=whole)
     return _from_text(column.astype(np.bytes_), whole=whole)
+
+
+def are_instants(column: Column) -> bool:
+    """Return whether the first of these times names an instant, and no clock of unknown zone."""
+    if column.dtype.kind == "M":
+        return True
+    cell = _ends(column)[0]
+    if OFFSET.search(cell[DATE_WIDTH:]):
+        return True
+    is_number = _is_numeric(cell) and not COMPACT_MOMENT.fullmatch(cell)
+    return is_number and float(cell) >= UNITS[0][0]
 
 
 def instant(text: str) -> int:
@@ -376,11 +396,15 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
     microseconds = np.array(
         [_microseconds(row, cell) for row, cell in enumerate(cells.tolist())], dtype=np.int64
     )
+    notes = () if OFFSET.search(bytes(cells[0])[DATE_WIDTH:]) else (ZONELESS,)
+    return _whole_ms(microseconds, whole=whole), notes
+
+
+def _whole_ms(microseconds: IntArray, *, whole: bool) -> IntArray:
     broken = np.flatnonzero(microseconds % 1000)
     if whole and broken.size:
         raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
-    notes = () if OFFSET.search(bytes(cells[0])[DATE_WIDTH:]) else (ZONELESS,)
-    return microseconds // 1000, notes
+    return microseconds // 1000
 
 
 def _refuse_joined_clocks(cells: list[bytes]) -> None:
@@ -439,14 +463,24 @@ def _offset(zone: re.Match[str]) -> str:
     return zone[1] or "+00:00"
 
 
+def _with_noughts(short: re.Match[str]) -> str:
+    year, *parts = short.groups()
+    month, day, hour = (part and part.zfill(2) for part in parts)
+    return f"{year}-{month}-{day}" + (f" {hour}" if hour else "")
+
+
 def _microseconds(row: int, cell: bytes) -> int:
     """Return the microseconds of one text of any usual form, or name the cell."""
     text = cell.decode("utf-8", "replace").strip()
     head, tail = text[:DATE_WIDTH].replace(".", "-").replace("/", "-"), text[DATE_WIDTH:]
     if tail.startswith(("Z", "+", "-")):  # a date and its zone
         tail = f"T00{tail}"
+    iso_text = head + ZONE_NAME.sub(_offset, tail)
     try:
-        moment = datetime.fromisoformat(head + ZONE_NAME.sub(_offset, tail))
+        try:
+            moment = datetime.fromisoformat(iso_text)
+        except ValueError:
+            moment = datetime.fromisoformat(SHORT.sub(_with_noughts, iso_text, count=1))
     except ValueError:
         what = "is empty" if not text else f"is not a time but {text[:40]!r}"
         raise CellInvalidError(row, what) from None

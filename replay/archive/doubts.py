@@ -19,7 +19,8 @@ import numpy.typing as npt
 from tracepaper.replay.archive.columns import texts_of
 from tracepaper.replay.archive.layouts import SYMBOL_COLUMNS
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.units import MINUTE_MS, iso
+from tracepaper.strategies.months import MONTH_MS
+from tracepaper.strategies.units import MINUTE_MS, duration, iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.archive.candles import Rows
@@ -31,6 +32,8 @@ SCALE_MOST: Final = 2.0
 """How many times its low a usual high is at most; a volume among prices lies farther away."""
 MOST_WRONG: Final = 0.01
 """Above this share of the rows a column is not what its name says."""
+REGULAR_STEPS: Final = 20
+"""So many equal steps in a row are an interval; holes of a market that seldom trades differ."""
 OUTLIER_RANGES: Final = 30.0
 """A close so many median true ranges away that returns at the next bar is taken for an error."""
 _DATE: Final = (
@@ -130,6 +133,12 @@ def _turnover(rows: Rows, _interval_ms: int) -> str:
     outside = is_outside(rows.turnover, rows.volume, rows.prices["low"], rows.prices["high"])
     if outside.sum() <= MOST_WRONG * outside.size:
         return ""
+    exchanged = is_outside(rows.volume, rows.turnover, rows.prices["low"], rows.prices["high"])
+    if exchanged.sum() <= MOST_WRONG * exchanged.size:
+        return (
+            "volume and turnover are exchanged, as volume ÷ turnover lies inside low to high: name "
+            "their columns by --columns volume=NAME --columns turnover=NAME"
+        )
     return (
         f"turnover ÷ volume lies outside low to high in {int(outside.sum()):,} of {outside.size:,} "
         "rows, so one of them counts something else (trades, contracts, or coins): leave the "
@@ -146,6 +155,21 @@ def _phase(rows: Rows, interval_ms: int) -> str:
     return (
         f"its times, such as {iso(int(rows.times[0]))}, are those of closes: give the open time of "
         "each candle, or name its column by --columns open_time=NAME"
+    )
+
+
+def _changed(rows: Rows, interval_ms: int) -> str:
+    steps = np.diff(rows.times)
+    starts = np.flatnonzero(np.diff(steps, prepend=0))
+    lasting = np.diff(starts, append=steps.size) >= REGULAR_STEPS
+    other = starts[lasting & (steps[starts] != interval_ms)]
+    if interval_ms == MONTH_MS or not other.size:
+        return ""
+    first = int(other[0])
+    return (
+        f"candles are {duration(int(steps[first]))} apart from {rows.table.unit} "
+        f"{rows.table.lines[first]} on, and {duration(interval_ms)} elsewhere: give a file of each "
+        "interval"
     )
 
 
@@ -175,6 +199,7 @@ def _outlier(rows: Rows, _interval_ms: int) -> str:
 DOUBTS: Final = (
     Doubt(_turnover, rejects=True),
     Doubt(_phase, rejects=True),
+    Doubt(_changed, rejects=True),
     Doubt(_outlier, rejects=False),
 )
 """Every doubt about rows, in the order in which they are raised."""

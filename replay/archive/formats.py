@@ -43,6 +43,7 @@ CELL_WIDTH_MAX: Final = 256
 ReadHead = Callable[[Path, Sequence[Sequence[str]]], TableHead]
 """Reads a table's head from its first rows."""
 ZONE_LINE: Final = re.compile(rb"time[ _-]?zone\W+([\w/+:-]+)", re.IGNORECASE)
+JSON_START: Final = re.compile(rb"\s*(\{|\[\s*[\[{])")
 SEPARATOR_LINE: Final = re.compile(rb'"?sep=(.|\t)"?[ ,;\t]*\n', re.IGNORECASE)
 
 
@@ -52,6 +53,8 @@ def read_delimited(path: Path, raw: bytes, head_of: ReadHead = head_of) -> RawTa
     Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
     """
     text = _utf8(path, raw)
+    if JSON_START.match(text):
+        raise DataInvalid(f"{path} is JSON by its first bytes: rename it to end in .json.")
     whole = text
     skipped, text = _skip_preamble(whole)
     if not text.strip():
@@ -324,14 +327,23 @@ def unpacked(path: Path) -> tuple[str, bytes]:
     text, a line may not be without end either.
     """
     name = path.name.lower()
-    raw = _read_file(path, has_lines=_is_text(name))
+    raw = _known(path, _read_file(path, has_lines=_is_text(name)))
     if raw.startswith(MARK) or (opened := _opener_of(path, raw)) is None:
         return name, raw
     try:
         name, read = opened(path, raw)
-        return name, _read_bounded(path, read, packed=len(raw), has_lines=_is_text(name))
+        inside = _read_bounded(path, read, packed=len(raw), has_lines=_is_text(name))
     except PACKING_FAULTS:
         raise DataInvalid(f"{path} is damaged, cut short or locked: fetch it again.") from None
+    return name, _known(path, inside)
+
+
+def _known(path: Path, raw: bytes) -> bytes:
+    """Return *raw*; raise ``DataInvalid`` where it is what often stands in the place of data."""
+    for mark, what in FOREIGN.items():
+        if mark.match(raw):
+            raise DataInvalid(f"{path} is {what}.")
+    return raw
 
 
 def known_suffixes() -> str:
@@ -475,16 +487,15 @@ def _text_named(document: object, ending: str, depth: int = 0) -> str:
 def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 - of any shape
     symbol = ""
     wrapped = [*_lists_of_rows(document)]
-    if isinstance(document, Mapping) and len(wrapped) == 1:
-        name, document = wrapped[0]
-        symbol = symbol_text(name) if "/" in name else ""
     names: list[str] | None = None
+    if isinstance(document, Mapping) and len(wrapped) == 1:
+        name, document, names = wrapped[0]
+        symbol = symbol_text(name) if "/" in name else ""
     if isinstance(document, Mapping):
-        columns = list(document.values())
-        lengths = {len(values) for values in columns if isinstance(values, list)}
-        if len(lengths) != 1 or not all(isinstance(values, list) for values in columns):
+        columns = _columns_within(document)
+        if len({len(values) for values in columns.values()}) != 1:
             raise _unknown_json(path)
-        names, document = list(map(str, document)), list(zip(*columns, strict=True))
+        names, document = list(columns), list(zip(*columns.values(), strict=True))
     elif not isinstance(document, list):
         raise _unknown_json(path)
     elif document and all(isinstance(row, Mapping) for row in document):
@@ -496,19 +507,37 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
     return replace(table, symbol=symbol or table.symbol)
 
 
-def _lists_of_rows(document: object, depth: int = 0) -> Iterator[tuple[str, list[Any]]]:
-    """Yield name and content of every list of rows within objects, as REST answers have them."""
+def _lists_of_rows(
+    document: object, depth: int = 0
+) -> Iterator[tuple[str, list[Any], list[str] | None]]:
+    """Yield name, rows, and the names beside them, of the outermost lists of rows within objects.
+
+    REST answers have rows within objects; pandas and databases write names beside rows.
+    """
     if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
         return
-    for name, value in document.items():
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(row, Mapping | list) for row in value)
-        ):
-            yield str(name), value
-        else:
-            yield from _lists_of_rows(value, depth + 1)
+    lists = {name: of for name, of in document.items() if isinstance(of, list) and of}
+    rows = [
+        name for name, of in lists.items() if all(isinstance(row, Mapping | list) for row in of)
+    ]
+    for name in rows:
+        named = [
+            of
+            for of in lists.values()
+            if len(of) == len(lists[name][0]) and all(isinstance(cell, str) for cell in of)
+        ]
+        yield str(name), lists[name], named[0] if named else None
+    for inside in () if rows else document.values():
+        yield from _lists_of_rows(inside, depth + 1)
+
+
+def _columns_within(document: Mapping[Any, Any], depth: int = 0) -> dict[str, list[Any]]:
+    """Return the columns of an object, or of the only one within it, beside what is no column."""
+    columns = {str(name): of for name, of in document.items() if isinstance(of, list)}
+    inside = [of for of in document.values() if isinstance(of, Mapping)]
+    if not columns and len(inside) == 1 and depth < WRAPPED_MOST:
+        return _columns_within(inside[0], depth + 1)
+    return columns
 
 
 def _unknown_json(path: Path) -> DataInvalid:
@@ -556,6 +585,21 @@ FORMATS: Final[dict[str, Format]] = {
     ),
 }
 """Every kind of candle file, by its name."""
+
+FOREIGN: Final = {
+    re.compile(rb"version https://git-lfs"): (
+        "a pointer of Git LFS in the place of a file: fetch that by `git lfs pull`"
+    ),
+    re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)", re.IGNORECASE): (
+        "a web page or XML and holds no rows: look at what it says, and fetch the file again"
+    ),
+    re.compile(
+        rb"\xd0\xcf\x11\xe0|PK\x03\x04.{26}"
+        rb"(\[Content_Types\]|_rels/|docProps/|xl/|mimetypeapplication/vnd\.oasis)",
+        re.DOTALL,
+    ): "a workbook of a spreadsheet: save its sheet as CSV",
+}
+"""First bytes of what is often stored in place of data, and what to do."""
 
 PACKINGS: Final = (
     Compression("gzip", ".gz", b"\x1f\x8b", _gunzipped),

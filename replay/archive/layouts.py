@@ -26,7 +26,7 @@ from tracepaper.replay.archive.columns import (
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import UNITS_MS
+from tracepaper.strategies.units import UNITS_MS, count_of
 
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
 """Quote coins by which a symbol is known, longest of equal endings first."""
@@ -144,6 +144,10 @@ ZONED: Final = tuple(
     for zone in ("eet", "eest", "cet", "cest", "est", "edt", "cst", "pst", "bst", "jst", "msk")
 )
 """Columns that name a time of another zone."""
+INDEXES: Final = ("index", "__index_level_0__", "column_0")
+"""Where pandas writes an index without a name."""
+TICKS: Final = ("tickvol", "tick_volume")
+"""Columns of MetaTrader: how many prices a candle is made of."""
 MEANINGS: Final = {
     TIME: (
         "open_time",
@@ -170,12 +174,26 @@ MEANINGS: Final = {
         "timestamp_ms",
         "local_time",
         *ZONED,
+        "window_start",
+        "mts",
+        *INDEXES,
     ),
     "open": ("open", "open_price", "openprice", "o"),
     "high": ("high", "high_price", "highprice", "h"),
     "low": ("low", "low_price", "lowprice", "l"),
     "close": ("close", "close_price", "closeprice", "c", "price", "last"),
-    "volume": ("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "tickvol", "vol_"),
+    "volume": (
+        "volume",
+        "vol",
+        "base_volume",
+        "basevolume",
+        "v",
+        "volume_base",
+        "vol_",
+        "volumefrom",
+        "real_volume",
+        *TICKS,
+    ),
     "turnover": (
         "turnover",
         "quote_volume",
@@ -189,6 +207,7 @@ MEANINGS: Final = {
         "vol_quote",
         "volccyquote",
         "vol_ccy_quote",
+        "volumeto",
         "sum",
         "amount",
     ),
@@ -247,6 +266,7 @@ HEADER_LINES: Final = 3
 """The most rows that name columns."""
 GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
 THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+THOUSAND: Final = re.compile(rb"[+-]?[1-9]\d{0,2},\d{3}")
 SHORTENED: Final = re.compile(rb"([+-]?\d+(?:\.\d+)?)([KMBkmb])")
 SHORT_POWERS: Final = {b"K": 3, b"M": 6, b"B": 9}
 CLOSED: Final = ("confirm", "is_closed", "isclosed", "is_final", "isfinal", "complete", "x")
@@ -326,7 +346,7 @@ def head_of(path: Path, rows: Rows) -> TableHead:
         return TableHead(distinct(path, rows[0]), 1)
     raise DataInvalid(
         f"{path} has no header and {len(rows[0])} columns, which is no layout of a known maker: "
-        "add a first line such as open_time,open,high,low,close,volume."
+        "add a first row such as open_time,open,high,low,close,volume."
     )
 
 
@@ -601,67 +621,61 @@ def _yfinance_head(rows: Rows) -> TableHead | None:
     return TableHead([time, *names], height)
 
 
-def _decimal_commas(table: RawTable) -> RawTable | None:
-    """Return *table* with the decimal commas of its figures written as points.
+def _plain_figures(table: RawTable) -> RawTable | None:
+    """Return *table* with its figures written plainly: decimal points, no thousands, no K, M, B.
 
-    Raises ``DataInvalid`` where a cell has both in no known order, or the columns mix them.
+    Where commas part the cells, one within a figure is of thousands, and stays where no cell shows
+    that by a point or a second comma; elsewhere it is a decimal one. Raises ``DataInvalid`` where
+    that is unclear.
     """
-    if table.separator == ",":
-        return None
-    figures = {
-        name: cells.astype(np.bytes_)
-        for name, cells in table.columns.items()
-        if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
-    }
-    commas = {name: np.char.count(cells, b",") for name, cells in figures.items()}
-    if not any(count.any() for count in commas.values()):
-        return None
-    columns: dict[str, Column] = dict(table.columns)
-    for name, cells in figures.items():
-        points = np.char.count(cells, b".")
-        for row in np.flatnonzero((points > 0) | (commas[name] > 1)).tolist():
-            cell = bytes(cells[row])
-            if not GROUPED.fullmatch(cell):
-                what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
-                raise table.refuse(CellInvalidError(row, what), name)
-        columns[name] = np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
-    note = "figures have decimal commas, read as points"
-    return replace(table, columns=columns, notes=(*table.notes, note))
-
-
-def _thousands(table: RawTable) -> RawTable | None:
-    """Return *table* without the commas of thousands, and K, M and B behind volumes written out.
-
-    Commas stay where no cell shows, by a point or a second comma, that they are no decimal ones.
-    """
-    if table.separator != ",":
-        return None
-    columns: dict[str, Column] = dict(table.columns)
-    notes = []
     texts = {
         name: cells.astype(np.bytes_)
         for name, cells in table.columns.items()
         if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
     }
-    grouped = {name: cells for name, cells in texts.items() if np.char.count(cells, b",").any()}
-    shown = [cell for cells in grouped.values() for cell in cells.tolist() if b"," in cell]
-    is_clear = any(b"." in cell or cell.count(b",") > 1 for cell in shown)
-    if is_clear and all(THOUSANDS.fullmatch(cell.strip()) for cell in shown):
-        notes.append("figures have commas between thousands, left out")
-        texts |= {name: np.char.replace(cells, b",", b"") for name, cells in grouped.items()}
-        columns |= {name: texts[name] for name in grouped}
+    commas = [name for name, cells in texts.items() if np.char.count(cells, b",").any()]
+    shown = [cell.strip() for name in commas for cell in texts[name].tolist() if b"," in cell]
+    columns: dict[str, Column] = {}
+    notes = []
+    if shown and table.separator == ",":
+        is_clear = any(b"." in cell or cell.count(b",") > 1 for cell in shown)
+        if is_clear and all(map(THOUSANDS.fullmatch, shown)):
+            columns = {name: np.char.replace(texts[name], b",", b"") for name in commas}
+            notes.append("figures have commas between thousands, left out")
+    elif shown:
+        if all(map(THOUSAND.fullmatch, shown)):
+            raise DataInvalid(
+                f"{table.path} has figures such as {shown[0].decode()}, whose comma may be a "
+                "decimal one or one of thousands: write them without the comma."
+            )
+        columns = {name: _decimal_points(table, name, cells) for name, cells in texts.items()}
+        notes.append("figures have decimal commas, read as points")
     for name in sorted(texts.keys() & {*MEANINGS["volume"], *MEANINGS["turnover"]}):
-        if not re.search(rb"[KMBkmb]", texts[name].tobytes()):
+        cells = columns.get(name, texts[name])
+        if not re.search(rb"[KMBkmb]", cells.tobytes()):
             continue  # as most files, without a look at each cell
-        matches = [SHORTENED.fullmatch(cell.strip()) for cell in texts[name].tolist()]
+        matches = [SHORTENED.fullmatch(cell.strip()) for cell in cells.tolist()]
         if any(matches):
-            cells = [
+            written = [
                 cell if part is None else part[1] + b"e%d" % SHORT_POWERS[part[2].upper()]
-                for part, cell in zip(matches, texts[name].tolist(), strict=True)
+                for part, cell in zip(matches, cells.tolist(), strict=True)
             ]
-            columns[name] = np.array(cells, dtype=np.bytes_)
+            columns[name] = np.array(written, dtype=np.bytes_)
             notes.append(f"{name} is shortened by K, M or B, and so rounded")
-    return replace(table, columns=columns, notes=(*table.notes, *notes)) if notes else None
+    if not notes:
+        return None
+    return replace(table, columns={**table.columns, **columns}, notes=(*table.notes, *notes))
+
+
+def _decimal_points(table: RawTable, name: str, cells: npt.NDArray[np.bytes_]) -> Column:
+    """Return *cells* with points for their decimal commas; refuse one that has both otherwise."""
+    odd = (np.char.count(cells, b".") > 0) | (np.char.count(cells, b",") > 1)
+    for row in np.flatnonzero(odd).tolist():
+        cell = bytes(cells[row])
+        if not GROUPED.fullmatch(cell):
+            what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
+            raise table.refuse(CellInvalidError(row, what), name)
+    return np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
 
 
 def _volume_of_coins(table: RawTable) -> RawTable | None:
@@ -690,7 +704,7 @@ def _closed(table: RawTable) -> RawTable | None:
         is_closed = np.isin(texts, [b"1", b"true"])
         is_flag = bool((is_closed | np.isin(texts, [b"0", b"false"])).all())
         if is_flag and is_closed.any() and not is_closed.all():
-            note = f"{int((~is_closed).sum()):,} candles that were not closed left out"
+            note = f"{count_of(int((~is_closed).sum()), 'candle')} not closed left out"
             return replace(table, notes=(*table.notes, note)).select(is_closed)
     return None
 
@@ -717,8 +731,8 @@ def _date_and_time(table: RawTable) -> RawTable | None:
 
 def _tick_volume(table: RawTable) -> RawTable | None:
     """Return *table* without its own volume, where that is zero and the ticks were counted."""
-    volume = meanings(list(table.columns), symbol=None).get("volume", "tickvol")
-    if "tickvol" not in table.columns or volume == "tickvol":
+    volume = meanings(list(table.columns), symbol=None).get("volume", TICKS[0])
+    if volume in TICKS or not any(name in table.columns for name in TICKS):
         return None
     if table.checked("volume", parse, table.columns[volume]).mantissa.any():
         return None
@@ -736,8 +750,14 @@ HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
         (*REQUIRED, "close_time", "quote_volume", *(f"other_{place}" for place in range(4))),
         lambda cells: len(cells) in {11, 12},
     ),
+    _without_header(  # OKX
+        (*REQUIRED[:5], "vol", "volccy", "volccyquote", "confirm"),
+        lambda cells: len(cells) == 9 and cells[8] in {"0", "1"},
+    ),
     _without_header(  # ccxt, Bybit and freqtrade
-        (*REQUIRED, "turnover"), lambda cells: len(cells) in {6, 7}
+        (*REQUIRED, "turnover"),
+        # Trades of Binance have flags.
+        lambda cells: len(cells) in {6, 7} and not {"true", "false"} & {*map(str.lower, cells)},
     ),
     _without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
     _yfinance_head,
@@ -745,8 +765,7 @@ HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
 """What first rows mean that are no header of columns with known names; None of other layouts."""
 
 LAYOUTS: Final[tuple[Callable[[RawTable], RawTable | None], ...]] = (
-    _decimal_commas,
-    _thousands,
+    _plain_figures,
     _volume_of_coins,
     _closed,
     _date_and_time,

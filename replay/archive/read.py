@@ -25,6 +25,7 @@ from tracepaper.replay.archive.columns import (
     Column,
     Decimals,
     IntArray,
+    are_instants,
     column_of,
     epoch_ms,
     parse,
@@ -41,6 +42,8 @@ from tracepaper.replay.archive.doubts import (
 )
 from tracepaper.replay.archive.formats import read_table
 from tracepaper.replay.archive.layouts import (
+    INDEXES,
+    MEANINGS,
     REQUIRED,
     TIME,
     ZONED,
@@ -172,6 +175,12 @@ def _candles(
 def _fields(table: RawTable, symbol: str) -> dict[str, str]:
     """Return meaning → column, or refuse the file by the columns that it lacks."""
     fields = meanings(list(table.columns), symbol=symbol)
+    if (
+        (name := fields.get(TIME)) in INDEXES
+        and texts_of(table.columns[name][:1])[0].isdigit()
+        and not are_instants(table.columns[name])
+    ):
+        del fields[TIME]  # it counts the rows
     missing = [name for name in REQUIRED if name not in fields]
     if missing:
         raise DataInvalid(
@@ -183,9 +192,16 @@ def _fields(table: RawTable, symbol: str) -> dict[str, str]:
 
 
 def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArray:
-    """Return open times in ms."""
-    column = table.columns[fields[TIME]]
-    zone = fields[TIME] if fields[TIME] in (*ZONED, "local_time") else ""
+    """Return open times in ms, of a column that names instants where there is one."""
+    name = fields[TIME]
+    if not are_instants(table.columns[name]):
+        for other in MEANINGS[TIME]:
+            if other in table.columns and are_instants(table.columns[other]):
+                notes.append(f"times are those of {other}, as {name} names no zone")
+                name = other
+                break
+    column = table.columns[name]
+    zone = name if name in (*ZONED, "local_time") else ""
     if zone and not OFFSET.search(bytes(column[0])[DATE_WIDTH:]):
         raise DataInvalid(
             f"{table.path} has its times in {zone.rpartition('_')[2].upper()}, which says no "

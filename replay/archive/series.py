@@ -196,6 +196,8 @@ def _decimals(number: Decimal) -> int:
     return max(-exponent, 0)
 
 
+PERCENT_FROM: Final = 0.004
+"""A usual rate of so much is one of percent: as a fraction it would be over 400 % a year."""
 RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")
 TIME_NAMES: Final = ("funding_time", "fundingratetimestamp", "calc_time", *MEANINGS[TIME])
 
@@ -322,4 +324,9 @@ def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
     if wild.size:
         error = CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate")
         raise table.refuse(error, "funding_rate")
+    if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:
+        raise DataInvalid(
+            f"{table.path} has funding rates of percent, where 0.0001 is wanted for 0.01 %: divide "
+            "them by 100."
+        )
     return times, rates

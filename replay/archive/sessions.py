@@ -33,6 +33,8 @@ from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
 SessionsFor = Callable[[int, int], Sessions]
 """Returns the sessions of the whole years that two UTC times, in milliseconds, lie in."""
 
+MOST: Final = 0.9
+"""The share of sessions from which on a way in which candles lie in them is that of the file."""
 NS_A_MINUTE: Final = 60_000_000_000
 
 
@@ -143,15 +145,20 @@ def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
         places = _by_date(times, calendar)
         notes = [note for note in notes if note != ZONELESS]
     else:
+        opens = times
         calendar, places = _by_open(times, sessions, candles.interval_ms)
         if ZONELESS in notes:
-            local, local_places = _by_open(
-                _from_local(times, sessions), sessions, candles.interval_ms
-            )
+            local_opens = _from_local(times, sessions)
+            local, local_places = _by_open(local_opens, sessions, candles.interval_ms)
             if np.count_nonzero(local_places >= 0) > np.count_nonzero(places >= 0):
-                calendar, places = local, local_places
+                calendar, places, opens = local, local_places, local_opens
                 notes.remove(ZONELESS)
                 remarks.append(f"times are text without a zone, read as those of {sessions.name}")
+        if _are_closes(opens, sessions):
+            raise DataInvalid(
+                f"{candles.path}: its times are those of closes, as sessions of {sessions.name} "
+                "end with one of them and begin with none: give the open time of each candle."
+            )
     kept = np.flatnonzero(places >= 0)
     if not kept.size:
         raise DataInvalid(
@@ -196,6 +203,19 @@ def _by_open(times: IntArray, sessions: Sessions, interval_ms: int) -> tuple[Cal
     counts = [np.count_nonzero(places >= 0) for places in candidates]
     chosen = 1 if counts[1] > counts[0] else 0
     return calendars[chosen], candidates[chosen]
+
+
+def _are_closes(times: IntArray, sessions: Sessions) -> bool:
+    """Return whether sessions that *times* reach over end with one of them and begin with none.
+
+    Those of trading before and after sessions say nothing.
+    """
+    begins, ends = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
+    over = (begins >= times[0] - DAY_MS // 2) & (ends <= times[-1])
+    if not over.any() or (times > ends[np.searchsorted(begins, times, side="right") - 1]).any():
+        return False
+    ended, begun = (np.isin(part[over], times).mean() for part in (ends, begins))
+    return bool(ended > MOST and begun < 1 - MOST)
 
 
 def _from_local(times: IntArray, sessions: Sessions) -> IntArray:

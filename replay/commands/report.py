@@ -297,7 +297,6 @@ def _explain_book(
 
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.explain.order_book import book_map
-    from tracepaper.replay.explain.picture import map_document, map_parts
     from tracepaper.storage.checkpoints import locate
 
     if depth is None or checkpoint is None:
@@ -305,10 +304,10 @@ def _explain_book(
     at_ms = None if at is None else _instant(at)
     level_map = book_map(locate(checkpoint), depth, at_ms, threads=1)
     if as_json:
-        print_json(map_document(level_map))
+        print_json(level_map.document())
         return
     console = Console()
-    show(console if console.is_terminal else Console(width=WIDE), map_parts(level_map))
+    show(console if console.is_terminal else Console(width=WIDE), level_map.parts())
 
 
 _ZONE: Final = re.compile(r"(Z|[+-]\d\d:?\d\d)$")

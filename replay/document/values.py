@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
-from msgspec import to_builtins
+from msgspec import json, to_builtins
 
 from tracepaper.replay.document.charts import Chart
 from tracepaper.strategies.units import NOTHING, duration, iso
@@ -369,6 +369,11 @@ def estimate(value: float | None, error: float | None) -> Estimate | None:
 def documents(tables: Iterable[Table]) -> dict[str, Any]:
     """Return each table's rows and notes by its key."""
     return {each.key: {"rows": each.documents(), "notes": list(each.notes)} for each in tables}
+
+
+def plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Return *value* as JSON has it: arrays are lists, and what is not finite is None."""
+    return json.decode(json.encode(value, enc_hook=lambda array: array.tolist()))
 
 
 def written(value: Value, form: Form) -> str:

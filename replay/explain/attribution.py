@@ -7,9 +7,10 @@ The rule is docs/several.md, P28.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from msgspec.structs import replace
@@ -18,16 +19,30 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.user_model import user_model
+from tracepaper.replay.document.values import (
+    Figure,
+    Form,
+    Paragraph,
+    Part,
+    of_field,
+    table,
+    table_of,
+)
+from tracepaper.replay.explain.decision_document import BASIS_POINTS, LOOKED
 from tracepaper.replay.explain.recompute import (
+    FEATURES_SHOWN,
     Floats,
     FullAttribution,
-    Past,
-    PastOf,
     attribute,
-    bars_before,
-    kept_forecaster,
     rank_correlation,
     relevance_by_bar,
+)
+from tracepaper.replay.report.past import (
+    ModelAnswer,
+    Past,
+    PastOf,
+    bars_before,
+    kept_forecaster,
     stored_forecast,
 )
 from tracepaper.storage import checkpoints
@@ -45,6 +60,10 @@ from tracepaper.strategies.forecasters.tabular import (
     row_half,
 )
 from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import iso
+
+COMPARED_SHOWN: Final = 6
+CONTRIBUTIONS_SHOWN: Final = 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class FeatureAdded:
 
 
 @dataclass(frozen=True)
-class ByFeature:
+class ByFeature(ModelAnswer):
     """Contributions at the gates' horizon, those that change the volatility most first.
 
     ``mean_base`` and all means sum to ``mean_return``, ``volatility_base`` (in σ √h, as the labels
@@ -66,6 +85,7 @@ class ByFeature:
     was stored.
     """
 
+    key: ClassVar = "by_feature"
     horizon: int  # bars
     mean_return: float
     mean_base: float
@@ -74,6 +94,43 @@ class ByFeature:
     gap: float
     features: tuple[FeatureAdded, ...]
     share: float | None = None  # of an ensemble's log variance: this model's, the network the rest
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the features that added most to mean and volatility."""
+        yield table_of(
+            "by_feature",
+            f"Added by each feature, over {self.horizon} bars",
+            {"feature": "text", "value": "exact", "mean, bp": "points", "volatility ×": "exact"},
+            [
+                ("the usual bar", "", self.mean_base, f"{self.volatility_base:.3g}"),
+                *(
+                    (
+                        feature.feature,
+                        f"{feature.value:+.3f}",
+                        feature.mean_return,
+                        f"{feature.volatility:.4f}",
+                    )
+                    for feature in self.features[:FEATURES_SHOWN]
+                ),
+            ],
+        )
+        rest = len(self.features) - FEATURES_SHOWN
+        yield Paragraph(
+            f"With {max(rest, 0)} further features the means sum to "
+            f"{BASIS_POINTS * self.mean_return:+.3f} bp and the factors multiply to a volatility "
+            f"of {BASIS_POINTS * self.volatility:.2f} bp; what was stored differs by at most "
+            f"{self.gap:.1e}."
+        )
+        if self.share is not None:
+            yield Paragraph(
+                f"These are of the ensemble's row model, which has {self.share:.2f} of the log "
+                f"variance; the network has {1 - self.share:.2f}, and the mean."
+            )
+
+    @property
+    def added(self) -> Sequence[tuple[str, float]]:
+        """What each feature added to the mean."""
+        return [(feature.feature, feature.mean_return) for feature in self.features]
 
 
 def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
@@ -92,15 +149,36 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
 
 
 @dataclass(frozen=True)
-class ModelContributions:
+class ModelContributions(ModelAnswer):
     """What a user's own model says that each feature added, the largest first.
 
     Log returns at the gates' horizon, the base value among them, that sum to ``mean_return``.
     """
 
+    key: ClassVar = "contributions"
     horizon: int  # bars
     mean_return: float
     features: tuple[tuple[str, float], ...]
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the largest contributions of a user's own model, and what all of them sum to."""
+        yield table_of(
+            "contributions",
+            f"Added to the mean by each feature, over {self.horizon} bars, as the model says",
+            {"feature": "text", "mean, bp": "points"},
+            list(self.features[:CONTRIBUTIONS_SHOWN]),
+        )
+        rest = max(len(self.features) - CONTRIBUTIONS_SHOWN, 0)
+        yield Paragraph(
+            f"With {rest} further features they sum to the stored "
+            f"{BASIS_POINTS * self.mean_return:+.3f} bp. They are computed when asked, and not "
+            "stored."
+        )
+
+    @property
+    def added(self) -> Sequence[tuple[str, float]]:
+        """What each feature added to the mean."""
+        return self.features
 
 
 def contributed(past: PastOf[Forecaster]) -> ModelContributions | None:
@@ -239,7 +317,7 @@ def check_asked(typed: TypedMethod) -> None:
 
 
 @dataclass(frozen=True)
-class ByMethod:
+class ByMethod(ModelAnswer):
     """One decision by one method; the weights of its bars, oldest first, sum to 1.
 
     ``rank_correlation`` is Spearman's with the stored explanation over the same past bars,
@@ -247,11 +325,24 @@ class ByMethod:
     counts by its size.
     """
 
+    key: ClassVar = "by_method"
     method: str
     options: dict[str, Any]
     attribution: FullAttribution
     rank_correlation: float | None
     common: float
+
+    def parts(self) -> Iterator[Part]:
+        """Yield where it looked by that method, and how far it agrees with what was stored."""
+        given = {name: of for name, of in self.options.items() if of}
+        yield Paragraph(f"By the method {self.method} ({_options(given)})")
+        yield from self.attribution.parts()
+        ranks = self.rank_correlation
+        alike = "no order to compare" if ranks is None else f"rank correlation {ranks:+.2f}"
+        yield Paragraph(
+            f"Beside the explanation that was stored, over the same bars: {alike}, and "
+            f"{self.common:.0%} of the weight on the same bars."
+        )
 
 
 def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
@@ -303,15 +394,62 @@ class MemberView:
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(ModelAnswer):
     """What two explanations have in common: shares of the weight, from 0 to 1."""
 
+    key: ClassVar = "compared"
     first: MemberView
     second: MemberView
     common_ages: float  # that both give to the same ages
     common_bars: float  # that both give to the same bars
     rank_correlation: float | None  # Spearman's, of the past ages that both have
     common_by_layer: tuple[float, ...]  # of the mean of a layer's heads, by age, the lowest first
+
+    def parts(self) -> Iterator[Part]:
+        """Yield two decisions, or two models on one, side by side, and what they have in common."""
+        first, second = self.first, self.second
+        both = [name for name in first.features if name in second.features]
+        both.sort(key=lambda name: -max(abs(first.features[name]), abs(second.features[name])))
+        figures = (
+            of_field("name", "", "text"),
+            of_field("model", "model", "text", "model_id"),
+            Figure[MemberView](
+                "decided_bar", "decided bar", "text", lambda side: iso(side.open_time_ms)
+            ),
+            of_field("horizon", "over, bars", "count"),
+            Figure[MemberView](
+                "expected", "expected, bp", "exact",
+                lambda side: f"{BASIS_POINTS * side.mean_return:+.2f}",
+            ),
+            Figure[MemberView]("lean", "up less down", "exact", lambda side: f"{side.lean:+.3f}"),
+            Figure[MemberView](
+                "own_share", "decided bar's share", "exact", lambda side: f"{side.weights[-1]:.1%}"
+            ),
+            *(_added_by(name) for name in both[:COMPARED_SHOWN]),
+        )  # fmt: skip
+        yield table("compared", "Beside each other", figures, (first, second), turned=True)
+        layers = ", ".join(
+            f"{layer} {common:.0%}" for layer, common in enumerate(self.common_by_layer, start=1)
+        )
+        yield Paragraph(f"{self.in_common} In common by layer, in the mean of its heads: {layers}.")
+
+    @property
+    def in_common(self) -> str:
+        """What the two have in common, in words."""
+        ranks = self.rank_correlation
+        alike = "no order to compare" if ranks is None else f"a rank correlation of {ranks:+.2f}"
+        return (
+            f"They give {self.common_ages:.0%} of their weight to the same ages and "
+            f"{self.common_bars:.0%} to the same bars; over past ages they have {alike}."
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return its values without the bars' times and the heads of each layer."""
+        document = asdict(self)
+        sides = [document.pop(name) for name in ("first", "second")]
+        for side in sides:
+            del side["times_ms"], side["layers"]
+        return {"sides": sides, **document}
 
 
 def compare(first: MemberView, second: MemberView) -> SideBySide:
@@ -393,15 +531,6 @@ def by_model(database: Path, past: Past, model: str) -> Past:
     return PastOf(past.run, past.sequence, forecaster, forecast, tuple(bars), past.price_decimals)
 
 
-def as_document(compared: SideBySide) -> dict[str, Any]:
-    """Return the comparison as plain values; returns are log returns."""
-    document = asdict(compared)
-    sides = [document.pop(name) for name in ("first", "second")]
-    for side in sides:
-        del side["times_ms"], side["layers"]
-    return {"sides": sides, **document}
-
-
 HEAVIEST: Final = 12
 """Past bars of any asset that are named."""
 
@@ -416,7 +545,7 @@ class HeavyToken:
 
 
 @dataclass(frozen=True)
-class Influence:
+class Influence(ModelAnswer):
     """Where the decided symbol looked, and how much of where each looked is of each other.
 
     Each row of ``matrix``, of a decided asset over all, sums to 1. ``heaviest`` leaves the decided
@@ -424,6 +553,7 @@ class Influence:
     are those of the usual rollout; ``options`` are what this one has that is not usual.
     """
 
+    key: ClassVar = "influence"
     symbol: str
     symbols: tuple[str, ...]
     matrix: tuple[tuple[float, ...], ...]
@@ -436,6 +566,33 @@ class Influence:
     def row(self) -> tuple[float, ...]:
         """The decided symbol's shares, by ``symbols``."""
         return self.matrix[self.symbols.index(self.symbol)]
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the decided symbol's heaviest bars, and the matrix of all."""
+        most = self.heaviest[0].weight or 1.0
+        yield table_of(
+            "heaviest",
+            f"Where {self.symbol} looked, over {self.bars:,} bars of each asset ({LOOKED})",
+            {"asset": "text", "bar": "text", "weight": "measure", "": "bar"},
+            [
+                (token.symbol, iso(token.open_time_ms), token.weight, token.weight / most)
+                for token in self.heaviest
+            ],
+        )
+        forms: dict[str, Form] = {"": "text", **dict.fromkeys(self.symbols, "exact")}
+        yield table_of(
+            "influence",
+            "Influence: the share of each asset (column) in where each looked (row)",
+            forms,
+            [
+                (symbol, *(f"{share:.3f}" for share in row))
+                for symbol, row in zip(self.symbols, self.matrix, strict=True)
+            ],
+        )
+        sentence = f"Its shares differ by at most {self.largest_difference:.1e} from those stored"
+        if self.options:
+            sentence += f"; these are by {_options(self.options)}"
+        yield Paragraph(f"{sentence}.")
 
 
 def influence(
@@ -495,4 +652,15 @@ def influence(
         ),
         float(np.abs(matrix[at] - SymbolAnswer.of(forecast).shares).max()),
         {name: of for name, of in asdict(method).items() if of != getattr(PLAIN, name)},
+    )
+
+
+def _added_by(feature: str) -> Figure[MemberView]:
+    return Figure(feature, f"{feature} added, bp", "points", lambda side: side.features[feature])
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Return the options of a method in words: ``residual weight 0.9, fusion max``."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {of}" for name, of in options.items() if of is not None
     )

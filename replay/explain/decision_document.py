@@ -52,6 +52,8 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, number, with
 BASIS_POINTS: Final = 1e4
 BLOCKS_SHOWN: Final = 12
 NOT_WHY: Final = "not why the price will move"
+LOOKED: Final = f"where attention flowed; {NOT_WHY}"
+ADDED: Final = f"relevance: signed shares, whose sizes sum to 1; {NOT_WHY}"
 _BANDS: Final = ((0.6744897501960817, 50), (1.6448536269514722, 90))
 """Standard deviations of a normal law on each side, and the per cent within them."""
 _OF_DATA: Final = (late.name, gap.name, stale.name)

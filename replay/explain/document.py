@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import typer
@@ -36,11 +36,14 @@ from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import Paragraph, Part, TitledParts
 from tracepaper.replay.explain.attribution import (
     ALONE,
+    ByFeature,
+    ByMethod,
     ComparedWith,
+    Influence,
     MemberView,
+    ModelContributions,
     SideBySide,
     TypedMethod,
-    as_document,
     by_feature,
     by_model,
     check_asked,
@@ -58,32 +61,13 @@ from tracepaper.replay.explain.decision_document import (
     BASIS_POINTS,
     read_decision,
 )
-from tracepaper.replay.explain.picture import (
-    blocks_chart,
-    decided_panel,
-    map_document,
-    map_parts,
-)
-from tracepaper.replay.explain.recompute import (
-    Floats,
-    Full,
-    Past,
-    explain_fully,
-    open_any,
-    open_past,
-)
-from tracepaper.replay.explain.tables import (
-    compared_parts,
-    contributed_parts,
-    feature_parts,
-    full_parts,
-    influence_parts,
-    method_parts,
-)
+from tracepaper.replay.explain.order_book import BookMap
+from tracepaper.replay.explain.picture import blocks_chart, decided_panel
+from tracepaper.replay.explain.recompute import Floats, Full, explain_fully
 from tracepaper.replay.report.attention_charts import head_charts
 from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.listed_orders import listed
-from tracepaper.storage.database.reader import Reader
+from tracepaper.replay.report.past import ModelAnswer, Past, open_any, open_past
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import (
     AttentionInvalid,
@@ -95,33 +79,17 @@ from tracepaper.strategies.extras import require
 from tracepaper.strategies.forecasters.attribution import DECISIONS
 from tracepaper.strategies.units import iso
 
-
-class AnswerKind(NamedTuple):
-    """What shows an answer of the model, and what writes it as plain values."""
-
-    parts: Callable[[Any], Iterator[Part]]
-    write: Callable[[Any], dict[str, Any]] = asdict
-
-
-KINDS: Final[Mapping[str, AnswerKind]] = {
-    "full": AnswerKind(
-        full_parts,
-        lambda full: (
-            asdict(replace(full, auxiliary=()))
-            | {"auxiliary": {table.key: table.documents() for table in full.auxiliary}}
-        ),
-    ),
-    "by_feature": AnswerKind(feature_parts),  # of a tree or a glm
-    "contributions": AnswerKind(contributed_parts),  # of a user's own model
-    "by_method": AnswerKind(method_parts),  # where a network looked, by the method asked for
-    "compared": AnswerKind(compared_parts, as_document),
-    "influence": AnswerKind(influence_parts),  # where a network over several assets looked
-    "books": AnswerKind(map_parts, map_document),  # where one of order books did
-}
+Kind = TypeVar("Kind", bound=ModelAnswer)
+ANSWERS: Final[tuple[type[ModelAnswer], ...]] = (
+    Full,
+    ByFeature,  # of a tree or a glm
+    ModelContributions,  # of a user's own model
+    ByMethod,  # where a network looked, by the method asked for
+    SideBySide,
+    Influence,  # where a network over several assets looked
+    BookMap,  # where one of order books did
+)
 """What a model can be asked again, in the order in which it is shown."""
-
-Answers = Mapping[str, Any]
-"""What it said, by the names of ``KINDS``: of an ensemble several, of most decisions nothing."""
 
 
 def explain_decision(
@@ -147,7 +115,7 @@ def explain_decision(
         check_asked(method)
     path, run_id, sequence = locate(decision, database)
     stored, titled = read_decision(path, run_id, sequence)
-    recomputed: Answers = {}
+    recomputed: Sequence[ModelAnswer] = ()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
         if full or method or other or write_page is not None:
@@ -172,7 +140,7 @@ def explain_decision(
         show(Terminal(), _parts(stored, titled, recomputed))
     if missing is not None:
         raise missing
-    attended: Full | None = recomputed.get("full")
+    attended, compared = _of(Full, recomputed), _of(SideBySide, recomputed)
     if png is not None:
         chart = blocks_chart(path, stored) if attended is None else looked_chart(attended)
         write_picture(structs.replace(chart, title=_decision_title(stored)), png)
@@ -183,12 +151,12 @@ def explain_decision(
                 "A page shows where a network looked, and this model has no attention; leave "
                 "--page out."
             )
-        heads = read_heads_at(path, open_past(path, run_id, sequence))
-        write_page(full_document(stored, titled, attended, heads, recomputed.get("compared")))
+        heads = read_heads_at(open_past(path, run_id, sequence, earlier=DECISIONS - 1))
+        write_page(full_document(stored, titled, attended, heads, compared))
 
 
 def document(
-    stored: StoredDecision, title: str, recomputed: Answers, missing: str | None
+    stored: StoredDecision, title: str, recomputed: Sequence[ModelAnswer], missing: str | None
 ) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
@@ -221,10 +189,8 @@ def document(
         "method": stored.explained["method"],
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
-        **{
-            name: None if (answer := recomputed.get(name)) is None else kind.write(answer)
-            for name, kind in KINDS.items()
-        },
+        **{kind.key: None for kind in ANSWERS},
+        **{answer.key: answer.document() for answer in recomputed},
         "full_missing": missing,
     }
 
@@ -252,41 +218,42 @@ def ask_again(
     method: TypedMethod | None = None,
     other: ComparedWith = ALONE,
     begins: Callable[[str], None] = lambda _doing: None,
-) -> Answers:
+) -> list[ModelAnswer]:
     """Return what the run's model says again of one decision; *begins* hears what is done next.
 
     Raises as :func:`explain_decision` does.
     """
     asks = None if other else ASKS.get(stored.run["strategy"])
     if asks is DataSource.CLOSES:
-        return {"influence": influence(path, run_id, sequence, method)}
+        return [influence(path, run_id, sequence, method)]
     if asks is DataSource.ORDER_BOOKS and not method:
-        return {"books": decided_map(path, run_id, sequence, stored)}
+        return [decided_map(path, run_id, sequence, stored)]
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         chosen = explain_by(open_past(path, run_id, sequence), method) if method else None
         compared = _compared(path, run_id, sequence, other) if other else None
-        answers = {"by_method": chosen, "compared": compared}
-        if not full:
-            return answers
-        past = open_any(path, run_id, sequence)
-        if user_model(past.forecaster) is not None:
-            return answers | {"contributions": contributed(past)}
-        rows = of_rows(past)
-        added = None if rows is None else by_feature(rows, share=share_of_rows(past))
-        if rows is not None and rows.forecaster is past.forecaster:
-            return {"by_feature": added}
-        attended = explain_fully(open_past(path, run_id, sequence), begins=begins)
-        return answers | {"full": attended, "by_feature": added}
+        asked: list[ModelAnswer | None] = [chosen, compared]
+        if full:
+            past = open_any(path, run_id, sequence)
+            if user_model(past.forecaster) is not None:
+                asked = [contributed(past), *asked]
+            else:
+                rows = of_rows(past)
+                added = None if rows is None else by_feature(rows, share=share_of_rows(past))
+                asked = [added, *asked]
+                if rows is None or rows.forecaster is not past.forecaster:
+                    attended = open_past(path, run_id, sequence)
+                    asked = [explain_fully(attended, begins=begins), *asked]
+    return [answer for answer in asked if answer is not None]
 
 
-def _of_own_model(path: Path, run_id: str, sequence: int) -> Answers:
+def _of_own_model(path: Path, run_id: str, sequence: int) -> list[ModelAnswer]:
     """Return what a user's own model says of the features; nothing where it cannot be asked."""
     try:
         past = open_any(path, run_id, sequence)
     except TracepaperError:  # it says nothing of them, or was changed: --full gives the reason
-        return {}
-    return {"contributions": contributed(past)}
+        return []
+    return [added] if (added := contributed(past)) is not None else []
 
 
 def stored_parts(stored: StoredDecision, titled: TitledParts) -> Iterator[Part]:
@@ -305,18 +272,19 @@ def stored_parts(stored: StoredDecision, titled: TitledParts) -> Iterator[Part]:
         yield Paragraph(stored.no_attribution or "")
 
 
-def _parts(stored: StoredDecision, titled: TitledParts, recomputed: Answers) -> Iterator[Part]:
+def _parts(
+    stored: StoredDecision, titled: TitledParts, recomputed: Sequence[ModelAnswer]
+) -> Iterator[Part]:
     yield from stored_parts(stored, titled)
-    if (full := recomputed.get("full")) is not None:
+    if (full := _of(Full, recomputed)) is not None:
         yield Paragraph(full.deletion.sentence, "strong")
-    yield from answer_parts(recomputed)
+    for answer in recomputed:
+        yield from answer.parts()
 
 
-def answer_parts(recomputed: Answers) -> Iterator[Part]:
-    """Yield what the model said again."""
-    for name, kind in KINDS.items():
-        if (answer := recomputed.get(name)) is not None:
-            yield from kind.parts(answer)
+def _of(kind: type[Kind], recomputed: Sequence[ModelAnswer]) -> Kind | None:
+    """Return the answer of *kind* among what was recomputed."""
+    return next((answer for answer in recomputed if isinstance(answer, kind)), None)
 
 
 FEATURES_MAX: Final = 15
@@ -453,14 +421,11 @@ FEWEST: Final = 2
 """Decisions that heads are read from at least."""
 
 
-def read_heads_at(database: Path, past: Past) -> HeadReport | None:
+def read_heads_at(past: Past) -> HeadReport | None:
     """Analyse the heads at the decision; None where the run has too few bars before it."""
-    wanted = past.forecaster.context + DECISIONS - 1
-    with Reader.open(database) as reader:
-        bars = reader.bars(past.run.run_id, past.decided.instrument, wanted, until=past.sequence)
-    if len(bars) < past.forecaster.context + FEWEST - 1:
+    if len(past.read) < past.forecaster.context + FEWEST - 1:
         return None
-    return heads_of(past.forecaster, bars, past.sequence, half=past.is_half)
+    return heads_of(past.forecaster, past.read, past.sequence, half=past.is_half)
 
 
 def full_document(
@@ -482,10 +447,10 @@ def full_document(
         looked_chart(full),
         Paragraph("What moved it", "heading"),
         attribution_chart(full),
-        *full_parts(full),
+        *full.parts(),
     ]
     if compared:
-        parts += [Paragraph("Beside another", "heading"), *compared_parts(compared)]
+        parts += [Paragraph("Beside another", "heading"), *compared.parts()]
         parts += filter(None, (age_chart(compared), features_chart(compared)))
     parts.append(Paragraph("Heads", "heading"))
     if heads is None:

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from tracepaper.replay.document.values import Cells, Estimate, Table, Value, of_row, table
 from tracepaper.replay.explain.attribution import by_feature, of_rows
-from tracepaper.replay.explain.recompute import open_any, open_past
 from tracepaper.replay.report.attention import stacked
+from tracepaper.replay.report.past import open_any, open_past
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews

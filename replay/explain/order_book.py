@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
+from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, table_of
+from tracepaper.replay.explain.decision_document import LOOKED
+from tracepaper.replay.report.past import ModelAnswer
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.order_book import MOVES
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.units import duration, iso, unscaled
 
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.order_book import OrderBookAttribution
 
 
 @dataclass(frozen=True)
-class BookMap:
+class BookMap(ModelAnswer):
     """What a model said of books, and where it looked in them."""
 
+    key: ClassVar = "books"
     instrument: str
     card: Mapping[str, Any]  # of the model
     books: Books  # oldest first
@@ -54,6 +59,43 @@ class BookMap:
         shape = (len(self.books), len(SIDES), self.books.levels)
         weights: NDArray[np.float32] = self.look.weights.numpy().reshape(shape)
         return weights
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the answer and the map: ranges of levels down, the newest books first."""
+        yield Paragraph(f"{self.instrument} at {iso(self.at_ms)}, model {self.model_id}", "strong")
+        yield from map(Paragraph, self.says)
+        forms: dict[str, Form] = {"books ahead": "count", **dict.fromkeys(MOVES, "exact")}
+        answers: list[tuple[Value, ...]] = [
+            (horizon, *(f"{share:.1%}" for share in shares))
+            for horizon, shares in zip(self.horizons, self.probabilities, strict=True)
+        ]
+        yield table_of("answers", "Which way the mid moves", forms, answers)
+        yield _map_table(self)
+
+    def document(self) -> dict[str, Any]:
+        """Return the whole map with prices and sizes as texts, oldest book first."""
+        books = self.books
+        return {
+            "instrument": self.instrument,
+            "model": self.model_id,
+            "at": iso(self.at_ms),
+            "says": list(self.says),
+            "every_ms": self.every_ms,
+            "answers": [
+                {"horizon": horizon, **dict(zip(MOVES, shares, strict=True))}
+                for horizon, shares in zip(self.horizons, self.probabilities, strict=True)
+            ],
+            "seen_ms": books.seen_ms.tolist(),
+            **{
+                side: {
+                    "price": _texts(books.price[-1, place], self.decimals[0]),
+                    "size": _texts(books.size[-1, place], self.decimals[1]),
+                    "weights": self.weights[:, place].tolist(),
+                }
+                for place, side in enumerate(SIDES)
+            },
+            "l1_error": self.look.l1_error,
+        }
 
 
 def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> BookMap:
@@ -100,3 +142,65 @@ def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) 
         )
     start = int(recorded.starts[np.searchsorted(recorded.starts, end, side="left") - 1])
     return recorded.part(max(start, end - window), end)
+
+
+LEVELS_SHOWN: Final = 7
+AGES_SHOWN: Final = 9
+SHADES: Final = " ░▒▓█"
+
+
+def _texts(numbers: NDArray[np.int64], decimals: int) -> list[str]:
+    return [unscaled(number, decimals) for number in numbers.tolist()]
+
+
+def _map_table(mapped: BookMap) -> Table:
+    """Return the share of each range of levels and ages, with a shade by the largest of them."""
+    ages = ranges(len(mapped.books), AGES_SHOWN)
+    levels = ranges(mapped.books.levels, LEVELS_SHOWN)
+    newest_first = mapped.weights[::-1]
+    shares = {
+        (place, row): [
+            float(newest_first[start:stop, place, first:last].sum()) for start, stop in ages
+        ]
+        for place in range(len(SIDES))
+        for row, (first, last) in enumerate(levels)
+    }
+    largest = max(map(max, shares.values()))
+    # As a ladder stands: the deepest ask on top, the touch in the middle.
+    order = [(1, row) for row in reversed(range(len(levels)))]
+    order += [(0, row) for row in range(len(levels))]
+    rows: list[tuple[Value, ...]] = []
+    for place, row in order:
+        first, last = levels[row]
+        cells = shares[place, row]
+        named = str(first + 1) if last == first + 1 else f"{first + 1}–{last}"
+        shaded = [f"{100 * share:.1f}{_shade(share, largest)}" for share in cells]
+        rows.append((SIDES[place], named, *shaded, f"{100 * sum(cells):.1f}"))
+    columns = [_age(start, stop, mapped.every_ms) for start, stop in ages]
+    forms: dict[str, Form] = {"side": "text", **dict.fromkeys(["level", *columns, "all"], "exact")}
+    return table_of("map", f"Where it looked ({LOOKED}), % of all", forms, rows)
+
+
+def _shade(share: float, largest: float) -> str:
+    """Return the sign of a *share*: the darker, the nearer to the largest."""
+    return SHADES[round((len(SHADES) - 1) * (share / largest) ** 0.5)] if largest else SHADES[0]
+
+
+def ranges(count: int, most: int) -> list[tuple[int, int]]:
+    """Return *count* places as at most *most* ranges, each about twice as wide as the one before.
+
+    The last holds all that is left.
+    """
+    spans: list[tuple[int, int]] = []
+    start, width = 0, 1
+    while start < count:
+        stop = count if len(spans) == most - 1 else min(start + width, count)
+        spans.append((start, stop))
+        start, width = stop, 2 * width
+    return spans
+
+
+def _age(start: int, stop: int, every_ms: int) -> str:
+    if stop == start + 1:
+        return "now" if start == 0 else duration(start * every_ms)
+    return f"–{duration((stop - 1) * every_ms)}"

@@ -1,4 +1,4 @@
-"""One decision recomputed by the run's own model.
+"""What the run's own model says of one decision when it is asked again.
 
 First where it looked, bar by bar; then what moved its forecast: contributions of features and
 bars, their relevance, and a test that takes and gives the bars that matter most.
@@ -6,84 +6,35 @@ bars, their relevance, and a test that takes and gives the bars that matter most
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Generic, TypeVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
-from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.resume import recall_events
-from tracepaper.daemon.session.user_model import load_model, refuse_other_model
-from tracepaper.replay.document.values import Table
+from tracepaper.replay.document.values import Paragraph, Part, Table, table_of
 from tracepaper.replay.explain.auxiliary_heads import auxiliary_tables
-from tracepaper.storage import checkpoints
-from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.model import Model
-from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.forecasters.attribution import (
-    Attending,
-    Contributions,
-    Figures,
-    Probe,
-    attending,
-)
+from tracepaper.replay.explain.decision_document import BASIS_POINTS, LOOKED
+from tracepaper.replay.report.past import ModelAnswer, Past
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.forecasters.base import Attribution
-from tracepaper.strategies.forecasters.cross_asset import over_symbols
 from tracepaper.strategies.forecasters.outputs import head_forecasts
 from tracepaper.strategies.forecasters.passes import RelevancePasses
 from tracepaper.strategies.networks.architecture import AttendedPart
-from tracepaper.strategies.types.decisions import (
-    BLOCK_BARS,
-    Explanation,
-    Forecast,
-    PredictionTimeout,
-    Run,
-    Step,
-)
+from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation
 from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import interval_text, iso
 
+FEATURES_SHOWN: Final = 10
+BARS_SHOWN: Final = 8
 HEAVIEST: Final = 16
 """Past bars that a table shows, and whose contributions are summed apart."""
 
 FRAME_BARS: Final = 3
 """Bars of each timeframe, or modality, that a table names."""
-
-Kind = TypeVar("Kind", bound=Forecaster)
-
-
-@dataclass(frozen=True)
-class PastOf(Generic[Kind]):
-    """What one decision was made of: its own model, and the bars that the model looks back on."""
-
-    run: Run
-    sequence: int
-    forecaster: Kind
-    forecast: Forecast  # as it was stored
-    bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
-    price_decimals: int
-    is_half: bool = False  # whether the forecaster is the network of the ensemble that decided
-
-    @property
-    def decided(self) -> Bar:
-        """The bar whose close was decided."""
-        return self.bars[-1]
-
-    @property
-    def horizon_index(self) -> int:
-        """The place of the gates' horizon in the forecast; the first one where it has none."""
-        wanted = self.run.gate_horizon
-        return self.forecast.horizons.index(wanted) if wanted in self.forecast.horizons else 0
-
-
-Past = PastOf[Attending]
-"""A decision of a network that attends."""
 
 
 @dataclass(frozen=True)
@@ -149,119 +100,64 @@ class FullAttribution:
         past = np.array(self.weights[:-1])
         return [int(place) for place in np.argsort(-past, kind="stable")[:count]]
 
-
-def open_past(database: Path, run_id: str, sequence: int) -> Past:
-    """Open the decision's bars and forecast, with its network warmed up to it.
-
-    Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
-    """
-    past = open_any(database, run_id, sequence)
-    forecaster, model_id = attending(past.forecaster), past.forecaster.model_id
-    if over_symbols(past.forecaster) is not None:
-        raise DataInvalid(
-            f"The model {model_id} looks at several symbols, of which `explain --full` "
-            "and `--method rollout` say what it looked at; leave comparisons and pages out."
+    def parts(self) -> Iterator[Part]:
+        """Yield the decided bar and the heaviest past ones, with their closes."""
+        newest = len(self.weights) - 1
+        heaviest = self.heaviest(HEAVIEST)
+        most = self.weights[heaviest[0]] or 1.0
+        yield table_of(
+            "bars",
+            f"Bar by bar: the decided bar and the {HEAVIEST} heaviest of {newest:,} before it "
+            f"({LOOKED})",
+            {"bar": "text", "age": "exact", "close": "exact", "weight": "measure", "": "bar"},
+            [
+                (
+                    iso(self.open_time_ms[place]),
+                    str(newest - place),
+                    f"{self.close[place]:,g}",
+                    self.weights[place],
+                    None if place == newest else self.weights[place] / most,
+                )
+                for place in [newest, *sorted(heaviest, reverse=True)]
+            ],
         )
-    if forecaster is None:
-        raise DataInvalid(
-            f"The model {model_id} has no attention to look back through; leave --full "
-            "and --method out, and see its gates and its forecast."
-        )
-    half = forecaster is not past.forecaster
-    return PastOf(**{**vars(past), "forecaster": forecaster, "is_half": half})
-
-
-def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
-    """Open the decision's bars and forecast, with its model warmed up to it.
-
-    Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars,
-    or the model's checkpoint is gone.
-    """
-    with Reader.open(database) as reader:
-        run = reader.run(run_id)
-        step = reader.step(run_id, sequence)
-        forecast = stored_forecast(run, step)
-        assert isinstance(step.event, Bar)
-        instrument = step.event.instrument
-        forecaster = kept_forecaster(database, run, forecast.model_id)
-        bars = bars_before(reader, run_id, sequence, instrument, forecaster, "its model")
-    forecaster.warm(instrument, bars)
-    decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
-    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
-
-
-def bars_before(
-    reader: Reader, run_id: str, sequence: int, instrument: str, model: Forecaster, name: str
-) -> list[Bar]:
-    """Return the bars that *model* looks back on at a decision, the decided one last.
-
-    It is shown what else it read. Raises ``DataInvalid``, with its *name*, where bars are lacking.
-    """
-    bars = reader.bars(run_id, instrument, model.context, until=sequence)
-    if len(bars) < model.context:
-        raise DataInvalid(
-            f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and {name} looks "
-            f"back on {model.context:,}; choose a later decision."
-        )
-    recall_events(model, reader, run_id, bars)
-    return bars
-
-
-def stored_forecast(run: Run, step: Step) -> Forecast:
-    """Return the stored forecast; raise ``DataInvalid`` where there is nothing to recompute."""
-    named = f"Decision {step.sequence} of run {run.run_id}"
-    if step.decision is None or not isinstance(step.event, Bar):
-        raise DataInvalid(f"Step {step.sequence} of run {run.run_id} is no decision; name one.")
-    if not run.model_id:
-        raise DataInvalid(
-            f"{named} asked no model, so there is nothing to recompute; choose a decision of an "
-            "attention run."
-        )
-    if isinstance(step.prediction, PredictionTimeout):
-        raise DataInvalid(
-            f"{named} has no forecast to take apart, for the model missed its deadline of "
-            f"{step.prediction.deadline_ms:,} ms; choose another decision."
-        )
-    if step.prediction is None:
-        if step.decision.refused_by == "finite":
-            raise DataInvalid(
-                f"{named} was refused by the gate finite, for its model gave no usable forecast; "
-                "choose another decision."
+        sentence = f"Weights sum to 1 within {self.l1_error:.1e}"
+        if (difference := self.largest_bucket_difference) is not None:
+            sentence += f"; the stored buckets differ by at most {difference:.1e}"
+        yield Paragraph(f"{sentence}.")
+        if self.frames:
+            yield table_of(
+                "timeframes",
+                "By symbol and timeframe, of closed bars"
+                if any(of.symbol for of in self.frames)
+                else "By timeframe, of closed bars",
+                {"timeframe": "text", "bars": "count", "weight": "measure",
+                 "heaviest of them": "text"},
+                [
+                    (
+                        f"{of.symbol} {interval_text(of.interval_ms)}".lstrip(),
+                        of.bars,
+                        of.weight,
+                        _heavy_bars(of.heaviest),
+                    )
+                    for of in self.frames
+                ],
+            )  # fmt: skip
+        if self.modalities:
+            yield table_of(
+                "modalities",
+                "By modality of the bars",
+                {"modality": "text", "weight": "measure", "heaviest bars of it": "text"},
+                [(of.modality, of.weight, _heavy_bars(of.heaviest)) for of in self.modalities],
             )
-        raise DataInvalid(
-            f"{named} came before its model was warm, so there is nothing to recompute; choose a "
-            "later decision."
-        )
-    return step.prediction
-
-
-def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
-    """Return the model that decided: beside the database, or a bundled one.
-
-    Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is not there any more.
-    """
-    config = restore(run.config)
-    if config.model.own_class:
-        own_model = load_model(config)
-        refuse_other_model(own_model, run.model_sha256, run.run_id)
-        if type(own_model.model).contributions is Model.contributions:
-            raise DataInvalid(
-                f"The model {config.model.own_class} is a class of a user's own, which does not "
-                "say where it looked; leave --full out, or implement contributions."
-            )
-        own_model.scale(run.instruments)
-        return own_model
-    folder = checkpoints.find_kept(database, model_id)
-    vectors = recorded_covariates(
-        database, kept_covariates_of(run.libraries), checkpoints.read_card(folder)
-    )
-    forecaster: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
-    if forecaster.model_id != model_id:
-        raise DataInvalid(
-            f"{folder} holds the checkpoint {forecaster.model_id}, and {model_id} decided; "
-            "restore it."
-        )
-    return forecaster
+        for of in self.modalities:
+            if of.levels:
+                yield table_of(
+                    "levels",
+                    f"By levels of the order book, of its {of.weight:.4f}",
+                    {"levels": "text", "weight": "measure"},
+                    [(name.replace("_", "–"), weight) for name, weight in of.levels.items()],
+                )
 
 
 def attribute(past: Past) -> FullAttribution:
@@ -455,16 +351,96 @@ class Deletion:
             "forecast than the newest."
         )
 
+    def parts(self) -> Iterator[Part]:
+        """Yield the trials, those by chance as their mean."""
+        chance = self.of("random")
+        columns = [(each.mean_return, each.lean, each.left or 0.0) for each in chance]
+        means = [sum(column) / len(chance) for column in zip(*columns, strict=True)]
+        named = {
+            "rollout": "heaviest by rollout",
+            "relevance": "largest by relevance",
+            "random": f"random (mean of {len(chance)} seeds)",
+            "newest": "newest",
+            "decided": "the decided bar alone",
+            "past": "all but the decided bar",
+        }
+        trials = {order: self.of(order)[0] for order in named}
+        trials["random"] = Trial("random", None, self.bars, *means)
+        yield table_of(
+            "deletion",
+            "Rows made neutral, and how far the forecast then moves (self); these past rows alone, "
+            "and how far it still is (insertion)",
+            {"bars": "count", "which": "text", "mean, bp": "exact", "up less down": "measure",
+             "insertion, bp": "exact"},
+            [
+                (
+                    trials[order].bars,
+                    name,
+                    f"{trials[order].mean_return * BASIS_POINTS:.3f}",
+                    trials[order].lean,
+                    "" if (left := trials[order].left) is None else f"{left * BASIS_POINTS:.3f}",
+                )
+                for order, name in named.items()
+            ],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
-class Full:
+class Full(ModelAnswer):
     """Everything about one decision that its own model must be asked again for."""
 
+    key: ClassVar = "full"
     agreement: Agreement
     attribution: FullAttribution
     moves: Moves
     deletion: Deletion
     auxiliary: tuple[Table, ...] = ()  # of the auxiliary heads
+
+    def parts(self) -> Iterator[Part]:
+        """Yield all that was recomputed: attribution, contributions, deletion test."""
+        agreed, moves = self.agreement, self.moves
+        stored, again = agreed.stored, agreed.recomputed
+        yield Paragraph(
+            f"Recomputed from the stored bars, {agreed.horizon} bars ahead: mean "
+            f"{again.mean_return * BASIS_POINTS:+.4f} bp (stored "
+            f"{stored.mean_return * BASIS_POINTS:+.4f}), up less down {again.lean:+.5f} "
+            f"(stored {stored.lean:+.5f})."
+        )
+        yield from self.attribution.parts()
+        yield _moved_by_feature(moves)
+        yield Paragraph(
+            f"All contributions add {_points(moves.forecast - moves.neutral)} bp to the "
+            f"{_points(moves.neutral)} bp that the model says of neutral rows, and so give "
+            f"{_points(moves.forecast)} bp, within {abs(moves.gap) * BASIS_POINTS:.1e} bp."
+        )
+        yield table_of(
+            "moved_by_bar",
+            f"What moved the mean, by bar (the {BARS_SHOWN} largest)",
+            {"bar": "text", "age": "exact", "adds bp": "points", "most by": "text",
+             "relevance bp": "points", "rollout weight": "measure"},
+            [
+                (iso(move.open_time_ms), str(move.age), move.added, move.feature, move.relevance,
+                 move.weight)
+                for move in moves.bars[:BARS_SHOWN]
+            ],
+        )  # fmt: skip
+        ranks = moves.rank_correlation
+        rank = "none, for either is the same for every bar" if ranks is None else f"{ranks:+.2f}"
+        yield Paragraph(
+            f"Rank correlation of these contributions with the rollout, over the past bars: {rank}."
+        )
+        yield from self.deletion.parts()
+        yield from self.auxiliary
+
+    def document(self) -> dict[str, Any]:
+        """Return its values, and the tables of the auxiliary heads by their keys."""
+        values = {name: value for name, value in vars(self).items() if name != "auxiliary"}
+        return values | {"auxiliary": {of.key: of.documents() for of in self.auxiliary}}
+
+    @property
+    def added(self) -> Sequence[tuple[str, float]]:
+        """What each feature added to the mean over all bars."""
+        return [(move.feature, move.all_bars) for move in self.moves.features]
 
 
 def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing: None) -> Full:
@@ -610,3 +586,33 @@ def delete(
         trial("past", range(past), inserted=False),
     )
     return Deletion(count, (*ranked, *chance, *alone), beat)
+
+
+def _moved_by_feature(moves: Moves) -> Table:
+    most = abs(moves.features[0].all_bars) or 1.0
+    return table_of(
+        "moved_by_feature",
+        f"What moved the mean, by feature in bp (integrated gradients; the "
+        f"{FEATURES_SHOWN} largest of {len(moves.features)})",
+        {"feature": "text", "value now": "exact", "this bar": "points",
+         f"{HEAVIEST} heaviest": "points", "all bars": "points", "": "gain bar"},
+        [
+            (
+                move.feature,
+                f"{move.value:+.2f}",
+                move.decided_bar,
+                move.heaviest_bars,
+                move.all_bars,
+                move.all_bars / most,
+            )
+            for move in moves.features[:FEATURES_SHOWN]
+        ],
+    )  # fmt: skip
+
+
+def _heavy_bars(bars: tuple[HeavyBar, ...]) -> str:
+    return "  ".join(f"{iso(bar.open_time_ms)} {bar.weight:.4f}" for bar in bars)
+
+
+def _points(log_return: float) -> str:
+    return f"{log_return * BASIS_POINTS:+.3f}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tracepaper.replay.checks.parity import check_of_run
 from tracepaper.replay.checks.verify import verify_run
@@ -21,6 +21,7 @@ from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
     from tracepaper.replay.page.routes import ChangeParameters
+    from tracepaper.replay.report.past import ModelAnswer
 
 Report = Callable[[float, str], None]
 FEATURES_SHOWN: Final = 5
@@ -114,7 +115,7 @@ def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
 
 def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
     """Ask the run's model again about one decision; the document has all of ``explain --full``."""
-    from tracepaper.replay.explain.document import answer_parts, ask_again
+    from tracepaper.replay.explain.document import ask_again
 
     stored = decision_at(shown, sequence)
     if not shown.views.run()["model_id"]:
@@ -132,20 +133,20 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
         "What the model said again",
         (
             *_added(recomputed),
-            FoldedParts("All that explain --full says", tuple(answer_parts(recomputed))),
+            FoldedParts(
+                "All that explain --full says",
+                tuple(part for answer in recomputed for part in answer.parts()),
+            ),
         ),
     )
 
 
-def _added(recomputed: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield what each feature added to the mean, the largest first."""
-    features: list[tuple[str, float]] = []
-    if (full := recomputed.get("full")) is not None:  # of an ensemble this one has the mean
-        features = [(of.feature, of.all_bars) for of in full.moves.features]
-    elif (by_feature := recomputed.get("by_feature")) is not None:
-        features = [(of.feature, of.mean_return) for of in by_feature.features]
-    elif (contributions := recomputed.get("contributions")) is not None:
-        features = list(contributions.features)
+def _added(recomputed: Sequence[ModelAnswer]) -> Iterator[Part]:
+    """Yield what each feature added to the mean, the largest first.
+
+    Of an ensemble the network, which answers first, has the mean.
+    """
+    features = next((list(of) for answer in recomputed if (of := answer.added)), [])
     if features:
         features.sort(key=lambda feature: -abs(feature[1]))
         forms: dict[str, Form] = {"feature": "text", "added": "points"}

@@ -9,14 +9,24 @@ The rule is docs/several.md, P32.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.config.values import ASKS
-from tracepaper.replay.document.values import Cells, Figure, Table, Value, estimate, of_row, table
+from tracepaper.replay.document.values import (
+    Cells,
+    Estimate,
+    Figure,
+    Form,
+    Table,
+    Value,
+    of_row,
+    plain,
+    table,
+)
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
@@ -43,13 +53,12 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Group:
-    """Mean measures at the entries of some trades; ``rollout`` is by age, in cells of 64 bars."""
+    """Mean measures at the entries of some trades, with their standard errors over these."""
 
     name: str
     trades: int
-    means: dict[str, float]
-    errors: dict[str, float]  # standard errors; absent below two trades
-    rollout: tuple[float, ...]
+    means: dict[str, Estimate]  # without an error below two trades
+    rollout: tuple[float, ...] = ()  # by age, in cells of 64 bars
 
 
 @dataclass(frozen=True)
@@ -176,14 +185,39 @@ def _group(
         "older_mass": decisions.older_mass[at],
         "shift": decisions.shift[at],
     }
-    finite = {measure: column[np.isfinite(column)] for measure, column in columns.items()}
-    means = {measure: float(column.mean()) for measure, column in finite.items() if column.size}
-    errors = {
-        measure: float(_error(column)) for measure, column in finite.items() if column.size > 1
-    }
     rows = [attention.rollout_by_age[trade.entry_sequence] for trade in trades]
     rollout = tuple(np.mean(rows, axis=0).tolist()) if rows else ()
-    return Group(name, len(trades), means, errors, rollout)
+    return Group(name, len(trades), _means(columns), rollout)
+
+
+def _means(columns: Mapping[str, Floats]) -> dict[str, Estimate]:
+    """Return the mean of each measure where it is finite, with its standard error."""
+    finite = {name: column[np.isfinite(column)] for name, column in columns.items()}
+    return {
+        name: (
+            float(column.mean()),
+            float(column.std(ddof=1) / np.sqrt(column.size)) if column.size > 1 else None,
+        )
+        for name, column in finite.items()
+        if column.size
+    }
+
+
+def entry_table(
+    key: str,
+    title: str,
+    measure: Figure[Cells],
+    groups: Sequence[Group],
+    form: Form,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Hold the means of *groups* beside each other, a row a *measure* of the first of them."""
+    columns = [of_row(of.name, f"{of.trades:,} {of.name}", form) for of in groups]
+    rows: list[Cells] = [
+        {measure.key: name.replace("_", " "), **{of.name: of.means.get(name) for of in groups}}
+        for name in groups[0].means
+    ]
+    return table(key, title, (measure, *columns), rows, notes=notes)
 
 
 QUARTERS: Final = 4
@@ -193,15 +227,8 @@ LEFT_OUT: Final = 5e-7
 """A share that is left below it is that of rounding."""
 
 
-class InfluenceGroup(NamedTuple):
-    """Mean shares at the entries of some trades, and their standard errors over these."""
-
-    name: str
-    trades: int
-    mean: Floats  # [symbol]: of where the entries' decisions looked
-    error: Floats  # NaN of a single trade
-    traded: float  # of the traded symbol itself
-    traded_error: float
+OWN: Final = "its own"
+"""What of an entry's look is of the traded symbol itself."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +246,7 @@ class InfluenceReport:
     rest: Floats  # [symbol]: of symbols that decisions did not note
     quarters: Floats  # [quarter, symbol, symbol]
     quarter_from_ms: tuple[int, ...]  # when the first bar that each decided opened
-    groups: tuple[InfluenceGroup, ...]  # winners and losers
+    groups: tuple[Group, ...]  # winners and losers: the shares of ``OWN`` and of each symbol
     key: ClassVar = "influence"
     """Where it stands in the JSON of a report."""
 
@@ -235,21 +262,8 @@ class InfluenceReport:
 
     def document(self) -> dict[str, Any]:
         """Return plain values: shares are fractions, rows and columns in order of ``symbols``."""
-        return {
-            "symbols": list(self.symbols),
-            "decisions": list(self.decisions),
-            "mean": self.mean.tolist(),
-            "spread": self.spread.tolist(),
-            "rest": self.rest.tolist(),
-            "by_others": self.by_others.tolist(),
-            "quarter_from_ms": list(self.quarter_from_ms),
-            "quarters": [
-                [[value if np.isfinite(value) else None for value in row] for row in of.tolist()]
-                for of in self.quarters
-            ],
-            "pairs": _pairs(self).documents(),
-            "entries": _entries(self).documents() if self.groups else [],
-        }
+        tables = {table.key: table.documents() for table in self.tables()}
+        return plain(vars(self)) | {"by_others": self.by_others.tolist(), "tables": tables}
 
 
 def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> InfluenceReport | None:
@@ -321,7 +335,7 @@ def _of_others(matrix: Floats) -> Floats:
 
 def _groups(
     record: RunRecord, trades: Sequence[ClosedTrade], every: Mapping[str, Mapping[str, NoteColumns]]
-) -> tuple[InfluenceGroup, ...]:
+) -> tuple[Group, ...]:
     """Return the shares at the entries of trades that earned and of those that lost."""
     symbols, decisions = list(every), record.decisions
     looks: dict[str, list[Floats]] = {"winners": [], "losers": []}
@@ -337,20 +351,12 @@ def _groups(
         if shares.any():
             shares[-1] = shares[symbols.index(symbol)]
             looks["winners" if trade.profit > 0 else "losers"].append(shares)
-    groups = []
-    for name, rows in looks.items():
-        if rows:
-            mean, error = np.mean(rows, axis=0), _error(np.array(rows))
-            traded = float(mean[-1]), float(error[-1])
-            groups.append(InfluenceGroup(name, len(rows), mean[:-1], error[:-1], *traded))
-    return tuple(groups)
-
-
-def _error(rows: Floats) -> Floats:
-    """Return the standard error of the mean of [row, ..] over rows; NaN of a single one."""
-    if len(rows) < 2:
-        return np.full(rows.shape[1:], np.nan)
-    return rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
+    names = [*symbols, OWN]
+    return tuple(
+        Group(name, len(rows), _means(dict(zip(names, np.array(rows).T, strict=True))))
+        for name, rows in looks.items()
+        if rows
+    )
 
 
 # ---------------------------------------------------------------- tables
@@ -454,16 +460,15 @@ PAIRS_KEPT: Final = 100
 
 
 def _entries(influence: InfluenceReport) -> Table:
-    """Compare where the entries of winners and of losers looked."""
+    """Compare where the entries of winners and of losers looked, the largest share first."""
     groups = influence.groups
-    most = np.argsort(-np.max([group.mean for group in groups], axis=0), kind="stable")
-    traded = {group.name: estimate(group.traded, group.traded_error) for group in groups}
-    rows: list[Cells] = [{"bars": "its own", **traded}]
-    for at in most.tolist():
-        pairs = {of.name: estimate(float(of.mean[at]), float(of.error[at])) for of in groups}
-        rows.append({"bars": influence.symbols[at], **pairs})
-    columns = [of_row("bars", "bars of", "text")]
-    columns += [of_row(group.name, f"{group.trades:,} {group.name}", "share") for group in groups]
+    most = sorted(
+        groups[0].means,
+        key=lambda name: (name != OWN, -max(group.means[name][0] for group in groups)),
+    )
+    ranked = [replace(group, means={name: group.means[name] for name in most}) for group in groups]
     note = "Shares of where the decisions that opened trades looked; errors over the trades."
-    title = "Influence at the entries"
-    return table("influence_entries", title, columns, rows, notes=(note,))
+    bars = of_row("bars", "bars of", "text")
+    return entry_table(
+        "influence_entries", "Influence at the entries", bars, ranked, "share", [note]
+    )

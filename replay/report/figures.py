@@ -26,6 +26,7 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.report import metrics
+from tracepaper.replay.report.attention import entry_table
 from tracepaper.replay.report.benchmarks import RANDOM_TWINS, Refusal, random_twins
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
@@ -293,20 +294,9 @@ def _decided(report: Report) -> Iterator[Table]:
         title = "What new weights were expected to gain"
         yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
     if (groups := report.groups) and all(of.trades for of in groups):
-        columns = [of_row("measure", "measure", "text")]
-        columns += [of_row(of.name, f"{of.trades} {of.name}", "measure") for of in groups]
-        means: list[Cells] = [
-            {
-                "measure": measure.replace("_", " "),
-                **{
-                    of.name: estimate(of.means.get(measure), of.errors.get(measure))
-                    for of in groups
-                },
-            }
-            for measure in groups[0].means
-        ]
         title = f"At the entries of {report.shown}: mean ± standard error"
-        yield table("entries", title, columns, means)
+        measure = of_row("measure", "measure", "text")
+        yield entry_table("entries", title, measure, groups, "measure")
 
 
 @declared

@@ -16,14 +16,10 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
-from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.resume import recall_events
-from tracepaper.replay.document.values import Cells, Figure, Table, of_field, of_row, table
+from tracepaper.replay.document.values import Cells, Figure, Table, of_field, of_row, plain, table
+from tracepaper.replay.report.past import open_past
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
-from tracepaper.storage import checkpoints
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Ties
 from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.errors import DataInvalid
@@ -33,11 +29,8 @@ from tracepaper.strategies.forecasters.attribution import (
     HeadActivity,
     Probe,
     RolloutMap,
-    attending,
     look_into,
 )
-from tracepaper.strategies.forecasters.cross_asset import over_symbols
-from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
 EDGE_CELLS: Final = 64
@@ -115,23 +108,17 @@ class HeadReport:
 
     def document(self) -> dict[str, Any]:
         """Return plain values: shares are fractions, layers from the lowest."""
-        kinds, looks, _, _, events = self.tables()
-        return {
+        figures = {
             "instrument": self.instrument,
             "sequence": self.sequence,
             "half_of_ensemble": self.half,
             "decisions": self.decisions,
             "window": self.window,
-            "kinds": kinds.documents(),
-            "figures": looks.documents(),
-            "features": self.features,
-            "event_bars": events.documents(),
-            "cell_ages": list(self.cell_ages),
-            "maps": self.maps.tolist(),
-            "groups": list(self.groups),
-            "flow": self.look.flow.tolist(),
-            "rollout": self.look.rollout.tolist(),
+            "cell_ages": self.cell_ages,
+            "maps": self.maps,
+            "rollout": self.look.rollout,
         }
+        return plain(figures) | {table.key: table.documents() for table in self.tables()}
 
 
 def read_heads(record: RunRecord) -> HeadReport:
@@ -145,13 +132,16 @@ def read_heads(record: RunRecord) -> HeadReport:
         raise DataInvalid(
             f"Run {record.run['run_id']} has no attention to look into; leave --heads out."
         )
-    last = int(explained[-1])
-    instrument = decisions.instrument[last]
-    forecaster, half, bars = _open_network(record, str(instrument), last)
+    if record.config.model.own_class:
+        raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
+    last, run_id = int(explained[-1]), str(record.run["run_id"])
+    instrument, sequence = str(decisions.instrument[last]), int(decisions.sequence[last])
+    past = open_past(record.database, run_id, sequence, earlier=None)
     rows = explained[decisions.instrument[explained] == instrument]
     answered = {*decisions.open_time_ms[rows].tolist()}
-    sequence = int(decisions.sequence[last])
-    return heads_of(forecaster, bars, sequence, half=half, places=PLACES, answered=answered)
+    return heads_of(
+        past.forecaster, past.read, sequence, half=past.is_half, places=PLACES, answered=answered
+    )
 
 
 def heads_of(
@@ -210,38 +200,6 @@ def heads_of(
         else f"The run stores where it looked by {forecaster.method.name} with options of its own; "
         "the flow and the map here are the usual rollout's.",
     )
-
-
-def _open_network(
-    record: RunRecord, instrument: str, place: int
-) -> tuple[Attending, bool, list[Bar]]:
-    """Open the network of the decision at *place*, whether it is an ensemble's, and its bars."""
-    run_id, open_time_ms = str(record.run["run_id"]), int(record.decisions.open_time_ms[place])
-    if record.config.model.own_class:
-        raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
-    with Reader.open(record.database) as reader:
-        forecast = reader.step(run_id, int(record.decisions.sequence[place])).prediction
-        assert isinstance(forecast, Forecast)
-        bars = reader.bars(run_id, instrument)
-    past = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
-    folder = checkpoints.find_kept(record.database, forecast.model_id)
-    vectors = recorded_covariates(
-        record.database,
-        kept_covariates_of(str(record.run["libraries"])),
-        checkpoints.read_card(folder),
-    )
-    forecaster = forecaster_of(folder, record.config, mode="step", covariates=vectors)
-    network = attending(forecaster)
-    if over_symbols(forecaster) is not None:
-        raise DataInvalid(
-            "Heads are looked into of networks that see one symbol, and this one sees several; "
-            "leave --heads out."
-        )
-    if network is None:
-        raise DataInvalid("This model has no attention to look into; leave --heads out.")
-    with Reader.open(record.database) as reader:
-        recall_events(network, reader, run_id, past)
-    return network, network is not forecaster, past
 
 
 def group_names(time: int) -> tuple[str, ...]:

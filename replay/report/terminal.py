@@ -6,12 +6,10 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from rich.console import Console
 
 from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
@@ -24,6 +22,7 @@ from tracepaper.replay.document.values import (
     TitledParts,
     of_row,
     of_view,
+    plain,
     table,
     table_of,
 )
@@ -83,53 +82,34 @@ def as_document(
 
     Every table is a list of its rows under its key, an *analysis* stands under its own.
     """
-    record, attention = report.record, report.attention
+    record = report.record
     shown = tables(report).values()
-    rolling_ms, rolling = report.rolling
+    drawn = {
+        "states": record.states,
+        "sources": {account.name: account.source for account in report.accounts},
+        "marks_ms": report.marks_ms,
+        "curves": report.curves,
+        "rolling_sharpe": report.rolling,
+        "random_curves": report.random,
+        "trades": report.trades,
+        "head_confidence": report.attention and report.attention.head_confidence,
+        "groups_of": report.shown,
+        "groups": report.groups,
+    }
     return {
-        "run_id": record.run["run_id"],
+        **{name: record.run[name] for name in ("run_id", "kind", "strategy")},
         "database": str(record.database),
-        "kind": record.run["kind"],
-        "strategy": record.run["strategy"],
         "instruments": str(record.run["instruments"]).split(","),
         "interval_ms": record.bar_times.interval_ms,
         "from_ms": int(record.decisions.open_time_ms.min()),
         "until_ms": int(record.times_ms[-1]),
         "decisions": int(record.decisions.sequence.size),
         "allowed": int(record.decisions.allowed.sum()),
-        "states": [asdict(state) for state in record.states],
         "warnings": report.warnings,
         "sentences": report.sentences,
         **{table.key: table.documents() for table in shown},
         "notes": {table.key: table.notes for table in shown if table.notes},
-        "sources": {account.name: account.source for account in report.accounts},
-        "curves": {
-            "times_ms": report.marks_ms.tolist(),
-            "equity": {curve.name: curve.equity.tolist() for curve in report.curves},
-            "drawdown": {curve.name: curve.drawdown.tolist() for curve in report.curves},
-        },
-        "rolling_sharpe": {
-            "times_ms": rolling_ms.tolist(),
-            "sharpe": [float(value) if np.isfinite(value) else None for value in rolling],
-        },
-        "random_curves": [
-            {
-                "of": band.of,
-                **{name: getattr(band, name).tolist() for name in ("low", "median", "high")},
-            }
-            for band in report.random
-        ],
-        "trades": {
-            name: [dict(vars(trade)) for trade in trades] for name, trades in report.trades.items()
-        },
-        "attention": None
-        if attention is None
-        else {
-            "explained": attention.explained,
-            "head_confidence": attention.head_confidence.tolist(),
-            "groups_of": report.shown,
-            "groups": [asdict(group) for group in report.groups],
-        },
+        **plain(drawn),
         **({} if analysis is None else {analysis.key: analysis.document()}),
     }
 

@@ -72,6 +72,11 @@ def test_lines_are_counted_past_comments_and_blank_lines(tmp_path: Path) -> None
     assert "line 6: close is not a number" in refusal(path)
 
 
+def test_trades_without_a_header_are_no_candles(tmp_path: Path) -> None:
+    trades = file(tmp_path, [f"335829145{at},10,0.5,500,501,{T0},True" for at in range(6)])
+    assert "has no header and 7 columns, which is no layout" in refusal(trades)
+
+
 def test_an_unknown_layout_without_a_header_is_refused(tmp_path: Path) -> None:
     path = file(tmp_path, [f"{T0},1,2,3"])
     assert "has no header and 4 columns" in refusal(path)
@@ -154,6 +159,11 @@ def test_a_name_that_lies_about_compression_is_refused(tmp_path: Path) -> None:
         "BTCUSDT_j.parquet": (b"PAR1" + b"x" * 40, "is damaged"),
         "BTCUSDT_k.csv": (b"open_time,\0\0", "is not text although its name says so"),
         "BTCUSDT_l.csv": (b"open_time,\xe9\xff,b\n1,2,3\n", "is not UTF-8 text"),
+        "BTCUSDT_m.csv": (b"\n<!DOCTYPE html><title>404</title>", "is a web page or XML"),
+        "BTCUSDT_r.csv.gz": (gzip.compress(b"<html>"), "is a web page or XML"),
+        "BTCUSDT_n.csv.gz": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        "BTCUSDT_o.xlsx": (b"PK\x03\x04" + b"\0" * 26 + b"xl/", "save its sheet as CSV"),
+        "BTCUSDT_p.csv": (b'{"code": -1121}', "rename it to end in .json"),
     }
     for name, (content, what) in cases.items():
         path = tmp_path / name
@@ -254,6 +264,9 @@ def test_funding_files_are_read_exactly_and_checked(tmp_path: Path) -> None:
     percent = file(tmp_path, ["time,rate", f"{T0},1.5"], "BTCUSDT_c.csv")
     with pytest.raises(DataInvalid, match="line 2: funding_rate is 100 % or more"):
         read_funding(percent)
+    small = file(tmp_path, ["time,rate", *(f"{T0 + at},0.01" for at in range(3))], "BTCUSDT_d.csv")
+    with pytest.raises(DataInvalid, match="has funding rates of percent"):
+        read_funding(small)
 
 
 ENDLESS = ("\n".join([HEADER, *GOOD]) + "\n" + "1" * (3 << 20)).encode()

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from tracepaper.replay.archive import read_candles, read_funding
 from tracepaper.replay.archive.read import candles_of_frame
@@ -78,6 +80,9 @@ def test_a_seventh_column_that_is_no_turnover_is_left_out_or_rejected(tmp_path: 
     with pytest.raises(DataInvalid, match=r"outside low to high in 30 of 30 rows"):
         read_candles(written(tmp_path, counted, header=f"{HEADER},turnover"))
     paid = [[*row, f"{row[4] * (row[0] + 0.5):.2f}"] for row in CANDLES]
+    exchanged = [[*row[:4], row[5], row[4]] for row in paid]
+    with pytest.raises(DataInvalid, match="volume and turnover are exchanged"):
+        read_candles(written(tmp_path, exchanged, header=f"{HEADER},turnover"))
     assert read_candles(written(tmp_path, paid, header="")).turnover is not None
 
 
@@ -152,6 +157,33 @@ def test_a_name_gives_the_interval_of_a_market_that_seldom_trades(tmp_path: Path
         read_candles(regular)
 
 
+@pytest.mark.parametrize("steps", [[1] * 60 + [5] * 20, [5] * 20 + [1] * 60, [5] * 60 + [1] * 20])
+def test_a_file_whose_interval_changes_is_rejected(steps: list[int], tmp_path: Path) -> None:
+    times = np.cumsum([0, *steps]) * MINUTE + START
+    path = tmp_path / "BTCUSDT_1m.csv"
+    path.write_text("\n".join([HEADER, *(f"{time},1,1,1,1,1" for time in times)]) + "\n")
+    with pytest.raises(DataInvalid, match=r"5.0 min apart from line .*: give a file of each"):
+        read_candles(path)
+
+
+def test_dates_before_1973_are_no_numbers_of_another_unit(tmp_path: Path) -> None:
+    days = np.arange("1962-01-02", "1962-02-02", dtype="datetime64[D]")
+    ones = np.ones(days.size)
+    names = ("open", "high", "low", "close", "volume")
+    pq.write_table(pa.table({"date": days, **dict.fromkeys(names, ones)}), tmp_path / "KO.parquet")
+    candles = read_candles(f"KO={tmp_path / 'KO.parquet'}", category="stock")
+    assert candles.open_time_ms.tolist() == days.astype("datetime64[ms]").astype(int).tolist()
+    assert candles.interval_ms == 24 * HOUR
+
+
+def test_an_index_that_counts_rows_is_no_time(tmp_path: Path) -> None:
+    rows = "\n".join(f"{at},2024-01-01,1,1,1,1,1" for at in range(3))
+    path = tmp_path / "BTCUSDT.csv"
+    path.write_text(f",Datum,open,high,low,close,volume\n{rows}\n", encoding="utf-8")
+    with pytest.raises(DataInvalid, match=r"no column open_time .*datum"):
+        read_candles(path)
+
+
 def test_names_that_differ_in_case_alone_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "BTCUSDT.json"
     objects = [
@@ -206,6 +238,8 @@ TIMES = {
     "01/13/2024 12:05:00 AM": "2024-01-13T00:05",
     "13/01/2024 17:00": "2024-01-13T17:00",
     "2.1.2024 05:00": "2024-01-02T05:00",
+    "1/13/2024 8:05": "2024-01-13T08:05",
+    "2024-1-2 9:30": "2024-01-02T09:30",
 }
 
 
@@ -304,7 +338,7 @@ def test_a_candle_that_is_not_closed_yet_is_left_out(
     rows = [[*row, values[at < 29]] for at, row in enumerate(CANDLES)]
     path = written(tmp_path, rows, header=f"t,o,h,l,c,v,{flag}")
     assert opens(path) == EXPECTED[:-1]
-    assert "1 candles that were not closed left out" in read_candles(path).notes
+    assert "1 candle not closed left out" in read_candles(path).notes
 
 
 def test_a_volume_of_contracts_is_not_one_of_coins(tmp_path: Path) -> None:
@@ -350,6 +384,16 @@ def test_thousands_of_a_sheet_are_read_where_a_point_shows_what_commas_are(tmp_p
     unclear = [[*(f'"{int(value) + 1000:,}"' for value in row[:4]), 5] for row in CANDLES]
     with pytest.raises(DataInvalid, match="is not a number"):
         read_candles(written(tmp_path, unclear))
+    sheet = written(
+        tmp_path,
+        [
+            [*(f"{int(value) + 1000:,}".replace(",", "_") for value in row[:4]), 5]
+            for row in CANDLES
+        ],
+    )
+    sheet.write_text(sheet.read_text().replace(",", ";").replace("_", ","), encoding="utf-8")
+    with pytest.raises(DataInvalid, match="1,100, whose comma may be a decimal one"):
+        read_candles(sheet)
 
 
 def test_a_user_names_a_column_or_leaves_one_out(tmp_path: Path) -> None:

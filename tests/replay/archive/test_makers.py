@@ -219,6 +219,54 @@ def coinbase_objects(rows: list[list[str]]) -> bytes:
     return json.dumps({"candles": objects}).encode()
 
 
+def okx_json(rows: list[list[str]]) -> bytes:
+    """Volume in contracts, coins and quote coin, and whether a candle was closed."""
+    contracts = [[*r[:5], str(Decimal(r[5]) * 100), r[5], paid(r), "1"] for r in reversed(rows)]
+    return json.dumps({"code": "0", "data": contracts}).encode()
+
+
+def names_beside_rows(rows: list[list[str]]) -> bytes:
+    names = ["date", "close", "high", "low", "open", "volume"]
+    body = [[r[0], r[4], r[2], r[3], r[1], r[5]] for r in numbers(rows)]
+    return json.dumps({"columns": names, "data": body}).encode()
+
+
+def columns_beside_a_state(rows: list[list[str]]) -> bytes:
+    """Finnhub, Deribit and the feeds of TradingView, within the answer of a call."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    body = {"s": "ok", **dict(zip("tohlcv", columns, strict=True))}
+    return json.dumps({"jsonrpc": "2.0", "result": body}).encode()
+
+
+def cryptocompare(rows: list[list[str]]) -> bytes:
+    names = ["time", "open", "high", "low", "close", "volumefrom", "volumeto"]
+    body = [dict(zip(names, [*row, paid(row)], strict=True)) for row in rows]
+    return json.dumps({"Response": "Success", "Data": {"TimeTo": 1, "Data": body}}).encode()
+
+
+def local_dates_beside_seconds(rows: list[list[str]]) -> bytes:
+    body = [[day_first(r, "2")[0][:19], r[0][:-3], *r[1:]] for r in rows]
+    return written(body, "date,unix,open,high,low,close,volume")
+
+
+def pandas_index(rows: list[list[str]]) -> bytes:
+    body = [[moment(r[0], "%Y-%m-%d %H:%M:%S+00:00"), *r[1:]] for r in rows]
+    return written(body, ",open,high,low,close,volume")
+
+
+def pandas_parquet(rows: list[list[str]]) -> bytes:
+    table = frame(rows)
+    buffer = io.BytesIO()
+    names = [*table.column_names[1:], "__index_level_0__"]
+    parquet.write_table(table.select([1, 2, 3, 4, 5, 0]).rename_columns(names), buffer)
+    return buffer.getvalue()
+
+
+def metatrader_python(rows: list[list[str]]) -> bytes:
+    body = [[r[0][:-3], *r[1:], "12", "0"] for r in rows]
+    return written(body, "time,open,high,low,close,tick_volume,spread,real_volume")
+
+
 def decimal_commas(rows: list[list[str]]) -> bytes:
     body = [[day_first(r)[0], *(cell.replace(".", ",") for cell in r[1:])] for r in rows]
     return written(body, "Date;Open;High;Low;Close;Volume", ";")
@@ -270,6 +318,14 @@ MAKERS: list[tuple[str, Callable[[list[list[str]]], bytes]]] = [
     ("BTCUSDT=crypto.txt", stooq_minutes),
     ("BTCUSDT_60.json", coinbase),
     ("BTCUSDT_objects.json", coinbase_objects),
+    ("BTC-USDT-SWAP.json", okx_json),
+    ("BTCUSDT_split.json", names_beside_rows),
+    ("BTCUSDT_feed.json", columns_beside_a_state),
+    ("BTCUSDT_histominute.json", cryptocompare),
+    ("BTCUSDT_local_dates.csv", local_dates_beside_seconds),
+    ("BTCUSDT_index.csv", pandas_index),
+    ("BTCUSDT_index.parquet", pandas_parquet),
+    ("BTCUSDT_rates.csv", metatrader_python),
     ("BTCUSDT_commas.csv", decimal_commas),
     ("BTCUSDT_commas_alone.csv", decimal_commas_alone),
     ("BTCUSDT_grouped.csv", grouped_thousands),

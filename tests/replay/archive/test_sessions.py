@@ -54,6 +54,15 @@ def test_hours_over_a_change_of_clocks_and_a_half_session_have_no_hole(tmp_path:
     assert quality(candles).sessions == 25
 
 
+def test_hours_named_by_their_closes_are_rejected(tmp_path: Path) -> None:
+    times = opens("2014-10-27", "2014-12-01", HOUR_MS)
+    closes = read(write(tmp_path / "a.csv", times)).closes_ms.tolist()
+    with pytest.raises(DataInvalid, match="its times are those of closes, as sessions of XNAS end"):
+        read(write(tmp_path / "b.csv", closes))
+    later = [at + HOUR_MS for at in closes if at not in times]  # trading goes on after the session
+    assert read(write(tmp_path / "c.csv", sorted({*closes, *later}))).notes
+
+
 @pytest.mark.parametrize(
     ("day", "bars"), [("2014-11-05", 7), ("2014-11-28", 4)], ids=["whole", "half"]
 )

@@ -21,7 +21,8 @@ from tracepaper.replay.explain.document import (
     features_chart,
     looked_chart,
 )
-from tracepaper.replay.explain.recompute import Past, explain_fully, open_past
+from tracepaper.replay.explain.recompute import explain_fully
+from tracepaper.replay.report.past import Past, open_past
 from tracepaper.strategies.errors import DataInvalid
 
 

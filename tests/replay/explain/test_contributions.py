@@ -13,7 +13,7 @@ from tracepaper.models import BASE, LightGBM, tree_shap
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.explain.attribution import contributed
-from tracepaper.replay.explain.recompute import open_any
+from tracepaper.replay.report.past import open_any
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.extras import is_installed

@@ -18,7 +18,7 @@ import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.explain.attribution import by_feature, of_rows
 from tracepaper.replay.explain.importance import by_age, read_importance
-from tracepaper.replay.explain.recompute import open_any
+from tracepaper.replay.report.past import open_any
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SPAN = 50  # bars

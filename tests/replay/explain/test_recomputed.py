@@ -23,8 +23,8 @@ from tracepaper.replay.explain.recompute import (
     delete,
     explain_fully,
     moves_of,
-    open_past,
 )
+from tracepaper.replay.report.past import open_past
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe

@@ -19,9 +19,10 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.attribution import TypedMethod, explain_by
 from tracepaper.replay.explain.decision_document import read_decision
-from tracepaper.replay.explain.recompute import Past, attribute, open_past
+from tracepaper.replay.explain.recompute import attribute
 from tracepaper.replay.page import decisions
 from tracepaper.replay.report.attention_charts import rollout_chart
+from tracepaper.replay.report.past import Past, open_past
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid

@@ -116,8 +116,8 @@ def test_winners_and_losers_share_out_the_trades(attention_report: Report) -> No
             for trade in closed
             if trade.profit <= 0
         ]
-    assert losers.means["recent_mass"] == pytest.approx(mean(mass))
-    assert losers.means["entropy"] == pytest.approx(1 - losers.means["confidence"])
+    assert losers.means["recent_mass"][0] == pytest.approx(mean(mass))
+    assert losers.means["entropy"][0] == pytest.approx(1 - losers.means["confidence"][0])
     assert sum(losers.rollout) == pytest.approx(1.0, abs=1e-4)
 
 

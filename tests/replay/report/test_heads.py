@@ -14,7 +14,7 @@ from report_cases import build_report_of
 
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.document.charts import EdgeLayer, FlowLayer, HeatLayer
-from tracepaper.replay.explain.recompute import attribute, open_past
+from tracepaper.replay.explain.recompute import attribute
 from tracepaper.replay.report.attention_charts import (
     SCALE,
     edges_chart,
@@ -23,6 +23,7 @@ from tracepaper.replay.report.attention_charts import (
     layers_chart,
 )
 from tracepaper.replay.report.heads import HeadReport, group_names, read_heads, subject_tables
+from tracepaper.replay.report.past import open_past
 from tracepaper.replay.report.report import Report
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader

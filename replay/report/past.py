@@ -1,0 +1,204 @@
+"""One decision as it was made: its own model, the bars that it looked back on, its forecast."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
+from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.resume import recall_events
+from tracepaper.daemon.session.user_model import load_model, refuse_other_model
+from tracepaper.replay.document.values import Part
+from tracepaper.storage import checkpoints
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.model import Model
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.forecasters.attribution import Attending, attending
+from tracepaper.strategies.forecasters.cross_asset import over_symbols
+from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout, Run, Step
+from tracepaper.strategies.types.market import Bar
+
+
+class ModelAnswer(ABC):
+    """What a model says again of one decision; ``key`` is where it stands in JSON."""
+
+    key: ClassVar[str]
+
+    @abstractmethod
+    def parts(self) -> Iterator[Part]:
+        """Yield it for people."""
+
+    def document(self) -> Any:  # noqa: ANN401 - what JSON can hold
+        """Return its values; returns are log returns."""
+        return self
+
+    @property
+    def added(self) -> Sequence[tuple[str, float]]:
+        """What each feature added to the mean, where that is what it says."""
+        return ()
+
+
+Kind = TypeVar("Kind", bound=Forecaster)
+
+
+@dataclass(frozen=True)
+class PastOf(Generic[Kind]):
+    """What one decision was made of: its own model, and the bars that the model looks back on."""
+
+    run: Run
+    sequence: int
+    forecaster: Kind
+    forecast: Forecast  # as it was stored
+    bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
+    price_decimals: int
+    is_half: bool = False  # whether the forecaster is the network of the ensemble that decided
+    read: tuple[Bar, ...] = ()  # the bars, and the earlier ones that were asked for
+
+    @property
+    def decided(self) -> Bar:
+        """The bar whose close was decided."""
+        return self.bars[-1]
+
+    @property
+    def horizon_index(self) -> int:
+        """The place of the gates' horizon in the forecast; the first one where it has none."""
+        wanted = self.run.gate_horizon
+        return self.forecast.horizons.index(wanted) if wanted in self.forecast.horizons else 0
+
+
+Past = PastOf[Attending]
+"""A decision of a network that attends."""
+
+
+def open_past(database: Path, run_id: str, sequence: int, earlier: int | None = 0) -> Past:
+    """Open the decision's bars and forecast, with its network warmed up to it.
+
+    So many *earlier* bars are read as well, all of them where it is None. Raises ``DataInvalid`` as
+    ``open_any``, and for a model without attention.
+    """
+    past = open_any(database, run_id, sequence, earlier)
+    forecaster, model_id = attending(past.forecaster), past.forecaster.model_id
+    if over_symbols(past.forecaster) is not None:
+        raise DataInvalid(
+            f"The model {model_id} looks at several symbols, of which `explain --full` "
+            "and `--method rollout` say what it looked at; leave comparisons, pages and heads out."
+        )
+    if forecaster is None:
+        raise DataInvalid(
+            f"The model {model_id} has no attention to look back through; leave --full, --method "
+            "and --heads out, and see its gates and its forecast."
+        )
+    half = forecaster is not past.forecaster
+    return PastOf(**{**vars(past), "forecaster": forecaster, "is_half": half})
+
+
+def open_any(
+    database: Path, run_id: str, sequence: int, earlier: int | None = 0
+) -> PastOf[Forecaster]:
+    """Open the decision's bars and forecast, with its model warmed up to it; as ``open_past``.
+
+    Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars,
+    or the model's checkpoint is gone.
+    """
+    with Reader.open(database) as reader:
+        run = reader.run(run_id)
+        step = reader.step(run_id, sequence)
+        forecast = stored_forecast(run, step)
+        assert isinstance(step.event, Bar)
+        instrument = step.event.instrument
+        forecaster = kept_forecaster(database, run, forecast.model_id)
+        read = bars_before(
+            reader, run_id, sequence, instrument, forecaster, "its model", earlier=earlier
+        )
+    bars = read[-forecaster.context :]
+    forecaster.warm(instrument, bars)
+    decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
+    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals, read=tuple(read))
+
+
+def bars_before(
+    reader: Reader,
+    run_id: str,
+    sequence: int,
+    instrument: str,
+    model: Forecaster,
+    name: str,
+    *,
+    earlier: int | None = 0,
+) -> list[Bar]:
+    """Return the bars that *model* looks back on at a decision, after *earlier* ones.
+
+    It is shown what else it read. Raises ``DataInvalid``, with its *name*, where bars are lacking.
+    """
+    wanted = None if earlier is None else model.context + earlier
+    bars = reader.bars(run_id, instrument, wanted, until=sequence)
+    if len(bars) < model.context:
+        raise DataInvalid(
+            f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and {name} looks "
+            f"back on {model.context:,}; choose a later decision."
+        )
+    recall_events(model, reader, run_id, bars)
+    return bars
+
+
+def stored_forecast(run: Run, step: Step) -> Forecast:
+    """Return the stored forecast; raise ``DataInvalid`` where there is nothing to recompute."""
+    named = f"Decision {step.sequence} of run {run.run_id}"
+    if step.decision is None or not isinstance(step.event, Bar):
+        raise DataInvalid(f"Step {step.sequence} of run {run.run_id} is no decision; name one.")
+    if not run.model_id:
+        raise DataInvalid(
+            f"{named} asked no model, so there is nothing to recompute; choose a decision of an "
+            "attention run."
+        )
+    if isinstance(step.prediction, PredictionTimeout):
+        raise DataInvalid(
+            f"{named} has no forecast to take apart, for the model missed its deadline of "
+            f"{step.prediction.deadline_ms:,} ms; choose another decision."
+        )
+    if step.prediction is None:
+        if step.decision.refused_by == "finite":
+            raise DataInvalid(
+                f"{named} was refused by the gate finite, for its model gave no usable forecast; "
+                "choose another decision."
+            )
+        raise DataInvalid(
+            f"{named} came before its model was warm, so there is nothing to recompute; choose a "
+            "later decision."
+        )
+    return step.prediction
+
+
+def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
+    """Return the model that decided: beside the database, or a bundled one.
+
+    Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is not there any more.
+    """
+    config = restore(run.config)
+    if config.model.own_class:
+        own_model = load_model(config)
+        refuse_other_model(own_model, run.model_sha256, run.run_id)
+        if type(own_model.model).contributions is Model.contributions:
+            raise DataInvalid(
+                f"The model {config.model.own_class} is a class of a user's own, which does not "
+                "say where it looked; leave --full out, or implement contributions."
+            )
+        own_model.scale(run.instruments)
+        return own_model
+    folder = checkpoints.find_kept(database, model_id)
+    vectors = recorded_covariates(
+        database, kept_covariates_of(run.libraries), checkpoints.read_card(folder)
+    )
+    forecaster: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
+    if forecaster.model_id != model_id:
+        raise DataInvalid(
+            f"{folder} holds the checkpoint {forecaster.model_id}, and {model_id} decided; "
+            "restore it."
+        )
+    return forecaster
