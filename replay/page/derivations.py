@@ -34,7 +34,9 @@ def load_libraries(shelf: Databases) -> None:
             query = "SELECT 1 FROM v_runs WHERE model_id != ''"
             has_model |= shelf.reader(path).connection.execute(query).fetchone() is not None
     if has_model:
-        import tracepaper.strategies.forecasters.build  # noqa: F401
+        from tracepaper.strategies.forecasters.build import model_kinds
+
+        model_kinds()  # the modules of all of them: the first answer would load them
 
 
 def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.DerivedDecision:
