@@ -153,6 +153,11 @@ class ParityState(Struct, frozen=True):
     error: str = ""  # why it could not be compared
     first_difference: str = ""  # with its culprit
 
+    @property
+    def is_same(self) -> bool:
+        """Whether every decision was compared, and is the same."""
+        return not self.error and self.identical == self.decisions
+
 
 class Damage(Struct, frozen=True):
     """Where the chain of a record breaks."""
@@ -359,24 +364,6 @@ class FinishedTask(Struct, frozen=True, tag="done", tag_field="type"):
     result: Any
 
 
-class Column(Struct, frozen=True):
-    """A column of a view."""
-
-    name: str
-    kind: str  # integer, real or text
-    meaning: str
-
-
-class Rows(Struct, frozen=True):
-    """Rows of a documented view; ``next`` goes into ``after`` for the rows that follow."""
-
-    view: str
-    columns: list[Column]
-    rows: list[list[Any]]
-    total: int
-    next: str | None
-
-
 class RunEvent(Struct, frozen=True):
     """A start, a gap, a command, a daily replay, a retraining, or another event worth a line."""
 
@@ -387,20 +374,8 @@ class RunEvent(Struct, frozen=True):
     text: str
 
 
-class Health(Struct, frozen=True):
-    """Whether the run is sound, and the document of what is known; parts as in ``Document``."""
-
-    is_live: bool  # of a running daemon, which knows more than the record
-    state: str  # running, halted, ended or killed
-    is_wrong: bool  # the record is damaged, or lacks bars
-    is_ready: bool
-    steps: int
-    title: str
-    parts: list[dict[str, Any]]
-
-
 class Document(Struct, frozen=True):
-    """A report, a sweep or a model, in reading order; parts as ``as_parts`` writes them."""
+    """What a place of the page says, in reading order; parts as ``as_parts`` writes them."""
 
     title: str
     parts: list[dict[str, Any]]

@@ -13,19 +13,18 @@ import numpy as np
 
 from tracepaper.replay.document.charts import rounded
 from tracepaper.replay.document.values import TitledParts, as_document
-from tracepaper.replay.page import lists, records, runs
+from tracepaper.replay.page import lists, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.page.export import packed
 from tracepaper.replay.page.rollups import numbers_of
-from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, RowParameters, match
+from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
 from tracepaper.strategies.gates.declared import warm
 
 CELLS_MAX: Final = 200_000
 """Cells of all instruments together; each has at most ``POINTS_MAX``."""
 LEVELS: Final = (1, 5, 15, 60, 240, 1_440, 10_080)
 """Lengths of cells, in bars, that columns are held in."""
-VIEWS: Final = ("trades", "orders", "fills", "ledger")
-VIEW_ROWS_MAX: Final = 5_000
+POINTS_LEAST: Final = 1_000
 NEWEST: Final = 24
 FILLED: Final = 60
 REFUSED: Final = 24
@@ -81,10 +80,10 @@ def contents_of(
     run = client.of_run()
     client.hold_list()
     candles = _columns(client, run)
-    for view in VIEWS:
-        _hold_view(client, view)
-    for rest in ("/marks", "/account", "/health", "/refusals", *["/model"] * run["has_model"]):
+    for rest in ("/marks", "/health", "/refusals", *["/model"] * run["has_model"]):
         client.of_run(rest)
+    path = f"/runs/{run_id}/account"
+    client.hold(path, client.answer(path, limit=ROWS_MAX))
     if document is None:
         progress("working out the report")
         client.of_run("/report")
@@ -156,7 +155,7 @@ class _RouteClient:
 def _columns(client: _RouteClient, run: Answer) -> list[Answer]:
     """Hold the columns of every instrument in cells of several lengths; return the shortest."""
     names = [each["id"] for each in run["instruments"]]
-    points = min(POINTS_MAX, max(ROWS_MAX, CELLS_MAX // max(1, len(names))))
+    points = min(POINTS_MAX, max(POINTS_LEAST, CELLS_MAX // max(1, len(names))))
     candles = []
     wanted = [("candles", {"instrument": name}) for name in names]
     for kind, query in [*wanted, ("equity", {})]:
@@ -202,20 +201,6 @@ def _round(answer: Answer) -> None:
         answer["spare"][gate] = numbers_of(np.array(column, np.float64).round(SPARE_DECIMALS))
 
 
-def _hold_view(client: _RouteClient, view: str) -> None:
-    """Hold the newest rows of *view*, without what no place shows."""
-    page = RowParameters(sort="sequence", descending=True, limit=VIEW_ROWS_MAX)
-    answer: Answer = msgspec.to_builtins(records.rows(client.shown, view, {}, page))
-    columns = answer["columns"]
-    kept = [
-        place for place, column in enumerate(columns)
-        if column["name"] != "run_id" and not column["name"].endswith("_iso")
-    ]  # fmt: skip
-    answer["columns"] = [columns[place] for place in kept]
-    answer["rows"] = [[row[place] for place in kept] for row in answer["rows"]]
-    client.hold(f"/runs/{client.run_id}/views/{view}", answer | {"next": None})
-
-
 # ---------------------------------------------------------------- decisions
 
 
@@ -239,9 +224,11 @@ def _chosen(client: _RouteClient, run: Answer, candles: list[Answer]) -> list[in
     share = max(1, len(candles))
     for columns in candles:
         picked |= _of_instrument(columns, share)
-    picked |= {fill["decision_sequence"] for fill in _rows(client, "fills")[:FILLED]}
+    views = client.shown.views
+    picked |= {fill["decision_sequence"] for fill in views.rows("v_fills", newest=FILLED)}
     first = run["first_sequence"] or 0  # a trade outlives a prune, its decision does not
-    trades = [of for of in _rows(client, "trades") if of["entry_sequence"] >= first]
+    newest = views.rows("v_trades", newest=ROWS_MAX)
+    trades = [of for of in newest if of["entry_sequence"] >= first]
     trades.sort(key=lambda trade: trade["net"] or 0.0)
     picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     return sorted(sequence for sequence in picked if sequence is not None)
@@ -263,9 +250,3 @@ def _of_instrument(candles: Answer, share: int) -> set[int]:
         *refusals[-max(1, REFUSED // share) :],
         *forecasts[::each],
     }
-
-
-def _rows(client: _RouteClient, view: str) -> list[Answer]:
-    held = client.answers[f"{PREFIX}/runs/{client.run_id}/views/{view}"]
-    names = [column["name"] for column in held["columns"]]
-    return [dict(zip(names, row, strict=True)) for row in held["rows"]]

@@ -23,7 +23,8 @@ from tracepaper.replay.page.process import STREAMS
 PREFIX: Final = "/api/v1"
 POINTS: Final = 2_000
 POINTS_MAX: Final = 20_000
-ROWS_MAX: Final = 1_000
+ROWS: Final = 50
+ROWS_MAX: Final = 5_000
 
 Time = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 Report = Callable[[float, str], None]
@@ -65,12 +66,18 @@ class MarkParameters(SpanParameters, frozen=True):
     instrument: str | None = None
 
 
+class ListParameters(Struct, frozen=True):
+    """How many of the newest rows of each list are asked for."""
+
+    limit: Annotated[int, Meta(ge=1, le=ROWS_MAX)] = ROWS
+
+
 class RowParameters(SpanParameters, frozen=True):
     """A range of time, an order and a page; any column of the view filters by equality."""
 
     sort: str | None = None
     descending: bool = False
-    limit: Annotated[int, Meta(ge=1, le=ROWS_MAX)] = 100
+    limit: Annotated[int, Meta(ge=1, le=ROWS_MAX)] = ROWS
     after: str | None = None
 
 
@@ -128,6 +135,11 @@ class RouteRequest(NamedTuple):
         return self.shelf.find(self.names["run"])
 
     @property
+    def verified(self) -> answers.ParityState | None:
+        """What a reader of this page had the run compared with."""
+        return msgspec.convert(self.shelf.verified, answers.ParityState | None)
+
+    @property
     def decision(self) -> tuple[ShownRun, int]:
         """The decision that the path names: its run, and its place there."""
         text = self.names["sequence"]
@@ -163,7 +175,8 @@ def _named(shown: ShownRun, instrument: str) -> str:
 class ReadRoute:
     """One address of the interface; what it responds with may be a document's parts.
 
-    One that is open takes columns of a view as further parameters.
+    One that is open takes columns of a view as further parameters; one that stands within another
+    document of its run does not say again what is unusual of the run.
     """
 
     path: str
@@ -172,6 +185,7 @@ class ReadRoute:
     answer: type[Struct] = answers.Document
     parameters: type[Struct] = NoParameters
     is_open: bool = False
+    is_within: bool = False
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -190,9 +204,13 @@ class ReadRoute:
 
 
 def _run(of: RouteRequest) -> Struct:
-    pulled_ms = of.shelf.pulled_ms(of.shown.database)
-    counted = of.parameters.counted
-    return runs.run(of.shown, of.shelf.served, counted=counted, pulled_ms=pulled_ms)
+    return runs.run(
+        of.shown,
+        of.shelf.served,
+        counted=of.parameters.counted,
+        pulled_ms=of.shelf.pulled_ms(of.shown.database),
+        verified=of.verified,
+    )
 
 
 def _marks(of: RouteRequest) -> Struct:
@@ -215,9 +233,9 @@ def _sweep(of: RouteRequest) -> Struct:
     return answers.Document(**document)
 
 
-def _health(of: RouteRequest) -> Struct:
+def _health(of: RouteRequest) -> TitledParts:
     status = of.shelf.status if of.names["run"] == of.shelf.served else None
-    return records.health(of.shown, of.shelf.served, status)
+    return records.health(of.shown, of.shelf.served, status, of.verified)
 
 
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
@@ -252,15 +270,18 @@ ROUTES: Final = (
           lambda of: _late("model").model_document(of.shown)),
     ReadRoute(f"{_R}/what-if", "What other keys, fewer gates or a later start would have made "
           "of the run.",
-          lambda of: _late().what_if_of(of.shown, of.parameters), parameters=ChangeParameters),
-    ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
-          lambda of: records.rows(of.shown, of.names["view"], of.filters, of.parameters),
-          answers.Rows, RowParameters, is_open=True),
-    ReadRoute(f"{_R}/account", "Every account with its curve, and what is held.",
-          lambda of: _late("documents").account(of.shown)),
+          lambda of: _late().what_if_of(of.shown, of.parameters), parameters=ChangeParameters,
+          is_within=True),
+    ReadRoute(f"{_R}/views/{{view}}", "A page of a documented view; any of its columns filters.",
+          lambda of: records.view(of.shown, of.names["view"], of.filters, of.parameters),
+          parameters=RowParameters, is_open=True),
+    ReadRoute(f"{_R}/account", "Every account with its curve, what is held, and the newest trades, "
+          "orders, fills and lines of the ledger.",
+          lambda of: _late("documents").account(of.shown, of.parameters.limit),
+          parameters=ListParameters),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
           lambda of: records.refusals(of.shown)),
-    ReadRoute(f"{_R}/health", "Whether the run is sound.", _health, answers.Health),
+    ReadRoute(f"{_R}/health", "Whether the run is sound.", _health),
     ReadRoute(f"{_R}/compare", "The runs that may stand beside one.",
           lambda of: lists.beside_document(
               of.shown, runs.runs(of.shelf, counted=of.parameters.counted)),
@@ -293,9 +314,12 @@ class Call:
         """Return the answer."""
         given = RouteRequest(shelf, self.parameters, report, self.names, self.filters)
         answer = self.route.respond(given)
-        if isinstance(answer, TitledParts):
-            return answers.Document(**as_document(answer))
-        return answer
+        if not isinstance(answer, TitledParts):
+            return answer
+        if self.names.keys() == {"run"} and not self.route.is_within:
+            said = [part for part in runs.unusual(given.shown) if part not in answer.parts]
+            answer = TitledParts(answer.title, (*said, *answer.parts))
+        return answers.Document(**as_document(answer))
 
 
 def match(path: str, query: Mapping[str, str]) -> Call:

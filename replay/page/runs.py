@@ -15,6 +15,7 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import BUY_AND_HOLD, TWINS
 from tracepaper.replay.document.charts import OTHER_LINE, OWN_LINE, WHOLE_LINE, shadow_line
+from tracepaper.replay.document.values import Paragraph
 from tracepaper.replay.explain.decision import missed_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
@@ -114,7 +115,7 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
 
 
 def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
-    if is_counted and _damage(shown):  # it counts the steps as well
+    if is_counted and damage_of(shown):  # it counts the steps as well
         return "damaged"
     if (held := halt(shown)) is not None:
         return f"halted by {held.by}"
@@ -123,8 +124,22 @@ def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
     return "pruned" if shown.columns.span[0] else ""
 
 
-def _damage(shown: ShownRun) -> str:
+def damage_of(shown: ShownRun) -> str:
+    """Return one sentence where the record is damaged, else an empty text."""
     return shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
+
+
+def unusual(shown: ShownRun) -> Iterator[Paragraph]:
+    """Yield a sentence of each thing that a reader of any document of the run must know first."""
+    if damage := damage_of(shown):
+        yield Paragraph(damage, "warning")
+    if (held := halt(shown)) is not None:
+        yield Paragraph(held.sentence, "warning")
+    if _decided(shown) == (None, None):
+        yield Paragraph("No bar was decided yet; the first that closes makes a decision.", "note")
+    elif first := shown.columns.span[0]:
+        since = f"Its oldest steps were pruned: step {first:,} is the first of what is left."
+        yield Paragraph(since, "note")
 
 
 def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
@@ -138,7 +153,12 @@ def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
 
 
 def run(
-    shown: ShownRun, served: str = "", *, counted: bool = False, pulled_ms: int | None = None
+    shown: ShownRun,
+    served: str = "",
+    *,
+    counted: bool = False,
+    pulled_ms: int | None = None,
+    verified: answers.ParityState | None = None,
 ) -> answers.Run:
     """Return one run: its summary, configuration and accounts; *counted* waits for its counts."""
     if counted:
@@ -146,7 +166,7 @@ def run(
     row, columns = shown.views.run(), shown.columns
     first, last = _decided(shown)
     refused = shown.rollups.refusals()
-    damage, thresholds = _damage(shown), columns.thresholds
+    damage, thresholds = damage_of(shown), columns.thresholds
     return answers.Run(
         row=run_row(shown, served),
         config=json.loads(row["config"]),
@@ -171,7 +191,7 @@ def run(
         holdings=holdings(shown),
         last_refusal=_last_refusal(shown),
         last_fill=_last_fill(shown.views),
-        parity=newest_parity(shown),
+        parity=newest_parity(shown, verified),
         damage=answers.Damage(columns.span[1], damage) if damage else None,
         halt=halt(shown),
         holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
@@ -259,16 +279,21 @@ def _states(shown: ShownRun) -> tuple[LastingState, ...]:
     return shown.rollups.kept_value("states", lambda: lasting_states(shown.columns))
 
 
-def newest_parity(shown: ShownRun) -> answers.ParityState | None:
+def newest_parity(
+    shown: ShownRun, verified: answers.ParityState | None = None
+) -> answers.ParityState | None:
     """Return the newest comparison of the run with its replay; None where there is none.
 
-    A check that was made on the run's last step is newer than every event of the run.
+    A check that was made on the run's last step is newer than every event of the run, and what was
+    *verified* for a reader of this page newer than what is stored, until the run compares itself.
     """
+    event = shown.reader.newest_of(shown.run_id, ParityCheck)
+    if verified is not None and (event is None or event.market_ms <= verified.at_ms):
+        return verified
     stored = shown.reader.stored_run(shown.run_id)
     check = newest_check(shown.reader.connection, stored.run_key, stored.head_digest)
     if check is not None:
         return parity_state(check.result, check.checked_ms)
-    event = shown.reader.newest_of(shown.run_id, ParityCheck)
     return None if event is None else parity_state(event, event.market_ms)
 
 

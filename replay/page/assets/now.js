@@ -1,6 +1,6 @@
 /** The Now view: one sentence, one chart, one card. The pointer is time. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { getDecision, getRow, knownDecision, source } from "./api.js";
+import { findDecision, getDecision, knownDecision, source } from "./api.js";
 import { indexAt } from "./cells.js";
 import { Card } from "./card.js";
 import { shareBetween } from "./chart/attention.js";
@@ -50,20 +50,20 @@ function useNotice() {
 async function seek({ run, frame, from, direction, kind, gate, instrument }) {
   const isLater = direction > 0;
   const after = (ms) => (isLater ? { from_ms: ms + 1 } : { until_ms: ms });
-  const row = (view, wanted) => getRow(run.row.run_id, view, { instrument, sort: "sequence", descending: isLater ? null : "true", ...wanted });
+  const find = (view, wanted) => findDecision(run.row.run_id, view, !isLater, { instrument, ...wanted });
   if (kind === "fill") {
     const ahead = frame.fills.filter((fill) => fill.decision_sequence != null && (fill.decision_sequence - from.sequence) * direction > 0);
     if (ahead.length) return ahead.at(isLater ? 0 : -1).decision_sequence;
-    return source.isRecord ? null : (await row("fills", after(from.close_time_ms)))?.decision_sequence;
+    return source.isRecord ? null : find("fills", after(from.close_time_ms));
   }
   const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
-  const rows = await Promise.all(names.map((name) => row("decisions", { ...after(from.open_time_ms), refused_by: name })));
-  const sequences = rows.filter(Boolean).map((each) => each.sequence);
+  const found = await Promise.all(names.map((name) => find("decisions", { ...after(from.open_time_ms), refused_by: name })));
+  const sequences = found.filter((sequence) => sequence != null);
   return sequences.length ? Math[isLater ? "min" : "max"](...sequences) : null;
 }
 
 /** The decision on the bar at or before a time. */
-export const sequenceAt = async (run, instrument, ms) => (await getRow(run, "decisions", { instrument, until_ms: ms + 1, sort: "sequence", descending: "true" }))?.sequence ?? null;
+export const sequenceAt = (run, instrument, ms) => findDecision(run, "decisions", true, { instrument, until_ms: ms + 1 });
 
 function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
   const at = index ?? (frame ? frame.length - 1 : 0);

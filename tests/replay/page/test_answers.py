@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from builders import present
 from page_cases import shown_of
 from records import tamper
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
-from storage_cases import other_events, plain_steps, undecided, write_run
+from storage_cases import other_events, plain_steps, prune, undecided, write_run
 from user_strategies import importable
 
-from tracepaper.replay.document.values import Table, as_parts
+from tracepaper.replay.document.values import Pages, Table, as_parts
 from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
     answers,
@@ -33,14 +35,16 @@ from tracepaper.replay.page import (
     runs,
 )
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
-from tracepaper.replay.page.routes import RowParameters, match
+from tracepaper.replay.page.routes import ROUTES, RowParameters, match
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.lock import InstanceLock
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.gates.gate import measured
 from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.units import without_zeros
 
 
 class StopEveryTenBars(Strategy):
@@ -158,7 +162,7 @@ def test_orders_that_rested_are_those_of_the_views(rested: ShownRun) -> None:
 
 
 def test_the_account_is_a_document_whose_curves_end_at_its_figures(run: ShownRun) -> None:
-    parts = as_parts(documents.account(run).parts)
+    parts = as_parts(documents.account(run, 50).parts)
     accounts = runs.accounts(run)
     table, chart = (
         next(part for part in parts if part["kind"] == kind) for kind in ("table", "chart")
@@ -233,19 +237,40 @@ def test_each_account_is_measured_from_its_own_beginning(run: ShownRun) -> None:
             assert account.total_return == pytest.approx(account.equity / first["equity"] - 1)
 
 
+def page_of(run: ShownRun, view: str, filters: dict[str, str], **page: Any) -> tuple[Table, Pages]:
+    table = records.view_table(run, view, filters, RowParameters(**page))
+    return table, present(table.pages)
+
+
 def test_rows_are_filtered_sorted_and_paged(run: ShownRun) -> None:
-    first = records.rows(run, "decisions", {"allowed": "0"}, RowParameters(limit=10))
-    assert first.total == run.views.count("v_decisions", allowed=0)
-    after = RowParameters(limit=10, after=first.next)
-    more = records.rows(run, "decisions", {"allowed": "0"}, after)
-    assert more.rows[0][1] > first.rows[-1][1]
-    whole = records.rows(run, "fills", {}, RowParameters(limit=1_000))
-    assert whole.next is None
-    last = records.rows(run, "fills", {}, RowParameters(limit=whole.total))
-    assert (len(last.rows), last.next) == (whole.total, None)  # a page that is just full
+    first, pages = page_of(run, "decisions", {"allowed": "0"}, limit=10)
+    assert pages.total == run.views.count("v_decisions", allowed=0)
+    assert pages.before is None
+    more, after = page_of(run, "decisions", {"allowed": "0"}, limit=10, after=pages.after)
+    assert more.rows[0][0] > first.rows[-1][0]
+    assert after.before == "0"
+    _, whole = page_of(run, "fills", {}, limit=1_000)
+    assert whole.after is None
+    last, pages = page_of(run, "fills", {}, limit=whole.total)
+    assert (len(last.rows), pages.after) == (whole.total, None)  # a page that is just full
     for view, filters in (("nope", {}), ("fills", {"x": "1"}), ("fills", {"price": "much"})):
         with pytest.raises(HttpRefusal):
-            records.rows(run, view, filters, RowParameters(limit=10))
+            page_of(run, view, filters, limit=10)
+
+
+def test_a_list_has_exact_numbers_and_opens_the_decision_of_each_fill(run: ShownRun) -> None:
+    table, _ = page_of(run, "fills", {}, limit=3, sort="price", descending=True)
+    stored = sorted(run.views.rows("v_fills"), key=lambda row: -row["price"])[:3]
+    assert [row["price"] for row in table.records()] == [
+        f"{Decimal(without_zeros(row['price_text'])):,}" for row in stored
+    ]
+    (part,) = as_parts([table])
+    assert [column["key"] for column in part["columns"]] == [
+        *("sequence", "decision_sequence", "filled_ms", "side", "quantity", "price", "fee"),
+        *("liquidity", "reason"),
+    ]
+    assert [row[1]["step"] for row in part["rows"]] == [row["decision_sequence"] for row in stored]
+    assert part["pages"]["sort"] == "price"
 
 
 def test_the_report_is_the_document_that_the_command_writes(run: ShownRun) -> None:
@@ -352,22 +377,68 @@ def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
     assert refused.error == f"Run {row.run_id} is shown from copy.db; name this file alone."
 
 
-def test_a_list_says_what_is_unusual_of_a_run(tmp_path: Path) -> None:
-    halted = replayed(tmp_path, f'{cross()}[risk]\nmax_drawdown = "0.0005"\n', "--data", BTC)
-    cut, new = tmp_path / "cut.db", tmp_path / "new.db"
-    write_run(cut, plain_steps(40))
-    tamper(cut, "DELETE FROM steps WHERE sequence = 30")
-    write_run(new, [undecided(0, other_events()[0])])
-    states = []
-    for path in (halted, cut, new):
-        table = lists.runs_document(runs.runs(Databases([path]))).parts[0]
-        assert isinstance(table, Table)
-        states.append(table.rows[0][1])
-    assert states == [
-        "replay, halted by risk.drawdown",
-        "replay, damaged",
-        "replay, no bar yet",
-    ]
+def halted(folder: Path) -> Path:
+    return replayed(folder, f'{cross()}[risk]\nmax_drawdown = "0.0005"\n', "--data", BTC)
+
+
+def damaged(folder: Path) -> Path:
+    write_run(folder / "cut.db", plain_steps(40))
+    tamper(folder / "cut.db", "DELETE FROM steps WHERE sequence = 30")
+    return folder / "cut.db"
+
+
+def without_a_bar(folder: Path) -> Path:
+    write_run(folder / "new.db", [undecided(0, other_events()[0])])
+    return folder / "new.db"
+
+
+def pruned(folder: Path) -> Path:
+    path = replayed(folder, cross(), "--data", SAMPLE, "--to", "2025-05-30")
+    prune(path, keep_days=1, pruned_at_ms=0)
+    return path
+
+
+def every_part(parts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        yield from every_part(part["parts"]) if part["kind"] == "fold" else [part]
+
+
+@pytest.mark.parametrize(
+    ("made", "state", "sentence"),
+    [
+        (halted, "halted by risk.drawdown", "This run is halted by risk.drawdown since "),
+        (damaged, "damaged", "The row of run r-1 counts 40 steps and 39 are stored"),
+        (without_a_bar, "no bar yet", "No bar was decided yet"),
+        (pruned, "pruned", "Its oldest steps were pruned: step 3,000"),
+    ],
+)
+def test_what_is_unusual_of_a_run_begins_each_of_its_documents(
+    tmp_path: Path, made: Callable[[Path], Path], state: str, sentence: str
+) -> None:
+    shelf = Databases([made(tmp_path)])
+    table = lists.runs_document(runs.runs(shelf)).parts[0]
+    assert isinstance(table, Table)
+    assert table.rows[0][1] == f"replay, {state}"
+    run = shown_of(*shelf.paths).run_id
+    said = 0
+    for route in ROUTES:
+        if route.answer is not answers.Document or route.places != ["run"] or route.is_within:
+            continue
+        call = match(route.path.format(run=run), {})
+        if state == "no bar yet" and route.path.endswith("/report"):  # as its command says
+            with pytest.raises(TracepaperError, match="has decided no bar yet"):
+                call.respond(shelf, lambda *_: None)
+            continue
+        document = call.respond(shelf, lambda *_: None)
+        assert isinstance(document, answers.Document)
+        assert document.parts[0]["text"].startswith(sentence), route.path
+        assert sum(part.get("text") == document.parts[0]["text"] for part in document.parts) == 1
+        said += 1
+        for part in every_part(document.parts):
+            if part["kind"] == "table":
+                assert part["rows"] or part["notes"], (route.path, part["key"])
+            assert part["kind"] != "chart" or any(panel["layers"] for panel in part["panels"])
+    assert said == 6 - (state == "no bar yet")
 
 
 def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(
@@ -383,9 +454,9 @@ def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(
     shelf = Databases([database])
     lock = InstanceLock.acquire(database)
     try:
-        states = [records.health(shelf.find(run_id)).state for run_id in (older, newer)]
-        assert states == ["killed", "running"]
-        assert records.health(shelf.find(older), older).state == "running"
+        titles = [records.health(shelf.find(run_id)).title for run_id in (older, newer)]
+        assert ["run, killed;" in titles[0], "run, running;" in titles[1]] == [True, True]
+        assert "run, running;" in records.health(shelf.find(older), older).title
     finally:
         lock.release()
 

@@ -76,7 +76,7 @@ CUT: Final = """() => {
 }"""
 SMALL_TARGETS: Final = """() => {
     const targets = document.querySelectorAll("a[href], button, input, select, summary");
-    const isWord = (element) => (element.closest("p")?.textContent ?? element.textContent)
+    const isWord = (element) => (element.closest("p, h1")?.textContent ?? element.textContent)
         !== element.textContent;
     return [...targets].filter((element) => {
         const { width, height } = element.getBoundingClientRect();
