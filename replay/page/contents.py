@@ -16,8 +16,9 @@ from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.replay.page import lists, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.page.export import packed
+from tracepaper.replay.page.records import ROWS_MAX
 from tracepaper.replay.page.rollups import numbers_of
-from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
+from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, match
 from tracepaper.strategies.gates.declared import warm
 
 CELLS_MAX: Final = 200_000

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tracepaper.replay.checks.parity import check_of_run
 from tracepaper.replay.checks.verify import verify_run
@@ -18,9 +18,6 @@ from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.decisions import decision_at
 from tracepaper.replay.page.runs import parity_state
 from tracepaper.strategies.errors import TracepaperError
-
-if TYPE_CHECKING:
-    from tracepaper.replay.page.routes import ChangeParameters
 
 Report = Callable[[float, str], None]
 FEATURES_SHOWN: Final = 5
@@ -97,7 +94,7 @@ def report_of(shown: ShownRun) -> TitledParts:
     return report_document(build_report(shown.database, shown.run_id))
 
 
-def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
+def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) -> TitledParts:
     """Return what a change would have made of the run, as ``whatif`` says it."""
     from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
@@ -107,9 +104,9 @@ def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
         shown.reader,
         shown.database,
         shown.run_id,
-        changes=settings_of([text for text in wanted.changes.split(";") if text]),
-        drop_gates=[name for name in wanted.drop.split(",") if name],
-        from_ms=wanted.from_ms,
+        changes=settings_of([text for text in changes.split(";") if text]),
+        drop_gates=[name for name in drop.split(",") if name],
+        from_ms=from_ms,
     )
     return what_if_document(what_if(changed))
 

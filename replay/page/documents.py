@@ -23,9 +23,8 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.page.lists import run_name
-from tracepaper.replay.page.records import LISTS, view_table
+from tracepaper.replay.page.records import LISTS, RowsPage, view_table
 from tracepaper.replay.page.rollups import OWN
-from tracepaper.replay.page.routes import RowParameters
 from tracepaper.replay.report import charts
 from tracepaper.replay.report.figures import shortfall_tables
 from tracepaper.replay.run_columns import Floats
@@ -79,7 +78,7 @@ def _account(shown: ShownRun, limit: int) -> Iterator[Part]:
         yield table("positions", "", POSITIONS, held)
     else:
         yield Paragraph("Flat: nothing is held.", "note")
-    page = RowParameters(descending=True, limit=limit)
+    page = RowsPage(descending=True, limit=limit)
     lists = {name: view_table(shown, name, {}, page) for name in LISTS}
     for name, listed in lists.items():
         if listed.rows:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -41,13 +41,12 @@ from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.types.market import GapCause, ModelChange
 from tracepaper.strategies.units import DAY_MS, NOTHING, count_of, duration, number, without_zeros
 
-if TYPE_CHECKING:
-    from tracepaper.replay.page.routes import RowParameters
-
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
 COUNTED_MAX: Final = 100_000
 """Rows beyond these are not counted: a view of a year has millions."""
 HAPPENINGS_MAX: Final = 200
+ROWS: Final = 50
+ROWS_MAX: Final = 5_000
 FIRST_ROWS: Final = 10
 """Rows of a page of a view that a person is shown before the others are asked for."""
 LISTS: Final = {
@@ -73,9 +72,18 @@ _ORDER: Final = ("sequence", "ordinal")
 # ---------------------------------------------------------------- views
 
 
-def view(
-    shown: ShownRun, name: str, filters: Mapping[str, str], page: RowParameters
-) -> TitledParts:
+class RowsPage(NamedTuple):
+    """A range of time, an order, and which rows of them."""
+
+    from_ms: int | None = None
+    until_ms: int | None = None
+    sort: str | None = None
+    descending: bool = False
+    limit: int = ROWS
+    after: str | None = None
+
+
+def view(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> TitledParts:
     """Return a page of one view of the run as a document of one table.
 
     Raises ``HttpRefusal`` for a view or a column that there is not.
@@ -84,9 +92,7 @@ def view(
     return TitledParts(name.capitalize(), (view_table(shown, name, filters, page),))
 
 
-def view_table(
-    shown: ShownRun, name: str, filters: Mapping[str, str], page: RowParameters
-) -> Table:
+def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> Table:
     """Return a page of one view of the run, of the lists those columns that people look for."""
     if (stored := SHOWN_VIEWS.get(f"v_{name}")) is None:
         raise HttpRefusal(404, f"There is no view {name[:40]!r}; docs/views.md lists all.")
@@ -133,7 +139,7 @@ def _condition(
     shown: ShownRun,
     columns: Mapping[str, ViewColumn],
     filters: Mapping[str, str],
-    page: RowParameters,
+    page: RowsPage,
 ) -> tuple[str, list[str | float]]:
     """Return the condition of the wanted rows, and its values."""
     where, values = ["run_id = ?"], list[str | float]([shown.run_id])

@@ -35,7 +35,7 @@ from tracepaper.replay.page import (
     runs,
 )
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
-from tracepaper.replay.page.routes import ROUTES, RowParameters, match
+from tracepaper.replay.page.routes import ROUTES, match
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.lock import InstanceLock
@@ -238,7 +238,7 @@ def test_each_account_is_measured_from_its_own_beginning(run: ShownRun) -> None:
 
 
 def page_of(run: ShownRun, view: str, filters: dict[str, str], **page: Any) -> tuple[Table, Pages]:
-    table = records.view_table(run, view, filters, RowParameters(**page))
+    table = records.view_table(run, view, filters, records.RowsPage(**page))
     return table, present(table.pages)
 
 
