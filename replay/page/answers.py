@@ -159,25 +159,11 @@ class ParityState(Struct, frozen=True):
         return not self.error and self.identical == self.decisions
 
 
-class Damage(Struct, frozen=True):
-    """Where the chain of a record breaks."""
-
-    sequence: int
-    sentence: str
-
-
 class NoteSeries(Struct, frozen=True):
     """A name under which the strategy noted numbers."""
 
     instrument: str
     name: str
-
-
-class Halt(Struct, frozen=True):
-    """What allows no new exposure until the operator's RESUME."""
-
-    by: str  # operator, or the gate of a limit on risk
-    sentence: str  # as the report says it
 
 
 class Run(Struct, frozen=True):
@@ -192,8 +178,8 @@ class Run(Struct, frozen=True):
     last_refusal: LastRefusal | None
     last_fill: LastFill | None
     parity: ParityState | None  # None where nobody asked
-    damage: Damage | None
-    halt: Halt | None
+    damage: str  # in a sentence; empty where there is none
+    halt: str  # what allows no new exposure until the operator's RESUME, as the report says it
     holes: str  # how long nothing could trade for want of bars, and why; empty where not for long
     notes: list[NoteSeries]
     first_sequence: int | None  # of a decision
@@ -330,19 +316,6 @@ class Decision(Struct, frozen=True):
     digest: str  # of its commit; empty where a prune took that
     previous: int | None  # sequences of the decisions beside it, of the same instrument
     following: int | None
-
-
-class DerivedDecision(Struct, frozen=True):
-    """A decision derived again from the record, now."""
-
-    sequence: int
-    same: bool
-    seconds: float
-    field: str = ""  # the first that differs
-    stored: str = ""
-    derived: str = ""
-    culprit: str = ""
-    tolerance: str = ""  # why floats were held within tolerances, where they were
 
 
 class Progress(Struct, frozen=True, tag="progress", tag_field="type"):

@@ -131,7 +131,7 @@ class _RouteClient:
         listed = msgspec.structs.replace(listed, runs=rows, sweeps=[])
         self.hold("/runs", msgspec.to_builtins(listed))
         self.hold("/overview", as_document(lists.runs_document(listed)))
-        beside = lists.beside_document(self.shown, listed)
+        beside = runs.begun(self.shown, lists.beside_document(self.shown, listed))
         self.hold(f"/runs/{self.run_id}/compare", as_document(beside))
 
     def answer(self, path: str, **query: str | float) -> Any:  # noqa: ANN401

@@ -12,10 +12,18 @@ from typing import Any, Final
 
 from tracepaper.replay.checks.parity import check_of_run
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.document.values import FoldedParts, Form, Part, TitledParts, table_of
+from tracepaper.replay.document.values import (
+    FoldedParts,
+    Form,
+    Paragraph,
+    Part,
+    TitledParts,
+    table_of,
+)
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.decisions import decision_at
+from tracepaper.replay.page.records import seconds_text
 from tracepaper.replay.page.runs import parity_state
 from tracepaper.strategies.errors import TracepaperError
 
@@ -36,7 +44,7 @@ def load_libraries(shelf: Databases) -> None:
         model_kinds()  # the modules of all of them: the first answer would load them
 
 
-def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.DerivedDecision:
+def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
     """Derive one decision again from the record, and compare every stored value of its step."""
     open_ms = decision_at(shown, sequence).decision["open_time_ms"]
     began = time.perf_counter()
@@ -57,18 +65,16 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         probes=False,  # twice the time, and no later bar is at hand to be seen
         progressed=progressed,
     )
-    first = next(iter(verification.differences), None)
-    is_loose = verification.tolerated or not verification.exact
-    return answers.DerivedDecision(
-        sequence=sequence,
-        same=verification.holds,
-        seconds=time.perf_counter() - began,
-        field="" if first is None else first.field,
-        stored="" if first is None else first.first,
-        derived="" if first is None else first.second,
-        culprit=verification.to_blame,
-        tolerance=verification.elsewhere if is_loose else "",
-    )
+    if not verification.holds:
+        first = next(iter(verification.differences))
+        text = f"first at {first.field}: stored {first.first}, derived {first.second}."
+        return TitledParts("✗ Differs", (Paragraph(f"{text} {verification.to_blame}", "warning"),))
+    taken = seconds_text(time.perf_counter() - began)
+    how = "to the last bit"
+    if verification.tolerated or not verification.exact:
+        how = f"floats within tolerances, since {verification.elsewhere}"
+    text = f"derived again from the record in {taken}: the same decision, {how}."
+    return TitledParts("✓ Same", (Paragraph(text),))
 
 
 def verify(shown: ShownRun, report: Report) -> answers.ParityState:

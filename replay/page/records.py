@@ -214,7 +214,7 @@ def _offset(after: str | None) -> int:
     if after is None:
         return 0
     if not after.isdecimal() or len(after) > 12:
-        raise HttpRefusal(400, "Give as after what stood in next of the rows before.")
+        raise HttpRefusal(400, "Give as after what a page of rows has as after or before.")
     return int(after)
 
 
@@ -367,18 +367,18 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
         )
         return
     if status["frame_s"] is not None:
-        frame, commit = _seconds(status["frame_s"]), _seconds(status["commit_s"])
+        frame, commit = seconds_text(status["frame_s"]), seconds_text(status["commit_s"])
         yield Paragraph(f"Newest frame {frame} ago; newest step stored {commit} ago.")
     forms: dict[str, Form] = {"symbol": "text", "last bar": "exact", "last quote": "exact"}
     feeds = [
-        (feed["instrument"], _seconds(feed["bar_s"]), _seconds(feed["quote_s"]))
+        (feed["instrument"], seconds_text(feed["bar_s"]), seconds_text(feed["quote_s"]))
         for feed in status["feeds"]
     ]
     yield table_of("feeds", "Age of the feed", forms, feeds)
     quantiles = ("mean", "p50", "p90", "p99")
     forms = {"what": "text", "count": "count", **dict.fromkeys(quantiles, "exact")}
     latencies = [
-        (of["name"].replace("_", " "), of["count"], *(_seconds(of[name]) for name in quantiles))
+        (of["name"].replace("_", " "), of["count"], *(seconds_text(of[name]) for name in quantiles))
         for of in status["latencies"]
     ]
     note = "A quantile is the upper bound of its class."
@@ -393,7 +393,7 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
         yield Paragraph(f"The next comparison with a replay is due at {at}.{runs}", "note")
 
 
-def _seconds(value: float | None) -> str:
+def seconds_text(value: float | None) -> str:
     """Return a span of time as people read it: ``4.1 ms``, ``1.2 s``, ``2.0 h``."""
     if value is None:
         return NOTHING

@@ -180,8 +180,7 @@ ROUTES: Final = (
           marks.marks, answers.Marks, "from_ms until_ms instrument"),
     ReadRoute(_D, "One decision, whole.", decisions.decision, answers.Decision),
     ReadRoute(f"{_D}/verify", "Derives one decision again from the record, now; lines of JSON.",
-          lambda shown, sequence, report: _late().verify_decision(shown, sequence, report),
-          answers.DerivedDecision),
+          lambda shown, sequence, report: _late().verify_decision(shown, sequence, report)),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
           lambda shown, sequence, report: _late().ask(shown, sequence, report)),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
@@ -244,8 +243,7 @@ class Call:
         if not isinstance(answer, TitledParts):
             return answer
         if self.names.keys() == {"run"} and not self.route.is_within:
-            said = [part for part in runs.unusual(shown) if part not in answer.parts]
-            answer = TitledParts(answer.title, (*said, *answer.parts))
+            answer = runs.begun(shown, answer)
         return answers.Document(**as_document(answer))
 
 

@@ -92,14 +92,14 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
 
 /** Banners: what, since when, what it means. */
 function Banner({ run, connection, isCold }) {
-  if (run.damage) return html`<p class="banner" role="alert">${run.damage.sentence}</p>`;
+  if (run.damage) return html`<p class="banner" role="alert">${run.damage}</p>`;
   if (connection.state === "lost")
     return html`<p class="banner" role="alert"><b>The daemon has not answered since ${when(connection.since, Date.now())}.</b> What is shown is what it said last; this page connects again by itself.</p>`;
   if (connection.state === "ended")
     return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
     return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers. What is shown is read again every 15 s.</p>`;
-  if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt.sentence}</b> Decisions go on.</p>`;
+  if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt}</b> Decisions go on.</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
     return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes at ${when(run.row.last_ms + (run.bars_needed - run.row.decisions + 1) * run.row.interval_ms, run.row.last_ms)}.` : "soon."}</p>`;
