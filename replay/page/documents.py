@@ -23,7 +23,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.page.lists import run_name
-from tracepaper.replay.page.records import LISTS, RowsPage, view_table
+from tracepaper.replay.page.records import LISTS, ROWS, RowsPage, view_table
 from tracepaper.replay.page.rollups import OWN
 from tracepaper.replay.report import charts
 from tracepaper.replay.report.figures import shortfall_tables
@@ -58,7 +58,7 @@ POSITIONS: Final = (
 )
 
 
-def account(shown: ShownRun, limit: int) -> TitledParts:
+def account(shown: ShownRun, limit: int = ROWS) -> TitledParts:
     """Return the run's accounts, their curves, what is held, its lists, and a trader's own fills.
 
     Each list has *limit* rows at most, the newest.

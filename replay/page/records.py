@@ -83,17 +83,11 @@ class RowsPage(NamedTuple):
     after: str | None = None
 
 
-def view(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> TitledParts:
-    """Return a page of one view of the run as a document of one table.
+def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> Table:
+    """Return a page of one view of the run, of the lists those columns that people look for.
 
     Raises ``HttpRefusal`` for a view or a column that there is not.
     """
-    name = name.removeprefix("v_")
-    return TitledParts(name.capitalize(), (view_table(shown, name, filters, page),))
-
-
-def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> Table:
-    """Return a page of one view of the run, of the lists those columns that people look for."""
     if (stored := SHOWN_VIEWS.get(f"v_{name}")) is None:
         raise HttpRefusal(404, f"There is no view {name[:40]!r}; docs/views.md lists all.")
     columns = {column.name: column for column in stored.columns}

@@ -193,8 +193,8 @@ ROUTES: Final = (
           "of the run.", lambda shown, query: _late().what_if_of(shown, **query),
           takes="changes drop from_ms", is_within=True),
     ReadRoute(f"{_R}/views/{{view}}", "A page of a documented view; any of its columns filters.",
-          lambda shown, view, filters, query: records.view(
-              shown, view, filters, records.RowsPage(**query)),
+          lambda shown, view, filters, query: TitledParts(view, (
+              records.view_table(shown, view, filters, records.RowsPage(**query)),)),
           takes="from_ms until_ms sort descending limit after", is_open=True),
     ReadRoute(f"{_R}/account", "Every account with its curve, what is held, and the newest trades, "
           "orders, fills and lines of the ledger.",

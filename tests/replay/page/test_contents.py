@@ -181,4 +181,3 @@ def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
     candles = record[f"{text}/candles?instrument=linear%3ABTCUSDT"][0]
     assert candles["sequence"][0] >= run.columns.span[0]
     assert f"{text}/decisions/{candles['sequence'][-1]}" in record
-    assert record["/api/v1/overview"]["parts"][0]["rows"][0][1] == "replay, pruned"

@@ -39,7 +39,8 @@ function Paged({ table: first, ask }) {
   const { value, error } = useAnswer((signal) => asked && ask(first.pages.address, asked, { signal }), [asked, asked?.after ? null : first]);
   const table = (asked && value?.parts[0]) || first;
   const { total, before, after, limit, sort, descending, symbols, chosen } = table.pages;
-  const turn = (change) => setAsked({ limit, sort, descending, instrument: chosen || null, ...change });
+  // What was asked last stays asked, whether or not it was answered yet.
+  const turn = (change) => setAsked((last) => ({ limit, descending, ...last, after: null, ...change }));
   const served = {
     order: { place: table.columns.findIndex(({ key }) => key === sort), isDown: descending },
     turn: (place) => turn({ sort: table.columns[place].key, descending: table.columns[place].key !== sort || !descending }),
