@@ -432,7 +432,12 @@ def test_what_is_unusual_of_a_run_begins_each_of_its_documents(
             if part["kind"] == "table":
                 assert part["rows"] or part["notes"], (route.path, part["key"])
             assert part["kind"] != "chart" or any(panel["layers"] for panel in part["panels"])
+        if route.path.endswith("/account"):  # a list that is empty is named
+            texts = " ".join(part.get("text", "") for part in document.parts).lower()
+            assert all(name in texts for name in records.LISTS)
     assert said == 6 - (state == "no bar yet")
+    (listed,) = as_parts([page_of(shelf.find(run), "fills", {})[0]])
+    assert listed["rows"] or listed["notes"]
     title = records.health(shelf.find(run)).title
     assert (state in title) is state.startswith("halted")
 
