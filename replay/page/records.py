@@ -279,7 +279,7 @@ def health(
         verdict = "Not ready."
     elif parity is not None:
         verdict = "Sound."
-    steps = f"{row['step_count']:,} steps; head digest {(row['head_digest'] or '')[:16]}…"
+    steps = f"{count_of(row['step_count'], 'step')}; head digest {(row['head_digest'] or '')[:16]}…"
     gates, account = (address("run", shown.run_id, name) for name in ("gates", "account"))
     forms: dict[str, Form] = {"time": "second", "kind": "text", "symbol": "text", "what": "text"}
     happened = [
