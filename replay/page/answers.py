@@ -337,16 +337,6 @@ class FinishedTask(Struct, frozen=True, tag="done", tag_field="type"):
     result: Any
 
 
-class RunEvent(Struct, frozen=True):
-    """A start, a gap, a command, a daily replay, a retraining, or another event worth a line."""
-
-    sequence: int
-    kind: str
-    market_ms: int
-    instrument: str | None
-    text: str
-
-
 class Document(Struct, frozen=True):
     """What a place of the page says, in reading order; parts as ``as_parts`` writes them."""
 

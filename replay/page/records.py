@@ -282,17 +282,13 @@ def health(
     steps = f"{count_of(row['step_count'], 'step')}; head digest {(row['head_digest'] or '')[:16]}…"
     gates, account = (address("run", shown.run_id, name) for name in ("gates", "account"))
     forms: dict[str, Form] = {"time": "second", "kind": "text", "symbol": "text", "what": "text"}
-    happened = [
-        (event.market_ms, event.kind.replace("_", " "), event.instrument or "", event.text)
-        for event in events
-    ]
     parts = (
         *(Paragraph(f"Not ready: {why}", "warning") for why in not_ready),
         _parity(parity),
         Paragraph("Feed and speed", "heading"),
         *_feed(status),
         Paragraph("What happened", "heading"),
-        table_of("happenings", "", forms, happened, [] if events else ["Nothing but bars."]),
+        table_of("happenings", "", forms, events, [] if events else ["Nothing but bars."]),
         Paragraph(steps, "note"),
         Paragraph(Link("Refusals, and what each gate saved or cost", gates)),
         Paragraph(Link("Account", account)),
@@ -402,24 +398,22 @@ _TOLD: Final = (
 )
 
 
-def happenings(shown: ShownRun) -> list[answers.RunEvent]:
-    """Return the newest events that are worth a line, the newest first."""
-    columns, names = shown.columns, list(shown.columns.instruments)
+def happenings(shown: ShownRun) -> list[tuple[Value, ...]]:
+    """Return the newest events that are worth a line: time, kind, symbol and words of each."""
+    rows, span, names = shown.columns.rows, shown.columns.span, list(shown.columns.instruments)
     events = [
-        answers.RunEvent(
-            event.sequence, event.kind, event.market_ms,
-            None if event.instrument is None else names[event.instrument],
-            event_text(event.kind, json.loads(event.content)),
-        )
-        for event in columns.rows.newest_events(_TOLD, columns.span, HAPPENINGS_MAX)
-    ]  # fmt: skip
-    events += [
-        answers.RunEvent(
-            halt.sequence, HALTED, halt.market_ms, None, event_text(HALTED, {"limit": halt.limit})
-        )
-        for halt in columns.rows.halts((0, columns.span[1]))
+        (of.sequence, of.market_ms, of.kind, of.instrument, json.loads(of.content))
+        for of in rows.newest_events(_TOLD, span, HAPPENINGS_MAX)
     ]
-    return sorted(events, key=lambda happening: happening.sequence, reverse=True)[:HAPPENINGS_MAX]
+    events += [
+        (of.sequence, of.market_ms, HALTED, None, {"limit": of.limit})
+        for of in rows.halts((0, span[1]))
+    ]
+    events.sort(key=itemgetter(0), reverse=True)
+    return [
+        (at_ms, kind.replace("_", " "), "" if place is None else names[place], event_text(kind, of))
+        for _, at_ms, kind, place, of in events[:HAPPENINGS_MAX]
+    ]
 
 
 def event_text(kind: str, content: dict[str, Any]) -> str:
