@@ -66,9 +66,13 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
         progressed=progressed,
     )
     if not verification.holds:
-        first = next(iter(verification.differences))
-        text = f"first at {first.field}: stored {first.first}, derived {first.second}."
-        return TitledParts("✗ Differs", (Paragraph(f"{text} {verification.to_blame}", "warning"),))
+        text = "no decision of the record was derived."
+        for first in verification.differences[:1]:
+            text = (
+                f"first at {first.field}: stored {first.first}, derived {first.second}; the "
+                f"culprit is {verification.to_blame or 'not known'}."
+            )
+        return TitledParts("✗ Differs", (Paragraph(text, "warning"),))
     taken = seconds_text(time.perf_counter() - began)
     how = "to the last bit"
     if verification.tolerated or not verification.exact:

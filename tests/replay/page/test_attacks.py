@@ -386,7 +386,8 @@ async def test_decisions_are_derived_by_a_process_that_stays(
     async with serving([cross_database], host="127.0.0.1", port=0) as url:
         for _ in range(2):
             async with client.get(f"{url}{path}") as response:
-                assert json.loads((await response.text()).splitlines()[-1])["type"] == "done"
+                done = json.loads((await response.text()).splitlines()[-1])
+                assert (done["type"], done["result"]["title"]) == ("done", "✓ Same")
             children.append(set(working()) - before)
     assert children[0] == children[1]
     assert len(children[0]) == 2  # the other one reads for charts
