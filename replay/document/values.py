@@ -63,6 +63,8 @@ how far a ``measure`` is from its ``threshold``, a ``stack`` the parts of a whol
 ``columns`` shares over time, a ``balance`` what each ``feature`` has ``added``, and a ``timeline``
 an ``event`` after another. A terminal writes pairs in one line, and all others as tables.
 """
+_BY_PLACE: Final = ("table", "tiles")
+"""Looks whose columns are drawn by their places, whatever their keys."""
 PAIR: Final[Mapping[str, Form]] = {"name": "text", "value": "exact"}
 """The figures of ``pairs``."""
 BAR_CELLS: Final = 28
@@ -78,7 +80,8 @@ class Figure(Generic[T]):
     """One figure: its key in JSON, its name for people, its form, and where it comes from.
 
     Shares and returns are fractions, whatever they are written in; times are UTC ms, spans ms.
-    ``wide`` figures are left out of a terminal's table, where it has no room for them.
+    ``wide`` figures are left out where a terminal or a page has no room for them; ``meaning`` is
+    what a page says of one where its title is pointed at.
     """
 
     key: str
@@ -86,6 +89,7 @@ class Figure(Generic[T]):
     form: Form
     of: Callable[[T], Value]
     wide: bool = False
+    meaning: str = ""
 
 
 def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[Any]:
@@ -120,12 +124,33 @@ class Paragraph:
     """A paragraph.
 
     A ``note`` qualifies what stands above it, a page folds a ``detail``, ``code`` is to be copied.
+    One whose text is a ``Link`` leads there.
     """
 
     text: str
     style: Literal[
         "plain", "lead", "strong", "heading", "item", "detail", "note", "warning", "code"
     ] = "plain"
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the rows of a table stand among those of an *address* of the interface.
+
+    That answers with the table of another page, or in another order. ``before`` and ``after`` are
+    its ``after`` for the pages beside this one, None at an end; of several ``symbols`` (names by
+    ids) one may be ``chosen``.
+    """
+
+    address: str
+    total: int
+    limit: int
+    before: str | None
+    after: str | None
+    sort: str | None
+    descending: bool
+    symbols: Mapping[str, str]
+    chosen: str
 
 
 @dataclass(frozen=True)
@@ -145,6 +170,7 @@ class Table:
     aside: str = ""  # words beside the title
     best: Literal["", "most", "least"] = ""  # of a heat map: which of its numbers is
     terms: tuple[str, ...] = ()  # by which a page's filter finds each row, besides its cells
+    pages: Pages | None = None  # of rows that come in pages
 
     def heading(self, place: int) -> str:
         """Return the title of the figure at *place*; without errors it promises none."""
@@ -207,7 +233,8 @@ def as_parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
 def _as_part(part: Part) -> dict[str, Any]:
     match part:
         case Paragraph(text, style):
-            return {"kind": "paragraph", "style": style, "text": text}
+            leads = {"to": text.to} if isinstance(text, Link) else {}
+            return {"kind": "paragraph", "style": style, "text": str(text), **leads}
         case FoldedParts(summary, inside):
             return {"kind": "fold", "summary": summary, "parts": as_parts(inside)}
         case Table():
@@ -234,7 +261,9 @@ def _table_part(part: Table) -> dict[str, Any]:
             {
                 "title": part.heading(place),
                 **({"text": True} if figure.form in TEXTS else {}),
-                **({} if part.look in ("table", "tiles") else {"key": figure.key}),
+                **({"key": figure.key} if part.pages or part.look not in _BY_PLACE else {}),
+                **({"meaning": figure.meaning} if figure.meaning else {}),
+                **({"wide": True} if part.pages and figure.wide else {}),
             }
             for place, figure in kept
         ],
@@ -252,6 +281,8 @@ def _table_part(part: Table) -> dict[str, Any]:
         content["turned"] = True
     if part.look != "table":
         content["look"] = part.look
+    if part.pages is not None:
+        content["pages"] = to_builtins(part.pages)
     if part.aside:
         content["aside"] = part.aside
     if part.terms:

@@ -153,12 +153,10 @@ class ParityState(Struct, frozen=True):
     error: str = ""  # why it could not be compared
     first_difference: str = ""  # with its culprit
 
-
-class Damage(Struct, frozen=True):
-    """Where the chain of a record breaks."""
-
-    sequence: int
-    sentence: str
+    @property
+    def is_same(self) -> bool:
+        """Whether every decision was compared, and is the same."""
+        return not self.error and self.identical == self.decisions
 
 
 class NoteSeries(Struct, frozen=True):
@@ -166,13 +164,6 @@ class NoteSeries(Struct, frozen=True):
 
     instrument: str
     name: str
-
-
-class Halt(Struct, frozen=True):
-    """What allows no new exposure until the operator's RESUME."""
-
-    by: str  # operator, or the gate of a limit on risk
-    sentence: str  # as the report says it
 
 
 class Run(Struct, frozen=True):
@@ -187,8 +178,8 @@ class Run(Struct, frozen=True):
     last_refusal: LastRefusal | None
     last_fill: LastFill | None
     parity: ParityState | None  # None where nobody asked
-    damage: Damage | None
-    halt: Halt | None
+    damage: str  # in a sentence; empty where there is none
+    halt: str  # what allows no new exposure until the operator's RESUME, as the report says it
     holes: str  # how long nothing could trade for want of bars, and why; empty where not for long
     notes: list[NoteSeries]
     first_sequence: int | None  # of a decision
@@ -327,19 +318,6 @@ class Decision(Struct, frozen=True):
     following: int | None
 
 
-class DerivedDecision(Struct, frozen=True):
-    """A decision derived again from the record, now."""
-
-    sequence: int
-    same: bool
-    seconds: float
-    field: str = ""  # the first that differs
-    stored: str = ""
-    derived: str = ""
-    culprit: str = ""
-    tolerance: str = ""  # why floats were held within tolerances, where they were
-
-
 class Progress(Struct, frozen=True, tag="progress", tag_field="type"):
     """A line of an answer that takes long."""
 
@@ -359,48 +337,8 @@ class FinishedTask(Struct, frozen=True, tag="done", tag_field="type"):
     result: Any
 
 
-class Column(Struct, frozen=True):
-    """A column of a view."""
-
-    name: str
-    kind: str  # integer, real or text
-    meaning: str
-
-
-class Rows(Struct, frozen=True):
-    """Rows of a documented view; ``next`` goes into ``after`` for the rows that follow."""
-
-    view: str
-    columns: list[Column]
-    rows: list[list[Any]]
-    total: int
-    next: str | None
-
-
-class RunEvent(Struct, frozen=True):
-    """A start, a gap, a command, a daily replay, a retraining, or another event worth a line."""
-
-    sequence: int
-    kind: str
-    market_ms: int
-    instrument: str | None
-    text: str
-
-
-class Health(Struct, frozen=True):
-    """Whether the run is sound, and the document of what is known; parts as in ``Document``."""
-
-    is_live: bool  # of a running daemon, which knows more than the record
-    state: str  # running, halted, ended or killed
-    is_wrong: bool  # the record is damaged, or lacks bars
-    is_ready: bool
-    steps: int
-    title: str
-    parts: list[dict[str, Any]]
-
-
 class Document(Struct, frozen=True):
-    """A report, a sweep or a model, in reading order; parts as ``as_parts`` writes them."""
+    """What a place of the page says, in reading order; parts as ``as_parts`` writes them."""
 
     title: str
     parts: list[dict[str, Any]]

@@ -13,19 +13,19 @@ import numpy as np
 
 from tracepaper.replay.document.charts import rounded
 from tracepaper.replay.document.values import TitledParts, as_document
-from tracepaper.replay.page import lists, records, runs
+from tracepaper.replay.page import lists, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.page.export import packed
+from tracepaper.replay.page.records import ROWS_MAX
 from tracepaper.replay.page.rollups import numbers_of
-from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, RowParameters, match
+from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, match
 from tracepaper.strategies.gates.declared import warm
 
 CELLS_MAX: Final = 200_000
 """Cells of all instruments together; each has at most ``POINTS_MAX``."""
 LEVELS: Final = (1, 5, 15, 60, 240, 1_440, 10_080)
 """Lengths of cells, in bars, that columns are held in."""
-VIEWS: Final = ("trades", "orders", "fills", "ledger")
-VIEW_ROWS_MAX: Final = 5_000
+POINTS_LEAST: Final = 1_000
 NEWEST: Final = 24
 FILLED: Final = 60
 REFUSED: Final = 24
@@ -77,173 +77,125 @@ def contents_of(
     interface refuses with.
     """
     progress("reading the run")
-    client = _RouteClient(database, run_id)
-    run = client.of_run()
-    client.hold_list()
-    candles = _columns(client, run)
-    for view in VIEWS:
-        _hold_view(client, view)
-    for rest in ("/marks", "/account", "/health", "/refusals", *["/model"] * run["has_model"]):
-        client.of_run(rest)
+    asked = _Asked(database, run_id)
+    run, shown = asked.hold(""), asked.shown
+    candles = [
+        _hold_levels(asked, run, "/candles", instrument=of["id"])[0] for of in run["instruments"]
+    ]
+    _hold_levels(asked, run, "/equity")
+    for rest in ("/marks", "/health", "/refusals", *["/model"] * run["has_model"]):
+        asked.hold(rest)
+    asked.hold("/account", asked.answer("/account", limit=ROWS_MAX))
     if document is None:
         progress("working out the report")
-        client.of_run("/report")
-    else:
-        client.hold(f"/runs/{run_id}/report", as_document(document))
-    blocks: list[DecisionBlock] = []
-    chosen = client.decided() if full else _chosen(client, run, candles)
-    if full:
-        blocks = list(_blocks(client, chosen, progress))
-    else:
+    asked.hold("/report", None if document is None else as_document(document))
+    chosen = shown.columns.decisions()["sequence"].tolist() if full else None
+    if chosen is None:
+        chosen = _chosen(shown, run, candles)
         for sequence in chosen:
-            client.of_run(f"/decisions/{sequence}")
-    client.hold("/file", {"database": database.name, "run_id": run_id, "whole": len(chosen)})
-    return FileContents(client.answers, blocks)
+            asked.hold(f"/decisions/{sequence}")
+    blocks = list(_blocks(asked, chosen, progress)) if full else []
+    # The list is of this run alone, and what may stand beside it is nothing.
+    listed = runs.runs(asked.shelf)
+    rows = [row for row in listed.runs if row.run_id == run_id]
+    listed = msgspec.structs.replace(listed, runs=rows, sweeps=[])
+    beside = runs.begun(shown, lists.beside_document(shown, listed))
+    asked.hold("/compare", as_document(beside))
+    others = {
+        "/runs": msgspec.to_builtins(listed),
+        "/overview": as_document(lists.runs_document(listed)),
+        "/file": {"database": database.name, "run_id": run_id, "whole": len(chosen)},
+    }
+    return FileContents(asked.answers | {PREFIX + path: of for path, of in others.items()}, blocks)
 
 
-class _RouteClient:
-    """Asks the routes of the interface in this process, and keeps what they answer."""
+class _Asked:
+    """What the routes of a run, asked in this process, answer for a file, by address."""
 
     def __init__(self, database: Path, run_id: str) -> None:
         self.answers: Answer = {}
-        self.run_id = run_id
-        self._shelf = Databases([database])
+        self.path, self.shelf = f"/runs/{run_id}", Databases([database])
+        self.shown = self.shelf.find(run_id)
 
-    @property
-    def shown(self) -> ShownRun:
-        """The run."""
-        return self._shelf.find(self.run_id)
+    def answer(self, rest: str, **query: str | float) -> Any:  # noqa: ANN401 - plain values
+        """Return the answer of *rest* of the run's path."""
+        call = match(self.path + rest, {name: str(value) for name, value in query.items()})
+        return msgspec.to_builtins(call.respond(self.shelf, lambda _share, _doing: None))
 
-    def __call__(self, path: str) -> Any:  # noqa: ANN401 - plain values
-        """Hold the answer of *path*."""
-        answer = self.answer(path)
-        self.hold(path, answer)
-        return answer
-
-    def of_run(self, rest: str = "") -> Any:  # noqa: ANN401 - plain values
-        """Hold the answer of *rest* of the run's own path."""
-        return self(f"/runs/{self.run_id}{rest}")
-
-    def hold_list(self) -> None:
-        """Hold the list of this run alone, and its document."""
-        listed = runs.runs(self._shelf)
-        rows = [row for row in listed.runs if row.run_id == self.run_id]
-        listed = msgspec.structs.replace(listed, runs=rows, sweeps=[])
-        self.hold("/runs", msgspec.to_builtins(listed))
-        self.hold("/overview", as_document(lists.runs_document(listed)))
-        beside = lists.beside_document(self.shown, listed)
-        self.hold(f"/runs/{self.run_id}/compare", as_document(beside))
-
-    def answer(self, path: str, **query: str | float) -> Any:  # noqa: ANN401
-        """Return the answer of *path*, as plain values."""
-        call = match(path, {name: str(value) for name, value in query.items()})
-        return msgspec.to_builtins(call.respond(self._shelf, lambda _share, _doing: None))
-
-    def hold(self, path: str, answer: Answer | list[Answer], instrument: str = "") -> None:
-        """Hold *answer*; of the query its name says the *instrument* alone."""
-        name = f"?instrument={quote(instrument)}" if instrument else ""
-        self.answers[PREFIX + path + name] = answer
-
-    def decided(self) -> list[int]:
-        """Return the sequence of every decision."""
-        decided: list[int] = self.shown.columns.decisions()["sequence"].tolist()
-        return decided
+    def hold(self, rest: str, answer: Any = None) -> Any:  # noqa: ANN401 - plain values
+        """Hold an answer of *rest* of the run's path, by default its own."""
+        held = self.answer(rest) if answer is None else answer
+        self.answers[PREFIX + self.path + rest] = held
+        return held
 
 
-# ---------------------------------------------------------------- columns and rows
+# ---------------------------------------------------------------- columns
 
 
-def _columns(client: _RouteClient, run: Answer) -> list[Answer]:
-    """Hold the columns of every instrument in cells of several lengths; return the shortest."""
-    names = [each["id"] for each in run["instruments"]]
-    points = min(POINTS_MAX, max(ROWS_MAX, CELLS_MAX // max(1, len(names))))
-    candles = []
-    wanted = [("candles", {"instrument": name}) for name in names]
-    for kind, query in [*wanted, ("equity", {})]:
-        path = f"/runs/{client.run_id}/{kind}"
-        levels = list(_levels(client, path, query, points, run["row"]["interval_ms"]))
-        client.hold(path, levels, **query)
-        if query:
-            candles.append(levels[0])
-    return candles
+def _hold_levels(asked: _Asked, run: Answer, kind: str, **of: str) -> list[Answer]:
+    """Hold columns in ever longer cells, of each length the newest that a file takes.
 
-
-def _levels(
-    client: _RouteClient, path: str, query: dict[str, str], points: int, interval_ms: int
-) -> Iterator[Answer]:
-    """Yield columns in ever longer cells, of each length at most so many *points*, the newest.
-
-    ``from_ms`` is where a level begins, 0 of one that holds the whole run.
+    ``from_ms`` is where a level begins, 0 of one that holds the whole run. Returns the levels.
     """
-    begin_ms, end_ms = client.shown.rollups.bounds_ms(**query) or (0, 0)
-    last_ms = 0
-    for cell_ms in (bars * interval_ms for bars in LEVELS):
+    points = min(POINTS_MAX, max(POINTS_LEAST, CELLS_MAX // max(1, len(run["instruments"]))))
+    begin_ms, end_ms = asked.shown.rollups.bounds_ms(**of) or (0, 0)
+    levels: dict[int, Answer] = {}
+    for bars in LEVELS:
+        cell_ms = bars * run["row"]["interval_ms"]
         from_ms = max(begin_ms, end_ms - (points - 3) * cell_ms)
         count = max(2, math.ceil((end_ms - from_ms) / cell_ms) + 1)
-        level = client.answer(path, points=count, from_ms=from_ms, **query)
-        if level["interval_ms"] == last_ms:
-            return
-        last_ms = level["interval_ms"]
+        level = asked.answer(kind, points=count, from_ms=from_ms, **of)
+        if level["interval_ms"] in levels:
+            break
         _round(level)
-        yield level | {"from_ms": from_ms if from_ms > begin_ms else 0}
+        levels[level["interval_ms"]] = level | {"from_ms": from_ms if from_ms > begin_ms else 0}
+    query = "".join(f"?{name}={quote(value)}" for name, value in of.items())
+    return asked.hold(kind + query, [*levels.values()])
 
 
 def _round(answer: Answer) -> None:
+    """Round the columns of *answer* that are drawn alone."""
     for name, digits in DIGITS.items():
         match answer.get(name):
             case dict() as columns:
-                answer[name] = {
-                    key: rounded(np.array(each, np.float64), digits)
-                    for key, each in columns.items()
-                }
+                answer[name] = {key: _rounded(of, digits) for key, of in columns.items()}
             case list() as column:
-                answer[name] = rounded(np.array(column, np.float64), digits)
+                answer[name] = _rounded(column, digits)
     for gate, column in answer.get("spare", {}).items():
         answer["spare"][gate] = numbers_of(np.array(column, np.float64).round(SPARE_DECIMALS))
 
 
-def _hold_view(client: _RouteClient, view: str) -> None:
-    """Hold the newest rows of *view*, without what no place shows."""
-    page = RowParameters(sort="sequence", descending=True, limit=VIEW_ROWS_MAX)
-    answer: Answer = msgspec.to_builtins(records.rows(client.shown, view, {}, page))
-    columns = answer["columns"]
-    kept = [
-        place for place, column in enumerate(columns)
-        if column["name"] != "run_id" and not column["name"].endswith("_iso")
-    ]  # fmt: skip
-    answer["columns"] = [columns[place] for place in kept]
-    answer["rows"] = [[row[place] for place in kept] for row in answer["rows"]]
-    client.hold(f"/runs/{client.run_id}/views/{view}", answer | {"next": None})
+def _rounded(column: list[float], digits: int) -> list[float | None]:
+    return rounded(np.array(column, np.float64), digits)
 
 
 # ---------------------------------------------------------------- decisions
 
 
-def _blocks(
-    client: _RouteClient, sequences: list[int], progress: Progress
-) -> Iterator[DecisionBlock]:
+def _blocks(asked: _Asked, sequences: list[int], progress: Progress) -> Iterator[DecisionBlock]:
     for start in range(0, len(sequences), BLOCK):
         progress(f"reading decision {start:,} of {len(sequences):,}")
         block = sequences[start : start + BLOCK]
-        paths = [f"/runs/{client.run_id}/decisions/{sequence}" for sequence in block]
-        text = packed({PREFIX + path: client.answer(path) for path in paths})
+        paths = [f"/decisions/{sequence}" for sequence in block]
+        text = packed({PREFIX + asked.path + path: asked.answer(path) for path in paths})
         yield DecisionBlock(block[0], block[-1], text)
 
 
-def _chosen(client: _RouteClient, run: Answer, candles: list[Answer]) -> list[int]:
+def _chosen(shown: ShownRun, run: Answer, candles: list[Answer]) -> list[int]:
     """Choose the decisions that are held whole."""
+    views, first = shown.views, run["first_sequence"] or 0
     picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}
-    for newest in (run["last_refusal"], run["last_fill"]):
-        if newest is not None:
-            picked |= {newest.get("decision_sequence", newest["sequence"])}
+    if run["last_refusal"] is not None:
+        picked |= {run["last_refusal"]["sequence"]}
+    picked |= {fill["decision_sequence"] for fill in views.rows("v_fills", newest=FILLED)}
+    # A trade outlives a prune, its decision does not.
+    newest = views.rows("v_trades", newest=ROWS_MAX)
+    trades = [of for of in newest if of["entry_sequence"] >= first]
+    trades.sort(key=lambda trade: trade["net"] or 0.0)
+    picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     share = max(1, len(candles))
     for columns in candles:
         picked |= _of_instrument(columns, share)
-    picked |= {fill["decision_sequence"] for fill in _rows(client, "fills")[:FILLED]}
-    first = run["first_sequence"] or 0  # a trade outlives a prune, its decision does not
-    trades = [of for of in _rows(client, "trades") if of["entry_sequence"] >= first]
-    trades.sort(key=lambda trade: trade["net"] or 0.0)
-    picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     return sorted(sequence for sequence in picked if sequence is not None)
 
 
@@ -263,9 +215,3 @@ def _of_instrument(candles: Answer, share: int) -> set[int]:
         *refusals[-max(1, REFUSED // share) :],
         *forecasts[::each],
     }
-
-
-def _rows(client: _RouteClient, view: str) -> list[Answer]:
-    held = client.answers[f"{PREFIX}/runs/{client.run_id}/views/{view}"]
-    names = [column["name"] for column in held["columns"]]
-    return [dict(zip(names, row, strict=True)) for row in held["rows"]]

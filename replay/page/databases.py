@@ -95,6 +95,7 @@ class Databases:
         self.fleet = fleet
         self.served = served
         self.status: Mapping[str, Any] | None = None  # of the served run's daemon, at a request
+        self.verified: Mapping[str, Any] | None = None  # parity that a reader of the page asked for
         self._builds = builds
         self._opened: dict[Path, _OpenDatabase] = {}
         self._rollups: OrderedDict[tuple[Path, str], Rollups] = OrderedDict()

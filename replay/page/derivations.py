@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Final
 
 from tracepaper.replay.checks.parity import check_of_run
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.document.values import FoldedParts, Form, Part, TitledParts, table_of
+from tracepaper.replay.document.values import (
+    FoldedParts,
+    Form,
+    Paragraph,
+    Part,
+    TitledParts,
+    table_of,
+)
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.decisions import decision_at
+from tracepaper.replay.page.records import seconds_text
 from tracepaper.replay.page.runs import parity_state
 from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
-    from tracepaper.replay.page.routes import ChangeParameters
     from tracepaper.replay.report.past import ModelAnswer
 
 Report = Callable[[float, str], None]
@@ -35,10 +42,12 @@ def load_libraries(shelf: Databases) -> None:
             query = "SELECT 1 FROM v_runs WHERE model_id != ''"
             has_model |= shelf.reader(path).connection.execute(query).fetchone() is not None
     if has_model:
-        import tracepaper.strategies.forecasters.build  # noqa: F401
+        from tracepaper.strategies.forecasters.build import model_kinds
+
+        model_kinds()  # the modules of all of them: the first answer would load them
 
 
-def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.DerivedDecision:
+def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
     """Derive one decision again from the record, and compare every stored value of its step."""
     open_ms = decision_at(shown, sequence).decision["open_time_ms"]
     began = time.perf_counter()
@@ -59,18 +68,20 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         probes=False,  # twice the time, and no later bar is at hand to be seen
         progressed=progressed,
     )
-    first = next(iter(verification.differences), None)
-    is_loose = verification.tolerated or not verification.exact
-    return answers.DerivedDecision(
-        sequence=sequence,
-        same=verification.holds,
-        seconds=time.perf_counter() - began,
-        field="" if first is None else first.field,
-        stored="" if first is None else first.first,
-        derived="" if first is None else first.second,
-        culprit=verification.to_blame,
-        tolerance=verification.elsewhere if is_loose else "",
-    )
+    if not verification.holds:
+        text = "no decision of the record was derived."
+        for first in verification.differences[:1]:
+            text = (
+                f"first at {first.field}: stored {first.first}, derived {first.second}; the "
+                f"culprit is {verification.to_blame or 'not known'}."
+            )
+        return TitledParts("✗ Differs", (Paragraph(text, "warning"),))
+    taken = seconds_text(time.perf_counter() - began)
+    how = "to the last bit"
+    if verification.tolerated or not verification.exact:
+        how = f"floats within tolerances, since {verification.elsewhere}"
+    text = f"derived again from the record in {taken}: the same decision, {how}."
+    return TitledParts("✓ Same", (Paragraph(text),))
 
 
 def verify(shown: ShownRun, report: Report) -> answers.ParityState:
@@ -96,7 +107,7 @@ def report_of(shown: ShownRun) -> TitledParts:
     return report_document(build_report(shown.database, shown.run_id))
 
 
-def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
+def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) -> TitledParts:
     """Return what a change would have made of the run, as ``whatif`` says it."""
     from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
@@ -106,9 +117,9 @@ def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
         shown.reader,
         shown.database,
         shown.run_id,
-        changes=settings_of([text for text in wanted.changes.split(";") if text]),
-        drop_gates=[name for name in wanted.drop.split(",") if name],
-        from_ms=wanted.from_ms,
+        changes=settings_of([text for text in changes.split(";") if text]),
+        drop_gates=[name for name in drop.split(",") if name],
+        from_ms=from_ms,
     )
     return what_if_document(what_if(changed))
 

@@ -23,6 +23,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.page.lists import run_name
+from tracepaper.replay.page.records import LISTS, ROWS, RowsPage, view_table
 from tracepaper.replay.page.rollups import OWN
 from tracepaper.replay.report import charts
 from tracepaper.replay.report.figures import shortfall_tables
@@ -57,12 +58,15 @@ POSITIONS: Final = (
 )
 
 
-def account(shown: ShownRun) -> TitledParts:
-    """Return the run's accounts, their curves, what is held, and a trader's own fills."""
-    return TitledParts("Account", tuple(_account(shown)))
+def account(shown: ShownRun, limit: int = ROWS) -> TitledParts:
+    """Return the run's accounts, their curves, what is held, its lists, and a trader's own fills.
+
+    Each list has *limit* rows at most, the newest.
+    """
+    return TitledParts("Account", tuple(_account(shown, limit)))
 
 
-def _account(shown: ShownRun) -> Iterator[Part]:
+def _account(shown: ShownRun, limit: int) -> Iterator[Part]:
     figures = runs.accounts(shown)
     stored = [of for of in figures if of.is_stored]
     rows = [*stored, *_reserve(stored), *(of for of in figures if not of.is_stored)]
@@ -74,6 +78,14 @@ def _account(shown: ShownRun) -> Iterator[Part]:
         yield table("positions", "", POSITIONS, held)
     else:
         yield Paragraph("Flat: nothing is held.", "note")
+    page = RowsPage(descending=True, limit=limit)
+    lists = {name: view_table(shown, name, {}, page) for name in LISTS}
+    for name, listed in lists.items():
+        if listed.rows:
+            yield Paragraph(name.capitalize(), "heading")
+            yield listed
+    if empty := [name for name, listed in lists.items() if not listed.rows]:
+        yield Paragraph(f"Nothing is recorded of: {', '.join(empty)}.", "note")
     yield from shortfall_tables(shown.views.rows("v_shortfall"))
 
 
@@ -89,7 +101,6 @@ def _curves(shown: ShownRun, figures: list[answers.AccountFigures]) -> Iterator[
     """Yield the chart of all accounts since their starts."""
     columns = runs.equity(shown, None, None, POINTS)
     if not columns.time_ms:
-        yield Paragraph("No bar yet.", "note")
         return
     curves = []
     for of in figures:

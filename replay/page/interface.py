@@ -78,7 +78,7 @@ def _stream() -> dict[str, Any]:
 
 
 def _query(parameters: type[Struct]) -> list[dict[str, Any]]:
-    schema = msgspec.json.schema(parameters)["$defs"][parameters.__name__]
+    schema = msgspec.json.schema(parameters)["$defs"]["Parameters"]
     return [
         {
             "name": name,

@@ -21,6 +21,7 @@ from tracepaper.replay.document.charts import (
     time_axis,
 )
 from tracepaper.replay.document.values import (
+    Form,
     Paragraph,
     Part,
     TitledParts,
@@ -167,20 +168,13 @@ def _direction(forecasts: RunForecasts) -> Iterator[Part]:
     # Bins of as many bars each: most of what is said lies near one half.
     edges = np.quantile(probability, np.linspace(0, 1, BINS + 1)[1:-1])
     place = np.searchsorted(edges, probability, side="right")
-    rows: list[tuple[Value, ...]] = []
-    for at in range(BINS):
-        inside = place == at
-        if inside.sum() < BINNED_LEAST:
-            continue
-        share = statistics.mean(rose[inside], days[inside])
-        rows.append(
-            (float(probability[inside].mean()), (share.value, share.error), int(inside.sum()))
-        )
-    if not rows:
+    masks = [mask for mask in (place == at for at in range(BINS)) if mask.sum() >= BINNED_LEAST]
+    if not masks:
         yield Paragraph(f"No bin has {BINNED_LEAST} bars yet.", "note")
         return
-    across = [float(row[0]) for row in rows]  # type: ignore[arg-type]
-    up = [float(row[1][0]) for row in rows]  # type: ignore[index]
+    across = [float(probability[mask].mean()) for mask in masks]
+    shares = [statistics.mean(rose[mask], days[mask]) for mask in masks]
+    up = [share.value for share in shares]
     ends = [min(*across, *up), max(*across, *up)]
     lines: list[Layer] = [
         LineLayer("as forecast", ends, ends, "muted", dash="dot"),
@@ -192,9 +186,12 @@ def _direction(forecasts: RunForecasts) -> Iterator[Part]:
         ChartAxis("share that rose", digits=3),
     )
     yield Chart("", "", [panel])
-    yield table_of(
-        "direction", "", {"forecast": "measure", "rose ± error": "measure", "bars": "count"}, rows
-    )
+    rows = [
+        (said, (share.value, share.error), int(mask.sum()))
+        for said, share, mask in zip(across, shares, masks, strict=True)
+    ]
+    forms: dict[str, Form] = {"forecast": "measure", "rose ± error": "measure", "bars": "count"}
+    yield table_of("direction", "", forms, rows)
 
 
 def _intervals(forecasts: RunForecasts) -> Iterator[Part]:

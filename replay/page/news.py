@@ -33,7 +33,7 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
     bar: DecidedBar | None = None
     """The bar that was decided: open time, open, high, low, close, volume."""
     fills: list[answers.FillMark] = field(default_factory=list)
-    happening: answers.RunEvent | None = None
+    happening: str = ""  # a start, a gap, a command, a retraining or alike, in one line
 
 
 class StreamHello(Struct, frozen=True, tag="hello", tag_field="type"):
@@ -80,10 +80,9 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     steps: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
         sequence, kind, market_ms = event["sequence"], event["kind"], event["market_ms"]
-        instrument, happening = event["instrument"], None
+        happening = ""
         if kind not in _QUIET:
-            text = event_text(kind, json.loads(event["content"]))
-            happening = answers.RunEvent(sequence, kind, market_ms, instrument, text)
+            happening = event_text(kind, json.loads(event["content"]))
         if kind == HALTED:  # of the step that was just told
             steps[-1] = msgspec.structs.replace(steps[-1], happening=happening)
             continue
@@ -93,7 +92,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
                 sequence=sequence,
                 kind=kind,
                 market_ms=market_ms,
-                instrument=instrument,
+                instrument=event["instrument"],
                 bar=bars.get(sequence),
                 fills=fills.get(sequence, []),
                 happening=happening,

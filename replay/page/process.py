@@ -276,7 +276,7 @@ def _answer(shelf: Databases, request: dict[str, Any], report: Report) -> Struct
         return openapi()
     from tracepaper.replay.page.routes import match
 
-    shelf.status = request.get("status")
+    shelf.status, shelf.verified = request.get("status"), request.get("verified")
     call = match(request["path"], request["query"])
     return call.respond(shelf, report)
 

@@ -3,61 +3,141 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from decimal import Decimal
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
 from tracepaper.replay.document.values import (
     PAIR,
+    Figure,
     Form,
+    Link,
+    Pages,
     Paragraph,
     Part,
+    Table,
     TitledParts,
-    as_parts,
+    Value,
+    table,
     table_of,
 )
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import HttpRefusal, ShownRun
-from tracepaper.replay.page.runs import halt
+from tracepaper.replay.page.lists import address
+from tracepaper.replay.page.runs import damage_of, halt, newest_parity
 from tracepaper.replay.report.states import command_of, time_text
 from tracepaper.storage.database.lock import holder_of
+from tracepaper.storage.database.run_views import Row
+from tracepaper.storage.database.view_columns import ViewColumn
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.types.market import GapCause, ModelChange
-from tracepaper.strategies.units import DAY_MS, NOTHING, count_of, duration, number
-
-if TYPE_CHECKING:
-    from tracepaper.replay.page.routes import RowParameters
+from tracepaper.strategies.units import DAY_MS, NOTHING, count_of, duration, number, without_zeros
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
 COUNTED_MAX: Final = 100_000
 """Rows beyond these are not counted: a view of a year has millions."""
 HAPPENINGS_MAX: Final = 200
+ROWS: Final = 50
+ROWS_MAX: Final = 5_000
+FIRST_ROWS: Final = 10
+"""Rows of a page of a view that a person is shown before the others are asked for."""
+LISTS: Final = {
+    "trades": (
+        "sequence instrument side quantity opened_ms closed_ms entry_price exit_price gross costs "
+        "funding net bars_held entry_reason exit_reason"
+    ),
+    "orders": (
+        "sequence instrument created_ms side position_side quantity filled kind role limit_price "
+        "trigger_price price fee status reason"
+    ),
+    "fills": (
+        "sequence decision_sequence instrument filled_ms side position_side quantity price fee "
+        "liquidity reason"
+    ),
+    "ledger": "sequence market_ms instrument kind position_side amount balance order_id",
+}
+"""Views that an account lists, and the columns of each that people look for."""
+_FORMS: Final[Mapping[str, Form]] = {"TEXT": "text", "INTEGER": "count", "REAL": "exact"}
 _TIMES: Final = ("open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_ms", "from_ms")
 _ORDER: Final = ("sequence", "ordinal")
 
 # ---------------------------------------------------------------- views
 
 
-def rows(
-    shown: ShownRun, view: str, filters: Mapping[str, str], page: RowParameters
-) -> answers.Rows:
-    """Return rows of one view of the run; raise ``HttpRefusal`` for a column that it has not."""
-    name = view if view.startswith("v_") else f"v_{view}"
-    if name not in SHOWN_VIEWS:
-        raise HttpRefusal(404, f"There is no view {view[:40]!r}; /api/v1/openapi.json lists them.")
-    columns = {column.name: column for column in SHOWN_VIEWS[name].columns}
-    where = ["run_id = ?"]
-    values: list[str | float] = [shown.run_id]
-    for column, wanted in filters.items():
+class RowsPage(NamedTuple):
+    """A range of time, an order, and which rows of them."""
+
+    from_ms: int | None = None
+    until_ms: int | None = None
+    sort: str | None = None
+    descending: bool = False
+    limit: int = ROWS
+    after: str | None = None
+
+
+def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> Table:
+    """Return a page of one view of the run, of the lists those columns that people look for.
+
+    Raises ``HttpRefusal`` for a view or a column that there is not.
+    """
+    if (stored := SHOWN_VIEWS.get(f"v_{name}")) is None:
+        raise HttpRefusal(404, f"There is no view {name[:40]!r}; docs/views.md lists all.")
+    columns = {column.name: column for column in stored.columns}
+    for column in (*filters, *filter(None, [page.sort])):
         if column not in columns:
-            raise HttpRefusal(
-                400, f"{name} has no column {column[:40]!r}; it has {', '.join(columns)}."
-            )
+            listed = ", ".join(columns)
+            raise HttpRefusal(400, f"{stored.name} has no column {column[:40]!r}; it has {listed}.")
+    condition, values = _condition(shown, columns, filters, page)
+    order = [field for field in (page.sort, *_ORDER) if field is not None and field in columns]
+    way = " DESC" if page.descending else ""
+    ordered = ", ".join(f"{field}{way}" for field in dict.fromkeys(order))
+    offset = _offset(page.after)
+    connection = shown.reader.connection
+    found = connection.execute(
+        f"SELECT * FROM {stored.name} WHERE {condition} ORDER BY {ordered} LIMIT ? OFFSET ?",
+        (*values, page.limit, offset),
+    ).fetchall()
+    (total,) = connection.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM {stored.name} WHERE {condition} LIMIT ?)",
+        (*values, COUNTED_MAX),
+    ).fetchone()
+    end = offset + len(found)
+    has_more = len(found) == page.limit and (end < total or total == COUNTED_MAX)
+    symbols = {of.id: of.symbol for of in shown.columns.instruments.values()}
+    pages = Pages(
+        address=f"/runs/{quote(shown.run_id, safe='')}/views/{name}",
+        total=total,
+        limit=page.limit,
+        before=str(max(0, offset - page.limit)) if offset else None,
+        after=str(end) if has_more else None,
+        sort=page.sort,
+        descending=page.descending,
+        symbols=symbols if "instrument" in columns and len(symbols) > 1 else {},
+        chosen=filters.get("instrument", ""),
+    )
+    figures = [_figure(columns[each], columns) for each in _shown_columns(shown, name, columns)]
+    rows = [dict(zip(columns, row, strict=True)) for row in found]
+    nothing = () if rows else ("None is recorded.",)
+    return replace(table(name, "", figures, rows, notes=nothing, shown=FIRST_ROWS), pages=pages)
+
+
+def _condition(
+    shown: ShownRun,
+    columns: Mapping[str, ViewColumn],
+    filters: Mapping[str, str],
+    page: RowsPage,
+) -> tuple[str, list[str | float]]:
+    """Return the condition of the wanted rows, and its values."""
+    where, values = ["run_id = ?"], list[str | float]([shown.run_id])
+    for column, wanted in filters.items():
         if wanted == "":
             where.append(f"{column} IS NULL")
         else:
@@ -68,57 +148,67 @@ def rows(
         if bound is None:
             continue
         if time is None:
-            raise HttpRefusal(400, f"{name} has no time; filter it by sequence.")
+            raise HttpRefusal(400, "The view has no time; filter it by sequence.")
         where.append(f"{time} {sign} {int(bound)}")
-    if page.sort is not None and page.sort not in columns:
-        raise HttpRefusal(400, f"{name} has no column {page.sort[:40]!r} to sort by.")
-    condition = " AND ".join(where)
-    order = [field for field in (page.sort, *_ORDER) if field is not None and field in columns]
-    way = " DESC" if page.descending else ""
-    ordered = ", ".join(f"{field}{way}" for field in dict.fromkeys(order))
-    offset = _offset(page.after)
-    connection = shown.reader.connection
-    listed = connection.execute(
-        f"SELECT * FROM {name} WHERE {condition} ORDER BY {ordered} LIMIT ? OFFSET ?",
-        (*values, page.limit, offset),
-    ).fetchall()
-    (total,) = connection.execute(
-        f"SELECT count(*) FROM (SELECT 1 FROM {name} WHERE {condition} LIMIT ?)",
-        (*values, COUNTED_MAX),
-    ).fetchone()
-    end = offset + len(listed)
-    has_more = len(listed) == page.limit and (end < total or total == COUNTED_MAX)
-    return answers.Rows(
-        view=name.removeprefix("v_"),
-        columns=[
-            answers.Column(field.name, field.kind.lower(), field.doc) for field in columns.values()
-        ],
-        rows=[
-            [None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row]
-            for row in listed
-        ],
-        total=total,
-        next=str(end) if has_more else None,
-    )
+    return " AND ".join(where), values
+
+
+def _shown_columns(shown: ShownRun, name: str, columns: Mapping[str, ViewColumn]) -> list[str]:
+    """Name the columns of a view that a page shows: of a list the chosen ones, of others all."""
+    exact = ("_text", "_iso")
+    if (chosen := LISTS.get(name)) is None:
+        return [each for each in columns if each != "run_id" and not each.endswith(exact)]
+    unneeded = {"instrument"} if len(shown.columns.instruments) == 1 else set()
+    account = json.loads(shown.views.run()["config"]).get("account", {})
+    if account.get("position_mode") != "hedge":
+        unneeded.add("position_side")
+    return [each for each in chosen.split() if each not in unneeded]
+
+
+def _figure(column: ViewColumn, columns: Mapping[str, ViewColumn]) -> Figure[Row]:
+    """Return how the values of a column are written: exact decimals where the view has them."""
+    name, form = column.name, _FORMS[column.kind]
+    of: Callable[[Row], Value] = itemgetter(name)
+    if name.endswith("sequence"):
+        form = "step"
+    elif name.endswith("_ms"):
+        form = "second"
+    elif name == "instrument":
+        of = _symbol
+    elif column.kind == "REAL":
+        of = partial(_decimal, name, f"{name}_text" if f"{name}_text" in columns else "")
+    title = name.removesuffix("_ms").removesuffix("_sequence").replace("_", " ")
+    return Figure(name, title, form, of, name.endswith("reason"), column.doc)
+
+
+def _symbol(row: Row) -> str:
+    return str(row["instrument"] or "").rpartition(":")[2]
+
+
+def _decimal(name: str, exact: str, row: Row) -> str:
+    """Return a number as its *exact* column has it, else with seven digits."""
+    if (text := row.get(exact)) is None:
+        return number(row[name], digits=7).replace("-", "\N{MINUS SIGN}")
+    return f"{Decimal(without_zeros(text)):,f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _typed(column: str, kind: str, text: str) -> str | float:
     if kind == "TEXT":
         return text
     try:
-        number = int(text) if kind == "INTEGER" else float(text)
+        value = int(text) if kind == "INTEGER" else float(text)
     except ValueError:
         raise HttpRefusal(400, f"{column} is a number, and {text[:40]!r} is none.") from None
-    if isinstance(number, int) and not -(2**63) <= number < 2**63:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise HttpRefusal(400, f"{column} takes whole numbers of 64 bits, not {text[:40]}.")
-    return number
+    return value
 
 
 def _offset(after: str | None) -> int:
     if after is None:
         return 0
     if not after.isdecimal() or len(after) > 12:
-        raise HttpRefusal(400, "Give as after what stood in next of the rows before.")
+        raise HttpRefusal(400, "Give as after what a page of rows has as after or before.")
     return int(after)
 
 
@@ -167,70 +257,94 @@ _COUNTED: Final = {
 
 
 def health(
-    shown: ShownRun, served: str = "", status: Mapping[str, Any] | None = None
-) -> answers.Health:
-    """Return whether the run is sound, as its record says, and the *status* of its daemon."""
-    columns = shown.columns
-    row = shown.views.run()
-    lost, gaps = 0, 0
+    shown: ShownRun,
+    served: str = "",
+    status: Mapping[str, Any] | None = None,
+    verified: answers.ParityState | None = None,
+) -> TitledParts:
+    """Return whether the run is sound, as its record says, and the *status* of its daemon.
+
+    *verified* is its comparison with a replay as this page made it.
+    """
+    row, events = shown.views.run(), happenings(shown)
+    gaps, lost = _gaps(shown)
+    parity = newest_parity(shown, verified)
+    not_ready = [] if status is None else status["not_ready"]
+    what = f"{row['kind'].capitalize()} run, {_standing(shown, served, status)}"
+    starts = count_of(len(shown.reader.of_type(shown.run_id, ModelChange)), "start")
+    verdict = "Nothing wrong is known."
+    if damage_of(shown) or lost or (parity is not None and not parity.is_same):
+        verdict = "Not sound."
+    elif not_ready:
+        verdict = "Not ready."
+    elif parity is not None:
+        verdict = "Sound."
+    steps = f"{count_of(row['step_count'], 'step')}; head digest {(row['head_digest'] or '')[:16]}…"
+    gates, account = (address("run", shown.run_id, name) for name in ("gates", "account"))
+    forms: dict[str, Form] = {"time": "second", "kind": "text", "symbol": "text", "what": "text"}
+    parts = (
+        *(Paragraph(f"Not ready: {why}", "warning") for why in not_ready),
+        _parity(parity),
+        Paragraph("Feed and speed", "heading"),
+        *_feed(status),
+        Paragraph("What happened", "heading"),
+        table_of("happenings", "", forms, events, [] if events else ["Nothing but bars."]),
+        Paragraph(steps, "note"),
+        Paragraph(Link("Refusals, and what each gate saved or cost", gates)),
+        Paragraph(Link("Account", account)),
+    )
+    return TitledParts(f"{verdict} {what}; {gaps}; {starts}.", parts)
+
+
+def _gaps(shown: ShownRun) -> tuple[str, int]:
+    """Say what gaps the run has; return that, and how many bars never came."""
+    lost, count = 0, 0
     for gap in shown.views.rows("v_gaps"):
         if gap["cause"] != GapCause.FUNDING:
-            gaps += 1
+            count += 1
             if not gap["repaired_by"]:
-                lost += int(
-                    columns.times.bars_between(
-                        *(np.array(gap[key]) for key in ("from_ms", "until_ms"))
-                    )
-                )
+                edges = (np.array(gap[key]) for key in ("from_ms", "until_ms"))
+                lost += int(shown.columns.times.bars_between(*edges))
+    gaps = count_of(count, "gap")
+    if lost:
+        return f"{count_of(lost, 'bar')} of {gaps} never came", lost
+    return (f"{gaps}, repaired" if count else "no gap"), 0
+
+
+def _standing(shown: ShownRun, served: str, status: Mapping[str, Any] | None) -> str:
+    """Say whether the run goes on, and what halts it: ``ended, halted by operator``."""
     halted_by = None if (held := halt(shown)) is None else held.by
     # Whoever holds the file writes one run of it, and any other was killed.
     is_written = shown.run_id in (served, *shown.reader.run_ids()[-1:])
     is_running = is_written and holder_of(shown.database) is not None
-    state = "ended" if row["ended_at"] is not None else "running" if is_running else "killed"
+    has_ended = shown.views.run()["ended_at"] is not None
+    state = "ended" if has_ended else "running" if is_running else "killed"
     if state == "running" and halted_by:
         state = "halted"
     if status is not None:
         state, halted_by = status["state"], status["halted_by"]
-    damage = shown.reader.damage(shown.run_id)
-    not_ready = [] if status is None else status["not_ready"]
-    starts = len(shown.reader.of_type(shown.run_id, ModelChange))
     stands = [state] if state != "halted" or not halted_by else []
-    stands += [f"halted by {halted_by}"] if halted_by else []
-    gaps_text = f"{count_of(gaps, 'gap')}, repaired" if gaps else "no gap"
-    if lost:
-        gaps_text = f"{count_of(lost, 'bar')} of {count_of(gaps, 'gap')} never came"
-    what = f"{row['kind'].capitalize()} run, {', '.join(stands)}"
-    title = f"{what}; {gaps_text}; {count_of(starts, 'start')}."
-    events = happenings(shown)
-    parts = [
-        *([Paragraph(damage, "warning")] if damage else []),
-        *(Paragraph(f"Not ready: {why}", "warning") for why in not_ready),
-        Paragraph("Feed and speed", "heading"),
-        *_feed(status),
-        Paragraph("What happened", "heading"),
-        table_of(
-            "happenings",
-            "",
-            {"time": "second", "kind": "text", "symbol": "text", "what": "text"},
-            [
-                (event.market_ms, event.kind.replace("_", " "), event.instrument or "", event.text)
-                for event in events
-            ],
-            [] if events else ["Nothing but bars."],
-        ),
-        Paragraph(
-            f"{row['step_count']:,} steps; head digest {(row['head_digest'] or '')[:16]}…", "note"
-        ),
-    ]
-    return answers.Health(
-        is_live=status is not None,
-        state=state,
-        is_wrong=bool(damage) or lost > 0,
-        is_ready=not not_ready,
-        steps=row["step_count"],
-        title=title,
-        parts=as_parts(parts),
+    return ", ".join(stands + [f"halted by {halted_by}"] * bool(halted_by))
+
+
+def _parity(parity: answers.ParityState | None) -> Paragraph:
+    """Say what the newest comparison with a replay found."""
+    if parity is None:
+        return Paragraph(
+            "The record holds no comparison with a replay; tracepaper verify and tracepaper "
+            "parity store one."
+        )
+    day = parity.day or "the whole run"
+    if parity.error:
+        text = f"The replay of {parity.day or 'the run'} could not be compared: {parity.error}"
+        return Paragraph(text, "warning")
+    text = (
+        f"{parity.identical:,} of {parity.decisions:,} decisions of {day} are the same in a "
+        f"replay, as of {time_text(parity.at_ms)}."
     )
+    if parity.is_same:
+        return Paragraph(f"✓ {text}")
+    return Paragraph(f"✗ {text} First difference: {parity.first_difference}".rstrip(), "warning")
 
 
 def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
@@ -243,18 +357,18 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
         )
         return
     if status["frame_s"] is not None:
-        frame, commit = _seconds(status["frame_s"]), _seconds(status["commit_s"])
+        frame, commit = seconds_text(status["frame_s"]), seconds_text(status["commit_s"])
         yield Paragraph(f"Newest frame {frame} ago; newest step stored {commit} ago.")
     forms: dict[str, Form] = {"symbol": "text", "last bar": "exact", "last quote": "exact"}
     feeds = [
-        (feed["instrument"], _seconds(feed["bar_s"]), _seconds(feed["quote_s"]))
+        (feed["instrument"], seconds_text(feed["bar_s"]), seconds_text(feed["quote_s"]))
         for feed in status["feeds"]
     ]
     yield table_of("feeds", "Age of the feed", forms, feeds)
     quantiles = ("mean", "p50", "p90", "p99")
     forms = {"what": "text", "count": "count", **dict.fromkeys(quantiles, "exact")}
     latencies = [
-        (of["name"].replace("_", " "), of["count"], *(_seconds(of[name]) for name in quantiles))
+        (of["name"].replace("_", " "), of["count"], *(seconds_text(of[name]) for name in quantiles))
         for of in status["latencies"]
     ]
     note = "A quantile is the upper bound of its class."
@@ -269,7 +383,7 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
         yield Paragraph(f"The next comparison with a replay is due at {at}.{runs}", "note")
 
 
-def _seconds(value: float | None) -> str:
+def seconds_text(value: float | None) -> str:
     """Return a span of time as people read it: ``4.1 ms``, ``1.2 s``, ``2.0 h``."""
     if value is None:
         return NOTHING
@@ -284,24 +398,22 @@ _TOLD: Final = (
 )
 
 
-def happenings(shown: ShownRun) -> list[answers.RunEvent]:
-    """Return the newest events that are worth a line, the newest first."""
-    columns, names = shown.columns, list(shown.columns.instruments)
+def happenings(shown: ShownRun) -> list[tuple[Value, ...]]:
+    """Return the newest events that are worth a line: time, kind, symbol and words of each."""
+    rows, span, names = shown.columns.rows, shown.columns.span, list(shown.columns.instruments)
     events = [
-        answers.RunEvent(
-            event.sequence, event.kind, event.market_ms,
-            None if event.instrument is None else names[event.instrument],
-            event_text(event.kind, json.loads(event.content)),
-        )
-        for event in columns.rows.newest_events(_TOLD, columns.span, HAPPENINGS_MAX)
-    ]  # fmt: skip
-    events += [
-        answers.RunEvent(
-            halt.sequence, HALTED, halt.market_ms, None, event_text(HALTED, {"limit": halt.limit})
-        )
-        for halt in columns.rows.halts((0, columns.span[1]))
+        (of.sequence, of.market_ms, of.kind, of.instrument, json.loads(of.content))
+        for of in rows.newest_events(_TOLD, span, HAPPENINGS_MAX)
     ]
-    return sorted(events, key=lambda happening: happening.sequence, reverse=True)[:HAPPENINGS_MAX]
+    events += [
+        (of.sequence, of.market_ms, HALTED, None, {"limit": of.limit})
+        for of in rows.halts((0, span[1]))
+    ]
+    events.sort(key=itemgetter(0), reverse=True)
+    return [
+        (at_ms, kind.replace("_", " "), "" if place is None else names[place], event_text(kind, of))
+        for _, at_ms, kind, place, of in events[:HAPPENINGS_MAX]
+    ]
 
 
 def event_text(kind: str, content: dict[str, Any]) -> str:

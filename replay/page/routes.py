@@ -1,6 +1,8 @@
 """The route table of the HTTP interface: path, parameters, answer and one sentence each.
 
-Dispatch, checks of parameters, the OpenAPI document and ``docs/http.md`` follow from it.
+Dispatch, checks of parameters, the OpenAPI document and ``docs/http.md`` follow from it. What
+responds is called by name: with the names within its path, what it takes of the query, the ``run``
+that the path names, and ``shelf``, ``report``, ``filters``, ``query``, ``status`` or ``verified``.
 """
 
 from __future__ import annotations
@@ -8,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from inspect import signature
 from types import ModuleType
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct
 
 from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.replay.page import answers, decisions, fleet, lists, marks, records, runs
@@ -23,72 +27,42 @@ from tracepaper.replay.page.process import STREAMS
 PREFIX: Final = "/api/v1"
 POINTS: Final = 2_000
 POINTS_MAX: Final = 20_000
-ROWS_MAX: Final = 1_000
 
 Time = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 Report = Callable[[float, str], None]
 """``(share, doing)``: says how far an answer that takes long has come."""
 
 
-class NoParameters(Struct, frozen=True):
-    """None."""
+class Parameter(NamedTuple):
+    """A parameter of the query; one without a default must be given."""
+
+    kind: Any
+    default: Any
+    meaning: str
 
 
-class CountParameters(Struct, frozen=True):
-    """Whether to wait until every decision is counted."""
-
-    counted: bool = False
-
-
-class SpanParameters(Struct, frozen=True):
-    """A range of time."""
-
-    from_ms: Time | None = None
-    until_ms: Time | None = None
-
-
-class RangeParameters(SpanParameters, frozen=True):
-    """A range of time, and how many cells may show it."""
-
-    points: Annotated[int, Meta(ge=2, le=POINTS_MAX)] = POINTS
-
-
-class InstrumentParameters(RangeParameters, frozen=True):
-    """An instrument, a range of time, and how many cells may show it."""
-
-    instrument: str | None = None
-
-
-class MarkParameters(SpanParameters, frozen=True):
-    """An instrument and a range of time."""
-
-    instrument: str | None = None
-
-
-class RowParameters(SpanParameters, frozen=True):
-    """A range of time, an order and a page; any column of the view filters by equality."""
-
-    sort: str | None = None
-    descending: bool = False
-    limit: Annotated[int, Meta(ge=1, le=ROWS_MAX)] = 100
-    after: str | None = None
-
-
-class ChangeParameters(Struct, frozen=True):
-    """What is changed: keys, gates that are left out, a later start."""
-
-    changes: str = ""
-    drop: str = ""
-    from_ms: Time | None = None
-
-
-class PullParameters(Struct, frozen=True):
-    """A run of the fleet."""
-
-    database_id: Annotated[str, Meta(min_length=1)]
-    run_id: Annotated[str, Meta(min_length=1)]
-
-
+PARAMETERS: Final[Mapping[str, Parameter]] = {
+    "instrument": Parameter(str | None, None,
+        "`category:SYMBOL`; the run's first where it is left out, for marks all"),
+    "from_ms": Parameter(Time | None, None,
+        "first open time, UTC ms; the beginning where it is left out"),
+    "until_ms": Parameter(Time | None, None,
+        "end of the range, exclusive, UTC ms; the newest bar where it is left out"),
+    "points": Parameter(Annotated[int, Meta(ge=2, le=POINTS_MAX)], POINTS, "at most so many cells"),
+    "changes": Parameter(str, "", "`section.key=value`, with semicolons between"),
+    "drop": Parameter(str, "", "names of gates, with commas between"),
+    "counted": Parameter(bool, default=False,
+        meaning="wait for counts that a long run has not yet; they are null otherwise"),
+    "sort": Parameter(str | None, None, "a column of the view"),
+    "descending": Parameter(bool, default=False, meaning="whether the last row comes first"),
+    "limit": Parameter(Annotated[int, Meta(ge=1, le=records.ROWS_MAX)], records.ROWS,
+        "at most so many rows"),
+    "after": Parameter(str | None, None, "`after` or `before` of the rows beside"),
+    "database_id": Parameter(Annotated[str, Meta(min_length=1)], NODEFAULT,
+        "the id of the run's database, of `/fleet`"),
+    "run_id": Parameter(Annotated[str, Meta(min_length=1)], NODEFAULT,
+        "the run's whole id, of `/fleet`"),
+}  # fmt: skip
 MEANINGS: Final[Mapping[str, str]] = {
     "run": "the run's whole id, of `/runs`",
     "left": "a run's id",
@@ -96,82 +70,26 @@ MEANINGS: Final[Mapping[str, str]] = {
     "sequence": "the decision's place in its run",
     "sweep": "a sweep's id, of `/runs`",
     "view": "a documented view without `v_`, such as `decisions` ([storage](storage.md))",
-    "instrument": "`category:SYMBOL`; the run's first where it is left out, for marks all",
-    "from_ms": "first open time, UTC ms; the beginning where it is left out",
-    "until_ms": "end of the range, exclusive, UTC ms; the newest bar where it is left out",
-    "points": "at most so many cells",
-    "changes": "`section.key=value`, with semicolons between",
-    "drop": "names of gates, with commas between",
-    "counted": "wait for counts that a long run has not yet; they are null otherwise",
-    "sort": "a column of the view",
-    "descending": "whether the last row comes first",
-    "limit": "at most so many rows",
-    "after": "`next` of the rows before",
-    "database_id": "the id of the run's database, of `/fleet`",
-    "run_id": "the run's whole id, of `/fleet`",
+    **{name: parameter.meaning for name, parameter in PARAMETERS.items()},
 }
-"""What each parameter means."""
-
-
-class RouteRequest(NamedTuple):
-    """What a route answers from: its parameters, the names within its path, and filters."""
-
-    shelf: Databases
-    parameters: Any
-    report: Report
-    names: Mapping[str, str]
-    filters: Mapping[str, str]
-
-    @property
-    def shown(self) -> ShownRun:
-        """The run that the path names."""
-        return self.shelf.find(self.names["run"])
-
-    @property
-    def decision(self) -> tuple[ShownRun, int]:
-        """The decision that the path names: its run, and its place there."""
-        text = self.names["sequence"]
-        if not text.isdecimal() or len(text) > 12:
-            raise HttpRefusal(404, "A decision is named by its sequence, a whole number.")
-        return self.shown, int(text)
-
-    @property
-    def span(self) -> tuple[int | None, int | None]:
-        """The range of time."""
-        return self.parameters.from_ms, self.parameters.until_ms
-
-    @property
-    def cells(self) -> tuple[ShownRun, str, int | None, int | None, int]:
-        """Which cells of which instrument are asked for, the run's first where none is named."""
-        shown, name = self.shown, self.parameters.instrument
-        if not shown.columns.instruments:
-            raise HttpRefusal(
-                409, "The record of this run has lost its instruments; restore a backup."
-            )
-        name = next(iter(shown.columns.instruments)) if name is None else _named(shown, name)
-        return shown, name, *self.span, self.parameters.points
-
-
-def _named(shown: ShownRun, instrument: str) -> str:
-    instruments = shown.columns.instruments
-    if instrument not in instruments:
-        raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(instruments)}.")
-    return instrument
+"""What each name within a path, and each parameter, means."""
 
 
 @dataclass(frozen=True)
 class ReadRoute:
     """One address of the interface; what it responds with may be a document's parts.
 
-    One that is open takes columns of a view as further parameters.
+    One that is open takes columns of a view as further parameters; one that stands within another
+    document of its run does not say again what is unusual of the run.
     """
 
     path: str
     sentence: str
-    respond: Callable[[RouteRequest], Struct | TitledParts]
+    respond: Callable[..., Struct | TitledParts]
     answer: type[Struct] = answers.Document
-    parameters: type[Struct] = NoParameters
+    takes: str = ""
     is_open: bool = False
+    is_within: bool = False
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -184,21 +102,52 @@ class ReadRoute:
         return re.findall(r"\{(\w+)\}", self.path)
 
     @property
+    def parameters(self) -> type[Struct]:
+        """The parameters of its query."""
+        return _parameters(self.takes)
+
+    @property
     def streams(self) -> bool:
         """Whether it is answered in lines, as they come."""
         return STREAMS.fullmatch(self.path) is not None
 
 
-def _run(of: RouteRequest) -> Struct:
-    pulled_ms = of.shelf.pulled_ms(of.shown.database)
-    counted = of.parameters.counted
-    return runs.run(of.shown, of.shelf.served, counted=counted, pulled_ms=pulled_ms)
+@cache
+def _parameters(names: str) -> type[Struct]:
+    taken = [(name, PARAMETERS[name]) for name in names.split()]
+    fields = [(name, of.kind, of.default) for name, of in taken]
+    return msgspec.defstruct("Parameters", fields, kw_only=True)
 
 
-def _marks(of: RouteRequest) -> Struct:
-    if (name := of.parameters.instrument) is not None:
-        _named(of.shown, name)
-    return marks.marks(of.shown, *of.span, name)
+def _instrument(shown: ShownRun, name: str | None) -> str | None:
+    """Check that the run has the instrument *name*, where one is named."""
+    instruments = shown.columns.instruments
+    if name is not None and name not in instruments:
+        listed = ", ".join(instruments)
+        raise HttpRefusal(400, f"The run has no such instrument, only {listed}.")
+    return name
+
+
+def _sequence(text: str) -> int:
+    if not text.isdecimal() or len(text) > 12:
+        raise HttpRefusal(404, "A decision is named by its sequence, a whole number.")
+    return int(text)
+
+
+def _candles(
+    shown: ShownRun, instrument: str | None, from_ms: int | None, until_ms: int | None, points: int
+) -> Struct:
+    if not shown.columns.instruments:
+        raise HttpRefusal(409, "The record of this run has lost its instruments; restore a backup.")
+    first = next(iter(shown.columns.instruments))
+    return runs.candles(shown, instrument or first, from_ms, until_ms, points)
+
+
+def _run(
+    shelf: Databases, shown: ShownRun, verified: answers.ParityState | None, *, counted: bool
+) -> Struct:
+    pulled_ms = shelf.pulled_ms(shown.database)
+    return runs.run(shown, shelf.served, counted=counted, pulled_ms=pulled_ms, verified=verified)
 
 
 def _late(name: str = "derivations") -> ModuleType:
@@ -206,8 +155,8 @@ def _late(name: str = "derivations") -> ModuleType:
     return import_module(f"tracepaper.replay.page.{name}")
 
 
-def _sweep(of: RouteRequest) -> Struct:
-    document = of.shelf.sweep(of.names["sweep"]).document
+def _sweep(shelf: Databases, sweep: str) -> Struct:
+    document = shelf.sweep(sweep).document
     if document is None:
         raise HttpRefusal(
             409, "This sweep is not whole; the same command goes on, and its page comes with it."
@@ -215,67 +164,55 @@ def _sweep(of: RouteRequest) -> Struct:
     return answers.Document(**document)
 
 
-def _health(of: RouteRequest) -> Struct:
-    status = of.shelf.status if of.names["run"] == of.shelf.served else None
-    return records.health(of.shown, of.shelf.served, status)
-
-
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
-    ReadRoute("/runs", "Every run of every database, the newest first.",
-          lambda of: runs.runs(of.shelf), answers.Runs),
+    ReadRoute("/runs", "Every run of every database, the newest first.", runs.runs, answers.Runs),
     ReadRoute("/overview", "Every run and sweep, as the place Runs lists them.",
-          lambda of: lists.runs_document(runs.runs(of.shelf, counted=of.parameters.counted)),
-          parameters=CountParameters),
+          lambda shelf, counted: lists.runs_document(runs.runs(shelf, counted=counted)),
+          takes="counted"),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
-          _run, answers.Run, CountParameters),
+          _run, answers.Run, "counted"),
     ReadRoute(f"{_R}/candles", "Candles of one instrument with their decisions and notes, in "
-          "cells that fit.",
-          lambda of: runs.candles(*of.cells), answers.Candles, InstrumentParameters),
+          "cells that fit.", _candles, answers.Candles, "from_ms until_ms points instrument"),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
-          "each cell.",
-          lambda of: runs.equity(of.shown, *of.span, of.parameters.points),
-          answers.Equity, RangeParameters),
+          "each cell.", runs.equity, answers.Equity, "from_ms until_ms points"),
     ReadRoute(f"{_R}/marks", "Fills, orders that rested at a price, and gaps of a range.",
-          _marks, answers.Marks, MarkParameters),
-    ReadRoute(_D, "One decision, whole.",
-          lambda of: decisions.decision(*of.decision), answers.Decision),
+          marks.marks, answers.Marks, "from_ms until_ms instrument"),
+    ReadRoute(_D, "One decision, whole.", decisions.decision, answers.Decision),
     ReadRoute(f"{_D}/verify", "Derives one decision again from the record, now; lines of JSON.",
-          lambda of: _late().verify_decision(*of.decision, of.report), answers.DerivedDecision),
+          lambda shown, sequence, report: _late().verify_decision(shown, sequence, report)),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
-          lambda of: _late().ask(*of.decision, of.report)),
+          lambda shown, sequence, report: _late().ask(shown, sequence, report)),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
-          lambda of: _late().verify(of.shown, of.report), answers.ParityState),
+          lambda shown, report: _late().verify(shown, report), answers.ParityState),
     ReadRoute(f"{_R}/report", "The report of the run: tables, charts and texts.",
-          lambda of: _late().report_of(of.shown)),
+          lambda shown: _late().report_of(shown)),
     ReadRoute(f"{_R}/model", "The run's model: its card, and how its forecasts came true.",
-          lambda of: _late("model").model_document(of.shown)),
+          lambda shown: _late("model").model_document(shown)),
     ReadRoute(f"{_R}/what-if", "What other keys, fewer gates or a later start would have made "
-          "of the run.",
-          lambda of: _late().what_if_of(of.shown, of.parameters), parameters=ChangeParameters),
-    ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
-          lambda of: records.rows(of.shown, of.names["view"], of.filters, of.parameters),
-          answers.Rows, RowParameters, is_open=True),
-    ReadRoute(f"{_R}/account", "Every account with its curve, and what is held.",
-          lambda of: _late("documents").account(of.shown)),
+          "of the run.", lambda shown, query: _late().what_if_of(shown, **query),
+          takes="changes drop from_ms", is_within=True),
+    ReadRoute(f"{_R}/views/{{view}}", "A page of a documented view; any of its columns filters.",
+          lambda shown, view, filters, query: TitledParts(view, (
+              records.view_table(shown, view, filters, records.RowsPage(**query)),)),
+          takes="from_ms until_ms sort descending limit after", is_open=True),
+    ReadRoute(f"{_R}/account", "Every account with its curve, what is held, and the newest trades, "
+          "orders, fills and lines of the ledger.",
+          lambda shown, limit: _late("documents").account(shown, limit), takes="limit"),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
-          lambda of: records.refusals(of.shown)),
-    ReadRoute(f"{_R}/health", "Whether the run is sound.", _health, answers.Health),
+          records.refusals),
+    ReadRoute(f"{_R}/health", "Whether the run is sound.", records.health),
     ReadRoute(f"{_R}/compare", "The runs that may stand beside one.",
-          lambda of: lists.beside_document(
-              of.shown, runs.runs(of.shelf, counted=of.parameters.counted)),
-          parameters=CountParameters),
+          lambda shelf, shown, counted: lists.beside_document(
+              shown, runs.runs(shelf, counted=counted)), takes="counted"),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
-          lambda of: _late("documents").compare(*map(of.shelf.find, of.names.values()))),
+          lambda shelf, left, right: _late("documents").compare(
+              shelf.find(left), shelf.find(right))),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.", _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
-          "alarms; of `tracepaper ui --fleet` alone.",
-          lambda of: fleet.list_fleet(of.shelf)),
+          "alarms; of `tracepaper ui --fleet` alone.", fleet.list_fleet),
     ReadRoute("/fleet/pull", "Pulls one run of the fleet, which the other addresses then know; "
-          "lines of JSON.",
-          lambda of: fleet.pull_run(
-              of.shelf, of.parameters.database_id, of.parameters.run_id, of.report),
-          fleet.PulledRun, PullParameters),
+          "lines of JSON.", fleet.pull_run, fleet.PulledRun, "database_id run_id"),
 )  # fmt: skip
 """Every address that reads; ``/stream`` and ``/openapi.json`` are the server's own."""
 
@@ -285,17 +222,29 @@ class Call:
     """A request that was matched and checked."""
 
     route: ReadRoute
-    parameters: Struct
+    query: Mapping[str, Any]
     names: Mapping[str, str]  # of the path
     filters: Mapping[str, str]
 
     def respond(self, shelf: Databases, report: Report) -> Struct:
         """Return the answer."""
-        given = RouteRequest(shelf, self.parameters, report, self.names, self.filters)
-        answer = self.route.respond(given)
-        if isinstance(answer, TitledParts):
-            return answers.Document(**as_document(answer))
-        return answer
+        given: dict[str, Any] = {"shelf": shelf, "report": report, "filters": self.filters}
+        given |= {"query": self.query, "served": shelf.served, **self.query, **self.names}
+        if (run := self.names.get("run")) is not None:
+            given["shown"] = shown = shelf.find(run)
+            given["status"] = shelf.status if run == shelf.served else None
+            given["verified"] = msgspec.convert(shelf.verified, answers.ParityState | None)
+            if "instrument" in self.query:
+                given["instrument"] = _instrument(shown, self.query["instrument"])
+        if "sequence" in self.names:
+            given["sequence"] = _sequence(self.names["sequence"])
+        wanted = signature(self.route.respond).parameters
+        answer = self.route.respond(**{name: given[name] for name in wanted if name in given})
+        if not isinstance(answer, TitledParts):
+            return answer
+        if self.names.keys() == {"run"} and not self.route.is_within:
+            answer = runs.begun(shown, answer)
+        return answers.Document(**as_document(answer))
 
 
 def match(path: str, query: Mapping[str, str]) -> Call:
@@ -307,7 +256,7 @@ def match(path: str, query: Mapping[str, str]) -> Call:
 
 
 def _checked(route: ReadRoute, names: Mapping[str, str], query: Mapping[str, str]) -> Call:
-    accepted = route.parameters.__struct_fields__
+    accepted = route.takes.split()
     others = {name: value for name, value in query.items() if name not in accepted}
     if others and not route.is_open:
         listed = ", ".join(accepted) or "no parameter"
@@ -319,4 +268,4 @@ def _checked(route: ReadRoute, names: Mapping[str, str], query: Mapping[str, str
         parameters = msgspec.convert(given, route.parameters, strict=False)
     except msgspec.ValidationError as error:
         raise HttpRefusal(400, f"A parameter is wrong: {error}.") from None
-    return Call(route, parameters, names, others)
+    return Call(route, msgspec.structs.asdict(parameters), names, others)

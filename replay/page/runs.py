@@ -7,14 +7,20 @@ import sqlite3
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import BUY_AND_HOLD, TWINS
-from tracepaper.replay.document.charts import OTHER_LINE, OWN_LINE, WHOLE_LINE, shadow_line
+from tracepaper.replay.document.charts import (
+    OTHER_LINE,
+    OWN_LINE,
+    WHOLE_LINE,
+    LineLayer,
+    shadow_line,
+)
+from tracepaper.replay.document.values import Paragraph, TitledParts
 from tracepaper.replay.explain.decision import missed_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
@@ -114,7 +120,7 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
 
 
 def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
-    if is_counted and _damage(shown):  # it counts the steps as well
+    if is_counted and damage_of(shown):  # it counts the steps as well
         return "damaged"
     if (held := halt(shown)) is not None:
         return f"halted by {held.by}"
@@ -123,8 +129,27 @@ def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
     return "pruned" if shown.columns.span[0] else ""
 
 
-def _damage(shown: ShownRun) -> str:
+def damage_of(shown: ShownRun) -> str:
+    """Return one sentence where the record is damaged, else an empty text."""
     return shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
+
+
+def begun(shown: ShownRun, document: TitledParts) -> TitledParts:
+    """Return a document of the run, with what is unusual of the run first."""
+    said = [part for part in _unusual(shown) if part not in document.parts]
+    return TitledParts(document.title, (*said, *document.parts))
+
+
+def _unusual(shown: ShownRun) -> Iterator[Paragraph]:
+    if damage := damage_of(shown):
+        yield Paragraph(damage, "warning")
+    if (held := halt(shown)) is not None:
+        yield Paragraph(held.sentence, "warning")
+    if _decided(shown) == (None, None):
+        yield Paragraph("No bar was decided yet; the first that closes makes a decision.", "note")
+    elif first := shown.columns.span[0]:
+        since = f"Its oldest steps were pruned: step {first:,} is the first of what is left."
+        yield Paragraph(since, "note")
 
 
 def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
@@ -138,7 +163,12 @@ def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
 
 
 def run(
-    shown: ShownRun, served: str = "", *, counted: bool = False, pulled_ms: int | None = None
+    shown: ShownRun,
+    served: str = "",
+    *,
+    counted: bool = False,
+    pulled_ms: int | None = None,
+    verified: answers.ParityState | None = None,
 ) -> answers.Run:
     """Return one run: its summary, configuration and accounts; *counted* waits for its counts."""
     if counted:
@@ -146,7 +176,7 @@ def run(
     row, columns = shown.views.run(), shown.columns
     first, last = _decided(shown)
     refused = shown.rollups.refusals()
-    damage, thresholds = _damage(shown), columns.thresholds
+    thresholds = columns.thresholds
     return answers.Run(
         row=run_row(shown, served),
         config=json.loads(row["config"]),
@@ -171,9 +201,9 @@ def run(
         holdings=holdings(shown),
         last_refusal=_last_refusal(shown),
         last_fill=_last_fill(shown.views),
-        parity=newest_parity(shown),
-        damage=answers.Damage(columns.span[1], damage) if damage else None,
-        halt=halt(shown),
+        parity=newest_parity(shown, verified),
+        damage=damage_of(shown),
+        halt="" if (held := halt(shown)) is None else held.sentence,
         holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
         first_sequence=first,
@@ -249,26 +279,30 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
     return None
 
 
-def halt(shown: ShownRun) -> answers.Halt | None:
+def halt(shown: ShownRun) -> LastingState | None:
     """Return what holds the run, the operator's word first; None where it may trade."""
-    held = next((state for state in _states(shown) if state.is_halt), None)
-    return None if held is None else msgspec.convert(held, answers.Halt, from_attributes=True)
+    return next((state for state in _states(shown) if state.is_halt), None)
 
 
 def _states(shown: ShownRun) -> tuple[LastingState, ...]:
     return shown.rollups.kept_value("states", lambda: lasting_states(shown.columns))
 
 
-def newest_parity(shown: ShownRun) -> answers.ParityState | None:
+def newest_parity(
+    shown: ShownRun, verified: answers.ParityState | None = None
+) -> answers.ParityState | None:
     """Return the newest comparison of the run with its replay; None where there is none.
 
-    A check that was made on the run's last step is newer than every event of the run.
+    A check that was made on the run's last step is newer than every event of the run, and what was
+    *verified* for a reader of this page newer than what is stored, until the run compares itself.
     """
+    event = shown.reader.newest_of(shown.run_id, ParityCheck)
+    if verified is not None and (event is None or event.market_ms <= verified.at_ms):
+        return verified
     stored = shown.reader.stored_run(shown.run_id)
     check = newest_check(shown.reader.connection, stored.run_key, stored.head_digest)
     if check is not None:
         return parity_state(check.result, check.checked_ms)
-    event = shown.reader.newest_of(shown.run_id, ParityCheck)
     return None if event is None else parity_state(event, event.market_ms)
 
 
@@ -294,6 +328,7 @@ def parity_state(check: ParityCheck, at_ms: int) -> answers.ParityState:
 # ---------------------------------------------------------------- accounts
 
 
+_OWN_SOURCE: Final = "the run's own account"
 _TITLES: Final = {
     PositionSide.LONG.value: "long side",
     PositionSide.SHORT.value: "short side",
@@ -302,73 +337,54 @@ _TITLES: Final = {
 
 
 def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
-    """Return the run's own account, its twins, and buy and hold."""
-    views = shown.views
-    figures = [
-        _figures(
-            OWN,
-            "the run's own account",
-            row,
-            views.count("v_fills"),
-            holding.mean_exposure(shown, "grosses"),
-        )
-        for row in views.rows("v_equity", newest=1)
-    ]
-    for name in holding.twins(shown):
-        for row in views.rows("v_twin_equity", newest=1, twin=name):
-            fills = views.count("v_twin_fills", twin=name)
-            source = TWINS.get(name, "a shadow account of the run")
-            if name in SIDES:
-                source = f"the {name.lower()} side of the account, from half of its first cash"
-            figures.append(_figures(name, source, row, fills, None))
-    figures = [
-        msgspec.structs.replace(account, start=began, total_return=account.equity / began - 1)
-        for account in figures
-        if (began := _start(shown, "" if account.name == OWN else account.name))
-    ]
-    for held in holding.held(shown):
-        end = held.newest
-        figures.append(
-            answers.AccountFigures(
-                held.name,
-                held.title,
-                held.source,
-                held.start,
-                end,
-                end / held.start - 1,
-                mean_exposure=held.share,
-                is_stored=False,
+    """Return the run's own account, its twins, and buy and hold, each as every chart draws it."""
+    return [*_stored_accounts(shown), *_held_accounts(shown)]
+
+
+def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
+    views, names = shown.views, [OWN, *holding.twins(shown)]
+    for place, name in enumerate(names):
+        twin = {"twin": name} if place else {}
+        kind = "twin_" if place else ""
+        source = TWINS.get(name, "a shadow account of the run") if place else _OWN_SOURCE
+        if name in SIDES:
+            source = f"the {name.lower()} side of the account, from half of its first cash"
+        began = _start(shown, twin.get("twin", ""))
+        for row in views.rows(f"v_{kind}equity", newest=1, **twin) if began else ():
+            yield answers.AccountFigures(
+                name=name,
+                title=_TITLES.get(name, name.replace("_", " ")),
+                source=source,
+                start=began,
+                equity=float(row["equity"]),
+                total_return=float(row["equity"]) / began - 1,
+                realized=as_number(row["realized_pnl"]),
+                unrealized=as_number(row["unrealized_pnl"]),
+                fees=as_number(row["fees_paid"]),
+                funding=as_number(row["funding_paid"]),
+                fills=views.count(f"v_{kind}fills", **twin),
+                mean_exposure=None if place else holding.mean_exposure(shown, "grosses"),
+                **_drawn_as(shadow_line(place - 1) if place else OWN_LINE),
             )
+
+
+def _held_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
+    for held in holding.held(shown):
+        yield answers.AccountFigures(
+            name=held.name,
+            title=held.title,
+            source=held.source,
+            start=held.start,
+            equity=held.newest,
+            total_return=held.newest / held.start - 1,
+            mean_exposure=held.share,
+            is_stored=False,
+            **_drawn_as(WHOLE_LINE if held.title == "buy and hold" else OTHER_LINE),
         )
-    return list(_drawn(figures))
 
 
-def _drawn(figures: list[answers.AccountFigures]) -> Iterator[answers.AccountFigures]:
-    """Yield *figures* with how each account is drawn, in every chart alike."""
-    for place, account in enumerate(figures):
-        line = WHOLE_LINE if account.title == "buy and hold" else OTHER_LINE
-        if account.is_stored:
-            line = shadow_line(place - 1) if place else OWN_LINE
-        yield msgspec.structs.replace(account, tone=line.role, width=line.width, dash=line.dash)
-
-
-def _figures(
-    name: str, source: str, row: Row, fills: int, exposure: float | None
-) -> answers.AccountFigures:
-    return answers.AccountFigures(
-        name=name,
-        title=_TITLES.get(name, name.replace("_", " ")),
-        source=source,
-        start=0.0,
-        equity=float(row["equity"]),
-        total_return=0.0,
-        realized=as_number(row["realized_pnl"]),
-        unrealized=as_number(row["unrealized_pnl"]),
-        fees=as_number(row["fees_paid"]),
-        funding=as_number(row["funding_paid"]),
-        fills=fills,
-        mean_exposure=exposure,
-    )
+def _drawn_as(line: LineLayer) -> dict[str, Any]:
+    return {"tone": line.role, "width": line.width, "dash": line.dash}
 
 
 def _start(shown: ShownRun, twin: str = "") -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 ASSETS: Final = Path(__file__).parent / "assets"
 PREFIX: Final = "/api/v1"
 FLEET: Final = "/fleet"
+VERIFIED: Final = re.compile(r"/runs/([^/]+)/verify")
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -83,6 +85,7 @@ class Page:
             self._pulling = reader(is_heavy=True, stays=False, late=long)
         self._served, self._status = served, status
         self._woken: asyncio.Event | None = None  # for the next step, once ``wake`` tells of one
+        self._verified: dict[str, Any] = {}  # what readers had derived again, by run
         self._at_work = 0
         self._preparing: asyncio.Task[None] | None = None
         self.readers = 0
@@ -145,6 +148,7 @@ class Page:
         if len(query) > QUERY_MAX or len(query) != len(request.query):
             return _refusal(400, "Give each parameter once.")
         message: dict[str, Any] = {"path": path, "query": query}
+        message["verified"] = self._verified.get(path.removeprefix("/runs/").partition("/")[0])
         if STREAMS.fullmatch(path):
             return await self._lines(request, message)
         if path.endswith("/health") and self._status is not None:
@@ -176,11 +180,21 @@ class Page:
             await response.prepare(request)
             await response.write(_line(first))
             async for frame in frames:
+                self._note(message, frame)
                 await response.write(_line(frame))
             await response.write_eof()
         finally:
             await frames.aclose()  # type: ignore[attr-defined]
         return response
+
+    def _note(self, message: dict[str, Any], frame: ReplyFrame) -> None:
+        """Keep what the whole of a run was found to be; one that is pulled anew is another."""
+        if frame.kind != process.ANSWER:
+            return
+        if matched := VERIFIED.fullmatch(message["path"]):
+            self._verified[matched[1]] = msgspec.json.decode(frame.body)
+        elif message["path"].startswith(FLEET):
+            self._verified.pop(message["query"].get("run_id", ""), None)
 
     # ------------------------------------------------------------ the stream
 

@@ -4,7 +4,7 @@
  * Both sources have one method, `get(path, parameters)`; a view does not know which it reads.
  */
 import { isHedged } from "./accounts.js";
-import { cut, cutRows } from "./cells.js";
+import { cut } from "./cells.js";
 import { recorded } from "./record.js";
 
 const ROOT = "/api/v1";
@@ -53,6 +53,13 @@ class Server {
     }
   }
 
+  async find(run, view, parameters) {
+    const { parts } = await this.get(runPath(run, `/views/${view}`), parameters);
+    const { columns, rows } = parts[0];
+    const at = columns.findLastIndex(({ key }) => /^(decision_)?sequence$/.test(key));
+    return rows[0]?.[at].step ?? null;
+  }
+
   /** Send one of the operator's words. */
   async command(word, note, token) {
     const response = await this.#send("/command", {
@@ -94,7 +101,6 @@ class Embedded {
   }
 
   async get(path, parameters = {}) {
-    if (/\/views\/[^/]+$/.test(path)) return cutRows(await this.#rows(path, parameters), parameters);
     // Marks are held for all symbols and times together.
     const answer = await this.#held(path.endsWith("/marks") ? path : path + queryOf({ instrument: parameters.instrument }));
     return Array.isArray(answer) ? cut(answer, parameters) : answer;
@@ -121,22 +127,18 @@ class Embedded {
     return (await this.#opened.get(block)).get(key);
   }
 
-  /** Rows of a view; those of decisions are what the columns say of them. */
-  async #rows(path, { instrument }) {
-    if (!path.endsWith("/decisions")) return this.#held(path);
-    const run = path.slice(0, -"/views/decisions".length);
-    const names = ["sequence", "instrument", "open_time_ms", "action", "refused_by"];
-    const rows = [];
-    for (const { id } of (await this.#held(run)).instruments) {
-      if (instrument && id !== instrument) continue;
-      let before = Infinity; // what finer columns say is not said again
-      for (const candles of await this.#candles(run, id)) {
-        const decided = candles.sequence.map((sequence, at) => [sequence, id, candles.open_time_ms[at], candles.action[at], candles.refused_by[at]]).filter(([sequence]) => sequence != null);
-        rows.push(...decided.filter(([sequence]) => sequence < before));
-        before = decided[0]?.[0] ?? before;
-      }
+  /** A decision of a range as the columns have it. */
+  async find(run, view, { instrument, refused_by: gate, from_ms = 0, until_ms = Infinity, descending }) {
+    let found = null;
+    let before = Infinity; // what finer columns say is not said again
+    for (const { sequence, open_time_ms: times, refused_by: refused } of await this.#candles(runPath(run), instrument)) {
+      const fits = (at, place) => at != null && at < before && times[place] >= from_ms && times[place] < until_ms && (gate == null || refused[place] === gate);
+      const at = descending ? sequence.findLast(fits) : sequence.find(fits);
+      if (descending && at != null) return at;
+      found = at ?? found;
+      before = sequence.find((each) => each != null) ?? before;
     }
-    return { view: "decisions", columns: names.map((name) => ({ name, kind: typeof rows[0]?.[names.indexOf(name)] === "number" ? "integer" : "text", meaning: "" })), rows, total: rows.length, next: null };
+    return found;
   }
 
   /** Columns of an instrument, in ever longer cells. */
@@ -199,38 +201,28 @@ export const source = element ? new Embedded(element) : new Server();
 const runPath = (run, rest = "") => `/runs/${encodeURIComponent(run)}${rest}`;
 
 /** @returns {Promise<Object>} Run; `{counted: true}` waits for counts that a long run has not yet */
-export async function getRun(run, parameters) {
-  const answer = await source.get(runPath(run), parameters);
-  return { ...answer, parity: verified.get(run) ?? answer.parity };
-}
+export const getRun = (run, parameters) => source.get(runPath(run), parameters);
 
-/** The first row of a documented view, by its columns; null of none. */
-export async function getRow(run, view, parameters) {
-  const { rows, columns } = await getOf(run, `views/${view}`, {}, { ...parameters, limit: 1 });
-  return rows.length ? Object.fromEntries(columns.map(({ name }, at) => [name, rows[0][at]])) : null;
-}
+/** The first decision of those that a documented view lists of a range, or the last; null of none. */
+export const findDecision = (run, view, isLast, wanted) => source.find(run, view, { ...wanted, sort: "sequence", descending: isLast || null, limit: 1 });
 
-/** Another answer of a run: candles, equity, marks, views/VIEW, health, report, compare/OTHER. */
+/** Another answer of a run: candles, equity, marks, account, health, report, compare/OTHER. */
 export const getOf = (run, rest, options, parameters) => source.get(runPath(run, `/${rest}`), parameters, options);
 
 export const verifyDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), progressed, signal);
 export const askDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), progressed, signal);
 
-const verified = new Map(); // what this page derived again itself, by run
-
-/** Derive the whole run again; what was found is its parity from then on, on this page. */
+/** Derive the whole run again; what was found is its parity from then on. */
 export async function verifyRun(run, progressed, signal) {
   const parity = await source.ask(runPath(run, "/verify"), progressed, signal);
-  verified.set(run, parity);
   dispatchEvent(new Event("verified"));
   return parity;
 }
 
 /** Pull a run of the fleet; what was read of a run of that id before is read anew. */
-export async function pullRun({ database_id, run_id }, progressed, signal) {
-  await source.ask(`/fleet/pull?${new URLSearchParams({ database_id, run_id })}`, progressed, signal);
+export async function pullRun(pulled, progressed, signal) {
+  await source.ask(`/fleet/pull?${new URLSearchParams(pulled)}`, progressed, signal);
   decisions.clear();
-  verified.delete(run_id);
   dispatchEvent(new Event("pulled"));
 }
 

@@ -9,11 +9,9 @@ import { useStream } from "./live.js";
 import { NowView, sequenceAt } from "./now.js";
 import { Operator } from "./operator.js";
 import { Palette } from "./palette.js";
-import { AccountView } from "./places/account.js";
 import { CompareView } from "./places/compare.js";
-import { GatesView, ListView, ModelView, ReportView, SweepView } from "./places/documents.js";
+import { AccountView, GatesView, HealthView, ListView, ModelView, ReportView, SweepView } from "./places/documents.js";
 import { FleetView } from "./places/fleet.js";
-import { HealthView } from "./places/health.js";
 import { toggleTheme } from "./theme.js";
 
 const NARROW = "(max-width: 759px)";

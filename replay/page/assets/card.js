@@ -2,7 +2,7 @@
 import { html } from "./vendor/htm-preact.js";
 import { askDecision, source, verifyDecision } from "./api.js";
 import { Parts } from "./document.js";
-import { moment, number, seconds, word, zoneName } from "./format.js";
+import { moment, number, word, zoneName } from "./format.js";
 import { useTask } from "./hooks.js";
 
 /** Name in red where the title names the gate that refused. */
@@ -44,9 +44,10 @@ function Verify({ decision, verify }) {
   // It goes on where another decision is looked at: the process that derives stays.
   const run = () => source.isRecord || progress || ask((progressed) => verifyDecision(decision.run_id, decision.sequence, progressed), "asking for the record");
   verify.current = run;
+  const differs = derived?.parts[0].style === "warning";
   return html`<div class="verify">
     <button class="action" onClick=${run} disabled=${source.isRecord} aria-busy=${progress != null}>Verify</button>
-    <p role="status" class=${error || (derived && !derived.same) ? "loss" : ""}>
+    <p role="status" class=${error || differs ? "loss" : ""}>
       ${source.isRecord
         ? html`Run <code>tracepaper verify ${decision.run_id}</code> beside the record.`
         : progress
@@ -55,9 +56,7 @@ function Verify({ decision, verify }) {
             ? error.message
             : !derived
               ? "Derives this decision again from the record, now."
-              : derived.same
-                ? html`<b class="accent">✓ Same</b> · Derived again from the record in ${seconds(derived.seconds)}: the same decision${derived.tolerance ? `; floats within tolerances, since ${derived.tolerance}` : ", to the last bit"}.`
-                : html`<b>✗ Differs</b> first at <i>${derived.field}</i>: stored ${derived.stored}, derived ${derived.derived}. ${derived.culprit}`}
+              : html`<b class=${differs ? "" : "accent"}>${derived.title}</b> · ${derived.parts[0].text}`}
     </p>
   </div>`;
 }

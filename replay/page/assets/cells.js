@@ -49,30 +49,3 @@ export function joined(before, after, from) {
   };
   return both(before, after);
 }
-
-const TIMES = ["open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_ms", "from_ms"];
-
-/** Rows of a view as the server gives them: filtered, sorted, and one page of them. */
-export function cutRows(answer, { from_ms, until_ms, sort = "sequence", descending, limit = 100, after = 0, ...filters }) {
-  const at = (name) => answer.columns.findIndex((column) => column.name === name);
-  const time = at(TIMES.find((name) => at(name) >= 0));
-  const equal = Object.entries(filters).filter(([, value]) => value != null).map(([name, value]) => [at(name), String(value)]);
-  const rows = answer.rows.filter(
-    (row) =>
-      (from_ms == null || row[time] >= from_ms) &&
-      (until_ms == null || row[time] < until_ms) &&
-      equal.every(([column, value]) => String(row[column] ?? "") === value),
-  );
-  const order = [...new Set([sort, "sequence", "ordinal"])].map(at).filter((column) => column >= 0);
-  const way = descending ? -1 : 1;
-  rows.sort((first, second) => {
-    for (const column of order) {
-      const [a, b] = [first[column], second[column]];
-      // As in SQLite, null is less than any value.
-      if (a !== b) return way * (a == null ? -1 : b == null ? 1 : a < b ? -1 : 1);
-    }
-    return 0;
-  });
-  const end = Number(after) + Number(limit);
-  return { ...answer, rows: rows.slice(Number(after), end), total: rows.length === answer.rows.length ? answer.total : rows.length, next: end < rows.length ? String(end) : null };
-}

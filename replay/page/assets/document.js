@@ -7,10 +7,13 @@ import { Folded } from "./hooks.js";
 
 /**
  * Draws `document`: {title, parts}, as `as_parts` of tracepaper.replay.document.values writes it;
- * `onStep` hears of a decision that is to be opened, `children` stand behind the parts.
+ * `onStep` hears of a decision that is to be opened, `ask` turns pages of tables, `children` stand
+ * before the first heading.
  */
-export function DocumentView({ document: shown, onStep, children }) {
+export function DocumentView({ document: shown, onStep, ask, children }) {
   const article = useRef();
+  const start = shown.parts.findIndex((part) => part.style === "heading");
+  const at = start < 0 ? shown.parts.length : start;
   const headings = shown.parts.filter((part) => part.style === "heading").map((part) => part.text);
   const go = (at) => {
     const place = article.current.querySelectorAll(":scope > h2")[at];
@@ -23,13 +26,14 @@ export function DocumentView({ document: shown, onStep, children }) {
     html`<nav aria-label="sections">
       ${headings.map((name, at) => html`<button type="button" onClick=${() => go(at)}>${name}</button>`)}
     </nav>`}
-    <${Parts} parts=${shown.parts} />
+    <${Parts} parts=${shown.parts.slice(0, at)} ask=${ask} />
     ${children}
+    <${Parts} parts=${shown.parts.slice(at)} ask=${ask} />
   </article>`;
 }
 
 /** `links` say where tables with a look lead: {gate, toGate, refusedBy, viewFrom, at}. */
-export function Parts({ parts, links }) {
+export function Parts({ parts, links, ask }) {
   return gathered(parts).map((part) => {
     switch (part.kind) {
       case "item":
@@ -41,7 +45,7 @@ export function Parts({ parts, links }) {
       case "fold":
         return html`<${Fold} part=${part} />`;
       case "table":
-        return isDrawn(part) ? html`<${Drawn} table=${part} links=${links} />` : html`<${TableView} table=${part} />`;
+        return isDrawn(part) ? html`<${Drawn} table=${part} links=${links} />` : html`<${TableView} table=${part} ask=${ask} />`;
       case "chart":
         return html`<${ChartView} chart=${part} />`;
     }
@@ -60,9 +64,10 @@ function gathered(parts) {
   return groups;
 }
 
-function Paragraph({ part: { style, text } }) {
+function Paragraph({ part: { style, text, to } }) {
   if (style === "heading") return html`<h2 tabindex="-1">${text}</h2>`;
   if (style === "code") return html`<pre tabindex="0">${text}</pre>`;
+  if (to) return html`<p><a class="plain" href=${to}>${text}</a></p>`;
   return html`<p class=${style === "plain" ? "" : style} role=${style === "warning" ? "alert" : null}>${text}</p>`;
 }
 

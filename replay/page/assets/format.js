@@ -92,12 +92,6 @@ export function when(ms, newest) {
 /** `2025-06-03 09:33:00` */
 export const stamp = (ms) => (ms == null ? "–" : iso(ms).replace("T", " "));
 
-/** A span of time in seconds: `4.1 ms`, `1.2 s` */
-export function seconds(value) {
-  if (value == null) return "–";
-  return value < 1 ? `${plain(value * 1e3, 2)} ms` : `${plain(value, 3)} s`;
-}
-
 /** An interval as traders write it: `1m`, `4h`, `1d` */
 export function interval(ms) {
   const minutes = ms / 6e4;

@@ -1,6 +1,6 @@
 /** The Now view: one sentence, one chart, one card. The pointer is time. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { getDecision, getRow, knownDecision, source } from "./api.js";
+import { findDecision, getDecision, knownDecision, source } from "./api.js";
 import { indexAt } from "./cells.js";
 import { Card } from "./card.js";
 import { shareBetween } from "./chart/attention.js";
@@ -50,20 +50,20 @@ function useNotice() {
 async function seek({ run, frame, from, direction, kind, gate, instrument }) {
   const isLater = direction > 0;
   const after = (ms) => (isLater ? { from_ms: ms + 1 } : { until_ms: ms });
-  const row = (view, wanted) => getRow(run.row.run_id, view, { instrument, sort: "sequence", descending: isLater ? null : "true", ...wanted });
+  const find = (view, wanted) => findDecision(run.row.run_id, view, !isLater, { instrument, ...wanted });
   if (kind === "fill") {
     const ahead = frame.fills.filter((fill) => fill.decision_sequence != null && (fill.decision_sequence - from.sequence) * direction > 0);
     if (ahead.length) return ahead.at(isLater ? 0 : -1).decision_sequence;
-    return source.isRecord ? null : (await row("fills", after(from.close_time_ms)))?.decision_sequence;
+    return source.isRecord ? null : find("fills", after(from.close_time_ms));
   }
   const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
-  const rows = await Promise.all(names.map((name) => row("decisions", { ...after(from.open_time_ms), refused_by: name })));
-  const sequences = rows.filter(Boolean).map((each) => each.sequence);
+  const found = await Promise.all(names.map((name) => find("decisions", { ...after(from.open_time_ms), refused_by: name })));
+  const sequences = found.filter((sequence) => sequence != null);
   return sequences.length ? Math[isLater ? "min" : "max"](...sequences) : null;
 }
 
 /** The decision on the bar at or before a time. */
-export const sequenceAt = async (run, instrument, ms) => (await getRow(run, "decisions", { instrument, until_ms: ms + 1, sort: "sequence", descending: "true" }))?.sequence ?? null;
+export const sequenceAt = (run, instrument, ms) => findDecision(run, "decisions", true, { instrument, until_ms: ms + 1 });
 
 function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
   const at = index ?? (frame ? frame.length - 1 : 0);
@@ -92,14 +92,14 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
 
 /** Banners: what, since when, what it means. */
 function Banner({ run, connection, isCold }) {
-  if (run.damage) return html`<p class="banner" role="alert">${run.damage.sentence}</p>`;
+  if (run.damage) return html`<p class="banner" role="alert">${run.damage}</p>`;
   if (connection.state === "lost")
     return html`<p class="banner" role="alert"><b>The daemon has not answered since ${when(connection.since, Date.now())}.</b> What is shown is what it said last; this page connects again by itself.</p>`;
   if (connection.state === "ended")
     return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
     return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers. What is shown is read again every 15 s.</p>`;
-  if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt.sentence}</b> Decisions go on.</p>`;
+  if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt}</b> Decisions go on.</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
     return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes at ${when(run.row.last_ms + (run.bars_needed - run.row.decisions + 1) * run.row.interval_ms, run.row.last_ms)}.` : "soon."}</p>`;

@@ -50,7 +50,7 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     assert sentence in " ".join(text.getvalue().split())
     banner = present(runs.halt(run))
     assert "on the command line" in banner.sentence
-    texts = [happening.text for happening in records.happenings(run) if happening.kind == "command"]
+    texts = [text for _, kind, _, text in records.happenings(run) if kind == "command"]
     assert texts[1] == "HALT by root, on the page, with the token anna: news"
 
     rows = run.views.rows("v_commands")

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from builders import present
 from page_cases import shown_of
 from records import tamper
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
-from storage_cases import other_events, plain_steps, undecided, write_run
+from storage_cases import other_events, plain_steps, prune, undecided, write_run
 from user_strategies import importable
 
-from tracepaper.replay.document.values import Table, as_parts
+from tracepaper.replay.document.values import Pages, Table, as_parts
 from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
     answers,
@@ -33,14 +34,16 @@ from tracepaper.replay.page import (
     runs,
 )
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
-from tracepaper.replay.page.routes import RowParameters, match
+from tracepaper.replay.page.routes import ROUTES, match
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.lock import InstanceLock
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.gates.gate import measured
 from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.units import without_zeros
 
 
 class StopEveryTenBars(Strategy):
@@ -233,19 +236,32 @@ def test_each_account_is_measured_from_its_own_beginning(run: ShownRun) -> None:
             assert account.total_return == pytest.approx(account.equity / first["equity"] - 1)
 
 
+def page_of(run: ShownRun, view: str, filters: dict[str, str], **page: Any) -> tuple[Table, Pages]:
+    table = records.view_table(run, view, filters, records.RowsPage(**page))
+    return table, present(table.pages)
+
+
 def test_rows_are_filtered_sorted_and_paged(run: ShownRun) -> None:
-    first = records.rows(run, "decisions", {"allowed": "0"}, RowParameters(limit=10))
-    assert first.total == run.views.count("v_decisions", allowed=0)
-    after = RowParameters(limit=10, after=first.next)
-    more = records.rows(run, "decisions", {"allowed": "0"}, after)
-    assert more.rows[0][1] > first.rows[-1][1]
-    whole = records.rows(run, "fills", {}, RowParameters(limit=1_000))
-    assert whole.next is None
-    last = records.rows(run, "fills", {}, RowParameters(limit=whole.total))
-    assert (len(last.rows), last.next) == (whole.total, None)  # a page that is just full
+    first, pages = page_of(run, "decisions", {"allowed": "0"}, limit=10)
+    refused = [row["sequence"] for row in run.views.rows("v_decisions", allowed=0)]
+    assert pages.total == len(refused)
+    assert pages.before is None
+    more, after = page_of(run, "decisions", {"allowed": "0"}, limit=10, after=pages.after)
+    assert [row[0] for row in (*first.rows, *more.rows)] == refused[:20]
+    assert after.before == "0"
+    _, whole = page_of(run, "fills", {}, limit=1_000)
+    assert whole.after is None
+    last, pages = page_of(run, "fills", {}, limit=whole.total)
+    assert (len(last.rows), pages.after) == (whole.total, None)  # a page that is just full
+    dear, _ = page_of(run, "fills", {}, limit=3, sort="price", descending=True)
+    stored = sorted(run.views.rows("v_fills"), key=lambda row: -row["price"])[:3]
+    assert [(row["decision_sequence"], row["price"]) for row in dear.records()] == [
+        (row["decision_sequence"], f"{Decimal(without_zeros(row['price_text'])):,}")
+        for row in stored
+    ]
     for view, filters in (("nope", {}), ("fills", {"x": "1"}), ("fills", {"price": "much"})):
         with pytest.raises(HttpRefusal):
-            records.rows(run, view, filters, RowParameters(limit=10))
+            page_of(run, view, filters, limit=10)
 
 
 def test_the_report_is_the_document_that_the_command_writes(run: ShownRun) -> None:
@@ -270,15 +286,11 @@ def test_progress_of_a_whole_run_is_the_share_of_its_steps(run: ShownRun) -> Non
     assert re.fullmatch(r"[\d,]+ of [\d,]+ steps derived again", calls[-1][1])
 
 
-@pytest.mark.parametrize(("on_breach", "by"), [("halt", "risk.drawdown"), ("refuse", None)])
-def test_a_limit_that_halts_the_run_is_named(
-    tmp_path: Path, on_breach: str, by: str | None
-) -> None:
-    limit = f'[risk]\nmax_drawdown = "0.0005"\non_breach = "{on_breach}"\n'
+def test_a_limit_that_refuses_alone_halts_nothing(tmp_path: Path) -> None:
+    limit = '[risk]\nmax_drawdown = "0.0005"\non_breach = "refuse"\n'
     run = shown_of(replayed(tmp_path, cross() + limit, "--data", BTC))
-    held = runs.run(run).halt
-    assert (None if held is None else held.by) == by
-    assert f"run, ended{f', halted by {by}' * bool(by)};" in records.health(run).title
+    assert runs.run(run).halt == ""
+    assert "run, ended;" in records.health(run).title
 
 
 def test_the_model_says_again_what_explain_full_says(tmp_path: Path) -> None:
@@ -352,22 +364,67 @@ def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
     assert refused.error == f"Run {row.run_id} is shown from copy.db; name this file alone."
 
 
-def test_a_list_says_what_is_unusual_of_a_run(tmp_path: Path) -> None:
-    halted = replayed(tmp_path, f'{cross()}[risk]\nmax_drawdown = "0.0005"\n', "--data", BTC)
-    cut, new = tmp_path / "cut.db", tmp_path / "new.db"
-    write_run(cut, plain_steps(40))
-    tamper(cut, "DELETE FROM steps WHERE sequence = 30")
-    write_run(new, [undecided(0, other_events()[0])])
-    states = []
-    for path in (halted, cut, new):
-        table = lists.runs_document(runs.runs(Databases([path]))).parts[0]
-        assert isinstance(table, Table)
-        states.append(table.rows[0][1])
-    assert states == [
-        "replay, halted by risk.drawdown",
-        "replay, damaged",
-        "replay, no bar yet",
-    ]
+def unusual_run(state: str, folder: Path) -> Path:
+    """Make a run that is halted, damaged, without a bar or pruned; return its database."""
+    database = folder / "run.db"
+    match state:
+        case "halted by risk.drawdown":
+            limit = '[risk]\nmax_drawdown = "0.0005"\n'
+            replayed(folder, cross() + limit, "--data", BTC)
+        case "damaged":
+            write_run(database, plain_steps(40))
+            tamper(database, "DELETE FROM steps WHERE sequence = 30")
+        case "no bar yet":
+            write_run(database, [undecided(0, other_events()[0])])
+        case _:
+            replayed(folder, cross(), "--data", SAMPLE, "--to", "2025-05-30")
+            prune(database, keep_days=1, pruned_at_ms=0)
+    return database
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ("halted by risk.drawdown", "This run is halted by risk.drawdown since "),
+        ("damaged", "The row of run r-1 counts 40 steps and 39 are stored"),
+        ("no bar yet", "No bar was decided yet"),
+        ("pruned", "Its oldest steps were pruned: step 3,000"),
+    ],
+)
+def test_what_is_unusual_of_a_run_begins_each_of_its_documents(
+    tmp_path: Path, state: str, sentence: str
+) -> None:
+    shelf = Databases([unusual_run(state, tmp_path)])
+    table = lists.runs_document(runs.runs(shelf)).parts[0]
+    assert isinstance(table, Table)
+    assert table.rows[0][1] == f"replay, {state}"
+    run = shown_of(*shelf.paths).run_id
+    said = 0
+    for route in ROUTES:
+        if route.answer is not answers.Document or route.places != ["run"] or route.is_within:
+            continue
+        call = match(route.path.format(run=run), {})
+        if state == "no bar yet" and route.path.endswith("/report"):  # as its command says
+            with pytest.raises(TracepaperError, match="has decided no bar yet"):
+                call.respond(shelf, lambda *_: None)
+            continue
+        document = call.respond(shelf, lambda *_: None)
+        assert isinstance(document, answers.Document)
+        assert document.parts[0]["text"].startswith(sentence), route.path
+        assert sum(part.get("text") == document.parts[0]["text"] for part in document.parts) == 1
+        said += 1
+        for part in document.parts:
+            if part["kind"] == "table":
+                assert part["rows"] or part["notes"], (route.path, part["key"])
+            assert part["kind"] != "chart" or any(panel["layers"] for panel in part["panels"])
+        if route.path.endswith("/account"):  # a list that is empty is named
+            texts = " ".join(part.get("text", "") for part in document.parts).lower()
+            assert all(name in texts for name in records.LISTS)
+    assert said == 6 - (state == "no bar yet")
+    (listed,) = as_parts([page_of(shelf.find(run), "fills", {})[0]])
+    assert listed["rows"] or listed["notes"]
+    title = records.health(shelf.find(run)).title
+    assert (state in title) is state.startswith("halted")
 
 
 def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(
@@ -383,9 +440,9 @@ def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(
     shelf = Databases([database])
     lock = InstanceLock.acquire(database)
     try:
-        states = [records.health(shelf.find(run_id)).state for run_id in (older, newer)]
-        assert states == ["killed", "running"]
-        assert records.health(shelf.find(older), older).state == "running"
+        titles = [records.health(shelf.find(run_id)).title for run_id in (older, newer)]
+        assert ["run, killed;" in titles[0], "run, running;" in titles[1]] == [True, True]
+        assert "run, running;" in records.health(shelf.find(older), older).title
     finally:
         lock.release()
 

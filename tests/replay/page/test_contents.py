@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,11 +51,12 @@ def test_every_place_of_the_page_has_its_answer(held: dict[str, Any], cross_data
     text = f"/api/v1/runs/{run}"
     named = {text + place for place in PLACES}
     named |= {f"{text}/{kind}?instrument=linear%3ABTCUSDT" for kind in ("candles", "candles")}
-    named |= {f"{text}/views/{view}" for view in ("trades", "orders", "fills", "ledger")}
     whole = {name for name in held if re.fullmatch(rf"{text}/decisions/\d+", name)}
     assert held.keys() == named | whole | {f"/api/v1/{of}" for of in ("runs", "overview", "file")}
     assert held["/api/v1/file"]["whole"] == len(whole) > 50
     assert [row["run_id"] for row in held["/api/v1/runs"]["runs"]] == [run]
+    for table in held[f"{text}/account"]["parts"]:
+        assert "pages" not in table or len(table["rows"]) == table["pages"]["total"] > 50
 
 
 def test_what_is_not_drawn_alone_is_the_interfaces_own_answer(
@@ -95,17 +97,12 @@ def test_drawn_columns_are_rounded_and_the_others_are_not(
 
 def test_the_decisions_that_matter_are_whole(held: dict[str, Any], cross_database: Path) -> None:
     path = f"/api/v1/runs/{shown_of(cross_database).run_id}"
-    run, fills = held[path], held[f"{path}/views/fills"]
-    column = [each["name"] for each in fills["columns"]].index("decision_sequence")
+    run, views = held[path], shown_of(cross_database).views
     wanted = {run["last_sequence"], run["first_sequence"], run["last_fill"]["decision_sequence"]}
-    wanted |= {row[column] for row in fills["rows"][: contents.FILLED]}
-    trades = held[f"{path}/views/trades"]
-    net, opened = (
-        [each["name"] for each in trades["columns"]].index(name)
-        for name in ("net", "entry_sequence")
-    )
-    by_result = sorted(trades["rows"], key=lambda row: row[net])
-    wanted |= {by_result[0][opened], by_result[-1][opened]}
+    fills = views.rows("v_fills", newest=contents.FILLED)
+    wanted |= {fill["decision_sequence"] for fill in fills}
+    by_result = sorted(views.rows("v_trades"), key=itemgetter("net"))
+    wanted |= {by_result[0]["entry_sequence"], by_result[-1]["entry_sequence"]}
     candles = held[f"{path}/candles?instrument=linear%3ABTCUSDT"][0]
     judged = dict(zip(candles["refused_by"], candles["sequence"], strict=True))
     wanted |= {sequence for gate, sequence in judged.items() if gate}
@@ -184,4 +181,3 @@ def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
     candles = record[f"{text}/candles?instrument=linear%3ABTCUSDT"][0]
     assert candles["sequence"][0] >= run.columns.span[0]
     assert f"{text}/decisions/{candles['sequence'][-1]}" in record
-    assert record["/api/v1/overview"]["parts"][0]["rows"][0][1] == "replay, pruned"

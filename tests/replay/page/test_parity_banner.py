@@ -16,6 +16,8 @@ from page_cases import shown_of
 from records import rows, tamper
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.document.values import as_parts
+from tracepaper.replay.page import derivations
 from tracepaper.replay.page.runs import newest_parity
 
 
@@ -57,6 +59,11 @@ def test_a_difference_is_shown_with_its_place(database: Path, cli: Cli) -> None:
     parity = present(newest_parity(shown_of(database)))
     assert parity.identical < parity.decisions
     assert parity.first_difference
+    differs = derivations.verify_decision(shown_of(database), 40, lambda *_: None)
+    (said,) = as_parts(differs.parts)
+    assert (differs.title, said["style"]) == ("✗ Differs", "warning")
+    assert said["text"].startswith("first at target_quantity (step 40): stored ")
+    assert said["text"].endswith("; the culprit is the record.")
 
 
 def test_a_part_of_the_run_is_no_parity_of_it(database: Path, cli: Cli) -> None:

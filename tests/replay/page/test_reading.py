@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from browser import PHONE, SMALL, WIDE, opened
-from page_cases import serving_apart
+from page_cases import serving_apart, shown_of
 from playwright.sync_api import expect
 from waiting import deadline_s
 
@@ -76,7 +76,7 @@ CUT: Final = """() => {
 }"""
 SMALL_TARGETS: Final = """() => {
     const targets = document.querySelectorAll("a[href], button, input, select, summary");
-    const isWord = (element) => (element.closest("p")?.textContent ?? element.textContent)
+    const isWord = (element) => (element.closest("p, h1")?.textContent ?? element.textContent)
         !== element.textContent;
     return [...targets].filter((element) => {
         const { width, height } = element.getBoundingClientRect();
@@ -180,6 +180,31 @@ def test_two_runs_are_chosen_and_compared(browser: Browser, url: str) -> None:
         expect(page.get_by_role("alert")).to_contain_text("No bar was decided both times")
         page.get_by_role("link", name="Another run").click()
         expect(rows).to_have_count(2)
+
+
+def test_a_list_is_turned_filtered_and_sorted_by_the_server(
+    browser: Browser, url: str, pair_database: Path
+) -> None:
+    trades = shown_of(pair_database).views.rows("v_trades")
+    best = max(row["net"] for row in trades if row["instrument"] == "linear:SOLUSDT")
+    (opened_by,) = [row["sequence"] for row in trades if row["net"] == best]
+    with opened(browser, url) as page:
+        page.goto(f"{url}/#/run/{ids(page)['sma_cross 2']}/account")
+        table, pager = (page.locator(f"h2:text-is('Trades') ~ .{of}").first
+                        for of in ("sideways", "pager"))  # fmt: skip
+        expect(pager).to_contain_text(f"{len(trades)} in all")
+        first = table.locator("tbody tr").first.inner_text()
+        pager.get_by_role("button", name="after").click()
+        expect(table.locator("tbody tr").first).not_to_have_text(first)
+        pager.get_by_role("button", name="before").click()
+        expect(pager.get_by_role("button", name="before")).to_have_count(0)
+        assert table.locator("tbody tr").first.inner_text() == first
+        page.locator("h2:text-is('Trades') ~ .filter select").first.select_option("SOLUSDT")
+        table.get_by_role("button", name="net", exact=True).click()
+        expect(table.locator("th[aria-sort=descending]")).to_have_text("net")
+        expect(table.locator("tbody tr").first).to_contain_text("SOLUSDT")
+        table.locator("tbody button").first.click()
+        page.wait_for_url(f"**/decision/{opened_by}*")
 
 
 def test_times_of_a_list_are_in_the_zone_that_was_chosen(browser: Browser, url: str) -> None:

@@ -1,7 +1,7 @@
-/** Tables: of a document, and pages that a server sorts. */
+/** Tables: whole ones, and pages that whoever answers sorts. */
 import { html, useMemo, useState } from "../vendor/htm-preact.js";
 import { stamp } from "../format.js";
-import { useSize } from "../hooks.js";
+import { useAnswer, useSize } from "../hooks.js";
 
 const ROWS_AT_ONCE = 200;
 const LONG = 32; // letters beyond which a column of text breaks its lines
@@ -23,17 +23,42 @@ export const pressed = (onStep) => (event) => {
   location.hash = target.hash;
 };
 
-/** A table that stands in no document. */
-export const TableAlone = ({ name, onStep, ...rest }) =>
-  html`<div class="document" role="group" aria-label=${name} onClick=${pressed(onStep)}><${TableView} ...${rest} /></div>`;
-
-/** A table, called `name` without a title; `served` {order: {place, isDown}, turn(place)} of rows that come in an order. */
-export function TableView({ table, served, name }) {
+/** A table, called `name` without a title; of one in pages `ask(path, parameters, options)` answers with another. */
+export function TableView({ table, ask, name }) {
   const title = table.title && html`<h3>${table.title}</h3>`;
   const notes = table.notes.map((note) => html`<p class="note">${note}</p>`);
+  if (table.pages && ask) return [title, html`<${Paged} table=${table} ask=${ask} />`];
   if (!table.rows.length) return [title, notes];
   if (table.look === "tiles") return [title, html`<${Tiles} table=${table} />`, notes];
-  return [title, html`<${Upright} table=${table} served=${served} name=${table.title || name} />`, notes];
+  return [title, html`<${Upright} table=${table} name=${name} />`, notes];
+}
+
+/** A page of rows; the first follows the document in which it came. */
+function Paged({ table: first, ask }) {
+  const [asked, setAsked] = useState(null);
+  const { value, error } = useAnswer((signal) => asked && ask(first.pages.address, asked, { signal }), [asked, asked?.after ? null : first]);
+  const table = (asked && value?.parts[0]) || first;
+  const { total, before, after, limit, sort, descending, symbols, chosen } = table.pages;
+  // What was asked last stays asked, whether or not it was answered yet.
+  const turn = (change) => setAsked((last) => ({ limit, descending, ...last, after: null, ...change }));
+  const served = {
+    order: { place: table.columns.findIndex(({ key }) => key === sort), isDown: descending },
+    turn: (place) => turn({ sort: table.columns[place].key, descending: table.columns[place].key !== sort || !descending }),
+    pager: html`<span>${total.toLocaleString("en")} in all</span>
+      ${before != null && html`<button type="button" onClick=${() => turn({ after: before })}>before</button>`}
+      ${after != null && html`<button type="button" onClick=${() => turn({ after })}>after</button>`}`,
+  };
+  const names = Object.entries(symbols);
+  return [
+    names.length > 0 &&
+      html`<p class="filter"><label>Symbol
+        <select value=${chosen} onChange=${({ target }) => turn({ instrument: target.value || null })}>
+          <option value="">all</option>
+          ${names.map(([id, symbol]) => html`<option key=${id} value=${id}>${symbol}</option>`)}
+        </select></label></p>`,
+    error && html`<p class="loss" role="alert">${error.message}</p>`,
+    table.rows.length ? html`<${Upright} table=${table} served=${served} />` : table.notes.map((note) => html`<p class="note">${note}</p>`),
+  ];
 }
 
 function Tiles({ table: { columns, rows } }) {
@@ -55,11 +80,12 @@ function Scrolled({ name, children }) {
   return html`<div class="sideways" ref=${box} ...${reached}>${children}</div>`;
 }
 
+/** `served` {order: {place, isDown}, turn(place), pager} where the rows come in an order. */
 function Upright({ table, served, name }) {
   const [chosen, setOrder] = useState(null); // {place, isDown}
   const order = served?.order ?? chosen;
-  const [isWhole, setWhole] = useState(false);
-  const most = isWhole ? Infinity : (table.shown ?? ROWS_AT_ONCE);
+  const [more, setMore] = useState(0);
+  const most = more + (table.shown ?? ROWS_AT_ONCE);
   const [search, setSearch] = useState("");
   const fitting = useMemo(() => fits(table, search.trim().toLowerCase()), [table, search]);
   let rows = sorted(fitting, chosen);
@@ -71,19 +97,21 @@ function Upright({ table, served, name }) {
     order?.place === place ? (order.isDown ? "descending" : "ascending") : null;
   const kinds = useMemo(
     () =>
-      table.columns.map(({ text }, place) => {
-        if (!text && place) return "";
-        return table.rows.some((row) => textOf(row[place]).length > LONG) ? "text long" : "text";
+      table.columns.map(({ text, wide }, place) => {
+        const room = wide ? "roomy " : "";
+        if (!text && place) return room;
+        if (table.rows.some((row) => row[place].time)) return `${room}text time`;
+        return room + (table.rows.some((row) => textOf(row[place]).length > LONG) ? "text long" : "text");
       }),
     [table],
   );
   return [
-    table.terms &&
+    (table.terms || (table.pages && !served)) &&
       html`<p class="filter">
         <label>Filter <input type="search" value=${search} onInput=${(event) => setSearch(event.target.value)} /></label>
         <span>${fitting.length ? `${fitting.length.toLocaleString("en")} of ${table.rows.length.toLocaleString("en")}` : "No row fits the filter; clear it to see all."}</span>
       </p>`,
-    html`<${Scrolled} name=${name}>
+    html`<${Scrolled} name=${table.title || name || table.key}>
       <table class=${table.turned ? "stacks turned" : "stacks"}>
         <thead>
           <tr>
@@ -110,17 +138,16 @@ function Upright({ table, served, name }) {
         </tbody>
       </table>
     <//>`,
-    left > 0 &&
-      html`<p class="note">
-        <button type="button" onClick=${() => setWhole(true)}>
-          show ${left.toLocaleString("en")} more
-        </button>
+    (left > 0 || served) &&
+      html`<p class="note pager">
+        ${left > 0 && html`<button type="button" onClick=${() => setMore(more + ROWS_AT_ONCE)}>show ${Math.min(left, ROWS_AT_ONCE)} more${left > ROWS_AT_ONCE && ` of ${left.toLocaleString("en")}`}</button>`}
+        ${served?.pager}
       </p>`,
   ];
 }
 
 /** The rows whose cells or terms hold a text. */
-const fits = ({ rows, terms }, text) => (text ? rows.filter((row, at) => [terms[at], ...row.map(textOf)].join(" ").toLowerCase().includes(text)) : rows);
+const fits = ({ rows, terms }, text) => (text ? rows.filter((row, at) => [terms?.[at], ...row.map(textOf)].join(" ").toLowerCase().includes(text)) : rows);
 
 /** The number that a text begins with, else the text. */
 function numberIn(text) {

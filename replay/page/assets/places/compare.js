@@ -23,4 +23,4 @@ function Compared({ run, other }) {
 }
 
 export const CompareView = ({ run, address: { other }, version, lacksCounts }) =>
-  other ? html`<${Compared} run=${run} other=${other} />` : html`<${ListView} path=${`/runs/${encodeURIComponent(run.row.run_id)}/compare`} run=${run} version=${version} lacksCounts=${lacksCounts} />`;
+  other ? html`<${Compared} run=${run} other=${other} />` : html`<${ListView} path=${`/runs/${encodeURIComponent(run.row.run_id)}/compare`} version=${version} lacksCounts=${lacksCounts} />`;
