@@ -16,7 +16,7 @@ from tracepaper.storage.database.writer import Writer, in_memory, insert_rows
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Self
 
     from tracepaper.storage.checkpoints import Identity
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 IN_MEMORY: Final = Path(":memory:")
 """Stands where a record has the path of its database."""
+TOGETHER: Final = 8
+"""Stretches that become arrays at once: for each alone NumPy takes longer than their bars need."""
 _PRICES: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _OF_BAR: Final = attrgetter(*_PRICES)
 _STEPS: Final = ("sequence", "instrument", "like")
@@ -72,11 +74,6 @@ class MemoryLog(SqlAuditLog):
         self._due += last * stretch.width
         self.append_now(*stretch.steps(last))
 
-    def flush(self, also: Callable[[], object] = lambda: None) -> None:
-        """Keep what was taken."""
-        self._quiet.settle()
-        super().flush(also)
-
     @property
     def content(self) -> bytes:
         """The pages of the database, for another process; without the bars that have no rows."""
@@ -103,9 +100,11 @@ class QuietBars:
     def add(self, stretch: QuietStretch) -> None:
         """Keep what differs between the bars of *stretch*."""
         self._added.append(stretch)
+        if len(self._added) == TOGETHER:
+            self.settle()
 
     def settle(self) -> None:
-        """Make arrays of the stretches added: together, since each is short."""
+        """Make arrays of the stretches added."""
         added = [stretch for stretch in self._added if stretch.units > 1]
         self._added.clear()
         if not added:
