@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 IN_MEMORY: Final = Path(":memory:")
 """Stands where a record has the path of its database."""
+TOGETHER: Final = 8
+"""Stretches that become arrays at once: for each alone NumPy takes longer than their bars need."""
 _PRICES: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _OF_BAR: Final = attrgetter(*_PRICES)
 _STEPS: Final = ("sequence", "instrument", "like")
@@ -90,28 +92,47 @@ class QuietBars:
 
     def __init__(self, instruments: Sequence[str]) -> None:
         self.places = {key: place for place, key in enumerate(instruments)}
+        self._added: list[QuietStretch] = []  # since the last bars became arrays
         self._bars: list[Ints] = []  # [bar, column] of ``_PRICES``
         self._steps: list[Ints] = []  # [bar, column] of ``_STEPS``
         self._equity: dict[str, list[Ints]] = {}  # [bar], by the account's name
 
     def add(self, stretch: QuietStretch) -> None:
         """Keep what differs between the bars of *stretch*."""
-        count, units = len(stretch.repeats), stretch.units - 1
-        numbers = chain.from_iterable(map(_OF_BAR, stretch.bars[: units * count]))
+        self._added.append(stretch)
+        if len(self._added) == TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Make arrays of the stretches added."""
+        added = [stretch for stretch in self._added if stretch.units > 1]
+        self._added.clear()
+        if not added:
+            return
+        repeats, count = added[0].repeats, len(added[0].repeats)
+        units, width = np.array([(of.units - 1, of.width) for of in added]).T
+        bars = chain.from_iterable(islice(of.bars, (of.units - 1) * count) for of in added)
+        numbers = chain.from_iterable(map(_OF_BAR, bars))
         self._bars.append(np.fromiter(numbers, np.int64).reshape(-1, len(_PRICES)))
-        begins = stretch.first + bool(stretch.closes) + stretch.width * np.arange(units + 1)
-        sequences = (begins[:, None] + np.arange(count)).ravel()
-        places = np.tile([self.places[key] for key in stretch.repeats], units)
-        like = np.tile(sequences[-count:], units)
-        self._steps.append(np.stack((sequences[:-count], places, like), axis=1))
-        (of_members, *_) = (repeat.twins for repeat in stretch.repeats.values())
-        names = ("", *(twin.twin for twin in of_members))
-        for name, marks in zip(names, (stretch.marks, *stretch.twins), strict=True):
-            profits = np.array(marks.account_unrealized[:units], np.int64)
-            self._equity.setdefault(name, []).append(marks.worth + np.repeat(profits, count))
+        first = np.array([stretch.first + bool(stretch.closes) for stretch in added])
+        places = np.array([self.places[key] for key in repeats])
+        nth = np.arange(units.sum()) - np.repeat(np.cumsum(units) - units, units)
+        at = np.repeat(first, units) + np.repeat(width, units) * nth
+        steps = at, np.repeat(first + width * units, units)
+        sequences, like = ((of_unit[:, None] + np.arange(count)).ravel() for of_unit in steps)
+        of_bars = sequences, np.tile(places, nth.size), like
+        self._steps.append(np.stack(of_bars, axis=1))
+        (of_members, *_) = (repeat.twins for repeat in repeats.values())
+        for place, name in enumerate(("", *(twin.twin for twin in of_members))):
+            marks = [(of.marks, *of.twins)[place] for of in added]
+            profits = chain.from_iterable(of.account_unrealized[:-1] for of in marks)
+            worth = np.repeat(np.array([of.worth for of in marks], np.int64), units)
+            equity = worth + np.fromiter(profits, np.int64)
+            self._equity.setdefault(name, []).append(np.repeat(equity, count))
 
     def columns(self) -> dict[str, Columns]:
         """Return the bars with the equity of every account after them, by the account's name."""
+        self.settle()
         if not self._bars:
             return {}
         bars: Columns = dict(zip(_PRICES, np.concatenate(self._bars).T, strict=True))

@@ -260,12 +260,9 @@ class Book(Holdings):
         balance = self._balance
         if balance is None:
             equity = self.cash + self.paid_entries + self.unrealized
-            balance = self._balance = Account(
-                self.cash, equity, self.realized, self.unrealized, self.fees, self.funding
+            balance = self._balance = check_range(
+                Account(self.cash, equity, self.realized, self.unrealized, self.fees, self.funding)
             )
-            if abs(equity) > MONEY_LIMIT or abs(self.cash) > MONEY_LIMIT:
-                self._balance = None
-                check_range(balance)
         return balance
 
     @property

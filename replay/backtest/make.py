@@ -121,6 +121,7 @@ def run_in_memory(spec: RunSpec) -> MemoryLog:
         card = card_of(replay.config, replay.forecaster)
         model = identity(str(card["model"].get("weights_sha256")), card)
     log = MemoryLog(model)
+    replay.engine.stores_state = False  # nothing goes on from it
     run_replay(replay, log, Tally())
     log.end(wall_ms())
     return log
