@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_rows, explanation
+from tracepaper.strategies.attention.checks import check_axes, check_rows, explanation
 from tracepaper.strategies.attention.tiles import (
     TILE,
     Entries,
@@ -130,6 +130,10 @@ class Read(ABC):
         queries, keys = self.shape[2:]
         if queries == keys:
             return weights
+        if queries > keys:
+            raise AttentionInvalid(
+                f"{queries} queries cannot stand at the end of {keys} keys; give a key for each."
+            )
         placed = weights.new_zeros(*weights.shape[:2], keys)
         placed[..., keys - queries :] = weights
         return placed
@@ -230,6 +234,13 @@ class MatrixRead(Read):
     shown: Tensor | None = None
     """What each query sees, boolean [query, key]; None for all."""
 
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` for what is no matrices, and no such table."""
+        check_axes({"matrices": (self.matrices, "batch head query key")})
+        if self.shown is not None:
+            sizes = dict(zip(("query", "key"), self.shape[2:], strict=True))
+            check_axes({"shown": (self.shown, "query key")}, sizes, kinds=(torch.bool,))
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Batch, heads, queries and keys."""
@@ -294,6 +305,16 @@ class GridRead(Read):
     grid: tuple[int, int]
     axis: int
     """0 or 1: the axis along which *along* attends."""
+
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` for a grid that is not the layer's."""
+        lines, _, queries, keys = self.along.shape
+        wanted = (queries, lines) if self.axis == 0 else (lines, queries)
+        if self.axis not in (0, 1) or queries != keys or self.grid != wanted:
+            raise AttentionInvalid(
+                f"A layer of {lines} sequences of {queries} tokens is none along axis "
+                f"{self.axis!r} of a grid {self.grid!r}; give both sizes of the grid."
+            )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
