@@ -129,11 +129,6 @@ def direction_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Te
     ).view(classes.shape)
 
 
-def volatility_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Tensor:
-    """Return QLIKE of the variance."""
-    return qlike(labels["variance"], outputs.log_variance)
-
-
 def tails_loss(tails: Tensor, labels: Labelled) -> Tensor:
     """Return the mean over tails and shares of the joint loss of value at risk and shortfall.
 
@@ -146,16 +141,6 @@ def tails_loss(tails: Tensor, labels: Labelled) -> Tensor:
     share = torch.tensor(SHARES, dtype=tails.dtype, device=tails.device)
     beyond = functional.relu(lost - at_risk) / (share * shortfall)
     return (beyond + at_risk / shortfall + torch.log(shortfall) - 1.0).mean((-2, -1))
-
-
-def drawdown_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
-    """Return the mean pinball loss of the drawdown's quantiles."""
-    return pinball(labels["drawdown"], quantiles, DRAWDOWN_LEVELS)
-
-
-def runup_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
-    """Return the mean pinball loss of the run-up's quantiles."""
-    return pinball(labels["runup"], quantiles, DRAWDOWN_LEVELS)
 
 
 def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
@@ -176,25 +161,36 @@ def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
     return -torch.logsumexp(share + density, dim=-1)
 
 
-def path_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
-    """Return the mean pinball loss of the quantiles at every step."""
-    return pinball(labels["path"], quantiles, PATH_LEVELS).mean(-1)
-
-
 LOSSES: Final = {
     "return": Loss("Student-t NLL", return_loss, is_price=True),
     "direction": Loss("cross-entropy", direction_loss, is_price=True),
-    "volatility": Loss("QLIKE", volatility_loss, is_price=False),
+    "volatility": Loss(
+        "QLIKE",
+        lambda outputs, labels, _: qlike(labels["variance"], outputs.log_variance),
+        is_price=False,
+    ),
 }
 """Every loss by its name; their order is that of the axis *task*."""
 ADDED: Final = {
     "tails": AddedLoss("joint loss of VaR and ES", "volatility", tails_loss),
-    "drawdown": AddedLoss("pinball of the drawdown", "volatility", drawdown_loss),
-    "runup": AddedLoss("pinball of the run-up", "volatility", runup_loss),
+    "drawdown": AddedLoss(
+        "pinball of the drawdown",
+        "volatility",
+        lambda given, labels: pinball(labels["drawdown"], given, DRAWDOWN_LEVELS),
+    ),
+    "runup": AddedLoss(
+        "pinball of the run-up",
+        "volatility",
+        lambda given, labels: pinball(labels["runup"], given, DRAWDOWN_LEVELS),
+    ),
     "regimes": AddedLoss(
         "likelihood of a mixture of gamma distributions", "volatility", regimes_loss
     ),
-    "path": AddedLoss("pinball of the path", "volatility", path_loss),
+    "path": AddedLoss(
+        "pinball of the path",
+        "volatility",
+        lambda given, labels: pinball(labels["path"], given, PATH_LEVELS).mean(-1),
+    ),
 }
 """The loss of each head that not every network has, by the head's name."""
 

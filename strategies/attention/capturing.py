@@ -305,11 +305,11 @@ def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterat
 
     Fast paths that avoid it are off, and what is compiled runs as it was written.
     """
-    # Of torch itself the compiler reads the function by its place.
-    homes = [
+    # The compiler reads torch's own functions by their places.
+    homes = [functional] + [
         home
         for name, home in list(sys.modules.items())
-        if type(home) is ModuleType and not name.startswith("torch._C")
+        if type(home) is ModuleType and not name.startswith("torch.")
     ]
     named = [(home, name) for home in homes for name, has in vars(home).items() if has is attend]
     was_fast = torch.backends.mha.get_fastpath_enabled()

@@ -35,6 +35,8 @@ from tracepaper.strategies.attention.reads import (
     CarriedRows,
     Fuse,
     Read,
+    by_gradient,
+    by_norm,
     rows_with_weight,
 )
 from tracepaper.strategies.attention.tiles import (
@@ -305,6 +307,9 @@ class Layer(Read):
         self._check_ones(weights.sum(dim=-1), chosen)
         return weights.to(working_type(self.query))
 
+    def _counts(self) -> Tensor:
+        return self.operand.visible()
+
     @explanation
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each query sees: int64 [batch, row]."""
@@ -427,13 +432,7 @@ class Layer(Read):
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
         if fuse.fusion == "norm":
-            lengths = self.value_norms().to(self.operand.kind)
-
-            def by_norm(tile: Entries) -> Tensor:
-                part = lengths[tile.batch, :, tile.keys]
-                return torch.einsum("bhrk,bhk->brk", tile.values, part) / tile.values.shape[1]
-
-            return by_norm
+            return by_norm(self.value_norms())
         if fuse.fusion == "gradient":
             value, gradient = self._value("gradient"), self.gradient
             if gradient is None:
@@ -445,16 +444,7 @@ class Layer(Read):
                 raise AttentionInvalid(
                     "A layer has a NaN or infinite value or gradient; find its source."
                 )
-            kind, group = self.operand.kind, self.operand.group
-            value = value.detach().to(kind)
-            slopes = gradient.detach().to(kind).unflatten(1, (-1, group))
-
-            def by_gradient(tile: Entries) -> Tensor:
-                part = slopes[tile.batch, :, :, tile.rows]  # [batch, key head, group, row, dim]
-                moved = part @ value[tile.batch, :, None, tile.keys].mT
-                return tile.values.mul_(moved.flatten(1, 2)).clamp_min_(0.0).mean(dim=1)
-
-            return by_gradient
+            return by_gradient(value, gradient, self.operand.kind)
         return super()._fuse_tile(fuse)
 
     def _value(self, name: str) -> Tensor:

@@ -171,11 +171,9 @@ class LinearRead(Read):
             products = products.masked_fill(later, 0.0)
         return products / self.normaliser[..., chosen, None]
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each query sees."""
+    def _counts(self) -> Tensor:
         batch, _, time, _ = self.shape
-        counts = self.mask.visible(time, time)
-        return (counts if queries is None else counts[:, list(queries)]).expand(batch, -1)
+        return self.mask.visible(time, time).expand(batch, -1)
 
     def content_free(self) -> LinearRead:
         """Return it with features that are all alike."""

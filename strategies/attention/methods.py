@@ -557,9 +557,8 @@ def flow(
     identity = torch.eye(time, dtype=torch.float64, device="cpu")
     mixed = []
     for read, share in zip(reads, shares, strict=True):
-        if first and bool(
-            (read.visible(range(first, bars - 1)) > _looking_back(first, bars)).any()
-        ):
+        back = torch.arange(first + 1, bars, device="cpu")  # keys that are not newer
+        if first and bool((read.visible(range(first, bars - 1)) > back).any()):
             raise AttentionInvalid(
                 f"Attention flow among the newest {time} of {bars} bars needs a mask that looks "
                 "back; use rollout."
@@ -575,11 +574,6 @@ def flow(
     )
     normalised = flows / flows.sum(dim=-1, keepdim=True)
     return AttendedTokens({"bars": normalised}, normalised.new_zeros(batch, len(wanted)))
-
-
-def _looking_back(first: int, bars: int) -> Tensor:
-    """Return how many keys each row from *first* on sees at most, if none is newer."""
-    return torch.arange(first + 1, bars, device="cpu")
 
 
 def _row_flow(matrices: Any, row: int) -> list[int]:  # noqa: ANN401 - a NumPy array

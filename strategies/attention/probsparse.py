@@ -32,6 +32,8 @@ from tracepaper.strategies.attention.reads import (
     CarriedRows,
     Fuse,
     Read,
+    by_gradient,
+    by_norm,
     whole_rows,
 )
 from tracepaper.strategies.attention.tiles import Entries, FuseTile, check_mass
@@ -344,11 +346,9 @@ class MapRead(Read):
         weights[:, range(len(chosen)), chosen] = 1.0
         return self.advance(weights).moved[:, None]
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return the number of taps of each position."""
+    def _counts(self) -> Tensor:
         batch, _, positions, _ = self.shape
-        count = positions if queries is None else len(queries)
-        return torch.full((batch, count), TAPS)
+        return torch.full((batch, positions), TAPS)
 
     def content_free(self) -> MapRead:
         """Return it as it is: what is joined follows from the sizes alone."""
@@ -410,12 +410,8 @@ class SparseRead(Read):
         even = self._even(chosen).to(real).expand(batch, heads, -1, -1)
         return torch.where(is_row.any(dim=-1)[..., None], real, even)
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each query sees."""
-        batch, _, time, _ = self.shape
-        counts = visible_counts(time, self.mask)
-        counts = counts if queries is None else counts[list(queries)]
-        return counts.expand(batch, -1)
+    def _counts(self) -> Tensor:
+        return visible_counts(self.shape[2], self.mask).expand(self.shape[0], -1)
 
     @explanation
     def confidence(self, queries: Sequence[int]) -> Tensor:
@@ -446,18 +442,7 @@ class SparseRead(Read):
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
         if fuse.fusion == "norm" and self.value is not None and self.output_weight is not None:
-            norms = value_norms(self.value, self.output_weight)
-
-            def by_norm(tile: Entries) -> Tensor:
-                return (tile.values * norms[:, :, None]).mean(dim=1)
-
-            return by_norm
+            return by_norm(value_norms(self.value, self.output_weight))
         if fuse.fusion == "gradient" and self.value is not None and self.gradient is not None:
-            value, gradient = self.value.detach(), self.gradient.detach()
-
-            def by_gradient(tile: Entries) -> Tensor:
-                slopes = gradient[:, :, tile.rows] @ value.mT
-                return (tile.values * slopes).clamp_min_(0.0).mean(dim=1)
-
-            return by_gradient
+            return by_gradient(self.value, self.gradient, self.weights.dtype)
         return super()._fuse_tile(fuse)
