@@ -255,7 +255,9 @@ class capture:  # noqa: N801 - it is called as a function is
         kernel = torch._fused_sdp_choice(
             query, key, value, attn_mask, 0.0, is_causal=is_causal, **options
         )
-        if query.device.type == "cpu" and kernel == _FLASH:
+        # Asked directly, the kernel divides by the size of an axis.
+        has_entries = 0 not in (*query.shape, *key.shape)
+        if query.device.type == "cpu" and kernel == _FLASH and has_entries:
             added = attn_mask
             if attn_mask is not None and attn_mask.dtype == torch.bool:
                 added = query.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)

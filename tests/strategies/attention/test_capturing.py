@@ -373,6 +373,13 @@ def test_layers_of_other_tokens_are_no_rollout() -> None:
             captured.rollout()
 
 
+@pytest.mark.parametrize("axis", range(4))
+def test_a_call_without_entries_is_one_sentence(axis: int) -> None:
+    x = torch.randn(1, 2, TOKENS, 8).narrow(axis, 0, 0)
+    with pytest.raises(AttentionInvalid, match="none of them 0"), capture():
+        sdpa(x, x, x)
+
+
 def test_relevance_of_what_does_not_follow_is_one_sentence() -> None:
     x = torch.randn(3, requires_grad=True)
     with pytest.raises(AttentionInvalid, match="take one number of it"):
