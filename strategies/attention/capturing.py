@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from inspect import signature
 from types import ModuleType, TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -41,6 +42,7 @@ _HELP: Final = (
 _TWO_SEQUENCES: Final = (
     "One sequence reads another here; capture the part that reads itself, such as model.encoder."
 )
+_ATTEND: Final = functional.scaled_dot_product_attention
 _HEADS: Final = signature(functional.multi_head_attention_forward)
 _FLASH: Final = SDPBackend.FLASH_ATTENTION.value
 _TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
@@ -301,19 +303,31 @@ class capture:  # noqa: N801 - it is called as a function is
         return attended
 
 
-@contextmanager
-def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterator[None]:
-    """Let modules of source call *by* where they call *attend*, of whatever name it has there.
-
-    Fast paths that avoid it are off, and what is compiled runs as it was written.
-    """
+def _found(function: object) -> list[tuple[ModuleType, str]]:
+    """Return the modules of source that have *function*, each with its name there."""
     # The compiler reads torch's own functions by their places.
     homes = [functional] + [
         home
         for name, home in list(sys.modules.items())
         if type(home) is ModuleType and not name.startswith("torch.")
     ]
-    named = [(home, name) for home in homes for name, has in vars(home).items() if has is attend]
+    return [(home, name) for home in homes for name, has in vars(home).items() if has is function]
+
+
+@lru_cache(maxsize=1)
+def _places(function: object, _modules: int) -> list[tuple[ModuleType, str]]:
+    """Return ``_found`` of torch's own function, once while so many modules are there."""
+    return _found(function)
+
+
+@contextmanager
+def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterator[None]:
+    """Let modules of source call *by* where they call *attend*, of whatever name it has there.
+
+    Fast paths that avoid it are off, and what is compiled runs as it was written.
+    """
+    places = _places(_ATTEND, len(sys.modules)) if attend is _ATTEND else _found(attend)
+    named = [(home, name) for home, name in places if getattr(home, name, None) is attend]
     was_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
