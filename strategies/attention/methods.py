@@ -223,7 +223,7 @@ def _checked(reads: Sequence[Read], method: Rollout = PLAIN) -> list[Read]:
         raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
     for read in reads:
         if not isinstance(read, Read):
-            raise AttentionInvalid(f"A read is a Layer or its like, not a {type(read).__name__}.")
+            raise AttentionInvalid(f"A read is a {type(read).__name__}; give a Layer.")
     return list(reads)
 
 
