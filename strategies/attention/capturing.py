@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from inspect import signature
@@ -333,7 +333,9 @@ def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterat
     try:
         for home, name in named:
             setattr(home, name, by)
-        with torch.compiler.set_stance("force_eager"):
+        # Without it nothing is compiled, and it takes a second and 150 MB to load.
+        has_compiler = "torch._dynamo" in sys.modules
+        with torch.compiler.set_stance("force_eager") if has_compiler else nullcontext():
             yield
     finally:
         for home, name in named:

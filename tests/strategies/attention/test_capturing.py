@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -371,6 +372,15 @@ def test_layers_of_other_tokens_are_no_rollout() -> None:
             sdpa(first, first, first)
         with pytest.raises(AttentionInvalid, match="have not all the same tokens"):
             captured.rollout()
+
+
+def test_a_compiler_is_not_loaded_to_say_that_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    monkeypatch.setattr(torch.compiler, "set_stance", None)
+    with capture():
+        sdpa(*torch.randn(3, 1, 2, TOKENS, 8))
 
 
 @pytest.mark.parametrize("axis", range(4))
