@@ -269,8 +269,6 @@ def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
         dof=tensor(np.clip(dof, 1.0, 100.0)),
         direction_logits=tensor(np.log(frequency)),
         log_variance=tensor(np.log(variance)),
-        allocation=None,
-        quantiles=None,
     )
 
 
@@ -307,8 +305,6 @@ def outputs_of(fields: Fields) -> Outputs:
         dof=tensor("dof"),
         direction_logits=tensor("logits"),
         log_variance=torch.log(tensor("variance")),
-        allocation=None,
-        quantiles=None,
     )
 
 
