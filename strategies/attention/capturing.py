@@ -166,7 +166,7 @@ class capture:  # noqa: N801 - it is called as a function is
         except RuntimeError as error:
             raise AttentionInvalid(
                 f"No gradient reaches the attention ({str(error).split('.')[0]}); run the model "
-                "with gradients and without checkpointing."
+                "with gradients and without re-entrant checkpointing."
             ) from None
         finally:
             self._is_running = was_running
