@@ -27,7 +27,6 @@ from tracepaper.replay.learning.boosting import (
     boost,
     import_lightgbm,
 )
-from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
@@ -245,7 +244,7 @@ def seasonal_variances(segment: Segment, horizon: int) -> Array:
     return both
 
 
-# --- the registry
+# --- each baseline
 
 
 class Training(NamedTuple):
@@ -283,84 +282,42 @@ Read = Callable[[Arrays], Answer]
 """What was fitted → what answers by it."""
 
 
-class Baseline(NamedTuple):
-    """A forecast without a network that every table shows beside the network's."""
-
-    name: str
-    of: Measure
-    fit: Callable[[Training], Arrays]
-    read: Read
-    needs_lightgbm: bool  # to be fitted; answering needs nothing
-
-
-BASELINES: Final[dict[str, Baseline]] = {}
-"""Every baseline by its name, in the order of the tables."""
-
-
 def nothing(_: Training) -> Arrays:
     """Fit nothing."""
     return {}
 
 
-def baseline(
-    name: str,
-    *,
-    of: Measure,
-    fit: Callable[[Training], Arrays] = nothing,
-    needs_lightgbm: bool = False,
-) -> Callable[[Read], Read]:
-    """Register what answers by the arrays of *fit* for the scaled return's mean or its variance.
+class Baseline(NamedTuple):
+    """A forecast without a network that every table shows beside the network's."""
 
-    Raises ``ConfigInvalid`` for a name that is taken.
-    """
-    return registering(
-        BASELINES,
-        "baseline",
-        name,
-        lambda read: Baseline(name, of, fit, read, needs_lightgbm),
-    )
+    of: Measure
+    read: Read
+    fit: Callable[[Training], Arrays] = nothing
+    needs_lightgbm: bool = False  # to be fitted; answering needs nothing
 
 
 # --- of the mean
 
 
-@baseline("ridge", of="mean", fit=lambda training: vars(ridge(training.rows, training.returns)))
 def _ridge(fitted: Arrays) -> Answer:
     return lambda question: Ridge(**fitted).predict(question.values)[:, question.column]
 
 
-@baseline("persistence", of="mean")
-def _persistence(_: Arrays) -> Answer:
-    return lambda question: past_return(question.segment, question.horizon)[question.rows]
-
-
-@baseline("reversed_persistence", of="mean")
-def _reversed_persistence(_: Arrays) -> Answer:
-    return lambda question: -past_return(question.segment, question.horizon)[question.rows]
-
-
-@baseline("seasonal_naive", of="mean")
-def _seasonal_naive(_: Arrays) -> Answer:
-    return lambda question: past_return(question.segment, question.horizon, days=1)[question.rows]
+def _past(sign: float, days: int = 0) -> Read:
+    return lambda _: (
+        lambda question: (
+            sign * past_return(question.segment, question.horizon, days=days)[question.rows]
+        )
+    )
 
 
 # --- of the variance
 
 
-@baseline(
-    "har",
-    of="variance",
-    fit=lambda training: log_variance(list(map(log_rows, training.past)), training.variances),
-)
 def _har(fitted: Arrays) -> Answer:
     return lambda question: variances_of(fitted, log_rows(question.past))[:, question.column]
 
 
-@baseline(
-    "log_linear",
-    of="variance",
-    fit=lambda training: log_variance(training.rows, training.variances),
-)
 def _log_linear(fitted: Arrays) -> Answer:
     return lambda question: variances_of(fitted, question.values)[:, question.column]
 
@@ -373,7 +330,6 @@ def _fit_ewma(training: Training) -> Arrays:
     return {"factor": np.nanmean(np.concatenate(ratios), axis=0)}
 
 
-@baseline("ewma", of="variance", fit=_fit_ewma)
 def _ewma(fitted: Arrays) -> Answer:
     return lambda question: question.past[-1] * fitted["factor"][question.column]
 
@@ -394,7 +350,6 @@ def _fit_glm(training: Training) -> Arrays:
     }
 
 
-@baseline("gamma_glm", of="variance", fit=_fit_glm)
 def _gamma_glm(fitted: Arrays) -> Answer:
     def answer(question: BaselineQuestion) -> Array:
         of = question.column
@@ -437,7 +392,6 @@ def _fit_tree(training: Training) -> Arrays:
     return _boosted(training, lambda part, _: training.rows[part])
 
 
-@baseline("tree", of="variance", fit=_fit_tree, needs_lightgbm=True)
 def _tree(fitted: Arrays) -> Answer:
     return _tree_answer(fitted, lambda question: question.values)
 
@@ -457,7 +411,6 @@ def _fit_tree_seasonal(training: Training) -> Arrays:
     return _boosted(training, rows_of)
 
 
-@baseline("tree_seasonal", of="variance", fit=_fit_tree_seasonal, needs_lightgbm=True)
 def _tree_seasonal(fitted: Arrays) -> Answer:
     def rows_of(question: BaselineQuestion) -> Array:
         seasonal = seasonal_variances(question.segment, question.horizon)[:, question.rows]
@@ -468,6 +421,23 @@ def _tree_seasonal(fitted: Arrays) -> Answer:
 
 # --- all of them, as they are stored
 
+BASELINES: Final = {
+    "ridge": Baseline("mean", _ridge, lambda given: vars(ridge(given.rows, given.returns))),
+    "persistence": Baseline("mean", _past(1.0)),
+    "reversed_persistence": Baseline("mean", _past(-1.0)),
+    "seasonal_naive": Baseline("mean", _past(1.0, days=1)),
+    "har": Baseline(
+        "variance", _har, lambda given: log_variance([*map(log_rows, given.past)], given.variances)
+    ),
+    "log_linear": Baseline(
+        "variance", _log_linear, lambda given: log_variance(given.rows, given.variances)
+    ),
+    "ewma": Baseline("variance", _ewma, _fit_ewma),
+    "gamma_glm": Baseline("variance", _gamma_glm, _fit_glm),
+    "tree": Baseline("variance", _tree, _fit_tree, needs_lightgbm=True),
+    "tree_seasonal": Baseline("variance", _tree_seasonal, _fit_tree_seasonal, needs_lightgbm=True),
+}
+"""Every baseline by its name, in the order of the tables."""
 FILE_NAME: Final = "baselines.safetensors"
 NO_TREES: Final = (
     "LightGBM was not installed when this was judged, so no baseline of trees stands beside it."
@@ -478,7 +448,7 @@ FittedBaselines = Mapping[str, Arrays]
 
 
 def fit_baselines(samples: Sequence[Samples]) -> FittedBaselines:
-    """Fit every registered baseline to *samples* of the training part; trees need LightGBM."""
+    """Fit every baseline to *samples* of the training part; trees need LightGBM."""
     pairs = [(of, slice(of.start, of.stop)) for of in samples]
     returns, variances = (
         [np.where(of.weights[at] == 0, np.nan, of.labels[name][0, at]) for of, at in pairs]

@@ -20,7 +20,6 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.samples import FLAT_BAND, LABELS, NO_LABEL, Fields, Samples
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.replay.learning.windows import predict, thinned
@@ -49,9 +48,8 @@ OfHead = Callable[[Tensor, Labelled], Tensor]
 
 
 class Loss(NamedTuple):
-    """What a head is trained and judged by, by its name."""
+    """What a head is trained and judged by."""
 
-    name: str
     title: str
     of: Elementwise
     is_price: bool
@@ -60,8 +58,6 @@ class Loss(NamedTuple):
 
 CONSTANTS: Final = {"flat_band": FLAT_BAND, "variance_floor": VARIANCE_FLOOR}
 """What the labels of bars are made by."""
-LOSSES: Final[dict[str, Loss]] = {}
-"""Every loss by its name; their order is that of the axis *task*."""
 
 
 class AddedLoss(NamedTuple):
@@ -74,20 +70,6 @@ class AddedLoss(NamedTuple):
     to: str
     of: OfHead
     """``(what the head says, labels) -> losses [batch, time, horizon]``."""
-
-
-ADDED: Final[dict[str, AddedLoss]] = {}
-"""The loss of each such head, by the head's name."""
-
-
-def loss(name: str, title: str, *, is_price: bool) -> Callable[[Elementwise], Elementwise]:
-    """Register a loss; raise ``ConfigInvalid`` for a name that is taken."""
-    return registering(LOSSES, "loss", name, lambda of: Loss(name, title, of, is_price))
-
-
-def added(head: str, title: str, *, to: str) -> Callable[[OfHead], OfHead]:
-    """Register the loss of a head; raise ``ConfigInvalid`` for a head that has one."""
-    return registering(ADDED, "loss of a head", head, lambda of: AddedLoss(title, to, of))
 
 
 def student_t_nll(value: Tensor, mean: Tensor, log_scale: Tensor, dof: Tensor) -> Tensor:
@@ -125,7 +107,6 @@ def lost_utility(value: Tensor, allocation: Tensor, cost: Tensor) -> Tensor:
     return 0.5 * gain * gain - gain
 
 
-@loss("return", "Student-t NLL", is_price=True)
 def return_loss(outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
     """Return the return's loss; quantiles and allocation add to it where the network has them."""
     value = labels["returns"]
@@ -137,7 +118,6 @@ def return_loss(outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> 
     return price
 
 
-@loss("direction", "cross-entropy", is_price=True)
 def direction_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Tensor:
     """Return the cross-entropy of the direction."""
     classes = labels["direction"]
@@ -149,13 +129,6 @@ def direction_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Te
     ).view(classes.shape)
 
 
-@loss("volatility", "QLIKE", is_price=False)
-def volatility_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Tensor:
-    """Return QLIKE of the variance."""
-    return qlike(labels["variance"], outputs.log_variance)
-
-
-@added("tails", "joint loss of VaR and ES", to="volatility")
 def tails_loss(tails: Tensor, labels: Labelled) -> Tensor:
     """Return the mean over tails and shares of the joint loss of value at risk and shortfall.
 
@@ -170,19 +143,6 @@ def tails_loss(tails: Tensor, labels: Labelled) -> Tensor:
     return (beyond + at_risk / shortfall + torch.log(shortfall) - 1.0).mean((-2, -1))
 
 
-@added("drawdown", "pinball of the drawdown", to="volatility")
-def drawdown_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
-    """Return the mean pinball loss of the drawdown's quantiles."""
-    return pinball(labels["drawdown"], quantiles, DRAWDOWN_LEVELS)
-
-
-@added("runup", "pinball of the run-up", to="volatility")
-def runup_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
-    """Return the mean pinball loss of the run-up's quantiles."""
-    return pinball(labels["runup"], quantiles, DRAWDOWN_LEVELS)
-
-
-@added("regimes", "likelihood of a mixture of gamma distributions", to="volatility")
 def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
     """Return the negative log density of the variance, a mixture of what it is in each regime.
 
@@ -201,10 +161,38 @@ def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
     return -torch.logsumexp(share + density, dim=-1)
 
 
-@added("path", "pinball of the path", to="volatility")
-def path_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
-    """Return the mean pinball loss of the quantiles at every step."""
-    return pinball(labels["path"], quantiles, PATH_LEVELS).mean(-1)
+LOSSES: Final = {
+    "return": Loss("Student-t NLL", return_loss, is_price=True),
+    "direction": Loss("cross-entropy", direction_loss, is_price=True),
+    "volatility": Loss(
+        "QLIKE",
+        lambda outputs, labels, _: qlike(labels["variance"], outputs.log_variance),
+        is_price=False,
+    ),
+}
+"""Every loss by its name; their order is that of the axis *task*."""
+ADDED: Final = {
+    "tails": AddedLoss("joint loss of VaR and ES", "volatility", tails_loss),
+    "drawdown": AddedLoss(
+        "pinball of the drawdown",
+        "volatility",
+        lambda given, labels: pinball(labels["drawdown"], given, DRAWDOWN_LEVELS),
+    ),
+    "runup": AddedLoss(
+        "pinball of the run-up",
+        "volatility",
+        lambda given, labels: pinball(labels["runup"], given, DRAWDOWN_LEVELS),
+    ),
+    "regimes": AddedLoss(
+        "likelihood of a mixture of gamma distributions", "volatility", regimes_loss
+    ),
+    "path": AddedLoss(
+        "pinball of the path",
+        "volatility",
+        lambda given, labels: pinball(labels["path"], given, PATH_LEVELS).mean(-1),
+    ),
+}
+"""The loss of each head that not every network has, by the head's name."""
 
 
 def elementwise(
@@ -224,14 +212,14 @@ def elementwise(
         )
         for name, given in labels.items()
     }
-    return torch.stack([_of_task(each, outputs, filled, levels) for each in LOSSES.values()])
+    return torch.stack([_of_task(task, outputs, filled, levels) for task in LOSSES])
 
 
-def _of_task(each: Loss, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
+def _of_task(task: str, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
     """Return the loss of a task, and of the further heads that are learnt with it."""
-    total = each.of(outputs, labels, levels)
+    total = LOSSES[task].of(outputs, labels, levels)
     for head, auxiliary in ADDED.items():
-        if auxiliary.to == each.name and (output := getattr(outputs, head)) is not None:
+        if auxiliary.to == task and (output := getattr(outputs, head)) is not None:
             total = total + auxiliary.of(output, labels)
     return total
 
@@ -281,8 +269,6 @@ def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
         dof=tensor(np.clip(dof, 1.0, 100.0)),
         direction_logits=tensor(np.log(frequency)),
         log_variance=tensor(np.log(variance)),
-        allocation=None,
-        quantiles=None,
     )
 
 
@@ -319,8 +305,6 @@ def outputs_of(fields: Fields) -> Outputs:
         dof=tensor("dof"),
         direction_logits=tensor("logits"),
         log_variance=torch.log(tensor("variance")),
-        allocation=None,
-        quantiles=None,
     )
 
 

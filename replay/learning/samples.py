@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.splits import Panel, Part, Parts, Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.features.rolling import Array
@@ -42,9 +41,8 @@ return, logits of the direction, and those of heads that not every network has."
 
 
 class Label(NamedTuple):
-    """A quantity that is learnt at each time of a panel, by its name."""
+    """A quantity that is learnt at each time of a panel."""
 
-    name: str
     of: LabelFunction
     missing: float
     """Its value in a batch where it is not known; no loss is taken there."""
@@ -54,15 +52,8 @@ class Label(NamedTuple):
 
 LabelFunction = Callable[[Array, Array, int], Column]
 """``(price [.., time], unit [.., time], horizon) -> label [.., time]``; the unit is σ of a step."""
-LABELS: Final[dict[str, Label]] = {}
-"""Every label by its name."""
 EVERY_HEAD: Final = frozenset({""})
 """The heads that every network of bars has."""
-
-
-def label(name: str, *, missing: float, head: str = "") -> Callable[[LabelFunction], LabelFunction]:
-    """Register the function of a label; raise ``ConfigInvalid`` for a name that is taken."""
-    return registering(LABELS, "label", name, lambda function: Label(name, function, missing, head))
 
 
 def targets(
@@ -114,19 +105,16 @@ def _scaled(values: Array, unit: Array, horizon: int) -> Column:
     return padded(np.clip(values / scale, -RETURN_LIMIT, RETURN_LIMIT), unit.shape[-1], np.float32)
 
 
-@label("returns", missing=0.0)
 def scaled_return(price: Array, unit: Array, horizon: int) -> Column:
     """Return the return to *horizon* in units of σ √h, cut at ``RETURN_LIMIT``."""
     return _scaled(moves(price, horizon), unit, horizon)
 
 
-@label("direction", missing=NO_LABEL)
 def direction(price: Array, unit: Array, horizon: int) -> NDArray[np.int64]:
     """Return DOWN, FLAT or UP of the scaled return."""
     return direction_of(scaled_return(price, unit, horizon))
 
 
-@label("variance", missing=1.0)
 def realised_variance(price: Array, unit: Array, horizon: int) -> Column:
     """Return the variance of the one-bar returns to *horizon* in units of σ² h, floored."""
     steps = _steps(price)
@@ -136,7 +124,6 @@ def realised_variance(price: Array, unit: Array, horizon: int) -> Column:
     return padded(cut, price.shape[-1], np.float32)
 
 
-@label("drawdown", missing=0.0, head="drawdown")
 def drawdown(price: Array, unit: Array, horizon: int) -> Column:
     """Return the largest fall of a close below an earlier one until *horizon*, in units of σ √h.
 
@@ -145,7 +132,6 @@ def drawdown(price: Array, unit: Array, horizon: int) -> Column:
     return _largest_fall(np.log(price), unit, horizon)
 
 
-@label("runup", missing=0.0, head="runup")
 def runup(price: Array, unit: Array, horizon: int) -> Column:
     """Return the largest rise of a close above an earlier one until *horizon*, in units of σ √h.
 
@@ -165,20 +151,17 @@ def _largest_fall(logs: Array, unit: Array, horizon: int) -> Column:
     return _scaled(most, unit, horizon)
 
 
-@label("path", missing=0.0, head="path")
 def path(price: Array, unit: Array, horizon: int) -> Column:
     """Return [.., time, step]: the return to each of ``path_steps`` in units of σ √(its bars)."""
     return np.stack([scaled_return(price, unit, step) for step in path_steps(horizon)], axis=-1)
 
 
-@label("cost", missing=0.0, head="allocation")
 def round_trip_cost(_: Array, unit: Array, horizon: int) -> Column:
     """Return the taker fees of a position that is opened and closed, in units of σ √h."""
     scale = unit * np.sqrt(horizon)
     return (2.0 * float(BASE_FEES["linear"][0]) / scale).astype(np.float32)
 
 
-@label("relative", missing=0.0, head="relative")
 def relative_return(price: Array, unit: Array, horizon: int) -> Column:
     """Return each return less the mean over the assets, in its own unit σ √h."""
     returns = moves(price, horizon)
@@ -190,13 +173,11 @@ def gains(price: Array, horizon: int) -> Array:
     return padded(np.expm1(moves(price, horizon)), price.shape[-1])
 
 
-@label("gain", missing=0.0, head="gain")
 def gain(price: Array, _: Array, horizon: int) -> Column:
     """Return the simple return to *horizon*."""
     return gains(price, horizon).astype(np.float32)
 
 
-@label("move", missing=NO_LABEL, head="move")
 def move(price: Array, _: Array, horizon: int) -> NDArray[np.int64]:
     """Return DOWN, FLAT or UP of the price to *horizon*, exactly: no rounding is in it."""
     column = np.full(price.shape, NO_LABEL, dtype=np.int64)
@@ -228,7 +209,6 @@ def correlations(price: Array, horizon: int) -> Array:
     return padded(correlated(sums), time)
 
 
-@label("correlation", missing=np.nan, head="correlation")
 def correlation(price: Array, _: Array, horizon: int) -> Column:
     """Return the ``correlations`` of each pair in place of each asset: [pair, time]."""
     return correlations(price, horizon).astype(np.float32)
@@ -243,6 +223,22 @@ def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:
             with np.errstate(divide="ignore", invalid="ignore"):
                 parts.append(np.where(spread > 0, shared / spread, np.nan))
     return np.clip(np.stack(parts), -1.0, 1.0)
+
+
+LABELS: Final = {
+    "returns": Label(scaled_return, 0.0),
+    "direction": Label(direction, NO_LABEL),
+    "variance": Label(realised_variance, 1.0),
+    "drawdown": Label(drawdown, 0.0, "drawdown"),
+    "runup": Label(runup, 0.0, "runup"),
+    "path": Label(path, 0.0, "path"),
+    "cost": Label(round_trip_cost, 0.0, "allocation"),
+    "relative": Label(relative_return, 0.0, "relative"),
+    "gain": Label(gain, 0.0, "gain"),
+    "move": Label(move, NO_LABEL, "move"),
+    "correlation": Label(correlation, np.nan, "correlation"),
+}
+"""Every label by its name."""
 
 
 def direction_of(returns: NDArray[np.float32]) -> NDArray[np.int64]:

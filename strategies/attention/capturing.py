@@ -1,11 +1,12 @@
 """Capture: the attention of any model, as layers, while the model runs; it is left as it was.
 
-Inside the block ``F.scaled_dot_product_attention`` is replaced, the fast path of
-``nn.MultiheadAttention`` is off, and a call that asks it for weights is made once more without. Of
-a Hugging Face model with ``attn_implementation="eager"`` each module's formula is wrapped, with its
-soft cap and its sinks. The output is that of the same kernel or formula; on the CPU the kernel's
-logsumexp comes with it. What attends in another way (another package's kernel, a compiled graph) is
-not seen: it is named, and nothing is guessed.
+Inside the block ``F.scaled_dot_product_attention`` is replaced wherever a module of source has it,
+the fast path of ``nn.MultiheadAttention`` is off, a call that asks it for weights is made once more
+without, and what is compiled runs as it was written. Of a Hugging Face model with
+``attn_implementation="eager"`` each module's formula is wrapped, with its soft cap and its sinks.
+The output is that of the same kernel or formula; on the CPU the kernel's logsumexp comes with it.
+What attends in another way (another package's kernel, plain products) is not seen: it is named, and
+nothing is guessed.
 
 The rule is docs/attention.md, A37.
 """
@@ -13,31 +14,37 @@ The rule is docs/attention.md, A37.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
+from inspect import signature
 from types import ModuleType, TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 
-from tracepaper.strategies.attention.checks import AXES, explanation
+from tracepaper.strategies.attention.checks import AXES, check_module, check_rows, explanation
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.masks import Mask, check_tensor
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
 EAGER: Final = "eager_attention_forward"
 """What modules of transformers call where no kernel is chosen."""
 _HELP: Final = (
-    "call the model inside the block, in eval mode, uncompiled, and with attn_implementation "
-    "'sdpa' or 'eager'"
+    "call the model inside the block, in eval mode, as modules and no traced graph, and with "
+    "attn_implementation 'sdpa' or 'eager'"
 )
 _TWO_SEQUENCES: Final = (
     "One sequence reads another here; capture the part that reads itself, such as model.encoder."
 )
+_ATTEND: Final = functional.scaled_dot_product_attention
+_HEADS: Final = signature(functional.multi_head_attention_forward)
+_FLASH: Final = SDPBackend.FLASH_ATTENTION.value
 _TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
 """So near a layer gives a formula's output again, whose softmax is float32; half types: 1e-2."""
 
@@ -54,13 +61,13 @@ class capture:  # noqa: N801 - it is called as a function is
     """Keep what every attention of *model*, or of all models, does inside the ``with`` block.
 
     With a *model* each of its calls begins anew, and calls that lengthen one cache are joined.
-    *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for a compiled
-    model, for attention with dropout, and at the end of the block where nothing was captured.
+    *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for attention with
+    dropout, and at the end of the block where nothing was captured.
     """
 
     def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:
-        if model is not None and hasattr(model, "_orig_mod"):
-            raise AttentionInvalid("A compiled model hides its attention; give model._orig_mod.")
+        if model is not None:
+            check_module(model)
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             raise AttentionInvalid(_TWO_SEQUENCES)
         self.missed: list[str] = []
@@ -80,17 +87,23 @@ class capture:  # noqa: N801 - it is called as a function is
             return self._attend(attend, *args, **options)
 
         def without_weights(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
+            given = _HEADS.bind(query, key, *args, **options).arguments
             if self._is_running and query.data_ptr() != key.data_ptr():
                 raise AttentionInvalid(_TWO_SEQUENCES)
-            if self._is_running and options.get("need_weights", True):
-                heads(query, key, *args, **options | {"need_weights": False})
-            return heads(query, key, *args, **options)
+            if self._is_running and (given["bias_k"] is not None or given["add_zero_attn"]):
+                raise AttentionInvalid(
+                    "This attention has a key that is no token (add_bias_kv, add_zero_attn), so a "
+                    "rollout has no place for it; take its relevance."
+                )
+            if not self._is_running or not given.get("need_weights", True):
+                return heads(query, key, *args, **options)
+            output, _ = heads(query, key, *args, **options | {"need_weights": False})
+            result = heads(query, key, *args, **options)
+            # A gradient has to pass through what was captured.
+            return (output, result[1]) if self._backward else result
 
-        self._replace(functional, "scaled_dot_product_attention", attended)
+        self._stack.enter_context(replaced(attend, attended))
         self._replace(functional, "multi_head_attention_forward", without_weights)
-        was_fast = torch.backends.mha.get_fastpath_enabled()
-        self._stack.callback(torch.backends.mha.set_fastpath_enabled, was_fast)
-        torch.backends.mha.set_fastpath_enabled(False)
         if self._model is not None:
             self._watch(self._model)
         return self
@@ -125,12 +138,18 @@ class capture:  # noqa: N801 - it is called as a function is
         """Return where *queries* of the top layer looked, counted from the end where below 0."""
         reads = self.reads
         tokens, count = reads[-1].shape[3], reads[-1].shape[2]
-        if count < tokens and len(reads) > 1:
+        others = {read.shape[2:] for read in reads[:-1]}
+        if count < tokens and others == {(count, tokens)}:
             raise AttentionInvalid(
                 f"The last call has queries of {count} of {tokens} tokens, and its cache does not "
                 "go on from the calls before; call the model once with all tokens."
             )
-        return rollout(reads, [at + count if at < 0 else at for at in queries], method)
+        if count > tokens or others - {(tokens, tokens)}:
+            raise AttentionInvalid(
+                "The layers have not all the same tokens, so one sequence reads another or tokens "
+                "are joined; capture a part in which each layer reads what the one below it gave."
+            )
+        return rollout(reads, check_rows(queries, count, from_end=True), method)
 
     def gradient(self, output: Tensor) -> None:
         """Fill each layer's gradient with that of the scalar *output*, for ``fusion="gradient"``.
@@ -147,14 +166,15 @@ class capture:  # noqa: N801 - it is called as a function is
         except RuntimeError as error:
             raise AttentionInvalid(
                 f"No gradient reaches the attention ({str(error).split('.')[0]}); run the model "
-                "with gradients and without checkpointing."
+                "with gradients and without re-entrant checkpointing."
             ) from None
         finally:
             self._is_running = was_running
         self._calls[-1] = [
             call._replace(
                 layer=replace(
-                    call.layer, gradient=slope.transpose(1, 2) if call.is_transposed else slope
+                    call.layer,
+                    gradient=slope.transpose(1, 2) if call.is_transposed else _by_head(slope),
                 )
             )
             for call, slope in zip(calls, slopes, strict=True)
@@ -224,13 +244,22 @@ class capture:  # noqa: N801 - it is called as a function is
         enable_gqa: bool = False,  # noqa: FBT001, FBT002
     ) -> Tensor:
         """Attend as torch does, and keep the layer."""
-        options = {"scale": scale, "enable_gqa": enable_gqa}
+        options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
         if not self._is_running:
             return attend(query, key, value, attn_mask, dropout_p, is_causal, **options)
+        for name, tensor in {"query": query, "key": key, "value": value}.items():
+            check_tensor(name, tensor)
+            if torch._C._functorch.is_batchedtensor(tensor):
+                raise AttentionInvalid("torch.vmap hides a batch; call the model on all of it.")
         _require_no_dropout(dropout_p)
         mask = _mask_of(query, key, attn_mask, is_causal=is_causal)
         logsumexp: Tensor | None = None
-        if _has_kernel(query, key, value):
+        kernel = torch._fused_sdp_choice(
+            query, key, value, attn_mask, 0.0, is_causal=is_causal, **options
+        )
+        # Asked directly, the kernel divides by the size of an axis.
+        has_entries = 0 not in (*query.shape, *key.shape)
+        if query.device.type == "cpu" and kernel == _FLASH and has_entries:
             added = attn_mask
             if attn_mask is not None and attn_mask.dtype == torch.bool:
                 added = query.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
@@ -239,8 +268,7 @@ class capture:  # noqa: N801 - it is called as a function is
             )
         else:
             output = attend(query, key, value, attn_mask, 0.0, is_causal, **options)
-        layer = _layer(query, key, value, mask, scale=scale, logsumexp=logsumexp)
-        self._add(layer, output if output.ndim == AXES else output[:, None])
+        self._add(_layer(query, key, value, mask, scale=scale, logsumexp=logsumexp), output)
         return output
 
     def _eager(self, formula: Callable[..., Any]) -> Callable[..., Any]:
@@ -275,6 +303,46 @@ class capture:  # noqa: N801 - it is called as a function is
         return attended
 
 
+def _found(function: object) -> list[tuple[ModuleType, str]]:
+    """Return the modules of source that have *function*, each with its name there."""
+    # The compiler reads torch's own functions by their places.
+    homes = [functional] + [
+        home
+        for name, home in list(sys.modules.items())
+        if type(home) is ModuleType and not name.startswith("torch.")
+    ]
+    return [(home, name) for home in homes for name, has in vars(home).items() if has is function]
+
+
+@lru_cache(maxsize=1)
+def _places(function: object, _modules: int) -> list[tuple[ModuleType, str]]:
+    """Return ``_found`` of torch's own function, once while so many modules are there."""
+    return _found(function)
+
+
+@contextmanager
+def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterator[None]:
+    """Let modules of source call *by* where they call *attend*, of whatever name it has there.
+
+    Fast paths that avoid it are off, and what is compiled runs as it was written.
+    """
+    places = _places(_ATTEND, len(sys.modules)) if attend is _ATTEND else _found(attend)
+    named = [(home, name) for home, name in places if getattr(home, name, None) is attend]
+    was_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for home, name in named:
+            setattr(home, name, by)
+        # Without it nothing is compiled, and it takes a second and 150 MB to load.
+        has_compiler = "torch._dynamo" in sys.modules
+        with torch.compiler.set_stance("force_eager") if has_compiler else nullcontext():
+            yield
+    finally:
+        for home, name in named:
+            setattr(home, name, attend)
+        torch.backends.mha.set_fastpath_enabled(was_fast)
+
+
 def homes_of_formulas(model: nn.Module) -> list[ModuleType]:
     """Return the modules of source whose attention in plain operations *model* may call."""
     homes = sorted({type(module).__module__ for module in model.modules()})
@@ -286,13 +354,11 @@ def _require_no_dropout(share: float) -> None:
         raise AttentionInvalid("Attention with dropout differs at each call; call model.eval().")
 
 
-def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Return whether the CPU's kernel takes these tensors; with them it gives the logsumexp."""
-    if query.device.type != "cpu" or query.ndim != AXES or 0 in (*query.shape, *key.shape):
-        return False
-    is_grouped = query.shape[1] % key.shape[1] == 0 and query.shape[0] == key.shape[0]
-    is_dense = all(x.stride(-1) == 1 for x in (query, key, value))
-    return is_grouped and query.shape[3] == value.shape[3] and is_dense
+def _by_head(x: Tensor) -> Tensor:
+    """Return *x* [.., time, dim] as [batch, head, time, dim]: two axes have one head."""
+    if x.ndim < AXES:
+        x = x[..., None, :, :]
+    return x[None] if x.ndim < AXES else x.flatten(0, -AXES)
 
 
 @explanation
@@ -307,9 +373,11 @@ def _layer(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Layer:
-    """Return the layer of one call, whose tensors may lack the axis of heads."""
+    """Return the layer of one call, whose tensors may have other axes, or one batch for all."""
+    query, key, value = (_by_head(x.detach()) for x in (query, key, value))
+    batch = max(len(x) for x in (query, key, value))
     query, key, value = (
-        x.detach() if x.ndim == AXES else x.detach()[:, None] for x in (query, key, value)
+        x.expand(batch, -1, -1, -1) if len(x) == 1 else x for x in (query, key, value)
     )
     if logsumexp is None:
         taken = None if sinks is None else sinks.detach()
@@ -335,12 +403,19 @@ def _gives_again(layer: Layer, output: Tensor) -> bool:
 
 def _mask_of(query: Tensor, key: Tensor, table: Tensor | None, *, is_causal: bool) -> Mask:
     """Return the mask of a call: torch's causal one begins at the first key."""
-    if table is not None:
-        wide = table.detach() if table.ndim != AXES - 1 else table.detach()[:, None]
-        return Mask.from_dense(wide[..., : key.shape[-2]])
-    if not is_causal:
-        return Mask.full()
-    return Mask() if query.shape[-2] == key.shape[-2] else Mask(first=0)
+    queries, keys = query.shape[-2], key.shape[-2]
+    if table is None:
+        if not is_causal:
+            return Mask.full()
+        return Mask() if queries == keys else Mask(first=0)
+    table = table.detach()[..., :keys]
+    if query.ndim != AXES:
+        table = _by_head(table.expand(*query.shape[:-1], keys))
+    if is_causal:
+        shown = torch.ones(queries, keys, dtype=torch.bool, device=table.device).tril()
+        is_flag = table.dtype == torch.bool
+        table = table & shown if is_flag else table.masked_fill(~shown, -torch.inf)
+    return Mask.from_dense(table)
 
 
 def _joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:

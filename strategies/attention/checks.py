@@ -6,22 +6,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
-from tracepaper.strategies.attention.masks import Mask, whole
+from tracepaper.strategies.attention.masks import FLOATS, WHOLE, Mask, check_tensor, whole
 from tracepaper.strategies.attention.tiles import is_explaining, masses_checked_together
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""The types that attention takes; half types are explained in float32."""
 AXES = 4
 """[batch, head, time, dim]."""
 
@@ -83,24 +82,37 @@ def check_mask(mask: object) -> None:
         )
 
 
-def check_tensors(**tensors: object) -> None:
-    """Raise ``AttentionInvalid`` for what is no tensor, by its name."""
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise AttentionInvalid(f"{name} is a {type(tensor).__name__}; give a torch tensor.")
+def check_module(model: object) -> None:
+    """Raise ``AttentionInvalid`` for what is no module of torch."""
+    if not isinstance(model, nn.Module):
+        raise AttentionInvalid(f"The model is a {type(model).__name__}; give a torch module.")
 
 
 def check_axes(
-    given: Mapping[str, tuple[object, str]], sizes: Mapping[str, int] | None = None
+    given: Mapping[str, tuple[object, str]],
+    sizes: Mapping[str, int] | None = None,
+    *,
+    kinds: Sequence[torch.dtype] = FLOATS,
+    alike: Collection[str] | None = None,
 ) -> None:
-    """Raise ``AttentionInvalid`` unless tensors have their axes, and those of one name one size.
+    """Raise ``AttentionInvalid`` unless tensors are plain, of their axes, on one device.
 
-    *given* are by name a tensor and its axes such as ``batch head key``; *sizes* are axes whose
-    size is known. No axis is empty.
+    *given* are by name a tensor and its axes such as ``batch head key``; axes of one name have one
+    size, that of *sizes* where it is known there, and none is empty. All are of one of *kinds*, and
+    those that are *alike*, None for all, of one type.
     """
     size_of = dict(sizes or {})
+    first, (like, _) = next(iter(given.items()))
     for name, (tensor, text) in given.items():
-        check_tensors(**{name: tensor})
+        if isinstance(tensor, torch.Tensor) and isinstance(like, torch.Tensor):
+            if tensor.device != like.device:
+                raise AttentionInvalid(
+                    f"{name} is on {tensor.device} and {first} on {like.device}; bring them "
+                    "together."
+                )
+            if tensor.dtype != like.dtype and like.dtype in kinds and name in (alike or given):
+                raise AttentionInvalid(f"{name} is {tensor.dtype}; give {like.dtype}.")
+        check_tensor(name, tensor, kinds)
         assert isinstance(tensor, torch.Tensor)
         axes, shape = text.split(), list(tensor.shape)
         fits = len(axes) == len(shape) and 0 not in shape
@@ -113,29 +125,18 @@ def check_axes(
         size_of |= dict(zip(axes, shape, strict=True))
 
 
-def check_types(*, is_one: bool = True, **tensors: Tensor) -> None:
-    """Raise ``AttentionInvalid`` unless *tensors* are of float types, one type, on one device."""
-    first, like = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES or (is_one and tensor.dtype != like.dtype):
-            wanted = like.dtype if is_one and like.dtype in DTYPES else "a float type"
-            raise AttentionInvalid(f"{name} is {tensor.dtype}; give {wanted}.")
-        if tensor.device != like.device:
-            raise AttentionInvalid(
-                f"{name} is on {tensor.device} and {first} on {like.device}; bring them together."
-            )
-
-
 def working_type(tensor: Tensor) -> torch.dtype:
     """Return the type in which *tensor* is explained: float64 stays, all else is float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def check_rows(rows: Sequence[int] | Tensor, time: int) -> list[int]:
-    """Return *rows* as integers in [0, time); raise ``AttentionInvalid`` on any other."""
+def check_rows(rows: Sequence[int] | Tensor, time: int, *, from_end: bool = False) -> list[int]:
+    """Return *rows* as integers in [0, time); raise ``AttentionInvalid`` on any other.
+
+    With *from_end* those below 0 count from the end.
+    """
     if isinstance(rows, torch.Tensor):
-        if rows.is_floating_point() or rows.dtype == torch.bool or rows.ndim != 1:
-            raise AttentionInvalid(f"Rows are a list of whole numbers, not a {rows.dtype} tensor.")
+        check_axes({"rows": (rows, "row")}, kinds=WHOLE)
         rows = rows.tolist()
     if not isinstance(rows, Iterable):
         raise AttentionInvalid(f"Rows are a list of whole numbers, not {rows!r}.")
@@ -143,24 +144,25 @@ def check_rows(rows: Sequence[int] | Tensor, time: int) -> list[int]:
     if not wanted:
         raise AttentionInvalid("There is no row to explain; give at least one.")
     for row in wanted:
-        if not 0 <= row < time:
+        if not (-time if from_end else 0) <= row < time:
             raise AttentionInvalid(
                 f"Row {row} is out of range; the sequence holds rows 0 to {time - 1}."
             )
-    return wanted
+    return [row % time for row in wanted]
 
 
 def check_share(value: float, name: str, *, below_one: bool = False) -> float:
     """Return *value* if it is a share in [0, 1] (or [0, 1)); raise ``AttentionInvalid`` else."""
-    if not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
+    is_share = isinstance(value, (int, float)) and 0.0 <= value <= 1.0
+    if not is_share or (below_one and value == 1.0):
         bounds = "at least 0 and below 1" if below_one else "between 0 and 1"
-        raise AttentionInvalid(f"{name} must be {bounds}, not {value}.")
+        raise AttentionInvalid(f"{name} must be {bounds}, not {value!r}.")
     return value
 
 
 def check_start(start_layer: int, layers: int) -> int:
     """Return *start_layer* if a layer is left above it; raise ``AttentionInvalid`` else."""
-    if not 0 <= start_layer < layers:
+    if not 0 <= whole(start_layer, "start_layer") < layers:
         raise AttentionInvalid(
             f"start_layer {start_layer} leaves nothing to explain; choose 0 to {layers - 1}."
         )
@@ -180,7 +182,14 @@ def check_shares(
     """
     if head_weights is None:
         return torch.full(shape, 1.0 / shape[1], dtype=like.dtype, device=like.device)
-    shares = torch.as_tensor(head_weights, dtype=like.dtype, device=like.device)
+    if isinstance(head_weights, torch.Tensor):
+        check_tensor("head_weights", head_weights, (*FLOATS, *WHOLE))
+    try:
+        shares = torch.as_tensor(head_weights, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError):
+        raise AttentionInvalid(
+            f"Head weights are one number a head, or such a list a layer, not {head_weights!r}."
+        ) from None
     if shares.ndim == 1:
         shares = shares.expand(shape[0], -1)
     if shares.shape != shape:
@@ -206,8 +215,8 @@ def check_products(query: Tensor, key: Tensor, scale: float, **others: Tensor) -
     Raises ``AttentionInvalid`` for a value or a scale that is not finite, and where ``scale·q·k``
     may be beyond the type in which it is summed: a softmax of infinities is NaN, or silently 0.
     """
-    if not math.isfinite(scale):
-        raise AttentionInvalid(f"The scale is {scale}; give a finite number.")
+    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise AttentionInvalid(f"The scale is {scale!r}; give a finite number.")
     tensors = {"query": query, "key": key, **others}
     ends = [torch.stack(torch.aminmax(x.detach())).abs().amax() for x in tensors.values()]
     # Together, so that a device is asked once.

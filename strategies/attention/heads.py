@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_axes, check_types, explanation
+from tracepaper.strategies.attention.checks import check_axes, explanation
+from tracepaper.strategies.attention.masks import check_tensor
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
     *weights* is [..., row, time]; ``rows`` are the bars from which each row looks back. What is
     older than the first bar, or younger than the row, is zero.
     """
+    check_tensor("weights", weights)
     time = weights.shape[-1]
     if weights.ndim < _MATRIX or weights.shape[-2] != len(rows):
         raise AttentionInvalid(
@@ -120,7 +122,6 @@ def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Te
     """
     both = {"inputs": (inputs, "time feature"), "gradient": (gradient, "time feature")}
     check_axes({**both, "rollout": (rollout, "time")})
-    check_types(inputs=inputs, gradient=gradient, rollout=rollout)
     moved = rollout @ (inputs * gradient).abs()
     return moved / moved.sum().clamp_min(torch.finfo(moved.dtype).tiny)
 

@@ -34,14 +34,12 @@ from tracepaper.strategies.attention.checks import (
     check_axes,
     check_mask,
     check_products,
-    check_tensors,
-    check_types,
     exact,
     is_finite,
     ruled,
 )
 from tracepaper.strategies.attention.flash import ALIGNED, Inputs, Pass
-from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.masks import WHOLE, Mask, MaskKind, check_tensor
 from tracepaper.strategies.errors import AttentionInvalid
 
 _BATCH_MOST: Final = 65_535
@@ -356,12 +354,11 @@ def _written_out(
 
 def _checked_leading(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """Return *counts* as [batch or 1, query]; raise where it is not whole numbers of keys."""
-    check_tensors(leading_keys=counts)
-    fits = counts.shape in (query.shape[2:3], (len(query), query.shape[2]))
-    if counts.is_floating_point() or counts.dtype == torch.bool or not fits:
+    check_tensor("leading_keys", counts, WHOLE)
+    if counts.shape not in (query.shape[2:3], (len(query), query.shape[2])):
         raise AttentionInvalid(
-            f"leading_keys is {counts.dtype} {list(counts.shape)} for {query.shape[2]} queries; "
-            "give one whole number a query."
+            f"leading_keys is {list(counts.shape)} for {query.shape[2]} queries; give one whole "
+            "number a query."
         )
     if not bool(((counts >= 0) & (counts <= key.shape[2])).all()):
         raise AttentionInvalid(
@@ -468,7 +465,6 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
             "value": (value, "batch head time width"),
         }
     )
-    check_types(query=query, key=key, value=value)
     if mask.kind is not MaskKind.FULL and key.shape[2] != query.shape[2]:
         raise AttentionInvalid(
             f"A {mask.kind.value} mask needs as many keys as queries, not {key.shape[2]} and "

@@ -24,18 +24,19 @@ from tracepaper.strategies.attention.checks import (
     check_axes,
     check_mask,
     check_rows,
-    check_types,
     explanation,
     is_finite,
     working_type,
 )
 from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, first_of
+from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, first_of, whole
 from tracepaper.strategies.attention.reads import (
     MEAN,
     CarriedRows,
     Fuse,
     Read,
+    by_gradient,
+    by_norm,
     rows_with_weight,
 )
 from tracepaper.strategies.attention.tiles import (
@@ -306,10 +307,14 @@ class Layer(Read):
         self._check_ones(weights.sum(dim=-1), chosen)
         return weights.to(working_type(self.query))
 
+    def _counts(self) -> Tensor:
+        return self.operand.visible()
+
     @explanation
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each query sees: int64 [batch, row]."""
-        return self.operand.visible(queries)
+        rows = None if queries is None else check_rows(queries, self.shape[2])
+        return self.operand.visible(rows)
 
     @explanation
     def entropy(self, queries: Sequence[int] | None = None, *, backend: str = "auto") -> Tensor:
@@ -427,13 +432,7 @@ class Layer(Read):
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
         if fuse.fusion == "norm":
-            lengths = self.value_norms().to(self.operand.kind)
-
-            def by_norm(tile: Entries) -> Tensor:
-                part = lengths[tile.batch, :, tile.keys]
-                return torch.einsum("bhrk,bhk->brk", tile.values, part) / tile.values.shape[1]
-
-            return by_norm
+            return by_norm(self.value_norms())
         if fuse.fusion == "gradient":
             value, gradient = self._value("gradient"), self.gradient
             if gradient is None:
@@ -441,21 +440,11 @@ class Layer(Read):
                     "A layer that is weighed by its gradient needs it; capture with backward=True "
                     "and call gradient(output), or give Layer.gradient."
                 )
-            check_types(is_one=False, query=self.query, value=value, gradient=gradient)
             if not (is_finite(value) and is_finite(gradient)):
                 raise AttentionInvalid(
                     "A layer has a NaN or infinite value or gradient; find its source."
                 )
-            kind, group = self.operand.kind, self.operand.group
-            value = value.detach().to(kind)
-            slopes = gradient.detach().to(kind).unflatten(1, (-1, group))
-
-            def by_gradient(tile: Entries) -> Tensor:
-                part = slopes[tile.batch, :, :, tile.rows]  # [batch, key head, group, row, dim]
-                moved = part @ value[tile.batch, :, None, tile.keys].mT
-                return tile.values.mul_(moved.flatten(1, 2)).clamp_min_(0.0).mean(dim=1)
-
-            return by_gradient
+            return by_gradient(value, gradient, self.operand.kind)
         return super()._fuse_tile(fuse)
 
     def _value(self, name: str) -> Tensor:
@@ -491,9 +480,11 @@ def value_norms(value: Tensor, output_weight: Tensor, heads: int | None = None) 
     *output_weight* is the output projection's [model, head * dim], as ``torch.nn.Linear`` stores
     it; *heads* are the query's, where several share a key head.
     """
-    check_axes({"value": (value, "batch head time dim")})
+    axes = {"value": (value, "batch head time dim")}
+    check_axes(axes)
     count, dim = value.shape[1] if heads is None else heads, value.shape[3]
-    check_axes({"output_weight": (output_weight, "model inputs")}, {"inputs": count * dim})
+    axes["output_weight"] = (output_weight, "model inputs")
+    check_axes(axes, {"inputs": count * dim}, alike=("value",))
     if not (is_finite(value) and is_finite(output_weight)):
         raise AttentionInvalid("value or output_weight has a NaN or infinite number; find it.")
     kind = working_type(value)
@@ -542,9 +533,8 @@ def _check(layer: Layer) -> None:
     }
     given = {name: (getattr(layer, name), of) for name, of in axes.items()}
     needed = ("query", "key", "logsumexp")
-    check_axes({name: of for name, of in given.items() if name in needed or of[0] is not None})
-    check_types(query=layer.query, key=layer.key)
-    check_types(is_one=False, query=layer.query, logsumexp=layer.logsumexp)
+    there = {name: of for name, of in given.items() if name in needed or of[0] is not None}
+    check_axes(there, alike=("query", "key"))
     heads, shared = layer.query.shape[1], layer.key.shape[1]
     if heads % shared:
         raise AttentionInvalid(
@@ -558,6 +548,8 @@ def _check(layer: Layer) -> None:
         (torch.isfinite(layer.sinks) | torch.isneginf(layer.sinks)).all()
     ):
         raise AttentionInvalid("A sink is NaN or infinite; give -inf where a head has none.")
+    if layer.content_dims is not None:
+        whole(layer.content_dims, "content_dims")
     _check_numbers(layer)
 
 

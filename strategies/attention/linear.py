@@ -22,13 +22,12 @@ from tracepaper.strategies.attention.checks import (
     check_axes,
     check_mask,
     check_rows,
-    check_types,
     exact,
     explanation,
     ruled,
     working_type,
 )
-from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind
+from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, whole
 from tracepaper.strategies.attention.reads import MEAN, CarriedRows, Fuse, Read
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -49,7 +48,7 @@ def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor
 
     Their lengths are those of Gaussian vectors. Raises ``AttentionInvalid`` for a size below 1.
     """
-    if min(heads, dim, features) < 1:
+    if min(whole(size, "Sizes of features") for size in (heads, dim, features)) < 1:
         raise AttentionInvalid("Random features need at least one head, dimension and feature.")
     draw = torch.Generator().manual_seed(seed)
     blocks = -(-features // dim)
@@ -72,6 +71,8 @@ def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Ten
     no row, but for the 1e-6 that keeps features above 0. That of the keys is of all of them, so
     that under a causal mask a later key whose features are far larger moves earlier rows.
     """
+    axes = {"query": (query, "batch head time dim"), "key": (key, "batch head key dim")}
+    check_axes(axes | {"directions": (directions, "head feature dim")}, alike=("query", "key"))
     root = query.shape[-1] ** -0.25
     scaled = [root * x.to(working_type(x)) for x in (query, key)]
     exponents = [
@@ -94,7 +95,7 @@ def attend_linearly(
     The features [batch, head, time, feature] must be positive. Raises ``AttentionInvalid`` for a
     window, over which sums would have to forget, and for tensors that do not fit.
     """
-    _check(query, key, mask, value)
+    _check(query, key, mask, value=(value, "batch head time dim"))
     query, key, value = ruled(query, key, value)
     kind, wide_type = value.dtype, working_type(value)
     query, key, value = (x.to(wide_type) for x in (query, key, value))
@@ -130,7 +131,7 @@ class LinearRead(Read):
 
     def __post_init__(self) -> None:
         """Raise ``AttentionInvalid`` for features and a mask that do not fit."""
-        _check(self.query, self.key, self.mask, self.key)
+        _check(self.query, self.key, self.mask, normaliser=(self.normaliser, "batch head time"))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -170,11 +171,9 @@ class LinearRead(Read):
             products = products.masked_fill(later, 0.0)
         return products / self.normaliser[..., chosen, None]
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each query sees."""
+    def _counts(self) -> Tensor:
         batch, _, time, _ = self.shape
-        counts = self.mask.visible(time, time)
-        return (counts if queries is None else counts[:, list(queries)]).expand(batch, -1)
+        return self.mask.visible(time, time).expand(batch, -1)
 
     def content_free(self) -> LinearRead:
         """Return it with features that are all alike."""
@@ -189,16 +188,10 @@ def _chunks(time: int) -> Iterator[slice]:
         yield slice(start, min(start + CHUNK, time))
 
 
-def _check(query: Tensor, key: Tensor, mask: Mask, value: Tensor) -> None:
+def _check(query: Tensor, key: Tensor, mask: Mask, **other: tuple[Tensor, str]) -> None:
     check_mask(mask)
-    check_axes(
-        {
-            "query": (query, "batch head time feature"),
-            "key": (key, "batch head time feature"),
-            "value": (value, "batch head time dim"),
-        }
-    )
-    check_types(query=query, key=key, value=value)
+    axes = "batch head time feature"
+    check_axes({"query": (query, axes), "key": (key, axes), **other})
     if mask.kind not in (MaskKind.FULL, MaskKind.CAUSAL):
         raise AttentionInvalid(
             "Linear attention sums over all that a row sees and cannot forget a window's oldest "

@@ -20,6 +20,10 @@ from torch import Tensor
 from tracepaper.strategies.errors import AttentionInvalid
 
 _TABLE_AXES = 4
+_LARGEST: Final = 2**62
+FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""The types that attention takes; half types are explained in float32."""
+WHOLE: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class MaskKind(StrEnum):
@@ -39,8 +43,28 @@ def whole(number: object, name: str) -> int:
     if not isinstance(number, bool):
         # A tensor of several numbers, or of floats, answers with a RuntimeError.
         with suppress(TypeError, RuntimeError):
-            return operator.index(number)  # type: ignore[arg-type]  # what has no index is the case
+            index = operator.index(number)  # type: ignore[arg-type]  # what has none is the case
+            if abs(index) < _LARGEST:
+                return index
     raise AttentionInvalid(f"{name} must be whole numbers, not {number!r}.")
+
+
+def check_tensor(name: str, tensor: object, kinds: Sequence[torch.dtype] = FLOATS) -> None:
+    """Raise ``AttentionInvalid`` for what is no plain tensor with numbers of one of *kinds*."""
+    if not isinstance(tensor, Tensor):
+        raise AttentionInvalid(f"{name} is a {type(tensor).__name__}; give a torch tensor.")
+    if tensor.is_nested:
+        raise AttentionInvalid(
+            f"{name} is a nested tensor; pad it to one length, and give a mask with stops."
+        )
+    if tensor.layout != torch.strided:
+        raise AttentionInvalid(f"{name} is stored as {tensor.layout}; give {name}.to_dense().")
+    if tensor.is_meta:
+        raise AttentionInvalid(f"{name} is on the device meta, without numbers; give a real one.")
+    if tensor.dtype not in kinds:
+        wanted = "whole numbers, such as int64" if kinds == WHOLE else "a float type"
+        either = "booleans or " if torch.bool in kinds else ""
+        raise AttentionInvalid(f"{name} is {tensor.dtype}; give {either}{wanted}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +89,22 @@ class Mask:
 
     def __post_init__(self) -> None:
         """Raise ``AttentionInvalid`` for what is no mask."""
+        if not isinstance(self.causal, bool):
+            raise AttentionInvalid(f"causal is {self.causal!r}; give True or False.")
         for name in ("before", "after"):
             value = getattr(self, name)
             if value is not None and whole(value, name) < 0:
                 raise AttentionInvalid(f"{name} is {value}; give 0 keys or more.")
         for name in ("first", "starts", "stops"):
             value = getattr(self, name)
-            if value is None or (name == "first" and isinstance(value, int)):
-                continue
-            object.__setattr__(self, name, _whole_numbers(value, name))
-        counts = self.leading_keys
-        if counts is not None and (
-            not isinstance(counts, Tensor)
-            or counts.is_floating_point()
-            or counts.dtype == torch.bool
-        ):
-            raise AttentionInvalid(
-                "leading_keys must hold whole numbers, int64 [query] or [batch, query]."
-            )
-        if self.dense is not None and not (
-            isinstance(self.dense, Tensor)
-            and (self.dense.dtype == torch.bool or self.dense.is_floating_point())
-        ):
-            raise AttentionInvalid(
-                "A dense mask is a tensor of booleans, or of floats to be added to the scores."
-            )
+            if name == "first" and isinstance(value, int):
+                whole(value, name)
+            elif value is not None:
+                object.__setattr__(self, name, _whole_numbers(value, name))
+        if self.leading_keys is not None:
+            check_tensor("leading_keys", self.leading_keys, WHOLE)
+        if self.dense is not None:
+            check_tensor("dense", self.dense, (torch.bool, *FLOATS))
 
     @classmethod
     def full(cls) -> Mask:
@@ -114,6 +129,11 @@ class Mask:
         Booleans show what is True; floats are added to scores, and -inf, or the least number of
         their type, hides. What is recognised costs no more than its own tiles.
         """
+        check_tensor("mask", mask, (torch.bool, *FLOATS))
+        if 0 in mask.shape:
+            raise AttentionInvalid(
+                f"mask is {list(mask.shape)}; give [query, key], none of them 0."
+            )
         table = mask
         if mask.is_floating_point():
             least = torch.finfo(mask.dtype).min
@@ -186,7 +206,10 @@ CAUSAL: Final = Mask()
 
 def _whole_numbers(value: object, name: str) -> tuple[int, ...]:
     """Return *value* as a tuple of whole numbers; raise where it is none."""
-    numbers = value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        check_tensor(name, value, WHOLE)
+        value = value.tolist()
+    numbers = value
     if not isinstance(numbers, Sequence):
         raise AttentionInvalid(f"{name} is {value!r}; give one whole number a sequence.")
     return tuple(whole(number, f"The numbers of {name}") for number in numbers)
@@ -195,8 +218,6 @@ def _whole_numbers(value: object, name: str) -> tuple[int, ...]:
 def _recognised(table: Tensor) -> Mask | None:
     """Return what *table* [batch, query, key] is by age and padding; None for anything else."""
     queries, keys = table.shape[1:]
-    if not keys or not queries:
-        return None
     shown = table.any(dim=-1)  # [batch, query]
     if not bool(shown.any()):
         return None
@@ -240,8 +261,8 @@ def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:
     Both are int64 times of one clock (milliseconds, say), [.., query] and [.., key], the keys'
     ascending. A key that closes with the query counts. Raises ``AttentionInvalid``.
     """
-    if query_closes.is_floating_point() or key_closes.is_floating_point():
-        raise AttentionInvalid("Times are whole numbers; give milliseconds as int64.")
+    check_tensor("query_closes", query_closes, WHOLE)
+    check_tensor("key_closes", key_closes, WHOLE)
     # An export asks no numbers.
     if not torch.compiler.is_compiling() and bool((key_closes.diff(dim=-1) < 0).any()):
         raise AttentionInvalid("The keys' times do not ascend; sort the stream by its closes.")

@@ -27,6 +27,7 @@ import torch
 
 from tracepaper.strategies.attention import compiled
 from tracepaper.strategies.attention.checks import (
+    check_axes,
     check_mask,
     check_rows,
     check_share,
@@ -178,9 +179,7 @@ def rollout(
     what carries the heads' mean. Raises ``AttentionInvalid`` for reads and options that do not fit,
     and when a head does not keep its mass.
     """
-    reads = list(reads)
-    if not reads:
-        raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
+    reads = _checked(reads, method)
     if method.fusion == "flow":
         raise AttentionInvalid("A flow is no rollout; call flow.")
     steps = _steps(reads)
@@ -214,6 +213,20 @@ def carry_down(
     return _carried(_steps(list(reads)), held, method, "auto")
 
 
+def _checked(reads: Sequence[Read], method: Rollout = PLAIN) -> list[Read]:
+    """Return *reads* as a list; raise ``AttentionInvalid`` for what are none, and no *method*."""
+    if not isinstance(method, Rollout):
+        raise AttentionInvalid(f"The method is a {type(method).__name__}; give a Rollout.")
+    if not isinstance(reads, Sequence):
+        raise AttentionInvalid(f"Reads are a list such as [layer], not a {type(reads).__name__}.")
+    if not reads:
+        raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
+    for read in reads:
+        if not isinstance(read, Read):
+            raise AttentionInvalid(f"A read is a {type(read).__name__}; give a Layer.")
+    return list(reads)
+
+
 def _shares_of(held: Mapping[str, Tensor], total: Tensor) -> dict[str, Tensor]:
     least = torch.finfo(total.dtype).tiny
     return {name: weights / total.clamp_min(least)[..., None] for name, weights in held.items()}
@@ -236,6 +249,8 @@ def _steps(reads: Sequence[Read]) -> _Steps:
 def _first_held(top: Read, start: Mapping[str, Tensor] | Sequence[int]) -> dict[str, Tensor]:
     """Return the weights above the last read by stream."""
     if isinstance(start, Mapping):
+        for name, weights in start.items():
+            check_axes({name: (weights, "batch row query")})
         return dict(start)
     batch, _, queries, _ = top.shape
     chosen = check_rows(start, queries)
@@ -324,12 +339,12 @@ def _add(held: dict[str, Tensor], name: str, weights: Tensor) -> None:
 @explanation
 def confidence(reads: Sequence[Read], queries: Sequence[int]) -> list[Tensor]:
     """Return ``1 - H / ln n`` of *queries* in each of *reads*: [batch, head, row] each."""
-    return [read.confidence(queries) for read in reads]
+    return [read.confidence(queries) for read in _checked(reads)]
 
 
 def entropy(reads: Sequence[Read], queries: Sequence[int] | None = None) -> list[Tensor]:
     """Return the entropy in nats of *queries*, None for all, in each of *reads*."""
-    return [read.entropy(queries) for read in reads]
+    return [read.entropy(queries) for read in _checked(reads)]
 
 
 @exact
@@ -380,7 +395,8 @@ def rollout_buckets(
     do where they are built. Raises ``AttentionInvalid`` on what does not fit and when a head does
     not keep its mass.
     """
-    if by_age and layers and layers[0].mask.kind is MaskKind.FULL:
+    _checked(layers, method)
+    if by_age and layers[0].mask.kind is MaskKind.FULL:
         raise AttentionInvalid("A full mask looks both ways, so its rows have no age; drop by_age.")
     values, bucket = _rolled(layers, method, bucket_bars, first_bucket_bars, backend)
     ring, newest = values.shape[2], bucket[:, None]
@@ -406,8 +422,6 @@ def _rolled(
     Return it, [batch, time, ring], and the bucket that holds each bar, int64 [time].
     """
     first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    if not layers:
-        raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
     if method.fusion != "mean" or method.discard_ratio:
         raise AttentionInvalid(
             "Every row at once is rolled out by the heads' mean without discarding; use rollout."
@@ -521,36 +535,35 @@ def flow(
     no path from a bar to another leads through an older one, so the flows are those of the whole.
     Of *method* the residual and the head weights are taken.
     """
-    reads = list(reads)
-    if not reads or any(read.source != read.target or not read.residual for read in reads):
+    reads = _checked(reads, method)
+    if any(read.source != read.target or not read.residual for read in reads):
         raise AttentionInvalid(
             "Attention flow needs layers that all see the same bars; choose rollout."
         )
-    batch, heads, whole, _ = reads[0].shape
-    if any(read.shape[2:] != (whole, whole) for read in reads):
+    batch, heads, bars, _ = reads[0].shape
+    if any(read.shape[2:] != (bars, bars) for read in reads):
         raise AttentionInvalid(
             "Attention flow needs layers that all see the same bars; choose rollout."
         )
-    time = whole if newest is None else min(newest, whole)
+    time = bars if newest is None else min(whole(newest, "newest"), bars)
     wanted = check_rows(queries, time)
     if time > TIME_MAX:
         raise AttentionInvalid(
             f"Attention flow of {time} bars would take too long; use at most {TIME_MAX} or rollout."
         )
-    first = whole - time
+    first = bars - time
     like = torch.empty(0, dtype=torch.float64)
     shares = check_shares(method.head_weights, (len(reads), heads), like=like)
     identity = torch.eye(time, dtype=torch.float64, device="cpu")
     mixed = []
     for read, share in zip(reads, shares, strict=True):
-        if first and bool(
-            (read.visible(range(first, whole - 1)) > _looking_back(first, whole)).any()
-        ):
+        back = torch.arange(first + 1, bars, device="cpu")  # keys that are not newer
+        if first and bool((read.visible(range(first, bars - 1)) > back).any()):
             raise AttentionInvalid(
-                f"Attention flow among the newest {time} of {whole} bars needs a mask that looks "
+                f"Attention flow among the newest {time} of {bars} bars needs a mask that looks "
                 "back; use rollout."
             )
-        rows = read.rows(range(first, whole)).cpu().double()
+        rows = read.rows(range(first, bars)).cpu().double()
         fused = torch.einsum("h,bhrk->brk", share, rows)[..., first:]
         mixed.append(method.residual_weight * identity + (1.0 - method.residual_weight) * fused)
     stacked = torch.stack(mixed, dim=1).numpy()  # [batch, layer, time, time]
@@ -561,11 +574,6 @@ def flow(
     )
     normalised = flows / flows.sum(dim=-1, keepdim=True)
     return AttendedTokens({"bars": normalised}, normalised.new_zeros(batch, len(wanted)))
-
-
-def _looking_back(first: int, whole: int) -> Tensor:
-    """Return how many keys each row from *first* on sees at most, if none is newer."""
-    return torch.arange(first + 1, whole, device="cpu")
 
 
 def _row_flow(matrices: Any, row: int) -> list[int]:  # noqa: ANN401 - a NumPy array

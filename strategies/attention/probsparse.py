@@ -20,19 +20,20 @@ from tracepaper.strategies.attention.checks import (
     check_axes,
     check_mask,
     check_rows,
-    check_types,
     exact,
     explanation,
     ruled,
     working_type,
 )
 from tracepaper.strategies.attention.layer import value_norms
-from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.masks import WHOLE, Mask, MaskKind, whole
 from tracepaper.strategies.attention.reads import (
     MEAN,
     CarriedRows,
     Fuse,
     Read,
+    by_gradient,
+    by_norm,
     whole_rows,
 )
 from tracepaper.strategies.attention.tiles import Entries, FuseTile, check_mass
@@ -58,7 +59,7 @@ def sample_keys(time: int, mask: Mask, *, factor: int = FACTOR, seed: int) -> Te
     same seed gives the same keys on every machine.
     """
     _check_mask(mask)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole(seed, "A seed"))
     count = _top(time, factor)
     chance = torch.rand(time, count, generator=generator, dtype=torch.float64, device="cpu")
     return (chance * visible_counts(time, mask)[:, None]).long()
@@ -82,14 +83,17 @@ def attend_sparsely(
     the earlier row. Raises ``AttentionInvalid`` on shapes that do not fit.
     """
     _check_mask(mask)
-    names = {"query": query, "key": key, "value": value}
-    check_axes({name: (tensor, "batch head time dim") for name, tensor in names.items()})
+    _check(query, key, value)
     time = query.shape[2]
-    check_axes({"samples": (samples, "time sample")}, {"time": time})
-    check_types(query=query, key=key, value=value)
+    check_axes({"samples": (samples, "time sample")}, {"time": time}, kinds=WHOLE)
+    # An export asks no numbers.
+    if not torch.compiler.is_compiling() and bool(((samples < 0) | (samples >= time)).any()):
+        raise AttentionInvalid(
+            f"samples must be keys from 0 to {time - 1}; give sample_keys of as many bars."
+        )
     query, key, value = ruled(query, key, value)
     spread = _spread(query, key, samples)
-    for row in check_rows(always, time) if len(always) else ():
+    for row in always if always == () else check_rows(always, time):
         spread[:, :, row] = torch.inf
     active = _largest(spread, _top(time, factor))  # [batch, head, u]
     at = active[..., None].expand(-1, -1, -1, query.shape[3])
@@ -116,6 +120,7 @@ def attend_rows(
     other rows count as lazy, whatever they would have been. Raises ``AttentionInvalid`` for rows
     that are not there.
     """
+    _check(query, key, value)
     rows = check_rows(rows, query.shape[2])
     query, key, value = ruled(query, key, value)
     active = torch.tensor(rows, device=query.device).expand(*query.shape[:2], -1)
@@ -140,7 +145,7 @@ def visible_counts(time: int, mask: Mask) -> Tensor:
 
 def _top(time: int, factor: int) -> int:
     """Return ``factor · ceil(ln time)``, at least 1 and at most *time*."""
-    if time < 1 or factor < 1:
+    if whole(time, "Bars") < 1 or whole(factor, "The factor") < 1:
         raise AttentionInvalid(
             f"ProbSparse needs at least 1 bar and a factor of at least 1, not {time} and {factor}."
         )
@@ -206,6 +211,11 @@ def _mean_value(value: Tensor, mask: Mask) -> Tensor:
         counts = visible_counts(time, mask).to(value.device, kind)
         return (value.cumsum(dim=2, dtype=kind) / counts[:, None]).to(value.dtype)
     return value.mean(dim=2, keepdim=True).expand_as(value)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
+    names = {"query": query, "key": key, "value": value}
+    check_axes({name: (tensor, "batch head time dim") for name, tensor in names.items()})
 
 
 def _check_mask(mask: Mask) -> None:
@@ -336,11 +346,9 @@ class MapRead(Read):
         weights[:, range(len(chosen)), chosen] = 1.0
         return self.advance(weights).moved[:, None]
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return the number of taps of each position."""
+    def _counts(self) -> Tensor:
         batch, _, positions, _ = self.shape
-        count = positions if queries is None else len(queries)
-        return torch.full((batch, count), TAPS)
+        return torch.full((batch, positions), TAPS)
 
     def content_free(self) -> MapRead:
         """Return it as it is: what is joined follows from the sizes alone."""
@@ -402,12 +410,8 @@ class SparseRead(Read):
         even = self._even(chosen).to(real).expand(batch, heads, -1, -1)
         return torch.where(is_row.any(dim=-1)[..., None], real, even)
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each query sees."""
-        batch, _, time, _ = self.shape
-        counts = visible_counts(time, self.mask)
-        counts = counts if queries is None else counts[list(queries)]
-        return counts.expand(batch, -1)
+    def _counts(self) -> Tensor:
+        return visible_counts(self.shape[2], self.mask).expand(self.shape[0], -1)
 
     @explanation
     def confidence(self, queries: Sequence[int]) -> Tensor:
@@ -438,18 +442,7 @@ class SparseRead(Read):
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
         if fuse.fusion == "norm" and self.value is not None and self.output_weight is not None:
-            norms = value_norms(self.value, self.output_weight)
-
-            def by_norm(tile: Entries) -> Tensor:
-                return (tile.values * norms[:, :, None]).mean(dim=1)
-
-            return by_norm
+            return by_norm(value_norms(self.value, self.output_weight))
         if fuse.fusion == "gradient" and self.value is not None and self.gradient is not None:
-            value, gradient = self.value.detach(), self.gradient.detach()
-
-            def by_gradient(tile: Entries) -> Tensor:
-                slopes = gradient[:, :, tile.rows] @ value.mT
-                return (tile.values * slopes).clamp_min_(0.0).mean(dim=1)
-
-            return by_gradient
+            return by_gradient(self.value, self.gradient, self.weights.dtype)
         return super()._fuse_tile(fuse)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from tracepaper.strategies.attention.capturing import EAGER, homes_of_formulas
-from tracepaper.strategies.attention.checks import RULES
+from tracepaper.strategies.attention.capturing import EAGER, homes_of_formulas, replaced
+from tracepaper.strategies.attention.checks import RULES, check_module
+from tracepaper.strategies.attention.masks import check_tensor
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")
@@ -42,6 +43,7 @@ def relevance_rules(
     names of the two projections of a gated product, in the module that has both, or of the single
     one that gives both factors.
     """
+    check_module(model)
     attend = functional.scaled_dot_product_attention
 
     def attended(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -60,11 +62,7 @@ def relevance_rules(
             setattr(home, EAGER, by_rules(getattr(home, EAGER)))
         RULES.append(model)
         stack.callback(RULES.pop)
-        was_fast = torch.backends.mha.get_fastpath_enabled()
-        stack.callback(torch.backends.mha.set_fastpath_enabled, was_fast)
-        stack.callback(setattr, functional, "scaled_dot_product_attention", attend)
-        torch.backends.mha.set_fastpath_enabled(False)
-        functional.scaled_dot_product_attention = attended
+        stack.enter_context(replaced(attend, attended))
         yield
 
 
@@ -89,6 +87,8 @@ def relevance(output: Tensor, inputs: Tensor) -> Tensor:
     *output* was computed from *inputs* inside ``relevance_rules``. Raises ``AttentionInvalid``
     where no gradient leads from one to the other.
     """
+    check_tensor("output", output)
+    check_tensor("inputs", inputs)
     if output.numel() != 1:
         raise AttentionInvalid(
             f"The output is {list(output.shape)}; take one number of it, such as a logit."

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_rows, explanation
+from tracepaper.strategies.attention.checks import check_axes, check_rows, explanation
 from tracepaper.strategies.attention.tiles import (
     TILE,
     Entries,
@@ -94,8 +94,13 @@ class Read(ABC):
         """Return where each head of *queries* looks: [batch, head, row, key]."""
 
     @abstractmethod
+    def _counts(self) -> Tensor:
+        """Return how many keys every query sees: int64 [batch, query]."""
+
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each query sees: int64 [batch, row]."""
+        """Return how many keys each of *queries* sees, None for all: int64 [batch, row]."""
+        counts = self._counts()
+        return counts if queries is None else counts[:, check_rows(queries, self.shape[2])]
 
     @abstractmethod
     def content_free(self) -> Read:
@@ -130,6 +135,10 @@ class Read(ABC):
         queries, keys = self.shape[2:]
         if queries == keys:
             return weights
+        if queries > keys:
+            raise AttentionInvalid(
+                f"{queries} queries cannot stand at the end of {keys} keys; give a key for each."
+            )
         placed = weights.new_zeros(*weights.shape[:2], keys)
         placed[..., keys - queries :] = weights
         return placed
@@ -205,6 +214,32 @@ class Read(ABC):
         return CarriedRows(above, carry_by(parts, fused, scaled, rows, self.shape[3]), kept)
 
 
+def by_norm(lengths: Tensor) -> FuseTile:
+    """Return the fusion by *lengths* [batch, head, key] of what each key's value brings."""
+
+    def fused(tile: Entries) -> Tensor:
+        part = lengths[tile.batch, :, tile.keys].to(tile.values)
+        return torch.einsum("bhrk,bhk->brk", tile.values, part) / tile.values.shape[1]
+
+    return fused
+
+
+def by_gradient(value: Tensor, gradient: Tensor, kind: torch.dtype) -> FuseTile:
+    """Return the fusion by ``mean_h (∇A ⊙ A)⁺``, computed in the type *kind*.
+
+    *value* is [batch, key head, key, dim], *gradient* [batch, head, query, dim].
+    """
+    value = value.detach().to(kind)
+    slopes = gradient.detach().to(kind).unflatten(1, (value.shape[1], -1))
+
+    def fused(tile: Entries) -> Tensor:
+        part = slopes[tile.batch, :, :, tile.rows]  # [batch, key head, group, row, dim]
+        moved = part @ value[tile.batch, :, None, tile.keys].mT
+        return tile.values.mul_(moved.flatten(1, 2)).clamp_min_(0.0).mean(dim=1)
+
+    return fused
+
+
 def rows_with_weight(weights: Tensor) -> Tensor | None:
     """Return the queries that any of *weights* [batch, row, query] asks for; None for all."""
     rows = weights.flatten(0, 1).any(dim=0).nonzero()[:, 0]
@@ -230,6 +265,13 @@ class MatrixRead(Read):
     shown: Tensor | None = None
     """What each query sees, boolean [query, key]; None for all."""
 
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` for what is no matrices, and no such table."""
+        check_axes({"matrices": (self.matrices, "batch head query key")})
+        if self.shown is not None:
+            sizes = dict(zip(("query", "key"), self.shape[2:], strict=True))
+            check_axes({"shown": (self.shown, "query key")}, sizes, kinds=(torch.bool,))
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Batch, heads, queries and keys."""
@@ -251,13 +293,9 @@ class MatrixRead(Read):
         """Return the rows of *queries*."""
         return self.matrices[:, :, check_rows(queries, self.shape[2])]
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each query sees."""
-        batch, _, count, keys = self.shape
-        chosen = list(range(count) if queries is None else queries)
-        if self.shown is None:
-            return torch.full((batch, len(chosen)), keys, device=self.matrices.device)
-        return self.shown.sum(dim=-1)[chosen].expand(batch, -1)
+    def _counts(self) -> Tensor:
+        shown = torch.ones_like(self.matrices[0, 0]) if self.shown is None else self.shown
+        return shown.long().sum(dim=-1).expand(self.shape[0], -1)
 
     def content_free(self) -> MatrixRead:
         """Return equal weights of all that each query sees."""
@@ -294,6 +332,16 @@ class GridRead(Read):
     grid: tuple[int, int]
     axis: int
     """0 or 1: the axis along which *along* attends."""
+
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` for a grid that is not the layer's."""
+        lines, _, queries, keys = self.along.shape
+        wanted = (queries, lines) if self.axis == 0 else (lines, queries)
+        if self.axis not in (0, 1) or queries != keys or self.grid != wanted:
+            raise AttentionInvalid(
+                f"A layer of {lines} sequences of {queries} tokens is none along axis "
+                f"{self.axis!r} of a grid {self.grid!r}; give both sizes of the grid."
+            )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -349,12 +397,9 @@ class GridRead(Read):
                 entropies[at] = entropy
         return torch.stack(entropies, dim=-1)[None]
 
-    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many tokens each of *queries* sees."""
+    def _counts(self) -> Tensor:
         every = self.along.visible()  # [line, place]
-        grid = every.T if self.axis == 0 else every
-        flat = grid.reshape(1, -1)
-        return flat if queries is None else flat[:, list(queries)]
+        return (every.T if self.axis == 0 else every).reshape(1, -1)
 
     def content_free(self) -> GridRead:
         """Return it with the layer of a network that looks at all alike."""

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.checks import (
-    DTYPES,
     check_axes,
-    check_types,
     explanation,
     require_finite,
 )
 from tracepaper.strategies.attention.kernels import Attention, attend
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.masks import FLOATS, Mask, whole
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -180,12 +178,12 @@ class Stream:
         device: torch.device | str = "cpu",
     ) -> None:
         """Make room; raise ``AttentionInvalid`` for sizes that hold nothing and other types."""
-        if dtype not in DTYPES:
+        if dtype not in FLOATS:
             raise AttentionInvalid(
                 f"A stream of {dtype} cannot be; choose float32, float64, float16 or bfloat16."
             )
         self.mask = Mask.window(window)
-        if min(layers, batch, heads, dim) < 1:
+        if min(whole(size, "Sizes of a stream") for size in (layers, batch, heads, dim)) < 1:
             raise AttentionInvalid(
                 "A stream needs at least one layer, sequence, head and dimension; enlarge it."
             )
@@ -225,9 +223,8 @@ class Stream:
                 f"Layer {self._next} is next and {layer} was asked; go in order."
             )
         given = {"query": query, "key": key, "value": value}
-        sizes = dict(zip(("batch", "head", "dim"), self._shape, strict=True))
-        check_axes({name: (tensor, "batch head dim") for name, tensor in given.items()}, sizes)
-        check_types(stream=self._keys[0].rows, query=query, key=key, value=value)
+        kept = {"stream": (self._keys[0].rows[0], "batch head kept dim")}
+        check_axes(kept | {name: (tensor, "batch head dim") for name, tensor in given.items()})
         for name, tensor in given.items():
             require_finite(tensor, f"What gave the {name}")
         if layer == 0:

@@ -66,8 +66,8 @@ class Outputs(NamedTuple):
     dof: Tensor  # [batch, time, horizon], above DOF_MIN
     direction_logits: Tensor  # [batch, time, horizon, 3]: down, flat, up
     log_variance: Tensor  # [batch, time, horizon], of the same scaled return
-    allocation: Tensor | None  # [batch, time, horizon] in [-1, 1]
-    quantiles: Tensor | None  # [batch, time, horizon, quantile], ascending
+    allocation: Tensor | None = None  # [batch, time, horizon] in [-1, 1]
+    quantiles: Tensor | None = None  # [batch, time, horizon, quantile], ascending
     tails: Tensor | None = None
     """[batch, time, horizon, long and short, ``SHARES``, value at risk and expected shortfall]:
     losses above 0, each at most the next further one."""

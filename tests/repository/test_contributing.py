@@ -20,7 +20,6 @@ PLACES = {
         "replay.exchange.answers",
         "replay.exchange.fault_kinds",
     ),
-    "A loss": ("replay.learning.losses",),
     "A backend, an encoding": ("strategies.attention.backends", "strategies.networks.encodings"),
 }
 NEWCOMERS = {"my_kernel"}

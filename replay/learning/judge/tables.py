@@ -1,7 +1,7 @@
-"""Every table and chart of a judgement, registered once: terminal, page and JSON follow.
+"""Every table and chart of a judgement, named once: terminal, page and JSON follow.
 
-A function under ``@shown`` makes the tables of one span, one under ``@across`` those of all spans;
-each may name a chart with its caption. Estimates are pairs of value and standard error by day.
+A row of ``SHOWN`` makes the tables of one span and may draw a chart, one of ``ACROSS`` makes those
+of all spans. Estimates are pairs of value and standard error by day.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ from tracepaper.replay.learning.judge.metrics import (
     verdict_of,
     views,
 )
-from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
     DayDifference,
@@ -193,50 +192,6 @@ def qlike_by_day(judgement: Judgement) -> ChartPanel | None:
 # --- tables
 
 
-class SpanFigure(NamedTuple):
-    """What is shown of a span: its tables, and a chart with the sentence under it."""
-
-    tables: Callable[[Judgement], Iterable[Table]]
-    chart: Callable[[Judgement], ChartPanel | None] | None
-    caption: str
-
-
-Of = Callable[[Judgement], Iterable[Table]]
-OfAll = Callable[[Sequence[Judgement]], Iterable[Table]]
-SHOWN: Final[dict[str, SpanFigure]] = {}
-"""What is shown of each span, by name, in order."""
-ACROSS: Final[dict[str, OfAll]] = {}
-"""What makes the tables of all spans together."""
-
-
-def shown(
-    name: str,
-    chart: Callable[[Judgement], ChartPanel | None] | None = None,
-    caption: str = "",
-) -> Callable[[Of], Of]:
-    """Register what makes tables of a span; raise ``ConfigInvalid`` for a name that is taken."""
-    return registering(SHOWN, "figure", name, lambda of: SpanFigure(of, chart, caption))
-
-
-def across(name: str) -> Callable[[OfAll], OfAll]:
-    """Register what makes tables of all spans; raise ``ConfigInvalid`` for a name that is taken."""
-    return registering(ACROSS, "figure", name, lambda of: of)
-
-
-def tables_of(judgement: Judgement) -> list[Table]:
-    """Return every table of one span that has rows, or something to say instead."""
-    return _present(each for entry in SHOWN.values() for each in entry.tables(judgement))
-
-
-def tables_across(every: Sequence[Judgement]) -> list[Table]:
-    """Return every table of all spans together that has rows, or something to say instead."""
-    return _present(each for of in ACROSS.values() for each in of(every))
-
-
-def _present(tables: Iterable[Table]) -> list[Table]:
-    return [each for each in tables if each.rows or each.notes]
-
-
 def _columns(first: str, judgement: Judgement) -> list[Figure[Cells]]:
     """Return the column *first*, and one a horizon, whose values stand under its number."""
     return [
@@ -258,7 +213,6 @@ def _rows(first: str, judgement: Judgement, key: str) -> list[Cells]:
 # --- how good the forecasts are
 
 
-@shown("forecasts")
 def _forecasts(judgement: Judgement) -> Iterable[Table]:
     """One table a figure: a row a forecaster, a column a horizon."""
     columns = _columns("forecaster", judgement)
@@ -268,7 +222,6 @@ def _forecasts(judgement: Judgement) -> Iterable[Table]:
             yield table(metric.name, metric.title, columns, rows)
 
 
-@shown("probabilities")
 def _probabilities(judgement: Judgement) -> Iterable[Table]:
     """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
     rows = _rows("figure", judgement, "direction")
@@ -283,8 +236,6 @@ _CLIMATOLOGY: Final = (
 )
 
 
-@shown("paired", qlike_by_day, "QLIKE by day: the sum so far of the model's less that of "
-       "each baseline. A line that falls is a baseline that the model beats.")  # fmt: skip
 def _paired(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each baseline on the same bars, a table a loss."""
     for key, metric in LOSSES.items():
@@ -292,7 +243,6 @@ def _paired(judgement: Judgement) -> Iterable[Table]:
         yield forecaster_table(f"paired_{key}", title, judgement.forecasts, metric)
 
 
-@shown("beside")
 def _rivals(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each other model on the rows that both answer, a table a metric."""
     for rows in (judgement.forecasts, judgement.forecasts.held):
@@ -307,8 +257,6 @@ def _rivals(judgement: Judgement) -> Iterable[Table]:
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
-@shown("intervals", coverage_by_week, "Coverage of the 90 % interval by week; the pale line "
-       "is what it claims.")  # fmt: skip
 def _intervals(judgement: Judgement) -> Iterable[Table]:
     """How often the return lay inside the central intervals."""
     if not has_law(judgement.forecasts):
@@ -323,7 +271,6 @@ def _intervals(judgement: Judgement) -> Iterable[Table]:
     yield table("intervals", "Share of returns inside the interval", columns, rows)
 
 
-@shown("densities")
 def density_tables(judgement: Judgement) -> Iterable[Table]:
     """Yield CRPS and pinball loss of the law and of a head of quantiles, beside EWMA's normal law.
 
@@ -356,7 +303,6 @@ _UNCALIBRATED: Final = (
 )
 
 
-@shown("risk")
 def _risk(judgement: Judgement) -> Iterable[Table]:
     """Value at risk and expected shortfall of both tails, held to the realised losses."""
     if not has_law(judgement.forecasts):
@@ -382,10 +328,6 @@ def _risk(judgement: Judgement) -> Iterable[Table]:
         yield table("risk_calibrated", whole, BREACHES, scaled, notes=[note])
 
 
-shown("further")(lambda judgement: head_tables(judgement.forecasts))
-
-
-@shown("scores")
 def _scores(judgement: Judgement) -> Iterable[Table]:
     """Return what is judged of books, assets, their pairs and portfolios, beside others."""
     yield from scores_of(judgement.forecasts)
@@ -411,8 +353,6 @@ def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[T
         yield forecaster_table(f"{prefix}weights", title, held, weights, of="figure", notes=notes)
 
 
-@shown("calibration", reliability, "How often a forecast direction came true, by its "
-       "probability; on the line both are equal.")  # fmt: skip
 def _calibration(judgement: Judgement) -> Iterable[Table]:
     """Forecast beside realised probability, in bins over all horizons."""
     if bins := bins_of(judgement):
@@ -440,9 +380,6 @@ def confidence_areas(judgement: Judgement) -> dict[str, dict[str, DayDifference]
     }
 
 
-@shown("confidence", lambda judgement: risk_coverage(curves_of(judgement)),
-       "Risk of the surest bars by the share that is answered, less that of a random gate of equal "
-       "coverage; pooled over horizons. Below zero the measure knows.")  # fmt: skip
 def _confidence(judgement: Judgement) -> Iterable[Table]:
     """Return the area under risk–coverage of each measure, a table a risk."""
     note = (
@@ -466,7 +403,6 @@ _MEASURES: Final = (
 )
 
 
-@shown("gates")
 def _gates(judgement: Judgement) -> Iterable[Table]:
     columns = [of_row("gate", "gate", "text")]
     columns += [of_row(f"{of:g}", f"{100 * of:.0f} %", "share") for of in figures.COVERAGES]
@@ -482,7 +418,6 @@ def _gates(judgement: Judgement) -> Iterable[Table]:
 # --- all spans together
 
 
-@across("confidence_spans")
 def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return which measures of confidence are credible on every span."""
     if len(every) < 2:
@@ -503,7 +438,6 @@ def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
     )
 
 
-@across("beside_spans")
 def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return against which other models the verdict is one on every span."""
     if len(every) < 2:
@@ -528,7 +462,6 @@ def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
     yield table("beside_spans", "The model against each other model on every span", columns, rows)
 
 
-@across("trades")
 def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return what rules of trading made, where a second span stands beside the first."""
     traded = [judgement for judgement in every if judgement.explained is not None]
@@ -610,7 +543,6 @@ def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
     return "yes" if min(each["days"] for each in traded) >= FEW_DAYS else "too few days"
 
 
-@across("spans")
 def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
     """Name what was judged, with its rows and how many recipes opened each span."""
     unit = every[0].forecasts.unit
@@ -627,6 +559,68 @@ def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
     ]
     note = "Opened by: how many recipes were judged on the span."
     yield table("spans", "What was judged", columns, every, notes=[note])
+
+
+# --- all of them
+
+
+class SpanFigure(NamedTuple):
+    """What is shown of a span: its tables, and a chart with the sentence under it."""
+
+    tables: Callable[[Judgement], Iterable[Table]]
+    chart: Callable[[Judgement], ChartPanel | None] | None = None
+    caption: str = ""
+
+
+SHOWN: Final = (
+    SpanFigure(_forecasts),
+    SpanFigure(_probabilities),
+    SpanFigure(
+        _paired,
+        qlike_by_day,
+        "QLIKE by day: the sum so far of the model's less that of each baseline. A line that falls "
+        "is a baseline that the model beats.",
+    ),
+    SpanFigure(_rivals),
+    SpanFigure(
+        _intervals,
+        coverage_by_week,
+        "Coverage of the 90 % interval by week; the pale line is what it claims.",
+    ),
+    SpanFigure(density_tables),
+    SpanFigure(_risk),
+    SpanFigure(lambda judgement: head_tables(judgement.forecasts)),
+    SpanFigure(_scores),
+    SpanFigure(
+        _calibration,
+        reliability,
+        "How often a forecast direction came true, by its probability; on the line both are equal.",
+    ),
+    SpanFigure(
+        _confidence,
+        lambda judgement: risk_coverage(curves_of(judgement)),
+        "Risk of the surest bars by the share that is answered, less that of a random gate of "
+        "equal coverage; pooled over horizons. Below zero the measure knows.",
+    ),
+    SpanFigure(_gates),
+)
+"""What is shown of each span, in order."""
+ACROSS: Final = (_on_both, _rivals_on_every, _trades, _spans)
+"""What makes the tables of all spans together."""
+
+
+def tables_of(judgement: Judgement) -> list[Table]:
+    """Return every table of one span that has rows, or something to say instead."""
+    return _present(each for entry in SHOWN for each in entry.tables(judgement))
+
+
+def tables_across(every: Sequence[Judgement]) -> list[Table]:
+    """Return every table of all spans together that has rows, or something to say instead."""
+    return _present(each for of in ACROSS for each in of(every))
+
+
+def _present(tables: Iterable[Table]) -> list[Table]:
+    return [each for each in tables if each.rows or each.notes]
 
 
 # --- a judgement for a terminal, as JSON, and as a document of the page
@@ -675,7 +669,7 @@ def judgement_document(model_id: str, every: Sequence[Judgement]) -> TitledParts
     for judgement in every:
         parts.append(Paragraph(judgement.heading, "heading"))
         parts += [Paragraph(sentence, "item") for sentence in judgement.caveats]
-        for entry in SHOWN.values():
+        for entry in SHOWN:
             parts += _present(entry.tables(judgement))
             if entry.chart is not None and (panel := entry.chart(judgement)) is not None:
                 parts.append(Chart("", entry.caption, [panel]))

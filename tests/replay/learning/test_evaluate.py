@@ -34,8 +34,6 @@ from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import RULES, Judgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, Metric
 from tracepaper.replay.learning.judge.tables import (
-    ACROSS,
-    SHOWN,
     as_document,
     bins_of,
     confidence_areas,
@@ -44,9 +42,7 @@ from tracepaper.replay.learning.judge.tables import (
     qlike_by_day,
     reliability,
     risk_coverage,
-    shown,
     tables_across,
-    tables_of,
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
@@ -302,26 +298,18 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
 
 
 def test_one_function_adds_a_figure_to_terminal_document_and_page(
-    judgements: list[Judgement],
+    judgements: list[Judgement], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tracepaper.replay.document.values import Figure, table
+    from tracepaper.replay.learning.judge import tables
 
-    first = judgements[0]
-    try:
+    def planted(judgement: Judgement) -> list[Any]:
+        column: Figure[Judgement] = Figure("days", "days", "count", lambda of: of.days)
+        return [table("planted", "Planted", [column], [judgement])]
 
-        @shown("planted")
-        def planted(judgement: Judgement) -> list[Any]:
-            column: Figure[Judgement] = Figure("days", "days", "count", lambda of: of.days)
-            return [table("planted", "Planted", [column], [judgement])]
-
-        with pytest.raises(ConfigInvalid, match="already"):
-            shown("planted")(planted)
-        document = as_document("id", "recipe", judgements)
-        assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": first.days}]
-    finally:
-        del SHOWN["planted"]
-    assert "planted" not in {t.key for t in tables_of(first)}
-    assert set(ACROSS) == {"confidence_spans", "beside_spans", "trades", "spans"}
+    monkeypatch.setattr(tables, "SHOWN", (*tables.SHOWN, tables.SpanFigure(planted)))
+    document = as_document("id", "recipe", judgements)
+    assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": judgements[0].days}]
 
 
 def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:

@@ -35,11 +35,11 @@ from tracepaper.replay.learning.judge.metrics import (
     average_odds,
     breach_rows,
 )
-from tracepaper.replay.learning.losses import ADDED, added
+from tracepaper.replay.learning.losses import ADDED, AddedLoss
 from tracepaper.replay.learning.samples import EVERY_HEAD, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.windows import Epochs, predict
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.outputs import head_forecasts
 from tracepaper.strategies.networks.architecture import Heads, Outputs
@@ -207,9 +207,8 @@ def test_a_further_head_is_one_loss_and_its_label() -> None:
     labels = {"returns": value, "direction": value.long(), "variance": value + 1.0, "cost": value}
     used = value == 0
     before = losses.elementwise(outputs, labels, used)
-    with registered(losses.ADDED, lambda: added("allocation", "distance", to="return")(absolute)):
-        with pytest.raises(ConfigInvalid, match="loss of a head called allocation already"):
-            added("allocation", "again", to="return")(absolute)
+    new = AddedLoss("distance", "return", absolute)
+    with registered(losses.ADDED, lambda: losses.ADDED.update(allocation=new)):
         given = outputs._replace(allocation=value + 0.25)
         without = losses.elementwise(outputs, labels, used)
         after = losses.elementwise(given, labels, used)

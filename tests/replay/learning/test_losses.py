@@ -40,8 +40,6 @@ def outputs(batch: int, time: int, horizons: int, *, seed: int = 0) -> Outputs:
         dof=3 + drawn().abs(),
         direction_logits=drawn(3),
         log_variance=drawn() * 0.3,
-        allocation=None,
-        quantiles=None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A label, a loss and a baseline are one function each, registered: a fake of each is found."""
+"""A label, a loss and a baseline are one function and one row each: a fake of each is found."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tracepaper.replay.learning import baselines, losses, samples
 from tracepaper.replay.learning.baselines import (
     Answer,
     Arrays,
+    Baseline,
     Training,
     answers,
-    baseline,
     fit_baselines,
 )
 from tracepaper.replay.learning.fit import FitOptions, HeadLosses, heads_fit, loss_shares
@@ -31,11 +31,10 @@ from tracepaper.replay.learning.judge.forecasts import SegmentFields, forecasts_
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tables import tables_of
-from tracepaper.replay.learning.losses import loss
-from tracepaper.replay.learning.samples import label, samples_in, targets
+from tracepaper.replay.learning.losses import Loss
+from tracepaper.replay.learning.samples import Label, samples_in, targets
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.windows import Epochs, judged_rows, predict
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.flash import FlashNetwork
 
@@ -59,10 +58,10 @@ def absolute_error(outputs: Outputs, labels: Mapping[str, Tensor], _: Sequence[f
 
 def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
     options = FitOptions(steps=2, batch=2, length=256, validate_every=1)
-    name = "test"
+    new = Loss("mean error", absolute_error, is_price=True)
     with (
-        registered(samples.LABELS, lambda: label("crossed", missing=0.5)(crossed)),
-        registered(losses.LOSSES, lambda: loss(name, "mean error", is_price=True)(absolute_error)),
+        registered(samples.LABELS, lambda: samples.LABELS.update(crossed=Label(crossed, 0.5))),
+        registered(losses.LOSSES, lambda: losses.LOSSES.update(test=new)),
     ):
         assert targets(PANEL, (5, 30))["crossed"].shape == (1, len(PANEL), 2)
         training, validation = (
@@ -81,10 +80,6 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
         assert fit.objective.best.shape == (4, 2)
         assert np.isfinite(fit.objective.best).all()
         assert losses.titles(()) == "Student-t NLL, cross-entropy, QLIKE, mean error"
-        with pytest.raises(ConfigInvalid, match="already"):
-            label("crossed", missing=0.5)(crossed)
-        with pytest.raises(ConfigInvalid, match="already"):
-            loss(name, "again", is_price=True)(absolute_error)
 
 
 def test_a_baseline_is_one_function() -> None:
@@ -99,9 +94,8 @@ def test_a_baseline_is_one_function() -> None:
 
     with registered(
         baselines.BASELINES,
-        lambda: (
-            baseline("zero", of="mean")(zero),
-            baseline("calm", of="variance", fit=level)(calm),
+        lambda: baselines.BASELINES.update(
+            zero=Baseline("mean", zero), calm=Baseline("variance", calm, level)
         ),
     ):
         training, part = (
@@ -125,5 +119,3 @@ def test_a_baseline_is_one_function() -> None:
         assert "Mean squared error of the return" in page.getvalue()
         assert "Mean absolute error of the volatility" in page.getvalue()
         assert "calm" in page.getvalue()
-        with pytest.raises(ConfigInvalid, match="already"):
-            baseline("zero", of="mean")(zero)

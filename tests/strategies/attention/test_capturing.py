@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tracepaper.strategies.attention import Rollout, capture, entropy, relevance, relevance_rules
 from tracepaper.strategies.errors import AttentionInvalid
@@ -102,7 +104,7 @@ def test_a_model_is_explained_as_its_stored_matrices_are(
 
 
 class Plain(nn.Module):
-    """Two layers that call torch's function themselves."""
+    """Two layers that call torch's function themselves, by the name that this module gave it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class Plain(nn.Module):
     def forward(self, x: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
         for part in self.parts:
             split = part(x).unflatten(-1, (3 * HEADS, -1)).transpose(1, 2).chunk(3, dim=1)
-            call = attend or functional.scaled_dot_product_attention
+            call = attend or sdpa
             query, key, value = split
             out = call(query, key, value, is_causal=True)
             x = x + out.transpose(1, 2).flatten(2)
@@ -151,6 +153,63 @@ def test_gradients_fuse_heads_as_autograd_does() -> None:
         fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-300)
         row = 0.5 * row + 0.5 * row @ fused
     assert (weights - row[:, 0]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_gradients_reach_what_has_no_heads_and_what_gives_its_weights(
+    *, with_weights: bool
+) -> None:
+    x = tokens().requires_grad_()
+    part: Any = nn.MultiheadAttention(WIDTH, 1, batch_first=True).double()
+    given = [x @ each.mT for each in part.in_proj_weight.chunk(3)]
+    with capture(backward=True) as captured:
+        output = part(x, x, x)[0] if with_weights else sdpa(*given) @ part.out_proj.weight.mT
+        captured.gradient(output.sum())
+    slope = captured.reads[0].gradient
+    assert slope is not None
+    torch.testing.assert_close(slope, part.out_proj.weight.sum(dim=0).expand_as(slope))
+
+
+SHOWN = torch.rand(2, HEADS, TOKENS, TOKENS, generator=torch.Generator().manual_seed(1)) > 0.4
+SHOWN |= torch.eye(TOKENS, dtype=torch.bool)
+BIAS = torch.randn(HEADS, TOKENS, TOKENS, generator=torch.Generator().manual_seed(2)).double()
+CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a bias by head": lambda x, v: sdpa(x, x, v, BIAS),
+    "a mask beside the causal one": lambda x, v: sdpa(x, x, v, SHOWN, is_causal=True),
+    "a bias beside the causal one": lambda x, v: sdpa(x, x, v, BIAS[None], is_causal=True),
+    "heads that share a key": lambda x, v: sdpa(x, x[:, :2], v[:, :2], enable_gqa=True),
+    "sequences that share a key": lambda x, v: sdpa(x, x[:1], v[:1], is_causal=True),
+    "no axis of heads": lambda x, v: sdpa(x[:, 0], x[:, 0], v[:, 0], SHOWN[:, 0]),
+    "no axis of a batch": lambda x, v: sdpa(x[0, 0], x[0, 0], v[0, 0], SHOWN[0, 0]),
+    "a batch of two axes": lambda x, v: sdpa(x[None], x[None], v[None], SHOWN[None]),
+}
+
+
+@pytest.mark.parametrize("form", CALLS)
+def test_every_form_of_a_call_is_explained_as_its_stored_matrix_is(form: str) -> None:
+    x = torch.randn(2, HEADS, TOKENS, TOKENS, dtype=torch.float64)
+    with capture() as captured:
+        CALLS[form](x, x)
+    weights = captured.rollout(range(TOKENS)).weights["bars"]
+    unit = torch.eye(TOKENS, dtype=torch.float64)
+    matrix = CALLS[form](x, unit.expand(2, HEADS, -1, -1))
+    matrix = matrix.reshape(-1, 1 if "no axis" in form else HEADS, TOKENS, TOKENS)
+    assert (weights - 0.5 * (unit + matrix.mean(dim=1))).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_compiled_model_is_seen_and_stays_compiled(*, is_whole: bool) -> None:
+    plain, x = Plain().double(), tokens()
+    compiled: Any = torch.compile(plain, backend="eager", fullgraph=True)
+    model: Any = compiled if is_whole else nn.Sequential(compiled)
+    before = model(x)
+    with capture(model) as captured:
+        assert torch.equal(model(x), before)
+    with capture(plain) as wanted:
+        plain(x)
+    weights, other = (each.rollout().weights["bars"] for each in (captured, wanted))
+    assert torch.equal(weights, other)
+    assert torch.equal(model(x), before)
 
 
 def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
@@ -243,7 +302,7 @@ def dropping() -> nn.Module:
         (MixedLayers, "handmade attended in a way that was not seen"),
         (dropping, "call model.eval"),
         (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS).eval(), "One sequence reads another"),
-        (lambda: torch.compile(nn.Linear(WIDTH, WIDTH)), "A compiled model hides its attention"),
+        (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True).eval(), "no token"),
     ],
 )
 def test_what_is_not_seen_is_named_and_all_is_put_back(
@@ -296,6 +355,39 @@ def test_relevances_sum_to_the_output_and_leave_it_as_it_was(kernel: str) -> Non
         logit = model(inputs_embeds=x).logits[0, -1].max()
         assert float(relevance(logit, x).sum()) != pytest.approx(wanted, rel=1e-3)
     assert torch.equal(before, model(inputs_embeds=x).logits)
+
+
+def test_attention_called_by_a_name_of_its_module_hands_on_by_its_values() -> None:
+    x = torch.randn(1, 1, TOKENS, 8, dtype=torch.float64, requires_grad=True)
+    with relevance_rules(nn.Identity()):
+        output = sdpa(x, x, x)[0, 0, -1, 0]
+        assert float(relevance(output, x).sum()) == pytest.approx(float(output.detach()))
+
+
+def test_layers_of_other_tokens_are_no_rollout() -> None:
+    x = torch.randn(1, 2, TOKENS, 8)
+    for first, second in ((x, x[:, :, ::2]), (x, x[:, :, :5])):
+        with capture() as captured:
+            sdpa(first, second, second)
+            sdpa(first, first, first)
+        with pytest.raises(AttentionInvalid, match="have not all the same tokens"):
+            captured.rollout()
+
+
+def test_a_compiler_is_not_loaded_to_say_that_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    monkeypatch.setattr(torch.compiler, "set_stance", None)
+    with capture():
+        sdpa(*torch.randn(3, 1, 2, TOKENS, 8))
+
+
+@pytest.mark.parametrize("axis", range(4))
+def test_a_call_without_entries_is_one_sentence(axis: int) -> None:
+    x = torch.randn(1, 2, TOKENS, 8).narrow(axis, 0, 0)
+    with pytest.raises(AttentionInvalid, match="none of them 0"), capture():
+        sdpa(x, x, x)
 
 
 def test_relevance_of_what_does_not_follow_is_one_sentence() -> None:

@@ -251,7 +251,7 @@ def test_a_trained_layer_is_explained_by_the_key_that_it_learned_to_read() -> No
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (torch.ones(4), "one whole number a query"),
+        (torch.ones(4), "give whole numbers"),
         (torch.ones(3, dtype=torch.int64), "one whole number a query"),
         (torch.full((4,), 8), "from 0 to 7"),
         (torch.full((4,), -1), "from 0 to 7"),

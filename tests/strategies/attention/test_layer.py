@@ -247,8 +247,6 @@ def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
         ({"softcap": 0.5}, "attention mass"),
         ({"mask": Mask.window(2)}, "attention mass"),
         ({"sinks": torch.zeros(3)}, r"sinks is \[3\]; give \[head 4\]"),
-        ({"sinks": torch.full((4,), torch.nan)}, "sink is NaN"),
-        ({"scale": -1.0}, "finite number above 0"),
         ({"mask": Mask(stops=(3,))}, "stops has 1 numbers for 2 sequences"),
         ({"mask": Mask(leading_keys=torch.ones(5, dtype=torch.int64))}, "one whole number a query"),
         ({"mask": Mask(dense=torch.ones(4, 6, dtype=torch.bool))}, "broadcasts"),
@@ -290,6 +288,10 @@ def test_a_fusion_without_what_it_needs_is_one_sentence() -> None:
         ({"output_weight": None}, "norm", "output projection"),
         ({"gradient": None}, "gradient", "needs it; capture"),
         ({"value": None}, "gradient", "needs its value"),
+        ({"norms": torch.ones(2, 4, 5)}, "norm", "norms is .* key 6"),
+        ({"norms": torch.full((2, 4, 6), torch.nan)}, "norm", "NaN or infinite norm"),
+        ({"norms": -torch.ones(2, 4, 6)}, "norm", "none below 0"),
+        ({"output_weight": torch.ones(5, 8)}, "norm", "output_weight is .* inputs 16"),
     ):
         with pytest.raises(AttentionInvalid, match=sentence):
             rollout([replace(good, **wrong)], [5], Rollout(fusion=fusion))  # type: ignore[arg-type]

@@ -19,19 +19,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tracepaper.strategies.attention import (
+    GridRead,
+    LinearRead,
     Mask,
+    MatrixRead,
     Rollout,
     Stream,
     attend,
+    capture,
     confidence,
     cross_attend,
     probsparse,
+    relevance,
     rollout,
+    trained_entropy,
     value_norms,
 )
 from tracepaper.strategies.attention.heads import feature_attribution
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.linear import attend_linearly
+from tracepaper.strategies.attention.linear import attend_linearly, draw_directions, random_features
 from tracepaper.strategies.attention.methods import flow, rollout_buckets
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -43,6 +49,7 @@ LAYER: Final = ([QUERY], [KEY], [SUMS])
 SAMPLES = probsparse.sample_keys(TIME, Mask.full(), seed=1)
 SPARSE = probsparse.attend_sparsely(QUERY, KEY, VALUE, Mask.full(), SAMPLES)[1]
 WEIGHTS = torch.ones(2, 1, TIME)
+PART: Any = 1.5
 
 
 def layer(query: Tensor = QUERY, key: Tensor = KEY, sums: Tensor = SUMS) -> Layer:
@@ -110,7 +117,6 @@ def test_scores_of_numbers_that_are_not_finite_are_refused(broken: float) -> Non
         ({"scale": math.nan}, "scale is nan; it must be a finite number above 0"),
         ({"softcap": math.inf}, "softcap is inf; it must be a finite number above 0"),
         ({"softcap": "x"}, "softcap is 'x'; it must be a finite number above 0"),
-        ({"sinks": [0.0, 0.0, 0.0]}, "sinks is a list; give a torch tensor"),
         ({"sinks": torch.tensor([0.0, math.nan, 0.0])}, "A sink is NaN or infinite"),
     ],
 )
@@ -118,9 +124,58 @@ def test_layers_of_other_numbers_are_refused(numbers: dict[str, Any], words: str
     refused(lambda: Layer.of(QUERY, KEY, None, **numbers), words)
 
 
+WRONG: Final[dict[str, Callable[[Tensor], object]]] = {
+    "stored as torch.sparse_coo; give [a-z_]+.to_dense": Tensor.to_sparse,
+    "is a nested tensor; pad it to one length": lambda x: torch.nested.nested_tensor(list(x)),
+    "(is on the device meta, without numbers|is on meta and [a-z]+ on cpu)": lambda x: x.to("meta"),
+    "is torch.complex64; give": lambda x: x.to(torch.complex64),
+    "is torch.float8_e4m3fn; give": lambda x: x.to(torch.float8_e4m3fn),
+    "is a list; give a torch tensor": Tensor.tolist,
+}
+PLACES: Final[dict[str, tuple[Tensor, Callable[[Any], object]]]] = {
+    "attend": (QUERY, lambda x: attend(x, x, x, Mask())),
+    "attend's value": (VALUE, lambda x: attend(QUERY, KEY, x, Mask())),
+    "cross_attend": (QUERY, lambda x: cross_attend(x, x, x, torch.full((TIME,), 3))),
+    "leading_keys": (WEIGHTS[:, 0], lambda x: cross_attend(QUERY, KEY, VALUE, x)),
+    "Layer": (KEY, lambda x: Layer.of(QUERY, x, None)),
+    "logsumexp": (SUMS, lambda x: layer(sums=x)),
+    "gradient": (VALUE, lambda x: replace(layer(), value=VALUE, gradient=x)),
+    "sinks": (torch.zeros(3), lambda x: Layer.of(QUERY, KEY, None, sinks=x)),
+    "dense": (QUERY @ KEY.mT, lambda x: Layer.of(QUERY, KEY, None, Mask(dense=x))),
+    "from_dense": (QUERY @ KEY.mT, Mask.from_dense),
+    "carry": (WEIGHTS, lambda x: layer().carry(x)),
+    "start": (WEIGHTS, lambda x: rollout([layer()], {"bars": x})),
+    "matrices": (torch.ones(2, 1, 4, 4), lambda x: rollout([MatrixRead(x)], [3])),
+    "value_norms": (VALUE, lambda x: value_norms(x, torch.ones(5, 3 * DIM))),
+    "output_weight": (torch.ones(5, 3 * DIM), lambda x: value_norms(VALUE, x)),
+    "attend_sparsely": (
+        QUERY, lambda x: probsparse.attend_sparsely(x, x, x, Mask.full(), SAMPLES)
+    ),
+    "samples": (
+        1.0 * SAMPLES, lambda x: probsparse.attend_sparsely(QUERY, KEY, VALUE, Mask.full(), x)
+    ),
+    "attend_rows": (QUERY, lambda x: probsparse.attend_rows(x, x, x, [3])),
+    "attend_linearly": (VALUE, lambda x: attend_linearly(QUERY, KEY, x, Mask())),
+    "normaliser": (SUMS, lambda x: LinearRead(QUERY, KEY, x)),
+    "random_features": (
+        QUERY, lambda x: random_features(x, x, draw_directions(3, DIM, 4, seed=1))
+    ),
+    "stream": (QUERY[:, :, 0], lambda x: Stream(3, batch=2, heads=3, dim=DIM).attend(0, x, x, x)),
+    "trained_entropy": (QUERY, lambda x: trained_entropy(x, x, SUMS, Mask())),
+    "relevance": (WEIGHTS, lambda x: relevance(WEIGHTS.sum(), x)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("words", WRONG)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_tensor_of_another_kind_is_refused_wherever_it_is_given(place: str, words: str) -> None:
+    tensor, call = PLACES[place]
+    refused(lambda: call(WRONG[words](tensor)), words)
+
+
 def test_layers_of_other_tensors_are_refused() -> None:
     refused(lambda: Layer.of(QUERY, KEY.double(), None), "key is torch.float64; give torch.float32")
-    refused(lambda: Layer.of(QUERY.int(), KEY.int(), None), "give a float type")
     refused(lambda: layer().carry(WEIGHTS[0]), r"weights is \[1, 20\]")
     refused(lambda: layer().carry(WEIGHTS[..., 1:]), r"weights is \[2, 1, 19\]")
 
@@ -136,9 +191,31 @@ SLOPED = replace(layer(), value=VALUE, gradient=torch.full_like(VALUE, math.nan)
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: attend(QUERY, KEY, None, Mask()), "value is a NoneType"),  # type: ignore[arg-type]
         (lambda: attend(QUERY[:, :, :0], KEY, VALUE, Mask()), "none of them 0"),
+        (lambda: attend(QUERY[:, :0], KEY, VALUE, Mask()), "none of them 0"),
+        (lambda: Mask.from_dense(QUERY[:, :0]), "none of them 0"),
+        (lambda: probsparse.attend_rows(QUERY, KEY[..., :0], VALUE, [0]), "none of them 0"),
+        (
+            lambda: probsparse.attend_sparsely(QUERY, KEY, VALUE, Mask.full(), SAMPLES + 1),
+            "samples must be keys from 0 to 19",
+        ),
+        (lambda: probsparse.sample_keys(8, Mask(), factor=PART, seed=1), "factor must be whole"),
+        (lambda: rollout(layer(), [7]), "a list such as .layer., not a Layer"),  # type: ignore[arg-type]
+        (lambda: flow([VALUE], [7]), "A read is a Tensor; give a Layer"),
+        (lambda: rollout([layer()], [7], "mean"), "The method is a str"),  # type: ignore[arg-type]
+        (lambda: Rollout(residual_weight="all"), "residual_weight must be between"),  # type: ignore[arg-type]
+        (lambda: rollout([layer()], [7], Rollout(head_weights=[[1.0], []])), "one number a head"),
+        (lambda: Mask("window"), "causal is 'window'"),  # type: ignore[arg-type]
+        (lambda: GridRead(layer(), (TIME, TIME), 0), "both sizes of the grid"),
+        (lambda: attend(QUERY, KEY, VALUE, Mask(), scale="1"), "The scale is '1'"),  # type: ignore[arg-type]
+        (lambda: capture("model"), "The model is a str"),  # type: ignore[arg-type]
+        (lambda: rollout([MatrixRead(torch.ones(1, 1, 4, 3))], [0]), "cannot stand at the end"),
         (lambda: attend_linearly(QUERY, KEY, VALUE.int(), Mask()), "value is torch.int32"),
+        (lambda: Stream(3, heads=1, dim=2, dtype=torch.int32), "A stream of torch.int32 cannot"),
+        (
+            lambda: Stream(3, batch=2, heads=3, dim=DIM).attend(0, *[QUERY[:, :, 0].double()] * 3),
+            "query is torch.float64; give torch.float32",
+        ),
         (
             lambda: probsparse.attend_sparsely(QUERY, KEY, VALUE.double(), Mask.full(), SAMPLES),
             "value is torch.float64",
@@ -214,15 +291,6 @@ def test_a_stream_of_half_numbers_rolls_out_at_every_step(window: int, dtype: to
     matrices = [reference.attention_matrix(q.double(), k.double(), mask) for q, k, _ in layers]
     wanted = reference.rollout(matrices, mask)[:, -1:, -bars.shape[-1] :]
     torch.testing.assert_close(bars.double(), wanted, rtol=0, atol=1e-6)
-
-
-def test_a_stream_of_other_types_is_refused() -> None:
-    refused(lambda: Stream(3, heads=1, dim=2, dtype=torch.int32), "A stream of torch.int32 cannot")
-    stream = Stream(3, heads=1, dim=2, dtype=torch.bfloat16)
-    step = torch.ones(1, 1, 2)
-    refused(
-        lambda: stream.attend(0, step, step, step), "query is torch.float32; give torch.bfloat16"
-    )
 
 
 @settings(max_examples=30)

@@ -153,12 +153,13 @@ def test_half_inputs_are_explained_in_float32() -> None:
 def test_a_logsumexp_of_base_two_is_refused(mask: Mask, backend: str) -> None:
     drawn = case(mask, time=64, dtype=torch.float32)
     wrong = [sums * 1.442695 for sums in drawn.sums]
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(drawn.queries, drawn.keys, wrong, mask), [63], backend=backend)
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(drawn.queries, drawn.keys, wrong, mask), [63], Rollout(fusion="max"))
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(drawn.queries, drawn.keys, wrong, mask), list(range(20, 64)))
+    layers = layers_of(drawn.queries, drawn.keys, wrong, mask)
+    for rows, method, by in (
+        ([63], Rollout(), backend), ([63], Rollout(fusion="max"), "auto"),
+        (list(range(20, 64)), Rollout(), "auto"),
+    ):  # fmt: skip
+        with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+            rolled(layers, rows, method, by)
 
 
 def test_the_mass_is_checked_by_head_even_where_head_weights_hide_it() -> None:

@@ -26,8 +26,6 @@ def outputs(bars: int = 1) -> Outputs:
         dof=filled(4.0, 10.0),
         direction_logits=torch.tensor([[0.0, 1.0, 2.0], [3.0, 3.0, 3.0]]).expand(1, bars, 2, 3),
         log_variance=filled(math.log(0.25), 0.0),
-        allocation=None,
-        quantiles=None,
     )
 
 
