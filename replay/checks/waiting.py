@@ -55,9 +55,9 @@ def waiting_of(
         or state.measured_by != recorded.measured_by
     ):
         return None
-    # Of these classes alone it is known; one of a user that extends them may do anything.
-    is_hourly = type(state.strategy) is TrendStrategy and bool(state.strategy.frames)
-    if not is_hourly and type(state.strategy) is not AttentionStrategy:
+    # Of these alone it is known; a class of a user that extends one is behind a wrapper.
+    is_hourly = isinstance(state.strategy, TrendStrategy) and bool(state.strategy.frames)
+    if not is_hourly and not isinstance(state.strategy, AttentionStrategy):
         return None
     sequences, outcomes = rows["sequence"], rows["outcome"]
     passed = _passed(columns, sequences, outcomes, gates, were)
