@@ -197,21 +197,18 @@ class _EveryInterval:
         open_ms = place * self._length_ms + self._phase_ms
         return open_ms, open_ms + self._length_ms
 
-    def parts(self, _place: int) -> int:
-        """Return how many bars the frame's bar at a place is made of."""
-        return self.most_parts
+    def parts(self, place: int) -> int:
+        """Return how many bars the frame's bar at *place* is made of."""
+        opens, closes = self.span(place)
+        return (closes - opens) // self._base_ms
 
     def last_open(self, place: int) -> int:
         """Return when the bar opens that closes the frame's bar at *place*."""
         return self.span(place)[1] - self._base_ms
 
 
-class _EveryMonth:
+class _EveryMonth(_EveryInterval):
     """The grid of the frame of months, made of days or of what days are made of."""
-
-    def __init__(self, base_ms: int) -> None:
-        self.most_parts = MONTH_MS // base_ms
-        self._base_ms = base_ms
 
     def place(self, open_ms: int) -> int:
         """Return the month in which a bar that opens at *open_ms* lies."""
@@ -220,15 +217,6 @@ class _EveryMonth:
     def span(self, place: int) -> tuple[int, int]:
         """Return when the month at *place* opens and closes."""
         return month_start(place), month_start(place + 1)
-
-    def parts(self, place: int) -> int:
-        """Return how many bars the month at *place* is made of."""
-        opens, closes = self.span(place)
-        return (closes - opens) // self._base_ms
-
-    def last_open(self, place: int) -> int:
-        """Return when the bar opens that closes the month at *place*."""
-        return month_start(place + 1) - self._base_ms
 
 
 class _OfSessions:
@@ -264,11 +252,11 @@ class _OfSessions:
 
 def grid_of(
     length_ms: int, base_ms: int, sessions: Sessions | None
-) -> _EveryInterval | _EveryMonth | _OfSessions:
+) -> _EveryInterval | _OfSessions:
     """Return the grid of a frame: of session bars where *sessions* are counted."""
     if sessions is not None:
         return _OfSessions(sessions, length_ms, base_ms)
-    return _EveryMonth(base_ms) if length_ms == MONTH_MS else _EveryInterval(length_ms, base_ms)
+    return (_EveryMonth if length_ms == MONTH_MS else _EveryInterval)(length_ms, base_ms)
 
 
 class TimeframeAggregator:
