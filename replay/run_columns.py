@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,14 +17,15 @@ from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
 from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.record.columns import STEADY_GATES, usual_measure
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from tracepaper.strategies.types.decisions import GateSet
+    from tracepaper.strategies.types.decisions import Decision, GateSet
     from tracepaper.strategies.types.market import CorporateAction, Instrument
 
 Floats = npt.NDArray[np.float64]
@@ -91,6 +93,8 @@ class RunColumns:
         self.rows = reader.run_rows(self.run_key)
         self.views = RunViews(reader.connection, run_id)
         self._reader = reader
+        self.decision: Callable[[int], Decision] = lru_cache(maxsize=1)(self._decision)
+        """What was decided at a step."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -152,6 +156,11 @@ class RunColumns:
             for place in places.tolist()
         ]
         return np.array(fields, type(nothing))[at]
+
+    def _decision(self, sequence: int) -> Decision:
+        decision = self._reader.step(self.run.run_id, sequence).decision
+        assert decision is not None, "only what was decided is asked for"
+        return decision
 
     def decisions(
         self, names: Sequence[str] = (), every: Mapping[str, Columns] | None = None
@@ -284,6 +293,13 @@ class RunColumns:
         if first is None or last is None:
             return None
         return first.open_time_ms, self.times.close_ms(last.open_time_ms)
+
+
+def with_usual(measured: Floats, gate: str, threshold: float) -> Floats:
+    """Return what *gate* *measured*, with its usual measure where that was not stored, but NaN."""
+    if gate not in STEADY_GATES:
+        return measured
+    return np.where(np.isnan(measured), usual_measure(gate, threshold), measured)
 
 
 # ---------------------------------------------------------------- what a holder receives and pays

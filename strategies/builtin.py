@@ -67,7 +67,7 @@ LEAST_CLOSES: Final = 2
 MOST_CLOSES: Final = 20_000
 """Of the longest window: the exchange must serve them at every start."""
 
-_NO_HOUR_CLOSED: Final = Signal(Action.HOLD, "no hour has closed")
+NO_HOUR_CLOSED: Final = Signal(Action.HOLD, "no hour has closed")
 _NO_FORECAST: Final = Signal(Action.HOLD, "no forecast")
 _NO_VOLATILITY: Final = Signal(Action.HOLD, "no volatility is known")
 
@@ -197,16 +197,12 @@ class TrendStrategy(Strategy):
         self._band = band
         self._of_closes = ClosesVolatility()
 
-    def waits(self, closes_ms: Integers) -> tuple[Signal, npt.NDArray[np.bool_]] | None:
-        """Return what is answered where no hour closes, and where that is."""
-        return (_NO_HOUR_CLOSED, closes_ms % HOUR_MS != 0) if self.frames else None
-
     def decide(self, context: BarContext) -> Signal:
         """Return the trend of the closed hours, sized; HOLD where none has closed just now."""
         table: Closes = context.timeframe(self.frames[0]) if self.frames else context.history
         times = table.time
         if times.size < LEAST_CLOSES or times[-1] != context.time:
-            return _NO_HOUR_CLOSED
+            return NO_HOUR_CLOSED
         if self.needs_forecast and context.forecast is None:
             return _NO_FORECAST
         # Sums of integers are exact in any order.

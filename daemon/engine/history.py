@@ -236,6 +236,11 @@ class InstrumentState:
         if self.bars < self._needed:
             self.bars += 1
 
+    def _keepers(self) -> list[Callable[[Bar], None]]:
+        """Return what takes in each bar, its plausibility apart, where bars follow at once."""
+        frames = [frame.add for frame in self.frames.values()]
+        return [*frames, *(record.append for record in self._records), self.day_range.push]
+
     def follow_at_once(self, observers: Sequence[Callable[[Bar], None]]) -> Callable[[Bar], float]:
         """Return what takes in bars that follow the last one at once, where bars alone decide.
 
@@ -243,8 +248,7 @@ class InstrumentState:
         """
         self.missing_bars, plausible = 0, self.plausible
         judge = None if self.plausibility is None else self.plausibility.add
-        tick, records = self.instrument.tick_size, (record.append for record in self._records)
-        shows = [*records, self.day_range.push, *observers]
+        tick, shows = self.instrument.tick_size, [*self._keepers(), *observers]
 
         def take(bar: Bar) -> float:
             nonlocal plausible
@@ -256,6 +260,16 @@ class InstrumentState:
             return plausible
 
         return take
+
+    def wait(self, bars: Sequence[Bar]) -> None:
+        """Take in *bars* at once, of which nothing is asked."""
+        if self.plausibility is not None:
+            self.plausibility.skip(bars)
+        for keep in self._keepers():
+            for bar in bars:
+                keep(bar)
+        self.last_bar = bars[-1]
+        self.bars = min(self.bars + len(bars), self._needed)
 
     def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
         self.plausible = plausibility.add(bar, self.instrument.tick_size)

@@ -451,13 +451,9 @@ class MemberState:
         assert last is not None
         self._answer, newest = signal, None
         outcome, standing = last.outcome, last.target_quantity or 0
-        observe: Callable[[Bar], None] | None = None
+        observe = self._observer
         if member is not None:
             observe = None if member.failed else partial(member.observe, self)
-        elif self._sizes_by_bars:
-            observe = self.observe
-        elif type(strategy).observe is not Strategy.observe:
-            observe = strategy.observe
         decide = strategy.decide if member is None else partial(member.ask, self)
         lowest, highest = closes
         least, most = (1, 0) if signal.action in ENTRIES and not sizer.follows_signal else closes
@@ -486,6 +482,14 @@ class MemberState:
             return True
 
         return observe, repeats
+
+    @property
+    def _observer(self) -> Callable[[Bar], None] | None:
+        """What shows bars to what decides; None where neither strategy nor sizer looks."""
+        if self._sizes_by_bars:
+            return self.observe
+        strategy = self.strategy
+        return None if type(strategy).observe is Strategy.observe else strategy.observe
 
     def _asks_again(
         self,
@@ -539,9 +543,10 @@ class MemberState:
 
     def wait(self, bars: Sequence[Bar], signal: Signal, passed: int, held: int) -> None:
         """Take in *bars* at which *signal* left what is *held*; gates let *passed* at the last."""
-        for bar in bars:
-            self.market.observe(bar)
-            self.observe(bar)
+        self.market.wait(bars)
+        if (observe := self._observer) is not None:
+            for bar in bars:
+                observe(bar)
         evaluator = self.gates.evaluator
         refused = evaluator.first_failed(passed)
         reason = signal.reason if refused is None else refusal(refused)

@@ -33,7 +33,7 @@ from tracepaper.replay.backtest.recorded import (
     RecordedRun,
 )
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
-from tracepaper.storage.database.chunks import StoredRun
+from tracepaper.storage.database.chunks import StoredRun, find_step, run_span
 from tracepaper.storage.database.reader import Fed, Reader, Wait
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.builtin import TREND
@@ -193,7 +193,8 @@ def _refuse_keys(run: Run, before: Config, config: Config, changes: Sections) ->
 def _refuse_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int | None) -> None:
     """Refuse a run whose record does not hold all that another configuration would be fed."""
     run, run_id, why = stored.run, stored.run.run_id, ""
-    if reader.decided_within(stored.run_key, None, None) is None:
+    span = run_span(stored.run_key)
+    if find_step(reader.connection, *span, "steps", "outcome IS NOT NULL") is None:
         why = f"Run {run_id} holds no decision, so none can be another"
     elif before.execution.model == FillModel.BOOK.value:
         why = (

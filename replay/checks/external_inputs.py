@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import linecache
 import os
 import site
@@ -139,7 +140,7 @@ def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
         is_module = event == "open" and _is_module_import(frame)
         if not is_module and not _is_for_user(frame):
             return
-        item = read(arguments)
+        item = read((_source(arguments[0]),) if is_module else arguments)
         if item is None or _is_opened_by_package(event, item, frame):
             return
         if not is_module or not item.name.startswith(ROOMS):
@@ -178,16 +179,16 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _is_opened_by_package(event: str, item: ExternalInput, frame: FrameType) -> bool:
     """Return whether *item* is installed, or Python's import or a package opens it for itself."""
+    folders = _installed(len(sys.path))
     if item.what == "file" and (
-        item.name in _HARMLESS or item.name.startswith(_installed(len(sys.path)))
+        item.name in _HARMLESS or f"{item.name}{os.sep}".startswith(folders)
     ):
         return True
     if event == "ctypes.dlopen":
         while frame.f_back is not None and "/ctypes/" in frame.f_code.co_filename:
             frame = frame.f_back
         # While ctypes is imported it opens the process's own libraries.
-        exempt = ("<frozen importlib", *_installed(len(sys.path)))
-        return frame.f_code.co_filename.startswith(exempt)
+        return frame.f_code.co_filename.startswith(("<frozen importlib", *folders))
     if (
         # A package's version is looked up, which lists every folder and archive of ``sys.path``.
         _caller(frame, zipfile.__file__) in _METADATA
@@ -197,7 +198,7 @@ def _is_opened_by_package(event: str, item: ExternalInput, frame: FrameType) -> 
         # scikit-learn imports joblib, which imports psutil.
         or (
             item.name.startswith(_MACHINE)
-            and _caller(frame, *_installed(len(sys.path))).startswith("<frozen importlib")
+            and _caller(frame, *folders).startswith("<frozen importlib")
         )
     ):
         return True
@@ -215,6 +216,14 @@ def _is_module_import(frame: FrameType) -> bool:
         if each.f_code.co_filename.startswith("<frozen importlib")
     ]
     return loading == ["get_data", "get_code"]
+
+
+def _source(path: str) -> str:
+    """Return the source of the module at *path*, where that is compiled, wherever it is kept."""
+    try:
+        return importlib.util.source_from_cache(path)
+    except ValueError:
+        return path  # the source, or a module without one
 
 
 def _caller(frame: FrameType | None, *through: str) -> str:

@@ -39,7 +39,7 @@ from tracepaper.replay.checks.derived import (
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
 from tracepaper.replay.checks.memory import unlike
-from tracepaper.replay.checks.perturbations import largest_table, source_of, weeks_later
+from tracepaper.replay.checks.perturbations import largest_table, weeks_later
 from tracepaper.replay.checks.probes import (
     ON_CLOCK,
     PROBES,
@@ -170,7 +170,7 @@ class Check:
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         if math.isfinite(limits.seconds):
-            fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
+            fresh.limit_waits(lambda: max(0.0, self._left_s()) + GRACE_S)
         self.finding = CheckFinding(name, planned=limits.probes)
         self.opened: dict[ExternalInput, None] = {}
         self._native: set[str] = set()
@@ -195,7 +195,6 @@ class Check:
             name = probe.name.format(weeks=self.weeks)
             self.report(f"{finding.check}: {name}")
             try:
-                self._check_time()
                 self._probe(probe)
             except (_TimeOver, Overdue):
                 finding.unfinished.append(name)
@@ -232,7 +231,8 @@ class Check:
             if isinstance(trial, Difference):
                 self.finding.differences.append(trial)
                 return
-            self._check_time()
+            if self._left_s() < 0:
+                raise _TimeOver
             try:
                 moved = self.moved(trial)
             except TracepaperError as error:
@@ -292,7 +292,7 @@ class Check:
                 if trial.is_blind:
                     child.receive()
                     for turn, rows in enumerate(fed_together(mine.sent.content)):
-                        if is_over := turn % 200 == 0 and self._is_over():
+                        if is_over := turn % 200 == 0 and self._left_s() < 0:
                             break
                         child.ask(rows)  # until it asks for the next
                         at += len(rows)
@@ -317,7 +317,7 @@ class Check:
         until_ms: int | None = None,
     ) -> DerivedRun:
         """Return the replay of *data* by a fresh process, or what is done of it *within_s*."""
-        left_s = self._until_s - self._clock.network_s() if within_s is None else within_s
+        left_s = self._left_s() if within_s is None else within_s
         given = config or self.config, data, self._mode, left_s
         with self._fresh.child(send_candles, *given, until_ms=until_ms) as child:
             whole = self._received(child)
@@ -352,12 +352,9 @@ class Check:
         inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
         return item.name in self.allow or (item.what in {"file", "table"} and inside)
 
-    def _is_over(self) -> bool:
-        return self._clock.network_s() > self._until_s
-
-    def _check_time(self) -> None:
-        if self._is_over():
-            raise _TimeOver
+    def _left_s(self) -> float:
+        """Return how many seconds of the check are left."""
+        return self._until_s - self._clock.network_s()
 
     def _note_accesses(self, accesses: Accesses) -> None:
         self.opened.update(dict.fromkeys(accesses.opened))
@@ -417,7 +414,8 @@ class Check:
     def _note_tables(self) -> None:
         """Take a table in a source of the class for a file that it read."""
         for module in self.whole.sent.accesses.modules:
-            if (source := source_of(module)) is None:
+            source = Path(module)
+            if source.suffix != ".py" or not source.is_file():
                 self.finding.unproved.append(f"what {module} holds: it is compiled")
             elif (values := largest_table(source)) > 0:
                 self.opened[ExternalInput("table", str(source))] = None

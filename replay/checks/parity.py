@@ -19,14 +19,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
 from msgspec.structs import replace
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import say
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.parity import unchecked
-from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import (
     ENVIRONMENT,
@@ -42,17 +40,15 @@ from tracepaper.replay.checks.compare import (
 )
 from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity
 from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.checks import StoredCheck, store_check
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import Decision, Fill, Forecast, Run, Step
 from tracepaper.strategies.types.market import (
     Bar,
-    Funding,
     Instrument,
     ModelChange,
     ParityCheck,
@@ -169,8 +165,8 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     others = {decided.key: decided for decided in _decided(second)}
     shared: set[Key] = set()
     alone: list[Key] = []
-    agreed: dict[int, bool] = {}  # by open time: whether all bars of that close agree
-    last: dict[int, _DecidedStep] = {}  # by open time: the bar that was decided last
+    # By open time: whether all bars of that close agree, and the one that was decided last.
+    closes: dict[int, tuple[bool, _DecidedStep]] = {}
     for decided in _decided(first):
         key = decided.key
         other = others.get(key)
@@ -181,16 +177,16 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
         if key in after:
             comparison.after_first_fill += 1
             continue
-        agreed[key[1]] = _judge(comparison, decided, other) and agreed.get(key[1], True)
-        last[key[1]] = decided
+        agreed, _ = closes.get(key[1], (True, decided))
+        closes[key[1]] = _judge(comparison, decided, other) and agreed, decided
     if comparison.fills_compared:
         theirs = {key[1]: other.step.account.equity for key, other in others.items()}
-        for open_ms, decided in last.items():
-            if agreed[open_ms] and decided.step.account.equity != theirs[open_ms]:
+        for open_ms, (agreed, decided) in closes.items():
+            equities = decided.step.account.equity, theirs[open_ms]
+            if agreed and equities[0] != equities[1]:
                 comparison.equity_differing += 1
-                equities = (decided.step.account.equity, theirs[open_ms])
-                texts = (unscaled(equity, MONEY_DECIMALS) for equity in equities)
-                _keep(comparison, decided.key, [("equity", next(texts), next(texts))])
+                mine, other_text = (unscaled(equity, MONEY_DECIMALS) for equity in equities)
+                _keep(comparison, decided.key, [("equity", mine, other_text)])
     missed = sorted(others.keys() - shared)
     comparison.only_in_first, comparison.only_in_second = len(alone), len(missed)
     _count_holes(comparison, shared, alone, ("decided", "missing"))
@@ -208,16 +204,18 @@ def _after_first_fill(
     """
     ours, theirs = _filled(first), _filled(second)
     differing: list[tuple[int, str]] = []
-    known_from: list[list[int]] = [[], []]
+    known_from: tuple[list[int], list[int]] = ([], [])
     for key in sorted(ours.keys() | theirs.keys()):
-        for fill, other in zip_longest(ours.get(key, ()), theirs.get(key, ())):
-            if fill is not None and other is not None and fill[1:] == other[1:]:
+        for pair in zip_longest(ours.get(key, ()), theirs.get(key, ())):
+            given = [filled for filled in pair if filled is not None]
+            if len({filled[1:] for filled in given}) == 1 and len(given) == len(pair):
                 continue
-            for side, filled in enumerate((fill, other)):
-                known_from[side] += [] if filled is None else [filled[0]]
-            at_ms = min(filled[1] for filled in (fill, other) if filled is not None)
-            texts = ["none" if filled is None else filled[2] for filled in (fill, other)]
-            fills = f"{texts[0]} in the first and {texts[1]} in the second"
+            for known, filled in zip(known_from, pair, strict=True):
+                if filled is not None:
+                    known.append(filled[0])
+            at_ms = min(filled[1] for filled in given)
+            mine, other = ("none" if filled is None else filled[2] for filled in pair)
+            fills = f"{mine} in the first and {other} in the second"
             differing.append((at_ms, f"{key} at {iso(at_ms)}: {fills}"))
             break
     if not differing:
@@ -484,21 +482,14 @@ def last_day(reader: Reader, run_id: str) -> int | None:
 
     Of bars that are longer than a day it is the one in which the last of them opened.
     """
-    run = reader.run(run_id)
-    decided = reader.decided_within(reader.stored_run(run_id).run_key, None, None)
+    columns = RunColumns(reader, run_id)
+    decided = reader.decided_within(columns.run_key, None, None)
     if decided is None:
         return None
-    if run.interval_ms > DAY_MS:
+    if columns.interval_ms > DAY_MS:
         return decided[1] // DAY_MS * DAY_MS
-    from_ms = _close_ms(run, decided[1]) // DAY_MS * DAY_MS - DAY_MS
+    from_ms = columns.times.close_ms(decided[1]) // DAY_MS * DAY_MS - DAY_MS
     return None if from_ms + DAY_MS <= decided[0] else from_ms
-
-
-def _close_ms(run: Run, open_ms: int) -> int:
-    """Return when the bar of *run* closes that opens at *open_ms*."""
-    sessions = sessions_of(run)
-    calendar = None if sessions is None else Calendar(sessions, run.interval_ms)
-    return int(closes_of(np.array([open_ms]), run.interval_ms, calendar)[0])
 
 
 def _with_difference(check: ParityCheck, verification: Verification) -> ParityCheck:
@@ -565,26 +556,25 @@ def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCh
     A settlement that came twice is booked once. Raises ``DataInvalid`` where the run trades no
     such instrument, or the history does not reach into its time.
     """
-    run, key = reader.run(run_id), rates.instrument
-    if key not in {item.id for item in run.instruments}:
-        traded = ", ".join(item.id for item in run.instruments)
+    columns, key = RunColumns(reader, run_id), rates.instrument
+    if key not in columns.instruments:
+        traded = ", ".join(columns.instruments)
         raise DataInvalid(f"{rates.path} is of {key}, and run {run_id} trades {traded}.")
-    bars = RunViews(reader.connection, run_id).rows("v_bars", newest=1, instrument=key)
-    until_ms = _close_ms(run, bars[0]["open_time_ms"]) if bars else run.period_start_ms
+    begun_ms = columns.run.period_start_ms
+    _, until_ms = columns.bounds_ms(key) or (0, begun_ms)
     published = {
         at: rate
         for at, rate in zip(rates.time_ms.tolist(), rates.rate.tolist(), strict=True)
-        if run.period_start_ms < at <= until_ms
+        if begun_ms < at <= until_ms
     }
     if not published:
         raise DataInvalid(
             f"{rates.path} has no settlement within the time of run {run_id}: give the history of "
             "that time."
         )
-    booked: dict[int, int] = {}
-    for event in reader.of_type(run_id, Funding):
-        if event.instrument == key and min(published) <= event.market_ms <= max(published):
-            booked.setdefault(event.market_ms, event.rate)
+    settled, _ = columns.settled()
+    first_ms, last_ms = min(published), max(published)
+    booked = {at: int(rate) for at, rate in settled[key].items() if first_ms <= at <= last_ms}
     times = sorted(booked.keys() | published.keys())
     rows = [UnequalRate(at, booked.get(at), published.get(at)) for at in times]
     differing = tuple(row for row in rows if row.booked != row.published)

@@ -28,7 +28,7 @@ from tracepaper.replay.checks.paper_fills import (
     cost_bp,
     orders_of,
 )
-from tracepaper.replay.document.values import Paragraph, Part, Table, of_row
+from tracepaper.replay.document.values import Estimate, Paragraph, Part, Table, of_row
 from tracepaper.replay.learning.statistics import figure, mean
 from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.features.rolling import Array
@@ -78,6 +78,11 @@ class Bias(NamedTuple):
             return None
         half = float(stdtrit(max(self.days // BLOCK_DAYS - 1, 1), (1 + LEVEL) / 2)) * self.error
         return self.mean - half, self.mean + half
+
+    @property
+    def cells(self) -> tuple[int, int, Estimate, float]:
+        """What a table shows of it."""
+        return self.orders, self.days, (self.mean, self.error), self.deviation
 
     def sentence(self) -> str:
         """Return the mean with its error and interval."""
@@ -209,11 +214,9 @@ def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
     hours = np.array([order.time_ms % DAY_MS // HOUR_MS for order in orders])
     edges = np.quantile(notional, [1 / 3, 2 / 3])
     third = np.searchsorted(edges, notional)
-    texts = [
-        f"{SIZES[0]} (to {edges[0]:,.0f})",
-        f"{SIZES[1]} (to {edges[1]:,.0f})",
-        f"{SIZES[2]}",
-    ]
+    *smaller, largest = SIZES
+    ends = zip(smaller, edges.tolist(), strict=True)
+    texts = [*(f"{name} (to {end:,.0f})" for name, end in ends), largest]
     every = np.ones(len(costs), dtype=np.bool_)
     named = [(name, symbols == name) for name in sorted(set(symbols.tolist()))]
     parts = {
@@ -228,7 +231,7 @@ def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
             title,
             _BIAS,
             tuple(
-                (name, of.orders, of.days, (of.mean, of.error), of.deviation)
+                (name, *of.cells)
                 for name, mine in rows
                 if mine.any() and (of := bias(costs[mine], days[mine]))
             ),
@@ -308,11 +311,8 @@ def _settings(
     now, proposed = costs.slippage / BASIS_POINT, changed.slippage / BASIS_POINT
     interval = fitted.interval or (-np.inf, np.inf)
     low, high = (min(max(now + end, 0.0), SETTING_MOST) for end in interval)
-    fits = [
-        SettingFit(
-            "slippage_bp", now, None if proposed == now else proposed, fitted.error, low, high
-        )
-    ]
+    moved = None if proposed == now else proposed
+    fits = [SettingFit("slippage_bp", now, moved, fitted.error, low, high)]
     if findings.model == OpenFills.model:
         now, proposed = (2 * each.half_spread / BASIS_POINT for each in (costs, changed))
         spread = None if proposed == now else proposed
@@ -426,14 +426,7 @@ def fitted_tables(findings: SlippageFindings) -> list[Table]:
         "settings", "[execution], fitted on the earlier days", _FIT, (*findings.settings,)
     )
     rows = [
-        (
-            name,
-            of.orders,
-            of.days,
-            (of.mean, of.error),
-            of.deviation,
-            *(of.interval or (None, None)),
-        )
+        (name, *of.cells, *(of.interval or (None, None)))
         for name, of in (("present settings", held.before), ("proposed", held.after))
         if of is not None
     ]

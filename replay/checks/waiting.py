@@ -1,9 +1,9 @@
 """Bars that a changed run only waits through: what the record measured judges them, by arrays.
 
-A strategy says where it holds whatever it is shown, and what a gate refuses holds as well. There
-the changed run keeps what it has, and only which gate refuses may be another. The gates measure
-what they did, so their columns are compared with the thresholds: no forecast is read, and no step
-is made.
+Built-in strategies hold at known bars whatever they are shown, and what a gate refuses holds as
+well. There the changed run keeps what it has, and only which gate refuses may be another. The gates
+measure what they did, so their columns are compared with the thresholds: no forecast is read, and
+no step is made.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from tracepaper.replay.checks.changed_run import ChangedRun
-from tracepaper.replay.run_columns import Ints, RunColumns
+from tracepaper.replay.run_columns import Ints, RunColumns, with_usual
 from tracepaper.storage.database.reader import Wait
 from tracepaper.storage.database.run_rows import Columns
-from tracepaper.storage.record.columns import STEADY_GATES, measure_name, usual_measure
-from tracepaper.strategies.api.context import Signal
+from tracepaper.storage.record.columns import measure_name
+from tracepaper.strategies.api.strategy import AttentionStrategy
+from tracepaper.strategies.builtin import NO_HOUR_CLOSED, TrendStrategy
 from tracepaper.strategies.gates.gate import GATES, refusal
 from tracepaper.strategies.types.decisions import Action, Decision, GateSet, Regime
 from tracepaper.strategies.types.market import Bar, CloseStart
+from tracepaper.strategies.units import HOUR_MS
 
 if TYPE_CHECKING:
     from tracepaper.replay.checks.what_if import DecisionLog
@@ -53,23 +55,24 @@ def waiting_of(
         or state.measured_by != recorded.measured_by
     ):
         return None
-    waits = state.strategy.waits(columns.times.closes_of(rows["open_time_ms"]))
-    if waits is None:
+    # Of these alone it is known; a class of a user that extends one is behind a wrapper.
+    is_hourly = isinstance(state.strategy, TrendStrategy) and bool(state.strategy.frames)
+    if not is_hourly and not isinstance(state.strategy, AttentionStrategy):
         return None
-    signal, is_waited = waits
     sequences, outcomes = rows["sequence"], rows["outcome"]
     passed = _passed(columns, sequences, outcomes, gates, were)
     refusing = ((1 << len(gates.gates)) - 1) & ~passed
     # The lowest bit is the first gate that refuses; none has the place -1.
     first = np.frexp((refusing & -refusing).astype(np.float64))[1] - 1
     verdicts = np.array([log.code((Action.HOLD, gate)) for gate in (*gates.gates, None)])[first]
-    if not state.strategy.exits_freely:
-        is_waited = is_waited | (refusing != 0)
+    is_waited = refusing != 0  # else it goes with the forecast
+    if is_hourly:
+        is_waited = columns.times.closes_of(rows["open_time_ms"]) % HOUR_MS != 0
     # What comes between two decided bars is for the engine.
     ends = np.flatnonzero(~is_waited | (np.diff(sequences, prepend=-2) != 1))
     return _Waiting(
-        changed, columns, log, gates, signal, sequences, rows["open_time_ms"], outcomes, passed,
-        verdicts, is_waited, np.append(ends, sequences.size),
+        changed, columns, log, gates, sequences, rows["open_time_ms"], outcomes, passed, verdicts,
+        is_waited, np.append(ends, sequences.size),
     ).take  # fmt: skip
 
 
@@ -87,9 +90,8 @@ def _passed(columns: RunColumns, at: Ints, outcomes: Ints, gates: GateSet, were:
             lets = (before >> were.gates.index(gate) & 1).astype(np.bool_)
         else:
             name = measure_name(gate)
-            measured = columns.forecasts(instrument, [name], at)[name]
-            if gate in STEADY_GATES:
-                measured[np.isnan(measured)] = usual_measure(gate, limits[gate])
+            stored = columns.forecasts(instrument, [name], at)[name]
+            measured = with_usual(stored, gate, limits[gate])
             lets = measured >= limit if GATES[gate].at_least else measured <= limit
         passed |= lets.astype(np.int64) << place
     return passed
@@ -103,7 +105,6 @@ class _Waiting:
     columns: RunColumns
     log: DecisionLog
     gates: GateSet
-    signal: Signal
     sequences: Ints
     opens_ms: Ints
     outcomes: Ints  # places of what the record says
@@ -133,7 +134,7 @@ class _Waiting:
         outcome = self.columns.rows.outcomes[self.outcomes[rows][-1]]
         equity = engine.wait(
             bars,
-            self.signal,
+            NO_HOUR_CLOSED,
             int(self.passed[rows][-1]),
             Regime(outcome.regime),
             outcome.regime_cell,
@@ -145,14 +146,11 @@ class _Waiting:
     def _decided(self, first: int, target: int, place: int) -> Decision:
         """Return the decision at a *place* behind the row *first*, by what the record measured."""
         row, gates = first + place, self.gates
-        stored = self.changed.reader.step(
-            self.columns.run.run_id, int(self.sequences[row])
-        ).decision
-        assert stored is not None, "only what was decided is waited through"
+        stored = self.columns.decision(int(self.sequences[row]))
         passed = int(self.passed[row])
         (state,) = self.changed.engine.states.values()
         refused = state.gates.evaluator.first_failed(passed)
-        reason = self.signal.reason if refused is None else refusal(refused)
+        reason = NO_HOUR_CLOSED.reason if refused is None else refusal(refused)
         outcome = replace(
             stored.outcome,
             action=Action.HOLD,

@@ -195,11 +195,6 @@ def _recorded(
     rows["verdict"] = np.array(verdicts, np.int64)[rows["outcome"]]
     rows["target_quantity"] = _targets(rows, columns.instruments.values())
 
-    def decision(sequence: int) -> Decision:
-        stored = reader.step(run_id, sequence).decision
-        assert stored is not None, "only what was decided is compared"
-        return stored
-
     def account(first: int, last: int) -> tuple[float, int, int]:
         begin, end = columns.span
         if last < rows["sequence"][-1]:  # else what came after its last decision counts too
@@ -209,7 +204,7 @@ def _recorded(
             paid -= reader.step(run_id, first - 1).account.fees_paid
         return columns.equity_before(first), paid, len(columns.rows.filled((first, end)))
 
-    return DecidedRun(rows | {"place": rows["sequence"]}, decision, account)
+    return DecidedRun(rows | {"place": rows["sequence"]}, columns.decision, account)
 
 
 def what_if(changed: ChangedRun) -> Comparison:

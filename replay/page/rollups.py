@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.replay.run_columns import Floats, without_dust
+from tracepaper.replay.run_columns import Floats, with_usual, without_dust
 from tracepaper.storage.database.run_rows import OutcomeCount
-from tracepaper.storage.record.columns import STEADY_GATES, measure_name, usual_measure
+from tracepaper.storage.record.columns import measure_name
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.units import DAY_MS
@@ -337,8 +337,7 @@ class Rollups:
                 place = gates.gates.index(gate)
                 threshold = gates.thresholds[place]
                 judged = decided & (sets == key)
-                usual = usual_measure(gate, threshold) if gate in STEADY_GATES else np.nan
-                measured = np.where(np.isnan(measure), usual, measure)
+                measured = with_usual(measure, gate, threshold)
                 margin = measured - threshold if declared.at_least else threshold - measured
                 if length := abs(threshold - declared.starts_at):
                     spare[judged] = (margin / length)[judged]

@@ -300,11 +300,13 @@ class Reader:
 
     def bars_before(self, run_key: int, instrument: int, open_time_ms: int, most: int) -> list[int]:
         """Return when the last bars of an instrument's place opened before a time, oldest first."""
+        span = run_span(run_key, self._last_sequence(run_key))
+        behind = self.run_rows(run_key).opened_at(instrument, span[1:], open_time_ms)
         query = (
             f"SELECT open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? "
-            "AND open_time_ms < ? AND ignored IS NULL ORDER BY sequence DESC LIMIT ?"
+            "AND ignored IS NULL ORDER BY sequence DESC LIMIT ?"
         )
-        rows = self.connection.execute(query, (*run_span(run_key), instrument, open_time_ms, most))
+        rows = self.connection.execute(query, (*run_span(run_key, behind - 1), instrument, most))
         return [opened for (opened,) in rows][::-1]
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:

@@ -245,7 +245,8 @@ class StepDecoder:
             if place is None:
                 seen_ms = market_ms + (seen_delay_ms or 0)
                 return CloseStart(opened_ms, len(self._instruments), (), market_ms, seen_ms)
-            if None in (first, high, low, close, volume):
+            # One by one: ``in`` compares each, which takes three times as long.
+            if first is None or high is None or low is None or close is None or volume is None:
                 raise ValueError("a bar without a number")
             # By places, and not by names, which take twice as long.
             return Bar(

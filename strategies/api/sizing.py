@@ -20,6 +20,7 @@ import math
 from collections import deque
 from contextlib import suppress
 from enum import StrEnum
+from operator import mul
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -127,8 +128,8 @@ class WindowedVolatility:
             means = [total / span for total, span in zip(self._sums, self._spans, strict=True)]
             variance = math.fsum(means) / len(means)
         else:
-            weighted = zip(self._weights, reversed(self._squares), strict=True)
-            variance = sum(weight * square for weight, square in weighted) / self._weight
+            weighted = map(mul, self._weights, reversed(self._squares))
+            variance = sum(weighted) / self._weight
         return math.sqrt(variance * bars) / _RETURN_PARTS
 
 

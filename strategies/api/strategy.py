@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
 
     Integers = npt.NDArray[np.int64]
-    Places = npt.NDArray[np.bool_]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ADVICE: Final = "declare a msgspec Struct of numbers, texts, lists and dictionaries with defaults"
@@ -271,13 +270,6 @@ class Strategy(ABC):
         bars of ``context.history`` are adjusted already.
         """
 
-    def waits(self, closes_ms: Integers) -> tuple[Signal, Places] | None:  # noqa: ARG002 - it says of none
-        """Return a HOLD, and at which of *closes_ms* it is the answer whatever is shown.
-
-        Then what it is asked, or not, changes no later answer. None where that is not known.
-        """
-        return None
-
     @abstractmethod
     def decide(self, context: BarContext, /) -> Signal | Orders:
         """Return a signal or a list of orders; called after ``observe`` of the same bar."""
@@ -408,10 +400,6 @@ class AttentionStrategy(Strategy):
         if mean < 0 and lean < 0:
             return Signal(Action.SHORT, "forecast down")
         return _NO_SIGN
-
-    def waits(self, closes_ms: Integers) -> tuple[Signal, Places] | None:
-        """Return that no close is known at which it holds: all follows from the forecast."""
-        return _NO_SIGN, closes_ms < 0
 
 
 def declared_gates(

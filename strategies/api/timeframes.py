@@ -197,21 +197,18 @@ class _EveryInterval:
         open_ms = place * self._length_ms + self._phase_ms
         return open_ms, open_ms + self._length_ms
 
-    def parts(self, _place: int) -> int:
-        """Return how many bars the frame's bar at a place is made of."""
-        return self.most_parts
+    def parts(self, place: int) -> int:
+        """Return how many bars the frame's bar at *place* is made of."""
+        opens, closes = self.span(place)
+        return (closes - opens) // self._base_ms
 
-    def is_last(self, open_ms: int, place: int) -> bool:
-        """Return whether the bar that opens at *open_ms* closes the frame's bar at *place*."""
-        return open_ms + self._base_ms == self.span(place)[1]
+    def last_open(self, place: int) -> int:
+        """Return when the bar opens that closes the frame's bar at *place*."""
+        return self.span(place)[1] - self._base_ms
 
 
-class _EveryMonth:
+class _EveryMonth(_EveryInterval):
     """The grid of the frame of months, made of days or of what days are made of."""
-
-    def __init__(self, base_ms: int) -> None:
-        self.most_parts = MONTH_MS // base_ms
-        self._base_ms = base_ms
 
     def place(self, open_ms: int) -> int:
         """Return the month in which a bar that opens at *open_ms* lies."""
@@ -220,15 +217,6 @@ class _EveryMonth:
     def span(self, place: int) -> tuple[int, int]:
         """Return when the month at *place* opens and closes."""
         return month_start(place), month_start(place + 1)
-
-    def parts(self, place: int) -> int:
-        """Return how many bars the month at *place* is made of."""
-        opens, closes = self.span(place)
-        return (closes - opens) // self._base_ms
-
-    def is_last(self, open_ms: int, place: int) -> bool:
-        """Return whether the bar that opens at *open_ms* closes the month at *place*."""
-        return open_ms + self._base_ms == month_start(place + 1)
 
 
 class _OfSessions:
@@ -251,9 +239,9 @@ class _OfSessions:
         """Return how many session bars the frame's bar at *place* is made of."""
         return self._first(place + 1) - self._first(place)
 
-    def is_last(self, open_ms: int, place: int) -> bool:
-        """Return whether the bar that opens at *open_ms* closes the frame's bar at *place*."""
-        return self._base.place(open_ms) + 1 == self._first(place + 1)
+    def last_open(self, place: int) -> int:
+        """Return when the bar opens that closes the frame's bar at *place*."""
+        return int(self._base.opens[self._first(place + 1) - 1])
 
     def _first(self, place: int) -> int:
         """Return the place among session bars of the first part of the frame's bar at *place*."""
@@ -264,11 +252,11 @@ class _OfSessions:
 
 def grid_of(
     length_ms: int, base_ms: int, sessions: Sessions | None
-) -> _EveryInterval | _EveryMonth | _OfSessions:
+) -> _EveryInterval | _OfSessions:
     """Return the grid of a frame: of session bars where *sessions* are counted."""
     if sessions is not None:
         return _OfSessions(sessions, length_ms, base_ms)
-    return _EveryMonth(base_ms) if length_ms == MONTH_MS else _EveryInterval(length_ms, base_ms)
+    return (_EveryMonth if length_ms == MONTH_MS else _EveryInterval)(length_ms, base_ms)
 
 
 class TimeframeAggregator:
@@ -295,7 +283,8 @@ class TimeframeAggregator:
         self._known_from: int | None = None  # the first that is known, or lost to a hole
         self._rows: tuple[Row, ...] = ()  # sorted by place
         self._end: int | None = None  # the place of the bar of the timeframe that is still open
-        self._place: int | None = None  # of the bar that is being made
+        self._place = 0  # of the bar that is being made
+        self._opens_ms = self._last_ms = -1  # when its first part opens, and its last one
         self._count = self._open = self._high = self._low = self._volume = 0
         self.bars = TimeframeBars((), instrument)
         self._last: dict[int, TimeframeBars] = {}  # of fewer intervals, by how many
@@ -332,33 +321,39 @@ class TimeframeAggregator:
 
     def add(self, bar: Bar) -> None:
         """Take in the instrument's next bar."""
-        grid, open_ms = self._grid, bar.open_time_ms
-        place = grid.place(open_ms)
-        if place != self._place:
-            self._place, self._count = place, 1
-            self._open, self._high, self._low = bar.open, bar.high, bar.low
-            self._volume = bar.volume
-            if self._own_from is None:
-                self._own_from = place if grid.span(place)[0] == open_ms else place + 1
-                self._know_from(self._own_from)
-        else:
+        open_ms = bar.open_time_ms
+        if self._opens_ms <= open_ms <= self._last_ms:
             self._count += 1
             self._high = max(self._high, bar.high)
             self._low = min(self._low, bar.low)
             self._volume += bar.volume
-        end = place
-        if grid.is_last(open_ms, place):
+        else:
+            self._begin(bar)
+        end = place = self._place
+        if open_ms == self._last_ms:
             end = place + 1
-            if self._count == grid.parts(place):
+            if self._count == self._grid.parts(place):
                 values = (self._open, self._high, self._low, bar.close, self._volume)
                 # A start feeds candles from elsewhere first; own bars have the word all the same.
                 at = bisect_left(self._rows, (place,))
                 rest = at + (self._at(place) is not None)
-                row = (place, *grid.span(place), *values)
+                row = (place, *self._grid.span(place), *values)
                 self._rows = (*self._rows[:at], row, *self._rows[rest:])
         if end != self._end:
             self._end = end
             self._show()
+
+    def _begin(self, bar: Bar) -> None:
+        """Begin the bar of the frame in which *bar* lies."""
+        grid, open_ms = self._grid, bar.open_time_ms
+        self._place = place = grid.place(open_ms)
+        self._opens_ms, _ = grid.span(place)
+        self._last_ms, self._count = grid.last_open(place), 1
+        self._open, self._high, self._low = bar.open, bar.high, bar.low
+        self._volume = bar.volume
+        if self._own_from is None:
+            self._own_from = place if self._opens_ms == open_ms else place + 1
+            self._know_from(self._own_from)
 
     def take(self, bar: FrameBar) -> bool:
         """Take in a candle of the frame from elsewhere; return whether it is part of the frame.

@@ -9,7 +9,7 @@ import math
 import struct
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -310,13 +310,19 @@ class Plausibility:
         self._ranges: deque[int] = deque()
         self._sorted: list[int] = []
         self._last: int | None = None
-        self.doubled_median: int | None = None  # of the newest bars; None under ten of them
+
+    @property
+    def doubled_median(self) -> int | None:
+        """Twice the yardstick, 0 without a range; None under ten bars."""
+        if len(self._ranges) < YARDSTICK_LEAST:
+            return None
+        ordered, count = self._sorted, len(self._sorted)
+        return ordered[count >> 1] + ordered[(count - 1) >> 1] if count else 0
 
     def copy(self) -> Plausibility:
         """Return a second one that knows the same bars."""
         other = Plausibility()
         other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
-        other.doubled_median = self.doubled_median
         return other
 
     def add(self, bar: Bar, tick: int) -> float:
@@ -336,23 +342,26 @@ class Plausibility:
         ranges.append(spread)
         if spread:
             insort(ordered, spread)
-        if last is None or len(ranges) < YARDSTICK_LEAST:
+        if last is None or (count := len(ordered)) < YARDSTICK_LEAST:
             return 0.0
-        count = len(ordered)
-        doubled = ordered[count >> 1] + ordered[(count - 1) >> 1] if count else 0
-        self.doubled_median = doubled
-        if count < YARDSTICK_LEAST:
-            return 0.0
-        least = 2 * tick
+        doubled, least = ordered[count >> 1] + ordered[(count - 1) >> 1], 2 * tick
         usual = doubled if doubled > least else least  # noqa: FURB136 - without a call, at every bar
         return 2 * abs(close - last) / usual
 
+    def skip(self, bars: Sequence[Bar]) -> None:
+        """Take in *bars* of which nobody asks how plausible they are."""
+        ranges, closes = self._ranges, [bar.close for bar in bars]
+        before = [bars[0].open if self._last is None else self._last, *closes]
+        for bar, last in zip(bars, before):  # noqa: B905 - the last close is of the next bar
+            ranges.append(max(bar.high, last) - min(bar.low, last))
+        while len(ranges) > YARDSTICK_BARS:
+            ranges.popleft()
+        self._sorted, self._last = sorted(filter(None, ranges)), closes[-1]
+
     def range_bp(self) -> float | None:
         """Return the yardstick in basis points of the newest close; None where there is none."""
-        last = self._last
-        if self.doubled_median is None or not last:
-            return None
-        return 5_000 * self.doubled_median / last
+        last, doubled = self._last, self.doubled_median
+        return None if doubled is None or not last else 5_000 * doubled / last
 
 
 _WHOLE: Final = 1 + 1e-6

@@ -170,6 +170,7 @@ def helper(tmp_path: Path) -> Path:
         {"top": "import polars", "decide": "return by(polars.Series([bar.close]).mean() > 1)"},
         {"top": "import json, decimal, statistics, email.message, xml.dom.minidom"},
         {"top": "import zoneinfo; zoneinfo.ZoneInfo('Europe/Berlin')"},
+        {"top": "import zoneinfo; zoneinfo.available_timezones()"},
         {"observe": "import mmap; mmap.mmap(-1, 16)"},
         {"observe": "import sqlite3; sqlite3.connect(':memory:').close()"},
         {"observe": "import random; random.random()"},
@@ -208,6 +209,19 @@ def test_python_may_write_compiled_code_beside_the_class(
     top = "import sys; sys.dont_write_bytecode = False; import my_helper"
     assert opened(helper, top=top) == []
     assert list(helper.glob("__pycache__/my_helper.*.pyc"))
+
+
+def test_compiled_code_that_is_kept_elsewhere_is_exempt_as_its_source_is(
+    helper: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path_factory.mktemp("kept")
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(kept))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    with FreshProcesses() as fresh:
+        opened = OpenedInputs(fresh)
+        for _ in ("written", "read"):
+            assert opened(helper, observe="import my_helper, xml.dom.minidom") == []
+    assert list(kept.rglob("my_helper.*.pyc"))
 
 
 def test_an_installed_class_is_heard_although_packages_are_exempt(

@@ -504,9 +504,9 @@ def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk:
     finding = lookahead(configured(HONEST[0]), MarketData([walk]), fresh, Limits(seconds=0.0))
     assert not finding.holds
     assert finding.without_later == 0
-    assert len(finding.unproved) == 10
+    assert len(finding.unproved) == 6  # of one symbol the other probes have nothing to try
     assert all("the time was over" in sentence for sentence in finding.unproved)
-    assert len(finding.unfinished) == 10
+    assert len(finding.unfinished) == 6
     assert finding.verdict == "nothing moved so far"
     assert finding.sentence() == (
         "not probed to the end: 0 of 160 bars decided without a later one, 0 of 12 futures "

@@ -178,6 +178,8 @@ def test_it_equals_a_replay_of_the_change(
         (HOURS, {"exits": {"stop_loss": "0.3%"}}, (), 100),
         (HOURS, {"account": {"cash": "50000"}}, (), 900),
         (HOURS, {"account": {"margin": "isolated", "leverage": "20"}}, (), 100),
+        # Its second position is not covered: a target stands where nothing is held.
+        (HOURS, {"account": {"margin": "isolated", "leverage": "1", "cash": "10.06"}}, (), 100),
         (HOURS, {"strategy": {"trend_windows": ("2h",)}}, (), 0),
         (HOURS, {"strategy": {"long_only": False}}, (), 900),
         (HOURS, {"gate": {"on_refusal": "flat"}}, (), 0),

@@ -32,6 +32,11 @@ def test_the_yardstick_is_the_median_true_range_of_the_last_sixty_bars(seed: int
     ranges = [history[0].high - history[0].low]
     for last, this in pairwise(history):
         ranges.append(max(this.high, last.close) - min(this.low, last.close))
+    for count in (1, 30, 170):  # of which nothing is asked
+        skipped = Plausibility()
+        skipped.skip(history[:count])
+        skipped.skip(history[count:200])
+        assert skipped.add(history[200], TICK) == measured(history)[200]
     for place, measure in enumerate(measured(history)):
         widths = [width for width in ranges[max(place - 59, 0) : place + 1] if width]
         if len(widths) < YARDSTICK_LEAST:
