@@ -20,7 +20,9 @@ import warnings
 import zipfile
 import zoneinfo
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.util import source_from_cache
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -140,6 +142,8 @@ def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
         if not is_module and not _is_for_user(frame):
             return
         item = read(arguments)
+        if item is not None and is_module:
+            item = _as_source(item)
         if item is None or _is_opened_by_package(event, item, frame):
             return
         if not is_module or not item.name.startswith(ROOMS):
@@ -215,6 +219,13 @@ def _is_module_import(frame: FrameType) -> bool:
         if each.f_code.co_filename.startswith("<frozen importlib")
     ]
     return loading == ["get_data", "get_code"]
+
+
+def _as_source(module: ExternalInput) -> ExternalInput:
+    """Return the source of a loaded *module* in place of its cached code, wherever that lies."""
+    with suppress(ValueError):  # compiled code without a source
+        return ExternalInput("file", source_from_cache(module.name))
+    return module
 
 
 def _caller(frame: FrameType | None, *through: str) -> str:

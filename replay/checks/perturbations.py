@@ -14,7 +14,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import source_from_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
@@ -148,13 +147,8 @@ _DISPLAYS: Final = (ast.Dict, ast.List, ast.Set, ast.Tuple)
 
 
 def source_of(module: str) -> Path | None:
-    """Return the source that a loaded file *module* was made of; None where it is not there."""
+    """Return the loaded file *module* if it is a source that is there."""
     path = Path(module)
-    if path.suffix == ".pyc":
-        try:
-            path = Path(source_from_cache(module))
-        except ValueError:
-            return None
     return path if path.suffix == ".py" and path.is_file() else None
 
 
