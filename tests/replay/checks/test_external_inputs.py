@@ -202,13 +202,17 @@ def test_a_module_from_elsewhere_is_heard(
     assert "far_helper.py" in [Path(name).name for _, name in names]
 
 
-def test_python_may_write_compiled_code_beside_the_class(
-    opened: OpenedInputs, helper: Path
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_python_may_write_and_read_compiled_code(
+    opened: OpenedInputs, helper: Path, tmp_path_factory: pytest.TempPathFactory, *, elsewhere: bool
 ) -> None:
-    """The flag of a process is not its children's, so the class says it."""
-    top = "import sys; sys.dont_write_bytecode = False; import my_helper"
-    assert opened(helper, top=top) == []
-    assert list(helper.glob("__pycache__/my_helper.*.pyc"))
+    """The settings of a process are not its children's, so the class says them."""
+    compiled = tmp_path_factory.mktemp("compiled") if elsewhere else helper
+    prefix = str(compiled) if elsewhere else None
+    top = f"import sys; sys.dont_write_bytecode = False; sys.pycache_prefix = {prefix!r}\n"
+    twice = "import my_helper; del sys.modules['my_helper']; import my_helper"
+    assert opened(helper, top=top + twice) == []
+    assert list(compiled.rglob("my_helper.*.pyc"))
 
 
 def test_compiled_code_that_is_kept_elsewhere_is_exempt_as_its_source_is(

@@ -171,7 +171,7 @@ def test_a_layout_with_another_column_field_or_packing_has_another_number() -> N
 
 
 def test_rows_that_are_written_otherwise_have_another_number() -> None:
-    # Where the digest alone has changed, count RULES up; then write both here.
+    # Where the digest alone has changed, count RULES up (not for a gate); then write both here.
     encoder = StepEncoder(cases.run(), 1)
     for step in (*cases.rich_steps(), *SHADOWED, *CLOSES):
         encoder.add(step)
