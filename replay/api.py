@@ -189,7 +189,7 @@ class Backtest:
 
     @property
     def frames(self) -> RunFrames[Any]:
-        """Every frame of the record (gates, explanations, bars, twins, ...), as ``open_run``."""
+        """Every frame of the record (gates, explanations, bars, shadows, ...), as ``open_run``."""
         self._require_open()
         return open_run(self.run_id, self.database, frames=self._library)
 
@@ -347,13 +347,13 @@ class Backtest:
     def verify(self, *, sample: int | None = None) -> Verification:
         """Derive the run again from what it stored and compare every value, as ``verify`` does.
 
-        ``Verification.holds`` says whether all agree; *sample* compares only that many steps at the
+        ``Verification.passes`` says whether all agree; *sample* compares only that many steps at the
         end.
         """
         from tracepaper.replay.checks.verify import verify_run
 
         self._require_open()
-        with self._own_classes(), Reader.open(self.database) as reader:
+        with self._custom_classes(), Reader.open(self.database) as reader:
             return verify_run(reader, self.database, self.run_id, sample=sample)
 
     def what_if(
@@ -376,7 +376,7 @@ class Backtest:
 
         self._require_open()
         from_ms = RunSpec(start=moment(start, "start")).from_ms
-        with self._own_classes(), Reader.open(self.database) as reader:
+        with self._custom_classes(), Reader.open(self.database) as reader:
             changed = changed_run(
                 reader,
                 self.database,
@@ -390,7 +390,7 @@ class Backtest:
         return Text(text_of(lambda console: show_document(console, document)), as_json(result))
 
     @contextmanager
-    def _own_classes(self) -> Iterator[None]:
+    def _custom_classes(self) -> Iterator[None]:
         """Let the classes that this process alone knows be found by their names."""
         with ExitStack() as stack:
             for strategy_class in self._classes:
@@ -466,7 +466,7 @@ class Backtest:
         yield f"buy and hold {written(figures['buy_and_hold_return'], 'gain percent')}{at_exposure}"
         if figures["random_beaten"] is not None:
             beaten = written(figures["random_beaten"], "share")
-            yield f"beats {beaten} of {figures['random_twins']} random twins"
+            yield f"beats {beaten} of {figures['random_timings']} random timings"
         decided = record.decisions
         refused, unfilled = (
             [pair for pair in Counter(column.tolist()).items() if pair[0]]

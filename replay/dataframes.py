@@ -127,13 +127,13 @@ class RunFrames(Generic[Frame]):
         """Return every movement of the account's cash, with the cash after it."""
         return self._frame("v_ledger", first, last)
 
-    def twin_fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return the fills of the run's shadow accounts, by ``twin``."""
-        return self._frame("v_twin_fills", first, last)
+    def shadow_fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the fills of the run's shadow accounts, by ``shadow``."""
+        return self._frame("v_shadow_fills", first, last)
 
-    def twin_equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return the run's shadow accounts after each step, by ``twin``."""
-        return self._frame("v_twin_equity", first, last)
+    def shadow_equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the run's shadow accounts after each step, by ``shadow``."""
+        return self._frame("v_shadow_equity", first, last)
 
     def gaps(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return the holes in the data, and what repaired them."""
@@ -152,7 +152,7 @@ class RunFrames(Generic[Frame]):
         return self._frame("v_commands", first, last)
 
     def checks(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return what comparisons of the run with its replay found; no part of the chain."""
+        """Return the comparisons of the run with its replay; no part of the chain."""
         return self._frame("v_checks", first, last)
 
     def shortfall(self, *, first: int | None = None, last: int | None = None) -> Frame:

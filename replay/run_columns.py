@@ -228,9 +228,11 @@ class RunColumns:
 
         *name* is a shadow account's, empty for the run's own.
         """
-        of: dict[str, Any] = {"twin": name} if name else {}
+        of: dict[str, Any] = {"shadow": name} if name else {}
         for at in (sequence - 1, sequence):
-            for row in self.views.rows("v_twin_equity" if name else "v_equity", sequence=at, **of):
+            for row in self.views.rows(
+                "v_shadow_equity" if name else "v_equity", sequence=at, **of
+            ):
                 return float(row["equity"])
         raise DataInvalid(
             f"Run {self.run.run_id} holds no account at step {sequence}; run `tracepaper audit "

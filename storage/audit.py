@@ -301,7 +301,7 @@ class SqlAuditLog:
             return False
         if isinstance(event, Bar) or not self.is_open:
             return True
-        is_moved = step.ledger or step.halted or any(twin.fills for twin in step.twins)
+        is_moved = step.ledger or step.halted or any(shadow.fills for shadow in step.shadows)
         if is_moved or not isinstance(event, _PRICES) or not self._taken:
             return False
         first = self._taken[0]

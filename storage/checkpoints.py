@@ -351,14 +351,14 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class Beside(NamedTuple):
+class SideFile(NamedTuple):
     """A file of arrays beside the weights, with its metadata."""
 
     arrays: dict[str, NDArray[Any]]
     metadata: dict[str, str]
 
 
-def read_beside(folder: Path, name: str, sha256: str) -> Beside:
+def read_side_file(folder: Path, name: str, sha256: str) -> SideFile:
     """Read a file of arrays in *folder*; raise ``CheckpointMismatch`` unless that is its hash."""
     from safetensors import SafetensorError, safe_open
 
@@ -371,7 +371,7 @@ def read_beside(folder: Path, name: str, sha256: str) -> Beside:
     try:
         with safe_open(place, "np") as file:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            return Beside(arrays, dict(file.metadata() or {}))
+            return SideFile(arrays, dict(file.metadata() or {}))
     except SafetensorError as error:
         raise CheckpointMismatch(f"{place} is no safetensors file ({error}); restore it.") from None
 

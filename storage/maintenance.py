@@ -159,7 +159,7 @@ def prune(
 ) -> list[Pruning]:
     """Drop what no decision of the last *keep_days* of market time of a run depends on.
 
-    Bars, forecasts, steps and twins' steps go; trades, settlements, gaps and commands stay,
+    Bars, forecasts, steps and shadows' steps go; trades, settlements, gaps and commands stay,
     covered by a hash. So do the bars that the first decision kept looks back on: *reach* returns
     their number for a run, or None to derive it from the record. The chain is checked before, and
     holds from the first step kept. Raises ``ConfigInvalid`` while a daemon has the database open,

@@ -122,9 +122,9 @@ class QuietBars:
         sequences, like = ((of_unit[:, None] + np.arange(count)).ravel() for of_unit in steps)
         of_bars = sequences, np.tile(places, nth.size), like
         self._steps.append(np.stack(of_bars, axis=1))
-        (of_members, *_) = (repeat.twins for repeat in repeats.values())
-        for place, name in enumerate(("", *(twin.twin for twin in of_members))):
-            marks = [(of.marks, *of.twins)[place] for of in added]
+        (of_members, *_) = (repeat.shadows for repeat in repeats.values())
+        for place, name in enumerate(("", *(shadow.shadow for shadow in of_members))):
+            marks = [(of.marks, *of.shadows)[place] for of in added]
             profits = chain.from_iterable(of.account_unrealized[:-1] for of in marks)
             worth = np.repeat(np.array([of.worth for of in marks], np.int64), units)
             equity = worth + np.fromiter(profits, np.int64)

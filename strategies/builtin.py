@@ -185,7 +185,7 @@ class TrendStrategy(Strategy):
             self.needs_forecast = True
             # Direction is not the model's, so nothing of the model's direction is asked of it.
             self.gates = MODEL_GATES - {"direction", "edge"}
-            self.twins = ("ungated",)
+            self.shadows = ("ungated",)
         else:
             self.gates = CORE_GATES
         self._windows = tuple(
@@ -304,7 +304,7 @@ _FLOATS: Final = np.dtype("<f8")
 _BETWEEN: Final = Signal(Action.HOLD, "between two decisions")
 _UNANSWERED: Final = Signal(Action.HOLD, "no forecast")
 _NO_MORE: Final[Mapping[str, float]] = MappingProxyType({})
-CAME_LATE: Final = "a bar came after the others of its close"
+LATE: Final = "a bar came after the others of its close"
 
 
 class SymbolAnswer(NamedTuple):
@@ -358,7 +358,7 @@ class CommonBars:
         for symbol, bars in self._in_a_row.items():
             if bars < self.count:
                 return f"{symbol} lacks one of the last {self.count:,} bars"
-        return CAME_LATE if len(set(self.newest_ms.values())) > 1 else ""
+        return LATE if len(set(self.newest_ms.values())) > 1 else ""
 
 
 class CrossAssetStrategy(PortfolioStrategy):
@@ -372,7 +372,7 @@ class CrossAssetStrategy(PortfolioStrategy):
     gates = MODEL_GATES - {"direction", "edge"}  # of the forecast's own sign, which decides nothing
     needs_forecast = True
     reads_history = False
-    twins: tuple[str, ...] = ("ungated",)
+    shadows: tuple[str, ...] = ("ungated",)
 
     def __init__(
         self,
@@ -400,7 +400,7 @@ class CrossAssetStrategy(PortfolioStrategy):
             raise ConfigInvalid("strategy.options.shrink must be at least 0 and at most 1.")
         self.sees_account = self._rule is not None
         if self._rule is not None:
-            self.twins = (*self.twins, "uncorrelated")
+            self.shadows = (*self.shadows, "uncorrelated")
         self.symbols = tuple(symbols)
         self.warmup = context
         self._every = _every(options.get("every", every))
@@ -488,7 +488,7 @@ class CrossAssetStrategy(PortfolioStrategy):
         missing = [symbol for symbol, at_ms in self._bars.newest_ms.items() if at_ms < open_ms]
         if missing:
             return f"{missing[0]} has no bar at this close"
-        return self._bars.lacking() or (CAME_LATE if len(contexts) < len(self.symbols) else "")
+        return self._bars.lacking() or (LATE if len(contexts) < len(self.symbols) else "")
 
     def _signal(self, answer: SymbolAnswer, more: Mapping[str, float] = _NO_MORE) -> Signal:
         """Return the signal of one symbol, sized by its weight, with its causes as notes.

@@ -98,7 +98,7 @@ class Ownership(NamedTuple):
 
 
 class PaperAccount(Holdings):
-    """The run's account, or the shadow account of a twin."""
+    """The run's account, or the shadow account of a shadow."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class PaperAccount(Holdings):
         return self.cash - sum(book.bound for book in self.books)
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return what an order of *line* may be paid from: on margin what no position binds."""
+        """Return the cash for an order of *line*: on margin the part that no position binds."""
         if line.whole is not None:
             return line.book.cash
         return self.policy.spendable(line, is_reversal=is_reversal)
@@ -210,7 +210,7 @@ class PaperAccount(Holdings):
     def report(
         self, instrument: str | None
     ) -> tuple[Position | None, Account, tuple[LedgerEntry, ...]]:
-        """Return what a step holds: the position, the account, and what moved the cash, once."""
+        """Return the rows of a step: the position, the account, and each movement of cash once."""
         entries: tuple[LedgerEntry, ...] = ()
         if moved := self.entries:
             entries = tuple(moved)
@@ -236,7 +236,7 @@ class PaperAccount(Holdings):
     # ------------------------------------------------------------ several owners
 
     def share_out(self) -> None:
-        """Give each owner its share of the account's equity anew, and the rest to the reserve.
+        """Share the account's equity out to the owners again, and the rest to the reserve.
 
         Positions stay where they are: cash moves.
         """
@@ -273,7 +273,7 @@ class PaperAccount(Holdings):
         if self.sides:
             self._restore_sides(state, parts)
         else:
-            refuse_switch(*(part for name, part in parts.items() if name in SIDES))
+            reject_switch(*(part for name, part in parts.items() if name in SIDES))
             self.books[0].restore(state)
         shares = {book.name: book for book in self.shares}
         if shares and taken_over and parts.keys() - {*SIDES} != shares.keys():
@@ -285,7 +285,7 @@ class PaperAccount(Holdings):
 
     def _restore_sides(self, state: AccountState, parts: Mapping[str, AccountState]) -> None:
         if not parts.keys() >= {*SIDES}:  # of a run in one-way mode the cash alone
-            refuse_switch(state)
+            reject_switch(state)
             halves = apportion(state.cash, [1] * len(SIDES))
             parts = {s: AccountState(half, {}) for s, half in zip(SIDES, halves, strict=True)}
         for side, book in self.sides.items():
@@ -298,7 +298,7 @@ class PaperAccount(Holdings):
             )
 
     def _hand_out(self) -> None:
-        """Give each owner its share of the cash and the positions of an account of other owners."""
+        """Share out the cash and the positions of an account of other owners."""
         weights = self._weights[:-1]
         *cash, self.reserve = apportion(self.cash, self._weights)
         for owner, money in zip(self.owners.values(), cash, strict=True):
@@ -316,7 +316,7 @@ class PaperAccount(Holdings):
 
 
 def part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
-    """Return what *intent* asks of the position of *side*; None where a gate holds that."""
+    """Return the order of *intent* for the position of *side*; None where a gate holds it."""
     if side is None:
         return intent
     if isinstance(intent, Orders):
@@ -324,7 +324,7 @@ def part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orde
     return intent.sides[side] if intent.sides else intent
 
 
-def refuse_switch(*accounts: AccountState) -> None:
+def reject_switch(*accounts: AccountState) -> None:
     """Raise ``ConfigInvalid`` where *accounts* of another position mode hold or order anything."""
     for account in accounts:
         for key, book in account.books.items():

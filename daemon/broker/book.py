@@ -145,7 +145,7 @@ class Holdings:
         )
 
     def view(self, instrument: Instrument, *, bars_since: Callable[[int], int]) -> AccountView:
-        """Return what a strategy sees of the account; its fills are no news after that.
+        """Return the strategy's view of the account; its fills are no news after that.
 
         *bars_since* counts the closes since a market time. Of two sides, each is shown besides.
         """

@@ -79,7 +79,7 @@ class BookPass(MarketPass):
                 queues.forget_renewed(side, levels)
 
     def _meet(self, order: Order, update: BookUpdate, moved: BookMoves) -> None:
-        """Let *order* meet the book as it stands now."""
+        """Let *order* meet the current book."""
         levels = moved.asks if order.side is Side.BUY else moved.bids
         far, arrives = levels[0].price, order.status is OrderStatus.NEW
         if arrives and self._refuses(order, far, update):

@@ -201,7 +201,7 @@ class Broker:
     # ------------------------------------------------------------ what the market does
 
     def take(self) -> FilledEvent:
-        """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
+        """Return the fills since the last call; ``NOTHING_FILLED`` where there are none."""
         journal = self.account.journal
         of_others: dict[str, tuple[Fill, ...]] = {}
         for name, shadow in self.shadows.items():
@@ -459,7 +459,7 @@ class Broker:
         return (None, planned) if isinstance(planned, str) else (planned, None)
 
     def share_out(self) -> None:
-        """Give each owner its share of the equity of each account anew."""
+        """Share the equity of each account out to its owners again."""
         for account in self._accounts:
             account.share_out()
         self.save = Save.NOW
@@ -605,7 +605,7 @@ class Broker:
         )
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
-        """Return what must survive a restart: of the run's account, and of those beside it."""
+        """Return the state that a restart needs: of the run's account, and of the others."""
         return self.account.state(), {
             name: account.state() for name, account in self._stored.items()
         }
@@ -647,7 +647,9 @@ class Broker:
         for confirmation in confirmed:
             self.save = self.save or Save.LATER
             account = (
-                self.account if confirmation.twin is None else self.others.get(confirmation.twin)
+                self.account
+                if confirmation.shadow is None
+                else self.others.get(confirmation.shadow)
             )
             if account is not None and confirmation.instrument in self._confirms:
                 account.confirm(confirmation.instrument, confirmation.open_time_ms)

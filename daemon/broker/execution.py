@@ -51,7 +51,7 @@ class ExecutionCosts(Struct, frozen=True):
 
     @property
     def round_trip(self) -> float:
-        """Return what buying and selling again costs, as a fraction of the notional."""
+        """Return the cost of buying and selling again, as a fraction of the notional."""
         return 2 * (self.taker_fee + self.slippage + self.half_spread) / RATE_SCALE
 
     def fee(
@@ -174,7 +174,7 @@ class Executor:
         return self._take(order, left, price, price, model, filled_ms, spread)
 
     def far_side(self, price: int, side: Side) -> int:
-        """Return what an order of that *side* could take at once where a bar stands at *price*."""
+        """Return the price that an order of *side* takes at once where a bar stands at *price*."""
         return self._worse(price, side, self._costs.half_spread)
 
     def at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:

@@ -24,7 +24,7 @@ _STEPS_COUNTED: Final = 4_096
 
 
 class Journal:
-    """What was done in an account: fills, and every order that changed, as it stands.
+    """The news of an account: fills, and every order that changed, in its newest state.
 
     Orders are named by the number of their step, and a count within it. Counts are kept by step,
     since the steps of a close interleave: every bar of it fills orders before the first is decided.
@@ -48,7 +48,7 @@ class Journal:
 
     @property
     def orders(self) -> tuple[Order, ...]:
-        """Every order that changed, as it stands now."""
+        """Every order that changed, in its newest state."""
         return tuple(self._orders.values())
 
     def begin(self) -> tuple[int, int]:
@@ -60,7 +60,7 @@ class Journal:
         return order.order_id in self._orders
 
     def order_of(self, fill: Fill) -> Order:
-        """Return the order of *fill* as it stands now."""
+        """Return the order of *fill* in its newest state."""
         return self._orders[fill.order_id]
 
     def note(self, order: Order) -> Order:
@@ -79,7 +79,7 @@ class Journal:
         return f"{sequence}-{count}"
 
     def take(self) -> Journal:
-        """Return what was done since the last call; nothing is here any more."""
+        """Return the entries since the last call, and empty the journal."""
         taken = Journal()
         self.swap(taken)
         return taken

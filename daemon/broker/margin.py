@@ -149,7 +149,7 @@ class MarginPolicy:
         return MarginRules(item, settings.leverage, fee, is_cross=settings.is_cross)
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:  # noqa: ARG002
-        """Return what an order of the position *line* may be paid from."""
+        """Return the cash for an order of the position *line*."""
         return self._account.cash
 
     def refusal(self, line: Line, fill: Fill) -> str | None:  # noqa: ARG002
@@ -319,11 +319,11 @@ class CrossMargin(MarginPolicy):
         if self._is_at(positions, start):
             return start
         tick = positions.lines[0].item.tick_size
-        way, ticks = tick if end > start else -tick, -(-abs(end - start) // tick)
+        towards, ticks = tick if end > start else -tick, -(-abs(end - start) // tick)
         far = 1 + most_of(
-            ticks - 1, 1, lambda steps: not self._is_at(positions, start + steps * way)
+            ticks - 1, 1, lambda steps: not self._is_at(positions, start + steps * towards)
         )
-        return end if far * tick >= abs(end - start) else start + far * way
+        return end if far * tick >= abs(end - start) else start + far * towards
 
     def _follows_path(self, positions: Positions) -> bool:
         """Whether bars call the account: no mark price came since the last one."""

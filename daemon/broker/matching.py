@@ -354,7 +354,7 @@ class MarketPass:
         return order
 
     def _apportion(self, shares: Sequence[Line], fill: Fill, order: Order) -> None:
-        """Give each of *shares* its part of *fill* of the position's own *order*.
+        """Share *fill* of the position's own *order* out to *shares*.
 
         It goes by what each still wants in that direction, else by what each holds on the other
         side. Where the order only reduces, by liquidation say, nobody wants more than is left.

@@ -214,7 +214,7 @@ class RestingOrders:
         self.filters = Filters(instrument, self._costs, margin)
 
     def state(self) -> OrdersState:
-        """Return what must survive a restart."""
+        """Return the state that a restart needs."""
         return OrdersState(*_carried(self))
 
     def restore(self, state: OrdersState) -> None:
@@ -573,7 +573,7 @@ class RestingOrders:
         return order, refusal
 
     def opens(self, requests: Iterable[OrderRequest | Cancel]) -> tuple[int, int, bool]:
-        """Return what *requests* and what rests by list could buy, and could sell.
+        """Return the quantities that *requests* and resting orders could buy, and could sell.
 
         And whether all of *requests* can only reduce.
         """

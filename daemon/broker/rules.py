@@ -243,7 +243,7 @@ class MarginRules:
         return self.maintenance(value) if value else 0
 
     def use_of(self, position: Position | None) -> MarginUse | None:
-        """Return what *position* binds and where it is liquidated; None where it binds nothing."""
+        """Return the margin and liquidation price of *position*; None where it binds nothing."""
         if position is None or not position.margin or not position.quantity:
             return None
         bounds = self.bounds(position.entry_notional, position.quantity, position.margin)
@@ -370,7 +370,7 @@ class Filters:
         return NO_CASH if self._margin is None else NO_MARGIN
 
     def bound(self, quantity: int, price: int, side: Side) -> int:
-        """Return what opening *quantity* at *price* binds: its margin, or what is paid in full."""
+        """Return the cash that opening *quantity* at *price* binds: its margin, or its price."""
         notional = self.notional(price, quantity)
         if self._margin is None:
             return notional if self.instrument.category.is_cash else 0

@@ -345,7 +345,7 @@ class BybitClient:
     async def _listing(
         self, category: Category, symbol: str, read: Callable[[msgspec.Raw], tuple[list[R], str]]
     ) -> list[R]:
-        """Return what *read* makes of the pages about *category*'s instruments, or *symbol*.
+        """Return the result of *read* for the pages about *category*'s instruments, or *symbol*.
 
         It returns the cursor of the next page as well, empty after the last.
         """

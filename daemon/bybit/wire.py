@@ -173,7 +173,7 @@ def _packed(levels: list[tuple[int, int]]) -> bytes:
     return struct.pack(f"<{2 * len(levels)}q", *chain.from_iterable(levels))
 
 
-def _refuse_doubles(candles: list[KlineCandle], topic: str) -> None:
+def _reject_doubles(candles: list[KlineCandle], topic: str) -> None:
     """Refuse a frame in which two candles of one time differ: REST has the right one."""
     first: dict[int, KlineCandle] = {}
     for candle in candles:
@@ -260,7 +260,7 @@ class Wire:
                     "compare it with the exchange's changelog if this repeats."
                 )
             fault = refusal.kind if isinstance(refusal, FrameImpossible) else "malformed"
-            self._refuse(f"{fault}.{kind}", str(refusal))
+            self._reject(f"{fault}.{kind}", str(refusal))
             self._invalidate(topic)
             if refusal is error:
                 raise
@@ -286,12 +286,12 @@ class Wire:
         stale, self.stale_topics = self.stale_topics, set()
         return stale
 
-    def _refuse(self, kind: str, sentence: str) -> None:
+    def _reject(self, kind: str, sentence: str) -> None:
         self.counters[kind] += 1
         self._refused(kind, sentence)
 
     def _ahead(self, kind: str, server_ms: int) -> RefusedFrame:
-        self._refuse(
+        self._reject(
             f"ahead.{kind}",
             f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
             "and that time is read anew.",
@@ -336,7 +336,7 @@ class Wire:
     def _before_snapshot(self, kind: str, topic: str) -> UnreadFrame:
         """Refuse a delta that comes before any snapshot, and mark its topic as stale."""
         self.stale_topics.add(topic)
-        self._refuse(
+        self._reject(
             f"unknown.{kind}",
             f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
             "asked for.",
@@ -356,26 +356,26 @@ class Wire:
         bars: list[Bar] = []
         candles, server_ms = kline.data, kline.ts
         if len(candles) > 1 and (len(candles) > _ROLL or candles[0].start == candles[1].start):
-            _refuse_doubles(candles, kline.topic)
+            _reject_doubles(candles, kline.topic)
         for candle in candles:
             # The exchange repeats the open candle until it closes; only a confirmed one is a fact.
             if not candle.confirm:
                 continue
             bar = read(candle, server_ms, _STREAM)
             if candle.end - EARLY_MS >= server_ms:
-                self._refuse_early(candle, server_ms)
+                self._reject_early(candle, server_ms)
             else:
                 bars.append(bar)
         if self._accepts_date(server_ms):
             return ClosedCandles(server_ms, bars)
         return self._ahead("kline", server_ms)
 
-    def _refuse_early(self, candle: KlineCandle, server_ms: int) -> None:
+    def _reject_early(self, candle: KlineCandle, server_ms: int) -> None:
         """Refuse a candle that is marked as closed before its close, or before it began."""
         if candle.start > server_ms + EARLY_MS:
             self._ahead("kline", candle.start)
             return
-        self._refuse(
+        self._reject(
             "early.kline",
             f"The candle at {candle.start} says that it is closed before its close; it counts as "
             "open, and its closing frame is awaited.",
@@ -412,7 +412,7 @@ class Wire:
         next_ms = exact(data.next_funding_time, 0)
         if next_ms <= ticker.ts + FUNDING_AHEAD_MS:
             return next_ms
-        self._refuse(
+        self._reject(
             "ahead.funding",
             f"{ticker.topic} announces its next funding at {next_ms}, more than a day ahead; the "
             "instrument's own times are kept.",

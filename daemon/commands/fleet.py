@@ -106,7 +106,7 @@ def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
     return address, option
 
 
-def refuse_unshipped(path: Path) -> None:
+def reject_unshipped(path: Path) -> None:
     """Raise ``ConfigInvalid`` where the newest daemon of the file *path* ships it.
 
     The configuration at hand does not: what had not arrived yet would be pruned without a word.

@@ -99,11 +99,11 @@ def _verify(
     documents = [_document(named or str(path), audited) for audited in audits]
     # A problem of the file itself is the same for every run: say it once.
     lines = list(dict.fromkeys(_sentence(audited) for audited in audits))
-    if len(stored) > len(ids) and audits[0].holds:
+    if len(stored) > len(ids) and audits[0].passes:
         lines.append(f"Other runs here, {len(stored) - 1}, were not walked: --all does that.")
     for warning in audits[0].warnings:
         say(f"warning: {warning}", err=True)
-    is_broken = not all(audited.holds for audited in audits)
+    is_broken = not all(audited.passes for audited in audits)
     return CommandAnswer(documents if every else documents[0], "\n".join(lines), int(is_broken))
 
 
@@ -112,7 +112,7 @@ def _document(database: str, audited: AuditResult) -> dict[str, object]:
     return {
         "run_id": report.run_id,
         "database": database,
-        "holds": audited.holds,
+        "passes": audited.passes,
         "steps": report.steps,
         "head": report.head.hex(),
         "pruned_until": report.pruned_until,
@@ -368,7 +368,7 @@ def prune(
     before.
     """
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.commands.fleet import refuse_unshipped, ship_before_prune
+    from tracepaper.daemon.commands.fleet import reject_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.resume import recorded_reach
     from tracepaper.storage.database.connection import size_on_disk
@@ -389,7 +389,7 @@ def prune(
             return None
 
     if not hole and storage.ship_to is None:
-        refuse_unshipped(path)
+        reject_unshipped(path)
     follow = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
     prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)

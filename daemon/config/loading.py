@@ -248,16 +248,16 @@ def load_with_origins(
     if given is not None and not isinstance(given, Path):
         sources.append((GIVEN, given))
     sources += [(SET, settings), (caller, overrides)]
-    _refuse_secrets(sources)
+    _reject_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
-    _refuse_uncounted(sources, config, origins)
+    _reject_uncounted(sources, config, origins)
     config = _with_model_defaults(config, origins)
     # Checked here and not by the sections: a stored run that says so is still read.
     if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
         raise ConfigInvalid(
             f"{origins[both[0]]} gives [strategy], and [strategies] names several; leave one out."
         )
-    if isinstance(given, Path) and own_classes(config):
+    if isinstance(given, Path) and custom_classes(config):
         folder = str(given.resolve().parent)
         if folder not in sys.path:  # last: it must not hide a package of the same name
             sys.path.append(folder)
@@ -273,7 +273,7 @@ def _with_model_defaults(config: Config, origins: Origins) -> Config:
 
     A checkpoint that cannot be read is refused where it is loaded.
     """
-    if config.model.own_class or not config.model.is_given:
+    if config.model.custom_class or not config.model.is_given:
         return config
     name = config.model.checkpoint
     default_of_interval = checkpoints.DEFAULT_BY_INTERVAL.get(config.market.interval)
@@ -296,11 +296,11 @@ def _with_model_defaults(config: Config, origins: Origins) -> Config:
     return config.model_copy(update={"gate": gate})
 
 
-def own_classes(config: Config) -> tuple[str, ...]:
+def custom_classes(config: Config) -> tuple[str, ...]:
     """Return the names of the user's own classes and functions that *config* names."""
     several = [strategy.name for strategy in config.strategies.named.values()]
     chosen = several or [config.strategy.name]
-    named = (*chosen, config.model.own_class, config.features.own_schema or "")
+    named = (*chosen, config.model.custom_class, config.features.custom_schema or "")
     return tuple(name for name in named if ":" in name)
 
 
@@ -315,7 +315,7 @@ def restore(text: str, settings: Sections = NOTHING) -> Config:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
     stored = "the stored configuration"
     config, origins = _merge([(stored, tables), (SET, settings)], stored)
-    _refuse_uncounted([(SET, settings)], config, origins)
+    _reject_uncounted([(SET, settings)], config, origins)
     return config
 
 
@@ -386,7 +386,7 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
         raise ConfigInvalid(_first_fault(error, origins, file)) from None
 
 
-def _refuse_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
+def _reject_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
     """Refuse what carries a secret, before an error of its section shows the value.
 
     A stored run that has one is still read.
@@ -396,7 +396,7 @@ def _refuse_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
             raise ConfigInvalid(f"{_origin_of(origin, section, key)}: [{section}] {key} {fault}.")
 
 
-def _refuse_uncounted(
+def _reject_uncounted(
     sources: Sequence[tuple[str, Sections]], config: Config, origins: Origins
 ) -> None:
     """Refuse a key of [sizing] that its mode does not read, and of [strategy] alike by its name.

@@ -55,10 +55,10 @@ WORDINGS: Final[dict[NoticeKind, NoticeTemplate]] = {
     ),
     "daily": NoticeTemplate(
         "equity {equity}, {change} ({percent}) since {since}; {fills} fills, fees {fees}, "
-        "{refused} of {decisions} decisions refused{twins}",
+        "{refused} of {decisions} decisions refused{shadows}",
         (
             *("equity", "change", "percent", "since", "fills", "fees", "funding"),
-            *("refused", "decisions", "twins"),
+            *("refused", "decisions", "shadows"),
         ),
     ),
 }

@@ -47,11 +47,11 @@ from tracepaper.daemon.config.values import (
     RiskThresholds,
     Section,
     ServerAddress,
+    ShadowName,
     SizeBy,
     SymbolFees,
     SymbolShares,
     Threshold,
-    TwinName,
     address,
     host_with_port,
     json_object,
@@ -133,7 +133,7 @@ class StrategySection(Section):
     )
     """Passed to your own class unchanged. crossasset and portfolio: every, long_only, rule, shrink,
     bound, aversion and cost; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
-    twins: Annotated[tuple[TwinName, ...], BeforeValidator(several)] = ()
+    shadows: Annotated[tuple[ShadowName, ...], BeforeValidator(several)] = ()
     """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold,
     fixed_band, sized_by_forecast, full_size, uncorrelated, and no_GATE without that gate: no_edge,
     no_regime, no_learned_regime, no_tail, no_tail_share, no_expected_drawdown and so on."""
@@ -235,14 +235,14 @@ class ModelSection(ModelClass):
         return self.explanation.model_copy(update=update)
 
     @property
-    def own_class(self) -> str:
+    def custom_class(self) -> str:
         """The name of a user's own class; empty for a checkpoint."""
         return getattr(self, "class") or ""
 
     @property
     def is_given(self) -> bool:
         """Whether there is a model at all."""
-        return bool(self.own_class) or self.checkpoint != NO_MODEL
+        return bool(self.custom_class) or self.checkpoint != NO_MODEL
 
     @field_validator("files")
     @classmethod
@@ -253,9 +253,9 @@ class ModelSection(ModelClass):
 
     @model_validator(mode="after")
     def _of_a_class(self) -> ModelSection:
-        if (self.options or self.files) and not self.own_class:
+        if (self.options or self.files) and not self.custom_class:
             raise ValueError("[model] options and files are a class's; name it with [model] class")
-        if self.own_class and (self.explanation != ExplanationSection() or self.dropout_passes):
+        if self.custom_class and (self.explanation != ExplanationSection() or self.dropout_passes):
             name = "dropout_passes" if self.dropout_passes else "explanation"
             raise ValueError(f"[model] {name} is a checkpoint's; take it out for a class")
         return self
@@ -309,7 +309,7 @@ class FeaturesSection(FeatureSchemaName):
     """What a model of your own sees of each bar; a checkpoint's features are on its card."""
 
     @property
-    def own_schema(self) -> str | None:
+    def custom_schema(self) -> str | None:
         """The schema that is named here, if one is."""
         named: str | None = self.__dict__["schema"]
         return named

@@ -17,7 +17,7 @@ from tracepaper.daemon.config.sections import (
     StrategySection,
 )
 from tracepaper.daemon.config.values import (
-    TWIN_NAMES,
+    SHADOW_NAMES,
     Exact,
     ExitsSection,
     Section,
@@ -108,7 +108,7 @@ class StrategiesSection(Section):
                     raise ValueError(
                         f"[strategies] {name} is no key; write a strategy as [strategies.{name}]"
                     )
-                if not _NAME.fullmatch(name) or name in TWIN_NAMES:
+                if not _NAME.fullmatch(name) or name in SHADOW_NAMES:
                     raise ValueError(
                         f"[strategies.{ascii(name)[1:-1]:.40}] cannot have that name; use small "
                         "letters, digits and underscores, at most 31, and no name of a shadow "
@@ -135,9 +135,9 @@ class StrategiesSection(Section):
             raise ValueError(
                 f"[strategies.{name}] is alone; write it as [strategy], or name a second one"
             )
-        if len({strategy.twins for strategy in named.values()}) > 1:
+        if len({strategy.shadows for strategy in named.values()}) > 1:
             raise ValueError(
-                "the strategies of [strategies] name different twins, and a shadow account is one "
+                "the strategies of [strategies] name different shadows, and a shadow account is one "
                 "of all of them; give each the same"
             )
         if len(named) > STRATEGIES_MOST:

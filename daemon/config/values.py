@@ -394,7 +394,7 @@ class Section(BaseModel):
 
 
 def description(model: type[BaseModel], key: str) -> str:
-    """Return what *key* means: the words of its field, or the text below it in the source.
+    """Return the description of *key*: of its field, or the text below it in the source.
 
     Pydantic reads those texts at import, which costs every start of the program a quarter second.
     """
@@ -490,7 +490,7 @@ _SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 
 RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 LearnedRegimes = Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], BeforeValidator(several)]
-TWIN_NAMES: Final = (
+SHADOW_NAMES: Final = (
     *("ungated", "random_gate", "buy_and_hold", "fixed_band", "sized_by_forecast", "full_size"),
     *("uncorrelated", *gates_left_out()),
 )
@@ -515,7 +515,7 @@ DroppedGates = Annotated[
 ]
 
 
-TwinName = Annotated[str, _name_of(TWIN_NAMES)]
+ShadowName = Annotated[str, _name_of(SHADOW_NAMES)]
 SymbolShares = Annotated[
     dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
 ]

@@ -70,9 +70,9 @@ from tracepaper.strategies.types.decisions import (
     QuietStretch,
     Regime,
     Repeat,
+    ShadowStep,
     SinceDecided,
     Step,
-    TwinStep,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -124,7 +124,7 @@ class BarOutcome(Struct, frozen=True, gc=False):
     decision: Decision | None = None
     prediction: Prediction = None
     orders: tuple[Order, ...] = ()  # born or changed by it
-    twins: tuple[TwinStep, ...] = ()
+    shadows: tuple[ShadowStep, ...] = ()
 
 
 NOT_DECIDED: Final = BarOutcome()
@@ -200,9 +200,9 @@ class Engine:
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self.beliefs = {key: market.belief for key, market in self.markets.items()}
         """What is believed of prices: a feed asks which of them belong together."""
-        twins = {item.id: strategies[item.id].twins for item in instruments}
+        shadows = {item.id: strategies[item.id].shadows for item in instruments}
         self.shadows = {
-            of.name: Shadows(twins, of.settings.model.passing) for of in members or [account]
+            of.name: Shadows(shadows, of.settings.model.passing) for of in members or [account]
         }
         """What shadow accounts follow: of the account's one strategy, "", or of each member."""
         self.counts = any(of.counts for of in self.shadows.values())
@@ -216,7 +216,7 @@ class Engine:
             instruments,
             settings.broker,
             {key: market.day_range for key, market in self.markets.items()},
-            shadows={name for names in twins.values() for name in names},
+            shadows={name for names in shadows.values() for name in names},
             reports_fills=[key for key, of in strategies.items() if of.sees_account],
             confirms=[key for key, of in every if of.horizon is not None],
             owners={
@@ -327,7 +327,7 @@ class Engine:
         return [lacking for market in markets for lacking in market.lacking_frames(now_ms)]
 
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
-        """Return what strategies on each instrument declare."""
+        """Return the columns that the strategies on each instrument declare."""
         declared: dict[str, list[ColumnRecord]] = {}
         for key, market in self.markets.items():
             for decider in market.deciders:
@@ -461,7 +461,7 @@ class Engine:
             repeats[key] = repeat
         # An entry confirms its position at every bar, which has the state stored now and then.
         confirms = any(
-            repeat.decision.action in ENTRIES or any(twin.confirmed for twin in repeat.twins)
+            repeat.decision.action in ENTRIES or any(shadow.confirmed for shadow in repeat.shadows)
             for repeat in repeats.values()
         )
         if confirms or self.broker.save:
@@ -476,7 +476,7 @@ class Engine:
         return stretch
 
     def _begin_stretch(self, key: str) -> Repeat | None:
-        """Return what bars of *key* would repeat that follow at once, by all who decide on it.
+        """Return the decisions that following bars of *key* would repeat, of all who decide on it.
 
         None where anything may differ.
         """
@@ -486,7 +486,7 @@ class Engine:
             return repeat
         if state.signal is not UNCHANGED:
             return None
-        twins = []
+        shadows = []
         for member, of_member in self._on[key]:
             (book,) = member.account.books
             account, wish = book.subtotal(), of_member.intent
@@ -501,8 +501,8 @@ class Engine:
                 return None
             confirms = wish is not None and wish.action in ENTRIES
             decided = member.keep(key, share.decision, repeat.decision)
-            twins.append(TwinStep(member.name, share.position, account, (), confirms, decided))
-        return replace(repeat, twins=tuple(twins))
+            shadows.append(ShadowStep(member.name, share.position, account, (), confirms, decided))
+        return replace(repeat, shadows=tuple(shadows))
 
     def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
         self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat]
@@ -527,11 +527,11 @@ class Engine:
             market, mark = markets[key], self.broker.account.books[0].lines[key].mark
             closes = mark * 3 // 4, mark * 5 // 4
             deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
-            looks = [decider.look_ahead(closes, repeat) for decider in deciders]
-            take = market.follow_at_once([observe for observe, _ in looks if observe])
+            plans = [decider.look_ahead(closes, repeat) for decider in deciders]
+            take = market.follow_at_once([observe for observe, _ in plans if observe])
             most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
             takes.append((place, take, most))
-            asks += [(place, ask) for _, ask in looks]
+            asks += [(place, ask) for _, ask in plans]
         while room >= width and type(unit) is kind:
             bars = (unit,) if type(unit) is Bar else unit.bars if type(unit) is Close else ()
             if not _follows(bars, keys, due_ms, interval_ms):
@@ -586,7 +586,7 @@ class Engine:
         )
 
     def waiting(self) -> Line | None:
-        """Return what is held where bars whose decision holds it only value it; None elsewhere.
+        """Return the positions where bars that hold them only value them; None elsewhere.
 
         Up to a quarter away, of an engine that :attr:`may_wait`.
         """
@@ -635,8 +635,8 @@ class Engine:
             of_books.append(BookMarks(book.subtotal(), profits, totals))
         for of_instrument in of_instruments:
             self.broker.follow(of_instrument)
-        marks, *twins = of_books
-        return QuietStretch(first, bars, taken.closes, taken.plausible, repeats, marks, twins)
+        marks, *shadows = of_books
+        return QuietStretch(first, bars, taken.closes, taken.plausible, repeats, marks, shadows)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -680,7 +680,7 @@ class Engine:
                 state.hand_back(state.encoded)
 
     def _take(self) -> FilledEvent:
-        """Return what was done since the last call; limits count it."""
+        """Return the fills and orders since the last call; limits count them."""
         filled = self.broker.take()
         if filled.entries and self.risk.active:
             for entry in filled.entries:
@@ -798,19 +798,19 @@ class Engine:
             return BarOutcome(decision, prediction, done.orders)
         observed, decided_ms = self._observed.get(key), bar.open_time_ms
         shown = partial(Shadows.steps, fills=filled.of_others, positions=observed)
-        twins = (
+        shadows = (
             *shown(broker.sides, key, decided_ms=decided_ms),
             *self._member_steps(key, (filled, done), decision, of_members, wishes, refusals),
             *shown(broker.shadows, key, decided_ms=decided_ms),
         )
-        return BarOutcome(decision, prediction, done.orders, twins)
+        return BarOutcome(decision, prediction, done.orders, shadows)
 
     # ------------------------------------------------------------ several strategies
 
     def _ask_members(
         self, bar: Bar, prediction: Prediction, at_ms: int, *, is_finite: bool | None
     ) -> MemberAnswers:
-        """Return what each strategy decides on *bar*, as if its sub-account were the account."""
+        """Return each strategy's decision on *bar*, as if its sub-account were the account."""
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
         decisions = []
@@ -877,9 +877,9 @@ class Engine:
         of_members: Sequence[Decision],
         wishes: Wishes,
         refusals: Refusals,
-    ) -> list[TwinStep]:
-        """Return what a step holds of each member, whose fills came before and by its decision."""
-        twins: list[TwinStep] = []
+    ) -> list[ShadowStep]:
+        """Return each member's part of a step, with the fills before its decision and by it."""
+        shadows: list[ShadowStep] = []
         filled, done = both
         refused_by = decision.refused_by
         are_filled = filled.of_others or done.of_others
@@ -896,8 +896,8 @@ class Engine:
             fills: tuple[Fill, ...] = ()
             if are_filled:
                 fills = (*filled.of_others.get(name, ()), *done.of_others.get(name, ()))
-            twins.append(
-                TwinStep(
+            shadows.append(
+                ShadowStep(
                     name,
                     account.position(key),
                     account.subtotal(),
@@ -906,10 +906,10 @@ class Engine:
                     member.keep(key, decided, decision),
                 )
             )
-        return twins
+        return shadows
 
     def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> Wishes:
-        """Return what of the lists in *wishes* the refusal of *decision* does not hold up."""
+        """Return the orders of *wishes* that the refusal of *decision* lets through."""
         allowed = {
             member.name: of_member.allowed_of(wish, bar, member.account, decision.refused_by)
             for member, of_member in self._on[bar.instrument]
@@ -934,7 +934,7 @@ class Engine:
         inputs, evaluator = state.gates.inputs, state.gates.evaluator
         for name, account in self.broker.shadows.items():
             if not self.members:
-                if name in state.strategy.twins:
+                if name in state.strategy.shadows:
                     wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
                     if wish is not None:
                         self.broker.route(wish, NO_WISHES, bar, at_ms, shadow=name)
@@ -963,7 +963,7 @@ class Engine:
             self.broker.route(intent, wishes, bar, at_ms, shadow=name)
 
     def _share_out_if_due(self, bar: Bar) -> None:
-        """Give shares anew at the first close of each day, week or month."""
+        """Share out again at the first close of each day, week or month."""
         if self._reset == NEVER:
             return
         period = period_of(self._reset, bar.close_time_ms)
@@ -1102,16 +1102,16 @@ class Engine:
         It *saves* the state where that is due; within a close only the last step does.
         """
         broker = self.broker
-        orders, twins = outcome.orders, outcome.twins
+        orders, shadows = outcome.orders, outcome.shadows
         if filled is None:
             filled = self._take()
         position, account, entries = broker.account.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
         is_shown = filled.of_others or self.is_hedged or type(event) is Funding
-        if not twins and instrument is not None and is_shown:
+        if not shadows and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
-            twins = Shadows.steps(broker.others, instrument, filled.of_others, positions=observed)
+            shadows = Shadows.steps(broker.others, instrument, filled.of_others, positions=observed)
         sequence = self.sequence
         state: bytes | None = None
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):
@@ -1127,7 +1127,7 @@ class Engine:
         return Step(
             sequence, event, accepted, outcome.decision, outcome.prediction,
             _as_they_stand(filled.orders, orders) if orders else filled.orders,
-            filled.fills, position, account, twins, state, entries, belief, halted,
+            filled.fills, position, account, shadows, state, entries, belief, halted,
         )  # fmt: skip
 
     def _has_declared(self, instrument: str) -> bool:

@@ -242,7 +242,7 @@ class InstrumentState:
         return [*frames, *(record.append for record in self._records), self.day_range.push]
 
     def follow_at_once(self, observers: Sequence[Callable[[Bar], None]]) -> Callable[[Bar], float]:
-        """Return what takes in bars that follow the last one at once, where bars alone decide.
+        """Return a function that takes in the following bars at once, where bars alone decide.
 
         It shows each to *observers* too, and returns how plausible it is.
         """

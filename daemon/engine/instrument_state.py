@@ -157,8 +157,8 @@ class MemberState:
     def ask_with(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
     ) -> BarContext:
-        """Return what a portfolio is asked about the close of *bar* with, before :meth:`decide`."""
-        self._context = self._look(bar, prediction, account, is_finite=is_finite)
+        """Return a portfolio's context at the close of *bar*, before :meth:`decide`."""
+        self._context = self._make_context(bar, prediction, account, is_finite=is_finite)
         return self._context
 
     def decide(
@@ -171,7 +171,7 @@ class MemberState:
         is_finite: bool | None,
         wishes: Wishes = NO_WISHES,
     ) -> Decision:
-        """Return what is decided for *account* at the close of *bar*, which was observed.
+        """Return the decision for *account* at the close of *bar*, which was observed.
 
         ``intent`` is what the account is then asked for. *is_finite* says whether the model's
         numbers were, None where there are none. *wishes* are those of several strategies.
@@ -180,7 +180,7 @@ class MemberState:
         bars = self.lookback.warm_bars(self.market)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         prepared, self._context = self._context, None
-        context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
+        context = prepared or self._make_context(bar, prediction, account, is_finite=is_finite)
         return self._judge(self._signal(context), bar, context.forecast, account)
 
     def _judge(
@@ -190,7 +190,7 @@ class MemberState:
         forecast: Forecast | None,
         account: Holdings,
     ) -> Decision:
-        """Return what *signal* comes to for *account*, by the gates.
+        """Return the decision that the gates make of *signal* for *account*.
 
         Of a list, what a gate refuses that is not of integrity still lets through what can only
         reduce.
@@ -362,7 +362,7 @@ class MemberState:
         return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
 
     def hold(self, bar: Bar, account: Holdings, exposure: float) -> Intent:
-        """Return what a shadow account is asked for that holds *exposure* of its first cash, long.
+        """Return the order of a shadow account that holds *exposure* of its first cash, long.
 
         A standing quantity stays unless the new one differs by more than ``sizing.rebalance``. In
         hedge mode it holds on its long side.
@@ -407,7 +407,7 @@ class MemberState:
         )
 
     def begin_stretch(self, line: Line) -> Repeat | None:
-        """Return what bars would repeat that follow at once.
+        """Return the decision that bars which follow at once would repeat.
 
         None where the newest decision cannot repeat: not all bars are known, it was refused or left
         open, or its entry is protected.
@@ -557,10 +557,10 @@ class MemberState:
 
     # ------------------------------------------------------------ the steps of that line
 
-    def _look(
+    def _make_context(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
     ) -> BarContext:
-        """Return what the strategy may know at the close of *bar*; the regime follows it."""
+        """Return the strategy's context at the close of *bar*; the regime follows the bar."""
         forecast = prediction if isinstance(prediction, Forecast) else None
         if self.strategy.needs_forecast:
             self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)

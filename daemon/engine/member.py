@@ -184,9 +184,9 @@ class NetStrategy(Strategy):
     signal = UNCHANGED
     """Of the bar that is decided: what :func:`net_signal` makes of those of all."""
 
-    def __init__(self, members: Mapping[str, Strategy], twins: tuple[str, ...] = ()) -> None:
-        """Net the strategies of *members*, by name, which have the shadow accounts *twins*."""
-        self.members, self.twins = dict(members), twins
+    def __init__(self, members: Mapping[str, Strategy], shadows: tuple[str, ...] = ()) -> None:
+        """Net the strategies of *members*, by name, which have the shadow accounts *shadows*."""
+        self.members, self.shadows = dict(members), shadows
         every = self.members.values()
         self.warmup = min(strategy.warmup for strategy in every)  # the first that is warm trades
         self.gates = INTEGRITY.intersection(*(strategy.gates for strategy in every))

@@ -399,7 +399,7 @@ def _doubled(price: Quote | Mark) -> int:
 
 
 def _shown(price: Price) -> tuple[_SourcePrice, ...]:
-    """Return what *price* shows; of a ticker its mark first."""
+    """Return the value of *price*; of a ticker its mark first."""
     if isinstance(price, Quote):
         return (_SourcePrice("quote", price.bid + price.ask),)
     if isinstance(price, Trade):

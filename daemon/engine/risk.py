@@ -236,7 +236,7 @@ def _utc_day(at_ms: int) -> int:
 
 
 def _earned(position: Position) -> int:
-    """Return what a position has brought so far after costs."""
+    """Return the profit of a position so far, after costs."""
     return position.realized_pnl - position.fees_paid - position.funding_paid
 
 

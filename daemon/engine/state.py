@@ -46,10 +46,10 @@ from tracepaper.strategies.types.decisions import (
     PositionSide,
     Prediction,
     Regime,
+    ShadowStep,
     SinceDecided,
     Step,
     StrategyDecision,
-    TwinStep,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -81,8 +81,8 @@ SIZED_BY_FORECAST: Final = "sized_by_forecast"
 FULL_SIZE: Final = "full_size"
 UNCORRELATED: Final = "uncorrelated"
 WITHOUT: Final = gates_left_out()
-"""The gate that each twin ``no_GATE`` leaves out."""
-TWINS: Final = {
+"""The gate that each shadow ``no_GATE`` leaves out."""
+SHADOWS: Final = {
     UNGATED: "the same forecasts without the judgement gates",
     RANDOM_GATE: (
         "the same forecasts, let through by chance as often as the run's gates did so far, or as "
@@ -95,14 +95,14 @@ TWINS: Final = {
     UNCORRELATED: "weights by the same rule, as if no two symbols moved together",
     **{name: f"the same decisions without the gate {gate}" for name, gate in WITHOUT.items()},
 }
-"""Every twin by its name, and what it does."""
+"""Every shadow by its name, and what it does."""
 
 
 def account_title(name: str) -> str:
-    """Return the kind of account that *name* is: a twin, a side, or a strategy's part."""
+    """Return the kind of account that *name* is: a shadow, a side, or a strategy's part."""
     if name in SIDES:
         return f"{name.lower()} side"
-    return f"{name} twin" if name in TWINS else f"strategy {name}"
+    return f"{name} shadow" if name in SHADOWS else f"strategy {name}"
 
 
 RESERVE: Final = "in reserve"
@@ -114,7 +114,7 @@ def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
 
     *accounts* has the equity of each account beside the run's own, by its name.
     """
-    parts = [money for name, money in accounts.items() if name not in {*TWINS, *SIDES}]
+    parts = [money for name, money in accounts.items() if name not in {*SHADOWS, *SIDES}]
     return equity - sum(parts) if parts else Decimal(0)
 
 
@@ -126,7 +126,7 @@ RANDOM_SEED: Final = 1
 _DRAWN: Final = 1 << 64
 
 
-class TwinBasis(Struct, frozen=True, array_like=True):
+class ShadowBasis(Struct, frozen=True, array_like=True):
     """What the run did with one instrument, over its bars so far that were no warm-up."""
 
     bars: int = 0
@@ -215,14 +215,14 @@ class EngineState(Struct, frozen=True, array_like=True):
     regimes: dict[str, Regime]
     risk: RiskState
     account: AccountState
-    twins: dict[str, AccountState]
+    shadows: dict[str, AccountState]
     settled: dict[str, int] = {}  # market time of each instrument's newest settlement
-    bases: dict[str, TwinBasis] = {}  # of each instrument, where a twin depends on it
+    bases: dict[str, ShadowBasis] = {}  # of each instrument, where a shadow depends on it
     # By instrument, "" of a portfolio, and of several strategies by name/instrument: ``State``.
     declared: dict[str, bytes] = {}
     cells: dict[str, int] = {}  # by instrument, of the card's own regimes
     chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
-    shares: SharesState | None = None  # of several strategies; ``twins`` has their sub-accounts
+    shares: SharesState | None = None  # of several strategies; ``shadows`` has their sub-accounts
 
 
 def decode_state(state: bytes) -> EngineState:
@@ -235,17 +235,17 @@ def decode_state(state: bytes) -> EngineState:
 
 def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
     """Return the accounts of both sides, where *state* is of hedge mode."""
-    return {side: state.twins[side] for side in SIDES if side in state.twins}
+    return {side: state.shadows[side] for side in SIDES if side in state.shadows}
 
 
 def parts_of(state: EngineState) -> dict[str, AccountState]:
     """Return the states of the sides and the owners of the run's account, by name."""
-    return {name: part for name, part in state.twins.items() if not _is_shadow(name)}
+    return {name: part for name, part in state.shadows.items() if not _is_shadow(name)}
 
 
 def _is_shadow(name: str) -> bool:
     """Return whether *name* is of a shadow account, or of a side of it."""
-    return name.partition("/")[0] in TWINS
+    return name.partition("/")[0] in SHADOWS
 
 
 class Shadows:
@@ -254,14 +254,14 @@ class Shadows:
     Of several strategies each has its own: what it asks for in the shadow accounts of all.
     """
 
-    def __init__(self, twins: Mapping[str, Sequence[str]], passing: Mapping[str, float]) -> None:
-        """Take the *twins* by instrument, and what their card says that gates let through."""
-        self.names = {name for names in twins.values() for name in names}
+    def __init__(self, shadows: Mapping[str, Sequence[str]], passing: Mapping[str, float]) -> None:
+        """Take the *shadows* by instrument, and what their card says that gates let through."""
+        self.names = {name for names in shadows.values() for name in names}
         self.passing = passing
-        self.bases: dict[str, TwinBasis] = {}
+        self.bases: dict[str, ShadowBasis] = {}
         if not COUNTED.isdisjoint(self.names):
-            self.bases = {key: TwinBasis() for key in twins}
-        self._random = [key for key, names in twins.items() if RANDOM_GATE in names]
+            self.bases = {key: ShadowBasis() for key in shadows}
+        self._random = [key for key, names in shadows.items() if RANDOM_GATE in names]
 
     @property
     def random_shares(self) -> list[float]:
@@ -282,7 +282,7 @@ class Shadows:
         decision: Decision,
         account: Holdings,
     ) -> Intent | Orders | None:
-        """Return what *account*, the shadow account *name*, is asked for at a *decision*.
+        """Return the order of *account*, the shadow account *name*, at a *decision*.
 
         They skip the judgement gates and the limits, but for those that leave one thing out; inputs
         that could not be believed bind all.
@@ -319,8 +319,8 @@ class Shadows:
         bar, position, account = step.event, step.position, step.account
         decision: Decision | StrategyDecision | None = step.decision
         if name and decision is not None:
-            (twin,) = (twin for twin in step.twins if twin.twin == name)
-            position, account, decision = twin.position, twin.account, twin.decided
+            (shadow,) = (shadow for shadow in step.shadows if shadow.shadow == name)
+            position, account, decision = shadow.position, shadow.account, shadow.decided
         if not isinstance(bar, Bar) or decision is None or position is None:
             return False
         refused = decision.outcome.refused_by
@@ -330,7 +330,7 @@ class Shadows:
         value = state.value_of(bar.close, position.quantity)
         judged = refused not in INTEGRITY
         equity = account.equity
-        self.bases[bar.instrument] = TwinBasis(
+        self.bases[bar.instrument] = ShadowBasis(
             before.bars + 1,
             before.judged + judged,
             before.passed + (judged and refused not in JUDGEMENT),
@@ -345,14 +345,14 @@ class Shadows:
         fills: Mapping[str, tuple[Fill, ...]],
         decided_ms: int = -1,
         positions: Mapping[str | None, Position] | None = None,
-    ) -> tuple[TwinStep, ...]:
-        """Return what a step holds of each account, that of the bar of *decided_ms* perhaps.
+    ) -> tuple[ShadowStep, ...]:
+        """Return each account's part of a step; *decided_ms* is the time of the decided bar.
 
         The *positions* are those at the step's bar, where a later one of its close may end them.
         """
         return tuple(
             [
-                TwinStep(
+                ShadowStep(
                     name,
                     positions[name] if positions else account.position(instrument),
                     account.subtotal(),
@@ -454,7 +454,7 @@ class Restart:
         else:
             engine.risk.state = state.risk
         fills = {key: decided.fills for key, decided in since.items()}
-        shadows = {name: of for name, of in state.twins.items() if _is_shadow(name)}
+        shadows = {name: of for name, of in state.shadows.items() if _is_shadow(name)}
         engine.broker.restore(
             state.account,
             parts_of(state),

@@ -101,7 +101,7 @@ class BookFollower:
         """Ask anew what can change an order: something else than the book may have changed one."""
         self._watched = None
 
-    def _look(self, watch: Watch) -> BookWatch:
+    def _check(self, watch: Watch) -> BookWatch:
         """Return the moves that can change an order now, with those that no event holds yet."""
         if self._watched is None:
             self._watched = watch(self.key)
@@ -111,7 +111,7 @@ class BookFollower:
 
     def advance(self, frame: ReadFrame, watch: Watch) -> Iterator[BookUpdate]:
         """Take in the next *frame*; yield each event that it causes."""
-        watched = self._look(watch)
+        watched = self._check(watch)
         if watched.rests and not self._is_sampled:
             # What was on its way by then met the book that stood at that time.
             while (arrives_ms := watched.arrives_ms) is not None and arrives_ms < frame.at_ms:
@@ -119,10 +119,10 @@ class BookFollower:
                     break
                 self.at_ms = max(self.at_ms, arrives_ms)
                 yield self._update(is_whole=True)
-                watched = self._look(watch)
+                watched = self._check(watch)
         if frame.cause and self._moves:
             yield self._update(is_whole=False)
-            watched = self._look(watch)
+            watched = self._check(watch)
         fills = self.apply(frame, watched)
         if self.best is None or not watched.rests:
             return
@@ -136,7 +136,7 @@ class BookFollower:
     def arrivals(self, until_ms: int, watch: Watch) -> Iterator[BookUpdate]:
         """Yield the events of orders that arrive by *until_ms*, all frames until then known."""
         until_ms -= self._response_ms
-        watched = self._look(watch)
+        watched = self._check(watch)
         while (
             not self._is_sampled and (at_ms := watched.arrives_ms) is not None and at_ms <= until_ms
         ):
@@ -144,7 +144,7 @@ class BookFollower:
                 break
             self.at_ms = max(self.at_ms, at_ms)
             yield self._update(is_whole=True)
-            watched = self._look(watch)
+            watched = self._check(watch)
 
     def rest(self) -> Iterator[BookUpdate]:
         """Yield what no event holds yet."""

@@ -413,4 +413,4 @@ class CloseTimeout(Struct, frozen=True):
 
 
 Item = MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | CloseTimeout | Event
-"""A frame is of the book that fills orders; an event of another kind is delivered as it stands."""
+"""A frame is of the book that fills orders; an event of another kind is delivered unchanged."""

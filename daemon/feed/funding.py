@@ -28,7 +28,7 @@ class FundingSchedule:
     def __init__(self, *, interval_minutes: int, settled_ms: int) -> None:
         self._interval_ms = interval_minutes * MINUTE_MS
         self._announced_ms = 0
-        self._asked_ms = settled_ms
+        self._requested_ms = settled_ms
         self._doubted: deque[tuple[int, int]] = deque(maxlen=DOUBTED_RATES)  # time and rate
         self._booked_ms = settled_ms  # the newest settlement that the engine booked
         self.settled_ms = settled_ms  # the newest that needs nothing more, as far as is known
@@ -44,7 +44,7 @@ class FundingSchedule:
 
     def is_due_by(self, close_ms: int) -> bool:
         """Return whether a settlement at or before *close_ms* was neither found nor asked for."""
-        return self._due_ms(self._asked_ms) <= close_ms
+        return self._due_ms(self._requested_ms) <= close_ms
 
     def _due_ms(self, after_ms: float) -> float:
         """Return the first settlement after *after_ms*; infinity where there is no funding."""
@@ -55,7 +55,7 @@ class FundingSchedule:
 
     def note_request(self, until_ms: int) -> None:
         """Note that everything up to *until_ms* was asked for once."""
-        self._asked_ms = max(self._asked_ms, until_ms)
+        self._requested_ms = max(self._requested_ms, until_ms)
 
     def change(self, interval_minutes: int) -> None:
         """Use the exchange's new interval from the next settlement on."""

@@ -89,7 +89,7 @@ class _TimeSample(Struct, frozen=True):
     """One answer: said somewhen between question and answer, network time."""
 
     server_ms: int
-    asked_s: float
+    requested_s: float
     answered_s: float
 
 
@@ -143,10 +143,10 @@ class ServerTimeReader:
         return sample.server_ms, True
 
     async def _ask(self) -> _TimeSample:
-        asked_s = self._clock.network_s()
+        requested_s = self._clock.network_s()
         server_ms = await self._client.server_time_ms()
         answered_s = self._clock.network_s()
-        return _TimeSample(server_ms, max(asked_s, answered_s - UNDER_WAY_S_MAX), answered_s)
+        return _TimeSample(server_ms, max(requested_s, answered_s - UNDER_WAY_S_MAX), answered_s)
 
     def _is_near(self, sample: _TimeSample) -> bool:
         return abs(sample.server_ms - self._clock.market_ms()) <= FAR_S * self._scale_ms
@@ -154,7 +154,10 @@ class ServerTimeReader:
     def _agree(self, sample: _TimeSample, again: _TimeSample) -> bool:
         """Return whether as much time passed between two answers as lies between their times."""
         passed_s = (again.server_ms - sample.server_ms) / self._scale_ms
-        shortest_s, longest_s = again.asked_s - sample.answered_s, again.answered_s - sample.asked_s
+        shortest_s, longest_s = (
+            again.requested_s - sample.answered_s,
+            again.answered_s - sample.requested_s,
+        )
         return shortest_s - AGREEMENT_S <= passed_s <= longest_s + AGREEMENT_S
 
 
@@ -348,11 +351,11 @@ class FeedMaintenance:
     async def synchronise(self) -> None:
         """Read the exchange's clock."""
         self._is_resync_requested = False
-        asked_s = self._clock.network_s()
+        requested_s = self._clock.network_s()
         expected_ms = self._clock.market_ms()
         server_ms, is_jump = await self._time.read()
         self._synchronised_s = self._clock.network_s()
-        answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
+        answer_s = min(self._synchronised_s - requested_s, UNDER_WAY_S_MAX)
         late_ms = answer_s * 1_000 * self._exchange.time_scale
         # An answer that was under way for longer than it is behind does not contradict frames.
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:

@@ -83,7 +83,7 @@ class BarSequence:
         self.is_begun = True
 
     def skip(self, until_ms: int) -> None:
-        """Give up the bars that open before *until_ms*."""
+        """Drop the bars that open before *until_ms*."""
         if self.lacks(until_ms):
             self.next_open_ms = until_ms
 

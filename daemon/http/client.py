@@ -50,7 +50,7 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
 
 
 def give(database: Path, kind: CommandKind, note: str) -> Document:
-    """Give the daemon a command from the command line; return its answer, as ``ask`` does."""
+    """Send the daemon a command from the command line; return its answer, as ``ask`` does."""
     body: Document = {"kind": kind.value, "note": note, "origin": CommandOrigin.COMMAND.value}
     return ask(database, "/command", body)
 

@@ -85,7 +85,7 @@ class MonitorCollector(Collector):
             if (status := monitor.companions.get(name)) is not None:
                 yield from metrics_of(status())
         if monitor.last is not None:
-            yield from _accounts({"": monitor.last.account, **monitor.twins})
+            yield from _accounts({"": monitor.last.account, **monitor.shadows})
         yield from _bars(monitor)
 
 
@@ -137,11 +137,11 @@ _BESIDE: Final = {
 
 
 def _accounts(accounts: Mapping[str, Account]) -> Iterable[Metric]:
-    """Yield the sums of *accounts*, those of twins under the label ``twin``."""
+    """Yield the sums of *accounts*, those of shadows under the label ``shadow``."""
     for name, text in ACCOUNT_HELP.items():
-        family = GaugeMetricFamily(f"tracepaper_{name}", text, labels=["twin"])
-        for twin, account in accounts.items():
-            family.add_metric([twin], getattr(account, name) / MONEY_SCALE)
+        family = GaugeMetricFamily(f"tracepaper_{name}", text, labels=["shadow"])
+        for shadow, account in accounts.items():
+            family.add_metric([shadow], getattr(account, name) / MONEY_SCALE)
         yield family
 
 

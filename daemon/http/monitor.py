@@ -21,8 +21,8 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     PredictionTimeout,
     Run,
+    ShadowStep,
     Step,
-    TwinStep,
 )
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
@@ -115,7 +115,7 @@ class Monitor:
         self.run = run
         self.counters: Mapping[str, int] = counters if counters is not None else {}
         self.last: Step | None = None
-        self.twins: dict[str, Account] = {}  # beside the run's own, the newest
+        self.shadows: dict[str, Account] = {}  # beside the run's own, the newest
         self.events: Counter[str] = Counter()
         self.actions: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
@@ -141,7 +141,7 @@ class Monitor:
     def observe(self, step: Step) -> None:
         """Count one stored step."""
         self.last = step
-        self.twins.update((twin.twin, twin.account) for twin in step.twins)
+        self.shadows.update((shadow.shadow, shadow.account) for shadow in step.shadows)
         self._committed_s = self._clock.network_s()
         self.events[type(step.event).__name__] += 1
         self.fills += len(step.fills)
@@ -259,7 +259,7 @@ class Monitor:
             "decisions": self.actions.total(),
             "fills": self.fills,
             "account": self._account_document(last) if last is not None else None,
-            "twins": {name: account_document(account) for name, account in self.twins.items()},
+            "shadows": {name: account_document(account) for name, account in self.shadows.items()},
         }
 
     def status(self) -> Document:
@@ -320,7 +320,10 @@ class Monitor:
         document = bar_document(self.bars[name], item, self.run.gate_horizon)
         if (held := self.held.get(name)) is None or held.position is None:
             return document
-        sides = {twin.twin.lower(): self._position(twin.position, item) for twin in _sides_of(held)}
+        sides = {
+            shadow.shadow.lower(): self._position(shadow.position, item)
+            for shadow in _sides_of(held)
+        }
         document |= self._position(held.position, item, is_net=bool(sides))
         return document | ({"sides": sides} if sides else {})
 
@@ -345,13 +348,13 @@ class Monitor:
         return document
 
 
-def _sides_of(step: Step) -> Sequence[TwinStep]:
+def _sides_of(step: Step) -> Sequence[ShadowStep]:
     """Return both sides of the account at *step*, in hedge mode; else none."""
-    return [twin for twin in step.twins if twin.twin in SIDES]
+    return [shadow for shadow in step.shadows if shadow.shadow in SIDES]
 
 
 def _positions_of(step: Step) -> list[Position]:
-    """Return what is held of the instrument of *step*: one position, or both sides."""
+    """Return the positions in the instrument of *step*: one, or both sides."""
     net = [] if step.position is None else [step.position]
     return [side.position for side in _sides_of(step)] or net
 
@@ -391,7 +394,7 @@ def bar_document(step: Step, instrument: Instrument, horizon: int | None) -> Doc
 
 
 def forecast_document(prediction: Prediction, horizon: int | None) -> Document | None:
-    """Return what the model expects at *horizon*, else at its first, and where it looked.
+    """Return the forecast at *horizon*, else at the first, and the bars that it attended to.
 
     Of a forecast that came too late that is the deadline; None where there is none.
     """

@@ -294,7 +294,7 @@ class HttpServer:
             self.url = await stack.enter_async_context(
                 listening(
                     [*health, *shown],
-                    refuse_foreigners,
+                    reject_foreigners,
                     _require_token(self._tokens),
                     at=(section.host, section.port),
                     limits=self._limits,
@@ -431,7 +431,7 @@ async def _guard(_request: web.Request, response: web.StreamResponse) -> None:
 
 
 @web.middleware
-async def refuse_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def reject_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse other machines, and pages of other sites in a browser on this one."""
     if not (is_loopback(request.remote or "") and is_own_site(request, is_loopback)):
         return refusal(403, "Ask from this machine, by its loopback address.")

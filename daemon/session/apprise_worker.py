@@ -42,7 +42,7 @@ Send = Callable[[Message], str]
 
 
 def sender(address: str) -> Send:
-    """Return what sends to a configured *address*; where it cannot be read, that says so."""
+    """Return the sender for a configured *address*; where it cannot be read, a sentence says so."""
     import apprise
 
     try:

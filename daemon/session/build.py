@@ -27,15 +27,15 @@ from tracepaper.daemon.engine.state import (
     MemberTerms,
     ModelTerms,
 )
-from tracepaper.daemon.session.combinations import Trait, refuse_combination, traits_of
+from tracepaper.daemon.session.combinations import Trait, reject_combination, traits_of
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
-    refuse_by_confidence,
-    refuse_equal_twins,
-    refuse_limits,
+    reject_by_confidence,
+    reject_equal_shadows,
+    reject_limits,
 )
-from tracepaper.daemon.session.user_class import make_own, user_class
+from tracepaper.daemon.session.user_class import make_custom, user_class
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.sizing import NoTradeBand, Sizer, Sizing, SizingMode, VolatilityKind
@@ -50,7 +50,7 @@ from tracepaper.strategies.api.strategy import (
     portfolio_of,
     remembered,
 )
-from tracepaper.strategies.api.timeframes import frame_bars, frames_reach, refuse_frames
+from tracepaper.strategies.api.timeframes import frame_bars, frames_reach, reject_frames
 from tracepaper.strategies.builtin import TREND, ForecastVolatility, SizedBy, TrendStrategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.declared import learned_regime, plausible, risk_volatility
@@ -94,7 +94,7 @@ def needs_forecaster(config: Config) -> bool:
     if not any(asks):
         traits[0] |= {Trait.ASKS_NONE}
     for of in traits:
-        refuse_combination(of)
+        reject_combination(of)
     return any(asks)
 
 
@@ -116,7 +116,7 @@ Strategies = Mapping[str, Strategy]
 
 
 def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
-    """Return a new strategy object for each configured symbol, with its twins.
+    """Return a new strategy object for each configured symbol, with its shadows.
 
     Those of a portfolio strategy are members of one object. A user's class is imported and made
     here; raises ``ConfigInvalid`` or ``StrategyFailed``.
@@ -130,12 +130,12 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
             "levels a side that are wanted."
         )
     for strategy in strategies.values():
-        if UNCORRELATED in set(config.strategy.twins) - set(strategy.twins):
+        if UNCORRELATED in set(config.strategy.shadows) - set(strategy.shadows):
             raise ConfigInvalid(
-                f"strategy.twins {UNCORRELATED} would be ungated: a portfolio whose rule weighs by "
+                f"strategy.shadows {UNCORRELATED} would be ungated: a portfolio whose rule weighs by "
                 "correlations has it by itself; leave it out."
             )
-        strategy.twins = tuple(dict.fromkeys((*strategy.twins, *config.strategy.twins)))
+        strategy.shadows = tuple(dict.fromkeys((*strategy.shadows, *config.strategy.shadows)))
     return strategies
 
 
@@ -153,9 +153,9 @@ def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrat
         name: make_strategies(of, forecaster if asks_forecaster(of) else None)
         for name, of in members_of(config).items()
     }
-    twins = next(iter(config.strategies.named.values())).twins  # those of all
+    shadows = next(iter(config.strategies.named.values())).shadows  # those of all
     return {
-        symbol: NetStrategy({name: of[symbol] for name, of in members.items()}, twins)
+        symbol: NetStrategy({name: of[symbol] for name, of in members.items()}, shadows)
         for symbol in config.market.symbols
     }
 
@@ -186,7 +186,7 @@ def _strategies_of(config: Config, forecaster: Forecaster | None) -> dict[str, S
                 for symbol in symbols
             }
         case name:
-            strategies = _of_network(config, forecaster) or make_own(
+            strategies = _of_network(config, forecaster) or make_custom(
                 name, dict(chosen.options), symbols
             )
     if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
@@ -224,9 +224,9 @@ def _trend(config: Config, forecaster: Forecaster | None, symbol: str) -> TrendS
         sized_by = SizedBy.EWMA if volatility is None else SizedBy.FORECAST
     else:
         sized_by = SizedBy(chosen.trend_sized_by)
-    if SIZED_BY_FORECAST in chosen.twins and volatility is None:
+    if SIZED_BY_FORECAST in chosen.shadows and volatility is None:
         raise ConfigInvalid(
-            f"strategy.twins {SIZED_BY_FORECAST} needs a model that gives volatility; name one, or "
+            f"strategy.shadows {SIZED_BY_FORECAST} needs a model that gives volatility; name one, or "
             "leave it out."
         )
     costs = fees_of_symbols(config).get(symbol, costs_for(config))
@@ -453,7 +453,7 @@ def build_engine(
         terms = terms_of(member_config, member_model, of_member)
         members.append(terms._replace(name=name, share=shares[name]))
     if members:
-        refuse_limits(config, forecaster)  # by the names of all
+        reject_limits(config, forecaster)  # by the names of all
     account = terms_of(account_of(config), forecaster, strategies)
     return Engine(instruments, account, members=members, reset=config.strategies.reset)
 
@@ -468,19 +468,19 @@ def _terms(
     period_start_ms: int,
     sessions: Sessions | None,
 ) -> MemberTerms:
-    """Return what an account trades by, or one of several strategies on it: by instrument id."""
+    """Return the strategies of an account, or one of several on it, by instrument id."""
     if (model := user_model(forecaster)) is not None:
         model.scale(instruments)
-    refuse_limits(config, forecaster)
+    reject_limits(config, forecaster)
     by_id = {item.id: strategies[item.symbol] for item in instruments}
     for strategy in by_id.values():
-        refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
+        reject_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
     risk = limits(config.model_dump())
     terms = model_terms(config, by_id, forecaster, execution=execution)
     for key, strategy in by_id.items():
         if isinstance(strategy, NetStrategy):
             continue  # each of its strategies is judged by its own
-        refuse_equal_twins(config, strategy.twins, terms.gates[key].gate_set.gates)
+        reject_equal_shadows(config, strategy.shadows, terms.gates[key].gate_set.gates)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
             if plausible.name not in strategy.gates:
@@ -536,7 +536,7 @@ def model_terms(
     measures = MEASURES if forecaster is None else forecaster.measures
     sections = config.model_dump()
     fitted = fitted_for(sections, calibration)
-    refuse_by_confidence(config, fitted)
+    reject_by_confidence(config, fitted)
     chosen, risk = confidence_by(sections, calibration, measures), limits(sections)
     gates = {}
     for key, strategy in by_id.items():
@@ -603,7 +603,7 @@ def _passing(
 
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:
-    """Return the warning of a run whose random_gate twins pass with their card's coverage."""
+    """Return the warning of a run whose random_gate shadows pass with their card's coverage."""
     shares = sorted({share for of in engine.shadows.values() for share in of.random_shares})
     if not shares:
         return ()

@@ -39,14 +39,14 @@ class Trait(StrEnum):
     CROSS = "cross margin"
     HEDGE = '`account.position_mode = "hedge"`'
     SEVERAL = "`[strategies]`"
-    TWINS = "`strategy.twins`"
+    SHADOWS = "`strategy.shadows`"
     SIZED_TREND = "`trend` sized by volatility"
     SIZED_BY_VOLATILITY = '`sizing.mode = "volatility"`'
     SIZED_BY_STOP = '`sizing.mode = "risk"`'
     NO_STOP = "a built-in strategy without a stop in `[exits]`"
     ASKS_NONE = "a strategy that asks no model"
     ASKS_CLOSES = "a strategy that trades all symbols of a close by a model"
-    OWN_CLASS = "`model.class`"
+    CUSTOM_CLASS = "`model.class`"
     RETRAIN = "`model.retrain`"
     COVARIATES = "`model.covariates`"
     BACKEND = "`model.backend`"
@@ -104,7 +104,7 @@ SIZED_TREND + SIZED_BY_VOLATILITY
     strategy.trend_sized_by constant.
 ASKS_NONE + COVARIATES
     [model] covariates are for a model, and the strategy asks none here; take them out.
-OWN_CLASS + COVARIATES
+CUSTOM_CLASS + COVARIATES
     [model] covariates are a checkpoint's; take them out, and name the file of a class by [model]
     files.
 COVARIATES + READS_BOOKS
@@ -112,7 +112,7 @@ COVARIATES + READS_BOOKS
     covariates.
 ASKS_NONE + RETRAIN
     [model] retrain trains a model, and the strategy trades none; take it out.
-OWN_CLASS + RETRAIN
+CUSTOM_CLASS + RETRAIN
     [model] retrain trains checkpoints, and [model] class names a class of your own; leave one of
     them out.
 RETRAIN + COVARIATES
@@ -175,7 +175,7 @@ def traits_of(
         Trait.CROSS: account.margin == "cross",
         Trait.HEDGE: account.position_mode == "hedge",
         Trait.SEVERAL: bool(config.strategies.named),
-        Trait.OWN_CLASS: bool(model.own_class),
+        Trait.CUSTOM_CLASS: bool(model.custom_class),
         Trait.RETRAIN: model.retrain is not None,
         Trait.COVARIATES: model.covariates is not None,
         Trait.BACKEND: model.backend != "auto",
@@ -185,7 +185,7 @@ def traits_of(
     if not config.strategies.named:
         chosen, mode = config.strategy, config.sizing.mode
         has |= {
-            Trait.TWINS: bool(chosen.twins),
+            Trait.SHADOWS: bool(chosen.shadows),
             Trait.SIZED_TREND: chosen.name == TREND and chosen.trend_sized_by != "constant",
             Trait.SIZED_BY_VOLATILITY: mode == "volatility",
             Trait.SIZED_BY_STOP: mode == "risk",
@@ -204,7 +204,7 @@ def traits_of(
     return frozenset(trait for trait, is_so in has.items() if is_so)
 
 
-def refuse_combination(traits: frozenset[Trait]) -> None:
+def reject_combination(traits: frozenset[Trait]) -> None:
     """Raise ``ConfigInvalid`` with the sentence of the first row whose traits are all there."""
     for row in COMBINATIONS:
         if row.traits <= traits:

@@ -160,7 +160,7 @@ class CovariateReader:
         return bool(self._covariates.symbols)
 
     def first(self, config: Config, at_ms: int) -> CovariatesRead:
-        """Return what a new run knows at market time *at_ms*: rows count from their times on.
+        """Return the rows that a new run has at market time *at_ms*: each counts from its time.
 
         Raises ``DataInvalid`` for a file that cannot be used; a symbol without a row is logged.
         """
@@ -174,7 +174,7 @@ class CovariateReader:
         return CovariatesRead(0, "", tuple(rows), at_ms, at_ms)
 
     async def newly(self, unit: Unit) -> CovariatesRead | None:
-        """Return what is new before *unit* is answered; None where nothing is, or no bar closes."""
+        """Return the new rows before *unit* is answered; None without any, or without a bar."""
         bar = events_of(unit)[-1]
         if not isinstance(bar, Bar) or bar.open_time_ms < self._period_start_ms:
             return None
@@ -291,7 +291,7 @@ def configured_covariates(
 def reader_of(
     config: Config, forecaster: Forecaster | None, period_start_ms: int
 ) -> CovariateReader | None:
-    """Return what reads the covariates of a live run's *forecaster*; None where it has none.
+    """Return the reader of the covariates of a live run's *forecaster*; None where it has none.
 
     Of a new run's past it reads twice the bars that the model looks back on.
     """
@@ -328,7 +328,7 @@ def recorded_covariates(
 
 
 def kept_covariates_of(libraries: str) -> str:
-    """Return what a run's covariates are kept as, by its ``libraries``; empty where it has none."""
+    """Return the format of a run's covariates, by its ``libraries``; empty where it has none."""
     try:
         versions = json.loads(libraries or "{}")
     except ValueError:  # the row was changed
@@ -337,7 +337,7 @@ def kept_covariates_of(libraries: str) -> str:
 
 
 def covariates_kept_as(forecaster: Forecaster | None) -> str:
-    """Return what the forecaster's covariates are kept as; empty where it has none."""
+    """Return the format of the forecaster's covariates; empty where it has none."""
     source = None if forecaster is None else forecaster.vectors
     return "" if source is None else source.name
 

@@ -40,7 +40,7 @@ from tracepaper.daemon.http.server import (
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
 from tracepaper.daemon.session.child import Companion
-from tracepaper.daemon.session.combinations import refuse_combination, traits_of
+from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, reader_of
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
@@ -65,7 +65,7 @@ from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
     preflight_engine,
-    refuse_size,
+    reject_size,
     usage_errors,
 )
 from tracepaper.daemon.session.supervisor import Supervisor
@@ -125,7 +125,7 @@ class Daemon:
         listening: Callable[[str], None] = lambda _url: None,
         clock: Clock | None = None,
     ) -> None:
-        refuse_combination(traits_of(config, live=True))
+        reject_combination(traits_of(config, live=True))
         self._config = resolved(config, live_execution(config))
         self._database = database
         self._kind = kind
@@ -218,7 +218,7 @@ class Daemon:
             # Address, category and symbols are right: from here on, failures are the network's.
             client.prove()
             for item in () if is_served else instruments:
-                refuse_size(config, item)  # later it is the reason of a decision
+                reject_size(config, item)  # later it is the reason of a decision
             opened = open_run(
                 Opening(
                     config=config,
@@ -381,7 +381,7 @@ class Daemon:
     async def _first_events(
         self, universe: Universe | None, covariates: CovariateReader | None
     ) -> list[Event]:
-        """Return what a run begins with: the choice of its universe, the known covariates."""
+        """Return the first events of a run: the choice of its universe, the known covariates."""
         first: list[Event] = []
         if universe is not None and not universe.due_ms:
             first.append(await universe.choose())
@@ -490,9 +490,9 @@ def _log_opened(opened: OpenedRun) -> None:
     run, engine, forecaster = opened.run, opened.engine, opened.forecaster
     for warning in run.warnings:
         log.warning(warning)
-    way = {}
+    of_model = {}
     if forecaster is not None:
-        way = {"model_id": forecaster.model_id, "backend": forecaster.backend}
+        of_model = {"model_id": forecaster.model_id, "backend": forecaster.backend}
     log.info(
         "run resumed" if opened.resumed else "run opened",
         run_id=run.run_id,
@@ -500,7 +500,7 @@ def _log_opened(opened: OpenedRun) -> None:
         strategy=run.strategy,
         instruments=[item.id for item in run.instruments],
         sequence=engine.sequence,
-        **way,
+        **of_model,
     )
 
 

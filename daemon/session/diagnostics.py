@@ -66,7 +66,7 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ("database", lambda: _database(database)),
         ("disk", lambda: _disk(database)),
     ]
-    if config.model.own_class:
+    if config.model.custom_class:
         checks.append(("model", lambda: _user_model(config)))
     elif config.model.is_given:
         checks += [
@@ -235,7 +235,7 @@ def _user_model(config: Config) -> Finding:
 
     model = load_model(config)
     measures = ", ".join(sorted(model.measures))
-    detail = f"{config.model.own_class} {model.model_id}: {measures}, from {model.context} bars"
+    detail = f"{config.model.custom_class} {model.model_id}: {measures}, from {model.context} bars"
     return Verdict.OK, detail
 
 

@@ -16,7 +16,7 @@ from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
-from tracepaper.daemon.session.combinations import refuse_combination, traits_of
+from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_covariates,
@@ -84,7 +84,7 @@ def checkpoint_folder(config: Config) -> Path:
     return checkpoints.locate(given)
 
 
-def refuse_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
+def reject_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
     """Raise ``ConfigInvalid`` where *card*'s checkpoint cannot serve the configured strategy.
 
     A user's own class may ask any model, one over several symbols too.
@@ -148,7 +148,7 @@ def load_checkpoint(config: Config, *, database: Path | None = None) -> checkpoi
 
 def card_of(config: Config, forecaster: Forecaster | None) -> Mapping[str, Any]:
     """Return the card of the configured model: of a user's class that of its *forecaster*."""
-    if config.model.own_class:
+    if config.model.custom_class:
         card: Mapping[str, Any] = getattr(forecaster, "card", {})
         return card
     return checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
@@ -156,7 +156,7 @@ def card_of(config: Config, forecaster: Forecaster | None) -> Mapping[str, Any]:
 
 def warnings_for(config: Config) -> tuple[str, ...]:
     """Return the warnings about the configured model that a run stores."""
-    if config.model.own_class:
+    if config.model.custom_class:
         return ()
     card = card_of(config, None)
     trained, here = str(card["market"].get("interval", "")), config.market.interval
@@ -174,7 +174,7 @@ def warnings_for(config: Config) -> tuple[str, ...]:
 
 
 def chosen_backend(config: Config) -> str:
-    """Return what the configured checkpoint's network attends by; refuse one it cannot have."""
+    """Return the attention backend of the configured checkpoint; reject one it cannot have."""
     from tracepaper.strategies.forecasters.build import choose_backend
 
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
@@ -189,8 +189,8 @@ def load_forecaster(
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
     is kept beside the database *database*; *live*, covariates are events.
     """
-    refuse_combination(traits_of(config))
-    if config.model.own_class:
+    reject_combination(traits_of(config))
+    if config.model.custom_class:
         model = load_model(config, mode=mode)
         if database is not None:
             checkpoints.keep_card(model.card, model.identity, database)
@@ -198,7 +198,7 @@ def load_forecaster(
     if mode == "step" and config.market.closes_together:
         mode = "batched"
     checkpoint = load_checkpoint(config, database=database)
-    refuse_combination(traits_of(config, checkpoint.card))
+    reject_combination(traits_of(config, checkpoint.card))
     source = configured_covariates(config, checkpoint.card, database=database, live=live)
     return _built(checkpoint, config, mode, source)
 
@@ -213,7 +213,7 @@ def forecaster_of_run(
     the run's backend where that is here. Raises ``CheckpointMismatch`` where the checkpoint is
     gone.
     """
-    if config.model.own_class:
+    if config.model.custom_class:
         return load_forecaster(config, database=into, mode=run.mode)
     kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
     if into is not None:
@@ -251,7 +251,7 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
 
 
 def other_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
-    """Return what else an answer follows from: libraries of a class, loops, a user's covariates."""
+    """Return the other sources of an answer: libraries of a class, loops, a user's covariates."""
     if forecaster is None:
         return {}
     if (model := user_model(forecaster)) is not None:
@@ -274,8 +274,11 @@ def _built(
     from tracepaper.strategies.forecasters.build import RunOptions, build, known_kind
 
     for of in members_of(config).values() or [config]:
-        refuse_other_strategy(of, checkpoint.card)
-    schema, card_schema = config.features.own_schema, checkpoint.card["features"].get("schema_id")
+        reject_other_strategy(of, checkpoint.card)
+    schema, card_schema = (
+        config.features.custom_schema,
+        checkpoint.card["features"].get("schema_id"),
+    )
     if schema not in (None, card_schema):
         raise ConfigInvalid(
             f"[features] schema = '{schema}' is for a class of your own, and the checkpoint sees "
@@ -389,7 +392,7 @@ def _number(path: Path, name: str = "") -> int | None:
     return None if matched is None else int(matched[1])
 
 
-def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
+def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
     """Refuse a size or a limit that needs outputs which the strategy's model does not give."""
     given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
     wanted = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
@@ -408,17 +411,17 @@ def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
             )
 
 
-def refuse_equal_twins(config: Config, twins: Collection[str], gates: Collection[str]) -> None:
-    """Refuse a shadow account among *twins* that would do in all what the run does by *gates*."""
-    if FULL_SIZE in twins and config.sizing.mode not in {*SIZED_BY, "volatility"}:
+def reject_equal_shadows(config: Config, shadows: Collection[str], gates: Collection[str]) -> None:
+    """Refuse a shadow account among *shadows* that would do in all what the run does by *gates*."""
+    if FULL_SIZE in shadows and config.sizing.mode not in {*SIZED_BY, "volatility"}:
         raise ConfigInvalid(
-            f"strategy.twins {FULL_SIZE} would be the run itself, whose sizing.mode "
+            f"strategy.shadows {FULL_SIZE} would be the run itself, whose sizing.mode "
             f"'{config.sizing.mode}' follows no forecast; choose another mode, or leave it out."
         )
-    for name in sorted(WITHOUT.keys() & set(twins)):
+    for name in sorted(WITHOUT.keys() & set(shadows)):
         if (gate := WITHOUT[name]) not in gates:
             raise ConfigInvalid(
-                f"strategy.twins {name} would be the run itself, which has no gate {gate}; "
+                f"strategy.shadows {name} would be the run itself, which has no gate {gate}; "
                 "configure that gate, or leave it out."
             )
 
@@ -432,7 +435,7 @@ SIZED_BY: Final = {
 """The outputs of a forecast that a mode of sizing needs."""
 
 
-def refuse_by_confidence(config: Config, fitted: FittedConfidence | None) -> None:
+def reject_by_confidence(config: Config, fitted: FittedConfidence | None) -> None:
     """Raise ``ConfigInvalid`` where sizes ask for a confidence that no card has *fitted*."""
     if config.sizing.by_confidence and fitted is None:
         raise ConfigInvalid(

@@ -134,7 +134,9 @@ class Notices:
         role = next((o.role for o in step.orders if o.order_id == fill.order_id), OrderRole.SIGNAL)
         held = step.position if getattr(step.event, "instrument", "") == fill.instrument else None
         if held is not None and fill.position_side is not None:
-            (held,) = (twin.position for twin in step.twins if twin.twin == fill.position_side)
+            (held,) = (
+                shadow.position for shadow in step.shadows if shadow.shadow == fill.position_side
+            )
         return _notice(
             "fills" if role in _PLAIN_ROLES else "stops",
             step,
@@ -265,11 +267,11 @@ def _refusals(digest: _Digest, step: Step) -> Notice:
 def _summary(digest: _Digest, step: Step) -> Notice:
     first = step if digest.first is None else digest.first
     before, after = first.account, step.account
-    begun = {twin.twin: twin.account.equity for twin in first.twins}
-    twins = "".join(
-        f"; {twin.twin} {_percent(begun[twin.twin], twin.account.equity)}"
-        for twin in step.twins
-        if twin.twin in begun
+    begun = {shadow.shadow: shadow.account.equity for shadow in first.shadows}
+    shadows = "".join(
+        f"; {shadow.shadow} {_percent(begun[shadow.shadow], shadow.account.equity)}"
+        for shadow in step.shadows
+        if shadow.shadow in begun
     )
     return _notice(
         "daily",
@@ -283,7 +285,7 @@ def _summary(digest: _Digest, step: Step) -> Notice:
         funding=_money(after.funding_paid - before.funding_paid),
         refused=str(digest.refused.total()),
         decisions=str(digest.decisions),
-        twins=twins,
+        shadows=shadows,
     )
 
 

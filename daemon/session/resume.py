@@ -325,7 +325,7 @@ def restore_engine(
 
 
 def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
-    """Give *engine* the state in which *run* was after step *after*; its bars are fed again.
+    """Set *engine* to the state of *run* after step *after*; its bars are fed again.
 
     Raises ``InvariantBroken`` where no state is stored.
     """
@@ -426,7 +426,7 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
         return
     cash = restore(run.config).account.cash
     nothing = AccountState(scaled(cash, MONEY_DECIMALS, name="account.cash"), {})
-    begun = replace(state, account=nothing, twins={})
+    begun = replace(state, account=nothing, shadows={})
     check_fills(reader, run, begun, state, after=-1, until=until)
     stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
     resting = [

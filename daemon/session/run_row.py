@@ -28,7 +28,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
-from tracepaper.daemon.session.combinations import refuse_combination, traits_of
+from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     RunCovariates,
     covariates_kept_as,
@@ -45,7 +45,7 @@ from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.database.writer import refuse_place
+from tracepaper.storage.database.writer import reject_place
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
@@ -100,7 +100,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     """Return a new run of a resolved *config*, and its engine, live and in replay alike.
 
     Its id is random, so that no two databases share one. Behind *warnings* it has those of its
-    model, its margin and its twins.
+    model, its margin and its shadows.
     """
     engine = build_engine(
         config,
@@ -258,7 +258,7 @@ def preflight(config: Config, database: Path) -> None:
     would, and that of the list, with which a run chooses nothing.
     """
     with usage_errors():
-        refuse_database(database)
+        reject_database(database)
         forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
         preflight_engine(config, forecaster)
         list_of(config)
@@ -279,7 +279,7 @@ def usage_errors() -> Iterator[None]:
         raise ConfigInvalid(str(error)) from error
 
 
-def refuse_retraining(config: Config) -> None:
+def reject_retraining(config: Config) -> None:
     """Refuse ``model.retrain`` with a file that is missing."""
     if config.model.retrain is None:
         return
@@ -300,8 +300,8 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
 
     Returns the strategies that were made, for the run to use: a user's class is made once.
     """
-    refuse_combination(traits_of(config, live=True))
-    refuse_retraining(config)
+    reject_combination(traits_of(config, live=True))
+    reject_retraining(config)
     config = resolved(config, live_execution(config))
     instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
     strategies = make_strategies(config, forecaster)
@@ -331,9 +331,9 @@ def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
     return not engine.is_portfolio and (source is None or isinstance(source, RunCovariates))
 
 
-def refuse_database(path: Path) -> None:
+def reject_database(path: Path) -> None:
     """Refuse a *path* at which no run could write its database; nothing is made or changed."""
-    refuse_place(path)
+    reject_place(path)
     if path.exists():
         open_reader(path).close()
     place = path.absolute()
@@ -346,7 +346,7 @@ def refuse_database(path: Path) -> None:
         )
 
 
-def refuse_size(config: Config, instrument: Instrument) -> None:
+def reject_size(config: Config, instrument: Instrument) -> None:
     """Refuse a configured size of which no order could ever be taken.
 
     Filters that change later are no fault of the configuration: then each decision says why it is

@@ -23,7 +23,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.state import TWINS
+from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.session.user_code import (
     ForeignCode,
     class_sha256,
@@ -70,9 +70,9 @@ NOTE_NAME_LONGEST: Final = 40
 _BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
-Own = TypeVar("Own", Strategy, PortfolioStrategy)
+Custom = TypeVar("Custom", Strategy, PortfolioStrategy)
 _Made = TypeVar("_Made")
-OwnClass = type[Strategy] | type[PortfolioStrategy]
+CustomClass = type[Strategy] | type[PortfolioStrategy]
 """The classes that a configuration may name: one object an instrument, or one for all."""
 
 _objects: Final[ContextVar[Mapping[str, type]]] = ContextVar("_objects", default={})  # noqa: B039
@@ -106,7 +106,7 @@ def is_importable(made_of: type) -> bool:
     return any(find(outermost, None) for find in finders if find is not None)
 
 
-def user_class(name: str) -> OwnClass:
+def user_class(name: str) -> CustomClass:
     """Return the strategy that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
     made_of = imported(name, key="strategy.name")
     if not (isinstance(made_of, type) and issubclass(made_of, (Strategy, PortfolioStrategy))):
@@ -154,7 +154,9 @@ def imported(name: str, *, key: str) -> object:
     return named
 
 
-def make_own(name: str, options: dict[str, object], symbols: Sequence[str]) -> dict[str, Strategy]:
+def make_custom(
+    name: str, options: dict[str, object], symbols: Sequence[str]
+) -> dict[str, Strategy]:
     """Return guarded objects of the user's class *name*, by symbol.
 
     Of a portfolio strategy there is one object, and each symbol has a member of it.
@@ -189,7 +191,7 @@ def user_portfolio(
     return _GuardedPortfolio(portfolio)
 
 
-def _built(made_of: type[Own], options: dict[str, object]) -> Own:
+def _built(made_of: type[Custom], options: dict[str, object]) -> Custom:
     declared_files(made_of).require(made_of.__name__)
     with ForeignCode(made_of.__name__, "when its State was made"):
         check_declared(made_of.__name__, made_of.State)
@@ -205,7 +207,7 @@ def _built(made_of: type[Own], options: dict[str, object]) -> Own:
 
 
 def made_or_refused(name: str, make: Callable[[], _Made], options: str, form: str) -> _Made:
-    """Return what *make* returns; raise ``ConfigInvalid`` where it refuses its *options*.
+    """Return the result of *make*; raise ``ConfigInvalid`` where it rejects its *options*.
 
     Its constructor should take them in a *form*. Raises ``StrategyFailed`` where it fails else.
     """
@@ -221,7 +223,7 @@ def made_or_refused(name: str, make: Callable[[], _Made], options: str, form: st
         ) from error
 
 
-def refuse_coroutines(made_of: type, *hooks: str) -> None:
+def reject_coroutines(made_of: type, *hooks: str) -> None:
     """Refuse a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
     for name in hooks:
         hook = getattr(made_of, name, None)
@@ -234,11 +236,11 @@ def refuse_coroutines(made_of: type, *hooks: str) -> None:
             )
 
 
-def _check_decide(made_of: OwnClass) -> None:
+def _check_decide(made_of: CustomClass) -> None:
     """Refuse a class without a ``decide`` that can be called with a bar's context."""
     if inspect.isabstract(made_of):
         raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, context).")
-    refuse_coroutines(made_of, "decide", "observe", "adjust", "columns")
+    reject_coroutines(made_of, "decide", "observe", "adjust", "columns")
     try:
         signature = inspect.signature(made_of.decide)
     except ValueError:  # compiled code has none
@@ -251,7 +253,7 @@ def _check_decide(made_of: OwnClass) -> None:
         ) from error
 
 
-def _called(made_of: type[Own], options: dict[str, object]) -> Own:
+def _called(made_of: type[Custom], options: dict[str, object]) -> Custom:
     """Call the constructor with the options, in the form of its signature.
 
     A first argument ``options``, or a single one without a default that the options do not name,
@@ -263,7 +265,7 @@ def _called(made_of: type[Own], options: dict[str, object]) -> Own:
         parameters = []
     by_place = [parameter for parameter in parameters if parameter.kind in _BY_PLACE]
     needed = [parameter for parameter in by_place if parameter.default is parameter.empty]
-    make = cast("Callable[..., Own]", made_of)
+    make = cast("Callable[..., Custom]", made_of)
     if by_place and by_place[0].name == "options":
         return make(options)
     if len(needed) == 1 and needed[0] is by_place[0] and needed[0].name not in options:
@@ -283,11 +285,11 @@ _DECLARED: Final = (
 )
 
 
-class _Checks(Generic[Own]):
+class _Checks(Generic[Custom]):
     """Checks each answer of a user's object before it is used."""
 
-    def __init__(self, guarded: Own) -> None:
-        self.guarded: Own = guarded
+    def __init__(self, guarded: Custom) -> None:
+        self.guarded: Custom = guarded
         self._name = type(guarded).__name__
         self._observing = ForeignCode(self._name, "in observe")
         self._deciding = ForeignCode(self._name, "in decide", may_exit=False)
@@ -296,7 +298,7 @@ class _Checks(Generic[Own]):
         self._usual: Signal | None = None  # the newest answer, as it was and was passed on
         for name in _DECLARED:
             setattr(self, name, getattr(guarded, name))
-        self.gates, self.twins = frozenset(guarded.gates), tuple(guarded.twins)
+        self.gates, self.shadows = frozenset(guarded.gates), tuple(guarded.shadows)
 
     @property
     def state(self) -> Struct:
@@ -576,7 +578,7 @@ def _named(existing: Collection[str]) -> Callable[[object], bool]:
 
 
 def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
-    """Return what the engine can keep of a strategy's declarations."""
+    """Return a strategy's declarations in the form that the engine keeps."""
     is_count = whole(1, WARMUP_MOST)
     bars, most = f"of bars from 1 to {WARMUP_MOST:,}", f"{WARMUP_MOST:,}"
     intervals = f"intervals of: {', '.join(INTERVALS)}"
@@ -598,7 +600,7 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
         *((flag, lambda of: type(of) is bool, "give True or False") for flag in _FLAGS),
         ("gates", _named(GATES), f"name gates of: {', '.join(gate_order())}"),
         ("gates", lambda of: operator.name in of, f"add {operator.name}: HALT binds by it alone"),
-        ("twins", _named(TWINS), f"name twins of: {', '.join(TWINS)}"),
+        ("shadows", _named(SHADOWS), f"name shadows of: {', '.join(SHADOWS)}"),
     ]  # fmt: skip
 
 

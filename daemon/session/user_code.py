@@ -60,11 +60,11 @@ def class_sha256(made_of: Code, files: DeclaredFiles | None = None) -> str:
     its compiled code. Raises ``ConfigInvalid`` where a declared file is not there.
     """
     digest = hashlib.sha256()
-    source, root = module_file(made_of), own_folder(made_of)
+    source, root = module_file(made_of), custom_folder(made_of)
     if source is None or root is None:
         digest.update(_typed_source(made_of))
     else:
-        for path in own_sources(source, root):
+        for path in custom_sources(source, root):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     declared = declared_files(made_of) if files is None else files
@@ -86,7 +86,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def own_folder(made_of: Code) -> Path | None:
+def custom_folder(made_of: Code) -> Path | None:
     """Return the folder of the code of *made_of*; None where it was typed in a session.
 
     For a package it is the folder that holds the outermost package.
@@ -100,7 +100,7 @@ def own_folder(made_of: Code) -> Path | None:
     return folder
 
 
-def own_sources(start: Path, root: Path) -> list[Path]:
+def custom_sources(start: Path, root: Path) -> list[Path]:
     """Return *start* and every file under *root* that it imports, directly or not, sorted."""
     sources: set[Path] = set()
     waiting = [start.resolve()]
@@ -203,15 +203,15 @@ def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
 
 def packages_of(made_of: type) -> list[str]:
     """Return the names of the installed packages that the class's own sources import."""
-    root = own_folder(made_of)
+    root = custom_folder(made_of)
     if root is None:
         return []
     names: set[str] = set()
-    for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
+    for path in custom_sources(Path(inspect.getfile(made_of)).resolve(), root):
         if path.suffix == ".py":
             names |= {name[0] for name in names_of(parsed(path), ()) if name}
-    own_modules = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
-    return sorted(names - sys.stdlib_module_names - own_modules - {"tracepaper"})
+    custom_modules = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
+    return sorted(names - sys.stdlib_module_names - custom_modules - {"tracepaper"})
 
 
 def versions_of(made_of: type) -> dict[str, str]:
@@ -254,7 +254,7 @@ def _typed_source(made_of: Code) -> bytes:
         except (OSError, TypeError):
             return b"\0".join(_codes([made_of]))
     for part in made_of.__mro__:
-        if own_folder(part) is None and part.__module__ not in sys.builtin_module_names:
+        if custom_folder(part) is None and part.__module__ not in sys.builtin_module_names:
             try:
                 parts.append(_source(part).encode())
             except (OSError, TypeError):

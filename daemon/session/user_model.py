@@ -28,15 +28,15 @@ from tracepaper.daemon.session.user_class import (
     check_declarations,
     imported,
     made_or_refused,
-    refuse_coroutines,
+    reject_coroutines,
     whole,
 )
 from tracepaper.daemon.session.user_code import (
     MEND,
     ForeignCode,
     class_sha256,
+    custom_folder,
     file_sha256,
-    own_folder,
     short,
     versions_of,
 )
@@ -90,7 +90,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     Raises ``ConfigInvalid`` where it cannot be found, refuses its options or has an impossible
     declaration, and ``StrategyFailed`` where it fails otherwise.
     """
-    name = config.model.own_class
+    name = config.model.custom_class
     made_of = model_class(name)
     options = dict(config.model.options)
     files = model_files(config, made_of)
@@ -135,13 +135,13 @@ def model_class(name: str) -> type[Model]:
     made_of = imported(name, key="model.class")
     if not (isinstance(made_of, type) and issubclass(made_of, Model)):
         raise ConfigInvalid(f"model.class '{name}' is no tracepaper.Model; derive from it.")
-    refuse_coroutines(made_of, "predict", "predict_rows")
+    reject_coroutines(made_of, "predict", "predict_rows")
     return made_of
 
 
 def model_files(config: Config, made_of: type[Model]) -> dict[str, Path]:
     """Find ``[model] files`` beside the configuration, the class, or in the working folder."""
-    is_typed = own_folder(made_of) is None  # in a session, so it has no file
+    is_typed = custom_folder(made_of) is None  # in a session, so it has no file
     package = None if is_typed else Path(inspect.getfile(made_of)).resolve().parent
     folders = [config.folder, package, Path.cwd()]
     files = {}
@@ -159,7 +159,7 @@ def model_files(config: Config, made_of: type[Model]) -> dict[str, Path]:
 
 def feature_function(config: Config, model: Model | type[Model]) -> FeatureFunction | None:
     """Return the function that the configuration names as features, else the class, if one does."""
-    named: Any = config.features.own_schema or model.features
+    named: Any = config.features.custom_schema or model.features
     if isinstance(named, str) and ":" in named:
         named, name = imported(named, key="features.schema"), named
         if not isinstance(named, FeatureFunction):
@@ -179,7 +179,7 @@ def _schema(config: Config, model: Model) -> tuple[Schema, str]:
                 f"whole number from 1 to {CONTEXT_MOST:,}."
             )
         return given, f"{given.function.__module__}:{given.function.__qualname__}"
-    named = config.features.own_schema or model.features
+    named = config.features.custom_schema or model.features
     if named is None:
         return None, ""
     schema = schema_of(str(named), config.market.interval_ms)
@@ -426,7 +426,7 @@ class UserForecaster:
         return forecast
 
     def contributions(self, instrument: str) -> dict[str, float] | None:
-        """Return what each feature added to the newest forecast of *instrument*, the base included.
+        """Return each feature's part in the newest forecast of *instrument*, with the base.
 
         None of a model that does not say. Raises ``StrategyFailed`` for anything but numbers by
         name. The model must be warm.
@@ -537,7 +537,7 @@ def user_model(forecaster: Forecaster | None) -> UserForecaster | None:
     return forecaster if isinstance(forecaster, UserForecaster) else None
 
 
-def refuse_other_model(forecaster: UserForecaster, sha256: str, run_id: str) -> None:
+def reject_other_model(forecaster: UserForecaster, sha256: str, run_id: str) -> None:
     """Refuse a class that, or whose files, changed since run *run_id*."""
     if forecaster.model_sha256 != sha256:
         name = forecaster.card["model"]["name"]

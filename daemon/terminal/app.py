@@ -190,7 +190,7 @@ class LiveView(App[None]):
         self.push_screen(Dialog(question, {"s": STOP, "l": LEAVE}), answered)
 
     def action_command(self, word: str) -> None:
-        """Give the operator's command *word*, once it is confirmed."""
+        """Send the operator's command *word*, once it is confirmed."""
         kind = CommandKind(word)
 
         def answered(note: str | None) -> None:
@@ -201,7 +201,7 @@ class LiveView(App[None]):
         self.push_screen(Dialog(question, takes_note=True), answered)
 
     def _command(self, kind: CommandKind, note: str) -> None:
-        """Give the command over the daemon's HTTP interface, as ``tracepaper command`` does."""
+        """Send the command over the daemon's HTTP interface, as ``tracepaper command`` does."""
         try:
             answer = give(self._database, kind, note)
         except TracepaperError as error:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from tracepaper.daemon.clock import Clock
-from tracepaper.daemon.engine.state import RESERVE, TWINS, account_title, reserve_of
+from tracepaper.daemon.engine.state import RESERVE, SHADOWS, account_title, reserve_of
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import Action, Run, Step
 from tracepaper.strategies.types.market import Bar, Side
@@ -265,25 +265,25 @@ def _head(status: Status, width: int) -> Text:
     return Text.assemble(name, " ", (counts, "dim"))
 
 
-_TWIN_TITLES: Final = frozenset(map(account_title, TWINS))
+_SHADOW_TITLES: Final = frozenset(map(account_title, SHADOWS))
 
 
 def _money(status: Status) -> Text:
     of_run, cash = status["account"], Decimal(status.get("cash", 0))
     accounts = {"equity": of_run}
-    accounts |= {account_title(name): account for name, account in status["twins"].items()}
+    accounts |= {account_title(name): account for name, account in status["shadows"].items()}
     cells = []
     for name, texts in accounts.items():
         account = {key: Decimal(amount) for key, amount in texts.items() if isinstance(amount, str)}
         text = Text.assemble((f" {name} ", "dim"))
         text.append(f"{account['equity']:,.2f} ", "bold" if texts is of_run else "")
-        if texts is not of_run and name not in _TWIN_TITLES:  # it began with a part of the cash
+        if texts is not of_run and name not in _SHADOW_TITLES:  # it began with a part of the cash
             earned = account["realized_pnl"] + account["unrealized_pnl"]
             text.append_text(_signed(earned - account["fees_paid"] - account["funding_paid"]))
         elif cash:
             text.append_text(_signed((account["equity"] / cash - 1) * 100, unit=" %"))
         cells.append(text)
-    equity = {name: Decimal(account["equity"]) for name, account in status["twins"].items()}
+    equity = {name: Decimal(account["equity"]) for name, account in status["shadows"].items()}
     if reserve := reserve_of(Decimal(of_run["equity"]), equity):
         cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve:,.2f} "))
     if "margin_used" in of_run:

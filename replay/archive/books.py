@@ -121,7 +121,7 @@ class DepthWriter(RecordingWriter):
 
         Raises ``DataInvalid`` where it is not later than all that is stored.
         """
-        self.refuse_earlier(depth.seen_ms)
+        self.reject_earlier(depth.seen_ms)
         if cause:
             self.flush()
             self._cause = cause

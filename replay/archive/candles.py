@@ -329,7 +329,7 @@ def _join(first: Candles, second: Candles) -> Candles:
             f"{second.path} in steps of {second.interval_ms // 1000} s: give files of one interval."
         )
     first, second = first.aligned(second), second.aligned(first)
-    _refuse_contradiction(first, second)
+    _reject_contradiction(first, second)
     is_new = ~np.isin(second.open_time_ms, first.open_time_ms)
     added = second[is_new]
     times = np.concatenate((first.open_time_ms, added.open_time_ms))
@@ -351,7 +351,7 @@ def _join(first: Candles, second: Candles) -> Candles:
     )
 
 
-def _refuse_contradiction(first: Candles, second: Candles) -> None:
+def _reject_contradiction(first: Candles, second: Candles) -> None:
     """Raise where the same candle has two values; both parts have the same decimals."""
     phase = (second.open_time_ms[0] - first.open_time_ms[0]) % first.interval_ms
     if phase and first.calendar is None and second.calendar is None:

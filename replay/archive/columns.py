@@ -392,7 +392,7 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
         cells = _year_first(cells, SLASHED, day=_place_of_day(cells))
     if HALF_DAY.search(first):
         cells = np.array([HALF_DAY.sub(_whole_day, cell.strip()) for cell in cells.tolist()])
-    _refuse_joined_clocks(cells.tolist())
+    _reject_joined_clocks(cells.tolist())
     microseconds = np.array(
         [_microseconds(row, cell) for row, cell in enumerate(cells.tolist())], dtype=np.int64
     )
@@ -407,7 +407,7 @@ def _whole_ms(microseconds: IntArray, *, whole: bool) -> IntArray:
     return microseconds // 1000
 
 
-def _refuse_joined_clocks(cells: list[bytes]) -> None:
+def _reject_joined_clocks(cells: list[bytes]) -> None:
     """Raise ``CellInvalidError`` where what follows dates can be no offsets of one zone.
 
     A zone has two of them, of up to 14 hours and without seconds.

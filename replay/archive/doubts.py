@@ -1,4 +1,4 @@
-"""Doubts about a file of candles: what cannot be as it stands, or is not what it seems.
+"""Doubts about a file of candles: its content is impossible, or another than it seems.
 
 A file is never read as something else without a word. A doubt either rejects the file, in one
 sentence that says what to write, or is a note, which ``tracepaper data check`` and the summary of a
@@ -216,7 +216,7 @@ def doubt(rows: Rows, interval_ms: int, note: Callable[[str], None]) -> None:
 
 
 def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | None:
-    """Return what four columns of prices hold, where they are not open, high, low and close.
+    """Return the order of four columns of prices, where it is not open, high, low and close.
 
     None where half the rows can be candles as they stand, or no other order fits nearly all.
     """

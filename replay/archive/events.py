@@ -262,7 +262,7 @@ class EventsWriter(RecordingWriter):
 
         Raises ``DataInvalid`` where it is earlier than what is stored.
         """
-        self.refuse_earlier(received_ms, again=self._is_resumed)
+        self.reject_earlier(received_ms, again=self._is_resumed)
         if self._is_resumed:
             self._is_resumed = False
             self._hold(received_ms, EventLine(GAP, received_ms / 1000, cause="stopped"))

@@ -122,9 +122,9 @@ class _Rows:
         texts = self._texts.get(meaning)
         return "" if texts is None else texts[row]
 
-    def refuse(self, row: int, meaning: str, what: str) -> DataInvalid:
+    def reject(self, row: int, meaning: str, what: str) -> DataInvalid:
         """Return the sentence that names line and column."""
-        return self.table.refuse(CellInvalidError(row, what), self.columns[meaning])
+        return self.table.reject(CellInvalidError(row, what), self.columns[meaning])
 
 
 def read_executions(path: Path) -> Executions:
@@ -143,7 +143,7 @@ def read_executions(path: Path) -> Executions:
     created = _times(rows, "created", chosen, executions) if "created" in rows.columns else {}
     for row in chosen:
         if created.get(row, 0) > times[row]:
-            raise rows.refuse(row, "created", "is after the fill")
+            raise rows.reject(row, "created", "is after the fill")
         executions.fills.append(
             Execution(
                 _symbol(rows, row),
@@ -215,7 +215,7 @@ def _exclusion(rows: _Rows, row: int) -> str:
         return "of stops, which paper fills along a bar"
     maker = rows.cell(row, "maker").lower()
     if maker and maker not in _TRUE + _FALSE:
-        raise rows.refuse(row, "maker", f"is neither true nor false but {maker[:40]!r}")
+        raise rows.reject(row, "maker", f"is neither true nor false but {maker[:40]!r}")
     if maker in _TRUE:
         return "of makers"
     if not maker and rows.cell(row, "order type").lower() not in ("", "market"):
@@ -249,7 +249,7 @@ def _symbol(rows: _Rows, row: int) -> str:
     category, _, rest = text.partition(":")
     symbol = symbol_name(rest if rest and category.lower() in tuple(Category) else text)
     if not symbol:
-        raise rows.refuse(row, "symbol", "is empty")
+        raise rows.reject(row, "symbol", "is empty")
     return symbol
 
 
@@ -258,7 +258,7 @@ def _side(rows: _Rows, row: int) -> Side:
     words = rows.cell(row, "side").lower().split()
     side = _SIDES.get(words[-1]) if words else None
     if side is None:
-        raise rows.refuse(row, "side", f"is no side but {rows.cell(row, 'side')[:40]!r}")
+        raise rows.reject(row, "side", f"is no side but {rows.cell(row, 'side')[:40]!r}")
     if words[0] in ("close", "closing"):
         return Side.SELL if side is Side.BUY else Side.BUY
     return side
@@ -283,12 +283,12 @@ def _number(rows: _Rows, row: int, meaning: str, *, is_signed: bool = False) -> 
     try:
         number = Decimal(text)
     except InvalidOperation:
-        raise rows.refuse(row, meaning, f"is not a number but {text[:40]!r}") from None
+        raise rows.reject(row, meaning, f"is not a number but {text[:40]!r}") from None
     if not number.is_finite() or (number <= 0 and not is_signed):
         what = "finite" if is_signed else "above zero"
-        raise rows.refuse(row, meaning, f"is not {what} but {text[:40]}")
+        raise rows.reject(row, meaning, f"is not {what} but {text[:40]}")
     if abs(number.adjusted()) > DIGITS_MOST:
-        raise rows.refuse(row, meaning, f"is out of range with {text[:40]}")
+        raise rows.reject(row, meaning, f"is out of range with {text[:40]}")
     return number
 
 
@@ -302,7 +302,7 @@ def _times(
     try:
         times, notes = epoch_ms(np.array([text.encode() for text in texts]), whole=False)
     except CellInvalidError as error:
-        raise rows.refuse(chosen[error.row], meaning, error.what) from None
+        raise rows.reject(chosen[error.row], meaning, error.what) from None
     zone = _ZONE.search(rows.columns[meaning])
     hours, minutes = (int(part or 0) for part in zone.groups()) if zone else (0, 0)
     shift = hours * HOUR_MS + (-minutes if hours < 0 else minutes) * MINUTE_MS

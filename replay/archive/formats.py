@@ -30,7 +30,7 @@ from tracepaper.replay.archive.layouts import (
     TableHead,
     distinct,
     head_of,
-    refuse_unclear,
+    reject_unclear,
     symbol_text,
 )
 from tracepaper.replay.archive.recordings import MARK
@@ -317,7 +317,7 @@ def read_table(
         raise _not_as_named(path, expected.suffixes[0])
     if head is not None:
         return read_delimited(path, raw, head)
-    return refuse_unclear(expected.read(path, raw), columns)
+    return reject_unclear(expected.read(path, raw), columns)
 
 
 def unpacked(path: Path) -> tuple[str, bytes]:
@@ -383,7 +383,7 @@ def _read_file(path: Path, *, has_lines: bool) -> bytes:
 
 
 def _opener_of(path: Path, raw: bytes) -> Opener | None:
-    """Return what opens *raw*, if it is compressed; raise where its name says otherwise."""
+    """Return the decompressor of *raw*, if it is compressed; raise where its name differs."""
     suffix = path.suffix.lower()
     for packing in PACKINGS:
         if raw.startswith(packing.magic):

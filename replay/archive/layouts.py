@@ -286,7 +286,7 @@ class RawTable:
     ``unit``: lines of text, or rows. ``bare`` rows came without names; ``symbol`` is what a header
     named; ``separator`` stood between cells of text; ``zone`` is that of its
     times, where something beside them names one, and ``kind`` the category of
-    contracts; ``notes`` say what was not read as it stands.
+    contracts; ``notes`` say what was read in another form.
     """
 
     path: Path
@@ -304,7 +304,7 @@ class RawTable:
         """Return where row *row* stands, for a message: ``prices.csv: line 17``."""
         return f"{self.path}: {self.unit} {self.lines[row]}"
 
-    def refuse(self, error: CellInvalidError, name: str) -> DataInvalid:
+    def reject(self, error: CellInvalidError, name: str) -> DataInvalid:
         """Return *error* of column *name* as the sentence that names file and line."""
         return DataInvalid(
             f"{self.place(error.row)}: {name} {error.what}; correct or remove the row."
@@ -313,11 +313,11 @@ class RawTable:
     def checked(
         self, name: str, read: Callable[Given, Result], *given: Given.args, **keys: Given.kwargs
     ) -> Result:
-        """Return what *read* makes of column *name*; its ``CellInvalidError`` as ``refuse``."""
+        """Return *read* of column *name*; its ``CellInvalidError`` becomes a ``DataInvalid``."""
         try:
             return read(*given, **keys)
         except CellInvalidError as error:
-            raise self.refuse(error, name) from None
+            raise self.reject(error, name) from None
 
     def select(self, rows: npt.NDArray[Any]) -> RawTable:
         """Return the rows at these places, or of this mask."""
@@ -356,7 +356,7 @@ def distinct(path: Path, names: Sequence[str], plain: Sequence[str] = ()) -> lis
     Of names that differ in case alone (``t`` and ``T``, open and close time of some exchanges) the
     one that is written as ``MEANINGS`` has it keeps its name. A column that means nothing here may
     come several times. Others of one meaning carry the written name behind ``SAME``
-    (``refuse_unclear``). Raises ``DataInvalid`` where two are written alike.
+    (``reject_unclear``). Raises ``DataInvalid`` where two are written alike.
     """
     plain = plain or [normalise(name) for name in names]
     result: list[str] = []
@@ -423,7 +423,7 @@ def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def refuse_unclear(table: RawTable, columns: Sequence[str] = ()) -> RawTable:
+def reject_unclear(table: RawTable, columns: Sequence[str] = ()) -> RawTable:
     """Return *table*; raise ``DataInvalid`` where columns mean the same and none is chosen."""
     chosen = chosen_columns(columns)
     for column in table.columns:
@@ -674,7 +674,7 @@ def _decimal_points(table: RawTable, name: str, cells: npt.NDArray[np.bytes_]) -
         cell = bytes(cells[row])
         if not GROUPED.fullmatch(cell):
             what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
-            raise table.refuse(CellInvalidError(row, what), name)
+            raise table.reject(CellInvalidError(row, what), name)
     return np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
 
 

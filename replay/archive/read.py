@@ -55,7 +55,7 @@ from tracepaper.replay.archive.layouts import (
     interval_of,
     meanings,
     plain_table,
-    refuse_unclear,
+    reject_unclear,
     split_argument,
     symbol_of_table,
 )
@@ -99,11 +99,11 @@ def read_candles(
         raise ConfigInvalid(f"--symbol is {given}, and {path} says {named}: leave one of them out.")
     table = read_table(file, columns=columns)
     reject_contracts(file, is_named=named is not None)
-    found_symbol, notes = symbol_of_table(table, named, given)
+    table_symbol, notes = symbol_of_table(table, named, given)
     market = category_of(file) if category is None else Category(category)
     return _candles(
-        plain_table(table, found_symbol, columns),
-        found_symbol,
+        plain_table(table, table_symbol, columns),
+        table_symbol,
         market,
         [*notes],
         sessions_for=sessions_for,
@@ -139,7 +139,7 @@ def _candles(
             notes.append("the seventh column counts trades and is no turnover, left out")
             turnover = None
     rows = Rows(table, times, prices, volume, turnover)
-    refuse_impossible(rows)
+    reject_impossible(rows)
     rows = in_order(rows, notes.append)
     stated = interval_of(table.path.name)
     # Bars of sessions do not all have one length: what a file says of them is believed first.
@@ -313,7 +313,7 @@ def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume
     except CellTooLongError:
         return _rounded(table, column, notes, meaning)
     except CellInvalidError as error:
-        raise table.refuse(error, meaning) from None
+        raise table.reject(error, meaning) from None
 
 
 def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) -> Decimals:
@@ -334,21 +334,21 @@ OFF_GRID_SHARE_MAX: Final = 0.01
 """Above this share of odd open times the interval itself was misread."""
 
 
-def refuse_impossible(rows: Rows) -> None:
+def reject_impossible(rows: Rows) -> None:
     """Raise at the first candle that no market can print."""
     price = {name: column.mantissa for name, column in rows.prices.items()}
     for name, values in price.items():
-        _refuse(rows, values <= 0, f"{name} is not above zero")
-    _refuse(rows, price["high"] < price["low"], "high is below low")
+        _reject(rows, values <= 0, f"{name} is not above zero")
+    _reject(rows, price["high"] < price["low"], "high is below low")
     for name in ("open", "close"):
         outside = (price[name] > price["high"]) | (price[name] < price["low"])
-        _refuse(rows, outside, f"{name} is outside the range from low to high")
-    _refuse(rows, rows.volume.mantissa < 0, "volume is negative")
+        _reject(rows, outside, f"{name} is outside the range from low to high")
+    _reject(rows, rows.volume.mantissa < 0, "volume is negative")
     if rows.turnover:
-        _refuse(rows, rows.turnover.mantissa < 0, "turnover is negative")
+        _reject(rows, rows.turnover.mantissa < 0, "turnover is negative")
 
 
-def _refuse(rows: Rows, bad: npt.NDArray[np.bool_], what: str) -> None:
+def _reject(rows: Rows, bad: npt.NDArray[np.bool_], what: str) -> None:
     where = np.flatnonzero(bad)
     if where.size:
         raise DataInvalid(f"{rows.table.place(int(where[0]))}: {what}; correct or remove the row.")
@@ -512,7 +512,7 @@ def candles_of_frame(
         shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         raise DataInvalid(f"{NAME} has columns of different lengths ({shown}): give rows alone.")
     rows = np.arange(1, next(iter(sizes.values())) + 1)
-    table = refuse_unclear(RawTable(NAME, held, rows, "row"), columns)
+    table = reject_unclear(RawTable(NAME, held, rows, "row"), columns)
     try:
         symbol, notes = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
     except SymbolUnknown:

@@ -350,7 +350,7 @@ class RecordingWriter(ABC):
             self.says = stored.torn
             os.ftruncate(self._file, stored.whole)
 
-    def refuse_earlier(self, at_ms: float, *, again: bool = True) -> None:
+    def reject_earlier(self, at_ms: float, *, again: bool = True) -> None:
         """Raise ``DataInvalid`` where *at_ms* is earlier than what is stored, or *again* of it."""
         if at_ms < self.last_ms or (again and at_ms == self.last_ms):
             raise DataInvalid(

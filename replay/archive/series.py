@@ -276,8 +276,8 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     """
     named, file = split_argument(path)
     table = read_table(file)
-    found_symbol, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
-    table = of_one_symbol(table, found_symbol)
+    table_symbol, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
+    table = of_one_symbol(table, table_symbol)
     times, rates = _columns(table)
     hours = _interval_hours(table)
     order = np.argsort(times, kind="stable")
@@ -292,7 +292,7 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
     return FundingRates(
         str(file),
-        found_symbol or "",
+        table_symbol or "",
         times[keep],
         np.array(rate, dtype=np.int64),
         None if hours is None else (hours * HOUR_MS)[order][keep],
@@ -323,7 +323,7 @@ def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
     wild = np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places)
     if wild.size:
         error = CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate")
-        raise table.refuse(error, "funding_rate")
+        raise table.reject(error, "funding_rate")
     if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:
         raise DataInvalid(
             f"{table.path} has funding rates of percent, where 0.0001 is wanted for 0.01 %: divide "

@@ -16,7 +16,7 @@ from tracepaper.daemon.bybit.order_book import frame_of
 from tracepaper.daemon.feed.book_follower import SILENT, BookFollower, ReadFrame, Silence, Watch
 from tracepaper.replay.archive.books import RecordedDepth
 from tracepaper.replay.archive.events import EventsFile
-from tracepaper.replay.backtest.tracks import Scale, depth_scales, refuse_named, scale_of
+from tracepaper.replay.backtest.tracks import Scale, depth_scales, reject_named, scale_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import (
@@ -322,13 +322,13 @@ def _date(followed: _SourceBook) -> int:
     return followed.next.at_ms if followed.next is not None else 0
 
 
-def refuse_books(
+def reject_books(
     sources: Sequence[FillSource], instruments: Sequence[Instrument], from_ms: int, until_ms: int
 ) -> None:
     """Raise ``ConfigInvalid`` or ``DataInvalid`` for books that cannot fill this run's orders."""
     named = [source.instrument_id for source in sources]
     traded = [item.id for item in instruments]
-    refuse_named("--events", named, traded)
+    reject_named("--events", named, traded)
     for key in traded:
         if key not in named:
             raise ConfigInvalid(

@@ -33,7 +33,7 @@ from tracepaper.daemon.session.build import (
     warmup_bars,
 )
 from tracepaper.daemon.session.models import card_of, load_forecaster
-from tracepaper.daemon.session.run_row import new_run, refuse_size
+from tracepaper.daemon.session.run_row import new_run, reject_size
 from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
@@ -43,7 +43,7 @@ from tracepaper.replay.backtest.book_feed import (
     BookFeed,
     FillSource,
     SampledSource,
-    refuse_books,
+    reject_books,
 )
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
@@ -127,7 +127,7 @@ def configuration(
             f"{first.path} has bars of {first.interval_ms / 60_000:g} minutes, an interval that "
             f"the exchange does not know; {_multiples(first.interval_ms)}."
         )
-    _refuse_other_symbols(config, data, origins.get(("market", "symbols"), DATA))
+    _reject_other_symbols(config, data, origins.get(("market", "symbols"), DATA))
     finest = max(data.candles, key=lambda part: part.interval_ms)
     if config.market.interval_ms < finest.interval_ms:
         raise ConfigInvalid(
@@ -186,7 +186,7 @@ def _multiples(interval_ms: int) -> str:
     return f"set market.interval to a multiple of it: {', '.join(fitting)} minutes"
 
 
-def _refuse_other_symbols(config: Config, data: MarketData, origin: str) -> None:
+def _reject_other_symbols(config: Config, data: MarketData, origin: str) -> None:
     """Refuse data that are not traded, and a symbol without data; name who asked for it."""
     wanted = config.market.symbols
     held = tuple(dict.fromkeys(part.symbol for part in data.candles))
@@ -272,7 +272,7 @@ def build(
     instruments = _instruments(data, config.market, shared=bool(config.strategies.named))
     for part in data.candles:
         (item,) = (item for item in instruments if item.symbol == part.symbol)
-        refuse_size(config, item)
+        reject_size(config, item)
     forecaster = None
     if needs_forecaster(config):
         forecaster = load_forecaster(config, database=database, mode=mode)
@@ -295,11 +295,11 @@ def build(
         ),
     )
     if feed.actions.splits:
-        _refuse_split(strategies, data, has_model=forecaster is not None)
+        _reject_split(strategies, data, has_model=forecaster is not None)
     books, missing = None, tuple[str, ...]()
     if sources:
         times = (feed.period_start_ms, max(int(part.closes_ms[-1]) for part in feed.candles))
-        refuse_books(sources, instruments, *times)
+        reject_books(sources, instruments, *times)
         books = BookFeed(sources, instruments, config.execution.response_ms)
         missing = books.warnings(*times)
     run, engine = new_run(
@@ -374,7 +374,7 @@ def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
     return data.events
 
 
-def _refuse_split(strategies: Strategies, data: MarketData, *, has_model: bool) -> None:
+def _reject_split(strategies: Strategies, data: MarketData, *, has_model: bool) -> None:
     """Refuse a split where something would see the bars before it as a fall or a rise."""
     if has_model:
         raise ConfigInvalid(

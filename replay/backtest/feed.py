@@ -77,7 +77,7 @@ class ArchiveFeed:
         joined = data.candles
         self.sessions: Sessions | None = _sessions_of(data)
         """The sessions by which the bars are counted; None where every interval is one."""
-        _refuse_mixed_intervals(data)
+        _reject_mixed_intervals(data)
         traded = {instrument.id: instrument for instrument in instruments}
         self._together = tuple(traded) if closes_together else ()
         whole = {part.instrument: aligned(part, traded) for part in joined}
@@ -170,7 +170,7 @@ def _sessions_of(data: MarketData) -> Sessions | None:
     return None if first is None else first.sessions
 
 
-def _refuse_mixed_intervals(data: MarketData) -> None:
+def _reject_mixed_intervals(data: MarketData) -> None:
     if not (candles := data.candles):
         raise DataInvalid("No candles were given: name a file with --data.")
     for part in candles:

@@ -30,7 +30,7 @@ from tracepaper.replay.backtest.run import (
     run_events,
     run_replay,
 )
-from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, refuse_unused
+from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, reject_unused
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import identity
 from tracepaper.storage.covariates import kept_covariates
@@ -69,7 +69,7 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
         raise ConfigInvalid("A recorded run is replayed alone; give --data FILE.db#RUN once.")
     for run in recorded:
         subject = f"{run} is fed again whole and by its own configuration"
-        refuse_unused(spec, Consumer.RECORDED, subject)
+        reject_unused(spec, Consumer.RECORDED, subject)
     database = spec.database or Path(f"replay-{clock.wall_ms()}.db")
     if spec.resume is not None and not database.exists():
         raise ConfigInvalid(
@@ -88,7 +88,7 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
             started_at_ms = clock.wall_ms()
             run_id = rerun(recorded[0], audit, database, tally, started_at_ms=started_at_ms)
         elif spec.resume is not None:
-            refuse_unused(
+            reject_unused(
                 spec, Consumer.RESUME, f"Run {spec.resume} goes on by its own configuration"
             )
             data = MarketData.read(spec, sessions_for=sessions_before(database, spec.resume))
@@ -249,7 +249,7 @@ def resumed_replay(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
             "code, checkpoint or covariates; start a new replay."
         )
-    _refuse_short(replay, reader, run_id)
+    _reject_short(replay, reader, run_id)
     resumed = audit.resume(run_id)
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
@@ -260,12 +260,12 @@ def resumed_replay(
         - max(engine.states[key].strategy.books, of_model) * market.depth_every_ms
         for key, open_ms in resumed.last_open_ms.items()
     }
-    way = predictor_over(replay)
-    history = way.history
+    predictions = predictor_over(replay)
+    history = predictions.history
     rest = _after(reader.newest_fed(run_id), replay.feed.events(), seen_ms)
     restore_engine(replay.engine, reader, resumed, history)
     bars = [] if history is None else [*chain(*history.by_instrument().values())]
-    for model in (replay.forecaster, way.prober):
+    for model in (replay.forecaster, predictions.prober):
         recall_events(model, reader, run_id, bars)
     warm_from = () if history is None else history.warm_from()
     start = start_event(
@@ -275,16 +275,16 @@ def resumed_replay(
     )
     queues = engine.broker.frames_read()
     handed_on = replay.with_books(
-        way.ahead(chain((start,), rest)),
+        predictions.ahead(chain((start,), rest)),
         frames_read=lambda key: queues.get(key, 0),
         known_ms=max(
             (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
         ),
     )
-    return ResumedReplay(run_id, engine, way.predictor, handed_on)
+    return ResumedReplay(run_id, engine, predictions.predictor, handed_on)
 
 
-def _refuse_short(replay: Replay, reader: Reader, run_id: str) -> None:
+def _reject_short(replay: Replay, reader: Reader, run_id: str) -> None:
     """Refuse to go on where a prune left fewer bars than decide: it would decide otherwise."""
     context = 0 if replay.forecaster is None else replay.forecaster.context
     if reader.pruned(reader.stored_run(run_id).run_key) is None:

@@ -338,7 +338,7 @@ class MarketData:
         )
 
     def until(self, at_ms: int, *, cut: bool) -> Self:
-        """Return what is known with the bars that opened at *at_ms*.
+        """Return the other data that are known with the bars that opened at *at_ms*.
 
         The rest is left out, or has nonsense in its place where it is not *cut*.
         """

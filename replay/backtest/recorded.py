@@ -36,7 +36,7 @@ from tracepaper.daemon.session.resume import (
     restore_at,
 )
 from tracepaper.daemon.session.run_row import OF_THE_PLACE, start_event
-from tracepaper.daemon.session.user_model import refuse_other_model, user_model
+from tracepaper.daemon.session.user_model import reject_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
@@ -152,7 +152,7 @@ def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> F
     """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
     forecaster = forecaster_of_run(run, config, database, sha256=sha256)
     if (model := user_model(forecaster)) is not None:
-        refuse_other_model(model, run.model_sha256, run.run_id)
+        reject_other_model(model, run.model_sha256, run.run_id)
     elif forecaster.model_sha256 != (sha256 or run.model_sha256):
         kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
@@ -356,10 +356,10 @@ class RecordedForecaster:
         declared = card.get("measures", {}).get("given")
         self.measures = frozenset(declared or set().union(*map(_measures_of, forecasts)))
 
-    def _refuse(self, *_arguments: object) -> NoReturn:
+    def _reject(self, *_arguments: object) -> NoReturn:
         raise InvariantBroken("a model that is not loaded was asked for a forecast")
 
-    warm = step = predict_many = scan = _refuse
+    warm = step = predict_many = scan = _reject
 
 
 def _measures_of(forecast: Forecast) -> set[str]:

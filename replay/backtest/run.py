@@ -126,9 +126,9 @@ def run_events(
 
 def run_replay(replay: Replay, log: StepLog, tally: Tally) -> None:
     """Open the run of *replay* and take it to its end, or until it is stopped."""
-    way = predictor_over(replay)
+    predictions = predictor_over(replay)
     log.begin(replay.run, replay.engine.gate_sets)
-    run_events(way.events(replay), way.predictor, replay.engine, log, tally)
+    run_events(predictions.events(replay), predictions.predictor, replay.engine, log, tally)
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,12 @@ class _NoForecasts:
 
 def predictor_over(replay: Replay) -> ReplayPredictor:
     """Return the predictor of *replay*; columns that a strategy declares see its bars ahead."""
-    way = _predictor_over(replay)
+    predictions = _predictor_over(replay)
     if not replay.engine.has_columns:
-        return way
-    return replace(way, ahead=lambda events: _foreseen(way.ahead(events), replay.engine))
+        return predictions
+    return replace(
+        predictions, ahead=lambda events: _foreseen(predictions.ahead(events), replay.engine)
+    )
 
 
 def _foreseen(events: Iterable[Event], engine: Engine) -> Iterator[Event]:

@@ -349,7 +349,7 @@ def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
                 yield _flag(option), str(each)
 
 
-def refuse_unused(spec: RunSpec, consumer: Consumer, subject: str) -> None:
+def reject_unused(spec: RunSpec, consumer: Consumer, subject: str) -> None:
     """Refuse what *consumer* could only ignore; *subject* begins the sentence."""
     for option in _options(~consumer):
         if (

@@ -187,7 +187,7 @@ def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--
     return Scale(over=coarser)
 
 
-def refuse_named(option: str, named: Sequence[str], traded: Sequence[str]) -> None:
+def reject_named(option: str, named: Sequence[str], traded: Sequence[str]) -> None:
     """Raise ``ConfigInvalid`` where files are of instruments that are not traded, or two of one."""
     for key in named:
         if key not in traded:
@@ -206,7 +206,7 @@ def with_depth(market: MarketSection, books: Sequence[RecordedDepth]) -> MarketS
     it names, or where two files are of one symbol.
     """
     traded = [f"{market.category}:{symbol}" for symbol in market.symbols]
-    refuse_named("--depth", [recorded.header.instrument.id for recorded in books], traded)
+    reject_named("--depth", [recorded.header.instrument.id for recorded in books], traded)
     if not books:
         return market
     if not market.depth:
@@ -286,7 +286,7 @@ def frame_tracks(given: Sequence[Candles], bars: BarSpan) -> list[Track]:
     for length_ms in sorted({part.interval_ms for part in given}):
         for merged in merge_candles([part for part in given if part.interval_ms == length_ms]):
             part = aligned(merged, bars.instruments)
-            refuse_contradiction(part, bars.whole[part.instrument])
+            reject_contradiction(part, bars.whole[part.instrument])
             if (begun_ms := first_ms.get(part.instrument)) is None:
                 continue
             wanted_ms = bars.lookback.frames[length_ms] * length_ms
@@ -299,7 +299,7 @@ def frame_tracks(given: Sequence[Candles], bars: BarSpan) -> list[Track]:
     return tracks
 
 
-def refuse_contradiction(higher: Candles, bars: Candles) -> None:
+def reject_contradiction(higher: Candles, bars: Candles) -> None:
     """Refuse candles of a higher timeframe that contradict *bars*, of which they are made."""
     first_ms = interval_start(int(bars.open_time_ms[0]), higher.interval_ms)
     if bars.until_ms - first_ms < 2 * higher.interval_ms:

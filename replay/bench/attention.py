@@ -215,7 +215,7 @@ def _ratios(seconds: Mapping[str, float], base: str) -> Row:
 
 
 def foreign_row(setting: Setting, keys: int = FOREIGN_KEYS) -> Row:
-    """Return what reads of one captured layer cost beside torch's attention.
+    """Return the cost of reads of a captured layer beside torch's attention.
 
     Eight heads of 64 share two key heads: whole rows are carried, then one, entropies of all rows
     are taken, and whole rows are carried through a layer whose scores are capped.
@@ -332,7 +332,7 @@ def model_rows(
 
 
 def explained_window(network: Network) -> Route:
-    """Return what explains a *network*'s answer to one window of random rows."""
+    """Return a function that explains a *network*'s answer to a window of random rows."""
     generator = torch.Generator().manual_seed(SEED)
     bars = network.config.receptive_field
     x = torch.randn(1, bars, network.config.features, generator=generator).clamp(-5, 5)
@@ -365,7 +365,7 @@ class Scan:
 
 
 def live_row(config: FlashConfig | None = None) -> Row:
-    """Return what a live step and a bar of a scan of the default network cost, explained."""
+    """Return the cost of the default network's explained live step, and of a bar of a scan."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         network = FlashNetwork(config or FlashConfig()).eval()

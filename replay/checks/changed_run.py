@@ -26,7 +26,7 @@ from tracepaper.daemon.session.build import (
     terms_for,
     warmup_bars,
 )
-from tracepaper.daemon.session.run_row import refuse_size, sessions_of, strategy_sha256
+from tracepaper.daemon.session.run_row import reject_size, sessions_of, strategy_sha256
 from tracepaper.replay.backtest.recorded import (
     RecordedForecaster,
     RecordedPredictor,
@@ -140,10 +140,10 @@ def changed_run(
         dropped = (*before.gate.drop, *drop_gates)
         changes = {**changes, "gate": {**changes.get("gate", {}), "drop": dropped}}
     config = restore(run.config, changes)
-    _refuse_keys(run, before, config, changes)
+    _reject_keys(run, before, config, changes)
     if config.sha256() == before.sha256() and from_ms is None:
         raise ConfigInvalid("Nothing would be another; give --set, --drop-gate or --from.")
-    _refuse_run(reader, stored, before, from_ms)
+    _reject_run(reader, stored, before, from_ms)
     judging = {gate for gate_set in reader.gate_sets(stored.run_key) for gate in gate_set.gates}
     if absent := [gate for gate in drop_gates if gate not in judging]:
         names = ", ".join(name for name in gate_order(*DROPPABLE) if name in judging)
@@ -158,7 +158,7 @@ def changed_run(
         gate_horizon=config.gate.horizon,
     )
     for item in run.instruments:
-        refuse_size(config, item)
+        reject_size(config, item)
     engine, bars = _engine(run, config, forecaster, shadows=shadows)
     for sha256 in reader.promoted(run_id):
         promoted = _forecaster(reader, run, sha256, 1 if forecaster is None else forecaster.context)
@@ -173,7 +173,7 @@ def _word(value: object) -> str:
     return "unset" if value is None else str(value)
 
 
-def _refuse_keys(run: Run, before: Config, config: Config, changes: Sections) -> None:
+def _reject_keys(run: Run, before: Config, config: Config, changes: Sections) -> None:
     for section, key in ((section, key) for section, keys in changes.items() for key in keys):
         name = f"{section}.{key}"
         if section not in CHANGEABLE and section not in {*DECIDES, "exchange"}:
@@ -190,7 +190,7 @@ def _refuse_keys(run: Run, before: Config, config: Config, changes: Sections) ->
         )
 
 
-def _refuse_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int | None) -> None:
+def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int | None) -> None:
     """Refuse a run whose record does not hold all that another configuration would be fed."""
     run, run_id, why = stored.run, stored.run.run_id, ""
     span = run_span(stored.run_key)
@@ -223,7 +223,7 @@ def _engine(
     """Return the engine of a run, and how many bars it wants before its period."""
     strategies = make_strategies(config, forecaster)
     for strategy in () if shadows else strategies.values():
-        strategy.twins = ()
+        strategy.shadows = ()
     engine = build_engine(
         config,
         run.instruments,
@@ -250,7 +250,7 @@ def _forecaster(reader: Reader, run: Run, sha256: str, context: int) -> Recorded
 def _stand_in(
     reader: Reader, stored: StoredRun, before: Config, config: Config
 ) -> tuple[RecordedForecaster | None, int, Engine]:
-    """Return what stands for the model, how many bars the run wanted before its period, its engine.
+    """Return the stored model, the bars that the run needed before its period, and its engine.
 
     How many bars the model looks back on is what the gate ``warm`` says. The run's own gates must
     follow from what is stored, so that another version or card is seen.

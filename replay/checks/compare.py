@@ -31,8 +31,8 @@ from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
 from tracepaper.storage.record.decode import (
     OUTCOME,
+    SHADOW_STEP,
     STEP,
-    TWIN_STEP,
     StepDecoder,
     StoredRows,
 )
@@ -152,7 +152,7 @@ class CheckFinding:
     unfinished: list[str] = field(default_factory=list)  # parts for which the time did not suffice
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
         """Whether all was probed, nothing moved, and nothing was opened that is not allowed."""
         return self.verdict == "nothing moved"
 
@@ -171,7 +171,7 @@ class CheckFinding:
         """Say the verdict in one sentence, with how much was probed of how much."""
         if self.differences:
             return f"moved: {self.differences[0].sentence()}: {self.because}."
-        if self.check == RECURSIVE and self.holds:
+        if self.check == RECURSIVE and self.passes:
             return (
                 f"{self.probes} probes over {self.bars:,} bars, {self.compared:,} steps compared, "
                 "nothing moved."
@@ -180,13 +180,13 @@ class CheckFinding:
             return f"{self.probes} probes compared no step: nothing was checked; give more bars."
         if self.opened:
             return f"read: the strategy {self._reading()}."
-        futures = f"{self.probes}" if self.holds else f"{self.probes} of {self.planned}"
+        futures = f"{self.probes}" if self.passes else f"{self.probes} of {self.planned}"
         counted = (
             f"{self.without_later:,} of {self.given:,} bars decided without a later one, "
             f"{futures} futures corrupted or cut off, {self.compared:,} steps compared, "
             f"{self.verdict}"
         )
-        if self.holds:
+        if self.passes:
             return f"{counted}."
         return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
 
@@ -236,7 +236,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_NAMES_ROWS: Final = {TWIN_STEP.sequence, TWIN_STEP.outcome, TWIN_STEP.holding}
+_NAMES_ROWS: Final = {SHADOW_STEP.sequence, SHADOW_STEP.outcome, SHADOW_STEP.holding}
 _WHOLE_TABLES: Final = (
     "events",
     "states",
@@ -311,18 +311,18 @@ class RowCheck:
         core = rows.core
         sequence = core[STEP.sequence]
         (row,) = sparse["steps"]
-        yield from _row("steps", core, row, {STEP.outcome, STEP.holding, STEP.twins})
+        yield from _row("steps", core, row, {STEP.outcome, STEP.holding, STEP.shadows})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
-        self._check_place("twin_steps", core[STEP.twins], sequence)
-        twins = self._decoder.twin_rows(core)
-        yield from _rows("twin_steps", twins, sparse["twin_steps"], _NAMES_ROWS)
-        if core[STEP.twins] != sequence and "twin_steps" in rows.sparse:
-            yield "twin_steps.sequence", sequence, None
+        self._check_place("shadow_steps", core[STEP.shadows], sequence)
+        shadows = self._decoder.shadow_rows(core)
+        yield from _rows("shadow_steps", shadows, sparse["shadow_steps"], _NAMES_ROWS)
+        if core[STEP.shadows] != sequence and "shadow_steps" in rows.sparse:
+            yield "shadow_steps.sequence", sequence, None
         outcomes, holdings = {0: core[STEP.outcome]}, {0: core[STEP.holding]}
-        for twin in twins:
-            outcomes[twin[TWIN_STEP.book]] = twin[TWIN_STEP.outcome]
-            holdings[twin[TWIN_STEP.book]] = twin[TWIN_STEP.holding]
+        for shadow in shadows:
+            outcomes[shadow[SHADOW_STEP.book]] = shadow[SHADOW_STEP.outcome]
+            holdings[shadow[SHADOW_STEP.book]] = shadow[SHADOW_STEP.holding]
         for table, named in (("outcomes", outcomes), ("holdings", holdings)):
             yield from self._shared(table, sequence, named, rows, sparse[table])
 
@@ -401,7 +401,7 @@ def is_rounding(
 ) -> bool:
     """Return whether a difference between two predictions lies within its column's tolerance."""
     name, first, second = unequal
-    if name == "answers.halves" and member_shape is not None:
+    if name == "answers.members" and member_shape is not None:
         return _members_agree(first, second, member_shape)
     if name not in TOLERATED or type(first) is not type(second):
         return False

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from tracepaper.daemon.clock import SystemClock, jump_clocks
-from tracepaper.daemon.config.loading import Config, own_classes
+from tracepaper.daemon.config.loading import Config, custom_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.loop import (
@@ -30,7 +30,7 @@ from tracepaper.daemon.session.loop import (
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.daemon.session.user_class import user_class
-from tracepaper.daemon.session.user_code import Code, declared_files, own_folder
+from tracepaper.daemon.session.user_code import Code, custom_folder, declared_files
 from tracepaper.daemon.session.user_model import (
     feature_function,
     model_class,
@@ -175,8 +175,8 @@ class DerivedLog(MemoryLog):
         """Return all of it for another process; with *names* also what is remembered."""
         states = self._engine.states if names else {}
         memories = {key: memory_of(state.strategy) for key, state in states.items()}
-        beside = self.signals, self.frames, self.columns, memories
-        return SentRun(self.content, *beside, setup, accesses(setup.config), **about)
+        columns = self.signals, self.frames, self.columns, memories
+        return SentRun(self.content, *columns, setup, accesses(setup.config), **about)
 
 
 class SentRun(NamedTuple):
@@ -270,12 +270,12 @@ class DerivedRun:
         return sorted(bars, key=itemgetter(0, 1))
 
     def signalled(self, rows: StoredRows) -> tuple[object, ...]:
-        """Return what equal signals of equal predictions have in common."""
+        """Return the values that equal signals of equal predictions share."""
         signals = self.sent.signals.get(rows.core[STEP.sequence])
         return (signals, *[row[2:] for row in rows.sparse.get("answers", ())])
 
     def judged(self, rows: StoredRows) -> tuple[object, ...]:
-        """Return what equal judgements have in common beside :meth:`signalled`."""
+        """Return the values that equal judgements share beside :meth:`signalled`."""
         at = rows.core[STEP.outcome]
         outcome = None if at is None else self._decoder.outcome(at, 0)
         return outcome, rows.core[STEP.measure_plausible], rows.core[STEP.measures]
@@ -300,7 +300,7 @@ def first_moved(
     due = (bar for bar in mine.by_time(from_ms) if bar[1] in other.ids)
     compared = 0
     for compared, ((*_, first), (*_, second)) in enumerate(zip(due, other.by_time(from_ms)), 1):  # noqa: B905 - as far as both reach
-        is_shared = first.core[STEP.twins] is None and second.core[STEP.twins] is None
+        is_shared = first.core[STEP.shadows] is None and second.core[STEP.shadows] is None
         if (
             is_shared
             and mine.signalled(first) == other.signalled(second)
@@ -354,7 +354,7 @@ def derive_candles(
 
     It ends before *until_ms*, and names what is remembered then.
     """
-    external_inputs.listen(own_classes(config))
+    external_inputs.listen(custom_classes(config))
     now_s = SystemClock().network_s
     until_s = now_s() + within_s
     replay = build(
@@ -363,10 +363,10 @@ def derive_candles(
     engine = replay.engine
     # Its run is named alike in every process.
     setup = Setup(replay.config, msgspec.structs.replace(replay.run, run_id="0"))
-    log, way = DerivedLog(engine), predictor_over(replay)
+    log, predictions = DerivedLog(engine), predictor_over(replay)
     log.begin(setup.run, engine.gate_sets)
     tally = Tally(stopped=lambda: log.next_sequence >= LEAST_STEPS and now_s() > until_s)
-    _run(way.events(replay), way.predictor, engine, log, tally)
+    _run(predictions.events(replay), predictions.predictor, engine, log, tally)
     # Bars of higher timeframes that come from files need none of the instrument's own.
     warmups = [
         remembered(engine.states[key].strategy) if data.frames else market.reach
@@ -389,7 +389,7 @@ def send_resumed(
     until_ms: int | None = None,
 ) -> None:
     """Send the run that goes on with the record *content*, as ``replay --resume`` makes it."""
-    external_inputs.listen(own_classes(config))
+    external_inputs.listen(custom_classes(config))
     with MemoryLog(content=content) as audit:
         resumed = resumed_replay(
             "last", _without_later_frames(data), audit, audit.reader, until_ms=until_ms
@@ -414,16 +414,16 @@ def send_again(
     Without a record each input is asked for, by None, once the one before was dealt with. What
     *has_past* does the same before in this process.
     """
-    external_inputs.listen(own_classes(setup.config))
+    external_inputs.listen(custom_classes(setup.config))
     run = setup.run if only is None else msgspec.structs.replace(setup.run, instruments=(only,))
     setup = replace(setup, run=run)
     for _ in range(1 + has_past):
-        fed = _asked(connection) if content is None else fed_together(content, only)
+        fed = _stored_inputs(connection) if content is None else fed_together(content, only)
         log = setup.carry_out(chain.from_iterable(islice(fed, most)))
     connection.send(log.sent(setup))
 
 
-def _asked(connection: Connection) -> Iterator[list[Fed]]:
+def _stored_inputs(connection: Connection) -> Iterator[list[Fed]]:
     """Yield each input when it has come; none is in this process before its turn."""
     connection.send(None)
     while (given := connection.recv()) is not None:
@@ -477,7 +477,7 @@ def _without_later_frames(data: MarketData) -> MarketData:
 
 
 def accesses(config: Config) -> Accesses:
-    """Return what the user's classes of *config* did in this process since it listens."""
+    """Return the accesses of the user's classes of *config* since this process listens."""
     declared: list[Path] = []
     codes: list[Code] = []
     named = [strategy.name for strategy in config.strategies.named.values()] or [
@@ -488,19 +488,19 @@ def accesses(config: Config) -> Accesses:
             codes.append(made_of := user_class(name))
             declared += declared_files(made_of).values()
     exempt = list(declared)
-    if config.model.own_class:
-        codes.append(model := model_class(config.model.own_class))
+    if config.model.custom_class:
+        codes.append(model := model_class(config.model.custom_class))
         exempt += model_files(config, model).values()
         if (function := feature_function(config, model)) is not None:
             assert isinstance(function.function, FunctionType)
             codes.append(function.function)
             declared += function.files.values()
             exempt += function.files.values()
-    folders = [folder for code in codes if (folder := own_folder(code)) is not None]
+    folders = [folder for code in codes if (folder := custom_folder(code)) is not None]
     return Accesses(
         tuple(external_inputs.opened(folders, exempt)),
         tuple(map(str, declared)),
-        tuple(external_inputs.own_modules(folders)),
+        tuple(external_inputs.custom_modules(folders)),
         perturbations.unset(),
         tuple(external_inputs.native_readers()),
         tuple(external_inputs.compiled_modules()),

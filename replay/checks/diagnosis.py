@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from tracepaper.daemon.config.loading import Config, own_classes, restore
+from tracepaper.daemon.config.loading import Config, custom_classes, restore
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.chain.verify import verify_chain
@@ -35,7 +35,7 @@ _CAUSES: Final = (
     ),
     (
         "a stored fill, order or account value was changed",
-        ("account", "position", "fills", "orders", "ledger", "twins", "state", "halted"),
+        ("account", "position", "fills", "orders", "ledger", "shadows", "state", "halted"),
     ),
 )
 """The causes that the fields of the first differing step show, the surest first."""
@@ -88,7 +88,7 @@ def diagnose(
         return LikelyCause(
             Cause.CODE, f"{versions}, so that a changed record looks alike", sure=False
         )
-    is_chained = verify_chain(reader.connection, run.run_id).holds
+    is_chained = verify_chain(reader.connection, run.run_id).passes
     steps = [of for of in differences if of.field not in row]
     if row:
         cause, sentence = _by_row(run, row, has_steps=bool(steps))
@@ -120,8 +120,8 @@ def _by_steps(
     names = " ".join(of.field for of in steps if of.open_time_ms == steps[0].open_time_ms).split()
     judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
     if judged and not any(name.startswith(_GIVEN) for name in names):
-        if is_chained and (classes := own_classes(config)):
-            if {*classes} - {config.model.own_class, config.features.own_schema}:
+        if is_chained and (classes := custom_classes(config)):
+            if {*classes} - {config.model.custom_class, config.features.custom_schema}:
                 return Cause.STRATEGY, f"the strategy{BY_ITSELF}"
             return Cause.MODEL, f"the model{BY_ITSELF}"
         if not exact:  # another machine's rounding can explain it

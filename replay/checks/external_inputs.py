@@ -93,18 +93,18 @@ def listen(owners: Collection[str]) -> None:
 
 
 def opened(folders: Collection[Path], declared: Collection[Path]) -> Sequence[ExternalInput]:
-    """Return what was opened, in order; *folders* hold the classes' own sources.
+    """Return the opened files, in order; *folders* hold the classes' own sources.
 
     A *declared* file is none of it, unless the class writes it.
     """
     # Copied at once: another thread of the class may add to it meanwhile.
-    modules, exempt = set(own_modules(folders)), {str(path) for path in declared}
+    modules, exempt = set(custom_modules(folders)), {str(path) for path in declared}
     elsewhere = [item for item in tuple(_sources) if item.name not in modules]
     read = [item for item in tuple(_opened) if item.name not in exempt or item in _written]
     return tuple(dict.fromkeys((*elsewhere, *read)))
 
 
-def own_modules(folders: Collection[Path]) -> Sequence[str]:
+def custom_modules(folders: Collection[Path]) -> Sequence[str]:
     """Return the files, sources or compiled, that Python imported from *folders*."""
     inside = tuple(f"{folder}{os.sep}" for folder in folders)
     names = [item.name for item in tuple(_sources)]

@@ -103,7 +103,7 @@ def counts(gate: str) -> bool:
 
 
 def _forecast(prediction: Prediction) -> object:
-    """Return what *prediction* says: neither the model's id nor a deadline."""
+    """Return the values of *prediction*, without the model's id and without a deadline."""
     match prediction:
         case None:
             return None

@@ -44,7 +44,7 @@ class DerivedStep:
             return (self,)
         return tuple(
             DerivedStep(
-                structs.replace(self.step, decision=_decision_of(decision, self.step), twins=()),
+                structs.replace(self.step, decision=_decision_of(decision, self.step), shadows=()),
                 signal,
             )
             for decision, signal in zip(decisions, self.parts, strict=True)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config.loading import Config, own_classes
+from tracepaper.daemon.config.loading import Config, custom_classes
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding, Difference
@@ -163,9 +163,9 @@ class Check:
         self.starts = starts or ()
         self.data = self.replayed = data  # of these the candles that the time sufficed for
         # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
-        self._mode = "step" if config.model.own_class and name == LOOKAHEAD else mode
+        self._mode = "step" if config.model.custom_class and name == LOOKAHEAD else mode
         self.weeks = weeks_later(config.market.interval_ms)
-        self.is_custom = bool(own_classes(config))
+        self.is_custom = bool(custom_classes(config))
         self.limits, self.report = limits, report
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
@@ -366,7 +366,7 @@ class Check:
         most = moved.mine.step.sequence + LOOKED_BEYOND
         given = self.setup(), self.whole.sent.content, None, most
 
-        def look() -> tuple[bytes, object] | None:
+        def read_once() -> tuple[bytes, object] | None:
             with self._fresh.child(send_again, *given) as child:
                 try:
                     run = self._received(child)
@@ -374,8 +374,8 @@ class Check:
                     return None
             return run.head, repr(run.sent.columns)
 
-        first = look()
-        if all(look() == first for _ in range(LOOKS - 1)):
+        first = read_once()
+        if all(read_once() == first for _ in range(LOOKS - 1)):
             return because
         return f"{because}, or {UNEQUAL}" if because == ON_CLOCK else UNEQUAL
 

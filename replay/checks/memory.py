@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct
 
 from tracepaper.daemon.session.user_class import unguarded
-from tracepaper.daemon.session.user_code import own_folder, own_sources
+from tracepaper.daemon.session.user_code import custom_folder, custom_sources
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
 
 SHOWN_LONGEST: Final = 40
@@ -28,7 +28,7 @@ Memory = Mapping[str, str]
 
 
 def memory_of(strategy: Strategy) -> dict[str, str]:
-    """Return what *strategy* could remember a bar by, but for its declared state.
+    """Return the places in which *strategy* could remember a bar, but for its declared state.
 
     These are its attributes, those of its classes, and the variables of its modules.
     """
@@ -43,7 +43,7 @@ def memory_of(strategy: Strategy) -> dict[str, str]:
         if kind in {Strategy, PortfolioStrategy}:
             break
         named |= {f"{kind.__name__}.{name}": value for name, value in _variables(kind)}
-    for module in _own_modules(type(user)):
+    for module in _custom_modules(type(user)):
         for name, value in _variables(module):
             if getattr(value, "__module__", module.__name__) == module.__name__:
                 named[f"{name} of module {module.__name__}"] = value
@@ -64,13 +64,13 @@ def unlike(first_memory: Memory, second_memory: Memory) -> list[str]:
     ]
 
 
-def _own_modules(kind: type) -> Iterator[ModuleType]:
+def _custom_modules(kind: type) -> Iterator[ModuleType]:
     """Yield the class's module and those of its own folder that it imports."""
     yield sys.modules[kind.__module__]
-    root, file = own_folder(kind), sys.modules[kind.__module__].__file__
+    root, file = custom_folder(kind), sys.modules[kind.__module__].__file__
     if root is None or file is None:
         return
-    paths = set(own_sources(Path(file), root)) - {Path(file).resolve()}
+    paths = set(custom_sources(Path(file), root)) - {Path(file).resolve()}
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
         if isinstance(path, str) and Path(path).resolve() in paths:

@@ -96,7 +96,7 @@ class Parity:
     differences: list[Difference] = field(default_factory=list)
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
         """Whether something agrees, and nothing differs but for what only time explains."""
         differs = self.differing or self.missing or self.fills_differing or self.equity_differing
         return self.identical + self.within_tolerance > 0 and not differs
@@ -455,7 +455,7 @@ def _check_of(verification: Verification, span: tuple[int, int], of: str = "") -
         verification.agreed,
         verification.tolerated,
     )
-    return check if verification.holds else _with_difference(check, verification)
+    return check if verification.passes else _with_difference(check, verification)
 
 
 def check_whole(database: Path, run_id: str, kind: str) -> ParityCheck:
@@ -545,7 +545,7 @@ class FundingCheck:
     differing: tuple[UnequalRate, ...]  # within the history's own time
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
         """Whether exactly what was published is what was booked."""
         return not self.differing
 

@@ -247,7 +247,7 @@ class _OrdersOfRun(NamedTuple):
 def _ordered(
     columns: RunColumns, markets: Mapping[str, _Market], left_out: Counter[str]
 ) -> _OrdersOfRun:
-    """Return what the run ordered, with paper's fills."""
+    """Return the orders of the run, with paper's fills."""
     books: dict[tuple[str, str], list[OrderedSide]] = defaultdict(list)
     by_id: dict[str, OrderedSide] = {}
     sides: dict[tuple[object, ...], OrderedSide] = {}

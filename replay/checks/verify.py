@@ -100,7 +100,7 @@ class Verification:
     likely_cause: str = ""
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
         """Whether there are decisions, and every step follows from the record."""
         return self.decisions > 0 and self.differing == 0
 

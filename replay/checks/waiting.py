@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def waiting_of(
     changed: ChangedRun, columns: RunColumns, rows: Columns, log: DecisionLog
 ) -> Wait | None:
-    """Return what takes the bars into *log* that *changed* waits through; None where none may be.
+    """Return a function that takes bars into *log* while *changed* waits; None where it may not.
 
     *rows* are the decisions of the record, of which *columns* are.
 

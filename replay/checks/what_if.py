@@ -145,7 +145,7 @@ class DecisionLog:
         return self._codes.setdefault(verdict, len(self._codes))
 
     def _row(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
-        """Return what of a *decision* is compared, and on which instrument it is."""
+        """Return the compared values of a *decision*, and its instrument."""
         code, target = self.code((decision.action, decision.refused_by)), decision.target_quantity
         return self._place_of[instrument], NOT_STORED if target is None else target, code
 
@@ -355,7 +355,7 @@ def _accounts(
     stored: DecidedRun,
     derived: DecidedRun,
 ) -> tuple[Cells, ...]:
-    """Return what the account made in the one and in the other, and the difference by day."""
+    """Return the account's gain in both runs, and the difference by day."""
     days = metrics.return_days(closes, calendar)
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []

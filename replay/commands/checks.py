@@ -80,11 +80,11 @@ def verify(
         check = check_of_run(reader, verification)
     if sample is None and from_ms is None and commit is None:  # a part is no parity of the run
         keep_check(place.path, checked, "verify", check)
-    holds = verification.holds and all(funding_check.holds for funding_check in settled)
-    compared = [{**asdict(of), "holds": of.holds} for of in settled]
-    lines = [*(_followed if verification.holds else _why_not)(verification)]
+    holds = verification.passes and all(funding_check.passes for funding_check in settled)
+    compared = [{**asdict(of), "passes": of.passes} for of in settled]
+    lines = [*(_followed if verification.passes else _why_not)(verification)]
     lines += [line for funding_check in settled for line in _funding(funding_check)]
-    document = {**asdict(verification), "funding": compared, "holds": holds}
+    document = {**asdict(verification), "funding": compared, "passes": holds}
     return CommandAnswer(document, "\n".join(lines), int(not holds))
 
 
@@ -220,8 +220,8 @@ def parity(
         comparison = compare_runs(
             ComparedRun(a, first_place.run_id), ComparedRun(b, second_place.run_id)
         )
-    document = {**asdict(comparison), "holds": comparison.holds}
-    return CommandAnswer(document, "\n".join(_compared(comparison)), int(not comparison.holds))
+    document = {**asdict(comparison), "passes": comparison.passes}
+    return CommandAnswer(document, "\n".join(_compared(comparison)), int(not comparison.passes))
 
 
 def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> CommandAnswer | None:
@@ -267,7 +267,7 @@ def _compared(comparison: Parity) -> Iterator[str]:
     if comparison.missing:
         yield f"{comparison.missing:,} of them lie between bars that both runs decided."
     yield from (difference.sentence() for difference in comparison.differences)
-    if comparison.holds or comparison.differences:
+    if comparison.passes or comparison.differences:
         return
     if comparison.compared:
         yield "All that was compared differs in time alone, so nothing shows that the runs agree."
@@ -374,12 +374,12 @@ def recursive(
 
 
 def _verdict(finding: CheckFinding) -> CommandAnswer:
-    """Return what a check found."""
+    """Return the answer of a check."""
     lines = [f"{finding.check}: {finding.sentence()}"]
     lines += [f"To know: {sentence}." for sentence in finding.depends]
     lines += [f"Cannot be proved: {sentence}." for sentence in finding.unproved]
-    document = {**asdict(finding), "verdict": finding.verdict, "holds": finding.holds}
-    return CommandAnswer(document, "\n".join(lines), int(not finding.holds))
+    document = {**asdict(finding), "verdict": finding.verdict, "passes": finding.passes}
+    return CommandAnswer(document, "\n".join(lines), int(not finding.passes))
 
 
 def _preloaded(config: Config) -> list[str]:
@@ -390,7 +390,7 @@ def _preloaded(config: Config) -> list[str]:
     from tracepaper.daemon.session.user_model import model_class
     from tracepaper.replay.checks.lookahead import MODEL
 
-    if name := config.model.own_class:
+    if name := config.model.custom_class:
         return packages_of(model_class(name))
     asks_torch = needs_forecaster(config) or config.strategy.name in ASKS
     return [MODEL] if asks_torch else []

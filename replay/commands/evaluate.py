@@ -42,7 +42,9 @@ def evaluate(
     ] = None,
     holdout: Annotated[
         str | None,
-        typer.Option(metavar="A=DATE:DATE,B=…", help="Untouched spans, each evaluated by itself."),
+        typer.Option(
+            metavar="A=DATE:DATE,B=…", help="Untouched holdouts, each evaluated by itself."
+        ),
     ] = None,
     compare: Annotated[
         list[str] | None,
@@ -50,7 +52,9 @@ def evaluate(
     ] = None,
     folds: Annotated[
         str | None,
-        typer.Option(help="Train again on walk:3, rolling:3 or combinatorial:6/2; opens no span."),
+        typer.Option(
+            help="Train again on walk:3, rolling:3 or combinatorial:6/2; opens no holdout."
+        ),
     ] = None,
     ablate: Annotated[
         list[str] | None,
@@ -83,7 +87,7 @@ def evaluate(
 ) -> CommandAnswer:
     """Evaluate a model on the bars after its calibration, against every baseline.
 
-    Each recipe evaluated on a span counts as one opening of it; --folds trains
+    Each recipe evaluated on a holdout counts as one opening of it; --folds trains
     it again on the time before instead. --compare asks other models about the
     same bars and tests the differences by day. A class of your own is evaluated
     after its trained_until. --inspect takes 200 decisions unless N is given.
@@ -91,6 +95,7 @@ def evaluate(
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.learning.fitted import DataRequest
+    from tracepaper.replay.learning.holdouts import read_holdouts
     from tracepaper.replay.learning.inspection.inspections import read_inspections
     from tracepaper.replay.learning.judge.folds import folds_of
     from tracepaper.replay.learning.judge.judge import (
@@ -99,7 +104,6 @@ def evaluate(
         source_of,
         untrained,
     )
-    from tracepaper.replay.learning.openings import read_spans
     from tracepaper.replay.learning.recipe import evaluation_options
     from tracepaper.replay.learning.side_inputs import SideFiles
     from tracepaper.strategies.api.model import DataSource
@@ -116,19 +120,19 @@ def evaluate(
         others_given = {
             "columns": columns, "config": config, "set": others, "covariates": covariates,
         }  # fmt: skip
-        _refuse(
+        _reject(
             examined | others_given | {"depth": depth},
             f"is for models of bars, and {checkpoint} reads order books; leave it out, and see "
             f"where it looked by `tracepaper explain --depth FILE --checkpoint {checkpoint}`.",
         )
     elif source == DataSource.CLOSES:
-        _refuse(
+        _reject(
             examined,
             f"examines what a model says of one instrument's bars, and {checkpoint} answers for "
             "all symbols of a close; leave it out, and see where it looked by `tracepaper explain "
             "RUN --full`.",
         )
-    chosen = read_spans(holdout, start, end)
+    chosen = read_holdouts(holdout, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if others and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
         raise ConfigInvalid("--set configures a class of your own; leave it out, or name a class.")
@@ -146,7 +150,7 @@ def evaluate(
         folds_judged = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
         return answer_of_folds(folds_judged, html)
     if is_class:
-        _refuse(
+        _reject(
             inspected | {"covariates": covariates, "depth": depth},
             "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
         )
@@ -159,8 +163,8 @@ def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_els
     """Refuse --folds beside what *is_else* asked, and --ablate without them."""
     if folds is not None and is_else:
         raise ConfigInvalid(
-            "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
-            "it a checkpoint, and no span nor --compare."
+            "--folds fits a checkpoint's recipe anew on the time before its untouched holdouts; give "
+            "it a checkpoint, and no holdout nor --compare."
         )
     if elsewhere and folds is None:
         raise ConfigInvalid("--jobs and --on say where folds are fitted; give --folds as well.")
@@ -168,7 +172,7 @@ def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_els
         raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
 
 
-def _refuse(options: Mapping[str, object], why: str) -> None:
+def _reject(options: Mapping[str, object], why: str) -> None:
     """Raise ``ConfigInvalid`` for the first of *options* that is given, with *why*."""
     for option, value in options.items():
         if value:

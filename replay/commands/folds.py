@@ -23,7 +23,7 @@ def each_on(on: str | None, jobs: int | None) -> Each:
 
 
 def answer_of_folds(folds: FoldTables, html: Path | None) -> CommandAnswer:
-    """Return what folds say, and write it as a page where *html* is given."""
+    """Return the answer of the folds, and write it as a page where *html* is given."""
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import TitledParts, documents

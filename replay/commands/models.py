@@ -246,7 +246,7 @@ def _unproven(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str
 
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
-    """Return what a reader wants to know first."""
+    """Return the facts that a reader wants first."""
     from tracepaper.replay.learning.card import card_facts, experimental
     from tracepaper.replay.report.honesty import card_sentences
 
@@ -336,7 +336,7 @@ def _request(
     folder: Path | None,
     test: int | None,
 ) -> tuple[Retraining, int]:
-    """Return what is asked for, and the number of the judgement."""
+    """Return the requested judgement, and its number."""
     from tracepaper.daemon.session.retraining import (
         BY_HAND,
         past_retrainings,

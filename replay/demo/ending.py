@@ -70,12 +70,12 @@ def sum_up(database: Path, played: Demo | None, *, as_json: bool) -> None:
                 "incidents": played.outcomes,
             }
         )
-        holds = {"holds": chain.holds, "steps": chain.steps}
+        holds = {"passes": chain.passes, "steps": chain.steps}
         about = {"database": str(database), "chain": holds, "parity": parity}
         print_json(ending | show_alone | about)
         return
-    is_well = parity.outcome is ParityOutcome.IDENTICAL and chain.holds
-    stands = "holds" if chain.holds else f"is broken: {chain.problem}"
+    is_well = parity.outcome is ParityOutcome.IDENTICAL and chain.passes
+    stands = "holds" if chain.passes else f"is broken: {chain.problem}"
     sentence = (
         f"What it proved: replayed from its record, {parity.reason}; the chain of "
         f"{chain.steps:,} steps {stands}."

@@ -108,7 +108,7 @@ async def halt_and_resume(demo: Demo) -> None:
 
 
 async def _command(demo: Demo, kind: CommandKind) -> int:
-    """Give the daemon a command as ``tracepaper command`` does; return the step it caused."""
+    """Send the daemon a command as ``tracepaper command`` does; return the step it caused."""
     answer = await asyncio.to_thread(give, demo.files.database, kind, "the demo's operator")
     return int(str(answer["sequence"]))
 
@@ -133,7 +133,7 @@ async def kill_and_go_on(demo: Demo) -> None:
         f"Process {first.pid} is dead, with {stored:,} steps on the disk. The market waits while "
         "the next one starts: at this speed it would miss a day."
     )
-    demo.look()
+    demo.poll()
     decisions = demo.race.decisions
     await demo.start_daemon()
     assert demo.process is not None
@@ -209,7 +209,7 @@ def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
     if problem is None:
         return ours.steps, "nothing was changed.", False
     begins = -1 if problem.sequence is None else problem.sequence
-    return ours.steps, problem.sentence, ours.holds and 0 <= begins <= step
+    return ours.steps, problem.sentence, ours.passes and 0 <= begins <= step
 
 
 INCIDENTS: Final = (

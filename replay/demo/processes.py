@@ -98,16 +98,16 @@ class Demo:
     async def watch(self) -> None:
         """Read the record, show it, and choose the pace, again and again."""
         while True:
-            self.look()
+            self.poll()
             if self.race.decisions and not (self.is_held or self.is_cut):
                 speed = self.pace.choose(self.race.now_ms, now_s=self.clock.network_s())
                 if speed != self.pace.speed:
                     await self.run_at(speed)
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read what was stored since the last look, and show it."""
-        self.race.look(self.files.database)
+        self.race.poll(self.files.database)
         self.screen.show(self.race, speed=self.pace.speed, until_ms=self.until_ms)
 
     # ------------------------------------------------------------ the daemon

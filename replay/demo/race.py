@@ -34,7 +34,7 @@ class Race:
         """Return whether a bar of each instrument is decided that closed at *time_ms* or later."""
         return min(self.closes_ms.values()) >= time_ms
 
-    def look(self, database: Path) -> None:
+    def poll(self, database: Path) -> None:
         """Take in the steps of the run in *database* that were stored since the last look."""
         if self._reader is None:
             try:

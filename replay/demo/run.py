@@ -172,7 +172,7 @@ async def _raced(demo: Demo, exchange: ServedExchange, stop: asyncio.Event, show
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await demo.stop_daemon()
-        demo.look()
+        demo.poll()
 
 
 def prologue(demo: Demo) -> Iterator[str]:

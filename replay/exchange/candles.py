@@ -238,7 +238,7 @@ class CandleTable(Candles):
 class CandleSeries:
     """The candles of a market's trades, or of its mark, at every interval of the exchange.
 
-    ``running`` gives a bar of *base* as it stands at a moment, with nothing later in it.
+    ``running`` gives a bar of *base* at a moment, with nothing later in it.
     """
 
     def __init__(self, base: CandleTable, running: Callable[[int, int], Candle]) -> None:

@@ -261,14 +261,14 @@ def _dearer(data: Message) -> Message:
 
 
 def _in_data(changed: Callable[[Message], Message]) -> Callable[[bytes, Hit], FaultEffect]:
-    """Return what sends a frame with its data *changed* in its place."""
+    """Return a fault that sends a frame with its data *changed* in its place."""
     return lambda body, _hit: FaultEffect((_with_data(body, changed),))
 
 
 def _before(
     changed: Callable[[Message], Message], kind: str
 ) -> Callable[[bytes, Hit], FaultEffect]:
-    """Return what sends a frame of *kind*, with its data *changed*, before the frame."""
+    """Return a fault that sends a frame of *kind*, with its data *changed*, before the frame."""
     return lambda body, _hit: FaultEffect((_with_data(body, changed, type=kind), body))
 
 

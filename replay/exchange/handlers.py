@@ -156,7 +156,7 @@ class Control:
 
     async def fault(self, request: web.Request) -> web.Response:
         """Arm the fault of the body; 400 with a sentence where it is none."""
-        _refuse_foreign(request)
+        _reject_foreign(request)
         try:
             described = msgspec.json.decode(await request.read(), type=dict[str, Any])
             self._hub.arm(fault_from(described))
@@ -166,12 +166,12 @@ class Control:
 
     async def faults(self, request: web.Request) -> web.Response:
         """Answer the tally of each kind."""
-        _refuse_foreign(request)
+        _reject_foreign(request)
         return _json(self._hub.faults.report())
 
     async def hold(self, request: web.Request) -> web.Response:
         """Let time stand still until candles are subscribed anew."""
-        _refuse_foreign(request)
+        _reject_foreign(request)
         if self._keeps_wall_time:
             return _json({"error": WALL_TIME}, status=400)
         self._hub.clock.hold()
@@ -180,7 +180,7 @@ class Control:
 
     async def speed(self, request: web.Request) -> web.Response:
         """Set how fast time passes; 400 with a sentence where the body gives no such speed."""
-        _refuse_foreign(request)
+        _reject_foreign(request)
         if self._keeps_wall_time:
             return _json({"error": WALL_TIME}, status=400)
         try:
@@ -193,7 +193,7 @@ class Control:
         return _json({"speed": given.speed, "time": self._hub.clock.now_ms()})
 
 
-def _refuse_foreign(request: web.Request) -> None:
+def _reject_foreign(request: web.Request) -> None:
     """Refuse a caller that is not on this machine, or a web page that made a browser call."""
     if not (is_loopback(request.url.host or "") and is_loopback(request.remote or "")):
         raise web.HTTPForbidden(text="Control calls are answered on loopback only.")

@@ -187,7 +187,7 @@ class SimulatedMarket:
         )
 
     def running(self, row: int, time_ms: int) -> Candle:
-        """Return bar *row* as it stands at *time_ms*, from the trades so far alone.
+        """Return bar *row* at *time_ms*, from the trades so far alone.
 
         Its turnover is the trades' own; the closed bar has the data's, so it may move at the close.
         """

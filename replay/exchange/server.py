@@ -62,7 +62,7 @@ REQUEST_TIMEOUT_S: Final = 75.0
 """As long as a client may keep a connection of REST for its next request."""
 FIRE_WITHIN_S_MIN: Final = 10.0
 FIRE_WITHIN_GAPS: Final = 10.0
-LOOKS_PER_GAP: Final = 4
+ROUNDS_PER_GAP: Final = 4
 
 LOG = logging.getLogger(__name__)
 
@@ -288,11 +288,11 @@ class EmbeddedExchange:
         limit_s = max(FIRE_WITHIN_S_MIN, FIRE_WITHIN_GAPS * self._plan.every_s)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + limit_s
-        looks = 0
+        rounds = 0
         while self.faults.pending(fault.kind) and loop.time() < until_s:
-            await asyncio.sleep(self._plan.every_s / LOOKS_PER_GAP)
-            looks += 1
-            again = looks % LOOKS_PER_GAP == 0
+            await asyncio.sleep(self._plan.every_s / ROUNDS_PER_GAP)
+            rounds += 1
+            again = rounds % ROUNDS_PER_GAP == 0
             if again and fault.provoke and self.faults.pending(fault.kind):
                 self.hub.cut_all()
 

@@ -28,7 +28,7 @@ from tracepaper.replay.document.values import (
     table,
     table_of,
 )
-from tracepaper.replay.explain.decision_document import BASIS_POINTS, LOOKED
+from tracepaper.replay.explain.decision_document import ATTENDED, BASIS_POINTS
 from tracepaper.replay.explain.recompute import (
     FEATURES_SHOWN,
     Floats,
@@ -308,7 +308,7 @@ def method_of(typed: TypedMethod, stored: Rollout = PLAIN) -> Rollout:
     return dataclasses.replace(base, fusion=fusion_of(name, fusion), **options)
 
 
-def check_asked(typed: TypedMethod) -> None:
+def check_method(typed: TypedMethod) -> None:
     """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
     try:
         method_of(typed)
@@ -486,7 +486,7 @@ def sided(past: Past, name: str) -> MemberView:
     horizon = past.forecast.horizons[past.horizon_index]
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
     again, added = probe.figures(), probe.contributions().mean_return.sum(axis=0)
-    looks = past.forecaster.attribution_by_layer(past.decided.instrument)
+    layers = past.forecaster.attribution_by_layer(past.decided.instrument)
     return MemberView(
         name,
         past.forecaster.model_id,
@@ -497,7 +497,7 @@ def sided(past: Past, name: str) -> MemberView:
         attribution.open_time_ms,
         attribution.weights,
         dict(zip(probe.names, added.tolist(), strict=True)),
-        tuple(look.rows.flip(-1).double().cpu().numpy() for look in looks),
+        tuple(attribution.rows.flip(-1).double().cpu().numpy() for attribution in layers),
     )
 
 
@@ -572,7 +572,7 @@ class Influence(ModelAnswer):
         most = self.heaviest[0].weight or 1.0
         yield table_of(
             "heaviest",
-            f"Where {self.symbol} looked, over {self.bars:,} bars of each asset ({LOOKED})",
+            f"Where {self.symbol} looked, over {self.bars:,} bars of each asset ({ATTENDED})",
             {"asset": "text", "bar": "text", "weight": "measure", "": "bar"},
             [
                 (token.symbol, iso(token.open_time_ms), token.weight, token.weight / most)
@@ -630,10 +630,10 @@ def influence(
             "leave --method out, or choose rollout."
         )
     close = forecaster.last_close(method)
-    look = close.look
+    attribution = close.attribution
     at = symbols.index(symbol)
-    matrix = look.influence.double().numpy()
-    weights = look.weights[at].double().numpy().copy()  # [asset, time]
+    matrix = attribution.influence.double().numpy()
+    weights = attribution.weights[at].double().numpy().copy()  # [asset, time]
     weights[at, -1] = 0.0
     order = np.argsort(-weights.ravel(), kind="stable")[:HEAVIEST]
     time = weights.shape[1]

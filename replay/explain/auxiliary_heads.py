@@ -36,7 +36,7 @@ from tracepaper.strategies.types.market import Bar
 
 
 def auxiliary_tables(forecast: Forecast) -> tuple[Table, ...]:
-    """Return what the auxiliary heads forecast, a row a horizon and number; no empty table.
+    """Return the forecasts of the auxiliary heads, a row a horizon and number; no empty table.
 
     Returns, volatilities and losses are log returns. Drawdown and run-up are of the largest fall
     and rise from one close to a later one.
@@ -121,13 +121,16 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
     if isinstance(books, str):
         raise DataInvalid(f"Decision {sequence} of run {run_id} asked no network: {books}.")
     (item,) = (item for item in run.instruments if item.id == bar.instrument)
-    look, card = strategy.model.look(books), read_card(checkpoint_folder(config))
-    says = (*card_sentences(card), *_difference(stored, look.probabilities[strategy.at].tolist()))
+    attribution, card = strategy.model.attribution(books), read_card(checkpoint_folder(config))
+    says = (
+        *card_sentences(card),
+        *_difference(stored, attribution.probabilities[strategy.at].tolist()),
+    )
     return BookMap(
         bar.instrument,
         card,
         books,
-        look,
+        attribution,
         strategy.config.horizons,
         every_ms=strategy.model.every_ms,
         decimals=(item.price_decimals, item.quantity_decimals),

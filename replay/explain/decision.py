@@ -223,7 +223,7 @@ class StoredDecision:
         )
 
     @property
-    def looked_at(self) -> str:
+    def attended_sentence(self) -> str:
         """How a decision over several symbols divided its attention; empty for other strategies."""
         shares, moves = (
             ", ".join(
@@ -495,7 +495,7 @@ def _refused_sentence(failed: Sequence[GateMargin]) -> str:
     if declared.is_switch:  # of the operator's command another sentence says who gave it
         return "" if name == operator.name else f"{name} answers yes or no, and it said no."
     size = margin_text(name, gate.margin)
-    way = "more" if declared.at_least else "less"
+    comparison = "more" if declared.at_least else "less"
     if name == shifted.name:
-        return f"It would have passed, had attention moved {size} {way} since the last bar."
-    return f"It would have passed, had {name} been {size} {way}."
+        return f"It would have passed, had attention moved {size} {comparison} since the last bar."
+    return f"It would have passed, had {name} been {size} {comparison}."

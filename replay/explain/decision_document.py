@@ -52,7 +52,7 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, number, with
 BASIS_POINTS: Final = 1e4
 BLOCKS_SHOWN: Final = 12
 NOT_WHY: Final = "not why the price will move"
-LOOKED: Final = f"where attention flowed; {NOT_WHY}"
+ATTENDED: Final = f"where attention flowed; {NOT_WHY}"
 ADDED: Final = f"relevance: signed shares, whose sizes sum to 1; {NOT_WHY}"
 _BANDS: Final = ((0.6744897501960817, 50), (1.6448536269514722, 90))
 """Standard deviations of a normal law on each side, and the per cent within them."""
@@ -71,7 +71,7 @@ def read_decision(database: Path, run_id: str, sequence: int) -> tuple[StoredDec
 
 
 def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledParts:
-    """Return what a decision did, why, what would have changed it, and what came of it."""
+    """Return a decision's document: its reasons, what would have changed it, and its result."""
     row, sequence = stored.decision, stored.decision["sequence"]
     base = columns.instruments[row["instrument"]].base_coin
     close_ms = columns.times.close_ms(row["open_time_ms"])
@@ -98,7 +98,7 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
     if row["horizon"] is not None and row["mean_return"] is not None:
         parts.append(_forecast(row, realised(columns, row), close_ms))
     if stored.buckets or row["horizon"] is not None:
-        parts.append(looked_table(stored, close_ms))
+        parts.append(attention_table(stored, close_ms))
     sides = [held.of_side(row["action"]) for held in (before, after)]
     parts += _size(row, sides[0], sides[1], base)
     if stored.notes:
@@ -133,7 +133,7 @@ class PositionText(NamedTuple):
         return not any(map(float, self.sides))
 
     def words(self, base: str) -> str:
-        """Return what is held: ``long 0.058 BTC``; of both sides ``long 1 BTC, short 1 BTC``."""
+        """Return the position: ``long 0.058 BTC``; of both sides ``long 1 BTC, short 1 BTC``."""
         return (
             ", ".join(_signed(quantity, base) for quantity in self.sides if float(quantity))
             or "flat"
@@ -235,8 +235,8 @@ def _trend_words(
     if trend == 0:
         wants = "There is no trend to follow, so it wants nothing held"
     else:
-        way = "up" if trend > 0 else "down"
-        wants = f"The trend is {way}: it wants {_share(size)} of a full position"
+        direction = "up" if trend > 0 else "down"
+        wants = f"The trend is {direction}: it wants {_share(size)} of a full position"
         if size < abs(trend):
             wants += f", not {_share(abs(trend))}, since the market moves more than the target"
     now = f"{wants}; {'nothing' if held.is_flat else held.words(base)} was held"
@@ -307,7 +307,7 @@ def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
         )
     if stored.decision["horizon"] is not None:
         yield _also_forecast(stored.decision)
-    yield from filter(None, (stored.entropy_worth, stored.reweighting, stored.looked_at))
+    yield from filter(None, (stored.entropy_worth, stored.reweighting, stored.attended_sentence))
 
 
 def _also_forecast(decision: Mapping[str, Any]) -> str:
@@ -341,8 +341,8 @@ def _bp(value: float) -> str:
 def _is_drawn(gate: GateMargin) -> bool:
     """Whether how near a gate was says something."""
     declared = GATES[gate.gate]
-    has_way = not (declared.is_capped or gate.gate in _OF_DATA)
-    return not declared.is_switch and (has_way or not gate.passed)
+    has_margin = not (declared.is_capped or gate.gate in _OF_DATA)
+    return not declared.is_switch and (has_margin or not gate.passed)
 
 
 _GATES: Final = (
@@ -382,7 +382,7 @@ class RealisedForecast(NamedTuple):
 
 
 def realised(columns: RunColumns, decision: Row) -> RealisedForecast:
-    """Return what came of the forecast of *decision*, at the gates' horizon."""
+    """Return the outcome of the forecast of *decision*, at the gates' horizon."""
     opened_ms = np.array([decision["open_time_ms"]])
     target_ms = int(columns.times.opens_later(opened_ms, decision["horizon"])[0])
     change = None
@@ -413,7 +413,7 @@ def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
     return replace(table_of("forecast", title, _SHARE, rows, (stated, outcome_text)), look="stack")
 
 
-def looked_table(stored: StoredDecision, close_ms: int) -> Table:
+def attention_table(stored: StoredDecision, close_ms: int) -> Table:
     """Return the blocks of bars by their share of the attention, or why there are none.
 
     Of relevance the shares are signed.
@@ -434,7 +434,9 @@ def looked_table(stored: StoredDecision, close_ms: int) -> Table:
         ),
     )  # fmt: skip
     notes = (
-        [stored.no_attribution] if stored.no_attribution else list(_looked_notes(stored, close_ms))
+        [stored.no_attribution]
+        if stored.no_attribution
+        else list(_attention_notes(stored, close_ms))
     )
     title, aside = "Where it looked", NOT_WHY
     if stored.is_relevance:
@@ -443,7 +445,7 @@ def looked_table(stored: StoredDecision, close_ms: int) -> Table:
     return replace(blocks, look="columns", aside=aside)
 
 
-def _looked_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
+def _attention_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
     total = 0.0
     for bucket in stored.buckets:
         total += abs(bucket["weight"])
@@ -520,9 +522,9 @@ def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHi
     notes = []
     if (queue := stored.queues.get(order_id)) is not None:
         notes = [f"ahead in its queue {' → '.join(ahead or 'not known' for ahead in queue)}"]
-    way = table_of("order", f"Order {order_id}", _MOMENT, moments, notes)
+    direction = table_of("order", f"Order {order_id}", _MOMENT, moments, notes)
     status = order["status"].lower().replace("_", " ")
-    return OrderHistory(order, fills, replace(way, look="timeline", aside=status))
+    return OrderHistory(order, fills, replace(direction, look="timeline", aside=status))
 
 
 def _sent(order: Row) -> str:

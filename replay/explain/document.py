@@ -46,7 +46,7 @@ from tracepaper.replay.explain.attribution import (
     TypedMethod,
     by_feature,
     by_model,
-    check_asked,
+    check_method,
     compare,
     contributed,
     explain_by,
@@ -112,7 +112,7 @@ def explain_decision(
     require("matplotlib", "--png", png)
     other.check()
     if method:
-        check_asked(method)
+        check_method(method)
     path, run_id, sequence = locate(decision, database)
     stored, titled = read_decision(path, run_id, sequence)
     recomputed: Sequence[ModelAnswer] = ()
@@ -129,7 +129,7 @@ def explain_decision(
                 other=other,
             )
         elif stored.has_forecast and json.loads(stored.run["config"])["model"].get("class"):
-            recomputed = _of_own_model(path, run_id, sequence)
+            recomputed = _of_custom_model(path, run_id, sequence)
     except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
         missing = error
     if as_json:
@@ -142,7 +142,7 @@ def explain_decision(
         raise missing
     attended, compared = _of(Full, recomputed), _of(SideBySide, recomputed)
     if png is not None:
-        chart = blocks_chart(path, stored) if attended is None else looked_chart(attended)
+        chart = blocks_chart(path, stored) if attended is None else attention_chart(attended)
         write_picture(structs.replace(chart, title=_decision_title(stored)), png)
         typer.echo(f"The picture is {png}.", err=True)
     if write_page is not None:
@@ -219,7 +219,7 @@ def ask_again(
     other: ComparedWith = ALONE,
     begins: Callable[[str], None] = lambda _doing: None,
 ) -> list[ModelAnswer]:
-    """Return what the run's model says again of one decision; *begins* hears what is done next.
+    """Return the model's new answer for a decision; *begins* hears of each part of the work.
 
     Raises as :func:`explain_decision` does.
     """
@@ -247,8 +247,8 @@ def ask_again(
     return [answer for answer in asked if answer is not None]
 
 
-def _of_own_model(path: Path, run_id: str, sequence: int) -> list[ModelAnswer]:
-    """Return what a user's own model says of the features; nothing where it cannot be asked."""
+def _of_custom_model(path: Path, run_id: str, sequence: int) -> list[ModelAnswer]:
+    """Return the custom model's contributions; nothing where it gives none."""
     try:
         past = open_any(path, run_id, sequence)
     except TracepaperError:  # it says nothing of them, or was changed: --full gives the reason
@@ -292,7 +292,7 @@ BINS: Final = 48
 """Cells of age in a comparison, the older the wider."""
 
 
-def looked_chart(full: Full) -> Chart:
+def attention_chart(full: Full) -> Chart:
     """Draw the close, each past bar's share of the rollout, and what each added to the mean."""
     attribution, moves = full.attribution, full.moves
     times = list(attribution.open_time_ms[:-1])
@@ -444,7 +444,7 @@ def full_document(
         Paragraph("The decision", "heading"),
         *stored_parts(stored, titled),
         Paragraph("Where it looked", "heading"),
-        looked_chart(full),
+        attention_chart(full),
         Paragraph("What moved it", "heading"),
         attribution_chart(full),
         *full.parts(),
@@ -456,9 +456,9 @@ def full_document(
     if heads is None:
         parts.append(Paragraph("The run has too few bars before it to read its heads.", "note"))
     else:
-        kinds, looks, flow, *_ = heads.tables()
+        kinds, by_head, flow, *_ = heads.tables()
         alone = replace(kinds, title="")
-        parts += [alone, looks, *head_charts(heads, flow.title)]
+        parts += [alone, by_head, *head_charts(heads, flow.title)]
     return TitledParts(_decision_title(stored), tuple(parts))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.margin import CALLED
-from tracepaper.daemon.engine.state import TWINS
+from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import RunRows
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -25,7 +25,7 @@ class Liquidation:
     """What one price took away: of one position, or on cross margin of the whole account."""
 
     fills: tuple[Row, ...]  # of ``v_fills``; none where canceled orders were enough
-    parts: tuple[Row, ...]  # of ``v_twin_fills``: what each of several strategies lost of them
+    parts: tuple[Row, ...]  # of ``v_shadow_fills``: what each of several strategies lost of them
     canceled: int  # resting orders that the account's call ended
     realized: float  # profit of what was closed, negative where lost
     fee: float
@@ -70,7 +70,7 @@ class Liquidation:
             f"and closed at {fill['price_text']}"
         )
         parts = [row for row in self.parts if row["order_id"] == fill["order_id"]]
-        shares = ", ".join(f"{row['twin']} {row['quantity_text']}" for row in parts)
+        shares = ", ".join(f"{row['shadow']} {row['quantity_text']}" for row in parts)
         return f"{text} (of {shares})" if parts else text
 
 
@@ -104,7 +104,7 @@ def liquidations_of(
     is_cross = margin != "isolated"
     model = FillModel.LIQUIDATION.value
     fills = views.rows("v_fills", sequence=steps, model=model)
-    parts = views.rows("v_twin_fills", sequence=steps, model=model)
+    parts = views.rows("v_shadow_fills", sequence=steps, model=model)
     money = views.rows("v_ledger", sequence=steps, kind=(_REALIZED, _FEE))
     canceled = Counter(row["sequence"] for row in views.rows("v_orders", reason=CALLED))
     liquidations = []
@@ -119,7 +119,7 @@ def liquidations_of(
             liquidations.append(
                 Liquidation(
                     tuple(group),
-                    tuple(row for row in of_group if row["twin"] not in (*TWINS, *SIDES)),
+                    tuple(row for row in of_group if row["shadow"] not in (*SHADOWS, *SIDES)),
                     canceled[sequence],
                     realized=_sum_of(lost, _REALIZED),
                     fee=-_sum_of(lost, _FEE),

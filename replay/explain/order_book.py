@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, table_of
-from tracepaper.replay.explain.decision_document import LOOKED
+from tracepaper.replay.explain.decision_document import ATTENDED
 from tracepaper.replay.report.past import ModelAnswer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.order_book import MOVES
@@ -31,7 +31,7 @@ class BookMap(ModelAnswer):
     instrument: str
     card: Mapping[str, Any]  # of the model
     books: Books  # oldest first
-    look: OrderBookAttribution
+    attribution: OrderBookAttribution
     horizons: tuple[int, ...]
     every_ms: int
     decimals: tuple[int, int]  # of prices and quantities
@@ -50,14 +50,14 @@ class BookMap(ModelAnswer):
     @property
     def probabilities(self) -> list[list[float]]:
         """Of each horizon: down, flat, up."""
-        rows: list[list[float]] = self.look.probabilities.tolist()
+        rows: list[list[float]] = self.attribution.probabilities.tolist()
         return rows
 
     @property
     def weights(self) -> NDArray[np.float32]:
         """Where it looked: [book, side, level], which sum to 1."""
         shape = (len(self.books), len(SIDES), self.books.levels)
-        weights: NDArray[np.float32] = self.look.weights.numpy().reshape(shape)
+        weights: NDArray[np.float32] = self.attribution.weights.numpy().reshape(shape)
         return weights
 
     def parts(self) -> Iterator[Part]:
@@ -94,7 +94,7 @@ class BookMap(ModelAnswer):
                 }
                 for place, side in enumerate(SIDES)
             },
-            "l1_error": self.look.l1_error,
+            "l1_error": self.attribution.l1_error,
         }
 
 
@@ -178,7 +178,7 @@ def _map_table(mapped: BookMap) -> Table:
         rows.append((SIDES[place], named, *shaded, f"{100 * sum(cells):.1f}"))
     columns = [_age(start, stop, mapped.every_ms) for start, stop in ages]
     forms: dict[str, Form] = {"side": "text", **dict.fromkeys(["level", *columns, "all"], "exact")}
-    return table_of("map", f"Where it looked ({LOOKED}), % of all", forms, rows)
+    return table_of("map", f"Where it looked ({ATTENDED}), % of all", forms, rows)
 
 
 def _shade(share: float, largest: float) -> str:

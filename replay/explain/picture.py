@@ -19,7 +19,7 @@ from tracepaper.replay.document.charts import (
     time_axis,
 )
 from tracepaper.replay.explain.decision import StoredDecision
-from tracepaper.replay.explain.decision_document import ADDED, LOOKED
+from tracepaper.replay.explain.decision_document import ADDED, ATTENDED
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import BLOCK_BARS
@@ -49,7 +49,7 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     times = [bar.closed_ms for bar in bars]
     closes = np.array([bar.close for bar in bars]) / 10**item.price_decimals
     shares = rounded([100 * row["weight"] for row in rows])
-    what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", LOOKED)
+    what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", ATTENDED)
     line = held_steps(what, starts, rows[-1]["until_open_time_ms"], shares)
     up = percent_axis(f"{what} in 64 bars, %")
     panels = [decided_panel(times, closes.tolist(), 190), ChartPanel([line], time_axis(), up, 150)]

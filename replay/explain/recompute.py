@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.values import Paragraph, Part, Table, table_of
 from tracepaper.replay.explain.auxiliary_heads import auxiliary_tables
-from tracepaper.replay.explain.decision_document import BASIS_POINTS, LOOKED
+from tracepaper.replay.explain.decision_document import ATTENDED, BASIS_POINTS
 from tracepaper.replay.report.past import ModelAnswer, Past
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
@@ -108,7 +108,7 @@ class FullAttribution:
         yield table_of(
             "bars",
             f"Bar by bar: the decided bar and the {HEAVIEST} heaviest of {newest:,} before it "
-            f"({LOOKED})",
+            f"({ATTENDED})",
             {"bar": "text", "age": "exact", "close": "exact", "weight": "measure", "": "bar"},
             [
                 (

@@ -479,7 +479,7 @@ def _has_lightgbm() -> bool:
 
 
 def answers(fitted: FittedBaselines) -> dict[str, Answer]:
-    """Return what each of the *fitted* baselines answers, in the order of the tables."""
+    """Return the forecasts of each of the *fitted* baselines, in the order of the tables."""
     return {name: each.read(fitted[name]) for name, each in BASELINES.items() if name in fitted}
 
 
@@ -519,7 +519,7 @@ def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines |
     section = card.get("baselines")
     if not isinstance(section, Mapping):
         return None
-    file = checkpoints.read_beside(folder, FILE_NAME, str(section.get("sha256")))
+    file = checkpoints.read_side_file(folder, FILE_NAME, str(section.get("sha256")))
     names = [str(name) for name in section.get("names", ())]
     wanted = _about(names, card["features"]["schema_id"], card["architecture"]["horizons"])
     if file.metadata != wanted:
@@ -539,6 +539,6 @@ def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines |
 
 
 def _about(names: Iterable[str], schema_id: str, horizons: Sequence[int]) -> dict[str, str]:
-    """Return what the file says of itself: one entry, for a file keeps several in any order."""
+    """Return the file's description: one entry, for a file keeps several in any order."""
     text = f"features {schema_id}, horizons {' '.join(map(str, horizons))}: {' '.join(names)}"
     return {"of": text}

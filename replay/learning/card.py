@@ -158,7 +158,7 @@ def sentences(
     horizon: int,
     name: str = "network",
 ) -> list[str]:
-    """Return what an honest reader must know, in words that follow from the figures.
+    """Return the sentences that a reader must know, as they follow from the figures.
 
     *name* is what the figures call the model.
     """

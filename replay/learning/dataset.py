@@ -52,7 +52,7 @@ from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import INTERVALS, MINUTE_MS, bars_in, interval_text, iso, time_of
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.openings import NamedSpan
+    from tracepaper.replay.learning.holdouts import Holdout
     from tracepaper.replay.learning.splits import Fold, Span
 
 
@@ -138,7 +138,7 @@ class Dataset:
             )
         bars = tuple(sorted(horizons))
         for interval_ms in other_intervals:
-            _refuse_part_bars(bars, main_ms, interval_ms)
+            _reject_part_bars(bars, main_ms, interval_ms)
         main = segments[main_ms]
         others = [segment for interval_ms in other_intervals for segment in segments[interval_ms]]
         data = cls(
@@ -235,7 +235,7 @@ class Dataset:
             narrow = replace(narrow.folded(fold), stored=unfitted())
         return replace(data, fold=fold, stored=None, narrow=narrow)
 
-    def spanned(self, span: NamedSpan) -> Self:
+    def spanned(self, span: Holdout) -> Self:
         """Return the same whose test part is *span*.
 
         Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
@@ -567,7 +567,7 @@ def read_files(
     """
     parts = _read(paths, calendar, columns)
     for part in parts:
-        _refuse_dead(part)
+        _reject_dead(part)
     wanted = tuple(intervals) or (parts[0].interval_ms,)
     if MONTH_MS in wanted:
         raise DataInvalid(
@@ -603,7 +603,7 @@ def _makes(part: Candles, intervals: Sequence[int]) -> bool:
     return any(interval_ms % part.interval_ms == 0 for interval_ms in intervals)
 
 
-def _refuse_dead(part: Candles) -> None:
+def _reject_dead(part: Candles) -> None:
     """Raise ``DataInvalid`` where there is nothing to learn from."""
     if int(part.high.max()) == int(part.low.min()):
         raise DataInvalid(
@@ -688,7 +688,7 @@ def in_bars(text: str, interval_ms: int) -> tuple[int, ...]:
     return tuple(sorted({bars_in(each, interval_ms, name="horizons") for each in text.split(",")}))
 
 
-def _refuse_part_bars(horizons: Sequence[int], main_ms: int, interval_ms: int) -> None:
+def _reject_part_bars(horizons: Sequence[int], main_ms: int, interval_ms: int) -> None:
     """Raise ``ConfigInvalid`` where a horizon is no whole number of bars of another interval."""
     for bars in horizons:
         if bars * main_ms % interval_ms:

@@ -551,7 +551,7 @@ class HeadLosses(Objective):
 
 
 def batches_for(network: Network, training: Sequence[Samples], options: FitOptions) -> Epochs:
-    """Return what *network* learns from: chunks if it answers every row, else windows of a bar."""
+    """Return the batches of *network*: chunks if it answers every row, else windows of a bar."""
     if network.answers_every_row:
         length = min(options.length, max(each.stop - each.start for each in training))
         return Epochs(training, length=length, batch=options.batch, seed=options.seed)

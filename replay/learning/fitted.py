@@ -191,7 +191,7 @@ class FittedModel(ABC):
         return EXPLAINED_BARS
 
     def explained(self, data: Any, part: Part, bars: int | None) -> Forecasts | None:  # noqa: ANN401
-        """Return what a run says at up to so many *bars* of *part*, as ``explained_rows``.
+        """Return a run's forecasts at up to so many *bars* of *part*, as ``explained_rows``.
 
         None where nothing is explained.
         """

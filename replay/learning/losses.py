@@ -216,7 +216,7 @@ def elementwise(
 
 
 def _of_task(task: str, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
-    """Return the loss of a task, and of the further heads that are learnt with it."""
+    """Return the loss of a task, and of the auxiliary heads that are learnt with it."""
     total = LOSSES[task].of(outputs, labels, levels)
     for head, auxiliary in ADDED.items():
         if auxiliary.to == task and (output := getattr(outputs, head)) is not None:

@@ -24,7 +24,7 @@ from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interv
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.api.model import DataSource, ModelKind, Registry, no_network
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.build import HALVES, model_kinds
+from tracepaper.strategies.forecasters.build import MEMBERS, model_kinds
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ROW_KINDS
 from tracepaper.strategies.networks.keys import (
     TEXT,
@@ -279,7 +279,7 @@ class Kind:
         return _set(recipe, self.shared)
 
     def _chosen(self, document: Document) -> dict[str, dict[str, Any]]:
-        """Return what is chosen, section by section; what a card holds besides is left aside.
+        """Return the choices, section by section, without the rest of a card.
 
         Raises ``ConfigInvalid`` for a section or a key that is none of it.
         """
@@ -421,7 +421,7 @@ _LUCK: Final = ("seed", "threads", "device", "explained_bars")
 
 
 def _set(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    """Return what of *names* is chosen, tuples as lists."""
+    """Return the chosen values of *names*, tuples as lists."""
     values = {name: getattr(recipe, name) for name in names}
     return {
         name: list(value) if isinstance(value, tuple) else value
@@ -498,7 +498,7 @@ def member_as_card(card: Document, name: str) -> dict[str, Any]:
 def _recipe_of_members(kind: Kind, document: Document) -> Recipe:
     """Read a recipe with ``[ensemble]``, or the card of an ensemble."""
     if "parts" in document:
-        first, second = (member_as_card(document, name) for name in HALVES)
+        first, second = (member_as_card(document, name) for name in MEMBERS)
         first["model"]["name"] = document["model"].get("name", "")
         network, rows = recipe_of(first), recipe_of(second)
     else:

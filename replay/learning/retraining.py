@@ -34,10 +34,10 @@ from tracepaper.replay.archive.candle_file import Lines, file_name, lines_of, wr
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
 from tracepaper.replay.learning.fitted import DataRequest, FitRun
+from tracepaper.replay.learning.holdouts import HoldoutUse, opened, uses_path
 from tracepaper.replay.learning.judge.forecasts import Forecasts, forecasts_of
 from tracepaper.replay.learning.judge.judge import answers_of
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
-from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, recipe_of
 from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import FitView, train_seeds
@@ -290,10 +290,10 @@ def _judged(
         return msgspec.structs.replace(judgement, reason=f"{reason}; wait")
     if retraining.candidate is not None:  # a training counts by itself
         symbols = tuple(item.symbol for item in run.instruments)
-        new = SpanOpening(
+        new = HoldoutUse(
             judgement.recipe, checkpoint.id, symbols, judgement.from_ms, judgement.until_ms
         )
-        if warning := opened(openings_path(folder), new)[1]:
+        if warning := opened(uses_path(folder), new)[1]:
             say(warning)
     difference = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
     p = one_sided(difference.value, difference.p)

@@ -425,7 +425,7 @@ class SideFiles(NamedTuple):
 
 
 def inputs_of(card: Mapping[str, Any], given: SideInputs | None) -> SideInputs | None:
-    """Return what the model of *card* reads beside its bars, of what is *given*."""
+    """Return the inputs of *given* that the model of *card* reads beside its bars."""
     if symbol := other_of(card):
         return OtherInputs(symbol)
     return None if given is None else given.of_card(card)

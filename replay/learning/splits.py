@@ -265,7 +265,7 @@ SHARES: Final = (0.65, 0.1, 0.1)
 def split_by(
     section: Mapping[str, Any] | None, horizons: Sequence[int]
 ) -> Callable[[Sequence[Segment]], Split]:
-    """Return what splits candles by ``[split]`` of a recipe: at its dates, or by ``SHARES``."""
+    """Return the split of candles by ``[split]`` of a recipe: at its dates, or by ``SHARES``."""
     section = section or {}
     second = second_span(section)
     embargo = int(section.get("embargo_bars", max(horizons)))

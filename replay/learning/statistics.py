@@ -238,7 +238,7 @@ class RiskCurve(NamedTuple):
         return DailyEstimate(-self.area.value, self.area.error)
 
     def gained(self) -> dict[str, Any]:
-        """Return what the surest of ``COVERAGES`` gain over a random gate, as a card has it."""
+        """Return the gain of the surest of ``COVERAGES`` over a random gate, as a card has it."""
         at = [int(np.abs(RISK_COVERAGES - share).argmin()) for share in COVERAGES]
         errors = (None,) * len(at) if self.errors is None else self.errors[at].tolist()
         pairs = zip((-self.excess[at]).tolist(), errors, strict=True)

@@ -30,7 +30,7 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import Progress as FitProgress
 from tracepaper.replay.learning.fit import use_threads
 from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say, read_dataset
-from tracepaper.replay.learning.openings import opened_by_training
+from tracepaper.replay.learning.holdouts import count_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
@@ -109,7 +109,7 @@ def train_seeds(
     if len(checkpoints) > 1 and draws_by_seed(checkpoints[0].card):
         checkpoints = compare_seeds(folders)
     for seed_folder, checkpoint in zip(folders, checkpoints, strict=True):
-        if warning := opened_by_training(seed_folder, checkpoint.card, data):
+        if warning := count_training(seed_folder, checkpoint.card, data):
             run.say(warning)
     return list(zip(folders, checkpoints, strict=True))
 
@@ -222,7 +222,7 @@ class FitView:
 
 
 def described(data: Dataset) -> list[Table]:
-    """Return what *data* hold: their files, and the labels of each part."""
+    """Return the contents of *data*: their files, and the labels of each part."""
     files: list[Cells] = [
         {
             "file": source.name,

@@ -54,7 +54,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
 
 
 def decision_at(shown: ShownRun, sequence: int) -> StoredDecision:
-    """Return what is stored of one decision; raise ``HttpRefusal`` where the run has none there."""
+    """Return the record of a decision; raise ``HttpRefusal`` where the run has none there."""
     first, last = shown.columns.span
     if 0 <= sequence < first:
         raise HttpRefusal(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")

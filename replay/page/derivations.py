@@ -68,7 +68,7 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
         probes=False,  # twice the time, and no later bar is at hand to be seen
         progressed=progressed,
     )
-    if not verification.holds:
+    if not verification.passes:
         text = "no decision of the record was derived."
         for first in verification.differences[:1]:
             text = (
@@ -108,7 +108,7 @@ def report_of(shown: ShownRun) -> TitledParts:
 
 
 def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) -> TitledParts:
-    """Return what a change would have made of the run, as ``whatif`` says it."""
+    """Return the run with a change, as ``whatif`` reports it."""
     from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import what_if, what_if_document

@@ -165,10 +165,10 @@ def _first_bar(shown: ShownRun, place: int) -> int | None:
     return None if bar is None else bar.sequence
 
 
-def twins(shown: ShownRun) -> list[str]:
-    """Name the twins, by the account rows of the newest step."""
-    rows = shown.views.rows("v_twin_equity", newest=16)
-    return sorted({row["twin"] for row in rows})
+def shadows(shown: ShownRun) -> list[str]:
+    """Name the shadows, by the account rows of the newest step."""
+    rows = shown.views.rows("v_shadow_equity", newest=16)
+    return sorted({row["shadow"] for row in rows})
 
 
 def mean_exposure(shown: ShownRun, sums: str = "exposures") -> float | None:
@@ -194,7 +194,7 @@ def _mean(shown: ShownRun, sums: str) -> float | None:
 def held(shown: ShownRun) -> list[HoldingAccount]:
     """Return the accounts that buy and hold: at the run's mean exposure, and with all the money.
 
-    Where the run has the twin that holds its exposure so far, that one stands for the first.
+    Where the run has the shadow that holds its exposure so far, that one stands for the first.
     """
     share = mean_exposure(shown)
     return shown.rollups.kept_value(f"held {share}", lambda: _held_by(shown, share))
@@ -205,10 +205,10 @@ def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
     if not units.bought:
         return []
     left = ", of what is left of a pruned run" if shown.columns.span[0] else ""
-    has_twin, accounts = BUY_AND_HOLD in twins(shown), []
-    if share and not has_twin:
+    has_shadow, accounts = BUY_AND_HOLD in shadows(shown), []
+    if share and not has_shadow:
         source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{left}"
         accounts.append((HELD_ALIKE, "buy and hold at its own exposure", source, share))
-    name = f"{BUY_AND_HOLD} in full" if has_twin else BUY_AND_HOLD
+    name = f"{BUY_AND_HOLD} in full" if has_shadow else BUY_AND_HOLD
     accounts.append((name, "buy and hold", f"computed: all the money, {BOUGHT}{left}", 1.0))
     return [HoldingAccount(*account, units) for account in accounts]

@@ -100,7 +100,7 @@ def _runs_table(runs: Iterable[answers.RunRow], *path: str, are_compared: bool =
 
 
 def fleet_document(fleet: FleetSource, error: str | None) -> TitledParts:
-    """Return what the server of *fleet* said last, and the *error* of one that cannot be asked."""
+    """Return the last answer of *fleet*'s server, and the *error* of one that does not answer."""
     as_of_ms, parts = fleet.as_of_ms, list[Part]()
     at = "never read" if as_of_ms is None else f"as of {written(as_of_ms, 'second')} UTC"
     if error is not None:

@@ -75,7 +75,7 @@ def model_document(shown: ShownRun) -> TitledParts:
     card = read_card(folder) if folder.is_dir() else {}
     name = card.get("model", {}).get("name", "")
     forecasts, horizon = read_forecasts(shown)
-    parts = [*_card(card), *came_true(forecasts, horizon, shown.columns.interval_ms)]
+    parts = [*_card(card), *realised(forecasts, horizon, shown.columns.interval_ms)]
     return TitledParts(f"Model {model_id} {name}".strip(), tuple(parts))
 
 
@@ -132,7 +132,7 @@ def _card(card: Mapping[str, Any]) -> Iterator[Part]:
     yield from (Paragraph(sentence, "item") for sentence in card_sentences(card) if sentence)
 
 
-def came_true(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
+def realised(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
     """Yield calibration, intervals, and risk by coverage of *forecasts*, with errors over days."""
     yield Paragraph("In this run", "heading")
     if not forecasts.realised.size:

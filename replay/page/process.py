@@ -238,20 +238,20 @@ def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
     except RollupMissing:
         _write(out, ReplyFrame(LATER, 200, b""))
     except HttpRefusal as error:
-        _refuse(out, error.status, str(error))
+        _reject(out, error.status, str(error))
     except ConfigInvalid as error:
-        _refuse(out, 400, str(error))
+        _reject(out, 400, str(error))
     except TracepaperError as error:
-        _refuse(out, 409, str(error))
+        _reject(out, 409, str(error))
     except sqlite3.OperationalError as error:
         is_busy = is_busy_error(error)
-        _refuse(out, 503 if is_busy else 409, f"The database cannot be read ({error}); {_NEXT}")
+        _reject(out, 503 if is_busy else 409, f"The database cannot be read ({error}); {_NEXT}")
     except (
         sqlite3.Error, OSError, ArithmeticError, AssertionError, AttributeError, LookupError,
         MemoryError, msgspec.MsgspecError, RecursionError, TypeError, ValueError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split()).rstrip(".")
-        _refuse(
+        _reject(
             out,
             409,
             f"The record holds what no run writes ({type(error).__name__}: {reason}); {_NEXT}",
@@ -281,7 +281,7 @@ def _answer(shelf: Databases, request: dict[str, Any], report: Report) -> Struct
     return call.respond(shelf, report)
 
 
-def _refuse(out: BinaryIO, status: int, sentence: str) -> None:
+def _reject(out: BinaryIO, status: int, sentence: str) -> None:
     _write(out, refused(status, " ".join(sentence.split())))
 
 

@@ -97,8 +97,8 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
             raise HttpRefusal(400, f"{stored.name} has no column {column[:40]!r}; it has {listed}.")
     condition, values = _condition(shown, columns, filters, page)
     order = [field for field in (page.sort, *_ORDER) if field is not None and field in columns]
-    way = " DESC" if page.descending else ""
-    ordered = ", ".join(f"{field}{way}" for field in dict.fromkeys(order))
+    direction = " DESC" if page.descending else ""
+    ordered = ", ".join(f"{field}{direction}" for field in dict.fromkeys(order))
     offset = _offset(page.after)
     connection = shown.reader.connection
     found = connection.execute(
@@ -392,7 +392,7 @@ def seconds_text(value: float | None) -> str:
     return f"{number(value, digits=3)} s" if value < 10 else duration(1e3 * value)
 
 
-_TOLD: Final = (
+_HAPPENINGS: Final = (
     *("model_change", "gap", "command", "parity", "retrained", "end", "prune"),
     "instrument_change",
 )
@@ -403,7 +403,7 @@ def happenings(shown: ShownRun) -> list[tuple[Value, ...]]:
     rows, span, names = shown.columns.rows, shown.columns.span, list(shown.columns.instruments)
     events = [
         (of.sequence, of.market_ms, of.kind, of.instrument, json.loads(of.content))
-        for of in rows.newest_events(_TOLD, span, HAPPENINGS_MAX)
+        for of in rows.newest_events(_HAPPENINGS, span, HAPPENINGS_MAX)
     ]
     events += [
         (of.sequence, of.market_ms, HALTED, None, {"limit": of.limit})

@@ -419,7 +419,7 @@ class Rollups:
         return Path(f"{self._database}.page") / f"{self.columns.run.run_id}.npz"
 
     def _mark(self, after: int) -> dict[str, Any]:
-        """Return what a roll-up up to step *after* must say of itself."""
+        """Return the key of a roll-up up to step *after*."""
         return {
             "version": VERSION,
             "run_id": self.columns.run.run_id,

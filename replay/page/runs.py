@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.daemon.engine.state import BUY_AND_HOLD, TWINS
+from tracepaper.daemon.engine.state import BUY_AND_HOLD, SHADOWS
 from tracepaper.replay.document.charts import (
     OTHER_LINE,
     OWN_LINE,
@@ -48,19 +48,19 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
     refused: list[answers.UnreadableDatabase] = []
     shown_in: dict[str, str] = {}
 
-    def refuse(path: Path, sentence: str) -> None:
+    def reject(path: Path, sentence: str) -> None:
         refused.append(answers.UnreadableDatabase(path.name, " ".join(sentence.split())))
 
     for path in shelf.paths:
         try:
             ids = shelf.reader(path).run_ids()
         except (TracepaperError, sqlite3.Error) as error:
-            refuse(path, str(error))
+            reject(path, str(error))
             continue
         for run_id in ids:
             if run_id in shown_in:
                 twice = f"Run {run_id} is shown from {shown_in[run_id]}; name this file alone."
-                refuse(path, twice)
+                reject(path, twice)
                 continue
             try:
                 shown = shelf.listed(path, run_id)
@@ -69,13 +69,13 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
                 rows.append(run_row(shown, shelf.served))
                 shown_in[run_id] = path.name
             except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
-                refuse(path, f"Run {run_id}: {error}")
+                reject(path, f"Run {run_id}: {error}")
     rows.sort(key=lambda row: row.started_ms, reverse=True)
     for path in shelf.sweeps:
         try:
             sweep = read_sweep(path)
         except DataInvalid as error:
-            refuse(path, str(error))
+            reject(path, str(error))
             continue
         row = answers.SweepRow(
             sweep_id=sweep.sweep_id,
@@ -280,7 +280,7 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
 
 
 def halt(shown: ShownRun) -> LastingState | None:
-    """Return what holds the run, the operator's word first; None where it may trade."""
+    """Return the state that holds the run, the operator's first; None where it may trade."""
     return next((state for state in _states(shown) if state.is_halt), None)
 
 
@@ -337,20 +337,20 @@ _TITLES: Final = {
 
 
 def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
-    """Return the run's own account, its twins, and buy and hold, each as every chart draws it."""
+    """Return the run's own account, its shadows, and buy and hold, each as every chart draws it."""
     return [*_stored_accounts(shown), *_held_accounts(shown)]
 
 
 def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
-    views, names = shown.views, [OWN, *holding.twins(shown)]
+    views, names = shown.views, [OWN, *holding.shadows(shown)]
     for place, name in enumerate(names):
-        twin = {"twin": name} if place else {}
-        kind = "twin_" if place else ""
-        source = TWINS.get(name, "a shadow account of the run") if place else _OWN_SOURCE
+        shadow = {"shadow": name} if place else {}
+        kind = "shadow_" if place else ""
+        source = SHADOWS.get(name, "a shadow account of the run") if place else _OWN_SOURCE
         if name in SIDES:
             source = f"the {name.lower()} side of the account, from half of its first cash"
-        began = _start(shown, twin.get("twin", ""))
-        for row in views.rows(f"v_{kind}equity", newest=1, **twin) if began else ():
+        began = _start(shown, shadow.get("shadow", ""))
+        for row in views.rows(f"v_{kind}equity", newest=1, **shadow) if began else ():
             yield answers.AccountFigures(
                 name=name,
                 title=_TITLES.get(name, name.replace("_", " ")),
@@ -362,7 +362,7 @@ def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
                 unrealized=as_number(row["unrealized_pnl"]),
                 fees=as_number(row["fees_paid"]),
                 funding=as_number(row["funding_paid"]),
-                fills=views.count(f"v_{kind}fills", **twin),
+                fills=views.count(f"v_{kind}fills", **shadow),
                 mean_exposure=None if place else holding.mean_exposure(shown, "grosses"),
                 **_drawn_as(shadow_line(place - 1) if place else OWN_LINE),
             )
@@ -387,12 +387,12 @@ def _drawn_as(line: LineLayer) -> dict[str, Any]:
     return {"tone": line.role, "width": line.width, "dash": line.dash}
 
 
-def _start(shown: ShownRun, twin: str = "") -> float:
-    """Return what an account began with: its configured cash where its first steps are pruned."""
+def _start(shown: ShownRun, shadow: str = "") -> float:
+    """Return an account's first equity: its configured cash where its first steps are pruned."""
     first, _ = _decided(shown)
     if first is None or shown.columns.span[0]:
         return float(json.loads(shown.views.run()["config"])["account"]["cash"])
-    return shown.columns.equity_before(first, twin)
+    return shown.columns.equity_before(first, shadow)
 
 
 # ---------------------------------------------------------------- columns over time

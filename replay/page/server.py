@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import WSCloseCode, web
 from aiohttp.typedefs import Handler
 
-from tracepaper.daemon.http.server import listening, refuse_foreigners
+from tracepaper.daemon.http.server import listening, reject_foreigners
 from tracepaper.replay.page import process
 from tracepaper.replay.page.answers import Error, FailedTask, FinishedTask
 from tracepaper.replay.page.process import HEAVY, STREAMS, ReaderProcess, ReplyFrame
@@ -300,7 +300,7 @@ async def serving(
     try:
         async with listening(
             [web.get("/{path:.*}", page.handle)],
-            refuse_foreigners,
+            reject_foreigners,
             _only_reads,
             at=(host, port),
             key="--port, or leave it out",

@@ -338,7 +338,7 @@ def _groups(
 ) -> tuple[Group, ...]:
     """Return the shares at the entries of trades that earned and of those that lost."""
     symbols, decisions = list(every), record.decisions
-    looks: dict[str, list[Floats]] = {"winners": [], "losers": []}
+    attended: dict[str, list[Floats]] = {"winners": [], "losers": []}
     for trade in trades:
         symbol = record.instruments[trade.instrument].symbol
         at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
@@ -350,11 +350,11 @@ def _groups(
                 shares[symbols.index(name)] = noted.number[place]
         if shares.any():
             shares[-1] = shares[symbols.index(symbol)]
-            looks["winners" if trade.profit > 0 else "losers"].append(shares)
+            attended["winners" if trade.profit > 0 else "losers"].append(shares)
     names = [*symbols, OWN]
     return tuple(
         Group(name, len(rows), _means(dict(zip(names, np.array(rows).T, strict=True))))
-        for name, rows in looks.items()
+        for name, rows in attended.items()
         if rows
     )
 

@@ -334,7 +334,7 @@ def heads_chart(heads: HeadReport) -> Chart:
         bytes_of = packed(shown[layer, head], low, high)
         heat = _by_logarithm(range(rows), range(cells), low, high, bytes_of)
         down = ChartAxis("age, bars", ticks=ticks, is_reversed=True, has_labels=head == 0)
-        kind = heads.look.readings[layer][head].kind.value
+        kind = heads.activity.readings[layer][head].kind.value
         title = f"layer {layer + 1}, head {head + 1}: {kind}"
         panels.append(ChartPanel([heat], across, down, 140, title))
     caption = (
@@ -391,19 +391,19 @@ def flow_chart(heads: HeadReport, title: str) -> Chart:
         levels(heads),
         heads.groups,
         [rounded(shares) for shares in held_by_level(heads)],
-        [[rounded(row) for row in layer] for layer in heads.look.flow],
+        [[rounded(row) for row in layer] for layer in heads.activity.flow],
     )
     return Chart(title, FLOW_NOTE, [ChartPanel([flow], height=372)])
 
 
 def head_charts(heads: HeadReport, flow: str) -> list[Chart]:
     """Return the charts of heads: by age, edges, the *flow* down the layers, and the map."""
-    mapped = heads.open_time_ms[-heads.look.map.weights.shape[1] :]
+    mapped = heads.open_time_ms[-heads.activity.map.weights.shape[1] :]
     return [
         heads_chart(heads),
         layers_chart(heads),
         edges_chart(heads),
         flow_chart(heads, flow),
-        position_map_chart(heads.look.map, mapped),
-        age_map_chart(heads.look.map, mapped),
+        position_map_chart(heads.activity.map, mapped),
+        age_map_chart(heads.activity.map, mapped),
     ]

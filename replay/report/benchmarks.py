@@ -3,12 +3,12 @@
 Both trade at the opens of the run's own bars, at its configured fee, half spread and slippage,
 and pay the funding that the run recorded. They are computed here, not stored by the run.
 
-A random twin holds the run's own positions, each with its side, its sizes and its length, at
-times drawn by chance. What the run earned beyond its random twins is timing; what both earned is
-the side of the market and the costs. A change of a position costs a twin what its own fills cost:
+A random timing holds the run's own positions, each with its side, its sizes and its length, at
+times drawn by chance. What the run earned beyond its random timings is timing; what both earned is
+the side of the market and the costs. A change of a position costs a shadow what its own fills cost:
 as taker fee, spread and slippage, as maker the maker's fee alone. A limit that is met without
 knowledge is as fair a price as an open, so with a taker's costs makers without any timing would
-beat most of their twins.
+beat most of their timings.
 
 A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
 strategy asks; of the strategy trend it is the trend's. It is entered at the next bar's open and
@@ -44,19 +44,19 @@ from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Liquidity
 from tracepaper.strategies.types.market import Side
 
-RANDOM_TWINS: Final = 200
+RANDOM_TIMINGS: Final = 200
 RANDOM_SEED: Final = 1
 EQUAL: Final = 1e-10
 """Ends that differ by less of the start's equity are equal."""
 BOUGHT: Final = "bought at the open after the first decidable bar at the run's costs, not sold"
 """How a benchmark that buys and holds came to its position, in an account's source."""
 BAND: Final = (0.05, 0.5, 0.95)
-"""The quantiles of the random twins' equity that are shown."""
+"""The quantiles of the random timings' equity that are shown."""
 
 
 @dataclass(frozen=True)
-class RandomTwins:
-    """What ``count`` random twins of one account came to; money in quote currency.
+class RandomTimings:
+    """What ``count`` random timings of one account came to; money in quote currency.
 
     ``low``, ``median`` and ``high`` are quantiles of their equity at the marked bars, and
     ``beaten`` the share of them that ended with less than the account; one that ended with as much
@@ -76,7 +76,7 @@ class RandomTwins:
 
 def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
     """Return both sides of *ledger* in hedge mode, else itself; of all but the run's by fills."""
-    stored = [twin for twin in record.twins if twin.name in SIDES]
+    stored = [shadow for shadow in record.shadows if shadow.name in SIDES]
     if not stored or ledger.name in SIDES:
         return [ledger]
     if ledger is record.account:
@@ -88,7 +88,7 @@ def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
 
 
 def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> Floats:
-    """Return what fills left of the *side* of instrument *name* after each of its bars."""
+    """Return the position on the *side* of instrument *name* after each of its bars."""
     at, held = [-1], [Decimal(0)]
     for fill in ledger.fills:
         if (fill["instrument"], fill["position_side"]) == (name, side):
@@ -102,7 +102,7 @@ def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> 
 def exposures(
     record: RunRecord, ledger: AccountRecord, held_by: Sequence[AccountRecord] | None = None
 ) -> tuple[Floats, Floats]:
-    """Return what *ledger* held at each of the record's times by its equity: net, and gross.
+    """Return the exposure of *ledger* at each of the record's times: net, and gross.
 
     The second counts what is held long and what is held short alike, so it is not negative: in
     hedge mode both sides of a symbol, which *held_by* are by default.
@@ -246,7 +246,7 @@ def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints
 
 
 def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) -> Floats:
-    """Return what the changes *delta* of a position at the bars *at* earned by each of *closed*.
+    """Return the profit of the changes *delta* of a position at the bars *at*, by each of *closed*.
 
     *closed* counts the bars that have closed; *cost* [change] is by notional.
     """
@@ -262,7 +262,7 @@ def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) ->
 
 
 def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
-    """Return what the fills of *ledger* cost in each bar [bar] of an instrument, by notional.
+    """Return the cost of *ledger*'s fills in each bar [bar] of an instrument, by notional.
 
     Where several filled in one bar it is their mean by notional; a bar without any has a taker's.
     """
@@ -279,10 +279,10 @@ def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
     return share * record.maker_rate + (1.0 - share) * record.cost_rate
 
 
-def random_twins(
-    record: RunRecord, ledger: AccountRecord, marks: Ints, *, count: int = RANDOM_TWINS
-) -> RandomTwins | None:
-    """Return *count* random twins of *ledger*; None where it never held a position.
+def random_timings(
+    record: RunRecord, ledger: AccountRecord, marks: Ints, *, count: int = RANDOM_TIMINGS
+) -> RandomTimings | None:
+    """Return *count* random timings of *ledger*; None where it never held a position.
 
     Nor are there any over a split that was not adjusted: its sizes are of other shares after it.
     *marks* are places in the equity curve at which the quantiles are taken.
@@ -311,16 +311,16 @@ def random_twins(
     ]
     adjusted = {name: record.adjusted(name) for name in ledger.held}
     curves = np.full((count, wanted.size), float(ledger.equity[0]))
-    for twin in range(count):
+    for shadow in range(count):
         for (name, of), first in zip(parts, early, strict=True):
             bars = adjusted[name]
             at, delta, cost = place(of, bars.open.size - first, chance)
-            curves[twin] += value_at(bars, at + first, delta, closed[name], cost)
+            curves[shadow] += value_at(bars, at + first, delta, closed[name], cost)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
     finals = curves[:, -1]
     ahead = ledger.equity[-1] - finals
     ahead[np.abs(ahead) < EQUAL * ledger.equity[0]] = 0.0  # sums of floats in another order
-    return RandomTwins(
+    return RandomTimings(
         of=ledger.name,
         count=count,
         seed=RANDOM_SEED,

@@ -79,13 +79,13 @@ def broken(
 
 
 def equity_chart(report: Report) -> Chart:
-    """Draw equity against the other accounts and the random twins, drawdown and exposure."""
+    """Draw equity against the other accounts and the random timings, drawdown and exposure."""
     times = report.marks_ms.tolist()
     returns: list[Layer] = []
-    for twins in report.random:
-        low, high = (100 * (edge / twins.median[0] - 1) for edge in (twins.low, twins.high))
-        role: ChartRole = "soft" if twins is report.random[0] else "faint"
-        name = f"random twins of {twins.of}, 5–95 %"
+    for timings in report.random:
+        low, high = (100 * (edge / timings.median[0] - 1) for edge in (timings.low, timings.high))
+        role: ChartRole = "soft" if timings is report.random[0] else "faint"
+        name = f"random timings of {timings.of}, 5–95 %"
         returns.append(BandLayer(name, times, rounded(low), rounded(high), role))
     labels = {of.name: of.label for of in report.accounts}
     curves = [
@@ -148,7 +148,7 @@ def _line_of(report: Report, account: str) -> LineLayer:
     """Return how *account* is drawn, without its points."""
     if account == report.record.account.name:
         return OWN_LINE
-    shadows = [of.name for of in report.record.twins]
+    shadows = [of.name for of in report.record.shadows]
     if account in shadows:
         return shadow_line(shadows.index(account))
     return WHOLE_LINE if account == BUY_AND_HOLD else OTHER_LINE

@@ -67,8 +67,8 @@ def report_document(
             [_section(matrix.title), whole, replace(matrix, title=""), quarters, *others]
         )
     elif analysis is not None:
-        kinds, looks, flow, *subjects = analysis.tables()
-        parts += [_section(kinds.title), replace(kinds, title=""), looks, *subjects]
+        kinds, by_head, flow, *subjects = analysis.tables()
+        parts += [_section(kinds.title), replace(kinds, title=""), by_head, *subjects]
         parts += head_charts(analysis, flow.title)
     parts += [_section("Trades"), _trades(report)]
     parts += _taken(remaining, "shortfall", "shortfall_decisions")
@@ -107,7 +107,7 @@ def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
             equity_chart(report),
             *_taken(remaining, "accounts", "stretches"),
             Paragraph(sources, "note"),
-            *_taken(remaining, "random_twins"),
+            *_taken(remaining, "random_timings"),
             rolling_chart(report),
             months(report),
             *_taken(remaining, "drawdowns", "costs"),
@@ -195,13 +195,13 @@ def _tiles(report: Report) -> Table:
     """Return the figures that matter first."""
     account = report.accounts[0]
     figures, done, spent = account.performance, account.activity, account.costs
-    twin = report.record.held_twin
-    alike = BUY_AND_HOLD_AT if twin is None else twin.name
+    shadow = report.record.held_shadow
+    alike = BUY_AND_HOLD_AT if shadow is None else shadow.name
     held = [of for of in report.accounts if of.name.startswith(alike)]
     tiles: list[tuple[str, Value, Form]] = [("return", figures.total_return, "gain percent")]
     for of in held:
         share = "" if of.mean_exposure is None else f" ({written(of.mean_exposure, 'percent')})"
-        name = f"{BUY_AND_HOLD_AT}its own exposure so far{share}" if twin else of.name
+        name = f"{BUY_AND_HOLD_AT}its own exposure so far{share}" if shadow else of.name
         tiles.append((name, of.performance.total_return, "gain percent"))
     whole = report.accounts[-1]
     assert whole.name == BUY_AND_HOLD

@@ -27,7 +27,7 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import entry_table
-from tracepaper.replay.report.benchmarks import RANDOM_TWINS, Refusal, random_twins
+from tracepaper.replay.report.benchmarks import RANDOM_TIMINGS, Refusal, random_timings
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
     DAYS_TO_ANNUALISE,
@@ -121,7 +121,7 @@ MARGIN: Final = (
 RANDOM: Final = (
     of_field("account", "account", "text", "of"),
     of_field("positions", "positions", "count"),
-    of_field("twins", "random twins", "count", "count"),
+    of_field("shadows", "random timings", "count", "count"),
     of_field("seed", "seed", "count", wide=True),
     of_field("median_end", "their median end", "money", "final_median"),
     of_field("beaten", "it beats", "share"),
@@ -237,7 +237,7 @@ def _performance(report: Report) -> Iterator[Table]:
     if report.stretches:
         yield table("stretches", "Parts of the run", STRETCHES, report.stretches, turned=True)
     if report.random:
-        yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
+        yield table("random_timings", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
     spent = [of for of in report.accounts if of.costs is not None]
     yield _costs(spent)
     months = ((f"{year}-{month:02}", earned) for year, month, earned in report.monthly)
@@ -369,7 +369,7 @@ _REWEIGHTINGS_NOTE: Final = (
     "next weights. The error is of one reweighting's gain."
 )
 _CHANCE: Final = (
-    "A random twin holds the same positions, each with its side, sizes and length, at random times "
+    "A random timing holds the same positions, each with its side, sizes and length, at random times "
     "on the same bars and at the same costs. What an account earned beyond them is timing."
 )
 _COSTS_NOTE: Final = (
@@ -393,7 +393,7 @@ def _reserve(report: Report) -> tuple[str, ...]:
     """Say what the sub-accounts do not add up to, where shares leave a reserve."""
     ends = {of.name: Decimal(of.end) for of in report.accounts}
     equity = ends[report.record.account.name]
-    reserve = reserve_of(equity, {of.name: ends[of.name] for of in report.record.twins})
+    reserve = reserve_of(equity, {of.name: ends[of.name] for of in report.record.shadows})
     if round(reserve, 2) == 0:
         return ()
     return (f"The reserve, of which no strategy has a share, is {reserve:,.2f} in cash.",)
@@ -433,8 +433,8 @@ def _annual(report: Report) -> tuple[str, ...]:
         "Exposure counts the bars from the first that was no warm-up; buy and hold begins there "
         "too, with all the money"
     )
-    if record.held_twin is not None:
-        held += f", and {record.held_twin.name} with as much as the run held so far in the mean"
+    if record.held_shadow is not None:
+        held += f", and {record.held_shadow.name} with as much as the run held so far in the mean"
     if report.accounts[0].net_exposure is not None:
         held += (
             ". In hedge mode exposure is gross, both sides added up; net is the long "
@@ -470,8 +470,8 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
 
     They have the keys of ``tracepaper report --json``; an estimate ``x`` has its standard error by
     day beside it as ``x_error``. To them come ``bars``; ``held_return``, of buy and hold at the
-    run's own mean exposure (where the run has the twin ``buy_and_hold``, what that one did);
-    ``buy_and_hold_return``, of all the money; and ``random_beaten``, the share of ``random_twins``
+    run's own mean exposure (where the run has the shadow ``buy_and_hold``, what that one did);
+    ``buy_and_hold_return``, of all the money; and ``random_beaten``, the share of ``random_timings``
     that ended with less (docs/python.md, Y7). What a run is too short for, or did not do, is None.
     """
     account = account_report(record, record.account, closed)
@@ -487,12 +487,12 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
                 values[f"{figure.key}_error"] = None
     held = {name: metrics.total_return(equity) for name, _, equity, _ in held_alike(record)}
     values["buy_and_hold_return"] = held.pop(BUY_AND_HOLD)
-    twin = record.held_twin
+    shadow = record.held_shadow
     values["held_return"] = (
-        next(iter(held.values()), None) if twin is None else metrics.total_return(twin.equity)
+        next(iter(held.values()), None) if shadow is None else metrics.total_return(shadow.equity)
     )
-    drawn = random_twins(record, record.account, _LAST)
-    values["random_twins"] = RANDOM_TWINS if drawn else 0
+    drawn = random_timings(record, record.account, _LAST)
+    values["random_timings"] = RANDOM_TIMINGS if drawn else 0
     values["random_beaten"] = drawn.beaten if drawn else None
     halted = next((of for of in stretches(record, closed) if of.name == UNTIL_HALT), None)
     figures = None if halted is None else halted.performance

@@ -29,7 +29,7 @@ from tracepaper.strategies.forecasters.attribution import (
     HeadActivity,
     Probe,
     RolloutMap,
-    look_into,
+    head_activity,
 )
 from tracepaper.strategies.types.market import Bar
 
@@ -79,7 +79,7 @@ class HeadReport:
     instrument: str
     sequence: int  # of the decision
     half: bool  # whether the heads are those of an ensemble's network
-    look: HeadActivity  # at the newest decisions
+    activity: HeadActivity  # at the newest decisions
     over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] the kind, oldest first
     maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
     cell_ages: tuple[int, ...]  # the first age of each cell
@@ -95,12 +95,12 @@ class HeadReport:
     @property
     def decisions(self) -> int:
         """The newest decisions, from which the heads look back."""
-        return int(self.look.by_age.shape[2])
+        return int(self.activity.by_age.shape[2])
 
     @property
     def window(self) -> int:
         """How many bars a head sees."""
-        return int(self.look.by_age.shape[3])
+        return int(self.activity.by_age.shape[3])
 
     def tables(self) -> tuple[Table, ...]:
         """Return kinds, looks and flow of the heads, then features and bars that they look at."""
@@ -116,7 +116,7 @@ class HeadReport:
             "window": self.window,
             "cell_ages": self.cell_ages,
             "maps": self.maps,
-            "rollout": self.look.rollout,
+            "rollout": self.activity.rollout,
         }
         return plain(figures) | {table.key: table.documents() for table in self.tables()}
 
@@ -132,7 +132,7 @@ def read_heads(record: RunRecord) -> HeadReport:
         raise DataInvalid(
             f"Run {record.run['run_id']} has no attention to look into; leave --heads out."
         )
-    if record.config.model.own_class:
+    if record.config.model.custom_class:
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
     last, run_id = int(explained[-1]), str(record.run["run_id"])
     instrument, sequence = str(decisions.instrument[last]), int(decisions.sequence[last])
@@ -169,29 +169,29 @@ def heads_of(
     )
     parts = [bars[end - first : end] for end in ends]
     parts.append(bars[max(0, last - forecaster.context - DECISIONS + 1) :])
-    *_, last_look = every = [look_into(forecaster, part, AGE_EDGES) for part in parts]
+    *_, newest = every = [head_activity(forecaster, part, AGE_EDGES) for part in parts]
     horizon = forecaster.horizons[len(forecaster.horizons) // 2]
     shares = [
-        Probe(forecaster, part, horizon=horizon).shares(look.rollout)
-        for part, look in zip(parts, every, strict=True)
+        Probe(forecaster, part, horizon=horizon).shares(activity.rollout)
+        for part, activity in zip(parts, every, strict=True)
     ]
-    window = last_look.by_age.shape[-1]
+    window = newest.by_age.shape[-1]
     edges = np.unique(np.geomspace(1, window + 1, CELLS + 1).astype(np.int64)) - 1
-    cells = np.add.reduceat(last_look.by_age, edges[:-1], axis=-1) / np.diff(edges)
-    decisions = last_look.by_age.shape[2]
+    cells = np.add.reduceat(newest.by_age, edges[:-1], axis=-1) / np.diff(edges)
+    decisions = newest.by_age.shape[2]
     kinds = [[[head.kind.value for head in layer] for layer in each.readings]
              for each in every]  # fmt: skip
-    kept = max(last_look.map.weights.shape[1], decisions)
+    kept = max(newest.map.weights.shape[1], decisions)
     return HeadReport(
         instrument=bars[-1].instrument,
         sequence=sequence,
         half=half,
-        look=last_look,
+        activity=newest,
         over_run=tuple(tuple(zip(*layer, strict=True)) for layer in zip(*kinds, strict=True)),
         maps=cells.swapaxes(2, 3),
         cell_ages=tuple(edges[:-1].tolist()),
-        groups=group_names(last_look.rollout.size),
-        edges=edges_of(last_look.by_age),
+        groups=group_names(newest.rollout.size),
+        edges=edges_of(newest.by_age),
         open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
         features={name: float(np.mean([of[name] for of in shares])) for name in shares[0]},
         horizon=horizon,
@@ -316,7 +316,7 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
     )  # fmt: skip
     events = table(
         "event_bars", "Bars that many decisions looked at", EVENTS,
-        event_bars(heads.look.map, heads.open_time_ms),
+        event_bars(heads.activity.map, heads.open_time_ms),
         notes=("Of the map's bars older than its newest quarter; 1 is an even look.",),
     )  # fmt: skip
     return features, events
@@ -324,8 +324,8 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
 
 def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
-    look = heads.look
-    every = zip(look.readings, look.figures, look.ties, heads.over_run, strict=True)
+    activity = heads.activity
+    every = zip(activity.readings, activity.figures, activity.ties, heads.over_run, strict=True)
     read = [
         _Head(f"{layer}.{head}", *parts)
         for layer, of in enumerate(every, start=1)
@@ -338,7 +338,7 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     )
     notes = (note, *([heads.note] if heads.note else ()))
     kinds = table("head_kinds", "Heads", KINDS, read, notes=notes, shown=len(read))
-    looks = table(
+    by_head = table(
         "head_figures", "How far, on how few, how steadily", FIGURES, read, notes=(LEGEND,),
         shown=len(read),
     )  # fmt: skip
@@ -349,18 +349,18 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     columns = [of_row(name, name, "share") for name in heads.groups]
     figures = [of_row("level", "bars old", "text"), *columns]
     title = "How the decision's attention flows down, by the age of the bars"
-    return kinds, looks, table("flow", title, figures, held, notes=(FLOW_NOTE,))
+    return kinds, by_head, table("flow", title, figures, held, notes=(FLOW_NOTE,))
 
 
 def levels(heads: HeadReport) -> list[str]:
     """Name the columns of the flow, from the decision down."""
     return [
         "the decision",
-        *(f"below layer {at}" for at in range(len(heads.look.flow), 1, -1)),
+        *(f"below layer {at}" for at in range(len(heads.activity.flow), 1, -1)),
         "bars",
     ]
 
 
 def held_by_level(heads: HeadReport) -> list[Floats]:
     """Return the share of each group of age at each of these levels; a level sums to 1."""
-    return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.look.flow)]
+    return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.activity.flow)]

@@ -12,7 +12,7 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
-from tracepaper.daemon.session.user_model import load_model, refuse_other_model
+from tracepaper.daemon.session.user_model import load_model, reject_other_model
 from tracepaper.replay.document.values import Part
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
@@ -181,16 +181,16 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
     Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is not there any more.
     """
     config = restore(run.config)
-    if config.model.own_class:
-        own_model = load_model(config)
-        refuse_other_model(own_model, run.model_sha256, run.run_id)
-        if type(own_model.model).contributions is Model.contributions:
+    if config.model.custom_class:
+        custom_model = load_model(config)
+        reject_other_model(custom_model, run.model_sha256, run.run_id)
+        if type(custom_model.model).contributions is Model.contributions:
             raise DataInvalid(
-                f"The model {config.model.own_class} is a class of a user's own, which does not "
+                f"The model {config.model.custom_class} is a class of a user's own, which does not "
                 "say where it looked; leave --full out, or implement contributions."
             )
-        own_model.scale(run.instruments)
-        return own_model
+        custom_model.scale(run.instruments)
+        return custom_model
     folder = checkpoints.find_kept(database, model_id)
     vectors = recorded_covariates(
         database, kept_covariates_of(run.libraries), checkpoints.read_card(folder)

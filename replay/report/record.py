@@ -128,7 +128,7 @@ class RunRecord:
     bars: dict[str, Bars]
     decisions: Decisions
     account: AccountRecord
-    twins: tuple[AccountRecord, ...]
+    shadows: tuple[AccountRecord, ...]
     gaps: tuple[Row, ...]
     missing: tuple[Row, ...]  # gaps in the settlements of funding
     settled_twice: int  # settlements that came again, and were booked once
@@ -213,9 +213,9 @@ class RunRecord:
         return shares
 
     @property
-    def held_twin(self) -> AccountRecord | None:
-        """The twin that bought and held the run's exposure so far, if the run has it."""
-        return next((twin for twin in self.twins if twin.name == BUY_AND_HOLD), None)
+    def held_shadow(self) -> AccountRecord | None:
+        """The shadow that bought and held the run's exposure so far, if the run has it."""
+        return next((shadow for shadow in self.shadows if shadow.name == BUY_AND_HOLD), None)
 
     @property
     def risk_free(self) -> float:
@@ -270,7 +270,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         every = {name: columns.bars(name) for name in columns.instruments}
         decisions = _decisions(columns, every)
         config = restore(run["config"])
-        account, *twins = _accounts(columns, decisions)
+        account, *shadows = _accounts(columns, decisions)
         gaps, (rates, settled_twice) = views.rows("v_gaps"), columns.settled()
         return RunRecord(
             database=database,
@@ -284,7 +284,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             bars=_bars(columns, every, decisions, rates),
             decisions=decisions,
             account=account,
-            twins=tuple(twins),
+            shadows=tuple(shadows),
             gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
             missing=tuple(row for row in gaps if row["cause"] == GapCause.FUNDING),
             settled_twice=settled_twice,
@@ -343,8 +343,8 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
     """Yield the run's own account, and then the others by their names."""
     views, times_ms = columns.views, np.unique(decisions.open_time_ms)
     for name, steps in sorted(columns.accounts().items()):
-        of: dict[str, Any] = {"twin": name} if name else {}
-        (last,) = views.rows("v_twin_equity" if name else "v_equity", newest=1, **of)
+        of: dict[str, Any] = {"shadow": name} if name else {}
+        (last,) = views.rows("v_shadow_equity" if name else "v_equity", newest=1, **of)
         at = np.searchsorted(steps["sequence"], decisions.sequence, side="right") - 1
         # Several instruments close at one time: the last step of that time has the whole account.
         curve = np.empty(times_ms.size)
@@ -358,9 +358,9 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
             name=name or "this run",
             equity=np.concatenate(([before], curve)),
             held=held,
-            fills=tuple(views.rows("v_twin_fills" if name else "v_fills", **of)),
+            fills=tuple(views.rows("v_shadow_fills" if name else "v_fills", **of)),
             trades=tuple(
-                views.twin_trades(name)
+                views.shadow_trades(name)
                 if name and name not in SIDES
                 else views.rows("v_trades", side=name or SIDES)
             ),

@@ -22,12 +22,12 @@ from tracepaper.replay.report.attention import (
 )
 from tracepaper.replay.report.benchmarks import (
     BOUGHT,
-    RandomTwins,
+    RandomTimings,
     Refusal,
     buy_and_hold,
     exposures,
     mean_exposure,
-    random_twins,
+    random_timings,
     refusals,
     sides_of,
 )
@@ -130,7 +130,7 @@ class Report:
     accounts: tuple[AccountReport, ...]  # the run's own first, buy and hold last
     marks_ms: Ints  # UTC ms of the curves' points
     curves: tuple[Curve, ...]
-    random: tuple[RandomTwins, ...]
+    random: tuple[RandomTimings, ...]
     monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's own account
     drawdowns: tuple[Drawdown, ...]  # the worst of the run's own account
     rolling: tuple[Ints, Floats]  # closes, and the Sharpe ratio of the 30 days before each
@@ -163,7 +163,7 @@ def build_report(
     progress("reading the run")
     with Reader.open(database) as reader:
         record = read_record(reader, database, run_id)
-        ledgers = (record.account, *record.twins)
+        ledgers = (record.account, *record.shadows)
         closed = {of.name: tuple(closed_trades(of)) for of in ledgers}
         wanted = {trade.entry_sequence for of in closed.values() for trade in of}
         progress("reading where attention lay")
@@ -174,7 +174,7 @@ def build_report(
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
         outcomes = read_head_outcomes(reader, record, card)
-    progress("drawing random twins")
+    progress("drawing random timings")
     times, marks = _times(record), _marks(record)
     held = held_alike(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
@@ -193,7 +193,7 @@ def build_report(
             *(_curve(of.name, of.equity, marks) for of in held),
         ),
         random=tuple(
-            twins for of in ledgers if (twins := random_twins(record, of, marks)) is not None
+            timings for of in ledgers if (timings := random_timings(record, of, marks)) is not None
         ),
         # Midnight belongs to the day before: every close lies in the bar that it ends.
         monthly=()
@@ -307,7 +307,7 @@ def account_report(
         name=ledger.name,
         source="stored"
         if is_own
-        else f"stored: {state.TWINS.get(ledger.name, 'a shadow account')}",
+        else f"stored: {state.SHADOWS.get(ledger.name, 'a shadow account')}",
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
@@ -359,10 +359,10 @@ class HoldBenchmark(NamedTuple):
 def held_alike(record: RunRecord) -> list[HoldBenchmark]:
     """Return buy and hold at the run's own exposure, and with all the money.
 
-    Where the run has the twin that holds its exposure so far, that one alone stands for the first.
+    Where the run has the shadow that holds its exposure so far, that one alone stands for the first.
     """
     held = []
-    if record.held_twin is None:
+    if record.held_shadow is None:
         share = mean_exposure(record)
         if np.isfinite(share) and share > 0:
             source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}"
@@ -415,13 +415,13 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         sentences.append(
             f"Over the split of {symbols} that was not adjusted, an account that held it has no "
             "returns (–) and its trade is left out; buy and hold is computed as if adjusted, and "
-            "random twins are not drawn."
+            "random timings are not drawn."
         )
     if record.run["ended_at"] is None:
         sentences.append("The run has not ended; this is how it stood when the report was made.")
     if record.run["kind"] != "live":
         sentences.append(OPENS_SENTENCE)
-    if record.run["model_id"] and not record.config.model.own_class:
+    if record.run["model_id"] and not record.config.model.custom_class:
         of_card = card_sentences(card) or [card["model"].get("notice", "")] if card else []
         sentences += [f"The model's card: {text}" for text in of_card if text]
         if not card:

@@ -62,7 +62,7 @@ class LastingState:
 
 
 def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[LastingState, ...]:
-    """Return what held a run after step *until*, by default after its newest one.
+    """Return the states that held a run after step *until*, by default after its newest.
 
     The last of them are the holes in its data up to there, where these are long.
     """

@@ -145,7 +145,7 @@ def decision_to_explain(database: Path, run_id: str) -> int | None:
 
 
 def summary_document(database: Path, run_id: str) -> TitledParts:
-    """Return what the end of *run_id* shows: account and twins, newest fills, what was refused.
+    """Return the end of *run_id*: accounts, newest fills and refusals.
 
     The first part is the line under its title. Raises ``DataInvalid`` where there is no such run.
     """
@@ -211,15 +211,15 @@ def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
-    """Yield the newest equity row of the run's account, of each twin, and what has no share."""
+    """Yield the newest equity row of the run's account, of each shadow, and what has no share."""
     equity, parts = Decimal(0), {}
     for equity_row in views.rows("v_equity", newest=1):
         equity = Decimal(equity_row["equity_text"])
         yield {"account": "this run", "fills": views.count("v_fills"), **equity_row}
-    for name, _ in sorted(views.counts("v_twin_equity", "twin")):
-        (row,) = views.rows("v_twin_equity", newest=1, twin=name)
+    for name, _ in sorted(views.counts("v_shadow_equity", "shadow")):
+        (row,) = views.rows("v_shadow_equity", newest=1, shadow=name)
         parts[name] = Decimal(row["equity_text"])
-        fills = views.count("v_twin_fills", twin=name)
+        fills = views.count("v_shadow_fills", shadow=name)
         yield {"account": account_title(name), "fills": fills, **row}
     if reserve := reserve_of(equity, parts):
         nothing = dict.fromkeys((figure.key for figure in ACCOUNTS), 0)

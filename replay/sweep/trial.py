@@ -397,9 +397,9 @@ def _warnings(
     try:
         config = configuration(spec.given, data, named)
         shortened = () if has_windows else fit_windows(config, data.span_ms)[1]
-        if config.model.own_class or not config.model.is_given or not needs_forecaster(config):
+        if config.model.custom_class or not config.model.is_given or not needs_forecaster(config):
             return shortened
-    except ConfigInvalid:  # as it stands without a cell's values: each cell says it of its own
+    except ConfigInvalid:  # without a cell's values: each cell reports its error
         return ()
     return (*shortened, *fitted_on(card_of(config, None), data, first_ms))
 

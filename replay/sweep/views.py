@@ -35,7 +35,7 @@ COMPARED: Final[dict[str, Form]] = {
     "random_beaten": "share",
 }
 """Figures that are shown with the objective."""
-TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats twins"}
+TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats timings"}
 
 
 def sweep_document(sweep: Sweep) -> TitledParts:
@@ -209,7 +209,7 @@ def luck(sweep: Sweep) -> Iterator[str]:
     if beaten is not None:
         count = len(values)
         yield (
-            f"It beats {beaten * 100:.0f} % of its random twins; of {count:,} points without any "
+            f"It beats {beaten * 100:.0f} % of its random timings; of {count:,} points without any "
             f"timing the luckiest beats {count / (count + 1) * 100:.0f} % on average."
         )
     yield from _deflated(sweep, best)

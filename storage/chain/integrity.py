@@ -83,7 +83,7 @@ class AuditResult(Struct, frozen=True):
     warnings: tuple[str, ...] = ()  # of foreign tables and the like, which do no harm
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
         """Whether there are steps, and no problem."""
         return self.problem is None and self.chain.steps > 0
 

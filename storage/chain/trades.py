@@ -54,13 +54,13 @@ if TYPE_CHECKING:
 
 # In hedge mode the account's own fills are those of its sides: see _PARTS.
 _FILLS: Final = (
-    "SELECT sequence, coalesce(twin || '/' || position_side, twin, position_side), instrument, "
+    "SELECT sequence, coalesce(shadow || '/' || position_side, shadow, position_side), instrument, "
     "side, quantity, notional, fee, "
     "fee_base, model, order_id, book = 0 FROM fills WHERE run_key = ? "
-    "AND (book = 0 OR twin NOT IN ('LONG', 'SHORT')) ORDER BY sequence, book, ordinal"
+    "AND (book = 0 OR shadow NOT IN ('LONG', 'SHORT')) ORDER BY sequence, book, ordinal"
 )
 _HOLDINGS: Final = (
-    "SELECT sequence, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
+    "SELECT sequence, shadow, instrument, quantity, entry_notional, realized_pnl, fees_paid "
     "FROM holdings WHERE run_key = ? AND instrument IS NOT NULL AND quantity IS NOT NULL "
     "ORDER BY sequence, book DESC"
 )
@@ -71,11 +71,11 @@ _MOVED: Final = (
     "'cash_in_lieu') ORDER BY sequence, ordinal"
 )
 _BALANCES: Final = (
-    "SELECT h.sequence, h.twin, h.cash + h.account_fees_paid + h.account_funding_paid "
+    "SELECT h.sequence, h.shadow, h.cash + h.account_fees_paid + h.account_funding_paid "
     "- h.account_realized_pnl, i.category, h.instrument, h.realized_pnl, h.fees_paid, "
     "h.funding_paid, h.account_realized_pnl, h.account_fees_paid, "
     "h.account_funding_paid FROM holdings h LEFT JOIN instruments i ON i.run_key = ?1 "
-    "AND i.instrument = h.instrument WHERE h.run_key = ?1 AND h.twin IS NOT NULL "
+    "AND i.instrument = h.instrument WHERE h.run_key = ?1 AND h.shadow IS NOT NULL "
     "ORDER BY h.sequence, h.book"
 )
 _ORDERED: Final = (
@@ -197,12 +197,12 @@ class _RunTerms(Struct, frozen=True):
         """
         parted = []
         if self.is_hedged:
-            parted.append(("twin", _SIDE_NAMES))
+            parted.append(("shadow", _SIDE_NAMES))
         if shares := self.shares:
             parted.append(("position_side", tuple(shares)))
         for side, names in parted:
             of_names = ", ".join(f"'{name}'" for name in names)
-            parts = _SUMMED.format(side, f"twin IN ({of_names}) AND model <> 'crossed'")
+            parts = _SUMMED.format(side, f"shadow IN ({of_names}) AND model <> 'crossed'")
             query, statement = _PARTS
             yield query.format(_OF_ACCOUNT, parts), statement
             yield query.format(parts, _OF_ACCOUNT), statement
@@ -214,7 +214,7 @@ class _StoredFill(NamedTuple):
     """A fill as it is stored."""
 
     step: int
-    twin: str | None  # None is the run's own account, in one-way mode
+    shadow: str | None  # None is the run's own account, in one-way mode
     instrument: int
     side: str
     quantity: int
@@ -240,7 +240,7 @@ class _StoredHolding(NamedTuple):
     """What follows from fills of a row of ``holdings``."""
 
     step: int
-    twin: str | None
+    shadow: str | None
     instrument: int
     held: tuple[int, ...]  # as ``_held`` has it
 
@@ -265,7 +265,7 @@ def _booked(holding: Holding, fill: _StoredFill) -> list[Entry]:
         is_liquidation=fill.model == _LIQUIDATION,
     )
     return [
-        (kind.value, fill.instrument, amount, fill.order_id, fill.twin)
+        (kind.value, fill.instrument, amount, fill.order_id, fill.shadow)
         for kind, amount in movements
         if amount
     ]
@@ -421,8 +421,8 @@ def _check_positions(
         _StoredFill._make((*row, is_cash[row[2]])) for row in connection.execute(_FILLS, (run_key,))
     ]
     rows = connection.execute(_HOLDINGS, (run_key,))
-    stored = [_StoredHolding(step, twin, at, tuple(held)) for step, twin, at, *held in rows]
-    names = {*terms.shares, None, *(fill.twin for fill in fills)}
+    stored = [_StoredHolding(step, shadow, at, tuple(held)) for step, shadow, at, *held in rows]
+    names = {*terms.shares, None, *(fill.shadow for fill in fills)}
     positions = [{name: Holding() for name in names} for _ in is_cash]
     if is_taken:  # they were opened in the run before
         for holding in stored:
@@ -433,13 +433,13 @@ def _check_positions(
     for change in sorted(changes, key=lambda change: change.step):
         at_place = positions[change.instrument]
         if isinstance(change, _StoredFill):
-            position = at_place.get(change.twin)
+            position = at_place.get(change.shadow)
             entries = [_UNKNOWN] if position is None else _booked(position, change)
             due += [(change.step, entry) for entry in entries if change.is_own]
         elif isinstance(change, _StoredAction):
             due += [(change.step, entry) for entry in _entitled(change, at_place, terms)]
         else:  # what is shown of an account
-            books = _posted_alone(change.twin, is_hedged=terms.is_hedged)
+            books = _posted_alone(change.shadow, is_hedged=terms.is_hedged)
             if is_taken and len(books) == 1:  # else nothing says what of it each side has
                 at_place.setdefault(books[0], Holding(*change.held))
             shown |= {(book, change.instrument): change.step for book in books}
@@ -448,7 +448,7 @@ def _check_positions(
                 yield _disagree(change.step, "positions", "fills", "holdings", "fills")
                 return
     for fill in fills:
-        if fill.model != _LIQUIDATION and fill.step > shown.get((fill.twin, fill.instrument), -1):
+        if fill.model != _LIQUIDATION and fill.step > shown.get((fill.shadow, fill.instrument), -1):
             yield _disagree(fill.step, "positions", "fills", "holdings", "fills")
             return
 
@@ -474,11 +474,11 @@ def _entitled(
     return [(kind.value, change.instrument, paid, None, None)] if paid else []
 
 
-def _posted_alone(twin: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:
-    """Name what of the account *twin* fills are posted on: itself, or in hedge mode its sides."""
-    if not is_hedged or twin in _SIDE_NAMES:
-        return (twin,)
-    return tuple(side if twin is None else f"{twin}/{side}" for side in _SIDE_NAMES)
+def _posted_alone(shadow: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:
+    """Name what of the account *shadow* fills are posted on: itself, or in hedge mode its sides."""
+    if not is_hedged or shadow in _SIDE_NAMES:
+        return (shadow,)
+    return tuple(side if shadow is None else f"{shadow}/{side}" for side in _SIDE_NAMES)
 
 
 def _check_balances(
@@ -494,25 +494,25 @@ def _check_balances(
     last: dict[str, tuple[int, tuple[int, ...]]] = {}
     sums: dict[str, dict[int, tuple[int, ...]]] = {}
     pays: set[str] = set()  # in cash for what it holds: at a close before the step that shows it
-    for step, twin, opened, kind, place, *rest in connection.execute(_BALANCES, (run_key,)):
-        if twin in _SIDE_NAMES:
+    for step, shadow, opened, kind, place, *rest in connection.execute(_BALANCES, (run_key,)):
+        if shadow in _SIDE_NAMES:
             continue
         *results, realized, fees, funding = rest
         if place is not None and results[0] is not None:
-            sums.setdefault(twin, {})[place] = tuple(results)
+            sums.setdefault(shadow, {})[place] = tuple(results)
             if Category(kind).is_cash:
-                pays.add(twin)
-        last[twin] = step, (realized, fees, funding)
-        due = begun.setdefault(twin, Decimal(opened) if is_taken else configured.cash)
-        if twin not in pays and abs(opened - due) >= 1:
-            yield _disagree(step, f"cash of {twin}", "fills and funding", "holdings")
+                pays.add(shadow)
+        last[shadow] = step, (realized, fees, funding)
+        due = begun.setdefault(shadow, Decimal(opened) if is_taken else configured.cash)
+        if shadow not in pays and abs(opened - due) >= 1:
+            yield _disagree(step, f"cash of {shadow}", "fills and funding", "holdings")
             return
     if is_taken or configured.account.margin == "cross":  # positions that no step showed since
         return
-    for twin, rows in sums.items():
-        step, added = last[twin]
+    for shadow, rows in sums.items():
+        step, added = last[shadow]
         if tuple(map(sum, zip(*rows.values(), strict=True))) != added:
-            yield _disagree(step, f"results of {twin}", "positions", "holdings")
+            yield _disagree(step, f"results of {shadow}", "positions", "holdings")
             return
 
 

@@ -78,7 +78,7 @@ class ChainReport(Struct, frozen=True):
     problem: ChainProblem | None
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
         """Whether there is no problem."""
         return self.problem is None
 

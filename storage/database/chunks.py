@@ -60,9 +60,9 @@ _OWN_CONFIRMED: Final = (
     "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NOT NULL "
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
-_TWINS_CONFIRMED: Final = (
-    "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM steps s "
-    "JOIN twin_steps t ON t.run_key = s.run_key AND t.sequence = s.twins "
+_SHADOWS_CONFIRMED: Final = (
+    "SELECT h.shadow, s.instrument, max(s.open_time_ms) FROM steps s "
+    "JOIN shadow_steps t ON t.run_key = s.run_key AND t.sequence = s.shadows "
     "JOIN holdings h ON h.run_key = t.run_key AND h.sequence = t.holding AND h.book = t.book "
     "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NOT NULL "
     "AND t.confirmed GROUP BY 1, 2"
@@ -84,7 +84,7 @@ _SHARED: Final = {
     table: select(table, "run_key = ? AND sequence = ? AND book = ?")
     for table in ("outcomes", "holdings")
 }
-_TWINS: Final = select("twin_steps", "run_key = ? AND sequence = ?")
+_SHADOWS: Final = select("shadow_steps", "run_key = ? AND sequence = ?")
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
@@ -160,11 +160,11 @@ def find_step(
 def confirmed_since(
     connection: sqlite3.Connection, span: Span
 ) -> Iterator[tuple[str | None, int, int]]:
-    """Yield (twin, instrument, open time) of each position's last confirmation in some steps.
+    """Yield (shadow, instrument, open time) of each position's last confirmation in some steps.
 
-    The run's own account has no twin's name.
+    The run's own account has no shadow's name.
     """
-    for query in (_OWN_CONFIRMED, _TWINS_CONFIRMED):
+    for query in (_OWN_CONFIRMED, _SHADOWS_CONFIRMED):
         yield from connection.execute(query, span)
 
 
@@ -252,16 +252,16 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
         return _require(shared, table, sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
-    def twins(sequence: int) -> list[StoredRow]:
-        rows = connection.execute(_TWINS, (run_key, sequence)).fetchall()
-        return _require(rows, "twin_steps", sequence)
+    def shadows(sequence: int) -> list[StoredRow]:
+        rows = connection.execute(_SHADOWS, (run_key, sequence)).fetchall()
+        return _require(rows, "shadow_steps", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
     def gate_set(key: int) -> GateSet:
         rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
         return gate_set_of(_require(rows, "gate_sets", key))
 
-    return InternedRows(row, twins, gate_set)
+    return InternedRows(row, shadows, gate_set)
 
 
 def _require(row: _Rows | None, table: str, key: int) -> _Rows:

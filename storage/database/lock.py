@@ -164,7 +164,7 @@ class FileWatch:
         return ""
 
     def close(self) -> None:
-        """Give the lock back, after SQLite has closed the files; safe to call twice."""
+        """Release the lock, after SQLite has closed the files; safe to call twice."""
         if self._descriptor < 0:
             return
         for descriptor in (*self._log.values(), self._descriptor):
@@ -196,7 +196,7 @@ class FileWatch:
         return frame > 0 and not any(os.pread(wal, 4, place))
 
     def _restore_index(self) -> bool:
-        """Give the index its length back where it was cut; return whether it was.
+        """Restore the index's length where it was cut; return whether it was.
 
         SQLite has it mapped: a look at a page behind its end would end the process by a signal. Of
         an empty one SQLite makes a new index by itself.
@@ -322,7 +322,7 @@ class InstanceLock:
             os.close(descriptor)
 
     def release(self) -> None:
-        """Give the lock back; safe to call twice."""
+        """Release the lock; safe to call twice."""
         if self._descriptor >= 0:
             os.truncate(self._descriptor, 0)
             os.close(self._descriptor)

@@ -581,7 +581,7 @@ class Reader:
             self.connection, (run_key, 0 if state is None else state[1] + 1, last)
         )
         instruments = stored.run.instruments
-        return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
+        return [Confirmation(shadow, instruments[place].id, time) for shadow, place, time in since]
 
     def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, SinceDecided]:
         """Return each instrument's last outcome, up to step *until*, and the fills since."""
@@ -620,7 +620,7 @@ class Reader:
             # What crossed at that very decision was no news to it.
             is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
             if is_news and fill.instrument == instrument:
-                fills.setdefault(row[FILL.twin], []).append(fill)
+                fills.setdefault(row[FILL.shadow], []).append(fill)
         return {
             decision.strategy: SinceDecided(decision.outcome, tuple(fills[decision.strategy]))
             for decision in decided.strategies

@@ -57,7 +57,7 @@ _SHADOWS: Final = _AFTER.format(
     of="m",
     book="m.book",
     profit=UNREALIZED.format("m"),
-    joined=f"CROSS JOIN twin_steps m ON {shared_row('m', 's.twins')} "
+    joined=f"CROSS JOIN shadow_steps m ON {shared_row('m', 's.shadows')} "
     f"CROSS JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
     "CROSS JOIN instruments i ON i.run_key = s.run_key AND i.instrument = s.instrument",
 )
@@ -69,7 +69,7 @@ _DECIDED: Final = (
 )
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
-    "SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
+    "SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(shadow, '') FROM holdings "
     f"WHERE {WITHIN} ORDER BY sequence, book"
 )
 _OUTCOMES: Final = (
@@ -211,7 +211,7 @@ class RunRows:
         return accounts
 
     def decided(self, span: Span = WHOLE) -> Columns:
-        """Return what was decided at each decided bar, in the order of the run.
+        """Return the decision at each decided bar, in the order of the run.
 
         ``sequence``, ``open_time_ms``, ``instrument`` (its place), ``target_quantity`` as it is
         stored (-2⁶³ of a list of orders), ``outcome`` (its place in ``outcomes``), and the
@@ -404,8 +404,8 @@ class RunRows:
         """
         query = (
             f"SELECT instrument, quantity, max(sequence) FROM holdings WHERE {WITHIN} "
-            "AND (book = 0 OR twin IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
-            "GROUP BY instrument, twin"
+            "AND (book = 0 OR shadow IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
+            "GROUP BY instrument, shadow"
         )
         rows = self._connection.execute(query, (self._run_key, 0, last))
         return [(place, quantity) for place, quantity, _ in rows]

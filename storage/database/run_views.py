@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from tracepaper.storage.database.chunks import snapshot
-from tracepaper.storage.database.views import TWIN_TRADES, VIEWS
+from tracepaper.storage.database.views import SHADOW_TRADES, VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.sessions import named_splits
 from tracepaper.strategies.types.market import Category
@@ -80,11 +80,11 @@ class RunViews:
         held = [row for row in rows if row["sequence"] == last]
         return sorted(held, key=itemgetter("side"))
 
-    def twin_trades(self, twin: str) -> list[Row]:
+    def shadow_trades(self, shadow: str) -> list[Row]:
         """Return the closed trades of a shadow account or a strategy, as rows of ``v_trades``."""
         left_out, values = self._over_splits
-        query = f"SELECT * FROM ({TWIN_TRADES}) WHERE run_id = ?{left_out} {_order('v_trades')}"
-        rows = self._connection.execute(query, (twin, self.run_id, *values))
+        query = f"SELECT * FROM ({SHADOW_TRADES}) WHERE run_id = ?{left_out} {_order('v_trades')}"
+        rows = self._connection.execute(query, (shadow, self.run_id, *values))
         return [dict(zip(_COLUMNS["v_trades"], row, strict=True)) for row in rows]
 
     def batches(
@@ -195,5 +195,5 @@ class RunViews:
 
 def _order(view: str, *, downwards: bool = False) -> str:
     names = [name for name in _ORDER if name in _COLUMNS[view]]
-    way = " DESC" if downwards else ""
-    return f"ORDER BY {', '.join(f'{name}{way}' for name in names)}" if names else ""
+    direction = " DESC" if downwards else ""
+    return f"ORDER BY {', '.join(f'{name}{direction}' for name in names)}" if names else ""

@@ -265,7 +265,7 @@ _DECIDED: Final = (
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
 )
-_SAID: Final = ("recent_mass", "older_mass", "shift", "l1_error")
+_MEASURES: Final = ("recent_mass", "older_mass", "shift", "l1_error")
 
 V_DECISIONS: Final = View(
     "v_decisions",
@@ -278,7 +278,7 @@ V_DECISIONS: Final = View(
             *shown("o", "outcomes", "action", "allowed", "refused_by"),
             *shown("a", "answers", "horizon", *FORECAST_COLUMNS, "confidence", "content_free"),
             *shown("o", "outcomes", "regime"),
-            *shown("a", "answers", *_SAID),
+            *shown("a", "answers", *_MEASURES),
             *shown("s", "steps", "target_quantity"),
             *shown("o", "outcomes", "reason", "unfilled_reason"),
             *shown("a", "answers", "late_deadline_ms", "model_id"),
@@ -403,9 +403,9 @@ _UNREALIZED: Final = {
     "s": "coalesce(s.account_unrealized_pnl, s.unrealized_pnl)",
     "m": f"coalesce(m.account_unrealized_pnl, {UNREALIZED.format('m')})",
 }
-_TWIN: Final = (
-    "AND EXISTS (SELECT 1 FROM twin_steps) "
-    f"CROSS JOIN twin_steps m ON {shared_row('m', 's.twins')} "
+_SHADOW: Final = (
+    "AND EXISTS (SELECT 1 FROM shadow_steps) "
+    f"CROSS JOIN shadow_steps m ON {shared_row('m', 's.shadows')} "
     f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
 )
 
@@ -416,14 +416,14 @@ V_STRATEGY_DECISIONS: Final = View(
         *of_step("s"),
         INSTRUMENT,
         *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
-        ViewColumn("strategy", "h.twin", "its name in [strategies]"),
+        ViewColumn("strategy", "h.shadow", "its name in [strategies]"),
         *shown("o", "outcomes", "action", "allowed", "refused_by"),
-        *shown("m", "twin_steps", "target_quantity"),
+        *shown("m", "shadow_steps", "target_quantity"),
         *shown("o", "outcomes", "reason", "unfilled_reason", "regime"),
         ViewColumn(
             "gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"
         ),
-        *shown("m", "twin_steps", "note"),
+        *shown("m", "shadow_steps", "note"),
         *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
         *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
         *exact(
@@ -441,12 +441,12 @@ V_STRATEGY_DECISIONS: Final = View(
             "of its sub-account",
         ),
     ),
-    f"FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.instrument IS NOT NULL {_TWIN}"
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.instrument IS NOT NULL {_SHADOW}"
     f"JOIN outcomes o ON {shared_row('o', 'm.outcome')} AND o.book = m.book "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"LEFT JOIN answers a ON {at_step('a')}",
 )
-"""Its sub-account is the row of that name in ``v_twin_equity``."""
+"""Its sub-account is the row of that name in ``v_shadow_equity``."""
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
 
@@ -468,29 +468,29 @@ _AVERAGE_TEXT: Final = (
 # row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
 _OF_SIDES: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"LEFT JOIN twin_steps t ON {shared_row('t', 's.twins')} AND t.book <= 2 "
+    f"LEFT JOIN shadow_steps t ON {shared_row('t', 's.shadows')} AND t.book <= 2 "
     f"LEFT JOIN holdings b ON {shared_row('b', 't.holding')} AND b.book = t.book "
-    "AND b.twin IN ('LONG', 'SHORT') "
+    "AND b.shadow IN ('LONG', 'SHORT') "
     f"JOIN holdings h ON {shared_row('h', 'coalesce(b.sequence, s.holding)')} "
     "AND h.book = coalesce(b.book, 0) "
     f"JOIN holdings a ON {shared_row('a', 's.holding')} AND a.book = 0 "
 )
 _A_SIDE_EACH: Final = (
-    "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
+    "WHERE (b.shadow IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
 )
 _MARKED_SIDE: Final = (
-    f"CASE WHEN b.twin IS NULL THEN s.unrealized_pnl ELSE {UNREALIZED.format('t')} END"
+    f"CASE WHEN b.shadow IS NULL THEN s.unrealized_pnl ELSE {UNREALIZED.format('t')} END"
 )
 _SIDE_HELD: Final = ViewColumn(
     "side",
-    "coalesce(h.twin, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "
+    "coalesce(h.shadow, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "
     "ELSE 'FLAT' END)",
     "`LONG`, `SHORT` or `FLAT`; in hedge mode `LONG` or `SHORT`, held or not",
 )
 _LIQUIDATED_AT: Final = (
     "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
     "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
-    "AND o.role = 'LIQUIDATION' AND coalesce(o.position_side, '') = coalesce(h.twin, '') "
+    "AND o.role = 'LIQUIDATION' AND coalesce(o.position_side, '') = coalesce(h.shadow, '') "
     "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
 )
 
@@ -535,7 +535,7 @@ def _holding_columns(
         ),
     )
     return complete(
-        listed, ("h", [column for column in TABLES["holdings"] if column.name != "twin"])
+        listed, ("h", [column for column in TABLES["holdings"] if column.name != "shadow"])
     )
 
 
@@ -568,15 +568,15 @@ V_EQUITY: Final = View(
     _OWN,
 )
 
-V_TWIN_EQUITY: Final = View(
-    "v_twin_equity",
+V_SHADOW_EQUITY: Final = View(
+    "v_shadow_equity",
     "a shadow account after a step",
     (
         *of_step("s"),
-        *shown("h", "holdings", "twin"),
+        *shown("h", "holdings", "shadow"),
         *_holding_columns("account's", _UNREALIZED["m"], "m"),
     ),
-    f"FROM runs r JOIN steps s ON s.run_key = r.run_key {_TWIN}{_STEP_TABLES}",
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key {_SHADOW}{_STEP_TABLES}",
 )
 
 
@@ -607,13 +607,13 @@ V_FILLS: Final = View(
     f"{_FILLED.format('=')} LEFT JOIN orders o ON {at_step('o', 'f')} AND o.order_id = f.order_id",
 )
 
-V_TWIN_FILLS: Final = View(
-    "v_twin_fills",
+V_SHADOW_FILLS: Final = View(
+    "v_shadow_fills",
     "a fill of a shadow account",
     complete(
         (
             *of_step("f"),
-            ViewColumn("twin", "f.twin", "its name, such as `ungated`"),
+            ViewColumn("shadow", "f.shadow", "its name, such as `ungated`"),
             *_FILL_COLUMNS,
         ),
         ("f", TABLES["fills"]),
@@ -709,7 +709,9 @@ V_TRADES: Final = View(
     ),
     _TRADES.format("="),
 )
-TWIN_TRADES: Final = f"{V_TRADES._replace(source=_TRADES.format('>')).question} WHERE f.twin = ?"
+SHADOW_TRADES: Final = (
+    f"{V_TRADES._replace(source=_TRADES.format('>')).question} WHERE f.shadow = ?"
+)
 """What asks for a shadow account's trades, or a strategy's."""
 
 
@@ -832,7 +834,16 @@ V_SHORTFALL: Final = View(
 VIEWS: Final[tuple[View, ...]] = (
     *(V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS),
     *(V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS),
-    *(V_ORDERS, V_FILLS, V_TRADES, V_LEDGER, V_POSITIONS, V_EQUITY, V_TWIN_FILLS, V_TWIN_EQUITY),
+    *(
+        V_ORDERS,
+        V_FILLS,
+        V_TRADES,
+        V_LEDGER,
+        V_POSITIONS,
+        V_EQUITY,
+        V_SHADOW_FILLS,
+        V_SHADOW_EQUITY,
+    ),
     *(V_CHECKS, V_SHORTFALL),
 )
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""

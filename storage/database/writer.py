@@ -85,7 +85,7 @@ def identify(connection: sqlite3.Connection) -> None:
 
 
 def left_log(path: Path) -> str:
-    """Return what to do where the log of a database is left without it; empty where it is not.
+    """Return the advice for a log that is left without its database; empty without such a log.
 
     SQLite would drop that log, and an account would begin anew over the steps in it.
     """
@@ -98,7 +98,7 @@ def left_log(path: Path) -> str:
     )
 
 
-def refuse_place(path: Path) -> None:
+def reject_place(path: Path) -> None:
     """Raise ``ConfigInvalid`` where *path* is a folder, or SQLite too old for any database."""
     if problem := sqlite_problem():
         raise ConfigInvalid(problem)
@@ -112,7 +112,7 @@ def open_writer(path: Path) -> Writer:
     Raises ``ConfigInvalid`` where it is a folder, another process writes it or its log is left
     without it, ``DataInvalid`` for another schema, ``AuditUnwritable`` where it cannot be written.
     """
-    refuse_place(path)
+    reject_place(path)
     is_there = path.is_file() and path.stat().st_size > 0
     if not is_there and (problem := left_log(path)):
         raise ConfigInvalid(problem)
@@ -192,7 +192,7 @@ def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]
 
 
 def _step_shape(row: Row) -> int:
-    """Return what tells rows of ``steps`` apart: their length, below 0 of a step without a bar."""
+    """Return the kind of a row of ``steps``: its length, below 0 of a step without a bar."""
     return len(row) if row[_INSTRUMENT_AT] is not None else -len(row)
 
 

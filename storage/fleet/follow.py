@@ -59,7 +59,7 @@ class Follower:
         self._error = ""
         self._behind_since: float | None = None
         self._version: object = None
-        self._told_at = float("-inf")
+        self._reported_at = float("-inf")
 
     def run(self) -> None:
         """Follow until the stop; raise ``DataInvalid`` where nothing of the file may be shipped."""
@@ -68,7 +68,7 @@ class Follower:
             while True:
                 is_last = self._stop.is_set()
                 try:
-                    self._look()
+                    self._poll()
                     pause_s = PAUSE_S[0]
                     self._error = ""
                 except (ServerLost, sqlite3.OperationalError) as error:
@@ -89,7 +89,7 @@ class Follower:
         finally:
             self._shipper.close()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Ship what is new, and tell of it."""
         shipper = self._shipper
         file = identity(self._path)
@@ -106,19 +106,19 @@ class Follower:
             shipped = shipper.ship(self._count)
             self._holes += len(shipped.holes)
             self._version, self._behind_since = version, None
-            if shipped.steps and self._told_at + HEARTBEAT_S / 2 < self._seconds():
+            if shipped.steps and self._reported_at + HEARTBEAT_S / 2 < self._seconds():
                 self._tell()
-        if self._told_at + HEARTBEAT_S < self._seconds():
+        if self._reported_at + HEARTBEAT_S < self._seconds():
             self._tell()
 
     def _count(self, steps: int) -> None:
         self._steps += steps
-        if self._told_at + HEARTBEAT_S < self._seconds():
+        if self._reported_at + HEARTBEAT_S < self._seconds():
             self._tell()
 
     def _tell(self) -> None:
         """Report the progress here, and to the server where that listens."""
-        self._told_at = self._seconds()
+        self._reported_at = self._seconds()
         behind = self._shipper.behind()
         if behind and self._behind_since is None:
             self._behind_since = self._seconds()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 BATCH_ROWS: Final = 5_000
-_FOUND: Final = (
+_RUNS: Final = (
     "SELECT r.database_id, r.run_key, r.run_id, r.previous_run_id, s.host, s.file FROM runs r "
     "LEFT JOIN shippers s USING (database_id) ORDER BY r.database_id, r.run_key"
 )
@@ -75,7 +75,7 @@ def pull(
         check_schema(url, server)
         with speaking(url, "give the record"):
             server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            runs = [_ServerRun(*row) for row in server.execute(_FOUND)]
+            runs = [_ServerRun(*row) for row in server.execute(_RUNS)]
             chosen = _chosen(url, runs, run, database)
             try:
                 pulled = _fill(server, partial, chosen, progress, alone=bool(run))

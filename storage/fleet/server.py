@@ -151,7 +151,7 @@ _ADVICE: Final = (
 
 
 def _unreachable(url: str, error: Exception) -> str:
-    message = said_by(error)
+    message = reason_of(error)
     advice = next((words for part, words in _ADVICE if part in message), "")
     return (
         f"The fleet's server at {shown(url)} does not take the connection ({message}): "
@@ -168,7 +168,7 @@ def shown(url: str) -> str:
     return f"{host}{parts.path}" or "the service's host"
 
 
-def said_by(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return the server's message, in one line."""
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     message = " ".join(str(primary or error).split()).rstrip(".")
@@ -190,16 +190,16 @@ def speaking(
         yield
     except psycopg.errors.InsufficientPrivilege as error:
         raise ServerLost(
-            f"The role at {shown(url)} may not {doing} ({said_by(error)}): {advice}."
+            f"The role at {shown(url)} may not {doing} ({reason_of(error)}): {advice}."
         ) from None
     except psycopg.DataError as error:
         raise DataInvalid(
             f"The server at {shown(url)} cannot {doing}, for it cannot hold a value "
-            f"({said_by(error)}): keep the file, and report this."
+            f"({reason_of(error)}): keep the file, and report this."
         ) from None
     except psycopg.Error as error:
         raise ServerLost(
-            f"The server at {shown(url)} broke off when asked to {doing} ({said_by(error)}); look "
+            f"The server at {shown(url)} broke off when asked to {doing} ({reason_of(error)}); look "
             "at the server's log if this lasts."
         ) from None
 

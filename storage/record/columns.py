@@ -7,7 +7,7 @@ Keys. A step is ``(run_key, sequence)`` in every table, so a run is one contiguo
 
 Interning. What rarely changes is stored once, by the step that first used it, and named by that
 step's sequence: ``outcomes`` (action, reason, refusals, passed gates), ``holdings`` (position and
-cash between two fills) and, within a commit, ``twin_steps``. ``gate_sets`` keeps names and
+cash between two fills) and, within a commit, ``shadow_steps``. ``gate_sets`` keeps names and
 thresholds.
 
 Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
@@ -80,7 +80,7 @@ class Column(Struct, frozen=True, kw_only=True):
     sql: str = ""  # how a view reads it, with {t} for the table; else the column
 
     def value(self, stored: object) -> Value:
-        """Return what the column holds for the value *stored*."""
+        """Return the value of the column for *stored*."""
         if self.read is not None:
             return self.read(stored)
         value: Value = getattr(stored, self.name)
@@ -304,7 +304,7 @@ _STEPS = (
     _whole("target_quantity", "position wanted, signed", QUANTITY, null=True),
     *_measures((PLAUSIBLE,)),
     _TURNOVER,
-    _whole("twins", null=True),  # sequence of its rows in ``twin_steps``; null: it has none
+    _whole("shadows", null=True),  # sequence of its rows in ``shadow_steps``; null: it has none
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     *_SEEN,
@@ -347,7 +347,7 @@ _ANSWERS = (
     _real("p_up", "probability of a rise"),
     _real("volatility", "expected volatility of the return"),
     _blob("horizons", null=True),  # as ``HORIZONS``
-    _blob("halves", null=True),  # as ``Forecast.auxiliary``
+    _blob("members", null=True),  # as ``Forecast.auxiliary``
     _real("confidence", "1 less the mean normalised entropy of attention"),
     _real("content_free", "what mask and encoding alone would give"),
     _real("recent_mass", "rollout on the newest quarter of the context"),
@@ -408,7 +408,7 @@ EXPLANATION_COLUMNS: Final = (
     "buckets",
 )
 
-_BOOK: Final = _key("book")  # 0: the run's account; i: twin i of the step
+_BOOK: Final = _key("book")  # 0: the run's account; i: shadow i of the step
 
 _OUTCOMES = (
     *_STEP,
@@ -432,7 +432,7 @@ _OUTCOMES = (
 _HOLDINGS = (
     *_STEP,
     _BOOK,
-    _text("twin", "its name, such as `ungated`", null=True),
+    _text("shadow", "its name, such as `ungated`", null=True),
     _whole("instrument", null=True),
     _whole("quantity", "the instrument's position, signed", QUANTITY, null=True),
     _whole("entry_notional", "what the position cost, signed", MONEY, null=True),
@@ -525,7 +525,7 @@ _FILLS = (
         "while_down", "1 inside a bar whose quotes nobody heard, the daemon being down or cut off"
     ),
     _POSITION_SIDE,
-    _text("twin", null=True),  # its name, such as ``ungated``
+    _text("shadow", null=True),  # its name, such as ``ungated``
 )
 
 _TRADES = (
@@ -572,7 +572,7 @@ _HALTS = (
     _whole("since_ms"),
 )
 
-_TWIN_STEPS = (
+_SHADOW_STEPS = (
     *_STEP,
     _BOOK,
     _whole("holding"),  # sequence of its row in ``holdings``, same book
@@ -618,7 +618,7 @@ _CHECKS = (
 
 
 def _filled_by(whose: str, name: str) -> tuple[Column, ...]:
-    """Return what the paper or the real account had of what a decision ordered."""
+    """Return the columns of one account, paper or real, for a decision's order."""
     return (
         _whole(f"{whose}_quantity", f"quantity that {name} filled", QUANTITY),
         _whole(f"{whose}_notional", "price times quantity of its fills", MONEY),
@@ -668,7 +668,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "orders": (*_ORDERS, _POSITION_SIDE, _OWNER),
     "fills": _FILLS,
     "trades": _TRADES,
-    "twin_steps": _TWIN_STEPS,
+    "shadow_steps": _SHADOW_STEPS,
     "ledger": (*_LEDGER, _POSITION_SIDE),
     "halts": _HALTS,
     "prunes": _PRUNES,

@@ -45,9 +45,9 @@ from tracepaper.strategies.types.decisions import (
     Position,
     PredictionTimeout,
     Run,
+    ShadowStep,
     Step,
     StrategyDecision,
-    TwinStep,
 )
 from tracepaper.strategies.types.market import Bar, CloseStart
 
@@ -61,7 +61,7 @@ STATE: Final = At("states")
 ANSWER: Final = At("answers")
 OUTCOME: Final = At("outcomes")
 HOLDING: Final = At("holdings")
-TWIN_STEP: Final = At("twin_steps")
+SHADOW_STEP: Final = At("shadow_steps")
 FILL: Final = At("fills")
 HALT: Final = At("halts")
 SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
@@ -124,7 +124,9 @@ class InternedRows(NamedTuple):
     """Look-ups of the rows that steps share."""
 
     row: Callable[[str, int, int], Sequence[Any]]  # by table, sequence and book
-    twins: Callable[[int], Sequence[Sequence[Any]]]  # the rows of ``twin_steps`` by their sequence
+    shadows: Callable[
+        [int], Sequence[Sequence[Any]]
+    ]  # the rows of ``shadow_steps`` by their sequence
     gate_set: Callable[[int], GateSet]
 
 
@@ -204,7 +206,7 @@ class StepDecoder:
             fills=self._fills(fills, 0),
             position=position,
             account=account,
-            twins=tuple(self._twin(row, core, fills) for row in self.twin_rows(core)),
+            shadows=tuple(self._shadow(row, core, fills) for row in self.shadow_rows(core)),
             state=rows.state,
             ledger=tuple(
                 LedgerEntry(**self._named(_ENTRY, row)) for row in rows.sparse.get("ledger", ())
@@ -215,10 +217,10 @@ class StepDecoder:
             else LimitBreach(*halt[HALT.breached :]),
         )
 
-    def twin_rows(self, core: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        """Return the rows of ``twin_steps`` that the row *core* of ``steps`` names."""
-        named = core[STEP.twins]
-        return () if named is None else self._interned.twins(named)
+    def shadow_rows(self, core: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """Return the rows of ``shadow_steps`` that the row *core* of ``steps`` names."""
+        named = core[STEP.shadows]
+        return () if named is None else self._interned.shadows(named)
 
     def event(self, row: Sequence[Any]) -> Event:
         """Return the event of an ``events`` row; raise ``DataInvalid`` where it holds none."""
@@ -298,7 +300,7 @@ class StepDecoder:
             horizons, mean, stdev, down, flat, up, volatility,
             self._model_id if model_id is None else model_id,
             None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
-            row[ANSWER.halves] or b"",
+            row[ANSWER.members] or b"",
             heads_of(row[ANSWER.heads]),
         )  # fmt: skip
 
@@ -390,26 +392,26 @@ class StepDecoder:
             row[HOLDING.account_funding_paid],
         )
 
-    def _twin(
+    def _shadow(
         self, row: Sequence[Any], core: Sequence[Any], fills: Sequence[Sequence[Any]]
-    ) -> TwinStep:
-        book = row[TWIN_STEP.book]
-        position, account = self._book(book, row, TWIN_STEP, core)
-        name = self._interned.row("holdings", row[TWIN_STEP.holding], book)[HOLDING.twin]
+    ) -> ShadowStep:
+        book = row[SHADOW_STEP.book]
+        position, account = self._book(book, row, SHADOW_STEP, core)
+        name = self._interned.row("holdings", row[SHADOW_STEP.holding], book)[HOLDING.shadow]
         decided = None
-        if (outcome := row[TWIN_STEP.outcome]) is not None:
+        if (outcome := row[SHADOW_STEP.outcome]) is not None:
             decided = StrategyDecision(
                 name,
                 self.outcome(outcome, book),
-                row[TWIN_STEP.target_quantity],
-                tuple(_measures(row[TWIN_STEP.measures] or "{}").items()),
-                _noted(row[TWIN_STEP.note]),
+                row[SHADOW_STEP.target_quantity],
+                tuple(_measures(row[SHADOW_STEP.measures] or "{}").items()),
+                _noted(row[SHADOW_STEP.note]),
             )
-        return TwinStep(
+        return ShadowStep(
             name,
             position or Position(),
             account,
             self._fills(fills, book),
-            bool(row[TWIN_STEP.confirmed]),
+            bool(row[SHADOW_STEP.confirmed]),
             decided,
         )

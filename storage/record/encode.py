@@ -94,11 +94,11 @@ _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _NOTE, _HEADS = map(stored_columns("answers").index, ("note", HEAD_COLUMNS[0]))
 _STEP_COLUMNS: Final = stored_columns("steps")
-_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY, _TWINS = map(
+_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY, _SHADOWS = map(
     _STEP_COLUMNS.index,
     (
         *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
-        *(measure_name(PLAUSIBLE), "turnover", "account_unrealized_pnl", "equity", "twins"),
+        *(measure_name(PLAUSIBLE), "turnover", "account_unrealized_pnl", "equity", "shadows"),
     ),
 )
 _NO_DECISION: Final[Row] = (None,) * 4
@@ -147,7 +147,7 @@ class StepEncoder:
         self._factors: dict[int | None, int] = dict(enumerate(map(money_factor, run.instruments)))
         self._holdings = HeldRows()
         # By instrument what the books held last, and the sequence of rows of it that hold on.
-        self._twins: dict[int | None, tuple[list[Row], int | None]] = {}
+        self._shadows: dict[int | None, tuple[list[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
@@ -167,13 +167,13 @@ class StepEncoder:
         """Forget the rows that steps share: the next step brings its own again."""
         self.outcomes.forget()
         self._holdings.forget()
-        self._twins.clear()
+        self._shadows.clear()
 
     def seal(self) -> Commit:
         """Return the commit of the steps that were added since the last one."""
         commit = sealed(self.head, self.first, self.due - 1, self.take())
         self.head, self.first = commit.head, self.due
-        self._twins.clear()  # a prune drops whole commits
+        self._shadows.clear()  # a prune drops whole commits
         return commit
 
     def take(self) -> Rows:
@@ -206,7 +206,7 @@ class StepEncoder:
         key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
         place, bar, turnover, delays = self._event_columns(event, key, step.belief)
-        outcome = target = note = twins = plausible = measures = None
+        outcome = target = note = shadows = plausible = measures = None
         answered: Row = ()
         if decision is not None:
             note = json_text(decision.note)
@@ -229,13 +229,13 @@ class StepEncoder:
         is_settled = type(event) is Funding
         if step.orders or step.fills or step.ledger or step.halted is not None or is_settled:
             self._add_trades(step, key)
-        if step.twins or self._trades.is_taken:
-            twins = self._add_twins(step, key, place)
+        if step.shadows or self._trades.is_taken:
+            shadows = self._add_shadows(step, key, place)
         rows["steps"].append(
             trimmed(
                 (
                     *key, holding, *bar, unrealized, outcome, target, plausible, turnover,
-                    twins, of_account, equity, *delays, measures, None if step.accepted else 1,
+                    shadows, of_account, equity, *delays, measures, None if step.accepted else 1,
                 )
             )
         )  # fmt: skip
@@ -285,8 +285,8 @@ class StepEncoder:
             for measure, judged in zip(stretch.plausible[count:], is_judged * units, strict=True)
         ]
         columns[_TURNOVER] = turnover
-        if stretch.twins:
-            columns[_TWINS] = self._repeat_twins(stretch, sequences)
+        if stretch.shadows:
+            columns[_SHADOWS] = self._repeat_shadows(stretch, sequences)
         marks = _mark_columns(stretch.marks, count)
         columns[_UNREALIZED], columns[_ACCOUNT], columns[_EQUITY] = marks
         while columns[-1].count(None) == len(turnover):
@@ -322,26 +322,28 @@ class StepEncoder:
             if note is not None or judged[at % count]:
                 rows.append((self._run_key, sequence, json_text(note), *judged[at % count]))
 
-    def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
-        """Return what bars with *sequences* name of ``twin_steps``; add the rows they lack."""
-        count, rows = len(stretch.repeats), self._rows["twin_steps"]
+    def _repeat_shadows(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
+        """Return the rows of ``shadow_steps`` for bars with *sequences*; add what is missing."""
+        count, rows = len(stretch.repeats), self._rows["shadow_steps"]
         begin, names = len(rows), [0] * len(sequences)
-        marked = [_mark_columns(marks, count) for marks in stretch.twins]
+        marked = [_mark_columns(marks, count) for marks in stretch.shadows]
         for place, repeated in enumerate(stretch.repeats.values()):
             at = slice(place, None, count)
             closes = [bar.close for bar in stretch.bars[count + place :: count]]
             factor = self._factors[place]
             of_books = [
                 map(
-                    partial(_follow, twin.position.quantity * factor, twin.position.entry_notional),
+                    partial(
+                        _follow, shadow.position.quantity * factor, shadow.position.entry_notional
+                    ),
                     closes,
                     *(column[at] for column in columns),
                 )
-                for twin, columns in zip(repeated.twins, marked, strict=True)
+                for shadow, columns in zip(repeated.shadows, marked, strict=True)
             ]
-            content = self._twins[place][0]
+            content = self._shadows[place][0]
             names[at] = [
-                self._name_twins(place, content, marks, (self._run_key, sequence))
+                self._name_shadows(place, content, marks, (self._run_key, sequence))
                 for sequence, *marks in zip(sequences[at], *of_books, strict=True)
             ]
         rows[begin:] = sorted(rows[begin:], key=itemgetter(_SEQUENCE))
@@ -454,7 +456,7 @@ class StepEncoder:
         rows, event = self._rows, step.event
         if type(event) is Funding and step.position is not None:
             place = self._place(event.instrument)
-            positions = ((twin.twin, twin.position) for twin in step.twins)
+            positions = ((shadow.shadow, shadow.position) for shadow in step.shadows)
             for name, held in ((None, step.position), *positions):
                 self._trades.pay(name, place, held.funding_paid, held.long_funding)
         for ordinal, order in enumerate(step.orders):
@@ -467,50 +469,50 @@ class StepEncoder:
             times = event.market_ms, event.seen_ms
             rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
 
-    def _add_twins(self, step: Step, key: tuple[int, int], place: int | None) -> int | None:
+    def _add_shadows(self, step: Step, key: tuple[int, int], place: int | None) -> int | None:
         """Add the rows of the books beside the run's account; return what the step names."""
         rows, content, marks = self._rows, [], []
         close = step.event.close if type(step.event) is Bar else None
-        for book, twin in enumerate(step.twins, start=1):
-            position, account = twin.position, twin.account
+        for book, shadow in enumerate(step.shadows, start=1):
+            position, account = shadow.position, shadow.account
             whose = (book, place)
-            holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
+            holding = self._holdings.hold(key, whose, shadow.shadow, position, account, rows)
             decision = _NO_DECISION
-            if (decided := twin.decided) is not None:
+            if (decided := shadow.decided) is not None:
                 _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
                 texts = json_text(dict(decided.measures) or None), json_text(decided.note)
                 decision = outcome, decided.target_quantity, *texts
-            content.append((book, holding, int(twin.confirmed), *decision))
+            content.append((book, holding, int(shadow.confirmed), *decision))
             unrealized = position.unrealized_pnl
             factor = position.quantity * self._factors.get(place, 0)
             of_account = _marks(account, unrealized)
             marks.append(_follow(factor, position.entry_notional, close, unrealized, *of_account))
-            if twin.fills:
-                self._add_fills(twin.fills, (*key, book), twin.twin)
+            if shadow.fills:
+                self._add_fills(shadow.fills, (*key, book), shadow.shadow)
         if self._trades.is_taken:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
-        return self._name_twins(place, content, marks, key) if content else None
+        return self._name_shadows(place, content, marks, key) if content else None
 
-    def _name_twins(
+    def _name_shadows(
         self, place: int | None, content: list[Row], marks: Sequence[Row], key: tuple[int, int]
     ) -> int:
         """Return the sequence of the rows with *content* and *marks*, by book; add them if new."""
-        last, named = self._twins.get(place, (None, None))
+        last, named = self._shadows.get(place, (None, None))
         if last != content:
             named = None
         follow = marks.count(_FOLLOWS) == len(marks)
         sequence = key[1] if named is None or not follow else named
         if sequence != named:
             rows = zip(content, marks, strict=True)
-            self._rows["twin_steps"] += [(*key, *row, *mark) for row, mark in rows]
-        self._twins[place] = content, sequence if follow else named
+            self._rows["shadow_steps"] += [(*key, *row, *mark) for row, mark in rows]
+        self._shadows[place] = content, sequence if follow else named
         return sequence
 
-    def _add_fills(self, fills: Sequence[Fill], key: Row, twin: str | None) -> None:
+    def _add_fills(self, fills: Sequence[Fill], key: Row, shadow: str | None) -> None:
         for ordinal, fill in enumerate(fills):
             columns = self._columns(TABLES["fills"][4:-1], fill)
-            row = (*key, ordinal, *columns, twin)
+            row = (*key, ordinal, *columns, shadow)
             self._rows["fills"].append(row)
             if (closed := self._trades.fill(row)) is not None:
                 self._rows["trades"].append(closed)
@@ -518,7 +520,7 @@ class StepEncoder:
     def _columns(
         self, columns: Sequence[Column], stored: Order | Fill | LedgerEntry, **given: Value
     ) -> Row:
-        """Return what *columns* hold of *stored*, or what is *given* for them."""
+        """Return the values of *columns* in *stored*, or those *given* for them."""
         name = stored.instrument
         given["instrument"] = None if name is None else self._place(name)
         return tuple(

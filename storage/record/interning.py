@@ -181,7 +181,7 @@ class HeldRows:
         self,
         key: tuple[int, int],
         place: tuple[int, int | None],
-        twin: str | None,
+        shadow: str | None,
         position: Position | None,
         account: Account,
         rows: Rows,
@@ -205,7 +205,7 @@ class HeldRows:
         else:
             sequence = key[1]
             rows["holdings"].append(
-                (*key, place[0], twin, place[1], *parts[0][:5], *parts[1], *parts[0][5:])
+                (*key, place[0], shadow, place[1], *parts[0][:5], *parts[1], *parts[0][5:])
             )
         self._last[place] = position, account, parts, sequence
         return sequence

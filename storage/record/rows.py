@@ -1,7 +1,7 @@
 """The layout of a step's rows; pure.
 
 A row is a tuple in the column order of its table in ``columns.TABLES``, so that it can be inserted,
-hashed and compared as it stands.
+hashed and compared unchanged.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ SPARSE_TABLES: Final = (
     "orders",
     "fills",
     "trades",
-    "twin_steps",
+    "shadow_steps",
     "ledger",
     "halts",
 )
@@ -79,7 +79,7 @@ RUN_TABLES: Final = ("steps", *SPARSE_TABLES)
 """The tables keyed by step, in the order in which a step's rows are written."""
 CHAINED_TABLES: Final = (*RUN_TABLES, "gate_sets")
 """The tables whose rows a commit covers, in the order in which they are hashed."""
-OF_A_STEP: Final = ("twin_steps", "answers", "states")
+OF_A_STEP: Final = ("shadow_steps", "answers", "states")
 """The tables of which no row outlives its step."""
 DROPPED_TABLES: Final = (*OF_A_STEP, "steps")
 """Those of which a prune drops every row, children first."""
@@ -275,7 +275,7 @@ def instrument_of(row: Sequence[Any]) -> Instrument:
 
 
 def money_factor(instrument: Instrument) -> int:
-    """Return what turns price x quantity of *instrument* into money; 0 where that would round."""
+    """Return the factor from price x quantity of *instrument* to money; 0 where it would round."""
     notional = Notional.of(instrument)
     return notional.multiplier if notional.divisor == 1 else 0
 

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import CorporateAction
 
 
-_BOOK_OF_FILL: Final = gather("fills", "twin", "position_side", "instrument")
+_BOOK_OF_FILL: Final = gather("fills", "shadow", "position_side", "instrument")
 _FILLED: Final = gather(
     "fills",
     *("sequence", "ordinal", "side", "quantity", "reference_price", "notional", "fee", "fee_base"),
 )
-_HELD: Final = gather("holdings", "twin", "instrument", "quantity", "funding_paid", "long_funding")
+_HELD: Final = gather(
+    "holdings", "shadow", "instrument", "quantity", "funding_paid", "long_funding"
+)
 _SIDES: Final = frozenset(PositionSide)
 
 
@@ -148,12 +150,12 @@ class TradeBooks:
 
     def fill(self, row: Sequence[Any]) -> Row | None:
         """Take in a row of ``fills``; return the row of ``trades`` that it closes, if it does."""
-        key = twin, side, instrument = _BOOK_OF_FILL(row)
-        if twin in _SIDES:
+        key = shadow, side, instrument = _BOOK_OF_FILL(row)
+        if shadow in _SIDES:
             return None
         if (book := self._books.get(key)) is None:
             # Of an account beside the own one nothing says what of it each side held.
-            if self.is_taken and not (twin and side):
+            if self.is_taken and not (shadow and side):
                 return None
             book = self._books[key] = TradeBook(self._terms[instrument])
         closed = book.fill(row)
@@ -161,40 +163,40 @@ class TradeBooks:
 
     def settle(self, row: Sequence[Any]) -> None:
         """Take in what a row of ``holdings`` has of a settlement, before the fills of its step."""
-        twin, instrument, quantity, paid, of_long = _HELD(row)
+        shadow, instrument, quantity, paid, of_long = _HELD(row)
         if quantity is not None:
-            self.pay(twin, instrument, paid, of_long or 0)
+            self.pay(shadow, instrument, paid, of_long or 0)
 
-    def pay(self, twin: str | None, instrument: int, paid: int, of_long: int) -> None:
-        """Take in that *twin* has *paid* so much funding by now, *of_long* for its long side."""
+    def pay(self, shadow: str | None, instrument: int, paid: int, of_long: int) -> None:
+        """Take in that *shadow* has *paid* so much funding by now, *of_long* for its long side."""
         of_sides = paid, of_long, paid - of_long
-        before = self._paid.get((twin, instrument), of_sides if self.is_taken else (0, 0, 0))
+        before = self._paid.get((shadow, instrument), of_sides if self.is_taken else (0, 0, 0))
         if of_sides == before:
             return
-        self._paid[twin, instrument] = of_sides
+        self._paid[shadow, instrument] = of_sides
         for side, now, then in zip((None, *PositionSide), of_sides, before, strict=True):
-            if (book := self._books.get((twin, side, instrument))) is not None:
+            if (book := self._books.get((shadow, side, instrument))) is not None:
                 book.pay(now - then)
 
     def act(self, action: CorporateAction) -> None:
         """Take in a split or a dividend, of strategies their parts."""
         place = self._places[action.instrument]
         terms = self._terms[place]
-        books = {twin: book for (twin, _, at), book in self._books.items() if at == place}
-        effects = {twin: entitlement(action, of.held, 0, terms) for twin, of in books.items()}
+        books = {shadow: book for (shadow, _, at), book in self._books.items() if at == place}
+        effects = {shadow: entitlement(action, of.held, 0, terms) for shadow, of in books.items()}
         if owners := [name for name in self._owners if name in books]:
             held = [(books[name].held, 0) for name in owners]
             whole = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
             parts = entitlement_parts(action, whole, held, terms)
             effects |= dict(zip(owners, parts, strict=True))
-        for twin, book in books.items():
-            book.act(effects[twin])
+        for shadow, book in books.items():
+            book.act(effects[shadow])
 
     def hold(self, row: Sequence[Any]) -> None:
         """Take in a row of ``holdings`` of an account that was taken over, behind its fills."""
-        twin, instrument, quantity, paid, of_long = _HELD(row)
+        shadow, instrument, quantity, paid, of_long = _HELD(row)
         if instrument is not None and quantity is not None:
-            key = (None, twin, instrument) if twin in _SIDES else (twin, None, instrument)
+            key = (None, shadow, instrument) if shadow in _SIDES else (shadow, None, instrument)
             self._books.setdefault(key, TradeBook(self._terms[instrument], quantity))
             of_long = of_long or 0
-            self._paid.setdefault((twin, instrument), (paid, of_long, paid - of_long))
+            self._paid.setdefault((shadow, instrument), (paid, of_long, paid - of_long))

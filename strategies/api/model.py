@@ -104,7 +104,7 @@ class Model:
         raise NotImplementedError
 
     def contributions(self, inputs: ModelInput) -> Mapping[str, float] | None:  # noqa: ARG002 - to override
-        """Return what each feature adds to ``mean_return`` at ``gate.horizon``, by its name.
+        """Return each feature's contribution to ``mean_return`` at ``gate.horizon``, by name.
 
         Log returns, with the base value as one of them: they sum to the forecast of *inputs*, or
         ``explain`` rejects them. None, the default, where the model cannot tell. It is asked when a
@@ -215,7 +215,7 @@ def forecasts_of(
 
 
 def given_by(forecast: Forecast) -> dict[str, Any]:
-    """Return what *forecast* holds of the names of ``OF_MEASURE``, and its other probabilities."""
+    """Return the values of *forecast* for ``OF_MEASURE``, and its other probabilities."""
     columns = ("mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility")
     answer = {name: value for name in columns if (value := getattr(forecast, name))}
     if (explanation := forecast.explanation) is not None:

@@ -247,7 +247,7 @@ class Strategy(ABC):
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
-    twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    shadows: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
     files: Any = DeclaredFiles()  # names of what it reads; each object has the paths by name
     state: Any = FreshState()  # an instance of State
     columns: Compute | None = None
@@ -362,7 +362,7 @@ class AttentionStrategy(Strategy):
     gates = MODEL_GATES
     needs_forecast = True
     reads_history = False
-    twins = ("ungated",)
+    shadows = ("ungated",)
 
     def __init__(
         self,
@@ -461,7 +461,7 @@ class PortfolioStrategy(ABC):
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
-    twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    shadows: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
     files: Any = DeclaredFiles()  # names of what it reads; each object has the paths by name
     symbols: tuple[str, ...] = ()  # the run's, in their order; set before the first bar
     state: Any = FreshState()  # an instance of State
@@ -502,7 +502,7 @@ class PortfolioMember(Strategy):
         self.horizon = portfolio.horizon
         self.needs_forecast = portfolio.needs_forecast
         self.exits_freely = portfolio.exits_freely
-        self.twins = portfolio.twins
+        self.shadows = portfolio.shadows
         self.answer: Signal | Orders = NOT_NAMED
 
     def observe(self, bar: Bar) -> None:

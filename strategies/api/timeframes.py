@@ -65,7 +65,7 @@ def open_frames_ms(frames: Iterable[str], start_ms: int) -> int:
     )
 
 
-def refuse_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
+def reject_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
     """Refuse timeframes that bars of *base_ms* cannot make; *name* is the strategy's."""
     for frame in frames:
         if not is_made_of(INTERVALS.get(frame, 0), base_ms):

@@ -147,7 +147,7 @@ def bucket_rows(
 
 
 def _sizes(layer: Operand, rows: int) -> ctypes.Array[ctypes.c_long]:
-    """Return what the loops are told of a layer: counts, and the bounds of query less key."""
+    """Return the loops' arguments for a layer: counts, and the bounds of query minus key."""
     first = layer.mask.first if isinstance(layer.mask.first, int) else layer.keys - layer.queries
     low, high = _distances(layer.mask, layer.queries + layer.keys + abs(first))
     sizes = (

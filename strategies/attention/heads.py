@@ -299,7 +299,7 @@ def ties_of(
     volatility: Tensor,
     moved: Tensor,
 ) -> Ties | None:
-    """Return what a head's attention rows [row, time] at *rows* follow, None of fewer than 64 bars.
+    """Return the ties of a head's attention [row, time] at *rows*; None of fewer than 64 bars.
 
     *volume*, *volatility* and the size of the move *moved* are [time], of any unit. What the head
     gives every bar by its age is divided out. The null is each series shifted in a circle, which
@@ -308,24 +308,24 @@ def ties_of(
     weights = weights.double()
     by_age = rows_by_age(weights, rows)[:, :visible]
     profile = by_age.mean(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    looks, counts = torch.zeros(2, weights.shape[-1], dtype=torch.float64)
+    attended, counts = torch.zeros(2, weights.shape[-1], dtype=torch.float64)
     for at, row in enumerate(rows):
         reach = min(row + 1, visible)
         bars = slice(row + 1 - reach, row + 1)
-        looks[bars] += (by_age[at, :reach] / profile[:reach]).flip(0)
+        attended[bars] += (by_age[at, :reach] / profile[:reach]).flip(0)
         counts[bars] += 1
     enough = counts >= max(_ROWS_MIN, len(rows) // 2)
     if int(enough.sum()) < _TIED_BARS:
         return None
-    looks = looks[enough] / counts[enough]
+    attended = attended[enough] / counts[enough]
     size = moved.double()[enough]
     edge = size.sort(descending=True).values[max(1, round(EXTREME_SHARE * len(size))) - 1]
     extreme = (size >= edge).double()
-    ranks = _ranks(looks)
+    ranks = _ranks(attended)
     return Ties(
         _tie(ranks, _ranks(volume.double()[enough])),
         _tie(ranks, _ranks(volatility.double()[enough])),
-        _tie(looks / looks.mean(), extreme / extreme.mean()),
+        _tie(attended / attended.mean(), extreme / extreme.mean()),
     )
 
 
@@ -337,11 +337,11 @@ def _ranks(values: Tensor) -> Tensor:
     return centred / centred.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def _tie(looks: Tensor, series: Tensor) -> Tie:
+def _tie(attended: Tensor, series: Tensor) -> Tie:
     """Return the mean product of *looks* and *series*, beside those of the series shifted."""
-    count = len(looks)
+    count = len(attended)
     products: Tensor = (
-        torch.fft.irfft(torch.fft.rfft(looks) * torch.fft.rfft(series).conj(), n=count) / count
+        torch.fft.irfft(torch.fft.rfft(attended) * torch.fft.rfft(series).conj(), n=count) / count
     )
     shift = max(1, count // _NEAR_SHIFTS)
     shifted = products[shift : count - shift]

@@ -306,7 +306,7 @@ def attend(
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     largest = check_products(query, key, factor, value=value)[2] if checked else 0.0
     attended = _attend(query, key, value, mask, factor=factor, backend=backend)
-    return refuse_overflow(attended, largest, key.shape[2])
+    return reject_overflow(attended, largest, key.shape[2])
 
 
 @exact
@@ -338,7 +338,7 @@ def cross_attend(
     shown = _checked_leading(leading_keys, query, key)
     kernel = ChunkedBackend(shown)
     attended = Attention(*kernel_attention(query, key, value, kernel, Mask.full(), factor))
-    return refuse_overflow(attended, largest, key.shape[2])
+    return reject_overflow(attended, largest, key.shape[2])
 
 
 def _written_out(
@@ -368,7 +368,7 @@ def _checked_leading(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return counts.to(query.device).view(-1, query.shape[2])
 
 
-def refuse_overflow(attended: Attention, largest: float, keys: int) -> Attention:
+def reject_overflow(attended: Attention, largest: float, keys: int) -> Attention:
     """Return *attended* of finite inputs, values as large as *largest*; raise if they overflowed.
 
     Kernels sum values before they divide by a row's mass, and float16 may round above its range.

@@ -256,7 +256,7 @@ class Layer(Read):
         return torch.einsum("h,bhrk->brk", shares, product), product.sum(dim=-1)
 
     def _by_triton(self, backend: str, run: Callable[[Operand], T]) -> T | None:
-        """Return what *run* computes by a Triton kernel; None where another *backend* has to."""
+        """Return the result of *run* by a Triton kernel; None where another *backend* has to."""
         if backend == "triton":
             return run(self.operand)
         is_on_cuda = self.query.device.type == "cuda"

@@ -90,7 +90,7 @@ def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Ten
 def attend_linearly(
     query: Tensor, key: Tensor, value: Tensor, mask: Mask
 ) -> tuple[Tensor, LinearRead]:
-    """Return what is read of *value* [batch, head, time, dim] under *mask*, and its read.
+    """Return the output for *value* [batch, head, time, dim] under *mask*, and its attention.
 
     The features [batch, head, time, feature] must be positive. Raises ``AttentionInvalid`` for a
     window, over which sums would have to forget, and for tensors that do not fit.

@@ -216,7 +216,7 @@ def _whole_numbers(value: object, name: str) -> tuple[int, ...]:
 
 
 def _recognised(table: Tensor) -> Mask | None:
-    """Return what *table* [batch, query, key] is by age and padding; None for anything else."""
+    """Return *table* [batch, query, key] as a mask by age and padding; None for anything else."""
     queries, keys = table.shape[1:]
     shown = table.any(dim=-1)  # [batch, query]
     if not bool(shown.any()):

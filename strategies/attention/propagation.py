@@ -82,7 +82,7 @@ def _hooked(model: nn.Module, gated: Sequence[tuple[str, ...]]) -> Iterator[Remo
 
 
 def relevance(output: Tensor, inputs: Tensor) -> Tensor:
-    """Return what each of *inputs* adds to the scalar *output*, of their shape, signed.
+    """Return each input's signed contribution to the scalar *output*, of the shape of *inputs*.
 
     *output* was computed from *inputs* inside ``relevance_rules``. Raises ``AttentionInvalid``
     where no gradient leads from one to the other.

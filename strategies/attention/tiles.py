@@ -137,8 +137,8 @@ class Operand:
         """Yield the probabilities of *rows*; *minus* [batch, head, query] is ``-lse·log2 e``."""
         minus = self.minus if minus is None else minus
         for tile in self.scores(rows, whole=whole):
-            less = minus[tile.batch, tile.heads, tile.rows, None]
-            tile.values.add_(less).exp2_()
+            offset = minus[tile.batch, tile.heads, tile.rows, None]
+            tile.values.add_(offset).exp2_()
             yield tile
 
     def _sizes(self, count: int, *, whole: bool) -> tuple[int, int, int]:
@@ -281,8 +281,8 @@ class Operand:
         count = self.queries if rows is None else len(rows)
         mass, entropy = self.minus.new_zeros(2, self.batch, self.heads, count).unbind()
         for tile in self.scores(rows):
-            less = self.minus[tile.batch, tile.heads, tile.rows, None]
-            logs = tile.values.add_(less).clamp_min_(LEAST)
+            offset = self.minus[tile.batch, tile.heads, tile.rows, None]
+            logs = tile.values.add_(offset).clamp_min_(LEAST)
             shares = logs.exp2()
             mass[tile.batch, tile.heads, tile.at] += shares.sum(dim=-1)
             entropy[tile.batch, tile.heads, tile.at] -= shares.mul_(logs).sum(dim=-1)

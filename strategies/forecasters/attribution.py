@@ -130,11 +130,11 @@ class Probe:
         self._temperature = model.temperature[self._index]
 
     def figures(self) -> Figures:
-        """Return what the network says of the rows as they are."""
+        """Return the network's output for the rows as they are."""
         return self.without([])
 
     def without(self, bars: Sequence[int]) -> Figures:
-        """Return what the network says when the rows of *bars* (0 is the oldest) are neutral."""
+        """Return the network's output when the rows of *bars* (0 is the oldest) are neutral."""
         rows = self._rows.clone()
         rows[torch.tensor(list(bars), dtype=torch.int64, device=rows.device)] = 0.0
         with torch.inference_mode():
@@ -153,7 +153,7 @@ class Probe:
         )
 
     def relevance(self) -> Floats:
-        """Return what each number of each row adds to the mean return by relevance.
+        """Return the relevance of each number of each row for the mean return.
 
         [bar, feature], log return, in one backward pass; less what biases add it is the forecast.
         """
@@ -237,12 +237,12 @@ class HeadActivity:
     map: RolloutMap
 
 
-def look_into(
+def head_activity(
     forecaster: Attending,
     bars: Sequence[Bar],
     edges: Sequence[int],
 ) -> HeadActivity:
-    """Return what the heads do at the last decisions of *bars*, which are of one instrument.
+    """Return the activity of the heads at the last decisions of *bars* of one instrument.
 
     *edges* are the first ages, in bars, of the groups between which the flow is summed. Raises
     ``DataInvalid`` where *bars* are fewer than the model's context and one.
@@ -257,23 +257,23 @@ def look_into(
     count = min(DECISIONS, len(bars) - forecaster.context + 1)
     instrument = bars[-1].instrument
     forecaster.warm(instrument, bars[: 1 - count])
-    looks = [forecaster.attribution_by_layer(instrument)]
+    attributions = [forecaster.attribution_by_layer(instrument)]
     for bar in bars[1 - count :]:
         forecaster.step(bar)
-        looks.append(forecaster.attribution_by_layer(instrument))
+        attributions.append(forecaster.attribution_by_layer(instrument))
     decided = range(window - 1, window + count - 1)
     readings, figures, ties, by_age = [], [], [], []
     series = _series(bars[-(window + count - 1) :])
-    for layer in zip(*looks, strict=True):
+    for layer in zip(*attributions, strict=True):
         # Each decision's window begins a bar later: [head, decision, bar].
         laid = torch.zeros(len(layer[0].rows), count, window + count - 1)
-        for at, look in enumerate(layer):
-            laid[:, at, at : at + window] = look.rows[:, -window:].cpu()
+        for at, attribution in enumerate(layer):
+            laid[:, at, at : at + window] = attribution.rows[:, -window:].cpu()
         readings.append(tuple(read_head(head, decided, window) for head in laid))
         figures.append(tuple(head_figures(laid, decided, window)))
         ties.append(tuple(ties_of(head, decided, window, *series) for head in laid))
         by_age.append(rows_by_age(laid, decided)[..., :window].double().numpy())
-    flow, rollout = flow_down(looks[-1], edges)
+    flow, rollout = flow_down(attributions[-1], edges)
     return HeadActivity(
         tuple(readings),
         tuple(figures),
@@ -281,7 +281,7 @@ def look_into(
         np.array(by_age),
         flow,
         rollout,
-        map_of(forecaster, looks[-1]),
+        map_of(forecaster, attributions[-1]),
     )
 
 

@@ -149,7 +149,7 @@ class FeatureMemory:
         self._room = 0
 
     def of(self, instrument: str) -> InstrumentMemory:
-        """Return what is remembered of *instrument*."""
+        """Return the memory of *instrument*."""
         if (memory := self._instruments.get(instrument)) is None:
             used = len(self._instruments)
             if used == self._room:

@@ -216,7 +216,7 @@ def network_forecaster(
         )
     else:
         if not network.has_attention:
-            refuse_method(options, kind.name)
+            reject_method(options, kind.name)
         takes_kernel = network.attend_by(attends_by)
         dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
         forecaster = WindowedForecaster(
@@ -230,7 +230,7 @@ def network_forecaster(
     return forecaster
 
 
-def refuse_method(options: RunOptions, kind: str) -> None:
+def reject_method(options: RunOptions, kind: str) -> None:
     """Raise ``ConfigInvalid`` where a method is asked for of a model without attention."""
     if options.method != PLAIN or options.by_relevance:
         raise ConfigInvalid(
@@ -239,7 +239,7 @@ def refuse_method(options: RunOptions, kind: str) -> None:
 
 
 def _streams_by(chosen: str, wanted: str, method: Rollout) -> str:
-    """Return what a stream attends by: *chosen*, or tiles where no compiled loop explains so."""
+    """Return the backend of a stream: *chosen*, or tiles where no compiled loop explains so."""
     if chosen == TILES or method.is_plain:
         return chosen
     if wanted != "auto":
@@ -251,14 +251,14 @@ def _streams_by(chosen: str, wanted: str, method: Rollout) -> str:
 
 
 def _stream_need(config: Any, instruments: int, *, by_norm: bool) -> Callable[[int], int]:  # noqa: ANN401 - any that streams
-    """Return what tells the bytes that streams of so many instruments need for a window."""
+    """Return the function that gives the bytes of streams of so many instruments for a window."""
     return lambda window: stream_bytes(
         replace(config, window=window), instruments=instruments, by_norm=by_norm
     )
 
 
 def _window_need(config: NetworkConfig) -> Callable[[int], int]:
-    """Return what tells the bytes that a network needs for a window."""
+    """Return the function that gives the bytes of a network for a window."""
     # A network without attention counts as one head: what it holds is less.
     sizes = config.layers, getattr(config, "heads", 1), config.dim
     return lambda window: forward_bytes(config.dim, window) + rollout_bytes(*sizes, window)
@@ -293,7 +293,7 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
 
 
 def _own_backend(wanted: str, backends: Sequence[str]) -> str:
-    """Return what is *wanted* of a checkpoint's own *backends*, the first for ``auto``."""
+    """Return the *wanted* backend of a checkpoint's *backends*, the first for ``auto``."""
     if wanted != "auto" and wanted not in backends:
         names = " or ".join(reversed(backends))
         raise ConfigInvalid(
@@ -340,7 +340,7 @@ def architecture(card: Mapping[str, Any]) -> tuple[ModelKind, NetworkConfig]:
 
 COMPUTED: Final = "computed_by"
 """The key of ``[features]`` that names the wider schema by which a network's rows are computed."""
-HALVES: Final = ("network", "rows")
+MEMBERS: Final = ("network", "rows")
 """The parts of an ensemble's card, and what the names of its tensors begin with."""
 
 

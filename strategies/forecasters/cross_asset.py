@@ -49,7 +49,7 @@ from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.cross_asset import (
     CrossAssetConfig,
     CrossAssetNetwork,
-    CrossLook,
+    CrossAttribution,
     CrossOutputs,
     weights_of,
 )
@@ -148,7 +148,7 @@ class TogetherModel:
 class LastClose(NamedTuple):
     """What the network says of the newest close of all symbols, and where each looked."""
 
-    look: CrossLook
+    attribution: CrossAttribution
     by_time: Array  # [symbol, time]: where each looked, over the bars of all symbols together
     positions: Ids  # [time]: absolute numbers of the bars
 
@@ -219,13 +219,13 @@ class TogetherForecaster(CheckpointForecaster):
         unit = np.array([sigmas[symbol] for symbol in self.symbols])
         if not np.isfinite(unit).all():
             unit = np.full(len(unit), np.nan)
-        predictions = self._answers(close.look, unit, self._explained(close, before))
+        predictions = self._answers(close.attribution, unit, self._explained(close, before))
         self._before = self._newest_ms, close.by_time
         answers = dict(zip(self.symbols, predictions, strict=True))
         return [answers[symbol_of(bar)] for bar in bars]
 
     def last_close(self, method: Rollout = PLAIN) -> LastClose:
-        """Return what is said of the newest close, and where each symbol looked by *method*.
+        """Return the forecasts of the newest close, and each symbol's attribution by *method*.
 
         Raises ``InvariantBroken`` before all bars that are looked back on are known, and
         ``AttentionInvalid`` for what its layers cannot be asked by.
@@ -236,8 +236,10 @@ class TogetherForecaster(CheckpointForecaster):
         x = torch.from_numpy(np.stack([window.rows for window in held]))[None]
         positions = held[0].positions
         with torch.inference_mode():
-            look = self.model.network.explain(x, self._places, torch.from_numpy(positions), method)
-        return LastClose(look, look.weights.double().sum(dim=1).numpy(), positions)
+            attribution = self.model.network.explain(
+                x, self._places, torch.from_numpy(positions), method
+            )
+        return LastClose(attribution, attribution.weights.double().sum(dim=1).numpy(), positions)
 
     @property
     def lacking(self) -> str:
@@ -271,7 +273,7 @@ class TogetherForecaster(CheckpointForecaster):
             .sum(axis=1)
             .tolist()
         )
-        heads = close.look.heads.float().flatten(1).numpy()
+        heads = close.attribution.heads.float().flatten(1).numpy()
         errors = np.abs(1.0 - by_time.sum(axis=1)).tolist()
         return explained_rows(
             np.stack(rows), heads, recent=recent, shifts=shifts, errors=errors,
@@ -279,10 +281,10 @@ class TogetherForecaster(CheckpointForecaster):
         )  # fmt: skip
 
     def _answers(
-        self, look: CrossLook, sigma: Array, explained: Sequence[Explanation]
+        self, attribution: CrossAttribution, sigma: Array, explained: Sequence[Explanation]
     ) -> list[Forecast]:
         """Return the forecast of each symbol, with what is said beside it."""
-        outputs, model = look.outputs, self.model
+        outputs, model = attribution.outputs, self.model
         answers = forecasts(
             outputs.each.map(lambda part: part[0]),
             sigma,
@@ -295,7 +297,7 @@ class TogetherForecaster(CheckpointForecaster):
         weights = model.weights(outputs.relative[0], allocation)[:, 0].tolist()
         unit = sigma[:, None] * np.sqrt(self.horizons) * np.array(model.relative_slope)
         relative = outputs.relative[0, :, 0].double().numpy() * unit
-        shares = look.influence.double().numpy()
+        shares = attribution.influence.double().numpy()
         return [
             replace(
                 answer,
@@ -319,7 +321,7 @@ def _heads(outputs: CrossOutputs) -> list[HeadForecasts | None]:
 
 
 def over_symbols(forecaster: Forecaster | None) -> TogetherForecaster | None:
-    """Return what answers for all symbols of a close; None for other forecasters, and for none."""
+    """Return the model that answers for all symbols of a close; None for any other forecaster."""
     return forecaster if isinstance(forecaster, TogetherForecaster) else None
 
 

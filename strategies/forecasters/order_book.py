@@ -76,8 +76,8 @@ class BookModel:
         """The architecture."""
         return self.network.config
 
-    def look(self, books: Books) -> OrderBookAttribution:
-        """Return what the network says at the newest of *books*, and where it looked."""
+    def attribution(self, books: Books) -> OrderBookAttribution:
+        """Return the network's output at the newest of *books*, and its attribution."""
         return self.network.explain(torch.from_numpy(tokens_of(books)))
 
 
@@ -117,11 +117,11 @@ class OrderBookStrategy(Strategy):
         books = self.fit(context.depth, context.time)
         if isinstance(books, str):
             return Signal(Action.HOLD, books)
-        look = self.model.look(books)
-        odds = look.probabilities[self.at].double().tolist()
+        attribution = self.model.attribution(books)
+        odds = attribution.probabilities[self.at].double().tolist()
         move = max(range(len(MOVES)), key=odds.__getitem__)
         note = {f"p_{name}": probability for name, probability in zip(MOVES, odds, strict=True)}
-        note |= shares_of(look, self.config.levels)
+        note |= shares_of(attribution, self.config.levels)
         if move == _FLAT:
             return Signal(Action.HOLD, "the mid is expected to stay", note=note)
         if move == _UP:
@@ -143,13 +143,13 @@ class OrderBookStrategy(Strategy):
         return newest
 
 
-def shares_of(look: OrderBookAttribution, levels: int) -> dict[str, float]:
+def shares_of(attribution: OrderBookAttribution, levels: int) -> dict[str, float]:
     """Return how much of where an answer looked lies where; the first two sum to 1.
 
     ``looked_touch`` is the best level of both sides, ``looked_newest`` the newest book and
     ``looked_late`` the newer half of them.
     """
-    weights: NDArray[np.float64] = look.weights.double().numpy()
+    weights: NDArray[np.float64] = attribution.weights.double().numpy()
     by_side = weights.reshape(len(weights), len(SIDES), levels)
     shares = {f"looked_{side}": float(by_side[:, place].sum()) for place, side in enumerate(SIDES)}
     return shares | {

@@ -31,7 +31,7 @@ from tracepaper.strategies.types.decisions import (
 )
 
 Floats = NDArray[np.float64]
-Said = NDArray[np.float32]
+Singles = NDArray[np.float32]
 _LEVELS: Final[Mapping[str, tuple[int, ...]]] = {
     "tails": (len(TAILS), len(SHARES), 2),
     "drawdown": (len(DRAWDOWN_LEVELS),),
@@ -113,7 +113,7 @@ def head_forecasts(
 
     Arguments are those of ``forecasts``; raises ``CheckpointMismatch`` for levels that do not fit.
     """
-    heads: dict[str, Said] = {
+    heads: dict[str, Singles] = {
         name: part.flatten(0, 1).float().numpy()
         for name in HeadForecasts.__struct_fields__
         if (part := getattr(outputs, name, None)) is not None
@@ -138,7 +138,7 @@ def head_forecasts(
     return list(map(HeadForecasts, *columns))
 
 
-def _in_returns(heads: Mapping[str, Said], sigmas: Floats, horizon: int) -> dict[str, Array]:
+def _in_returns(heads: Mapping[str, Singles], sigmas: Floats, horizon: int) -> dict[str, Array]:
     """Convert what *heads* said to one horizon, [row, ..] by name, from σ √h to log returns."""
     unit = sigmas * np.sqrt(horizon)
     returns: dict[str, Array] = {}
@@ -158,8 +158,8 @@ def _in_returns(heads: Mapping[str, Said], sigmas: Floats, horizon: int) -> dict
 
 
 def explanations(
-    rows: Said,
-    heads: Said,
+    rows: Singles,
+    heads: Singles,
     by_age: Floats,
     before: Floats,
     *,
@@ -184,8 +184,8 @@ def explanations(
 
 
 def explained_rows(
-    rows: Said,
-    heads: Said,
+    rows: Singles,
+    heads: Singles,
     *,
     recent: Sequence[float],
     shifts: Sequence[float | None],
@@ -216,7 +216,7 @@ def packed(rows: NDArray[np.floating]) -> list[bytes]:
     return [whole[at : at + size] for at in range(0, len(whole), size)]
 
 
-def with_factors(heads: Mapping[str, Said], levels: Levels, horizon: int) -> dict[str, Said]:
+def with_factors(heads: Mapping[str, Singles], levels: Levels, horizon: int) -> dict[str, Singles]:
     """Multiply what *heads* said, [row, ..] by name, by the factors of the calibration slice.
 
     Raises ``CheckpointMismatch`` for factors that do not fit the heads.
@@ -232,7 +232,7 @@ def with_factors(heads: Mapping[str, Said], levels: Levels, horizon: int) -> dic
 
 
 def levels_for(
-    of: str, levels: Levels, heads: Mapping[str, Said], horizon: int
+    of: str, levels: Levels, heads: Mapping[str, Singles], horizon: int
 ) -> dict[str, Array]:
     """Read the numbers of each of *heads*, of a card's levels.
 

@@ -143,13 +143,13 @@ class RelevancePasses(RowPasses):
         return replace(answer, explanation=explanation)
 
     def _added_by(self, window: FeatureWindow) -> tuple[Array, Rows]:
-        """Return what each bar of *window* adds [bar], and its 64-bar blocks."""
+        """Return the contribution of each bar of *window* [bar], and of its 64-bar blocks."""
         by_bar = relevance_of(self._model.network, *self._inputs(window), self._index).sum(axis=1)
         return by_bar, buckets_of(by_bar, window.positions)
 
 
 def relevance_of(network: Network, rows: Tensor, positions: Tensor, index: int) -> Array:
-    """Return what each number of *rows* adds to the mean at the horizon in place *index*.
+    """Return each number's contribution in *rows* to the mean at the horizon in place *index*.
 
     [bar, feature], in units of σ √horizon, in one backward pass; less what biases add it is the
     mean.

@@ -155,7 +155,7 @@ class StreamingForecaster(CheckpointForecaster):
         return Attribution(instrument, tuple(times), tuple(weights), float(attended.l1_error[0, 0]))
 
     def attribution_by_layer(self, instrument: str) -> list[LayerAttribution]:
-        """Return what each layer did at *instrument*'s last decision, the lowest first.
+        """Return the attribution of each layer at *instrument*'s last decision, the lowest first.
 
         Carried down as the stored explanation is. No forward pass. Raises ``InvariantBroken``
         before the first decision.

@@ -32,7 +32,7 @@ from tracepaper.strategies.forecasters.base import (
 )
 from tracepaper.strategies.forecasters.build import (
     COMPUTED,
-    HALVES,
+    MEMBERS,
     NetworkForecaster,
     RunOptions,
     choose_backend,
@@ -40,7 +40,7 @@ from tracepaper.strategies.forecasters.build import (
     known_schema,
     network_forecaster,
     part_of,
-    refuse_method,
+    reject_method,
     tensors_of,
 )
 from tracepaper.strategies.forecasters.outputs import packed
@@ -78,7 +78,7 @@ class RowModel(Protocol):
         ...
 
     def added(self, row: NDArray[np.floating]) -> RowContributions:
-        """Return what each feature of one [feature] *row* adds."""
+        """Return the contribution of each feature of one [feature] *row*."""
         ...
 
 
@@ -227,7 +227,7 @@ class RowForecaster(CheckpointForecaster):
         return answers
 
     def explain(self, instrument: str) -> RowAdded:
-        """Return what each feature of the last bar added to what was said of it.
+        """Return the contribution of each feature of the last bar to its forecast.
 
         Raises ``InvariantBroken`` before the first decision.
         """
@@ -360,7 +360,7 @@ def network_half(forecaster: Forecaster) -> Forecaster:
 
 
 def row_half(forecaster: Forecaster) -> RowForecaster | None:
-    """Return what answers by one row: a forecaster itself, or an ensemble's half; else None."""
+    """Return the part that answers by one row: a forecaster, or an ensemble's member; else None."""
     half = forecaster.rows if isinstance(forecaster, EnsembleForecaster) else forecaster
     return half if isinstance(half, RowForecaster) else None
 
@@ -420,7 +420,7 @@ def _of_rows(
     torch.set_num_threads(options.threads)
     kind = known_kind(card)
     assert kind is not None
-    refuse_method(options, kind.name)
+    reject_method(options, kind.name)
     return RowForecaster(
         trained_rows(card, tensors, kind), mode=options.mode, threads=options.threads
     )
@@ -430,7 +430,7 @@ def _of_members(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
 ) -> EnsembleForecaster:
     choose_backend(card, options.backend, device=options.device)
-    cards = [part_of(card, half) for half in HALVES]
+    cards = [part_of(card, half) for half in MEMBERS]
     answer_rows = [kind is not None and kind.rows is not None for kind in map(known_kind, cards)]
     if answer_rows != [False, True]:
         raise CheckpointMismatch(
@@ -438,7 +438,7 @@ def _of_members(
         )
     wide = features.wider(*map(known_schema, cards))
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
-    of_network, of_rows = (tensors_of(tensors, half) for half in HALVES)
+    of_network, of_rows = (tensors_of(tensors, half) for half in MEMBERS)
     network = network_forecaster(cards[0], of_network, replace(options, vectors=None))
     rows = _of_rows(
         cards[1], of_rows, replace(options, backend="auto", method=PLAIN, by_relevance=False)
@@ -473,7 +473,7 @@ ENSEMBLE_KIND: Final = register(
         ENSEMBLE,
         "a network with a tree or a glm",
         build=_of_members,
-        members=HALVES,
+        members=MEMBERS,
         is_experimental=False,  # its network is listed
     )
 )

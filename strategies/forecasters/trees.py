@@ -89,7 +89,7 @@ class Trees:
         return trees
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what ``read`` takes."""
+        """Return the argument of ``read``."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def check(self, features: int) -> None:
@@ -307,7 +307,7 @@ class _Paths(NamedTuple):
 
 
 def contributions(trees: Trees, rows: NDArray[np.floating]) -> ShapleyValues:
-    """Return what each feature of [row, feature] *rows* adds to the score of each ensemble."""
+    """Return the contribution of each feature of [row, feature] *rows* to each ensemble's score."""
     wide = np.asarray(rows, dtype=np.float64)
     paths = _paths(trees)
     ensemble = np.repeat(np.arange(len(trees.trees)), trees.trees)

@@ -124,19 +124,19 @@ class WindowedForecaster(CheckpointForecaster):
         Raises ``InvariantBroken`` before the first decision, and without attention.
         """
         window = self._decided(instrument)
-        look = self._look(window)
-        weights = look.rollout.weights[0, 0].tolist()
+        explained = self._explain(window)
+        weights = explained.rollout.weights[0, 0].tolist()
         return Attribution(
             instrument,
             tuple(window.opened[-len(weights) :].tolist()),
             tuple(weights),
-            float(look.rollout.l1_error[0, 0]),
-            look.parts,
-            look.outputs if self._network.further_heads else None,
+            float(explained.rollout.l1_error[0, 0]),
+            explained.parts,
+            explained.outputs if self._network.auxiliary_heads else None,
         )
 
     def attribution_by_layer(self, instrument: str) -> list[LayerAttribution]:
-        """Return what each layer did at the last decision, the lowest first.
+        """Return the attribution of each layer at the last decision, the lowest first.
 
         Raises ``InvariantBroken`` before the first decision.
         """
@@ -184,8 +184,8 @@ class WindowedForecaster(CheckpointForecaster):
                 explained.clear()
                 # Each bar follows its own instrument's last one.
                 for instrument, of in groupby(ready, lambda window: window.instrument):
-                    looks = [window.answer for window in of if window.answer is not None]
-                    explained += self._explained(self.memory.of(instrument), looks)
+                    of_network = [window.answer for window in of if window.answer is not None]
+                    explained += self._explained(self.memory.of(instrument), of_network)
             else:
                 x = torch.from_numpy(np.stack([window.rows for window in ready])).to(self._place)
                 with torch.inference_mode():
@@ -220,7 +220,7 @@ class WindowedForecaster(CheckpointForecaster):
         x = torch.from_numpy(window.rows)[None].to(self._place)
         return x, torch.from_numpy(window.positions).to(self._place)
 
-    def _look(self, window: FeatureWindow) -> ExplainedOutputs:
+    def _explain(self, window: FeatureWindow) -> ExplainedOutputs:
         x, positions = self._inputs(window)
         explained = self._network.explain(x, positions, self.method, half=self.dtype == "bfloat16")
         return explained._replace(
@@ -243,14 +243,14 @@ class WindowedForecaster(CheckpointForecaster):
         self._network.explain(rows, positions, self.method)
 
     def _see(self, window: FeatureWindow) -> _NetworkAnswer:
-        look = self._look(window)
+        explained = self._explain(window)
         positions = window.positions
         return _NetworkAnswer(
-            look.outputs,
-            buckets_of(look.rollout.weights[0, 0].double().numpy(), positions),
+            explained.outputs,
+            buckets_of(explained.rollout.weights[0, 0].double().numpy(), positions),
             int(positions[-1]),
-            look.confidence.numpy(),
-            float(look.rollout.l1_error[0, 0]),
+            explained.confidence.numpy(),
+            float(explained.rollout.l1_error[0, 0]),
         )
 
     def _explained(

@@ -25,7 +25,7 @@ _QUANTILES_MAX: Final = 1_000
 def calibration_of(
     section: Mapping[str, Any], content_free: float, horizons: tuple[int, ...]
 ) -> Calibration | None:
-    """Return what a card's ``[calibration]`` says to gates, checked; None without quantiles."""
+    """Return a card's ``[calibration]`` for gates, checked; None without quantiles."""
     if "quantiles" not in section:
         return None
     quantiles = section["quantiles"]
@@ -56,7 +56,7 @@ def _confidence(section: Mapping[str, Any]) -> FittedConfidence | None:
 
 
 def _fitted(section: Mapping[str, Any], name: str, kind: type[AnyFit]) -> AnyFit | None:
-    """Return what the card fitted under *name*, checked; None where it has none."""
+    """Return the card's fitted values under *name*, checked; None where it has none."""
     if name not in section:
         return None
     try:

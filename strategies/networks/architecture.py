@@ -363,7 +363,7 @@ class Trace:
         return held
 
     def on_bars(self, held: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-        """Return what ``to_bars`` says of weights *held* by stream, without what rests on no bar.
+        """Return ``to_bars`` of weights *held* by stream, without the mass that rests on no bar.
 
         The others are then scaled to sum to 1.
         """
@@ -518,15 +518,15 @@ class Network(nn.Module):
         self.config = config
 
     @property
-    def further_heads(self) -> frozenset[str]:
+    def auxiliary_heads(self) -> frozenset[str]:
         """The heads beyond those that every network has, which are learnt from their own labels."""
         return frozenset()
 
     @property
     def given_heads(self) -> frozenset[str]:
-        """The heads that not every network has: ``further_heads``, quantiles, an allocation."""
+        """The heads that not every network has: ``auxiliary_heads``, quantiles, an allocation."""
         optional = ("quantiles", "allocation")
-        return self.further_heads | {name for name in optional if getattr(self.config, name)}
+        return self.auxiliary_heads | {name for name in optional if getattr(self.config, name)}
 
     def attend_by(self, backend: str) -> bool:
         """Attend by the kernel *backend*; return whether this network can be told to."""
@@ -683,7 +683,7 @@ class Network(nn.Module):
 
 
 def explained_by(device: torch.device) -> str:
-    """Return what rolls out the layers of a network over whole windows.
+    """Return the rollout of a network's layers over whole windows.
 
     A run names what attends; that of a kernel says nothing of compiled loops beside it.
     """

@@ -135,7 +135,7 @@ def weights_of(allocation: Tensor) -> Tensor:
     return allocation / allocation.abs().sum(dim=1, keepdim=True).clamp_min(1.0)
 
 
-class CrossLook(NamedTuple):
+class CrossAttribution(NamedTuple):
     """The outputs for the last bar of one window, and where each decided asset looked."""
 
     outputs: CrossOutputs  # [1, asset, 1, ...]
@@ -188,7 +188,7 @@ class CrossAssetNetwork(nn.Module):
         positions: Tensor,
         method: Rollout = PLAIN,
         decided: Sequence[int] | None = None,
-    ) -> CrossLook:
+    ) -> CrossAttribution:
         """Forecast one window *x* [1, asset, time, feature] and explain its last bar by *method*.
 
         *decided* are the places among *assets* that are explained; by default all of them. A row
@@ -205,7 +205,7 @@ class CrossAssetNetwork(nn.Module):
             start = state.new_zeros(1, len(part), trace.reads[-1].shape[2])
             start[0, range(len(part)), part] = 1.0
             weights.append(rollout(trace.reads, {"bars": start}, method).weights["bars"][0])
-        return CrossLook(
+        return CrossAttribution(
             self._outputs(state[:, :, -1:]),
             torch.cat(weights).unflatten(1, x.shape[1:3]),
             torch.stack([read.confidence(last)[0].T for read in trace.reads], dim=1),

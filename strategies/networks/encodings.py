@@ -162,7 +162,7 @@ class Encoding(nn.Module):
     """Where a bar stands in time: by nothing at all, unless a kind says otherwise.
 
     A kind adds a code to the first state, rotates queries and keys, or adds a bias to scores. A
-    bias is given twice: as it is, for tiles, and in further head dimensions, for kernels.
+    bias is given twice: as it is, for tiles, and in auxiliary head dimensions, for kernels.
     """
 
     looks_back_only: ClassVar[bool] = False
@@ -453,7 +453,7 @@ def clock_of(names: Sequence[str], positions: Tensor, interval_minutes: int) -> 
 
 
 def wrong_clock(names: Sequence[str]) -> str:
-    """Return what is wrong with these *names* of clocks, after ``architecture.``; else nothing."""
+    """Return the fault of these *names* of clocks, after ``architecture.``; else nothing."""
     for at, name in enumerate(names):
         if name not in CLOCKS:
             return f"clock names {shown(name)}; choose of {', '.join(CLOCKS)}"

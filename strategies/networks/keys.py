@@ -22,7 +22,7 @@ ITEMS_MAX: Final = 64
 
 
 def derived(description: str, **limits: Any) -> Meta:  # noqa: ANN401 - those of Meta
-    """Return what is said of a key that training sets from the data, by JSON Schema's word."""
+    """Return the note on a key that training sets from the data, by JSON Schema's word."""
     return Meta(description=description, extra_json_schema={"readOnly": True}, **limits)
 
 

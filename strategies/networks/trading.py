@@ -203,7 +203,7 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 
 def _unknown(name: object) -> str:
-    """Return what is wrong with the *name* of a modality, after ``architecture.``; else nothing."""
+    """Return the fault of the *name* of a modality, after ``architecture.``; else nothing."""
     if name in MODALITIES:
         return ""
     return f"modalities names {shown(name)}{nearest(str(name), MODALITIES)}; name what there is"
@@ -309,7 +309,7 @@ class TradingNetwork(Network):
         )
 
     @property
-    def further_heads(self) -> frozenset[str]:
+    def auxiliary_heads(self) -> frozenset[str]:
         """The heads that its configuration adds."""
         config = self.config
         given = {"tails": config.risk, "drawdown": config.risk, "path": config.path}

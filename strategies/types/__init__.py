@@ -108,13 +108,13 @@ from tracepaper.strategies.types.decisions import (
     Run as Run,
 )
 from tracepaper.strategies.types.decisions import (
+    ShadowStep as ShadowStep,
+)
+from tracepaper.strategies.types.decisions import (
     SinceDecided as SinceDecided,
 )
 from tracepaper.strategies.types.decisions import (
     Step as Step,
-)
-from tracepaper.strategies.types.decisions import (
-    TwinStep as TwinStep,
 )
 from tracepaper.strategies.types.market import (
     BY_REST as BY_REST,

@@ -358,7 +358,7 @@ class FillModel(StrEnum):
 
 
 class Order(Struct, frozen=True, gc=False, omit_defaults=True):
-    """An order as it stands after a step. Its id is ``sequence-ordinal`` of its birth.
+    """An order after a step. Its id is ``sequence-ordinal`` of its birth.
 
     What has a default is that of a market order by signal, which stores none of it.
     """
@@ -466,9 +466,9 @@ class LimitBreach(Struct, frozen=True, gc=False):
 
 
 class Confirmation(Struct, frozen=True, gc=False):
-    """A bar confirmed an account's position for another horizon; ``twin`` None is the run's own."""
+    """A bar confirmed an account's position for another horizon; ``shadow`` None is the run's own."""
 
-    twin: str | None
+    shadow: str | None
     instrument: str
     open_time_ms: int
 
@@ -494,10 +494,10 @@ class StrategyDecision(Struct, frozen=True, gc=False):
     note: dict[str, float | str | None] | None = None
 
 
-class TwinStep(Struct, frozen=True, gc=False):
+class ShadowStep(Struct, frozen=True, gc=False):
     """A shadow account after a step, or the sub-account of one of several strategies."""
 
-    twin: str
+    shadow: str
     position: Position
     account: Account
     fills: tuple[Fill, ...]
@@ -520,7 +520,7 @@ class Step(Struct, frozen=True, gc=False):
     fills: tuple[Fill, ...]
     position: Position | None  # of the event's instrument; None where the event has none
     account: Account
-    twins: tuple[TwinStep, ...]
+    shadows: tuple[ShadowStep, ...]
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
     belief: str | None = None  # on what a price that jumped was believed, or why it was not
@@ -529,7 +529,7 @@ class Step(Struct, frozen=True, gc=False):
     @property
     def strategies(self) -> tuple[StrategyDecision, ...]:
         """What each of several strategies decided, by name; empty where one alone decides."""
-        return tuple([twin.decided for twin in self.twins if twin.decided is not None])
+        return tuple([shadow.decided for shadow in self.shadows if shadow.decided is not None])
 
 
 class Repeat(Struct, frozen=True, gc=False):
@@ -539,7 +539,7 @@ class Repeat(Struct, frozen=True, gc=False):
     plausible_at: int | None  # the place of ``plausible`` among the measures; None: not declared
     position: Position  # before the first step
     notes: dict[int, dict[str, float | str | None]]  # of bars that have one, by open time
-    twins: tuple[TwinStep, ...] = ()  # of several strategies, before the first step
+    shadows: tuple[ShadowStep, ...] = ()  # of several strategies, before the first step
 
     def decision_at(self, bar: Bar, plausible: float) -> Decision:
         """Return the decision at *bar*, which is so *plausible*."""
@@ -586,7 +586,7 @@ class QuietStretch(Struct, frozen=True, gc=False):
     plausible: Sequence[float]  # of each bar
     repeats: Mapping[str, Repeat]  # by instrument
     marks: BookMarks  # of the account
-    twins: Sequence[BookMarks]  # of several strategies, in the order of ``Repeat.twins``
+    shadows: Sequence[BookMarks]  # of several strategies, in the order of ``Repeat.shadows``
 
     @property
     def units(self) -> int:
@@ -616,20 +616,22 @@ class QuietStretch(Struct, frozen=True, gc=False):
             yield quiet_step(sequence, self.closes[unit], self.marks.account_at(unit - 1))
             sequence += 1
         account = self.marks.account_at(unit)
-        accounts = [marks.account_at(unit) for marks in self.twins]
+        accounts = [marks.account_at(unit) for marks in self.shadows]
         for at in range(unit * count, (unit + 1) * count):
             repeat = self.repeats[self.bars[at].instrument]
             decision = repeat.decision_at(self.bars[at], self.plausible[at])
             position = replace(repeat.position, unrealized_pnl=self.marks.unrealized[at])
-            twins = tuple(
+            shadows = tuple(
                 replace(
-                    twin,
-                    position=replace(twin.position, unrealized_pnl=marks.unrealized[at]),
-                    account=of_twin,
+                    shadow,
+                    position=replace(shadow.position, unrealized_pnl=marks.unrealized[at]),
+                    account=of_shadow,
                 )
-                for twin, marks, of_twin in zip(repeat.twins, self.twins, accounts, strict=True)
+                for shadow, marks, of_shadow in zip(
+                    repeat.shadows, self.shadows, accounts, strict=True
+                )
             )
-            yield quiet_step(sequence, self.bars[at], account, decision, position, twins)
+            yield quiet_step(sequence, self.bars[at], account, decision, position, shadows)
             sequence += 1
 
 
@@ -639,12 +641,12 @@ def quiet_step(
     account: Account,
     decision: Decision | None = None,
     position: Position | None = None,
-    twins: tuple[TwinStep, ...] = (),
+    shadows: tuple[ShadowStep, ...] = (),
 ) -> Step:
     """Return the step of an *event* that trades nothing and changes no state."""
     return Step(
         sequence, event, accepted=True, decision=decision, prediction=None, orders=(), fills=(),
-        position=position, account=account, twins=twins, state=None,
+        position=position, account=account, shadows=shadows, state=None,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def check_sides(database: Path, name: str) -> None:
     names = ("cash", "equity", "fees_paid", "funding_paid", "realized_pnl", "unrealized_pnl")
     texts = ", ".join(f"{name}_text" for name in names)
     sums: dict[int, list[Decimal]] = {}
-    of_sides = f"SELECT sequence, {texts} FROM v_twin_equity WHERE twin IN ('LONG', 'SHORT')"
+    of_sides = f"SELECT sequence, {texts} FROM v_shadow_equity WHERE shadow IN ('LONG', 'SHORT')"
     for sequence, *values in rows_of(database, of_sides):
         before = sums.get(sequence, [Decimal(0)] * len(names))
         sums[sequence] = [old + Decimal(value) for old, value in zip(before, values, strict=True)]

@@ -220,7 +220,7 @@ def several(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
         f'\n[strategies.{name}]\nshare = "{share}"\n{SMA.replace("slow = 7", f"slow = {length}")}'
         for name, share, length in (("calm", "0.5", slow), ("quick", "0.3", 7), ("wild", "0.2", 4))
     )
-    return DrawnDaemon(tables, count_query="SELECT count(*) FROM v_twin_fills")
+    return DrawnDaemon(tables, count_query="SELECT count(*) FROM v_shadow_fills")
 
 
 def universe(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:

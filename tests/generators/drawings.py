@@ -268,7 +268,7 @@ def luck() -> Canvas:
     run = 60 + step * 15 + (step - 3) / 2
     canvas.bar(run - 1.5, 40, 3, base - 40)
     canvas.words(run + 8, 50, "this run", "title")
-    canvas.words(run + 8, 68, "beats 78 % of 200 random twins", "note")
+    canvas.words(run + 8, 68, "beats 78 % of 200 random timings", "note")
     canvas.words(60, 50, "200 accounts with the same", "note")
     canvas.words(60, 66, "positions at random times", "note")
     canvas.line(60, base + 12, 60 + step * 24, base + 12)

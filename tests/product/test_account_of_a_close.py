@@ -216,7 +216,7 @@ def ran(path: Path, model: FillModel, cuts: list[int], **sections: dict[str, Any
     with Reader.open(path) as reader:
         run = reader.find("last")
         assert reader.run(run).sees_account
-        assert verify_run(reader, path, run).holds
+        assert verify_run(reader, path, run).passes
         steps = list(reader.steps(run))
     return [step.decision.reason for step in steps if step.decision is not None]
 
@@ -233,7 +233,7 @@ def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Pat
     ran(first, FillModel.QUOTE, [0, 120])
     ran(second, FillModel.NEXT_OPEN, [0, 60])
     parity = parity_of(first, second)
-    assert parity.holds
+    assert parity.passes
     assert parity.first_fill.startswith("linear:BTCUSDT at ")
     assert " in the first and BUY 1 at " in parity.first_fill
     assert parity.compared > 0
@@ -242,6 +242,6 @@ def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Pat
     for path in (first, second):
         tamper(path, "UPDATE runs SET sees_account = NULL")
     forged = parity_of(first, second)
-    assert not forged.holds, "compared in full, they differ"
+    assert not forged.passes, "compared in full, they differ"
     untrue = verified(first)
-    assert not untrue.holds, "the run's row denies what its class declares"
+    assert not untrue.passes, "the run's row denies what its class declares"

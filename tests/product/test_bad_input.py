@@ -56,7 +56,7 @@ def answered(answer: Callable[[BarContext], object], db: Path | None = None) -> 
 def is_whole(path: Path) -> bool:
     """Return whether the chain of the newest run in *path* holds."""
     with Reader.open(path) as reader:
-        return audit(reader.connection, reader.find("last")).holds
+        return audit(reader.connection, reader.find("last")).passes
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_step_of_more_rows_than_its_shape_counts_is_recorded_and_held_to_its_h
 ) -> None:
     path = tmp_path / "many.db"
     run = answered(grid, path)
-    assert run.verify().holds
+    assert run.verify().passes
     assert is_whole(path)
     (step, most), *_ = rows(
         path, "SELECT sequence, count(*) FROM orders GROUP BY sequence ORDER BY 2 DESC"

@@ -47,7 +47,7 @@ TREE: Final = (EXAMPLES / "boosted_tree.toml").read_text("utf-8") + '[gate]\nedg
 def verified(database: Path) -> Verification:
     with Reader.open(database) as reader:
         run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
+        assert verify_chain(reader.connection, run_id).passes
         return verify_run(reader, database, run_id)
 
 

@@ -13,7 +13,7 @@ from builders import present
 from forging import verified
 from test_recovery import Process, configured, events
 
-from tracepaper.daemon.session.user_class import make_own, user_portfolio, user_strategy
+from tracepaper.daemon.session.user_class import make_custom, user_portfolio, user_strategy
 from tracepaper.strategies.api.strategy import (
     DeclaredState,
     PortfolioMember,
@@ -106,7 +106,7 @@ def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(co
 
 
 def test_what_does_not_decode_into_a_changed_state_is_one_sentence(counts: Path) -> None:
-    strategy = make_own("counts:Counts", {}, ["BTCUSDT"])["BTCUSDT"]
+    strategy = make_custom("counts:Counts", {}, ["BTCUSDT"])["BTCUSDT"]
     owner = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
     kept = present(DeclaredState.of(owner))
     with pytest.raises(ConfigInvalid, match=r"^What a step stored is no Memory.*; open a new run"):

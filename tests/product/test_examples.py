@@ -108,7 +108,7 @@ def test_an_example_decides_live_as_it_does_on_the_candles(
     demo = ["demo", *served, "--bars", str(LIVE_BARS), "--speed", "1200", "--db", "live.db"]
     live = document_of(demo, tmp_path, example.settings)
     assert live["decisions"] >= LIVE_BARS
-    assert document_of(["verify", "last", "--db", "live.db"], tmp_path, {})["holds"]
+    assert document_of(["verify", "last", "--db", "live.db"], tmp_path, {})["passes"]
     replay = ["replay", *given, "--data", str(CANDLES), "--db", "past.db", "--to", LIVE_UNTIL]
     document_of(replay, tmp_path, example.settings)
     compared = run(["parity", "live.db#last", "past.db#last", "--json"], tmp_path)

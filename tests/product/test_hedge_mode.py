@@ -60,11 +60,11 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
             "FROM v_positions WHERE sequence = (SELECT max(sequence) FROM v_positions) ORDER BY 1"
         ).fetchall()
         assert [row[0] for row in rows] == ["LONG", "SHORT"]
-        for row, twin in zip(rows, last.twins, strict=True):
-            assert round(float(row[1]) * 1_000) == twin.position.quantity
-            assert (row[2] or 0) * 10**8 == pytest.approx(twin.position.margin, rel=1e-12)
-            assert (row[3] is not None) is bool(twin.position.quantity)
-            assert float(row[4]) * 10**8 == pytest.approx(twin.position.realized_pnl, abs=1)
+        for row, shadow in zip(rows, last.shadows, strict=True):
+            assert round(float(row[1]) * 1_000) == shadow.position.quantity
+            assert (row[2] or 0) * 10**8 == pytest.approx(shadow.position.margin, rel=1e-12)
+            assert (row[3] is not None) is bool(shadow.position.quantity)
+            assert float(row[4]) * 10**8 == pytest.approx(shadow.position.realized_pnl, abs=1)
             assert float(row[5]) * 10**8 == pytest.approx(last.account.equity, abs=10)
         wrong = (
             "SELECT count(*) FROM v_positions WHERE quantity <> 0 AND NOT CASE side WHEN 'LONG' "
@@ -80,17 +80,17 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         ).fetchall()
         assert [row[0] for row in trades] == ["LONG", "SHORT"]
         # Of a side that holds nothing at the end, the trades are all that it earned.
-        flat = {step.twin for step in last.twins if not step.position.quantity}
+        flat = {step.shadow for step in last.shadows if not step.position.quantity}
         for side, _, net in trades:
             if side in flat:
-                (kept,) = (step.position for step in last.twins if step.twin == side)
+                (kept,) = (step.position for step in last.shadows if step.shadow == side)
                 earned = kept.realized_pnl - kept.fees_paid - kept.funding_paid
                 assert net * 10**8 == pytest.approx(earned, rel=1e-9)
         sums = connection.execute(
             "SELECT position_side, sum(amount) FROM v_ledger WHERE kind <> 'opened' GROUP BY 1"
         ).fetchall()
         for side, amount in sums:
-            (account,) = (step.account for step in last.twins if step.twin == side)
+            (account,) = (step.account for step in last.shadows if step.shadow == side)
             assert amount * 10**8 == pytest.approx(account.cash - 5_000_000_000_000, abs=100)
         orders = connection.execute(
             "SELECT DISTINCT position_side FROM v_orders ORDER BY 1"
@@ -131,13 +131,13 @@ FORGED = [
     ("UPDATE fills SET position_side = NULL WHERE book = 0", "fills"),
     ("UPDATE fills SET fee = fee + 1 WHERE book = 1", "fills"),
     ("DELETE FROM fills WHERE book = 2", "fills"),
-    ("UPDATE fills SET twin = 'SHORT' WHERE book = 1", "fills"),
+    ("UPDATE fills SET shadow = 'SHORT' WHERE book = 1", "fills"),
     ("DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'", "fills"),
 ]
 FORGED_POSITIONS = [
-    "UPDATE holdings SET quantity = quantity + 1 WHERE twin = 'LONG' AND quantity > 0",
-    "UPDATE holdings SET quantity = quantity + 1 WHERE twin IS NULL AND quantity IS NOT NULL",
-    "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
+    "UPDATE holdings SET quantity = quantity + 1 WHERE shadow = 'LONG' AND quantity > 0",
+    "UPDATE holdings SET quantity = quantity + 1 WHERE shadow IS NULL AND quantity IS NOT NULL",
+    "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'SHORT'",
     "UPDATE ledger SET position_side = 'SHORT' WHERE position_side = 'LONG' AND kind = 'fee'",
     "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
 ]
@@ -214,15 +214,15 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     noted = [(step, notice) for step in process.steps for notice in notices.of_step(step, "")]
     assert noted
     for step, notice in noted:
-        held = {unscaled(t.position.quantity, 3) for t in step.twins}
+        held = {unscaled(t.position.quantity, 3) for t in step.shadows}
         assert notice.fields["position"] in held
     last = process.steps[-1]
     databases = Databases([path])
     shown_run = databases.find(process.opened.run.run_id)
     shown_as = [(holding.side, float(holding.quantity_text)) for holding in holdings(shown_run)]
     assert shown_as == [
-        (step.twin if step.position.quantity else "FLAT", abs(step.position.quantity) / 1_000)
-        for step in last.twins
+        (step.shadow if step.position.quantity else "FLAT", abs(step.position.quantity) / 1_000)
+        for step in last.shadows
     ]
     monitor = Monitor(
         run=process.opened.run,
@@ -233,10 +233,10 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
         monitor.observe(step)
     sides = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
     holding = next(step for step in reversed(process.steps) if step.position is not None)
-    for twin in holding.twins:
-        side = sides[twin.twin.lower()]
-        assert side["quantity"] == unscaled(twin.position.quantity, 3)
-        assert ("liquidation_price" in side) is bool(twin.position.quantity)
+    for shadow in holding.shadows:
+        side = sides[shadow.shadow.lower()]
+        assert side["quantity"] == unscaled(shadow.position.quantity, 3)
+        assert ("liquidation_price" in side) is bool(shadow.position.quantity)
 
 
 async def test_live_equals_its_replay(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ async def stored_steps(path: Path) -> list[Step]:
     audit.end(2)
     audit.close()
     with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, opened.run.run_id).holds
+        assert verify_chain(reader.connection, opened.run.run_id).passes
         return list(reader.steps(opened.run.run_id))
 
 

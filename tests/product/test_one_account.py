@@ -86,7 +86,7 @@ def essence(steps: list[Step]) -> list[Any]:
             [(o.side, o.quantity, o.filled, o.status, o.reason, o.owner) for o in step.orders],
             [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],
             step.account,
-            [(t.position, t.account) for t in step.twins],
+            [(t.position, t.account) for t in step.shadows],
         )
         for step in steps
         if type(step.event).__name__ in {"Bar", "Quote", "Funding"}
@@ -195,8 +195,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"strategies": {"a": {}, "b": {"share": "0.5"}}}, "[strategies.a] needs a share"),
     (
-        {"strategies": {"a": {"share": "0.5", "twins": "ungated"}, "b": {"share": "0.5"}}},
-        "name different twins, and a shadow account is one of all of them; give each the same",
+        {"strategies": {"a": {"share": "0.5", "shadows": "ungated"}, "b": {"share": "0.5"}}},
+        "name different shadows, and a shadow account is one of all of them; give each the same",
     ),
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
     (

@@ -68,7 +68,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def test_the_demo_ends_by_itself_and_prints_json_alone(demo: Demo) -> None:
     assert demo.ended.code == 0, demo.ended.err[-2000:]
     assert demo.summary["decisions"] >= BARS
-    assert demo.summary["chain"] == {"holds": True, "steps": demo.summary["chain"]["steps"]}
+    assert demo.summary["chain"] == {"passes": True, "steps": demo.summary["chain"]["steps"]}
     assert demo.summary["equity"] > 0
     assert demo.summary["database"] == "demo.db"
     assert demo.summary["parity"]["outcome"] == "identical"
@@ -233,7 +233,7 @@ def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:
     checked = run(["lookahead", *data, "--probes", "3", "--bars", "300"], tmp_path)
     assert checked.code == 0, checked.err
     document = json.loads(checked.out)
-    assert (document["holds"], document["probes"], document["bars"]) == (True, 3, 300)
+    assert (document["passes"], document["probes"], document["bars"]) == (True, 3, 300)
 
 
 # ---------------------------------------------------------------- terminals

@@ -108,7 +108,7 @@ def test_confirmations_that_no_state_was_stored_for_are_read_back(
         whole.feed(event)
         states.append(msgspec.msgpack.encode(whole.opened.engine.state()))
     whole.stop()
-    confirmed = [step for step in whole.steps if any(twin.confirmed for twin in step.twins)]
+    confirmed = [step for step in whole.steps if any(shadow.confirmed for shadow in step.shadows)]
     unsaved = [step for step in confirmed if step.state is None]
     assert len(unsaved) > 10
     for cut in range(WARM + 2, len(given), 15):
@@ -219,9 +219,9 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
     for begin, end in ((0, 160), (160, 166), (166, 240)):
         Process(path, config, FillModel.QUOTE).through(given[begin:end])
     with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, reader.find("last")).holds
+        assert verify_chain(reader.connection, reader.find("last")).passes
         verification = verify_run(reader, path, reader.find("last"))
-    assert (verification.holds, verification.culprit) == (False, Cause.STRATEGY)
+    assert (verification.passes, verification.culprit) == (False, Cause.STRATEGY)
     assert "tracepaper recursive" in verification.likely_cause
 
 
@@ -256,7 +256,7 @@ def test_history_and_the_last_verdict_are_the_same_after_a_restart(counts: Path)
         with Reader.open(path) as reader:
             run = reader.find("last")
             steps = list(reader.steps(run))
-            assert verify_run(reader, path, run).holds
+            assert verify_run(reader, path, run).passes
         reasons.append([step.decision.reason for step in steps if step.decision is not None])
     assert reasons[0] == reasons[1]
     assert {reason[0] for reason in reasons[0]} >= {"a", "b"}
@@ -274,7 +274,7 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
         "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)",
     )
     verification = verified(path)
-    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
+    assert (verification.passes, verification.culprit) == (False, Cause.RECORD)
 
 
 def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:

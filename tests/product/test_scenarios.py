@@ -49,8 +49,8 @@ VIEWS = {
     "v_ledger": "market_ms",
     "v_equity": "market_ms",
     "v_positions": "market_ms",
-    "v_twin_fills": "filled_ms",
-    "v_twin_equity": "market_ms",
+    "v_shadow_fills": "filled_ms",
+    "v_shadow_equity": "market_ms",
 }
 """Views of a run, and the column of their time; without one a row belongs to a step."""
 
@@ -178,11 +178,13 @@ def judged_measures(path: Path) -> dict[tuple[int, str], dict[str, float | None]
                 continue
             every = dict(zip(decision.gate_set.gates, decision.measures, strict=True))
             judged[step.sequence, ""] = every
-            for member in step.twins:
+            for member in step.shadows:
                 if (decided := member.decided) is not None:
                     merged = every | dict(decided.measures)
                     gates = decided.outcome.gate_set.gates
-                    judged[step.sequence, member.twin] = {gate: merged.get(gate) for gate in gates}
+                    judged[step.sequence, member.shadow] = {
+                        gate: merged.get(gate) for gate in gates
+                    }
     return judged
 
 
@@ -194,7 +196,7 @@ def test_any_bar_can_be_the_first_that_is_derived(scenario: Scenario) -> None:
         for part in (0.1, 0.5, 0.95):
             at_ms = times[round(len(times) * part)]
             verification = verify_run(reader, path, reader.find("last"), from_ms=at_ms)
-            assert verification.holds, verification.differences[:3]
+            assert verification.passes, verification.differences[:3]
             assert verification.from_ms == at_ms
 
 

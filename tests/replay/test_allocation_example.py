@@ -41,7 +41,7 @@ def test_weights_are_found_once_a_day_and_follow_from_the_record(
     if rule == "inverse":  # bitcoin moves less, so that more of it is held
         assert all(first > second for first, second in weights)
     checked = cli.json("verify", "last", "--db", database)
-    assert checked["holds"]
+    assert checked["passes"]
 
 
 def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_asked_for(
@@ -72,4 +72,4 @@ def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_as
     assert len(shares) == len(weights_held) > 5
     assert np.allclose(weights_held, shares, atol=1e-9)
     assert np.abs(np.array(shares[1:]) - weights[:-1]).max() > 0.2
-    assert cli.json("verify", "last", "--db", database)["holds"]
+    assert cli.json("verify", "last", "--db", database)["passes"]

@@ -40,7 +40,7 @@ run = tracepaper.backtest("sma_cross", candles, params=params, **given)
 {RISING}"""
 TYPED: Final = """\
 typed = tracepaper.backtest(Rising, candles, end="2025-05-08", progress=False)
-print(typed.verify().holds, class_sha256(Rising), typed)
+print(typed.verify().passes, class_sha256(Rising), typed)
 """
 SHOWN: Final = (
     "run",

@@ -272,7 +272,7 @@ def test_params_of_numpy_are_stored_as_numbers(candles: Path) -> None:
     with backtest(Follows, candles, params=given, config=SIZED) as run:
         stored = json.loads(run.frames.run["config"])["strategy"]["options"]
         assert stored == {"least": 7}
-        assert run.verify().holds
+        assert run.verify().passes
         changed = run.what_if({"execution": {"taker_fee": "0.01"}})
         assert "execution.taker_fee" in changed.text
         assert changed["accounts"]["rows"][1]["fees"] > changed["accounts"]["rows"][0]["fees"]
@@ -325,7 +325,7 @@ def made(text):
 text = "class Typed(Strategy):\\n def decide(self, now):\\n  return Signal(Action.FLAT, 'no')"
 for of in (Typed, made(text)):
     run = tracepaper.backtest(of, CANDLES, end="2025-05-26T08:00", db=f"{of is Typed}.db")
-    print(run.frames.run["strategy"], run.verify().holds, run.frames.run["strategy_sha256"][:8])
+    print(run.frames.run["strategy"], run.verify().passes, run.frames.run["strategy_sha256"][:8])
     print(run.frames.run["warnings"])
 """
 
@@ -361,7 +361,7 @@ def test_two_classes_of_one_name_in_two_threads_do_not_meet(candles: Path) -> No
 
     def traded(action: Action) -> set[str]:
         with backtest(made_of(action), candles, config=SIZED) as run:
-            assert run.verify().holds
+            assert run.verify().passes
             return set(run.decisions["action"].unique())
 
     with ThreadPoolExecutor(2) as pool:
@@ -379,15 +379,15 @@ def several_of(name: Any, **options: Any) -> dict[str, Any]:
 def test_several_strategies_are_those_of_the_configuration(candles: Path) -> None:
     options = {"options": {"least": 3}}
     with backtest(None, candles, strategies=several_of(Follows, **options), config=SIZED) as run:
-        assert run.verify().holds
+        assert run.verify().passes
         stored = several_of(f"{__name__}:Follows", **options)
         with backtest(None, candles, config={**SIZED, "strategies": stored}) as named:
             assert identities(named.database) == identities(run.database)
             assert named.frames.run["config_sha256"] == run.frames.run["config_sha256"]
         accounts = [row["account"] for row in run.report().document["accounts"]]
         assert accounts[1:3] == ["crossing", "own"]
-        fills = run.frames.twin_fills().to_dicts()
-        assert {row["twin"] for row in fills} == {"crossing", "own"}
+        fills = run.frames.shadow_fills().to_dicts()
+        assert {row["shadow"] for row in fills} == {"crossing", "own"}
 
 
 def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candles: Path) -> None:
@@ -399,7 +399,7 @@ def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candle
 
     given = {name: {"share": "0.5", "name": of} for name, of in (("one", First), ("two", Second))}
     with backtest(None, candles, strategies=given, config=SIZED) as run:
-        assert run.verify().holds
+        assert run.verify().passes
         text = "".join(json.loads(run.frames.run["warnings"]))
         assert "the class First" in text
         assert "the class Second" in text
@@ -437,7 +437,7 @@ def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
 def test_it_runs_inside_a_running_event_loop(candles: Path, sma_run: Backtest) -> None:
     async def cell() -> list[tuple[int, DecisionIdentity]]:
         with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as run:
-            assert run.verify(sample=10).holds
+            assert run.verify(sample=10).passes
             return identities(run.database)
 
     assert asyncio.run(cell()) == identities(sma_run.database)

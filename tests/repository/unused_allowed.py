@@ -34,7 +34,7 @@ validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
 state_sha256, exit_sequence, hit_rate, must_pass, profit_factor
-twin_equity, twin_fills, strategy_decisions, while_down
+shadow_equity, shadow_fills, strategy_decisions, while_down
 
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano

@@ -24,7 +24,7 @@ from tracepaper.storage.maintenance import Pruning, backup, copied_at_s
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.rows import DROPPED_TABLES
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Action, GateSet, Position, Step, TwinStep
+from tracepaper.strategies.types.decisions import Action, GateSet, Position, ShadowStep, Step
 from tracepaper.strategies.types.market import RetrainingEnd
 
 DAY = 24 * 60
@@ -77,7 +77,7 @@ def test_a_backup_is_the_database_while_it_is_being_written(tmp_path: Path) -> N
         log.append_now(step)
     log.close()
     assert stored(copy) == STEPS[:100]
-    assert verify(copy).holds
+    assert verify(copy).passes
     assert stored(path) == STEPS[:120]
 
 
@@ -96,7 +96,7 @@ def test_a_backup_does_not_take_up_what_another_database_left(path: Path, tmp_pa
     rest.unlink()
     lock_file(tmp_path / "copy.db").write_text('{"pid":1,"http":"","run_id":"gone","steps":9}')
     backup(path, tmp_path / "copy.db")
-    assert verify(tmp_path / "copy.db").holds
+    assert verify(tmp_path / "copy.db").passes
 
 
 def test_a_backup_that_the_disk_does_not_take_leaves_nothing(
@@ -146,7 +146,7 @@ def test_a_prune_cuts_where_no_confirmation_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     quiet = [
         replace(
-            step, twins=(),
+            step, shadows=(),
             decision=step.decision and altered(step.decision, action=Action.HOLD),
             state=b"only" if step.sequence == 3 else None,
         )
@@ -160,7 +160,7 @@ def test_a_pruned_chain_holds_from_where_it_was_cut(path: Path) -> None:
     size = path.stat().st_size
     assert prune(path, keep_days=1, pruned_at_ms=5) == [Pruning("r-1", UNTIL, UNTIL + 1)]
     report = verify(path)
-    assert report.holds
+    assert report.passes
     assert (report.pruned_until, report.steps) == (UNTIL, len(STEPS) - UNTIL)
     assert stored(path)[:-1] == STEPS[UNTIL + 1 :]
     assert path.stat().st_size < size * 0.9
@@ -198,11 +198,11 @@ def test_a_run_goes_on_after_a_prune_and_is_pruned_again(path: Path) -> None:
     for step in more:
         log.append_now(replace(step, sequence=step.sequence + 1))
     log.close()
-    assert verify(path).holds
+    assert verify(path).passes
     (again,) = prune(path, keep_days=1, pruned_at_ms=6)
     assert UNTIL + 250 < again.until_sequence < 800
     report = verify(path)
-    assert report.holds
+    assert report.passes
     assert report.pruned_until == again.until_sequence
     assert prune(path, keep_days=1, pruned_at_ms=7) == [Pruning("r-1", again.until_sequence, 0)]
 
@@ -233,16 +233,16 @@ def test_what_is_done_to_a_pruned_run_is_found(path: Path, statement: str) -> No
     assert connection.execute(statement).rowcount > 0
     connection.commit()
     connection.close()
-    assert not verify(path).holds
+    assert not verify(path).passes
 
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a pruned run whose last step has a row in every table that a prune empties."""
     path = tmp_path_factory.mktemp("pruned") / "a.db"
-    twin = TwinStep("ungated", Position(), cases.ACCOUNT, ())
+    shadow = ShadowStep("ungated", Position(), cases.ACCOUNT, ())
     prediction = cases.model_forecast(1)
-    last = replace(STEPS[-1], prediction=prediction, twins=(twin,), state=b"last")
+    last = replace(STEPS[-1], prediction=prediction, shadows=(shadow,), state=b"last")
     write_run(path, [*STEPS[:-1], last])
     prune(path, keep_days=1, pruned_at_ms=5)
     return path
@@ -275,7 +275,7 @@ def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(tmp_
     ]
     write_run(path, [*early, *STEPS[15:]])
     prune(path, keep_days=1, pruned_at_ms=5)
-    assert verify(path).holds
+    assert verify(path).passes
     tamper(path, "UPDATE gate_sets SET threshold = 98.0 WHERE threshold = 99.0")
     problem = present(verify(path).problem)
     assert problem.what == "changed"
@@ -323,5 +323,5 @@ def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
         "prune",
     }
     assert resumed == (1,)
-    assert verify(path).holds
+    assert verify(path).passes
     assert MINUTE == 60_000

@@ -48,7 +48,7 @@ def of(
     return lambda *columns: function(*columns, *given, **named)
 
 
-TWINS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]] = {
+COUNTERPARTS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]] = {
     "sma": (ind.sma, talib.SMA, CLOSE),
     "sma of 3": (of(ind.sma, 3), of(talib.SMA, 3), CLOSE),
     "ema": (ind.ema, talib.EMA, CLOSE),
@@ -92,11 +92,11 @@ TWINS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]]
 }
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", COUNTERPARTS)
 @pytest.mark.parametrize("rows", [1, 2, 14, 28, 35, 300])
 @pytest.mark.parametrize("still", [False, True], ids=["walk", "still"])
 def test_values_and_lookback_are_talibs(name: str, rows: int, still: bool) -> None:
-    ours, theirs, columns = TWINS[name]
+    ours, theirs, columns = COUNTERPARTS[name]
     table = candles(rows, seed=rows, still=still)
     given_columns = [table[column] for column in columns]
     for column, two in zip(parts(ours(*given_columns)), parts(theirs(*given_columns)), strict=True):
@@ -327,7 +327,7 @@ def test_a_crossing_is_of_the_row_in_which_the_side_changes() -> None:
 
 
 def test_every_indicator_is_compared() -> None:
-    tried = {name.split()[0] for name in (*TWINS, *WINDOWED)}
+    tried = {name.split()[0] for name in (*COUNTERPARTS, *WINDOWED)}
     assert [name for name in ind.__all__ if name not in tried] == []
 
 

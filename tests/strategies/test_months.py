@@ -18,7 +18,7 @@ from tracepaper.strategies.api.timeframes import (
     frame_bar_of,
     frames_reach,
     is_made_of,
-    refuse_frames,
+    reject_frames,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import (
@@ -123,10 +123,10 @@ def test_days_make_months_and_weeks_do_not() -> None:
     able = {name for name, length in INTERVALS.items() if is_made_of(MONTH_MS, length)}
     assert able == set(INTERVALS) - {"W", "M"}
     assert not is_made_of(WEEK_MS, MONTH_MS)
-    refuse_frames("mine", ("M",), DAY_MS)
+    reject_frames("mine", ("M",), DAY_MS)
     for base in (WEEK_MS, MONTH_MS):
         with pytest.raises(ConfigInvalid, match="cannot make"):
-            refuse_frames("mine", ("M",), base)
+            reject_frames("mine", ("M",), base)
     assert frames_reach({"M": 2}, DAY_MS) == 3 * 31
 
 

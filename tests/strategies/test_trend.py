@@ -317,13 +317,22 @@ def test_shadow_accounts_show_what_the_band_and_the_usual_volatility_are_worth()
     """One trades by ``rebalance``, one is sized by the model, as ungated runs of their own are."""
     forecaster = model(0.005)
 
-    def held(*twins: str, **sections: dict[str, Any]) -> list[list[int]]:
-        strategy = {"trend_volatility": "0.1", "twins": list(twins), **sections.pop("strategy", {})}
+    def held(*shadows: str, **sections: dict[str, Any]) -> list[list[int]]:
+        strategy = {
+            "trend_volatility": "0.1",
+            "shadows": list(shadows),
+            **sections.pop("strategy", {}),
+        }
         machine = engine(forecaster, strategy=strategy, **sections)
         steps = stepped(machine, bars(30 * 60, seed=11), forecaster._answer([]))  # noqa: SLF001
         return [
-            [twin.position.quantity for step in steps for twin in step.twins if twin.twin == name]
-            for name in twins
+            [
+                shadow.position.quantity
+                for step in steps
+                for shadow in step.shadows
+                if shadow.shadow == name
+            ]
+            for name in shadows
         ]
 
     usual, by_rebalance, by_forecast = held("ungated", "fixed_band", "sized_by_forecast")
@@ -343,7 +352,7 @@ def test_the_gates_hold_up_entries_and_never_an_exit() -> None:
     closes += [closes[-1] - 1_000 * place for place in range(3 * 60)]
     history = [bar(close, index=at, high=close + 500) for at, close in enumerate(closes)]
     sure, unsure = (model(confidence=it)._answer([]) for it in (0.2, 0.01))  # noqa: SLF001
-    machine = engine(model(), strategy={"twins": ["random_gate"]})
+    machine = engine(model(), strategy={"shadows": ["random_gate"]})
     entered = stepped(machine, history[: 8 * 60], sure)
     assert entered[-1].account is not None
     held = present(entered[-1].position)

@@ -23,8 +23,8 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     Regime,
     Run,
+    ShadowStep,
     Step,
-    TwinStep,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -243,7 +243,7 @@ def step(
     fills: tuple[Fill, ...] = (),
     position: Position | None = None,
     of: Account | None = None,
-    twins: tuple[TwinStep, ...] = (),
+    shadows: tuple[ShadowStep, ...] = (),
     accepted: bool = True,
 ) -> Step:
     """Return a step that an engine could have made of *event*."""
@@ -257,7 +257,7 @@ def step(
         fills,
         Position() if position is None and isinstance(event, Bar) else position,
         account() if of is None else of,
-        twins,
+        shadows,
         None,
     )
 

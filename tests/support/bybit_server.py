@@ -122,7 +122,7 @@ class ScriptedServer:
         self.answers: dict[str, deque[web.Response]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.refused_topics: set[str] = set()
-        self.refuse_status = 0
+        self.reject_status = 0
         self.sends_on_to = ""  # where a refused connection is told to go
         self.is_mute = False  # acknowledges nothing
         self.received: list[dict[str, Any]] = []
@@ -234,9 +234,9 @@ class ScriptedServer:
     # ------------------------------------------------------------ the stream
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        if self.refuse_status:
+        if self.reject_status:
             headers = {"Location": self.sends_on_to} if self.sends_on_to else None
-            return web.Response(status=self.refuse_status, text="<html>no</html>", headers=headers)
+            return web.Response(status=self.reject_status, text="<html>no</html>", headers=headers)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self.sockets.append(socket)

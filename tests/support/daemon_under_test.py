@@ -181,7 +181,7 @@ def check_record(database: Path, *, bars: int) -> None:
     """Check chain, derivation and that each minute from the start on was decided once."""
     with Reader.open(database) as reader:
         run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
+        assert verify_chain(reader.connection, run_id).passes
         verification = verify_run(reader, database, run_id)
         assert verification.differences == []
     with closing(sqlite3.connect(database)) as db:

@@ -774,7 +774,7 @@ class Laws(RuleBasedStateMachine):
         self.lives.log.close()
         with Reader.open(self.lives.path) as reader:
             run_id = self.lives.opened.run.run_id
-            assert audit(reader.connection, run_id).holds, "the chain or the ledger broke"
+            assert audit(reader.connection, run_id).passes, "the chain or the ledger broke"
             stored = [step.decision for step in reader.steps(run_id)]
             assert [decision for decision in stored if decision] == self.decisions, (
                 "other decisions were stored"

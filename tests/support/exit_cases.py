@@ -23,9 +23,9 @@ class Says(Strategy):
 
     gates = frozenset({"operator"})
 
-    def __init__(self, signals: dict[int, Signal], twins: tuple[str, ...] = ()) -> None:
+    def __init__(self, signals: dict[int, Signal], shadows: tuple[str, ...] = ()) -> None:
         self.signals = signals
-        self.twins = twins
+        self.shadows = shadows
 
     def decide(self, context: BarContext) -> Signal:
         return self.signals.get((context.exact.open_time_ms - START_MS) // MINUTE, HOLD)
@@ -36,7 +36,7 @@ def machine(
     *,
     execution: FillModel = FillModel.NEXT_OPEN,
     category: Category = Category.LINEAR,
-    twins: tuple[str, ...] = (),
+    shadows: tuple[str, ...] = (),
     **sections: dict[str, Any],
 ) -> Engine:
     given = {
@@ -46,7 +46,7 @@ def machine(
         **sections,
     }
     return engine_of(
-        given, [instrument(category=category)], execution=execution, strategy=Says(signals, twins)
+        given, [instrument(category=category)], execution=execution, strategy=Says(signals, shadows)
     )
 
 

@@ -191,7 +191,7 @@ def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: PrunePoint, kep
 def audited(path: Path, head: bytes | None = None) -> bool:
     """Return whether ``audit verify`` finds nothing."""
     with Reader.open(path) as reader:
-        return audit(reader.connection, reader.find("last"), head=head).holds
+        return audit(reader.connection, reader.find("last"), head=head).passes
 
 
 def verified(
@@ -205,7 +205,7 @@ def verified(
 def believed(path: Path, database: Path | None = None) -> bool:
     """Return whether neither ``audit verify`` nor ``verify`` finds anything."""
     try:
-        return audited(path) and verified(path, database).holds
+        return audited(path) and verified(path, database).passes
     except TracepaperError:
         return False  # one sentence, and exit 1
 

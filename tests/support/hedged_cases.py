@@ -36,7 +36,7 @@ class DrawnHedge(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self._seed = int(options.get("seed", 0))
         self._lists = bool(options.get("lists", True))
-        self.twins = tuple(options.get("twins", ()))
+        self.shadows = tuple(options.get("shadows", ()))
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Draw an answer; note what the account shows."""

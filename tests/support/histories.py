@@ -80,7 +80,7 @@ class DrawnSignals(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self.seed, self.quiet = options["seed"], options["quiet"]
         self.lists, self.hedge = options["lists"], options["hedge"]
-        self.twins, self.horizon = tuple(options.get("twins", ())), options.get("horizon")
+        self.shadows, self.horizon = tuple(options.get("shadows", ())), options.get("horizon")
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Draw an answer, by the bar's volume."""
@@ -134,7 +134,7 @@ class DrawnTogether(PortfolioStrategy):
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._drawn = DrawnSignals(options)
-        self.twins, self.horizon = self._drawn.twins, self._drawn.horizon
+        self.shadows, self.horizon = self._drawn.shadows, self._drawn.horizon
 
     def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
         """Draw an answer for each symbol, by its bar's volume."""
@@ -210,14 +210,14 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         ),
     }
     drawn = ["histories:DrawnSignals"] * 3 + ["histories:DrawnTogether"]
-    horizon, twins = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
+    horizon, shadows = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
     if is_several:
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
         given["strategies"] = {
             f"s{number}": {
                 "name": rng.choice(drawn),
                 "share": shares[number],
-                "twins": twins,
+                "shadows": shadows,
                 "options": options(number, horizon=horizon),
             }
             for number in range(rng.randint(2, 4))
@@ -226,7 +226,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
     else:
         given["strategy"] = {
             "name": rng.choice(drawn),
-            "twins": twins,
+            "shadows": shadows,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }
     if kind == "universe":
@@ -453,17 +453,17 @@ class History:
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
         broker = self.engine.broker
-        for twin in step.twins:
-            if twin.twin in broker.account.owners:
+        for shadow in step.shadows:
+            if shadow.shadow in broker.account.owners:
                 continue
-            account, event = self.engine.broker.others[twin.twin], step.event
+            account, event = self.engine.broker.others[shadow.shadow], step.event
             if isinstance(event, Bar):  # what a restart learns of the step is so
                 confirmed_ms = account.confirmed_ms(event.instrument)
-                assert twin.confirmed is (confirmed_ms == event.open_time_ms)
+                assert shadow.confirmed is (confirmed_ms == event.open_time_ms)
         times = [fill.filled_ms for fill in step.fills]
         assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
-        parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+        parts = [(shadow.shadow, fill) for shadow in step.shadows for fill in shadow.fills]
         of_owners = [part for part in parts if part[0] in self.engine.broker.account.owners]
         for fill in step.fills if of_owners else ():
             self._check_shared(

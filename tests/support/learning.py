@@ -15,10 +15,10 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import close_by_close
 from tracepaper.replay.learning.estimators.tabular import RowKeys
+from tracepaper.replay.learning.holdouts import Holdout
 from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import judge_model
-from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.splits import Panel, Segment, Split, segments_of
 from tracepaper.storage.checkpoints import Checkpoint, dump
@@ -152,7 +152,7 @@ def write_csv(candles: Candles, folder: Path) -> Path:
 
 
 def judge_checkpoint(
-    checkpoint: Checkpoint, material: Any, span: NamedSpan, *, bars: int | None = None
+    checkpoint: Checkpoint, material: Any, span: Holdout, *, bars: int | None = None
 ) -> Judgement:
     """Return the judgement of a checkpoint on *span* of *material*."""
     kind = kind_of(checkpoint.card)

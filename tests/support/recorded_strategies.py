@@ -110,7 +110,7 @@ class Scatter(Strategy):
     """Orders of every kind, as the close says: a function of the last bar alone."""
 
     warmup = 1
-    twins = ("ungated",)
+    shadows = ("ungated",)
 
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options

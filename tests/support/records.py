@@ -50,7 +50,7 @@ def check_record(path: Path, wanted: str = "last") -> int:
     """Hold a run to its chain, ledger and derivation; return how many decisions agree."""
     with Reader.open(path) as reader:
         run_id = reader.find(wanted)
-        assert verify_chain(reader.connection, run_id).holds
+        assert verify_chain(reader.connection, run_id).passes
         verification = verify_run(reader, path, run_id)
         assert [difference.sentence() for difference in verification.differences] == []
         problem = audit(reader.connection, run_id).problem

@@ -130,8 +130,8 @@ class PlantedTraining:
             names = reader.run_ids()
             assert len(names) == runs
             for name in names:
-                assert verify_chain(reader.connection, name).holds
-                assert audit(reader.connection, name).holds
+                assert verify_chain(reader.connection, name).passes
+                assert audit(reader.connection, name).passes
                 verification = verify_run(reader, self.database, name)
                 assert (verification.differences, verification.exact) == ([], True)
 

@@ -298,7 +298,7 @@ def _by_model() -> Sections:
     checkpoint = recordings.stored("small", explained_runs.checkpoint) / "small"
     return {
         "market": {"symbols": ["AAAUSDT"]},
-        "strategy": {"name": "attention", "twins": ["ungated", "random_gate", "buy_and_hold"]},
+        "strategy": {"name": "attention", "shadows": ["ungated", "random_gate", "buy_and_hold"]},
         "model": {"checkpoint": str(checkpoint), "threads": 1},
         **OPEN_GATES,
     }
@@ -308,7 +308,7 @@ def _by_portfolio() -> Sections:
     checkpoint = recordings.stored("portfolio", models.together)
     return {
         "market": {"symbols": list(models.TOGETHER)},
-        "strategy": {"name": "portfolio", "twins": ["random_gate"]},
+        "strategy": {"name": "portfolio", "shadows": ["random_gate"]},
         "model": {"checkpoint": str(checkpoint), "threads": 1},
         "sizing": {"mode": "equity"},
     }
@@ -340,7 +340,7 @@ def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
 
 def _of_all_kinds() -> Sections:
     """Return a pair, lists of orders and averages on one account, in a universe."""
-    pair, twins = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "buy_and_hold"]
+    pair, shadows = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "buy_and_hold"]
     given: Sections = {
         "pair": {"name": "recorded_strategies:CountingPair", "options": pair},
         "scatter": {"name": "recorded_strategies:Scatter"},
@@ -353,7 +353,7 @@ def _of_all_kinds() -> Sections:
         },
         "sizing": {"mode": "notional", "notional": "1000"},
         "strategies": {
-            **{name: {**of, "share": "0.3", "twins": twins} for name, of in given.items()},
+            **{name: {**of, "share": "0.3", "shadows": shadows} for name, of in given.items()},
             "reset": "day",
         },
         "risk": {"max_notional": "2500"},
@@ -371,7 +371,7 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_sections(
             {
                 "name": "sma_cross", "fast": 3, "slow": 7, "long_only": False,
-                "twins": ["random_gate", "buy_and_hold"],
+                "shadows": ["random_gate", "buy_and_hold"],
             },
             sizing={"mode": "equity", "fraction": "0.5"},
             execution={"taker_fee": "0.0007"},
@@ -379,7 +379,7 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         candles=_walk(),
         files=_funded,
-        shows=_counts("v_fills", "v_twin_fills WHERE twin = 'random_gate'", "v_ledger"),
+        shows=_counts("v_fills", "v_shadow_fills WHERE shadow = 'random_gate'", "v_ledger"),
         forged=(
             f"UPDATE fills SET price = price + 1 {LATEST}",
             "UPDATE steps SET close = close - 1 WHERE sequence = (SELECT min(sequence) FROM fills)",
@@ -578,33 +578,33 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_several(),
         candles=_walk(),
         shows=(
-            *_counts("v_fills", "v_twin_fills", "v_strategy_decisions"),
-            "SELECT count(*) FROM v_twin_fills WHERE model = 'crossed'",
+            *_counts("v_fills", "v_shadow_fills", "v_strategy_decisions"),
+            "SELECT count(*) FROM v_shadow_fills WHERE model = 'crossed'",
             "SELECT count(*) FROM v_orders WHERE role = 'LIST' AND status = 'FILLED'",
         ),
         forged=(
             "UPDATE orders SET owner = 'a' WHERE role = 'LIST'",
             "UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'",
             "DELETE FROM fills WHERE model = 'crossed' AND book = 1",
-            "UPDATE twin_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
-            "UPDATE twin_steps SET measures = '{\"gap\":3}' WHERE outcome IS NOT NULL",
+            "UPDATE shadow_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
+            "UPDATE shadow_steps SET measures = '{\"gap\":3}' WHERE outcome IS NOT NULL",
             "UPDATE outcomes SET reason = 'so it is said' WHERE book = 2",
-            "UPDATE holdings SET cash = cash + 1 WHERE twin = 'b'",
+            "UPDATE holdings SET cash = cash + 1 WHERE shadow = 'b'",
         ),
     ),
     "several of all kinds": Scenario(
         sections=_of_all_kinds,
         candles=_choosing,
         shows=_counts(
-            "v_events WHERE kind = 'universe'", "v_twin_fills WHERE twin = 'pair'",
+            "v_events WHERE kind = 'universe'", "v_shadow_fills WHERE shadow = 'pair'",
             "v_orders WHERE role = 'LIST' AND status = 'FILLED'",
             "v_decisions WHERE refused_by = 'risk.notional'",
-            *(f"v_twin_fills WHERE twin = '{name}'" for name in ("ungated", "buy_and_hold")),
+            *(f"v_shadow_fills WHERE shadow = '{name}'" for name in ("ungated", "buy_and_hold")),
             "v_strategy_decisions WHERE json_extract(note, '$.opened') > 0",
         ),
         forged=(
-            "UPDATE twin_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
-            "UPDATE fills SET fee = fee + 1 WHERE twin = 'buy_and_hold'",
+            "UPDATE shadow_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
+            "UPDATE fills SET fee = fee + 1 WHERE shadow = 'buy_and_hold'",
         ),
         day_ms=4 * HOUR_MS,
     ),
@@ -620,17 +620,17 @@ SCENARIOS: dict[str, Scenario] = {
         candles=lambda: _wild()[:1],
         shows=(
             LIQUIDATED,
-            "SELECT count(*) FROM v_twin_fills WHERE model = 'crossed'",
-            ("SELECT count(DISTINCT twin || position_side) = 6 FROM v_twin_fills "
-            "WHERE twin NOT IN ('LONG', 'SHORT')"),
+            "SELECT count(*) FROM v_shadow_fills WHERE model = 'crossed'",
+            ("SELECT count(DISTINCT shadow || position_side) = 6 FROM v_shadow_fills "
+            "WHERE shadow NOT IN ('LONG', 'SHORT')"),
         ),
         forged=(
-            "UPDATE fills SET fee = fee + 1 WHERE twin = 'a' AND model <> 'crossed'",
-            ("UPDATE fills SET position_side = 'SHORT' WHERE twin = 'b' "
+            "UPDATE fills SET fee = fee + 1 WHERE shadow = 'a' AND model <> 'crossed'",
+            ("UPDATE fills SET position_side = 'SHORT' WHERE shadow = 'b' "
             "AND position_side = 'LONG'"),
-            "DELETE FROM fills WHERE model = 'crossed' AND twin = 'a'",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'b'",
-            "UPDATE twin_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
+            "DELETE FROM fills WHERE model = 'crossed' AND shadow = 'a'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'b'",
+            "UPDATE shadow_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
         ),
     ),
     "several on cross margin": Scenario(
@@ -642,7 +642,7 @@ SCENARIOS: dict[str, Scenario] = {
         candles=_wild,
         shows=(
             LIQUIDATED,
-            "SELECT count(DISTINCT twin) > 1 FROM v_twin_fills WHERE model = 'liquidation'",
+            "SELECT count(DISTINCT shadow) > 1 FROM v_shadow_fills WHERE model = 'liquidation'",
         ),
         forged=(
             "UPDATE fills SET quantity = quantity - 1 WHERE book > 0 AND model = 'liquidation'",
@@ -653,7 +653,7 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_sections(
             {
                 "name": hedged_cases.DRAWN, "options": {"seed": 1},
-                "twins": ["ungated", "buy_and_hold"],
+                "shadows": ["ungated", "buy_and_hold"],
             },
             sizing={"mode": "notional", "notional": "40000"},
             account={
@@ -664,7 +664,7 @@ SCENARIOS: dict[str, Scenario] = {
         candles=_walk(),
         shows=_counts(
             "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'",
-            "v_twin_fills WHERE twin = 'ungated'", "v_twin_fills WHERE twin = 'buy_and_hold'",
+            "v_shadow_fills WHERE shadow = 'ungated'", "v_shadow_fills WHERE shadow = 'buy_and_hold'",
         ),
         forged=(
             "UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'",
@@ -673,20 +673,20 @@ SCENARIOS: dict[str, Scenario] = {
             "AND kind = 'fee'"),
             "UPDATE ledger SET position_side = NULL",
             "UPDATE fills SET fee = fee + 1 WHERE book = 1",
-            "UPDATE twin_steps SET unrealized_pnl = 1 WHERE book = 2",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
-            "UPDATE holdings SET margin = margin + 1 WHERE twin = 'LONG'",
+            "UPDATE shadow_steps SET unrealized_pnl = 1 WHERE book = 2",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'SHORT'",
+            "UPDATE holdings SET margin = margin + 1 WHERE shadow = 'LONG'",
             "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
-            ("UPDATE fills SET position_side = 'SHORT' WHERE twin = 'ungated' "
+            ("UPDATE fills SET position_side = 'SHORT' WHERE shadow = 'ungated' "
             "AND position_side = 'LONG'"),
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'ungated'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'ungated'",
         ),
     ),
     "hedge mode on cross margin": Scenario(
         sections=_sections(
             {
                 "name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False},
-                "twins": ["random_gate"],
+                "shadows": ["random_gate"],
             },
             *THREE,
             sizing={"mode": "notional", "notional": "60000"},
@@ -701,7 +701,7 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         forged=(
             "UPDATE fills SET quantity = quantity - 1 WHERE model = 'liquidation'",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'SHORT'",
         ),
     ),
     "frames": Scenario(
@@ -757,11 +757,11 @@ SCENARIOS: dict[str, Scenario] = {
         around="corporate_action",
         shows=(
             *_counts("v_ledger WHERE kind = 'dividend'", "v_ledger WHERE kind = 'cash_in_lieu'"),
-            "SELECT count(DISTINCT twin) = 3 FROM v_twin_fills",
+            "SELECT count(DISTINCT shadow) = 3 FROM v_shadow_fills",
         ),
         forged=(
             "DELETE FROM ledger WHERE kind = 'dividend'",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'b'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'b'",
         ),
     ),
     "order books": Scenario(
@@ -787,7 +787,7 @@ SCENARIOS: dict[str, Scenario] = {
         ],
         files=_depth,
         shows=_counts(
-            "v_twin_fills WHERE twin = 'a'", "v_twin_fills WHERE twin = 'b'",
+            "v_shadow_fills WHERE shadow = 'a'", "v_shadow_fills WHERE shadow = 'b'",
             "v_events WHERE kind = 'depth'",
         ),
         forged=(
@@ -837,7 +837,7 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_by_model,
         candles=_learnable(explained_runs.BARS, "AAAUSDT"),
         shows=_counts(
-            "v_fills", "v_explanations", "v_twin_fills WHERE twin = 'ungated'",
+            "v_fills", "v_explanations", "v_shadow_fills WHERE shadow = 'ungated'",
             "v_decisions WHERE mean_return IS NOT NULL",
         ),
         forged=(

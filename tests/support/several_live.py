@@ -132,5 +132,5 @@ def check_parity(path: Path, folder: Path) -> None:
     """Check the record, and that a replay of what it holds decides the same, bit by bit."""
     check_record(path)
     parity = run_again(path, folder / "again.db")
-    assert parity.holds, parity.differences
+    assert parity.passes, parity.differences
     assert parity.identical == parity.compared > 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.state import TWINS
+from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -184,12 +184,12 @@ def configured(
     of: Sequence[str] = (DRAWN, DRAWN, DRAWN),
     options: Sequence[dict[str, Any]] = ({"seed": 1}, {"seed": 2}, {"seed": 3}),
     reset: str = "never",
-    twins: Sequence[str] = (),
+    shadows: Sequence[str] = (),
     **sections: dict[str, Any],
 ) -> Config:
     """Return a configuration of strategies that are drawn, sized by their equity."""
     strategies: dict[str, Any] = {
-        name: {"name": made_of, "share": share, "options": given, "twins": list(twins)}
+        name: {"name": made_of, "share": share, "options": given, "shadows": list(shadows)}
         for name, share, made_of, given in zip(names, shares, of, options, strict=False)
     }
     given: dict[str, Any] = {
@@ -203,8 +203,8 @@ def configured(
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:
     """Return every part that *step* filled, with its strategy."""
-    of_owners = [of for of in step.twins if of.twin not in {*SIDES, *TWINS}]
-    return [(twin.twin, fill) for twin in of_owners for fill in twin.fills]
+    of_owners = [of for of in step.shadows if of.shadow not in {*SIDES, *SHADOWS}]
+    return [(shadow.shadow, fill) for shadow in of_owners for fill in shadow.fills]
 
 
 def crossed_in(step: Step) -> list[tuple[str, Fill]]:

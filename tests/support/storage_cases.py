@@ -36,9 +36,9 @@ from tracepaper.strategies.types.decisions import (
     PredictionTimeout,
     Regime,
     Run,
+    ShadowStep,
     Step,
     StrategyDecision,
-    TwinStep,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -132,7 +132,7 @@ def decided(
     account: Account,
     orders: tuple[Order, ...] = (),
     fills: tuple[Fill, ...] = (),
-    twins: tuple[TwinStep, ...] = (),
+    shadows: tuple[ShadowStep, ...] = (),
     state: bytes | None = None,
     ledger: tuple[LedgerEntry, ...] = (),
 ) -> Step:
@@ -146,7 +146,7 @@ def decided(
         fills=fills,
         position=position,
         account=account,
-        twins=twins,
+        shadows=shadows,
         state=state,
         ledger=ledger,
     )
@@ -396,18 +396,18 @@ def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
         fills=(),
         position=OURS if hasattr(event, "instrument") and not is_first else None,
         account=ACCOUNT,
-        twins=(),
+        shadows=(),
         state=b"opened" if is_first else None,
         ledger=(OPENED,) if is_first else (),
     )
 
 
 def explained_step(number: int, index: int) -> Step:
-    """Return the decision on bar *index*: late on the third, with twins and an order's life."""
-    twin_side = Side.SELL if index == 3 else Side.BUY
-    twin_fill = market_fill("7-1", twin_side, 10_000, START_MS)
-    twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), ACCOUNT, (twin_fill,))
-    quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
+    """Return the decision on bar *index*: late on the third, with shadows and an order's life."""
+    shadow_side = Side.SELL if index == 3 else Side.BUY
+    shadow_fill = market_fill("7-1", shadow_side, 10_000, START_MS)
+    shadow = ShadowStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), ACCOUNT, (shadow_fill,))
+    quiet = ShadowStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
     bought = LedgerEntry(LedgerKind.BOUGHT, -5, START_CASH - 5, ETH.id, "7-0")
     sold = LedgerEntry(LedgerKind.SOLD, 5, START_CASH, ETH.id, "7-0")
     prediction: Prediction = PredictionTimeout(1_000) if index == 2 else model_forecast(number)
@@ -420,7 +420,7 @@ def explained_step(number: int, index: int) -> Step:
         account=ACCOUNT,
         orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
         fills=(market_fill("7-0", Side.SELL, 10_000, START_MS),) if index == 3 else (),
-        twins=(twin, quiet) if index % 2 else (quiet,),
+        shadows=(shadow, quiet) if index % 2 else (quiet,),
         ledger=(bought, sold) if index == 3 else (),
     )
 
@@ -612,18 +612,18 @@ any_events: st.SearchStrategy[Event] = st.one_of(
 )
 
 
-def _of_strategy(twin: TwinStep, decision: Decision) -> TwinStep:
-    """Return *twin* as the sub-account of a strategy that came to *decision*."""
+def _of_strategy(shadow: ShadowStep, decision: Decision) -> ShadowStep:
+    """Return *shadow* as the sub-account of a strategy that came to *decision*."""
     measures = tuple(zip(decision.gate_set.gates, decision.measures, strict=True))
     outcome, target = decision.outcome, decision.target_quantity
-    decided = StrategyDecision(twin.twin, outcome, target, measures, decision.note)
-    return msgspec.structs.replace(twin, decided=decided)
+    decided = StrategyDecision(shadow.shadow, outcome, target, measures, decision.note)
+    return msgspec.structs.replace(shadow, decided=decided)
 
 
 shadows = st.builds(
-    TwinStep, words, positions, accounts | linear_accounts, st.lists(fills, max_size=2).map(tuple)
+    ShadowStep, words, positions, accounts | linear_accounts, st.lists(fills, max_size=2).map(tuple)
 )
-twin_steps = shadows | st.builds(_of_strategy, shadows, decisions())
+shadow_steps = shadows | st.builds(_of_strategy, shadows, decisions())
 steps = st.builds(
     Step,
     sequence=st.just(0),
@@ -635,7 +635,7 @@ steps = st.builds(
     fills=st.lists(fills, max_size=2).map(tuple),
     position=st.none() | positions,
     account=accounts | linear_accounts,
-    twins=st.lists(twin_steps, max_size=2).map(tuple),
+    shadows=st.lists(shadow_steps, max_size=2).map(tuple),
     state=st.none() | st.binary(max_size=8),
     ledger=st.lists(
         st.builds(

@@ -249,7 +249,7 @@ def figures(reader: Reader) -> str:
     with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
         return repr(
             (headline(record, trades), trades, account.equity, account.held, account.fills,
-             [replace(twin, trades=()) for twin in record.twins], record.bars,
+             [replace(shadow, trades=()) for shadow in record.shadows], record.bars,
              record.decisions.refused_by, record.decisions.sequence, record.states, record.margins)
         )  # fmt: skip
 
@@ -289,7 +289,7 @@ class HistoryBothWays:
                 held = any(repeat.position.quantity for repeat in stretch.repeats.values())
                 self.counted["stretches with a position"] += held
                 self.counted[f"stretches of {len(stretch.repeats)} instruments"] += 1
-                self.counted["stretches of several strategies"] += bool(stretch.twins)
+                self.counted["stretches of several strategies"] += bool(stretch.shadows)
                 noted = any(repeat.notes for repeat in stretch.repeats.values())
                 self.counted["stretches with notes"] += noted
                 self.counted["stretches under a stop"] += bool(engine.broker.resting())
@@ -334,12 +334,12 @@ class HistoryBothWays:
 
     def _check_read(self, reader: Reader, steps: list[Step]) -> None:
         """Compare what is read of the record with the *steps* that were written."""
-        query = "SELECT sequence, twin, equity_text FROM v_twin_equity"
+        query = "SELECT sequence, shadow, equity_text FROM v_shadow_equity"
         assert [*reader.steps("0")] == steps, self._given
         shown = sorted(reader.connection.execute(query))
         due = [
-            (step.sequence, twin.twin, f"{Decimal(twin.account.equity).scaleb(-8):.8f}")
+            (step.sequence, shadow.shadow, f"{Decimal(shadow.account.equity).scaleb(-8):.8f}")
             for step in steps
-            for twin in step.twins
+            for shadow in step.shadows
         ]
         assert shown == sorted(due), self._given

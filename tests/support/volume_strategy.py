@@ -24,7 +24,7 @@ class ByVolume(Strategy):
     """Says what the volume of the bar tells it: a signal with protection, or a list of orders."""
 
     gates = CORE_GATES
-    twins = ("ungated",)
+    shadows = ("ungated",)
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Return what *now* tells."""

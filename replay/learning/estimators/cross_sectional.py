@@ -324,8 +324,8 @@ def portfolio_figures(held: Forecasts) -> dict[str, Any]:
         "turnover_a_day": {name: of.rounded(4)[0] for name, of in means["turnover"].items()},
         "gross": {name: of.rounded(4)[0] for name, of in means["gross"].items()},
         "against_bp_a_day": {
-            name: DailyEstimate(*less.pair).rounded(3)
-            for name, less in compare(held, PORTFOLIOS["net"]).items()
+            name: DailyEstimate(*difference.pair).rounded(3)
+            for name, difference in compare(held, PORTFOLIOS["net"]).items()
         },
     }
 
@@ -515,7 +515,7 @@ class CrossAssetModel(NetworkModel):
 
 
 def _weights_of(model: TogetherModel) -> WeightsAt:
-    """Return what weighs as the strategy of *model* does."""
+    """Return a rule that weighs as the strategy of *model* does."""
 
     def weigh(panel: Panel, rows: Ids) -> Array:
         heads = predicted(model.network, panel, rows).heads
@@ -545,7 +545,7 @@ def usual_return(training: Sequence[Samples], every: int) -> float:
     return float(np.concatenate(returns).std())
 
 
-def usual_error(training: Sequence[Samples]) -> Tensor:
+def correlation_variance(training: Sequence[Samples]) -> Tensor:
     """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
     errors = np.ones(len(training[0].horizons))
     for at in range(len(errors)):
@@ -613,7 +613,7 @@ def folded(part: Tensor, count: int) -> Tensor:
 
 
 def answered(network: CrossAssetNetwork, assets: Tensor, batch: Batch) -> CrossOutputs:
-    """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
+    """Return *network*'s output for *batch* at its labelled rows: [batch, asset, row, ..]."""
     outputs: CrossOutputs = network(batch.values, assets, batch.positions[0])
     if network.config.attention != JOINT:
         return outputs
@@ -642,7 +642,7 @@ def cross_section(
     validation: Sequence[Samples],
     options: FitOptions,
 ) -> MeanLoss:
-    """Return what a network over several assets learns: the sum of all losses, by their shares."""
+    """Return the objective of a network over several assets: all losses by their shares."""
     config, device = network.config, device_of(network)
     learnt = {
         titles(()): True,
@@ -658,7 +658,7 @@ def cross_section(
     shares = torch.from_numpy(loss_shares(config.horizons, options)).float().to(device)
     unit = usual_return(training, config.every)
     costs = PortfolioCosts(fee=cards.ROUND_TRIP_COST / 2.0, unit=unit, aversion=AVERSION)
-    usual = (usual_error(training) if config.factors else torch.ones(1)).to(device)
+    usual = (correlation_variance(training) if config.factors else torch.ones(1)).to(device)
 
     def loss(network: CrossAssetNetwork, batch: Batch) -> Tensor:
         batch = batch.to(device)

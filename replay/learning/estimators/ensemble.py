@@ -39,7 +39,7 @@ from tracepaper.replay.learning.windows import judged_rows
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import HALVES, part_of, restore, tensors_of
+from tracepaper.strategies.forecasters.build import MEMBERS, part_of, restore, tensors_of
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ENSEMBLE_KIND, TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 
@@ -68,7 +68,7 @@ def join(network: FittedModel, rows: FittedModel, data: Dataset, run: FitRun) ->
     """Return the ensemble of two members, its shares fitted on the calibration slice of *data*."""
     tensors = {
         f"{half}.{key}": tensor
-        for half, member in zip(HALVES, (network, rows), strict=True)
+        for half, member in zip(MEMBERS, (network, rows), strict=True)
         for key, tensor in member.tensors.items()
     }
     card = _first_card(network, rows, data, run)
@@ -84,12 +84,12 @@ class EnsembleModel(NetworkModel):
     @cached_property
     def network(self) -> Network:
         """The network with its weights, checked."""
-        return restore(*self._member(HALVES[0]))
+        return restore(*self._member(MEMBERS[0]))
 
     @cached_property
     def rows(self) -> TrainedRows:
         """The model of rows with its arrays, checked."""
-        return RowsModel(*self._member(HALVES[1])).rows
+        return RowsModel(*self._member(MEMBERS[1])).rows
 
     def _member(self, half: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return part_of(self.card, half), tensors_of(self.tensors, half)
@@ -165,13 +165,13 @@ def _first_card(
 ) -> dict[str, Any]:
     """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
     parts = {}
-    for half, member in zip(HALVES, (network, rows), strict=True):
+    for half, member in zip(MEMBERS, (network, rows), strict=True):
         scales = member.card["calibration"]
         kept = {section: member.card[section] for section in _KEPT}
         kept["model"] = {key: kept["model"].get(key, "") for key in ("kind", "name")}
         kept["calibration"] = {key: scales[key] for key in _SCALES if key in scales}
         parts[half] = kept
-    of_network = parts[HALVES[0]]
+    of_network = parts[MEMBERS[0]]
     return {
         "model": cards.model_section(ENSEMBLE, run.name, run.created_ms),
         "architecture": of_network["architecture"],
@@ -230,7 +230,7 @@ def _mixed(table: Forecasts, shares: Mapping[str, float]) -> Forecasts:
 def _gains(rows: Forecasts) -> dict[str, list[float | None]]:
     """Return the mix's QLIKE less that of each member on the same bars, with errors by day."""
     every = compare(rows, LOSSES["qlike"], others=NAMES)
-    return {name: DailyEstimate(*less.pair).rounded() for name, less in every.items()}
+    return {name: DailyEstimate(*difference.pair).rounded() for name, difference in every.items()}
 
 
 def _members_sentence(
@@ -241,7 +241,7 @@ def _members_sentence(
     On few *days* it is not.
     """
     share = card[ENSEMBLE]["network_share"][str(horizon)]
-    kind = card["parts"][HALVES[1]]["model"]["kind"]
+    kind = card["parts"][MEMBERS[1]]["model"]["kind"]
     words = {NAMES[0]: "the network", NAMES[1]: f"the {kind}"}
     changes = " and ".join(
         f"{gains[half][0]:+.4f} ({plus_minus(gains[half][1], '.4f')} by days) from "

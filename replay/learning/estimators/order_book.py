@@ -288,7 +288,7 @@ def figures_of(rows: Forecasts) -> dict[str, Any]:
 
 
 def sentences_of(figures: Mapping[str, Any]) -> list[str]:
-    """Return what an honest reader must know, in words that follow from the figures."""
+    """Return the sentences that a reader must know, as they follow from the figures."""
     lines = [NOTICE]
     for horizon, section in figures.items():
         verdict = "better" if section["is_better"] else "not credibly better"

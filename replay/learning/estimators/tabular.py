@@ -113,7 +113,7 @@ class VarianceModel(FittedModel):
         """Return the forecaster of a run, by which the measures of gates are taken."""
 
     def explained(self, data: Dataset, part: Part, bars: int | None) -> Forecasts | None:
-        """Return what a run says of the calibration slice: no untouched bar is explained."""
+        """Return a run's forecasts of the calibration slice: no untouched bar is explained."""
         return None if part is Part.TEST else super().explained(data, part, bars)
 
     def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
@@ -180,7 +180,7 @@ def spreading(table: Forecasts, spreads: Mapping[str, float]) -> Forecasts:
 
 
 def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:
-    """Return what *model* forecasts of *rows*; its scale is the root of the variance."""
+    """Return the forecasts of *model* for *rows*; their scale is the root of the variance."""
     mean, log_variance = model.answer(rows)
     return {
         "mean": mean.astype(np.float32),

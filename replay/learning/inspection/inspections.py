@@ -66,7 +66,7 @@ PARTS: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> NetworkForecast:
-    """Return what is said of *decision* when *network* sees the last *bars* rows alone.
+    """Return the forecast of *decision* when *network* sees the last *bars* rows alone.
 
     An ensemble's row model sees its own row whatever they are.
     """
@@ -327,7 +327,7 @@ def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
 
 
 def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
-    """Return what each column and each family is worth, on up to *at_most* bars of the test."""
+    """Return the worth of each column and each family, on up to *at_most* bars of the test."""
     parts = subject.labelled(Part.TEST, at_most)
     whole = forecasts_at(subject, parts)
     names = subject.material.schema.names

@@ -56,7 +56,7 @@ from tracepaper.replay.learning.statistics import overfitting
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import HALVES
+from tracepaper.strategies.forecasters.build import MEMBERS
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
@@ -227,7 +227,7 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
             f"--ablate {text} is no change that folds are fitted by: they keep {name} as it is; "
             "change another key."
         )
-    member = member_as_card(card, HALVES[0]) if "parts" in card else card
+    member = member_as_card(card, MEMBERS[0]) if "parts" in card else card
     kind = kind_of(member, is_member=True)
     value = change.typed(kind.sections, f"a recipe of the kind {kind.name}", derived=True)
     before = recipe_of(member).document()[section].get(key)
@@ -239,7 +239,7 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
         raise ConfigInvalid(f"--ablate {text} changes nothing; {section}.{key} is so already.")
     if member is card:
         return other
-    return {**card, "parts": {**card["parts"], HALVES[0]: other}}
+    return {**card, "parts": {**card["parts"], MEMBERS[0]: other}}
 
 
 def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]:

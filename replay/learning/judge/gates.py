@@ -31,6 +31,7 @@ from tracepaper.replay.learning.card import (
     quantiles,
     rounded,
 )
+from tracepaper.replay.learning.holdouts import WHOLE, Holdout
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -46,7 +47,6 @@ from tracepaper.replay.learning.judge.metrics import (
     MetricView,
     curve_of,
 )
-from tracepaper.replay.learning.openings import WHOLE, NamedSpan
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
@@ -116,11 +116,11 @@ class Judgement:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """The card's section, with the verdict of this part."""
     pairs: Forecasts | None = None  # correlations of its symbols, where it has such heads
-    span: NamedSpan = WHOLE
+    holdout: Holdout = WHOLE
     symbols: tuple[str, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
     tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
-    openings: int = 1
+    uses: int = 1
     """Recipes that were judged on the span, this one among them."""
     missing: tuple[str, ...] = ()
     """Sentences about what could not be compared, or counted."""
@@ -144,7 +144,7 @@ class Judgement:
     def heading(self) -> str:
         """What was judged, from when until when."""
         return (
-            f"{self.span.name}: {', '.join(self.symbols)}, {iso(self.from_ms)[:10]} until "
+            f"{self.holdout.name}: {', '.join(self.symbols)}, {iso(self.from_ms)[:10]} until "
             f"{iso(self.until_ms)[:10]}, {self.days} days"
         )
 
@@ -200,7 +200,7 @@ def explained_rows(
     slope: float,
     bars: int,
 ) -> Forecasts:
-    """Return what *forecaster* says at up to *bars* labelled rows, beside what happened next.
+    """Return the forecasts of *forecaster* at up to *bars* labelled rows, with their outcomes.
 
     *part* are the samples of each segment, or of all symbols in each stretch of common closes;
     these share the *bars* equally. Of each the rows are those of ``spread_rows``, after the bars
@@ -233,7 +233,7 @@ def explained_rows(
 def _as_run(
     forecaster: Forecaster, assets: Sequence[Samples], rows: Ints
 ) -> list[list[Forecast | None]]:
-    """Return what a run says at *rows* of each asset, all bars up to them taken in."""
+    """Return a run's forecasts at *rows* of each asset, all bars up to them taken in."""
     before, first, stop = forecaster.context - 1, int(rows[0]), int(rows[-1]) + 1
     taken = slice(first - before, stop)
     series = [of.segment.candles[taken].bars() for of in assets]
@@ -353,7 +353,7 @@ def separate(
 
 
 def traded(explained: Forecasts) -> dict[str, Any]:
-    """Return what gates would have let through, and its net result in basis points a trade."""
+    """Return the trades that gates let through, and their net result in basis points a trade."""
     results: dict[str, Any] = {"bars": len(explained)}
     for rule in RULES:
         opened = np.isfinite(explained.value("net", rule))
@@ -568,7 +568,7 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
 
 
 def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
-    """Return what each confidence gains in accuracy over chance, averaged over coverages."""
+    """Return each confidence's gain in accuracy over chance, averaged over coverages."""
     measured = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
     if rows.gives("confidence"):
         measured[ENTROPY] = rows.value("confidence")
@@ -628,7 +628,7 @@ def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
 
 
 def _worth(rows: Forecasts, gains: Mapping[str, RiskCurve], calm: Array) -> dict[str, Any]:
-    """Return what confidences gain, and what *calm*, of the volatility's error, gains."""
+    """Return the gains of the confidences, and of *calm*, the confidence in the volatility."""
     return {
         "days": len(np.unique(rows.day)),
         "sign": {name: curve.gain.rounded() for name, curve in gains.items()},
@@ -801,7 +801,7 @@ def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str,
 def judged_gates(
     table: Forecasts, explained: Forecasts, section: Mapping[str, Any], second_span_ms: int | None
 ) -> Judgement:
-    """Return what the gates by ``[calibration]`` make of untouched rows *explained*, of *table*.
+    """Return the result of the gates by ``[calibration]`` on untouched rows *explained* of *table*.
 
     Its figures and sentences are those of the gates alone.
     """

@@ -116,7 +116,7 @@ def _factors(rows: Forecasts, *, is_ewma: bool) -> dict[str, list[float]]:
 
 
 def _tail_factors(rows: Forecasts, tails: Array) -> Array:
-    """Return what makes values at risk and shortfalls right, [tail, share, 2]."""
+    """Return the factors that make values at risk and shortfalls right, [tail, share, 2]."""
     factors, lost = np.ones((len(TAILS), len(SHARES), 2)), losses(rows)
     for at in range(len(TAILS)):
         for place, share in enumerate(SHARES):
@@ -156,10 +156,10 @@ def _figures(rows: Forecasts) -> dict[str, Any]:
     sections: dict[str, dict[str, list[float | None]]] = {}
     for head in heads_of(rows):
         section = sections[head] = {key: of.rounded() for key, of in coverage(rows, head).items()}
-        less = compare(rows, HEAD_LOSSES[head])
+        difference = compare(rows, HEAD_LOSSES[head])
         for key, other in (("less_ewma", EWMA), ("less_average_odds", AVERAGE_ODDS)):
-            if other in less:
-                section[key] = DailyEstimate(*less[other].pair).rounded()
+            if other in difference:
+                section[key] = DailyEstimate(*difference[other].pair).rounded()
     return sections
 
 
@@ -253,7 +253,7 @@ def head_tables(forecasts: Forecasts) -> Iterator[Table]:
     title = "Regimes of the coming variance"
     yield table("regimes", title, _REGIMES, of("regimes", _regimes), notes=[_REGIMES_NOTE])
     metrics = {head: HEAD_LOSSES[head] for head in heads}
-    title = "Losses of further heads, beside simpler forecasts (less is better)"
+    title = "Losses of auxiliary heads, beside simpler forecasts (less is better)"
     notes = [NOTE, _LOSSES_NOTE]
     yield forecaster_table("further", title, forecasts, metrics, of="head", notes=notes)
 

@@ -1,4 +1,4 @@
-"""Models judged on spans, alone and compared with others on the same bars.
+"""Models judged on holdouts, alone and compared with others on the same bars.
 
 Features of another schema have another unit of return, which is divided out.
 
@@ -23,6 +23,7 @@ from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import use_threads
 from tracepaper.replay.learning.fitted import DataRequest, FittedModel, read_dataset
+from tracepaper.replay.learning.holdouts import WHOLE, Holdout, HoldoutUse, opened, uses_path
 from tracepaper.replay.learning.inspection.inspections import examined
 from tracepaper.replay.learning.inspection.model import Subject
 from tracepaper.replay.learning.judge.forecasts import (
@@ -31,7 +32,6 @@ from tracepaper.replay.learning.judge.forecasts import (
     forecasts_of,
 )
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs, source_for
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms
@@ -84,7 +84,7 @@ class ClassModel(FittedModel):
         return cls(card, {}, user_model=forecaster)
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Return what the class forecasts of the test part, beside every baseline.
+        """Return the forecasts of the class for the test part, beside every baseline.
 
         Raises ``ConfigInvalid`` where no bar of that part was forecast.
         """
@@ -147,36 +147,36 @@ def answers_of(
     return [answers for answers in parts if len(answers.rows)]
 
 
-# --- a model of any kind on one span
+# --- a model of any kind on one holdout
 
 
 def counted(
     every: Sequence[Judgement], folder: Path | None, recipe: str, model_id: str
 ) -> list[Judgement]:
-    """Return the judgements with how many recipes opened each span, and keep these openings.
+    """Return the judgements with how many recipes opened each holdout, and keep these openings.
 
     *folder* holds the checkpoint; None is a class of one's own.
     """
     judgements = []
     for of in every:
-        new = SpanOpening(recipe, model_id, of.symbols, of.from_ms, of.until_ms)
-        count, sentence = opened(openings_path(folder), new)
+        new = HoldoutUse(recipe, model_id, of.symbols, of.from_ms, of.until_ms)
+        count, sentence = opened(uses_path(folder), new)
         missing = (*of.missing, *([sentence] if sentence else []))
-        judgements.append(replace(of, openings=count, missing=missing))
+        judgements.append(replace(of, uses=count, missing=missing))
     return judgements
 
 
 def judge_model(
-    model: FittedModel, data: Dataset, span: NamedSpan = WHOLE, *, bars: int | None = None
+    model: FittedModel, data: Dataset, holdout: Holdout = WHOLE, *, bars: int | None = None
 ) -> Judgement:
-    """Return the judgement of *model* on *span* of the time that it did not learn from.
+    """Return the judgement of *model* on *holdout* of the time that it did not learn from.
 
     *bars* are explained, for the gates; by default as many as can be in minutes.
     """
-    data, missing = data.spanned(span).with_known_baselines()
+    data, missing = data.spanned(holdout).with_known_baselines()
     return replace(
         model.judge(data, bars=bars),
-        span=span,
+        holdout=holdout,
         symbols=data.symbols(Part.TEST),
         card=model.card,
         missing=(*data.notes, *missing),
@@ -200,7 +200,7 @@ def rival_forecasts(model: FittedModel, data: Dataset, judgement: Judgement) -> 
             "a common horizon"
         )
     # The judged rows alone, with the baselines that need no fitting.
-    same = data.spanned(judgement.span).compared(np.unique(rows.keys))
+    same = data.spanned(judgement.holdout).compared(np.unique(rows.keys))
     rival = model.answers(same, Part.TEST)
     if not (rows.places(rival) >= 0).any():
         raise ConfigInvalid(f"it answers none of the {rows.unit} that the judged model answers")
@@ -211,7 +211,7 @@ def rival_forecasts(model: FittedModel, data: Dataset, judgement: Judgement) -> 
 
 
 def source_of(name: str) -> DataSource:
-    """Return what the checkpoint *name* reads; a class of one's own reads bars."""
+    """Return the kind of input of the checkpoint *name*; a custom class reads bars."""
     folder = locate(name)
     return kind_of(read_card(folder)).model.source if is_checkpoint(folder) else DataSource.BARS
 
@@ -296,7 +296,7 @@ class ModelReader(NamedTuple):
 
 
 class ModelJudgement(NamedTuple):
-    """One model's judgement of every span, and the others compared, by name and id."""
+    """One model's judgement of every holdout, and the others compared, by name and id."""
 
     model_id: str
     recipe: str  # its hash
@@ -306,7 +306,7 @@ class ModelJudgement(NamedTuple):
     compared: tuple[tuple[str, str], ...] = ()
 
     def compared_with(self, name: str, reader: ModelReader) -> ModelJudgement:
-        """Return it with what the model *name* says of the same bars, which opens each span."""
+        """Return it with what the model *name* says of the same bars, which opens each holdout."""
         of = reader.read(name, interval_ms=self.interval_ms, is_rival=True)
         if of.model_id in (self.model_id, *(other for _, other in self.compared)):
             raise ConfigInvalid(
@@ -327,7 +327,7 @@ class ModelJudgement(NamedTuple):
             raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
         opened = counted(every, of.folder, of.recipe, of.model_id)
         every = [
-            replace(judgement, openings=before.openings)
+            replace(judgement, uses=before.uses)
             for judgement, before in zip(opened, self.every, strict=True)
         ]
         return self._replace(every=every, compared=(*self.compared, (name, of.model_id)))
@@ -336,13 +336,13 @@ class ModelJudgement(NamedTuple):
 def judge_named(
     reader: ModelReader,
     name: str,
-    spans: Sequence[NamedSpan],
+    holdouts: Sequence[Holdout],
     inspections: Mapping[str, int],
     bars: int | None,
     *,
     rivals: Sequence[str] = (),
 ) -> ModelJudgement:
-    """Judge the model *name* on every span beside *rivals*, and make its *inspections*."""
+    """Judge the model *name* on every holdout beside *rivals*, and make its *inspections*."""
     for rival in rivals:
         kinds = [source_of(of) == DataSource.ORDER_BOOKS for of in (name, rival)]
         if kinds[0] is not kinds[1]:
@@ -353,7 +353,7 @@ def judge_named(
     of = reader.read(name)
     # First, for they refuse what cannot be had before minutes have passed.
     findings = list(examined(Subject.of(of.model, of.data), inspections)) if inspections else []
-    every = [judge_model(of.model, of.data, span, bars=bars) for span in spans]
+    every = [judge_model(of.model, of.data, holdout, bars=bars) for holdout in holdouts]
     every = counted(every, of.folder, of.recipe, of.model_id)
     judged = ModelJudgement(of.model_id, of.recipe, of.data.interval_ms, every, findings)
     for rival in rivals:

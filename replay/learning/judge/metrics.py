@@ -295,8 +295,8 @@ def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
                 suffix = "" if name == MODEL else f"_{name}"
                 at[f"{key}{suffix}"] = estimate(metric, view).rounded()
                 if suffix:
-                    less = metric.terms(every[MODEL]) - metric.terms(view)
-                    at[f"{key}_less{suffix}"] = mean(less, rows.day).rounded()
+                    difference = metric.terms(every[MODEL]) - metric.terms(view)
+                    at[f"{key}_less{suffix}"] = mean(difference, rows.day).rounded()
         elif every:
             at[key] = {
                 model if name == MODEL else name: estimate(metric, view).rounded()
@@ -816,7 +816,7 @@ def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, A
     return {
         PAIRED: {
             str(horizon): {
-                name: {other: less.rounded() for other, less in differences.items()}
+                name: {other: difference.rounded() for other, difference in differences.items()}
                 for name in ("sign", "qlike")
                 if (differences := compare(rows, LOSSES[name], leave=leave))
             }
@@ -834,11 +834,11 @@ NOTE: Final = (
 )
 
 
-def verdict_of(metric: Metric, less: DayDifference) -> str:
+def verdict_of(metric: Metric, difference: DayDifference) -> str:
     """Return the verdict of a difference of *metric*; none of too few days."""
-    if less.days < metric.least_days:
+    if difference.days < metric.least_days:
         return FEW
-    return verdict(less, is_less_better=metric.less_is_better is not False)
+    return verdict(difference, is_less_better=metric.less_is_better is not False)
 
 
 def forecaster_table(
@@ -874,16 +874,21 @@ def forecaster_table(
                     "value": estimate(metric, view.where(usable)),
                 }
                 if name in against:
-                    less = against[name]
-                    verdict = verdict_of(metric, less)
-                    row |= {"less": less.pair, "p": less.p, "verdict": verdict, "days": less.days}
+                    difference = against[name]
+                    verdict = verdict_of(metric, difference)
+                    row |= {
+                        "difference": difference.pair,
+                        "p": difference.p,
+                        "verdict": verdict,
+                        "days": difference.days,
+                    }
                 rows.append(row)
     columns = [
         *([of_row(of, of, "text")] if of else []),
         of_row("forecaster", "forecaster", "text"),
         of_row("horizon", forecasts.unit, "count"),
         of_row("value", "value", "measure"),
-        of_row("less", f"{words(model)} less it", "measure"),
+        of_row("difference", f"{words(model)} less it", "measure"),
         of_row("p", "p", "measure"),
         of_row("verdict", f"{words(model)} is", "text"),
         of_row("days", "days", "count", wide=True),

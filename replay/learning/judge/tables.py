@@ -1,7 +1,7 @@
 """Every table and chart of a judgement, named once: terminal, page and JSON follow.
 
-A row of ``SHOWN`` makes the tables of one span and may draw a chart, one of ``ACROSS`` makes those
-of all spans. Estimates are pairs of value and standard error by day.
+A row of ``SHOWN`` makes the tables of one holdout and may draw a chart, one of ``ACROSS`` makes those
+of all holdouts. Estimates are pairs of value and standard error by day.
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ def qlike_by_day(judgement: Judgement) -> ChartPanel | None:
     days, at = np.unique(rows.day, return_inverse=True)
     layers: list[Layer] = [RuleLayer(0.0)]
     for place, name in enumerate(name for name in losses if name != MODEL):
-        less: Array = losses[MODEL] - losses[name]
-        total = np.cumsum(np.bincount(at, less) / np.bincount(at))
+        difference: Array = losses[MODEL] - losses[name]
+        total = np.cumsum(np.bincount(at, difference) / np.bincount(at))
         role = _ROLES[place % len(_ROLES)]
         dash = _DASHES[place // len(_ROLES)]
         times = (days * DAY_MS).tolist()
@@ -329,7 +329,7 @@ def _risk(judgement: Judgement) -> Iterable[Table]:
 
 
 def _scores(judgement: Judgement) -> Iterable[Table]:
-    """Return what is judged of books, assets, their pairs and portfolios, beside others."""
+    """Return the tables of books, assets, their pairs and portfolios, beside others."""
     yield from scores_of(judgement.forecasts)
     if (pairs := judgement.pairs) is not None:
         note = f"Of one-bar returns to the horizon, pairs {', '.join(pairs.names.values())}."
@@ -415,11 +415,11 @@ def _gates(judgement: Judgement) -> Iterable[Table]:
     yield table("gates", title, columns, rows)
 
 
-# --- all spans together
+# --- all holdouts together
 
 
 def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Return which measures of confidence are credible on every span."""
+    """Return which measures of confidence are credible on every holdout."""
     if len(every) < 2:
         return
     areas = [confidence_areas(judgement) for judgement in every]
@@ -434,22 +434,22 @@ def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
     columns = [of_row("measure", "measure", "text")]
     columns += [of_row(risk, metric.title, "text") for risk, metric in RISKS.items()]
     yield table(
-        "confidence_spans", "Credibly better than a random gate on every span", columns, rows
+        "confidence_holdouts", "Credibly better than a random gate on every holdout", columns, rows
     )
 
 
 def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Return against which other models the verdict is one on every span."""
+    """Return against which other models the verdict is one on every holdout."""
     if len(every) < 2:
         return
     first, rows = every[0].forecasts, list[Cells]()
     for metric in compared_by(first).values():
         for horizon in first.horizons:
-            spans = [
+            holdouts = [
                 compare(of.forecasts.at(horizon), metric, others=first.compared) for of in every
             ]
-            for name in (each for each in first.compared if all(each in of for of in spans)):
-                verdicts = {verdict_of(metric, of[name]) for of in spans}
+            for name in (each for each in first.compared if all(each in of for of in holdouts)):
+                verdicts = {verdict_of(metric, of[name]) for of in holdouts}
                 verdict = verdicts.pop() if len(verdicts) == 1 else "mixed"
                 cells = {"model": name, "metric": metric.title, "verdict": verdict}
                 rows.append({**cells, "horizon": horizon})
@@ -459,18 +459,20 @@ def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
         of_row("horizon", first.unit, "count"),
         of_row("verdict", f"{words(MODEL)} is", "text"),
     ]
-    yield table("beside_spans", "The model against each other model on every span", columns, rows)
+    yield table(
+        "beside_holdouts", "The model against each other model on every holdout", columns, rows
+    )
 
 
 def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Return what rules of trading made, where a second span stands beside the first."""
+    """Return what rules of trading made, where a second holdout stands beside the first."""
     traded = [judgement for judgement in every if judgement.explained is not None]
     if not traded:
         return
     title = "Trades of the gates' horizon, net of the taker's round trip and before slippage"
     if len(traded) < 2:
         note = (
-            "No figure of trading is shown of one span: give a second untouched one to repeat it, "
+            "No figure of trading is shown of one holdout: give a second untouched one to repeat it, "
             "--holdout A=…,B=…."
         )
         yield Table("trades", title, (), (), (note,))
@@ -480,14 +482,14 @@ def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
 
 _TRADE_NOTE: Final = (
     "Ungated is what a random gate is expected to make. Repeated: of one sign, and credible by "
-    f"{FEW_DAYS} days or more, on every span. Sharpe probabilities are by day, from thirty days "
-    "on, and not of a year; deflated by the rules tried times the recipes that opened the span."
+    f"{FEW_DAYS} days or more, on every holdout. Sharpe probabilities are by day, from thirty days "
+    "on, and not of a year; deflated by the rules tried times the recipes that opened the holdout."
 )
 
 
 _TRADES: Final = (
     of_row("rule", "rule", "text"),
-    of_row("span", "span", "text"),
+    of_row("holdout", "holdout", "text"),
     of_row("days_judged", "days judged", "count", wide=True),
     of_row("bars_per_1000", "of 1,000 bars", "days"),
     of_row("trades", "trades", "count"),
@@ -501,7 +503,7 @@ _TRADES: Final = (
 
 
 def _trade_rows(traded: Sequence[Judgement]) -> Iterator[Cells]:
-    """Yield what each rule of trading made on each span."""
+    """Yield what each rule of trading made on each holdout."""
     for rule in RULES:
         results = [judgement.figures["gates"]["traded"][rule] for judgement in traded]
         repeated = _repeated(results)
@@ -511,10 +513,10 @@ def _trade_rows(traded: Sequence[Judgement]) -> Iterator[Cells]:
             every = (metrics.sharpe(net, 1.0) for net in nets.values())
             ratios = [ratio for ratio in every if ratio is not None]  # of the rules that traded
             variance = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
-            daily, trials = nets[rule], len(RULES) * judgement.openings
+            daily, trials = nets[rule], len(RULES) * judgement.uses
             row: dict[str, Value] = {
                 "rule": words(rule),
-                "span": judgement.span.name,
+                "holdout": judgement.holdout.name,
                 "days_judged": judgement.days,
                 **{key: each[key] for key in ("bars_per_1000", "trades", "days")},
                 "trials": trials,
@@ -532,10 +534,10 @@ def _trade_rows(traded: Sequence[Judgement]) -> Iterator[Cells]:
 
 
 def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
-    """Return whether a result is credible and of one sign on every span, by its own days."""
+    """Return whether a result is credible and of one sign on every holdout, by its own days."""
     net = [each["net_bp"] for each in traded if "net_bp" in each]
     if len(net) < len(traded):
-        return "not traded on every span"
+        return "not traded on every holdout"
     sure = [metrics.is_credible(value, error) for value, error in net]
     signs = {np.sign(value) for value, _ in net}
     if not all(sure) or len(signs) > 1:
@@ -544,10 +546,10 @@ def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Name what was judged, with its rows and how many recipes opened each span."""
+    """Name what was judged, with its rows and how many recipes opened each holdout."""
     unit = every[0].forecasts.unit
     columns: list[Figure[Judgement]] = [
-        Figure("span", "span", "text", lambda judgement: judgement.span.name),
+        Figure("holdout", "holdout", "text", lambda judgement: judgement.holdout.name),
         Figure("from", "from", "text", lambda judgement: iso(judgement.from_ms)[:10]),
         Figure("until", "until", "text", lambda judgement: iso(judgement.until_ms)[:10]),
         Figure("days", "days", "count", lambda judgement: judgement.days),
@@ -555,17 +557,17 @@ def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
         Figure(
             "symbols", "symbols", "text", lambda judgement: ", ".join(judgement.symbols), wide=True
         ),
-        Figure("openings", "opened by", "count", lambda judgement: judgement.openings),
+        Figure("uses", "used by", "count", lambda judgement: judgement.uses),
     ]
-    note = "Opened by: how many recipes were judged on the span."
-    yield table("spans", "What was judged", columns, every, notes=[note])
+    note = "Used by: how many recipes were judged on the holdout."
+    yield table("holdouts", "What was judged", columns, every, notes=[note])
 
 
 # --- all of them
 
 
-class SpanFigure(NamedTuple):
-    """What is shown of a span: its tables, and a chart with the sentence under it."""
+class HoldoutFigure(NamedTuple):
+    """What is shown of a holdout: its tables, and a chart with the sentence under it."""
 
     tables: Callable[[Judgement], Iterable[Table]]
     chart: Callable[[Judgement], ChartPanel | None] | None = None
@@ -573,49 +575,49 @@ class SpanFigure(NamedTuple):
 
 
 SHOWN: Final = (
-    SpanFigure(_forecasts),
-    SpanFigure(_probabilities),
-    SpanFigure(
+    HoldoutFigure(_forecasts),
+    HoldoutFigure(_probabilities),
+    HoldoutFigure(
         _paired,
         qlike_by_day,
         "QLIKE by day: the sum so far of the model's less that of each baseline. A line that falls "
         "is a baseline that the model beats.",
     ),
-    SpanFigure(_rivals),
-    SpanFigure(
+    HoldoutFigure(_rivals),
+    HoldoutFigure(
         _intervals,
         coverage_by_week,
         "Coverage of the 90 % interval by week; the pale line is what it claims.",
     ),
-    SpanFigure(density_tables),
-    SpanFigure(_risk),
-    SpanFigure(lambda judgement: head_tables(judgement.forecasts)),
-    SpanFigure(_scores),
-    SpanFigure(
+    HoldoutFigure(density_tables),
+    HoldoutFigure(_risk),
+    HoldoutFigure(lambda judgement: head_tables(judgement.forecasts)),
+    HoldoutFigure(_scores),
+    HoldoutFigure(
         _calibration,
         reliability,
         "How often a forecast direction came true, by its probability; on the line both are equal.",
     ),
-    SpanFigure(
+    HoldoutFigure(
         _confidence,
         lambda judgement: risk_coverage(curves_of(judgement)),
         "Risk of the surest bars by the share that is answered, less that of a random gate of "
         "equal coverage; pooled over horizons. Below zero the measure knows.",
     ),
-    SpanFigure(_gates),
+    HoldoutFigure(_gates),
 )
-"""What is shown of each span, in order."""
+"""What is shown of each holdout, in order."""
 ACROSS: Final = (_on_both, _rivals_on_every, _trades, _spans)
-"""What makes the tables of all spans together."""
+"""What makes the tables of all holdouts together."""
 
 
 def tables_of(judgement: Judgement) -> list[Table]:
-    """Return every table of one span that has rows, or something to say instead."""
+    """Return every table of one holdout that has rows, or something to say instead."""
     return _present(each for entry in SHOWN for each in entry.tables(judgement))
 
 
 def tables_across(every: Sequence[Judgement]) -> list[Table]:
-    """Return every table of all spans together that has rows, or something to say instead."""
+    """Return every table of all holdouts together that has rows, or something to say instead."""
     return _present(each for of in ACROSS for each in of(every))
 
 
@@ -627,7 +629,7 @@ def _present(tables: Iterable[Table]) -> list[Table]:
 
 
 def show(console: Console, every: Sequence[Judgement], findings: Sequence[Table]) -> None:
-    """Print the tables and caveats of each span, those of all together, and the *findings*."""
+    """Print the tables and caveats of each holdout, those of all together, and the *findings*."""
     parts: list[Part] = []
     for judgement in every:
         sentences = [Paragraph(f"• {sentence}") for sentence in judgement.caveats]
@@ -638,21 +640,21 @@ def show(console: Console, every: Sequence[Judgement], findings: Sequence[Table]
 def as_document(model_id: str, recipe: str, every: Sequence[Judgement]) -> dict[str, Any]:
     """Return the judgement as plain values; estimates are ``{"value", "error"}``.
 
-    ``figures`` and ``sentences`` are the first span's; every table is a list of rows by its key.
+    ``figures`` and ``sentences`` are the first holdout's; every table is a list of rows by its key.
     """
     return {
         "id": model_id,
         "recipe": recipe,
         "figures": every[0].figures,
         "sentences": every[0].caveats,
-        "spans": [
+        "holdouts": [
             {
-                "name": judgement.span.name,
+                "name": judgement.holdout.name,
                 "from_ms": judgement.from_ms,
                 "until_ms": judgement.until_ms,
                 "days": judgement.days,
                 "symbols": list(judgement.symbols),
-                "openings": judgement.openings,
+                "uses": judgement.uses,
                 "figures": judgement.figures,
                 "sentences": judgement.caveats,
                 "tables": documents(tables_of(judgement)),
@@ -664,8 +666,8 @@ def as_document(model_id: str, recipe: str, every: Sequence[Judgement]) -> dict[
 
 
 def judgement_document(model_id: str, every: Sequence[Judgement]) -> TitledParts:
-    """Return the judgement of all spans as a document."""
-    parts: list[Part] = [Paragraph("All spans", "heading"), *tables_across(every)]
+    """Return the judgement of all holdouts as a document."""
+    parts: list[Part] = [Paragraph("All holdouts", "heading"), *tables_across(every)]
     for judgement in every:
         parts.append(Paragraph(judgement.heading, "heading"))
         parts += [Paragraph(sentence, "item") for sentence in judgement.caveats]

@@ -708,14 +708,14 @@ def test_what_quotes_moved_stays_once_a_bar_came_whose_quotes_were_seen() -> Non
     assert [fill.price for fill in fills(steps_of(engine, later))] == [10_390]
 
 
-# ---------------------------------------------------------------- twins and state
+# ---------------------------------------------------------------- shadows and state
 
 
-def test_a_twin_is_protected_alike() -> None:
+def test_a_shadow_is_protected_alike() -> None:
     events = flat_bars(6)
     events[2] = STOPPED
     signals = {0: long(stop=98.0), 3: long(stop=98.0)}
-    steps = steps_of(machine(signals, twins=("ungated",)), events)
-    twins = [twin for step in steps for twin in step.twins]
-    assert [fill.price for twin in twins for fill in twin.fills] == [10_000, 9_800]
-    assert twins[-1].position == steps[-1].position
+    steps = steps_of(machine(signals, shadows=("ungated",)), events)
+    shadows = [shadow for step in steps for shadow in step.shadows]
+    assert [fill.price for shadow in shadows for fill in shadow.fills] == [10_000, 9_800]
+    assert shadows[-1].position == steps[-1].position

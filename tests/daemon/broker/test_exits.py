@@ -370,12 +370,12 @@ def test_exits_survive_a_restart_at_any_bar() -> None:
         assert [step.orders for step in again] == [step.orders for step in expected[cut:]]
 
 
-def test_a_twin_has_the_same_exits() -> None:
+def test_a_shadow_has_the_same_exits() -> None:
     steps = steps_of(
-        machine({0: long()}, twins=("ungated",), exits={"time_limit": "2m"}), flat_bars(5)
+        machine({0: long()}, shadows=("ungated",), exits={"time_limit": "2m"}), flat_bars(5)
     )
-    twins = [fill.reason for step in steps for twin in step.twins for fill in twin.fills]
-    assert twins == ["up", "exits.time_limit 2m"]
+    shadows = [fill.reason for step in steps for shadow in step.shadows for fill in shadow.fills]
+    assert shadows == ["up", "exits.time_limit 2m"]
 
 
 # ---------------------------------------------------------------- by forecast and by size
@@ -470,7 +470,7 @@ def test_a_run_under_exits_is_verified_and_its_reasons_are_reported(tmp_path: Pa
     }
     database = tmp_path / "run.db"
     with tracepaper.backtest("sma_cross", CANDLES, config=config, db=database) as run:
-        assert run.verify().holds
+        assert run.verify().passes
         reasons = set(run.trades["exit_reason"])
     assert reasons == {
         "exits.stop_loss 0.5 %",

@@ -334,11 +334,11 @@ async def test_an_answer_is_not_waited_for_where_nothing_is_read() -> None:
 
 async def test_a_ban_at_the_door_is_followed_by_silence() -> None:
     async with ScriptedServer() as server:
-        server.refuse_status = 403
+        server.reject_status = 403
         async with running(server) as (setup, stream):
             await until(lambda: setup.cooldown.ends_s > 0)
             assert setup.cooldown.ends_s == setup.clock.network_s() + 600
-            server.refuse_status = 0
+            server.reject_status = 0
             banned_ends_s = setup.cooldown.ends_s
             await setup.clock.run(stream.answered.is_set, step_s=5)
             assert setup.clock.network_s() >= banned_ends_s
@@ -353,11 +353,11 @@ DOORS = (
 @pytest.mark.parametrize(("status", "place"), DOORS)
 async def test_a_refused_door_is_knocked_at_again(status: int, place: str) -> None:
     async with ScriptedServer() as server:
-        server.refuse_status, server.sends_on_to = status, place
+        server.reject_status, server.sends_on_to = status, place
         async with running(server) as (setup, stream):
             await setup.clock.run(lambda: setup.clock.network_s() > 1_010)
             assert not stream.answered.is_set()
-            server.refuse_status = 0
+            server.reject_status = 0
             await setup.clock.run(stream.answered.is_set)
 
 

@@ -62,7 +62,7 @@ def test_verify_names_what_was_changed_and_exits_with_1(path: Path, cli: Cli) ->
     code, out, _ = cli("audit", "verify", "plain", "--db", path, "--json")
     assert code == 1
     document = json.loads(out)
-    assert (document["holds"], document["steps"]) == (False, 0)
+    assert (document["passes"], document["steps"]) == (False, 0)
     assert document["problem"]["sequence"] == 0
     assert cli("audit", "verify", "rich", "--db", path)[0] == 0
 
@@ -221,7 +221,7 @@ def test_every_run_is_checked_at_once(path: Path, cli: Cli) -> None:
     assert cli("audit", "verify", "--db", path)[0] == 0  # the newest is whole
     code, out, _ = cli("audit", "verify", "--all", "--db", path, "--json")
     assert code == 1
-    assert [run["holds"] for run in json.loads(out)] == [False, True]
+    assert [run["passes"] for run in json.loads(out)] == [False, True]
     code, _, err = cli("audit", "verify", "rich", "--all", "--db", path)
     assert (code, "neither a run nor --head" in err) == (2, True)
 

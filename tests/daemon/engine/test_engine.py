@@ -480,18 +480,20 @@ def test_a_position_that_outlives_its_horizon_is_closed() -> None:
     )
 
 
-def test_the_ungated_twin_trades_what_judgement_refused() -> None:
+def test_the_ungated_shadow_trades_what_judgement_refused() -> None:
     unsure = forecast(0.01, explained=explanation(confidence=0.01))
     got = answered(attention(), [None, None, unsure, unsure])
-    (twin,) = got[-1].twins
-    assert twin.twin == "ungated"
-    assert (len(twin.fills), twin.position.quantity) == (1, 1_000)
+    (shadow,) = got[-1].shadows
+    assert shadow.shadow == "ungated"
+    assert (len(shadow.fills), shadow.position.quantity) == (1, 1_000)
     assert present(got[-1].position).quantity == 0
 
 
-def test_the_twin_does_not_trade_on_inputs_that_cannot_be_believed() -> None:
+def test_the_shadow_does_not_trade_on_inputs_that_cannot_be_believed() -> None:
     got = answered(attention(), [forecast(0.01), forecast(0.01)])  # not warm yet
-    assert all(twin.position.quantity == 0 and not twin.fills for s in got for twin in s.twins)
+    assert all(
+        shadow.position.quantity == 0 and not shadow.fills for s in got for shadow in s.shadows
+    )
 
 
 def test_edge_compares_the_calibrated_mean_with_the_round_trip_cost() -> None:

@@ -117,12 +117,12 @@ def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
 
 def test_what_moves_an_order_of_a_shadow_account_alone_is_saved() -> None:
     limit = {"max_exposure": "1"}
-    engine = machine({0: long(trailing=1.0)}, twins=("ungated",), risk=limit)
+    engine = machine({0: long(trailing=1.0)}, shadows=("ungated",), risk=limit)
     steps = steps_of(engine, [*flat_bars(3), path(3, 10_000, 10_050, 9_990, 10_050)])
     assert [held(step) for step in steps] == [0] * 4
     *_, moved = steps
-    assert moved.twins[0].position.quantity == 1_000
-    assert not moved.twins[0].fills
+    assert moved.shadows[0].position.quantity == 1_000
+    assert not moved.shadows[0].fills
     assert moved.state is not None
 
 

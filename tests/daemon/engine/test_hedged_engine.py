@@ -61,7 +61,7 @@ def scripted(says: dict[str, Any], **options: Any) -> Engine:
 
 
 def sides(step: Step) -> tuple[int, int]:
-    long, short = (twin.position.quantity for twin in step.twins)
+    long, short = (shadow.position.quantity for shadow in step.shadows)
     return long, short
 
 
@@ -105,14 +105,14 @@ def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
 
 
 def test_a_shadow_account_of_the_same_decisions_is_the_run() -> None:
-    config = configured({"seed": 4, "twins": ["ungated"]})
+    config = configured({"seed": 4, "shadows": ["ungated"]})
     steps = run(built(config, FillModel.QUOTE), walk(4, quotes=True, shocks=True))
     for step in steps:
-        for shadow in step.twins[2:]:
+        for shadow in step.shadows[2:]:
             assert (shadow.position, shadow.account) == (step.position, step.account)
             fills = [replace(fill, order_id="") for fill in step.fills]
             assert [replace(fill, order_id="") for fill in shadow.fills] == fills
-    assert {fill.position_side for step in steps for fill in step.twins[2].fills} == {LONG, SHORT}
+    assert {fill.position_side for step in steps for fill in step.shadows[2].fills} == {LONG, SHORT}
 
 
 def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
@@ -167,7 +167,7 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
     assert decided is not None
     assert (decided.action, decided.reason) == (Action.FLAT, "horizon")
     assert decided.target_quantity == sides(steps[7])[0]
-    confirmed = [[twin.twin for twin in step.twins if twin.confirmed] for step in steps]
+    confirmed = [[shadow.shadow for shadow in step.shadows if shadow.confirmed] for step in steps]
     assert confirmed[1:5] == [["LONG"], [], ["SHORT"], ["LONG"]]
 
 
@@ -288,7 +288,7 @@ def test_a_side_that_a_mark_reaches_is_liquidated_and_the_other_one_stands() -> 
     liquidated = steps[6]
     assert [(f.position_side, f.model) for f in liquidated.fills] == [(LONG, FillModel.LIQUIDATION)]
     assert sides(liquidated)[0] == 0 > sides(liquidated)[1]
-    margin = steps[5].twins[0].position.margin
+    margin = steps[5].shadows[0].position.margin
     lost = steps[5].account.cash - liquidated.account.cash
     assert 0 < lost <= margin
 
@@ -339,8 +339,10 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
     for event in events:
         steps.append(engine.step(event, None))
         check_account(engine.broker.account)
-    before, after = steps[-2].twins, steps[-1].twins
-    assert [twin.position.margin for twin in before] == [twin.position.margin for twin in after]
+    before, after = steps[-2].shadows, steps[-1].shadows
+    assert [shadow.position.margin for shadow in before] == [
+        shadow.position.margin for shadow in after
+    ]
     assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
 
 

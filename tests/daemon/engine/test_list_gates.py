@@ -30,7 +30,7 @@ class Says(Strategy):
 
     warmup = 1
     gates = Strategy.gates | {"direction"}
-    twins = ("ungated",)
+    shadows = ("ungated",)
     answers: tuple[Orders | Signal, ...] = ()
 
     def __init__(self) -> None:
@@ -44,10 +44,10 @@ def engine(
     *answers: Orders | Signal,
     execution: FillModel = FillModel.NEXT_OPEN,
     gates: frozenset[str] = Strategy.gates,
-    twins: tuple[str, ...] = Says.twins,
+    shadows: tuple[str, ...] = Says.shadows,
     **sections: dict[str, Any],
 ) -> Engine:
-    kind = type("Told", (Says,), {"answers": answers, "gates": gates, "twins": twins})
+    kind = type("Told", (Says,), {"answers": answers, "gates": gates, "shadows": shadows})
     return engine_of(
         {"strategy": {"name": "sma_cross"}, **sections}, execution=execution, strategy=kind()
     )
@@ -111,23 +111,23 @@ def _plant(machine: Engine, request: OrderRequest) -> None:
     )
 
 
-def test_the_twin_sends_the_whole_list_whatever_judgement_says() -> None:
+def test_the_shadow_sends_the_whole_list_whatever_judgement_says() -> None:
     machine = engine(listed(buy(1)), gates=Strategy.gates | {"direction"})
     step(machine, 0)
-    (twin,) = step(machine, 1).twins
-    assert [fill.quantity for fill in twin.fills] == [1_000]
-    assert twin.position.quantity == 1_000
+    (shadow,) = step(machine, 1).shadows
+    assert [fill.quantity for fill in shadow.fills] == [1_000]
+    assert shadow.position.quantity == 1_000
 
 
 @pytest.mark.parametrize(("extra", "bought"), [(set(), 1_000), ({"edge"}, 0)])
-def test_a_twin_without_a_gate_sends_the_list_that_no_other_gate_refuses(
+def test_a_shadow_without_a_gate_sends_the_list_that_no_other_gate_refuses(
     extra: set[str], bought: int
 ) -> None:
     gates = Strategy.gates | {"direction"} | extra
-    machine = engine(listed(buy(1)), gates=gates, twins=("no_direction",))
+    machine = engine(listed(buy(1)), gates=gates, shadows=("no_direction",))
     step(machine, 0)
-    (twin,) = step(machine, 1).twins
-    assert twin.position.quantity == bought
+    (shadow,) = step(machine, 1).shadows
+    assert shadow.position.quantity == bought
 
 
 def test_integrity_refuses_the_whole_list() -> None:

@@ -81,8 +81,8 @@ def plain(fills: Sequence[Fill]) -> list[tuple[Any, ...]]:
 
 
 def shadow(step: Step) -> list[tuple[Any, ...]]:
-    named = [twin for twin in step.twins if twin.twin == "ungated"]
-    return [(plain(twin.fills), twin.position, twin.account) for twin in named]
+    named = [shadow for shadow in step.shadows if shadow.shadow == "ungated"]
+    return [(plain(shadow.fills), shadow.position, shadow.account) for shadow in named]
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(
         "execution": COSTS,
     }
     options = {"seed": seed}
-    strategy = {"name": of, "options": options, "twins": ["ungated"]}
+    strategy = {"name": of, "options": options, "shadows": ["ungated"]}
     alone = built(load(None, {**common, "strategy": strategy}), model)
-    both = several(model, options, {"says": {}}, of=of, twins=["ungated"], **common)
+    both = several(model, options, {"says": {}}, of=of, shadows=["ungated"], **common)
     filled = 0
     for event in jumping(random.Random(seed), 60, quotes=bool(seed % 2)):
         first, two = alone.step(event, None), both.step(event, None)

@@ -231,7 +231,7 @@ def test_a_strategy_without_equity_is_closed() -> None:
 @pytest.mark.parametrize("reset", ["day", "week", "month"])
 def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> None:
     spans = {"day": 24 * 60, "week": 7 * 24 * 60, "month": 31 * 24 * 60}
-    engine = built(configured(reset=reset, twins=["ungated"]))
+    engine = built(configured(reset=reset, shadows=["ungated"]))
     accounts = engine.broker.account, engine.broker.shadows["ungated"]
     first = bars(60, seed=3)
     events = [*first]
@@ -369,7 +369,7 @@ def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
 
 def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_does() -> None:
     names = ("ungated", "no_edge")
-    attention = {"name": "attention", "share": "0.5", "twins": list(names)}
+    attention = {"name": "attention", "share": "0.5", "shadows": list(names)}
     gates = {"confidence": "0", "collapse": "0", "direction": "0", "shift": "1", "edge": "0"}
     config = resolved(
         load(
@@ -419,7 +419,7 @@ def test_in_hedge_mode_the_sides_of_two_stand_together_and_each_crosses_by_itsel
     says = {"0": ["LONG"], "3": ["FLAT"]}, {"0": ["SHORT"], "3": ["LONG"]}
     engine = hedged(*says)
     steps = run(engine, list(bars(6)))
-    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    sides = [[shadow.position.quantity for shadow in step.shadows[:2]] for step in steps]
     assert sides == [[0, 0], *[[400, -400]] * 5]
     assert [sorted(fill.side for fill in step.fills) for step in steps[:3]] == [
         [], ["BUY", "SELL"], [],
@@ -440,7 +440,7 @@ def test_in_hedge_mode_a_limit_counts_both_sides_of_all_and_refuses_no_exit() ->
     steps = run(engine, list(bars(8)))
     refused = [step.decision.refused_by if step.decision else None for step in steps]
     assert refused == [None, None, None, "risk.notional", None, None, None, None]
-    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    sides = [[shadow.position.quantity for shadow in step.shadows[:2]] for step in steps]
     assert sides[2:] == [[400, -400]] * 4 + [[0, -400]] * 2
 
 

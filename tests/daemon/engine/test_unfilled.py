@@ -1,4 +1,4 @@
-"""No silent flat: an allowed bar ends in a position, an order or a reason, and twins alike."""
+"""No silent flat: an allowed bar ends in a position, an order or a reason, and shadows alike."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tracepaper.strategies.units import DAY_MS
 class Wants(Strategy):
     """Signals the given actions, one a bar, and then the last one for ever."""
 
-    twins = ("ungated",)
+    shadows = ("ungated",)
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._actions = [Action(name) for name in options["actions"]]
@@ -62,7 +62,7 @@ def test_an_order_is_cut_to_what_cash_covers_and_the_rest_waits_for_no_better_pr
     got = closes(engine("LONG", "HOLD"), 10_100, 10_090, 9_900, 5_000)
     assert unfilled(got) == [CASH] * 4
     assert [[fill.quantity for fill in step.fills] for step in got] == [[], [990], [], []]
-    assert [bool(twin.fills) for step in got for twin in step.twins] == [
+    assert [bool(shadow.fills) for step in got for shadow in step.shadows] == [
         step.fills != () for step in got
     ]
 
@@ -206,7 +206,7 @@ def test_a_gap_leaves_a_buy_with_what_cash_covers_and_says_so() -> None:
     (order,) = step.orders
     assert (order.status, order.filled, order.reason) == (OrderStatus.CANCELED, 909, CASH)
     assert unfilled([step, after]) == [CASH, CASH]
-    assert [fill.quantity for twin in step.twins for fill in twin.fills] == [909]
+    assert [fill.quantity for shadow in step.shadows for fill in shadow.fills] == [909]
 
 
 def test_a_buy_of_which_cash_covers_no_step_is_canceled() -> None:
@@ -256,7 +256,7 @@ def test_a_quote_fills_up_to_the_last_millisecond_and_cancels_from_the_next(
     (order,) = step.orders
     assert order.status is (OrderStatus.FILLED if fills else OrderStatus.CANCELED)
     level = quote(instrument_id="spot:BTCUSDT")
-    assert machine.broker.quote_from_ms(level) is None  # nor does the twin's order rest
+    assert machine.broker.quote_from_ms(level) is None  # nor does the shadow's order rest
 
 
 def test_the_wait_for_a_quote_is_wall_time_at_the_markets_pace() -> None:

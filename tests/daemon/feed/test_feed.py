@@ -230,7 +230,7 @@ async def test_a_silent_stream_is_left_and_its_hole_called_stale() -> None:
 
 async def test_rest_goes_on_while_the_stream_is_refused() -> None:
     async with ScriptedServer() as server:
-        server.refuse_status = 503
+        server.reject_status = 503
         async with live(server, connect_timeout_s=0.05) as run:
             for index in range(2):
                 await run.close_bar(index, stream=False)

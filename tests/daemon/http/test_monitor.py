@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor
-from tracepaper.strategies.types.decisions import Action, LimitBreach, Position, Step, TwinStep
+from tracepaper.strategies.types.decisions import Action, LimitBreach, Position, ShadowStep, Step
 from tracepaper.strategies.types.market import Command, CommandKind, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
@@ -32,7 +32,7 @@ def decided(sequence: int = 7) -> Step:
         fills=(fill(),),
         position=Position(quantity=-1_500, unrealized_pnl=25 * 10**7),
         of=account(99_990),
-        twins=(TwinStep("ungated", Position(), account(100_020), ()),),
+        shadows=(ShadowStep("ungated", Position(), account(100_020), ()),),
     )
 
 
@@ -52,7 +52,7 @@ def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:
     assert (status["bars"], status["decisions"], status["fills"]) == (1, 1, 1)
     assert status["refusals"] == {"edge": 1}
     assert status["counters"] == {"reconnects": 2}
-    accounts = status["account"], status["twins"]
+    accounts = status["account"], status["shadows"]
     assert accounts[0]["equity"] == "99990"  # type: ignore[index]
     assert accounts[1]["ungated"]["equity"] == "100020"  # type: ignore[index]
     facts = status["instruments"][BTC]  # type: ignore[index]
@@ -171,8 +171,8 @@ def test_metrics_say_the_same() -> None:
         "tracepaper_fills_total 1.0",
         "tracepaper_ready 1.0",
         "tracepaper_halted 0.0",
-        'tracepaper_equity{twin=""} 99990.0',
-        'tracepaper_equity{twin="ungated"} 100020.0',
+        'tracepaper_equity{shadow=""} 99990.0',
+        'tracepaper_equity{shadow="ungated"} 100020.0',
         f'tracepaper_price{{instrument="{BTC}"}} 101.0',
         f'tracepaper_position{{instrument="{BTC}"}} -1.5',
         f'tracepaper_bar_age_seconds{{instrument="{BTC}"}} 0.0',

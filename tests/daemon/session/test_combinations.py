@@ -17,7 +17,7 @@ from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.combinations import (
     COMBINATIONS,
     Trait,
-    refuse_combination,
+    reject_combination,
     traits_of,
 )
 from tracepaper.daemon.session.run_row import preflight_engine
@@ -43,14 +43,14 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
     Trait.SEVERAL: {
         f"strategies.{name}": {"name": "sma_cross", "share": "0.5"} for name in ("a", "b")
     },
-    Trait.TWINS: {"strategy.twins": ["ungated"]},
+    Trait.SHADOWS: {"strategy.shadows": ["ungated"]},
     Trait.SIZED_TREND: {"strategy.name": "trend", "strategy.trend_sized_by": "ewma"},
     Trait.SIZED_BY_VOLATILITY: {"sizing.mode": "volatility", "sizing.volatility": "ewma"},
     Trait.SIZED_BY_STOP: {"sizing.mode": "risk"},
     Trait.NO_STOP: {"strategy.name": "sma_cross"},
     Trait.ASKS_NONE: {"strategy.name": "sma_cross"},
     Trait.ASKS_CLOSES: {"strategy.name": "crossasset", "model.checkpoint": "mine"},
-    Trait.OWN_CLASS: {"model.class": "mine:Mine"},
+    Trait.CUSTOM_CLASS: {"model.class": "mine:Mine"},
     Trait.RETRAIN: {"model.retrain": "7d"},
     Trait.COVARIATES: {"model.covariates": "news.csv"},
     Trait.BACKEND: {"model.backend": "tiles"},
@@ -64,7 +64,7 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
 OF_A_CARD = {Trait.READS_BOOKS, Trait.READS_OTHER, Trait.READS_CLOSES}
 OF_A_MODEL = OF_A_CARD | {
     Trait.ASKS_CLOSES,
-    Trait.OWN_CLASS,
+    Trait.CUSTOM_CLASS,
     Trait.RETRAIN,
     Trait.COVARIATES,
     Trait.BACKEND,
@@ -116,12 +116,12 @@ def test_each_trait_is_read_from_its_keys() -> None:
 def test_each_row_is_reached_and_says_what_to_do() -> None:
     for number, row in enumerate(COMBINATIONS):
         with pytest.raises(ConfigInvalid) as refused:
-            refuse_combination(row.traits)
+            reject_combination(row.traits)
         assert str(refused.value) == row.sentence
         assert not [other for other in COMBINATIONS[:number] if other.traits <= row.traits]
         assert row.sentence.endswith(".")
         for trait in row.traits:  # none of them is refused without the others
-            refuse_combination(row.traits - {trait})
+            reject_combination(row.traits - {trait})
 
 
 def test_a_pair_is_refused_by_its_row_or_is_built() -> None:
@@ -134,7 +134,7 @@ def test_a_pair_is_refused_by_its_row_or_is_built() -> None:
             assert pair <= traits, pair
             if rows := [row for row in COMBINATIONS if row.traits <= traits]:
                 with pytest.raises(ConfigInvalid) as refused:
-                    refuse_combination(traits)
+                    reject_combination(traits)
                 assert str(refused.value) == rows[0].sentence
             elif not pair & OF_A_MODEL:
                 assert not needs_forecaster(config)

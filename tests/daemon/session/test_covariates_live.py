@@ -89,7 +89,7 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
     assert rows_of(database) == [("", 0.5), ("", -1.5), ("", 2.5)]
     with Reader.open(database) as reader:
         run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
+        assert verify_chain(reader.connection, run_id).passes
         assert verify_run(reader, database, run_id).differences == []
         model = SimpleNamespace(vectors=RunCovariates(("mood",)))  # as it is known amid the run
         recall_lookback(model, reader, run_id, steps[-2].sequence)

@@ -20,9 +20,9 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     OrderStatus,
     Position,
+    ShadowStep,
     Step,
     StrategyDecision,
-    TwinStep,
 )
 from tracepaper.strategies.types.market import (
     Command,
@@ -203,14 +203,14 @@ def test_refusals_are_counted_by_gate_over_a_span() -> None:
 
 def test_the_day_is_summed_up_at_its_time() -> None:
     notifier = notices(daily_at="00:30", kinds=("daily",))
-    holding = TwinStep("buy_and_hold", Position(), builders.account(100_000), ())
+    holding = ShadowStep("buy_and_hold", Position(), builders.account(100_000), ())
     later = msgspec.structs.replace(holding, account=builders.account(98_000))
-    first = closed(MIDNIGHT_MS, twins=(holding,))
+    first = closed(MIDNIGHT_MS, shadows=(holding,))
     steps = [first, filled(OrderRole.SIGNAL), closed(MIDNIGHT_MS + 29 * MINUTE, REFUSED)]
     assert told_of(notifier, *steps) == []
     history = (START_MS - days * DAY_MS for days in (3, 2, 1))
     assert told_of(notices(daily_at="00:30"), *map(closed, history)) == []
-    last = closed(MIDNIGHT_MS + 30 * MINUTE, of=builders.account(101_000), twins=(later,))
+    last = closed(MIDNIGHT_MS + 30 * MINUTE, of=builders.account(101_000), shadows=(later,))
     ((kind, text),) = told_of(notifier, last, closed(MIDNIGHT_MS + 31 * MINUTE))
     assert kind == "daily"
     assert text == (
@@ -273,8 +273,8 @@ def test_a_failed_strategy_is_told_once_and_not_by_the_words_of_a_reason() -> No
     notifier = notices()
     outcome = msgspec.structs.replace(WELL.outcome, reason="set aside: not yet")
     answered = StrategyDecision("a", outcome, 0)
-    part = TwinStep("a", Position(0), builders.account(), (), False, answered)
-    step = closed(START_MS, twins=(part,))
+    part = ShadowStep("a", Position(0), builders.account(), (), False, answered)
+    step = closed(START_MS, shadows=(part,))
     assert told_of(notifier, step) == []
     failed = [notifier.of_step(step, "", {"b": "it failed"}) for _ in range(2)]
     assert [[notice.fields["command"] for notice in each] for each in failed] == [

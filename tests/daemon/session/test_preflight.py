@@ -19,7 +19,7 @@ from user_strategies import importable
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.run_row import refuse_size
+from tracepaper.daemon.session.run_row import reject_size
 from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, WEIGHTS_NAME, keep
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.api.context import BarContext, Signal
@@ -178,7 +178,7 @@ async def test_a_damaged_checkpoint_is_wrong_usage(
         ("raise SystemExit", True),
         ("{", True),
         ("{STRATEGY}def __init__(self, options): raise ZeroDivisionError", True),
-        ("{STRATEGY}twins = 3", True),
+        ("{STRATEGY}shadows = 3", True),
         # What the world refused may come back.
         ("{STRATEGY}def __init__(self, options): raise TimeoutError", False),
         ("raise ConnectionError", False),
@@ -245,7 +245,7 @@ def test_a_size_that_the_exchange_never_takes_is_refused(
     item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**8)
     config = load(None, {"sizing": sizing})
     with pytest.raises(ConfigInvalid, match=words) if words else nullcontext():
-        refuse_size(config, item)
+        reject_size(config, item)
 
 
 async def test_a_daemon_whose_size_is_no_order_leaves_no_run(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ async def test_once_served_a_size_that_became_too_large_is_no_fault_of_the_confi
         def refuses(*_given: object) -> None:
             raise ConfigInvalid("asked again")
 
-        monkeypatch.setattr("tracepaper.daemon.session.daemon.refuse_size", refuses)
+        monkeypatch.setattr("tracepaper.daemon.session.daemon.reject_size", refuses)
         async with daemon(server, database) as running:
             await running.until(
                 lambda: any(isinstance(s.event, ModelChange) for s in running.steps)

@@ -32,7 +32,7 @@ def data(*, shorter: int = 0) -> list[Candles]:
 
 def sections(folder: Path, kind: str, **more: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {
-        "strategy": {"name": kind, "twins": ("random_gate",)},
+        "strategy": {"name": kind, "shadows": ("random_gate",)},
         "model": {"checkpoint": str(folder), "deadline_ms": 60_000},
         "market": {"symbols": TOGETHER, "gather_ms": 40},
         "sizing": {"mode": "equity"},
@@ -94,7 +94,7 @@ async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_do
     check_parity(killed, tmp_path)
     assert rows(killed, "SELECT count(DISTINCT run_id) FROM v_runs") == [(1,)]
     assert rows(killed, "SELECT count(*) FROM v_fills")[0][0] > 3
-    assert rows(killed, "SELECT count(*) FROM v_twin_fills WHERE twin = 'ungated'")[0][0] > 3
+    assert rows(killed, "SELECT count(*) FROM v_shadow_fills WHERE shadow = 'ungated'")[0][0] > 3
     path = tmp_path / "archive.db"
     record(path, load_config(None, given), candles)
     live_said, weights_of = weights(killed), weights(path)

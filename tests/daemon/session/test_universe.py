@@ -45,7 +45,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category, Event, RunKind, UniverseChange
 
 DAY = 86_400_000
-CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "twins": ("ungated",)}
+CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "shadows": ("ungated",)}
 NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 
 
@@ -283,8 +283,8 @@ def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     assert fills[0][1] >= left_ms
     closed = rows(path, "SELECT count(*) FROM v_fills WHERE reason = 'left the universe'")
     assert closed == [(int(on_leave == "close"),)]
-    twins = rows(path, "SELECT DISTINCT instrument FROM v_twin_fills ORDER BY 1")
-    assert twins == [("linear:AAAUSDT",), ("linear:BBBUSDT",)]
+    shadows = rows(path, "SELECT DISTINCT instrument FROM v_shadow_fills ORDER BY 1")
+    assert shadows == [("linear:AAAUSDT",), ("linear:BBBUSDT",)]
     assert check_record(path) == 3 * bars
 
 

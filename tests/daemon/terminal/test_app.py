@@ -20,7 +20,7 @@ from waiting import until
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.terminal.app import LiveView
 from tracepaper.daemon.terminal.screen import STOP, RunView
-from tracepaper.strategies.types.decisions import Position, TwinStep
+from tracepaper.strategies.types.decisions import Position, ShadowStep
 from tracepaper.strategies.types.market import CommandKind
 
 CELL = 12.2
@@ -59,7 +59,7 @@ def screen(symbols: int = 1, count: int = 120) -> RunView:
                     position=held,
                     fills=(fill(),) if number == 7 and item is named[0] else (),
                     of=account_of(100_000 + number % 30),
-                    twins=(TwinStep("ungated", Position(), account_of(99_930), ()),),
+                    shadows=(ShadowStep("ungated", Position(), account_of(99_930), ()),),
                 )
             )
     return view

@@ -32,7 +32,7 @@ from tracepaper.daemon.terminal.screen import (
     take_in,
 )
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Run, Step, TwinStep
+from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Run, ShadowStep, Step
 from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause
 from tracepaper.strategies.units import MONEY_SCALE
 
@@ -70,7 +70,7 @@ def full_step(sequence: int = 3) -> Step:
         fills=(fill(),),
         position=Position(-1_500, -1_500 * 6_500_000 * 10**3, 0, 25 * 10**7),
         of=account(100_012),
-        twins=(TwinStep("ungated", Position(), account(99_930), ()),),
+        shadows=(ShadowStep("ungated", Position(), account(99_930), ()),),
     )
 
 
@@ -92,7 +92,7 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
         "-1.5 BTC at 65,000.00",
         "+2.50",
         "100,012.00 +0.01 %",
-        "ungated twin 99,930.00 -0.07 %",
+        "ungated shadow 99,930.00 -0.07 %",
         "fees and funding",
         "decisions 1  fills 1  33.4 bars/s",
         "closed 2023-11-14 22:15 UTC",
@@ -168,7 +168,7 @@ def test_between_bars_fills_and_marks_move_money_and_position() -> None:
     screen = drawn(full_step(), later)
     assert "2 BTC at 65,000.00  -7.00" in screen
     assert "equity 99,990.00 -0.01 %" in screen
-    assert "ungated twin 99,930.00" in screen
+    assert "ungated shadow 99,930.00" in screen
 
 
 def test_what_is_kept_is_bounded_and_evenly_spread() -> None:

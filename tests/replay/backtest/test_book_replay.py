@@ -117,7 +117,7 @@ def test_a_book_fills_several_strategies_on_cross_margin(
     replayed(path, market, config)
     check_record(path)
     assert {model for *_, model in rows(path, FILLS)} == {"book"}
-    assert {name for (name,) in rows(path, "SELECT twin FROM v_twin_fills")} == {"a", "b"}
+    assert {name for (name,) in rows(path, "SELECT shadow FROM v_shadow_fills")} == {"a", "b"}
 
 
 # ---------------------------------------------------------------- holes

@@ -115,7 +115,7 @@ class Waits(Holds):
 class Stops(Holds):
     """Holds with a stop and a target at prices, and never lets go by itself."""
 
-    twins = ("buy_and_hold",)
+    shadows = ("buy_and_hold",)
 
     def decide(self, _now: object) -> Any:
         if self._bars == 10:
@@ -163,8 +163,8 @@ def test_equity_over_a_split_is_that_of_adjusted_candles(strategy: type) -> None
         assert len(run.trades) == len(adjusted.trades) == 1
         assert run.trades["quantity"][0] == 70
         assert run.report()["sentences"] is not None
-        assert "random_twins" in run.report().document
-        assert run.verify().holds
+        assert "random_timings" in run.report().document
+        assert run.verify().passes
 
 
 def test_the_position_the_ledger_and_the_warnings_over_a_split() -> None:
@@ -211,7 +211,7 @@ def test_who_holds_at_the_close_before_the_ex_date_is_paid(place: str) -> None:
             str(run.database), "SELECT amount_text FROM v_ledger WHERE kind = 'dividend'"
         )
         assert rows == ([("4.70000000",)] if place == "before" else [])
-        assert run.verify().holds
+        assert run.verify().passes
 
 
 def test_a_dividend_and_a_split_of_one_day_are_booked_in_that_order() -> None:
@@ -242,7 +242,7 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
         levels = plan.stop, plan.target
         assert [level and level.value for level in levels] == [5_714, 12_857]
         query = (
-            "SELECT quantity, equity FROM v_twin_equity WHERE twin = 'buy_and_hold' "
+            "SELECT quantity, equity FROM v_shadow_equity WHERE shadow = 'buy_and_hold' "
             "ORDER BY sequence"
         )
         shadow = [row for row in queried(database, query) if row[0]]
@@ -250,7 +250,7 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
         assert len([ratio for ratio in ratios if 6 <= ratio <= 8]) == 1
         moved = [after[1] / before[1] - 1 for before, after in pairwise(shadow)]
         assert max(map(abs, moved)) < 0.003  # of a position of some 6 % of the equity
-        assert run.verify().holds
+        assert run.verify().passes
         assert invoke(["audit", "verify", "last", "--db", database]) == 0
 
 
@@ -274,7 +274,7 @@ def test_a_fraction_of_a_share_is_paid_out() -> None:
         profit = curve(run)[-1] - 100_000
         assert net == pytest.approx(profit)
         assert run.trades["profit"][0] == pytest.approx(profit)
-        assert run.verify().holds
+        assert run.verify().passes
 
 
 BAD: Sequence[tuple[Sequence[str], str]] = (

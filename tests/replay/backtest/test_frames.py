@@ -129,7 +129,7 @@ def test_candles_of_the_frame_warm_what_the_bars_do_not_reach(tmp_path: Path) ->
     warm = rows(path, DECIDED)[2:]
     assert [(at, decided[at]) for at, _ in warm] == warm
     again = tmp_path / "again.db"
-    assert run_again(path, again, first).holds
+    assert run_again(path, again, first).passes
 
 
 def test_candles_that_contradict_the_bars_are_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
     with users.importable(tmp_path):
         finding = checked(configured(strategy={"name": "early:Mine"}), [walk(160)])
-    assert finding.holds is holds
+    assert finding.passes is holds
     assert (
         "a bar of a higher frame was handed on that had not closed" in finding.because
     ) is not holds
@@ -222,7 +222,7 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
     with users.importable(tmp_path), FreshProcesses() as fresh:
         config = configured(strategy={"name": "early:Mine"})
         finding = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
-    assert finding.holds is holds, finding.sentence()
+    assert finding.passes is holds, finding.sentence()
     if holds:
         assert finding.unproved == []
         assert finding.depends == [

@@ -67,7 +67,7 @@ def test_lists_that_change_nothing_are_stored_as_they_are_hashed(
     replayed(path, data, strategy={"name": f"{__name__}:Waits"})
     with Reader.open(path) as reader:
         run = reader.find("last")
-        assert verify_chain(reader.connection, run).holds
+        assert verify_chain(reader.connection, run).passes
         assert verify_run(reader, path, run).exact
     assert rows(path, "SELECT count(*), count(target_quantity) FROM v_decisions") == [(BARS, 0)]
 
@@ -84,4 +84,4 @@ def test_parity_hashes_what_a_list_asks_for_and_not_what_became_of_it(
     replayed(other, data, strategy={"name": f"{__name__}:Waits"})
     tamper(other, "UPDATE runs SET mode = 'another'")  # forecasts may differ, and lists may not
     parity = parity_of(whole, other)
-    assert (parity.within_tolerance, parity.holds) == (0, False)
+    assert (parity.within_tolerance, parity.passes) == (0, False)

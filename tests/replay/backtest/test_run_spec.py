@@ -18,7 +18,7 @@ from tracepaper.replay.backtest.run_spec import (
     RunSpec,
     flags_of,
     python_arguments,
-    refuse_unused,
+    reject_unused,
     spec_of,
 )
 
@@ -56,7 +56,7 @@ def test_a_command_has_the_options_of_its_fields_alone(
 
 
 def test_what_would_be_ignored_is_refused_by_the_name_of_its_option() -> None:
-    refuse_unused(RunSpec(candles=("a.db#1",), database=Path("b.db")), Consumer.RECORDED, "So")
+    reject_unused(RunSpec(candles=("a.db#1",), database=Path("b.db")), Consumer.RECORDED, "So")
     for spec, flag in (
         (RunSpec(settings=("a.b=1",)), "--set"),
         (RunSpec(frames=("a.csv",)), "--frame-data"),
@@ -64,7 +64,7 @@ def test_what_would_be_ignored_is_refused_by_the_name_of_its_option() -> None:
         (RunSpec(end="2025-01-01"), "--to"),
     ):
         with pytest.raises(ConfigInvalid, match=rf"^So; leave {flag} out\.$"):
-            refuse_unused(spec, Consumer.RECORDED, "So")
+            reject_unused(spec, Consumer.RECORDED, "So")
 
 
 def test_a_spec_is_written_as_the_options_that_make_it() -> None:

@@ -83,7 +83,7 @@ def test_an_entry_loses_the_share_of_equity_at_its_stop(
         assert trade["quantity"] == quantity
         assert "stop" in trade["exit_reason"]
         assert trade["profit"] == pytest.approx(-200.0)  # 2 % of 10,000
-        assert run.verify().holds
+        assert run.verify().passes
 
 
 @pytest.mark.parametrize(

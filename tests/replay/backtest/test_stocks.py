@@ -374,7 +374,7 @@ def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_can
         adjusted["buy_and_hold_return"], abs=5e-4
     )
     assert report["months"] == []
-    assert "random_twins" not in report.document
+    assert "random_timings" not in report.document
     assert "Over the split of ACME that was not adjusted" in " ".join(report["sentences"])
 
 

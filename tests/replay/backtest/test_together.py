@@ -98,7 +98,7 @@ def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
         "WHERE sequence = (SELECT max(sequence) FROM steps WHERE instrument IS NOT NULL)",
     )
     with Reader.open(path) as reader:
-        assert not verify_chain(reader.connection, run_id).holds
+        assert not verify_chain(reader.connection, run_id).passes
         with pytest.raises(DataInvalid, match="rows are missing"):
             verify_run(reader, path, run_id)
 

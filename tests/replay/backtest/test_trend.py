@@ -147,7 +147,7 @@ def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
 def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
     with FreshProcesses() as fresh:
         finding = lookahead(unsaid(), MarketData([walk(200)]), fresh, Limits(probes=2))
-    assert finding.holds, finding.sentence()
+    assert finding.passes, finding.sentence()
     assert finding.without_later == 200
 
 

@@ -20,5 +20,5 @@ def fresh() -> Iterator[FreshProcesses]:
 
 @pytest.fixture(scope="module")
 def modelled() -> Path:
-    """Return a run of a small model with trades and twins, and its checkpoint beside it."""
+    """Return a run of a small model with trades and shadows, and its checkpoint beside it."""
     return explained_runs.recorded()

@@ -56,7 +56,7 @@ ELSEWHERE = (
 
 def test_a_run_made_elsewhere_says_what_differs(run: Path, tmp_path: Path) -> None:
     verification = verified(copied(run, tmp_path / "a.db", *ELSEWHERE), run)
-    assert (verification.holds, verification.exact) == (True, False)
+    assert (verification.passes, verification.exact) == (True, False)
     assert verification.elsewhere.startswith("torch_version was 1.0 and is ")
 
 
@@ -73,14 +73,14 @@ def forged_place(run: Path, path: Path, name: str, value: str) -> Path:
 
 def test_threads_follow_from_the_configuration(run: Path, tmp_path: Path) -> None:
     verification = verified(forged_place(run, tmp_path / "a.db", "threads", "7"), run)
-    assert not verification.holds
+    assert not verification.passes
     assert "threads" in verification.differences[0].field
 
 
 @pytest.mark.parametrize("name", ["device", "backend", "instruction_set", "libraries"])
 def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: str) -> None:
     verification = verified(forged_place(run, tmp_path / "a.db", name, "'x'"), run)
-    assert (verification.holds, verification.exact) == (True, False)
+    assert (verification.passes, verification.exact) == (True, False)
     assert name in verification.elsewhere
 
 
@@ -98,7 +98,7 @@ def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path
         assert verified(run, run).exact
     with loops_of(tmp_path / "none"):
         proof = verified(run, run)
-        assert (proof.holds, proof.exact) == (True, False)
+        assert (proof.passes, proof.exact) == (True, False)
         assert proof.elsewhere.startswith(f"backend was {fastest} and is tiles here, libraries")
         assert proof.tolerated > 0
 
@@ -109,21 +109,21 @@ def test_a_run_by_tiles_is_repeated_by_tiles_where_loops_are(tmp_path: Path) -> 
         run = explained_runs.replayed(tmp_path)
     with loops_of(folder):
         proof = verified(run, run)
-    assert (proof.holds, proof.exact, proof.agreed) == (True, True, proof.decisions)
+    assert (proof.passes, proof.exact, proof.agreed) == (True, True, proof.decisions)
 
 
 def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(
     run: Path, tmp_path: Path
 ) -> None:
     change = f"UPDATE answers SET mean_return = mean_return * (1 + 1e-15) WHERE {AT}"
-    assert not verified(copied(run, tmp_path / "here.db", change), run).holds
+    assert not verified(copied(run, tmp_path / "here.db", change), run).passes
     path = copied(run, tmp_path / "elsewhere.db", *ELSEWHERE, change)
     rechain(path)
     verification = verified(path, run)
-    assert (verification.holds, verification.tolerated) == (True, 1)
+    assert (verification.passes, verification.tolerated) == (True, 1)
     assert not verified(
         copied(path, tmp_path / "b.db", ELSEWHERE[0].replace("1.0", "2")), run
-    ).holds
+    ).passes
 
 
 def compared(
@@ -203,12 +203,12 @@ def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
 
 # ---------------------------------------------------------------- the halves of an ensemble
 
-HALVES = np.array([[[1e-4, -2e-4], [1e-3, 2e-3]], [[3e-4, 0.0], [1.5e-3, 2.5e-3]]], dtype="<f4")
+MEMBERS = np.array([[[1e-4, -2e-4], [1e-3, 2e-3]], [[3e-4, 0.0], [1.5e-3, 2.5e-3]]], dtype="<f4")
 """[half, mean or volatility, horizon]."""
 
 
 def halves_with(change: float, place: tuple[int, int, int]) -> bytes:
-    halves = HALVES.copy()
+    halves = MEMBERS.copy()
     halves[place] += change
     return halves.tobytes()
 
@@ -218,17 +218,17 @@ def halves_with(change: float, place: tuple[int, int, int]) -> bytes:
     [
         b"",
         None,
-        HALVES.tobytes()[:-4],
-        HALVES.tobytes() + b"\0" * 16,
+        MEMBERS.tobytes()[:-4],
+        MEMBERS.tobytes() + b"\0" * 16,
         halves_with(float("nan"), (0, 0, 0)),
         halves_with(float("inf"), (1, 1, 1)),
-        HALVES[::-1].tobytes(),
+        MEMBERS[::-1].tobytes(),
     ],
 )
 def test_halves_of_another_shape_or_without_a_value_differ(derived: bytes | None) -> None:
-    stored = HALVES.tobytes()
-    assert not is_rounding(("answers.halves", stored, derived), None, None, member_shape=(2, 2))
-    assert not is_rounding(("answers.halves", derived, stored), None, None, member_shape=(2, 2))
+    stored = MEMBERS.tobytes()
+    assert not is_rounding(("answers.members", stored, derived), None, None, member_shape=(2, 2))
+    assert not is_rounding(("answers.members", derived, stored), None, None, member_shape=(2, 2))
 
 
 MEMBERS = np.array([[[1e-4], [1e-3]], [[3e-4], [2e-3]], [[0.0], [4e-3]]], dtype="<f4")
@@ -244,7 +244,7 @@ def test_a_member_s_numbers_have_its_volatility_as_unit_of_their_tolerance(
     size = float(MEMBERS[member, 1, horizon])
     moved = MEMBERS.astype(np.float64)
     moved[place] += share * RETURNS * size
-    unequal = ("answers.halves", MEMBERS.tobytes(), moved.astype("<f4").tobytes())
+    unequal = ("answers.members", MEMBERS.tobytes(), moved.astype("<f4").tobytes())
     assert is_rounding(unequal, None, None, member_shape=(3, 2)) is holds
     assert is_rounding(unequal, None, None, member_shape=(5, 2)) is False
     assert is_rounding(unequal, None, None) is False

@@ -127,11 +127,11 @@ def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) ->
         run_id = reader.find("last")
         bounds = present(commit_at(reader.connection, 1, 160))
         proof = verify_run(reader, path, run_id, commit=160)
-        assert (proof.holds, proof.steps, proof.from_step) == (True, 50, bounds[0])
+        assert (proof.passes, proof.steps, proof.from_step) == (True, 50, bounds[0])
         assert bounds[0] <= 160 <= bounds[1]
         forge(path, f"UPDATE steps SET target_quantity = 3 WHERE sequence = {bounds[1]}")
         assert verify_run(reader, path, run_id, commit=160).differing == 1
-        assert verify_run(reader, path, run_id, commit=bounds[1] + 1).holds
+        assert verify_run(reader, path, run_id, commit=bounds[1] + 1).passes
         with pytest.raises(DataInvalid, match="no commit with step 4000"):
             verify_run(reader, path, run_id, commit=4_000)
 
@@ -143,7 +143,7 @@ def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path)
     assert pruned.steps > 100
     assert not audited(path)
     verification = verified(path)
-    assert verification.holds, verification.differences[:3]
+    assert verification.passes, verification.differences[:3]
     assert verification.decisions >= 12
     assert not verification.exact  # a pass over many begins elsewhere
     with pytest.raises(DataInvalid, match="was pruned, so it is not fed again"):
@@ -179,7 +179,7 @@ def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
             continue
         assert not audited(forged), "the chain holds again"
         again = verified(forged)
-        assert not again.holds, statement
+        assert not again.passes, statement
         assert again.culprit is Cause.RECORD
 
 
@@ -237,7 +237,7 @@ def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str)
     problem = audited(path)
     assert problem
     with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, reader.find("last")).holds, "it was made to fit"
+        assert verify_chain(reader.connection, reader.find("last")).passes, "it was made to fit"
 
 
 CONTRADICTS = {
@@ -348,7 +348,7 @@ def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(
     times = opened(path)
     maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: RunLookback({}))
     verification = verified(path)
-    assert verification.holds
+    assert verification.passes
     assert verification.from_ms is not None
     assert verification.from_ms > times[-72]
     assert (verification.chained, verification.chained + verification.decisions) == (61, 72)
@@ -391,7 +391,7 @@ def test_a_prune_that_is_killed_was_not_or_is_whole(tmp_path: Path) -> None:
         open_writer(copy).close()
         assert not audited(copy)
         verification = verified(copy)
-        assert verification.holds
+        assert verification.passes
         assert (verification.from_step > 0) is (before == "VACUUM")
         assert prune(copy, 3).until_sequence > 0
         assert verified(copy).from_step > 0

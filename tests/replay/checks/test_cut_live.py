@@ -83,7 +83,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("promoted")
     planted = PlantedTraining(folder)
     planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
-    planted.sections["strategy"]["twins"] = ["ungated", "random_gate", "buy_and_hold"]
+    planted.sections["strategy"]["shadows"] = ["ungated", "random_gate", "buy_and_hold"]
     quotes = tmp_path_factory.mktemp("quotes") / "run.db"
     with pytest.MonkeyPatch.context() as patched:
         for module in (loop, audit_log):
@@ -128,7 +128,7 @@ def test_what_a_prune_keeps_of_a_daemon_is_derived(
     with Reader.open(path) as reader:
         assert audit(reader.connection, reader.find("last")).problem is None
     verification = verified(path)
-    assert verification.holds, verification.differences[:3]
+    assert verification.passes, verification.differences[:3]
     assert verification.exact
     assert verification.decisions == verification.agreed
     assert verification.chained > 0

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def holds(path: Path, database: Path) -> bool:
-    return verified(path, database).holds
+    return verified(path, database).passes
 
 
 def test_the_record_names_the_confidence_the_regime_and_the_size(run: Path) -> None:

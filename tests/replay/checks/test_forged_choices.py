@@ -101,7 +101,7 @@ def named(path: Path) -> set[str]:
     """Return the fields in which ``verify`` finds the run to differ from its record."""
     verification = verified(path)
     assert audited(path)
-    assert verification.holds is not bool(verification.differences)
+    assert verification.passes is not bool(verification.differences)
     return {difference.field.partition(" ")[0] for difference in verification.differences}
 
 
@@ -317,4 +317,4 @@ def test_from_amid_a_run_honest_choices_pass_and_a_forged_one_is_found(tmp_path:
     ):
         path = replayed(tmp_path / f"{name}.db", data(), forge, place=8)
         verification = verified(path, from_ms=begins)
-        assert verification.holds is (name == "honest"), verification.differences
+        assert verification.passes is (name == "honest"), verification.differences

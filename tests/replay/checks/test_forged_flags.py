@@ -78,7 +78,7 @@ FLAGS = [
     *(f"{table}.{column.name}" for table in TABLES for column in TABLES[table]
       if column.scale == FLAG),
     "runs.sees_account",
-    "twin_steps.confirmed",
+    "shadow_steps.confirmed",
 ]  # fmt: skip
 """Every column of the schema that says yes or no."""
 UNSEEN = {"fills.while_down"}
@@ -102,7 +102,7 @@ def plantings(path: Path, column: str) -> Iterator[str]:
                 yield f"UPDATE {table} SET {name} = {literal} WHERE {where}"
 
 
-OF_A_MODEL = ("twin_steps", "outcomes")
+OF_A_MODEL = ("shadow_steps", "outcomes")
 """Tables of which the run without a model has no rows, or of one value alone."""
 
 

@@ -103,7 +103,7 @@ def test_a_library_that_is_forged_loosens_nothing_where_no_model_answers(
         f"(SELECT libraries FROM runs)) WHERE sequence = {start}",
     )
     verification = verified(path)
-    assert (verification.holds, verification.exact, verification.elsewhere) == (True, True, "")
+    assert (verification.passes, verification.exact, verification.elsewhere) == (True, True, "")
 
 
 KEYS_OF_CONFIG: dict[str, tuple[dict[str, Any], bool]] = {

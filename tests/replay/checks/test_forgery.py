@@ -110,7 +110,7 @@ def test_the_rule_names_what_is_taken_as_told_and_nothing_else() -> None:
 def test_what_is_not_forged_is_believed(plain: Path, modelled: Path, tmp_path: Path) -> None:
     for path in (plain, modelled):
         assert audited(path)
-        assert verified(path).holds
+        assert verified(path).passes
     rechained = Path(shutil.copy(plain, tmp_path / "a.db"))
     rechain(rechained)
     assert rechained.read_bytes() == plain.read_bytes() or believed(rechained)
@@ -153,19 +153,19 @@ def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_pa
     assert not believed(forged(path, tmp_path / "denied.db", change.format("NULL")))
 
 
-OF_A_MODEL = ("answers", "twin_steps", "fills")
+OF_A_MODEL = ("answers", "shadow_steps", "fills")
 READ_FIRST = {
     "answers.late_deadline_ms",
     "answers.horizon",
     "answers.horizons",
     "answers.heads",
-    "twin_steps.holding",
-    "twin_steps.outcome",
+    "shadow_steps.holding",
+    "shadow_steps.outcome",
 }
 """Columns whose forgery changes how the rest is read: each is planted alone."""
 
 
-def test_forgeries_in_what_a_model_said_and_its_twins_did_are_found(
+def test_forgeries_in_what_a_model_said_and_its_shadows_did_are_found(
     modelled: Path, tmp_path: Path
 ) -> None:
     columns = [name for name in COLUMNS if name.split(".")[0] in OF_A_MODEL and name not in KEYS]
@@ -178,7 +178,7 @@ def test_forgeries_in_what_a_model_said_and_its_twins_did_are_found(
         raw.commit()
     rechain(path)
     with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, reader.find("last")).holds
+        assert verify_chain(reader.connection, reader.find("last")).passes
     assert unequal(path, modelled) >= set(together)
     assert not believed(path, modelled)
 

@@ -97,7 +97,7 @@ def test_settlements_are_held_to_the_published_history(
 ) -> None:
     with Reader.open(path) as reader:
         check = check_funding(reader, reader.find("last"), changed(_History()).rates)
-    assert not check.holds
+    assert not check.passes
     *differing, missing = check.differing
     assert (missing.market_ms, missing.booked) == (MISSING, None)
     unpublished = [row for row in differing if row.published is None]
@@ -164,7 +164,7 @@ RUNS: dict[str, dict[str, Any]] = {
             "b": {**CROSS, "fast": 8, "share": "0.2"},
         }
     },
-    "shadow": {"strategy": {**CROSS, "fast": 5, "twins": ["ungated"]}},
+    "shadow": {"strategy": {**CROSS, "fast": 5, "shadows": ["ungated"]}},
 }
 FORGED = (
     "cash = cash + (book * 2 - 3) * 300000000000",  # 3,000 of one to the other, from the start
@@ -181,7 +181,7 @@ def test_cash_that_was_moved_between_accounts_is_named(tmp_path: Path, which: st
     with closing(sqlite3.connect(path)) as connection:
         assert check_trades(connection, run_id) is None
         for change in FORGED:
-            connection.execute(f"UPDATE holdings SET {change} WHERE twin IS NOT NULL")
+            connection.execute(f"UPDATE holdings SET {change} WHERE shadow IS NOT NULL")
             problem = check_trades(connection, run_id)
             assert problem is not None
             assert problem.tables == ("holdings",)

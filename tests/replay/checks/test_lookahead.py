@@ -144,7 +144,7 @@ def test_a_strategy_of_ours_passes(
     strategy: dict[str, Any], walk: Candles, fresh: FreshProcesses
 ) -> None:
     finding = lookahead(configured(strategy), MarketData([walk]), fresh, Limits(probes=6))
-    assert finding.holds, finding.differences
+    assert finding.passes, finding.differences
     assert finding.verdict == "nothing moved"
     assert (finding.probes, finding.bars, finding.without_later) == (6, 160, 160)
     assert finding.compared > 3 * 160
@@ -155,7 +155,7 @@ def test_a_strategy_of_ours_passes(
 def test_an_honest_class_passes(check: Checks, name: str) -> None:
     (check.folder / "own_helper.py").write_text("def rises(bar):\n    return bar.close > bar.open")
     finding = check(**FAIR[name])
-    assert finding.holds, (finding.differences, finding.because, finding.opened)
+    assert finding.passes, (finding.differences, finding.because, finding.opened)
     assert finding.without_later == finding.bars == 160
     assert finding.depends == []
     unheard = {"polars without a file": "polars", "a database in memory": "sqlite3"}
@@ -208,7 +208,7 @@ def test_a_class_that_opens_a_file_is_refused_and_the_file_named(check: Checks, 
     (check.folder / "future.py").write_text("103000 103500")
     bodies = {part: text.replace("{}", str(check.folder)) for part, text in READ[name].items()}
     finding = check(**bodies)
-    assert (finding.verdict, finding.holds) == ("read", False)
+    assert (finding.verdict, finding.passes) == ("read", False)
     assert len(finding.opened) == 1
     assert Path(finding.opened[0].name).parent == check.folder
 
@@ -230,12 +230,12 @@ def test_a_table_in_a_source_is_refused_and_named(
         (check.folder / f"own_table_{len(name)}.py").write_text(text)
         text = f"import own_table_{len(name)}"
     finding = check(top=text, decide="return by(bar.close > bar.open)")
-    assert (finding.verdict, finding.holds) == ("read", False)
+    assert (finding.verdict, finding.passes) == ("read", False)
     assert [item.what for item in finding.opened] == ["table"]
     assert "the strategy opens a table in " in finding.sentence()
     (allowed,) = (item.name for item in finding.opened)
     if is_in_source:
-        assert check(allow=allowed, top=text, decide="return by(bar.close > bar.open)").holds
+        assert check(allow=allowed, top=text, decide="return by(bar.close > bar.open)").passes
 
 
 def test_a_small_table_a_docstring_and_a_warning_are_no_reading(check: Checks) -> None:
@@ -243,7 +243,7 @@ def test_a_small_table_a_docstring_and_a_warning_are_no_reading(check: Checks) -
     (check.folder / "own_hours.py").write_text(hours)
     top = "import own_hours, warnings\nwarnings.simplefilter('always')"
     finding = check(top=top, init="warnings.warn('old')", decide="return by(bar.close > bar.open)")
-    assert finding.holds, finding.sentence()
+    assert finding.passes, finding.sentence()
 
 
 def test_the_c_library_is_refused_and_named(check: Checks) -> None:
@@ -257,7 +257,7 @@ def test_the_c_library_is_refused_and_named(check: Checks) -> None:
 def test_what_is_allowed_is_not_refused_and_stays_unproved(check: Checks, allowed: str) -> None:
     bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
     finding = check(allow=str(check.folder / allowed), **bodies)
-    assert finding.holds
+    assert finding.passes
     assert [Path(item.name).name for item in finding.allowed] == ["hourly.csv"]
     assert "whether what it was allowed to open tells the future" in finding.unproved[0]
     assert finding.depends[0].startswith("it depends on the date")
@@ -268,7 +268,7 @@ def test_a_declared_file_is_not_refused_and_stays_unproved(check: Checks) -> Non
     bodies = {**JOINED, "init": JOINED["init"].replace("pathlib.Path('{}/hourly.csv')", "{}")}
     bodies["init"] = bodies["init"].replace("{}", "self.files['hourly.csv']", 1)
     finding = check(head="files = ('hourly.csv',)", **bodies)
-    assert finding.holds, finding.sentence()
+    assert finding.passes, finding.sentence()
     assert finding.unproved == [f"whether its declared files tell the future: {path}"]
 
 
@@ -392,7 +392,7 @@ def test_a_declared_column_that_looks_ahead_is_named_though_no_decision_moves(
 def test_a_leak_is_found_and_called_what_it_is(check: Checks, name: str) -> None:
     because, bodies = LEAKS[name]
     finding = check(**bodies)
-    assert (finding.verdict, finding.holds) == ("moved", False)
+    assert (finding.verdict, finding.passes) == ("moved", False)
     assert because in finding.because
     assert because == FUTURE or FUTURE not in finding.because
     assert finding.differences[0].instrument == "linear:BTCUSDT"
@@ -400,7 +400,7 @@ def test_a_leak_is_found_and_called_what_it_is(check: Checks, name: str) -> None
 
 def test_a_variable_that_cannot_tell_is_allowed_by_its_name(check: Checks) -> None:
     bodies = {"top": "import os\nos.environ['OWN_FUTURE']", "decide": "return by(True)"}
-    assert check(allow="OWN_FUTURE", **bodies).holds
+    assert check(allow="OWN_FUTURE", **bodies).passes
 
 
 def test_objects_that_share_one_state_are_told_apart_from_memory(
@@ -444,7 +444,7 @@ def test_a_pair_over_a_module_global_depends_on_the_order_of_its_symbols(
 
 def test_a_class_that_only_holds_is_said_to_prove_nothing(check: Checks) -> None:
     finding = check(decide="return Signal(Action.HOLD, 'the other symbol is unknown')")
-    assert finding.holds
+    assert finding.passes
     assert finding.unproved == ["anything of what it would do: it signalled HOLD at all 160 bars"]
 
 
@@ -477,7 +477,7 @@ def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
     config = configured({"name": "own_portfolio:Mine"}, walk, other)
     with users.importable(tmp_path):
         finding = lookahead(config, MarketData([walk, other]), fresh, FEW)
-    assert finding.holds is (not because)
+    assert finding.passes is (not because)
     assert because in finding.because
 
 
@@ -495,14 +495,14 @@ def test_what_a_decision_depends_on_is_named_and_not_refused(
     check: Checks, rule: str, on: str
 ) -> None:
     finding = check(decide=f"return by({rule})")
-    assert finding.holds
+    assert finding.passes
     assert len(finding.depends) == 1
     assert f"it depends {on}, first at linear:BTCUSDT bar " in finding.depends[0]
 
 
 def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk: Candles) -> None:
     finding = lookahead(configured(HONEST[0]), MarketData([walk]), fresh, Limits(seconds=0.0))
-    assert not finding.holds
+    assert not finding.passes
     assert finding.without_later == 0
     assert len(finding.unproved) == 6  # of one symbol the other probes have nothing to try
     assert all("the time was over" in sentence for sentence in finding.unproved)
@@ -533,7 +533,7 @@ def test_a_class_that_fails_ends_the_check_with_its_sentence(
 ) -> None:
     with pytest.raises(StrategyFailed, match=words):
         check(decide=decide)
-    assert check(decide="return by(bar.close > bar.open)").holds  # and the server goes on
+    assert check(decide="return by(bar.close > bar.open)").passes  # and the server goes on
 
 
 HANGS = "import threading; threading.Event().wait()"
@@ -605,4 +605,4 @@ def test_the_command_that_did_not_probe_all_exits_1(
     assert printed.startswith("lookahead: not probed to the end: ")
     assert "the 120 bars after the first 100; give more --bars." in printed
     assert invoke([*short, "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["holds"] is False
+    assert json.loads(capsys.readouterr().out)["passes"] is False

@@ -122,7 +122,7 @@ def test_the_whole_check_holds_and_moves_the_rows_with_the_bars(
     tmp_path: Path, walk: Candles, fresh: FreshProcesses
 ) -> None:
     finding = lookahead(config(tmp_path, walk), MarketData([walk]), fresh, Limits(probes=1))
-    assert finding.holds, finding.differences
+    assert finding.passes, finding.differences
     assert finding.depends == []
 
 

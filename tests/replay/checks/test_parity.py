@@ -17,11 +17,11 @@ from tracepaper.replay.checks.parity import Parity
 
 def test_nothing_that_agrees_is_no_agreement() -> None:
     parity = Parity("one", "two", exact=True)
-    assert not parity.holds
+    assert not parity.passes
     parity.compared, parity.timing = 2, {"late": 2}
-    assert not parity.holds
+    assert not parity.passes
     parity.identical = 1
-    assert parity.holds
+    assert parity.passes
 
 
 def test_runs_of_no_common_bar_are_said_to_be_not_compared(

@@ -87,7 +87,7 @@ REMEMBERS: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("name", REMEMBERS)
 def test_a_memory_longer_than_the_warm_up_is_found(starts: Starts, name: str) -> None:
     finding = starts({}, **REMEMBERS[name])
-    assert not finding.holds
+    assert not finding.passes
     assert finding.differences[0].field in ("signal", "strength")
 
 
@@ -152,7 +152,7 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
 def test_state_that_is_not_declared_is_found_and_named(starts: Starts, name: str) -> None:
     named, bodies = UNDECLARED[name]
     finding = starts({}, **bodies)
-    assert not finding.holds
+    assert not finding.passes
     assert named in finding.sentence()
     assert "its State does not declare" in finding.sentence()
 
@@ -165,7 +165,7 @@ def test_state_that_is_declared_is_handed_to_a_later_start(starts: Starts) -> No
         observe="self.state.count += 1",
         decide=SEVENTH,
     )
-    assert finding.holds, finding.sentence()
+    assert finding.passes, finding.sentence()
     assert finding.compared > 100
 
 
@@ -183,7 +183,7 @@ def test_what_sees_the_account_starts_later_with_the_account_that_stood(starts: 
         head="sees_account = True; State = Memory",
         decide=ENTRIES.replace("ENTRIES", "self.state.count"),
     )
-    assert finding.holds, finding.differences
+    assert finding.passes, finding.differences
     assert finding.compared > 100
 
 
@@ -212,7 +212,7 @@ def test_what_is_remembered_of_the_account_and_not_declared_is_named(
 ) -> None:
     named, bodies = UNDECLARED_WITH_ACCOUNT[name]
     finding = starts({}, **{**bodies, "head": "sees_account = True"})
-    assert not finding.holds
+    assert not finding.passes
     assert named in finding.sentence()
     assert "its State does not declare" in finding.sentence()
 
@@ -244,14 +244,14 @@ FAIR: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 def test_what_the_account_alone_explains_is_no_difference(starts: Starts, name: str) -> None:
     sections, bodies = FAIR[name]
     finding = starts(sections, **bodies)
-    assert finding.holds, finding.differences
+    assert finding.passes, finding.differences
     assert finding.probes == 4
     assert finding.compared > 100
 
 
 @pytest.mark.parametrize("name", ["sma_cross", "persistence"])
 def test_a_strategy_of_ours_passes(walk: Candles, fresh: FreshProcesses, name: str) -> None:
-    assert recursive(configured(name), MarketData([walk]), fresh, probes=4, warmup=60).holds
+    assert recursive(configured(name), MarketData([walk]), fresh, probes=4, warmup=60).passes
 
 
 @pytest.fixture(scope="module")
@@ -271,12 +271,12 @@ def test_several_symbols_start_later_at_one_time(
     finding = recursive(
         configured("sma_cross", **SYMBOLS), MarketData(walks), fresh, probes=4, warmup=60
     )
-    assert finding.holds
+    assert finding.passes
     assert (finding.probes, finding.compared > 400) == (4, True)
     (tmp_path / "counts.py").write_text(users.source(**REMEMBERS["a count of all bars"]))
     with users.importable(tmp_path):
         config = configured("counts:Mine", **SYMBOLS)
-        assert not recursive(config, MarketData(walks), fresh, probes=4, warmup=60).holds
+        assert not recursive(config, MarketData(walks), fresh, probes=4, warmup=60).passes
 
 
 def test_symbols_that_have_no_time_in_common_are_refused(

@@ -78,11 +78,11 @@ def test_a_forged_threshold_of_one_of_several_strategies_is_found(
     tmp_path: Path, ordinal: int
 ) -> None:
     path = recorded(tmp_path / "run.db", {**CROSS, "slow": 11}, PAIR[:1])
-    assert verified(path).holds
+    assert verified(path).passes
     changed = "UPDATE gate_sets SET threshold = threshold + 1 WHERE gate_set = 1"
     copy = forged(path, tmp_path / "forged.db", f"{changed} AND ordinal = {ordinal}")
     verification = verified(copy)
-    assert not verification.holds
+    assert not verification.passes
     assert verification.differences[0].field == "runs.gate_sets"
 
 
@@ -97,7 +97,7 @@ def test_an_error_that_has_no_text_sets_its_strategy_aside(tmp_path: Path, decid
     (tmp_path / "own_nameless.py").write_text(users.source(top=NAMELESS, decide=decide))
     with users.importable(tmp_path):
         path = recorded(tmp_path / "run.db", {"name": "own_nameless:Mine"}, PAIR[:1])
-        assert verified(path).holds
+        assert verified(path).passes
         with Reader.open(path) as reader:
             *_, last = (step for step in reader.steps(reader.find("last")) if step.decision)
     (reason,) = [each.outcome.reason for each in last.strategies if each.strategy == "other"]

@@ -72,7 +72,7 @@ def run(tmp_path: Path, walk: Candles) -> Path:
 
 def test_a_sample_compares_only_the_last_steps(run: Path) -> None:
     verification = verified(run, sample=50)
-    assert verification.holds
+    assert verification.passes
     assert verification.decisions == 49  # and the end of the run
     assert verification.steps > BARS
 
@@ -103,7 +103,7 @@ def test_parity_compares_hashes_only_where_both_runs_went_the_same_way(
     with sqlite3.connect(other) as raw:
         raw.execute(f"UPDATE runs SET {column} = 'another'")
     parity = parity_of(run, other)
-    assert parity.holds
+    assert parity.passes
     assert not parity.exact
 
 
@@ -161,7 +161,7 @@ def test_parity_says_which_bars_only_one_run_has(tmp_path: Path, walk: Candles, 
     replayed(shorter, walk[:300])
     parity = parity_of(run, shorter)
     assert (parity.compared, parity.only_in_first, parity.only_in_second) == (300, 100, 0)
-    assert parity.holds
+    assert parity.passes
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -172,7 +172,7 @@ def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
     parts = [np.arange(200), np.arange(201, BARS)]
     replayed(holed, walk[np.concatenate(parts)])
     parity = parity_of(*((holed, run) if turned else (run, holed)))
-    assert not parity.holds
+    assert not parity.passes
     assert parity.missing == 1
     differences = [difference for difference in parity.differences if difference.field == "the bar"]
     assert [candles.open_time_ms for candles in differences] == [int(walk.open_time_ms[200])]
@@ -212,7 +212,7 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) -> None:
     verification = verified(explained)
-    assert verification.holds
+    assert verification.passes
     assert verification.exact
     assert verification.agreed == verification.decisions == 5_100
 
@@ -220,7 +220,7 @@ def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) ->
 def test_one_pass_and_bar_by_bar_decide_alike() -> None:
     parity = parity_of(explained_runs.recorded(), explained_runs.recorded(mode="step"))
     assert not parity.exact
-    assert parity.holds, parity.differences[:3]
+    assert parity.passes, parity.differences[:3]
     assert parity.identical + parity.within_tolerance == explained_runs.BARS
 
 
@@ -255,7 +255,7 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
         reader.grow = grow
         verification = verify_run(reader, path, run_id)
         assert reader.stored_run(run_id).step_count > before
-    assert verification.holds
+    assert verification.passes
     assert verification.steps == before
 
 
@@ -310,7 +310,7 @@ def test_a_strategy_that_decides_otherwise_is_to_blame(
         if now:
             del sys.modules[module]
         verification = verified(path)
-    assert (verification.holds, verification.culprit) == (False, Cause.STRATEGY)
+    assert (verification.passes, verification.culprit) == (False, Cause.STRATEGY)
     assert cause in verification.likely_cause
 
 
@@ -340,7 +340,7 @@ def test_the_part_of_the_run_that_differs_is_named(
     with sqlite3.connect(run) as raw:
         raw.execute(f"UPDATE runs SET {column} = ?", (value,))
     verification = verified(run)
-    assert (verification.holds, verification.culprit) == (False, culprit)
+    assert (verification.passes, verification.culprit) == (False, culprit)
 
 
 def test_one_culprit_is_named_only_where_all_else_is_equal(tmp_path: Path, walk: Candles) -> None:
@@ -381,7 +381,7 @@ LOST = {
 def test_steps_that_are_lost_are_no_run_that_follows(run: Path, lost: str) -> None:
     tamper(run, *LOST[lost])
     verification = verified(run)
-    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
+    assert (verification.passes, verification.culprit) == (False, Cause.RECORD)
     assert "402" in [difference.first for difference in verification.differences]
 
 
@@ -389,5 +389,5 @@ def test_steps_that_are_lost_are_no_run_that_follows(run: Path, lost: str) -> No
 def test_a_count_of_steps_that_is_not_theirs_is_found(run: Path, count: int) -> None:
     tamper(run, f"UPDATE runs SET step_count = {count}")
     verification = verified(run)
-    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
+    assert (verification.passes, verification.culprit) == (False, Cause.RECORD)
     assert "runs.step_count" in [difference.field for difference in verification.differences]

@@ -84,10 +84,10 @@ async def test_a_cut_that_missed_no_bar_is_made_again_for_longer(tmp_path: Path)
 
 async def test_the_screen_is_drawn_through_a_resize(tmp_path: Path) -> None:
     async with on_stage(tmp_path) as (demo, _, console):
-        demo.look()
+        demo.poll()
         console.size = ConsoleDimensions(40, 12)
         signal.raise_signal(signal.SIGWINCH)
-        demo.look()
+        demo.poll()
         assert isinstance(console.file, io.StringIO)
         assert "tracepaper demo" in console.file.getvalue()
 

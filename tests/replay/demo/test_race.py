@@ -49,12 +49,12 @@ def test_the_race_adds_up_its_steps() -> None:
 
 def test_a_look_at_the_database_takes_in_what_is_new_alone(tmp_path: Path) -> None:
     race, path = Race(), tmp_path / "run.db"
-    race.look(path)
+    race.poll(path)
     assert race.run is None
     steps = cases.plain_steps(40)
     cases.write_run(path, steps)
-    race.look(path)
-    race.look(path)
+    race.poll(path)
+    race.poll(path)
     assert race.run is not None
     expected = race_of(*steps)
     assert replace(race, _reader=None, run=None) == expected

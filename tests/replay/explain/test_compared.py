@@ -17,9 +17,9 @@ from pages import document_in, layers_of, said_in
 from tracepaper.replay.explain.attribution import MemberView, by_model, compare, sided
 from tracepaper.replay.explain.document import (
     age_chart,
+    attention_chart,
     attribution_chart,
     features_chart,
-    looked_chart,
 )
 from tracepaper.replay.explain.recompute import explain_fully
 from tracepaper.replay.report.past import Past, open_past
@@ -134,7 +134,7 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
 
 def test_the_charts_show_what_was_recomputed(database: Path) -> None:
     full = explain_fully(past(database))
-    layers = layers_of(looked_chart(full))
+    layers = layers_of(attention_chart(full))
     decided_ms = full.attribution.open_time_ms[-1]
     assert decided_ms not in layers["attention"].x
     assert [*layers["decided bar"].x] == [layers["close"].x[-1]] == [decided_ms]

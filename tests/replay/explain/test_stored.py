@@ -19,7 +19,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import BAR_CELLS
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate
-from tracepaper.replay.explain.decision_document import looked_table, read_decision
+from tracepaper.replay.explain.decision_document import attention_table, read_decision
 from tracepaper.replay.explain.document import stored_parts
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.strategies.errors import DataInvalid
@@ -131,7 +131,7 @@ def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
     rows.append({"bucket": "older", "from_open_time_ms": None, "weight": 0.8})
     console = Console(file=io.StringIO(), width=100)
     config = '{"model": {"explanation": {"method": "relevance"}}}'
-    show(console, [looked_table(StoredDecision({"config": config}, {}, (), tuple(rows)), 0)])
+    show(console, [attention_table(StoredDecision({"config": config}, {}, (), tuple(rows)), 0)])
     assert isinstance(console.file, io.StringIO)
     older, first, second = [line for line in console.file.getvalue().splitlines() if "0." in line]
     assert older.split() == ["older", "0.8000"]

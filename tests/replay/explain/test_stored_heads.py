@@ -289,24 +289,24 @@ def test_a_gate_lets_through_the_regimes_that_the_network_names(
     assert all(bool(passed) is (regime in (2, 3)) for passed, regime in judged)
 
 
-def test_each_head_that_decides_has_a_twin_without_it_from_record_to_report(
+def test_each_head_that_decides_has_a_shadow_without_it_from_record_to_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    twins = ("full_size", "no_expected_drawdown", "no_learned_regime", "no_tail", "no_tail_share")
+    shadows = ("full_size", "no_expected_drawdown", "no_learned_regime", "no_tail", "no_tail_share")
     monkeypatch.setenv("TRACEPAPER_GATE__LEARNED_REGIMES", "2,3")
-    monkeypatch.setenv("TRACEPAPER_STRATEGY__TWINS", ",".join(twins))
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__SHADOWS", ",".join(shadows))
     limits = 'max_tail = "5000"\nmax_tail_share = "0.9"\nmax_expected_drawdown = "0.5"'
     path = replayed(tmp_path, "expected_shortfall", risk=limits)
-    by_twin = dict(rows(path, "SELECT twin, count(*) FROM v_twin_equity GROUP BY 1"))
-    assert by_twin.keys() == {"ungated", *twins}
-    assert len(set(by_twin.values())) == 1
-    filled = {name for (name,) in rows(path, "SELECT DISTINCT twin FROM v_twin_fills")}
-    assert filled == by_twin.keys()
+    by_shadow = dict(rows(path, "SELECT shadow, count(*) FROM v_shadow_equity GROUP BY 1"))
+    assert by_shadow.keys() == {"ungated", *shadows}
+    assert len(set(by_shadow.values())) == 1
+    filled = {name for (name,) in rows(path, "SELECT DISTINCT shadow FROM v_shadow_fills")}
+    assert filled == by_shadow.keys()
     assert invoke(["verify", "last", "--db", str(path)]) == 0
     capsys.readouterr()
     assert invoke(["report", "last", "--db", str(path), "--json"]) == 0
     accounts = {account["account"] for account in json.loads(capsys.readouterr().out)["accounts"]}
-    assert set(twins) <= accounts
+    assert set(shadows) <= accounts
 
 
 def spread_run(folder: Path, mode: str, threshold: str) -> Path:

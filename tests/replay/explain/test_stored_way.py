@@ -42,7 +42,7 @@ def past(database: Path) -> Past:
 
 def test_a_run_explained_otherwise_is_derived_again(database: Path) -> None:
     verification = verified(database, wanted=explained_runs.run_id(database))
-    assert verification.holds
+    assert verification.passes
     assert verification.exact
     assert verification.agreed == verification.decisions > 0
 
@@ -94,7 +94,7 @@ def test_a_record_that_says_another_explanation_does_not_hold(
         connection.execute("UPDATE runs SET config = ?", (written,))
     connection.close()
     verification = verified(forged, wanted=run_id)
-    assert not verification.holds
+    assert not verification.passes
     assert any("buckets" in difference.field for difference in verification.differences)
 
 
@@ -139,7 +139,7 @@ def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
     )
     run_id = explained_runs.run_id(database)
     verification = verified(database, wanted=run_id)
-    assert verification.holds
+    assert verification.passes
     assert verification.decisions > 0
     opened = open_past(database, run_id, 570)
     assert opened.forecaster.method.name == "gradient"

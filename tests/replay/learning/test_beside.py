@@ -31,11 +31,11 @@ from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import FitRun
+from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
-from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.splits import Split
 from tracepaper.replay.learning.statistics import DayDifference, difference, holm
@@ -46,11 +46,11 @@ from tracepaper.strategies.units import iso
 DAY_MS = DAY_BARS * 60_000
 SPLIT = split(4, 4.6, 5.3)
 SPANS = [
-    NamedSpan(name, START_MS + first * DAY_MS, START_MS + (first + 2) * DAY_MS)
+    Holdout(name, START_MS + first * DAY_MS, START_MS + (first + 2) * DAY_MS)
     for name, first in (("A", 6), ("B", 8))
 ]
 LAST_DAY = 16
-TEN_DAYS = NamedSpan("ten", SPANS[0].from_ms, START_MS + LAST_DAY * DAY_MS)
+TEN_DAYS = Holdout("ten", SPANS[0].from_ms, START_MS + LAST_DAY * DAY_MS)
 """As many days as an error by blocks of five needs."""
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
@@ -127,7 +127,7 @@ def network(folder: Path, candles: str) -> Path:
     return folder / "net"
 
 
-def judged(path: Path, candles: str, span: NamedSpan) -> Judgement:
+def judged(path: Path, candles: str, span: Holdout) -> Judgement:
     checkpoint = load(path)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     return judge_checkpoint(checkpoint, material, span, bars=600)
@@ -145,7 +145,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     document = json.loads(cli.out(*words))
     assert [row["name"] for row in document["beside"]] == others
     assert len({document["id"], *(row["id"] for row in document["beside"])}) == 4
-    for span in document["spans"]:
+    for span in document["holdouts"]:
         _, *rows = by_forecaster(span["tables"]["beside_qlike"]["rows"], 5).values()
         assert [row["forecaster"] for row in rows] == others
         assert {row["days"] for row in rows} == {2}
@@ -153,9 +153,9 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
         signs = by_forecaster(span["tables"]["beside_sign"]["rows"], 5)
         assert set(signs) == {"model", *others[:2]}
     # Each opened both spans, and the judged model counts those of its own file.
-    counted = {opening.model for opening in read_openings(first.parent / FILE_NAME)}
+    counted = {opening.model for opening in read_uses(first.parent / FILE_NAME)}
     assert counted >= {document["id"], *(row["id"] for row in document["beside"][:2])}
-    whole = document["tables"]["beside_spans"]["rows"]
+    whole = document["tables"]["beside_holdouts"]["rows"]
     assert [row["model"] for row in whole[:3]] == others
     assert [row["horizon"] for row in whole] == [5] * 3 + [30] * 3 + [5] * 2 + [30] * 2
     assert "the model less each other model" in said_in(page)
@@ -167,7 +167,7 @@ def test_the_difference_is_that_of_losses_in_log_returns(
     """By the definition, from each model judged alone."""
     words = ["evaluate", str(first), "--data", candles, "--compare", str(other), "--json"]
     dates = ["--from", iso(TEN_DAYS.from_ms or 0), "--to", iso(TEN_DAYS.until_ms or 0)]
-    tables = json.loads(cli.out(*words, *dates))["spans"][0]["tables"]
+    tables = json.loads(cli.out(*words, *dates))["holdouts"][0]["tables"]
     alone = [judged(path, candles, TEN_DAYS) for path in (first, other)]
     for horizon in HORIZONS:
         model, rival = (each.forecasts.at(horizon) for each in alone)
@@ -195,8 +195,8 @@ def test_the_difference_is_that_of_losses_in_log_returns(
         ]
         wanted = difference(losses[0], losses[1], days)
         row = by_forecaster(tables["beside_qlike"]["rows"], horizon)[str(other)]
-        assert row["less"]["value"] == pytest.approx(wanted.value, rel=1e-9)
-        assert row["less"]["error"] == pytest.approx(wanted.error, rel=1e-6)
+        assert row["difference"]["value"] == pytest.approx(wanted.value, rel=1e-9)
+        assert row["difference"]["error"] == pytest.approx(wanted.error, rel=1e-6)
         assert row["p"] == pytest.approx(wanted.p, rel=1e-6)
 
 
@@ -222,7 +222,7 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     kept = {table.key for table in tables_of(planted)}
     assert {"beside_qlike", "beside_sign"} <= kept
     assert not any(key.startswith("beside") for key in (t.key for t in tables_of(judgement)))
-    (both,) = [t for t in tables_across([planted, planted]) if t.key == "beside_spans"]
+    (both,) = [t for t in tables_across([planted, planted]) if t.key == "beside_holdouts"]
     same = [row for row in both.documents() if row["model"] == "same"]
     assert {row["verdict"] for row in same} == {"level"}
 
@@ -250,5 +250,5 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     # Without a date the later one is asked about the bars after both had learnt.
     words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]
     assert invoke(words) == 0
-    rows = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike"]["rows"]
+    rows = json.loads(capsys.readouterr().out)["holdouts"][0]["tables"]["beside_qlike"]["rows"]
     assert by_forecaster(rows, 5)[str(later)]["days"] == LAST_DAY - 7

@@ -398,4 +398,4 @@ def test_books_of_one_level_and_thin_books_are_learnt_from(tmp_path: Path) -> No
     printed(*train(tmp_path / "a", tmp_path / "m"))
     mapped = book_map(tmp_path / "m", tmp_path / "a", None, threads=1)
     assert isinstance(mapped.books, Books)
-    assert mapped.look.l1_error < 1e-5
+    assert mapped.attribution.l1_error < 1e-5

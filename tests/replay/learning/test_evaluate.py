@@ -30,6 +30,7 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import FitRun
+from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import RULES, Judgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, Metric
@@ -44,7 +45,6 @@ from tracepaper.replay.learning.judge.tables import (
     risk_coverage,
     tables_across,
 )
-from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
@@ -54,8 +54,8 @@ from tracepaper.strategies.units import iso
 DAY_MS = DAY_BARS * 60_000
 SPLIT = split(4, 4.6, 5.3)
 SPANS = [
-    NamedSpan("A", START_MS + 6 * DAY_MS, START_MS + 8 * DAY_MS),
-    NamedSpan("B", START_MS + 8 * DAY_MS, START_MS + 10 * DAY_MS),
+    Holdout("A", START_MS + 6 * DAY_MS, START_MS + 8 * DAY_MS),
+    Holdout("B", START_MS + 8 * DAY_MS, START_MS + 10 * DAY_MS),
 ]
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
@@ -106,28 +106,28 @@ def test_spans_are_judged_each_by_itself_and_counted(
     words = ["evaluate", str(glm), "--data", candles, "--holdout", AS_TEXT]
     assert invoke([*words, "--json", "--html", str(page)]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [span["name"] for span in report["spans"]] == ["A", "B"]
-    assert [span["days"] for span in report["spans"]] == [2, 2]
-    for span, wanted in zip(report["spans"], SPANS, strict=True):
+    assert [span["name"] for span in report["holdouts"]] == ["A", "B"]
+    assert [span["days"] for span in report["holdouts"]] == [2, 2]
+    for span, wanted in zip(report["holdouts"], SPANS, strict=True):
         assert (span["from_ms"], span["until_ms"]) == wanted[1:]
-        assert span["openings"] == 1
+        assert span["uses"] == 1
         rows = span["tables"]["paired_qlike"]["rows"]
         assert {row["forecaster"] for row in rows} >= {"har", "ewma", "log linear"}
         assert [row["horizon"] for row in rows if row["forecaster"] == "har"] == list(HORIZONS)
-        assert set(rows[1]["less"]) == {"value", "error"}
+        assert set(rows[1]["difference"]) == {"value", "error"}
         qlike = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
         for name, row in by_forecaster(rows, 5).items():
             assert row["value"]["value"] == pytest.approx(qlike[name], abs=2e-5)
             if name != "model":
-                less = qlike["model"] - qlike[name]
-                assert row["less"]["value"] == pytest.approx(less, abs=2e-5)
+                difference = qlike["model"] - qlike[name]
+                assert row["difference"]["value"] == pytest.approx(difference, abs=2e-5)
         nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
         assert list(nine["5"].values()) == pytest.approx(
             span["figures"]["5"]["coverage_90"], abs=1e-5
         )
-    first, second = (span["tables"]["qlike"]["rows"] for span in report["spans"])
+    first, second = (span["tables"]["qlike"]["rows"] for span in report["holdouts"])
     assert first != second
-    counted = read_openings(glm.parent / FILE_NAME)
+    counted = read_uses(glm.parent / FILE_NAME)
     assert [opening.recipe for opening in counted] == [report["recipe"]] * 2
     assert said_in(page).count("QLIKE by day:") == 2
     lines = [
@@ -171,7 +171,7 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(
 def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counted = read_openings(glm.parent / FILE_NAME)
+    counted = read_uses(glm.parent / FILE_NAME)
     words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
     assert invoke([*words, "--folds", "combinatorial:4/2", "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]
@@ -185,7 +185,7 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     luck = tables["overfitting_qlike"]["rows"]
     assert [row["paths"] for row in luck] == [3, 3]
     assert all(0.0 <= row["mean"] <= row["most"] <= 1.0 for row in luck)
-    assert read_openings(glm.parent / FILE_NAME) == counted
+    assert read_uses(glm.parent / FILE_NAME) == counted
 
 
 def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
@@ -290,7 +290,7 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
         areas = confidence_areas(judgements[0])["sign"]
         assert areas["oracle"].value < -0.1
         assert abs(areas["noise"].value) < 0.05
-        (table,) = [t for t in tables_across(judgements) if t.key == "confidence_spans"]
+        (table,) = [t for t in tables_across(judgements) if t.key == "confidence_holdouts"]
         assert {"oracle", "noise", "entropy"} <= {row["measure"] for row in table.documents()}
     finally:
         for name in ("oracle", "noise"):
@@ -309,7 +309,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
 
     monkeypatch.setattr(tables, "SHOWN", (*tables.SHOWN, tables.SpanFigure(planted)))
     document = as_document("id", "recipe", judgements)
-    assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": judgements[0].days}]
+    assert document["holdouts"][0]["tables"]["planted"]["rows"] == [{"days": judgements[0].days}]
 
 
 def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:

@@ -165,7 +165,7 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
         candles,
         *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
     )
-    (span,) = cli.json(*words)["spans"]
+    (span,) = cli.json(*words)["holdouts"]
     card, tables = load(folder).card, span["tables"]
     assert [(row["horizon"], row["tail"], row["share"]) for row in tables["tails"]["rows"]] == [
         (horizon, f"of a {side} position", share)
@@ -245,10 +245,10 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
         *data,
         *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
     )
-    (span,) = cli.json(*judging)["spans"]
+    (span,) = cli.json(*judging)["holdouts"]
     rows = list(by_forecaster(span["tables"]["correlation"]["rows"], 5).values())
     assert [row["forecaster"] for row in rows] == ["learnt", "EWMA", "mean of the training part"]
-    assert rows[0]["less"] is None
+    assert rows[0]["difference"] is None
     assert rows[1]["value"]["value"] == pytest.approx(
         card["figures"]["correlation"]["5"]["ewma"][0], abs=1e-5
     )

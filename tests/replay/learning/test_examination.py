@@ -179,7 +179,7 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
     whole, half, *_ = by_forecaster(table.records()[: len(table.rows) // 2], HORIZON).values()
     assert whole["value"] == pytest.approx((0.0, 0.0), abs=1e-3)
     assert half["forecaster"] == "1/2: 16 bars"  # the bar of age 20 is gone
-    assert beyond(half["less"]) < -5
+    assert beyond(half["difference"]) < -5
     assert len(table.rows) == 2 * len(HORIZONS) * 6
     assert ("restarted" in table.notes[0]) is any_length
 
@@ -371,9 +371,9 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     [of_network] = context_ablation(unmixed, 40)
     [all_network], [no_network] = (context_ablation(mixed(share), 40) for share in (1.0, 0.0))
     assert all_network.records() == of_network.records()
-    assert any(value(row["less"]) != 0 for row in all_network.records() if row["less"])
-    kept = [row for row in no_network.records() if row["figure"] == "QLIKE" and row["less"]]
-    assert all(value(row["less"]) == 0 for row in kept)
+    assert any(value(row["difference"]) != 0 for row in all_network.records() if row["difference"])
+    kept = [row for row in no_network.records() if row["figure"] == "QLIKE" and row["difference"]]
+    assert all(value(row["difference"]) == 0 for row in kept)
     [permuted_rows] = feature_permutation(mixed(0.0), 400)
     used = [row["feature"] for row in permuted_rows.records() if value(row["QLIKE 30m"]) != 0]
     assert leaking.schema.names[1] in used

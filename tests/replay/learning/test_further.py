@@ -244,8 +244,8 @@ def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trad
     config = TradingConfig.read({**section, "features": len(names), **parted})
     torch.manual_seed(1)
     network = TradingNetwork(config)
-    assert network.further_heads == HEADS
-    dataset = replace(material, heads=EVERY_HEAD | network.further_heads)
+    assert network.auxiliary_heads == HEADS
+    dataset = replace(material, heads=EVERY_HEAD | network.auxiliary_heads)
     options = FitOptions(
         steps=60, batch=4, length=256, learning_rate=8e-3, validate_every=20, average=0.9
     )

@@ -71,8 +71,8 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
     assert [row["forecaster"] for row in rows] == changes
     for row in rows:
         assert row["days"] >= 2
-        assert row["less"]["value"] != 0.0
-        assert row["less"]["error"] is None  # of so few days
+        assert row["difference"]["value"] != 0.0
+        assert row["difference"]["error"] is None  # of so few days
         assert row["verdict"] in {"better", "level", "worse"}
     assert len(by_forecaster(tables["instead_sign"]["rows"], 5)) == 1 + len(changes)
 
@@ -98,9 +98,9 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
     rows = by_forecaster(table.documents(), horizon)
     verdicts = {name: row["verdict"] for name, row in rows.items()}  # of the recipe as it is
     assert verdicts == {"model": None, "oracle": "worse", "worse": "better", "same": "level"}
-    assert rows["same"]["less"]["value"] == 0.0
+    assert rows["same"]["difference"]["value"] == 0.0
     losses = qlike_of(forecast, realised) - qlike_of(changes["worse"], realised)
-    assert rows["worse"]["less"]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
+    assert rows["worse"]["difference"]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from pages import said_in
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.learning.fitted import DataRequest, FitRun, read_dataset
+from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
 from tracepaper.replay.learning.judge.tables import tables_of
-from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Fold, Part, walk_forward
@@ -142,24 +142,24 @@ def test_spans_are_judged_apart_and_beside_another_network(
     page = tmp_path / "page.html"
     words = ("--data", file, "--holdout", AS_TEXT, "--html", page)
     report = answered(capsys, good, *words, "--compare", poor)
-    assert [(span["name"], span["days"]) for span in report["spans"]] == [("A", 20), ("B", 20)]
-    books = [span["figures"]["1"]["books"] for span in report["spans"]]
+    assert [(span["name"], span["days"]) for span in report["holdouts"]] == [("A", 20), ("B", 20)]
+    books = [span["figures"]["1"]["books"] for span in report["holdouts"]]
     assert books == [20 * (LATER - 1)] * 2  # no label reaches over a gap
-    for span in report["spans"]:
+    for span in report["holdouts"]:
         [model, *others] = by_forecaster(span["tables"]["accuracy"]["rows"], 1).values()
         assert model["value"]["value"] > 0.9
         assert [row["verdict"] for row in others] == ["better", "better"]
         [_, row] = by_forecaster(span["tables"]["beside_log_loss"]["rows"], 1).values()
         assert (row["forecaster"], row["verdict"], row["days"]) == (poor, "better", 20)
-    assert [span["openings"] for span in report["spans"]] == [2, 2]
-    counted = {opening.model for opening in read_openings(Path(good).parent / FILE_NAME)}
+    assert [span["uses"] for span in report["holdouts"]] == [2, 2]
+    counted = {opening.model for opening in read_uses(Path(good).parent / FILE_NAME)}
     assert {report["id"], report["beside"][0]["id"]} <= counted
     assert "the model less each other model" in said_in(page)
-    turned = answered(capsys, poor, *words, "--compare", good)["spans"][0]["tables"]
+    turned = answered(capsys, poor, *words, "--compare", good)["holdouts"][0]["tables"]
     other = by_forecaster(turned["beside_log_loss"]["rows"], 1)[good]
-    same = by_forecaster(report["spans"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
+    same = by_forecaster(report["holdouts"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
     assert other["verdict"] == "worse"
-    assert other["less"]["value"] == pytest.approx(-same["less"]["value"])
+    assert other["difference"]["value"] == pytest.approx(-same["difference"]["value"])
 
 
 def test_the_whole_is_what_the_card_says(
@@ -168,7 +168,7 @@ def test_the_whole_is_what_the_card_says(
     card = load(Path(good)).card
     [training, *_] = [
         opening
-        for opening in read_openings(Path(good).parent / FILE_NAME)
+        for opening in read_uses(Path(good).parent / FILE_NAME)
         if opening.model == card["model"]["id"]
     ]
     assert training.from_ms == instant(
@@ -184,7 +184,7 @@ def test_the_whole_is_what_the_card_says(
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
     model = load(Path(good))
     books = read_dataset(recipe_of(model.card), DataRequest([str(file)]), model.card)
-    judgement = judge_checkpoint(model, books, NamedSpan("A", None, None))
+    judgement = judge_checkpoint(model, books, Holdout("A", None, None))
     rng = np.random.default_rng(0)
     full = judgement.forecasts.at(1)
     rows = rng.permutation(len(full))[:100]
@@ -193,7 +193,7 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     both = judgement.compared_with("other", other)
     [losses] = [table for table in tables_of(both) if table.key == "beside_log_loss"]
     row = by_forecaster(losses.documents(), 1)["other"]
-    assert row["less"]["value"] == pytest.approx(-0.25)
+    assert row["difference"]["value"] == pytest.approx(-0.25)
     assert "other" not in by_forecaster(losses.documents(), 2)
     loss = BOOKS["log_loss"].terms
     wanted = difference(loss(MetricView(full.where(rows))), loss(MetricView(other)), full.day[rows])
@@ -214,7 +214,7 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
     assert frequencies["verdict"] == "better"
     [_, steps, levels] = by_forecaster(tables["instead_log_loss"]["rows"], 1).values()
     assert (steps["forecaster"], steps["verdict"], steps["days"]) == (changes[0], "better", 10)
-    assert levels["less"]["value"] != 0.0
+    assert levels["difference"]["value"] != 0.0
 
 
 # --- folds

@@ -41,6 +41,7 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
+from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
 from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
@@ -53,7 +54,6 @@ from tracepaper.replay.learning.judge.metrics import (
     verdict_of,
 )
 from tracepaper.replay.learning.judge.tables import tables_of
-from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.samples import EVERY_HEAD, FLAT_BAND
 from tracepaper.replay.learning.splits import Fold, Part, Segment, walk_forward
@@ -75,7 +75,7 @@ DAY_MS = DAY_BARS * 60_000
 ONE_THREAD = choose("evaluation.threads=1")
 SPLIT = split(2, 2.75, 3.25)
 SPANS = [
-    NamedSpan(name, START_MS + first * DAY_MS, START_MS + (first + 1) * DAY_MS)
+    Holdout(name, START_MS + first * DAY_MS, START_MS + (first + 1) * DAY_MS)
     for name, first in (("A", 4), ("B", 5))
 ]
 AS_TEXT = ",".join(
@@ -174,13 +174,13 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]
     others = [str(models[kind]) for kind in ("crossasset", "flash")]
     document = cli.json(*words, *ONE_THREAD, "--compare", others[0], "--compare", others[1])
-    assert [(span["name"], span["days"]) for span in document["spans"]] == [("A", 1), ("B", 1)]
-    assert [span["symbols"] for span in document["spans"]] == [list(SYMBOLS)] * 2
-    assert {span["openings"] for span in document["spans"]} == {1}
-    counted = {model.model for model in read_openings(models["flash"].parent / FILE_NAME)}
+    assert [(span["name"], span["days"]) for span in document["holdouts"]] == [("A", 1), ("B", 1)]
+    assert [span["symbols"] for span in document["holdouts"]] == [list(SYMBOLS)] * 2
+    assert {span["uses"] for span in document["holdouts"]} == {1}
+    counted = {model.model for model in read_uses(models["flash"].parent / FILE_NAME)}
     assert {document["id"], *(row["id"] for row in document["beside"])} <= counted
     weights = []
-    for span in document["spans"]:
+    for span in document["holdouts"]:
         tables = span["tables"]
         for key in ("beside_qlike", "beside_sign", "beside_across"):
             assert list(by_forecaster(tables[key]["rows"], 30)) == ["model", *others]
@@ -194,7 +194,7 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
         assert span["figures"]["weights"]["days"] == 1
     assert weights[0]["value"] != weights[1]["value"]
     assert "Rank correlation across the assets" in said_in(page)
-    whole = document["tables"]["beside_spans"]["rows"]
+    whole = document["tables"]["beside_holdouts"]["rows"]
     assert [row["model"] for row in whole[:2]] == others
 
 
@@ -208,10 +208,10 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     for model, other in (pair, pair[::-1]):
         words = ["evaluate", model, *given(paths), *dates, "--compare", other]
         more = [*choose("evaluation.explained_bars=500")] if model == models["flash"] else []
-        tables = cli.json(*words, *ONE_THREAD, *more)["spans"][0]["tables"]
+        tables = cli.json(*words, *ONE_THREAD, *more)["holdouts"][0]["tables"]
         values.append(
             [
-                by_forecaster(tables[f"beside_{loss}"]["rows"], horizon)[str(other)]["less"][
+                by_forecaster(tables[f"beside_{loss}"]["rows"], horizon)[str(other)]["difference"][
                     "value"
                 ]
                 for loss in ("qlike", "sign", "across")
@@ -239,7 +239,7 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> No
     shuffled = np.random.default_rng(0).permutation(len(forecasts))  # in any order of its rows
     oracle = forecasts.holding(MODEL, relative=value).where(shuffled)
     against = ranked(judged.compared_with("oracle", oracle))
-    less = by_forecaster(against, HORIZONS[1])["oracle"]["less"]
+    less = by_forecaster(against, HORIZONS[1])["oracle"]["difference"]
     assert less["value"] == pytest.approx(values.mean() - 1.0)
     fields = {name: of for name, of in forecasts.values[MODEL].items() if name != "relative"}
     blind = replace(forecasts, values={MODEL: fields})
@@ -312,7 +312,7 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
         [_, *rows] = by_forecaster(tables[key]["rows"], horizon).values()
         assert [row["forecaster"] for row in rows] == changes
         assert {row["days"] for row in rows} == {1}
-        assert rows[key == "instead_across"]["less"]["value"] != 0.0
+        assert rows[key == "instead_across"]["difference"]["value"] != 0.0
     names = [row["forecaster"] for row in tables["folds_weights"]["rows"]]
     assert names[:3] == ["model", "equal", "inverse"]
     assert tables["folds_across"]["rows"][0]["forecaster"] == "model"

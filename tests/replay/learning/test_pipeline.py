@@ -22,7 +22,7 @@ from tracepaper.replay.learning.baselines import stored_baselines
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
 from tracepaper.replay.learning.fitted import FitRun, Say
-from tracepaper.replay.learning.openings import read_openings
+from tracepaper.replay.learning.holdouts import read_uses
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import train
@@ -238,9 +238,9 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     assert "decided bar" in page
     assert "entropy confidence" in page
     assert all(sentence[:40] in page for sentence in judged["sentences"])
-    openings = read_openings(folder / "openings.toml")
+    openings = read_uses(folder / "holdout_uses.toml")
     assert {opening.model for opening in openings} == {trained["id"]}
-    assert judged["spans"][0]["openings"] == 1
+    assert judged["holdouts"][0]["uses"] == 1
     listed = json.loads(run(list_models, str(folder), "--json"))
     assert str(out) in [model["folder"] for model in listed["models"]]
     text = run(list_models, str(out))

@@ -16,7 +16,7 @@ from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement, level_of
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.openings import read_openings
+from tracepaper.replay.learning.holdouts import read_uses
 from tracepaper.replay.learning.retraining import Retraining, retrain
 from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import train
@@ -93,7 +93,7 @@ def test_a_candidate_is_trained_on_what_comes_before_and_its_span_is_counted(
     assert checkpoint.card["data"]["files"][0]["bars"] == 5 * DAY_BARS
     assert checkpoint.card["architecture"] == load(folder / "good").card["architecture"]
     assert not left.exists()
-    (opening,) = read_openings(retraining.folder / "openings.toml")
+    (opening,) = read_uses(retraining.folder / "holdout_uses.toml")
     assert (opening.recipe, opening.model) == (judgement.recipe, checkpoint.id)
     assert judgement.difference is not None
     assert judgement.difference < -0.2
@@ -166,4 +166,4 @@ def test_a_full_disk_is_one_sentence_and_nothing_of_the_training_is_left(
     assert line == f"{candidate}: No space left on device; correct that and try again."
     assert list(retraining.folder.iterdir()) == []
     assert cli.invoke(words) == cli.DONE
-    assert {path.name for path in retraining.folder.iterdir()} == {"candidate", "openings.toml"}
+    assert {path.name for path in retraining.folder.iterdir()} == {"candidate", "holdout_uses.toml"}

@@ -188,7 +188,9 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     assert crps["exact", "EWMA"]["verdict"] == "better"
     assert crps["at 3 levels", "EWMA"]["verdict"] == "better"
     # The head says what the law says, so both lose alike.
-    assert crps["at 3 levels", "its own Student t"]["less"]["value"] == pytest.approx(0, abs=1e-9)
+    assert crps["at 3 levels", "its own Student t"]["difference"]["value"] == pytest.approx(
+        0, abs=1e-9
+    )
     lowest = scores["pinball"][0]
     assert (lowest["quantile"], lowest["forecaster"]) == ("0.05", "model")
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))

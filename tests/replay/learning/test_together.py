@@ -120,7 +120,7 @@ def configured(
         None,
         {
             "market": {"symbols": list(symbols)},
-            "strategy": {"name": kind, "options": more, "twins": ("random_gate",)},
+            "strategy": {"name": kind, "options": more, "shadows": ("random_gate",)},
             "sizing": {"mode": "equity"},
             "model": {"checkpoint": str(folder), "threads": 1},
             **sections,
@@ -251,10 +251,10 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
     options["shrink"] = 1
     config = configured(folder, "crossasset", sections=at_once, **options)
     record(shrunk, config, data())
-    fills = "SELECT filled_ms, instrument, quantity, price FROM v_twin_fills WHERE twin = '{}'"
-    of_twin = rows(path, fills.format("uncorrelated"))
-    assert len(of_twin) > 10
-    assert of_twin == rows(shrunk, fills.format("ungated")) != rows(path, fills.format("ungated"))
+    fills = "SELECT filled_ms, instrument, quantity, price FROM v_shadow_fills WHERE shadow = '{}'"
+    of_shadow = rows(path, fills.format("uncorrelated"))
+    assert len(of_shadow) > 10
+    assert of_shadow == rows(shrunk, fills.format("ungated")) != rows(path, fills.format("ungated"))
 
 
 def answer_of(symbol: str, correlations: Sequence[float], volatility: float = 0.01) -> Forecast:
@@ -276,7 +276,7 @@ def weighed(
         SYMBOLS, options, context=1, every=1, horizon_index=0, has_correlations=True
     )
     assert strategy.sees_account
-    assert strategy.twins == ("ungated", "uncorrelated")
+    assert strategy.shadows == ("ungated", "uncorrelated")
     contexts = {}
     for symbol, forecast in forecasts.items():
         closed = bar(instrument_id=f"linear:{symbol}")
@@ -330,8 +330,8 @@ def test_a_rule_without_correlations_and_its_shadow_account_without_it_are_refus
     config = configured(folder, "portfolio", rule="minimum")
     with pytest.raises(ConfigInvalid, match="train one with factors = 1 or more"):
         record(tmp_path / "run.db", config, data(10))
-    twins = {"name": "portfolio", "twins": ("uncorrelated",)}
-    config = configured(folder, "portfolio", sections={"strategy": twins})
+    shadows = {"name": "portfolio", "shadows": ("uncorrelated",)}
+    config = configured(folder, "portfolio", sections={"strategy": shadows})
     with pytest.raises(ConfigInvalid, match="uncorrelated would be ungated"):
         record(tmp_path / "other.db", config, data(10))
 
@@ -364,9 +364,9 @@ def test_a_symbol_that_a_gate_refuses_keeps_its_weight_alone(
         holdings[key] = target
     assert refused_here > 3
     assert changed > 5
-    twins = dict(rows(path, "SELECT twin, count(*) FROM v_twin_fills GROUP BY 1"))
-    assert twins["ungated"] > 5
-    assert twins["random_gate"] > 0
+    shadows = dict(rows(path, "SELECT shadow, count(*) FROM v_shadow_fills GROUP BY 1"))
+    assert shadows["ungated"] > 5
+    assert shadows["random_gate"] > 0
 
 
 def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
@@ -394,7 +394,7 @@ def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Pa
             fresh,
             Limits(probes=1),
         )
-    assert finding.holds, finding.because
+    assert finding.passes, finding.because
 
 
 def test_a_decision_says_which_asset_and_which_of_its_bars(
@@ -453,7 +453,7 @@ def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
     record(path, configured(folder, "portfolio"), data())
     shutil.rmtree(folder)
     sequence = rows(path, "SELECT max(sequence) FROM v_notes")[0][0]
-    assert cli.json("verify", "last", "--db", path)["holds"]
+    assert cli.json("verify", "last", "--db", path)["passes"]
     document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
     assert document["influence"]["largest_difference"] == 0.0
     stored = kept_folder(path, checkpoint.card["model"]["id"])

@@ -232,7 +232,7 @@ def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_data
 def test_each_account_is_measured_from_its_own_beginning(run: ShownRun) -> None:
     for account in runs.run(run).accounts:
         if account.is_stored and account.name != "this run":
-            first, *_ = run.views.rows("v_twin_equity", twin=account.name)
+            first, *_ = run.views.rows("v_shadow_equity", shadow=account.name)
             assert account.total_return == pytest.approx(account.equity / first["equity"] - 1)
 
 

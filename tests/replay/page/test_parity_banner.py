@@ -78,7 +78,7 @@ def test_a_file_that_cannot_be_written_is_verified_and_one_line_says_that_no_row
         other.execute("BEGIN IMMEDIATE")  # as another program that has the file locked
         assert invoke(["verify", "last", "--db", str(database), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["holds"] is True
+    assert json.loads(out)["passes"] is True
     assert err.startswith("The result is not stored: ")
     assert err.count("\n") == 1
     assert checks(database) == []

@@ -166,7 +166,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
 
 
 def rows_of(run_forecasts: model.RunForecasts, key: str) -> list[Any]:
-    parts = model.came_true(run_forecasts, 30, 60_000)
+    parts = model.realised(run_forecasts, 30, 60_000)
     (table,) = [part for part in parts if isinstance(part, Table) and part.key == key]
     return list(table.rows)
 
@@ -191,9 +191,7 @@ def test_a_direction_that_is_known_rises_with_what_was_said() -> None:
 
 def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
     def caption_of(forecasts: model.RunForecasts) -> str:
-        charts = [
-            part for part in model.came_true(forecasts, 30, 60_000) if isinstance(part, Chart)
-        ]
+        charts = [part for part in model.realised(forecasts, 30, 60_000) if isinstance(part, Chart)]
         return next(chart.caption for chart in charts if chart.caption.startswith("Sign wrong"))
 
     helps = forecasts(20_000, spread=0.5, skill=1.0)

@@ -153,20 +153,22 @@ def test_every_place_is_as_likely_as_any_other() -> None:
     assert counts.min() > 400  # 500 expected, five standard deviations are 102
 
 
-def test_random_twins_repeat_and_have_as_many_positions_as_the_run(cross_report: Report) -> None:
+def test_random_timings_repeat_and_have_as_many_positions_as_the_run(cross_report: Report) -> None:
     record = cross_report.record
     marks = np.array([0, 700, 1_500])
-    random_twins = present(benchmarks.random_twins(record, record.account, marks, count=20))
-    two = present(benchmarks.random_twins(record, record.account, marks, count=20))
-    assert random_twins.median.tolist() == two.median.tolist()
+    random_timings = present(benchmarks.random_timings(record, record.account, marks, count=20))
+    two = present(benchmarks.random_timings(record, record.account, marks, count=20))
+    assert random_timings.median.tolist() == two.median.tolist()
     changes = np.flatnonzero(np.diff(np.sign(record.account.held["linear:BTCUSDT"]))).size
-    assert random_twins.positions == changes  # long and short: every change of side opens one
-    assert (random_twins.low <= random_twins.median).all()
-    assert (random_twins.median <= random_twins.high).all()
-    assert random_twins.low[0] == random_twins.high[0] == 1_000_000
+    assert random_timings.positions == changes  # long and short: every change of side opens one
+    assert (random_timings.low <= random_timings.median).all()
+    assert (random_timings.median <= random_timings.high).all()
+    assert random_timings.low[0] == random_timings.high[0] == 1_000_000
 
 
-def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_report: Report) -> None:
+def test_a_shadow_at_the_only_possible_places_earns_what_the_run_earned(
+    cross_report: Report,
+) -> None:
     """One position over all warm bars has nowhere else to go."""
     record = cross_report.record
     bars = record.bars["linear:BTCUSDT"]
@@ -177,13 +179,13 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_repo
     ledger = type(record.account)(
         "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), (), 0.0, 0.0
     )
-    random_twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=3))
-    assert random_twins.final_median == pytest.approx(equity)
-    assert random_twins.beaten == 0.5, "as good as chance, for chance has no other place"
+    random_timings = present(benchmarks.random_timings(record, ledger, np.array([0]), count=3))
+    assert random_timings.final_median == pytest.approx(equity)
+    assert random_timings.beaten == 0.5, "as good as chance, for chance has no other place"
 
 
 @pytest.mark.parametrize("liquidity", Liquidity)
-def test_an_account_without_information_beats_half_of_its_random_twins(
+def test_an_account_without_information_beats_half_of_its_random_timings(
     cross_report: Report, liquidity: Liquidity
 ) -> None:
     record = cross_report.record
@@ -205,8 +207,8 @@ def test_an_account_without_information_beats_half_of_its_random_twins(
         ledger = type(record.account)(
             "all", np.array([1e6, equity]), {name: held}, fills, (), 0.0, 0.0
         )
-        twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=30))
-        beaten.append(twins.beaten)
+        shadows = present(benchmarks.random_timings(record, ledger, np.array([0]), count=30))
+        beaten.append(shadows.beaten)
     # A share between 0 and 1 that is even has a deviation of 0.29: that of 30 of them is 0.05.
     assert np.mean(beaten) == pytest.approx(0.5, abs=0.15)
 

@@ -37,7 +37,7 @@ def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     whole = 100 * earned
     assert line_layer.y[-1] == pytest.approx(whole, rel=1e-5)
     layers = layers_of(chart).keys()
-    assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %", "position"} <= layers
+    assert {"buy and hold, 100 % held", "random timings of this run, 5–95 %", "position"} <= layers
     assert [panel.y.title for panel in chart.panels] == ["return, %", "drawdown, %", "position, %"]
     lost = next(layer for layer in chart.panels[1].layers if layer.name == "this run")  # type: ignore[union-attr]
     worst = present(cross_report.accounts[0].performance.max_drawdown)

@@ -50,15 +50,17 @@ def test_the_flow_ends_in_the_decision_s_own_rollout(
         bars = reader.bars(str(record.run["run_id"]), heads.instrument)
     forecaster.warm(heads.instrument, bars)
     attribution = forecaster.explain(heads.instrument)
-    assert heads.look.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
+    assert heads.activity.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
     assert heads.half
 
 
 def test_every_layer_passes_on_all_that_reached_it(heads: HeadReport) -> None:
-    assert heads.look.flow.sum(axis=(1, 2)) == pytest.approx(np.ones(4), abs=1e-5)
-    for above, below in zip(heads.look.flow[:-1], heads.look.flow[1:], strict=True):
+    assert heads.activity.flow.sum(axis=(1, 2)) == pytest.approx(np.ones(4), abs=1e-5)
+    for above, below in zip(heads.activity.flow[:-1], heads.activity.flow[1:], strict=True):
         assert above.sum(axis=0) == pytest.approx(below.sum(axis=1), abs=1e-5)
-    assert heads.look.flow[0].sum(axis=1).tolist() == pytest.approx([1, 0, 0, 0, 0, 0, 0], abs=1e-5)
+    assert heads.activity.flow[0].sum(axis=1).tolist() == pytest.approx(
+        [1, 0, 0, 0, 0, 0, 0], abs=1e-5
+    )
 
 
 def test_the_groups_of_the_last_column_agree_with_the_stored_buckets(
@@ -74,7 +76,7 @@ def test_the_groups_of_the_last_column_agree_with_the_stored_buckets(
                 (heads.sequence,),
             )
         ]
-    young = heads.look.flow[-1].sum(axis=0)[:4].sum()
+    young = heads.activity.flow[-1].sum(axis=0)[:4].sum()
     assert sum(weights[:16]) - 1e-6 <= young + weights[15]
     assert young - weights[16] <= sum(weights[:17]) + 1e-6
 
@@ -146,10 +148,10 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
     attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
     assert attribution.largest_bucket_difference is not None
     assert attribution.largest_bucket_difference < 1e-5
-    assert heads.look.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
-    layers, count = len(heads.look.readings), len(heads.groups)
-    assert heads.look.flow.shape == (layers, count, count)
-    assert heads.look.flow.sum(axis=(1, 2)) == pytest.approx(np.ones(layers), abs=1e-5)
+    assert heads.activity.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
+    layers, count = len(heads.activity.readings), len(heads.groups)
+    assert heads.activity.flow.shape == (layers, count, count)
+    assert heads.activity.flow.sum(axis=(1, 2)) == pytest.approx(np.ones(layers), abs=1e-5)
     widths = np.diff([*heads.cell_ages, heads.window])
     assert (heads.maps * widths[:, None]).sum(axis=2) == pytest.approx(
         np.ones((layers, 2, 40)), abs=1e-4
@@ -164,7 +166,7 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     database, heads = other
     words = ["report", "last", "--db", str(database), "--heads"]
     out = cli.out(*words, "--html", tmp_path / "page.html")
-    layers = len(heads.look.readings)
+    layers = len(heads.activity.readings)
     assert all(f"\n{layer}.2 " in out for layer in range(1, layers + 1))
     assert f"by the run's own model at decision {heads.sequence:,}" in out
     page = tmp_path / "page.html"
@@ -176,7 +178,7 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     assert [head["head"] for head in answer["kinds"]] == [
         f"{layer}.{head}" for layer in range(1, layers + 1) for head in (1, 2)
     ]
-    assert answer["rollout"] == heads.look.rollout.tolist()
+    assert answer["rollout"] == heads.activity.rollout.tolist()
     assert len(answer["figures"]) == len(answer["kinds"])
     assert {len(kinds) for layer in heads.over_run for kinds in layer} == {3}
 
@@ -197,6 +199,6 @@ def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
     database = explained_runs.replayed(tmp_path, strategy="trend", extra=NORM)
     heads = read_heads(build_report_of(database).record)
     attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
-    assert heads.look.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
-    assert heads.look.rollout[-1] < 0.5  # a quarter stays in each layer, not half
+    assert heads.activity.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
+    assert heads.activity.rollout[-1] < 0.5  # a quarter stays in each layer, not half
     assert heads.note == ""

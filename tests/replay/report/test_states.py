@@ -129,7 +129,7 @@ def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
                 assert states[-1].refused == refused, at
     assert allowed_while_halted > 0, "what opens nothing is not refused"
     found_again = verified(path)
-    assert found_again.holds, found_again.differences[:1]
+    assert found_again.passes, found_again.differences[:1]
 
 
 def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
@@ -157,8 +157,8 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     reach = partial(recorded_reach, path)
     maintenance.prune(path, keep_days=2, pruned_at_ms=5, reach=reach)
     with Reader.open(path) as reader:
-        assert audit(reader.connection, run_id).holds
-        assert verify_run(reader, path, run_id).holds
+        assert audit(reader.connection, run_id).passes
+        assert verify_run(reader, path, run_id).passes
     (after,) = states_of(path)
     assert (after.by, after.since_ms) == (state.by, state.since_ms)
     assert after.refused is not None
@@ -166,7 +166,7 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     assert "at least" in after.sentence
     tamper(path, "DELETE FROM halts")
     with Reader.open(path) as reader:
-        assert not audit(reader.connection, run_id).holds
+        assert not audit(reader.connection, run_id).passes
 
 
 def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:

@@ -97,17 +97,17 @@ def ledger(path: Path) -> tuple[list[tuple[Any, ...]], Fraction]:
 
 
 MOVED = "SELECT sum(amount) FROM v_ledger WHERE kind NOT IN ('opened', 'funding')"
-FUNDED = """SELECT f.twin, sum(t.funding) OVER (PARTITION BY f.twin, f.position_side, f.instrument
+FUNDED = """SELECT f.shadow, sum(t.funding) OVER (PARTITION BY f.shadow, f.position_side, f.instrument
 ORDER BY t.sequence, t.ordinal), (SELECT h.funding_paid FROM holdings h
-WHERE h.twin IS coalesce(f.twin, f.position_side) AND h.instrument = f.instrument
+WHERE h.shadow IS coalesce(f.shadow, f.position_side) AND h.instrument = f.instrument
 AND h.sequence <= t.sequence ORDER BY h.sequence DESC LIMIT 1)
 FROM trades t JOIN fills f USING (sequence, book, ordinal)
-WHERE f.twin IS NULL OR f.position_side IS NULL"""
+WHERE f.shadow IS NULL OR f.position_side IS NULL"""
 ENTERED = """SELECT coalesce(sum(entry_notional), 0) FROM v_positions p
 WHERE instrument NOT LIKE 'stock:%' AND sequence =
 (SELECT max(sequence) FROM v_positions n WHERE n.instrument = p.instrument)"""
 OF_SIDES = """SELECT t.sequence, f.position_side, t.funding FROM trades t
-JOIN fills f USING (sequence, book, ordinal) WHERE f.twin IS ? ORDER BY 1, 2"""
+JOIN fills f USING (sequence, book, ordinal) WHERE f.shadow IS ? ORDER BY 1, 2"""
 
 
 def check(path: Path, least: int) -> None:
@@ -128,7 +128,7 @@ def check(path: Path, least: int) -> None:
     assert all(of_trades == paid for _, of_trades, paid in rows(path, FUNDED))
     assert profit + float(left) + entered == pytest.approx(moved, abs=1e-6)
     with Reader.open(path) as reader:
-        assert audit(reader.connection, reader.find("last")).holds
+        assert audit(reader.connection, reader.find("last")).passes
         stored = reader.stored_run(reader.find("last"))
         steps, sets = list(reader.steps(stored.run.run_id)), reader.gate_sets(stored.run_key)
         kept = trades_until(reader.connection, stored.run_key, stored.run)[1]
@@ -220,7 +220,7 @@ def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
     member = {"name": "sma_cross", "slow": 20, "share": "0.5", "long_only": False}
     several = {"a": {**member, "fast": 5}, "b": {**member, "fast": 8}}
     configs: list[dict[str, Any]] = [
-        {"account": {"position_mode": "hedge"}, "strategy": {"twins": ["ungated"]}},
+        {"account": {"position_mode": "hedge"}, "strategy": {"shadows": ["ungated"]}},
         {"strategies": several},
     ]
     first = 1_746_373_500_000  # a quarter of an hour after the first candle
@@ -238,7 +238,7 @@ def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
         if place:
             assert {name for name, _, paid in rows(path, FUNDED) if paid} == {None, "a", "b"}
         else:  # a shadow account that does what the run does has its exposures, and pays alike
-            (shadow,) = (twin for twin in record.twins if twin.name == "ungated")
+            (shadow,) = (shadow for shadow in record.shadows if shadow.name == "ungated")
             of_own, of_shadow = (rows(path, OF_SIDES, of) for of in (None, "ungated"))
             assert of_own == of_shadow
             assert {side for _, side, paid in of_own if paid} == {"LONG", "SHORT"}

@@ -81,7 +81,7 @@ def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
     assert best.value == max(cell.value or -1 for cell in nine.cells)
     with nine.best_run() as again:
         assert again.summary == best.figures
-        assert again.verify(sample=20).holds
+        assert again.verify(sample=20).passes
     assert nine.command is not None
     done = subprocess.run(
         ["bash", "-c", f"{nine.command} --json"],

@@ -72,9 +72,9 @@ def test_a_chain_of_decisions_without_a_gate_holds_and_one_that_was_added_is_fou
 
     path = tmp_path / "a.db"
     cases.write_run(path, [ungated(step) for step in cases.plain_steps(20)])
-    assert verify(path).holds
+    assert verify(path).passes
     tamper(path, "INSERT INTO gate_sets VALUES (1, 1, 0, 'warm', 1.0, NULL)")
-    assert not verify(path).holds
+    assert not verify(path).passes
 
 
 class Meanwhile(sqlite3.Connection):
@@ -270,7 +270,7 @@ def test_a_tail_cut_with_the_runs_row_made_to_fit_is_found_by_a_head_kept_elsewh
         path,
         f"UPDATE runs SET step_count = {last + 1}, head_digest = {literal(head)} WHERE run_key = 2",
     )
-    assert verify(path).holds
+    assert verify(path).passes
     problem = problem_of(path, head=kept)
     assert problem.what == "rewritten"
 
@@ -285,7 +285,7 @@ def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Pat
 
 def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
     report = verify(path, head=rows(path, LINK, LAST - 2)[0][0])
-    assert report.holds
+    assert report.passes
     assert report.head_sequence == LAST - 2
 
 
@@ -339,4 +339,4 @@ def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
 )
 def test_a_changed_head_is_found(path: Path, change: Callable[[], str]) -> None:
     tamper(path, change())
-    assert not verify(path).holds
+    assert not verify(path).passes

@@ -61,8 +61,8 @@ def problem_of(path: Path, run_id: str = "last", head: bytes | None = None) -> s
 
 
 def test_a_run_without_a_step_is_not_called_whole() -> None:
-    assert not AuditResult(ChainReport("first", 0, b"", None, None, None), None).holds
-    assert AuditResult(ChainReport("first", 1, b"", None, None, None), None).holds
+    assert not AuditResult(ChainReport("first", 0, b"", None, None, None), None).passes
+    assert AuditResult(ChainReport("first", 1, b"", None, None, None), None).passes
 
 
 # ---------------------------------------------------------------- the schema
@@ -103,7 +103,7 @@ def test_a_redefined_view_is_found(path: Path) -> None:
 def test_what_others_added_is_a_warning(path: Path, statement: str) -> None:
     done(path, statement)
     audit_result = audited(path)
-    assert audit_result.holds
+    assert audit_result.passes
     assert len(audit_result.warnings) == 1
     assert "is not ours" in audit_result.warnings[0]
 
@@ -113,7 +113,7 @@ def test_a_row_that_belongs_to_nothing_is_found(path: Path) -> None:
     assert "belongs to a row that was removed" in problem_of(path)
 
 
-@pytest.mark.parametrize("table", ["states", "answers", "twin_steps"])
+@pytest.mark.parametrize("table", ["states", "answers", "shadow_steps"])
 def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) -> None:
     """SQLite holds no key of a step's rows: a row of a run that is not the one checked, too."""
     names = ", ".join(name for name in stored_columns(table) if name not in ("run_key", "sequence"))
@@ -134,7 +134,7 @@ def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) ->
 def removed(path: Path, run_key: int) -> None:
     """Remove a run from every table."""
     steps = (
-        "twin_steps", "fills", "orders", "holdings", "outcomes", "answers",
+        "shadow_steps", "fills", "orders", "holdings", "outcomes", "answers",
         "events", "states", "steps",
     )  # fmt: skip
     done(
@@ -266,7 +266,7 @@ def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) 
     with closing(sqlite3.connect(path)) as raw:
         query = "SELECT digest, kept FROM commits WHERE last_sequence = 255"
         link = raw.execute(query).fetchone()
-        for table in ("twin_steps", "answers", "states", "steps"):
+        for table in ("shadow_steps", "answers", "states", "steps"):
             raw.execute(f"DELETE FROM {table} WHERE sequence < 256")
         raw.execute("DELETE FROM commits WHERE last_sequence < 256")
         raw.execute("INSERT INTO prunes VALUES (1, 255, 5, ?, ?, NULL)", link)

@@ -16,7 +16,7 @@ NEWEST = "ORDER BY sequence DESC LIMIT 100"
 SEQUENCED = [view.name for view in VIEWS if view.name != "v_runs"]
 
 FEW = re.compile(
-    r"SCAN (n VIRTUAL TABLE.*|answers( .*)?|twin_steps|z( .*)?|CONSTANT ROW)$"
+    r"SCAN (n VIRTUAL TABLE.*|answers( .*)?|shadow_steps|z( .*)?|CONSTANT ROW)$"
     r"|.* RIGHT PART OF ORDER BY$|SEARCH instruments USING PRIMARY KEY \(run_key=\?\)$"
 )
 """The buckets of a decision, a look for any row at all, no row, the fills of a step, and the

@@ -323,27 +323,27 @@ def test_orders_show_their_last_state_and_what_filled_them(database: sqlite3.Con
             assert (row["price"], row["price_text"], row["fee"]) == (None, None, None)
 
 
-def test_twins_have_their_own_fills_and_equity(database: sqlite3.Connection) -> None:
+def test_shadows_have_their_own_fills_and_equity(database: sqlite3.Connection) -> None:
     expected = [
-        (step.sequence, twin.twin, scaled(twin.account.equity, 8))
+        (step.sequence, shadow.shadow, scaled(shadow.account.equity, 8))
         for step in RICH
-        for twin in step.twins
+        for shadow in step.shadows
     ]
     rows = ask(
         database,
-        "SELECT sequence, twin, equity_text FROM v_twin_equity WHERE run_id = 'rich' "
-        "ORDER BY sequence, twin DESC",
+        "SELECT sequence, shadow, equity_text FROM v_shadow_equity WHERE run_id = 'rich' "
+        "ORDER BY sequence, shadow DESC",
     )
     assert [tuple(row.values()) for row in rows] == expected
     fills = [
-        (step.sequence, twin.twin, scaled(fill.price, 2))
+        (step.sequence, shadow.shadow, scaled(fill.price, 2))
         for step in RICH
-        for twin in step.twins
-        for fill in twin.fills
+        for shadow in step.shadows
+        for fill in shadow.fills
     ]
     rows = ask(
         database,
-        "SELECT sequence, twin, price_text FROM v_twin_fills WHERE run_id = 'rich' ORDER BY 1",
+        "SELECT sequence, shadow, price_text FROM v_shadow_fills WHERE run_id = 'rich' ORDER BY 1",
     )
     assert [tuple(row.values()) for row in rows] == fills
 

@@ -30,7 +30,7 @@ from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, pack, sealed
 from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import Step, TwinStep
+from tracepaper.strategies.types.decisions import ShadowStep, Step
 from tracepaper.strategies.types.market import (
     CloseStart,
     CovariateRow,
@@ -54,7 +54,9 @@ def test_rows_give_back_the_very_step(steps: list[Step]) -> None:
 
 
 SHADOWED = [
-    replace(step, twins=(TwinStep("ungated", present(step.position), step.account, step.fills),))
+    replace(
+        step, shadows=(ShadowStep("ungated", present(step.position), step.account, step.fills),)
+    )
     for step in cases.plain_steps(60)
 ]
 CLOSES = cases.renumbered(
@@ -63,7 +65,7 @@ CLOSES = cases.renumbered(
             step,
             event=CloseStart(START_MS, 2 - len(absent), absent, seen_ms - delay_ms, seen_ms),
             decision=None,
-            twins=(),
+            shadows=(),
         )
         for step in cases.plain_steps(2)
         for absent in ((), (cases.BTC.id,))

@@ -26,7 +26,7 @@ def books(parent: str | None = None, config: str = cases.CONFIG, **changes: obje
 def closed(
     of: TradeBooks,
     *moves: tuple[int, int, int] | tuple[int, int, int, int],
-    twin: str | None = None,
+    shadow: str | None = None,
 ) -> list[dict[str, int]]:
     """Return the trades that *moves* close: signed quantity, notional, fee and fee in base."""
     trades = []
@@ -34,7 +34,7 @@ def closed(
         fill = row(
             "fills", run_key=1, sequence=place, book=0, ordinal=0, instrument=0,
             side="BUY" if quantity > 0 else "SELL", quantity=abs(quantity), reference_price=0,
-            notional=notional, fee=fee, fee_base=sum(base), twin=twin,
+            notional=notional, fee=fee, fee_base=sum(base), shadow=shadow,
         )  # fmt: skip
         if (trade := of.fill(fill)) is not None:
             trades.append(
@@ -94,8 +94,10 @@ def test_of_a_split_strategies_have_their_parts() -> None:
     """Ten shares of both are fifteen, where five of each alone would be seven."""
     several = books(config='{"strategies":{"a":{"share":"0.5"},"b":{"share":"0.5"}}}')
     for name in ("a", "b"):
-        assert closed(several, (5, 500, 0), twin=name) == []
+        assert closed(several, (5, 500, 0), shadow=name) == []
     at = {"market_ms": 0, "seen_ms": 0}
     several.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 3, 2, 0, 50, **at))
-    ((first,), (second,)) = (closed(several, (-n, 9, 0), twin=of) for n, of in ((8, "a"), (7, "b")))
+    ((first,), (second,)) = (
+        closed(several, (-n, 9, 0), shadow=of) for n, of in ((8, "a"), (7, "b"))
+    )
     assert (first["quantity"], second["quantity"]) == (8, 7)

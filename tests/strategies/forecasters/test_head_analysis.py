@@ -16,7 +16,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
     flow_down,
-    look_into,
+    head_activity,
     map_of,
     rollout_map,
 )
@@ -96,14 +96,14 @@ def test_the_flow_goes_from_the_group_that_holds_to_the_group_that_is_given() ->
 def test_heads_are_read_from_as_many_decisions_as_there_are_bars_for() -> None:
     forecaster = models.forecaster()
     bars = builders.bars(forecaster.context + DECISIONS + 5, seed=5)
-    whole = look_into(forecaster, bars, EDGES)
+    whole = head_activity(forecaster, bars, EDGES)
     assert whole.by_age.shape == (3, 2, DECISIONS, models.SMALL.window)
-    few = look_into(forecaster, bars[-forecaster.context - 1 :], EDGES)
+    few = head_activity(forecaster, bars[-forecaster.context - 1 :], EDGES)
     assert few.by_age == pytest.approx(whole.by_age[:, :, -2:], abs=1e-5)
     assert few.rollout == pytest.approx(whole.rollout, abs=1e-6)
     assert np.abs(np.diff(whole.by_age, axis=2)).max() > 1e-3
     with pytest.raises(DataInvalid, match=f"read from {forecaster.context + 1}; leave --heads out"):
-        look_into(forecaster, bars[: forecaster.context], EDGES)
+        head_activity(forecaster, bars[: forecaster.context], EDGES)
 
 
 def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:

@@ -17,7 +17,7 @@ from tracepaper.strategies.networks.cross_asset import (
     JOINT,
     CrossAssetConfig,
     CrossAssetNetwork,
-    CrossLook,
+    CrossAttribution,
     CrossOutputs,
     PortfolioCosts,
     correlation_loss,
@@ -72,7 +72,7 @@ def outputs_of(
 
 def rollout_of(
     network: CrossAssetNetwork, x: Tensor, *, residual: float = 0.5, start: int = 0
-) -> CrossLook:
+) -> CrossAttribution:
     with torch.inference_mode():
         places = network.config.places(SYMBOLS)
         method = Rollout(residual_weight=residual, start_layer=start)

@@ -38,10 +38,10 @@ export function accountLines(run) {
   const [main, ...others] = run.accounts;
   const began = new Map(run.accounts.map((each) => [each.name, each.start]));
   const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(main.name)) - 1) * 100));
-  const twins = others.filter((each) => each.is_stored);
-  const first = hasParts(run) ? twins.length : 1;
+  const shadows = others.filter((each) => each.is_stored);
+  const first = hasParts(run) ? shadows.length : 1;
   const rest = others.filter((each) => !each.is_stored);
-  return [main, ...twins.slice(0, first), ...rest.slice(0, 1), ...twins.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
+  return [main, ...shadows.slice(0, first), ...rest.slice(0, 1), ...shadows.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
     name: account.title,
     tone: account.tone,
     dash: account.dash,

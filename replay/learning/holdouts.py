@@ -21,10 +21,10 @@ from tracepaper.strategies.units import iso
 if TYPE_CHECKING:
     from tracepaper.replay.learning.dataset import Dataset
 
-FILE_NAME: Final = "openings.toml"
+FILE_NAME: Final = "holdout_uses.toml"
 
 
-class NamedSpan(NamedTuple):
+class Holdout(NamedTuple):
     """From, inclusive, and until, exclusive, in UTC milliseconds; None for as far as there is."""
 
     name: str
@@ -40,12 +40,12 @@ class NamedSpan(NamedTuple):
         return f"{self.name} {start}:{until}".strip()
 
 
-WHOLE: Final = NamedSpan("untouched", None, None)
+WHOLE: Final = Holdout("untouched", None, None)
 
 
-def read_spans(
+def read_holdouts(
     text: str | None, start: str | None = None, end: str | None = None
-) -> list[NamedSpan]:
+) -> list[Holdout]:
     """Return the spans of ``A=2024-10-01:2024-12-01,B=…:…``, or the one from *start* to *end*.
 
     Dates are UTC, the second is exclusive. Raises ``ConfigInvalid`` for anything else, for a name
@@ -68,11 +68,11 @@ def read_spans(
                 f"--holdout is {shown(text)}; write "
                 "A=2024-10-01:2024-12-01,B=2025-04-23:2025-06-03."
             )
-        spans.append(NamedSpan(name, date_ms(first), date_ms(last)))
+        spans.append(Holdout(name, date_ms(first), date_ms(last)))
     return _ordered(spans)
 
 
-def _ordered(spans: list[NamedSpan]) -> list[NamedSpan]:
+def _ordered(spans: list[Holdout]) -> list[Holdout]:
     for place, span in enumerate(spans):
         if None not in span[1:] and (span.from_ms or 0) >= (span.until_ms or 0):
             raise ConfigInvalid(f"The span {span.text} ends before it begins; mend its dates.")
@@ -92,7 +92,7 @@ def _ordered(spans: list[NamedSpan]) -> list[NamedSpan]:
 # --- openings
 
 
-class SpanOpening(NamedTuple):
+class HoldoutUse(NamedTuple):
     """One recipe's frozen weights judged on one span of some symbols."""
 
     recipe: str
@@ -101,33 +101,33 @@ class SpanOpening(NamedTuple):
     from_ms: int
     until_ms: int
 
-    def overlaps(self, other: SpanOpening) -> bool:
+    def overlaps(self, other: HoldoutUse) -> bool:
         """Return whether both are of one time and a symbol of both."""
         is_one_time = self.from_ms < other.until_ms and other.from_ms < self.until_ms
         return is_one_time and bool(set(self.symbols) & set(other.symbols))
 
 
-def openings_path(folder: Path | None) -> Path:
+def uses_path(folder: Path | None) -> Path:
     """Return the file that counts for the checkpoint in *folder*; None is a class of one's own."""
     if folder is None or folder.resolve().parent == BUNDLED.resolve():
         return registry_path().with_name(FILE_NAME)
     return folder.resolve().parent / FILE_NAME
 
 
-def opened(path: Path, new: SpanOpening) -> tuple[int, str]:
+def opened(path: Path, new: HoldoutUse) -> tuple[int, str]:
     """Keep *new* in *path*; return how many recipes opened its span, this one among them.
 
     Beside it a sentence where it could not be kept; else an empty text. Raises ``ConfigInvalid``
     for a file that is no list of openings.
     """
-    openings = read_openings(path)
+    openings = read_uses(path)
     kept = [opening for opening in openings if opening != new]
     recipes = {opening.recipe for opening in (*kept, new) if opening.overlaps(new)}
     warning = "" if new in openings else _write(path, [*openings, new])
     return len(recipes), warning
 
 
-def opened_by_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> str:
+def count_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> str:
     """Count the untouched part of *data*, on which a training judged what lies in *folder*.
 
     Returns a sentence where it could not be kept; else an empty text. What was not judged opens
@@ -138,16 +138,16 @@ def opened_by_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> 
         return ""
     symbols, from_ms, until_ms = span
     recipe = recipe_of(card).hash
-    new = SpanOpening(recipe, str(card["model"]["id"]), symbols, from_ms, until_ms)
-    return opened(openings_path(folder), new)[1]
+    new = HoldoutUse(recipe, str(card["model"]["id"]), symbols, from_ms, until_ms)
+    return opened(uses_path(folder), new)[1]
 
 
-def read_openings(path: Path) -> list[SpanOpening]:
+def read_uses(path: Path) -> list[HoldoutUse]:
     """Return the openings that *path* holds; none where there is no file."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))["opening"]
         return [
-            SpanOpening(
+            HoldoutUse(
                 str(row["recipe"]),
                 str(row["model"]),
                 tuple(map(str, row["symbols"])),
@@ -165,7 +165,7 @@ def read_openings(path: Path) -> list[SpanOpening]:
         ) from None
 
 
-def _write(path: Path, every: Sequence[SpanOpening]) -> str:
+def _write(path: Path, every: Sequence[HoldoutUse]) -> str:
     """Write the list whole, by a rename; return a sentence where that cannot be."""
     rows = [
         {

@@ -1,4 +1,4 @@
-"""Twins that depend on the run: a gate by chance, and as much held as the run itself held."""
+"""Shadows that depend on the run: a gate by chance, and as much held as the run itself held."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fakes import FixedForecaster
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.config.values import TWIN_NAMES, RegimeName
+from tracepaper.daemon.config.values import SHADOW_NAMES, RegimeName
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import TWINS, WITHOUT, Restart, TwinBasis, decode_state
+from tracepaper.daemon.engine.state import SHADOWS, WITHOUT, Restart, ShadowBasis, decode_state
 from tracepaper.daemon.session.build import build_engine, coverage_warnings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import HEAD_MEASURES, MEASURES
@@ -43,7 +43,7 @@ BARS = bars(600, seed=4)
 
 
 def attention(
-    twins: list[str],
+    shadows: list[str],
     on_refusal: str = "hold",
     *,
     calibration: Calibration = CALIBRATION,
@@ -52,7 +52,7 @@ def attention(
     """Return an engine whose gate ``direction`` alone refuses what :func:`said` answers."""
     gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.7"}
     sections: dict[str, dict[str, Any]] = {
-        "strategy": {"name": "attention", "twins": twins},
+        "strategy": {"name": "attention", "shadows": shadows},
         "gate": {**gates, "edge": "0.0001", "on_refusal": on_refusal},
         "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
         "sizing": {"mode": "notional", "notional": "200000"},
@@ -86,8 +86,8 @@ def stepped(machine: Engine, first: int = 0, until: int = len(BARS)) -> list[Ste
     return [machine.step(bar, answer) for bar, answer in pairs]
 
 
-def quantity(step: Step, twin: str) -> int:
-    return next(shadow.position.quantity for shadow in step.twins if shadow.twin == twin)
+def quantity(step: Step, shadow: str) -> int:
+    return next(shadow.position.quantity for shadow in step.shadows if shadow.shadow == shadow)
 
 
 def drawn(bar: Bar) -> float:
@@ -146,11 +146,11 @@ def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
 
 @pytest.mark.parametrize("cut", [40, 333, 590])
 def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
-    twins = ["random_gate", "buy_and_hold"]
-    whole = stepped(attention(twins))
+    shadows = ["random_gate", "buy_and_hold"]
+    whole = stepped(attention(shadows))
     before = whole[:cut]
     stored = max(place for place, step in enumerate(before) if step.state is not None)
-    again = attention(twins)
+    again = attention(shadows)
     state = before[stored].state
     assert state is not None
     Restart(again).restore(decode_state(state), next_sequence=cut)
@@ -158,7 +158,7 @@ def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
         Restart(again).recall(candle)
     for step in before[stored:]:
         again.count(step)
-    machine = attention(twins)
+    machine = attention(shadows)
     steps = stepped(machine, until=cut)
     assert again.state().bases == machine.state().bases
     could = sum(step.decision is not None and step.decision.refused_by != "warm" for step in steps)
@@ -196,7 +196,7 @@ def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> N
     assert last.position.quantity == 0
 
 
-def test_nothing_is_counted_unless_a_twin_depends_on_it() -> None:
+def test_nothing_is_counted_unless_a_shadow_depends_on_it() -> None:
     machine = attention(["ungated"])
     assert not machine.counts
     stepped(machine, until=50)
@@ -204,15 +204,15 @@ def test_nothing_is_counted_unless_a_twin_depends_on_it() -> None:
 
 
 def test_chance_is_a_function_of_the_bar_alone() -> None:
-    half = TwinBasis(100, 100, 50)
+    half = ShadowBasis(100, 100, 50)
     passes = [half.passes("linear:BTCUSDT", 60_000 * minute) for minute in range(4_000)]
     assert sum(passes) == pytest.approx(2_000, abs=130)
-    unbelieved = TwinBasis(200, 100, 50)
+    unbelieved = ShadowBasis(200, 100, 50)
     assert passes == [unbelieved.passes("linear:BTCUSDT", 60_000 * at) for at in range(4_000)]
     assert passes != [half.passes("linear:ETHUSDT", 60_000 * minute) for minute in range(4_000)]
-    assert all(TwinBasis(9, 9, 9).passes("linear:BTCUSDT", minute) for minute in range(100))
-    assert not any(TwinBasis(9, 9, 0).passes("linear:BTCUSDT", minute) for minute in range(100))
-    assert all(TwinBasis(9).passes("linear:BTCUSDT", minute) for minute in range(100))
+    assert all(ShadowBasis(9, 9, 9).passes("linear:BTCUSDT", minute) for minute in range(100))
+    assert not any(ShadowBasis(9, 9, 0).passes("linear:BTCUSDT", minute) for minute in range(100))
+    assert all(ShadowBasis(9).passes("linear:BTCUSDT", minute) for minute in range(100))
 
 
 def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> None:
@@ -221,7 +221,7 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
         "edge": 0.0001,
     }  # fmt: skip
     counted = GateCoverage(0.25, gates, get_args(RegimeName))
-    basis = TwinBasis(judged=9, passed=9)
+    basis = ShadowBasis(judged=9, passed=9)
     passed = [basis.passes(bar.instrument, bar.open_time_ms, 0.25) for bar in BARS]
     assert passed == [drawn(bar) < 0.25 for bar in BARS]
     calibration = replace(CALIBRATION, coverage=(counted,))
@@ -235,7 +235,7 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
     assert coverage_warnings(attention(["random_gate"])) == ()
 
 
-# ---------------------------------------------------------------- twins that leave one thing out
+# ---------------------------------------------------------------- shadows that leave one thing out
 
 
 def heads(rng: random.Random) -> HeadForecasts:
@@ -252,12 +252,12 @@ def heads(rng: random.Random) -> HeadForecasts:
 
 
 def with_heads(
-    twins: list[str], *, on_refusal: str = "hold", **sections: dict[str, Any]
+    shadows: list[str], *, on_refusal: str = "hold", **sections: dict[str, Any]
 ) -> list[Step]:
     """Return the steps of a run whose forecasts have heads, by gates that refuse a part each."""
     gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.7"}
     given: dict[str, dict[str, Any]] = {
-        "strategy": {"name": "attention", "twins": twins},
+        "strategy": {"name": "attention", "shadows": shadows},
         "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
         "account": {"cash": "1000000"},
         "sizing": {"mode": "notional", "notional": "200000"},
@@ -286,8 +286,8 @@ def run_account(steps: list[Step]) -> list[tuple[int, int]]:
     return [(step.position.quantity, step.account.equity) for step in steps if step.position]
 
 
-def twin(steps: list[Step], name: str) -> list[tuple[int, int]]:
-    every = (shadow for step in steps for shadow in step.twins if shadow.twin == name)
+def shadow(steps: list[Step], name: str) -> list[tuple[int, int]]:
+    every = (shadow for step in steps for shadow in step.shadows if shadow.shadow == name)
     return [(shadow.position.quantity, shadow.account.equity) for shadow in every]
 
 
@@ -299,12 +299,12 @@ LEFT_OUT: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]]
     "no_tail_share": ({"risk": {"max_tail_share": "0.003"}}, {}),
     "no_expected_drawdown": ({"risk": {"max_expected_drawdown": "0.005"}}, {}),
 }
-"""By twin: what configures its gate, and what a run without it has in the place of that."""
+"""By shadow: what configures its gate, and what a run without it has in the place of that."""
 
 
 @pytest.mark.parametrize("on_refusal", ["hold", "flat"])
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_a_twin_without_a_gate_is_a_run_without_it(name: str, on_refusal: str) -> None:
+def test_a_shadow_without_a_gate_is_a_run_without_it(name: str, on_refusal: str) -> None:
     configured, without = LEFT_OUT[name]
     steps = with_heads([name], on_refusal=on_refusal, **configured)
     gate = WITHOUT[name]
@@ -312,11 +312,11 @@ def test_a_twin_without_a_gate_is_a_run_without_it(name: str, on_refusal: str) -
     assert refused.count(gate) > 50
     if name != "no_direction":
         assert refused.count("direction") > 50, "another gate goes on refusing"
-    assert twin(steps, name) == run_account(with_heads([], on_refusal=on_refusal, **without))
-    assert twin(steps, name) != run_account(steps)
+    assert shadow(steps, name) == run_account(with_heads([], on_refusal=on_refusal, **without))
+    assert shadow(steps, name) != run_account(steps)
 
 
-def test_a_twin_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
+def test_a_shadow_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
     """A target that cash refused is asked for again, but at no bar that a gate holds."""
     market, sizing = {"category": "spot"}, {"mode": "notional", "notional": "1001000"}
     gate = {"learned_regimes": [1]}
@@ -325,7 +325,7 @@ def test_a_twin_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
     reasons = [step.decision.outcome.unfilled_reason for step in plain if step.decision]
     assert len(set(reasons)) > 1
     assert any(quantity for quantity, _ in run_account(plain))
-    assert twin(steps, "no_learned_regime") == run_account(plain)
+    assert shadow(steps, "no_learned_regime") == run_account(plain)
 
 
 FULL: dict[str, dict[str, Any]] = {
@@ -338,39 +338,39 @@ FULL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("mode", FULL)
-def test_a_twin_of_full_size_is_a_run_by_the_usual_size(mode: str) -> None:
+def test_a_shadow_of_full_size_is_a_run_by_the_usual_size(mode: str) -> None:
     own_keys = {"kelly": {"kelly": "0.001"}, "volatility": {"target_volatility": "0.002"}}
     sizing = {**FULL[mode], "mode": mode, **own_keys.get(mode, {})}
     steps = with_heads(["full_size"], sizing=sizing)
-    assert twin(steps, "full_size") == run_account(with_heads([], sizing=FULL[mode]))
-    assert twin(steps, "full_size") != run_account(steps)
+    assert shadow(steps, "full_size") == run_account(with_heads([], sizing=FULL[mode]))
+    assert shadow(steps, "full_size") != run_account(steps)
     assert any(quantity for quantity, _ in run_account(steps))
 
 
-def test_a_twin_that_would_be_the_run_itself_is_refused() -> None:
+def test_a_shadow_that_would_be_the_run_itself_is_refused() -> None:
     for name, gate in WITHOUT.items():
         if name in LEFT_OUT and name not in ("no_direction", "no_dropout_spread"):
             with pytest.raises(ConfigInvalid, match=f"{name} would be the run.* no gate {gate};"):
                 with_heads([name])
     with pytest.raises(ConfigInvalid, match=r"full_size would be the run.*'notional' follows no"):
         with_heads(["full_size"])
-    assert set(TWIN_NAMES) == set(TWINS)
+    assert set(SHADOW_NAMES) == set(SHADOWS)
 
 
-def test_a_twin_is_closed_by_the_breach_that_closes_the_run() -> None:
+def test_a_shadow_is_closed_by_the_breach_that_closes_the_run() -> None:
     risk = {"max_drawdown": "0.0005", "on_breach": "flatten", "max_tail": "3000"}
     steps = with_heads(["no_tail", "ungated"], risk=risk)
     (breached, *_) = [
         at for at, step in enumerate(steps)
         if step.decision and step.decision.reason == "halted by risk.drawdown"
     ]  # fmt: skip
-    assert any(held for held, _ in twin(steps, "no_tail")[:breached])
-    assert not any(held for held, _ in twin(steps, "no_tail")[breached + 2 :])
-    assert any(held for held, _ in twin(steps, "ungated")[breached + 2 :])
+    assert any(held for held, _ in shadow(steps, "no_tail")[:breached])
+    assert not any(held for held, _ in shadow(steps, "no_tail")[breached + 2 :])
+    assert any(held for held, _ in shadow(steps, "ungated")[breached + 2 :])
 
 
-def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
-    """A gate of edge keeps the run flat; then a limit refuses what would be less for the twin."""
+def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_shadow() -> None:
+    """A gate of edge keeps the run flat; then a limit refuses what would be less for the shadow."""
     gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.5"}
     forecaster = FixedForecaster(lambda _bars: None, calibration=CALIBRATION)
     forecaster.measures = MEASURES | HEAD_MEASURES
@@ -378,7 +378,7 @@ def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
         load(
             None,
             {
-                "strategy": {"name": "attention", "twins": ["no_edge"]},
+                "strategy": {"name": "attention", "shadows": ["no_edge"]},
                 "gate": {**gates, "edge": "2"},
                 "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
                 "account": {"cash": "1000000"},

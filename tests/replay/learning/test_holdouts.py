@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tracepaper.replay.learning.openings import (
+from tracepaper.replay.learning.holdouts import (
     FILE_NAME,
     WHOLE,
-    SpanOpening,
+    HoldoutUse,
     opened,
-    openings_path,
-    read_openings,
-    read_spans,
+    read_holdouts,
+    read_uses,
+    uses_path,
 )
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import date_ms
@@ -22,15 +22,15 @@ from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT, read_card
 from tracepaper.storage.sweeps import REGISTRY_VARIABLE
 from tracepaper.strategies.errors import ConfigInvalid
 
-A = SpanOpening("one", "m1", ("BTCUSDT",), date_ms("2024-10-01"), date_ms("2024-12-01"))
+A = HoldoutUse("one", "m1", ("BTCUSDT",), date_ms("2024-10-01"), date_ms("2024-12-01"))
 
 
 def test_spans_are_read_with_names_and_dates() -> None:
-    first, second = read_spans("A=2024-10-01:2024-12-01, B=2025-04-23:2025-06-03")
+    first, second = read_holdouts("A=2024-10-01:2024-12-01, B=2025-04-23:2025-06-03")
     assert first == ("A", date_ms("2024-10-01"), date_ms("2024-12-01"))
     assert second.text == "B 2025-04-23:2025-06-03"
-    assert read_spans(None) == [WHOLE]
-    (whole,) = read_spans(None, "2024-10-01", None)
+    assert read_holdouts(None) == [WHOLE]
+    (whole,) = read_holdouts(None, "2024-10-01", None)
     assert whole[1:] == (date_ms("2024-10-01"), None)
 
 
@@ -52,7 +52,7 @@ def test_spans_that_cannot_be_are_refused(
     given: tuple[str | None, str | None, str | None], message: str
 ) -> None:
     with pytest.raises(ConfigInvalid, match=message):
-        read_spans(*given)
+        read_holdouts(*given)
 
 
 def test_a_recipe_counts_once_a_span_and_other_spans_and_symbols_do_not(tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_a_recipe_counts_once_a_span_and_other_spans_and_symbols_do_not(tmp_path
     assert opened(path, A._replace(recipe="four", symbols=("ETHUSDT",))) == (1, "")
     inside = A._replace(from_ms=A.from_ms + 1_000, until_ms=A.until_ms - 1_000)
     assert opened(path, inside._replace(recipe="five")) == (3, "")
-    assert len(read_openings(path)) == 6
-    assert read_openings(path)[0] == A
+    assert len(read_uses(path)) == 6
+    assert read_uses(path)[0] == A
     assert [file.name for file in path.parent.iterdir()] == [FILE_NAME]
 
 
@@ -88,9 +88,9 @@ def test_what_comes_with_the_package_is_counted_in_the_users_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(REGISTRY_VARIABLE, str(tmp_path / "trials.db"))
-    assert openings_path(DEFAULT_CHECKPOINT) == tmp_path / FILE_NAME
-    assert openings_path(None) == tmp_path / FILE_NAME
-    assert openings_path(tmp_path / "mine" / "seed-3") == tmp_path / "mine" / FILE_NAME
+    assert uses_path(DEFAULT_CHECKPOINT) == tmp_path / FILE_NAME
+    assert uses_path(None) == tmp_path / FILE_NAME
+    assert uses_path(tmp_path / "mine" / "seed-3") == tmp_path / "mine" / FILE_NAME
 
 
 def test_seeds_and_names_are_one_recipe_and_another_window_is_another() -> None:

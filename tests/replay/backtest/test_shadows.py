@@ -1,4 +1,4 @@
-"""Twins that depend on the run: in the record, the summary and the report, and after a restart."""
+"""Shadows that depend on the run: in the record, the summary and the report, and after a restart."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.api import backtest
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
-TWINS = """
+SHADOWS = """
 [strategy]
 name = "sma_cross"
 fast = 3
 slow = 40
-twins = ["random_gate", "buy_and_hold"]
+shadows = ["random_gate", "buy_and_hold"]
 """
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("twins.toml").write_text(TWINS)
+    Path("shadows.toml").write_text(SHADOWS)
 
 
-def test_every_twin_is_in_the_record_the_summary_and_the_report(
+def test_every_shadow_is_in_the_record_the_summary_and_the_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert invoke(["replay", str(SOL), "-c", "twins.toml", "--db", "run.db"]) == 0
+    assert invoke(["replay", str(SOL), "-c", "shadows.toml", "--db", "run.db"]) == 0
     printed = capsys.readouterr().out
-    assert "random_gate twin" in printed
-    assert "buy_and_hold twin" in printed
-    names = "SELECT DISTINCT twin FROM v_twin_fills ORDER BY 1"
+    assert "random_gate shadow" in printed
+    assert "buy_and_hold shadow" in printed
+    names = "SELECT DISTINCT shadow FROM v_shadow_fills ORDER BY 1"
     assert rows("run.db", names) == [("buy_and_hold",), ("random_gate",)]
-    held = "SELECT count(*) FROM v_twin_fills WHERE twin = 'buy_and_hold' AND side = 'SELL'"
+    held = "SELECT count(*) FROM v_shadow_fills WHERE shadow = 'buy_and_hold' AND side = 'SELL'"
     assert rows("run.db", held)[0][0] < 8  # it holds
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     capsys.readouterr()
@@ -54,15 +54,15 @@ def test_every_twin_is_in_the_record_the_summary_and_the_report(
     assert {"buy_and_hold", "random_gate"} <= accounts.keys()
 
 
-def test_a_twin_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
-    Path("twins.toml").write_text(TWINS.replace("random_gate", "lucky"))
-    error = cli.err("replay", SOL, "-c", "twins.toml", "--db", "run.db", code=2)
+def test_a_shadow_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
+    Path("shadows.toml").write_text(SHADOWS.replace("random_gate", "lucky"))
+    error = cli.err("replay", SOL, "-c", "shadows.toml", "--db", "run.db", code=2)
     assert error.count("\n") == 1
     assert "ungated, random_gate, buy_and_hold" in error
 
 
 def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
-    config: dict[str, Any] = {"strategy": {"twins": ["buy_and_hold"]}}
+    config: dict[str, Any] = {"strategy": {"shadows": ["buy_and_hold"]}}
     params = {"fast": 3, "slow": 40}
     end = "2025-05-05T00:00"
     with backtest("sma_cross", SOL, params=params, config=config, end=end) as with_it:
@@ -73,7 +73,7 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
         page = Path("run.html")
         with_it.report(html=page)
         assert "buy and hold at its own exposure so far" in said_in(page)
-        query = "SELECT equity FROM v_twin_equity ORDER BY sequence DESC LIMIT 1"
+        query = "SELECT equity FROM v_shadow_equity ORDER BY sequence DESC LIMIT 1"
         ((last,),) = rows(with_it.database, query)
         assert held["end"] == pytest.approx(last)
     with backtest("sma_cross", SOL, params=params, end=end) as without:
@@ -91,10 +91,10 @@ LIQUIDATED = "model = 'liquidation'"
 
 def test_the_report_and_the_shadow_accounts_know_it(tmp_path: Path, cli: Cli) -> None:
     path, sections = tmp_path / "a.db", dict(CROSS.sections())
-    sections["strategy"] = {**sections["strategy"], "twins": ["buy_and_hold", "random_gate"]}
+    sections["strategy"] = {**sections["strategy"], "shadows": ["buy_and_hold", "random_gate"]}
     record(path, load(None, sections), CROSS.candles())
     check_record(path)
-    assert rows(path, f"SELECT count(*) FROM v_twin_fills WHERE {LIQUIDATED}")[0][0] > 0
+    assert rows(path, f"SELECT count(*) FROM v_shadow_fills WHERE {LIQUIDATED}")[0][0] > 0
     account, *_ = cli.json("report", "--db", path)["accounts"]
     assert account["end"] >= 0
     assert account["liquidation_price"] is None
