@@ -347,7 +347,7 @@ class Backtest:
     def verify(self, *, sample: int | None = None) -> Verification:
         """Derive the run again from what it stored and compare every value, as ``verify`` does.
 
-        ``Verification.passes`` says whether all agree; *sample* compares only that many steps at the
+        ``Verification.passes`` says whether all agree; *sample* compares that many steps at the
         end.
         """
         from tracepaper.replay.checks.verify import verify_run

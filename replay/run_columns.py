@@ -298,7 +298,7 @@ class RunColumns:
 
 
 def with_usual(measured: Floats, gate: str, threshold: float) -> Floats:
-    """Return what *gate* *measured*, with its usual measure where that was not stored, but NaN."""
+    """Return the *measured* values of *gate*, and its usual measure in place of NaN."""
     if gate not in STEADY_GATES:
         return measured
     return np.where(np.isnan(measured), usual_measure(gate, threshold), measured)

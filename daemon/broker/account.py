@@ -98,7 +98,7 @@ class Ownership(NamedTuple):
 
 
 class PaperAccount(Holdings):
-    """The run's account, or the shadow account of a shadow."""
+    """The run's account, or a shadow account."""
 
     def __init__(
         self,

@@ -137,8 +137,8 @@ class StrategiesSection(Section):
             )
         if len({strategy.shadows for strategy in named.values()}) > 1:
             raise ValueError(
-                "the strategies of [strategies] name different shadows, and a shadow account is one "
-                "of all of them; give each the same"
+                "the strategies of [strategies] have different `shadows`, which all of them share; "
+                "give each the same"
             )
         if len(named) > STRATEGIES_MOST:
             raise ValueError(f"[strategies] names more than {STRATEGIES_MOST} strategies")

@@ -237,7 +237,7 @@ class InstrumentState:
             self.bars += 1
 
     def _keepers(self) -> list[Callable[[Bar], None]]:
-        """Return what takes in each bar, its plausibility apart, where bars follow at once."""
+        """Return a function that takes in each following bar, without its plausibility."""
         frames = [frame.add for frame in self.frames.values()]
         return [*frames, *(record.append for record in self._records), self.day_range.push]
 

@@ -81,7 +81,7 @@ SIZED_BY_FORECAST: Final = "sized_by_forecast"
 FULL_SIZE: Final = "full_size"
 UNCORRELATED: Final = "uncorrelated"
 WITHOUT: Final = gates_left_out()
-"""The gate that each shadow ``no_GATE`` leaves out."""
+"""The gate that each shadow account ``no_GATE`` leaves out."""
 SHADOWS: Final = {
     UNGATED: "the same forecasts without the judgement gates",
     RANDOM_GATE: (
@@ -99,7 +99,7 @@ SHADOWS: Final = {
 
 
 def account_title(name: str) -> str:
-    """Return the kind of account that *name* is: a shadow, a side, or a strategy's part."""
+    """Return the kind of account that *name* is: a shadow account, a side, or a strategy's part."""
     if name in SIDES:
         return f"{name.lower()} side"
     return f"{name} shadow" if name in SHADOWS else f"strategy {name}"
@@ -217,7 +217,7 @@ class EngineState(Struct, frozen=True, array_like=True):
     account: AccountState
     shadows: dict[str, AccountState]
     settled: dict[str, int] = {}  # market time of each instrument's newest settlement
-    bases: dict[str, ShadowBasis] = {}  # of each instrument, where a shadow depends on it
+    bases: dict[str, ShadowBasis] = {}  # of each instrument, where a shadow account depends on it
     # By instrument, "" of a portfolio, and of several strategies by name/instrument: ``State``.
     declared: dict[str, bytes] = {}
     cells: dict[str, int] = {}  # by instrument, of the card's own regimes

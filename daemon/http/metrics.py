@@ -137,7 +137,7 @@ _BESIDE: Final = {
 
 
 def _accounts(accounts: Mapping[str, Account]) -> Iterable[Metric]:
-    """Yield the sums of *accounts*, those of shadows under the label ``shadow``."""
+    """Yield the sums of *accounts*, those of shadow accounts under the label ``shadow``."""
     for name, text in ACCOUNT_HELP.items():
         family = GaugeMetricFamily(f"tracepaper_{name}", text, labels=["shadow"])
         for shadow, account in accounts.items():

@@ -116,7 +116,7 @@ Strategies = Mapping[str, Strategy]
 
 
 def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
-    """Return a new strategy object for each configured symbol, with its shadows.
+    """Return a new strategy object for each configured symbol, with its shadow accounts.
 
     Those of a portfolio strategy are members of one object. A user's class is imported and made
     here; raises ``ConfigInvalid`` or ``StrategyFailed``.
@@ -132,7 +132,7 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     for strategy in strategies.values():
         if UNCORRELATED in set(config.strategy.shadows) - set(strategy.shadows):
             raise ConfigInvalid(
-                f"strategy.shadows {UNCORRELATED} would be ungated: a portfolio whose rule weighs by "
+                f"strategy.shadows {UNCORRELATED} would be ungated: a portfolio weighed by "
                 "correlations has it by itself; leave it out."
             )
         strategy.shadows = tuple(dict.fromkeys((*strategy.shadows, *config.strategy.shadows)))
@@ -226,8 +226,8 @@ def _trend(config: Config, forecaster: Forecaster | None, symbol: str) -> TrendS
         sized_by = SizedBy(chosen.trend_sized_by)
     if SIZED_BY_FORECAST in chosen.shadows and volatility is None:
         raise ConfigInvalid(
-            f"strategy.shadows {SIZED_BY_FORECAST} needs a model that gives volatility; name one, or "
-            "leave it out."
+            f"strategy.shadows {SIZED_BY_FORECAST} needs a model that gives volatility; name one, "
+            "or leave it out."
         )
     costs = fees_of_symbols(config).get(symbol, costs_for(config))
     return TrendStrategy(

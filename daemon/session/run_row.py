@@ -100,7 +100,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     """Return a new run of a resolved *config*, and its engine, live and in replay alike.
 
     Its id is random, so that no two databases share one. Behind *warnings* it has those of its
-    model, its margin and its shadows.
+    model, its margin and its shadow accounts.
     """
     engine = build_engine(
         config,

@@ -42,9 +42,7 @@ def evaluate(
     ] = None,
     holdout: Annotated[
         str | None,
-        typer.Option(
-            metavar="A=DATE:DATE,B=…", help="Untouched holdouts, each evaluated by itself."
-        ),
+        typer.Option(metavar="A=DATE:DATE,B=…", help="Holdouts, each evaluated by itself."),
     ] = None,
     compare: Annotated[
         list[str] | None,
@@ -53,7 +51,7 @@ def evaluate(
     folds: Annotated[
         str | None,
         typer.Option(
-            help="Train again on walk:3, rolling:3 or combinatorial:6/2; opens no holdout."
+            help="Train again on walk:3, rolling:3 or combinatorial:6/2; uses no holdout."
         ),
     ] = None,
     ablate: Annotated[
@@ -87,7 +85,7 @@ def evaluate(
 ) -> CommandAnswer:
     """Evaluate a model on the bars after its calibration, against every baseline.
 
-    Each recipe evaluated on a holdout counts as one opening of it; --folds trains
+    Each recipe evaluated on a holdout counts as one use of it; --folds trains
     it again on the time before instead. --compare asks other models about the
     same bars and tests the differences by day. A class of your own is evaluated
     after its trained_until. --inspect takes 200 decisions unless N is given.
@@ -163,7 +161,7 @@ def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_els
     """Refuse --folds beside what *is_else* asked, and --ablate without them."""
     if folds is not None and is_else:
         raise ConfigInvalid(
-            "--folds fits a checkpoint's recipe anew on the time before its untouched holdouts; give "
+            "--folds fits a checkpoint's recipe anew on the time before its holdouts; give "
             "it a checkpoint, and no holdout nor --compare."
         )
     if elsewhere and folds is None:

@@ -1,4 +1,4 @@
-"""Named spans of untouched time, and how often each was opened: once by each recipe.
+"""Named holdouts, and how often each was used: once by each recipe.
 
 The rule is docs/models.md, L47.
 """
@@ -46,10 +46,10 @@ WHOLE: Final = Holdout("untouched", None, None)
 def read_holdouts(
     text: str | None, start: str | None = None, end: str | None = None
 ) -> list[Holdout]:
-    """Return the spans of ``A=2024-10-01:2024-12-01,B=…:…``, or the one from *start* to *end*.
+    """Return the holdouts of ``A=2024-10-01:2024-12-01,B=…:…``, or the one from *start* to *end*.
 
     Dates are UTC, the second is exclusive. Raises ``ConfigInvalid`` for anything else, for a name
-    that comes twice, and for spans that overlap.
+    that comes twice, and for holdouts that overlap.
     """
     if text is None:
         whole = WHOLE._replace(
@@ -59,7 +59,7 @@ def read_holdouts(
         return _ordered([whole])
     if start or end:
         raise ConfigInvalid("--holdout says from when until when; leave --from and --to out.")
-    spans = []
+    holdouts = []
     for part in text.split(","):
         name, _, dates = part.strip().partition("=")
         first, _, last = dates.partition(":")
@@ -68,32 +68,36 @@ def read_holdouts(
                 f"--holdout is {shown(text)}; write "
                 "A=2024-10-01:2024-12-01,B=2025-04-23:2025-06-03."
             )
-        spans.append(Holdout(name, date_ms(first), date_ms(last)))
-    return _ordered(spans)
+        holdouts.append(Holdout(name, date_ms(first), date_ms(last)))
+    return _ordered(holdouts)
 
 
-def _ordered(spans: list[Holdout]) -> list[Holdout]:
-    for place, span in enumerate(spans):
-        if None not in span[1:] and (span.from_ms or 0) >= (span.until_ms or 0):
-            raise ConfigInvalid(f"The span {span.text} ends before it begins; mend its dates.")
-        for other in spans[:place]:
-            if other.name == span.name:
-                raise ConfigInvalid(f"Two spans are called {span.name}; give each its own name.")
-            if (span.from_ms or 0) < (other.until_ms or 0) and (other.from_ms or 0) < (
-                span.until_ms or 0
+def _ordered(holdouts: list[Holdout]) -> list[Holdout]:
+    for place, holdout in enumerate(holdouts):
+        if None not in holdout[1:] and (holdout.from_ms or 0) >= (holdout.until_ms or 0):
+            raise ConfigInvalid(
+                f"The holdout {holdout.text} ends before it begins; mend its dates."
+            )
+        for other in holdouts[:place]:
+            if other.name == holdout.name:
+                raise ConfigInvalid(
+                    f"Two holdouts are called {holdout.name}; give each its own name."
+                )
+            if (holdout.from_ms or 0) < (other.until_ms or 0) and (other.from_ms or 0) < (
+                holdout.until_ms or 0
             ):
                 raise ConfigInvalid(
-                    f"The spans {other.name} and {span.name} overlap: the second would repeat the "
-                    "first; give spans of different time."
+                    f"The holdouts {other.name} and {holdout.name} overlap: the second would "
+                    "repeat the first; give holdouts of different time."
                 )
-    return spans
+    return holdouts
 
 
-# --- openings
+# --- uses
 
 
 class HoldoutUse(NamedTuple):
-    """One recipe's frozen weights judged on one span of some symbols."""
+    """One recipe's frozen weights judged on a holdout of some symbols."""
 
     recipe: str
     model: str
@@ -114,38 +118,38 @@ def uses_path(folder: Path | None) -> Path:
     return folder.resolve().parent / FILE_NAME
 
 
-def opened(path: Path, new: HoldoutUse) -> tuple[int, str]:
-    """Keep *new* in *path*; return how many recipes opened its span, this one among them.
+def count_use(path: Path, new: HoldoutUse) -> tuple[int, str]:
+    """Keep *new* in *path*; return how many recipes used its holdout, this one among them.
 
     Beside it a sentence where it could not be kept; else an empty text. Raises ``ConfigInvalid``
-    for a file that is no list of openings.
+    for a file that is no list of uses.
     """
-    openings = read_uses(path)
-    kept = [opening for opening in openings if opening != new]
-    recipes = {opening.recipe for opening in (*kept, new) if opening.overlaps(new)}
-    warning = "" if new in openings else _write(path, [*openings, new])
+    uses = read_uses(path)
+    kept = [use for use in uses if use != new]
+    recipes = {use.recipe for use in (*kept, new) if use.overlaps(new)}
+    warning = "" if new in uses else _write(path, [*uses, new])
     return len(recipes), warning
 
 
 def count_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> str:
-    """Count the untouched part of *data*, on which a training judged what lies in *folder*.
+    """Count the untouched part of *data*, on which a training judged the model in *folder*.
 
-    Returns a sentence where it could not be kept; else an empty text. What was not judged opens
-    nothing.
+    Returns a sentence where it could not be kept; else an empty text. A training
+    that judged nothing uses nothing.
     """
-    span = data.untouched()
-    if span is None:
+    holdout = data.untouched()
+    if holdout is None:
         return ""
-    symbols, from_ms, until_ms = span
+    symbols, from_ms, until_ms = holdout
     recipe = recipe_of(card).hash
     new = HoldoutUse(recipe, str(card["model"]["id"]), symbols, from_ms, until_ms)
-    return opened(uses_path(folder), new)[1]
+    return count_use(uses_path(folder), new)[1]
 
 
 def read_uses(path: Path) -> list[HoldoutUse]:
-    """Return the openings that *path* holds; none where there is no file."""
+    """Return the uses that *path* holds; none where there is no file."""
     try:
-        rows = tomllib.loads(path.read_text(encoding="utf-8"))["opening"]
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))["use"]
         return [
             HoldoutUse(
                 str(row["recipe"]),
@@ -160,7 +164,7 @@ def read_uses(path: Path) -> list[HoldoutUse]:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigInvalid(
-            f"{path} is no list of openings ({shown(error)}); restore it, or move it away to count "
+            f"{path} is no list of uses ({shown(error)}); restore it, or move it away to count "
             "anew."
         ) from None
 
@@ -169,16 +173,16 @@ def _write(path: Path, every: Sequence[HoldoutUse]) -> str:
     """Write the list whole, by a rename; return a sentence where that cannot be."""
     rows = [
         {
-            "recipe": opening.recipe,
-            "model": opening.model,
-            "symbols": list(opening.symbols),
-            "from": iso(opening.from_ms),
-            "until": iso(opening.until_ms),
+            "recipe": use.recipe,
+            "model": use.model,
+            "symbols": list(use.symbols),
+            "from": iso(use.from_ms),
+            "until": iso(use.until_ms),
         }
-        for opening in every
+        for use in every
     ]
     try:
-        write_whole((dump({"opening": rows}).encode(),), path)
+        write_whole((dump({"use": rows}).encode(),), path)
     except OSError as error:
-        return f"This opening could not be counted in {path} ({error.strerror})."
+        return f"This use could not be counted in {path} ({error.strerror})."
     return ""

@@ -34,7 +34,7 @@ from tracepaper.replay.archive.candle_file import Lines, file_name, lines_of, wr
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
 from tracepaper.replay.learning.fitted import DataRequest, FitRun
-from tracepaper.replay.learning.holdouts import HoldoutUse, opened, uses_path
+from tracepaper.replay.learning.holdouts import HoldoutUse, count_use, uses_path
 from tracepaper.replay.learning.judge.forecasts import Forecasts, forecasts_of
 from tracepaper.replay.learning.judge.judge import answers_of
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
@@ -293,7 +293,7 @@ def _judged(
         new = HoldoutUse(
             judgement.recipe, checkpoint.id, symbols, judgement.from_ms, judgement.until_ms
         )
-        if warning := opened(uses_path(folder), new)[1]:
+        if warning := count_use(uses_path(folder), new)[1]:
             say(warning)
     difference = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
     p = one_sided(difference.value, difference.p)

@@ -38,13 +38,13 @@ class PulledRun(Struct, frozen=True):
 
 def list_fleet(shelf: Databases) -> TitledParts:
     """Ask the server of *shelf* now; what it said last stays where it cannot be asked."""
-    fleet, error = _source(shelf), None
+    fleet, sentence = _source(shelf), None
     try:
         fleet.runs = overview(fleet.url, needed_by="--fleet")
         fleet.as_of_ms = SystemClock().wall_ms()
-    except TracepaperError as found:
-        error = str(found)
-    return fleet_document(fleet, error)
+    except TracepaperError as error:
+        sentence = str(error)
+    return fleet_document(fleet, sentence)
 
 
 def pull_run(

@@ -166,7 +166,7 @@ def _first_bar(shown: ShownRun, place: int) -> int | None:
 
 
 def shadows(shown: ShownRun) -> list[str]:
-    """Name the shadows, by the account rows of the newest step."""
+    """Name the shadow accounts, by the account rows of the newest step."""
     rows = shown.views.rows("v_shadow_equity", newest=16)
     return sorted({row["shadow"] for row in rows})
 
@@ -194,7 +194,7 @@ def _mean(shown: ShownRun, sums: str) -> float | None:
 def held(shown: ShownRun) -> list[HoldingAccount]:
     """Return the accounts that buy and hold: at the run's mean exposure, and with all the money.
 
-    Where the run has the shadow that holds its exposure so far, that one stands for the first.
+    Where the run has the shadow account that holds its exposure so far, it stands for the first.
     """
     share = mean_exposure(shown)
     return shown.rollups.kept_value(f"held {share}", lambda: _held_by(shown, share))

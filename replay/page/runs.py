@@ -337,7 +337,7 @@ _TITLES: Final = {
 
 
 def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
-    """Return the run's own account, its shadows, and buy and hold, each as every chart draws it."""
+    """Return the run's account, its shadow accounts, and buy and hold, for every chart."""
     return [*_stored_accounts(shown), *_held_accounts(shown)]
 
 

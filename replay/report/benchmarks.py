@@ -5,7 +5,7 @@ and pay the funding that the run recorded. They are computed here, not stored by
 
 A random timing holds the run's own positions, each with its side, its sizes and its length, at
 times drawn by chance. What the run earned beyond its random timings is timing; what both earned is
-the side of the market and the costs. A change of a position costs a shadow what its own fills cost:
+the side of the market and the costs. A change of a position costs a timing what its own fills cost:
 as taker fee, spread and slippage, as maker the maker's fee alone. A limit that is met without
 knowledge is as fair a price as an open, so with a taker's costs makers without any timing would
 beat most of their timings.

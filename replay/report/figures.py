@@ -369,8 +369,8 @@ _REWEIGHTINGS_NOTE: Final = (
     "next weights. The error is of one reweighting's gain."
 )
 _CHANCE: Final = (
-    "A random timing holds the same positions, each with its side, sizes and length, at random times "
-    "on the same bars and at the same costs. What an account earned beyond them is timing."
+    "A random timing holds the same positions, each with its side, sizes and length, at random "
+    "times on the same bars and at the same costs. What an account earned beyond them is timing."
 )
 _COSTS_NOTE: Final = (
     "Positive where paid. Spread and slippage are each fill's distance from the bar's open or the "
@@ -470,9 +470,10 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
 
     They have the keys of ``tracepaper report --json``; an estimate ``x`` has its standard error by
     day beside it as ``x_error``. To them come ``bars``; ``held_return``, of buy and hold at the
-    run's own mean exposure (where the run has the shadow ``buy_and_hold``, what that one did);
-    ``buy_and_hold_return``, of all the money; and ``random_beaten``, the share of ``random_timings``
-    that ended with less (docs/python.md, Y7). What a run is too short for, or did not do, is None.
+    run's own mean exposure (where the run has the shadow account ``buy_and_hold``, what it did);
+    ``buy_and_hold_return``, of all the money; and ``random_beaten``, the share of
+    ``random_timings`` that ended with less (docs/python.md, Y7). What a run is too short for,
+    or did not do, is None.
     """
     account = account_report(record, record.account, closed)
     values: Headline = {"bars": account.performance.bars}

@@ -46,8 +46,8 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
         difference, error, p = paired["sign"][COMMONER]
         sentences.append(
             f"At {horizon} bars it named the sign of the return in {100 * named:.1f} % of untouched"
-            f" bars ({plus_minus(spread, '.1f', 100)} by days): {verdict_of(difference, p, days)} always "
-            f"the commoner sign ({100 * commoner:.1f} %; "
+            f" bars ({plus_minus(spread, '.1f', 100)} by days): {verdict_of(difference, p, days)} "
+            f"always the commoner sign ({100 * commoner:.1f} %; "
             f"{-100 * difference:+.1f} {plus_minus(error, '.1f', 100)} points by day, p {p:.2g})."
         )
     if against := paired.get("qlike"):
@@ -55,8 +55,8 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
         difference, error, p = against[best]
         ours, other = (main["qlike"][name][0] for name in (forecaster, best))
         sentences.append(
-            f"Its volatility at {horizon} bars is {verdict_of(difference, p, days)} the best baseline's "
-            f"(QLIKE {ours:.3f} against {other:.3f} of {best.replace('_', ' ')}; "
+            f"Its volatility at {horizon} bars is {verdict_of(difference, p, days)} the best "
+            f"baseline's (QLIKE {ours:.3f} against {other:.3f} of {best.replace('_', ' ')}; "
             f"{difference:+.4f} {plus_minus(error, '.4f')} by day, p {p:.2g} by Holm over "
             f"{len(against)})."
         )

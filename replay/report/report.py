@@ -359,7 +359,7 @@ class HoldBenchmark(NamedTuple):
 def held_alike(record: RunRecord) -> list[HoldBenchmark]:
     """Return buy and hold at the run's own exposure, and with all the money.
 
-    Where the run has the shadow that holds its exposure so far, that one alone stands for the first.
+    A shadow account that holds the run's exposure so far stands for the first.
     """
     held = []
     if record.held_shadow is None:

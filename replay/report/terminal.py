@@ -211,7 +211,7 @@ def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
-    """Yield the newest equity row of the run's account, of each shadow, and what has no share."""
+    """Yield the newest equity of the run's and each shadow account, and what has no share."""
     equity, parts = Decimal(0), {}
     for equity_row in views.rows("v_equity", newest=1):
         equity = Decimal(equity_row["equity_text"])

@@ -53,7 +53,7 @@ class RunLookback(Struct, frozen=True):
     bars: dict[str, int]  # the newest ones of each instrument, by its id
     books: dict[str, int] = {}  # order books of each instrument
     context: int = 0  # bars of each instrument that the model's answer depends on; 0 without one
-    counts: bool = False  # whether a shadow depends on every bar since the state was stored
+    counts: bool = False  # whether a shadow account depends on every bar since the state was stored
 
 
 class _StartContent(Struct):

@@ -162,7 +162,7 @@ def confirmed_since(
 ) -> Iterator[tuple[str | None, int, int]]:
     """Yield (shadow, instrument, open time) of each position's last confirmation in some steps.
 
-    The run's own account has no shadow's name.
+    The run's own account has no shadow account's name.
     """
     for query in (_OWN_CONFIRMED, _SHADOWS_CONFIRMED):
         yield from connection.execute(query, span)

@@ -199,8 +199,8 @@ def speaking(
         ) from None
     except psycopg.Error as error:
         raise ServerLost(
-            f"The server at {shown(url)} broke off when asked to {doing} ({reason_of(error)}); look "
-            "at the server's log if this lasts."
+            f"The server at {shown(url)} broke off when asked to {doing} ({reason_of(error)}); "
+            "look at the server's log if this lasts."
         ) from None
 
 

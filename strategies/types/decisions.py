@@ -466,7 +466,7 @@ class LimitBreach(Struct, frozen=True, gc=False):
 
 
 class Confirmation(Struct, frozen=True, gc=False):
-    """A bar confirmed an account's position for another horizon; ``shadow`` None is the run's own."""
+    """A bar confirmed an account's position for another horizon; ``shadow`` None is the run's."""
 
     shadow: str | None
     instrument: str

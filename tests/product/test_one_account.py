@@ -196,7 +196,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strategies": {"a": {}, "b": {"share": "0.5"}}}, "[strategies.a] needs a share"),
     (
         {"strategies": {"a": {"share": "0.5", "shadows": "ungated"}, "b": {"share": "0.5"}}},
-        "name different shadows, and a shadow account is one of all of them; give each the same",
+        "have different `shadows`, which all of them share; give each the same",
     ),
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
     (

@@ -664,7 +664,8 @@ SCENARIOS: dict[str, Scenario] = {
         candles=_walk(),
         shows=_counts(
             "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'",
-            "v_shadow_fills WHERE shadow = 'ungated'", "v_shadow_fills WHERE shadow = 'buy_and_hold'",
+            "v_shadow_fills WHERE shadow = 'ungated'",
+            "v_shadow_fills WHERE shadow = 'buy_and_hold'",
         ),
         forged=(
             "UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'",

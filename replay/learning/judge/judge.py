@@ -23,7 +23,7 @@ from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import use_threads
 from tracepaper.replay.learning.fitted import DataRequest, FittedModel, read_dataset
-from tracepaper.replay.learning.holdouts import WHOLE, Holdout, HoldoutUse, opened, uses_path
+from tracepaper.replay.learning.holdouts import WHOLE, Holdout, HoldoutUse, count_use, uses_path
 from tracepaper.replay.learning.inspection.inspections import examined
 from tracepaper.replay.learning.inspection.model import Subject
 from tracepaper.replay.learning.judge.forecasts import (
@@ -153,14 +153,14 @@ def answers_of(
 def counted(
     every: Sequence[Judgement], folder: Path | None, recipe: str, model_id: str
 ) -> list[Judgement]:
-    """Return the judgements with how many recipes opened each holdout, and keep these openings.
+    """Return the judgements with how many recipes used each holdout, and keep these uses.
 
     *folder* holds the checkpoint; None is a class of one's own.
     """
     judgements = []
     for of in every:
         new = HoldoutUse(recipe, model_id, of.symbols, of.from_ms, of.until_ms)
-        count, sentence = opened(uses_path(folder), new)
+        count, sentence = count_use(uses_path(folder), new)
         missing = (*of.missing, *([sentence] if sentence else []))
         judgements.append(replace(of, uses=count, missing=missing))
     return judgements
@@ -306,7 +306,7 @@ class ModelJudgement(NamedTuple):
     compared: tuple[tuple[str, str], ...] = ()
 
     def compared_with(self, name: str, reader: ModelReader) -> ModelJudgement:
-        """Return it with what the model *name* says of the same bars, which opens each holdout."""
+        """Return it with what the model *name* says of the same bars, which uses each holdout."""
         of = reader.read(name, interval_ms=self.interval_ms, is_rival=True)
         if of.model_id in (self.model_id, *(other for _, other in self.compared)):
             raise ConfigInvalid(

@@ -1,7 +1,7 @@
 """Every table and chart of a judgement, named once: terminal, page and JSON follow.
 
-A row of ``SHOWN`` makes the tables of one holdout and may draw a chart, one of ``ACROSS`` makes those
-of all holdouts. Estimates are pairs of value and standard error by day.
+A row of ``SHOWN`` makes the tables of one holdout and may draw a chart, one of ``ACROSS`` makes
+those of all holdouts. Estimates are pairs of value and standard error by day.
 """
 
 from __future__ import annotations
@@ -465,14 +465,14 @@ def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
 
 
 def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Return what rules of trading made, where a second holdout stands beside the first."""
+    """Return the results of rules of trading, where a second holdout stands beside the first."""
     traded = [judgement for judgement in every if judgement.explained is not None]
     if not traded:
         return
     title = "Trades of the gates' horizon, net of the taker's round trip and before slippage"
     if len(traded) < 2:
         note = (
-            "No figure of trading is shown of one holdout: give a second untouched one to repeat it, "
+            "No figure of trading is shown of one holdout: give a second one to repeat it, "
             "--holdout A=…,B=…."
         )
         yield Table("trades", title, (), (), (note,))
@@ -483,7 +483,7 @@ def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
 _TRADE_NOTE: Final = (
     "Ungated is what a random gate is expected to make. Repeated: of one sign, and credible by "
     f"{FEW_DAYS} days or more, on every holdout. Sharpe probabilities are by day, from thirty days "
-    "on, and not of a year; deflated by the rules tried times the recipes that opened the holdout."
+    "on, and not of a year; deflated by the rules tried times the recipes that used the holdout."
 )
 
 
@@ -546,7 +546,7 @@ def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Name what was judged, with its rows and how many recipes opened each holdout."""
+    """Name what was judged, with its rows and how many recipes used each holdout."""
     unit = every[0].forecasts.unit
     columns: list[Figure[Judgement]] = [
         Figure("holdout", "holdout", "text", lambda judgement: judgement.holdout.name),

@@ -86,8 +86,8 @@ def stepped(machine: Engine, first: int = 0, until: int = len(BARS)) -> list[Ste
     return [machine.step(bar, answer) for bar, answer in pairs]
 
 
-def quantity(step: Step, shadow: str) -> int:
-    return next(shadow.position.quantity for shadow in step.shadows if shadow.shadow == shadow)
+def quantity(step: Step, name: str) -> int:
+    return next(of.position.quantity for of in step.shadows if of.shadow == name)
 
 
 def drawn(bar: Bar) -> float:

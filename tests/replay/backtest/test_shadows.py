@@ -1,4 +1,4 @@
-"""Shadows that depend on the run: in the record, the summary and the report, and after a restart."""
+"""Shadow accounts that depend on the run: in record, summary and report, and after a restart."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
         signs = by_forecaster(span["tables"]["beside_sign"]["rows"], 5)
         assert set(signs) == {"model", *others[:2]}
     # Each opened both spans, and the judged model counts those of its own file.
-    counted = {opening.model for opening in read_uses(first.parent / FILE_NAME)}
+    counted = {use.model for use in read_uses(first.parent / FILE_NAME)}
     assert counted >= {document["id"], *(row["id"] for row in document["beside"][:2])}
     whole = document["tables"]["beside_holdouts"]["rows"]
     assert [row["model"] for row in whole[:3]] == others

@@ -128,7 +128,7 @@ def test_spans_are_judged_each_by_itself_and_counted(
     first, second = (span["tables"]["qlike"]["rows"] for span in report["holdouts"])
     assert first != second
     counted = read_uses(glm.parent / FILE_NAME)
-    assert [opening.recipe for opening in counted] == [report["recipe"]] * 2
+    assert [use.recipe for use in counted] == [report["recipe"]] * 2
     assert said_in(page).count("QLIKE by day:") == 2
     lines = [
         layer["name"]
@@ -307,7 +307,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
         column: Figure[Judgement] = Figure("days", "days", "count", lambda of: of.days)
         return [table("planted", "Planted", [column], [judgement])]
 
-    monkeypatch.setattr(tables, "SHOWN", (*tables.SHOWN, tables.SpanFigure(planted)))
+    monkeypatch.setattr(tables, "SHOWN", (*tables.SHOWN, tables.HoldoutFigure(planted)))
     document = as_document("id", "recipe", judgements)
     assert document["holdouts"][0]["tables"]["planted"]["rows"] == [{"days": judgements[0].days}]
 

@@ -1,4 +1,4 @@
-"""Spans are read as they are written, and each recipe counts once as an opening of its span."""
+"""Spans are read as they are written, and each recipe counts once as an use of its holdout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracepaper.replay.learning.holdouts import (
     FILE_NAME,
     WHOLE,
     HoldoutUse,
-    opened,
+    count_use,
     read_holdouts,
     read_uses,
     uses_path,
@@ -57,16 +57,16 @@ def test_spans_that_cannot_be_are_refused(
 
 def test_a_recipe_counts_once_a_span_and_other_spans_and_symbols_do_not(tmp_path: Path) -> None:
     path = tmp_path / "models" / FILE_NAME
-    assert opened(path, A) == (1, "")
-    assert opened(path, A) == (1, "")
+    assert count_use(path, A) == (1, "")
+    assert count_use(path, A) == (1, "")
     # Another seed of the recipe has other weights: kept, and no other candidate.
-    assert opened(path, A._replace(model="m2")) == (1, "")
-    assert opened(path, A._replace(recipe="two", model="m3")) == (2, "")
+    assert count_use(path, A._replace(model="m2")) == (1, "")
+    assert count_use(path, A._replace(recipe="two", model="m3")) == (2, "")
     later = A._replace(from_ms=A.until_ms, until_ms=A.until_ms + 1_000)
-    assert opened(path, later._replace(recipe="three")) == (1, "")
-    assert opened(path, A._replace(recipe="four", symbols=("ETHUSDT",))) == (1, "")
+    assert count_use(path, later._replace(recipe="three")) == (1, "")
+    assert count_use(path, A._replace(recipe="four", symbols=("ETHUSDT",))) == (1, "")
     inside = A._replace(from_ms=A.from_ms + 1_000, until_ms=A.until_ms - 1_000)
-    assert opened(path, inside._replace(recipe="five")) == (3, "")
+    assert count_use(path, inside._replace(recipe="five")) == (3, "")
     assert len(read_uses(path)) == 6
     assert read_uses(path)[0] == A
     assert [file.name for file in path.parent.iterdir()] == [FILE_NAME]
@@ -76,10 +76,10 @@ def test_a_list_that_is_damaged_is_refused_and_one_that_cannot_be_written_is_sai
     tmp_path: Path,
 ) -> None:
     path = tmp_path / FILE_NAME
-    path.write_text("opening = 3")
-    with pytest.raises(ConfigInvalid, match="no list of openings"):
-        opened(path, A)
-    count, warning = opened(Path("/proc/nowhere") / FILE_NAME, A)
+    path.write_text("use = 3")
+    with pytest.raises(ConfigInvalid, match="no list of uses"):
+        count_use(path, A)
+    count, warning = count_use(Path("/proc/nowhere") / FILE_NAME, A)
     assert count == 1
     assert "could not be counted" in warning
 

@@ -152,7 +152,7 @@ def test_spans_are_judged_apart_and_beside_another_network(
         [_, row] = by_forecaster(span["tables"]["beside_log_loss"]["rows"], 1).values()
         assert (row["forecaster"], row["verdict"], row["days"]) == (poor, "better", 20)
     assert [span["uses"] for span in report["holdouts"]] == [2, 2]
-    counted = {opening.model for opening in read_uses(Path(good).parent / FILE_NAME)}
+    counted = {use.model for use in read_uses(Path(good).parent / FILE_NAME)}
     assert {report["id"], report["beside"][0]["id"]} <= counted
     assert "the model less each other model" in said_in(page)
     turned = answered(capsys, poor, *words, "--compare", good)["holdouts"][0]["tables"]
@@ -167,9 +167,7 @@ def test_the_whole_is_what_the_card_says(
 ) -> None:
     card = load(Path(good)).card
     [training, *_] = [
-        opening
-        for opening in read_uses(Path(good).parent / FILE_NAME)
-        if opening.model == card["model"]["id"]
+        use for use in read_uses(Path(good).parent / FILE_NAME) if use.model == card["model"]["id"]
     ]
     assert training.from_ms == instant(
         card["split"]["untouched_from"]

@@ -238,8 +238,8 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     assert "decided bar" in page
     assert "entropy confidence" in page
     assert all(sentence[:40] in page for sentence in judged["sentences"])
-    openings = read_uses(folder / "holdout_uses.toml")
-    assert {opening.model for opening in openings} == {trained["id"]}
+    uses = read_uses(folder / "holdout_uses.toml")
+    assert {use.model for use in uses} == {trained["id"]}
     assert judged["holdouts"][0]["uses"] == 1
     listed = json.loads(run(list_models, str(folder), "--json"))
     assert str(out) in [model["folder"] for model in listed["models"]]

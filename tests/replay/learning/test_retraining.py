@@ -93,8 +93,8 @@ def test_a_candidate_is_trained_on_what_comes_before_and_its_span_is_counted(
     assert checkpoint.card["data"]["files"][0]["bars"] == 5 * DAY_BARS
     assert checkpoint.card["architecture"] == load(folder / "good").card["architecture"]
     assert not left.exists()
-    (opening,) = read_uses(retraining.folder / "holdout_uses.toml")
-    assert (opening.recipe, opening.model) == (judgement.recipe, checkpoint.id)
+    (use,) = read_uses(retraining.folder / "holdout_uses.toml")
+    assert (use.recipe, use.model) == (judgement.recipe, checkpoint.id)
     assert judgement.difference is not None
     assert judgement.difference < -0.2
 

@@ -97,7 +97,8 @@ def ledger(path: Path) -> tuple[list[tuple[Any, ...]], Fraction]:
 
 
 MOVED = "SELECT sum(amount) FROM v_ledger WHERE kind NOT IN ('opened', 'funding')"
-FUNDED = """SELECT f.shadow, sum(t.funding) OVER (PARTITION BY f.shadow, f.position_side, f.instrument
+FUNDED = """SELECT f.shadow,
+sum(t.funding) OVER (PARTITION BY f.shadow, f.position_side, f.instrument
 ORDER BY t.sequence, t.ordinal), (SELECT h.funding_paid FROM holdings h
 WHERE h.shadow IS coalesce(f.shadow, f.position_side) AND h.instrument = f.instrument
 AND h.sequence <= t.sequence ORDER BY h.sequence DESC LIMIT 1)
