@@ -620,9 +620,10 @@ def _of_strategy(shadow: ShadowStep, decision: Decision) -> ShadowStep:
     return msgspec.structs.replace(shadow, decided=decided)
 
 
-shadows = st.builds(
-    ShadowStep, words, positions, accounts | linear_accounts, st.lists(fills, max_size=2).map(tuple)
-)
+shadows = st.builds(  # the run's own account has no name
+    ShadowStep, words.filter(bool), positions, accounts | linear_accounts,
+    st.lists(fills, max_size=2).map(tuple)
+)  # fmt: skip
 shadow_steps = shadows | st.builds(_of_strategy, shadows, decisions())
 steps = st.builds(
     Step,
