@@ -368,8 +368,8 @@ class Deletion:
         trials["random"] = Trial("random", None, self.bars, *means)
         yield table_of(
             "deletion",
-            "Rows made neutral, and how far the forecast then moves (self); these past rows alone, "
-            "and how far it still is (insertion)",
+            "Rows made neutral, and how far the forecast then moves (deletion); these past rows "
+            "alone, and how far it still is (insertion)",
             {"bars": "count", "which": "text", "mean, bp": "exact", "up less down": "measure",
              "insertion, bp": "exact"},
             [
