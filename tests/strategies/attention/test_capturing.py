@@ -263,6 +263,18 @@ def test_a_query_that_sees_nothing_keeps_its_weight(hides: float | None) -> None
     assert (last > 0).all()
 
 
+def test_padding_may_be_one_for_all_sequences() -> None:
+    x, mask = torch.randn(2, 2, 6, 8), torch.ones(1, 6, dtype=torch.bool)
+    mask[:, :2] = False
+    with capture() as one:
+        functional.scaled_dot_product_attention(x, x, x, mask)
+    with capture() as each:
+        functional.scaled_dot_product_attention(x, x, x, mask.expand(2, 1, 6, 6))
+    weights = one.rollout([2, 5]).weights["bars"]
+    assert torch.equal(weights, each.rollout([2, 5]).weights["bars"])
+    assert not weights[..., :2].any()
+
+
 def test_a_cache_that_drops_what_a_window_left_behind_is_not_joined() -> None:
     model, given = model_of("Mistral", "sdpa"), inputs_of("Mistral", padded=False)["input_ids"]
     cache = transformers.DynamicCache(config=model.config)
