@@ -163,6 +163,11 @@ class FileWatch:
             return f"{self._path}-wal was cut while it was written; {_LAST_STEPS}"
         return ""
 
+    @property
+    def has_log(self) -> bool:
+        """Whether a -wal with frames lies beside the database."""
+        return any(file.exists() and file.stat().st_size for file in [*self._log][:1])
+
     def close(self) -> None:
         """Release the lock, after SQLite has closed the files; safe to call twice."""
         if self._descriptor < 0:
@@ -275,7 +280,7 @@ class InstanceLock:
     def acquire(cls, path: Path, last: Holder | None = None) -> InstanceLock:
         """Lock the database *path*; raise ``ConfigInvalid`` with the holder's pid if it is held.
 
-        Of its *last* writer, which was killed, what that acknowledged is kept.
+        What its *last* writer acknowledged, and left in a -wal, is kept.
         """
         file = lock_file(path)
         try:
@@ -303,8 +308,9 @@ class InstanceLock:
 
     def _write(self, holder: Holder) -> None:
         self._holder, content = holder, msgspec.json.encode(holder)
-        os.pwrite(self._descriptor, content, 0)
-        os.truncate(self._descriptor, len(content))
+        with suppress(OSError):  # of a full disk; a count that lags behind rejects nothing
+            os.pwrite(self._descriptor, content, 0)
+            os.truncate(self._descriptor, len(content))
 
     def keep(self) -> None:
         """Write the file anew where it was deleted or replaced, so that others find the holder."""
@@ -321,10 +327,11 @@ class InstanceLock:
         else:
             os.close(descriptor)
 
-    def release(self) -> None:
-        """Release the lock; safe to call twice."""
+    def release(self, *, is_whole: bool = True) -> None:
+        """Release the lock; safe to call twice. What was acknowledged stays until it *is_whole*."""
         if self._descriptor >= 0:
-            os.truncate(self._descriptor, 0)
+            if is_whole:
+                os.truncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -350,7 +357,7 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def last_holder(path: Path) -> Holder | None:
-    """Return who writes the database *path*, or was killed; None where that ended in good order."""
+    """Return who writes the database *path*, or left a -wal; None where the file has all steps."""
     try:
         return _decoded(lock_file(path).read_bytes())
     except OSError:
