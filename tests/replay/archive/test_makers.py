@@ -255,11 +255,8 @@ def pandas_index(rows: list[list[str]]) -> bytes:
 
 
 def numbered(rows: list[list[str]]) -> bytes:
-    body = [
-        [str(10**9 + n), moment(r[0], "%Y-%m-%d %H:%M"), *r[1:], str(int(r[0]) + 60_123)]
-        for n, r in enumerate(rows)
-    ]
-    return written(body, ",start,open,high,low,close,volume,timestamp")
+    body = [[f"{10**9 + n}", moment(r[0], "%Y-%m-%d %H:%M"), *r[1:]] for n, r in enumerate(rows)]
+    return written(body, ",start,open,high,low,close,volume")
 
 
 def pandas_parquet(rows: list[list[str]]) -> bytes:

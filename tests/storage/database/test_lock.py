@@ -258,17 +258,12 @@ def test_what_a_killed_writer_committed_is_missed(
 
 def test_what_a_reader_kept_in_the_log_of_an_orderly_end_is_missed(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    log = log_of(path, checkpoint_pages=1)
-    for step in STEPS[:40]:
-        log.append_now(step)
-    with Reader.open(path) as reader:
-        reader.connection.execute("BEGIN")
-        assert reader.stored_run("r-1").step_count == 40
-        log.append_now(STEPS[40])
+    log = log_of(path)
+    log.append_now(STEPS[0])
+    with Reader.open(path):
         log.close()
-        assert sibling(path, "-wal").stat().st_size
     sibling(path, "-wal").unlink()
-    with pytest.raises(DataInvalid, match=r"40 steps of run r-1, and 41 were committed"):
+    with pytest.raises(DataInvalid, match=r"of run r-1, and 1 were committed"):
         open_reader(path)
 
 

@@ -177,6 +177,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a bias by head": lambda x, v: sdpa(x, x, v, BIAS),
     "a mask beside the causal one": lambda x, v: sdpa(x, x, v, SHOWN, is_causal=True),
     "a bias beside the causal one": lambda x, v: sdpa(x, x, v, BIAS[None], is_causal=True),
+    "padding of all sequences": lambda x, v: sdpa(x, x, v, torch.arange(TOKENS)[None] > 1),
     "heads that share a key": lambda x, v: sdpa(x, x[:, :2], v[:, :2], enable_gqa=True),
     "sequences that share a key": lambda x, v: sdpa(x, x[:1], v[:1], is_causal=True),
     "no axis of heads": lambda x, v: sdpa(x[:, 0], x[:, 0], v[:, 0], SHOWN[:, 0]),
@@ -261,18 +262,6 @@ def test_a_query_that_sees_nothing_keeps_its_weight(hides: float | None) -> None
     assert blind.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
     assert float(last.sum()) == pytest.approx(1.0)
     assert (last > 0).all()
-
-
-def test_padding_may_be_one_for_all_sequences() -> None:
-    x, mask = torch.randn(2, 2, 6, 8), torch.ones(1, 6, dtype=torch.bool)
-    mask[:, :2] = False
-    with capture() as one:
-        functional.scaled_dot_product_attention(x, x, x, mask)
-    with capture() as each:
-        functional.scaled_dot_product_attention(x, x, x, mask.expand(2, 1, 6, 6))
-    weights = one.rollout([2, 5]).weights["bars"]
-    assert torch.equal(weights, each.rollout([2, 5]).weights["bars"])
-    assert not weights[..., :2].any()
 
 
 def test_a_cache_that_drops_what_a_window_left_behind_is_not_joined() -> None:
