@@ -31,7 +31,7 @@ _FRAME_HEADER: Final = 24
 _FRAMES_AT: Final = 16
 _MOVED_AT: Final = 96
 _LAST_STEPS: Final = (
-    "the last steps may be lost: start again from what is left, or restore a backup."
+    "the last steps may be lost: start again, which counts what is left, or restore a backup."
 )
 
 Identity = tuple[int, int]
@@ -65,6 +65,7 @@ class FileWatch:
         self._log: dict[Path, int] = {}  # descriptors of -wal and -shm
         self._index_bytes = 0
         self._frames = 0
+        self._is_suspect = False
         self._held.add(self._identity)
 
     @classmethod
@@ -138,6 +139,7 @@ class FileWatch:
             )
         size = os.fstat(self._descriptor).st_size
         if size < self._size:
+            self._is_suspect = True
             return (
                 f"{self._path} was cut from {self._size} to {size} bytes while it was written; "
                 "restore a backup, then start again."
@@ -147,6 +149,7 @@ class FileWatch:
         if self._restore_index() or any(
             identity(file) != _identity_of(descriptor) for file, descriptor in self._log.items()
         ):
+            self._is_suspect = True
             remedy = (
                 f"every stored step was saved into {self._path}: start again."
                 if self._save(connection)
@@ -160,13 +163,15 @@ class FileWatch:
             if sys.version_info >= (3, 12):
                 # The close must not copy pieces of a broken log into the database.
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+            self._is_suspect = True
             return f"{self._path}-wal was cut while it was written; {_LAST_STEPS}"
         return ""
 
     @property
-    def has_log(self) -> bool:
-        """Whether a -wal with frames lies beside the database."""
-        return any(file.exists() and file.stat().st_size for file in [*self._log][:1])
+    def is_whole(self) -> bool:
+        """Whether the database has every step: nothing was damaged, and none is in a -wal."""
+        has_log = any(file.exists() and file.stat().st_size for file in [*self._log][:1])
+        return not has_log and not self._is_suspect
 
     def close(self) -> None:
         """Release the lock, after SQLite has closed the files; safe to call twice."""

@@ -70,7 +70,7 @@ class Writer(NamedTuple):
         Beside a reader that log stays, and so does the count of the steps that may lie in it.
         """
         self.connection.close()
-        is_whole = self.file is None or not self.file.has_log
+        is_whole = self.file is None or self.file.is_whole
         if self.file is not None:
             self.file.close()
         if self.lock is not None:
