@@ -135,7 +135,7 @@ def test_no_step_is_acknowledged_after_a_file_was_taken_away(
     if "saved" in words:
         assert stored(path) == STEPS[:40]
     elif ending == "-wal":
-        with pytest.raises(DataInvalid, match="40 were committed|restore a backup"):
+        with pytest.raises(DataInvalid, match=r"40 were committed|restore a backup"):
             open_reader(path)
 
 
