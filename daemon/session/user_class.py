@@ -600,7 +600,7 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
         *((flag, lambda of: type(of) is bool, "give True or False") for flag in _FLAGS),
         ("gates", _named(GATES), f"name gates of: {', '.join(gate_order())}"),
         ("gates", lambda of: operator.name in of, f"add {operator.name}: HALT binds by it alone"),
-        ("shadows", _named(SHADOWS), f"name shadows of: {', '.join(SHADOWS)}"),
+        ("shadows", _named(SHADOWS), f"name shadow accounts of: {', '.join(SHADOWS)}"),
     ]  # fmt: skip
 
 

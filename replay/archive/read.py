@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +65,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, count_of, duration, iso
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, count_of, duration, iso
 
 PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
@@ -196,7 +197,7 @@ def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArra
     name = fields[TIME]
     if not are_instants(table.columns[name]):
         for other in MEANINGS[TIME]:
-            if other in table.columns and are_instants(table.columns[other]):
+            if other in table.columns and _is_clock(table.columns[name], table.columns[other]):
                 notes.append(f"times are those of {other}, as {name} names no zone")
                 name = other
                 break
@@ -212,6 +213,16 @@ def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArra
     times, doubts = table.checked("the open time", epoch_ms, column)
     notes += doubts
     return times
+
+
+def _is_clock(clock: Column, instants: Column) -> bool:
+    """Return whether *clock* may show *instants* in some zone: no counter, nor times of arrival."""
+    if not are_instants(instants):
+        return False
+    with suppress(CellInvalidError):
+        away = epoch_ms(instants, whole=False)[0] - epoch_ms(clock, whole=False)[0]
+        return bool((away % MINUTE_MS == 0).all() and (np.abs(away) <= 2 * DAY_MS).all())
+    return True
 
 
 def reject_zone(table: RawTable) -> None:

@@ -327,6 +327,6 @@ def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
     if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:
         raise DataInvalid(
             f"{table.path} has funding rates of percent, where 0.0001 is wanted for 0.01 %: divide "
-            "them by 100."
+            "them by 100, or give more days where they are none."
         )
     return times, rates

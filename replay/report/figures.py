@@ -121,7 +121,7 @@ MARGIN: Final = (
 RANDOM: Final = (
     of_field("account", "account", "text", "of"),
     of_field("positions", "positions", "count"),
-    of_field("shadows", "random timings", "count", "count"),
+    of_field("timings", "random timings", "count", "count"),
     of_field("seed", "seed", "count", wide=True),
     of_field("median_end", "their median end", "money", "final_median"),
     of_field("beaten", "it beats", "share"),

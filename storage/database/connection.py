@@ -201,8 +201,8 @@ def check_acknowledged(path: Path, connection: sqlite3.Connection, last: Holder 
     if count < last.steps:
         raise DataInvalid(
             f"{path} has {count} steps of run {last.run_id}, and {last.steps} were committed: "
-            f"its -wal was deleted, cut or replaced; put it back, or delete {lock_file(path).name} "
-            "to go on without them."
+            "its -wal is gone or cut, or this is an older copy; put back what was there, or delete "
+            f"{lock_file(path).name} to go on without them."
         )
 
 

@@ -31,7 +31,7 @@ _FRAME_HEADER: Final = 24
 _FRAMES_AT: Final = 16
 _MOVED_AT: Final = 96
 _LAST_STEPS: Final = (
-    "the last steps may be lost: start again from what is left, or restore a backup."
+    "the last steps may be lost: start again, which counts what is left, or restore a backup."
 )
 
 Identity = tuple[int, int]
@@ -65,6 +65,7 @@ class FileWatch:
         self._log: dict[Path, int] = {}  # descriptors of -wal and -shm
         self._index_bytes = 0
         self._frames = 0
+        self._is_suspect = False
         self._held.add(self._identity)
 
     @classmethod
@@ -138,6 +139,7 @@ class FileWatch:
             )
         size = os.fstat(self._descriptor).st_size
         if size < self._size:
+            self._is_suspect = True
             return (
                 f"{self._path} was cut from {self._size} to {size} bytes while it was written; "
                 "restore a backup, then start again."
@@ -147,6 +149,7 @@ class FileWatch:
         if self._restore_index() or any(
             identity(file) != _identity_of(descriptor) for file, descriptor in self._log.items()
         ):
+            self._is_suspect = True
             remedy = (
                 f"every stored step was saved into {self._path}: start again."
                 if self._save(connection)
@@ -160,8 +163,15 @@ class FileWatch:
             if sys.version_info >= (3, 12):
                 # The close must not copy pieces of a broken log into the database.
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+            self._is_suspect = True
             return f"{self._path}-wal was cut while it was written; {_LAST_STEPS}"
         return ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the database has every step: nothing was damaged, and none is in a -wal."""
+        has_log = any(file.exists() and file.stat().st_size for file in [*self._log][:1])
+        return not has_log and not self._is_suspect
 
     def close(self) -> None:
         """Release the lock, after SQLite has closed the files; safe to call twice."""
@@ -275,7 +285,7 @@ class InstanceLock:
     def acquire(cls, path: Path, last: Holder | None = None) -> InstanceLock:
         """Lock the database *path*; raise ``ConfigInvalid`` with the holder's pid if it is held.
 
-        Of its *last* writer, which was killed, what that acknowledged is kept.
+        What its *last* writer acknowledged, and left in a -wal, is kept.
         """
         file = lock_file(path)
         try:
@@ -303,8 +313,9 @@ class InstanceLock:
 
     def _write(self, holder: Holder) -> None:
         self._holder, content = holder, msgspec.json.encode(holder)
-        os.pwrite(self._descriptor, content, 0)
-        os.truncate(self._descriptor, len(content))
+        with suppress(OSError):  # of a full disk; a count that lags behind rejects nothing
+            os.pwrite(self._descriptor, content, 0)
+            os.truncate(self._descriptor, len(content))
 
     def keep(self) -> None:
         """Write the file anew where it was deleted or replaced, so that others find the holder."""
@@ -321,10 +332,11 @@ class InstanceLock:
         else:
             os.close(descriptor)
 
-    def release(self) -> None:
-        """Release the lock; safe to call twice."""
+    def release(self, *, is_whole: bool = True) -> None:
+        """Release the lock; safe to call twice. What was acknowledged stays until it *is_whole*."""
         if self._descriptor >= 0:
-            os.truncate(self._descriptor, 0)
+            if is_whole:
+                os.truncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -350,7 +362,7 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def last_holder(path: Path) -> Holder | None:
-    """Return who writes the database *path*, or was killed; None where that ended in good order."""
+    """Return who writes the database *path*, or left a -wal; None where the file has all steps."""
     try:
         return _decoded(lock_file(path).read_bytes())
     except OSError:

@@ -65,12 +65,16 @@ class Writer(NamedTuple):
             self.lock.acknowledge(run_id, steps)
 
     def close(self) -> None:
-        """Close the connection, which checkpoints the WAL file, and give the locks back."""
+        """Close the connection, which checkpoints the WAL file, and give the locks back.
+
+        Beside a reader that log stays, and so does the count of the steps that may lie in it.
+        """
         self.connection.close()
+        is_whole = self.file is None or self.file.is_whole
         if self.file is not None:
             self.file.close()
         if self.lock is not None:
-            self.lock.release()
+            self.lock.release(is_whole=is_whole)
 
 
 def identify(connection: sqlite3.Connection) -> None:

@@ -558,7 +558,7 @@ def _check_numbers(layer: Layer) -> None:
     mask, (batch, heads, queries, keys) = layer.mask, layer.shape
     for name in ("first", "starts", "stops"):
         value = getattr(mask, name)
-        if isinstance(value, tuple) and len(value) != batch:
+        if isinstance(value, tuple) and len(value) not in (1, batch):
             raise AttentionInvalid(
                 f"{name} has {len(value)} numbers for {batch} sequences; give one each."
             )

@@ -258,9 +258,9 @@ class RowForecaster(CheckpointForecaster):
 
 
 class EnsembleForecaster(CheckpointForecaster):
-    """Both halves behind the ``Forecaster`` protocol: what the network says, mixed with the rows'.
+    """Both members behind the ``Forecaster`` protocol: what the network says, mixed with the rows'.
 
-    Bars are the network's, and so are their features, by the wider of both halves' schemas.
+    Bars are the network's, and so are their features, by the wider of both members' schemas.
     """
 
     member_shape: ClassVar[tuple[int, int]] = (1, 2)
@@ -277,9 +277,9 @@ class EnsembleForecaster(CheckpointForecaster):
     ) -> None:
         """Mix by *shares*, one a horizon: of the network in the logarithm of the variance.
 
-        *network* computes the wider of both halves' features. *spread* is, by horizon, the standard
-        deviation of the return ÷ the mixed volatility; *calibration* is that of the whole. Raises
-        ``ConfigInvalid`` for halves of other horizons, and for shares that are none.
+        *network* computes the wider of both members' features. *spread* is, by horizon, the
+        standard deviation of the return ÷ the mixed volatility; *calibration* is that of the whole.
+        Raises ``ConfigInvalid`` for members of other horizons, and for shares that are none.
         """
         if network.horizons != rows.horizons:
             raise ConfigInvalid(

@@ -519,7 +519,7 @@ def agreement(ours: Array, theirs: Array) -> float:
 def attributions(subject: Subject, count: int) -> list[Table]:
     """Return rank correlations over *count* decisions.
 
-    Of an ensemble both halves are compared, each by its own.
+    Of an ensemble both members are compared, each by its own.
     """
     network, trained, tables = subject.network, subject.trained, list[Table]()
     decisions = subject.decisions(count)

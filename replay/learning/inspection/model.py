@@ -91,7 +91,7 @@ class Mix(NamedTuple):
     spread: Array
 
     def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the ensemble's of both halves' log variances [.., horizon]."""
+        """Return the ensemble's of both members' log variances [.., horizon]."""
         return self.shares * network + (1.0 - self.shares) * rows
 
 

@@ -254,6 +254,11 @@ def pandas_index(rows: list[list[str]]) -> bytes:
     return written(body, ",open,high,low,close,volume")
 
 
+def numbered(rows: list[list[str]]) -> bytes:
+    body = [[f"{10**9 + n}", moment(r[0], "%Y-%m-%d %H:%M"), *r[1:]] for n, r in enumerate(rows)]
+    return written(body, ",start,open,high,low,close,volume")
+
+
 def pandas_parquet(rows: list[list[str]]) -> bytes:
     table = frame(rows)
     buffer = io.BytesIO()
@@ -325,6 +330,7 @@ MAKERS: list[tuple[str, Callable[[list[list[str]]], bytes]]] = [
     ("BTCUSDT_local_dates.csv", local_dates_beside_seconds),
     ("BTCUSDT_index.csv", pandas_index),
     ("BTCUSDT_index.parquet", pandas_parquet),
+    ("BTCUSDT_numbered.csv", numbered),
     ("BTCUSDT_rates.csv", metatrader_python),
     ("BTCUSDT_commas.csv", decimal_commas),
     ("BTCUSDT_commas_alone.csv", decimal_commas_alone),

@@ -134,6 +134,9 @@ def test_no_step_is_acknowledged_after_a_file_was_taken_away(
     log.close()
     if "saved" in words:
         assert stored(path) == STEPS[:40]
+    elif ending == "-wal":
+        with pytest.raises(DataInvalid, match=r"40 were committed|restore a backup"):
+            open_reader(path)
 
 
 @pytest.mark.parametrize("name", sorted(DAMAGES.keys() - {"file halved", *MAPPED}))
@@ -254,6 +257,17 @@ def test_what_a_killed_writer_committed_is_missed(
     assert last_holder(killed) == Holder(os.getpid(), "", "r-1", 40)  # it may be killed again
     writer.close()
     assert last_holder(killed) is None
+
+
+def test_what_a_reader_kept_in_the_log_of_an_orderly_end_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    log.append_now(STEPS[0])
+    with Reader.open(path):
+        log.close()
+    sibling(path, "-wal").unlink()
+    with pytest.raises(DataInvalid, match=r"of run r-1, and 1 were committed"):
+        open_reader(path)
 
 
 # ---------------------------------------------------------------- what does not

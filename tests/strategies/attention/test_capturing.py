@@ -177,6 +177,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a bias by head": lambda x, v: sdpa(x, x, v, BIAS),
     "a mask beside the causal one": lambda x, v: sdpa(x, x, v, SHOWN, is_causal=True),
     "a bias beside the causal one": lambda x, v: sdpa(x, x, v, BIAS[None], is_causal=True),
+    "padding of all sequences": lambda x, v: sdpa(x, x, v, torch.arange(TOKENS)[None] > 1),
     "heads that share a key": lambda x, v: sdpa(x, x[:, :2], v[:, :2], enable_gqa=True),
     "sequences that share a key": lambda x, v: sdpa(x, x[:1], v[:1], is_causal=True),
     "no axis of heads": lambda x, v: sdpa(x[:, 0], x[:, 0], v[:, 0], SHOWN[:, 0]),

@@ -247,7 +247,7 @@ def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
         ({"softcap": 0.5}, "attention mass"),
         ({"mask": Mask.window(2)}, "attention mass"),
         ({"sinks": torch.zeros(3)}, r"sinks is \[3\]; give \[head 4\]"),
-        ({"mask": Mask(stops=(3,))}, "stops has 1 numbers for 2 sequences"),
+        ({"mask": Mask(stops=(3, 3, 3))}, "stops has 3 numbers for 2 sequences"),
         ({"mask": Mask(leading_keys=torch.ones(5, dtype=torch.int64))}, "one whole number a query"),
         ({"mask": Mask(dense=torch.ones(4, 6, dtype=torch.bool))}, "broadcasts"),
         ({"mask": None}, "give Mask"),
