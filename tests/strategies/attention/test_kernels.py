@@ -349,6 +349,7 @@ NAN = torch.full((1, 2, 6, 4), float("nan"))
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"key": torch.ones(1, 2, 6, 4, device="meta")}, "key is on meta and query on cpu"),
         ({"key": torch.ones(1, 3, 6, 4)}, r"key is \[1, 3, 6, 4\]; give \[batch 1, head 2,"),
         ({"value": torch.ones(1, 2, 5, 4)}, r"value is \[1, 2, 5, 4\]; give .* time 6,"),
         ({"key": torch.ones(1, 2, 5, 4), "value": torch.ones(1, 2, 5, 4)}, "as many keys"),
