@@ -154,10 +154,8 @@ class ServerTimeReader:
     def _agree(self, sample: _TimeSample, again: _TimeSample) -> bool:
         """Return whether as much time passed between two answers as lies between their times."""
         passed_s = (again.server_ms - sample.server_ms) / self._scale_ms
-        shortest_s, longest_s = (
-            again.requested_s - sample.answered_s,
-            again.answered_s - sample.requested_s,
-        )
+        shortest_s = again.requested_s - sample.answered_s
+        longest_s = again.answered_s - sample.requested_s
         return shortest_s - AGREEMENT_S <= passed_s <= longest_s + AGREEMENT_S
 
 

@@ -275,10 +275,8 @@ def _built(
 
     for of in members_of(config).values() or [config]:
         reject_other_strategy(of, checkpoint.card)
-    schema, card_schema = (
-        config.features.custom_schema,
-        checkpoint.card["features"].get("schema_id"),
-    )
+    schema = config.features.custom_schema
+    card_schema = checkpoint.card["features"].get("schema_id")
     if schema not in (None, card_schema):
         raise ConfigInvalid(
             f"[features] schema = '{schema}' is for a class of your own, and the checkpoint sees "

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from builders import START_MS, bar, instrument
+from bybit_feed import gaps_in
 from bybit_server import MINUTE, SteppedClock, exchange_section
 from msgspec import structs
 from waiting import deadline
@@ -30,7 +31,6 @@ from tracepaper.strategies.types.market import (
     Depths,
     Event,
     Funding,
-    Gap,
     GapCause,
     Instrument,
     Mark,
@@ -172,16 +172,7 @@ class MemoryFeedRun:
         ]
 
     def gaps(self) -> list[tuple[int, int, GapCause, str]]:
-        return [
-            (
-                (gap.from_ms - START_MS) // MINUTE,
-                (gap.until_ms - START_MS) // MINUTE,
-                gap.cause,
-                gap.repaired_by,
-            )
-            for gap in self.events
-            if isinstance(gap, Gap)
-        ]
+        return gaps_in(self.events)
 
     def settled(self) -> list[int]:
         return [event.market_ms for event in self.events if isinstance(event, Funding)]

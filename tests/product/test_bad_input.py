@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from forging import rechain
-from records import rows
+from forging import forged, rechain
+from records import rows, tamper
 
 import tracepaper
 from tracepaper import Action, BarContext, Cancel, Orders, Percent, Signal, Strategy, buy
@@ -105,24 +102,17 @@ def test_a_step_of_more_rows_than_its_shape_counts_is_recorded_and_held_to_its_h
 
 def without(path: Path, table: str, step: int) -> Path:
     """Return a copy of the database without the last row of *step* in *table*."""
-    copy = path.with_name("without.db")
-    shutil.copy(path, copy)
-    with closing(sqlite3.connect(copy)) as raw:
-        last = f"(SELECT max(ordinal) FROM {table} WHERE sequence = {step})"
-        raw.execute(f"DELETE FROM {table} WHERE sequence = {step} AND ordinal = {last}")
-        raw.commit()
-    return copy
+    last = f"(SELECT max(ordinal) FROM {table} WHERE sequence = {step})"
+    statement = f"DELETE FROM {table} WHERE sequence = {step} AND ordinal = {last}"
+    return forged(path, path.with_name("without.db"), statement, hide=False)
 
 
 @pytest.mark.parametrize("column", ["open", "high", "low", "close", "volume"])
 def test_a_bar_without_a_number_is_one_sentence_of_verify(tmp_path: Path, column: str) -> None:
     path = tmp_path / "bar.db"
     run = answered(lambda _: Signal(Action.LONG, "x", stop=Percent(0.1)), path)
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("PRAGMA foreign_keys = OFF")
-        last = "(SELECT max(sequence) FROM steps WHERE open > 0)"
-        raw.execute(f"UPDATE steps SET {column} = NULL WHERE sequence = {last}")
-        raw.commit()
+    last = "(SELECT max(sequence) FROM steps WHERE open > 0)"
+    tamper(path, f"UPDATE steps SET {column} = NULL WHERE sequence = {last}")
     rechain(path)
     with pytest.raises(DataInvalid, match=r"holds what no step can hold .* restore a backup"):
         run.verify()

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from programs import ROOT, environment, run
+from programs import environment, run
 from records import identities
 from stock_files import HOUR_MS, opens, write
 from user_strategies import importable
@@ -482,16 +482,3 @@ def test_a_period_is_bounded(candles: Path) -> None:
         assert of.decisions["refused_by"].null_count() == 60  # warm from the first bar on
     with backtest("sma_cross", candles, params=PARAMS, start=date(2025, 5, 27)) as of:
         assert of.decisions["open_time_utc"][0] == datetime(2025, 5, 27, tzinfo=UTC)
-
-
-def test_importing_the_names_of_a_strategy_imports_no_engine() -> None:
-    code = (
-        "import sys; from tracepaper import Action, Signal, Strategy, buy; "
-        "print([name for name in sys.modules if name.startswith(('tracepaper.daemon', "
-        "'tracepaper.replay', 'tracepaper.storage', 'sqlalchemy', 'polars', 'torch'))])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True, text=True, check=True, timeout=deadline_s(), cwd=ROOT / "tests",
-    )  # fmt: skip
-    assert done.stdout.strip() == "[]"

@@ -311,27 +311,24 @@ def test_a_run_has_ended_where_its_last_step_says_so(tmp_path: Path) -> None:
     assert holds(path)
 
 
-def test_resume_refuses_a_run_whose_tail_was_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("DELETE FROM steps WHERE sequence & 255 = 8", "audit verify"),
+        (
+            "UPDATE runs SET step_count = step_count + 1",
+            r"counts 10 steps and 9 are stored, .* `tracepaper audit verify`",
+        ),
+    ],
+)
+def test_resume_refuses_a_run_whose_steps_are_not_those_of_its_row(
+    tmp_path: Path, change: str, words: str
+) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, cases.plain_steps(9))
-    connection = sqlite3.connect(path)
-    connection.execute("DELETE FROM steps WHERE sequence & 255 = 8")
-    connection.commit()
-    connection.close()
+    tamper(path, change)
     log = SqlAuditLog.open(path)
-    with pytest.raises(DataInvalid, match="audit verify"):
-        log.resume("r-1")
-    log.close()
-
-
-def test_resume_refuses_a_run_whose_row_counts_another_number_of_steps(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    cases.write_run(path, cases.plain_steps(9))
-    tamper(path, "UPDATE runs SET step_count = step_count + 1")
-    log = SqlAuditLog.open(path)
-    with pytest.raises(
-        DataInvalid, match=r"counts 10 steps and 9 are stored, .* `tracepaper audit verify`"
-    ):
+    with pytest.raises(DataInvalid, match=words):
         log.resume("r-1")
     log.close()
 
@@ -371,7 +368,9 @@ def append_all(log: SqlAuditLog, steps: list[Step], appended: list[Step]) -> Non
         appended.append(step)
 
 
-def test_a_full_disk_stops_the_log_and_keeps_what_was_committed(tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_log_which_goes_on_from_its_last_commit(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "a.db"
     log = log_with_room_for(path, 12)
     steps = cases.plain_steps(2_000)
@@ -385,15 +384,6 @@ def test_a_full_disk_stops_the_log_and_keeps_what_was_committed(tmp_path: Path) 
     assert 0 < committed < 2_000
     assert stored(path) == steps[:committed]
     assert holds(path)
-
-
-def test_a_log_goes_on_after_the_disk_has_room_again(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    steps = cases.plain_steps(600)
-    log = log_with_room_for(path, 12)
-    with pytest.raises(AuditUnwritable):
-        append_all(log, steps, [])
-    log.close()
     again = SqlAuditLog.open(path)
     for step in steps[again.resume("r-1").next_sequence :]:
         again.append_now(step)
@@ -417,40 +407,27 @@ async def test_a_failed_live_append_is_told_to_the_caller(tmp_path: Path) -> Non
     assert stored(tmp_path / "a.db") == steps
 
 
-def test_a_step_that_cannot_be_encoded_ends_the_log_but_not_what_came_before(
-    tmp_path: Path,
+@pytest.mark.parametrize("alone", [1, 9])
+def test_of_steps_that_belong_together_none_is_stored_where_one_cannot_be(
+    tmp_path: Path, alone: int
 ) -> None:
     path = tmp_path / "a.db"
     steps = cases.plain_steps(10)
     log = SqlAuditLog.open(path)
     log.begin(cases.run())
-    append_all(log, steps[:7], [])
-    log.append_now(replace(steps[7], event=replace(steps[7].event, instrument="spot:X")))
-    with pytest.raises(InvariantBroken, match="not an instrument of this run"):
-        log.flush()
-    with pytest.raises(AuditUnwritable, match="Step 7 could not be stored"):
-        log.append_now(steps[7])
-    log.close()
-    assert stored(path) == steps[:7]
-    assert holds(path)
-
-
-def test_of_steps_that_belong_together_none_is_stored_where_one_cannot_be(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    steps = cases.plain_steps(10)
-    log = SqlAuditLog.open(path)
-    log.begin(cases.run())
-    append_all(log, steps[:1], [])
+    append_all(log, steps[:alone], [])
     last = replace(steps[9], event=replace(steps[9].event, instrument="spot:X"))
-    log.append_now(*steps[1:9], last)
+    log.append_now(*steps[alone:9], last)
     with pytest.raises(InvariantBroken, match="not an instrument of this run"):
         log.flush()
+    with pytest.raises(AuditUnwritable, match=f"Step {alone} could not be stored"):
+        log.append_now(steps[9])
     log.close()
-    assert stored(path) == steps[:1]
+    assert stored(path) == steps[:alone]
     assert holds(path)
     again = SqlAuditLog.open(path)
-    assert again.resume("r-1").next_sequence == 1
-    again.append_now(*steps[1:])
+    assert again.resume("r-1").next_sequence == alone
+    again.append_now(*steps[alone:])
     again.close()
     assert stored(path) == steps
     assert holds(path)

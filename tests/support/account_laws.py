@@ -5,9 +5,14 @@ The laws are I1 to I5; each is computed from lines and books, and not from the a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.book import Book
 from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Event
 
 
 def check_account(account: PaperAccount, opened: int | None = None) -> None:
@@ -74,3 +79,12 @@ def _earned(line: Line) -> int:
     held = line.holding
     earned = held.realized_pnl - held.fees_paid - held.funding_paid
     return earned - held.entry_notional if line.is_cash else earned
+
+
+def run(engine: Engine, events: Iterable[Event]) -> list[Step]:
+    """Step through *events*, at each of which the account keeps its laws."""
+    steps = []
+    for event in events:
+        steps.append(engine.step(event, None))
+        check_account(engine.broker.account)
+    return steps

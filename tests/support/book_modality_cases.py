@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from depth_cases import header, packed
-from learning import MINUTE_MS, START_MS
+from learning import MINUTE_MS, START_MS, minutes_of
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import DepthWriter
-from tracepaper.strategies.types.market import Category, Depth
+from tracepaper.strategies.types.market import Depth
 from tracepaper.strategies.units import iso
 
 SYMBOL = "AAAUSDT"
@@ -55,16 +55,7 @@ def candles(count: int, *, seed: int = 3) -> Candles:
     """Return minutes whose volatility follows the lean at the close before, and nothing else."""
     rng = np.random.default_rng(seed + 1)
     scale = 5e-4 * np.exp(1.2 * np.concatenate([[0.0], leans(count, seed=seed)[:-1]]))
-    close = np.round(1e6 * np.exp(np.cumsum(rng.normal(size=count) * scale))).astype(np.int64)
-    before = np.concatenate([close[:1], close[:-1]])
-    wick = rng.integers(0, 200, count)
-    return Candles(
-        path=f"linear_{SYMBOL}_1m.csv", category=Category.LINEAR, symbol=SYMBOL,
-        interval_ms=MINUTE_MS, price_decimals=2, volume_decimals=3, turnover_decimals=0,
-        open_time_ms=START_MS + MINUTE_MS * np.arange(count, dtype=np.int64),
-        open=before, high=np.maximum(before, close) + wick, low=np.minimum(before, close) - wick,
-        close=close, volume=rng.integers(1, 10**6, count), turnover=None,
-    )  # fmt: skip
+    return minutes_of(rng.normal(size=count) * scale, rng)
 
 
 def book(at_ms: int, mid: int, lean: float, rng: np.random.Generator) -> Depth:

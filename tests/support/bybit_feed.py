@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 
@@ -41,6 +41,20 @@ def sequencer_of(clock: SteppedClock, client: BybitClient, *states: FeedState) -
         is_up=lambda _: True,
         certain_s=30.0,
     )
+
+
+def gaps_in(events: Iterable[object]) -> list[tuple[int, int, GapCause, str]]:
+    """Return of each gap its minutes since the start, its cause and who repaired it."""
+    return [
+        (
+            (gap.from_ms - START_MS) // MINUTE,
+            (gap.until_ms - START_MS) // MINUTE,
+            gap.cause,
+            gap.repaired_by,
+        )
+        for gap in events
+        if isinstance(gap, Gap)
+    ]
 
 
 class Live:
@@ -91,16 +105,7 @@ class Live:
         return [(bar.open_time_ms - START_MS) // MINUTE for bar in self.bars()]
 
     def gaps(self) -> list[tuple[int, int, GapCause, str]]:
-        return [
-            (
-                (gap.from_ms - START_MS) // MINUTE,
-                (gap.until_ms - START_MS) // MINUTE,
-                gap.cause,
-                gap.repaired_by,
-            )
-            for gap in self.events
-            if isinstance(gap, Gap)
-        ]
+        return gaps_in(self.events)
 
     async def close_bar(
         self, index: int, *, stream: bool = True, rest: bool = True, low: str | None = None

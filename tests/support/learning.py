@@ -80,9 +80,22 @@ def learnable(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int 
     moves[0] = shocks[0]
     for i in range(1, count):
         moves[i] = shocks[i] - 0.35 * moves[i - 1]
+    return minutes_of(moves, rng, symbol=symbol, start=start)
+
+
+def minutes_of(
+    moves: np.ndarray[Any, Any],
+    rng: np.random.Generator,
+    *,
+    symbol: str = "AAAUSDT",
+    start: int = 0,
+    wick: int = 200,
+) -> Candles:
+    """Return minutes that close by *moves*, with wicks below *wick* and volumes drawn of *rng*."""
+    count = len(moves)
     close = np.round(1e6 * np.exp(np.cumsum(moves))).astype(np.int64)
     before = np.concatenate([close[:1], close[:-1]])
-    wick = rng.integers(0, 200, count)
+    wicks = rng.integers(0, wick, count)
     return Candles(
         path=f"linear_{symbol}_1m.csv",
         category=Category.LINEAR,
@@ -93,8 +106,8 @@ def learnable(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int 
         turnover_decimals=0,
         open_time_ms=START_MS + MINUTE_MS * (start + np.arange(count, dtype=np.int64)),
         open=before,
-        high=np.maximum(before, close) + wick,
-        low=np.minimum(before, close) - wick,
+        high=np.maximum(before, close) + wicks,
+        low=np.minimum(before, close) - wicks,
         close=close,
         volume=rng.integers(1, 10**6, count),
         turnover=None,

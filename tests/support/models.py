@@ -23,7 +23,7 @@ from tracepaper.strategies.networks.lstm import LstmConfig
 from tracepaper.strategies.networks.timeframes import CrossConfig, MultiscaleConfig
 from tracepaper.strategies.networks.trading import TradingConfig
 
-AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+AnyNetwork = TypeVar("AnyNetwork", bound=torch.nn.Module)
 AnyConfig = (
     FlashConfig | InformerConfig | MultiscaleConfig | CrossConfig | TradingConfig | LstmConfig
 )
@@ -51,11 +51,15 @@ def weights(config: AnyConfig) -> dict[str, torch.Tensor]:
 def _moved(make: Callable[[], AnyNetwork], seed: int) -> AnyNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = make().eval()
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return network
+        return moved(make(), 0.1)
+
+
+def moved(network: AnyNetwork, by: float = 0.3) -> AnyNetwork:
+    """Return *network* with each weight moved *by* so much, so that all its parts say something."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(by * torch.randn_like(parameter))
+    return network.eval()
 
 
 def card(config: AnyConfig = SMALL, **calibration: Any) -> dict[str, Any]:
@@ -120,10 +124,7 @@ def small(kind: str, *, by: float = 0.2, **keys: Any) -> Network:
     section = {**_COMMON, **KINDS[kind], **keys}
     torch.manual_seed(1)
     network: Network = network_kind.make(network_kind.read(section))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(by * torch.randn_like(parameter))
-    return network.eval()
+    return moved(network, by)
 
 
 TOGETHER = ("AAAUSDT", "BBBUSDT", "CCCUSDT")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from learning import MINUTE_MS, START_MS
+from learning import MINUTE_MS, START_MS, minutes_of
 
 from tracepaper.replay.archive import Candles
-from tracepaper.strategies.types.market import Bar, Category, CloseStart, Event
+from tracepaper.strategies.types.market import Bar, CloseStart, Event
 from tracepaper.strategies.units import iso
 
 LEADER, LED = "BBBUSDT", "AAAUSDT"
@@ -51,16 +51,8 @@ def candles(symbol: str, count: int, *, seed: int = 5, start: int = 0) -> Candle
     noise = np.random.default_rng([seed, ord(symbol[0])])
     if symbol == LED:  # ten minutes after the leader
         scale = np.concatenate([np.full(10, 5e-4), scale[:-10]])
-    close = np.round(1e6 * np.exp(np.cumsum(noise.normal(size=count) * scale))).astype(np.int64)
-    before = np.concatenate([close[:1], close[:-1]])
-    wick = noise.integers(0, 100, count)
-    return Candles(
-        path=f"linear_{symbol}_1m.csv", category=Category.LINEAR, symbol=symbol,
-        interval_ms=MINUTE_MS, price_decimals=2, volume_decimals=3, turnover_decimals=0,
-        open_time_ms=START_MS + MINUTE_MS * (start + np.arange(count, dtype=np.int64)),
-        open=before, high=np.maximum(before, close) + wick, low=np.minimum(before, close) - wick,
-        close=close, volume=noise.integers(1, 10**6, count), turnover=None,
-    )  # fmt: skip
+    moves = noise.normal(size=count) * scale
+    return minutes_of(moves, noise, symbol=symbol, start=start, wick=100)
 
 
 def closes(count: int, *, lacks: Iterable[int] = (), late: int = 0) -> Iterator[Event]:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import SOURCES, MarketData
@@ -19,6 +19,17 @@ from tracepaper.storage.audit import SqlAuditLog
 
 _STORE = tempfile.TemporaryDirectory(prefix="recordings-")
 """It goes with the process."""
+
+
+def crossing(*symbols: str, interval: str = "1", **sections: Any) -> Config:
+    """Return a configuration of averages that cross often, on both sides."""
+    given: dict[str, Any] = {
+        "market": {"symbols": symbols or ["BTCUSDT"], "interval": interval},
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        **sections,
+    }
+    return load(None, given)
 
 
 def run_into(

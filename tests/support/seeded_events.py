@@ -6,12 +6,15 @@ import csv
 import gzip
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from depth_cases import BTC, FIRST_MS
 from msgspec import structs
 
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.strategies.types.market import Instrument
@@ -26,6 +29,21 @@ class SeededMarket(NamedTuple):
 
     candles: Path
     events: Path
+
+
+def by_book(
+    strategy: str = "recorded_strategies:Quoter",
+    options: Mapping[str, object] = MappingProxyType({}),
+    **execution: Any,
+) -> Config:
+    """Return the configuration of a run whose orders the recorded book fills."""
+    given: dict[str, Any] = {
+        "market": {"symbols": ["BTCUSDT"], "interval": "1"},
+        "strategy": {"name": strategy, "options": dict(options)},
+        "account": {"cash": "100000000"},
+        "execution": {"model": "book", **execution},
+    }
+    return load(None, given)
 
 
 def seeded_market(

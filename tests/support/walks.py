@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tracepaper.strategies.types.market import Bar, Source
@@ -40,3 +42,16 @@ def walk(
             )
         )
     return bars
+
+
+def straight(start_ms: int, closes: Sequence[float]) -> dict[str, list[float]]:
+    """Return minutes that open where the one before closed, and touch nothing else."""
+    opens = [closes[0], *closes[:-1]]
+    return {
+        "open_time": [start_ms + MINUTE_MS * at for at in range(len(closes))],
+        "open": opens,
+        "high": list(map(max, opens, closes)),
+        "low": list(map(min, opens, closes)),
+        "close": list(closes),
+        "volume": [1_000.0] * len(closes),
+    }

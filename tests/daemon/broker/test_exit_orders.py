@@ -592,44 +592,30 @@ def test_an_entry_waits_for_a_quote_through_bars_that_were_missed() -> None:
     assert (fill.model, fill.while_down) == (FillModel.QUOTE, False)
 
 
-def test_a_missed_bar_meets_nothing_that_came_to_rest_after_it_had_opened() -> None:
-    _, steps = at_quotes(
-        {0: long(stop=98.0)},
-        [
-            *flat_bars(1),
-            quoted(10_000, 1),  # arms the stop inside bar 1
-            gap(1, 2, GapCause.MISSED),
-            missed(1, 10_000, 10_010, 9_700, 10_000),
-        ],
-    )
-    assert held(steps[-1]) == 1_000, "its low may have been before the entry"
+LOW, CALM = ([10_000, 10_010, low, 10_000] for low in (9_700, 9_990))
 
 
-def test_the_bar_that_opens_where_a_gap_ends_had_its_quotes() -> None:
-    _, steps = at_quotes(
-        {0: long(stop=98.0)},
-        [
-            *flat_bars(1),
-            quoted(10_000, 1),
-            gap(1, 2, GapCause.MISSED),
-            missed(1, 10_000, 10_010, 9_990, 10_000),
-            path(2, 10_000, 10_010, 9_700, 10_000),
-        ],
-    )
-    assert held(steps[-1]) == 1_000
-
-
-def test_a_missed_bar_meets_what_came_to_rest_as_it_opened() -> None:
-    _, steps = at_quotes(
-        {0: long(stop=98.0)},
-        [
-            *flat_bars(1),
-            quoted(10_000, 0),  # arms the stop as bar 1 opens
-            gap(1, 2, GapCause.MISSED),
-            missed(1, 10_000, 10_010, 9_700, 10_000),
-        ],
-    )
-    assert held(steps[-1]) == 0
+@pytest.mark.parametrize(
+    ("after_s", "bars", "quantity"),
+    [
+        # The stop is armed inside bar 1, whose low may have been before the entry.
+        (1, [missed(1, *LOW)], 1_000),
+        # It is armed as bar 1 opens.
+        (0, [missed(1, *LOW)], 0),
+        # The bar that opens where the gap ends had its quotes.
+        (
+            1,
+            [missed(1, 10_000, 10_010, 9_990, 10_000), path(2, 10_000, 10_010, 9_700, 10_000)],
+            1_000,
+        ),
+    ],
+)
+def test_a_missed_bar_meets_what_rested_as_it_opened(
+    after_s: int, bars: list[Bar], quantity: int
+) -> None:
+    events = [*flat_bars(1), quoted(10_000, after_s), gap(1, 2, GapCause.MISSED), *bars]
+    _, steps = at_quotes({0: long(stop=98.0)}, events)
+    assert held(steps[-1]) == quantity
 
 
 def trailed(*events: Event, cut: int = 0) -> list[Step]:

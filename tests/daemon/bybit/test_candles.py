@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
@@ -60,6 +61,13 @@ def text(value: int, decimals: int) -> str:
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
+def sent_by(of: Instrument, prices: Sequence[int], volume: int, turnover: str) -> KlineCandle:
+    """Return the candle of *prices* as open, high, low and close, in the decimals of *of*."""
+    texts = (text(price, of.price_decimals) for price in prices)
+    shape = dict(zip(("open", "high", "low", "close"), texts, strict=True))
+    return candle(**shape, volume=text(volume, of.quantity_decimals), turnover=turnover)
+
+
 def test_a_real_closing_candle_becomes_a_bar() -> None:
     bar = bar_of(candle())
     scale = 10 ** (instrument().price_decimals - 1)
@@ -81,14 +89,7 @@ def test_fast_and_careful_reading_agree_with_decimal_arithmetic(
 ) -> None:
     low, number, other, high = sorted(numbers)
     places = min(of.price_decimals + of.quantity_decimals, 8)
-    sent = candle(
-        open=text(number, of.price_decimals),
-        close=text(other, of.price_decimals),
-        high=text(high, of.price_decimals),
-        low=text(low, of.price_decimals),
-        volume=text(volume, of.quantity_decimals),
-        turnover=text(turnover, places),
-    )
+    sent = sent_by(of, [number, high, low, other], volume, text(turnover, places))
     assert read(sent, of) == (
         number,
         high,
@@ -147,14 +148,7 @@ def test_turnover_of_any_price_in_the_range_is_possible(
     low, number, other, high = sorted(numbers) if volume else [numbers[0]] * 4
     price = low + int(share * (high - low))
     places = of.price_decimals + of.quantity_decimals
-    sent = candle(
-        open=text(number, of.price_decimals),
-        close=text(other, of.price_decimals),
-        high=text(high, of.price_decimals),
-        low=text(low, of.price_decimals),
-        volume=text(volume, of.quantity_decimals),
-        turnover=text(price * volume, places),
-    )
+    sent = sent_by(of, [number, high, low, other], volume, text(price * volume, places))
     assert bar_of(sent, of).volume == volume * 10 ** (of.volume_decimals - of.quantity_decimals)
 
 

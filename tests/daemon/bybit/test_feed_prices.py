@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -139,37 +139,27 @@ EVERY = [0, 51, 102, 153]
 """Tenths of a second, each more than five seconds after the one before."""
 
 
+FALSE: dict[str, Callable[[float, int], dict[str, Any]]] = {
+    "a mark": lambda price, tenths: mark(fluttering(price, tenths)),
+    # What it shows beside its mark is known since it was one, and it speaks not for itself.
+    "a ticker": lambda price, tenths: mark(price, index=fluttering(price, tenths), last=price),
+    "a book": lambda price, tenths: quoted(fluttering(price, tenths)),
+}
+
+
+@pytest.mark.parametrize("kind", FALSE)
 @pytest.mark.parametrize(("action", "price"), [(Action.SHORT, UP), (Action.LONG, DOWN)])
-async def test_a_false_mark_that_lasts_is_an_event_once_in_five_seconds(
-    action: Action, price: float
+async def test_a_false_price_that_lasts_is_an_event_once_in_five_seconds(
+    kind: str, action: Action, price: float
 ) -> None:
-    """It would liquidate, and no bar closes before the end of the day."""
+    """It would liquidate, or fill a stop that a true book does not reach, before the day ends."""
+    is_book = kind == "a book"
     async with fed(held(action)) as (stream, run, fills):
+        if is_book:
+            await stream.send(0, quoted(1_000.0))
         for tenths in range(200):
-            await stream.send(tenths, mark(fluttering(price, tenths)))
-        assert prices(run) == [(Mark, tenths) for tenths in EVERY]
-        assert fills == []
-
-
-async def test_a_whole_ticker_that_is_false_is_an_event_once_in_five_seconds() -> None:
-    """What it shows beside its mark is known since it was one, and it speaks not for itself."""
-    async with fed(held(Action.SHORT)) as (stream, run, fills):
-        for tenths in range(200):
-            await stream.send(tenths, mark(UP, index=fluttering(UP, tenths), last=UP))
-        assert prices(run) == [(Mark, tenths) for tenths in EVERY]
-        assert fills == []
-
-
-@pytest.mark.parametrize(("action", "price"), [(Action.SHORT, UP), (Action.LONG, DOWN)])
-async def test_a_false_book_that_lasts_is_an_event_once_in_five_seconds(
-    action: Action, price: float
-) -> None:
-    """It would fill the stop, which a true book does not reach."""
-    async with fed(held(action)) as (stream, run, fills):
-        await stream.send(0, quoted(1_000.0))
-        for tenths in range(200):
-            await stream.send(tenths, quoted(fluttering(price, tenths)))
-        assert prices(run) == [(Quote, tenths) for tenths in EVERY]
+            await stream.send(tenths, FALSE[kind](price, tenths))
+        assert prices(run) == [(Quote if is_book else Mark, tenths) for tenths in EVERY]
         assert fills == []
 
 

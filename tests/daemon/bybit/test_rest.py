@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -81,16 +82,14 @@ async def test_a_row_that_cannot_be_read_is_left_out_and_counted() -> None:
         assert rest.counters["malformed_rows"] == 1
 
 
+def page_of(symbol: str, cursor: str) -> dict[str, Any]:
+    listed = [{**FILTERS, "symbol": symbol}]
+    return {"category": "linear", "list": listed, "nextPageCursor": cursor}
+
+
 async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None:
     async with ScriptedServer() as server, asking(server) as rest:
-        pages = [
-            {
-                "category": "linear",
-                "list": [{**FILTERS, "symbol": "AUSDT"}],
-                "nextPageCursor": "second",
-            },
-            {"category": "linear", "list": [{**FILTERS, "symbol": "BUSDT"}], "nextPageCursor": ""},
-        ]
+        pages = page_of("AUSDT", "second"), page_of("BUSDT", "")
         server.answer_next("instruments-info", *(server.reply(page) for page in pages))
         instruments = await rest.instruments(Category.LINEAR)
         assert [item.symbol for item in instruments] == ["AUSDT", "BUSDT"]
@@ -102,11 +101,7 @@ async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None
 
 async def test_a_cursor_that_repeats_does_not_loop() -> None:
     async with ScriptedServer() as server, asking(server) as rest:
-        page = {
-            "category": "linear",
-            "list": [{**FILTERS, "symbol": "AUSDT"}],
-            "nextPageCursor": "again",
-        }
+        page = page_of("AUSDT", "again")
         server.answer_next("instruments-info", *(server.reply(page) for _ in range(5)))
         await rest.instruments(Category.LINEAR)
         assert len(server.queries("instruments-info")) == 2

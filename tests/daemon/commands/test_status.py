@@ -163,20 +163,19 @@ async def test_a_proxy_of_the_environment_is_not_asked(
     assert await called("status", "--db", daemon.database) == 0
 
 
-async def test_a_daemon_that_serves_nothing_yet_is_named(
-    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("", "serves no status"),
+        ("http://127.0.0.1:1", "does not answer at http://127.0.0.1:1"),
+    ],
+)
+async def test_a_daemon_that_gives_no_status_is_named(
+    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str], address: str, words: str
 ) -> None:
-    daemon.lock.publish("")
+    daemon.lock.publish(address)
     assert await called("status", "--db", daemon.database) == 1
-    assert "serves no status" in capsys.readouterr().err
-
-
-async def test_a_daemon_that_does_not_answer_is_named(
-    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
-) -> None:
-    daemon.lock.publish("http://127.0.0.1:1")
-    assert await called("status", "--db", daemon.database) == 1
-    assert "does not answer at http://127.0.0.1:1" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 async def test_a_note_of_any_length_is_refused_in_a_sentence(

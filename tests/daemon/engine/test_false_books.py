@@ -40,7 +40,7 @@ class Looks(Strategy):
         return Signal(Action.HOLD, "looks")
 
 
-def machine() -> tuple[Engine, Looks]:
+def machine(bars: int = BARS) -> tuple[Engine, Looks]:
     item = instrument(tick_size=1)
     looks = Looks()
     engine = engine_of(
@@ -49,7 +49,7 @@ def machine() -> tuple[Engine, Looks]:
         execution=FillModel.QUOTE,
         strategy=looks,
     )
-    for index in range(BARS):
+    for index in range(bars):
         engine.step(minute(index), None)
     return engine, looks
 
@@ -170,14 +170,7 @@ def test_what_is_recalled_hides_the_same() -> None:
 
 
 def test_before_ten_bars_every_book_is_believed() -> None:
-    item = instrument(tick_size=1)
-    looks = Looks()
-    engine = engine_of(
-        {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}},
-        [item],
-        execution=FillModel.QUOTE,
-        strategy=looks,
-    )
+    engine, looks = machine(bars=0)
     step, _ = steps(engine, [books([DOWN] * 60, index=0), minute(0)])
     assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))

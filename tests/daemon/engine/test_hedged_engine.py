@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from account_laws import check_account
+from account_laws import check_account, run
 from builders import bar, bars, instrument, quote
 from hedged_cases import (
     DRAWN,
@@ -43,15 +43,6 @@ KEY = ITEM.id
 
 def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN) -> Engine:
     return build_engine(config, [ITEM], execution=execution, period_start_ms=0, forecaster=None)
-
-
-def run(engine: Engine, events: list[Event]) -> list[Step]:
-    """Step through *events*, at each of which the account keeps its laws."""
-    steps = []
-    for event in events:
-        steps.append(engine.step(event, None))
-        check_account(engine.broker.account)
-    return steps
 
 
 def scripted(says: dict[str, Any], **options: Any) -> Engine:

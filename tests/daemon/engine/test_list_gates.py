@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 from builders import MINUTE, bar, instrument, quote
-from engines import engine_of
+from engines import Says, engine_of
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
 from tracepaper.strategies.api.context import (
-    BarContext,
     Cancel,
     OrderRequest,
     Orders,
@@ -25,31 +24,17 @@ from tracepaper.strategies.types.market import Category, Command, CommandKind
 KEY = "linear:BTCUSDT"
 
 
-class Says(Strategy):
-    """Answers what it was told to, one after the other; then it holds."""
-
-    warmup = 1
-    gates = Strategy.gates | {"direction"}
-    shadows = ("ungated",)
-    answers: tuple[Orders | Signal, ...] = ()
-
-    def __init__(self) -> None:
-        self._left = list(self.answers)
-
-    def decide(self, context: BarContext) -> Orders | Signal:
-        return self._left.pop(0) if self._left else Signal(Action.HOLD, "done")
-
-
 def engine(
     *answers: Orders | Signal,
     execution: FillModel = FillModel.NEXT_OPEN,
     gates: frozenset[str] = Strategy.gates,
-    shadows: tuple[str, ...] = Says.shadows,
+    shadows: tuple[str, ...] = ("ungated",),
     **sections: dict[str, Any],
 ) -> Engine:
-    kind = type("Told", (Says,), {"answers": answers, "gates": gates, "shadows": shadows})
+    strategy = Says(*answers)
+    strategy.gates, strategy.shadows = gates, shadows
     return engine_of(
-        {"strategy": {"name": "sma_cross"}, **sections}, execution=execution, strategy=kind()
+        {"strategy": {"name": "sma_cross"}, **sections}, execution=execution, strategy=strategy
     )
 
 
@@ -199,11 +184,10 @@ def test_a_breach_that_flattens_takes_back_what_could_open_whatever_is_listed_on
 
 
 def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
-    kind = type("Told", (Says,), {"answers": (listed(sell(1)),), "gates": Strategy.gates})
     machine = engine_of(
         {"strategy": {"name": "sma_cross"}, "market": {"category": "spot"}},
         [instrument(category=Category.SPOT)],
-        strategy=kind(),
+        strategy=Says(listed(sell(1))),
     )
     (order,) = machine.step(bar(10_000, instrument_id="spot:BTCUSDT"), None).orders
     assert order.reduce_only

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tracepaper.daemon.engine.risk import RiskWatch
@@ -151,20 +153,17 @@ def test_orders_are_counted_by_the_clock_hour_with_the_one_being_judged() -> Non
     assert measured(watch, 1_000, HOUR_MS + 2).hourly_orders == 3
 
 
+def since_stop(watch: RiskWatch, at_ms: int, interval_ms: int = MINUTE_MS) -> int:
+    inputs = GateInputs()
+    watch.measure(
+        inputs, account=account(1), market_ms=at_ms, instrument=KEY, interval_ms=interval_ms
+    )
+    return inputs.since_stop
+
+
 def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
     watch = RiskWatch({"risk.cooldown": 3.0})
-
-    def since(at_ms: int) -> int:
-        inputs = GateInputs()
-        watch.measure(
-            inputs,
-            account=account(1),
-            market_ms=at_ms,
-            instrument=KEY,
-            interval_ms=MINUTE_MS,
-        )
-        return inputs.since_stop
-
+    since = partial(since_stop, watch)
     assert since(0) == 3, "there was none yet"
     for role in (OrderRole.SIGNAL, OrderRole.TARGET):
         watch.count_fill(fill(0), order(role=role), Position(quantity=-5), Position())
@@ -176,16 +175,9 @@ def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
 def test_a_cooldown_of_months_counts_them_by_the_calendar() -> None:
     watch = RiskWatch({"risk.cooldown": 3.0})
     watch.count_fill(fill(0), order(role=OrderRole.STOP), Position(quantity=-5), Position())
-
-    def since(at_ms: int) -> int:
-        inputs = GateInputs()
-        watch.measure(
-            inputs, account=account(1), market_ms=at_ms, instrument=KEY, interval_ms=MONTH_MS
-        )
-        return inputs.since_stop
-
     february, march = 31 * DAY_MS, 59 * DAY_MS
-    assert [since(at) for at in (0, february - 1, february, march - 1, march)] == [0, 0, 1, 1, 2]
+    times = (0, february - 1, february, march - 1, march)
+    assert [since_stop(watch, at, MONTH_MS) for at in times] == [0, 0, 1, 1, 2]
 
 
 def test_a_losing_streak_counts_closed_positions_after_costs_in_their_day() -> None:

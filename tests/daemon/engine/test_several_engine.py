@@ -7,10 +7,11 @@ from typing import Any
 
 import hedged_cases
 import pytest
-from account_laws import check_account
+from account_laws import check_account, run
 from builders import START_MS, bars, explanation, forecast, instrument, quote
 from builders import bar as at_price
 from fakes import FixedForecaster
+from hedged_cases import walk
 from msgspec.structs import replace
 from several_strategies import (
     ACCOUNTING,
@@ -43,8 +44,6 @@ from tracepaper.strategies.types.market import (
     CorporateAction,
     CorporateActionKind,
     Event,
-    Funding,
-    Mark,
     Quote,
 )
 
@@ -60,36 +59,6 @@ def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN, **item: An
         period_start_ms=0,
         forecaster=None,
     )
-
-
-def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
-    """Return bars, a settlement every ten of them, and marks and quotes where quotes fill."""
-    stream: list[Event] = []
-    for at, bar in enumerate(bars(count, seed=seed)):
-        if quotes:
-            for ms in (1_000, 20_000, 59_000):
-                price = bar.open + (bar.close - bar.open) * ms // MINUTE
-                stream.append(
-                    quote(price - 5, price + 5, at_ms=bar.open_time_ms + ms, size=400 + 100 * at)
-                )
-        stream.append(bar)
-        if at % 10 == 9:
-            at_ms = bar.close_time_ms
-            mark = bar.close + 13
-            stream += [
-                Mark(bar.instrument, mark, at_ms, at_ms),
-                Funding(bar.instrument, (-1) ** at * 1_234_567, at_ms, at_ms),
-            ]
-    return stream
-
-
-def run(engine: Engine, events: list[Event]) -> list[Step]:
-    """Step through *events*, at each of which the account keeps its laws."""
-    steps = []
-    for event in events:
-        steps.append(engine.step(event, None))
-        check_account(engine.broker.account)
-    return steps
 
 
 def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> None:

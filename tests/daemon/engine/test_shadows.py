@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 from builders import bars, forecast, instrument
+from engines import engine_of
 from fakes import FixedForecaster
 from msgspec.structs import replace
 
@@ -47,26 +48,24 @@ def attention(
     on_refusal: str = "hold",
     *,
     calibration: Calibration = CALIBRATION,
-    usual_regimes: bool = False,
+    measures: frozenset[str] = MEASURES,
+    **sections: dict[str, Any],
 ) -> Engine:
     """Return an engine whose gate ``direction`` alone refuses what :func:`said` answers."""
     gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.7"}
-    sections: dict[str, dict[str, Any]] = {
+    given: dict[str, dict[str, Any]] = {
         "strategy": {"name": "attention", "shadows": shadows},
-        "gate": {**gates, "edge": "0.0001", "on_refusal": on_refusal},
         "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
         "sizing": {"mode": "notional", "notional": "200000"},
         "account": {"cash": "1000000"},
+        **sections,
+        "gate": {**gates, "edge": "0.0001", "on_refusal": on_refusal, **sections.get("gate", {})},
     }
-    if usual_regimes:
-        del sections["regime"]
-    return build_engine(
-        load(None, sections),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=FixedForecaster(lambda _bars: None, calibration=calibration),
-    )
+    forecaster = FixedForecaster(lambda _bars: None, calibration=calibration)
+    forecaster.measures = measures
+    config = load(None, given)
+    traded = instrument(category=Category(config.market.category))
+    return engine_of(config, [traded], forecaster=forecaster)
 
 
 def forecasts() -> list[Forecast]:
@@ -227,7 +226,7 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
     calibration = replace(CALIBRATION, coverage=(counted,))
     other = attention(["random_gate"], calibration=calibration)
     assert other.shadows[""].random_shares == []  # its regimes have thresholds of their own
-    usual = attention(["random_gate"], calibration=calibration, usual_regimes=True)
+    usual = attention(["random_gate"], calibration=calibration, regime={})
     assert usual.shadows[""].random_shares == [0.25]
     assert coverage_warnings(usual) == (
         "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
@@ -251,33 +250,13 @@ def heads(rng: random.Random) -> HeadForecasts:
     )
 
 
-def with_heads(
-    shadows: list[str], *, on_refusal: str = "hold", **sections: dict[str, Any]
-) -> list[Step]:
+def with_heads(shadows: list[str], *, on_refusal: str = "hold", **sections: Any) -> list[Step]:
     """Return the steps of a run whose forecasts have heads, by gates that refuse a part each."""
-    gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.7"}
-    given: dict[str, dict[str, Any]] = {
-        "strategy": {"name": "attention", "shadows": shadows},
-        "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
-        "account": {"cash": "1000000"},
-        "sizing": {"mode": "notional", "notional": "200000"},
-        **sections,
-        "gate": {**gates, "edge": "0.0001", "on_refusal": on_refusal, **sections.get("gate", {})},
-    }
-    forecaster = FixedForecaster(lambda _bars: None, calibration=CALIBRATION)
-    forecaster.measures = MEASURES | HEAD_MEASURES
-    config = load(None, given)
-    traded = instrument(category=Category(config.market.category))
-    machine = build_engine(
-        config,
-        [traded],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=forecaster,
-    )
+    machine = attention(shadows, on_refusal, measures=MEASURES | HEAD_MEASURES, **sections)
     rng = random.Random(7)
     answers = [replace(answer, heads=heads(rng)) for answer in forecasts()]
-    every = bars(600, seed=4, instrument_id=traded.id)
+    key = next(iter(machine.states))
+    every = bars(600, seed=4, instrument_id=key)
     return [machine.step(candle, answer) for candle, answer in zip(every, answers, strict=True)]
 
 

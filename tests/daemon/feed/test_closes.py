@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from builders import bar, instrument
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, kline
@@ -53,26 +54,24 @@ async def test_bars_of_one_close_go_on_together_in_the_order_of_the_run() -> Non
         assert {bar.seen_ms for bar in run.bars()} == {closed.seen_ms}
 
 
-async def test_who_does_not_come_in_time_is_absent_and_goes_on_alone_later() -> None:
-    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
-        await close(run, 0, "ETHUSDT", "BTCUSDT")
-        begun_s = run.clock.network_s()
-        await run.expect(lambda: len(run.bars()) == 2)
-        assert 0.25 <= run.clock.network_s() - begun_s < 1
-        await server.send(kline(START_MS, symbol="SOLUSDT"))
-        await until(lambda: len(run.bars()) == 3)
-        assert texts(run.events) == [(2, ["SOL"]), "BTC", "ETH", "SOL"]
-
-
-async def test_nobody_is_waited_for_longer_than_half_an_interval() -> None:
+@pytest.mark.parametrize(
+    ("time_scale", "least_s", "most_s"),
+    [(1, 0.25, 1), (1_200, 0.025, 0.2)],  # an interval of the faster takes 0.05 s
+)
+async def test_who_does_not_come_in_half_an_interval_is_absent_and_goes_on_alone_later(
+    time_scale: float, least_s: float, most_s: float
+) -> None:
     async with (
         ScriptedServer() as server,
-        live(server, start=START, instruments=ALL, time_scale=1_200) as run,
+        live(server, start=START, instruments=ALL, time_scale=time_scale) as run,
     ):
         await close(run, 0, "ETHUSDT", "BTCUSDT")
         begun_s = run.clock.network_s()
         await run.expect(lambda: len(run.bars()) == 2)
-        assert 0.025 <= run.clock.network_s() - begun_s < 0.2  # an interval takes 0.05 s
+        assert least_s <= run.clock.network_s() - begun_s < most_s
+        await server.send(kline(START_MS, symbol="SOLUSDT"))
+        await until(lambda: len(run.bars()) == 3)
+        assert texts(run.events) == [(2, ["SOL"]), "BTC", "ETH", "SOL"]
 
 
 async def test_an_instrument_with_a_hole_is_not_waited_for() -> None:

@@ -12,9 +12,8 @@ from depth_cases import FIRST_MS
 from forging import verified
 from recordings import run_into
 from records import rows
-from seeded_events import ITEM, MINUTE_MS, SeededMarket, seeded_market
+from seeded_events import ITEM, MINUTE_MS, SeededMarket, by_book, seeded_market
 
-from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.feed.book_follower import HELD_MOST, LiveBook, ReadFrame
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.events import EventsFile, EventsWriter
@@ -23,31 +22,9 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
-from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.market import Bar, BookUpdate, Event
-from tracepaper.strategies.units import to_tick
 
 MINUTES = 8
-
-
-class Quoter(Strategy):
-    """Quote both sides of the close, and take back what is held."""
-
-    sees_account = True
-
-    def decide(self, context: BarContext) -> Orders:
-        assert context.account is not None
-        close, held = float(context.history.close[-1]), context.account.position.quantity
-        item = context.instrument
-        orders = [
-            buy(1.5, limit=to_tick(close - 0.2, item), tag="bid"),
-            sell(1.5, limit=to_tick(close + 0.2, item), tag="ask"),
-        ]
-        if abs(held) > 1:
-            leave = sell if held > 0 else buy
-            orders.append(leave(abs(held), reduce_only=True, tag="out"))
-        return Orders(tuple(orders), "quotes")
 
 
 GAP = (3, 6)
@@ -76,22 +53,11 @@ def market(
     return SeededMarket(seeded.candles, quiet)
 
 
-def configured(response_ms: int, latency_ms: int) -> Config:
-    return load(
-        None,
-        {
-            "market": {"symbols": ["BTCUSDT"], "interval": "1"},
-            "strategy": {"name": f"{__name__}:Quoter"},
-            "account": {"cash": "100000000"},
-            "execution": {"model": "book", "latency_ms": latency_ms, "response_ms": response_ms},
-        },
-    )
-
-
 def built(path: Path, market: SeededMarket, response_ms: int, latency_ms: int = 300) -> Replay:
     candles = [read_candles(str(market.candles), category="linear")]
     data = MarketData(candles, events=[EventsSource(market.events)])
-    return build(configured(response_ms, latency_ms), data, started_at_ms=1, database=path)
+    config = by_book(options={"away": 0.2}, latency_ms=latency_ms, response_ms=response_ms)
+    return build(config, data, started_at_ms=1, database=path)
 
 
 def as_they_come(

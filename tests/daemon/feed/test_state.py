@@ -390,14 +390,6 @@ def test_a_quote_handed_on_in_time_for_the_order_is_not_handed_on_again() -> Non
     assert is_event(state, quote(11), 11)  # another order may fill from here
 
 
-def test_what_is_dated_at_the_latest_time_itself_is_kept() -> None:
-    state = market()
-    is_event(state, quote(10), None)
-    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
-    state.drop_ahead(10)
-    assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
-
-
 def overdue(state: FeedState, market_ms: int, network_s: float) -> bool:
     return state.is_overdue(market_ms=market_ms, network_s=network_s, grace_ms=5_000)
 
@@ -433,9 +425,10 @@ def test_a_bar_that_came_ends_the_waiting() -> None:
 def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
     state = market()
     is_event(state, quote(3_000_000), None)
-    state.keep(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000), matters=False)
-    state.undelivered()
-    state.drop_ahead(3_000_000)
+    mark = Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000)
+    state.keep(mark, matters=False)
+    state.drop_ahead(3_000_000)  # the latest time itself
+    assert state.undelivered() == [quote(3_000_000), mark]
     is_event(state, quote(10), None)
     assert state.undelivered() == []
     state.drop_ahead(2_999_999)

@@ -212,16 +212,24 @@ def test_the_check_begins_with_the_first_bar_that_closes_at_its_time(
     assert begun[0] == first
 
 
-async def test_of_bars_of_a_week_the_day_is_checked_on_which_one_opened(
-    planted: ParityProgram,
+WEEK = builders.bar(open_time_ms=MIDNIGHT_MS + 5 * DAY_MS, interval_ms=7 * DAY_MS)
+
+
+@pytest.mark.parametrize(
+    ("step", "day"),
+    [
+        (builders.step(WEEK), "2023-11-13"),  # on which the week's bar before it opened
+        (closed(5 * 1_440 + 9), "2023-11-19"),  # the last of those without the daemon
+    ],
+)
+async def test_the_day_that_is_checked_is_the_last_that_is_whole(
+    planted: ParityProgram, step: Step, day: str
 ) -> None:
     daily_parity, submitted = daily(planted.folder)
-    monday_ms = MIDNIGHT_MS + 5 * DAY_MS
-    week = builders.bar(open_time_ms=monday_ms, interval_ms=7 * DAY_MS)
     async with daily_parity.at_work(lambda: None):
-        daily_parity.observe(builders.step(week))
+        daily_parity.observe(step)
         await until(lambda: submitted.events, poll_s=0.01)
-    assert planted.calls()[0].split()[1:3] == ["--day", "2023-11-13"]
+    assert planted.calls()[0].split()[1:3] == ["--day", day]
 
 
 async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityProgram) -> None:
@@ -243,16 +251,6 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityPr
         await until(lambda: len(submitted.events) > 1, poll_s=0.01)
     days = [words.split()[2] for words in planted.calls()]
     assert days == ["2023-11-14", "2023-11-15"]
-
-
-async def test_after_days_without_the_daemon_only_the_last_is_checked(
-    planted: ParityProgram,
-) -> None:
-    daily_parity, submitted = daily(planted.folder)
-    async with daily_parity.at_work(lambda: None):
-        daily_parity.observe(closed(5 * 1_440 + 9))
-        await until(lambda: submitted.events, poll_s=0.01)
-    assert planted.calls()[0].split()[1:3] == ["--day", "2023-11-19"]
 
 
 # ---------------------------------------------------------------- what is shown

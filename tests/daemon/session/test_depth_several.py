@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from depth_cases import FIRST_MS, header, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record
-from records import check_record
+from records import check_record, rows
 from several_live import trading
 
 from tracepaper.daemon.config.loading import load
@@ -62,9 +60,8 @@ def noted(path: Path, name: str) -> dict[str, list[float]]:
         "WHERE n.name = ? ORDER BY sequence"
     )
     numbers: dict[str, list[float]] = {}
-    with closing(sqlite3.connect(path)) as database:
-        for instrument, number in database.execute(query, (name,)):
-            numbers.setdefault(instrument.partition(":")[2], []).append(number)
+    for instrument, number in rows(path, query, name):
+        numbers.setdefault(instrument.partition(":")[2], []).append(number)
     return numbers
 
 

@@ -22,7 +22,14 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
-from tracepaper.strategies.types.market import Bar, Close, CloseStart, ModelChange, RetrainOutcome
+from tracepaper.strategies.types.market import (
+    Bar,
+    Close,
+    CloseStart,
+    Event,
+    ModelChange,
+    RetrainOutcome,
+)
 
 KEY = "linear:BTCUSDT"
 
@@ -36,12 +43,17 @@ def start(warm_from: tuple[tuple[str, int], ...] = ()) -> ModelChange:
 
 
 def working(
-    forecaster: FixedForecaster, *, period_start_ms: int = 0, deadline_ms: int = 60_000
+    forecaster: FixedForecaster,
+    model: Worker | None = None,
+    history: BarHistory | None = None,
+    *,
+    period_start_ms: int = 0,
+    deadline_ms: int = 60_000,
 ) -> WorkerPredictor:
     return WorkerPredictor(
         forecaster,
-        BarHistory([KEY], context=1),
-        Worker("model"),
+        history or BarHistory([KEY], context=1),
+        model or Worker("model"),
         period_start_ms=period_start_ms,
         deadline_ms=deadline_ms,
     )
@@ -91,29 +103,32 @@ async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_nex
     assert prediction in (says([second]), PredictionTimeout(50))
 
 
-@pytest.mark.parametrize("turns", range(5))
-async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
-    # The flood: an answer has just come, its step is not begun, and SIGTERM cancels the daemon.
-    model = Worker("model")
-    history = BarHistory([KEY], context=1)
-    worker = WorkerPredictor(
-        FixedForecaster(says, context=1), history, model, period_start_ms=0, deadline_ms=60_000
-    )
-    await worker.predict(start())
-    (item,) = bars(1)
+async def stopped_amid(
+    worker: WorkerPredictor, model: Worker, event: Event, turns: int
+) -> asyncio.Task[None]:
+    """Return what is driven, stopped *turns* of the loop after what *event* gives has come."""
 
     async def drive() -> None:
-        await worker.predict(item)
+        await worker.predict(event)
         await asyncio.Event().wait()
 
     task = asyncio.create_task(drive())
     await asyncio.sleep(0)
-    settled(model)  # the loop stands still: the answer is in line when it turns again
+    settled(model)  # the loop stands still: the answer or error is in line when it turns again
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task], timeout=deadline_s())
-    assert task.cancelled()
+    return task
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
+    # The flood: an answer has just come, its step is not begun, and SIGTERM cancels the daemon.
+    model = Worker("model")
+    worker = working(FixedForecaster(says, context=1), model)
+    await worker.predict(start())
+    assert (await stopped_amid(worker, model, bars(1)[0], turns)).cancelled()
 
 
 class Breaks(FixedForecaster):
@@ -134,24 +149,14 @@ class Breaks(FixedForecaster):
 async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
     turns: int, *, is_start: bool
 ) -> None:
-    model, history = Worker("model"), BarHistory([KEY], context=1)
-    worker = WorkerPredictor(Breaks(), history, model, period_start_ms=0, deadline_ms=60_000)
+    model = Worker("model")
+    worker = working(Breaks(), model)
     (item,) = bars(1)
     await worker.predict(item)  # it is remembered, and asked only once a start has come
     if not is_start:
         await worker.predict(start())
     event = start(((KEY, item.open_time_ms),)) if is_start else bars(2)[1]
-
-    async def drive() -> None:
-        await worker.predict(event)
-
-    task = asyncio.create_task(drive())
-    await asyncio.sleep(0)
-    settled(model)  # the loop stands still: the error is in line when it turns again
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task], timeout=deadline_s())
+    task = await stopped_amid(worker, model, event, turns)
     with pytest.raises(StrategyFailed):
         task.result()
 
@@ -160,8 +165,8 @@ async def test_a_bar_before_the_start_is_remembered_before_the_start_names_it() 
     kept, (first,) = BarHistory([KEY], context=1), bars(1)
     period_start_ms = first.close_time_ms
     thread = Worker("model")
-    worker = WorkerPredictor(
-        FixedForecaster(says), kept, thread, period_start_ms=period_start_ms, deadline_ms=1
+    worker = working(
+        FixedForecaster(says), thread, kept, period_start_ms=period_start_ms, deadline_ms=1
     )
     gate = threading.Event()
     busy = thread.submit(gate.wait, deadline_s())
@@ -187,14 +192,8 @@ class FailsOnce(GatedForecaster):
 
 
 async def test_an_error_at_the_last_bar_before_the_period_ends_the_run() -> None:
-    model = Worker("model")
-    worker = WorkerPredictor(
-        FailsOnce(),
-        BarHistory([KEY, "linear:ETHUSDT"], context=1),
-        model,
-        period_start_ms=START_MS + 60_000,
-        deadline_ms=60_000,
-    )
+    history = BarHistory([KEY, "linear:ETHUSDT"], context=1)
+    worker = working(FailsOnce(), history=history, period_start_ms=START_MS + 60_000)
     (first,) = bars(1)
     (late,) = bars(1, instrument_id="linear:ETHUSDT")
     await worker.predict(first)
@@ -237,15 +236,19 @@ def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -
     assert inline.predict(history[8]) == [says(history[4:9])]
 
 
-def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer(before: int) -> None:
     forecaster = FixedForecaster(says, context=2)
     kept = BarHistory([KEY], context=2)
     inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 3 * 60_000)
     history = bars(4)
-    inline.predict(history[0])
+    for item in history[:before]:
+        inline.predict(item)
     inline.predict(start(kept.warm_from()))
-    assert [inline.predict(item) for item in history[1:3]] == [[None], [None]]
+    for item in history[before:3]:
+        assert inline.predict(item) == [None]
     assert inline.predict(history[3]) == [says(history[2:4])]
+    assert forecaster.warmed == [1] * before
 
 
 def test_a_symbol_that_comes_behind_the_start_is_warmed_at_its_last_bar_before_the_period() -> None:
@@ -280,17 +283,6 @@ def test_a_symbol_that_lacks_its_last_bar_is_warmed_at_its_first_in_the_period()
         assert inline.predict(item) == [None]
     assert inline.predict(history[4]) == [says([*history[1:3], history[4]])]
     assert forecaster.warmed == [1, 2]
-
-
-def test_behind_a_start_that_names_none_a_model_is_asked_from_the_first_bar_on() -> None:
-    forecaster = FixedForecaster(says, context=2)
-    kept = BarHistory([KEY], context=2)
-    inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 3 * 60_000)
-    inline.predict(start())
-    history = bars(4)
-    assert [inline.predict(item) for item in history[:3]] == [[None]] * 3
-    assert inline.predict(history[3]) == [says(history[2:4])]
-    assert forecaster.warmed == []
 
 
 def test_a_model_that_is_warmed_aside_is_warmed_with_what_comes_late_too() -> None:

@@ -42,11 +42,29 @@ class Quarters(Strategy):
         self._options = options
 
     def decide(self, context: BarContext) -> Signal:
-        quarters = context.timeframe("15")
-        SEEN[context.time] = quarters.time.tolist(), quarters.close.tolist()
+        seen = context.timeframe(self.frames[0])
+        SEEN[context.time] = seen.time.tolist(), seen.close.tolist()
         return Signal(
-            Action.LONG if context.close > quarters.close.mean() else Action.FLAT, "as they say"
+            Action.LONG if context.close > seen.close.mean() else Action.FLAT, "as they say"
         )
+
+
+class Pairs(Quarters):
+    """Looks further back on its frame than a prune keeps bars."""
+
+    frames = ("120",)
+    frames_warmup = {"120": 20}  # noqa: RUF012 - as a user writes it
+
+
+def check_seen(data: Candles, size: int, frames: int, decided: int) -> None:
+    """Check that each decision saw the newest *frames*, of *size* bars, that had closed."""
+    every = data.open_time_ms[size - 1 :: size] + data.interval_ms
+    closes = data.close[size - 1 :: size] / 10
+    assert len(SEEN) == decided
+    for at, (times, values) in SEEN.items():
+        newest = int(np.searchsorted(every, at, side="right"))
+        assert times == every[newest - frames : newest].tolist()
+        assert values == closes[newest - frames : newest].tolist()
 
 
 def walk(seed: int, symbol: str, count: int = 400) -> Candles:
@@ -73,32 +91,10 @@ async def test_frames_are_warmed_from_the_exchange_and_are_the_same_after_a_rest
     stored = rows(path, "SELECT count(*) FROM v_events WHERE kind = 'frame_bar'")
     assert stored == [(6,)]
     assert check_record(path) == 17
-    every = data.open_time_ms[14::15] + MINUTE
-    closes = data.close[14::15] / 10
-    assert len(SEEN) == 17
-    for at, (times, values) in SEEN.items():
-        newest = int(np.searchsorted(every, at, side="right"))
-        assert times == every[newest - 6 : newest].tolist()
-        assert values == closes[newest - 6 : newest].tolist()
+    check_seen(data, 15, 6, 17)
 
 
 HOUR = 60 * MINUTE
-
-
-class Pairs(Strategy):
-    """Looks further back on its frame than a prune keeps bars."""
-
-    warmup = 3
-    frames = ("120",)
-    frames_warmup = {"120": 20}  # noqa: RUF012 - as a user writes it
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._options = options
-
-    def decide(self, context: BarContext) -> Signal:
-        pairs = context.timeframe("120")
-        SEEN[context.time] = pairs.time.tolist(), pairs.close.tolist()
-        return Signal(Action.FLAT, "as they say")
 
 
 async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
@@ -122,12 +118,7 @@ async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
             if bars == 36:
                 (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
                 assert pruned.steps > 36
-    every, closes = data.open_time_ms[1::2] + HOUR, data.close[1::2] / 10
-    assert len(SEEN) == 40
-    for at, (times, values) in SEEN.items():
-        newest = int(np.searchsorted(every, at, side="right"))
-        assert times == every[newest - 20 : newest].tolist()
-        assert values == closes[newest - 20 : newest].tolist()
+    check_seen(data, 2, 20, 40)
 
 
 FIFTY = tuple(f"S{number:02}USDT" for number in range(50))

@@ -35,21 +35,6 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_stops_in_good_order(number: signal.Signals) -> None:
-    ended: list[str] = []
-
-    async def main() -> None:
-        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
-        try:
-            await forever()
-        finally:
-            ended.append("main")
-
-    await Supervisor(clock=JumpClock(), notifier=SILENT).run(main)
-    assert ended == ["main"]
-
-
 async def test_an_error_beside_the_service_ends_it_and_is_no_orderly_stop() -> None:
     class Breaks(Companion):
         async def _work(self) -> None:
@@ -65,12 +50,14 @@ async def test_an_error_beside_the_service_ends_it_and_is_no_orderly_stop() -> N
         await supervisor.run(main)
 
 
-async def signalled(spend: Callable[[], object], notifier: Notifier) -> list[str]:
+async def signalled(
+    spend: Callable[[], object], notifier: Notifier, number: int = signal.SIGTERM
+) -> list[str]:
     """Run a service that spends something and is told to stop; return what ended."""
     ended: list[str] = []
 
     async def main() -> None:
-        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
         spend()
         try:
             await forever()
@@ -80,6 +67,11 @@ async def signalled(spend: Callable[[], object], notifier: Notifier) -> list[str
     async with deadline():
         await Supervisor(clock=JumpClock(), notifier=notifier).run(main)
     return ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_in_good_order(number: signal.Signals) -> None:
+    assert await signalled(lambda: None, SILENT, number) == ["main"]
 
 
 async def test_a_signal_is_obeyed_where_no_thread_can_be_started() -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
-from records import check_record
+from records import check_record, rows
 from retrain_cases import CONTEXT, written
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline
@@ -71,11 +69,6 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     return Case(
         tmp_path / "run.db", sections, served, HeldAnswers(monkeypatch, page=PAGE, before=PAGES)
     )
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
 
 
 def bars_of(steps: list[Step], symbol: str) -> list[Bar]:

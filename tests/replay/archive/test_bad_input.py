@@ -62,24 +62,43 @@ def test_a_bad_cell_is_named_by_file_and_line(tmp_path: Path, bad: str, what: st
     assert what in text
 
 
-def test_a_bad_time_is_named_by_file_and_line(tmp_path: Path) -> None:
-    path = file(tmp_path, [HEADER, *GOOD[:2], "noon,10,12,9,11,1", *GOOD[3:]])
-    assert "line 4: the open time is not a number but 'noon'" in refusal(path)
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "a bad time": (
+        [HEADER, *GOOD[:2], "noon,10,12,9,11,1", *GOOD[3:]],
+        "line 4: the open time is not a number but 'noon'",
+    ),
+    "behind a comment and blank lines, which count": (
+        ["# from a store", "", HEADER, GOOD[0], "", row(1, "10,12,9,x,1")],
+        "line 6: close is not a number",
+    ),
+    "trades": (
+        [f"335829145{at},10,0.5,500,501,{T0},True" for at in range(6)],
+        "has no header and 7 columns, which is no layout",
+    ),
+    "an unknown layout": ([f"{T0},1,2,3"], "has no header and 4 columns"),
+    "two columns of one name": (
+        [HEADER.replace("low", "high"), *GOOD],
+        "has two columns high",
+    ),
+    "repetitions that contradict": (
+        [HEADER, *GOOD[:3], row(2, "10,12,9,11,2"), *GOOD[3:]],
+        "line 5: contradicts line 4, which has the same open time 2025-01-01T00:02:00Z",
+    ),
+    "disorder": (
+        [HEADER, GOOD[0], GOOD[2], GOOD[1], *GOOD[3:]],
+        "line 4: the time goes back from 2025-01-01T00:02:00Z to 2025-01-01T00:01:00Z",
+    ),
+    "many rows off the grid": (
+        [HEADER, *GOOD[:4], f"{T0 + 250_000},10,12,9,11,1"],
+        "off the file's grid of 60 s, like 1 of 5 rows",
+    ),
+}
 
 
-def test_lines_are_counted_past_comments_and_blank_lines(tmp_path: Path) -> None:
-    path = file(tmp_path, ["# from a store", "", HEADER, GOOD[0], "", row(1, "10,12,9,x,1")])
-    assert "line 6: close is not a number" in refusal(path)
-
-
-def test_trades_without_a_header_are_no_candles(tmp_path: Path) -> None:
-    trades = file(tmp_path, [f"335829145{at},10,0.5,500,501,{T0},True" for at in range(6)])
-    assert "has no header and 7 columns, which is no layout" in refusal(trades)
-
-
-def test_an_unknown_layout_without_a_header_is_refused(tmp_path: Path) -> None:
-    path = file(tmp_path, [f"{T0},1,2,3"])
-    assert "has no header and 4 columns" in refusal(path)
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_candles_is_refused(tmp_path: Path, what: str) -> None:
+    lines, words = REFUSED[what]
+    assert words in refusal(file(tmp_path, lines))
 
 
 def test_equal_repetitions_are_dropped_and_said(tmp_path: Path) -> None:
@@ -87,18 +106,6 @@ def test_equal_repetitions_are_dropped_and_said(tmp_path: Path) -> None:
     candles = read_candles(path)
     assert len(candles) == 6
     assert candles.notes == ("1 equal repetitions dropped",)
-
-
-def test_contradicting_repetitions_are_refused_with_both_lines(tmp_path: Path) -> None:
-    path = file(tmp_path, [HEADER, *GOOD[:3], row(2, "10,12,9,11,2"), *GOOD[3:]])
-    text = refusal(path)
-    assert "line 5: contradicts line 4, which has the same open time 2025-01-01T00:02:00Z" in text
-
-
-def test_disorder_is_refused_with_its_line(tmp_path: Path) -> None:
-    path = file(tmp_path, [HEADER, GOOD[0], GOOD[2], GOOD[1], *GOOD[3:]])
-    text = refusal(path)
-    assert "line 4: the time goes back from 2025-01-01T00:02:00Z to 2025-01-01T00:01:00Z" in text
 
 
 def test_a_file_that_is_newest_first_is_turned_and_said(tmp_path: Path) -> None:
@@ -117,11 +124,6 @@ def test_a_few_rows_off_the_grid_are_dropped_and_said(tmp_path: Path) -> None:
     assert candles.gaps == [(T0 + 60_000 * 150, T0 + 60_000 * 151)]
     assert "1 candle off the grid dropped" in candles.notes[0]
     assert "line 152" in candles.notes[0]
-
-
-def test_many_rows_off_the_grid_put_the_interval_in_doubt(tmp_path: Path) -> None:
-    path = file(tmp_path, [HEADER, *GOOD[:4], f"{T0 + 250_000},10,12,9,11,1"])
-    assert "off the file's grid of 60 s, like 1 of 5 rows" in refusal(path)
 
 
 def test_one_candle_needs_an_interval_in_its_name(tmp_path: Path) -> None:
@@ -210,11 +212,6 @@ def test_a_file_without_a_symbol_asks_for_one(tmp_path: Path) -> None:
     path = file(tmp_path, [HEADER, *GOOD], "prices.csv")
     with pytest.raises(ConfigInvalid, match=f"write SYMBOL={path}"):
         read_candles(path)
-
-
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    path = file(tmp_path, [HEADER.replace("low", "high"), *GOOD])
-    assert "has two columns high" in refusal(path)
 
 
 def test_parquet_without_pyarrow_names_the_extra(

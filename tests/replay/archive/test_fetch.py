@@ -124,11 +124,19 @@ class Forgetful(BybitClient):
         return kept
 
 
-@pytest.mark.parametrize("hidden", [set(range(40, 60)), set(range(100)), set()])
+@pytest.mark.parametrize(
+    ("hidden", "hole", "requests"),
+    [
+        (range(40, 60), range(80, 85), 3),
+        (range(100), range(80, 85), 2),
+        (range(0), range(80, 85), 2),
+        (range(0), range(0), 1),
+    ],
+)
 async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
-    tmp_path: Path, hidden: set[int]
+    tmp_path: Path, hidden: range, hole: range, requests: int
 ) -> None:
-    times = [FIRST_MS + i * MINUTE for i in range(120) if not 80 <= i < 85]  # a true hole
+    times = [FIRST_MS + i * MINUTE for i in range(120) if i not in hole]
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * len(times), times_ms=times)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
     clock = ManualClock()
@@ -141,23 +149,8 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     ):
         client.hidden, client.requests = {FIRST_MS + i * MINUTE for i in hidden}, []
         (outcome,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
-    assert clock.slept == [30.0]
-    hole = (FIRST_MS + 80 * MINUTE, FIRST_MS + 85 * MINUTE)
-    assert (outcome.bars, outcome.absent) == (95, (hole,))
+    assert clock.slept == ([30.0] if hole else [])
+    absent = [(FIRST_MS + hole.start * MINUTE, FIRST_MS + hole.stop * MINUTE)] if hole else []
+    assert (outcome.bars, list(outcome.absent)) == (100 - len(hole), absent)
     assert read_candles(outcome.file).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
-    assert len(client.requests) == (3 if hidden == set(range(40, 60)) else 2)
-
-
-async def test_a_whole_span_is_fetched_without_a_wait(tmp_path: Path) -> None:
-    served = candles([(1_000, 1_010, 990, 1_005, 7)] * 120)
-    settings = ExchangeSettings(candles=(served,), manual=True, start=110)
-    clock = ManualClock()
-    order = FetchRequest(tmp_path, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
-    async with (
-        EmbeddedExchange(settings) as exchange,
-        BybitClient(
-            exchange_section(rest_url=exchange.rest_url), clock=clock, rng=random.Random(1)
-        ) as client,
-    ):
-        (outcome,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
-    assert (outcome.bars, outcome.absent, clock.slept) == (100, (), [])
+    assert len(client.requests) == requests

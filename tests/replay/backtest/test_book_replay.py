@@ -14,10 +14,10 @@ from depth_cases import FIRST_MS, header, walk, write
 from queue_cases import Say, book, gap, played, send, shows, trade
 from recordings import run_into
 from records import check_record, rows
-from seeded_events import MINUTE_MS, SeededMarket, seeded_market
+from seeded_events import MINUTE_MS, SeededMarket, by_book, seeded_market
 from several_strategies import configured as several
 
-from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.events import EventsFile, EventsWriter
@@ -40,18 +40,6 @@ def holed(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
     return seeded_market(tmp_path_factory.mktemp("holed"), minutes=12, gap=(4, 7))
 
 
-def configured(**execution: Any) -> Config:
-    return load(
-        None,
-        {
-            "market": {"symbols": ["BTCUSDT"], "interval": "1"},
-            "strategy": {"name": "recorded_strategies:Quoter"},
-            "account": {"cash": "100000000"},
-            "execution": {"model": "book", **execution},
-        },
-    )
-
-
 def built(
     path: Path,
     market: SeededMarket,
@@ -66,7 +54,7 @@ def built(
         events=[EventsSource(market.events)] if events is None else events,
         depth=depth,
     )
-    return build(config or configured(), data, started_at_ms=1, database=path, **keys)
+    return build(config or by_book(), data, started_at_ms=1, database=path, **keys)
 
 
 def replayed(path: Path, market: SeededMarket, config: Config | None = None, **keys: Any) -> str:
@@ -97,7 +85,7 @@ def test_the_queue_model_and_the_latencies_decide_what_is_filled(
     }
     for name, keys in tried.items():
         path = tmp_path / f"{name}.db"
-        replayed(path, market, configured(**keys))
+        replayed(path, market, by_book(**keys))
         by_model[name] = rows(path, FILLS)
         check_record(path)
     assert len({str(fills) for fills in by_model.values()}) == len(by_model)
@@ -274,13 +262,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, market: Se
     later = tmp_path / "later"
     later.mkdir()
     refused: list[tuple[dict[str, Any], Config, type[Exception], str]] = [
-        ({"events": []}, configured(), ConfigInvalid, "needs recorded order books: give --events"),
-        ({}, configured(model="next_open"), ConfigInvalid, "and execution.model is next_open"),
+        ({"events": []}, by_book(), ConfigInvalid, "needs recorded order books: give --events"),
+        ({}, by_book(model="next_open"), ConfigInvalid, "and execution.model is next_open"),
         (
-            {"events": [EventsSource(market.events)] * 2}, configured(), ConfigInvalid,
+            {"events": [EventsSource(market.events)] * 2}, by_book(), ConfigInvalid,
             "--events names two files of linear:BTCUSDT",
         ),
-        ({"from_ms": 0, "until_ms": 1}, configured(), DataInvalid, "No bar opens"),
+        ({"from_ms": 0, "until_ms": 1}, by_book(), DataInvalid, "No bar opens"),
     ]  # fmt: skip
     for keys, config, kind, words in refused:
         with pytest.raises(kind, match=words):

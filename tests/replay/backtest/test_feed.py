@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exchange_client import candles as made_candles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import BATCH_BARS, SECOND_MS
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.market import Bar, Category, Event, Funding, Gap, GapCause, Source
+from tracepaper.strategies.types.market import Bar, Event, Funding, Gap, GapCause, Source
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 MINUTE = 60_000
@@ -26,23 +27,13 @@ T0 = 1_735_689_600_000
 
 def candles(indexes: Sequence[int], symbol: str = "BTCUSDT", interval_ms: int = MINUTE) -> Candles:
     """Candles that open at the given multiples of the interval after T0."""
-    index = np.array(indexes, dtype=np.int64)
-    price = 100 + index
-    return Candles(
-        path=f"{symbol}.csv",
-        category=Category.LINEAR,
+    return made_candles(
+        [(100 + at, 102 + at, 98 + at, 101 + at, 3 * at) for at in indexes],
         symbol=symbol,
         interval_ms=interval_ms,
+        times_ms=[T0 + at * interval_ms for at in indexes],
         price_decimals=0,
         volume_decimals=0,
-        turnover_decimals=0,
-        open_time_ms=T0 + index * interval_ms,
-        open=price,
-        high=price + 2,
-        low=price - 2,
-        close=price + 1,
-        volume=index * 3,
-        turnover=None,
     )
 
 

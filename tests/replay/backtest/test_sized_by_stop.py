@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
+from walks import straight
 
 from tracepaper import Action, ConfigInvalid, Percent, Signal, Strategy, Volatility
 from tracepaper.replay.api import Backtest, backtest
@@ -17,19 +18,6 @@ SIZED: dict[str, Any] = {
     "execution": FREE,
 }
 ENTRY = 3
-
-
-def candles(*closes: float) -> dict[str, list[float]]:
-    """Return minutes that open where the one before closed, and touch nothing else."""
-    opens = [closes[0], *closes[:-1]]
-    return {
-        "open_time": [START_MS + 60_000 * at for at in range(len(closes))],
-        "open": opens,
-        "high": [max(pair) for pair in zip(opens, closes, strict=True)],
-        "low": [min(pair) for pair in zip(opens, closes, strict=True)],
-        "close": list(closes),
-        "volume": [1_000.0] * len(closes),
-    }
 
 
 class Enters(Strategy):
@@ -57,8 +45,8 @@ class Sells(Enters):
     side = Action.SHORT
 
 
-FALLING = candles(100, 100, 100, 100, 100, 97, 94, 91, 88)
-RISING = candles(100, 100, 100, 100, 100, 103, 106, 109, 112)
+FALLING = straight(START_MS, [100, 100, 100, 100, 100, 97, 94, 91, 88])
+RISING = straight(START_MS, [100, 100, 100, 100, 100, 103, 106, 109, 112])
 
 
 def run_of(of: type[Strategy], data: Any, **params: float) -> Backtest:

@@ -18,7 +18,7 @@ from depth_cases import delta, header, packed, snapshot
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from msgspec import structs
-from recordings import record
+from recordings import crossing, record
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles
@@ -47,15 +47,13 @@ class SentOrder(NamedTuple):
 
 
 def replayed(path: Path, walks: Sequence[Candles], **execution: Any) -> None:
-    given: dict[str, dict[str, Any]] = {
-        "market": {
-            "symbols": [walk.symbol for walk in walks], "interval": "15", "category": "linear"
-        },
-        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-        "sizing": {"mode": "fixed", "quantity": "2"},
-        "execution": {"taker_fee": "0", "latency_ms": 100, **execution},
-    }  # fmt: skip
-    record(path, load(None, given), list(walks), started_at_ms=1)
+    config = crossing(
+        *(walk.symbol for walk in walks),
+        interval="15",
+        sizing={"mode": "fixed", "quantity": "2"},
+        execution={"taker_fee": "0", "latency_ms": 100, **execution},
+    )
+    record(path, config, list(walks), started_at_ms=1)
 
 
 @pytest.fixture(scope="module")

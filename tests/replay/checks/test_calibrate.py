@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from command_line import Cli
 from depth_cases import header, in_memory
+from exchange_client import candles as made_candles
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.cli import invoke
@@ -39,21 +40,14 @@ def walked(days: int, seed: int = 0, symbol: str = "BTCUSDT") -> Candles:
     rng = np.random.default_rng(seed)
     size = days * DAY_MS // MINUTE_MS
     opens = PRICE + np.cumsum(rng.integers(-200, 201, size))
-    return Candles(
-        path="walk.csv",
-        category=Category.SPOT,
+    rows = np.stack([opens, opens + 500, opens - 500, opens, np.ones_like(opens)], axis=1)
+    return made_candles(
+        rows.tolist(),
         symbol=symbol,
-        interval_ms=MINUTE_MS,
+        category=Category.SPOT,
+        first_ms=START_MS,
         price_decimals=2,
         volume_decimals=0,
-        turnover_decimals=0,
-        open_time_ms=START_MS + np.arange(size, dtype=np.int64) * MINUTE_MS,
-        open=opens,
-        high=opens + 500,
-        low=opens - 500,
-        close=opens,
-        volume=np.ones(size, dtype=np.int64),
-        turnover=None,
     )
 
 

@@ -14,7 +14,7 @@ import explained_runs
 import numpy as np
 import pytest
 from command_line import Cli
-from forging import rechain, verified
+from forging import forged, rechain, verified
 from native_objects import built, loops_of
 
 from tracepaper.replay.backtest.predictors import RETURNS
@@ -33,18 +33,6 @@ def run() -> Path:
     return explained_runs.recorded()
 
 
-def copied(run: Path, target: Path, *statements: str) -> Path:
-    """Copy *run* with *statements* done to it and the whole chain made to fit."""
-    shutil.copy(run, target)
-    with closing(sqlite3.connect(target)) as raw:
-        raw.execute("PRAGMA synchronous = OFF")
-        for statement in statements:
-            assert raw.execute(statement).rowcount > 0, statement
-        raw.commit()
-    rechain(target)
-    return target
-
-
 ELSEWHERE = (
     "UPDATE runs SET torch_version = '1.0'",
     (
@@ -55,14 +43,14 @@ ELSEWHERE = (
 
 
 def test_a_run_made_elsewhere_says_what_differs(run: Path, tmp_path: Path) -> None:
-    verification = verified(copied(run, tmp_path / "a.db", *ELSEWHERE), run)
+    verification = verified(forged(run, tmp_path / "a.db", *ELSEWHERE), run)
     assert (verification.passes, verification.exact) == (True, False)
     assert verification.elsewhere.startswith("torch_version was 1.0 and is ")
 
 
 def forged_place(run: Path, path: Path, name: str, value: str) -> Path:
     """Copy *run* with another *value* of what computed it, in its row and in its start."""
-    return copied(
+    return forged(
         run,
         path,
         f"UPDATE runs SET {name} = {value}",
@@ -116,13 +104,13 @@ def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(
     run: Path, tmp_path: Path
 ) -> None:
     change = f"UPDATE answers SET mean_return = mean_return * (1 + 1e-15) WHERE {AT}"
-    assert not verified(copied(run, tmp_path / "here.db", change), run).passes
-    path = copied(run, tmp_path / "elsewhere.db", *ELSEWHERE, change)
+    assert not verified(forged(run, tmp_path / "here.db", change), run).passes
+    path = forged(run, tmp_path / "elsewhere.db", *ELSEWHERE, change)
     rechain(path)
     verification = verified(path, run)
     assert (verification.passes, verification.tolerated) == (True, 1)
     assert not verified(
-        copied(path, tmp_path / "b.db", ELSEWHERE[0].replace("1.0", "2")), run
+        forged(path, tmp_path / "b.db", ELSEWHERE[0].replace("1.0", "2")), run
     ).passes
 
 

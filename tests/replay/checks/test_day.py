@@ -16,10 +16,9 @@ import user_strategies as users
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import rechain
-from recordings import record
+from recordings import crossing, record
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.parity import check_span, last_day
 from tracepaper.storage import maintenance
@@ -37,13 +36,8 @@ def replayed(path: Path, **sections: dict[str, Any]) -> None:
     """Replay quarters of an hour: two thirds of a day, two days, and five hours."""
     rows = walk_rows(64 + 2 * BARS + 20)
     walk: Candles = made_candles(rows, interval_ms=QUARTER, first_ms=BEGIN_MS)
-    given: dict[str, dict[str, Any]] = {
-        "market": {"symbols": [walk.symbol], "interval": "15", "category": "linear"},
-        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-        "sizing": {"mode": "fixed", "quantity": "1"},
-        **sections,
-    }
-    record(path, load(None, given), [walk], started_at_ms=1, group_steps=1)
+    config = crossing(interval="15", **sections)
+    record(path, config, [walk], started_at_ms=1, group_steps=1)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import audited, rechain, verified
 from msgspec.structs import replace
-from recordings import run_into
+from recordings import crossing, run_into
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
@@ -83,13 +82,9 @@ def replayed(
     rule: dict[str, Any] = RULE,
     from_ms: int | None = None,
 ) -> Path:
-    config = load(
-        None,
-        {
-            "market": {"symbols": NAMES, "interval": "60", "universe": rule},
-            "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-            "sizing": {"mode": "notional", "notional": "1000"},
-        },
+    config = crossing(
+        market={"symbols": NAMES, "interval": "60", "universe": rule},
+        sizing={"mode": "notional", "notional": "1000"},
     )
     replay = build(config, MarketData(candles), started_at_ms=0, from_ms=from_ms)
     feed: Any = ForgedFeed(replay.feed, forge, place)

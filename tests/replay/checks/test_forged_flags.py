@@ -6,14 +6,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from forging import audited, believed, forged, unequal
 from recordings import record
-from seeded_events import SeededMarket, seeded_market
+from seeded_events import SeededMarket, by_book, seeded_market
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.storage.database.reader import Reader
@@ -56,14 +54,9 @@ class Takes(Strategy):
 
 def replayed(path: Path, market: SeededMarket, strategy: type[Strategy]) -> Path:
     """Replay a strategy whose orders the book of *market* fills."""
-    sections: dict[str, Any] = {
-        "market": {"symbols": ["BTCUSDT"], "interval": "1"},
-        "strategy": {"name": f"{__name__}:{strategy.__name__}"},
-        "account": {"cash": "100000000"},
-        "execution": {"model": "book"},
-    }
     candles = [read_candles(str(market.candles), category="linear")]
-    record(path, load(None, sections), candles, events=[EventsSource(market.events)])
+    config = by_book(f"{__name__}:{strategy.__name__}")
+    record(path, config, candles, events=[EventsSource(market.events)])
     assert believed(path)
     return path
 

@@ -15,18 +15,17 @@ import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import TAKEN_AS_TOLD, audited, believed, forged, literal, plantings, verified
-from recordings import record
+from recordings import crossing, record
 from records import rows
 from vector_cases import CONTEXT, sections
 
-from tracepaper.daemon.config.loading import load, restore
+from tracepaper.daemon.config.loading import restore
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import read_depth
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.order_book import books_in, packed_books
 from tracepaper.strategies.types.market import Depths
 
-CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 LOOKS = users.source(
     head="books = 3",
     decide="books = now.depth\n"
@@ -37,15 +36,8 @@ IGNORES = users.source(decide="return by(bar.close > bar.open)")
 
 def recorded(path: Path, candles: list[Candles], depth: Any = (), **given: Any) -> Path:
     """Replay *candles* into a new database at *path*."""
-    config = load(
-        None,
-        {
-            "market": {"symbols": [part.symbol for part in candles]},
-            "strategy": CROSS,
-            "sizing": {"mode": "fixed", "quantity": "0.01"},
-            **given,
-        },
-    )
+    given = {"sizing": {"mode": "fixed", "quantity": "0.01"}, **given}
+    config = crossing(*(part.symbol for part in candles), **given)
     record(path, config, candles, started_at_ms=1, depth=depth)
     return path
 

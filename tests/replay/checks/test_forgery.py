@@ -29,9 +29,8 @@ from forging import (
     verified,
 )
 from msgspec.structs import replace
-from recordings import record
+from recordings import crossing, record
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import FundingRates
@@ -75,14 +74,10 @@ def replayed(path: Path, bars: int) -> Path:
     """Replay so many hours into *path*."""
     times = [FIRST_MS + place * HOUR for place in range(bars + 1) if place != 40]
     given = made_candles(walk_rows(bars), interval_ms=HOUR, times_ms=times)
-    config = load(
-        None,
-        {
-            "market": {"symbols": ["BTCUSDT"], "interval": "60", "category": "linear"},
-            "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-            "sizing": {"mode": "fixed", "quantity": "0.001"},
-            "risk": {"max_notional": "1000000", "max_drawdown": "0.9", "max_daily_trades": 50},
-        },
+    config = crossing(
+        interval="60",
+        sizing={"mode": "fixed", "quantity": "0.001"},
+        risk={"max_notional": "1000000", "max_drawdown": "0.9", "max_daily_trades": 50},
     )
     paid = FundingRates(
         "builder", "BTCUSDT", np.array(times[8:25:8]), np.array([1_000_000, -2_000_000, 500_000])

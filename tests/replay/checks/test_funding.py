@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from recordings import record
+from recordings import crossing, record
 from report_cases import BTC
 
 from tracepaper import backtest
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.checks.parity import check_funding
 from tracepaper.replay.report.report import build_report
@@ -44,14 +43,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run whose funding comes in two files: one settlement in both, one in neither."""
     path = tmp_path_factory.mktemp("funding") / "run.db"
     given = made_candles(walk_rows(BARS), interval_ms=HOUR)
-    config = load(
-        None,
-        {
-            "market": {"symbols": ["BTCUSDT"], "interval": "60", "category": "linear"},
-            "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-            "sizing": {"mode": "fixed", "quantity": "0.01"},
-        },
-    )
+    config = crossing(interval="60", sizing={"mode": "fixed", "quantity": "0.01"})
     whole = history(DUES)
     kept = whole.time_ms != MISSING
     first = FundingRates("a", "BTCUSDT", whole.time_ms[kept], whole.rate[kept])

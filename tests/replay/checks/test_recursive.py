@@ -93,6 +93,11 @@ def test_a_memory_longer_than_the_warm_up_is_found(starts: Starts, name: str) ->
 
 SEVENTH = "return by(self.state.count % 7 < 3)"
 BY_COUNT = "return by({} % 7 < 3)"
+ENTRIES = (
+    "held = now.account.position\n"
+    "if held.quantity and held.bars_held == 1:\n    ENTRIES += 1\n"
+    "return by(not held.quantity or held.bars_held < 3 + ENTRIES % 5)"
+)
 UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
     "an attribute": (
         "self.count (",
@@ -145,6 +150,26 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
             "decide": BY_COUNT.format("next(self.numbers)"),
         },
     ),
+    "a count of entries": (
+        "self.entries (",
+        {
+            "head": "sees_account = True",
+            "init": "self.entries = 0",
+            "decide": ENTRIES.replace("ENTRIES", "self.entries"),
+        },
+    ),
+    "the best price of the position that is held": (
+        "self.best (",
+        {
+            "head": "sees_account = True",
+            "init": "self.best = 0.0",
+            "decide": (
+                "held = now.account.position\n"
+                "self.best = max(self.best, now.close) if held.quantity else 0.0\n"
+                "return by(now.close > self.best - 100)"
+            ),
+        },
+    ),
 }
 
 
@@ -157,64 +182,23 @@ def test_state_that_is_not_declared_is_found_and_named(starts: Starts, name: str
     assert "its State does not declare" in finding.sentence()
 
 
-def test_state_that_is_declared_is_handed_to_a_later_start(starts: Starts) -> None:
-    finding = starts(
-        {},
-        top="from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
-        head="State = Memory",
-        observe="self.state.count += 1",
-        decide=SEVENTH,
-    )
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        {"head": "State = Memory", "observe": "self.state.count += 1", "decide": SEVENTH},
+        {  # with the account that stood
+            "head": "sees_account = True; State = Memory",
+            "decide": ENTRIES.replace("ENTRIES", "self.state.count"),
+        },
+    ],
+)
+def test_state_that_is_declared_is_handed_to_a_later_start(
+    starts: Starts, bodies: dict[str, str]
+) -> None:
+    top = "from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0"
+    finding = starts({}, top=top, **bodies)
     assert finding.passes, finding.sentence()
     assert finding.compared > 100
-
-
-ENTRIES = (
-    "held = now.account.position\n"
-    "if held.quantity and held.bars_held == 1:\n    ENTRIES += 1\n"
-    "return by(not held.quantity or held.bars_held < 3 + ENTRIES % 5)"
-)
-
-
-def test_what_sees_the_account_starts_later_with_the_account_that_stood(starts: Starts) -> None:
-    finding = starts(
-        {},
-        top="from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
-        head="sees_account = True; State = Memory",
-        decide=ENTRIES.replace("ENTRIES", "self.state.count"),
-    )
-    assert finding.passes, finding.differences
-    assert finding.compared > 100
-
-
-UNDECLARED_WITH_ACCOUNT: dict[str, tuple[str, dict[str, str]]] = {
-    "a count of entries": (
-        "self.entries (",
-        {"init": "self.entries = 0", "decide": ENTRIES.replace("ENTRIES", "self.entries")},
-    ),
-    "the best price of the position that is held": (
-        "self.best (",
-        {
-            "init": "self.best = 0.0",
-            "decide": (
-                "held = now.account.position\n"
-                "self.best = max(self.best, now.close) if held.quantity else 0.0\n"
-                "return by(now.close > self.best - 100)"
-            ),
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("name", UNDECLARED_WITH_ACCOUNT)
-def test_what_is_remembered_of_the_account_and_not_declared_is_named(
-    starts: Starts, name: str
-) -> None:
-    named, bodies = UNDECLARED_WITH_ACCOUNT[name]
-    finding = starts({}, **{**bodies, "head": "sees_account = True"})
-    assert not finding.passes
-    assert named in finding.sentence()
-    assert "its State does not declare" in finding.sentence()
 
 
 FALLS = f"return by(True) if bar.close > bar.open + 350 else {HOLD}"

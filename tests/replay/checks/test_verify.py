@@ -16,11 +16,10 @@ import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain, verified
-from recordings import copied, record, recorded
+from recordings import copied, crossing, record, recorded
 from records import parity_of, tamper
 from storage_cases import prune
 
-from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.make import resume_replay
 from tracepaper.replay.backtest.market_data import MarketData
@@ -36,27 +35,11 @@ from tracepaper.strategies.errors import DataInvalid
 BARS = 400
 
 
-def configured(candles: Candles, **sections: dict[str, Any]) -> Config:
-    return load(
-        None,
-        {
-            "market": {
-                "symbols": [candles.symbol],
-                "interval": "1",
-                "category": candles.category.value,
-            },
-            "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-            "sizing": {"mode": "fixed", "quantity": "1"},
-            **sections,
-        },
-    )
-
-
 def replayed(
-    path: Path, candles: Candles, *, stop_after: int | None = None, **sections: dict[str, Any]
+    path: Path, candles: Candles, *, stop_after: int | None = None, **sections: Any
 ) -> str:
     """Replay *candles* into *path*, a commit a step; return the run's id."""
-    config = configured(candles, **sections)
+    config = crossing(candles.symbol, **sections)
     return record(path, config, [candles], stop_after=stop_after, group_steps=1)
 
 
@@ -67,7 +50,7 @@ def walk() -> Candles:
 
 @pytest.fixture
 def run(tmp_path: Path, walk: Candles) -> Path:
-    return copied(recorded(configured(walk), [walk]), tmp_path / "run.db")
+    return copied(recorded(crossing(walk.symbol), [walk]), tmp_path / "run.db")
 
 
 def test_a_sample_compares_only_the_last_steps(run: Path) -> None:
@@ -100,8 +83,7 @@ def test_parity_compares_hashes_only_where_both_runs_went_the_same_way(
     other = tmp_path / "other.db"
     replayed(other, walk)
     assert parity_of(run, other).exact
-    with sqlite3.connect(other) as raw:
-        raw.execute(f"UPDATE runs SET {column} = 'another'")
+    tamper(other, f"UPDATE runs SET {column} = 'another'")
     parity = parity_of(run, other)
     assert parity.passes
     assert not parity.exact
@@ -134,8 +116,7 @@ def test_parity_names_a_volume_that_differs_in_its_last_decimal(
     volume[100] += 1
     replayed(other, replace(candles, volume=volume))
     if not exact:
-        with sqlite3.connect(other) as raw:
-            raw.execute("UPDATE runs SET mode = 'another'")
+        tamper(other, "UPDATE runs SET mode = 'another'")
     parity = parity_of(run, other)
     assert (parity.exact, parity.differing) == (exact, 1)
     first = parity.differences[0]
@@ -148,8 +129,7 @@ def test_parity_within_tolerances_still_compares_targets(
 ) -> None:
     other = tmp_path / "other.db"
     replayed(other, walk, sizing={"mode": "fixed", "quantity": "2"})
-    with sqlite3.connect(other) as raw:
-        raw.execute("UPDATE runs SET mode = 'another'")
+    tamper(other, "UPDATE runs SET mode = 'another'")
     parity = parity_of(run, other)
     assert parity.differing > BARS // 2
     assert [difference.field for difference in parity.differences[:1]] == ["target_quantity"]
@@ -319,8 +299,7 @@ def test_a_changed_decision_may_be_the_record_or_the_class(tmp_path: Path, walk:
     path = tmp_path / "run.db"
     with users.importable(tmp_path):
         replayed(path, walk, strategy={"name": "honest:Mine"})
-        with sqlite3.connect(path) as raw:
-            raw.execute("UPDATE outcomes SET reason = 'another' WHERE sequence % 2")
+        tamper(path, "UPDATE outcomes SET reason = 'another' WHERE sequence % 2")
         rechain(path)
         assert verified(path).to_blame == "the strategy, or the record,"
 
@@ -337,8 +316,7 @@ def test_a_changed_decision_may_be_the_record_or_the_class(tmp_path: Path, walk:
 def test_the_part_of_the_run_that_differs_is_named(
     run: Path, column: str, value: str, culprit: Cause
 ) -> None:
-    with sqlite3.connect(run) as raw:
-        raw.execute(f"UPDATE runs SET {column} = ?", (value,))
+    tamper(run, f"UPDATE runs SET {column} = '{value}'")
     verification = verified(run)
     assert (verification.passes, verification.culprit) == (False, culprit)
 

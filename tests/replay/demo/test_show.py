@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -85,36 +86,29 @@ def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> N
     assert '"event": "ended"' in log.splitlines()[-1]  # the daemon ended in good order
 
 
-@pytest.mark.long
-def test_a_daemon_that_dies_in_an_incident_leaves_the_summary(tmp_path: Path) -> None:
-    command = [str(BIN / "tracepaper"), *SHORT, "--db", "show.db"]
-    program = Program(command, tmp_path, name="demo")
-    try:
-        program.wait_until(lambda: "Incident 1 of 4" in program.err)
-        (pid,) = re.findall(r"The daemon is process (\d+)", program.err)
-        os.kill(int(pid), signal.SIGKILL)
-        ended = program.end()
-    finally:
-        program.kill()
-    assert ended.code == 1, ended.err[-2000:]
-    assert "What it proved" in ended.out
-    assert "The daemon's process was killed by signal 9; its log is show.log." in ended.err
-
-
 def children_of(program: Program) -> list[str]:
     """Return the ids of the processes that *program* started."""
     pid = program.process.pid
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
-def killed_exchange(program: Program) -> None:
-    """Kill the exchange's process of *program*."""
+def kill_exchange(program: Program, folder: Path) -> None:
+    """Kill the exchange's process of *program* once a bar is decided."""
+    program.wait_until(lambda: has_decided(folder / "show.db"))
     (exchange,) = (
         int(child)
         for child in children_of(program)
         if b"\0exchange\0" in Path(f"/proc/{child}/cmdline").read_bytes()
     )
     os.kill(exchange, signal.SIGKILL)
+
+
+def kill_daemon(program: Program, folder: Path) -> None:
+    """Kill its daemon's process amid an incident."""
+    del folder
+    program.wait_until(lambda: "Incident 1 of 4" in program.err)
+    (pid,) = re.findall(r"The daemon is process (\d+)", program.err)
+    os.kill(int(pid), signal.SIGKILL)
 
 
 def runs(pid: str) -> bool:
@@ -149,21 +143,30 @@ def has_decided(database: Path) -> bool:
 OWN = ["demo", "--data", str(DEMO_CANDLES), "--speed", "600"]
 
 
+DEAD_EXCHANGE = "The process of the embedded exchange was killed by signal 9; run the demo again."
+DEAD_DAEMON = "The daemon's process was killed by signal 9; its log is show.log."
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("demo", [["demo", "--model", "none"], OWN])
-def test_an_exchange_that_dies_leaves_the_summary_and_one_sentence(
-    demo: list[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("demo", "kill", "sentence"),
+    [
+        (["demo", "--model", "none"], kill_exchange, DEAD_EXCHANGE),
+        (OWN, kill_exchange, DEAD_EXCHANGE),
+        (SHORT, kill_daemon, DEAD_DAEMON),
+    ],
+)
+def test_a_process_that_dies_leaves_the_summary_and_one_sentence(
+    demo: list[str], kill: Callable[[Program, Path], None], sentence: str, tmp_path: Path
 ) -> None:
     command = [str(BIN / "tracepaper"), *demo, "--db", "show.db"]
     program = Program(command, tmp_path, name="demo")
     try:
-        program.wait_until(lambda: has_decided(tmp_path / "show.db"))
-        killed_exchange(program)
+        kill(program, tmp_path)
         ended = program.end()
     finally:
         program.kill()
     assert ended.code == 1, ended.err[-2000:]
     assert "What it proved" in ended.out
-    sentence = "The process of the embedded exchange was killed by signal 9; run the demo again."
     assert ended.err.splitlines()[-1] == sentence
     assert "Traceback" not in ended.err

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from walks import straight
 
 from tracepaper import Action, Orders, Signal, Strategy, buy, sell
 from tracepaper.replay.api import Backtest, backtest
@@ -14,19 +15,6 @@ from tracepaper.strategies.types.decisions import PositionSide
 START_MS = 1_748_246_400_000
 CRASH, BARS = 6, 12
 PRICES = [1_000.0] * CRASH + [870.0] * (BARS - CRASH)
-
-
-def candles(prices: list[float]) -> dict[str, list[Any]]:
-    """Return minutes that open at the close before them, and go straight to their own."""
-    opens = [prices[0], *prices[:-1]]
-    return {
-        "open_time": [START_MS + 60_000 * at for at in range(len(prices))],
-        "open": opens,
-        "high": list(map(max, opens, prices)),
-        "low": list(map(min, opens, prices)),
-        "close": prices,
-        "volume": [1_000.0] * len(prices),
-    }
 
 
 def minute_of(context: Any) -> int:
@@ -96,7 +84,7 @@ def lost_by(run: Backtest) -> float:
 
 @pytest.fixture(scope="module")
 def isolated() -> Iterator[Backtest]:
-    with backtest(Buys, {"AAAUSDT": candles(PRICES)}, config=configured()) as run:
+    with backtest(Buys, {"AAAUSDT": straight(START_MS, PRICES)}, config=configured()) as run:
         yield run
 
 
@@ -130,7 +118,7 @@ def test_the_loss_of_a_liquidation_is_no_spread(isolated: Backtest) -> None:
 def test_a_side_of_hedge_mode_is_named_and_the_other_one_stays() -> None:
     account = {"cash": "1000", "margin": "isolated", "leverage": "10", "position_mode": "hedge"}
     config = configured(account=account)
-    with backtest(BothSides, {"AAAUSDT": candles(PRICES)}, config=config) as run:
+    with backtest(BothSides, {"AAAUSDT": straight(START_MS, PRICES)}, config=config) as run:
         (only,) = liquidations(run)[CRASH]
         assert only["said"].startswith("Liquidated: long 1.000 AAAUSDT, called at ")
         assert [fill["position_side"] for fill in only["fills"]] == ["LONG"]
@@ -141,7 +129,7 @@ def test_a_side_of_hedge_mode_is_named_and_the_other_one_stays() -> None:
 def crossed() -> Iterator[Backtest]:
     account = {"cash": "1000", "margin": "cross", "leverage": "10"}
     deep = [1_000.0] * CRASH + [600.0] * (BARS - CRASH)
-    data = {"AAAUSDT": candles(deep), "BBBUSDT": candles([1_000.0] * BARS)}
+    data = {"AAAUSDT": straight(START_MS, deep), "BBBUSDT": straight(START_MS, [1_000.0] * BARS)}
     strategies = {
         name: {"share": share, "name": f"{__name__}:Buys"}
         for name, share in (("calm", "0.5"), ("quick", "0.5"))
@@ -169,7 +157,7 @@ def test_a_call_that_cancellations_end_says_so() -> None:
     account = {"cash": "10000", "margin": "cross", "leverage": "10"}
     config = configured(account=account)
     prices = [1_000.0] * CRASH + [510.0] * (BARS - CRASH)
-    with backtest(Waits, {"AAAUSDT": candles(prices)}, config=config) as run:
+    with backtest(Waits, {"AAAUSDT": straight(START_MS, prices)}, config=config) as run:
         (only,) = liquidations(run)[CRASH]
         assert only["said"] == (
             "The account's maintenance ratio reached 100 %: one resting order was canceled, which "

@@ -211,6 +211,17 @@ def test_a_removed_row_is_found_and_named(path: Path, table: str) -> None:
     assert table in problem.sentence
 
 
+def copy_row(path: Path, table: str, source: int | str, target: int) -> None:
+    """Copy the row of step *source* to the step *target*."""
+    columns = [column for column in metadata.tables[table].columns if column.computed is None]
+    names = ", ".join(of.name for of in columns if of.name not in ("run_key", "sequence"))
+    tamper(
+        path,
+        f"INSERT INTO {table} (run_key, sequence, {names}) "
+        f"SELECT 2, {target}, {names} FROM {table} WHERE run_key = 2 AND sequence = {source}",
+    )
+
+
 @pytest.mark.parametrize("table", SPARSE_TABLES)
 def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
     """Copy a row to a step that has none in this table."""
@@ -220,18 +231,7 @@ def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
         cases.write_run(path, cases.plain_steps(len(STEPS)), group_steps=1)
     have = {step for (step,) in rows(path, f"SELECT sequence FROM {table} WHERE run_key = 2")}
     free = next(at for at in range(1, len(STEPS)) if at not in have)
-    names = [
-        column.name
-        for column in metadata.tables[table].columns
-        if column.computed is None and column.name not in ("run_key", "sequence")
-    ]
-    listed = ", ".join(names)
-    source = min(step for step in have if step > 0)
-    tamper(
-        path,
-        f"INSERT INTO {table} (run_key, sequence, {listed}) "
-        f"SELECT 2, {free}, {listed} FROM {table} WHERE run_key = 2 AND sequence = {source}",
-    )
+    copy_row(path, table, min(step for step in have if step > 0), free)
     problem = problem_of(path)
     assert (problem.what, problem.sequence, problem.tables) == ("extra", free, (table,))
 
@@ -313,17 +313,7 @@ def test_a_gate_set_that_no_outcome_names_is_found(path: Path) -> None:
 
 @pytest.mark.parametrize("table", RUN_TABLES)
 def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
-    names = ", ".join(
-        c.name
-        for c in metadata.tables[table].columns
-        if c.computed is None and c.name not in ("run_key", "sequence")
-    )
-    tamper(
-        path,
-        f"INSERT INTO {table} (run_key, sequence, {names}) SELECT 2, {LAST + 3}, {names} "
-        f"FROM {table} WHERE run_key = 2 AND sequence = "
-        f"(SELECT min(sequence) FROM {table} WHERE run_key = 2)",
-    )
+    copy_row(path, table, f"(SELECT min(sequence) FROM {table} WHERE run_key = 2)", LAST + 3)
     problem = problem_of(path)
     assert (problem.what, problem.tables) == ("extra", (table,))
 

@@ -200,13 +200,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         open_writer(tmp_path / "file" / "a.db")
 
 
-def test_a_folder_in_the_databases_place_is_named_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.db").mkdir()
-    with pytest.raises(ConfigInvalid, match=r"^.*a\.db is a folder; name a file .* --db\.$"):
-        open_writer(tmp_path / "a.db")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
-
-
 # ---------------------------------------------------------------- configuration, library
 
 

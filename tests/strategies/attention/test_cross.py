@@ -271,7 +271,6 @@ def test_what_does_not_fit_is_one_sentence() -> None:
         ([good, other], {"1": torch.ones(2, 1, 6)}, "7 queries for 6 tokens"),
         ([good], {"1": torch.ones(2, 1, 7)}, "on which no weight stands"),
         ([good], {"0": torch.ones(2, 1, 4), "1": torch.ones(2, 1, 3)}, "the whole of its streams"),
-        ([good], [9], "out of range"),
     ):
         with pytest.raises(AttentionInvalid, match=words):
             rollout(reads, rows)

@@ -372,8 +372,3 @@ def test_huge_finite_inputs_are_not_called_infinite() -> None:
     small = torch.zeros(8, 4, 40, 2)
     output = attend(small, small, huge, Mask()).output
     torch.testing.assert_close(output, huge)
-
-
-def test_a_window_of_no_bars_is_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="at least 1 bar"):
-        Mask.window(0)

@@ -174,12 +174,6 @@ def test_a_tensor_of_another_kind_is_refused_wherever_it_is_given(place: str, wo
     refused(lambda: call(WRONG[words](tensor)), words)
 
 
-def test_layers_of_other_tensors_are_refused() -> None:
-    refused(lambda: Layer.of(QUERY, KEY.double(), None), "key is torch.float64; give torch.float32")
-    refused(lambda: layer().carry(WEIGHTS[0]), r"weights is \[1, 20\]")
-    refused(lambda: layer().carry(WEIGHTS[..., 1:]), r"weights is \[2, 1, 19\]")
-
-
 def buckets_of(*layers: Layer, **options: Any) -> object:
     return rollout_buckets(layers, bucket_bars=2, **options)
 
@@ -225,6 +219,10 @@ SLOPED = replace(layer(), value=VALUE, gradient=torch.full_like(VALUE, math.nan)
             "gradient is torch.float32",
         ),
         (lambda: rollout([SLOPED], [7], Rollout(fusion="gradient")), "NaN or infinite value"),
+        (lambda: Layer.of(QUERY, KEY.double(), None), "key is torch.float64; give torch.float32"),
+        (lambda: layer().carry(WEIGHTS[0]), r"weights is \[1, 20\]"),
+        (lambda: layer().carry(WEIGHTS[..., 1:]), r"weights is \[2, 1, 19\]"),
+        (lambda: Mask.window(0), "at least 1 bar"),
         (lambda: buckets_of(layer(), OTHER), "of one batch and as many heads"),
         (lambda: buckets_of(layer(), backend="x"), "choose auto or tiles"),
         (lambda: rollout_buckets([layer()], bucket_bars=1.5), "must be whole numbers"),  # type: ignore[arg-type]

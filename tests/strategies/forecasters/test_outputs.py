@@ -11,7 +11,7 @@ from scipy import stats
 
 from tracepaper.strategies.forecasters.outputs import explanations, forecasts
 from tracepaper.strategies.networks.architecture import Outputs
-from tracepaper.strategies.types.decisions import Explanation
+from tracepaper.strategies.types.decisions import Explanation, Forecast
 
 HORIZONS = (4, 9)
 
@@ -38,15 +38,20 @@ def explanation_of(bars: int = 1) -> Explanation:
     )[0]  # fmt: skip
 
 
-def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
+def forecast_at(sigma: float) -> Forecast:
     (forecast,) = forecasts(
         outputs(),
-        np.array([0.01]),
+        np.array([sigma]),
         [explanation_of()],
         horizons=HORIZONS,
         temperature=(1.0, 1.0),
         model_id="m",
     )
+    return forecast
+
+
+def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
+    forecast = forecast_at(0.01)
     assert forecast.mean_return == pytest.approx((0.5 * 0.02, -0.25 * 0.03))
     assert forecast.volatility == pytest.approx((0.5 * 0.02, 0.03))
     wanted = (stats.t(4.0, scale=0.02).std(), stats.t(10.0, scale=2 * 0.03).std())
@@ -57,14 +62,7 @@ def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
 
 
 def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
-    (forecast,) = forecasts(
-        outputs(),
-        np.array([math.nan]),
-        [explanation_of()],
-        horizons=HORIZONS,
-        temperature=(1.0, 1.0),
-        model_id="m",
-    )
+    forecast = forecast_at(math.nan)
     assert np.isnan(forecast.mean_return + forecast.stdev_return + forecast.volatility).all()
     assert np.isfinite(forecast.p_up).all()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from attention_cases import largest_score, tie_slack
 from dense_attention import dense_rows
+from models import moved
 from torch import Tensor
 
 from tracepaper.strategies.attention.layer import Layer, value_norms
@@ -59,10 +60,7 @@ def network(kind: str) -> FlashNetwork | InformerNetwork:
                 window=TIME if mask == "full" else 18,
             )
         )  # fmt: skip
-    with torch.no_grad():
-        for parameter in flash_network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return flash_network.double().eval()
+    return moved(flash_network).double()
 
 
 def window() -> Tensor:
@@ -199,11 +197,7 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
     """One layer: bend each entry of the stored matrix by hand and ask the heads again."""
     torch.manual_seed(2)
     config = FlashConfig(features=5, dim=8, layers=1, heads=2, window=18)
-    model = FlashNetwork(config).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.eval()
+    model = moved(FlashNetwork(config).double())
     [trace] = model.trace(window(), torch.arange(TIME)).reads
     assert isinstance(trace, Layer)
     assert trace.value is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from builders import present
 from dense_attention import attention_matrix
+from models import moved
 from torch import Tensor
 
 from tracepaper.strategies.attention.masks import Mask
@@ -50,10 +51,7 @@ def network_of(
             factors=factors,
         )
     )
-    with torch.no_grad():  # so that heads and attention say something
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return network.double().eval()
+    return moved(network).double()
 
 
 def rows(time: int = TIME, *, assets: int = len(SYMBOLS)) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from dense import DenseLayers, Matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import moved
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
@@ -29,11 +30,7 @@ BLIND = replace(SMALL, bars=14, tokens=2)
 
 def network(config: CrossConfig = SMALL) -> CrossNetwork:
     torch.manual_seed(3)
-    model = CrossNetwork(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return moved(CrossNetwork(config).double())
 
 
 def window(config: CrossConfig = SMALL, *, shift: int = 5) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from dense import DenseLayers, Matrix
+from models import moved
 
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
@@ -25,11 +26,7 @@ EVERY: dict[str, Any] = {"factor": 20}
 
 def network(config: InformerConfig = SMALL) -> InformerNetwork:
     torch.manual_seed(1)
-    model = InformerNetwork(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return moved(InformerNetwork(config).double())
 
 
 def window(config: InformerConfig = SMALL) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import moved
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,11 +31,7 @@ SMALL = TradingConfig(
 
 def network(config: TradingConfig = SMALL) -> TradingNetwork:
     torch.manual_seed(4)
-    model = TradingNetwork(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.4 * torch.randn_like(parameter))
-    return model
+    return moved(TradingNetwork(config).double(), 0.4)
 
 
 def rows(time: int, seed: int = 0) -> Tensor:
