@@ -167,7 +167,7 @@ async def test_a_service_that_hangs_is_ended_by_the_clock() -> None:
         await inner()
 
     supervisor = Supervisor(
-        clock=JumpClock(), notifier=SILENT, stop_within_s=0.05, end_process=end_process
+        clock=JumpClock(), notifier=SILENT, stop_within_s=0.2, end_process=end_process
     )
     with capture_logs() as logged:
         await supervisor.run(stubborn)
