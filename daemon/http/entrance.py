@@ -162,7 +162,7 @@ def unauthorized() -> web.Response:
     """Return the answer to a request without a token."""
     answer = refusal(
         401,
-        "No token that this daemon knows came: send one of its [http] tokens, or the text of the "
+        "This address needs a token: send one of the daemon's [http] tokens, or the text of the "
         "file DATABASE.token, which each start writes anew, as Authorization: Bearer TOKEN.",
     )
     answer.headers["WWW-Authenticate"] = "Bearer"

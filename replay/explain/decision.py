@@ -159,7 +159,7 @@ class StoredDecision:
             clause = f"The strategy {self.run['strategy']} asks no model"
             if self.strategies:
                 clause = "None of the strategies asks a model"
-            return f"{clause}, so nothing looked back."
+            return f"{clause}, so there is no attention to show."
         if (deadline := self.decision["late_deadline_ms"]) is not None:
             return (
                 f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
@@ -493,7 +493,7 @@ def _refused_sentence(failed: Sequence[GateMargin]) -> str:
     if gate.margin is None:
         return f"The measure of {name} could not be computed."
     if declared.is_switch:  # of the operator's command another sentence says who gave it
-        return "" if name == operator.name else f"{name} answers yes or no, and it said no."
+        return "" if name == operator.name else f"{name} has no margin: it passes or it does not."
     size = margin_text(name, gate.margin)
     comparison = "more" if declared.at_least else "less"
     if name == shifted.name:

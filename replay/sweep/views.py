@@ -209,8 +209,8 @@ def luck(sweep: Sweep) -> Iterator[str]:
     if beaten is not None:
         count = len(values)
         yield (
-            f"It beats {beaten * 100:.0f} % of its random timings; of {count:,} points without any "
-            f"timing the luckiest beats {count / (count + 1) * 100:.0f} % on average."
+            f"It beats {beaten * 100:.1f} % of its random timings; the luckiest of {count:,} "
+            f"points without skill would beat {count / (count + 1) * 100:.0f} % on average."
         )
     yield from _deflated(sweep, best)
     yield from _out_of_sample(sweep)

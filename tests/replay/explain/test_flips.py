@@ -105,7 +105,7 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (gate("regime", 0.0, 1.0), "regime answers yes or no, and it said no."),
+        (gate("regime", 0.0, 1.0), "regime has no margin: it passes or it does not."),
         (
             gate("confidence_margin", None, 0.2),
             "The measure of confidence_margin could not be computed.",

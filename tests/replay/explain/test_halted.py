@@ -43,7 +43,7 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     card = decisions.decision(run, 31)
     because = card.parts[0]["text"]
     assert sentence in because
-    assert "answers yes or no" not in because
+    assert "has no margin" not in because
     text = io.StringIO()
     console = Console(file=text, width=200)
     show(console, stored_parts(*read_decision(path, run.run_id, 31)))

@@ -61,7 +61,10 @@ def test_a_decision_without_a_model_says_so(database: Path) -> None:
     assert not silent.has_forecast
     assert silent.buckets == ()
     assert [row["ordinal"] for row in silent.gates] == list(range(len(silent.gates)))
-    assert silent.no_attribution == "The strategy sma_cross asks no model, so nothing looked back."
+    assert (
+        silent.no_attribution
+        == "The strategy sma_cross asks no model, so there is no attention to show."
+    )
 
 
 @pytest.mark.parametrize(
