@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -119,6 +120,7 @@ class Walk:
     def outcomes(self, text: str) -> Iterator[Outcome]:
         """Yield what each block of commands did, in order; ends every program it started."""
         parsed = blocks(text)
+        shutil.rmtree(self.folder / ".state", ignore_errors=True)  # counts are those of the page
         try:
             for block, after in zip_longest(parsed, parsed[1:]):
                 yield from self._stopped(block.section)
@@ -150,7 +152,6 @@ class Walk:
             done = subprocess.run(
                 ["bash", "-c", self._local(command)],
                 cwd=ROOT if line.startswith("make test") else self.folder,
-                # Counts of judgements are those of the page, not of whoever runs it.
                 env=environment(
                     None
                     if of_clone
