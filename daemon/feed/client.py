@@ -117,12 +117,12 @@ class Cooldown:
         """Log that *name* failed, or count it for the next line, and wait to try it again."""
         self._unlogged[name] += 1
         now_s = self._clock.network_s()
-        told = {"what": name, "error": str(error), "wait_s": round(wait_s, 3)}
+        fields = {"what": name, "error": str(error), "wait_s": round(wait_s, 3)}
         if now_s - self._logged_s < LOG_EVERY_S:
-            log.debug("retrying", **told)
+            log.debug("retrying", **fields)
         else:
             self._logged_s = now_s
-            log.warning("retrying", **told, failures=dict(self._unlogged))
+            log.warning("retrying", **fields, failures=dict(self._unlogged))
             self._unlogged.clear()
         await self.pause(name, wait_s)
 

@@ -77,7 +77,7 @@ def contents_of(
     interface refuses with.
     """
     progress("reading the run")
-    asked = _Asked(database, run_id)
+    asked = _RunAnswers(database, run_id)
     run, shown = asked.hold(""), asked.shown
     candles = [
         _hold_levels(asked, run, "/candles", instrument=of["id"])[0] for of in run["instruments"]
@@ -109,7 +109,7 @@ def contents_of(
     return FileContents(asked.answers | {PREFIX + path: of for path, of in others.items()}, blocks)
 
 
-class _Asked:
+class _RunAnswers:
     """What the routes of a run, asked in this process, answer for a file, by address."""
 
     def __init__(self, database: Path, run_id: str) -> None:
@@ -132,7 +132,7 @@ class _Asked:
 # ---------------------------------------------------------------- columns
 
 
-def _hold_levels(asked: _Asked, run: Answer, kind: str, **of: str) -> list[Answer]:
+def _hold_levels(asked: _RunAnswers, run: Answer, kind: str, **of: str) -> list[Answer]:
     """Hold columns in ever longer cells, of each length the newest that a file takes.
 
     ``from_ms`` is where a level begins, 0 of one that holds the whole run. Returns the levels.
@@ -172,7 +172,9 @@ def _rounded(column: list[float], digits: int) -> list[float | None]:
 # ---------------------------------------------------------------- decisions
 
 
-def _blocks(asked: _Asked, sequences: list[int], progress: Progress) -> Iterator[DecisionBlock]:
+def _blocks(
+    asked: _RunAnswers, sequences: list[int], progress: Progress
+) -> Iterator[DecisionBlock]:
     for start in range(0, len(sequences), BLOCK):
         progress(f"reading decision {start:,} of {len(sequences):,}")
         block = sequences[start : start + BLOCK]

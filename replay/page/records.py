@@ -101,7 +101,7 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
     ordered = ", ".join(f"{field}{direction}" for field in dict.fromkeys(order))
     offset = _offset(page.after)
     connection = shown.reader.connection
-    found = connection.execute(
+    read = connection.execute(
         f"SELECT * FROM {stored.name} WHERE {condition} ORDER BY {ordered} LIMIT ? OFFSET ?",
         (*values, page.limit, offset),
     ).fetchall()
@@ -109,8 +109,8 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
         f"SELECT count(*) FROM (SELECT 1 FROM {stored.name} WHERE {condition} LIMIT ?)",
         (*values, COUNTED_MAX),
     ).fetchone()
-    end = offset + len(found)
-    has_more = len(found) == page.limit and (end < total or total == COUNTED_MAX)
+    end = offset + len(read)
+    has_more = len(read) == page.limit and (end < total or total == COUNTED_MAX)
     symbols = {of.id: of.symbol for of in shown.columns.instruments.values()}
     pages = Pages(
         address=f"/runs/{quote(shown.run_id, safe='')}/views/{name}",
@@ -124,7 +124,7 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
         chosen=filters.get("instrument", ""),
     )
     figures = [_figure(columns[each], columns) for each in _shown_columns(shown, name, columns)]
-    rows = [dict(zip(columns, row, strict=True)) for row in found]
+    rows = [dict(zip(columns, row, strict=True)) for row in read]
     nothing = () if rows else ("None is recorded.",)
     return replace(table(name, "", figures, rows, notes=nothing, shown=FIRST_ROWS), pages=pages)
 

@@ -136,8 +136,8 @@ def damage_of(shown: ShownRun) -> str:
 
 def begun(shown: ShownRun, document: TitledParts) -> TitledParts:
     """Return a document of the run, with what is unusual of the run first."""
-    said = [part for part in _unusual(shown) if part not in document.parts]
-    return TitledParts(document.title, (*said, *document.parts))
+    states = [part for part in _unusual(shown) if part not in document.parts]
+    return TitledParts(document.title, (*states, *document.parts))
 
 
 def _unusual(shown: ShownRun) -> Iterator[Paragraph]:
