@@ -1,4 +1,4 @@
-"""One run as NumPy columns: what page, report, frames, notebook and sweep read of it.
+"""One run as NumPy columns, for page, report, frames, notebook and sweep.
 
 Prices and money are in quote currency, quantities in base currency, times in UTC milliseconds.
 """
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Texts = npt.NDArray[np.str_]
 OUTCOME_WORDS: Final = ("action", "refused_by", "reason", "unfilled_reason", "regime")
-"""The words of a decision: columns of text, empty where there is none."""
+"""The text columns of a decision; an absent text is empty."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class NoteColumns:
     """The strategy's notes of one name at bars of one instrument, oldest first."""
 
     open_time_ms: Ints
-    number: Floats  # NaN where it is a text, or was not finite
-    text: Texts  # empty where it is a number
+    number: Floats  # NaN of a text, or of a number that was not finite
+    text: Texts  # empty of a number
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class BarTimes:
     """When the bars of a run open and close."""
 
     interval_ms: int
-    calendar: Calendar | None  # of the sessions; None where the market never closes
+    calendar: Calendar | None  # of sessions; None if the market never closes
 
     def close_ms(self, open_ms: int) -> int:
-        """Return when the bar closes that opens at *open_ms*."""
+        """Return the close of the bar that opens at *open_ms*."""
         return int(self.closes_of(np.array([open_ms]))[0])
 
     def closes_of(self, opens_ms: Ints) -> Ints:
-        """Return when the bars that open at *opens_ms* close."""
+        """Return the closes of the bars that open at *opens_ms*."""
         return closes_of(opens_ms, self.interval_ms, self.calendar)
 
     def open_closing_after(self, at_ms: int) -> int:
@@ -67,7 +67,7 @@ class BarTimes:
         return int(self.calendar.opens[at.clip(max=len(self.calendar) - 1)])
 
     def opens_later(self, opens_ms: Ints, bars: int) -> Ints:
-        """Return when the bar opens that is so many *bars* after each of *opens_ms*."""
+        """Return the open of the bar that follows each of *opens_ms* by *bars* bars."""
         return opens_later(opens_ms, bars, self.interval_ms, self.calendar)
 
     def bars_between(self, first_ms: Ints, second_ms: Ints) -> Ints:
@@ -78,9 +78,9 @@ class BarTimes:
 
 
 class RunColumns:
-    """The columns of one run up to its newest step; :meth:`refresh` takes note of newer ones.
+    """The columns of one run up to its newest step; :meth:`refresh` includes later steps.
 
-    A span is the first and the last sequence, and everything where it is left out.
+    A span is the first and the last sequence, by default the whole run.
     """
 
     def __init__(self, reader: Reader, run_id: str) -> None:
@@ -94,11 +94,11 @@ class RunColumns:
         self.views = RunViews(reader.connection, run_id)
         self._reader = reader
         self.decision: Callable[[int], Decision] = lru_cache(maxsize=1)(self._decision)
-        """What was decided at a step."""
+        """Returns the decision of a step."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Take note of what the run has by now."""
+        """Include the steps that were stored since."""
         _, end = self._reader.counted(self.run.run_id)
         pruned = self._reader.pruned(self.run_key)
         self.span = (0 if pruned is None else pruned.until_sequence + 1, end - 1)
@@ -107,12 +107,12 @@ class RunColumns:
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """Every gate that judged, in the order of their first sets."""
+        """The run's gates, in the order of their first gate sets."""
         return tuple(dict.fromkeys(gate for gate_set in self.gate_sets for gate in gate_set.gates))
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Each gate's threshold as it was last."""
+        """The last threshold of each gate."""
         return {
             gate: limit
             for gate_set in self.gate_sets
@@ -125,8 +125,8 @@ class RunColumns:
         """Return the accepted bars of *instrument*, oldest first.
 
         ``sequence``, ``open_time_ms``, ``open``, ``high``, ``low``, ``close``, ``volume``;
-        ``quantity``, signed, which the account held after the bar; ``outcome``, which
-        :meth:`of_outcomes` reads, -1 of a bar that was not decided.
+        ``quantity``, the signed position after the bar; ``outcome``, which :meth:`of_outcomes`
+        reads, -1 for a bar without a decision.
         """
         item = self.instruments[instrument]
         columns = self.rows.bars(self.place(instrument), span)
@@ -140,7 +140,7 @@ class RunColumns:
         """Return columns *names* of the forecasts and measures at the steps *at*, which ascend.
 
         Names are those of the tables, such as ``mean_return``, ``measure_edge`` and
-        ``target_quantity``. NaN is a value that is not known.
+        ``target_quantity``. An unknown value is NaN.
         """
         columns = self.rows.values(names, self.place(instrument), at)
         if (target := columns.get("target_quantity")) is not None:
@@ -148,7 +148,7 @@ class RunColumns:
         return columns
 
     def of_outcomes(self, outcome: Ints, name: str) -> npt.NDArray[Any]:
-        """Return the field *name* of ``Outcome`` for each *outcome*; empty or 0 of a null."""
+        """Return the field *name* of ``Outcome`` for each *outcome*; a null is empty or 0."""
         nothing = "" if name in OUTCOME_WORDS else 0
         places, at = np.unique(outcome, return_inverse=True)
         fields = [
@@ -165,11 +165,10 @@ class RunColumns:
     def decisions(
         self, names: Sequence[str] = (), every: Mapping[str, Columns] | None = None
     ) -> Columns:
-        """Return every decision in the order of the run, a row each.
+        """Return a row per decision, in the order of the run.
 
         ``sequence``, ``instrument`` (its id), ``open_time_ms``, ``OUTCOME_WORDS``, ``allowed``, and
-        *names* as :meth:`forecasts` has them. *every* is :meth:`bars` of each instrument, where
-        that was read.
+        *names* of :meth:`forecasts`. *every* is :meth:`bars` of each instrument, if read before.
         """
         parts: list[Columns] = []
         for instrument in self.instruments:
@@ -191,7 +190,7 @@ class RunColumns:
         )
 
     def notes(self, instrument: str, span: Span = WHOLE) -> dict[str, NoteColumns]:
-        """Return the notes at the bars of *instrument* by name, the first noted first."""
+        """Return the notes at the bars of *instrument* by name, in the order of their first use."""
         by_name: dict[str, list[tuple[int, float, str]]] = {}
         for at_ms, name, number, text in self.rows.notes(self.place(instrument), span):
             value = np.nan if number is None else number
@@ -207,9 +206,9 @@ class RunColumns:
     def accounts(self, span: Span = WHOLE) -> dict[str, Columns]:
         """Return every account after each decided bar, in the order of the run.
 
-        By the shadow account's name, the run's own with an empty one: ``sequence``,
-        ``open_time_ms``, ``instrument`` (its place), ``close``, ``quantity``, signed, which the
-        account held of it, and ``equity``.
+        By the name of the shadow account; the run's own account has an empty name. Columns:
+        ``sequence``, ``open_time_ms``, ``instrument`` (its index), ``close``, ``quantity``, the
+        account's signed position, and ``equity``.
         """
         items = self.instruments.values()
         accounts = self.rows.accounts(span)
@@ -224,9 +223,9 @@ class RunColumns:
         return accounts
 
     def equity_before(self, sequence: int, name: str = "") -> float:
-        """Return the equity of an account before the step *sequence*, its first there may be.
+        """Return the equity of an account before the step *sequence*, after it if it is the first.
 
-        *name* is a shadow account's, empty for the run's own.
+        *name* is that of a shadow account; empty is the run's own.
         """
         of: dict[str, Any] = {"shadow": name} if name else {}
         for at in (sequence - 1, sequence):
@@ -244,9 +243,9 @@ class RunColumns:
         return self._reader.actions(self.run.run_id)
 
     def settled(self) -> tuple[dict[str, dict[int, float]], int]:
-        """Return the rates settled by instrument and market time, and how many came again.
+        """Return the settled rates by instrument and market time, and the count of repeated ones.
 
-        One that comes again is booked once. A dividend is funding that is received.
+        A repeated rate was booked once. A dividend counts as received funding.
         """
         events = self.rows.events("funding", (0, self.span[1]))
         names = list(self.instruments)
@@ -264,11 +263,11 @@ class RunColumns:
     # ------------------------------------------------------------ places and times
 
     def place(self, instrument: str) -> int:
-        """Return the place of *instrument* in the run."""
+        """Return the index of *instrument* in the run."""
         return list(self.instruments).index(instrument)
 
     def quantity_step(self, instrument: str) -> float:
-        """Return the least quantity of *instrument* that can be traded."""
+        """Return the smallest tradable quantity of *instrument*."""
         item = self.instruments[instrument]
         return float(item.quantity_step / 10**item.quantity_decimals)
 
@@ -280,7 +279,7 @@ class RunColumns:
         return None if bar is None or bar.open_time_ms != open_ms else bar.sequence
 
     def sequences(self, from_ms: float, until_ms: float) -> Span:
-        """Return the first and the last sequence of the bars that open in a range."""
+        """Return the first and last sequence of the bars that open in [*from_ms*, *until_ms*)."""
         places = range(len(self.instruments))
         first = min(self.rows.opened_at(place, self.span, from_ms) for place in places)
         if until_ms == np.inf:
@@ -304,16 +303,16 @@ def with_usual(measured: Floats, gate: str, threshold: float) -> Floats:
     return np.where(np.isnan(measured), usual_measure(gate, threshold), measured)
 
 
-# ---------------------------------------------------------------- what a holder receives and pays
+# ---------------------------------------------------------------- payments to and by a holder
 
 
 def dividend_rate(action: CorporateAction, instrument: Instrument) -> float:
-    """Return a dividend as a rate of funding that is received: 10⁻¹⁰ of the close before it."""
+    """Return a dividend as a rate of received funding, in 10⁻¹⁰ of the close before it."""
     return -action.amount * 10**instrument.price_decimals / action.close
 
 
 def funding_in_bars(closes_ms: Ints, settled: Iterable[tuple[int, float]]) -> Floats:
-    """Return the rates that were settled within each bar; those after the last are left out."""
+    """Return the sum of the rates settled within each bar; rates after the last are left out."""
     rates = np.zeros(closes_ms.size)
     for market_ms, rate in settled:
         place = int(np.searchsorted(closes_ms, market_ms, side="right"))
@@ -323,5 +322,5 @@ def funding_in_bars(closes_ms: Ints, settled: Iterable[tuple[int, float]]) -> Fl
 
 
 def without_dust(held: Floats, step: Floats | float) -> Floats:
-    """Return *held* without the rests under a *step* that spot fees leave: none can be sold."""
+    """Return *held* without remainders below a *step*, which spot fees leave."""
     return np.where(np.abs(held) < (1.0 - 1e-9) * step, 0.0, held)

@@ -1,7 +1,7 @@
-"""Recorded order books beside the bars of a replay, for orders that a book fills.
+"""Recorded order books that fill the orders of a replay.
 
-Every frame is read; an event is made of those alone that can change an order or its place in a
-queue. So nothing may be read ahead: an event is drawn once the engine has dealt with the last one.
+Every frame is read, but only frames that can change an order or its place in a queue become events.
+That depends on the open orders, so events must not be read ahead of the engine.
 
 The rules are docs/money.md, M61 to M77.
 """
@@ -33,25 +33,25 @@ SAMPLED_BOOKS: Final = 1_024
 
 
 class FillSource(Protocol):
-    """Where the book of one instrument is read from."""
+    """A recording of the order book of one instrument."""
 
     is_sampled: bool
     instrument_id: str
     first_ms: int
     last_ms: int
-    torn: str  # what of its file is left out; empty where nothing is
+    torn: str  # which part of the file is left out, in words; empty if none
 
     def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
-        """Yield every frame, from the first on at each call, counted as *instrument* is."""
+        """Yield every frame in the scales of *instrument*; each call begins at the first."""
         ...
 
     def gaps(self) -> tuple[int, int]:
-        """Return how many gaps there are, and how many milliseconds they last."""
+        """Return the number of gaps and their total milliseconds."""
         ...
 
 
 def with_silences(frames: Iterable[ReadFrame]) -> Iterator[ReadFrame]:
-    """Yield *frames*, and a gap from ``SILENT_MS`` after each that no frame of the book follows."""
+    """Yield *frames*, and a gap wherever no frame of the book follows within ``SILENT_MS``."""
     silence = Silence()
     for frame in frames:
         if (silent := silence.before(frame)) is not None:
@@ -62,9 +62,9 @@ def with_silences(frames: Iterable[ReadFrame]) -> Iterator[ReadFrame]:
 
 
 class EventsSource:
-    """A file of ``data record --events``; it is read once to know its span and its gaps.
+    """A file of ``data record --events``, read once for its span and gaps.
 
-    Raises ``DataInvalid`` where it is none, or holds no frame of a book.
+    Raises ``DataInvalid`` for another kind of file, and for one without a frame of a book.
     """
 
     is_sampled = False
@@ -104,11 +104,11 @@ class EventsSource:
         self.sha256: Final = file.sha256
 
     def gaps(self) -> tuple[int, int]:
-        """Return how many gaps there are, and how many milliseconds they last."""
+        """Return the number of gaps and their total milliseconds."""
         return self._gaps, self._missed_ms
 
     def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
-        """Yield every frame, checked as it was recorded; block and RPI trades are left out."""
+        """Yield every frame, checked as in the daemon; leave out block and RPI trades."""
         of = self.header.instrument
         price = scale_of(1, of.price_decimals, instrument.price_decimals, "prices", "--events")
         size = scale_of(1, of.quantity_decimals, instrument.quantity_decimals, "sizes", "--events")
@@ -124,7 +124,7 @@ class EventsSource:
 def _mapped(
     frame: ReadFrame, price: Callable[[int], int], size: Callable[[int], int], later_ms: int = 0
 ) -> ReadFrame:
-    """Return *frame* later, with other prices and sizes."""
+    """Return *frame* moved by *later_ms*, its prices and sizes mapped."""
     book, best = frame.book, frame.best
     if book is not None:
         bids, asks = ([(price(ticks), size(lots)) for ticks, lots in side] for side in book)
@@ -138,10 +138,9 @@ def _mapped(
 
 
 class ChangedSource:
-    """A source of later times or other prices, or without what followed a time that is known.
+    """A source moved in time, scaled in price, or changed after *known_ms*, for ``lookahead``.
 
-    What follows it is cut off, or nonsense stands in its place: a thousand times as much. So
-    ``lookahead`` changes the future.
+    Frames after *known_ms* are removed if *cut*, else their sizes are multiplied by 1,000.
     """
 
     torn = ""
@@ -163,7 +162,7 @@ class ChangedSource:
         self.gaps = source.gaps
 
     def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
-        """Yield every frame as it is changed."""
+        """Yield every changed frame."""
         for frame in self._source.frames(instrument):
             is_known = self._known_ms is None or frame.at_ms <= self._known_ms
             if not is_known and self._cuts:
@@ -173,7 +172,7 @@ class ChangedSource:
 
 
 class SampledSource:
-    """Books of ``data record`` without events: each is a book, and nothing is known between."""
+    """Sampled books of ``data record``: snapshots, with nothing known between them."""
 
     is_sampled = True
     torn = ""
@@ -184,13 +183,13 @@ class SampledSource:
         self.first_ms, self.last_ms = int(depth.times[0]), int(depth.times[-1])
 
     def gaps(self) -> tuple[int, int]:
-        """Return how many gaps there are, and how many milliseconds they last."""
+        """Return the number of gaps and their total milliseconds."""
         starts = [start for start in self._depth.starts.tolist() if start]
         times = self._depth.times
         return len(starts), sum(int(times[start] - times[start - 1]) for start in starts)
 
     def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
-        """Yield every book as a snapshot, a gap before each that does not go on."""
+        """Yield every book as a snapshot, with a gap before each that follows an interruption."""
         depth = self._depth
         price, size = depth_scales(depth, instrument)
         causes = dict(zip(depth.starts.tolist(), depth.causes, strict=True))
@@ -215,7 +214,7 @@ def _plain(numbers: object) -> list:  # type: ignore[type-arg]
 
 
 class _SourceBook(BookFollower):
-    """The book of one instrument as a source has it, and the frame that comes next."""
+    """The book of one instrument at the current time of the replay, and its source's next frame."""
 
     def __init__(self, source: FillSource, instrument: Instrument, response_ms: int) -> None:
         super().__init__(instrument.id, response_ms, is_sampled=source.is_sampled)
@@ -225,18 +224,18 @@ class _SourceBook(BookFollower):
         self.next: ReadFrame | None = next(self._frames, None)
 
     def is_due(self, until_ms: int) -> bool:
-        """Whether the next frame is handed on by *until_ms*."""
+        """Return whether the next frame is due by *until_ms*."""
         return self.next is not None and self.next.at_ms + self._handed_on_ms <= until_ms
 
     def take(self) -> ReadFrame:
-        """Return the next frame; the one after it is the next then."""
+        """Return the next frame, and advance."""
         frame = self.next
         assert frame is not None
         self.next = next(self._frames, None)
         return frame
 
     def skip(self, frames: int, until_ms: int) -> None:
-        """Take in as many *frames*, with which events were made, and all until *until_ms*."""
+        """Apply the first *frames* frames, which the run has processed, and all due by then."""
         while self.next is not None and (self.frame < frames or self.is_due(until_ms)):
             frame = self.take()
             self.apply(frame, None)
@@ -245,9 +244,9 @@ class _SourceBook(BookFollower):
 
 
 class BookFeed:
-    """The books of a replay: what can change an order comes between its bars.
+    """The order books of a replay: yields the updates that can change an order between its bars.
 
-    A frame dated until a bar's close comes before that bar, later by *response_ms*.
+    A frame is due *response_ms* after its time. Frames due by a bar's close precede that bar.
     """
 
     def __init__(
@@ -265,10 +264,10 @@ class BookFeed:
         frames_read: Callable[[str], int] = lambda _instrument: 0,
         known_ms: int = 0,
     ) -> Iterator[Event]:
-        """Yield *events* and, before each bar, what of the books can change an order.
+        """Yield *events* and, before each bar, the book updates that can change an order.
 
-        *watch* is asked after each event. Frames that the run has dealt with are taken in silently:
-        as many as *frames_read* says of an instrument, and those until *known_ms*.
+        *watch* is called after each event. Frames that a resumed run has processed yield no update:
+        the first *frames_read* of an instrument, and those due by *known_ms*.
         """
         followed = [
             _SourceBook(source, self._instruments[source.instrument_id], self._response_ms)
@@ -286,7 +285,7 @@ class BookFeed:
     def _until(
         self, until_ms: int, followed: Sequence[_SourceBook], watch: Watch
     ) -> Iterator[BookUpdate]:
-        """Yield what all frames until *until_ms* cause, in the order of their dates."""
+        """Yield the updates of all frames due by *until_ms*, in the order of their times."""
         while due := [book for book in followed if book.is_due(until_ms)]:
             earliest = min(due, key=_date)
             yield from earliest.advance(earliest.take(), watch)
@@ -295,7 +294,7 @@ class BookFeed:
             yield from book.rest()
 
     def warnings(self, from_ms: int, until_ms: int) -> tuple[str, ...]:
-        """Say what is missing of the books from *from_ms* to *until_ms*, without a full stop."""
+        """Return what the books lack from *from_ms* to *until_ms*, in words without a full stop."""
         texts = []
         for source in self.sources:
             count, missed_ms = source.gaps()
@@ -336,7 +335,7 @@ def reject_books(
             )
     items = {item.id: item for item in instruments}
     for source in sources:
-        next(source.frames(items[source.instrument_id]), None)  # its first frame, and its decimals
+        next(source.frames(items[source.instrument_id]), None)  # raises where decimals do not fit
         if source.last_ms < from_ms or source.first_ms > until_ms:
             raise DataInvalid(
                 f"The book of {source.instrument_id} is of {iso(source.first_ms)} to "

@@ -70,7 +70,7 @@ from tracepaper.strategies.units import (
 
 @dataclass(frozen=True)
 class Replay:
-    """Everything that a backtest over candle files needs, ready to run."""
+    """A backtest over candle files, ready to run."""
 
     run: Run
     feed: ArchiveFeed
@@ -78,7 +78,7 @@ class Replay:
     forecaster: Forecaster | None
     instruments: tuple[Instrument, ...]
     config: Config
-    books: BookFeed | None = None  # that fill orders
+    books: BookFeed | None = None  # order books that fill the orders
 
     def with_books(
         self,
@@ -87,7 +87,7 @@ class Replay:
         frames_read: Callable[[str], int] = lambda _instrument: 0,
         known_ms: int = 0,
     ) -> Iterable[Event]:
-        """Return *events* with what of the books can change an order: ``BookFeed.between``."""
+        """Return *events* with the book updates that can change an order: ``BookFeed.between``."""
         if self.books is None:
             return events
         watch = self.engine.broker.watch
@@ -108,11 +108,10 @@ def configuration(
     *,
     caller: str = COMMAND_LINE,
 ) -> Config:
-    """Return the configuration for *data*, from a file or sections and what wins over them.
+    """Return the configuration for *data*: *given*, a file or sections, under *overrides*.
 
-    Symbols, category and interval come from the data where neither these nor the environment names
-    them. Raises ``ConfigInvalid`` where what is configured
-    is not what the data hold, and says which source configured it.
+    Symbols, category and interval come from the data unless *given*, *overrides* or the environment
+    set them. Raises ``ConfigInvalid``, naming the source of the setting, if the data contradict it.
     """
     first = data.candles[0]
     from_data: dict[str, object] = {
@@ -139,10 +138,9 @@ def configuration(
 
 
 def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
-    """Return *config* with the windows of a trend that nobody chose halved until they fit.
+    """Halve the default trend windows of *config* until the longest is at most half of *span_ms*.
 
-    The longest is then at most half of *span_ms*. The second value says so in a sentence, where
-    windows changed.
+    Windows that the user set stay. Returns the configuration and a sentence for each change.
     """
     if config.strategies.named:
         fitted_by = {
@@ -160,13 +158,13 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
         return config, ()
     windows = tuple(map(interval_text, fitting))
     fitted = chosen.model_copy(update={"trend_windows": windows})
-    because = (
+    reason = (
         f"the candles span {duration(span_ms)}, too little for its usual"
         if fitting[-1] < usual[-1]
         else f"two bars of {interval_text(config.market.interval_ms)} are longer than some of its"
     )
     sentence = (
-        f"the trend is taken over {', '.join(windows)}, since {because} "
+        f"the trend is taken over {', '.join(windows)}, since {reason} "
         f"{', '.join(chosen.windows)}; set strategy.trend_windows to choose others"
     )
     if fitting[-1] > span_ms:
@@ -175,7 +173,7 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
 
 
 def _multiples(interval_ms: int) -> str:
-    """Return the advice for bars of an interval that the exchange does not have."""
+    """Return advice for bars of an interval that the exchange does not offer."""
     fitting = [
         str(length // MINUTE_MS)
         for length in INTERVAL_NAMES
@@ -187,7 +185,7 @@ def _multiples(interval_ms: int) -> str:
 
 
 def _reject_other_symbols(config: Config, data: MarketData, origin: str) -> None:
-    """Refuse data that are not traded, and a symbol without data; name who asked for it."""
+    """Reject candles of symbols that are not traded, and traded symbols without candles."""
     wanted = config.market.symbols
     held = tuple(dict.fromkeys(part.symbol for part in data.candles))
     for part in data.candles:
@@ -205,9 +203,9 @@ def _reject_other_symbols(config: Config, data: MarketData, origin: str) -> None
 
 
 def _traded(data: MarketData, config: Config) -> MarketData:
-    """Return *data* as *config* trades them: of its category, candles aggregated to its interval.
+    """Return *data* in the category of *config*, with candles aggregated to its interval.
 
-    A file's name says only what it was recorded from; the configuration says what is traded.
+    A file's name only tells the market of its recording; the configuration sets the traded market.
     """
     market, candles = config.market, data.candles
     if market.asset == STOCK and (calendar := market.calendar) is not None:
@@ -236,13 +234,12 @@ def build(
     database: Path | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Replay:
-    """Put a backtest over *data* together; times are UTC milliseconds of market time.
+    """Build a backtest over *data*; times are UTC milliseconds of market time.
 
-    *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
-    is kept beside *database*. Candles are aggregated to the configured interval.
-    A trend whose windows nobody chose is taken over windows that fit the candles, unless those of
-    higher timeframes reach back further. Raises ``ConfigInvalid`` or ``DataInvalid`` with one
-    sentence where it cannot be done.
+    *mode* is how the model reads the bars: ``scan``, all in one pass, or ``step``, bar by bar. The
+    run's checkpoint is copied beside *database*. Candles are aggregated to the configured interval.
+    Default trend windows are shortened to fit the candles, unless *data* has candles of higher
+    timeframes. Raises ``ConfigInvalid`` or ``DataInvalid``.
     """
     if config.execution.model == "quote":
         raise ConfigInvalid(
@@ -338,7 +335,7 @@ def build(
 
 
 def fitted_on(card: Mapping[str, Any], data: MarketData, from_ms: int) -> tuple[str, ...]:
-    """Return the warning that bars from *from_ms* on lie where the model of *card* was fitted."""
+    """Return a warning if bars from *from_ms* on lie in the time that the model was fitted on."""
     opens = data.opens_ms
     opens = opens[opens >= from_ms]
     counts = {
@@ -358,7 +355,7 @@ def fitted_on(card: Mapping[str, Any], data: MarketData, from_ms: int) -> tuple[
 
 
 def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
-    """Return the books that fill orders; none where bars do."""
+    """Return the order books that fill orders; none if bars fill them."""
     by_book = config.execution.model == "book"
     if by_book:
         if not data.events and not data.depth:
@@ -375,7 +372,7 @@ def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
 
 
 def _reject_split(strategies: Strategies, data: MarketData, *, has_model: bool) -> None:
-    """Refuse a split where something would see the bars before it as a fall or a rise."""
+    """Reject a split where model, frames or strategy would take it for a move of the price."""
     if has_model:
         raise ConfigInvalid(
             "--actions names a split within the data, and a model's features are not adjusted to "
@@ -397,7 +394,7 @@ def _reject_split(strategies: Strategies, data: MarketData, *, has_model: bool) 
 
 
 def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> dict[int, int]:
-    """Return how many candles of each length of *data* are looked back on; refuse unused ones."""
+    """Return how many candles of each higher timeframe are read; reject timeframes nobody reads."""
     wanted: dict[str, int] = {}
     for strategy in strategies.values():
         wanted |= frame_bars(strategy)
@@ -424,7 +421,7 @@ def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> di
 def _instruments(
     data: MarketData, market: MarketSection, *, shared: bool
 ) -> tuple[Instrument, ...]:
-    """Return one instrument a symbol, with the finest decimals of all its files."""
+    """Return one instrument per symbol, with the finest decimals of its files."""
     by_id: dict[str, Instrument] = {}
     for part in (*data.candles, *data.frames):
         instrument = archive_instrument(

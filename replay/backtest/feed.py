@@ -33,32 +33,29 @@ from tracepaper.strategies.units import iso
 
 _BARS_ALONE: Final = DataLookback()
 _AFTER_BARS: Final = frozenset({Funding, CorporateAction, UniverseChange})
-"""Kinds of events that come after the bars that close at their time."""
+"""Types of events that follow the bars that close at their time."""
 
 
 class ArchiveFeed:
     """Archived bars of one or more instruments, oldest first, as events.
 
-    Events are ordered by the bar's close, then by the order of the candles; a ``Gap`` stands
-    before the bar after a hole, and a ``Funding`` after the bars that close with it. An
-    archive's bar is seen at its close, which with a calendar is that of its session at the latest:
-    ``market_ms = seen_ms``.
+    Events are ordered by the bar's close, then by the order of the candles. A ``Gap`` precedes the
+    bar after a hole; a ``Funding`` follows the bars that close at its time. A bar is seen at its
+    close, ``market_ms = seen_ms``; with a calendar it closes at its session's end at the latest.
 
-    BarSpan that open in [*from_ms*, *until_ms*) are the period; of each instrument the last
-    *warmup_bars* before it are fed first. *instruments* give the scales: at least as many
-    decimals as the candles have. With *closes_together* a ``CloseStart`` precedes the bars of each
-    close.
+    The period holds the bars that open in [*from_ms*, *until_ms*). Before it the feed yields the
+    last *warmup_bars* of each instrument. *instruments* give the scales: they need at least the
+    decimals of the candles. With *closes_together* a ``CloseStart`` precedes the bars of a close.
 
-    Candles of higher timeframes that the bars do not reach come before the bar that closes with
-    them, and so do the order books that stood so at a bar's close or before; *lookback* says how
-    many of each come before the first bar.
+    Candles of higher timeframes from before the first bar precede the bar that closes with them.
+    Order books until a bar's close precede that bar. *lookback* says how many of each are needed
+    before the first bar.
 
-    *chosen* returns the choices of a universe, given all candles and the start of the period; each
-    comes after the bars that close at its time.
+    *chosen* maps all candles and the start of the period to the choices of a universe. A choice
+    follows the bars that close at its time.
 
-    Raises ``DataInvalid`` where the period holds no bar, where instruments differ in interval,
-    where an instrument is coarser than its candles, or where a candle of a higher timeframe says
-    otherwise than the bars that it is made of.
+    Raises ``DataInvalid`` if the period holds no bar, instruments differ in interval, an instrument
+    is coarser than its candles, or a candle of a higher timeframe contradicts its bars.
     """
 
     def __init__(
@@ -76,7 +73,7 @@ class ArchiveFeed:
         data = replace(data, candles=merge_candles(data.candles))
         joined = data.candles
         self.sessions: Sessions | None = _sessions_of(data)
-        """The sessions by which the bars are counted; None where every interval is one."""
+        """The sessions that bars are counted by; None if the market never closes."""
         _reject_mixed_intervals(data)
         traded = {instrument.id: instrument for instrument in instruments}
         self._together = tuple(traded) if closes_together else ()
@@ -94,10 +91,10 @@ class ArchiveFeed:
             raise DataInvalid(_empty_period(data, from_ms, until_ms))
         self.interval_ms: int = joined[0].interval_ms
         self.period_start_ms: int = min(starts) if from_ms is None else from_ms
-        """BarSpan that open before this are warm-up."""
+        """Bars that open before this are warm-up."""
         self.bar_count: int = sum(len(part) for part in self.candles)
         self.actions = place_actions(data.actions, whole)
-        """The splits and dividends, each before the bar that opens at its time."""
+        """The splits and dividends; each precedes the bar that opens at its time."""
         self._tracks = data.tracks(
             BarSpan(self.candles, whole, traded, self.period_start_ms, lookback, self.actions)
         )
@@ -108,19 +105,19 @@ class ArchiveFeed:
             self._tracks.append(Track(times, partial(iter, changes)))
 
     def events(self) -> Iterator[Event]:
-        """Yield every event, from the start at each call; no clock and no loop are asked."""
+        """Yield every event; each call begins at the start."""
         alone = len(self._tracks) == 1
         events = self._tracks[0].events() if alone else self._interleaved()
         return _closed_together(events, self._together) if self._together else events
 
     def _interleaved(self) -> Iterator[Event]:
-        """Draw from each track in the order of all events' times, ties in track order."""
+        """Merge the tracks by time; ties follow the order of the tracks."""
         times = np.concatenate([track.times for track in self._tracks])
         owners = np.repeat(
             np.arange(len(self._tracks)), [track.times.size for track in self._tracks]
         )
         order = owners[np.argsort(times, kind="stable")]
-        # As Python's numbers only a batch at a time: a year of fifty instruments is long.
+        # Convert to Python integers in batches: a year of fifty instruments has 26 million.
         starts = range(0, order.size, BATCH_BARS)
         batches = (order[start : start + BATCH_BARS].tolist() for start in starts)
         tracks = [track.events() for track in self._tracks]
@@ -128,10 +125,10 @@ class ArchiveFeed:
 
 
 def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[Event]:
-    """Yield *events*, the bars of one close together behind the ``CloseStart`` that counts them.
+    """Yield *events*, with the bars of each close together after a ``CloseStart`` of their count.
 
-    *names* are the run's instruments. What stands between the bars of a close comes before them,
-    settlements of that time come after them.
+    *names* are the run's instruments. Settlements, splits, dividends and choices of that time
+    follow the bars; all other events precede them.
     """
     for market_ms, group in groupby(events, key=attrgetter("market_ms")):
         bars: list[Bar] = []
@@ -154,7 +151,7 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
 
 
 def _sessions_of(data: MarketData) -> Sessions | None:
-    """Return the sessions that all candles of *data* are counted by."""
+    """Return the common sessions of all candles of *data*."""
     candles = data.candles
     first = candles[0].calendar if candles else None
     for part in candles:

@@ -1,4 +1,4 @@
-"""Makes the run of a ``RunSpec`` in a database: the one way in which every run is made."""
+"""Makes the run of a ``RunSpec``, in a database or in memory; every command uses it."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class MadeRun:
 
 
 def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
-    """Make the run of *spec*; leave nothing behind where its start fails.
+    """Make the run of *spec*; if its start fails, remove what it wrote.
 
-    Reads no signal and awaits nothing, so it may be called in any thread and inside a running
-    event loop. Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, in one sentence.
+    It handles no signals and awaits nothing, so any thread may call it, also inside a running event
+    loop. Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``.
     """
     watch = watch or Watch()
     clock = SystemClock()
@@ -110,9 +110,9 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
 
 
 def run_in_memory(spec: RunSpec) -> MemoryLog:
-    """Return the finished run of *spec*, which is neither resumed nor a record fed again.
+    """Return the finished run of *spec*, which must not resume or replay a recorded run.
 
-    Nothing is written to a disk. Raises what :func:`make_run` raises.
+    Nothing is written to disk. Raises the errors of :func:`make_run`.
     """
     wall_ms = SystemClock().wall_ms
     replay = _replay_of(spec, None, wall_ms())
@@ -121,7 +121,7 @@ def run_in_memory(spec: RunSpec) -> MemoryLog:
         card = card_of(replay.config, replay.forecaster)
         model = identity(str(card["model"].get("weights_sha256")), card)
     log = MemoryLog(model)
-    replay.engine.stores_state = False  # nothing goes on from it
+    replay.engine.stores_state = False  # it is never resumed
     run_replay(replay, log, Tally())
     log.end(wall_ms())
     return log
@@ -144,13 +144,13 @@ def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Repl
 
 
 def _kept(database: Path) -> dict[Path, list[Path]]:
-    """Return the folders beside *database*, and the checkpoints and covariates kept in each."""
+    """Return the folders of checkpoints and covariates beside *database*, with their contents."""
     folders = database.with_name(database.name + ".checkpoints"), kept_covariates(database)
     return {folder: [*folder.iterdir()] if folder.is_dir() else [] for folder in folders}
 
 
 def _remove_failed_start(database: Path, kept: dict[Path, list[Path]], *, is_new: bool) -> None:
-    """Remove what a start left that failed; *kept* was there before."""
+    """Remove everything that a failed start wrote; *kept* existed before it."""
     for folder, paths in _kept(database).items():
         for path in set(paths) - set(kept[folder]):
             if path.is_dir():
@@ -158,20 +158,20 @@ def _remove_failed_start(database: Path, kept: dict[Path, list[Path]], *, is_new
             else:
                 path.unlink(missing_ok=True)
         if not kept[folder]:
-            with suppress(OSError):  # there is none, or somebody put something into it
+            with suppress(OSError):  # it does not exist, or another process wrote into it
                 folder.rmdir()
     if is_new:
         database.unlink(missing_ok=True)
         lock_file(database).unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------- go on with an interrupted replay
+# ---------------------------------------------------------------- resume an interrupted replay
 
 
 def sessions_before(database: Path, wanted: str) -> SessionsFor | None:
-    """Return a function that gives the sessions with which the run *wanted* was opened.
+    """Return a function that gives the sessions stored with the run *wanted*.
 
-    The package that computed them may say something else by now. None where it counts intervals.
+    A newer calendar package may give others. None if the run has no calendar.
     """
     with Reader.open(database) as reader:
         sessions = sessions_of(reader.stored_run(reader.find(wanted)).run)
@@ -187,9 +187,9 @@ def resume_replay(
     *,
     until_ms: int | None = None,
 ) -> str:
-    """Go on with the replay *wanted* over the same *data*, until *until_ms*; return its run id.
+    """Resume the replay *wanted* over the same *data*, until *until_ms*; return its run id.
 
-    Raises what :func:`resumed_replay` raises.
+    Raises the errors of :func:`resumed_replay`.
     """
     with Reader.open(database) as reader:
         resumed = resumed_replay(wanted, data, audit, reader, database=database, until_ms=until_ms)
@@ -198,7 +198,7 @@ def resume_replay(
 
 
 class ResumedReplay(NamedTuple):
-    """A replay as a new process goes on with it, and the events that follow."""
+    """A resumed replay, and the events that it has yet to process."""
 
     run_id: str
     engine: Engine
@@ -215,10 +215,10 @@ def resumed_replay(
     database: Path | None = None,
     until_ms: int | None = None,
 ) -> ResumedReplay:
-    """Return the replay *wanted* over the same *data*, ready to go on until *until_ms*.
+    """Return the replay *wanted* over the same *data*, ready to continue until *until_ms*.
 
-    *reader* reads what *audit* holds. Raises ``ConfigInvalid`` where it is no replay, is finished,
-    or was made by other code.
+    *reader* reads the database of *audit*. Raises ``ConfigInvalid`` if the run is no replay, is
+    finished, or was made by other code.
     """
     run_id = reader.find(wanted)
     stored = reader.stored_run(run_id)
@@ -252,7 +252,7 @@ def resumed_replay(
     _reject_short(replay, reader, run_id)
     resumed = audit.resume(run_id)
     engine, market = replay.engine, replay.config.market
-    # A start forgets the books, so those are handed on again that are looked at next.
+    # A start clears the order books: feed those again that the next decisions read.
     of_model = WANTED if books_read_by(replay.forecaster) else 0
     seen_ms = {
         key: open_ms
@@ -274,18 +274,18 @@ def resumed_replay(
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
     queues = engine.broker.frames_read()
-    handed_on = replay.with_books(
+    events = replay.with_books(
         predictions.ahead(chain((start,), rest)),
         frames_read=lambda key: queues.get(key, 0),
         known_ms=max(
             (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
         ),
     )
-    return ResumedReplay(run_id, engine, predictions.predictor, handed_on)
+    return ResumedReplay(run_id, engine, predictions.predictor, events)
 
 
 def _reject_short(replay: Replay, reader: Reader, run_id: str) -> None:
-    """Refuse to go on where a prune left fewer bars than decide: it would decide otherwise."""
+    """Reject a pruned run that holds fewer bars than a decision reads."""
     context = 0 if replay.forecaster is None else replay.forecaster.context
     if reader.pruned(reader.stored_run(run_id).run_key) is None:
         return
@@ -302,9 +302,9 @@ def _reject_short(replay: Replay, reader: Reader, run_id: str) -> None:
 def _after(
     newest: Event | None, events: Iterable[Event], books_ms: Mapping[str, int]
 ) -> Iterator[Event]:
-    """Yield those of *events* that follow the *newest* which the run holds; all where it is None.
+    """Yield the *events* after *newest*, the run's last; all if it is None.
 
-    Before them come the order books that stood so after *books_ms*.
+    Order books newer than *books_ms* of their instrument come first, although the run has them.
     """
     is_new = newest is None
     for event in events:

@@ -1,6 +1,6 @@
-"""``MarketData``: all that a run is fed; how each source is read, replayed, cut, moved and hashed.
+"""``MarketData``, the inputs of a run, and how each source is read, replayed, changed and hashed.
 
-A new source is its reader and its row in ``SOURCES``. The changes are those of ``lookahead``
+A new source needs a reader and a row in ``SOURCES``. ``lookahead`` makes the changes
 (docs/strategies.md, U8).
 """
 
@@ -53,40 +53,40 @@ from tracepaper.strategies.units import WEEK_MS, iso
 
 
 class SourceReader(NamedTuple):
-    """What a run's options and configuration say of how its files are read."""
+    """The options and configuration that control how files are read."""
 
     spec: RunSpec
     market: MarketSection
-    sessions_for: SessionsFor | None  # in place of those of the market's calendar
-    frame_symbol: str | None  # of a frame that names none
-    candles: tuple[Candles, ...] = ()  # which are read first
+    sessions_for: SessionsFor | None  # replaces the market's calendar
+    frame_symbol: str | None  # the symbol of a frame without one
+    candles: tuple[Candles, ...] = ()  # already read
 
 
 class Cutoff(NamedTuple):
-    """What is known at the close of the bars that opened at ``at_ms``."""
+    """The end of what is known at the close of the bars that opened at ``at_ms``."""
 
     at_ms: int
     close_ms: int
-    days: Mapping[str, int]  # of each symbol's newest bar then, since 1970
-    cut: bool  # whether the rest is left out; else nonsense stands in its place
+    days: Mapping[str, int]  # by symbol: the day of its newest bar, since 1970
+    cut: bool  # whether later data are removed; else they are corrupted
 
 
 class MarketSource(NamedTuple):
-    """One source of data; ``shift``, ``scale`` and ``digest`` are of one item of it."""
+    """A source of data; ``shift``, ``scale`` and ``digest`` take one of its items."""
 
-    read: Callable[[Sequence[Any], SourceReader], Sequence[Any]]  # files, or what was read already
+    read: Callable[[Sequence[Any], SourceReader], Sequence[Any]]  # paths, or data read before
     tracks: Callable[[Sequence[Any], BarSpan], list[Track]]
     until: Callable[[Sequence[Any], Cutoff], Sequence[Any]]
     shift: Callable[[Any, int], Any]  # weeks
-    scale: Callable[[Any, int], Any]  # all prices times so much
-    digest: Callable[[Any], str]  # SHA-256 of whatever moves a run
+    scale: Callable[[Any, int], Any]  # a factor of all prices
+    digest: Callable[[Any], str]  # SHA-256 of all that affects a run
 
 
 # ---------------------------------------------------------------- candles
 
 
 def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[Candles]:
-    """Read candles; shares are laid upon the sessions of their calendar."""
+    """Read candles; place those of shares on the sessions of their calendar."""
     sessions_for, calendar = reading.sessions_for, reading.market.calendar
     if reading.market.asset == STOCK and sessions_for is None and calendar is not None:
         sessions_for = sessions_named(calendar)
@@ -118,7 +118,7 @@ def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor
 
 
 def _candles_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
-    """Leave out the later candles, or have nonsense there: prices tenfold, volumes gone."""
+    """Remove the later candles, or corrupt them: prices tenfold, volumes zero."""
     if cutoff.cut:
         kept = [part[part.open_time_ms <= cutoff.at_ms] for part in given]
         return [part for part in kept if len(part)]
@@ -143,7 +143,7 @@ def _frames_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
 
 
 def _candles_sha256(part: Candles) -> str:
-    """Return the hash of what *part* holds: instrument, times, prices and volumes."""
+    """Return the hash of the instrument, times, prices and volumes of *part*."""
     header = f"{part.symbol} {part.interval_ms} {part.price_decimals}"
     digest = hashlib.sha256(header.encode())
     for column in (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume):
@@ -181,7 +181,7 @@ def _read_actions(given: Sequence[Path | ActionRow], _reading: SourceReader) -> 
 def _read_depth(
     given: Sequence[Path | RecordedDepth], reading: SourceReader
 ) -> list[RecordedDepth]:
-    """Read books; refuse a file of which none stood so within the candles of the period."""
+    """Read order books; reject a file that has none within the candles of the period."""
     books = [read_depth(item) if isinstance(item, Path) else item for item in given]
     from_ms, until_ms = reading.spec.from_ms, reading.spec.until_ms
     for recorded, part in product(books, reading.candles):
@@ -200,7 +200,7 @@ def _read_depth(
 
 
 def _depth_until(given: Sequence[RecordedDepth], cutoff: Cutoff) -> list[RecordedDepth]:
-    """Leave out the later books, or have nonsense in their place."""
+    """Remove the later books, or corrupt them."""
     what = "until_ms" if cutoff.cut else "known_ms"
     return [recorded.changed(**{what: cutoff.close_ms}) for recorded in given]
 
@@ -243,17 +243,19 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
     "actions": MarketSource(
         read=_read_actions,
         tracks=action_tracks,
-        # Later ones are left out of every future: none of them is known before its bar.
+        # Later actions are always removed: none is known before its bar.
         until=lambda rows, cutoff: actions_until(rows, cutoff.days),
         shift=lambda row, weeks: row._replace(ex_date=row.ex_date + timedelta(weeks=weeks)),
         scale=lambda row, factor: row if row.is_split else row._replace(value=row.value * factor),
-        digest=lambda row: hashlib.sha256(repr(row[1:]).encode()).hexdigest(),  # not its place
+        digest=lambda row: hashlib.sha256(
+            repr(row[1:]).encode()
+        ).hexdigest(),  # without the row's position
     ),
     "events": MarketSource(
         read=lambda given, _reading: [
             EventsSource(item) if isinstance(item, Path) else item for item in given
         ],
-        tracks=lambda _given, _bars: [],  # they fill orders: ``BookFeed`` hands them on
+        tracks=lambda _given, _bars: [],  # they fill orders: ``BookFeed`` yields them
         until=lambda given, cutoff: [
             ChangedSource(source, known_ms=cutoff.close_ms, cut=cutoff.cut) for source in given
         ],
@@ -262,27 +264,26 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         digest=lambda source: source.sha256,
     ),
 }
-"""By the field of ``MarketSpec`` and ``MarketData``; of events of one time those of an earlier row
-come first."""
+"""By the field of ``MarketSpec``; events of one time follow the order of the rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class MarketData:
-    """Candles, and what else was recorded of their market; ``SOURCES`` has a row for each."""
+    """Candles, and other recorded data of their market; ``SOURCES`` has a row for each."""
 
     candles: Sequence[Candles]
     _: KW_ONLY
     funding: Sequence[FundingRates] = ()
     actions: Sequence[ActionRow] = ()  # splits and dividends
     frames: Sequence[Candles] = ()  # of higher timeframes, from before the candles
-    depth: Sequence[RecordedDepth] = ()  # order books, of which those until a bar's close are read
-    events: Sequence[FillSource] = ()  # of order books that fill orders
+    depth: Sequence[RecordedDepth] = ()  # order books; a bar reads those until its close
+    events: Sequence[FillSource] = ()  # order books that fill orders
 
     @classmethod
     def read(cls, spec: RunSpec, *, sessions_for: SessionsFor | None = None) -> Self:
-        """Read what *spec* names; shares upon the sessions of its calendar or of *sessions_for*.
+        """Read the data of *spec*; shares use the sessions of *sessions_for*, or of the calendar.
 
-        Raises ``DataInvalid`` or ``ConfigInvalid`` with one sentence for what cannot be believed.
+        Raises ``DataInvalid`` or ``ConfigInvalid`` for implausible data.
         """
         config, origins = load_with_origins(spec.given, spec.sections, caller=spec.caller)
         symbols = config.market.symbols
@@ -297,7 +298,7 @@ class MarketData:
         )
 
     def within(self, spec: RunSpec) -> RunSpec:
-        """Return *spec* with these data in place of the names of their files."""
+        """Return *spec* with these data in place of file names."""
         data: dict[str, Any] = {
             field.name: tuple(getattr(self, field.name)) for field in fields(self)
         }
@@ -311,26 +312,26 @@ class MarketData:
 
     @property
     def opens_ms(self) -> NDArray[np.int64]:
-        """Every time at which one of its bars opens, once."""
+        """The distinct open times of all bars, ascending."""
         return np.unique(np.concatenate([part.open_time_ms for part in self.candles]))
 
     @property
     def bounds(self) -> Span:
-        """When its first bar opens, and its last one ends."""
+        """When the first bar opens, and the last one ends."""
         first_ms = min(int(part.open_time_ms[0]) for part in self.candles)
         return first_ms, max(part.until_ms for part in self.candles)
 
     @property
     def span_ms(self) -> int:
-        """Over how many milliseconds the candles of the symbol with the longest reach.
+        """The longest span of a symbol's candles, in milliseconds.
 
-        Sessions alone are counted where they are counted by a calendar.
+        With a calendar only time within sessions counts.
         """
         joined = merge_candles(self.candles)
         return max((int(part.steps.sum()) + 1) * part.interval_ms for part in joined)
 
     def close_of(self, at_ms: int) -> int:
-        """Return when the last of the bars closed that opened at *at_ms*."""
+        """Return the latest close of the bars that opened at *at_ms*."""
         return max(
             int(part.closes_ms[np.searchsorted(part.open_time_ms, at_ms)])
             for part in self.candles
@@ -338,9 +339,9 @@ class MarketData:
         )
 
     def until(self, at_ms: int, *, cut: bool) -> Self:
-        """Return the other data that are known with the bars that opened at *at_ms*.
+        """Return the data known at the close of the bars that opened at *at_ms*.
 
-        The rest is left out, or has nonsense in its place where it is not *cut*.
+        Later data are removed if *cut*, else corrupted.
         """
         days = {
             part.symbol: int(part.days[np.searchsorted(part.open_time_ms, at_ms, side="right") - 1])
@@ -351,7 +352,7 @@ class MarketData:
         return self._changed(lambda source, given: source.until(given, cutoff))
 
     def opening(self, from_ms: int, until_ms: int | None = None) -> Self:
-        """Return it with the candles alone that open from *from_ms* until *until_ms*, included."""
+        """Keep only the candles that open from *from_ms* until *until_ms*, both included."""
         cut = []
         for part in self.candles:
             first, last = int(np.searchsorted(part.open_time_ms, from_ms)), len(part)
@@ -361,24 +362,24 @@ class MarketData:
         return replace(self, candles=[part for part in cut if len(part)])
 
     def first(self, bars: int) -> Self:
-        """Return it with so many *bars* of each of its candles."""
+        """Keep the first *bars* candles of each symbol."""
         return replace(self, candles=[part[:bars] for part in self.candles])
 
     def shifted(self, weeks: int) -> Self:
-        """Return all of it so many *weeks* later."""
+        """Move all data so many *weeks* later."""
         return self._changed(lambda source, given: [source.shift(part, weeks) for part in given])
 
     def scaled(self, factor: int) -> Self:
-        """Return it with all prices times *factor*."""
+        """Multiply all prices by *factor*."""
         return self._changed(lambda source, given: [source.scale(part, factor) for part in given])
 
     def tracks(self, bars: BarSpan) -> list[Track]:
-        """Return the events of every source, laid between *bars*."""
+        """Return the events of every source, placed between *bars*."""
         of_each = (source.tracks(getattr(self, field), bars) for field, source in SOURCES.items())
         return list(chain.from_iterable(of_each))
 
     def sha256(self) -> dict[str, str]:
-        """Return the hash of each source that there is, whatever the order of its files."""
+        """Return the hash of each source with data, independent of the order of its files."""
         return {
             field: hashlib.sha256("".join(sorted(map(source.digest, given))).encode()).hexdigest()
             for field, source in SOURCES.items()

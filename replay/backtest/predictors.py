@@ -1,13 +1,10 @@
-"""Batched forecasts of known bars, and the tolerances of their agreement.
+"""Batched forecasts of known bars, and the tolerances within which forecasts agree.
 
-Only for networks declared causal. Each bar is handed its own row, and some bars of every run are
-computed anew from a truncated prefix: a network that peeks at later bars would differ there,
-and comparing rows with one another would not show it.
+A scan is only for networks that declare themselves causal. Some bars of every run are computed
+again from the bars up to them: a network that reads later bars differs there.
 
-The rule is docs/identity.md, I8.
-
-``verify`` of a run made elsewhere, ``parity``, ``recursive``, ``lookahead`` and the probes of a
-scan all go by these bounds. All else is equal everywhere, or differs.
+``verify`` of a run from another machine, ``parity``, ``recursive``, ``lookahead`` and the probes of
+a scan use these tolerances. All other values must be equal. The rule is docs/identity.md, I8.
 """
 
 from __future__ import annotations
@@ -36,13 +33,13 @@ ENVIRONMENT: Final = (
     *("mode", "device", "dtype", "threads", "backend"),
     *("torch_version", "instruction_set", "libraries"),
 )
-"""All on which the last bits of a forecast depend, as runs and their starts name it."""
+"""The fields of a run that the last bits of a forecast depend on."""
 
 
 def differs(
     then: Run | ModelChange, here: Run | ModelChange, names: Iterable[str] = ENVIRONMENT
 ) -> str:
-    """Say what is another *here*; empty where nothing is, and every bit must be equal."""
+    """Return the fields that differ *here*, in words; if empty, every bit must be equal."""
     pairs = [(name, getattr(then, name), getattr(here, name)) for name in names]
     return ", ".join(
         f"{name} was {was} and is {now} here" for name, was, now in pairs if was != now
@@ -50,27 +47,27 @@ def differs(
 
 
 RETURNS: Final = 1e-4
-"""Of the forecast's standard deviation at that horizon."""
+"""Tolerance of returns, in standard deviations of the forecast at that horizon."""
 SHARES: Final = 1e-4
-"""Of 1: probabilities, masses, confidences, strengths."""
+"""Absolute tolerance of probabilities, masses, confidences and strengths."""
 MEASURES: Final = 1e-4
-"""Of the measure or its threshold, or of 1 where that is smaller."""
+"""Tolerance of measures, relative to the measure or its threshold, at least to 1."""
 
 RETURN_FIELDS: Final = ("mean_return", "stdev_return", "volatility")
-"""Fields of a forecast that are held to ``RETURNS``."""
+"""Fields of a forecast with the tolerance ``RETURNS``."""
 SHARE_FIELDS: Final = ("p_down", "p_flat", "p_up")
-"""Fields of a forecast that are held to ``SHARES``."""
+"""Fields of a forecast with the tolerance ``SHARES``."""
 EXPLANATION_FIELDS: Final = (
     *("confidence", "content_free", "recent_mass", "older_mass", "shift", "l1_error"),
     *("entropy", "buckets"),
 )
-"""Fields of an explanation that are held to ``SHARES``; the last two are arrays of float32."""
+"""Fields of an explanation with the tolerance ``SHARES``; the last two are float32 arrays."""
 
 
 def near(first: float | None, second: float | None, bound: float) -> bool:
-    """Return whether two numbers differ by *bound* at most; None agrees with None alone.
+    """Return whether two numbers differ by at most *bound*.
 
-    So does NaN with NaN: a bar of which both times nothing could be said.
+    None agrees only with None, NaN only with NaN.
     """
     if first is None or second is None:
         return first is second
@@ -86,13 +83,13 @@ def near_measure(first: float | None, second: float | None) -> bool:
 
 
 def measures_agree(first: Decision, second: Decision) -> bool:
-    """Return whether every gate's measure agrees."""
+    """Return whether the gates are the same and their measures agree."""
     same = first.gate_set.gates == second.gate_set.gates
     return same and all(map(near_measure, first.measures, second.measures))
 
 
 def predictions_agree(first: Prediction, second: Prediction) -> bool:
-    """Return whether two answers of a model agree in every field, within the tolerances."""
+    """Return whether two predictions agree in every field, within the tolerances."""
     if not isinstance(first, Forecast) or not isinstance(second, Forecast):
         return type(first) is type(second)
     return first.horizons == second.horizons and all(
@@ -102,7 +99,7 @@ def predictions_agree(first: Prediction, second: Prediction) -> bool:
 
 
 def field_agrees(name: str, first: Forecast, second: Forecast) -> bool:
-    """Return whether two forecasts agree in one field of theirs, or of their explanations."""
+    """Return whether two forecasts agree in a field of theirs or of their explanations."""
     if name == "heads":
         return heads_agree(first.heads, second.heads, len(first.horizons))
     if name in EXPLANATION_FIELDS:
@@ -111,22 +108,22 @@ def field_agrees(name: str, first: Forecast, second: Forecast) -> bool:
         values, others = (getattr(of.explanation, name) for of in (first, second))
         if not isinstance(values, bytes):
             return near(values, others, SHARES)
-        # Arrays agree as far as both reach.
+        # Compare arrays up to the shorter length.
         arrays = (np.frombuffer(of, "<f4", len(of) // 4).tolist() for of in (values, others))
         return all(near(share, other, SHARES) for share, other in zip(*arrays, strict=False))
     values, others = getattr(first, name), getattr(second, name)
     bounds = [SHARES] * len(values)
     if name in RETURN_FIELDS:
-        # A model that gives no deviation is held to its own numbers.
+        # Without a deviation the tolerance is relative to the values.
         bounds = [RETURNS * size for size in first.stdev_return or map(abs, values)]
     return len(values) == len(others) and all(map(near, values, others, bounds))
 
 
 def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horizons: int) -> bool:
-    """Return whether two networks' auxiliary heads agree at each of so many *horizons*.
+    """Return whether the auxiliary heads of two networks agree at each of *horizons* horizons.
 
-    A number is held to ``RETURNS`` of the largest of its head there; of regimes, to that of the
-    probabilities or of the volatilities. NaN agrees with NaN alone, as in ``near``.
+    The tolerance is ``RETURNS`` times the head's largest value at that horizon. Regimes have two:
+    one of the probabilities, one of the volatilities. NaN agrees only with NaN.
     """
     if first is None or second is None:
         return first is second
@@ -150,19 +147,18 @@ def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horiz
 
 
 CHUNK_EVENTS: Final = 8_192
-"""Events read ahead: enough for the batched pass to pay, a few megabytes of forecasts."""
+"""Events read ahead: enough to make a batch pay; forecasts take a few megabytes."""
 CHUNK_INSTRUMENTS: Final = 16
-"""Of more instruments more is read ahead, 512 bars of each: a shorter scan costs as much."""
+"""More instruments read further ahead, 512 bars each: a shorter scan costs as much."""
 PROBE_EVERY_CHUNKS: Final = 16
-"""Chunks from one probe to the next; each probe takes another instrument."""
+"""Chunks from one probe to the next; probes take turns over the instruments."""
 
 
 class ScanPredictor:
-    """Reads ahead in a feed of known bars, and answers each with the row computed for it.
+    """Computes the forecasts of known bars in batches, and returns them bar by bar.
 
-    *prober* is a second forecaster of the same checkpoint: it re-derives sampled bars from
-    nothing but the bars up to them, and the run stops if one differs. Without one nothing is
-    sampled.
+    *prober* is a second forecaster of the same checkpoint. It computes sampled bars again from the
+    bars up to them; the run stops if one differs. None samples nothing.
     """
 
     is_silent = False
@@ -193,12 +189,12 @@ class ScanPredictor:
         self._sources = [source for source in sources if source is not None]
 
     def read_ahead(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Yield *events* unchanged, computing the forecasts of each chunk before its first.
+        """Yield *events* unchanged; compute the forecasts of each chunk before its first event.
 
-        A recorded start cuts the chunk: the model is warmed there as it was then.
+        A recorded start ends a chunk: there the model is warmed as it was in the record.
         """
         chunk: list[Event] = []
-        due = 0  # bars of a close that is not cut in two: a probe of the later part lacks the first
+        due = 0  # bars left of the current close: a chunk must not split it, or a probe lacks bars
         for event in events:
             for source in self._sources:
                 source.see(event)
@@ -216,7 +212,7 @@ class ScanPredictor:
         yield from self._computed(chunk)
 
     def _computed(self, chunk: list[Event]) -> list[Event]:
-        """Return *chunk* with the forecasts of its bars waiting to be asked for."""
+        """Compute and queue the forecasts of *chunk*; return it."""
         fresh: dict[str, list[Bar]] = {}
         for event in chunk:
             if isinstance(event, Bar) and self._is_newest(event, fresh):
@@ -228,14 +224,14 @@ class ScanPredictor:
         return chunk
 
     def _is_newest(self, bar: Bar, fresh: dict[str, list[Bar]]) -> bool:
-        """Return whether *bar* is newer than all that was read: a revision gets no forecast."""
+        """Return whether *bar* is newer than all bars read; a revision gets no forecast."""
         if bars := fresh.get(bar.instrument):
             return bar.open_time_ms > bars[-1].open_time_ms
         last = self.history.last(bar.instrument)
         return last is None or bar.open_time_ms > last.open_time_ms
 
     def predict(self, unit: Unit) -> list[Prediction]:
-        """Return the forecast that was computed for each event of *unit*, and for no other bar."""
+        """Return the queued forecast of each event of *unit*; None for events without one."""
         return [self._computed_for(event) for event in events_of(unit)]
 
     def _computed_for(self, event: Event) -> Prediction:
@@ -247,9 +243,9 @@ class ScanPredictor:
         return forecast if event.open_time_ms >= self._period_start_ms else None
 
     def _probe(self, fresh: Mapping[str, Sequence[Bar]]) -> None:
-        """Compute one bar of this chunk again where a probe is due, from the bars up to it alone.
+        """If a probe is due, compute one bar of this chunk again from the bars up to it.
 
-        The network is the same for all instruments, so one of them is enough; each in its turn.
+        All instruments share the network, so one is enough; they take turns.
         """
         self._chunks += 1
         if self._prober is None or self._chunks < self._next_probe:
@@ -265,8 +261,8 @@ class ScanPredictor:
                 return
 
     def _place(self, count: int, fresh: int) -> int | None:
-        """Return the bar to probe of *count* ones, the last *fresh* new; None without a context."""
-        # A different place in every chunk, and never the last bar: the future must exist.
+        """Return the index to probe of *count* bars, *fresh* of them new; None if too few."""
+        # Another index in every chunk, never the last bar: later bars must exist.
         place = count - 2 - (self._chunks * 7_919) % max(fresh - 1, 1)
         context = self._forecaster.context
         if place + 1 < context:
@@ -274,10 +270,10 @@ class ScanPredictor:
         return place if place + 1 >= context else None
 
     def _compare(self, prober: Forecaster, key: str, past: Sequence[Bar], place: int) -> None:
-        """Raise ``InvariantBroken`` unless the forecast at *place* is that of the bars up to it."""
+        """Raise ``InvariantBroken`` unless the bars up to *place* give the same forecast."""
         waiting = {bar.open_time_ms: forecast for bar, forecast in self._waiting[key]}
         expected = waiting.get(past[place].open_time_ms)
-        # Its context, and the bar before: the shift is held against the answer to that one.
+        # One bar more than the context: the shift compares with the bar before.
         first = max(place - self._forecaster.context, 0)
         context = past[first : place + 1]
         prober.warm(context[-1].instrument, context[:-1])

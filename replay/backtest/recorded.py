@@ -1,8 +1,8 @@
 """A recorded run as a feed: its events, its start, its checkpoint.
 
-``verify`` re-derives a run from here, and ``replay --data FILE.db#RUN`` feeds it into a new one.
-The model runs as it did then: warmed at every recorded start with the bars that the start names,
-and answering ``PredictionTimeout`` wherever it was late.
+``verify`` derives a run from here, and ``replay --data FILE.db#RUN`` replays it as a new run. The
+model runs as it did: warmed at every recorded start with the bars that the start names, and late,
+``PredictionTimeout``, where it was late.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ _ENDS: Final = frozenset({RunEnd, Prune, ParityCheck})
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run from its record, ready to be stepped through again.
+    """A run from its record, ready to be derived again.
 
-    Without a *beginning* it starts where the run did. With one the engine has the state of the last
-    step before it, and :func:`run_in` feeds what that state does not hold.
+    Without a *beginning* it starts at the run's first event. With one the engine has the state of
+    the step before, and :func:`run_in` feeds the history that a state does not hold.
     """
 
     run: Run
@@ -96,10 +96,10 @@ class RecordedRun:
 def open_recorded(
     reader: Reader, database: Path, run_id: str, *, from_step: int | None = None
 ) -> RecordedRun:
-    """Rebuild the engine of *run_id* as it stood before its first event, or before *from_step*.
+    """Rebuild the engine of *run_id* before its first event, or before *from_step*.
 
-    A pruned run begins as early as its bars allow. Raises ``DataInvalid`` where they do not, and
-    ``CheckpointMismatch`` where its checkpoint is neither beside the database nor bundled.
+    A pruned run begins as early as its bars allow. Raises ``DataInvalid`` if too few are left, and
+    ``CheckpointMismatch`` if its checkpoint is neither beside the database nor bundled.
     """
     stored = reader.stored_run(run_id)
     run = stored.run
@@ -130,7 +130,7 @@ def open_recorded(
 def _find_beginning(
     reader: Reader, stored: StoredRun, reach: RunLookback, from_step: int | None
 ) -> StartingPoint | None:
-    """Return where to begin, None for the run's start; raise where a prune left too little."""
+    """Return where to begin, None for the run's start; raise if a prune left too few bars."""
     places = Beginnings(reader.connection, stored.run_key, reach)
     pruned = reader.pruned(stored.run_key)
     requested = None if from_step is None else places.before(from_step)
@@ -149,7 +149,7 @@ def _find_beginning(
 
 
 def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
-    """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
+    """Return the model of *run*, or the model *sha256* that was promoted in it."""
     forecaster = forecaster_of_run(run, config, database, sha256=sha256)
     if (model := user_model(forecaster)) is not None:
         reject_other_model(model, run.model_sha256, run.run_id)
@@ -160,7 +160,7 @@ def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> F
 
 
 def prober_of(recorded: RecordedRun, database: Path) -> Forecaster | None:
-    """Return a second forecaster of the same checkpoint, for a run in one batched pass."""
+    """Return a second forecaster of the same checkpoint for the probes of a scan."""
     run = recorded.run
     if recorded.forecaster is None or run.mode != "scan":
         return None
@@ -177,7 +177,7 @@ def _reload_model(recorded: RecordedRun, database: Path, *, into: Path | None = 
 
 
 def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
-    """Restore the account and orders of the run's parent into *engine*, as its first start did."""
+    """Restore the account and orders that *run* took over from its parent."""
     if run.parent_run_id is None:
         return
     first = next(iter(reader.steps(run.run_id)), None)
@@ -187,10 +187,10 @@ def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
 
 
 class RecordedPredictor:
-    """Hands out recorded events in order, and answers each as the model did then.
+    """Yields recorded events in order, and answers each as the model did.
 
-    A model that was promoted in service is read from its copy beside *database*. Unless it *asks*,
-    every answer is taken from the record.
+    A model that was promoted during the run is read from its copy beside *database*. With *asks*
+    false, every answer is the recorded one.
     """
 
     def __init__(
@@ -204,13 +204,13 @@ class RecordedPredictor:
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
         self._run, self._database, self._prober = recorded, database, prober
-        # A record says that the model was late; the deadline is in the configuration.
+        # A record only says that the model was late; the configuration has the deadline.
         self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
         keys = [item.id for item in run.instruments]
         self._recorded: deque[Prediction] = deque()
         self._inline: InlinePredictor | None = None
         self._scan: ScanPredictor | None = None
-        self.taken = 0  # answers of an external service, which are taken from the record
+        self.taken = 0  # answers taken from the record
         self._is_outside = forecaster is not None and (forecaster.is_outside or not asks)
         self.is_silent = forecaster is None
         if forecaster is None or self._is_outside:
@@ -232,7 +232,7 @@ class RecordedPredictor:
     def events(
         self, reader: Reader, run_id: str, *, place: Mapping[str, Any] | None = None
     ) -> Iterator[Event]:
-        """Yield the recorded events in order, from the run-in on, as :meth:`handed_on` does."""
+        """Yield the recorded events from the run-in on, as :meth:`handed_on` does."""
         beginning = self._run.beginning
         before = -1 if beginning is None else beginning.fed_from - 1
         for model in (self._run.forecaster, self._prober):
@@ -245,9 +245,10 @@ class RecordedPredictor:
         *,
         place: Mapping[str, Any] | None = None,
     ) -> Iterator[Event]:
-        """Yield the events of *rows*, those of ``Reader.events``, and keep their answers.
+        """Yield the events of *rows*, from ``Reader.events``, and queue their recorded answers.
 
-        With a *place* they are those of a new run there: its starts name it, and it has no ends.
+        With a *place* they become the events of a new run: its starts name the place, and the ends
+        of the recorded run are left out.
         """
         if self.is_silent and not place:
             return (row[2] for row in rows if place is None or type(row[2]) not in _ENDS)
@@ -256,18 +257,18 @@ class RecordedPredictor:
 
     @property
     def forecaster(self) -> Forecaster | None:
-        """The model that answers now."""
+        """The current model."""
         return self._run.forecaster if self._inline is None else self._inline.forecaster
 
     def is_promotion(self, change: ModelChange) -> bool:
-        """Return whether *change*, not answered yet, promotes a model (it is no restart)."""
+        """Return whether *change*, the next event, promotes a model; else it is a restart."""
         current = "" if self.forecaster is None else self.forecaster.model_sha256
         return change.model_sha256 != current and not change.warm_from
 
     def _promote(self, event: RetrainingEnd, *, is_derived: bool) -> None:
-        """Load the model that *event* promoted; in a run-in the engine knows it already.
+        """Load the model that *event* promoted; the engine needs it only if *is_derived*.
 
-        Raises ``CheckpointMismatch`` where it is gone, or another is kept in its place.
+        Raises ``CheckpointMismatch`` if its copy is missing or another model.
         """
         recorded = self._run
         config, engine, run = recorded.config, recorded.engine, recorded.run
@@ -279,7 +280,7 @@ class RecordedPredictor:
         engine.prepare(promoted.model_sha256, terms_for(config, engine, promoted, run))
 
     def _handed_on(self, rows: Iterable[Fed], place: Mapping[str, Any] | None) -> Iterator[Event]:
-        """Yield the events of *rows*, and queue each stored answer that ``predict`` takes."""
+        """Yield the events of *rows*; queue the stored answers for ``predict``."""
         is_queued = self._inline is not None or self._is_outside
         for sequence, _, event, stored in rows:
             kind = type(event)
@@ -295,7 +296,7 @@ class RecordedPredictor:
             yield replace(event, **place or {}) if is_start else event
 
     def predict(self, unit: Unit) -> list[Prediction]:
-        """Return the answer to each event of *unit*, which must be the oldest not yet answered."""
+        """Return the answer to each event of *unit*, the oldest unanswered one."""
         if self._scan is not None:
             return self._scan.predict(unit)
         events = events_of(unit)
@@ -308,7 +309,7 @@ class RecordedPredictor:
 def run_in(
     reader: Reader, recorded: RecordedRun, predictor: RecordedPredictor, events: Iterable[Event]
 ) -> Iterator[Event]:
-    """Feed engine and model the events before the *beginning*; return the remaining *events*."""
+    """Feed the events before the beginning to engine and model; return the rest of *events*."""
     remaining = iter(events)
     beginning, run_id = recorded.beginning, recorded.run.run_id
     if beginning is None:
@@ -331,9 +332,9 @@ def run_in(
 
 
 class RecordedForecaster:
-    """Stands where a model did whose forecasts are stored: its card and what it gave, no weights.
+    """Replaces a model whose forecasts are stored: it has the card, and no weights.
 
-    Raises ``InvariantBroken`` where it is asked: ``RecordedPredictor`` answers from the record.
+    Asking it raises ``InvariantBroken``: ``RecordedPredictor`` answers from the record.
     """
 
     is_outside = True
@@ -344,7 +345,7 @@ class RecordedForecaster:
     def __init__(
         self, run: Run, card: Mapping[str, Any], forecasts: Sequence[Forecast], *, context: int
     ) -> None:
-        """Take the *card* that the record of *run* keeps, and some of its *forecasts*."""
+        """Take the recorded *card* of the model of *run*, and some of its *forecasts*."""
         self.model_id, self.model_sha256 = run.model_id, run.model_sha256
         self.mode, self.device, self.dtype = run.mode, run.device, run.dtype
         self.threads, self.backend = run.threads, run.backend
@@ -375,10 +376,10 @@ def _measures_of(forecast: Forecast) -> set[str]:
 def rerun_recorded(
     spec: str, audit: SqlAuditLog, database: Path, tally: Tally, *, started_at_ms: int
 ) -> str:
-    """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
+    """Replay the run *spec* (``FILE.db#RUN``) into *audit*; return the id of the new run.
 
-    It has the run's own mode, warm-up and timeouts, so every decision must be equal. Raises
-    ``DataInvalid`` for a run that was pruned, which does not begin at its start any more.
+    It keeps the run's mode, warm-up and timeouts, so every decision must be equal. Raises
+    ``DataInvalid`` for a pruned run, which has lost its beginning.
     """
     named = located(spec, None)
     with Reader.open(named.path) as reader:

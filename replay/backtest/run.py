@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from tracepaper.replay.backtest.build import Replay
 
 PROGRESS_EVENTS: Final = 512
-"""Events or closes after which a replay says how far it is, and asks whether it shall stop.
+"""A replay reports its progress, and checks whether to stop, after so many events or closes.
 
-A model that steps bar by bar takes a second or two for them.
+A model that steps bar by bar needs a second or two for them.
 """
 
 
@@ -44,7 +44,7 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Tally:
-    """What a replay has done so far; ``equity`` in money (10⁻⁸) after its last step."""
+    """Counts of a replay so far; ``equity`` is the money (10⁻⁸) after its last step."""
 
     progress: Progress = lambda _bars: None
     stopped: Callable[[], bool] = lambda: False
@@ -56,7 +56,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on: shows how far a replay is, and is asked whether it shall stop."""
+    """Callbacks of a replay: its progress, and whether to stop."""
 
     progress: Callable[[Replay], AbstractContextManager[Progress]] = lambda _replay: nullcontext(
         lambda _bars: None
@@ -66,10 +66,9 @@ class Watch:
 
 @contextmanager
 def settled_heap() -> Iterator[None]:
-    """Keep the garbage collector from what was built before the first event.
+    """Exclude objects that exist before the first event from garbage collection.
 
-    With a model that is half a million objects, and each full collection walks them all: a
-    twentieth of a replay's time.
+    A model has half a million of them. Walking them in each full collection costs 5 % of a replay.
     """
     gc.freeze()
     try:
@@ -85,12 +84,12 @@ def run_events(
     log: StepLog,
     tally: Tally,
 ) -> None:
-    """Take known *events* through *engine* into *log*, whole wherever it stops.
+    """Run known *events* through *engine* into *log*; if stopped, keep every completed step.
 
-    Nothing is awaited: the events are there, *predictor* answers in this thread, and steps are
-    committed in groups, for a replay can always be run again. An event, or the bars of one close,
-    is drawn only when the one before was dealt with: what reads ahead (``ScanPredictor``) relies
-    on that. Where nothing is predicted, steps that change only prices are taken together.
+    *predictor* answers in this thread, and steps are committed in groups, since a replay can be
+    repeated. The next event, or the bars of the next close, is drawn only after the last was
+    processed: ``ScanPredictor`` relies on that. Without forecasts, consecutive steps that only
+    change prices are computed together as a stretch.
     """
     units = UnitQueue(gathered(events))
     count = 0
@@ -125,7 +124,7 @@ def run_events(
 
 
 def run_replay(replay: Replay, log: StepLog, tally: Tally) -> None:
-    """Open the run of *replay* and take it to its end, or until it is stopped."""
+    """Open the run of *replay* and run it to its end, or until it is stopped."""
     predictions = predictor_over(replay)
     log.begin(replay.run, replay.engine.gate_sets)
     run_events(predictions.events(replay), predictions.predictor, replay.engine, log, tally)
@@ -133,22 +132,22 @@ def run_replay(replay: Replay, log: StepLog, tally: Tally) -> None:
 
 @dataclass(frozen=True)
 class ReplayPredictor:
-    """How a replay is answered: ``ahead`` wraps the events, ``predictor`` answers them."""
+    """How a replay gets its forecasts: ``ahead`` wraps the events, ``predictor`` answers them."""
 
     predictor: KnownPredictor
     ahead: Callable[[Iterable[Event]], Iterable[Event]] = lambda events: events
     history: BarHistory | None = None
-    prober: Forecaster | None = None  # which samples the bars of a pass over known ones
+    prober: Forecaster | None = None  # computes sampled bars of a scan again
 
     def events(self, replay: Replay) -> Iterable[Event]:
-        """Return the start of *replay* and all its events, ready to be predicted."""
+        """Return the start event of *replay* and all its events, ready for ``predictor``."""
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-        handed_on = self.ahead(chain((start,), replay.feed.events()))
-        return replay.with_books(handed_on, frames_read=lambda _key: 0)
+        events = self.ahead(chain((start,), replay.feed.events()))
+        return replay.with_books(events, frames_read=lambda _key: 0)
 
 
 class StepLog(Protocol):
-    """Takes the steps of a run, in order: a ``SqlAuditLog``, or a ``MemoryLog``."""
+    """Receives the steps of a run, in order: a ``SqlAuditLog`` or a ``MemoryLog``."""
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:
         """Open *run* with the *gate_sets* known at its start."""
@@ -156,19 +155,19 @@ class StepLog(Protocol):
 
     @property
     def room(self) -> int:
-        """Steps until a group is full; a stretch has no more."""
+        """Steps until the current group is full, the limit of a stretch."""
         ...
 
     def append_now(self, *steps: Step) -> None:
-        """Take *steps*: all of them or none are kept."""
+        """Append *steps*, all or none."""
         ...
 
     def append_stretch(self, stretch: QuietStretch) -> None:
-        """Take the steps of *stretch*."""
+        """Append the steps of *stretch*."""
         ...
 
     def flush(self) -> None:
-        """Keep what was taken."""
+        """Store the appended steps."""
         ...
 
 
@@ -183,7 +182,7 @@ class _NoForecasts:
 
 
 def predictor_over(replay: Replay) -> ReplayPredictor:
-    """Return the predictor of *replay*; columns that a strategy declares see its bars ahead."""
+    """Return the predictor of *replay*; columns of a strategy are computed a chunk ahead."""
     predictions = _predictor_over(replay)
     if not replay.engine.has_columns:
         return predictions
@@ -193,7 +192,7 @@ def predictor_over(replay: Replay) -> ReplayPredictor:
 
 
 def _foreseen(events: Iterable[Event], engine: Engine) -> Iterator[Event]:
-    """Yield *events*, of which *engine* is shown many before the first of them comes."""
+    """Yield *events* after passing each chunk of them to ``Engine.foresee``."""
     remaining = iter(events)
     while chunk := [*islice(remaining, CHUNK_EVENTS)]:
         engine.foresee(chunk)
@@ -201,7 +200,7 @@ def _foreseen(events: Iterable[Event], engine: Engine) -> Iterator[Event]:
 
 
 def _predictor_over(replay: Replay) -> ReplayPredictor:
-    """Return none, one pass over known bars, or a step for each bar."""
+    """Return a predictor that gives nothing, scans known bars in one pass, or steps each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
         return ReplayPredictor(_NoForecasts())

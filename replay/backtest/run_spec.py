@@ -1,7 +1,7 @@
-"""What a run takes, declared once: ``MarketSpec`` and ``RunSpec``.
+"""The inputs of a run, declared once: ``MarketSpec`` and ``RunSpec``.
 
-From a field follow the option of every command that takes it, the argument of ``backtest`` and
-``sweep``, and the refusal where a run could only ignore it.
+Each field defines the option of every command that takes it, the argument of ``backtest`` and
+``sweep``, and the error of commands that would ignore it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class NamedFrame(NamedTuple):
-    """A frame of polars or pandas, or a dictionary of columns, and the symbol that it has."""
+    """A frame of polars or pandas, or a dictionary of columns, with its symbol."""
 
     symbol: str | None
     frame: Any
@@ -47,7 +47,7 @@ CandleInput: TypeAlias = "str | Candles | NamedFrame"
 
 
 class Consumer(Flag):
-    """Who takes a field."""
+    """Commands and functions that take a field."""
 
     REPLAY = auto()
     SWEEP = auto()
@@ -123,7 +123,7 @@ def _columns(value: object, _name: str) -> tuple[str, ...]:
 
 
 def moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
-    """Return *value* as the text of a time on the command line; without a zone it is UTC."""
+    """Return *value* as a time of the command line; without a zone it is UTC."""
     if value is None:
         return None
     from tracepaper.replay.archive.columns import instant
@@ -161,8 +161,8 @@ def option(
 ) -> Any:  # noqa: ANN401 - a field of any type
     """Return a field of a spec.
 
-    *kind* is the option's type, annotated with its ``typer.Option``; *convert* makes its value of
-    the *argument* of a Python call, by default of the field's name.
+    *kind* is the option's type, annotated with its ``typer.Option``. *convert* maps the argument of
+    a Python call to the field's value; the argument is named *argument*, by default as the field.
     """
     if any(get_origin(part) is list for part in get_args(get_args(kind)[0])):
         default = ()
@@ -184,7 +184,7 @@ def _files(flag: str, text: str) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class MarketSpec:
-    """What a run is fed: the names of files, or what was read of them."""
+    """The market data of a run: names of files, or their contents."""
 
     candles: tuple[CandleInput, ...] = option(
         _texts("--data", "Candles: PATH or SYMBOL=PATH; repeat."),
@@ -218,7 +218,7 @@ class MarketSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(MarketSpec):
-    """All that one run takes; *overrides* are keys of the configuration that win over all."""
+    """The inputs of a run; *overrides* are configuration keys with the highest precedence."""
 
     start: str | None = option(FromOption, RUNS | PYTHON, moment)
     end: str | None = option(ToOption, RUNS | PYTHON, moment)
@@ -252,12 +252,12 @@ class RunSpec(MarketSpec):
         argument="db",
     )
     overrides: Sections = field(default_factory=dict)
-    caller: str = "the command line"  # who set these, in an error
+    caller: str = "the command line"  # names the source of *overrides* in errors
     warnings: tuple[str, ...] = ()
 
     @property
     def given(self) -> Given:
-        """The configuration with what ``--set`` and ``--strategy`` lay over its file."""
+        """The configuration file with ``--set`` and ``--strategy`` applied."""
         from tracepaper.daemon.config.loading import with_settings
 
         named = () if self.strategy is None else (f"strategy.name={self.strategy}",)
@@ -268,7 +268,7 @@ class RunSpec(MarketSpec):
 
     @property
     def sections(self) -> Sections:
-        """The overrides, with the category that was asked for."""
+        """The overrides, with the requested category."""
         if self.category is None:
             return self.overrides
         market = {**self.overrides.get("market", {}), "category": self.category}
@@ -276,12 +276,12 @@ class RunSpec(MarketSpec):
 
     @property
     def from_ms(self) -> int | None:
-        """When its period begins, UTC milliseconds."""
+        """The start of the period, in UTC milliseconds."""
         return _time(self.start, "--from")
 
     @property
     def until_ms(self) -> int | None:
-        """When its period ends, excluded."""
+        """The end of the period, excluded, in UTC milliseconds."""
         return _time(self.end, "--to")
 
 
@@ -299,22 +299,22 @@ def _time(text: str | None, flag: str) -> int | None:
 
 
 def names_a_run(item: str) -> bool:
-    """Return whether *item* is ``FILE.db#RUN``; files and ``SYMBOL=PATH`` may hold a ``#`` too."""
+    """Return whether *item* is ``FILE.db#RUN``; a path may contain a ``#`` too."""
     file, mark, _ = item.rpartition("#")
     return bool(mark) and not Path(item).exists() and ("=" not in file or Path(file).exists())
 
 
-# ---------------------------------------------------------------- who takes what
+# ---------------------------------------------------------------- which consumer takes which field
 
 
 def _options(consumers: Consumer) -> list[Field[Any]]:
-    """Return the fields that are declared as options and that one of *consumers* takes."""
+    """Return the fields declared as options of any of *consumers*."""
     declared = (option for option in fields(RunSpec) if option.metadata)
     return [option for option in declared if option.metadata["consumers"] & consumers]
 
 
 def _flag(option: Field[Any]) -> str:
-    """Return the long name of its option, which typer keeps in the place of a default."""
+    """Return the long name of the option, which typer stores as the default."""
     return str(get_args(option.metadata["kind"])[1].default)
 
 
@@ -324,9 +324,9 @@ def python_arguments(consumer: Consumer) -> dict[str, Field[Any]]:
 
 
 def spec_of(consumer: Consumer, given: Mapping[str, object]) -> RunSpec:
-    """Return the spec of a Python call, whose arguments are *given* by their names.
+    """Return the spec of a Python call with the arguments *given*.
 
-    Raises ``ConfigInvalid`` that names an argument which cannot be meant.
+    Raises ``ConfigInvalid`` that names an invalid argument.
     """
     taken = python_arguments(consumer)
     return RunSpec(
@@ -338,7 +338,7 @@ def spec_of(consumer: Consumer, given: Mapping[str, object]) -> RunSpec:
 
 
 def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    """Yield the option and the value of whatever *spec* gives ``replay`` beside candles."""
+    """Yield each option of ``replay`` that *spec* sets, but for candles, with its value."""
     for option in _options(Consumer.REPLAY):
         value = getattr(spec, option.name)
         if (
@@ -350,7 +350,7 @@ def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
 
 
 def reject_unused(spec: RunSpec, consumer: Consumer, subject: str) -> None:
-    """Refuse what *consumer* could only ignore; *subject* begins the sentence."""
+    """Reject options that *consumer* would ignore; *subject* begins the sentence."""
     for option in _options(~consumer):
         if (
             not option.metadata["consumers"] & consumer
@@ -374,9 +374,9 @@ def _parameter(name: str, annotation: object, default: object) -> inspect.Parame
 
 
 def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function of a ``spec`` and options of its own a command with the options of both.
+    """Turn a function of a ``spec`` and further options into a command.
 
-    Those of the spec stand in its place.
+    The options of the spec take the place of its ``spec`` parameter.
     """
 
     def of(work: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Strategies as Python names them, as keys of the configuration."""
+"""Converts the strategies of a Python call to configuration keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_SOURCE: Final = (
 
 
 def strategy_name(strategy: object) -> str | None:
-    """Return the name of a strategy that is no class; raise ``ConfigInvalid`` where it is none."""
+    """Return the name of a strategy given as text, or None; else raise ``ConfigInvalid``."""
     if strategy is None or isinstance(strategy, str):
         return strategy
     raise ConfigInvalid(
@@ -35,12 +35,12 @@ def strategy_name(strategy: object) -> str | None:
 
 
 def has_options(name: str) -> bool:
-    """Return whether the params of strategy *name* are keys of its options, not of the section."""
+    """Return whether the params of strategy *name* belong into its ``options`` table."""
     return ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
 
 
 def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) -> dict[str, Any]:
-    """Return the keys of ``[strategy]`` that mean *name* with *params* over the configured ones."""
+    """Return the keys of ``[strategy]`` for *name*, with *params* over the configured options."""
     if params is not None and not isinstance(params, Mapping):
         raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
     options = plain_values(dict(params or {}), "params")
@@ -55,9 +55,9 @@ def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) ->
 def named_strategies(
     strategies: Mapping[str, Mapping[str, Any]], stack: ExitStack
 ) -> tuple[dict[str, Any], tuple[type, ...]]:
-    """Return the section ``[strategies]`` that *strategies* mean, and the classes in it.
+    """Return *strategies* as the section ``[strategies]``, and the classes in it.
 
-    A ``name`` may be a class, which is known by its name until *stack* closes.
+    A ``name`` may be a class; its name resolves to it until *stack* closes.
     """
     if not isinstance(strategies, Mapping) or not all(
         isinstance(keys, Mapping) for label, keys in strategies.items() if label != "reset"
@@ -82,7 +82,7 @@ def named_strategies(
 
 
 def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
-    """Return *value* as it is stored, in JSON; *argument* names it in errors."""
+    """Return *value* in plain JSON types; *argument* names it in errors."""
 
     def from_numpy(other: object) -> object:
         is_number = getattr(other, "ndim", None) == 0
@@ -101,7 +101,7 @@ def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
 
 
 def process_warnings(classes: Sequence[type]) -> tuple[str, ...]:
-    """Return the run's warnings of *classes* that only this process knows."""
+    """Return warnings about *classes* that other processes cannot import."""
     return tuple(
         form.format(strategy.__name__)
         for strategy in classes

@@ -1,4 +1,4 @@
-"""The events of each source of data, as tracks that a feed merges by their times.
+"""The events of each source of data, as tracks that a feed merges by time.
 
 The rule of order books is docs/orderbook.md, D15.
 """
@@ -37,30 +37,30 @@ from tracepaper.strategies.units import interval_start, iso
 
 SECOND_MS: Final = 1_000
 BATCH_BARS: Final = 16_384
-"""BarSpan built at once: enough to be fast, few enough that a year stays small in memory."""
+"""Bars built at once: enough to be fast, few enough to save memory over a year."""
 
 
 class Track(NamedTuple):
-    """The events of one instrument: their times in feed order, and what yields them anew."""
+    """The events of one instrument: their times in feed order, and a function that yields them."""
 
     times: IntArray
     events: Callable[[], Iterator[Event]]
 
 
 class DataLookback(NamedTuple):
-    """How far back strategy and model look on what stands beside the bars."""
+    """How far back strategy and model read other data than bars."""
 
     frames: Mapping[int, int] = MappingProxyType({})  # by length in milliseconds: how many candles
     books: int = 0
-    levels: int = 0  # of a side of each book
+    levels: int = 0  # per side of each book
 
 
 @dataclass(frozen=True)
 class BarSpan:
-    """The bars of a run, between which the events of other sources come."""
+    """The bars of a run, and what placing the events of other sources between them needs."""
 
-    candles: tuple[Candles, ...]  # of the period with its warm-up, as the instruments count
-    whole: Mapping[str, Candles]  # by instrument: all that was given
+    candles: tuple[Candles, ...]  # of the period and its warm-up, in the instruments' scales
+    whole: Mapping[str, Candles]  # by instrument: all candles
     instruments: Mapping[str, Instrument]
     from_ms: int  # the start of the period
     lookback: DataLookback
@@ -79,20 +79,20 @@ def candle_tracks(_given: Sequence[Candles], bars: BarSpan) -> list[Track]:
 
 
 BEGUN: Final = "stopped"
-"""Why the first books of a feed go on from none."""
+"""The cause of the first books of a feed, which follow no others."""
 
 
 Number = TypeVar("Number", int, Integers)
 
 
 class Scale(NamedTuple):
-    """What numbers of one scale are multiplied by, or divided by, to be those of another."""
+    """The factor and divisor that convert integers between two scales."""
 
     times: int = 1
     over: int = 1
 
     def of(self, numbers: Number) -> Number:
-        """Return *numbers* in the other scale."""
+        """Return *numbers* converted."""
         return numbers * self.times // self.over
 
 
@@ -103,7 +103,7 @@ def _depths(
     price: Scale,
     size: Scale,
 ) -> Iterator[Depths]:
-    """Yield the books of each cut: its first, the one after its last, and the cause."""
+    """Yield the books of each cut, given as its first index, the index after its last, a cause."""
     header = source.header
     for start, stop, cause in cuts:
         read = source.part(start, stop).shallower(levels)
@@ -115,7 +115,7 @@ def _depths(
 
 
 def depth_tracks(given: Sequence[RecordedDepth], bars: BarSpan) -> list[Track]:
-    """Return the order books, those until a bar's close before that bar."""
+    """Return the order books; those until a bar's close precede that bar."""
     closes_ms = {part.instrument: part.closes_ms for part in bars.candles}
     interval_ms = bars.candles[0].interval_ms
     cut = [
@@ -139,18 +139,18 @@ def depth_track(
     interval_ms: int,
     lookback: DataLookback,
 ) -> Track:
-    """Cut the books of *recorded* at each of *closes_ms*; later ones are dropped.
+    """Cut the books of *recorded* at each of *closes_ms*; drop later ones.
 
-    It begins as many books before the first bar as *lookback* says. Each event has the time of its
-    newest book, and is read and packed when it is drawn.
+    It begins *lookback*.books before the first bar. An event has the time of its newest book, and
+    is read and packed when it is drawn.
 
-    Raises ``DataInvalid`` where the instrument cannot count its prices and sizes exactly.
+    Raises ``DataInvalid`` if the instrument cannot represent its prices and sizes exactly.
     """
     header, times = recorded.header, recorded.times
     begin_ms = int(closes_ms[0]) - interval_ms - lookback.books * header.every_ms
     begin = int(np.searchsorted(times, begin_ms, side="right"))
     stop = int(np.searchsorted(times, closes_ms[-1], side="right"))
-    of_bar = np.searchsorted(closes_ms, times[:stop])  # the bar before which each is handed on
+    of_bar = np.searchsorted(closes_ms, times[:stop])  # by book: the bar that it precedes
     bounds = {int(start) for start in recorded.starts if begin < start < stop}
     causes = dict(zip(recorded.starts.tolist(), recorded.causes, strict=True))
     bounds |= {cut for cut in (np.flatnonzero(np.diff(of_bar)) + 1).tolist() if cut > begin}
@@ -166,7 +166,7 @@ def depth_track(
 
 
 def depth_scales(recorded: RecordedDepth, instrument: Instrument) -> tuple[Scale, Scale]:
-    """Return how prices and sizes of *recorded* become those of *instrument*."""
+    """Return the conversions of prices and sizes of *recorded* to the scales of *instrument*."""
     of, units = recorded.header.instrument, recorded.units
     return (
         scale_of(units.price, of.price_decimals, instrument.price_decimals, "prices"),
@@ -175,7 +175,7 @@ def depth_scales(recorded: RecordedDepth, instrument: Instrument) -> tuple[Scale
 
 
 def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--depth") -> Scale:
-    """Return how multiples of *unit* of 10^-*decimals* become integers of 10^-*wanted*, exactly."""
+    """Return the exact conversion of multiples of *unit* in 10^-*decimals* to 10^-*wanted*."""
     if wanted >= decimals:
         return Scale(times=10 ** (wanted - decimals))
     coarser = 10 ** (decimals - wanted)
@@ -188,7 +188,7 @@ def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--
 
 
 def reject_named(option: str, named: Sequence[str], traded: Sequence[str]) -> None:
-    """Raise ``ConfigInvalid`` where files are of instruments that are not traded, or two of one."""
+    """Raise ``ConfigInvalid`` for a file of an untraded instrument, and for two files of one."""
     for key in named:
         if key not in traded:
             raise ConfigInvalid(
@@ -200,10 +200,10 @@ def reject_named(option: str, named: Sequence[str], traded: Sequence[str]) -> No
 
 
 def with_depth(market: MarketSection, books: Sequence[RecordedDepth]) -> MarketSection:
-    """Return *market* with levels and pace of *books* where it names none.
+    """Return *market*, with the levels and sampling interval of *books* unless it sets them.
 
-    Raises ``ConfigInvalid`` where a file has fewer levels, another pace or another symbol than
-    it names, or where two files are of one symbol.
+    Raises ``ConfigInvalid`` if a file has fewer levels, another interval or an untraded symbol, or
+    if two files have one symbol.
     """
     traded = [f"{market.category}:{symbol}" for symbol in market.symbols]
     reject_named("--depth", [recorded.header.instrument.id for recorded in books], traded)
@@ -224,7 +224,7 @@ def with_depth(market: MarketSection, books: Sequence[RecordedDepth]) -> MarketS
 
 
 def _bars(candles: Candles) -> Iterator[Event]:
-    """Return the bars, made in batches, each hole as a Gap before the bar that shows it."""
+    """Return the bars, built in batches, with a ``Gap`` before the bar after each hole."""
     holes = dict(zip((after for _, after in candles.gaps), candles.gaps, strict=True))
     starts = range(0, len(candles), BATCH_BARS)
     batches = (candles[at : at + BATCH_BARS].bars() for at in starts)
@@ -234,7 +234,7 @@ def _bars(candles: Candles) -> Iterator[Event]:
 
 
 def _with_gaps(bars: Iterable[Bar], holes: Mapping[int, Span]) -> Iterator[Event]:
-    """Yield *bars*; *holes* are by the open time of the bar after them."""
+    """Yield *bars* and gaps; *holes* are keyed by the open time of the bar after them."""
     for bar in bars:
         if hole := holes.get(bar.open_time_ms):
             at = bar.market_ms
@@ -245,7 +245,7 @@ def _with_gaps(bars: Iterable[Bar], holes: Mapping[int, Span]) -> Iterator[Event
 def _settlements(
     settled: FundingRates, missing: Mapping[int, int], times_ms: IntArray
 ) -> Iterator[Event]:
-    """Yield the settlements, and a gap where one was due and is not in the file."""
+    """Yield the settlements, and a gap for each that the file lacks."""
     rates = dict(zip(settled.time_ms.tolist(), settled.rate.tolist(), strict=True))
     for at in times_ms.tolist():
         if at in rates:
@@ -255,7 +255,7 @@ def _settlements(
 
 
 def aligned(candles: Candles, instruments: Mapping[str, Instrument]) -> Candles:
-    """Return *candles* at the decimals of their instrument."""
+    """Return *candles* in the decimals of their instrument."""
     instrument = instruments.get(candles.instrument)
     if instrument is None:
         raise DataInvalid(
@@ -277,9 +277,9 @@ def aligned(candles: Candles, instruments: Mapping[str, Instrument]) -> Candles:
 
 
 def frame_tracks(given: Sequence[Candles], bars: BarSpan) -> list[Track]:
-    """Return the candles of higher timeframes that the instrument's own bars do not reach.
+    """Return the candles of higher timeframes from before the instrument's own bars.
 
-    They come before the bars: what closed with a bar is known when it is decided.
+    A candle precedes the bars that close with it, since their decisions may read it.
     """
     first_ms = {part.instrument: int(part.open_time_ms[0]) for part in bars.candles}
     tracks: list[Track] = []
@@ -300,10 +300,10 @@ def frame_tracks(given: Sequence[Candles], bars: BarSpan) -> list[Track]:
 
 
 def reject_contradiction(higher: Candles, bars: Candles) -> None:
-    """Refuse candles of a higher timeframe that contradict *bars*, of which they are made."""
+    """Reject candles of a higher timeframe that contradict the *bars* within them."""
     first_ms = interval_start(int(bars.open_time_ms[0]), higher.interval_ms)
     if bars.until_ms - first_ms < 2 * higher.interval_ms:
-        return  # no candle of the frame is whole for certain
+        return  # it may contain no complete candle of the frame
     resampled = bars.resampled(higher.interval_ms)
     _, rows, sum_rows = np.intersect1d(
         higher.open_time_ms, resampled.open_time_ms, return_indices=True
@@ -319,7 +319,7 @@ def reject_contradiction(higher: Candles, bars: Candles) -> None:
 
 
 def funding_tracks(given: Sequence[FundingRates], bars: BarSpan) -> list[Track]:
-    """Return the settlements that fall into the period, per instrument."""
+    """Return the settlements within the period, per instrument."""
     tracks: list[Track] = []
     for part in bars.candles:
         for rates in given:
@@ -337,11 +337,11 @@ def funding_tracks(given: Sequence[FundingRates], bars: BarSpan) -> list[Track]:
 
 
 def _after_the_bar(times_ms: IntArray, opens: IntArray, closes: IntArray) -> IntArray:
-    """Return *times_ms*, of those inside a bar the close of that bar.
+    """Return *times_ms*, with a time inside a bar replaced by the bar's close.
 
-    A bar fills orders at its open once it is closed. What is dated inside it must find the position
-    that these fills made, so it comes after the bar. Exchanges stamp a settlement some milliseconds
-    late: the second counts.
+    A closed bar fills orders at its open. A settlement inside the bar is due on the position after
+    these fills, so it follows the bar. Exchanges stamp settlements some milliseconds late, so a
+    time within a second of the open counts as the open.
     """
     at = np.searchsorted(opens, times_ms, side="right") - 1
     is_inside = (at >= 0) & (times_ms >= opens[at] + SECOND_MS) & (times_ms < closes[at])

@@ -1,4 +1,4 @@
-"""Choices of ``market.universe`` from candles: what tickers would have said at each stated time.
+"""Choices of ``market.universe`` from candles, at each time of the rule.
 
 The rules are docs/universe.md, V15 and V16.
 """
@@ -20,7 +20,7 @@ from tracepaper.strategies.types.market import Instrument, UniverseChange
 from tracepaper.strategies.units import DAY_MS
 
 SHOWN: Final = 5
-"""Symbols that a sentence names of a long list."""
+"""How many symbols of a long list a sentence names."""
 
 
 def choices(
@@ -31,10 +31,10 @@ def choices(
     start_ms: int,
     names: Collection[str] | None = None,
 ) -> list[UniverseChange]:
-    """Return the choice at *start_ms*, and at each of the rule's times up to the last candle.
+    """Return the choice at *start_ms*, and at each time of the rule up to the last candle.
 
-    Each is made from candles that had closed by then: those of the 24 hours before it. A symbol is
-    as old as its first candle.
+    A choice uses the candles that closed in the 24 hours before it. A symbol's age counts from its
+    first candle.
     """
     _, until_ms = data.bounds
     changes = []
@@ -49,7 +49,7 @@ def choices(
 def list_warnings(
     rule: UniverseRule | None, names: Collection[str] | None, instruments: Sequence[Instrument]
 ) -> Iterator[str]:
-    """Yield that the *names* of the rule's list leave nothing of the run to choose from."""
+    """Yield a warning if the *names* of the rule's list contain no symbol of the run."""
     symbols = [item.symbol for item in instruments]
     if rule is not None and names is not None and not set(names) & set(symbols):
         yield (
@@ -60,7 +60,7 @@ def list_warnings(
 
 
 def _listed(data: MarketData, at_ms: int) -> Iterator[TradedSymbol]:
-    """Yield each symbol as its ticker of *at_ms*; one without a candle in that day is left out."""
+    """Yield the ticker of each symbol at *at_ms*; leave out those without a candle in 24 hours."""
     for part in data.candles:
         closes_ms = part.closes_ms
         first, last = np.searchsorted(closes_ms, (at_ms - DAY_MS, at_ms), side="right").tolist()
@@ -78,9 +78,9 @@ def _listed(data: MarketData, at_ms: int) -> Iterator[TradedSymbol]:
 
 
 def _turnover(part: Candles, day: slice) -> Decimal:
-    """Return the turnover of *day*; volume times close where the source names none."""
+    """Return the turnover of *day*; volume times close if the source has none."""
     if part.turnover is not None:
-        total = sum(part.turnover[day].tolist())  # 64 bits may be too few for a day's
+        total = sum(part.turnover[day].tolist())  # a day may exceed 64 bits
         return Decimal(total).scaleb(-part.turnover_decimals)
     pairs = zip(part.volume[day].tolist(), part.close[day].tolist(), strict=True)
     total = sum(volume * close for volume, close in pairs)
