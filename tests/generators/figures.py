@@ -226,7 +226,7 @@ def page() -> str:
         "| figure | command | measured | target | | date | machine |\n|---|---|---|---|---|---|---|"
     )
     table = "\n".join((head, *rows))
-    work = "## Open work\n\nTargets that the table misses, and what to try next:\n\n" + "\n".join(
+    work = "## Open work\n\nMissed targets of the table, and what to try next:\n\n" + "\n".join(
         missed
     )
     return f"{before}{table}\n\n{work.removesuffix(';')}.{between}{after}"

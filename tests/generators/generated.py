@@ -164,7 +164,7 @@ def _gate_row(gate: Gate) -> str:
     elif isinstance(threshold, StrategyWarmup):
         key = "the strategy's warm-up"
     elif gate.is_switch:
-        sign = "yes"
+        sign = "yes" if gate.at_least else "no"
     else:
         sign = f"{sign} {threshold:g}"
     return f"| `{gate.name}` | {gate.kind} | {gate.words} | {gate.unit} | {sign} | {key} |"
