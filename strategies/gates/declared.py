@@ -264,7 +264,7 @@ def direction(inputs: GateInputs) -> float | None:
     needs={"dropout_spread", "stdev_return"},
 )
 def dropout_spread(inputs: GateInputs) -> float | None:
-    """Spread of the mean return over dropout passes, in stdev_return, at gate.horizon."""
+    """Spread of the mean return over dropout passes, in units of stdev_return, at gate.horizon."""
     forecast = inputs.forecast
     spread = None if forecast is None else forecast.dropout_spread(inputs.horizon_index)
     if forecast is None or spread is None:
