@@ -34,13 +34,13 @@ from tracepaper.strategies.units import MONEY_SCALE
 
 @gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0)
 def operator(inputs: GateInputs) -> float | None:
-    """Whether the operator lets it run: no after HALT and FLATTEN, yes after RESUME."""
+    """Whether the operator allows trading: no after HALT or FLATTEN, yes after RESUME."""
     return 1.0 if inputs.running else 0.0
 
 
 @gate(GateKind.INTEGRITY, "bars", at_least=StrategyWarmup(), is_capped=True)
 def warm(inputs: GateInputs) -> float | None:
-    """Bars known, counted up to the strategy's warm-up."""
+    """Known bars, counted up to the strategy's warm-up."""
     return float(inputs.bars)
 
 
@@ -77,7 +77,7 @@ def gap(inputs: GateInputs) -> float | None:
     ),
 )
 def plausible(inputs: GateInputs) -> float | None:
-    """Distance of the close from the last one, in median true ranges of the last 60 bars."""
+    """Distance between this close and the last, in median true ranges of the last 60 bars."""
     return inputs.plausible
 
 
@@ -94,13 +94,13 @@ def plausible(inputs: GateInputs) -> float | None:
     of_quotes=True,
 )
 def stale(inputs: GateInputs) -> float | None:
-    """Age of the newest quote at the decision; declared only where execution is by quotes."""
+    """Age of the newest quote at the decision; declared only if quotes fill orders."""
     return None if inputs.quote_age_ms is None else float(inputs.quote_age_ms)
 
 
 @gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, is_timing=True, of_quotes=True)
 def tradable(inputs: GateInputs) -> float | None:
-    """Whether the exchange lets the symbol trade; declared only where execution is by quotes."""
+    """Whether the symbol trades at the exchange; declared only if quotes fill orders."""
     return 1.0 if inputs.is_tradable else 0.0
 
 
@@ -139,7 +139,7 @@ def _confidence_key(measure: str) -> ThresholdKey:
     chosen_by=ENTROPY,
 )
 def confidence(inputs: GateInputs) -> float | None:
-    """1 less the mean normalised entropy of the attention of the decided row."""
+    """1 less the mean normalised attention entropy of the decided row."""
     return None if inputs.explanation is None else inputs.explanation.confidence
 
 
@@ -167,7 +167,7 @@ def confidence_calibrated(inputs: GateInputs) -> float | None:
     chosen_by=MARGIN,
 )
 def confidence_margin(inputs: GateInputs) -> float | None:
-    """Distance of the two directions' probabilities over their sum, at gate.horizon."""
+    """Difference of both directions' probabilities ÷ their sum, at gate.horizon."""
     return None if inputs.forecast is None else margin(inputs.forecast, inputs.horizon_index)
 
 
@@ -185,7 +185,7 @@ def confidence_margin(inputs: GateInputs) -> float | None:
     needs={"confidence", "content_free"},
 )
 def collapsed(inputs: GateInputs) -> float | None:
-    """Confidence less what mask and encoding alone give."""
+    """Confidence less the confidence of mask and encoding alone."""
     explanation = inputs.explanation
     if explanation is None or explanation.confidence is None or explanation.content_free is None:
         return None
@@ -207,7 +207,7 @@ def collapsed(inputs: GateInputs) -> float | None:
     needs={"shift"},
 )
 def shifted(inputs: GateInputs) -> float | None:
-    """Jensen-Shannon distance of this bar's rollout from the last bar's, both by age."""
+    """Jensen-Shannon distance between the rollouts of this bar and of the last, by age."""
     return None if inputs.explanation is None else inputs.explanation.shift
 
 
@@ -243,7 +243,7 @@ def learned_regime(inputs: GateInputs) -> float | None:
     needs={"probabilities"},
 )
 def direction(inputs: GateInputs) -> float | None:
-    """Probability of the likelier direction over that of both, at gate.horizon."""
+    """Probability of the likelier direction ÷ that of both, at gate.horizon."""
     if (forecast := inputs.forecast) is None:
         return None
     up, down = forecast.p_up[inputs.horizon_index], forecast.p_down[inputs.horizon_index]
@@ -264,7 +264,7 @@ def direction(inputs: GateInputs) -> float | None:
     needs={"dropout_spread", "stdev_return"},
 )
 def dropout_spread(inputs: GateInputs) -> float | None:
-    """Deviation of the mean return over passes with dropout, over stdev_return, at gate.horizon."""
+    """Spread of the mean return over dropout passes, in units of stdev_return, at gate.horizon."""
     forecast = inputs.forecast
     spread = None if forecast is None else forecast.dropout_spread(inputs.horizon_index)
     if forecast is None or spread is None:
@@ -286,7 +286,7 @@ def dropout_spread(inputs: GateInputs) -> float | None:
     needs={"mean_return"},
 )
 def edge(inputs: GateInputs) -> float | None:
-    """Calibrated mean return at gate.horizon, without its sign, in round-trip costs."""
+    """Absolute calibrated mean return at gate.horizon, in round-trip costs."""
     if inputs.forecast is None or inputs.round_trip_cost <= 0:
         return None
     # Raw means are too sure: the slope fitted on the calibration slice shrinks them, and never
@@ -306,7 +306,7 @@ def edge(inputs: GateInputs) -> float | None:
     ),
 )
 def risk_notional(inputs: GateInputs) -> float | None:
-    """Notional of the target; 0 where it lowers the exposure, as for every limit."""
+    """Notional of the target; 0 if it lowers the exposure, as for every limit."""
     return inputs.notional / MONEY_SCALE
 
 
@@ -336,7 +336,7 @@ def risk_drawdown(inputs: GateInputs) -> float | None:
     ),
 )
 def risk_daily_loss(inputs: GateInputs) -> float | None:
-    """Loss since the first bar of the day: of UTC, or the session with a calendar."""
+    """Loss since the first bar of the UTC day, or of the session with a calendar."""
     return inputs.daily_loss
 
 
@@ -351,7 +351,7 @@ def risk_daily_loss(inputs: GateInputs) -> float | None:
     ),
 )
 def risk_daily_trades(inputs: GateInputs) -> float | None:
-    """Trades of the day, or the session, the one being judged among them."""
+    """Trades of the day or session, including the judged one."""
     return float(inputs.daily_trades)
 
 
@@ -363,7 +363,7 @@ def risk_daily_trades(inputs: GateInputs) -> float | None:
     is_lasting=True,
 )
 def risk_halt(inputs: GateInputs) -> float | None:
-    """Whether drawdown or daily loss went beyond its limit since the operator last said RESUME."""
+    """Whether drawdown or daily loss exceeded its limit since the operator's last RESUME."""
     return 1.0 if inputs.is_breached else 0.0
 
 
@@ -378,7 +378,7 @@ def risk_halt(inputs: GateInputs) -> float | None:
     ),
 )
 def risk_exposure(inputs: GateInputs) -> float | None:
-    """Notional of the target and of all other positions, without their signs."""
+    """Notional of the target and of all other positions, without signs."""
     return inputs.gross / MONEY_SCALE
 
 
@@ -393,7 +393,7 @@ def risk_exposure(inputs: GateInputs) -> float | None:
     ),
 )
 def risk_leverage(inputs: GateInputs) -> float | None:
-    """Notional of the target and of all other positions over equity; none without equity."""
+    """Notional of the target and of all other positions ÷ equity; none without equity."""
     return inputs.gross / inputs.equity if inputs.equity > 0 else None
 
 
@@ -409,7 +409,7 @@ def risk_leverage(inputs: GateInputs) -> float | None:
     is_capped=True,
 )
 def risk_cooldown(inputs: GateInputs) -> float | None:
-    """Bars since a stop of this symbol was filled, counted up to the limit."""
+    """Bars since the last fill of a stop of this symbol, counted up to the limit."""
     return float(inputs.since_stop)
 
 
@@ -424,7 +424,7 @@ def risk_cooldown(inputs: GateInputs) -> float | None:
     ),
 )
 def risk_losing_streak(inputs: GateInputs) -> float | None:
-    """Positions closed with a loss after costs in a row in the day, the next one counted."""
+    """Losing positions in a row in the day, after costs, and one more for the next."""
     return float(inputs.losing_streak + 1)
 
 
@@ -439,7 +439,7 @@ def risk_losing_streak(inputs: GateInputs) -> float | None:
     ),
 )
 def risk_hourly_orders(inputs: GateInputs) -> float | None:
-    """Orders of the clock hour, the one being judged among them."""
+    """Orders of the clock hour, including the judged one."""
     return float(inputs.hourly_orders)
 
 
@@ -455,7 +455,7 @@ def risk_hourly_orders(inputs: GateInputs) -> float | None:
     of_quotes=True,
 )
 def risk_spread(inputs: GateInputs) -> float | None:
-    """Ask less bid of the newest quote over their middle."""
+    """Ask less bid of the newest quote ÷ their middle."""
     return inputs.spread_bp
 
 
@@ -488,7 +488,7 @@ def risk_volatility(inputs: GateInputs) -> float | None:
     needs={"tails"},
 )
 def risk_tail(inputs: GateInputs) -> float | None:
-    """Mean loss of the target in its worst 2.5 % of cases over gate.horizon, fees apart."""
+    """Mean loss of the target in its worst 2.5 % of cases over gate.horizon, without fees."""
     if inputs.forecast is None:
         return None
     loss = inputs.forecast.expected_shortfall(inputs.horizon_index, is_short=inputs.is_short)
@@ -508,7 +508,7 @@ def risk_tail(inputs: GateInputs) -> float | None:
     needs={"tails"},
 )
 def risk_tail_share(inputs: GateInputs) -> float | None:
-    """Mean loss of the target in its worst 2.5 % of cases, over equity; none without equity."""
+    """Mean loss of the target in its worst 2.5 % of cases ÷ equity; none without equity."""
     loss = risk_tail.measure(inputs)
     return None if loss is None or inputs.equity <= 0 else loss * MONEY_SCALE / inputs.equity
 
@@ -527,7 +527,7 @@ def risk_tail_share(inputs: GateInputs) -> float | None:
     needs={"drawdown"},
 )
 def risk_expected_drawdown(inputs: GateInputs) -> float | None:
-    """Median loss of the target on the way over gate.horizon, over equity; none without it."""
+    """Median of the target's largest loss within gate.horizon ÷ equity; none without equity."""
     if inputs.forecast is None or inputs.equity <= 0:
         return None
     fall = inputs.forecast.expected_drawdown(inputs.horizon_index, is_short=inputs.is_short)
@@ -536,5 +536,5 @@ def risk_expected_drawdown(inputs: GateInputs) -> float | None:
 
 @gate(GateKind.RISK, YES_OR_NO, at_most=0.0, only_with=(UNIVERSE,))
 def risk_universe(inputs: GateInputs) -> float | None:
-    """Whether the symbol was not chosen into market.universe."""
+    """Whether market.universe has not chosen the symbol."""
     return 1.0 if inputs.is_outside else 0.0

@@ -35,6 +35,7 @@ BESIDE: Final = "an explanation beside the flash forward"
 LAYER: Final = "one captured layer beside its attention"
 LLAMA: Final = "a Llama of 4 layers, 2,048 tokens"
 STREAM: Final = "the default network as a stream"
+LENGTHS: Final = "1,024 to 16,384 bars"
 
 
 @dataclass(frozen=True)
@@ -74,49 +75,49 @@ def of_pages(key: str) -> Callable[[Any], list[float]]:
 
 DECISION: Final = "one decision ÷ flash"
 OVERHEAD: Final = (
-    "only fewer layers' rows would help: 33 of a forward's 64 multiply-adds a pair are needed"
+    "read the rows of fewer layers: a row needs 33 of the forward's 64 multiply-adds per pair"
 )
 FIGURES: Final = (
     Figure(
-        "closing frames to checked bars, a CPU second", INGEST,
+        "closing frames turned into checked bars, per CPU second", INGEST,
         lambda document: document["frames_per_cpu_s"]["open"], 600_000, form=",.0f", at_least=True,
-        next="each frame is checked against what it can be; parse fewer of its fields",
+        next="parse fewer fields of a frame; today all are parsed and checked",
     ),
     Figure(
-        "replayed bars without a model, a CPU second", REPLAY,
+        "replayed bars without a model, per CPU second", REPLAY,
         lambda document: document["bars_per_cpu_s"], 50_000, form=",.0f", at_least=True,
     ),
     Figure(
-        "a replayed bar, times a plain loop without engine or log", REPLAY,
+        "time of a replayed bar ÷ that of a plain loop without engine or log", REPLAY,
         lambda document: document["times_plain_loop"], 5, form=".1f",
-        next="insertion of its row is a quarter, building it another, the stretch a third",
+        next="inserting the row is a quarter, building it another, the engine a third",
     ),
     Figure(
-        "a bar of two symbols that close together, the same", REPLAY,
+        "the same ratio for a bar of two symbols that close together", REPLAY,
         lambda document: document["times_plain_loop"] * document["two_symbols_times_one"] / 2,
-        8, form=".1f", next="the event row of a complete close could be derived",
+        8, form=".1f", next="derive the event row of a complete close instead of storing it",
     ),
     Figure(
-        "bars of a strategy with history, a stop and notes, a CPU second", REPLAY,
+        "replayed bars of a strategy with history, stop and notes, per CPU second", REPLAY,
         lambda document: document["history_stop_notes_bars_per_cpu_s"], 25_000, form=",.0f",
-        at_least=True, next="a bar with notes is a step of its own; stretches over notes",
+        at_least=True,
     ),
     Figure(
-        "two strategies on one account, times one", REPLAY,
+        "time of two strategies on one account ÷ that of one strategy", REPLAY,
         lambda document: document["two_strategies_times_one"], 1.6,
     ),
     Figure(
-        "a bar of a trial in memory", REPLAY,
+        "time of a bar in a run that is not stored", REPLAY,
         lambda document: document["trial_in_memory_cpu_us_per_bar"], 5, "µs", ".1f",
-        next="the bars of stretches are arrays; what is left are the engine and the steps that act",
+        next="the engine and the steps that trade take the time; stretches are arrays already",
     ),
     Figure(
-        "a step of `audit verify`", REPLAY,
+        "time of a step in `audit verify`", REPLAY,
         lambda document: document["audit_verify_cpu_us_per_step"], 3, "µs", ".1f",
         next="reading the 21 columns of a step takes 2.7 µs; store fewer",
     ),
     Figure(
-        "record without a model, bytes a bar", REPLAY,
+        "record without a model, bytes per bar", REPLAY,
         lambda document: document["database_bytes_per_bar"], 110, form=".0f",
     ),
     Figure(
@@ -125,54 +126,54 @@ FIGURES: Final = (
         "MB", ".0f",
     ),
     Figure(
-        "an explained bar of the default model, times its network's own scan", MODEL,
+        "time of an explained bar of the default model ÷ that of its network's scan", MODEL,
         lambda document: document["bar_to_network_alone"], 1.6, form=".1f",
-        next="the row model, the engine and the shadow account exceed it alone",
+        next="row model, engine and shadow account alone exceed the target",
     ),
     Figure(
-        "the log of an explained bar", MODEL,
+        "time to store an explained bar", MODEL,
         lambda document: document["log_cpu_us_per_bar"], 15, "µs", ".0f",
-        next="take explained bars as columns, as quiet stretches are",
+        next="store explained bars by column, as stretches are",
     ),
     Figure(
-        "record with the default model, bytes a bar", MODEL,
+        "record with the default model, bytes per bar", MODEL,
         lambda document: document["database_bytes_per_bar"], 940, form=",.0f",
-        next="a row repeats what did not change",
+        next="store only the values of a row that changed",
     ),
     Figure(
-        "a bar of `informer-1m`, explained and stored", INFORMER,
-        lambda document: document["bar_cpu_ms"], 4, "ms", next="its network is .9 of it",
+        "time of a bar of `informer-1m`, explained and stored", INFORMER,
+        lambda document: document["bar_cpu_ms"], 4, "ms", next="the network takes 90 % of the time",
     ),
     Figure(
-        "a live step without a model, p50 beyond a bare commit, wall", BARE,
+        "median wall time of a live step without a model, less a bare commit", BARE,
         lambda document: document["without_model_beyond_bare_commit_p50"], 0.4, "ms",
-        next="the quote before the bar is a step of the same commit",
+        next="leave the quote's step out of the bar's commit",
     ),
     Figure(
-        "a live step with the default model, p50, wall", LIVE,
+        "median wall time of a live step with the default model", LIVE,
         lambda document: document["with_model_ms"]["p50"], 5, "ms",
     ),
     Figure(
-        "200 symbols that close at once, to the last commit, with the default model, p50, wall",
+        "median wall time from the close of 200 symbols to the last commit, default model",
         CLOSES, lambda document: document["with_model_ms"]["p50"], 400, "ms", ".1f",
     ),
     *(
         Figure(
-            f"explanation of one decision over a flash forward, {shown}, by length", ATTENTION,
-            masked(mask, DECISION), 0.35, next=OVERHEAD,
+            f"time to explain one decision ÷ that of flash attention, {shown} mask, {LENGTHS}",
+            ATTENTION, masked(mask, DECISION), 0.35, next=OVERHEAD,
         )
         for mask, shown in (("causal", "causal"), ("window", "window"), ("full", "full"))
     ),
     Figure(
-        "the same without compiled loops, causal", ATTENTION,
-        masked("causal", "without loops ÷ flash"), 0.6, next="as with loops",
+        f"the same without compiled loops, causal mask, {LENGTHS}", ATTENTION,
+        masked("causal", "without loops ÷ flash"), 0.6, next="as with compiled loops",
     ),
     Figure(
-        "every bar explained in one pass over the forward, causal", ATTENTION,
-        masked("causal", "every bar ÷ flash"), 0.3, next="as of one decision",
+        "time to explain every bar at once ÷ that of flash attention, causal, 1,024 to 8,192 bars",
+        ATTENTION, masked("causal", "every bar ÷ flash"), 0.3, next="as for one decision",
     ),
     Figure(
-        "whole rows of a captured layer over torch's attention, and the entropy of all rows",
+        "times of weights and of entropies from a captured layer ÷ that of PyTorch's attention",
         ATTENTION,
         lambda document: (
             document[LAYER][0]["whole rows ÷ sdpa"],
@@ -180,23 +181,23 @@ FIGURES: Final = (
         ), 1,
     ),
     Figure(
-        "capture and rollout of a Llama over its forward (transformers' matrices 1.1 to 1.2)",
+        "time of a Llama's forward with rollout ÷ without (with stored matrices: 1.1 to 1.2)",
         ATTENTION, llama("capture"), 1.7,
     ),
     Figure(
-        "the default network's streaming scan, explained, over a batched forward", ATTENTION,
+        "time of the default network's explained stream ÷ that of a batched forward", ATTENTION,
         lambda document: document[STREAM][0]["÷ a batched forward"], 1.3,
-        next="the ring is copied at each chunk",
+        next="do not copy the ring buffer at each chunk",
     ),
     Figure(
-        "a live step of attention, explained", ATTENTION,
+        "time of a live attention step, explained", ATTENTION,
         lambda document: document[STREAM][0]["live step ms"], 0.8, "ms",
-        next="half of it starts torch's operators",
+        next="half of the time goes into starting PyTorch's operators",
     ),
     Figure(
-        "explanation of one decision over a flash forward on a GPU, causal, 4,096 bars, wall", CUDA,
-        masked("causal", DECISION), 0.35,
-        next="72 kernels are started from Python; a captured graph would start them at once",
+        "wall time to explain one decision ÷ that of flash attention on a GPU, causal, 4,096 bars",
+        CUDA, masked("causal", DECISION), 0.35,
+        next="start the 72 kernels by one captured CUDA graph; today Python starts each",
     ),
     Figure(
         "a what-if over a month of minutes, the whole command, CPU time", YEAR,
@@ -248,12 +249,12 @@ def page() -> str:
             f" {'' if met else 'missed'} | {result['date']} | {result['machine']} |"
         )
         if not met:
-            missed.append(f"- {each.name}: {each.next or 'no cause is known'};")
+            missed.append(f"- {each.name}: {each.next or 'the cause is not known'};")
     head = (
         "| figure | command | measured | target | | date | machine |\n|---|---|---|---|---|---|---|"
     )
     table = "\n".join((head, *rows))
-    work = "## Open work\n\nTargets that the table misses, and what to try next:\n\n" + "\n".join(
+    work = "## Open work\n\nMissed targets of the table, and what to try next:\n\n" + "\n".join(
         missed
     )
     return f"{before}{table}\n\n{work.removesuffix(';')}.{between}{after}"

@@ -164,7 +164,7 @@ def _gate_row(gate: Gate) -> str:
     elif isinstance(threshold, StrategyWarmup):
         key = "the strategy's warm-up"
     elif gate.is_switch:
-        sign = "yes"
+        sign = "yes" if gate.at_least else "no"
     else:
         sign = f"{sign} {threshold:g}"
     return f"| `{gate.name}` | {gate.kind} | {gate.words} | {gate.unit} | {sign} | {key} |"
@@ -245,12 +245,12 @@ def decisions_log_index() -> str:
     parts = [
         "# Decisions",
         (
-            "Why tracepaper is as it is: one page a decision, with its context and consequence. "
-            "`docs/` says what the product does, ARCHITECTURE.md how the code is divided."
+            "Each page gives one decision, its context and its consequence. `docs/` says what the "
+            "product does, ARCHITECTURE.md how the code is divided."
         ),
         (
-            "A new decision is a new file, in the form of the others. One that no longer holds is "
-            "rewritten or removed; git keeps it. `make golden` writes this page."
+            "Write a new decision as a new file in the same form. Rewrite or remove a decision "
+            "that no longer applies; git keeps its history. `make golden` writes this page."
         ),
     ]
     for subject, lines in rows.items():
