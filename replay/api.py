@@ -400,7 +400,7 @@ class Backtest:
     # ------------------------------------------------------------ its life
 
     def close(self) -> None:
-        """Remove the run where it has no database of its own; nothing more can be read then."""
+        """Remove the run if it has no database; nothing can be read afterwards."""
         if self._remove is not None:
             self._remove()
 

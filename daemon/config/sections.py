@@ -120,8 +120,9 @@ class StrategySection(Section):
     trend_windows: Annotated[tuple[str, ...] | None, BeforeValidator(several)] = Field(
         default=None, examples=[TREND_WINDOWS]
     )
-    """1 to 8 times; trend compares the last closed hour with the mean over each. Absent: those
-    shown, which a replay or sweep halves until the longest fits twice into its candles."""
+    """Windows of trend, 1 to 8 times: it compares the last close with the mean over each. If
+    absent, those shown; a replay or sweep halves them until the longest fits twice into its
+    candles."""
     trend_volatility: Annotated[Exact, Field(gt=0, le=10)] = Decimal("0.4")
     """Annual volatility of a full position of trend: its size is this ÷ expected volatility, at
     most 1."""

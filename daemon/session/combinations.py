@@ -54,7 +54,7 @@ class Trait(StrEnum):
     EXPLANATION = "`[model.explanation]`"
     READS_BOOKS = "a checkpoint that reads order books"
     READS_OTHER = "a checkpoint that reads another symbol"
-    READS_CLOSES = "a checkpoint that answers for all symbols of a close"
+    READS_CLOSES = "a checkpoint that forecasts all symbols of a close together"
 
 
 class Combination(NamedTuple):
@@ -128,16 +128,16 @@ BARS_ALONE + READS_OTHER
     The checkpoint reads another symbol's bar of the same close, and market.gather_ms = 0 decides
     each bar alone; set it above 0.
 CALENDAR + READS_CLOSES
-    A checkpoint that answers for all symbols of a close does not support calendars; take
+    A checkpoint that forecasts all symbols of a close together does not support calendars; take
     market.calendar out.
 BACKEND + READS_CLOSES
-    A checkpoint that answers for all symbols of a close runs on the CPU with the default
+    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
     explanation; take model.backend out.
 DEVICE + READS_CLOSES
-    A checkpoint that answers for all symbols of a close runs on the CPU with the default
+    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
     explanation; take model.device out.
 EXPLANATION + READS_CLOSES
-    A checkpoint that answers for all symbols of a close runs on the CPU with the default
+    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
     explanation; take model.explanation out.
 """
 """The traits of each row, and below them its sentence; the first that applies is reported."""

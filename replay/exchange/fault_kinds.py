@@ -488,21 +488,27 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     ),
     "ahead_candle": FaultKind(
         "frame",
-        "a closed candle dated ms ahead is sent before a candle frame (ms)",
+        "a closed candle that is dated ms ahead is sent before a candle frame (ms)",
         _date_ahead,
         aim=CANDLES,
     ),
     "ahead_book": FaultKind(
         "frame",
-        "a book of twice the price dated ms ahead is sent before a book (ms)",
+        "a book with twice the price, dated ms ahead, is sent before a book (ms)",
         _date_ahead,
         aim=BOOKS,
     ),
     "ahead_ticker": FaultKind(
-        "frame", "a ticker dated ms ahead is sent before a ticker (ms)", _date_ahead, aim=TICKERS
+        "frame",
+        "a ticker that is dated ms ahead is sent before a ticker (ms)",
+        _date_ahead,
+        aim=TICKERS,
     ),
     "ahead_trade": FaultKind(
-        "frame", "trades dated ms ahead are sent before trades (ms)", _date_ahead, aim=TRADES
+        "frame",
+        "trades that are dated ms ahead are sent before trades (ms)",
+        _date_ahead,
+        aim=TRADES,
     ),
     "foreign_frame": FaultKind(
         "frame",

@@ -506,8 +506,8 @@ def _holding_columns(
     """
     prefix = "h.account_" if whose == "account's" else "h."
     sums = (
-        ("realized_pnl", f"{prefix}realized_pnl", "profit of what was closed, before fees"),
-        ("unrealized_pnl", unrealized, "profit of what is open, at the mark"),
+        ("realized_pnl", f"{prefix}realized_pnl", "realised profit, before fees"),
+        ("unrealized_pnl", unrealized, "unrealised profit, at the mark"),
         ("fees_paid", f"{prefix}fees_paid", "fees"),
         ("funding_paid", f"{prefix}funding_paid", "funding, positive if paid"),
     )
