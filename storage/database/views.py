@@ -295,7 +295,7 @@ V_GATES: Final = View(
     "the verdict of one gate on a decision",
     (
         *of_step("s"),
-        ordinal("g", "place of the gate; the first that fails is the refusal's"),
+        ordinal("g", "place of the gate; `refused_by` is the first that fails"),
         *shown("g", "gate_sets", "gate"),
         ViewColumn("measure", measured(), "null if it could not be computed", "REAL"),
         *shown("g", "gate_sets", "threshold"),
