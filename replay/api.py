@@ -89,24 +89,24 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     frames: Library | None = None,
     progress: bool | None = None,
 ) -> Backtest:
-    """Run *strategy* over *data* through the daemon's own engine; return the run.
+    """Run *strategy* over *data* with the daemon's engine; return the run.
 
-    *strategy* is a built-in name, ``module:Class``, a class, or None for the configuration's own.
-    *data* is a path or ``SYMBOL=PATH``, a frame of polars or pandas or a dictionary of columns,
-    a dictionary of any of these by symbol, or a list of them. *params* are keys of ``[strategy]``
-    for a built-in name, and the options of a class. *strategies* are several on one account, by
-    their names: the keys of each ``[strategies.NAME]``, whose ``name`` may be a class; *strategy*
-    is None then. *config* is a TOML file or a dictionary of sections, ``{"sizing": {"mode":
-    "fixed", "quantity": "0.1"}}``; without it the working folder's ``tracepaper.toml`` counts, as
-    on the command line. *db* is where the run is kept; None is a file that lives as long as the
-    result. *start* (included) and *end* (excluded) bound the
-    period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
-    *actions* of splits and dividends, *frame_data* candles of higher timeframes that begin before
-    the data. *columns* name a field's column, ``{"close": "Price"}``, or leave it out,
-    ``{"turnover": None}``, in both. *depth* are files of order books that ``tracepaper data
-    record`` wrote, *events* those with all that happened to them. *frames* are ``polars``,
-    ``pandas`` or ``numpy``; by default those of *data*, else polars where it is installed. In a
-    notebook a bar shows how far it is, unless *progress* is False.
+    *strategy* is a built-in name, ``module:Class``, a class, or None for the configuration's.
+    *data* is a path or ``SYMBOL=PATH``, a frame of polars or pandas or a dictionary of columns, a
+    dictionary of any of these by symbol, or a list of them. *params* are keys of ``[strategy]`` for
+    a built-in name, and the options of a class. *strategies* are several on one account: by name,
+    the keys of each ``[strategies.NAME]``; its ``name`` may be a class, and *strategy* is None.
+    *config* is a TOML file or a dictionary of sections, ``{"sizing": {"mode": "fixed", "quantity":
+    "0.1"}}``; without it ``tracepaper.toml`` of the working folder is used, as on the command line.
+    *db* is the database that stores the run; with None the run is removed with the result. *start*
+    (included) and *end* (excluded) bound the period: ISO text, UTC milliseconds, or a date.
+    *funding* are files of settled rates, *actions* of splits and dividends, *frame_data* candles of
+    higher timeframes that begin before the data. *columns* name a field's column, ``{"close":
+    "Price"}``, or leave it out, ``{"turnover": None}``, in *data* and *frame_data*. *depth* are
+    files of order books that ``tracepaper data record`` wrote, *events* its files of order-book
+    events. *frames* is ``polars``, ``pandas`` or ``numpy``: the library of the run's frames; by
+    default that of *data*, else polars if it is installed. A notebook shows a progress bar unless
+    *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
@@ -140,8 +140,8 @@ def backtest(  # noqa: PLR0913 - the options of a replay
 class Backtest:
     """A finished run: its figures, frames, report, explanations and checks.
 
-    Frames are read when they are first asked for, and kept. A run without a database of its own
-    is removed with :meth:`close`, at the end of ``with``, or when nothing refers to it any more.
+    Frames are read on first use, and kept. A run without a database is removed by :meth:`close`, at
+    the end of ``with``, or when nothing refers to it any more.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Backtest:
 
     @property
     def frames(self) -> RunFrames[Any]:
-        """Every frame of the record (gates, explanations, bars, shadows, ...), as ``open_run``."""
+        """Every frame of the record (gates, explanations, bars, shadows, ...)."""
         self._require_open()
         return open_run(self.run_id, self.database, frames=self._library)
 
@@ -200,7 +200,7 @@ class Backtest:
 
     @cached_property
     def decisions(self) -> Frame:
-        """A row a closed bar: action, verdict, reason, hashes."""
+        """One row per closed bar: action, verdict, reason, forecast."""
         return self.frames.decisions()
 
     @cached_property
@@ -210,14 +210,14 @@ class Backtest:
 
     @cached_property
     def orders(self) -> Frame:
-        """The orders as they stood last."""
+        """The orders in their last state."""
         return self.frames.orders()
 
     @cached_property
     def trades(self) -> Frame:
         """The closed trades: entry, exit, profit after costs, reasons.
 
-        None over a split that was not adjusted: its profit is of other shares.
+        Trades over an unadjusted split are left out, because their profit is wrong.
         """
         return self.frames.trades()
 
@@ -232,7 +232,7 @@ class Backtest:
     def stats(self) -> pd.Series:
         """``summary`` as a pandas Series, named after the run's strategy.
 
-        Raises ``ConfigInvalid`` where pandas is missing.
+        Raises ``ConfigInvalid`` if pandas is missing.
         """
         try:
             import pandas as pd
@@ -259,11 +259,11 @@ class Backtest:
         chart: str | Path | None = None,
         last: int = BARS_DRAWN,
     ) -> Text:
-        """Return the report: ``document`` as ``tracepaper report --json``, printed as its text.
+        """Return the report as text; its ``document`` is that of ``tracepaper report --json``.
 
-        With *html* the page is written there as well; with *chart*, a .png or .svg, the price of
-        the newest *last* bars with its trades, as by ``--chart FILE --last N``. Raises
-        ``ConfigInvalid`` where either cannot be written, ``DataInvalid`` without two bars to draw.
+        *html* also writes the page to that file; *chart*, a .png or .svg, draws the price of the
+        newest *last* bars with the trades. Raises ``ConfigInvalid`` if a file cannot be written,
+        ``DataInvalid`` without two bars to draw.
         """
         from tracepaper.replay.document.pictures import write_picture
         from tracepaper.replay.report.charts import check, picture_chart
@@ -285,10 +285,10 @@ class Backtest:
         return Text(text_of(lambda console: show_report(console, built)), as_document(built))
 
     def plot(self, *, last: int = BARS_DRAWN) -> Picture:
-        """Draw the price of the newest *last* bars with its trades and what the strategy noted.
+        """Draw the price of the newest *last* bars with the trades and the strategy's notes.
 
-        A notebook shows the picture; ``figure`` is matplotlib's, and ``save(path)`` writes it.
-        Raises ``ConfigInvalid`` without matplotlib, ``DataInvalid`` without two bars to draw.
+        A notebook shows the picture; ``figure`` is the matplotlib figure, and ``save(path)`` writes
+        it. Raises ``ConfigInvalid`` without matplotlib, ``DataInvalid`` without two bars to draw.
         """
         from tracepaper.replay.document.pictures import figure_of
         from tracepaper.replay.report.charts import check_bars, picture_chart
@@ -303,10 +303,10 @@ class Backtest:
         )
 
     def show(self, *, full: bool = False) -> RunPage:
-        """Show the run's page: the page of ``tracepaper ui`` with the run inside, in a notebook.
+        """Show the run's page, that of ``tracepaper ui``, in a notebook.
 
-        ``write(path)`` writes it, as ``tracepaper report --html`` does. *full* holds every decision
-        whole.
+        ``write(path)`` writes it, as ``tracepaper report --html`` does. *full* includes every
+        decision in full.
         """
         from tracepaper.replay.page.export import run_page, write_page
 
@@ -318,8 +318,8 @@ class Backtest:
     def explain(self, sequence: int = -1) -> Text:
         """Explain one decision; *sequence* is its column in ``decisions``.
 
-        A negative one counts from the last decision back: -1 is the last. Raises ``DataInvalid``
-        where there is no such decision.
+        A negative one counts back from the end: -1 is the last decision. Raises ``DataInvalid`` if
+        there is no such decision.
         """
         from tracepaper.replay.document.terminal import show
         from tracepaper.replay.explain.decision_document import read_decision
@@ -345,10 +345,10 @@ class Backtest:
         return int(sequences[index])
 
     def verify(self, *, sample: int | None = None) -> Verification:
-        """Derive the run again from what it stored and compare every value, as ``verify`` does.
+        """Derive the run again from its record and compare every value: ``tracepaper verify``.
 
-        ``Verification.passes`` says whether all agree; *sample* compares that many steps at the
-        end.
+        ``Verification.passes`` says whether all agree; with *sample* only so many last steps are
+        compared.
         """
         from tracepaper.replay.checks.verify import verify_run
 
@@ -363,12 +363,12 @@ class Backtest:
         drop_gates: Sequence[str] = (),
         start: str | float | date | None = None,
     ) -> Text:
-        """Run it again from its record with the keys of *changes*, and compare every decision.
+        """Run it again from its record with the keys of *changes*; compare every decision.
 
-        *changes* are sections as in ``backtest``'s *config*, *drop_gates* gates that are left out,
-        and from *start* on it begins with another account. Forecasts are the stored ones. The
-        ``document`` is that of ``tracepaper whatif --json``. Raises ``ConfigInvalid`` for keys that
-        decide what the run was fed, ``DataInvalid`` where the record lacks what a change needs.
+        *changes* are sections as in ``backtest``'s *config*, *drop_gates* gates to leave out; with
+        *start* it begins there with a new account. Forecasts are the stored ones. ``document`` is
+        that of ``tracepaper whatif --json``. Raises ``ConfigInvalid`` for keys that determine the
+        input of the run, ``DataInvalid`` if the record lacks what a change needs.
         """
         from tracepaper.replay.checks.changed_run import changed_run
         from tracepaper.replay.checks.what_if import as_json, what_if, what_if_document
@@ -400,7 +400,7 @@ class Backtest:
     # ------------------------------------------------------------ its life
 
     def close(self) -> None:
-        """Remove the run where it has no database of its own; nothing more can be read then."""
+        """Remove the run if it has no database; nothing can be read afterwards."""
         if self._remove is not None:
             self._remove()
 

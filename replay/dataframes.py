@@ -41,14 +41,14 @@ Build = Callable[[dict[str, tuple[Kind, list[Any]]]], Frame]
 
 
 class NumpyFrame(dict[str, Any]):
-    """Columns of one length as numpy arrays by their names: a frame without a library of frames.
+    """Columns of one length as numpy arrays by name: a frame without polars or pandas.
 
-    What may be missing is NaN among numbers, NaT among moments and None among texts.
+    A missing number is NaN, a missing time NaT, a missing text None.
     """
 
     @property
     def height(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(next(iter(self.values()), ()))
 
     def __repr__(self) -> str:
@@ -56,10 +56,10 @@ class NumpyFrame(dict[str, Any]):
 
 
 class RunFrames(Generic[Frame]):
-    """One run of one database; every method reads anew and leaves nothing open.
+    """One run of one database; every method reads again and leaves nothing open.
 
-    ``first`` and ``last`` bound the sequences that are read, both included: a long run has 70
-    explanations and a dozen gates a bar, so ask for a part of it.
+    ``first`` and ``last`` bound the sequences that are read, both included. Each bar has a dozen
+    gates and 70 explanation rows, so read only a part of a long run.
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class RunFrames(Generic[Frame]):
             return RunViews(reader.connection, self.run_id).run()
 
     def decisions(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return a row a closed bar: action, verdict, forecast at the gate's horizon, hashes."""
+        """Return one row per closed bar: action, verdict, forecast at the gates' horizon."""
         return self._frame("v_decisions", first, last)
 
     def gates(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return a row a gate and decision: measure, threshold, passed."""
+        """Return one row per gate and decision: measure, threshold, passed."""
         return self._frame("v_gates", first, last)
 
     def explanations(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return a row a 64-bar block and decision: the share of attention that flowed there."""
+        """Return one row per decision and 64-bar block: the block's share of attention."""
         return self._frame("v_explanations", first, last)
 
     def notes(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return a row a number or text that the strategy noted at a decision."""
+        """Return one row for each number or text that the strategy noted at a decision."""
         return self._frame("v_notes", first, last)
 
     def strategy_decisions(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return a row a strategy and closed bar, where several strategies share the account."""
+        """Return one row per strategy and closed bar, if several strategies share the account."""
         return self._frame("v_strategy_decisions", first, last)
 
     def bars(self, *, first: int | None = None, last: int | None = None) -> Frame:
@@ -104,7 +104,7 @@ class RunFrames(Generic[Frame]):
         return self._frame("v_bars", first, last)
 
     def orders(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return the run's orders as they stood last."""
+        """Return the run's orders in their last state."""
         return self._frame("v_orders", first, last)
 
     def fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
@@ -116,7 +116,7 @@ class RunFrames(Generic[Frame]):
         return self._frame("v_trades", first, last)
 
     def positions(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return the position of an instrument after each step that named it."""
+        """Return the position of each instrument after each of its steps."""
         return self._frame("v_positions", first, last)
 
     def equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
@@ -148,22 +148,22 @@ class RunFrames(Generic[Frame]):
         return self._frame("v_events", first, last)
 
     def commands(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return the operator's commands, and who gave each."""
+        """Return the operator's commands, with who gave each."""
         return self._frame("v_commands", first, last)
 
     def checks(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return the comparisons of the run with its replay; no part of the chain."""
+        """Return the comparisons of the run with its replay, which are not part of the chain."""
         return self._frame("v_checks", first, last)
 
     def shortfall(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """Return each decision as paper and as the account filled it (``v_shortfall``)."""
+        """Return the paper fills and the account's fills of each decision (``v_shortfall``)."""
         return self._frame("v_shortfall", first, last)
 
     def report(self, table: str = "accounts") -> Frame:
         """Return a table of the run's report, such as ``refusals``, ``drawdowns`` or ``costs``.
 
-        Its columns have the keys of ``tracepaper report --json``; an estimate ``x`` has its
-        standard error beside it as ``x_error``.
+        Its columns have the keys of ``tracepaper report --json``; ``x_error`` is the standard error
+        of an estimate ``x``.
         """
         from tracepaper.replay.report.figures import tables
         from tracepaper.replay.report.report import build_report
@@ -175,11 +175,11 @@ class RunFrames(Generic[Frame]):
         return self._build(_report_columns(report_tables[table]))
 
     def importance(self, every: str = "1d", *, of: str = "bars", samples: int = 0) -> Frame:
-        """Return the importance of bars or features over the run's time, a row a span of *every*.
+        """Return the importance of bars or features over the run, one row per span of *every*.
 
-        ``of="bars"`` has the shares of the rollout by age, as stored; ``of="features"`` asks the
-        model again at *samples* decisions of each span. A share ``x`` has its standard deviation
-        over the decisions beside it as ``x_error``.
+        ``of="bars"`` has the stored shares of the rollout by age; ``of="features"`` runs the model
+        again at *samples* decisions of each span. ``x_error`` is the standard deviation of a share
+        ``x`` over the decisions.
         """
         from tracepaper.replay.explain.importance import read_importance
 
@@ -264,11 +264,11 @@ def open_run(
     frames: Library = "polars",
     exact: bool = False,
 ) -> RunFrames[Any]:
-    """Open a run to ask it for frames: an id, a unique prefix, ``last``, or ``FILE#RUN``.
+    """Open a run, to read frames of it: an id, a unique prefix, ``last``, or ``FILE#RUN``.
 
-    With *exact* a frame has the exact text ``x_text`` of each number ``x`` beside it.
-    Without *database* or ``FILE#`` the configuration's database is meant. Raises ``DataInvalid``
-    where there is no such run, and ``ConfigInvalid`` where the library of *frames* is missing.
+    With *exact* a frame also has the exact text ``x_text`` of each number ``x``. Without *database*
+    or ``FILE#`` it is a run of the configured database. Raises ``DataInvalid`` if there is no such
+    run, and ``ConfigInvalid`` if the library *frames* is missing.
     """
     if frames not in _LIBRARIES:
         raise ConfigInvalid(f"There are no {frames} frames; write polars, pandas or numpy.")

@@ -31,7 +31,7 @@ class TracepaperError(Exception):
 
 
 class Recoverable(TracepaperError):
-    """The world failed for now: reconnect, back off, and try again."""
+    """A temporary failure: reconnect, back off, and try again."""
 
 
 class FeedLost(Recoverable):
@@ -47,11 +47,11 @@ class ServerLost(Recoverable):
 
 
 class MessageMalformed(Recoverable):
-    """Bytes that are not what the exchange documents; counted, never traded on."""
+    """A message that does not follow the exchange's documentation; counted, never traded on."""
 
 
 class FrameImpossible(MessageMalformed):
-    """A frame that is well formed and cannot be true; *kind* names its fault in counters."""
+    """A well-formed frame that cannot be true; *kind* names the fault in counters."""
 
     def __init__(self, kind: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -63,31 +63,31 @@ class Fatal(TracepaperError):
 
 
 class ConfigInvalid(Fatal):
-    """Wrong usage or configuration; the command line answers with exit code 2."""
+    """Wrong usage or configuration; the command line exits with code 2."""
 
 
 class DataInvalid(Fatal):
-    """A file or a stored row that cannot be believed."""
+    """Invalid data in a file or a stored row."""
 
 
 class AuditUnwritable(Fatal):
-    """The log cannot take the next step, so nothing more may be traded."""
+    """The record cannot store the next step, so trading must stop."""
 
 
 class CheckpointMismatch(Fatal):
-    """Weights that are not the ones their card names."""
+    """Weights or a card that do not belong together."""
 
 
 class StrategyFailed(Fatal):
-    """A user's own strategy raised, or answered what is no signal."""
+    """A user's strategy raised, or returned something that is not a signal."""
 
 
 class AttentionInvalid(Fatal):
-    """A tensor, a mask or a backend that attention cannot take."""
+    """A tensor, mask or backend that attention does not support."""
 
 
 class InvariantBroken(Fatal):
-    """A belief of ours is false: a bug."""
+    """An internal assumption is false: a bug."""
 
 
 def shown(value: object) -> str:

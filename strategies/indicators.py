@@ -98,7 +98,7 @@ def sma(values: Floats, period: int = 30) -> Floats:
 
 
 def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
-    """Return the mean that weighs each value 1 - 2 / (period + 1) times the next one.
+    """Return the exponential mean: each value weighs 1 - 2 / (period + 1) times the next one.
 
     It begins with the plain mean of *period* values: the first of the array, or of each *window*.
     """
@@ -106,34 +106,34 @@ def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Float
 
 
 def wma(values: Floats, period: int = 30) -> Floats:
-    """Return the mean that weighs the newest of *period* values most, the oldest once."""
+    """Return the mean with linear weights: *period* for the newest value, 1 for the oldest."""
     return padded(weighted_sums(values, rising_weights(period)), values.size)
 
 
 def rma(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
-    """Return Wilder's mean: each value weighs 1 - 1 / period times the next (not in TA-Lib)."""
+    """Return Wilder's mean: each value weighs 1 - 1 / period times the next one (not in TA-Lib)."""
     return padded(smoothed(values, period, 1 / period, window), values.size)
 
 
 def dema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
-    """Return ``ema`` twice less the ``ema`` of it; with *window* of 2 x window - 1 rows."""
+    """Return 2 x ``ema`` - ``ema`` of ``ema``; with *window* it depends on 2 x window - 1 rows."""
     once, twice = _repeated(values, period, 2, window)
     return padded(2 * once - twice, values.size)
 
 
 def tema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
-    """Return 3 x ``ema`` - 3 x the ``ema`` of it + that of this; of 3 x window - 2 rows."""
+    """Return 3 x ``ema`` - 3 x ``ema`` of it + ``ema`` of that; *window*: 3 x window - 2 rows."""
     once, twice, thrice = _repeated(values, period, 3, window)
     return padded(3 * once - 3 * twice + thrice, values.size)
 
 
 def trix(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
-    """Return the change in per cent of an ``ema`` smoothed three times; of 3 x window - 1 rows."""
+    """Return the change in per cent of a triple ``ema``; with *window*: of 3 x window - 1 rows."""
     return roc(padded(_repeated(values, period, 3, window)[2], values.size), 1)
 
 
 def hma(values: Floats, period: int = 16) -> Floats:
-    """Return Hull's mean, ``wma`` of twice that of half the period less that (not in TA-Lib)."""
+    """Return Hull's mean: ``wma`` of (2 x ``wma`` of half the period - ``wma``) (not in TA-Lib)."""
     whole = weighted_sums(values, rising_weights(period))
     half = weighted_sums(values, rising_weights(max(period // 2, 1)))
     ahead = 2 * half[half.size - whole.size :] - whole
@@ -148,7 +148,7 @@ def macd(
     *,
     window: int | None = None,
 ) -> tuple[Floats, Floats, Floats]:
-    """Return fast less slow ``ema``, the ``ema`` of that, and their difference.
+    """Return fast ``ema`` - slow ``ema``, the ``ema`` of that, and their difference.
 
     With *window* the second and third depend on the last 2 x window - 1 rows.
     """
@@ -165,7 +165,7 @@ def macd(
 
 
 def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 30) -> Floats:
-    """Return the mean typical price of the last *period* bars, weighed by volume (not in TA-Lib).
+    """Return the mean typical price of the last *period* bars, weighted by volume (not in TA-Lib).
 
     NaN where nothing was traded.
     """
@@ -174,7 +174,7 @@ def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int =
 
 
 def vwma(values: Floats, volume: Floats, period: int = 20) -> Floats:
-    """Return the mean of *period* values, weighed by volume; NaN without any (not in TA-Lib)."""
+    """Return the mean of *period* values, weighted by volume; NaN if it is 0 (not in TA-Lib)."""
     money = windows(values * volume, period).sum(axis=1)
     return padded(ratio(money, windows(volume, period).sum(axis=1), np.nan), values.size)
 
@@ -183,7 +183,7 @@ def vwma(values: Floats, volume: Floats, period: int = 20) -> Floats:
 
 
 def crossover(values: Floats, other: Floats | float) -> Flags:
-    """Return where *values* are above *other* and were not in the row before; False at a NaN."""
+    """Return True where *values* rise above *other* from at or below it; False at a NaN."""
     level = np.broadcast_to(other, values.shape)
     crossed = np.zeros(values.shape, np.bool_)
     crossed[1:] = (values[1:] > level[1:]) & (values[:-1] <= level[:-1])
@@ -191,7 +191,7 @@ def crossover(values: Floats, other: Floats | float) -> Flags:
 
 
 def crossunder(values: Floats, other: Floats | float) -> Flags:
-    """Return where *values* are below *other* and were not in the row before; False at a NaN."""
+    """Return True where *values* fall below *other* from at or above it; False at a NaN."""
     return crossover(-values, -np.asarray(other))
 
 
@@ -204,7 +204,7 @@ def stddev(values: Floats, period: int = 5, deviations: float = 1.0) -> Floats:
 
 
 def zscore(values: Floats, period: int = 30) -> Floats:
-    """Return how many of their deviations the value is above the mean of the last *period*.
+    """Return the distance from the mean of the last *period* values, in their standard deviations.
 
     NaN where they do not vary (not in TA-Lib).
     """
@@ -219,20 +219,20 @@ def zscore(values: Floats, period: int = 30) -> Floats:
 def bbands(
     values: Floats, period: int = 20, up: float = 2.0, down: float = 2.0
 ) -> tuple[Floats, Floats, Floats]:
-    """Return Bollinger's bands: upper, middle (``sma``) and lower."""
+    """Return Bollinger bands: upper, middle (``sma``) and lower."""
     middle, deviation = sma(values, period), stddev(values, period)
     return middle + up * deviation, middle, middle - down * deviation
 
 
 def trange(high: Floats, low: Floats, close: Floats) -> Floats:
-    """Return the true range: of the bar and the close before it."""
+    """Return the true range: that of the bar and the close before it."""
     return padded(true_ranges(high, low, close), close.size)
 
 
 def atr(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
-    """Return the mean true range, smoothed as Wilder does: by 1 / period."""
+    """Return the mean true range, smoothed by 1 / period (Wilder)."""
     ranges = true_ranges(high, low, close)
     of_ranges = None if window is None else window - 1
     return padded(smoothed(ranges, period, 1 / period, of_ranges), close.size)
@@ -270,7 +270,7 @@ def keltner(
     *,
     window: int | None = None,
 ) -> tuple[Floats, Floats, Floats]:
-    """Return the ``ema`` of the close and *multiple* ``ema`` of the true range above and below it.
+    """Return the ``ema`` of the close, and bands at *multiple* x ``ema`` of the true range.
 
     Upper, middle and lower, as Pine's ``ta.kc`` has them (not in TA-Lib).
     """
@@ -308,7 +308,7 @@ def supertrend(
     *,
     window: int | None = None,
 ) -> tuple[Floats, Floats]:
-    """Return the line that trails the price at *multiple* ``atr``, and its side (not in TA-Lib).
+    """Return the line that trails the price at *multiple* x ``atr``, and its side (not in TA-Lib).
 
     The side is 1 where the line is below the price, -1 above; it begins at -1, as in Pine.
     """
@@ -376,7 +376,7 @@ def sar(
 def heikin_ashi(
     open_: Floats, high: Floats, low: Floats, close: Floats, *, window: int | None = None
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return averaged candles: open, high, low and close (not in TA-Lib)."""
+    """Return averaged candles (Heikin-Ashi): open, high, low and close (not in TA-Lib)."""
     if window is not None:
         columns = _in_windows(heikin_ashi, (open_, high, low, close), window)
         return columns[0], columns[1], columns[2], columns[3]
@@ -405,13 +405,13 @@ def mom(values: Floats, period: int = 10) -> Floats:
 
 
 def roc(values: Floats, period: int = 10) -> Floats:
-    """Return the change over *period* rows in per cent; 0 where it began at 0."""
+    """Return the change over *period* rows in per cent; 0 if the first value is 0."""
     before = values[: -checked_period(period)]
     return padded(100 * ratio(values[period:] - before, before, 0.0), values.size)
 
 
 def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
-    """Return Wilder's strength: rises in per cent of all changes, both smoothed by 1 / period."""
+    """Return Wilder's relative strength: rises in % of all changes, smoothed by 1 / period."""
     changes = values[1:] - values[:-1]
     of_changes = None if window is None else window - 1
     net = smoothed(changes, period, 1 / period, of_changes)
@@ -422,21 +422,21 @@ def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Float
 def stoch(
     high: Floats, low: Floats, close: Floats, fastk: int = 5, slowk: int = 3, slowd: int = 3
 ) -> tuple[Floats, Floats]:
-    """Return where the close stands in the range of *fastk* bars, in per cent: slow K and D."""
+    """Return the close's position in the range of *fastk* bars, in per cent: slow K and D."""
     return _slowed(rolling_means(_places(high, low, close, fastk), slowk), slowd, close.size)
 
 
 def stochf(
     high: Floats, low: Floats, close: Floats, fastk: int = 5, fastd: int = 3
 ) -> tuple[Floats, Floats]:
-    """Return where the close stands in the range of *fastk* bars, in per cent: fast K and D."""
+    """Return the close's position in the range of *fastk* bars, in per cent: fast K and D."""
     return _slowed(_places(high, low, close, fastk), fastd, close.size)
 
 
 def stochrsi(
     values: Floats, period: int = 14, fastk: int = 5, fastd: int = 3, *, window: int | None = None
 ) -> tuple[Floats, Floats]:
-    """Return where ``rsi`` stands in the range of its last *fastk*, in per cent: fast K and D.
+    """Return the position of ``rsi`` in its range over *fastk* rows, in per cent: fast K and D.
 
     With *window* it depends on the last window + fastk + fastd - 2 rows.
     """
@@ -446,7 +446,7 @@ def stochrsi(
 
 
 def willr(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
-    """Return how far the close is below the high of *period* bars, in per cent of their range."""
+    """Return minus the close's distance from the high of *period* bars, in % of their range."""
     top, bottom = highest(high, period), lowest(low, period)
     return -100 * ratio(top - close, top - bottom, 0.0)
 
@@ -463,7 +463,7 @@ def cci(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
 def adx(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
-    """Return Wilder's directional index: how much of the movement goes one way, in per cent.
+    """Return Wilder's average directional index: how one-sided the movement is, in per cent.
 
     With *window* it depends on the last 2 x window - 1 rows.
     """
@@ -491,7 +491,7 @@ def minus_di(
 
 
 def aroon(high: Floats, low: Floats, period: int = 14) -> tuple[Floats, Floats]:
-    """Return how new the low, and the high, of the last *period* + 1 bars is: 100 is this bar."""
+    """Return how recent low and high of the last *period* + 1 bars are: 100 is this bar."""
     lows, highs = (windows(column, period + 1)[:, ::-1] for column in (low, high))
     ages = (lows.argmin(axis=1), highs.argmax(axis=1))
     down, up = (padded(100 * (period - age) / period, high.size) for age in ages)
@@ -502,7 +502,7 @@ def aroon(high: Floats, low: Floats, period: int = 14) -> tuple[Floats, Floats]:
 
 
 def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 14) -> Floats:
-    """Return the money flow of rises in per cent of all, over *period* changes.
+    """Return the money flow of rising bars in per cent of all, over *period* changes.
 
     0 where less than 1 was traded in all, as in TA-Lib.
     """
@@ -514,7 +514,7 @@ def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 
 
 
 def cmf(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 20) -> Floats:
-    """Return Chaikin's money flow: volume by the close's place in its range (not in TA-Lib).
+    """Return Chaikin's money flow: volume by the close's position in its range (not in TA-Lib).
 
     From -1 to 1; NaN where nothing was traded.
     """
@@ -524,7 +524,7 @@ def cmf(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 
 
 
 def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
-    """Return volume added where the close rose and taken off where it fell, from the first row on.
+    """Return on-balance volume: volume at rises minus volume at falls, summed from the first row.
 
     Its level means nothing, since it follows from where the array begins; its changes do. With
     *window* it is the sum over the changes of the last so many rows.
@@ -537,7 +537,7 @@ def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
 
 
 def linearreg(values: Floats, period: int = 14) -> Floats:
-    """Return the end of the straight line through the last *period* values (least squares)."""
+    """Return the last point of the least-squares line through *period* values."""
     return padded(weighted_sums(values, line_weights(period)), values.size)
 
 

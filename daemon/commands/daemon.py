@@ -67,7 +67,7 @@ def status(
 ) -> CommandAnswer:
     """Show the running daemon: health, account, and the last decision with its gates.
 
-    Exit code 1 where it is not ready.
+    Exit code 1 if it is not ready.
     """
     from rich.text import Text
 
@@ -143,7 +143,7 @@ def command(
         str,
         typer.Argument(
             metavar="HALT|RESUME|FLATTEN",
-            help="HALT holds everything, RESUME lifts it, FLATTEN halts and closes.",
+            help="HALT stops trading, RESUME allows it again, FLATTEN halts and closes positions.",
         ),
     ],
     *,
@@ -171,9 +171,9 @@ def _group() -> None:
 @notify_app.command("test")
 @answers
 def notify_test(config: ConfigOption = None, settings: SetOption = None) -> CommandAnswer:
-    """Send one message to each of notify.addresses, and say which took it.
+    """Send one message to each of notify.addresses, and say which accepted it.
 
-    Exit code 1 where an address has not taken it.
+    Exit code 1 if an address has not accepted it.
     """
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.messenger import send_test
@@ -217,7 +217,7 @@ def init(
 
 
 ConfigArgument = Annotated[
-    Path | None, typer.Argument(metavar="FILE", help="The configuration, as by --config.")
+    Path | None, typer.Argument(metavar="FILE", help="The configuration, as with --config.")
 ]
 
 
@@ -236,7 +236,7 @@ def check(
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> CommandAnswer:
-    """Build all that a run is built of, without the network, and say whether it can start."""
+    """Build every part of a run, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
     from tracepaper.daemon.http.entrance import tokens_of
@@ -263,7 +263,7 @@ def show(
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> CommandAnswer:
-    """Print the configuration as it will be used, defaults and environment included."""
+    """Print the effective configuration, including defaults and environment."""
     from tracepaper.daemon.config.loading import load, render, with_settings
 
     loaded = load(with_settings(_one_of(file, config), settings))
@@ -278,10 +278,10 @@ def doctor(
     db: DatabaseOption = None,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Also ask the exchange, and the server of storage.ship_to."),
+        typer.Option("--online", help="Check also the exchange and the server of storage.ship_to."),
     ] = False,
 ) -> CommandAnswer:
-    """Check Python, packages, SQLite, disk, checkpoint and, with --online, what it talks to."""
+    """Check Python, packages, SQLite, disk, checkpoint and, with --online, its servers."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, ask_fleet, diagnose
     from tracepaper.daemon.session.shutdown import run_loop

@@ -53,20 +53,24 @@ def ship(
     *,
     to: ToOption = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Ship what is there and stop; else follow.")
+        bool,
+        typer.Option("--once", help="Ship what is there and stop; without it, keep following."),
     ] = False,
     new_id: Annotated[
         bool,
-        typer.Option("--new-id", help="First give the file another id: it is a copy that goes on."),
+        typer.Option(
+            "--new-id",
+            help="First give the file another id, if it is a copy that goes its own way.",
+        ),
     ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     service: Annotated[bool, typer.Option("--service", hidden=True)] = False,
 ) -> CommandAnswer | None:
-    """Copy committed steps into a fleet's PostgreSQL, each once and in order, beside a daemon.
+    """Copy committed steps into a fleet's PostgreSQL, once and in order, while a daemon runs.
 
-    The password comes from PGPASSWORD, a service file or .pgpass. Ctrl-C ends it; it goes on behind
-    the last step that arrived.
+    The password comes from PGPASSWORD, a service file or .pgpass. Ctrl-C ends it; the next start
+    continues after the last step that arrived.
     """
     from tracepaper.storage.fleet.follow import ship_once
     from tracepaper.storage.fleet.ship import database_id
@@ -247,18 +251,18 @@ def pull(
     ],
     db: Annotated[Path, typer.Option("--db", metavar="FILE", help="The new file.")],
     run: Annotated[
-        str, typer.Option("--run", metavar="RUN", help="One run alone: its id or a unique prefix.")
+        str, typer.Option("--run", metavar="RUN", help="Only this run: its id or a unique prefix.")
     ] = "",
     database: Annotated[
         str,
         typer.Option(
-            "--database", metavar="ID", help="Of several databases, the one with this id."
+            "--database", metavar="ID", help="The id of one database, if there are several."
         ),
     ] = "",
 ) -> CommandAnswer:
-    """Write a database of a fleet, or one run of it, into a new file, equal row by row.
+    """Write a database of a fleet, or one of its runs, into a new file, equal row by row.
 
-    Weights of models are not in it: lay the folder FILE.checkpoints of the machine beside it.
+    The file has no weights of models: copy the folder FILE.checkpoints of the machine next to it.
     """
     from tracepaper.storage.fleet.pull import pull as pull_database
 
@@ -284,7 +288,7 @@ def fleet(
 ) -> CommandAnswer:
     """Show every daemon and run of a fleet: health, lag, positions, equity, last decision, alarms.
 
-    Exit code 1 where one of them has an alarm.
+    Exit code 1 if there is an alarm.
     """
     from tracepaper.storage.fleet.overview import overview
 

@@ -35,7 +35,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="The configuration; by default a tracepaper.toml that is here.",
+        help="The configuration; by default tracepaper.toml in the working folder.",
     ),
 ]
 SetOption = Annotated[
@@ -51,9 +51,7 @@ HtmlOption = Annotated[
 ]
 ServiceOption = Annotated[
     bool,
-    typer.Option(
-        "--service", help="As the daemon starts it: low priority; ends when stdin closes."
-    ),
+    typer.Option("--service", help="Run as the daemon does: low priority; end when stdin closes."),
 ]
 JsonOption = Annotated[
     bool,

@@ -54,15 +54,17 @@ def verify(
     every: Annotated[bool, typer.Option("--all", help="Check every run of the database.")] = False,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="URL", help="Walk what a fleet's PostgreSQL holds instead."),
+        typer.Option(
+            "--from", metavar="URL", help="Check what a fleet's PostgreSQL holds instead."
+        ),
     ] = None,
     database: Annotated[
-        str, typer.Option(metavar="ID", help="With --from, of several databases the one meant.")
+        str, typer.Option(metavar="ID", help="With --from: the id of one database of the fleet.")
     ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
+    """Check the file and every link of a run's chain; exit 1 with the first that is wrong."""
     from tracepaper.storage.database.reader import resolve
 
     if every and (head is not None or run != "last"):
@@ -158,7 +160,7 @@ def _digest(text: str) -> bytes:
 def head(
     run: RunArgument = "last", *, db: DatabaseOption = None, config: ConfigOption = None
 ) -> CommandAnswer:
-    """Print the digest of a run's last commit, to be kept where nobody can rewrite it."""
+    """Print the digest of a run's last commit; keep it where nobody can rewrite it."""
     from tracepaper.storage.database.reader import Reader
 
     path, run_id = located(run, db, config)
@@ -188,7 +190,7 @@ def _listing(question: str, words: str) -> Callable[..., None]:
 
 
 for _name, _words in {
-    "decisions": "Show the newest decisions of a run, refusals too.",
+    "decisions": "Show the newest decisions of a run, including refusals.",
     "trades": "Show the newest fills of a run.",
     "equity": "Show position, cash and equity after the newest steps of a run.",
 }.items():
@@ -201,7 +203,7 @@ def sql(
     question: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in quotes.")],
     *,
     rows: Annotated[
-        int, typer.Option(min=1, max=100_000_000, metavar="N", help="The first N rows, no more.")
+        int, typer.Option(min=1, max=100_000_000, metavar="N", help="At most N rows.")
     ] = 100_000,
     seconds: Annotated[
         float, typer.Option(min=0.001, max=86_400, metavar="S", help="Give up after S seconds.")
@@ -209,7 +211,7 @@ def sql(
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
+    """Query the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) by SQL, read-only."""
     from tracepaper.storage.database.queries import ask_within
 
     path = database_path(db, config)
@@ -231,9 +233,9 @@ def export(
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Write every view of a run as Parquet by day, again as often as you like.
+    """Write every view of a run as Parquet by day; repeat it to add new rows.
 
-    A file that differs is replaced, whole.
+    Files that differ are replaced.
     """
     from tracepaper.storage.database.exports import chosen
     from tracepaper.storage.database.exports import export as write
@@ -305,7 +307,7 @@ db_app.command()(pull)
 @db_app.command()
 @answers
 def create(*, to: ToOption = None, config: ConfigOption = None) -> CommandAnswer:
-    """Make the tables and views of a fleet in PostgreSQL; make its views anew if it has tables."""
+    """Make a fleet's tables and views in PostgreSQL; if the tables exist, only its views."""
     from tracepaper.storage.fleet.server import shown
     from tracepaper.storage.fleet.tables import make_schema
 
@@ -329,7 +331,7 @@ def backup(
 ) -> CommandAnswer:
     """Copy the database consistently, also while a daemon writes it, and the models of its runs.
 
-    Checkpoints and covariates are copied beside FILE, as they lie beside the database.
+    Checkpoints and covariates are copied to folders next to FILE.
     """
     from tracepaper.storage.maintenance import backup as back_up
 
@@ -356,16 +358,15 @@ def prune(
     ] = None,
     hole: Annotated[
         bool,
-        typer.Option("--hole", help="Do not ship to storage.ship_to first; a hole is recorded."),
+        typer.Option("--hole", help="Do not ship to storage.ship_to first; record the hole."),
     ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
 
-    The bars stay that the first decision of those days looks back on, so that `verify` derives all
-    of them. Refused while a daemon has the database open. With storage.ship_to all is shipped
-    before.
+    The lookback of the first kept decision stays, so that `verify` can derive all kept days.
+    Refused while a daemon has the database open. With storage.ship_to everything is shipped first.
     """
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.commands.fleet import reject_unshipped, ship_before_prune

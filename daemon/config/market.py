@@ -78,15 +78,16 @@ class MarketSection(Section):
     """What is traded."""
 
     asset: Literal["crypto", "stock"] = "crypto"
-    """crypto of Bybit, live and in replay, or stock: shares, from candle files alone."""
+    """crypto: Bybit, live and in replay; stock: shares, from candle files only."""
     category: Literal["linear", "spot", "stock"] = "linear"
-    """Bybit product category; stock where asset is stock."""
+    """Bybit product category; stock if asset is stock."""
     calendar: str | None = Field(default=None, pattern=r"^[A-Za-z0-9/_-]{2,20}$", examples=["XNAS"])
-    """Exchange whose sessions are counted, by its ISO 10383 code; every interval if absent."""
+    """Exchange calendar by its ISO 10383 code: bars are those of its sessions; round the clock if
+    absent."""
     fractional: bool = False
-    """Whether a thousandth of a share can be held; else whole shares alone."""
+    """Whether shares can be held in thousandths; else only whole shares."""
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3,5}$")
-    """Quote currency of shares; that of crypto is part of its symbol."""
+    """Quote currency of shares; for crypto it is part of the symbol."""
     symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
     """Symbols of that category, up to 200; BTC/USDT and btcusdt are read as BTCUSDT."""
     interval: Annotated[
@@ -97,7 +98,7 @@ class MarketSection(Section):
     are for replays."""
     gather_ms: Annotated[int, Field(ge=0, le=10_000)] = 250
     """How long to wait (ms) for the other symbols' bars of the same close, so that they are
-    predicted and stored together; 0: do not wait."""
+    forecast and stored together; 0: do not wait."""
     universe: Annotated[UniverseRule | None, BeforeValidator(json_object)] = Field(
         default=None, examples=[{"top": 20, "candidates": 100, "at": ["00:05"]}]
     )
@@ -105,13 +106,13 @@ class MarketSection(Section):
     candidates, by, quote, file, min_turnover, min_age_days, min_volatility, max_volatility, at and
     on_leave; all of them if absent."""
     depth: Annotated[int, Field(ge=0, le=1_000)] = 0
-    """Levels a side of the order books that are stored, and seen by a strategy that reads them;
+    """Levels per side of the order books that are stored and given to a strategy that reads them;
     0: none."""
     depth_every_ms: Annotated[int, Field(ge=10, le=DAY_MS // 24)] = 1_000
-    """Milliseconds of market time from one such book to the next."""
+    """Milliseconds of market time between these books."""
     record_events: Path | None = Field(default=None, examples=["events"])
-    """Folder in which a daemon keeps every frame of the symbols' order books and trades, a file a
-    symbol; none if absent."""
+    """Folder in which a daemon keeps every frame of order books and trades, one file per symbol;
+    none if absent."""
 
     @property
     def closes_together(self) -> bool:

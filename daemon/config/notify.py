@@ -73,17 +73,17 @@ class NotifySection(Section):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     addresses: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
-    """Apprise addresses. A run stores its configuration, so one with a token or password stands
+    """Apprise addresses. A run stores its configuration, so one with a token or password is kept
     elsewhere: env:NAME names an environment variable, credential:NAME a file of
     $CREDENTIALS_DIRECTORY (systemd's LoadCredential). Plain ones of json, xml, form, mailto and
-    syslog without a user may stand here."""
+    syslog without a user may be written here."""
     kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(several)] = KINDS
-    """What is told: fills, stops (and targets, time limits, liquidations), limits (breached), halt
-    (and resume, flatten), feed (lost and back), late (decisions), parity, refusals, daily."""
+    """Kinds of messages: fills, stops (and targets, time limits, liquidations), limits (breached),
+    halt (and resume, flatten), feed (lost and back), late (decisions), parity, refusals, daily."""
     per_minute: int = Field(default=10, ge=1, le=600)
-    """Messages a minute; what comes faster waits, and goes together in one message."""
+    """Messages per minute; further ones wait and are sent together."""
     timeout_s: float = Field(default=20.0, gt=0, le=600)
-    """Wall seconds after which a message that an address has not taken is given up."""
+    """Wall seconds after which a message that an address has not accepted is dropped."""
     feed_lost_s: float = Field(default=120.0, gt=0, le=86_400)
     """Wall seconds without any data after which the feed counts as lost."""
     refusals_every: Duration = "4h"
@@ -91,7 +91,7 @@ class NotifySection(Section):
     daily_at: str = Field(default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
     """UTC time of day, such as 00:00, of the daily summary."""
     templates: Annotated[dict[str, str], BeforeValidator(json_object)] = Field(default_factory=dict)
-    """Other words for a kind: {fills = "{time} {symbol} {side} {quantity} at {price}"}."""
+    """Your own text for a kind: {fills = "{time} {symbol} {side} {quantity} at {price}"}."""
 
     @field_validator("addresses")
     @classmethod

@@ -69,7 +69,8 @@ class ExchangeSection(Section):
     decides = False
 
     rest_url: Annotated[str, address("http", "https")] = "https://api.bybit.com"
-    """Base address of the REST interface; regional hosts and `tracepaper exchange` differ."""
+    """Base address of the REST interface; regional hosts and `tracepaper exchange` have other
+    addresses."""
     stream_url: Annotated[str, address("ws", "wss")] = "wss://stream.bybit.com"
     """Base address of the websocket, to which /v5/public/CATEGORY is added."""
     time_scale: float = Field(default=1.0, gt=0, le=1_000_000)
@@ -77,13 +78,14 @@ class ExchangeSection(Section):
     final_after_ms: int = Field(default=2_000, ge=0, le=600_000)
     """Market milliseconds after its close from which a candle read by REST counts as closed."""
     grace_ms: int = Field(default=5_000, ge=0, le=DAY_MS)
-    """How long to wait (market ms) for a closing frame before REST is asked for the candle."""
+    """How long to wait (market ms) for a closing frame before the candle is requested by REST."""
     ahead_ms: int = Field(default=2_000, ge=100, le=600_000)
-    """Messages dated further ahead than this (ms of network time) are refused and move no clock."""
+    """Messages dated further ahead than this (ms of network time) are rejected and move no
+    clock."""
     certain_s: float = Field(default=30.0, ge=0, le=3_600)
-    """How long to ask (wall seconds) for a candle that REST lacks before giving it up."""
+    """How long (wall seconds) a candle that REST lacks is requested before it is given up."""
     ban_cooldown_s: float = Field(default=600.0, ge=0, le=86_400)
-    """Wall seconds without a request after the exchange has refused our address."""
+    """Wall seconds without a request after the exchange has banned the address."""
     data_watchdog_s: float = Field(default=30.0, gt=0, le=86_400)
     """Wall seconds without data after which a stream counts as dead."""
     ping_s: float = Field(default=20.0, gt=0, le=600)
@@ -95,48 +97,50 @@ class ExchangeSection(Section):
     connect_timeout_s: float = Field(default=10.0, gt=0, le=600)
     """Wall seconds before a connection attempt is given up."""
     backoff_max_s: float = Field(default=30.0, gt=0, le=3_600)
-    """The longest full-jitter wait, wall seconds, between two attempts."""
+    """Longest wait (wall seconds, full jitter) between two attempts."""
     trades: bool = False
-    """Also subscribe to public trades; they are counted and never decided on. On spot always: they
-    confirm a quote that jumps."""
+    """Also subscribe to public trades; they are counted, but no decision uses them. On spot they
+    are always on, to confirm a quote that jumps."""
 
 
 class StrategySection(Section):
     """The strategy that decides."""
 
     name: str = TREND
-    """trend (direction from closed hours; the model's volatility sizes it), attention (direction
-    from the model), crossasset or portfolio (all symbols of a close, by a checkpoint of that kind),
+    """trend (direction from closed hours, sized by volatility), attention (direction from the
+    model), crossasset or portfolio (all symbols of a close, by a checkpoint of that kind),
     orderbook (one symbol by its order books, by options.checkpoint), persistence, sma_cross, or a
     class of your own as module:Class."""
     fast: int = Field(default=20, ge=1, le=100_000)
     """Bars in the fast average of sma_cross."""
     slow: int = Field(default=100, ge=2, le=100_000)
-    """Bars in the slow average of sma_cross; no target before so many closes are known."""
+    """Bars in the slow average of sma_cross; it does not trade before so many closes are known."""
     long_only: bool = True
-    """sma_cross and trend go flat instead of short."""
+    """Whether sma_cross and trend go flat instead of short."""
     trend_windows: Annotated[tuple[str, ...] | None, BeforeValidator(several)] = Field(
         default=None, examples=[TREND_WINDOWS]
     )
-    """Times over which trend compares a closed hour with the mean, 1 to 8 of them: these if absent,
-    which a replay or sweep halves until the longest is at most half of its candles' span."""
+    """Windows of trend, 1 to 8 times: it compares the last close with the mean over each. If
+    absent, those shown; a replay or sweep halves them until the longest fits twice into its
+    candles."""
     trend_volatility: Annotated[Exact, Field(gt=0, le=10)] = Decimal("0.4")
-    """Annual volatility that trend gives a full position: its size is this over the expected
-    volatility, at most whole."""
+    """Annual volatility of a full position of trend: its size is this ÷ expected volatility, at
+    most 1."""
     trend_sized_by: Literal["auto", "forecast", "ewma", "constant"] = "ewma"
-    """What trend expects volatility by: ewma of closed hours, the model's forecast at gate.horizon,
-    auto (the forecast where a model gives one, else ewma), or constant: whole whatever it is."""
+    """Source of the expected volatility of trend: ewma of closed hours, the model's forecast at
+    gate.horizon, auto (the forecast if there is one, else ewma), or constant: always full size."""
     trend_risk_aversion: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(10)
-    """Relative risk aversion: the higher, the narrower the band in which trend does not trade."""
+    """Relative risk aversion of trend: the higher, the narrower its no-trade band."""
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
     """Passed to your own class unchanged. crossasset and portfolio: every, long_only, rule, shrink,
     bound, aversion and cost; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
     shadows: Annotated[tuple[ShadowName, ...], BeforeValidator(several)] = ()
-    """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold,
-    fixed_band, sized_by_forecast, full_size, uncorrelated, and no_GATE without that gate: no_edge,
-    no_regime, no_learned_regime, no_tail, no_tail_share, no_expected_drawdown and so on."""
+    """Shadow accounts in addition to those of the strategy: ungated, random_gate, buy_and_hold,
+    fixed_band, sized_by_forecast, full_size, uncorrelated, and no_GATE, which leaves that gate out:
+    no_edge, no_regime, no_learned_regime, no_tail, no_tail_share, no_expected_drawdown and so
+    on."""
 
     @property
     def windows(self) -> tuple[str, ...]:
@@ -195,32 +199,33 @@ class ModelSection(ModelClass):
     )
     """Passed to your own class unchanged."""
     files: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
-    """Files that your own class reads, relative to this file; their content is part of its id."""
+    """Files that your own class reads, relative to this file; their content is part of the model's
+    id."""
     checkpoint: str = Field(default="default", min_length=1)
     """default (flash-15m at 15 minutes, else flash-1m), another bundled one that `tracepaper
-    models` lists, a folder, or none: without."""
+    models` lists, a folder, or none."""
     deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
-    """Time limit of one forecast (wall ms); a later forecast is dropped and the bar is held."""
+    """Time limit of one forecast (wall ms); a later one is dropped, and the decision is HOLD."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     threads: int = Field(default=1, ge=1, le=256)
-    """Threads of the model; decisions are bit-equal only on an equal number."""
+    """Threads of the model; decisions are bit-equal only with the same number."""
     backend: str = Field(default="auto", pattern=r"^[a-z][a-z0-9_]*$")
     """auto, or one of the attention backends that `tracepaper doctor` lists."""
     covariates: str | None = Field(default=None, min_length=1, examples=["news.csv"])
-    """CSV or Parquet with the columns by time that a network was trained with (--covariates). The
+    """CSV or Parquet file of the covariates that the network was trained with (--covariates). The
     path is looked up beside this file, then in the working folder. A live run reads the file again
     as it grows."""
     dropout_passes: int = Field(default=0, ge=0, le=1_000)
-    """Passes with dropout at each bar, whose means' spread gate.max_dropout_spread judges (2 or
-    more, of a checkpoint trained with dropout); 0: none."""
+    """Passes with dropout at each bar (2 or more, for a checkpoint trained with dropout);
+    gate.max_dropout_spread judges the spread of their means; 0: none."""
     retrain: Duration | None = Field(default=None, examples=["7d"])
-    """Market time from one retraining in service to the next, by [retrain]; never if absent."""
+    """Market time from one retraining in service to the next (see [retrain]); never if absent."""
     explanation: Annotated[ExplanationSection, BeforeValidator(json_object)] = Field(
         default_factory=ExplanationSection
     )
-    """How every decision is explained in the record: method (rollout, norm, gradient, flow,
-    relevance), fusion (mean, max, min), residual, start_layer, discard, head_weights ("1,0,0,0").
+    """How the record explains each decision: method (rollout, norm, gradient, flow, relevance),
+    fusion (mean, max, min), residual, start_layer, discard, head_weights ("1,0,0,0").
     """
 
     @property
@@ -262,51 +267,52 @@ class ModelSection(ModelClass):
 
 
 class RetrainSection(Section):
-    """How a model is trained in service, where [model] retrain says when."""
+    """How a model is retrained in service; [model] retrain says how often."""
 
     decides = False
 
     at: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d$", examples=["03:30"])
-    """UTC time of day, such as 03:30, from which on a retraining that is due begins."""
+    """UTC time of day, such as 03:30, before which a due retraining does not begin."""
     recipe: str | None = Field(default=None, min_length=1, examples=["recipe.toml"])
-    """Recipe of `tracepaper train`; if absent the running model's own card."""
+    """Recipe of `tracepaper train`; the running model's card if absent."""
     data: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
-    """Archives or files of candles to learn from beside the database's own bars."""
+    """Candle files to train on in addition to the database's bars."""
     judge: Duration = "28d"
-    """The newest market time, which is kept untouched: both models are judged on it."""
+    """The newest market time, which is kept from the training: both models are judged on it."""
     min_days: int = Field(default=14, ge=2, le=3_650)
-    """Fewer judged days prove nothing: nothing is promoted, and no error is spent."""
+    """With fewer judged days nothing is promoted, and no error is spent."""
     min_bars: int = Field(default=20_000, ge=100, le=100_000_000)
-    """Bars of each symbol before the judged time; with fewer nothing is trained."""
+    """Bars of each symbol before the judged time; with fewer no model is trained."""
     alpha: Annotated[Exact, Field(gt=0, le=Decimal("0.5"))] = Decimal("0.05")
-    """Chance of ever promoting a model that is no better, over all judgements together."""
+    """Largest probability of ever promoting a model that is not better, over all judgements
+    together."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of the training process."""
     nice: int = Field(default=19, ge=0, le=19)
     """Niceness of that process; at 19 it runs only on an idle machine (SCHED_IDLE)."""
     time_limit: Duration = "6h"
-    """Wall time after which a training is stopped and counts as failed."""
+    """Wall time after which a training is stopped as failed."""
     memory_mb: int | None = Field(default=None, ge=256, le=4_000_000, examples=[1_500])
     """Memory limit of that process (MB); no limit if absent."""
     keep: int = Field(default=3, ge=0, le=1_000)
-    """Refused candidates that are kept; promoted ones are kept beside the database for ever."""
+    """How many refused candidates are kept; promoted ones are kept beside the database for ever."""
     folder: str | None = Field(default=None, min_length=1, examples=["/var/lib/tracepaper/retrain"])
-    """Working folder; if absent the database's name with .retrain, beside the database."""
+    """Working folder; if absent, the database's path with .retrain added."""
 
 
 class ParitySection(Section):
-    """A daily replay of the run's last day from its own record, in a process behind the daemon."""
+    """A daily replay of the run's last day from its record, in a background process."""
 
     decides = False
 
     daily_at: str = Field(default="00:10", pattern=r"^(([01]\d|2[0-3]):[0-5]\d|off)$")
     """UTC time of day, such as 00:10, after which the last UTC day is replayed; off: never."""
     time_limit: Duration = "6h"
-    """Wall time after which a replay is stopped and counts as failed."""
+    """Wall time after which a replay is stopped as failed."""
 
 
 class FeaturesSection(FeatureSchemaName):
-    """What a model of your own sees of each bar; a checkpoint's features are on its card."""
+    """The features of your own model; a checkpoint's features are on its card."""
 
     @property
     def custom_schema(self) -> str | None:
@@ -316,22 +322,23 @@ class FeaturesSection(FeatureSchemaName):
 
 
 class GateSection(GateThresholds):
-    """What a forecast must pass; thresholds are numbers, or qX of the model's calibration slice."""
+    """Thresholds of the gates: numbers, or qX, a quantile of the model's calibration slice."""
 
     regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = get_args(RegimeName)
     """Regimes in which trading is allowed: MOMENTUM, MIXED, MEAN_REVERSION."""
     learned_regimes: LearnedRegimes = ()
-    """Regimes of the network's own (1: calmest) in which trading is allowed; empty: no gate."""
+    """The network's own regimes (1: calmest) in which trading is allowed; empty: no gate."""
     horizon: int = Field(default=30, ge=1, le=100_000)
-    """Bars, or a time such as "30m", ahead of which direction and edge speak; the model must
-    forecast them. If absent, what the checkpoint's card was calibrated at."""
+    """Horizon of the gates direction and edge, in bars or as a time such as "30m"; the model must
+    forecast it. If absent, the horizon on the checkpoint's card."""
     confidence_by: Literal["auto", "entropy", "calibrated", "margin"] = "auto"
-    """What the gate of confidence compares: the entropy of attention, the fitted probability that
-    the sign is right, the margin of the directions, or auto: what the model's card chose."""
+    """The measure of gate.confidence: the entropy of attention, the fitted (calibrated) probability
+    that the sign is right, the margin between the directions, or auto: the one that the model's
+    card chose."""
     on_refusal: Literal["hold", "flat"] = "hold"
-    """What a refused judgement does to an open position."""
+    """What happens to an open position if a judgement gate refuses."""
     drop: DroppedGates = ()
-    """Gates of judgement and of risk that are left out, such as shifted."""
+    """Judgement and risk gates that are left out, such as shifted."""
 
     @field_validator("regimes")
     @classmethod
@@ -342,46 +349,50 @@ class GateSection(GateThresholds):
 
 
 class RegimeSection(Section):
-    """Where attention must lie to be called recent (MOMENTUM) or distant (MEAN_REVERSION)."""
+    """When attention counts as recent (MOMENTUM) or distant (MEAN_REVERSION)."""
 
     momentum: Threshold = "q0.6667"
-    """MOMENTUM from this recent mass on."""
+    """MOMENTUM if the recent mass is at least this."""
     mean_reversion: Threshold = "q0.3333"
-    """MEAN_REVERSION up to this recent mass."""
+    """MEAN_REVERSION if the recent mass is at most this."""
     hysteresis: Fraction = Decimal("0.1")
-    """Share of the distance between the two that must be crossed before the regime changes."""
+    """Share of the distance between these two that must be crossed before the regime changes."""
 
 
 class SizingSection(Section):
-    """From an allowed direction to a quantity."""
+    """How an allowed direction becomes a quantity."""
 
     mode: SizeBy = "notional"
     """notional, fixed (quantity), equity (a fraction), allocation (weights), tanh (of the return),
-    volatility, kelly, risk (to the stop), expected_shortfall or network_allocation (its own)."""
+    volatility, kelly, risk (to the stop), expected_shortfall or network_allocation (of the
+    network)."""
     quantity: Positive = Decimal(1)
     """Quantity in base coin for fixed."""
     notional: Annotated[Money, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
     """Quote currency of a full position for notional, tanh and volatility."""
     basis: Literal["notional", "equity"] = "notional"
-    """What a full position of tanh and volatility is: notional, or fraction of equity."""
+    """Full position of tanh and volatility: notional, or fraction of equity."""
     fraction: Annotated[Exact, Field(gt=0, le=100)] = Decimal(1)
-    """Share of equity in a full position by equity; the cap of kelly and expected_shortfall."""
+    """Share of equity in a full position of mode equity; the cap of kelly and
+    expected_shortfall."""
     weights: SymbolShares = Field(default_factory=dict)
-    """Share of each symbol for allocation; equal shares if absent."""
+    """Weight of each symbol for allocation; equal weights if absent."""
     scale: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(1)
-    """Strength of tanh: expected return in standard deviations is multiplied by it."""
+    """Mode tanh takes tanh of this factor times the expected return in standard deviations."""
     kelly: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.25")
     """Share of the Kelly bet (calibrated mean over variance) that kelly takes."""
     risk: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
-    """Share of equity that mode risk would lose from the close that decided to the stop."""
+    """Share of equity that mode risk loses if the price goes from the decided close to the stop."""
     shortfall: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
-    """Share of equity that expected_shortfall loses in the mean of the worst 2.5 % of cases."""
+    """Share of equity that mode expected_shortfall loses on average in the worst 2.5 % of cases."""
     target_volatility: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
-    """Wanted standard deviation of the position's return to the horizon, as a fraction."""
+    """Target standard deviation of the position's return to the horizon in mode volatility, as a
+    fraction."""
     volatility: Literal["forecast", "ewma", "har"] = "forecast"
-    """Where volatility is expected from: the model's forecast, or closed bars without a model."""
+    """Source of the expected volatility: the model's forecast, or ewma or har of closed bars, which
+    need no model."""
     lookback: int = Field(default=660, ge=22, le=50_000)
-    """Bars that ewma and har look at; har's horizons are 1/22, 5/22 and all of them."""
+    """Bars that ewma and har use; the horizons of har are 1/22, 5/22 and all of them."""
     max_position: Annotated[Money, Field(gt=0, le=NOTIONAL_MAX)] | None = Field(
         default=None,
         examples=[20_000],
@@ -393,12 +404,13 @@ class SizingSection(Section):
         description="Largest sum of all positions in multiples of equity: a target is cut to it.",
     )
     by_confidence: bool = False
-    """Whether a size shrinks where the model's card expects its volatility to be far off."""
+    """Whether a size shrinks when the model's card expects a large error of the volatility."""
     rebalance: Fraction | None = Field(
         default=None,
         examples=["0.25"],
-        description="A target of the same side is kept unless the new one differs by more than "
-        "this share of it; absent: by the strategy's no-trade band, as trend has, else 0.25.",
+        description="A position on the same side is kept unless the new target differs by more "
+        "than this share of it; if absent, the strategy's no-trade band decides (trend has one), "
+        "else 0.25.",
     )
 
 
@@ -446,15 +458,17 @@ class ExecutionSection(FillKeys):
     """How paper orders are filled."""
 
     latency_jitter_ms: int = Field(default=0, ge=0, le=60_000)
-    """Mean milliseconds of an exponential draw on top of latency_ms, one for each order."""
+    """Mean milliseconds of an exponential random delay added to latency_ms, drawn for each
+    order."""
     seed: int = Field(default=0, ge=0, le=2**53)
-    """What the draws follow from, with the instrument, the bar and the order's number."""
+    """Seed of these draws, together with the instrument, the bar and the order's number."""
     fill_within_ms: int = Field(default=10_000, ge=100, le=DAY_MS)
-    """Wall milliseconds after that: an order that no quote has filled by then is canceled."""
+    """Wall milliseconds after the latency, after which an unfilled order is canceled."""
     plausible: float = Field(default=30.0, gt=0, le=1e9)
-    """Usual ranges that a quote or mark may jump; beyond, it waits for another source (M34)."""
+    """A quote or mark that jumps by more than this many usual ranges waits for another source
+    (M34)."""
     agree_within_ms: int = Field(default=5_000, ge=100, le=DAY_MS)
-    """Wall milliseconds that the other source may lie before or after it."""
+    """The other source may be at most this many wall milliseconds before or after it."""
     taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = Field(
         default=None,
         examples=[BASE_FEES["linear"][0]],
@@ -465,39 +479,40 @@ class ExecutionSection(FillKeys):
     maker_fee: Annotated[Exact, Field(ge=Decimal("-0.01"), le=Decimal("0.1"))] | None = Field(
         default=None,
         examples=[BASE_FEES["linear"][1]],
-        description="The same where a limit had rested, negative for a rebate; if absent "
+        description="Fee of a limit order that rested, negative for a rebate; if absent "
         f"{BASE_FEES['linear'][1]} linear, {BASE_FEES['spot'][1]} spot.",
     )
     fee_per_share: Annotated[Exact, Field(ge=0, le=1_000)] | None = Field(
         default=None, examples=["0.005"]
     )
-    """Fee of a share in its currency, instead of taker_fee; only where asset is stock."""
+    """Fee per share in its currency, instead of taker_fee; only if asset is stock."""
     fee_minimum: Annotated[Money, Field(ge=0, le=1_000_000)] = Decimal(0)
-    """Least fee of an order, in its currency; only where asset is stock."""
+    """Minimum fee of an order, in its currency; only if asset is stock."""
     fees: Annotated[dict[str, SymbolFees], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
-    """Other fees of single symbols: WIFUSDT = {taker = "0.0011", maker = "0.0004"}."""
+    """Different fees of single symbols: WIFUSDT = {taker = "0.0011", maker = "0.0004"}."""
     slippage_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
     """Basis points paid beyond the reference price."""
     spread_slippage: Annotated[Exact, Field(ge=0, le=100)] = Decimal(0)
-    """Mean true ranges of the last 60 bars that a taker pays beyond that."""
+    """Additional price that a taker pays, in mean true ranges of the last 60 bars."""
     beyond_best: Literal["wait", "impact"] = "wait"
-    """wait: what a quote's size does not cover waits for the next quote; impact: it pays for it."""
+    """If an order exceeds a quote's size: wait leaves the rest for the next quote; impact fills it
+    at a worse price (impact_bp)."""
     impact_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(1)
-    """Basis points that impact moves the price for each further multiple of the shown size."""
+    """Basis points that impact adds to the price for each further multiple of the shown size."""
     spread_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
-    """Whole spread in basis points for next_open; half of it is paid a side."""
+    """Spread in basis points for next_open; each side pays half."""
     filters: Literal["auto", "full", "data"] = "auto"
-    """full: the exchange's limits; data: only tick and step; auto: full where there is one."""
+    """full: the exchange's limits; data: only tick and step; auto: full if the limits are known."""
 
 
 class RiskSection(RiskThresholds):
-    """Limits of the account; one that is absent is not a gate."""
+    """Limits of the account; a limit that is absent is not checked."""
 
     on_breach: Literal["halt", "flatten", "refuse"] = "halt"
-    """What a drawdown or a daily loss beyond its limit does: no new exposure until RESUME, the same
-    and what is held is closed, or no new exposure while it lasts."""
+    """What happens when a drawdown or daily loss passes its limit. halt: no new exposure until
+    RESUME; flatten: also close all positions; refuse: no new exposure while it lasts."""
 
 
 class AccountSection(Section):
@@ -506,24 +521,25 @@ class AccountSection(Section):
     cash: Annotated[Money, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
     """Cash at the start, in quote currency."""
     margin: Literal["none", "isolated", "cross"] = "none"
-    """Of linear positions: none (limited by [risk] alone), isolated or cross, with liquidation."""
+    """Margin of linear positions: none (limited only by [risk]), isolated or cross, with
+    liquidation."""
     position_mode: Literal["one_way", "hedge"] = "one_way"
-    """Of linear symbols: one position each, or in hedge mode a long and a short one at a time."""
+    """one_way: one position per linear symbol; hedge: a long and a short one at the same time."""
     leverage: Annotated[Exact, Field(ge=1, le=200)] = Decimal(1)
-    """Of positions on margin; at most what the risk tier of the position's size allows."""
+    """Leverage of positions on margin; at most what the risk tier of the position's size allows."""
 
 
 class ReportSection(Section):
-    """How the figures of a run are taken; nothing is decided by it."""
+    """How the figures of a run are computed; no decision depends on it."""
 
     decides = False
 
     risk_free: Fraction = Decimal(0)
-    """Risk-free rate a year, compounded, that Sharpe and Sortino ratios of a run are taken over."""
+    """Annual risk-free rate, compounded, that Sharpe and Sortino ratios subtract."""
 
 
 class StorageSection(Section):
-    """Where everything is remembered."""
+    """Where the record is stored."""
 
     decides = False
 
@@ -534,7 +550,8 @@ class StorageSection(Section):
     ship_to: ServerAddress | None = Field(
         default=None, examples=["postgresql://tracepaper@db.lan/fleet"]
     )
-    """A PostgreSQL that committed steps are copied to; its password is PGPASSWORD or in .pgpass."""
+    """A PostgreSQL to which committed steps are copied; its password is in PGPASSWORD or
+    .pgpass."""
 
     @property
     def path(self) -> Path:
@@ -543,7 +560,7 @@ class StorageSection(Section):
 
 
 class HttpSection(Section):
-    """Health, metrics, status and commands, on this machine alone."""
+    """Health, metrics, status and commands, only on this machine."""
 
     decides = False
 
@@ -554,8 +571,8 @@ class HttpSection(Section):
     metrics: Annotated[str, AfterValidator(host_with_port)] | None = Field(
         default=None, examples=["0.0.0.0:9187"]
     )
-    """Another address and port on which /metrics alone is served, so that a container can be
-    scraped; none if absent."""
+    """Another address and port that serves only /metrics, so that a container can be scraped; none
+    if absent."""
     page: Annotated[str, AfterValidator(host_with_port)] | None = Field(
         default=None, examples=["0.0.0.0:9188"]
     )
@@ -563,16 +580,17 @@ class HttpSection(Section):
     Every request there needs one of the tokens; `tracepaper ui --link` prints an address with it.
     """
     hosts: Annotated[tuple[str, ...], BeforeValidator(several)] = ("localhost", "127.0.0.1")
-    """Names by which a browser may ask for that page, without a port; the link has the first."""
+    """Host names under which that page may be requested, without a port; the link uses the
+    first."""
     tokens: Annotated[
         dict[str, str], BeforeValidator(json_object), AfterValidator(labelled_tokens)
     ] = Field(default_factory=dict, repr=False)
-    """Tokens by the label that the record names: {anna = "env:ANNA"}. Each is env:NAME,
-    credential:NAME, or the text itself of at least 12 characters. No run stores them."""
+    """Tokens by their label in the record: {anna = "env:ANNA"}. Each is env:NAME, credential:NAME,
+    or the text itself of at least 12 characters. No run stores them."""
 
 
 class LogSection(Section):
-    """Structured logging on stderr; the database is the audit, this is not."""
+    """Structured logging on stderr; it is not part of the record."""
 
     decides = False
 

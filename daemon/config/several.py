@@ -73,15 +73,15 @@ class StrategyShare(StrategySection):
 
 
 class StrategiesSection(Section):
-    """Several strategies on one account: each a table [strategies.NAME], in place of [strategy]."""
+    """Several strategies on one account, each a table [strategies.NAME], in place of [strategy]."""
 
     model_config = ConfigDict(extra="allow")
     # As Pydantic has extra keys typed; its own declaration is of any.
     __pydantic_extra__: dict[str, StrategyShare] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     reset: Literal["never", "day", "week", "month"] = "never"
-    """When each gets its share of the equity anew: never, or at the first close of each day, week
-    or month (UTC)."""
+    """When each strategy gets its share of the equity again: never, or at the first close of each
+    day, week or month (UTC)."""
 
     @property
     def named(self) -> dict[str, StrategyShare]:

@@ -421,15 +421,16 @@ class FillKeys(Section):
 
     model: Literal["auto", "quote", "book", "next_open"] = "auto"
     """quote (first quote after latency), book (order books, recorded or live), next_open, or auto:
-    quotes or recorded books where the run has them."""
+    quotes or recorded books if the run has them."""
     latency_ms: int = Field(default=100, ge=0, le=600_000)
     """Market milliseconds from decision to the first quote or book that may fill."""
     response_ms: int = Field(default=0, ge=0, le=600_000)
-    """Market milliseconds from what happens at a book to the first decision that knows of it."""
+    """Market milliseconds from an event at a book to the first decision that knows it."""
     queue_model: Literal["RiskAdverseQueueModel", "PowerProbQueueModel"] = "RiskAdverseQueueModel"
-    """How a limit's place in the queue of a book follows its level, as hftbacktest does it."""
+    """How the queue position of a limit order is estimated, by hftbacktest's models."""
     queue_exponent: int = Field(default=3, ge=1, le=8)
-    """Exponent of PowerProbQueueModel: the larger, the more is canceled behind the order."""
+    """Exponent of PowerProbQueueModel: the larger, the more cancels are assumed behind the
+    order."""
 
 
 _FORMS: Final[dict[ThresholdForm, Any]] = {
@@ -552,7 +553,7 @@ else:
         "class",
         MODULE_CLASS.pattern,
         "tree:Tree",
-        "A model of your own, as module:Class; a checkpoint if absent.",
+        "Your own model, as module:Class; a checkpoint if absent.",
     )
     FeatureSchemaName = _with_key(
         "FeatureSchemaName",
@@ -569,28 +570,30 @@ class SymbolFees(Section):
     taker: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = None
     """Fraction of notional where an order takes."""
     maker: Annotated[Exact, Field(ge=Decimal("-0.01"), le=Decimal("0.1"))] | None = None
-    """The same where a limit had rested."""
+    """Fee of a limit order that rested."""
 
 
 class ExitsSection(Section):
-    """Exits of every position that a signal enters, beside those that the signal names itself."""
+    """Exits of every position that a signal enters, in addition to those that the signal names."""
 
     stop_loss: ExitDistance | None = Field(default=None, examples=["2%"])
-    """Closes a position at a loss: 2% of the entry price, 2 atr (of a day), 2 volatility (as
+    """Closes the position at a loss: 2% of the entry price, 2 atr (of a day), 2 volatility (as
     forecast to gate.horizon) or q0.05 (a quantile of the forecast return)."""
     take_profit: ExitDistance | None = Field(default=None, examples=["4%"])
-    """Closes it at a gain, in the same units; q0.9 is one that one forecast in ten exceeds."""
+    """Closes the position at a gain, in the same units; q0.9 is a gain that one forecast in ten
+    exceeds."""
     trailing: ExitDistance | None = Field(default=None, examples=["3%"])
-    """Closes it so far below the best price since the entry, above it where it is short."""
+    """Closes the position at this distance from the best price since the entry."""
     time_limit: Duration | None = Field(default=None, examples=["4h"])
-    """Closes it so long after its entry."""
+    """Closes the position this long after the entry."""
     minimal_roi: Annotated[dict[str, str], BeforeValidator(_minimal_roi)] = Field(
         default_factory=dict
     )
-    """Closes it at a gain that shrinks with its age: {"0" = 0.04, "30" = 0.02, "60" = 0.01} at 4 %,
-    from 30 minutes on at 2 %, from 60 on at 1 %."""
+    """Closes the position at a gain that shrinks with its age: {"0" = 0.04, "30" = 0.02, "60" =
+    0.01} at 4 %, from 30 minutes on at 2 %, from 60 on at 1 %."""
     reenter: bool = False
-    """Whether the same signal may enter again after such an exit, without another one between."""
+    """Whether the same signal may enter again after such an exit, without a different one
+    between."""
 
     @property
     def has_stop(self) -> bool:

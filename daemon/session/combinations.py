@@ -44,7 +44,7 @@ class Trait(StrEnum):
     SIZED_BY_VOLATILITY = '`sizing.mode = "volatility"`'
     SIZED_BY_STOP = '`sizing.mode = "risk"`'
     NO_STOP = "a built-in strategy without a stop in `[exits]`"
-    ASKS_NONE = "a strategy that asks no model"
+    ASKS_NONE = "a strategy without a model"
     ASKS_CLOSES = "a strategy that trades all symbols of a close by a model"
     CUSTOM_CLASS = "`model.class`"
     RETRAIN = "`model.retrain`"
@@ -54,7 +54,7 @@ class Trait(StrEnum):
     EXPLANATION = "`[model.explanation]`"
     READS_BOOKS = "a checkpoint that reads order books"
     READS_OTHER = "a checkpoint that reads another symbol"
-    READS_CLOSES = "a checkpoint that answers for all symbols of a close"
+    READS_CLOSES = "a checkpoint that forecasts all symbols of a close together"
 
 
 class Combination(NamedTuple):
@@ -66,16 +66,16 @@ class Combination(NamedTuple):
 
 TABLE: Final = """
 LIVE + MONTHS
-    market.interval = "M" is for replays, since a daemon of months decides once a month; set another
+    market.interval = "M" is only for replays, since a daemon would decide once a month; set another
     interval, or replay candles by `tracepaper replay --data FILE`.
 LIVE + SHARES
     market.asset = "stock" has no exchange here; trade its candle files by `tracepaper replay --data
     FILE`, or leave the key out.
 LIVE + UNIVERSE + BOOK_FILLS
-    execution.model 'book' fills no orders of a universe; take out [market.universe], or set
+    execution.model 'book' does not support a universe; take out [market.universe], or set
     execution.model = "quote".
 LIVE + SYMBOLS + BOOK_FILLS
-    execution.model 'book' fills no orders of several symbols; start a daemon for each, or set
+    execution.model 'book' does not support several symbols; start a daemon for each, or set
     execution.model = "quote".
 SPOT + MARGIN
     [account] margin is for linear positions, and category "spot" is paid in full; take it out, or
@@ -97,50 +97,50 @@ CRYPTO + FEE_PER_SHARE
 CRYPTO + FEE_MINIMUM
     execution.fee_minimum is for shares; take it out, or set market.asset to "stock".
 SIZED_BY_STOP + NO_STOP
-    sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy gives none; set
-    [exits] stop_loss, choose another mode, or a class of your own.
+    sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy sets none; set
+    [exits] stop_loss, choose another mode, or use your own class.
 SIZED_TREND + SIZED_BY_VOLATILITY
-    sizing.mode 'volatility' would size a trend by volatility a second time; choose another mode, or
-    strategy.trend_sized_by constant.
+    sizing.mode 'volatility' would size trend by volatility a second time; choose another mode, or
+    set strategy.trend_sized_by to constant.
 ASKS_NONE + COVARIATES
-    [model] covariates are for a model, and the strategy asks none here; take them out.
+    [model] covariates are for a model, and the strategy uses none here; take them out.
 CUSTOM_CLASS + COVARIATES
-    [model] covariates are a checkpoint's; take them out, and name the file of a class by [model]
-    files.
+    [model] covariates are for checkpoints; take them out, and name the file that your class reads
+    in [model] files.
 COVARIATES + READS_BOOKS
     The checkpoint was trained with order books, which [market] depth gives; take out [model]
     covariates.
 ASKS_NONE + RETRAIN
-    [model] retrain trains a model, and the strategy trades none; take it out.
+    [model] retrain trains a model, and the strategy uses none; take it out.
 CUSTOM_CLASS + RETRAIN
-    [model] retrain trains checkpoints, and [model] class names a class of your own; leave one of
-    them out.
+    [model] retrain trains checkpoints, and [model] class names your own class; leave one of them
+    out.
 RETRAIN + COVARIATES
     A model with [model] covariates is not retrained in service; take out [model] retrain.
 ASKS_CLOSES + RETRAIN
-    [model] retrain trains models of single symbols, and the strategy trades all of them together;
+    [model] retrain trains models of single symbols, and the strategy trades all symbols together;
     take it out, and train by `tracepaper train`.
 RETRAIN + READS_BOOKS
     A model that reads order books is not retrained in service; take out [model] retrain.
 RETRAIN + READS_OTHER
     A model that reads another symbol is not retrained in service; take out [model] retrain.
 BARS_ALONE + READS_OTHER
-    The checkpoint reads the bar of another symbol of the same close, and market.gather_ms = 0
-    decides each bar alone; set it above 0.
+    The checkpoint reads another symbol's bar of the same close, and market.gather_ms = 0 decides
+    each bar alone; set it above 0.
 CALENDAR + READS_CLOSES
-    A checkpoint that answers for all symbols of a close counts every interval of the clock; take
+    A checkpoint that forecasts all symbols of a close together does not support calendars; take
     market.calendar out.
 BACKEND + READS_CLOSES
-    A checkpoint that answers for all symbols of a close runs on the processor and is explained by
-    the usual rollout; take model.backend out.
+    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
+    explanation; take model.backend out.
 DEVICE + READS_CLOSES
-    A checkpoint that answers for all symbols of a close runs on the processor and is explained by
-    the usual rollout; take model.device out.
+    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
+    explanation; take model.device out.
 EXPLANATION + READS_CLOSES
-    A checkpoint that answers for all symbols of a close runs on the processor and is explained by
-    the usual rollout; take model.explanation out.
+    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
+    explanation; take model.explanation out.
 """
-"""The traits of each row, and below them its sentence; of several rows the first one is said."""
+"""The traits of each row, and below them its sentence; the first that applies is reported."""
 
 
 COMBINATIONS: Final = tuple(

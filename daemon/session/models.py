@@ -101,7 +101,7 @@ def reject_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
     serves_close = model_kind is not None and model_kind.source is DataSource.CLOSES
     if serves_close and (name == TREND or ASKS.get(name) is DataSource.BARS):
         raise ConfigInvalid(
-            f"A {kind} checkpoint answers for all symbols of a close; set strategy.name to "
+            f"A {kind} checkpoint forecasts all symbols of a close together; set strategy.name to "
             f"'{kind}', which is '{name}'."
         )
 

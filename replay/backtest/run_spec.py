@@ -194,7 +194,7 @@ class MarketSpec:
     )
     symbol: str | None = option(SymbolOption, RUNS)
     category: str | None = option(
-        _text("--category", None, "linear or spot, where the file name lacks it."),
+        _text("--category", None, "linear or spot, if the file name lacks it."),
         Consumer.REPLAY | Consumer.RESUME,
     )
     columns: tuple[str, ...] = option(ColumnsOption, ALL, _columns)
@@ -205,14 +205,14 @@ class MarketSpec:
         _files("--actions", "Splits and dividends, CSV; repeat."), ALL, _paths
     )
     frames: tuple[CandleInput, ...] = option(
-        _texts("--frame-data", "Candles of a higher timeframe from before the data; repeat."),
+        _texts("--frame-data", "Candles of a higher timeframe that begin before the data; repeat."),
         ALL,
         _inputs,
         argument="frame_data",
     )
     depth: tuple[Path | RecordedDepth, ...] = option(DepthOption, ALL, _paths)
     events: tuple[Path | FillSource, ...] = option(
-        _files("--events", "Recorded events of a book; repeat."), ALL, _paths
+        _files("--events", "Recorded order-book events; repeat."), ALL, _paths
     )
 
 
@@ -245,7 +245,9 @@ class RunSpec(MarketSpec):
     database: Path | None = option(  # noqa: RUF009 - a field
         Annotated[
             Path | None,
-            typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
+            typer.Option(
+                "--db", metavar="FILE", help="The database; by default a new file, replay-TIME.db."
+            ),
         ],
         Consumer.REPLAY | Consumer.RESUME | Consumer.RECORDED | Consumer.BACKTEST,
         lambda value, _name: None if value is None else Path(str(value)),
@@ -380,7 +382,7 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
     """
 
     def of(work: Callable[..., None]) -> Callable[..., None]:
-        argument = typer.Argument(metavar="[PATH]...", help="Candles, as by --data.")
+        argument = typer.Argument(metavar="[PATH]...", help="Candles, as with --data.")
         parameters = [_parameter("files", Annotated[list[str] | None, argument], None)]
         for parameter in inspect.signature(work, eval_str=True).parameters.values():
             if parameter.name == "spec":

@@ -16,7 +16,7 @@ app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 @app.command()
 @answers
 def ingest() -> CommandAnswer:
-    """Measure frames parsed to typed bars a CPU second."""
+    """Measure frames parsed to typed bars per CPU second."""
     from tracepaper.replay.bench.ingest import measure_ingest
 
     return _answer("ingest: frame to typed bar", measure_ingest())
@@ -28,17 +28,17 @@ def replay(
     *,
     bars: Annotated[
         int | None,
-        typer.Option(min=100, help="Bars a round; 200,000 by default, 20,000 with a model."),
+        typer.Option(min=100, help="Bars per round; 200,000 by default, 20,000 with a model."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     model: Annotated[
-        bool, typer.Option("--model", help="With the default model, every bar explained.")
+        bool, typer.Option("--model", help="Use the default model, with every bar explained.")
     ] = False,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="With this model, say informer-1m.")
+        Path | None, typer.Option(metavar="MODEL", help="Use this model, such as informer-1m.")
     ] = None,
 ) -> CommandAnswer:
-    """Measure bars a CPU second with every decision stored and chained."""
+    """Measure bars per CPU second with every decision stored and chained."""
     from tracepaper.replay.bench.replay import measure_model, measure_replay
 
     if model or checkpoint is not None:
@@ -56,9 +56,9 @@ def live(
     symbols: Annotated[
         int, typer.Option(min=1, help="Symbols that close at once, in one daemon.")
     ] = 1,
-    model: Annotated[bool, typer.Option(help="Also with the default model.")] = True,
+    model: Annotated[bool, typer.Option(help="Measure also with the default model.")] = True,
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Also with this model of minutes.")
+        str | None, typer.Option(metavar="MODEL", help="Measure also with this 1-minute model.")
     ] = None,
 ) -> CommandAnswer:
     """Measure milliseconds from the last bar of a close to the commit of its last decision."""
@@ -76,18 +76,18 @@ def attention(
     *,
     bars: Annotated[
         list[int] | None,
-        typer.Option(min=16, help="A length in place of 1,024 to 16,384; repeat."),
+        typer.Option(min=16, help="A length instead of 1,024 to 16,384; repeat."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch and of the loops.")] = 1,
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODULE:FUNCTION", help="Also your function of (inputs, mask); repeat."
+            metavar="MODULE:FUNCTION", help="Measure also your function of (inputs, mask); repeat."
         ),
     ] = None,
 ) -> CommandAnswer:
-    """Measure what an explanation costs beside the forward that it explains."""
+    """Measure the cost of an explanation relative to the forward pass that it explains."""
     from tracepaper.replay.bench.attention import SIZES, measure
     from tracepaper.replay.bench.machine import machine_line
 

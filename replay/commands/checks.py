@@ -48,7 +48,7 @@ def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
     *,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Compare only the last steps, so many.")
+        int | None, typer.Option(min=1, help="Compare only the last N steps.")
     ] = None,
     from_: FromOption = None,
     commit: Annotated[
@@ -57,11 +57,13 @@ def verify(
     ] = None,
     funding: Annotated[
         list[Path] | None,
-        typer.Option(help="Published funding rates to compare the settlements with; repeat."),
+        typer.Option(
+            help="File of published funding rates to compare the settlements with; repeat."
+        ),
     ] = None,
     db: DatabaseOption = None,
 ) -> CommandAnswer:
-    """Derive a run again from its stored events; exit 1 with the first difference if any."""
+    """Derive a run again from its stored events; exit 1 with the first difference, if any."""
     from tracepaper.replay.archive import read_funding
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_funding, check_of_run, keep_check
@@ -182,16 +184,17 @@ def parity(
         typer.Option(
             "--books",
             metavar="FILE",
-            help="Hold its fills to order books recorded by `data record`; repeat.",
+            help="Compare its fills with order books recorded by `data record`; repeat.",
         ),
     ] = None,
     service: ServiceOption = False,
     db: DatabaseOption = None,
 ) -> CommandAnswer | None:
-    """Compare two runs, or a day of one with its replay; exit 1 with the first difference if any.
+    """Compare two runs, or a day of a run with its replay; exit 1 with the first difference.
 
     With one RUN its last full UTC day is replayed from its record, as the daemon does each day; a
-    run without a full day as far as it went. --books says how optimistic paper's fills were.
+    run without a full day is replayed as far as it went. --books says how optimistic paper's fills
+    were.
     """
     if books:
         if second is not None or day is not None or service:
@@ -284,10 +287,10 @@ def lookahead(
     *,
     spec: RunSpec,
     probes: Annotated[
-        int, typer.Option(min=1, help="Points at which the future is changed or cut off.")
+        int, typer.Option(min=1, help="Bars after which the data are changed or cut off.")
     ] = 12,
     seconds: Annotated[
-        float, typer.Option(min=1, help="Time limit; the probes that are left are skipped.")
+        float, typer.Option(min=1, help="Time limit; the remaining probes are skipped.")
     ] = 300.0,
     allow_reading: Annotated[
         list[str] | None,
@@ -301,7 +304,7 @@ def lookahead(
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
 ) -> CommandAnswer:
-    """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
+    """Check for lookahead bias by hiding later bars; exit 0 only if no decision changes."""
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import lookahead as check
     from tracepaper.replay.checks.probes import Limits
@@ -333,7 +336,8 @@ def recursive(
     spec: RunSpec,
     probes: Annotated[int, typer.Option(min=1, help="How many later starts to try.")] = 4,
     bars: Annotated[
-        int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
+        int | None,
+        typer.Option(min=10, help="Bars of the data to use; by default as many as needed."),
     ] = None,
 ) -> CommandAnswer:
     """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
@@ -424,15 +428,17 @@ def calibrate(
     depth: DepthOption = None,
     run: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Hold them to this run's decisions, and store that."),
+        typer.Option(
+            metavar="RUN", help="Compare them with this run's decisions, and store the result."
+        ),
     ] = None,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> CommandAnswer:
-    """Compare your real fills with what paper would have had; propose slippage and latency.
+    """Compare your real fills with paper's on the same orders; propose slippage and latency.
 
-    With --run, say of each decision what paper had, what your account had, and why they differ.
+    With --run, show for each decision paper's fills, your account's fills, and why they differ.
     """
     if run is not None:
         if candles or depth:

@@ -37,7 +37,7 @@ GAPS_SHOWN: Final = 5
 
 PathsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="PATH…", help="Candle files; SYMBOL=PATH where the file name lacks it."),
+    typer.Argument(metavar="PATH…", help="Files; SYMBOL=PATH if the file name lacks the symbol."),
 ]
 CategoryOption = Annotated[
     Category | None, typer.Option("--category", help="The category; by default from the name.")
@@ -45,7 +45,7 @@ CategoryOption = Annotated[
 CalendarOption = Annotated[
     str | None,
     typer.Option(
-        "--calendar", metavar="CODE", help="Shares: the exchange's calendar, such as XNAS."
+        "--calendar", metavar="CODE", help="For shares: the exchange's calendar, such as XNAS."
     ),
 ]
 
@@ -60,7 +60,7 @@ def check(
     columns: ColumnsOption = None,
     calendar: CalendarOption = None,
 ) -> CommandAnswer:
-    """Check files of candles, order books or events: what each holds, or why it is refused."""
+    """Check files of candles, order books or events: what each holds, or why it is rejected."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
     from tracepaper.replay.archive.sessions import sessions_named
@@ -144,9 +144,11 @@ def record(
     *,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="File, new or to continue; of several, their folder."),
+        typer.Option(
+            metavar="FILE", help="A new file, or one to continue; for several symbols, a folder."
+        ),
     ],
-    depth: Annotated[int, typer.Option(help="Levels a side, 1 to 1,000.")] = 50,
+    depth: Annotated[int, typer.Option(help="Levels per side, 1 to 1,000.")] = 50,
     every: Annotated[
         int | None,
         typer.Option(
@@ -167,12 +169,14 @@ def record(
     frames: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="FRAMES", help="Read a recorded session instead of the exchange."
+            "--from", metavar="FRAMES", help="Read a recorded session instead of an exchange."
         ),
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Another exchange: the rest_url that `tracepaper exchange` prints."),
+        typer.Option(
+            help="Another exchange, such as the rest_url that `tracepaper exchange` prints."
+        ),
     ] = None,
     category: Annotated[
         Category | None, typer.Option(help="linear or spot; by default linear, or the session's.")
@@ -180,10 +184,10 @@ def record(
     config: ConfigOption = None,
     service: Annotated[str | None, typer.Option("--service", hidden=True)] = None,
 ) -> CommandAnswer | None:
-    """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it.
+    """Record an exchange's order book to a file until Ctrl-C; the file marks gaps.
 
-    With --events every change of the book and every public trade is kept as it came, of several
-    symbols to SYMBOL.events in a folder each.
+    With --events every change of the book and every public trade is kept as received; several
+    symbols go to SYMBOL.events, each in its own folder.
     """
     from tracepaper.daemon.bybit.order_book import DepthRequest
     from tracepaper.replay.commands.recording import exchange_of, record_session, requests_of
@@ -297,7 +301,7 @@ def samples(
         Path, typer.Argument(metavar="[FOLDER]", help="Target folder, created if missing.")
     ] = Path("samples"),
 ) -> CommandAnswer:
-    """Copy the bundled candles, frames and configurations, which the documentation names."""
+    """Copy the bundled candles, frames and configurations that the documentation uses."""
     from tracepaper.replay.samples import copy_samples
 
     copies = copy_samples(folder)
@@ -313,19 +317,20 @@ def fetch(
     symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
     *,
     interval: Annotated[
-        str, typer.Option(help="1 3 5 15 30 60 120 240 360 720 D or W, as the exchange says.")
+        str, typer.Option(help="1 3 5 15 30 60 120 240 360 720 D or W, as the exchange names them.")
     ] = "1",
     from_text: Annotated[
-        str | None, typer.Option("--from", help="UTC; by default the file's first candle.")
+        str | None,
+        typer.Option("--from", help="First time, UTC; by default the file's first candle."),
     ] = None,
-    to_text: Annotated[str | None, typer.Option("--to", help="UTC; by default now.")] = None,
+    to_text: Annotated[str | None, typer.Option("--to", help="End, UTC; by default now.")] = None,
     category: Annotated[Category, typer.Option(help="linear or spot.")] = Category.LINEAR,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder of the CSV files, created if missing.")
     ] = Path("candles"),
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Download candles from the exchange to a file a symbol; run it again to continue."""
+    """Download candles from the exchange to one file per symbol; run it again to continue."""
     import sys
 
     from tracepaper.daemon.config.loading import load

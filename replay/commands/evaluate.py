@@ -57,7 +57,8 @@ def evaluate(
     ablate: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="With --folds: the effect of a change of the recipe; repeat."
+            metavar="KEY=VALUE",
+            help="With --folds: measure the effect of changing a key of the recipe; repeat.",
         ),
     ] = None,
     jobs: JobsOption = None,
@@ -71,8 +72,8 @@ def evaluate(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="evaluation.threads, evaluation.explained_bars, or a section.key of the "
-            "configuration for a class; repeat.",
+            help="evaluation.threads, evaluation.explained_bars or, for a class, a section.key of "
+            "the configuration; repeat.",
         ),
     ] = None,
     inspect: Annotated[
@@ -83,12 +84,12 @@ def evaluate(
         ),
     ] = None,
 ) -> CommandAnswer:
-    """Evaluate a model on the bars after its calibration, against every baseline.
+    """Evaluate a model on the bars after its calibration slice, against every baseline.
 
-    Each recipe evaluated on a holdout counts as one use of it; --folds trains
-    it again on the time before instead. --compare asks other models about the
-    same bars and tests the differences by day. A class of your own is evaluated
-    after its trained_until. --inspect takes 200 decisions unless N is given.
+    Each recipe evaluated on a holdout counts as one use of it; --folds instead trains the recipe
+    again on the time before. --compare evaluates other models on the same bars and tests the
+    differences by day. Your own class is evaluated after its trained_until. --inspect takes 200
+    decisions unless N is given.
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS

@@ -62,12 +62,12 @@ def list_models(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FOLDER…", help="Bundled ones, checkpoints, folders that hold some."
+            metavar="FOLDER…", help="Names of bundled checkpoints, checkpoints, or folders of them."
         ),
     ] = None,
     *,
     db: DatabaseOption = None,
-    card: Annotated[bool, typer.Option("--card", help="Print the whole cards.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Print the cards in full.")] = False,
 ) -> CommandAnswer:
     """List the bundled checkpoints, those kept beside a database, and those in FOLDER."""
     from tracepaper.replay.learning.card import experimental
@@ -108,16 +108,14 @@ def check(
     columns: ColumnsOption = None,
     covariates: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Your own covariates by time, where it was trained with some."
-        ),
+        typer.Option(metavar="FILE", help="The covariates, if it was trained with some."),
     ] = None,
     depth: DepthOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check a network on real rows: NaN or infinite activations, heads, and the gradient.
+    """Check a network on real rows: NaN and infinity, dead or collapsed heads, gradients.
 
-    Of an ensemble, the network is taken. Exit code 1 where something is not in order.
+    For an ensemble, its network is checked. Exit code 1 if a check fails.
     """
     from tracepaper.replay.learning.inspection.model import open_checkpoint
 
@@ -156,10 +154,10 @@ def export(
         ),
     ] = None,
 ) -> CommandAnswer:
-    """Write a network for another runtime, compared with the original before it is named so.
+    """Write a network for another runtime, after comparing its outputs with the original's.
 
-    Of an ensemble, the network is taken. Its inputs are the model's feature rows and
-    their absolute positions, its outputs the heads at the last bar.
+    For an ensemble, its network is written. The inputs are the model's feature rows and their
+    absolute positions, the outputs the heads at the last bar.
     """
     from tracepaper.replay.learning.inspection.model import StoredNetwork
 
@@ -237,7 +235,7 @@ def _unproven(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str
     proven = {
         part.model.kind
         for card in (msgspec.convert(table, Card) for _, table in checkpoints)
-        for part, name in ((card, "model"), (card.parts.get("network"), "network_half"))
+        for part, name in ((card, "model"), (card.parts.get("network"), "network_member"))
         if part is not None and not experimental(card, of=name)
     }
     return [
@@ -277,13 +275,13 @@ def retrain(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Model to beat; by default the run's own."),
+        typer.Option(metavar="FOLDER", help="Model to beat; by default that of the run."),
     ] = None,
     to: ToOption = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where it works; by default by_hand in retrain.folder."
+            metavar="FOLDER", help="Working folder; by default by_hand in retrain.folder."
         ),
     ] = None,
     test: Annotated[
@@ -291,11 +289,11 @@ def retrain(
     ] = None,
     service: ServiceOption = False,
 ) -> CommandAnswer | None:
-    """Train on a database's bars as a daemon does; report whether it would promote the model.
+    """Retrain on a database's bars as a daemon does; report whether it would promote the model.
 
-    The keys of retrain say how. The newest time, retrain.judge, is kept from the training; both
-    models are judged on it by QLIKE at gate.horizon, with errors by day. Nothing is promoted by
-    hand, and no error is spent.
+    The section [retrain] sets how. The newest time, retrain.judge, is kept from the training; both
+    models are judged on it by QLIKE at gate.horizon, with errors by day. The command promotes
+    nothing, and spends none of retrain.alpha.
     """
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.retraining import with_verdict

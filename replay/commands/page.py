@@ -42,7 +42,7 @@ def ui(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show recorded runs in the browser: what was decided, refused, and why. Reads only."""
+    """Show recorded runs in the browser: what was decided, refused, and why; read-only."""
     if link:
         for line in links(config):
             typer.echo(line)

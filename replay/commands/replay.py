@@ -44,10 +44,10 @@ def replay(
     spec: RunSpec,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Derive the run again at its end, and store the result."),
+        typer.Option("--verify", help="Verify the run at its end, and store the result."),
     ] = False,
 ) -> CommandAnswer:
-    """Backtest on candles, or replay a recorded run's events; every decision is stored.
+    """Backtest on candles, or replay the events of a recorded run; every decision is stored.
 
     --data FILE.db#RUN names a run instead of candles.
     """
@@ -216,12 +216,12 @@ def sweep(
     ] = 600.0,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where its results are kept."),
+        typer.Option(metavar="FILE", help="File that keeps the results."),
     ] = None,
     spec: RunSpec,
     html: HtmlOption = None,
 ) -> CommandAnswer:
-    """Try many configurations on the same candles; estimate how much of the best is luck.
+    """Try many configurations on the same candles; estimate how much of the best result is luck.
 
     The same command continues an interrupted sweep. Exit code 1 if every run failed.
     """
@@ -294,7 +294,9 @@ def demo(
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(metavar="S", min=1, max=3_600, help="Wall seconds in all; 90 by default."),
+        typer.Option(
+            metavar="S", min=1, max=3_600, help="Wall seconds that it takes; 90 by default."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -309,7 +311,7 @@ def demo(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="Serve these candles and nothing else; repeat."),
+        typer.Option(metavar="PATH", help="Trade these candles instead; repeat."),
     ] = None,
     columns: ColumnsOption = None,
     config: ConfigOption = None,
@@ -334,10 +336,10 @@ def demo(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Trade a month of real candles at high speed on a local exchange, with incidents; sum up.
+    """Trade a month of real candles at high speed on a local exchange, with incidents.
 
-    --data or -c trade your candles or configuration instead, without incidents, until the candles
-    end, --bars are decided, or Ctrl-C.
+    With --data or -c it trades your candles or configuration instead, without incidents, until the
+    candles end, --bars are decided, or Ctrl-C.
     """
     from tracepaper.daemon.session.shutdown import exit_zero_on_signals
     from tracepaper.replay.commands.page import open_in_browser
@@ -400,12 +402,13 @@ def exchange(
     ] = 0,
     speed: Annotated[
         float,
-        typer.Option(help="Market seconds per second; by default 1.", show_default=False),
+        typer.Option(help="Market seconds per wall second; by default 1.", show_default=False),
     ] = 1.0,
     start: Annotated[
         int | None,
         typer.Option(
-            help="Bars into the data; by default 7,250, or three quarters of a shorter file."
+            help="First bar, counted from the data's start; by default 7,250, or three quarters of "
+            "a shorter file."
         ),
     ] = None,
     seed: Annotated[
@@ -439,10 +442,10 @@ def exchange(
         ),
     ] = 0.0,
     list_faults: Annotated[
-        bool, typer.Option("--list-faults", help="Print every kind of fault, and end.")
+        bool, typer.Option("--list-faults", help="Print every kind of fault, and exit.")
     ] = False,
     list_routes: Annotated[
-        bool, typer.Option("--list-routes", help="Print every REST route and topic, and end.")
+        bool, typer.Option("--list-routes", help="Print every REST route and topic, and exit.")
     ] = False,
 ) -> None:
     """Serve candles or recorded frames over the Bybit v5 protocol on loopback.
@@ -450,7 +453,7 @@ def exchange(
     The first line on stdout, when ready, is one JSON object with rest_url, stream_url (add
     /v5/public/linear) and control_url. Ctrl-C or SIGTERM ends it in good order.
 
-    Faults come by POST control_url/fault with {"kind": "http_status", "status": 503}, from a file
+    Inject faults by POST control_url/fault with {"kind": "http_status", "status": 503}, from a file
     (seed, every_s, kinds, and a list faults with after_s) or from a seeded schedule.
     """
     if list_faults or list_routes:

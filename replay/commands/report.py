@@ -49,7 +49,7 @@ def report(
         typer.Option("--html", metavar="FILE", help="Write the run's page as one file."),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="With --html: hold every decision whole.")
+        bool, typer.Option("--full", help="With --html: include every decision in full.")
     ] = False,
     heads: Annotated[
         bool,
@@ -60,17 +60,22 @@ def report(
     importance: Annotated[
         str,
         typer.Option(
-            "--importance", metavar="EVERY", help="Which bars weighed most, by 1d, 4h or 500 bars."
+            "--importance",
+            metavar="EVERY",
+            help="Importance of bars, in spans such as 1d, 4h or 500 bars.",
         ),
     ] = "",
     samples: Annotated[
         int,
-        typer.Option("--samples", help="With --importance: decisions a span asked for features."),
+        typer.Option(
+            "--samples",
+            help="With --importance: decisions per span for the importance of features.",
+        ),
     ] = 0,
     chart: Annotated[
         Path | None,
         typer.Option(
-            "--chart", metavar="FILE", help="Draw the price with its trades into a .png or .svg."
+            "--chart", metavar="FILE", help="Draw the price with the trades, as .png or .svg."
         ),
     ] = None,
     last: Annotated[
@@ -167,8 +172,8 @@ def explain(
         str | None,
         typer.Argument(
             metavar="RUN[:SEQUENCE]",
-            help="Which decision, by default the last; in place of SEQUENCE the time at which its "
-            "bar opened (UTC). RUN may be last, a prefix or FILE#RUN.",
+            help="The decision, by default the last. SEQUENCE may be the time at which its bar "
+            "opened (UTC); RUN may be last, a prefix or FILE#RUN.",
         ),
     ] = None,
     *,
@@ -176,8 +181,8 @@ def explain(
         bool,
         typer.Option(
             "--full",
-            help="Ask the run's model again: attribution by bar, contribution of each feature, "
-            "deletion test.",
+            help="Run the model again: attribution by bar, contribution of each feature, deletion "
+            "test.",
         ),
     ] = False,
     method: Annotated[
@@ -185,7 +190,7 @@ def explain(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="Attribution method beside the stored one: rollout, norm, gradient or flow.",
+            help="Another attribution method: rollout, norm, gradient or flow.",
         ),
     ] = None,
     fusion: Annotated[
@@ -215,12 +220,16 @@ def explain(
         typer.Option(
             "--head-weights",
             metavar="LIST",
-            help="Weights of the heads, such as 1,0,0,0; for each layer: 1,0/0,1.",
+            help="Weights of the heads, such as 1,0,0,0; by layer: 1,0/0,1.",
         ),
     ] = None,
     png: Annotated[
         Path | None,
-        typer.Option("--png", metavar="FILE", help="Draw the price with the attribution under it."),
+        typer.Option(
+            "--png",
+            metavar="FILE",
+            help="Draw the price with the attribution under it, as an image.",
+        ),
     ] = None,
     page: Annotated[
         Path | None,
@@ -243,7 +252,9 @@ def explain(
     depth: Annotated[
         Path | None,
         typer.Option(
-            "--depth", metavar="FILE", help="Explain an order book of this file, no decision."
+            "--depth",
+            metavar="FILE",
+            help="Explain an order book of this file instead of a decision.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -340,9 +351,9 @@ def whatif(
     from_: FromOption = None,
     db: DatabaseOption = None,
 ) -> CommandAnswer:
-    """Run a recorded run again with other keys, without a gate or from later on; compare decisions.
+    """Run a recorded run again with other keys, without a gate or from later; compare decisions.
 
-    It takes the run's own bars and forecasts, in memory: no model is loaded, nothing is written.
+    It uses the run's bars and forecasts, in memory: no model is loaded, nothing is written.
     """
     from tracepaper.daemon.config.loading import settings_of
     from tracepaper.daemon.terminal.console import Terminal

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DATA: Final = typer.Option(
     "--data",
     metavar="PATH",
-    help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
+    help="Candles: PATH or SYMBOL=PATH; for kind orderbook, depth files; repeat.",
 )
 DataOption = Annotated[list[str], _DATA]
 JobsOption = Annotated[
@@ -30,7 +30,7 @@ JobsOption = Annotated[
 OnOption = Annotated[str | None, typer.Option(metavar="PLACE", help="local, or ray (RAY_ADDRESS).")]
 CovariatesOption = Annotated[
     Path | None,
-    typer.Option("--covariates", metavar="FILE", help="trading: your own covariates."),
+    typer.Option("--covariates", metavar="FILE", help="For kind trading: your own covariates."),
 ]
 
 
@@ -48,7 +48,8 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Folder of the new checkpoint; without it the data are shown."
+            metavar="FOLDER",
+            help="Folder of the new checkpoint; without it only the data are shown.",
         ),
     ] = None,
     settings: Annotated[
@@ -62,7 +63,7 @@ def train(
     seeds: Annotated[
         int | None,
         typer.Option(
-            min=2, metavar="N", help="Train N seeds, from the recipe's on, into FOLDER/seed-N."
+            min=2, metavar="N", help="Train N seeds, starting at the recipe's, into FOLDER/seed-N."
         ),
     ] = None,
     jobs: JobsOption = None,
@@ -76,17 +77,17 @@ def train(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Print the recipe of a kind or a file, each key explained; ? lists the kinds.",
+            help="Print the recipe of a kind or a file, with keys explained; ? lists the kinds.",
         ),
     ] = None,
 ) -> CommandAnswer | None:
-    """Train a model on candles, evaluate it on untouched time, and write it with its card.
+    """Train a model on candles, evaluate it on untouched bars, and write it with its card.
 
-    --set lies over RECIPE, and RECIPE over the defaults of the kind, flash; a key without a section
-    is of the architecture. --init KIND prints a recipe to begin with. Without --out it prints what
-    the training would learn from. All files are split at the same dates: set split.train_until,
-    split.validation_until and split.calibration_until, or none to split the bars 65/10/10 %; the
-    rest is the test set.
+    --set overrides RECIPE, which overrides the defaults of the kind (flash, unless model.kind is
+    set); a key without a section is of the architecture. --init KIND prints a recipe to begin with.
+    Without --out the command prints the data that it would train on. All files are split at the
+    same dates: set split.train_until, split.validation_until and split.calibration_until, or none
+    to split the bars 65/10/10 %; the rest is the test set.
     """
     if init is not None:
         _describe(init, settings or ())

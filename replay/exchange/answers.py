@@ -168,14 +168,14 @@ def server_time(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeErr
 
 @route("/v5/system/status")
 def system_status(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
-    """Return the maintenance of the system: none."""
+    """Return the list of maintenance windows, which is empty."""
     del venue, query, now_ms
     return {"list": []}
 
 
 @route("/v5/market/kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def kline(venue: Venue, query: Query, now_ms: int) -> Result:
-    """Return candles, newest first; row 0 may be open, and the category defaults to linear."""
+    """Return candles, newest first; the first may be open; the category defaults to linear."""
     market, candles = _candles(venue, query, now_ms)
     rows = [[str(candle.start_ms), *market.candle_texts(candle)] for candle in candles]
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
@@ -183,7 +183,7 @@ def kline(venue: Venue, query: Query, now_ms: int) -> Result:
 
 @route("/v5/market/mark-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
-    """Return candles of the mark price: five columns, no volume, no spot."""
+    """Return candles of the mark price, without volume; not for spot."""
     if query.get("category", "linear") == "spot":
         return BAD_CATEGORY
     market, candles = _candles(venue, query, now_ms, is_mark=True)
@@ -230,7 +230,7 @@ def _candles(
     ("symbol", "status", "baseCoin", "limit", "cursor"),
 )
 def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
-    """Return instruments with their filters: pages of derivatives, one list of spot."""
+    """Return instruments with their filters; derivatives in pages, spot in one list."""
     del now_ms
     category = category_of(query)
     served = [
@@ -265,7 +265,7 @@ def instruments_page(category: str, served: Iterable[Result], query: Query) -> R
 
 @route("/v5/market/tickers", ("category",), ("symbol",))
 def tickers(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
-    """Return the ticker of one symbol, or all of a category."""
+    """Return the ticker of one symbol, or those of a category."""
     category = category_of(query)
     symbol = query.get("symbol", "")
     if symbol and venue.find(category, symbol) is None:
@@ -332,7 +332,7 @@ def _trade(market: SimulatedMarket, row: int, place: int) -> Result:
 
 @route("/v5/market/funding/history", ("category", "symbol"), TIME_OPTIONS)
 def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
-    """Return settlements of funding, newest first; ``startTime`` alone is an error."""
+    """Return funding settlements, newest first; ``startTime`` alone is an error."""
     market = market_of(venue, query, required=True)
     interval_ms = funding_interval_ms(market)
     if not interval_ms:

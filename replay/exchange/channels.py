@@ -147,7 +147,7 @@ UUID_DIGITS: Final = 32
 
 @topic("kline.{interval}.{symbol}")
 def kline(request: TopicRequest) -> Channel | None:
-    """Send candles: pushes of the open one, and both at the roll."""
+    """Send candles: updates of the open one; at a close, the closed and the new one."""
     market = request.market
     if market is None or market.series.table(request.argument) is None:
         return None

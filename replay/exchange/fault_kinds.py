@@ -405,7 +405,7 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     ),
     "delay": FaultKind(
         "frame",
-        "one data frame is sent ms of market time late, behind later ones (topic, ms)",
+        "one data frame is sent late by ms of market time, after newer ones (topic, ms)",
         lambda body, hit: FaultEffect(later=((hit.fault.delay_ms, body),)),
         default_ms=3_000,
         dealt=_half_at_candles,
@@ -424,13 +424,13 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     ),
     "malformed": FaultKind(
         "frame",
-        "one data frame is replaced by text that is no such frame (topic)",
+        "one data frame is replaced by malformed text (topic)",
         _malformed,
         dealt=_half_at_candles,
     ),
     "stall": FaultKind(
         "connection",
-        "the connections of the moment get no data for seconds; pongs go on (seconds)",
+        "the open connections get no data for the given seconds; pongs go on (seconds)",
         lambda hub, hit: hub.stall(hit.fault.seconds),
     ),
     "disconnect": FaultKind(
@@ -440,7 +440,7 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     ),
     "refuse": FaultKind(
         "handshake",
-        "as disconnect, and the next count connections are refused (count)",
+        "like disconnect, and the next count connections are refused (count)",
         lambda _hit: HttpReply(503, "refused"),
     ),
     "retcode_10006": FaultKind(
@@ -459,52 +459,60 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
         lambda _closing, _hit: FaultEffect(),
     ),
     "revised_close": FaultKind(
-        "close", "one closed candle is sent again with other values, not as in REST", _revised_close
+        "close", "one closed candle is sent again with values that differ from REST", _revised_close
     ),
     "late_close": FaultKind(
         "close",
-        "one closed candle is sent ms of market time late (topic, ms)",
+        "one closed candle is sent late by ms of market time (topic, ms)",
         lambda closing, hit: FaultEffect(later=((hit.fault.delay_ms, closing.element),)),
         default_ms=8_000,
     ),
     "early_confirm": FaultKind(
         "push",
-        "one open candle says that it is closed, two seconds or more too soon",
+        "one open candle is marked closed, at least two seconds too soon",
         lambda element, _hit: element | {"confirm": True},
     ),
     "off_grid": FaultKind(
         "close",
-        "one closed candle is sent with its start off the grid by ms (ms)",
+        "one closed candle is sent with a start that is off the grid by ms (ms)",
         _off_grid,
         default_ms=7_000,
     ),
     "double_close": FaultKind(
-        "close", "one closed candle is sent twice in one frame, with two closes", _double_close
+        "close",
+        "one closed candle is sent twice in one frame, with different closes",
+        _double_close,
     ),
     "implausible_close": FaultKind(
-        "close", "one closed candle is sent with 1,000 times its close", _implausible_close
+        "close", "one closed candle is sent with its close times 1,000", _implausible_close
     ),
     "ahead_candle": FaultKind(
         "frame",
-        "a closed candle dated ms ahead is sent before a candle frame (ms)",
+        "a closed candle that is dated ms ahead is sent before a candle frame (ms)",
         _date_ahead,
         aim=CANDLES,
     ),
     "ahead_book": FaultKind(
         "frame",
-        "a book of twice the price dated ms ahead is sent before a book (ms)",
+        "a book with twice the price, dated ms ahead, is sent before a book (ms)",
         _date_ahead,
         aim=BOOKS,
     ),
     "ahead_ticker": FaultKind(
-        "frame", "a ticker dated ms ahead is sent before a ticker (ms)", _date_ahead, aim=TICKERS
+        "frame",
+        "a ticker that is dated ms ahead is sent before a ticker (ms)",
+        _date_ahead,
+        aim=TICKERS,
     ),
     "ahead_trade": FaultKind(
-        "frame", "trades dated ms ahead are sent before trades (ms)", _date_ahead, aim=TRADES
+        "frame",
+        "trades that are dated ms ahead are sent before trades (ms)",
+        _date_ahead,
+        aim=TRADES,
     ),
     "foreign_frame": FaultKind(
         "frame",
-        "the data of one book, ticker or trade frame name another symbol",
+        "the data in one book, ticker or trade frame name another symbol",
         _foreign_frame,
         aim=(BOOKS, TICKERS, TRADES),
     ),
@@ -531,20 +539,22 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     ),
     "redirect": FaultKind(
         "answer",
-        "one REST call is sent on, HTTP 302, to a path that there is not (topic)",
+        "one REST call is redirected (HTTP 302) to a path that does not exist (topic)",
         lambda _hit: HttpReply(302, "", location="/v5/elsewhere"),
     ),
     "hang": FaultKind(
         "answer",
-        "one REST call is not answered for seconds, then never (topic, seconds)",
+        "one REST call hangs for the given seconds and is never answered (topic, seconds)",
         lambda hit: HttpReply(504, "too late", wait_s=hit.fault.seconds),
     ),
     "malformed_body": FaultKind(
-        "body", "one REST body is broken: cut, null, words for numbers, no object", _malformed_body
+        "body",
+        "one REST body is broken: cut off, null, text for numbers, or not an object",
+        _malformed_body,
     ),
     "lying_time": FaultKind(
         "time",
-        "the server's time is ms off in one answer, before or ahead (topic, ms)",
+        "the server's time in one answer is wrong by ms, past or future (topic, ms)",
         _lying_time,
         aim=TIME_PATH,
         default_ms=HOUR_MS,
@@ -562,25 +572,28 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     ),
     "foreign_page": FaultKind(
         "rows",
-        "one page of candles is of another symbol, at another price",
+        "one page of candles is of another symbol, at other prices",
         _foreign_page,
         aim=KLINE_PATH,
     ),
     "foreign_window": FaultKind(
         "rows",
-        "one page of candles is of a window that was not asked for",
+        "one page of candles is of a time range that was not requested",
         lambda rows, _result, _hit: _later(rows, -YEAR_MS),
         aim=KLINE_PATH,
     ),
     "off_grid_page": FaultKind(
         "rows",
-        "one page of candles starts ms off the grid (ms)",
+        "one page of candles is off the grid by ms (ms)",
         lambda rows, _result, hit: _later(rows, hit.fault.delay_ms),
         aim=KLINE_PATH,
         default_ms=7_000,
     ),
     "implausible_page": FaultKind(
-        "rows", "one page has its newest close times 1,001", _implausible_page, aim=KLINE_PATH
+        "rows",
+        "one page of candles has its newest close times 1,001",
+        _implausible_page,
+        aim=KLINE_PATH,
     ),
     "false_mark": FaultKind(
         "frame",
@@ -596,34 +609,34 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     ),
     "false_ticker": FaultKind(
         "frame",
-        "all prices of one ticker are 26 % too high, its mark too",
+        "all prices of one ticker, also its mark, are 26 % too high",
         _in_data(_dearer),
         aim=TICKERS,
     ),
     "absurd_rate": FaultKind(
         "frame",
-        "the funding rate that one ticker announces is -40 %",
+        "the funding rate in one ticker is -40 %",
         _in_data(lambda _data: {"fundingRate": ANNOUNCED_RATE}),
         aim=TICKERS,
     ),
     "false_book": FaultKind(
         "frame",
-        "one book of the best level stands a third too low",
+        "one book of depth 1 is a third too low",
         _in_data(_lower),
         aim="orderbook.1.",
     ),
     "absurd_settlement": FaultKind(
         "rows",
-        "the newest settlement of one answer has a rate of 25 %",
+        "the newest settlement in one answer has a rate of 25 %",
         lambda rows, _result, _hit: [rows[0] | {"fundingRate": ABSURD_RATE}, *rows[1:]],
         aim=FUNDING_PATH,
     ),
     "hollow_close": FaultKind(
-        "close", "one closed candle is sent with a range and a volume of 0", _hollow_close
+        "close", "one closed candle is sent with a price range and no volume", _hollow_close
     ),
     "absurd_turnover": FaultKind(
         "close",
-        "one closed candle is sent with 1,000 times its turnover and more",
+        "one closed candle is sent with at least 1,000 times its turnover",
         _absurd_turnover,
     ),
 }

@@ -237,7 +237,7 @@ def _stale(market: SimulatedMarket, now_ms: int) -> tuple[int, int] | None:
 
 @topic("tickers.{symbol}")
 def tickers(request: TopicRequest) -> Channel | None:
-    """Send tickers: a snapshot and deltas of changed fields, on spot whole snapshots."""
+    """Send tickers: a snapshot, then deltas of changed fields; on spot only snapshots."""
     if request.market is None or request.argument:
         return None
     return TickerChannel(request.topic, request.market, request.pacing)

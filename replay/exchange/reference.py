@@ -32,7 +32,7 @@ Item = dict[str, Any]
 
 @route("/v5/market/risk-limit", ("category",), ("symbol", "cursor"))
 def risk_limit(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return risk tiers: five a symbol, fifteen symbols a page."""
+    """Return risk tiers: five per symbol, fifteen symbols per page."""
     del now_ms
     category = category_of(query, DERIVATIVES)
     symbol = query.get("symbol", "")
@@ -78,7 +78,7 @@ def _tiers(market: SimulatedMarket) -> Iterator[Item]:
 
 @route("/v5/account/fee-rate", ("category",), ("symbol",))
 def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return the retail fee rates, with any key or none.
+    """Return the retail fee rates, with or without a key.
 
     It is no public route, but clients that load instruments ask for it before all else.
     """
@@ -100,7 +100,7 @@ def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
 
 @route("/v5/asset/coin/query-info", (), ("coin",))
 def coin_info(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return the coins of the markets, none of which can be moved.
+    """Return the coins of the markets, without deposit and withdrawal.
 
     Like the fee rates it is no public route, and asked for by clients that load instruments.
     """

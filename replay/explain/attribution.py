@@ -57,7 +57,7 @@ from tracepaper.strategies.forecasters.tabular import (
     RowForecaster,
     figures_of_rows,
     network_shares,
-    row_half,
+    row_member,
 )
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import iso
@@ -138,7 +138,7 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
 
     Of an ensemble its forecast is what that half said.
     """
-    forecaster, forecast = row_half(past.forecaster), past.forecast
+    forecaster, forecast = row_member(past.forecaster), past.forecast
     if forecaster is None:
         return None
     if forecaster is not past.forecaster:

@@ -156,7 +156,7 @@ class StoredDecision:
         if self._asks is DataSource.ORDER_BOOKS:
             return self._order_book_attention
         if not self.run["model_id"]:
-            clause = f"The strategy {self.run['strategy']} asks no model"
+            clause = f"The strategy {self.run['strategy']} uses no model"
             if self.strategies:
                 clause = "None of the strategies asks a model"
             return f"{clause}, so there is no attention to show."

@@ -83,7 +83,7 @@ REGIMES: Final = (
     "MOMENTUM and MEAN_REVERSION say that attention lies on recent or on distant bars; the names"
     " are the literature's and predict no momentum in returns."
 )
-NO_ATTENTION: Final = "It has no attention: nothing is said of entropy, shift and regimes."
+NO_ATTENTION: Final = "It has no attention, so there are no figures of entropy, shift and regimes."
 _LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
 
 
@@ -130,9 +130,9 @@ def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
 
 
 def split_section(split: Split) -> dict[str, object]:
-    """Return ``[split]``: where each part of the calendar ends, and how untouched time is cut."""
-    second = split.second_span_ms
-    return parts_section(split) | ({} if second is None else {"second_span": iso(second)})
+    """Return ``[split]``: the end of each part of the calendar, the start of the second holdout."""
+    second = split.second_holdout_ms
+    return parts_section(split) | ({} if second is None else {"second_holdout": iso(second)})
 
 
 def parts_section(split: Split) -> dict[str, object]:
@@ -178,13 +178,13 @@ def _edge(passed: Mapping[str, Any]) -> str:
     if not passed["bars_per_1000"]:
         return f"No untouched bar had a {edge}, so none was traded."
     share = number(passed["bars_per_1000"])
-    passing = f"A {edge} passed {share} of 1,000 untouched bars"
+    passing = f"On {share} of 1,000 untouched bars the model had a {edge}"
     if not passed["trades"]:
         return f"{passing}, and none was traded."
     return (
         f"{passing}: {count_of(passed['trades'], 'separate trade')} on "
-        f"{count_of(passed['days'], 'day')}. What they made is"
-        " said beside a second untouched span alone: tracepaper evaluate --holdout."
+        f"{count_of(passed['days'], 'day')}. For their profit, name a second holdout: tracepaper"
+        " evaluate --holdout."
     )
 
 
@@ -313,7 +313,7 @@ STEADY: Final = "ewma"
 def experimental(table: Mapping[str, Any] | Card, *, of: str = "model") -> str:
     """Return the sentence that says why a checkpoint is experimental; empty where it is not.
 
-    *of* is the name of its figures: ``network_half`` is an ensemble's network by itself.
+    *of* is the name of its figures: ``network_member`` is an ensemble's network by itself.
 
     A checkpoint is, unless at the gates' horizon its QLIKE and one standard error lie below that of
     the volatility that goes on, or its share of signs named right, less one, above what knows

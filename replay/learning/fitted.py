@@ -236,7 +236,7 @@ class FittedModel(ABC):
         if explained is None:
             judged = Judgement(table, {"selective": selective(table.at(horizon))}, [])
         else:
-            judged = judged_gates(table, explained, section, data.split.second_span_ms)
+            judged = judged_gates(table, explained, section, data.split.second_holdout_ms)
             if not self.shows_gates:
                 judged = replace(judged, forecasts=table, explained=None)
         judged = replace(judged, pairs=self.pairs(data))

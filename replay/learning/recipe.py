@@ -74,7 +74,8 @@ class _Features:
         Meta(description="Interval of the model, then others to train on: 15m,5m,1h."),
     ] = ()
     calendar: (
-        Annotated[str, Meta(description="Shares: the exchange's calendar, such as XNAS.")] | None
+        Annotated[str, Meta(description="For shares: the exchange's calendar, such as XNAS.")]
+        | None
     ) = None
 
 
@@ -119,8 +120,12 @@ class _Split:
         ]
         | None
     ) = None
-    second_span: (
-        Annotated[str, Meta(description="Begin of the test set's second span (date).")] | None
+    second_holdout: (
+        Annotated[
+            str,
+            Meta(description="Start of the second holdout (date); unset: the test set is halved."),
+        ]
+        | None
     ) = None
 
 

@@ -188,8 +188,8 @@ class Split:
     Unless a span of it is asked for by ``test_from_ms`` and ``test_until_ms``, beside the parts.
 
     ``embargo_bars`` at the start of every later part belong to none: their features overlap
-    with labels of the part before. The test part is two spans to the verdict on confidence, of
-    which the second begins at ``second_span_ms``; None is half of the days.
+    with labels of the part before. The verdict on confidence needs two holdouts: the second begins
+    at ``second_holdout_ms``; by default, after half of the days of the test part.
     """
 
     train_until_ms: int
@@ -198,7 +198,7 @@ class Split:
     embargo_bars: int
     test_from_ms: int = -(2**62)
     test_until_ms: int = 2**62
-    second_span_ms: int | None = None
+    second_holdout_ms: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that are not in order."""
@@ -208,10 +208,10 @@ class Split:
                 "The split must end training before validation and validation before"
                 " calibration; put the three dates in that order."
             )
-        if self.second_span_ms is not None and self.second_span_ms <= ends[2]:
+        if self.second_holdout_ms is not None and self.second_holdout_ms <= ends[2]:
             raise ConfigInvalid(
-                "split.second_span must lie in the untouched time, after calibration; give a later"
-                " date, or leave it out for half of the days."
+                "split.second_holdout must be after split.calibration_until; give a later date, or"
+                " leave it out, and the second holdout is the second half of the days."
             )
 
     def span(self, part: Part) -> tuple[int, int]:
@@ -267,22 +267,22 @@ def split_by(
 ) -> Callable[[Sequence[Segment]], Split]:
     """Return the split of candles by ``[split]`` of a recipe: at its dates, or by ``SHARES``."""
     section = section or {}
-    second = second_span(section)
+    second = second_holdout(section)
     embargo = int(section.get("embargo_bars", max(horizons)))
     if "train_until" not in section:
         return lambda segments: replace(
-            by_shares(segments, embargo_bars=embargo, shares=SHARES), second_span_ms=second
+            by_shares(segments, embargo_bars=embargo, shares=SHARES), second_holdout_ms=second
         )
     first, last, third = (
         date_ms(str(section.get(name)))
         for name in ("train_until", "validation_until", "calibration_until")
     )
-    return lambda _: Split(first, last, third, embargo, second_span_ms=second)
+    return lambda _: Split(first, last, third, embargo, second_holdout_ms=second)
 
 
-def second_span(section: Mapping[str, Any]) -> int | None:
-    """Return where the second span of untouched time begins; None where ``[split]`` is silent."""
-    return date_ms(str(section["second_span"])) if "second_span" in section else None
+def second_holdout(section: Mapping[str, Any]) -> int | None:
+    """Return where the second holdout begins; None where ``[split]`` is silent."""
+    return date_ms(str(section["second_holdout"])) if "second_holdout" in section else None
 
 
 def split_of(card: Mapping[str, Any]) -> Split:
@@ -294,7 +294,7 @@ def split_of(card: Mapping[str, Any]) -> Split:
             validation_until_ms=date_ms(section["validation_until"]),
             calibration_until_ms=date_ms(section["calibration_until"]),
             embargo_bars=int(section["embargo_bars"]),
-            second_span_ms=second_span(section),
+            second_holdout_ms=second_holdout(section),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointMismatch(

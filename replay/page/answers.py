@@ -17,7 +17,7 @@ Number = float | None
 
 
 class Instrument(Struct, frozen=True):
-    """What is traded."""
+    """A traded instrument."""
 
     id: str  # category:SYMBOL
     symbol: str
@@ -76,7 +76,7 @@ class Runs(Struct, frozen=True):
 
 
 class GateInfo(Struct, frozen=True):
-    """A gate of a run; ``threshold`` as it was last."""
+    """A gate of a run, with its last ``threshold``."""
 
     gate: str
     words: str  # what it measures
@@ -89,7 +89,7 @@ class GateInfo(Struct, frozen=True):
 
 
 class AccountFigures(Struct, frozen=True):
-    """An account of the run, or a benchmark beside it."""
+    """An account of the run, or a benchmark."""
 
     name: str  # of the run's own: "this run"
     title: str  # its name in words
@@ -122,7 +122,7 @@ class InstrumentPosition(Struct, frozen=True):
 
 
 class LastRefusal(Struct, frozen=True):
-    """The newest decision that a gate refused once the model was warm."""
+    """The newest decision that a gate refused after the warm-up."""
 
     sequence: int
     instrument: str
@@ -144,7 +144,7 @@ class LastFill(Struct, frozen=True):
 
 
 class ParityState(Struct, frozen=True):
-    """What the newest comparison of the run with its replay found."""
+    """The newest comparison of the run with its replay."""
 
     identical: int
     decisions: int
@@ -194,9 +194,9 @@ class Run(Struct, frozen=True):
 class Candles(Struct, frozen=True):
     """Candles of one instrument with their decisions and notes, as columns.
 
-    In a cell of several decisions a gate shows its worst one: ``spare`` is the smallest margin ÷
-    threshold, ``failed`` how many decisions it failed. Other columns are the cell's last decision;
-    ``sequence`` is null where none was made.
+    For each gate, ``spare`` is the smallest margin ÷ threshold in a cell, and ``failed`` counts the
+    decisions that failed it. Other columns are those of the cell's last decision; ``sequence`` is
+    null if there was none.
     """
 
     instrument: str
@@ -221,7 +221,7 @@ class Candles(Struct, frozen=True):
 
 
 class Equity(Struct, frozen=True):
-    """Equity of every account as columns, at the end of each cell; ``low`` is the least in it."""
+    """Equity of every account as columns, at the end of each cell; ``low`` is the lowest in it."""
 
     interval_ms: int
     time_ms: list[int]
@@ -232,7 +232,7 @@ class Equity(Struct, frozen=True):
 
 
 class FillMark(Struct, frozen=True):
-    """A fill, where it is drawn."""
+    """A fill on the chart."""
 
     sequence: int
     decision_sequence: int | None
@@ -247,7 +247,7 @@ class FillMark(Struct, frozen=True):
 
 
 class OrderLine(Struct, frozen=True):
-    """An order that rested at a price, from its birth to its end; null where it still rests."""
+    """An order that rested at a price; ``until_ms`` is null while it rests."""
 
     order_id: str
     instrument: str
@@ -272,7 +272,7 @@ class GapMark(Struct, frozen=True):
 
 
 class Marks(Struct, frozen=True):
-    """What lies on the candles of a range."""
+    """The marks on the candles of a range."""
 
     fills: list[FillMark]
     orders: list[OrderLine]
@@ -281,7 +281,7 @@ class Marks(Struct, frozen=True):
 
 
 class Forecast(Struct, frozen=True):
-    """The model's forecast at the gates' horizon, as it is drawn; returns are log returns."""
+    """The model's forecast at the gates' horizon; returns are log returns."""
 
     horizon: int
     mean_return: float
@@ -299,7 +299,7 @@ class Bucket(Struct, frozen=True):
 
 
 class Decision(Struct, frozen=True):
-    """One decision: where it is drawn, and its document; parts as ``as_parts`` writes them."""
+    """One decision: its place on the chart, and its document as parts, in reading order."""
 
     run_id: str
     sequence: int
@@ -319,32 +319,32 @@ class Decision(Struct, frozen=True):
 
 
 class Progress(Struct, frozen=True, tag="progress", tag_field="type"):
-    """A line of an answer that takes long."""
+    """A progress line of an answer in lines."""
 
     share: float  # from 0 to 1
     doing: str
 
 
 class FailedTask(Struct, frozen=True, tag="failed", tag_field="type"):
-    """The last line of one that failed."""
+    """The last line of an answer that failed."""
 
     error: str
 
 
 class FinishedTask(Struct, frozen=True, tag="done", tag_field="type"):
-    """The last line of one that succeeded."""
+    """The last line of an answer that succeeded."""
 
     result: Any
 
 
 class Document(Struct, frozen=True):
-    """What a place of the page says, in reading order; parts as ``as_parts`` writes them."""
+    """A document as parts, in reading order."""
 
     title: str
     parts: list[dict[str, Any]]
 
 
 class Error(Struct, frozen=True):
-    """Why a request was refused, in a sentence that says what to do."""
+    """Why a request was rejected, in a sentence that says what to do."""
 
     error: str

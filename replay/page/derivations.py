@@ -130,7 +130,7 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
 
     stored = decision_at(shown, sequence)
     if not shown.views.run()["model_id"]:
-        raise HttpRefusal(409, "This run asks no model, so there is nothing to ask.")
+        raise HttpRefusal(409, "This run uses no model, so there is nothing to ask.")
     report(0.05, "loading the model and the bars before the decision")
     shares = iter((0.35, 0.5, 0.65))
     recomputed = ask_again(

@@ -29,7 +29,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class PulledRun(Struct, frozen=True):
-    """A run of a fleet that ``/runs`` lists from now on, as of its pull."""
+    """A pulled run of a fleet, which ``/runs`` now lists."""
 
     run_id: str
     database_id: str

@@ -70,7 +70,7 @@ def model_document(shown: ShownRun) -> TitledParts:
     """Return the card of the run's model and how its forecasts came true."""
     model_id = shown.views.run()["model_id"]
     if not model_id:
-        return TitledParts("Model", (Paragraph("This run asks no model.", "note"),))
+        return TitledParts("Model", (Paragraph("This run uses no model.", "note"),))
     folder = kept_folder(shown.database, str(model_id))
     card = read_card(folder) if folder.is_dir() else {}
     name = card.get("model", {}).get("name", "")

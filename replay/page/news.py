@@ -23,7 +23,7 @@ _QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar"
 
 
 class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
-    """One stored step, as it is told to those who listen."""
+    """One stored step, as the stream sends it."""
 
     run_id: str
     sequence: int
@@ -37,7 +37,7 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
 
 
 class StreamHello(Struct, frozen=True, tag="hello", tag_field="type"):
-    """The first message: which run, and how far it is; ask for what lies between."""
+    """The first message: the run and its newest step; request the steps that you lack."""
 
     run_id: str
     sequence: int | None

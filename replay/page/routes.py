@@ -43,32 +43,32 @@ class Parameter(NamedTuple):
 
 PARAMETERS: Final[Mapping[str, Parameter]] = {
     "instrument": Parameter(str | None, None,
-        "`category:SYMBOL`; the run's first where it is left out, for marks all"),
+        "`category:SYMBOL`; by default the run's first, for marks all"),
     "from_ms": Parameter(Time | None, None,
-        "first open time, UTC ms; the beginning where it is left out"),
+        "first open time, UTC ms; by default the beginning"),
     "until_ms": Parameter(Time | None, None,
-        "end of the range, exclusive, UTC ms; the newest bar where it is left out"),
-    "points": Parameter(Annotated[int, Meta(ge=2, le=POINTS_MAX)], POINTS, "at most so many cells"),
-    "changes": Parameter(str, "", "`section.key=value`, with semicolons between"),
-    "drop": Parameter(str, "", "names of gates, with commas between"),
+        "end of the range, exclusive, UTC ms; by default after the newest bar"),
+    "points": Parameter(Annotated[int, Meta(ge=2, le=POINTS_MAX)], POINTS, "most cells to return"),
+    "changes": Parameter(str, "", "`section.key=value`, separated by semicolons"),
+    "drop": Parameter(str, "", "names of gates, separated by commas"),
     "counted": Parameter(bool, default=False,
-        meaning="wait for counts that a long run has not yet; they are null otherwise"),
-    "sort": Parameter(str | None, None, "a column of the view"),
+        meaning="wait for counts that are not yet known; otherwise they are null"),
+    "sort": Parameter(str | None, None, "the column to sort by"),
     "descending": Parameter(bool, default=False, meaning="whether the last row comes first"),
     "limit": Parameter(Annotated[int, Meta(ge=1, le=records.ROWS_MAX)], records.ROWS,
-        "at most so many rows"),
-    "after": Parameter(str | None, None, "`after` or `before` of the rows beside"),
+        "most rows to return"),
+    "after": Parameter(str | None, None, "`after` or `before` of the previous answer"),
     "database_id": Parameter(Annotated[str, Meta(min_length=1)], NODEFAULT,
-        "the id of the run's database, of `/fleet`"),
+        "the id of the run's database, from `/fleet`"),
     "run_id": Parameter(Annotated[str, Meta(min_length=1)], NODEFAULT,
-        "the run's whole id, of `/fleet`"),
+        "the run's full id, from `/fleet`"),
 }  # fmt: skip
 MEANINGS: Final[Mapping[str, str]] = {
-    "run": "the run's whole id, of `/runs`",
+    "run": "the run's full id, from `/runs`",
     "left": "a run's id",
     "right": "another run's id",
     "sequence": "the decision's place in its run",
-    "sweep": "a sweep's id, of `/runs`",
+    "sweep": "a sweep's id, from `/runs`",
     "view": "a documented view without `v_`, such as `decisions` ([storage](storage.md))",
     **{name: parameter.meaning for name, parameter in PARAMETERS.items()},
 }
@@ -167,52 +167,53 @@ def _sweep(shelf: Databases, sweep: str) -> Struct:
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
     ReadRoute("/runs", "Every run of every database, the newest first.", runs.runs, answers.Runs),
-    ReadRoute("/overview", "Every run and sweep, as the place Runs lists them.",
+    ReadRoute("/overview", "Every run and sweep, as the page lists them.",
           lambda shelf, counted: lists.runs_document(runs.runs(shelf, counted=counted)),
           takes="counted"),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
           _run, answers.Run, "counted"),
     ReadRoute(f"{_R}/candles", "Candles of one instrument with their decisions and notes, in "
-          "cells that fit.", _candles, answers.Candles, "from_ms until_ms points instrument"),
+          "cells.", _candles, answers.Candles, "from_ms until_ms points instrument"),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.", runs.equity, answers.Equity, "from_ms until_ms points"),
     ReadRoute(f"{_R}/marks", "Fills, orders that rested at a price, and gaps of a range.",
           marks.marks, answers.Marks, "from_ms until_ms instrument"),
-    ReadRoute(_D, "One decision, whole.", decisions.decision, answers.Decision),
-    ReadRoute(f"{_D}/verify", "Derives one decision again from the record, now; lines of JSON.",
+    ReadRoute(_D, "One decision in full.", decisions.decision, answers.Decision),
+    ReadRoute(f"{_D}/verify", "Verifies one decision against the record; lines of JSON.",
           lambda shown, sequence, report: _late().verify_decision(shown, sequence, report)),
-    ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
+    ReadRoute(f"{_D}/ask", "Runs the model again for one decision; lines of JSON.",
           lambda shown, sequence, report: _late().ask(shown, sequence, report)),
-    ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
+    ReadRoute(f"{_R}/verify", "Verifies the whole run against its record; lines of JSON.",
           lambda shown, report: _late().verify(shown, report), answers.ParityState),
     ReadRoute(f"{_R}/report", "The report of the run: tables, charts and texts.",
           lambda shown: _late().report_of(shown)),
-    ReadRoute(f"{_R}/model", "The run's model: its card, and how its forecasts came true.",
+    ReadRoute(f"{_R}/model", "The run's model: its card, and its forecasts against outcomes.",
           lambda shown: _late("model").model_document(shown)),
-    ReadRoute(f"{_R}/what-if", "What other keys, fewer gates or a later start would have made "
-          "of the run.", lambda shown, query: _late().what_if_of(shown, **query),
+    ReadRoute(f"{_R}/what-if", "The run compared with itself under other keys, fewer gates or "
+          "a later start.", lambda shown, query: _late().what_if_of(shown, **query),
           takes="changes drop from_ms", is_within=True),
-    ReadRoute(f"{_R}/views/{{view}}", "A page of a documented view; any of its columns filters.",
+    ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns is a filter.",
           lambda shown, view, filters, query: TitledParts(view, (
               records.view_table(shown, view, filters, records.RowsPage(**query)),)),
           takes="from_ms until_ms sort descending limit after", is_open=True),
-    ReadRoute(f"{_R}/account", "Every account with its curve, what is held, and the newest trades, "
-          "orders, fills and lines of the ledger.",
+    ReadRoute(f"{_R}/account", "Every account with its curve, the positions, and the newest "
+          "trades, orders, fills and ledger lines.",
           lambda shown, limit: _late("documents").account(shown, limit), takes="limit"),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
           records.refusals),
-    ReadRoute(f"{_R}/health", "Whether the run is sound.", records.health),
-    ReadRoute(f"{_R}/compare", "The runs that may stand beside one.",
+    ReadRoute(f"{_R}/health", "The health of the run: parity, gaps, restarts.", records.health),
+    ReadRoute(f"{_R}/compare", "The runs that this run can be compared with.",
           lambda shelf, shown, counted: lists.beside_document(
               shown, runs.runs(shelf, counted=counted)), takes="counted"),
-    ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
+    ReadRoute("/runs/{left}/compare/{right}", "Two runs compared.",
           lambda shelf, left, right: _late("documents").compare(
               shelf.find(left), shelf.find(right))),
-    ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.", _sweep),
+    ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and the estimate of luck.",
+          _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
-          "alarms; of `tracepaper ui --fleet` alone.", fleet.list_fleet),
-    ReadRoute("/fleet/pull", "Pulls one run of the fleet, which the other addresses then know; "
-          "lines of JSON.", fleet.pull_run, fleet.PulledRun, "database_id run_id"),
+          "alarms; only with `tracepaper ui --fleet`.", fleet.list_fleet),
+    ReadRoute("/fleet/pull", "Pulls one run of the fleet, so that the other addresses can "
+          "serve it; lines of JSON.", fleet.pull_run, fleet.PulledRun, "database_id run_id"),
 )  # fmt: skip
 """Every address that reads; ``/stream`` and ``/openapi.json`` are the server's own."""
 

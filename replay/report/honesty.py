@@ -20,8 +20,8 @@ LEVEL: Final = 0.05
 """A difference is credible below it."""
 FEW_DAYS: Final = 30
 """Below so many untouched days nothing is proven: their own errors are hardly known."""
-COMMONER: Final = "commoner_sign"
-"""The reference of a sign: always that which most of the judged bars had."""
+MAJORITY: Final = "majority_sign"
+"""The baseline of a sign: always the sign that most of the judged bars had."""
 PAIRED: Final = "paired"
 """``[figures.paired]``: by horizon, loss and other, [difference, error, p]; less is better."""
 
@@ -40,15 +40,16 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
     main, paired = figures[str(horizon)], figures[PAIRED][str(horizon)]
     days, sentences = main["days"], []
     if forecaster in main.get("sign_accuracy", {}):
-        (named, spread), (commoner, _) = (
-            main["sign_accuracy"][name] for name in (forecaster, COMMONER)
+        (right, spread), (majority, _) = (
+            main["sign_accuracy"][name] for name in (forecaster, MAJORITY)
         )
-        difference, error, p = paired["sign"][COMMONER]
+        difference, error, p = paired["sign"][MAJORITY]
         sentences.append(
-            f"At {horizon} bars it named the sign of the return in {100 * named:.1f} % of untouched"
-            f" bars ({plus_minus(spread, '.1f', 100)} by days): {verdict_of(difference, p, days)} "
-            f"always the commoner sign ({100 * commoner:.1f} %; "
-            f"{-100 * difference:+.1f} {plus_minus(error, '.1f', 100)} points by day, p {p:.2g})."
+            f"At {horizon} bars it predicted the sign of the return on {100 * right:.1f} % of"
+            f" untouched bars ({plus_minus(spread, '.1f', 100)} by days):"
+            f" {verdict_of(difference, p, days)} always predicting the more frequent sign"
+            f" ({100 * majority:.1f} %; {-100 * difference:+.1f}"
+            f" {plus_minus(error, '.1f', 100)} points by day, p {p:.2g})."
         )
     if against := paired.get("qlike"):
         best = min(against, key=lambda name: main["qlike"][name][0])
@@ -86,8 +87,8 @@ def entropy_sentence(gates: Mapping[str, Any]) -> str:
     )
     on = f" on {days} days" if days else ""
     return (
-        f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed by "
-        f"{100 * gained:+.1f} points ({plus_minus(noise, '.1f', 100)}){on}."
+        f"The entropy gate {verb} a random gate on the most confident tenth of bars: accuracy "
+        f"changed by {100 * gained:+.1f} points ({plus_minus(noise, '.1f', 100)}){on}."
     )
 
 

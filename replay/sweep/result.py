@@ -69,7 +69,7 @@ class Overfitting(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every cell of a sweep; printed, it says what is best and how much of that is luck."""
+    """Every cell (run) of a sweep; it prints the best and how much of it may be luck."""
 
     request: SweepRequest
     cells: tuple[CellResult, ...]
@@ -82,18 +82,18 @@ class Sweep:
 
     @cached_property
     def tried(self) -> tuple[CellResult, ...]:
-        """The cells of the points: the tests of windows left out."""
+        """The cells of the points, without the test windows."""
         return tuple(cell for cell in self.cells if cell.part != TEST)
 
     @cached_property
     def best(self) -> CellResult | None:
-        """The best cell; of windows that of the last one, and None where no run succeeded."""
+        """The best cell, with windows that of the last one; None if no run succeeded."""
         last = max((cell.span for cell in self.tried), default=0)
         return chosen([cell for cell in self.tried if cell.span == last], maximize=self.maximize)
 
     @property
     def maximize(self) -> bool:
-        """Whether more of the objective is better."""
+        """Whether a higher objective is better."""
         return self.request.maximize
 
     @property
@@ -103,7 +103,7 @@ class Sweep:
 
     @property
     def frame(self) -> Any:  # noqa: ANN401 - of whichever library there is
-        """The cells as a frame of polars or pandas, else columns of numpy."""
+        """The cells as a frame of polars or pandas, else as columns of numpy."""
         cells, columns = self.cells, dict[str, tuple[Kind, list[Any]]]()
         columns["window"] = "integer", [cell.span for cell in cells]
         columns["part"] = "text", [cell.part for cell in cells]
@@ -122,7 +122,7 @@ class Sweep:
     # ------------------------------------------------------------ the best cell's run
 
     def best_run(self, db: str | Path | None = None) -> Backtest:
-        """Return the best cell's run over the whole period, made again with its whole record."""
+        """Run the best cell again over the whole period, and store its record."""
         best = self.best
         if best is None:
             raise DataInvalid(f"No run of this sweep succeeded; the first says: {self.first_error}")
@@ -139,7 +139,7 @@ class Sweep:
 
     @property
     def command(self) -> str | None:
-        """The command that makes the best cell's run with its whole record; None for a frame."""
+        """The command that runs the best cell again and stores its record; None for a frame."""
         spec, work, best = self.request.spec, self.request.work, self.best
         # A command line can name files, but neither frames nor a class of this process.
         inputs = (*spec.candles, *spec.frames)
@@ -171,14 +171,14 @@ class Sweep:
 
     @property
     def first_error(self) -> str:
-        """The sentence of the first cell that failed; empty where none did."""
+        """The error of the first cell that failed; empty if none did."""
         return next((cell.error for cell in self.cells if cell.error), "")
 
     # ------------------------------------------------------------ how much is luck
 
     @cached_property
     def best_by_chance(self) -> float | None:
-        """The Sharpe ratio a day that the best of all trials without skill is expected to reach."""
+        """The daily Sharpe ratio that the best of all trials is expected to reach without skill."""
         ratios = self.trials.sharpe_day
         if len(ratios) < 2:
             return None
@@ -186,10 +186,10 @@ class Sweep:
 
     @cached_property
     def deflated_sharpe(self) -> float | None:
-        """The probability that the best cell's Sharpe ratio is not the luck of so many trials.
+        """The probability that the best cell's Sharpe ratio is more than the luck of many trials.
 
-        With the number of all trials on these data; None under thirty days, or where no two trials
-        have a ratio to differ in.
+        It counts all trials on these data. None under thirty days, or if fewer than two trials have
+        a ratio.
         """
         best, ratios = self.best, self.trials.sharpe_day
         if best is None or len(ratios) < 2 or not metrics.is_annual(best.figures["days"] or 0):
@@ -200,10 +200,10 @@ class Sweep:
 
     @cached_property
     def overfitting(self) -> Overfitting | None:
-        """How likely the best of these points is no better elsewhere, by their daily returns.
+        """The probability that the best of these points is overfitted, by their daily returns.
 
-        Compared are the points of the best one's window, without those of other days and those
-        whose money was gone. None under thirty days, and where no point is left.
+        It compares the points of the best one's window, without points of other days and points
+        that lost all cash. None under thirty days, or if no point is left.
         """
         best = self.best
         if best is None:
@@ -217,7 +217,7 @@ class Sweep:
 
     @cached_property
     def neighbours(self) -> Neighbours | None:
-        """The cells beside the best one; None where the axes have no steps or none was tried."""
+        """The cells next to the best one; None if the axes have no steps or none was tried."""
         best = self.best
         if best is None:
             return None
@@ -235,7 +235,7 @@ class Sweep:
     def heat(self) -> Heat | None:
         """Return the medians of the objective over the two axes that move it most.
 
-        None where fewer than two points differ.
+        None if fewer than two points differ.
         """
         axes = sorted(
             (axis for axis in self.request.axes if len(self._places(axis)[1]) > 1),
@@ -312,7 +312,7 @@ class Sweep:
         return f"<pre>{escape(repr(self))}</pre>"
 
     def report(self, *, html: str | Path) -> None:
-        """Write the sweep as one page that needs no network."""
+        """Write the sweep as one page that works offline."""
         from tracepaper.replay.page.export import write_document_page
         from tracepaper.replay.sweep.views import sweep_document
 

@@ -84,24 +84,22 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     frames: Library | None = None,
     progress: Progress | bool | None = None,
 ) -> Sweep:
-    """Try the points of *space* on *data*; return every cell, the best, and how much is luck.
+    """Try the points of *space* on *data*; return every result, the best, and the estimate of luck.
 
     *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *actions*, *frame_data*,
     *columns*, *depth* and *events* are those of ``backtest``. *space* maps an option of the
     strategy, or ``section.key``, to a list of values, or to a range: (low, high), (low, high,
-    step), or a
-    dictionary with low, high, and step or log. *objective* is a
-    figure's key (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the
-    run. *sampler* is grid, random or tpe; of the last two *trials* points are drawn by *seed*.
-    *windows*, ``"90d/30d"``, chooses on 90 days and reports on the 30 after them, over and over.
-    *direction* is maximize or minimize, by default the figure's own. A run may take *limit_s*
-    seconds. *state* is a file with which an interrupted sweep goes on. *on* is local (processes) or
-    ray. *frames* is the library of
-    the result's frames, as ``backtest`` takes it. *progress* is told after each run how many are
-    done, of how many, and the best value so far; a notebook shows a bar unless it is False.
+    step), or a dictionary with low, high, and step or log. *objective* is a figure's key
+    (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the run. *sampler*
+    is grid, random or tpe; the last two draw *trials* points by *seed*. *windows*, ``"90d/30d"``,
+    chooses on 90 days, tests on the next 30, and moves on by 30. *direction* is maximize or
+    minimize, by default as the figure needs. A run may take *limit_s* seconds. *state* is a file
+    from which an interrupted sweep continues. *on* is local (processes) or ray. *frames* is the
+    library of the result's frames, as ``backtest`` takes it. *progress* is called after each run
+    with the number done, the total, and the best value; a notebook shows a bar unless it is False.
 
-    Raises ``ConfigInvalid`` or ``DataInvalid`` where nothing can be tried. What goes wrong in one
-    run is that cell's ``error``.
+    Raises ``ConfigInvalid`` or ``DataInvalid`` if no point can be tried. The error of one run is
+    the ``error`` of its cell.
     """
     spec = spec_of(Consumer.PYTHON_SWEEP, locals())
     made_of = strategy if isinstance(strategy, type) else None

@@ -217,8 +217,8 @@ def caused(alias: str, table: str) -> ViewColumn:
         f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.run_key = {run} AND x.sequence = {born}) "
         f"AND NOT EXISTS (SELECT 1 FROM fills z WHERE z.run_key = {run} AND z.sequence = {born} "
         "AND z.book = 0 AND z.model IN ('quote', 'book')) LIMIT 1)",
-        "the decision that caused the order; null where a command (FLATTEN) or a fill between bars "
-        "did, or one of the run from which the order was taken over",
+        "the decision that caused the order; null if a command (FLATTEN), a fill between bars or "
+        "an earlier run caused it",
         "INTEGER",
     )
 

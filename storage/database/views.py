@@ -70,7 +70,7 @@ V_RUNS: Final = View(
             *moment(
                 "ended_at",
                 _ENDED_AT,
-                "wall time of the end; null where it went on or was killed",
+                "wall time of the end; null if it is running or was killed",
             ),
             *shown("r", "runs", "parent_run_id", "period_start_ms"),
             ViewColumn(
@@ -106,7 +106,7 @@ V_BARS: Final = View(
             *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
             *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
             ViewColumn("source", source_name("s.source"), any_of(Source)),
-            *moment("market_ms", BAR_MARKET_MS, "market time at which it was final"),
+            *moment("market_ms", BAR_MARKET_MS, "market time at which the bar was final"),
             *moment("seen_ms", BAR_SEEN_MS, "market time at which the engine saw it"),
             ViewColumn(
                 "accepted",
@@ -125,7 +125,7 @@ V_BARS: Final = View(
 _LAST_OF_COMMIT: Final = "{0}.run_key = r.run_key AND {0}.sequence = c.last_sequence"
 V_COMMITS: Final = View(
     "v_commits",
-    "a transaction that added steps to the run, with its link of the chain",
+    "a transaction that added steps to the run, with its digest in the chain",
     (
         ViewColumn("run_id", "r.run_id", "the run"),
         ViewColumn("sequence", "c.first_sequence", "its first step", "INTEGER"),
@@ -136,7 +136,7 @@ V_COMMITS: Final = View(
             f"(SELECT e.market_ms FROM events e WHERE {_LAST_OF_COMMIT.format('e')}))",
             "market time of its last step",
         ),
-        digest("digest", "c.digest", "what `audit head` prints after it"),
+        digest("digest", "c.digest", "the digest that `audit head` prints after it"),
     ),
     "FROM runs r JOIN commits c ON c.run_key = r.run_key",
 )
@@ -152,10 +152,10 @@ V_GAPS: Final = View(
         of_content("cause", any_of(GapCause)),
         of_content(
             "repaired_by",
-            "`rest` where the bars follow; empty where they never will; `clock` where market time "
-            "itself was set from one of the two times to the other",
+            "`rest` if the bars follow; empty if they never do; `clock` if market time itself was "
+            "set from the first to the second time",
         ),
-        *moment("market_ms", "e.market_ms", "market time at which it was found"),
+        *moment("market_ms", "e.market_ms", "market time at which the gap was found"),
     ),
     f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{INDEXED_KINDS} AND e.kind = 'gap' "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
@@ -171,13 +171,13 @@ V_COMMANDS: Final = View(
         of_content("origin", any_of(CommandOrigin)),
         of_content(
             "token",
-            "label of the token that was sent; `database` for that of the file beside it",
+            "label of the token that was sent; `database` for the token file beside the database",
         ),
         of_content(
             "user",
-            "the system's user of the process that sent it; empty where that is not known",
+            "operating-system user that sent it; empty if unknown",
         ),
-        *moment("market_ms", "e.market_ms", "market time at which it was taken"),
+        *moment("market_ms", "e.market_ms", "market time at which it took effect"),
     ),
     f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{INDEXED_KINDS} "
     "AND e.kind = 'command'",
@@ -235,7 +235,7 @@ _OF_HALTS: Final = ", ".join(
 
 V_EVENTS: Final = View(
     "v_events",
-    f"an event that the engine consumed; beside it, of kind `{HALTED}`, a limit that it breached",
+    f"an event that the engine consumed, or, as kind `{HALTED}`, a limit that the event breached",
     (
         *of_step("e"),
         ViewColumn(
@@ -243,7 +243,7 @@ V_EVENTS: Final = View(
             "e.kind",
             any_of((*EVENT_TYPES, HALTED)),
         ),
-        ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+        ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`; null if it has none"),
         *shown("e", "events", "market_ms", "seen_ms", "content", "belief"),
     ),
     # What a prune has kept has no step any more; all else is found by its step.
@@ -269,12 +269,12 @@ _MEASURES: Final = ("recent_mass", "older_mass", "shift", "l1_error")
 
 V_DECISIONS: Final = View(
     "v_decisions",
-    "a decision: one for every closed bar of the run's period, refusals too",
+    "a decision, one for every closed bar of the run's period, including refused ones",
     complete(
         (
             *of_step("s"),
             INSTRUMENT,
-            *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+            *moment("open_time_ms", "s.open_time_ms", "open time of the decided bar"),
             *shown("o", "outcomes", "action", "allowed", "refused_by"),
             *shown("a", "answers", "horizon", *FORECAST_COLUMNS, "confidence", "content_free"),
             *shown("o", "outcomes", "regime"),
@@ -292,12 +292,12 @@ V_DECISIONS: Final = View(
 
 V_GATES: Final = View(
     "v_gates",
-    "one gate's verdict on a decision",
+    "the verdict of one gate on a decision",
     (
         *of_step("s"),
-        ordinal("g", "place of the gate; the first that fails refuses"),
+        ordinal("g", "place of the gate; `refused_by` is the first that fails"),
         *shown("g", "gate_sets", "gate"),
-        ViewColumn("measure", measured(), "null where it could not be computed", "REAL"),
+        ViewColumn("measure", measured(), "null if it could not be computed", "REAL"),
         *shown("g", "gate_sets", "threshold"),
         ViewColumn("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
@@ -342,7 +342,7 @@ _WEIGHT: Final = (
 
 V_EXPLANATIONS: Final = View(
     "v_explanations",
-    "where a decision looked: one bucket of 64 bars of absolute time",
+    "the attention of a decision on one bucket of 64 bars of absolute time",
     (
         *of_step("s"),
         ViewColumn(
@@ -355,7 +355,8 @@ V_EXPLANATIONS: Final = View(
         ViewColumn(
             "weight",
             f"CASE WHEN {_IS_BUCKET} THEN {_WEIGHT} ELSE a.older_mass END",
-            "share of the rollout, or signed of relevance; their sizes sum to 1 within `l1_error`",
+            "share of the rollout, or signed share of relevance; absolute values sum to 1 within "
+            "`l1_error`",
             "REAL",
         ),
     ),
@@ -370,15 +371,15 @@ V_NOTES: Final = View(
     (
         *of_step("s"),
         INSTRUMENT,
-        *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+        *moment("open_time_ms", "s.open_time_ms", "open time of the decided bar"),
         ViewColumn("name", "CAST(n.key AS TEXT)", "the strategy's name for it"),
         ViewColumn(
             "number",
             "CASE WHEN n.type IN ('real', 'integer') THEN n.value END",
-            "null where it is a text, or was not finite",
+            "null if it is a text, or was not finite",
             "REAL",
         ),
-        ViewColumn("text", "CASE n.type WHEN 'text' THEN n.value END", "null where it is a number"),
+        ViewColumn("text", "CASE n.type WHEN 'text' THEN n.value END", "null if it is a number"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
     f"AND s.instrument IS NOT NULL JOIN answers a ON {at_step('a')} AND a.note IS NOT NULL "
@@ -411,29 +412,29 @@ _SHADOW: Final = (
 
 V_STRATEGY_DECISIONS: Final = View(
     "v_strategy_decisions",
-    "what one of several strategies on one account decided at a bar, and its sub-account then",
+    "the decision of one of several strategies on one account at a bar, with its sub-account",
     (
         *of_step("s"),
         INSTRUMENT,
-        *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+        *moment("open_time_ms", "s.open_time_ms", "open time of the decided bar"),
         ViewColumn("strategy", "h.shadow", "its name in [strategies]"),
         *shown("o", "outcomes", "action", "allowed", "refused_by"),
         *shown("m", "shadow_steps", "target_quantity"),
         *shown("o", "outcomes", "reason", "unfilled_reason", "regime"),
         ViewColumn(
-            "gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"
+            "gates", _GATES, "JSON: for each gate its measure, its threshold, and 1 if it passed"
         ),
         *shown("m", "shadow_steps", "note"),
-        *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
-        *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
+        *exact("quantity", "h.quantity", QUANTITY, "its share of the position, signed"),
+        *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its realised profit, before fees"),
         *exact(
             "unrealized_pnl",
             _UNREALIZED["m"],
             MONEY,
-            "its profit of what is open, at the mark",
+            "its unrealised profit, at the mark",
         ),
         *exact("fees_paid", "h.account_fees_paid", MONEY, "its fees"),
-        *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
+        *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive if paid"),
         *exact(
             "equity",
             f"coalesce(m.equity, h.cash + {_UNREALIZED['m']})",
@@ -505,20 +506,22 @@ def _holding_columns(
     """
     prefix = "h.account_" if whose == "account's" else "h."
     sums = (
-        ("realized_pnl", f"{prefix}realized_pnl", "profit of what was closed, before fees"),
-        ("unrealized_pnl", unrealized, "profit of what is open, at the mark"),
+        ("realized_pnl", f"{prefix}realized_pnl", "realised profit, before fees"),
+        ("unrealized_pnl", unrealized, "unrealised profit, at the mark"),
         ("fees_paid", f"{prefix}fees_paid", "fees"),
-        ("funding_paid", f"{prefix}funding_paid", "funding, positive where paid"),
+        ("funding_paid", f"{prefix}funding_paid", "funding, positive if paid"),
     )
     listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
-        ViewColumn("instrument", "i.instrument_id", "the event's; null where it has none"),
+        ViewColumn("instrument", "i.instrument_id", "the event's instrument; null if it has none"),
         *shown("h", "holdings", "quantity"),
         ViewColumn(
-            "average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat", "REAL"
+            "average_price", _AVERAGE_REAL, "entry notional ÷ quantity; null when flat", "REAL"
         ),
         ViewColumn(
-            "average_price_text", _AVERAGE_TEXT, "exactly; null where it is no decimal of a price"
+            "average_price_text",
+            _AVERAGE_TEXT,
+            "`average_price`, exactly; null if it has no exact decimal",
         ),
         *shown("h", "holdings", "entry_notional"),
         *(
@@ -531,7 +534,7 @@ def _holding_columns(
             "equity",
             f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED[marks]})",
             MONEY,
-            "cash and what is held, at the mark",
+            "cash plus positions, at the mark",
         ),
     )
     return complete(
@@ -546,7 +549,7 @@ _OWN: Final = (
 
 V_POSITIONS: Final = View(
     "v_positions",
-    "an instrument's position after a step that named it; in hedge mode one of its two sides",
+    "an instrument's position after a step of that instrument; in hedge mode one of its two sides",
     (
         *of_step("s"),
         _SIDE_HELD,
@@ -652,7 +655,7 @@ _TRADES: Final = (
 )
 V_TRADES: Final = View(
     "v_trades",
-    "a closed round trip of the run's account; what was taken over from another run is none",
+    "a closed round trip of the run's account, without positions taken over from another run",
     complete(
         (
             *of_step("t"),
@@ -667,41 +670,41 @@ V_TRADES: Final = View(
             *moment("opened_ms", "e.filled_ms", "market time of the fill that opened it"),
             *moment("closed_ms", "f.filled_ms", "market time of the fill that closed it"),
             ViewColumn(
-                "entry_price", _mean_price("entry"), "mean price of the fills that entered", "REAL"
+                "entry_price", _mean_price("entry"), "mean price of the entry fills", "REAL"
             ),
-            ViewColumn("exit_price", _mean_price("exit"), "mean price of those that left", "REAL"),
+            ViewColumn("exit_price", _mean_price("exit"), "mean price of the exit fills", "REAL"),
             *shown("t", "trades", "gross"),
             *exact(
                 "costs",
                 _COSTS,
                 MONEY,
-                "fees, and what its fills were worse than their reference prices",
+                "fees, plus the cost of fills worse than their reference prices",
             ),
             *shown("t", "trades", "fees", "funding", "dividends"),
-            *exact("profit", _PROFIT, MONEY, "gross and dividends less costs"),
-            *exact("net", f"{_PROFIT} - t.funding", MONEY, "profit less funding"),
+            *exact("profit", _PROFIT, MONEY, "gross plus dividends minus costs"),
+            *exact("net", f"{_PROFIT} - t.funding", MONEY, "profit minus funding"),
             ViewColumn(
                 "bars_held",
                 _BARS_HELD,
-                "closes at which it was held; null where a prune took some of them",
+                "closes at which it was held; null if a prune dropped some of them",
                 "INTEGER",
             ),
             ViewColumn("entry_reason", "e.reason", "why it was opened"),
             ViewColumn("exit_reason", "f.reason", "why it was closed"),
-            ViewColumn("exit_model", "f.model", "what the fill that closed it was filled against"),
+            ViewColumn("exit_model", "f.model", "what the closing fill was filled against"),
             ViewColumn(
-                "entry_sequence", "e.birth", "where the order that opened it was born", "INTEGER"
+                "entry_sequence", "e.birth", "the step that created the opening order", "INTEGER"
             ),
             ViewColumn(
-                "exit_sequence", "f.birth", "where the order that closed it was born", "INTEGER"
+                "exit_sequence", "f.birth", "the step that created the closing order", "INTEGER"
             ),
             *(
                 ViewColumn(name, f"d.{name}", f"{doc}; null without a model's forecast", kind)
                 for name, doc, kind in (
-                    ("mean_return", "log return that the decision to open it expected", "REAL"),
+                    ("mean_return", "log return expected at the decision that opened it", "REAL"),
                     ("stdev_return", "its standard deviation", "REAL"),
-                    ("volatility", "volatility of the return that was expected then", "REAL"),
-                    ("horizon", "bars ahead of which these are", "INTEGER"),
+                    ("volatility", "volatility of the return expected then", "REAL"),
+                    ("horizon", "horizon of these three, in bars", "INTEGER"),
                 )
             ),
         ),
@@ -733,7 +736,7 @@ _LATEST: Final = (
 
 V_ORDERS: Final = View(
     "v_orders",
-    "an order as it stood last",
+    "the last state of an order",
     complete(
         (
             *of_step("o"),
@@ -743,16 +746,18 @@ V_ORDERS: Final = View(
             ViewColumn(
                 "price",
                 f"{_MEAN_PRICE} / CAST('1e' || {PRICE} AS REAL)",
-                "mean price of its fills; null where it has none",
+                "mean price of its fills; null without any",
                 "REAL",
             ),
             ViewColumn(
                 "price_text",
                 text(_ONE_PRICE, PRICE),
-                "exactly; null where its fills have several prices",
+                "`price`, exactly; null if its fills have several prices",
             ),
             *exact("fee", _of_fills("sum(f.fee)"), MONEY, "fees of its fills in quote currency"),
-            ViewColumn("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
+            ViewColumn(
+                "liquidity", _of_fills("max(f.liquidity)"), "`TAKER` if any fill was; else `MAKER`"
+            ),
             *shown("o", "orders", "reason", "status", "created_ms", "eligible_ms"),
             caused("o", "orders"),
         ),
@@ -770,9 +775,7 @@ V_LEDGER: Final = View(
             *of_step("l"),
             ordinal("l", "place among the movements of the step"),
             *shown("l", "ledger", "market_ms"),
-            ViewColumn(
-                "instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"
-            ),
+            ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`; null if it has none"),
             *shown("l", "ledger", "kind", "amount", "balance", "order_id"),
         ),
         ("l", TABLES["ledger"]),
@@ -783,7 +786,7 @@ V_LEDGER: Final = View(
 
 V_CHECKS: Final = View(
     "v_checks",
-    "what a comparison of the run with its replay found; no part of the chain",
+    "the result of comparing the run with its replay; not part of the chain",
     (
         ViewColumn("run_id", "r.run_id", "the run"),
         ViewColumn("sequence", "c.sequence", "its last step when the check began", "INTEGER"),
@@ -793,7 +796,7 @@ V_CHECKS: Final = View(
         ViewColumn(
             "is_current",
             "c.head = r.head_digest",
-            "1 while no step came after",
+            "1 if no step was added since",
             "INTEGER",
             is_flag=True,
         ),
@@ -806,23 +809,23 @@ _CAUSES: Final = " ".join(f"WHEN abs(c.{part}) THEN '{part}'" for part in SHORTF
 
 V_SHORTFALL: Final = View(
     "v_shortfall",
-    "what a decision ordered of one side, as paper and as a trader's own account filled it; no "
+    "the orders of a decision on one side, as filled on paper and in a trader's own account; not "
     "part of the chain",
     complete(
         (
             *of_step("c"),
-            ordinal("c", "place among those of the step"),
+            ordinal("c", "place among the rows of the step"),
             INSTRUMENT,
             *exact(
                 "shortfall",
                 "c.account_result - c.paper_result",
                 MONEY,
-                "the account's result less paper's: the sum of its five parts",
+                "the account's result minus paper's: the sum of its five parts",
             ),
             ViewColumn(
                 "cause",
                 f"CASE WHEN {_LARGEST} > 0 THEN CASE {_LARGEST} {_CAUSES} END END",
-                f"its largest part: {any_of(SHORTFALL_PARTS)}; null where there is none",
+                f"its largest part: {any_of(SHORTFALL_PARTS)}; null without any",
             ),
         ),
         ("c", TABLES["shortfalls"]),

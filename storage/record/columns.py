@@ -179,12 +179,12 @@ _RUNS = (
     _whole("period_start_ms", "first open time with a decision", TIME),
     _whole("interval_ms", "milliseconds of a bar"),
     _text("config", "the whole configuration as JSON"),
-    _text("config_sha256", "SHA-256 of what decides a run"),
+    _text("config_sha256", "SHA-256 of the settings that affect decisions"),
     _text("code_version", "version of tracepaper"),
     _text("strategy", "the strategy's name"),
     _text(
         "strategy_sha256",
-        "SHA-256 of a user's class and what it imports from its own folder; else empty",
+        "SHA-256 of a user's class and of what it imports from its own folder; else empty",
     ),
     _text("model_id", "the model at the start; empty without one"),
     _text("model_sha256", "SHA-256 of its weights and its card"),  # its row in ``models``
@@ -192,19 +192,19 @@ _RUNS = (
     _text("device", "where the model ran"),
     _text("dtype", "the model's number type"),
     _whole("threads", "threads of the model"),
-    _text("backend", "what attended; empty without a model"),
+    _text("backend", "the attention backend; empty without a model"),
     _text("torch_version", "version of torch; empty without a model"),
-    _text("instruction_set", "what torch computes with, and of which processor; else empty"),
-    _text("libraries", "JSON: versions of what else computes"),
+    _text("instruction_set", "instruction set of torch, and the processor; empty without a model"),
+    _text("libraries", "JSON: versions of the other numeric libraries"),
     _text("warnings", "JSON array of sentences"),
-    _whole("gate_horizon", "bars; of a forecast's horizons the one that gates judge by", null=True),
-    _text("calendar", "whose sessions are counted; null where every interval is", null=True),
-    _text("calendar_version", "of the package that computed the sessions", null=True),
+    _whole("gate_horizon", "the forecast horizon that gates use, in bars", null=True),
+    _text("calendar", "the exchange calendar; null without one", null=True),
+    _text("calendar_version", "version of the package that computed the sessions", null=True),
     _text("calendar_sha256", "SHA-256 of the sessions", null=True),
     _blob("sessions", null=True),  # see ``strategies/sessions.py``
     Column(
         name="sees_account",
-        doc="1 where decisions depend on the run's fills",
+        doc="1 if decisions depend on the run's fills",
         null=True,
         read=lambda run: 1 if run.sees_account else None,
     ),
@@ -261,7 +261,7 @@ _GATE_SETS = (
     _key("gate_set"),
     _key("ordinal"),  # place in the set; the bit of ``outcomes.passed``
     _text("gate", "its name"),
-    _real("threshold", "what the measure was held against", null=False),
+    _real("threshold", "what the measure was compared with", null=False),
     _whole(
         "sequence", null=True
     ),  # of the step that first used it; null: known when the run was opened
@@ -286,7 +286,7 @@ _BAR_FIELDS = (
     Column(name="volume", doc="volume in base", scale=VOLUME, null=True),
 )
 _TURNOVER: Final = Column(
-    name="turnover", doc="volume in quote; null where not known", scale=TURNOVER, null=True
+    name="turnover", doc="volume in quote currency; null if unknown", scale=TURNOVER, null=True
 )
 _BAR = (_whole("instrument", null=True), *_BAR_FIELDS)  # its place in the run
 _SEEN = (
@@ -324,11 +324,11 @@ _EVENTS = (
     _whole("instrument", null=True),
     _whole("market_ms", "market time of the event", TIME),
     _whole("seen_ms", "market time at which the engine saw it", TIME),
-    _text("content", "JSON of its other fields, numbers as they are stored"),
+    _text("content", "JSON of its other fields, with numbers as stored"),
     _blob("books", null=True),  # of a ``depth`` or a ``book``, packed
     _text(
         "belief",
-        "on what a price or rate that jumped was believed, or why it was not; null where none did",
+        "why a price or rate that jumped was accepted or not; null if none jumped",
         null=True,
     ),
 )
@@ -339,8 +339,8 @@ _ANSWERS = (
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
     Column(name="note", kind=TEXT, null=True),
-    _whole("horizon", "bars; the horizon of the next six columns", null=True),
-    _real("mean_return", "expected log return, as the model gave it"),
+    _whole("horizon", "horizon of the next six columns, in bars", null=True),
+    _real("mean_return", "the model's expected log return"),
     _real("stdev_return", "its standard deviation"),
     _real("p_down", "probability of a fall"),
     _real("p_flat", "probability of neither"),
@@ -348,23 +348,30 @@ _ANSWERS = (
     _real("volatility", "expected volatility of the return"),
     _blob("horizons", null=True),  # as ``HORIZONS``
     _blob("members", null=True),  # as ``Forecast.auxiliary``
-    _real("confidence", "1 less the mean normalised entropy of attention"),
-    _real("content_free", "what mask and encoding alone would give"),
-    _real("recent_mass", "rollout on the newest quarter of the context"),
-    _real("older_mass", "rollout before the oldest bucket"),
+    _real("confidence", "1 minus the mean normalised entropy of attention"),
+    _real("content_free", "confidence that mask and encoding alone would give"),
+    _real("recent_mass", "share of the rollout on the newest quarter of the context"),
+    _real("older_mass", "share of the rollout before the oldest bucket"),
     _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
-    _real("l1_error", "bound on what the weights miss of 1"),
+    _real("l1_error", "bound on the difference of the weights' sum from 1"),
     _blob("entropy", null=True),  # little-endian float32, layer-major
     _blob("buckets", null=True),  # little-endian float32, newest first
     *_measures(ANSWER_GATES),
     _blob("heads", null=True),  # msgpack of ``HeadForecasts``
-    _real("expected_shortfall_long", "mean loss of a long in the worst 2.5 % of cases"),
+    _real(
+        "expected_shortfall_long",
+        "mean loss of a long in the worst 2.5 % of cases, as a fraction of its notional",
+    ),
     _real("expected_shortfall_short", "the same of a short, as a fraction of its notional"),
-    _real("expected_drawdown", "median of the largest fall to the horizon, as a fraction"),
-    _whole("learned_regime", "the network's most probable regime; 1: calmest", null=True),
-    _real("learned_allocation", "position in [-1, 1] that the network itself would hold"),
-    _real("dropout_spread", "deviation of mean_return over passes with dropout"),
-    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
+    _real("expected_drawdown", "median of the largest fall until the horizon, as a fraction"),
+    _whole("learned_regime", "the network's most probable regime, from 1, the calmest", null=True),
+    _real("learned_allocation", "position from -1 to 1 that the network would hold"),
+    _real("dropout_spread", "standard deviation of mean_return over passes with dropout"),
+    _whole(
+        "late_deadline_ms",
+        "the deadline in ms that the forecaster missed; null if it did not",
+        null=True,
+    ),
     Column(
         name="model_id",
         kind=TEXT,
@@ -416,17 +423,21 @@ _OUTCOMES = (
     _text("action", any_of(Action), Action),
     _text("reason", "the strategy's reason"),
     _whole("allowed", "1 if no gate refused it", FLAG),
-    _text("refused_by", "the gate that refused it, the first to fail; else null", null=True),
+    _text("refused_by", "the first gate that failed; null if none did", null=True),
     _whole("gate_set"),
     _whole("passed"),  # bit i: gate i of the set
     _text("regime", any_of(Regime), Regime),
     _text(
         "unfilled_reason",
-        "why the target is neither reached nor ordered; null where it is",
+        "why the target is neither reached nor ordered; null if it is",
         null=True,
     ),
-    _whole("regime_cell", "of the card's own regimes, from 1; null where it has none", null=True),
-    _real("size_factor", "of the size, by confidence in the volatility; null where not asked for"),
+    _whole(
+        "regime_cell",
+        "regime of the card's own regimes, from 1; null if the card has none",
+        null=True,
+    ),
+    _real("size_factor", "factor on the size, by confidence in the volatility; null if not used"),
 )
 
 _HOLDINGS = (
@@ -435,7 +446,7 @@ _HOLDINGS = (
     _text("shadow", "its name, such as `ungated`", null=True),
     _whole("instrument", null=True),
     _whole("quantity", "the instrument's position, signed", QUANTITY, null=True),
-    _whole("entry_notional", "what the position cost, signed", MONEY, null=True),
+    _whole("entry_notional", "the cost of the position, signed", MONEY, null=True),
     _whole("realized_pnl", null=True),
     _whole("fees_paid", null=True),
     _whole("funding_paid", null=True),
@@ -443,7 +454,12 @@ _HOLDINGS = (
     _whole("account_realized_pnl"),
     _whole("account_fees_paid"),
     _whole("account_funding_paid"),
-    _whole("margin", "what the position binds and can lose; null without margin", MONEY, null=True),
+    _whole(
+        "margin",
+        "margin that the position ties up; null without margin",
+        MONEY,
+        null=True,
+    ),
     _whole("long_funding", null=True),  # of funding_paid what the long side paid, of two sides
 )
 
@@ -454,7 +470,7 @@ _POSITION_SIDE: Final = _text(
 _OWNER: Final = Column(
     name="owner",
     kind=TEXT,
-    doc="the strategy whose share it trades, of several on one account; else empty",
+    doc="with several strategies on one account, the one that it trades for; else empty",
     null=True,
     read=lambda order: order.owner or None,
     shown="strategy",
@@ -464,14 +480,14 @@ _OWNER: Final = Column(
 _ORDERS = (
     *_STEP,
     _key("ordinal"),
-    _text("order_id", "sequence and ordinal of its birth"),
+    _text("order_id", "sequence and ordinal of its creation"),
     _whole("instrument"),
     _text("side", "`BUY` or `SELL`", Side),
     _whole("quantity", "quantity ordered", QUANTITY),
     _whole("filled", "quantity filled so far", QUANTITY),
-    _text("status", "where its life stands", OrderStatus),
-    _text("reason", "why it was wanted"),
-    _whole("created_ms", "market time of its birth", TIME),
+    _text("status", "status of the order", OrderStatus),
+    _text("reason", "why the order was placed"),
+    _whole("created_ms", "market time of its creation", TIME),
     _whole("eligible_ms", "market time from which a quote may fill it", TIME),
     # From here on null is what a market order by signal has: it stores none of them.
     _usual("kind", any_of(OrderKind), OrderKind.MARKET),
@@ -485,44 +501,49 @@ _ORDERS = (
     ),
     Column(
         name="trigger",
-        doc="price at whose touch a stop begins to work; null without one",
+        doc="price that triggers a stop; null without one",
         scale=PRICE,
         null=True,
         shown="trigger_price",
     ),
-    _claim("post_only", "1 if it may add liquidity alone"),
-    _claim("reduce_only", "1 if it may close alone, and never open or turn"),
-    _whole("until_ms", "good till that market time; null: until it is canceled", TIME, null=True),
+    _claim("post_only", "1 if it may only add liquidity"),
+    _claim("reduce_only", "1 if it may only close, never open or reverse"),
+    _whole(
+        "until_ms",
+        "market time at which it expires; null: it rests until it is canceled",
+        TIME,
+        null=True,
+    ),
     Column(
         name="tag",
         kind=TEXT,
-        doc="the strategy's own name for it; empty without one",
+        doc="the strategy's name for it; empty without one",
         null=True,
         read=lambda order: order.tag or None,
         sql="coalesce({t}.tag, '')",
     ),
-    _claim("triggered", "1 once its trigger was touched"),
+    _claim("triggered", "1 once its trigger price was touched"),
 )
 
 _FILLS = (
     *_STEP,
     _BOOK,
     _key("ordinal"),
-    _text("order_id", "the order: sequence and ordinal of its birth"),
+    _text("order_id", "the order: sequence and ordinal of its creation"),
     _whole("instrument"),
     _text("side", "`BUY` or `SELL`", Side),
     _whole("quantity", "quantity filled", QUANTITY),
-    _whole("price", "price, with spread and slippage", PRICE),
-    _whole("reference_price", "mid or open before them", PRICE),
+    _whole("price", "price, including spread and slippage", PRICE),
+    _whole("reference_price", "mid or open before spread and slippage", PRICE),
     _whole("notional", "price times quantity", MONEY),
     _whole("fee", "fee in quote currency", MONEY),
-    _whole("fee_base", "fee in base: a spot buy pays there", QUANTITY),
-    _text("liquidity", "`TAKER`, or `MAKER` where the order had rested", Liquidity),
-    _text("model", f"filled against: {any_of(FillModel)}", FillModel),
-    _text("reason", "why it was wanted"),
+    _whole("fee_base", "fee in base currency, as spot buys pay it", QUANTITY),
+    _text("liquidity", "`TAKER`, or `MAKER` if the order had rested", Liquidity),
+    _text("model", f"what it was filled against: {any_of(FillModel)}", FillModel),
+    _text("reason", "why the order was placed"),
     _whole("filled_ms", "market time of the fill", TIME),
     _claim(
-        "while_down", "1 inside a bar whose quotes nobody heard, the daemon being down or cut off"
+        "while_down", "1 if the fill is inside a bar during which the daemon was down or cut off"
     ),
     _POSITION_SIDE,
     _text("shadow", null=True),  # its name, such as ``ungated``
@@ -534,21 +555,21 @@ _TRADES = (
     _key("ordinal"),
     _whole("opened_sequence"),  # of the fill that opened it, in the same book
     _whole("opened_ordinal"),
-    _whole("quantity", "the most that it held, not negative", QUANTITY),
+    _whole("quantity", "largest quantity held, not negative", QUANTITY),
     _whole("entry_quantity", scale=QUANTITY),
     _whole("entry_notional", scale=MONEY),  # price times quantity of the fills that entered
     _whole("exit_quantity", scale=QUANTITY),
     _whole("exit_notional", scale=MONEY),
     _whole(
         "gross",
-        "profit at the reference prices of its fills, before costs and funding; a fee that was "
-        "paid in base is in it",
+        "profit at the reference prices of its fills, before costs and funding, after fees paid in "
+        "base currency",
         MONEY,
     ),
-    _whole("fees", "the fees among them", MONEY),
-    _whole("funding", "funding while it was held, positive where paid", MONEY),
+    _whole("fees", "the fees alone", MONEY),
+    _whole("funding", "funding while it was held, positive if paid", MONEY),
     _whole("dividends", "dividends and cash in lieu while it was held", MONEY),
-    _whole("stake", "what the most that it held cost, at the mean price of its entries", MONEY),
+    _whole("stake", "cost of the largest quantity held, at the mean entry price", MONEY),
 )
 
 _LEDGER = (
@@ -556,9 +577,9 @@ _LEDGER = (
     _key("ordinal"),
     _text("kind", any_of(LedgerKind), LedgerKind),
     _whole("instrument", null=True),
-    _whole("amount", "what moved, positive where cash grew", MONEY),
+    _whole("amount", "the change of cash", MONEY),
     _whole("balance", "cash after it", MONEY),
-    _text("order_id", "the order that moved it; null where none did", null=True),
+    _text("order_id", "the order that caused it; null if none did", null=True),
     _whole("market_ms", "market time of the step's event", TIME),
 )
 
@@ -579,13 +600,13 @@ _SHADOW_STEPS = (
     _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
     # The next four are the decision's of one of several strategies on one account.
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``, same book
-    _whole("target_quantity", "its part wanted, signed", QUANTITY, null=True),
+    _whole("target_quantity", "the position it wants, signed", QUANTITY, null=True),
     # JSON of the measures by gate that the account's own decision lacks, or has otherwise.
     Column(name="measures", kind=TEXT, null=True),
     Column(
         name="note",
         kind=TEXT,
-        doc="JSON of the numbers and texts that it noted; else null",
+        doc="JSON of the numbers and texts that it noted; null without any",
         null=True,
     ),
     # Null where what is held is worth what the close of the step says, and the account no more.
@@ -609,11 +630,11 @@ _CHECKS = (
     _key("sequence"),
     _key("checked_ms"),
     _key("kind", kind=TEXT),
-    _blob("head", "digest of its commit; the row counts while it is the run's last", HASH),
+    _blob("head", "digest of its commit; the row is current while that is the run's last", HASH),
     _text("result", "`identical`, `different` or `failed`"),
     _whole("compared", "decisions that were compared"),
-    _whole("identical", "of them equal, in every bit or within their tolerances"),
-    _text("content", "JSON: the span, the first difference, or why it failed"),
+    _whole("identical", "decisions that were equal, bit for bit or within tolerance"),
+    _text("content", "JSON: the period, the first difference, or why it failed"),
 )
 
 
@@ -622,9 +643,9 @@ def _filled_by(whose: str, name: str) -> tuple[Column, ...]:
     return (
         _whole(f"{whose}_quantity", f"quantity that {name} filled", QUANTITY),
         _whole(f"{whose}_notional", "price times quantity of its fills", MONEY),
-        _whole(f"{whose}_fee", "its fees; those in base at the mark", MONEY),
+        _whole(f"{whose}_fee", "its fees; those in base currency at the mark", MONEY),
         _whole(f"{whose}_ms", "market time of its first fill", TIME, null=True),
-        _whole(f"{whose}_result", "its result until the next decision that filled", MONEY),
+        _whole(f"{whose}_result", "its profit until the next decision with a fill", MONEY),
     )
 
 
@@ -636,14 +657,14 @@ _SHORTFALLS = (
     _text("side", "`BUY` or `SELL`", Side),
     _POSITION_SIDE,
     _whole("decided_ms", "market time of the decision", TIME),
-    _whole("ordered", "what it ordered; 0 of fills that no decision ordered", QUANTITY),
+    _whole("ordered", "quantity ordered; 0 for fills that no decision ordered", QUANTITY),
     *_filled_by("paper", "paper"),
     *_filled_by("account", "the account"),
-    _whole("price", "of the shortfall what the account's prices made", MONEY),
-    _whole("fee", "what its fees made", MONEY),
-    _whole("size", "what its quantities made, those of before included", MONEY),
-    _whole("delay", "what the market moved until the bar of its fill", MONEY),
-    _whole("missed", "all of it where the account filled nothing", MONEY),
+    _whole("price", "part of the shortfall due to the account's prices", MONEY),
+    _whole("fee", "part due to its fees", MONEY),
+    _whole("size", "part due to its quantities, earlier ones included", MONEY),
+    _whole("delay", "part due to the market's move until the bar of its fill", MONEY),
+    _whole("missed", "all of it if the account filled nothing", MONEY),
 )
 SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
 """The columns of ``shortfalls`` that add up to the account's result less paper's."""

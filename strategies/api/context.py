@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class PositionView(Struct, frozen=True, gc=False):
-    """What is held of the instrument; prices and money in quote currency, quantities in base."""
+    """The position in the instrument; prices and money in quote currency, quantities in base."""
 
     quantity: float  # negative where short, 0 where nothing is held
     entry_price: float | None  # mean of the fills that it consists of; None where nothing is held
@@ -62,7 +62,7 @@ class PositionView(Struct, frozen=True, gc=False):
 
 
 class OrderView(Struct, frozen=True, gc=False):
-    """An order that rests."""
+    """A resting order."""
 
     side: Side
     kind: OrderKind
@@ -88,7 +88,7 @@ class FillView(Struct, frozen=True, gc=False):
 
 
 class AccountView(Struct, frozen=True, gc=False):
-    """The account at the close of the bar, before anything of this close is decided."""
+    """The account at the close of the bar, before the decisions of this close."""
 
     position: PositionView
     orders: tuple[OrderView, ...]  # of the instrument
@@ -183,10 +183,10 @@ class InstrumentContext(Struct, frozen=True, gc=False):
 
 
 class BarContext(Struct, frozen=True, gc=False):
-    """What a strategy may know when it decides, at the close of a bar.
+    """What a strategy knows when it decides, at the close of a bar.
 
-    Prices and volume are floats in units of the market: the nearest to the exact decimals, which
-    ``exact`` holds as integers.
+    Prices and volume are floats in units of the market, nearest to the exact decimals; ``exact``
+    holds these as integers.
     """
 
     exact: Bar
@@ -264,14 +264,14 @@ class BarContext(Struct, frozen=True, gc=False):
 
     @property
     def share_of_equity(self) -> float:
-        """The position's value by the equity, below 0 of a short; 0 where no account is seen."""
+        """The position's value ÷ equity, negative for a short; 0 without ``sees_account``."""
         if self.account is None or self.account.equity <= 0.0:
             return 0.0
         return self.account.position.quantity * self.close / self.account.equity
 
     @property
     def explanation(self) -> Explanation | None:
-        """Where the model looked for its forecast."""
+        """The attention behind the model's forecast."""
         return None if self.forecast is None else self.forecast.explanation
 
     @property
@@ -281,7 +281,7 @@ class BarContext(Struct, frozen=True, gc=False):
 
     @property
     def columns(self) -> Columns:
-        """The last ``warmup`` rows of what the class's ``columns`` gives, by name."""
+        """The last ``warmup`` rows of the arrays that ``columns`` returned, by name."""
         if self._shared.columns is None:
             raise StrategyFailed(
                 "context.columns was read, and the class declares none; define columns(history)."
@@ -290,9 +290,9 @@ class BarContext(Struct, frozen=True, gc=False):
 
     @property
     def depth(self) -> Books | None:
-        """The newest order books at the bar's close, as many as ``books`` says at most.
+        """The newest order books at the bar's close, at most as many as ``books`` says.
 
-        None from before the last gap or start, and none later than the close. None without any.
+        They are from after the last gap or start, up to the close. None without any.
         """
         if self._books is None:
             raise StrategyFailed(
@@ -303,8 +303,8 @@ class BarContext(Struct, frozen=True, gc=False):
     def timeframe(self, name: str) -> TimeframeBars:
         """Return the closed bars of the higher timeframe *name*, one of the declared ``frames``.
 
-        Those of its last intervals, as many as ``frames_warmup`` says: a bar appears with the bar
-        that closes it, and one with a hole in it never does.
+        These are its last ``frames_warmup`` intervals. A bar appears with the bar that closes it; a
+        bar with a hole never appears.
         """
         if (bars := self._frames.get(name)) is None:
             raise StrategyFailed(
@@ -370,11 +370,11 @@ _LATE: Final = (
 
 
 class BarArrays:
-    """The last closed bars, oldest first, the bar that is decided included.
+    """The last closed bars, oldest first, including the decided bar.
 
-    Prices and volume are float64 in units of the market, times int64, UTC milliseconds at which
-    the bars closed. Every array has the shape (bars,) and is read-only. A column is copied when it
-    is first read, which has to be in the call that was given it.
+    Prices and volume are float64 in units of the market, times int64, UTC milliseconds at which the
+    bars closed. Every array has the shape (bars,) and is read-only. A column is copied on its first
+    read, which must be inside the call that received it.
     """
 
     __slots__ = ("_bar", "_close", "_columns", "_high", "_low", "_open", "_time", "_volume")
@@ -525,7 +525,7 @@ Note = Mapping[str, float | str | None]
 
 
 class Signal(Struct, frozen=True, gc=False):
-    """What a strategy asks for, before gates and sizing; ``strength`` in [0, 1] scales the size."""
+    """A strategy's signal, before gates and sizing; ``strength`` in [0, 1] scales the size."""
 
     action: Action
     reason: str
@@ -553,7 +553,7 @@ def is_protected(signal: Signal) -> bool:
 
 
 class OrderRequest(Struct, frozen=True, kw_only=True):
-    """One order of a list, as the strategy writes it."""
+    """One order of a list of orders."""
 
     side: Side
     quantity: float | Decimal
@@ -569,13 +569,13 @@ class OrderRequest(Struct, frozen=True, kw_only=True):
 
 
 class Cancel(Struct, frozen=True):
-    """Take back the resting order with this tag; an empty tag takes back all orders by list."""
+    """Cancel the resting order with this tag; an empty tag cancels all orders of lists."""
 
     tag: str = ""
 
 
 class Orders(Struct, frozen=True):
-    """A list of orders instead of a signal; what rests and is not named goes on resting."""
+    """A list of orders instead of a signal; resting orders that it does not name stay."""
 
     requests: tuple[OrderRequest | Cancel, ...]
     reason: str
@@ -583,7 +583,7 @@ class Orders(Struct, frozen=True):
 
 
 class OrderTerms(TypedDict, total=False):
-    """What else an order may say than its quantity and its prices; see ``OrderRequest``."""
+    """The terms of an order beside quantity and prices; see ``OrderRequest``."""
 
     post_only: bool
     reduce_only: bool
@@ -599,7 +599,7 @@ def buy(
     stop: float | None = None,
     **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
-    """Return the request to buy *quantity*: at the market, or as *limit* and *stop* say."""
+    """Return a request to buy *quantity*, at market or by *limit* and *stop*."""
     return _requested(Side.BUY, quantity, limit, stop, terms)
 
 
@@ -609,7 +609,7 @@ def sell(
     stop: float | None = None,
     **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
-    """Return the request to sell *quantity*: at the market, or as *limit* and *stop* say."""
+    """Return a request to sell *quantity*, at market or by *limit* and *stop*."""
     return _requested(Side.SELL, quantity, limit, stop, terms)
 
 

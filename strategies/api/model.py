@@ -51,7 +51,7 @@ _ANSWERED: Final = frozenset(
 
 
 class ModelInput(Struct, frozen=True):
-    """All that a model may know when it answers: one instrument, up to the bar that closed."""
+    """The input of a model: one instrument, up to the bar that closed."""
 
     instrument: str
     time: int  # UTC ms of the newest bar's close
@@ -63,10 +63,10 @@ class ModelInput(Struct, frozen=True):
 
 
 class Model:
-    """A forecaster of your own: declare what it needs and gives, and answer one bar.
+    """Your own model: declare its inputs and measures, and forecast one bar.
 
-    Its answer must follow from what it is given and from its files alone. *options* are
-    ``[model.options]``, *files* the paths of ``[model] files`` by the names written there.
+    Its forecast must depend only on its arguments and its files. *options* are ``[model.options]``,
+    *files* the paths of ``[model] files`` by the names written there.
     """
 
     features: ClassVar[str | FeatureFunction | None] = None
@@ -91,31 +91,31 @@ class Model:
         self.options, self.files = options, files
 
     def predict(self, inputs: ModelInput) -> Answer:
-        """Forecast the time after the newest bar of *inputs*; None for no forecast."""
+        """Forecast what follows the newest bar of *inputs*; None for no forecast."""
         rows = self.predict_rows(inputs.features[-1:])
         return {name: np.asarray(values)[0] for name, values in rows.items()}
 
     def predict_rows(self, rows: NDArray[np.float32]) -> Mapping[str, Any]:
-        """Return the answers to many rows of features [bar, feature], one entry a bar in each.
+        """Return the forecasts of many rows of features [bar, feature], with one entry per bar.
 
-        Who implements this one instead of ``predict`` is given thousands of bars of a replay at
-        once; a row must be answered alike in any company.
+        A class with this instead of ``predict`` gets thousands of bars of a replay at once. The
+        forecast of a row must not depend on the other rows.
         """
         raise NotImplementedError
 
     def contributions(self, inputs: ModelInput) -> Mapping[str, float] | None:  # noqa: ARG002 - to override
         """Return each feature's contribution to ``mean_return`` at ``gate.horizon``, by name.
 
-        Log returns, with the base value as one of them: they sum to the forecast of *inputs*, or
-        ``explain`` rejects them. None, the default, where the model cannot tell. It is asked when a
-        decision is explained, and nothing of it is stored.
+        They are log returns, with the base value among them, and must sum to the forecast of
+        *inputs*, or ``explain`` rejects them. None, the default, means unknown. They are computed
+        when a decision is explained, and not stored.
         """
         return None
 
 
 @dataclass(frozen=True)
 class FeatureFunction:
-    """Bars → one row of features: a pure function of exactly ``lookback`` bars."""
+    """A pure function of exactly ``lookback`` bars that returns one row of features."""
 
     function: Callable[[BarArrays], Sequence[float] | Floats]
     lookback: int
@@ -130,9 +130,9 @@ class FeatureFunction:
 def feature_row(
     *, lookback: int, files: Sequence[str] = ()
 ) -> Callable[[Callable[[BarArrays], Sequence[float] | Floats]], FeatureFunction]:
-    """Declare the decorated function as features: it is given exactly the last *lookback* bars.
+    """Declare the decorated function as features; it gets exactly the last *lookback* bars.
 
-    *files* names what it reads; by its own ``files`` it has their paths.
+    *files* names the files that it reads; ``function.files`` has their paths.
     """
     return lambda function: FeatureFunction(function, lookback, DeclaredFiles.of(function, files))
 

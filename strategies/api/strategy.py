@@ -228,11 +228,11 @@ class FreshState:
 
 
 class Strategy(ABC):
-    """One instrument's strategy; the engine makes one object an instrument.
+    """A strategy of one instrument; the engine makes one object for each instrument.
 
-    What it keeps must depend on the last ``warmup`` bars alone: after a restart it is rebuilt by
-    feeding it exactly those through :meth:`observe`. Whatever else it has to remember belongs into
-    ``self.state``, an instance of the class's ``State``, which the engine stores where it changed.
+    Its memory must depend only on the last ``warmup`` bars: a restart rebuilds it by feeding
+    exactly these to :meth:`observe`. Anything else to remember belongs in ``self.state``, an
+    instance of the class's ``State``, which the engine stores when it changes.
     """
 
     State: type[Struct] | None = None
@@ -261,13 +261,13 @@ class Strategy(ABC):
         declare_files(cls)
 
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
-        """Take in a closed bar in integers; called once for every bar, warm-up included."""
+        """Process a closed bar in integers; called once for every bar, including the warm-up."""
 
     def adjust(self, action: CorporateAction) -> None:  # noqa: B027 - as above
-        """Take the prices before a split as those of the shares after it: price × old ÷ new.
+        """Adjust stored prices to a split: price × old ÷ new.
 
-        A strategy that keeps prices of ``observe`` must define it to be run over a split; the
-        bars of ``context.history`` are adjusted already.
+        A strategy that keeps prices from ``observe`` must define this to run over a split;
+        ``context.history`` is already adjusted.
         """
 
     @abstractmethod
@@ -276,7 +276,7 @@ class Strategy(ABC):
 
 
 class SmaCross(Strategy):
-    """Fast moving average of closes above the slow one: long; else flat or short.
+    """Long if the fast moving average of closes is above the slow one; else flat or short.
 
     The two averages are compared as exact integer sums, strictly.
     """
@@ -325,7 +325,7 @@ class SmaCross(Strategy):
 
 
 class Persistence(Strategy):
-    """The last bar's direction goes on: the baseline that any forecast must beat."""
+    """Bet that the last bar's direction persists: the baseline that a forecast must beat."""
 
     warmup = 2
     reads_history = False
@@ -357,7 +357,7 @@ _NO_SIGN: Final = Signal(Action.HOLD, "mean return and direction disagree")
 
 
 class AttentionStrategy(Strategy):
-    """Trade the model's forecast at the gate's horizon; the gates decide whether to believe it."""
+    """Trade the model's forecast at the gates' horizon, if the gates allow it."""
 
     gates = MODEL_GATES
     needs_forecast = True
@@ -442,11 +442,11 @@ MOVES_WITH: Final = "moves_with_"
 
 
 class PortfolioStrategy(ABC):
-    """One strategy for all instruments of a run; a user derives from it.
+    """A strategy for all instruments of a run; derive your class from it.
 
-    What it remembers must follow from the last ``warmup`` bars of each instrument alone, in
-    whatever order the bars of one time come: after a restart it is fed exactly those. Whatever else
-    it has to remember belongs into ``self.state``, an instance of the class's ``State``.
+    Its memory must depend only on the last ``warmup`` bars of each instrument, in whatever order
+    the bars of one time come: a restart feeds it exactly these. Anything else to remember belongs
+    in ``self.state``, an instance of the class's ``State``.
     """
 
     State: type[Struct] | None = None
@@ -471,19 +471,18 @@ class PortfolioStrategy(ABC):
         declare_files(cls)
 
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
-        """Take in a closed bar of any instrument; called once for every bar, warm-up included."""
+        """Process a closed bar of any instrument; called once for every bar, also the warm-up."""
 
     def adjust(self, action: CorporateAction) -> None:  # noqa: B027 - as above
-        """Take the prices of an instrument before a split as those of the shares after it."""
+        """Adjust the stored prices of an instrument to a split."""
 
     @abstractmethod
     def decide(self, contexts: Mapping[str, BarContext], /) -> Mapping[str, Signal | Orders]:
         """Return a signal or a list of orders by symbol; a symbol that is left out holds.
 
-        Called once a close, after ``observe`` of all of its bars and before the first of its
-        decisions. *contexts* holds the symbols whose bars came together and whose warm-up is known,
-        in the order of the run: one alone where a bar came late. An answer for a symbol that is not
-        among them does nothing.
+        Called once per close, after ``observe`` of all its bars and before its first decision.
+        *contexts* holds the symbols whose bars came together and that are warm, in the order of the
+        run; a late bar comes alone. A signal for any other symbol is ignored.
         """
 
 

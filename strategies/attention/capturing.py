@@ -58,11 +58,11 @@ class _Call(NamedTuple):
 
 
 class capture:  # noqa: N801 - it is called as a function is
-    """Keep what every attention of *model*, or of all models, does inside the ``with`` block.
+    """Capture every attention of *model*, or of all models, inside the ``with`` block.
 
-    With a *model* each of its calls begins anew, and calls that lengthen one cache are joined.
-    *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for attention with
-    dropout, and at the end of the block where nothing was captured.
+    With a *model*, each of its calls starts a new capture, and calls that extend one cache are
+    joined. *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for
+    attention with dropout, and at the end of the block if nothing was captured.
     """
 
     def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:
@@ -124,7 +124,7 @@ class capture:  # noqa: N801 - it is called as a function is
     def reads(self) -> list[Layer]:
         """The layers of the model's last call, the lowest first.
 
-        Raises ``AttentionInvalid`` where nothing was captured, or not all of it.
+        Raises ``AttentionInvalid`` if nothing, or only a part, was captured.
         """
         if self.missed:
             raise AttentionInvalid(
@@ -135,7 +135,7 @@ class capture:  # noqa: N801 - it is called as a function is
         return _joined([[call.layer for call in calls] for calls in self._calls])
 
     def rollout(self, queries: Sequence[int] = (-1,), method: Rollout = PLAIN) -> AttendedTokens:
-        """Return where *queries* of the top layer looked, counted from the end where below 0."""
+        """Return the rollout of *queries* of the top layer; negative ones count from the end."""
         reads = self.reads
         tokens, count = reads[-1].shape[3], reads[-1].shape[2]
         others = {read.shape[2:] for read in reads[:-1]}
@@ -152,9 +152,9 @@ class capture:  # noqa: N801 - it is called as a function is
         return rollout(reads, check_rows(queries, count, from_end=True), method)
 
     def gradient(self, output: Tensor) -> None:
-        """Fill each layer's gradient with that of the scalar *output*, for ``fusion="gradient"``.
+        """Store in each layer the gradient of the scalar *output*, for ``fusion="gradient"``.
 
-        Raises ``AttentionInvalid`` without ``backward=True``, and where no gradient reaches.
+        Raises ``AttentionInvalid`` without ``backward=True``, and if no gradient reaches a layer.
         """
         if not self._backward:
             raise AttentionInvalid("No graph was kept; capture with backward=True.")

@@ -30,7 +30,7 @@ _MATRIX: Final = 2
 
 
 class Locality(NamedTuple):
-    """How far back rows look, in bars: all are [..., row]."""
+    """How far back rows attend, in bars: all are [..., row]."""
 
     mean_age: Tensor
     half_life: Tensor  # the smallest age within which half of the mass lies
@@ -40,8 +40,8 @@ class Locality(NamedTuple):
 def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
     """Return rollout rows over age instead of time, the newest bar first: [..., row, time].
 
-    *weights* is [..., row, time]; ``rows`` are the bars from which each row looks back. What is
-    older than the first bar, or younger than the row, is zero.
+    *weights* is [..., row, time]; ``rows`` are the bars from which each row looks back. Ages before
+    the first bar and after the row are zero.
     """
     check_tensor("weights", weights)
     time = weights.shape[-1]
@@ -56,7 +56,7 @@ def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def locality(by_age: Tensor) -> Locality:
-    """Return how local rows by age [..., row, age] are."""
+    """Return the locality of rows by age [..., row, age]."""
     ages = torch.arange(by_age.shape[-1], device=by_age.device, dtype=by_age.dtype)
     cumulative = by_age.cumsum(dim=-1)
     reached = cumulative >= 0.5 * cumulative[..., -1:]
@@ -69,8 +69,8 @@ def locality(by_age: Tensor) -> Locality:
 def event_focus(by_age: Tensor, context: int) -> Tensor:
     """Return the mass [..., row] of rows by age on their ``EVENT_BARS`` heaviest distant bars.
 
-    Distant is older than the newest quarter of *context*. A row whose few bars hold at least
-    ``EVENT_SHARE`` is focused: it looks at events, not at a stretch of time.
+    Distant means older than the newest quarter of *context*. A row with at least ``EVENT_SHARE`` on
+    these bars is focused: it attends to events, not to a span of time.
     """
     first = max(1, round(RECENT_SHARE * context))
     if by_age.shape[-1] < first + EVENT_BARS:
@@ -91,9 +91,9 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 
 
 def stability(weights: Tensor) -> Tensor:
-    """Return how alike consecutive rows [..., row, time] are: 1 less their mean JS distance.
+    """Return the similarity of consecutive rows [..., row, time]: 1 minus their mean JS distance.
 
-    Rows in absolute time: an explanation is stable when a bar keeps its weight as time moves on.
+    Rows are in absolute time: an explanation is stable if a bar keeps its weight as time passes.
     """
     if weights.shape[-2] < _MATRIX:
         raise AttentionInvalid("Stability compares rows; give at least two.")
@@ -103,7 +103,7 @@ def stability(weights: Tensor) -> Tensor:
 def content_free_confidence(visible: int, slopes: Sequence[float] = ()) -> float:
     """Return the confidence that mask and encoding give when no score depends on content.
 
-    *slopes* are ALiBi's, one a head; without them every visible key is alike and it is 0.
+    *slopes* are ALiBi's, one per head; without them attention is uniform and the confidence is 0.
     """
     if visible <= 1 or not slopes:
         return 0.0

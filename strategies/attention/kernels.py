@@ -252,7 +252,7 @@ kernel_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _KernelAttention
 
 
 class Attention(NamedTuple):
-    """The result of attention; the logsumexp is natural and carries no gradient."""
+    """Output and logsumexp of attention; the logsumexp is natural and has no gradient."""
 
     output: Tensor  # [batch, head, time, dim]
     logsumexp: Tensor  # [batch, head, time], float32 (float64 for float64 inputs)
@@ -295,11 +295,10 @@ def attend(
 ) -> Attention:
     """Return ``softmax(scale q·k) v`` and its logsumexp under *mask*; differentiable in q, k, v.
 
-    Shapes are [batch, head, time, dim], the value's dim its own; *scale* defaults to
-    ``1 / sqrt(dim)``. Memory is linear
-    in time. *checked* looks for non-finite inputs, which
-    costs one pass over them (and a synchronisation on CUDA). Raises ``AttentionInvalid`` for
-    tensors, masks and backends that do not fit together, and where numbers overflow.
+    Shapes are [batch, head, time, dim]; the value may have another dim. *scale* defaults to ``1 /
+    sqrt(dim)``. Memory is linear in time. *checked* checks that inputs are finite, in one pass (and
+    a synchronisation on CUDA). Raises ``AttentionInvalid`` for tensors, masks and backends that do
+    not fit together, and if numbers overflow.
     """
     check_inputs(query, key, value, mask)
     query, key, value = ruled(query, key, value)
@@ -321,11 +320,11 @@ def cross_attend(
 ) -> Attention:
     """Attend from *query* [batch, head, query, dim] to another stream: output and logsumexp.
 
-    *key* and *value* are [batch, head, key, dim], of any length. *leading_keys* [query] or
-    [batch, query] is how many leading keys each query sees; None shows all. A query that sees none
-    reads 0, its logsumexp is -inf. Differentiable; all keys go by *backend*, some by blocks of
-    queries in memory that does not grow with query · key. Raises ``AttentionInvalid`` as ``attend``
-    does.
+    *key* and *value* are [batch, head, key, dim], of any length. *leading_keys* [query] or [batch,
+    query] is how many of the first keys each query sees; None shows all. A query that sees none
+    gets 0, with logsumexp -inf. It is differentiable. All keys use *backend*; fewer use blocks of
+    queries, with memory that does not grow with query · key. Raises ``AttentionInvalid`` like
+    ``attend``.
     """
     if leading_keys is None:
         return attend(query, key, value, Mask.full(), scale=scale, backend=backend)

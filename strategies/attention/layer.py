@@ -103,7 +103,7 @@ class Layer(Read):
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Layer:
-        """Return the layer with its logsumexp taken from the scores: one more pass over them.
+        """Return the layer with a logsumexp computed from the scores, in one more pass.
 
         Raises ``AttentionInvalid`` for tensors that do not fit together.
         """
@@ -201,8 +201,8 @@ class Layer(Read):
     def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* [batch, row, query] above the layer as those below it.
 
-        A query that sees nothing keeps its weight, and what a sink takes is lost. Raises
-        ``AttentionInvalid`` for a backend that cannot run, and when a head does not keep its mass.
+        A query that sees nothing keeps its weight; the share of a sink is dropped. Raises
+        ``AttentionInvalid`` for a backend that cannot run, and if the mass of a head changes.
         """
         check_axes(
             {"weights": (weights, "batch row query")},
@@ -300,7 +300,7 @@ class Layer(Read):
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return the probabilities of *queries*: [batch, head, row, key], in O(rows · N).
 
-        Raises ``AttentionInvalid`` for queries that are not there and rows that do not sum to 1.
+        Raises ``AttentionInvalid`` for queries out of range and for rows that do not sum to 1.
         """
         chosen = torch.tensor(check_rows(queries, self.shape[2]), device="cpu")
         weights = self.operand.rows(chosen)
@@ -320,10 +320,10 @@ class Layer(Read):
     def entropy(self, queries: Sequence[int] | None = None, *, backend: str = "auto") -> Tensor:
         """Return the entropy in nats of *queries*, None for all: [batch, head, row].
 
-        A sink is an outcome as well. Chosen queries cost O(rows · N). All cost one pass: of a
-        Triton kernel or compiled loops where they take the layer, of a flash kernel that reads the
-        keys in place of the values, ``H_i = lse_i - scale·q_i·(A·K)_i``, or of tiles. Raises
-        ``AttentionInvalid`` on a backend that is not here, and for rows that do not sum to 1.
+        A sink counts as one more key. Chosen queries cost O(rows · N). All queries cost one pass of
+        a Triton kernel, of compiled loops, of a flash kernel with the keys in place of the values,
+        ``H_i = lse_i - scale·q_i·(A·K)_i``, or of tiles. Raises ``AttentionInvalid`` for a missing
+        backend, and for rows that do not sum to 1.
         """
         check_backend(backend, self.query.device)
         operand = self.operand
@@ -374,9 +374,9 @@ class Layer(Read):
 
     @explanation
     def content_free(self) -> Layer:
-        """Return the layer of a network that looks at all alike: no query says anything.
+        """Return the layer with queries that hold no content.
 
-        Dimensions beyond ``content_dims`` stay, and with them what encodings add by age.
+        Dimensions beyond ``content_dims`` stay, so encodings by age keep their effect.
         """
         query = torch.zeros_like(self.query)
         if self.content_dims is not None:
@@ -385,7 +385,7 @@ class Layer(Read):
         return replace(empty, logsumexp=empty.natural_logsumexp(working_type(query)))
 
     def take(self, elements: Tensor) -> Layer:
-        """Return the layer of some *elements* of its batch alone; its mask is by age."""
+        """Return the layer for some *elements* of its batch; its mask must depend only on age."""
         if not self.mask.is_interval:
             raise AttentionInvalid("A batch with a mask of its own is explained whole.")
 
@@ -454,7 +454,7 @@ class Layer(Read):
 
     @explanation
     def value_norms(self) -> Tensor:
-        """Return ``‖v_j·W_h‖`` [batch, head, key]: how far key j moves the residual by head h.
+        """Return ``‖v_j·W_h‖`` [batch, head, key]: what key j adds to the residual by head h.
 
         Raises ``AttentionInvalid`` without a value or an output projection that fits it.
         """
@@ -478,7 +478,7 @@ def value_norms(value: Tensor, output_weight: Tensor, heads: int | None = None) 
     """Return ``‖v_j·W_h‖`` [batch, head, key] of *value* [batch, key head, key, dim].
 
     *output_weight* is the output projection's [model, head * dim], as ``torch.nn.Linear`` stores
-    it; *heads* are the query's, where several share a key head.
+    it; *heads* is the number of query heads, if several share a key head.
     """
     axes = {"value": (value, "batch head time dim")}
     check_axes(axes)

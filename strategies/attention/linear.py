@@ -64,12 +64,12 @@ def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor
 
 @exact
 def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return positive features whose products are those of softmax attention in the mean.
+    """Return positive features whose products equal those of softmax attention on average.
 
     *query* and *key* are [batch, head, time, dim], *directions* [head, feature, dim]; the scale is
-    ``dim ** -0.5``. A factor common to all keys, and one of each query, are left out: they change
-    no row, but for the 1e-6 that keeps features above 0. That of the keys is of all of them, so
-    that under a causal mask a later key whose features are far larger moves earlier rows.
+    ``dim ** -0.5``. A factor common to all keys, and one per query, are left out; they only change
+    rows through the 1e-6 that keeps features above 0. The factor of the keys depends on all keys,
+    so under a causal mask a later key with far larger features changes earlier rows.
     """
     axes = {"query": (query, "batch head time dim"), "key": (key, "batch head key dim")}
     check_axes(axes | {"directions": (directions, "head feature dim")}, alike=("query", "key"))
@@ -93,7 +93,7 @@ def attend_linearly(
     """Return the output for *value* [batch, head, time, dim] under *mask*, and its attention.
 
     The features [batch, head, time, feature] must be positive. Raises ``AttentionInvalid`` for a
-    window, over which sums would have to forget, and for tensors that do not fit.
+    window mask, and for tensors that do not fit.
     """
     _check(query, key, mask, value=(value, "batch head time dim"))
     query, key, value = ruled(query, key, value)
@@ -119,7 +119,7 @@ def attend_linearly(
 
 @dataclass(frozen=True, eq=False)
 class LinearRead(Read):
-    """A layer of linear attention, whose heads are fused by their even mean alone."""
+    """A layer of linear attention; its heads can only be fused by their plain mean."""
 
     query: Tensor
     """φ(q) [batch, head, time, feature], positive."""
@@ -162,7 +162,7 @@ class LinearRead(Read):
 
     @explanation
     def rows(self, queries: Sequence[int]) -> Tensor:
-        """Return where each head of *queries* looks, in O(rows · N)."""
+        """Return the attention of each head of *queries*, in O(rows · N)."""
         chosen = check_rows(queries, self.shape[2])
         products = self.query[..., chosen, :] @ self.key.mT
         if self.mask.kind is MaskKind.CAUSAL:
@@ -176,7 +176,7 @@ class LinearRead(Read):
         return self.mask.visible(time, time).expand(batch, -1)
 
     def content_free(self) -> LinearRead:
-        """Return it with features that are all alike."""
+        """Return it with equal features everywhere."""
         unit = torch.ones_like(self.query)
         time, features = unit.shape[2:]
         counts = self.visible().to(unit)[:, None] * features

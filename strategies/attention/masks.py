@@ -69,7 +69,7 @@ def check_tensor(name: str, tensor: object, kinds: Sequence[torch.dtype] = FLOAT
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """What queries see of keys; without arguments itself and everything before it."""
+    """Which keys a query sees; by default itself and all keys before it."""
 
     causal: bool = True
     before: int | None = None
@@ -124,10 +124,10 @@ class Mask:
 
     @staticmethod
     def from_dense(mask: Tensor) -> Mask:
-        """Return the mask that *mask* [.., query, key] is: causal, a window, padding, else dense.
+        """Recognise the dense *mask* [.., query, key]: causal, a window, padding, else dense.
 
-        Booleans show what is True; floats are added to scores, and -inf, or the least number of
-        their type, hides. What is recognised costs no more than its own tiles.
+        True shows a key; floats are added to scores, and -inf, or the lowest number of their type,
+        hides a key. A recognised mask costs only its visible tiles.
         """
         check_tensor("mask", mask, (torch.bool, *FLOATS))
         if 0 in mask.shape:
@@ -150,7 +150,7 @@ class Mask:
 
     @property
     def kind(self) -> MaskKind:
-        """Which of the masks of a kernel it is, for as many queries as keys."""
+        """The kind of kernel mask that it is, for as many queries as keys."""
         others = (self.after if not self.causal else None, self.first, self.starts, self.stops)
         if any(x is not None for x in (*others, self.leading_keys, self.dense)):
             return MaskKind.OTHER
@@ -160,12 +160,12 @@ class Mask:
 
     @property
     def window_bars(self) -> int:
-        """Keys that a query of a causal window sees, its own included; 0 for no window."""
+        """Keys that a query of a causal window sees, including its own; 0 for no window."""
         return 0 if self.before is None else self.before + 1
 
     @property
     def is_interval(self) -> bool:
-        """Whether age alone says what each query sees, alike in every sequence."""
+        """Whether visibility depends only on age, equally in every sequence."""
         several = (self.starts, self.stops, self.leading_keys, self.dense)
         return all(x is None for x in several) and (
             self.first is None or isinstance(self.first, int)
@@ -174,8 +174,8 @@ class Mask:
     def bounds(self, queries: int, keys: int) -> tuple[Tensor, Tensor]:
         """Return the first key that each query sees, and one past the last: [batch or 1, query].
 
-        Both are int64 on the CPU; a query without a key has no first one below its end. What is
-        ``dense`` hides more.
+        Both are int64 on the CPU; without visible keys the first is not below the end. ``dense``
+        may hide more.
         """
         at = torch.arange(queries, device="cpu") + first_of(self, queries, keys)[:, None]
         low, high = torch.zeros_like(at), torch.full_like(at, keys)
@@ -195,7 +195,7 @@ class Mask:
         return low, high
 
     def visible(self, queries: int, keys: int) -> Tensor:
-        """Return how many keys each query sees, of ``bounds``: int64 [batch or 1, query]."""
+        """Return how many keys each query sees within ``bounds``: int64 [batch or 1, query]."""
         low, high = self.bounds(queries, keys)
         return (high - low).clamp_min(0)
 
@@ -258,8 +258,8 @@ def first_of(mask: Mask, queries: int, keys: int) -> Tensor:
 def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:
     """Return how many keys have closed by each query's close: int64, for ``Mask.leading_keys``.
 
-    Both are int64 times of one clock (milliseconds, say), [.., query] and [.., key], the keys'
-    ascending. A key that closes with the query counts. Raises ``AttentionInvalid``.
+    Both are int64 times of one clock, such as milliseconds: [.., query] and ascending [.., key]. A
+    key that closes with the query counts. Raises ``AttentionInvalid``.
     """
     check_tensor("query_closes", query_closes, WHOLE)
     check_tensor("key_closes", key_closes, WHOLE)

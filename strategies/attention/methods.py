@@ -56,7 +56,7 @@ METHODS: Final = ("rollout", *FUSIONS[3:])
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """How layers are fused and joined."""
+    """How a rollout fuses heads and joins layers."""
 
     residual_weight: float = 0.5
     """ρ, the share of the residual stream."""
@@ -95,7 +95,7 @@ class Rollout:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the heads are fused by their even mean and nothing is discarded."""
+        """Whether the heads are fused by their plain mean and nothing is discarded."""
         return self.fusion == "mean" and self.head_weights is None and not self.discard_ratio
 
 
@@ -140,7 +140,7 @@ def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class AttendedTokens:
-    """Where rows looked, through all reads."""
+    """The attention of rows through all reads."""
 
     weights: Mapping[str, Tensor]
     """By stream, [batch, row, key]; a row sums to 1 over all streams."""
@@ -171,13 +171,13 @@ def rollout(
     *,
     backend: str = "auto",
 ) -> AttendedTokens:
-    """Return where *start* looked through *reads*, the lowest first.
+    """Return the rollout of *start* through *reads*, the lowest first.
 
-    *start* are weights [batch, row, query] by stream above the last read, or queries of the
-    stream that it is of. The reads of one step see the streams as the step found them, and those
-    of one stream share ``1 - ρ`` equally. A query that sees nothing keeps its weight. *backend* is
-    what carries the heads' mean. Raises ``AttentionInvalid`` for reads and options that do not fit,
-    and when a head does not keep its mass.
+    *start* are weights [batch, row, query] by stream above the last read, or queries of its stream.
+    The reads of one step all start from the same streams, and those of one stream share ``1 - ρ``
+    equally. A query that sees nothing keeps its weight. *backend* computes the mean over heads.
+    Raises ``AttentionInvalid`` for reads and options that do not fit, and if the mass of a head
+    changes.
     """
     reads = _checked(reads, method)
     if method.fusion == "flow":
@@ -353,10 +353,10 @@ def trained_entropy(
 ) -> Tensor:
     """Return the entropy of every row in nats for a loss, differentiable once: [batch, head, time].
 
-    The tensors are those of a ``Layer`` with as many queries as keys, and the value is that of its
-    ``entropy``, which carries no gradient. A flash pass gives its logsumexp none. That one is
-    ``scale·Σ_j p_ij k_j`` for the query and ``scale·Σ_i p_ij q_i`` for the keys, which two more
-    passes carry: three in all, and three backward. Raises ``AttentionInvalid`` on tensors that do
+    The tensors are those of a ``Layer`` with as many queries as keys, and the value equals its
+    ``entropy``, which has no gradient. A flash pass gives the logsumexp no gradient either. It is
+    ``scale·Σ_j p_ij k_j`` for the query and ``scale·Σ_i p_ij q_i`` for the keys, computed in two
+    more passes: three in all, and three backward. Raises ``AttentionInvalid`` for tensors that do
     not fit.
     """
     check_mask(mask)
@@ -387,13 +387,12 @@ def rollout_buckets(
 ) -> AttendedTokens:
     """Return every row's rollout by bucket: "bars" [batch, time, bucket], oldest bucket first.
 
-    The *layers* have one of the masks of a kernel, and as many queries as keys; their heads are
-    fused by the mean. *first_bucket_bars* is the length of the oldest bucket where the sequence
-    starts inside one, so that buckets can follow absolute time. *by_age* the newest bucket, that
-    of the row itself, comes first; under a window there are only as many ages as a row can reach,
-    so memory is linear in time. With *backend* tiles torch computes alone, with auto compiled loops
-    do where they are built. Raises ``AttentionInvalid`` on what does not fit and when a head does
-    not keep its mass.
+    The *layers* need a kernel mask and as many queries as keys; their heads are fused by the mean.
+    *first_bucket_bars* is the length of the oldest bucket if the sequence starts inside one, so
+    that buckets can follow absolute time. With *by_age* the newest bucket, that of the row itself,
+    comes first; under a window there are only as many ages as a row can reach, so memory is linear
+    in time. *backend* tiles uses torch only, auto uses compiled loops if they are built. Raises
+    ``AttentionInvalid`` for layers that do not fit, and if the mass of a head changes.
     """
     _checked(layers, method)
     if by_age and layers[0].mask.kind is MaskKind.FULL:
@@ -530,10 +529,9 @@ def flow(
     """Return each query's flow from every bar, normalised to sum to 1: float64 [batch, row, time].
 
     A reference method: raises ``AttentionInvalid`` beyond ``TIME_MAX`` bars, and for reads of
-    several streams. Capacities are rounded to 1 / ``CAPACITY``. *newest* takes the last so many
-    bars of longer sequences, and queries are counted among them: where no bar sees a later one,
-    no path from a bar to another leads through an older one, so the flows are those of the whole.
-    Of *method* the residual and the head weights are taken.
+    several streams. Capacities are rounded to 1 / ``CAPACITY``. *newest* keeps only so many last
+    bars of longer sequences, and queries are counted among them; if no bar sees a later one, the
+    flows are the same. Only the residual and the head weights of *method* are used.
     """
     reads = _checked(reads, method)
     if any(read.source != read.target or not read.residual for read in reads):

@@ -79,8 +79,8 @@ def attend_sparsely(
     """Return ProbSparse attention of [batch, head, time, dim], differentiable, and its read.
 
     *samples* are ``sample_keys`` of the same time and mask. The rows in *always* attend whatever
-    their spread, so that the row being decided has an attention of its own. Ties in spread go to
-    the earlier row. Raises ``AttentionInvalid`` on shapes that do not fit.
+    their spread, so that the decided row always attends. Ties in spread go to the earlier row.
+    Raises ``AttentionInvalid`` on shapes that do not fit.
     """
     _check_mask(mask)
     _check(query, key, value)
@@ -309,9 +309,9 @@ def pooling_taps(chosen: Tensor, time: int) -> MapRead:
 
 @dataclass(frozen=True, eq=False)
 class MapRead(Read):
-    """A map of time, as distilling is: no attention, and no residual beside it.
+    """A map of positions, such as distilling, without attention and residual.
 
-    Position n rests on the bars ``stride·n - 1 + τ`` with ``shares`` τ.
+    Position n has the share ``shares`` τ of the bar ``stride·n - 1 + τ``.
     """
 
     shares: Tensor
@@ -339,7 +339,7 @@ class MapRead(Read):
         return CarriedRows(weights, result[..., 1:-1])
 
     def rows(self, queries: Sequence[int]) -> Tensor:
-        """Return on which bars the positions *queries* rest."""
+        """Return the shares of the bars in the positions *queries*."""
         batch, _, positions, _ = self.shape
         chosen = check_rows(queries, positions)
         weights = torch.zeros(batch, len(chosen), positions)
@@ -351,13 +351,13 @@ class MapRead(Read):
         return torch.full((batch, positions), TAPS)
 
     def content_free(self) -> MapRead:
-        """Return it as it is: what is joined follows from the sizes alone."""
+        """Return it unchanged: the shares of positions do not depend on queries."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class SparseRead(Read):
-    """A layer of ProbSparse attention: some real rows, and others even over what they see."""
+    """A layer of ProbSparse attention: some computed rows, the others uniform."""
 
     active: Tensor
     """[batch, head, u] int64: the rows that attend, the largest spread first."""
@@ -402,7 +402,7 @@ class SparseRead(Read):
 
     @explanation
     def rows(self, queries: Sequence[int]) -> Tensor:
-        """Return where each head of *queries* looks, evenly where it was lazy."""
+        """Return the attention of each head of *queries*; rows that did not attend are uniform."""
         batch, heads, _, time = self.weights.shape
         chosen = check_rows(queries, time)
         is_row = self._is_row(chosen)  # [batch, head, row, u]
@@ -415,13 +415,13 @@ class SparseRead(Read):
 
     @explanation
     def confidence(self, queries: Sequence[int]) -> Tensor:
-        """Return that of each row, 0 where it was lazy: even by construction, not by choice."""
+        """Return the confidence of each row, 0 for a row that did not attend."""
         confidence = super().confidence(queries)
         chosen = check_rows(queries, self.shape[2])
         return confidence.masked_fill(~self._is_row(chosen).any(dim=-1), 0.0)
 
     def content_free(self) -> SparseRead:
-        """Return it with every row lazy."""
+        """Return it with uniform rows only."""
         return replace(self, active=self.active[:, :, :0], weights=self.weights[:, :, :0])
 
     def _is_row(self, rows: Sequence[int]) -> Tensor:

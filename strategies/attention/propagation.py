@@ -37,11 +37,11 @@ def relevance_rules(
     *,
     gated: Sequence[tuple[str, ...]] = (("gate_proj", "up_proj"), ("gated_rise",)),
 ) -> Iterator[None]:
-    """Let gradients of *model* inside the block be relevances; its outputs stay what they are.
+    """Inside the block the gradients of *model* are relevances; its outputs do not change.
 
-    Attention hands on by its values alone, so that relevances sum to the output. *gated* are the
-    names of the two projections of a gated product, in the module that has both, or of the single
-    one that gives both factors.
+    Attention passes relevance only through its values, so that relevances sum to the output.
+    *gated* are the names of the two projections of a gated product, in the module that has both, or
+    the name of one projection that gives both factors.
     """
     check_module(model)
     attend = functional.scaled_dot_product_attention
@@ -84,8 +84,8 @@ def _hooked(model: nn.Module, gated: Sequence[tuple[str, ...]]) -> Iterator[Remo
 def relevance(output: Tensor, inputs: Tensor) -> Tensor:
     """Return each input's signed contribution to the scalar *output*, of the shape of *inputs*.
 
-    *output* was computed from *inputs* inside ``relevance_rules``. Raises ``AttentionInvalid``
-    where no gradient leads from one to the other.
+    *output* must be computed from *inputs* inside ``relevance_rules``. Raises ``AttentionInvalid``
+    if no gradient connects them.
     """
     check_tensor("output", output)
     check_tensor("inputs", inputs)

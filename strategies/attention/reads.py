@@ -63,7 +63,7 @@ class CarriedRows(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Read(ABC):
-    """One stream of tokens reads another, or itself."""
+    """A step of the rollout: one stream of tokens reads another, or itself."""
 
     target: str = "bars"
     """The stream that asks."""
@@ -83,15 +83,14 @@ class Read(ABC):
 
     @abstractmethod
     def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
-        """Return *weights* [batch, row, query] above the read as those below it.
+        """Propagate *weights* [batch, row, query] above the read to those below it.
 
-        Raises ``AttentionInvalid`` when a head does not keep its mass, and for a fusion that the
-        read has not.
+        Raises ``AttentionInvalid`` if the mass of a head changes, and for an unsupported fusion.
         """
 
     @abstractmethod
     def rows(self, queries: Sequence[int]) -> Tensor:
-        """Return where each head of *queries* looks: [batch, head, row, key]."""
+        """Return the attention of each head of *queries*: [batch, head, row, key]."""
 
     @abstractmethod
     def _counts(self) -> Tensor:
@@ -104,7 +103,7 @@ class Read(ABC):
 
     @abstractmethod
     def content_free(self) -> Read:
-        """Return the same read by a network that looks at all that it sees alike."""
+        """Return the same read with uniform attention over the visible keys."""
 
     def carry(self, weights: Tensor, fuse: Fuse = MEAN) -> Tensor:
         """Return ``wĀ`` [batch, row, key] of *weights* [batch, row, query], the heads fused."""
@@ -121,17 +120,18 @@ class Read(ABC):
     def confidence(self, queries: Sequence[int]) -> Tensor:
         """Return ``1 - H / ln n`` of *queries* over the n keys that each sees: [batch, head, row].
 
-        1 is all attention on one key, 0 is spread evenly; a row that sees one key, or none, has 0.
+        1 means all attention on one key, 0 uniform attention; a row with one visible key, or none,
+        has 0.
         """
         return row_confidence(self.entropy(queries), self.visible(queries)[:, None])
 
     def take(self, elements: Tensor) -> Read:
-        """Return the read of some *elements* of its batch alone."""
+        """Return the read for some *elements* of its batch."""
         del elements
         raise AttentionInvalid(f"A {type(self).__name__} is of one batch; give it whole.")
 
     def place(self, weights: Tensor) -> Tensor:
-        """Return weights on the queries as weights on the keys, of a stream that reads itself."""
+        """Return weights on the queries as weights on the keys, if a stream reads itself."""
         queries, keys = self.shape[2:]
         if queries == keys:
             return weights
@@ -298,7 +298,7 @@ class MatrixRead(Read):
         return shown.long().sum(dim=-1).expand(self.shape[0], -1)
 
     def content_free(self) -> MatrixRead:
-        """Return equal weights of all that each query sees."""
+        """Return equal weights for all visible keys."""
         shown = torch.ones_like(self.matrices[0, 0], dtype=torch.bool)
         even = (shown if self.shown is None else self.shown).to(self.matrices)
         even = even / even.sum(dim=-1, keepdim=True).clamp_min(1.0)

@@ -158,12 +158,12 @@ class WrapRing:
 
 
 class Stream:
-    """Layers of attention over the last *window* steps, their own included; one step at a time.
+    """Layers of attention over the last *window* steps, including the newest; one step at a time.
 
-    Each step asks the layers in their order, the lowest first, for a layer's query follows from
-    what the one below it gave. Kept are the keys and values of a window, and queries, keys and
-    logsumexps of the receptive field, ``layers · (window - 1) + 1`` steps: they settle the rollout.
-    Of half types scores and logsumexps are float32 all the same: rounded, rows would not sum to 1.
+    In each step call the layers in order, the lowest first, because a layer's query depends on the
+    layer below. It keeps the keys and values of a window, and for the rollout the queries, keys and
+    logsumexps of the receptive field, ``layers · (window - 1) + 1`` steps. Half-precision inputs
+    have float32 scores and logsumexps, so that rows sum to 1.
     """
 
     def __init__(
@@ -213,9 +213,9 @@ class Stream:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Attention:
         """Attend from the step's query in *layer*: output [batch, head, dim], and its logsumexp.
 
-        *query*, *key* and *value* are those of the step, [batch, head, dim]; the scale is
-        ``dim ** -0.5``. The output is of the stream's type, the logsumexp at least float32. Raises
-        ``AttentionInvalid`` for another shape or type, a layer out of its turn and numbers that are
+        *query*, *key* and *value* are those of the step, [batch, head, dim]; the scale is ``dim **
+        -0.5``. The output is of the stream's type, the logsumexp at least float32. Raises
+        ``AttentionInvalid`` for a wrong shape or type, a layer out of order and numbers that are
         not finite.
         """
         if layer != self._next:
@@ -249,10 +249,10 @@ class Stream:
         return Attention(output, total)
 
     def rollout(self, method: Rollout = PLAIN) -> AttendedTokens:
-        """Return where the newest step looked: "bars" [batch, 1, step] over the receptive field.
+        """Return the rollout of the newest step: "bars" [batch, 1, step] over the receptive field.
 
         The oldest step kept comes first. Raises ``AttentionInvalid`` between the layers of a step,
-        before the first, and as ``rollout`` does.
+        before the first step, and like ``rollout``.
         """
         if self._next or not self.steps:
             raise AttentionInvalid(

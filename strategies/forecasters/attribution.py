@@ -38,7 +38,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.forecasters.passes import relevance_of
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.tabular import network_half
+from tracepaper.strategies.forecasters.tabular import network_member
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import BarWeights, LayerAttribution
 from tracepaper.strategies.types.market import Bar
@@ -56,8 +56,8 @@ Attending = StreamingForecaster | WindowedForecaster
 
 
 def attending(forecaster: Forecaster) -> Attending | None:
-    """Return the network that attends behind *forecaster*, of an ensemble its half; else None."""
-    network = network_half(forecaster)
+    """Return the network that attends behind *forecaster*, of an ensemble its member; else None."""
+    network = network_member(forecaster)
     if isinstance(network, WindowedForecaster) and not network.attends:
         return None
     return network if isinstance(network, Attending) else None

@@ -344,16 +344,16 @@ MEMBERS: Final = ("network", "rows")
 """The parts of an ensemble's card, and what the names of its tensors begin with."""
 
 
-def part_of(card: Mapping[str, Any], half: str) -> dict[str, Any]:
-    """Return the card of one half of an ensemble, under the identity of the whole."""
-    part = section_of(section_of(card, "parts"), half)
+def part_of(card: Mapping[str, Any], member: str) -> dict[str, Any]:
+    """Return the card of one member of an ensemble, under the identity of the whole."""
+    part = section_of(section_of(card, "parts"), member)
     identity = {key: section_of(card, "model").get(key, "") for key in ("id", "sha256")}
     return {**part, "model": {**section_of(part, "model"), **identity}}
 
 
-def tensors_of(tensors: Mapping[str, Tensor], half: str) -> dict[str, Tensor]:
-    """Return the tensors of one half of an ensemble, by the names that it was saved with."""
-    start = f"{half}."
+def tensors_of(tensors: Mapping[str, Tensor], member: str) -> dict[str, Tensor]:
+    """Return the tensors of one member of an ensemble, by the names that it was saved with."""
+    start = f"{member}."
     return {
         name.removeprefix(start): tensor
         for name, tensor in tensors.items()

@@ -283,7 +283,7 @@ class EnsembleForecaster(CheckpointForecaster):
         """
         if network.horizons != rows.horizons:
             raise ConfigInvalid(
-                "The halves of an ensemble must speak of the same horizons; train both with the "
+                "The members of an ensemble must forecast the same horizons; train both with the "
                 "same horizons."
             )
         if len(shares) != len(network.horizons) or not all(0 <= share <= 1 for share in shares):
@@ -331,7 +331,7 @@ class EnsembleForecaster(CheckpointForecaster):
     ) -> list[Forecast | None]:
         """Return each forecast of the network mixed with the row model's; *taken* are its rows.
 
-        None where a half lacks its history: the row model's is longer where its features are.
+        None where a member lacks its history: the row model's is longer where its features are.
         """
         schema = self.rows.trained.schema
         first = len(answers) - len(taken.values)
@@ -354,15 +354,15 @@ class EnsembleForecaster(CheckpointForecaster):
         return mixed
 
 
-def network_half(forecaster: Forecaster) -> Forecaster:
-    """Return the half of an ensemble that is a network; any other forecaster itself."""
+def network_member(forecaster: Forecaster) -> Forecaster:
+    """Return the network of an ensemble; any other forecaster itself."""
     return forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
 
 
-def row_half(forecaster: Forecaster) -> RowForecaster | None:
+def row_member(forecaster: Forecaster) -> RowForecaster | None:
     """Return the part that answers by one row: a forecaster, or an ensemble's member; else None."""
-    half = forecaster.rows if isinstance(forecaster, EnsembleForecaster) else forecaster
-    return half if isinstance(half, RowForecaster) else None
+    member = forecaster.rows if isinstance(forecaster, EnsembleForecaster) else forecaster
+    return member if isinstance(member, RowForecaster) else None
 
 
 def network_shares(forecaster: Forecaster) -> tuple[float, ...] | None:
@@ -430,7 +430,7 @@ def _of_members(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
 ) -> EnsembleForecaster:
     choose_backend(card, options.backend, device=options.device)
-    cards = [part_of(card, half) for half in MEMBERS]
+    cards = [part_of(card, member) for member in MEMBERS]
     answer_rows = [kind is not None and kind.rows is not None for kind in map(known_kind, cards)]
     if answer_rows != [False, True]:
         raise CheckpointMismatch(
@@ -438,7 +438,7 @@ def _of_members(
         )
     wide = features.wider(*map(known_schema, cards))
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
-    of_network, of_rows = (tensors_of(tensors, half) for half in MEMBERS)
+    of_network, of_rows = (tensors_of(tensors, member) for member in MEMBERS)
     network = network_forecaster(cards[0], of_network, replace(options, vectors=None))
     rows = _of_rows(
         cards[1], of_rows, replace(options, backend="auto", method=PLAIN, by_relevance=False)

@@ -50,7 +50,8 @@ def warm(inputs: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "late_ms",
         ThresholdForm.MILLISECONDS,
-        "Most market milliseconds from a bar's close to its decision; one interval if absent.",
+        "At most this many market milliseconds from a bar's close to its decision; one interval "
+        "if absent.",
         example=60_000,
     ),
     is_timing=True,
@@ -87,7 +88,7 @@ def plausible(inputs: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "stale_ms",
         ThresholdForm.MILLISECONDS,
-        "Most market milliseconds of age of the newest quote; one interval if absent.",
+        "The newest quote may be at most this old (market ms); one interval if absent.",
         example=60_000,
     ),
     is_timing=True,
@@ -121,8 +122,8 @@ def _confidence_key(measure: str) -> ThresholdKey:
     return ThresholdKey(
         "confidence",
         ThresholdForm.QUANTILE,
-        "At least this confidence, of gate.confidence_by; auto is q0.5 where the card says that "
-        "it has earned that, else q0.01.",
+        "At least this confidence, as measured by gate.confidence_by; auto is q0.5 if the card "
+        "says that this measure is credible on two holdouts, else q0.01.",
         default=AUTO,
         uncalibrated="0",
         calibrated_as=measure,
@@ -234,7 +235,7 @@ def learned_regime(inputs: GateInputs) -> float | None:
     at_least=ThresholdKey(
         "direction",
         ThresholdForm.QUANTILE,
-        "At least this share of the likelier direction.",
+        "At least this share of the more probable direction in p_up + p_down.",
         default="q0.01",
         uncalibrated="0.5",
     ),
@@ -256,8 +257,8 @@ def direction(inputs: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_dropout_spread",
         ThresholdForm.NUMBER,
-        "At most this deviation of the mean over passes with dropout (model.dropout_passes), in "
-        "standard deviations of the return.",
+        "At most this standard deviation of the mean over passes with dropout "
+        "(model.dropout_passes), in standard deviations of the return.",
         default="0.5",
     ),
     of_prediction=True,
@@ -373,7 +374,7 @@ def risk_halt(inputs: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_exposure",
         ThresholdForm.NUMBER,
-        "Largest sum of all positions without their signs, in quote currency.",
+        "Largest sum of the absolute values of all positions, in quote currency.",
         example="200000",
     ),
 )
@@ -388,7 +389,7 @@ def risk_exposure(inputs: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_leverage",
         ThresholdForm.NUMBER,
-        "Largest sum of all positions without their signs, in multiples of equity.",
+        "Largest sum of the absolute values of all positions, in multiples of equity.",
         example="2",
     ),
 )
@@ -403,7 +404,7 @@ def risk_leverage(inputs: GateInputs) -> float | None:
     at_least=ThresholdKey(
         "cooldown",
         ThresholdForm.COUNT,
-        "Bars of a symbol without new exposure after one of its stops was filled.",
+        "Bars without new exposure in a symbol after one of its stops was filled.",
         example=30,
     ),
     is_capped=True,
@@ -419,7 +420,7 @@ def risk_cooldown(inputs: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_losing_streak",
         ThresholdForm.COUNT,
-        "So many losses in a row in one day (or session) end new exposure until the next.",
+        "After so many losses in a row in one day (or session), no new exposure until the next.",
         example=5,
     ),
 )
@@ -519,8 +520,8 @@ def risk_tail_share(inputs: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_expected_drawdown",
         ThresholdForm.SHARE,
-        "Largest loss on the way over gate.horizon that the network expects of the position, as a "
-        "share of equity; a short is refused without a head of run-ups.",
+        "Largest interim loss of the position over gate.horizon that the network expects, as a "
+        "share of equity; without a run-up head shorts are refused.",
         example="0.01",
     ),
     of_prediction=True,

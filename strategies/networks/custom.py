@@ -48,16 +48,16 @@ _SEED: Final = 0
 
 
 class AttentionMechanism(nn.Module):
-    """Derive from it to give a network an attention of your own; made once for each layer.
+    """Base class of your own attention; one object is made for each layer.
 
-    ``forward(query, key)`` takes [batch, head, time, head_dim] each and returns the weights
-    [batch, head, time, time]: how much each row takes of each bar, at least 0, 1 in sum, and
-    nothing of a later bar. It may have parameters, which are learnt with the network's. Each
-    window, and each row, must depend on nothing but itself and the rows before.
+    ``forward(query, key)`` takes two tensors [batch, head, time, head_dim] and returns the weights
+    [batch, head, time, time]: at least 0, 0 on later bars, and each row sums to 1. Its parameters
+    are trained with the network's. A row may depend only on itself and the rows before it in its
+    window.
     """
 
     def __init__(self, heads: int, head_dim: int) -> None:
-        """Keep the number of heads and the width of one."""
+        """Store the number of heads and the width of each."""
         super().__init__()
         self.heads = heads
         self.head_dim = head_dim

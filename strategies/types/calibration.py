@@ -63,7 +63,7 @@ class FittedConfidence(Struct, frozen=True, forbid_unknown_fields=True):
 
     horizon: int  # bars
     chosen: str  # of ``CONFIDENCES``: what ``gate.confidence_by = "auto"`` stands for
-    strict: bool  # the gain was credible on both untouched spans: the default threshold is q0.5
+    strict: bool  # the gain was credible on both holdouts: the default threshold is q0.5
     sign: LinearScore  # that the sign of the mean is the return's
     volatility: LinearScore  # that the volatility's error is under its median
     edges: tuple[float, ...]  # between cells of the second, rising

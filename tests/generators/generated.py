@@ -34,8 +34,8 @@ from tracepaper.strategies.gates.gate import (
 
 _TYPES: Final = """\
 Every column declares the type of its values, so SQLAlchemy reflects it, and pandas and connectorx
-(`polars.read_database_uri`) read it right. A Python cursor knows no declared types: with one,
-`polars.read_database(query, connection, infer_schema_length=None)` looks at every row."""
+(`polars.read_database_uri`) read it correctly. A Python cursor does not know the declared types:
+for it, `polars.read_database(query, connection, infer_schema_length=None)` reads every row."""
 
 
 def views_page() -> str:
@@ -55,7 +55,7 @@ def commands_page() -> str:
     parts = [
         "# The command line",
         (
-            "Options that take several values are repeated. RUN is a run's id, a unique prefix of "
+            "To give an option several values, repeat it. RUN is a run's id, a unique prefix of "
             "it, `last`, or `FILE#RUN`. Exit codes are in [operations.md](operations.md), O1."
         ),
     ]
@@ -71,9 +71,9 @@ def surface_page() -> str:
     """Return the page of the embedded exchange's routes, topics and faults."""
     parts = ["# Routes, topics and faults of the embedded exchange"]
     notes = {
-        "routes": "Parameters in brackets may be left out. What nobody calls is not served.",
-        "topics": "A client subscribes them with a symbol.",
-        "faults": "In parentheses are the parameters that a fault takes beside its kind.",
+        "routes": "Parameters in brackets are optional. There are no routes without a caller.",
+        "topics": "A client subscribes to a topic with a symbol.",
+        "faults": "The parameters of a fault, beside its kind, are in parentheses.",
     }
     for name, entries in listing().items():
         rows = ["| | |\n|---|---|"] if name == "faults" else ["| | | called by |\n|---|---|---|"]

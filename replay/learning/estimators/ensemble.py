@@ -43,7 +43,7 @@ from tracepaper.strategies.forecasters.build import MEMBERS, part_of, restore, t
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ENSEMBLE_KIND, TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 
-NAMES: Final = ("network_half", "row_half")
+NAMES: Final = ("network_member", "row_member")
 """What tables call the two members beside the mix."""
 _KEPT: Final = ("model", "architecture", "features", "market", "training", "split", "data")
 """Sections of a member's card that stay, beside its scales: what it is, how it is made again."""
@@ -67,8 +67,8 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
 def join(network: FittedModel, rows: FittedModel, data: Dataset, run: FitRun) -> EnsembleModel:
     """Return the ensemble of two members, its shares fitted on the calibration slice of *data*."""
     tensors = {
-        f"{half}.{key}": tensor
-        for half, member in zip(MEMBERS, (network, rows), strict=True)
+        f"{name}.{key}": tensor
+        for name, member in zip(MEMBERS, (network, rows), strict=True)
         for key, tensor in member.tensors.items()
     }
     card = _first_card(network, rows, data, run)
@@ -91,8 +91,8 @@ class EnsembleModel(NetworkModel):
         """The model of rows with its arrays, checked."""
         return RowsModel(*self._member(MEMBERS[1])).rows
 
-    def _member(self, half: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return part_of(self.card, half), tensors_of(self.tensors, half)
+    def _member(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return part_of(self.card, name), tensors_of(self.tensors, name)
 
     @property
     def mix(self) -> Mix:
@@ -165,12 +165,12 @@ def _first_card(
 ) -> dict[str, Any]:
     """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
     parts = {}
-    for half, member in zip(MEMBERS, (network, rows), strict=True):
+    for name, member in zip(MEMBERS, (network, rows), strict=True):
         scales = member.card["calibration"]
         kept = {section: member.card[section] for section in _KEPT}
         kept["model"] = {key: kept["model"].get(key, "") for key in ("kind", "name")}
         kept["calibration"] = {key: scales[key] for key in _SCALES if key in scales}
-        parts[half] = kept
+        parts[name] = kept
     of_network = parts[MEMBERS[0]]
     return {
         "model": cards.model_section(ENSEMBLE, run.name, run.created_ms),
@@ -190,7 +190,7 @@ def _first_card(
 
 
 class NetworkShare(NamedTuple):
-    """The network's share of the log variance, and the mix's QLIKE less that of the better half."""
+    """The network's share of the log variance; QLIKE of the mix less that of the better member."""
 
     share: float
     gain: DailyEstimate  # below zero: the mix is better
@@ -236,7 +236,7 @@ def _gains(rows: Forecasts) -> dict[str, list[float | None]]:
 def _members_sentence(
     card: Mapping[str, Any], gains: Mapping[str, Sequence[float]], horizon: int, days: int
 ) -> str:
-    """Say what share each half has, and whether the mix is credibly better than both.
+    """Say what share each member has, and whether the mix is credibly better than both.
 
     On few *days* it is not.
     """
@@ -244,21 +244,21 @@ def _members_sentence(
     kind = card["parts"][MEMBERS[1]]["model"]["kind"]
     words = {NAMES[0]: "the network", NAMES[1]: f"the {kind}"}
     changes = " and ".join(
-        f"{gains[half][0]:+.4f} ({plus_minus(gains[half][1], '.4f')} by days) from "
-        f"{words[half]} alone"
-        for half in NAMES
+        f"by {gains[name][0]:+.4f} ({plus_minus(gains[name][1], '.4f')} by days) "
+        f"from {words[name]}'s"
+        for name in NAMES
     )
     is_few = days < FEW_DAYS
     rivals = [
-        half for half in NAMES if is_few or gains[half][0] > 0 or not is_credible(*gains[half])
+        name for name in NAMES if is_few or gains[name][0] > 0 or not is_credible(*gains[name])
     ]
-    verdict = "credibly better than both halves."
+    verdict = "credibly better than both members."
     if rivals:
-        names = " or ".join(words[half] for half in rivals)
+        names = " or ".join(words[name] for name in rivals)
         verdict = f"not credibly better than {names} alone, which may be used in its place."
     return (
-        f"At {horizon} bars the network has a share of {share:.2f} in the log variance, the {kind} "
-        f"the rest; on untouched bars this changed QLIKE by {changes}: {verdict}"
+        f"At {horizon} bars the network's share of the log variance is {share:.2f}, the {kind} has "
+        f"the rest; on untouched bars the ensemble's QLIKE differs {changes}: {verdict}"
     )
 
 

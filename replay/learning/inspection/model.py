@@ -1,6 +1,6 @@
 """The model that is inspected: what it says of untouched bars as they are, and when changed.
 
-An ensemble's is its half that is a network. Rows are the features of candles that the caller names,
+Of an ensemble it is the network. Rows are the features of candles that the caller names,
 else of the bundled ones at the network's interval.
 
 The rules are docs/models.md, L38 to L42.
@@ -269,7 +269,7 @@ RUNTIMES: Final = {"onnx": ".onnx", "torch": ".pt2"}
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where a network looked from one bar, layer by layer; bars are oldest first."""
+    """The attention of a network at one bar, layer by layer; bars are oldest first."""
 
     open_time_ms: Ids  # [bar] of the network's rows; the last is the bar that it answered
     layers: tuple[Rows, ...]
@@ -284,7 +284,7 @@ Window = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A network as it was stored; ``rows`` is how many one answer depends on."""
+    """A stored network; ``rows`` is how many rows a forecast depends on."""
 
     folder: Path
     model_id: str
@@ -331,7 +331,7 @@ class StoredNetwork:
 
     @property
     def rows(self) -> int:
-        """How many rows one answer depends on."""
+        """How many rows a forecast depends on."""
         return self.network.config.receptive_field
 
     @property
@@ -397,11 +397,11 @@ class StoredNetwork:
         return series
 
     def attention(self, bars: Any, *, at: str | int | None = None) -> AttentionMaps:  # noqa: ANN401
-        """Return where each head of each layer looked from the newest of *bars*.
+        """Return the attention of each head of each layer at the newest of *bars*.
 
         *bars* are a candle file, or a frame of any library. With *at*, ISO text or UTC
-        milliseconds, it looked from the newest one that opened until then. Raises ``ConfigInvalid``
-        for a network without attention, and ``DataInvalid`` where too few bars go before.
+        milliseconds, it is the newest bar that opened until then. Raises ``ConfigInvalid`` for a
+        network without attention, and ``DataInvalid`` if there are too few bars before it.
         """
         if not self.network.has_attention:
             raise ConfigInvalid(
@@ -517,10 +517,10 @@ def _window(segment: Segment, start: int, end: int) -> Window:
 def open_checkpoint(
     name: str, covariates: str | Path | None = None, depth: Sequence[str | Path] = ()
 ) -> StoredNetwork:
-    """Return the network of the checkpoint *name*: a bundled one, or a folder.
+    """Return the network of the checkpoint *name*, a bundled one or a folder.
 
-    *covariates* is a file of those that it was trained with, *depth* are files of order books for
-    one that reads these. Raises as ``StoredNetwork.open``.
+    *covariates* is a file of the covariates that it was trained with, *depth* are files of order
+    books for a network that reads them. Raises like ``StoredNetwork.open``.
     """
     files = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
     return StoredNetwork.open(name, files.read())

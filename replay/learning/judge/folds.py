@@ -251,7 +251,7 @@ def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]
     return [
         forecaster_table(
             f"instead_{key}",
-            f"{metric.title}: the recipe less each change, {refits.text}",
+            f"{metric.title}: the recipe minus each change, {refits.text}",
             rows,
             metric,
             others=tuple(others),

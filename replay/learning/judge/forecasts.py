@@ -19,7 +19,7 @@ from scipy.special import softmax
 from tracepaper.replay.learning.baselines import BASELINES, Answer, BaselineQuestion, past_variances
 from tracepaper.replay.learning.samples import Fields, Samples, drawdown, path, runup
 from tracepaper.replay.learning.splits import SYMBOL_BITS, SYMBOL_MASK
-from tracepaper.replay.report.honesty import COMMONER
+from tracepaper.replay.report.honesty import MAJORITY
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import Forecast
@@ -284,7 +284,7 @@ def forecasts_of(
         value = whole.labels["returns"]
         rises = np.count_nonzero(value > 0) >= np.count_nonzero(value < 0)
         whole = whole.holding("random", score=generator.normal(size=len(whole)))
-        parts.append(whole.holding(COMMONER, sign=np.full(len(whole), 1.0 if rises else -1.0)))
+        parts.append(whole.holding(MAJORITY, sign=np.full(len(whole), 1.0 if rises else -1.0)))
     return replace(concatenated(parts), levels=tuple(levels))
 
 

@@ -595,29 +595,29 @@ def _widening(rows: Forecasts, sure: Array) -> tuple[tuple[float, ...], tuple[fl
     return tuple(edges.tolist()), tuple(rounded(max(float(factor), 1e-3)) for factor in falling)
 
 
-def judge_spans(
-    explained: Forecasts, fitted: FittedConfidence, second_span_ms: int | None = None
+def judge_holdouts(
+    explained: Forecasts, fitted: FittedConfidence, second_holdout_ms: int | None = None
 ) -> tuple[bool, dict[str, Any]]:
     """Return whether the chosen confidence has earned a strict threshold, and what shows it.
 
-    The untouched rows are two spans, of which the second begins on the UTC day of *second_span_ms*,
-    or at half of their days. A gain over a random gate of equal coverage must be credible in both,
-    corrected by Holm over the candidates, and no few days earn it.
+    The untouched rows are two holdouts: the second begins on the UTC day of *second_holdout_ms*, by
+    default after half of the days. A gain over a random gate of equal coverage must be credible on
+    both, corrected by Holm over the candidates, and there must be enough days.
     """
     rows = outcomes(explained)
     days = np.unique(rows.day)
     if len(days) < 2:
         return False, {}
-    middle = days[len(days) // 2] if second_span_ms is None else second_span_ms // DAY_MS
+    middle = days[len(days) // 2] if second_holdout_ms is None else second_holdout_ms // DAY_MS
     if not days[0] < middle <= days[-1]:
-        return False, {}  # all of them in one span: nothing is repeated
+        return False, {}  # all of them in one holdout: nothing is repeated
     parts = (rows.where(rows.day < middle), rows.where(rows.day >= middle))
-    spans = [_span(part, fitted) for part in parts]
-    is_credible = all(span["holm"][fitted.chosen] < LEVEL for span in spans)
-    return is_credible and len(days) >= FEW_DAYS, {"spans": spans}
+    holdouts = [_judged(part, fitted) for part in parts]
+    is_credible = all(holdout["holm"][fitted.chosen] < LEVEL for holdout in holdouts)
+    return is_credible and len(days) >= FEW_DAYS, {"holdouts": holdouts}
 
 
-def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
+def _judged(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
     gains = _gains(rows, scored(fitted.sign, rows))
     worth = _worth(rows, gains, scored(fitted.volatility, rows))
     # How probable chance alone leaves so little or less, where there is no gain.
@@ -639,27 +639,25 @@ def _worth(rows: Forecasts, gains: Mapping[str, RiskCurve], calm: Array) -> dict
 def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
     """Say in one sentence what the confidence is worth, and what follows from it."""
     measure = _LIST[fitted.chosen]
-    spans = evidence.get("spans", ())
+    holdouts = evidence.get("holdouts", ())
     gained = " and ".join(
         f"{100 * gain:+.1f} {plus_minus(error, '.1f', 100)}"
-        for gain, error in (span["sign"][fitted.chosen] for span in spans)
+        for gain, error in (holdout["sign"][fitted.chosen] for holdout in holdouts)
     )
     points = f" ({gained} points of accuracy, mean over coverages)" if gained else ""
     if fitted.strict:
         return (
-            f"Confidence by {measure} chose surer signs than chance on both untouched spans"
-            f"{points}, so gate.confidence is strict by default (q0.5)."
+            f"Selecting bars by {measure} raised sign accuracy above that of random bars on both"
+            f" holdouts{points}, so gate.confidence is strict by default (q0.5)."
         )
     text = (
-        f"Confidence by {measure} did not credibly choose surer signs than chance on both untouched"
-        f" spans{points}, so gate.confidence refuses next to nothing by default (q0.01)"
+        f"Selecting bars by {measure} did not credibly raise sign accuracy above that of random"
+        f" bars on both holdouts{points}, so gate.confidence refuses almost nothing by default"
+        " (q0.01)"
     )
-    if spans and all(
-        value > 0 and is_credible(value, error) for value, error in (s["volatility"] for s in spans)
-    ):
-        return (
-            f"{text}; it does rank the errors of its volatility, which sizing.by_confidence uses."
-        )
+    ranks = (holdout["volatility"] for holdout in holdouts)
+    if holdouts and all(value > 0 and is_credible(value, error) for value, error in ranks):
+        return f"{text}; it does rank the volatility's errors, which sizing.by_confidence uses."
     return f"{text}."
 
 
@@ -669,9 +667,10 @@ def ablation(evidence: Mapping[str, Any]) -> str:
         evidence["attention_adds"][name] for name in ("sign", "volatility")
     )
     return (
-        "Beyond mean and margin, on the calibration slice, attention added"
-        f" {100 * sign:+.1f} {plus_minus(sign_error, '.1f', 100)} points to signs that are right,"
-        f" and {100 * calm:+.1f} {plus_minus(calm_error, '.1f', 100)} to the rank of the"
+        "On the calibration slice, the measures of attention added"
+        f" {100 * sign:+.1f} {plus_minus(sign_error, '.1f', 100)} points of sign accuracy to what"
+        " mean and margin give, and"
+        f" {100 * calm:+.1f} {plus_minus(calm_error, '.1f', 100)} points to the ranking of the"
         " volatility's errors."
     )
 
@@ -679,7 +678,7 @@ def ablation(evidence: Mapping[str, Any]) -> str:
 _LIST: Final = {
     ENTROPY: "entropy of attention",
     CALIBRATED: "the fitted probability",
-    MARGIN: "the margin of the directions",
+    MARGIN: "the margin between the directions",
 }
 
 
@@ -756,8 +755,8 @@ def regime_sentence(figures: Mapping[str, Any]) -> str:
         if (ratio := figures[number]["variance_ratio"])
     ]
     if not parts:
-        return "In no regime of the card's own was an untouched bar."
-    return f"Realised variance was so many times what was forecast: {', '.join(parts)} of the card."
+        return "No untouched bar was in any of the card's own regimes."
+    return f"Realised ÷ forecast variance by the card's own regimes: {', '.join(parts)}."
 
 
 def _ratio(rows: Forecasts) -> DailyEstimate:
@@ -799,13 +798,18 @@ def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str,
 
 
 def judged_gates(
-    table: Forecasts, explained: Forecasts, section: Mapping[str, Any], second_span_ms: int | None
+    table: Forecasts,
+    explained: Forecasts,
+    section: Mapping[str, Any],
+    second_holdout_ms: int | None,
 ) -> Judgement:
     """Return the result of the gates by ``[calibration]`` on untouched rows *explained* of *table*.
 
     Its figures and sentences are those of the gates alone.
     """
-    section, figures, sentences = judged_section(explained, section, second_span_ms=second_span_ms)
+    section, figures, sentences = judged_section(
+        explained, section, second_holdout_ms=second_holdout_ms
+    )
     explained = with_rules(explained, default_thresholds(section))
     every = {"selective": selective(explained), "traded": traded(explained), **figures}
     if explained.gives("confidence"):  # NaN of the bars that were not explained
@@ -816,7 +820,7 @@ def judged_gates(
 
 
 def judged_section(
-    explained: Forecasts, section: Mapping[str, Any], *, second_span_ms: int | None = None
+    explained: Forecasts, section: Mapping[str, Any], *, second_holdout_ms: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Return ``[calibration]`` with its verdict, the figures of *explained*, and what they say.
 
@@ -825,7 +829,7 @@ def judged_section(
     judged, figures, sentences = dict(section), {}, []
     if "confidence" in section:
         fitted = msgspec.convert(section["confidence"], FittedConfidence)
-        strict, evidence = judge_spans(explained, fitted, second_span_ms)
+        strict, evidence = judge_holdouts(explained, fitted, second_holdout_ms)
         fitted = msgspec.structs.replace(fitted, strict=strict)
         judged["confidence"] = msgspec.to_builtins(fitted)
         figures["confidence"] = evidence

@@ -204,8 +204,8 @@ def head_sentences(by_horizon: Mapping[str, Any], *, horizon: int, days: int) ->
     if "tails" in main:
         shares = [f"{100 * main['tails'][f'{tail}_5'][0]:.1f} %" for tail in TAILS]
         lines.append(
-            f"Its value at risk of 5 % at {horizon} bars was passed by {shares[0]} of untouched"
-            f" bars for a long and {shares[1]} for a short position."
+            f"The loss exceeded its value at risk of 5 % at {horizon} bars on {shares[0]} of"
+            f" untouched bars for a long position and on {shares[1]} for a short one."
         )
     words = [
         f"{name} {plain_verdict(section['less_ewma'], days)}"
@@ -214,13 +214,19 @@ def head_sentences(by_horizon: Mapping[str, Any], *, horizon: int, days: int) ->
     ]
     if words:
         lines.append(
-            f"Beside EWMA volatility times constants, at {horizon} bars: {', '.join(words)} (better"
-            " or worse by more than two errors by day, or level)."
+            f"Compared with EWMA volatility times constants at {horizon} bars: {', '.join(words)}"
+            " (level: within two standard errors by day)."
         )
     if "regimes" in main:
-        word = plain_verdict(main["regimes"]["less_average_odds"], days)
-        lines.append(f"Its odds of regimes are {word} beside their average at {horizon} bars.")
+        word = _compared(main["regimes"]["less_average_odds"], days)
+        lines.append(f"Its probabilities of regimes at {horizon} bars are {word} constant ones.")
     return lines
+
+
+def _compared(pair: Sequence[float | None], days: int) -> str:
+    """Return the verdict with the word that follows it before what it is compared with."""
+    verdict = plain_verdict(pair, days)
+    return f"{verdict} {'with' if verdict == 'level' else 'than'}"
 
 
 def plain_verdict(pair: Sequence[float | None], days: int) -> str:
@@ -253,7 +259,7 @@ def head_tables(forecasts: Forecasts) -> Iterator[Table]:
     title = "Regimes of the coming variance"
     yield table("regimes", title, _REGIMES, of("regimes", _regimes), notes=[_REGIMES_NOTE])
     metrics = {head: HEAD_LOSSES[head] for head in heads}
-    title = "Losses of auxiliary heads, beside simpler forecasts (less is better)"
+    title = "Losses of auxiliary heads, against simpler forecasts (less is better)"
     notes = [NOTE, _LOSSES_NOTE]
     yield forecaster_table("further", title, forecasts, metrics, of="head", notes=notes)
 
@@ -446,7 +452,7 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
     differences = compare(rows, PAIRS[CORRELATION], judged)
     return [
         f"Correlations to {horizon} bars, {_OF[judged]}, are "
-        f"{plain_verdict(differences[name].pair, differences[name].days)} beside {words} "
+        f"{_compared(differences[name].pair, differences[name].days)} {words} "
         f"({len(rows.names)} pairs)."
         for name, words in _BESIDE.items()
         if name == OTHERS[0] or judged == MODEL

@@ -103,12 +103,12 @@ class ClassModel(FittedModel):
         if model.trained_until is None:
             when = (
                 "The class does not say until when it was trained (trained_until): the bars from "
-                f"{iso(int(rows.open_ms.min()))} on were judged, and they flatter a model that saw "
-                "them."
+                f"{iso(int(rows.open_ms.min()))} on were judged; if it was trained on them, its "
+                "figures are too good."
             )
         else:
             until = iso(date_ms(model.trained_until))
-            when = f"Judged on bars after {until}, until which its class says that it was trained."
+            when = f"Judged on the bars after {until}, the trained_until of the class."
         lines = [when, *compared_sentences(results, self.horizon, self.called)]
         if left := sorted(_MEASURES - frozenset(self.user_model.measures)):
             lines.append(f"It gives no {', '.join(left)}: their figures are left out.")

@@ -480,7 +480,7 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
 
 METRICS: Final = by_name(
     Metric(
-        "sign_accuracy", "Sign of the return named right, beside always the commoner sign",
+        "sign_accuracy", "Signs predicted right, against always predicting the more frequent sign",
         ("sign",), _hits,
     ),
     Metric(
@@ -540,7 +540,10 @@ RANKS: Final = METRICS["relative_rank_ic"]._replace(
 )
 """How other models are held to the judged one where either ranks several assets."""
 _WRONG: Final = Metric(
-    "sign", "Signs named wrong", ("sign",), lambda view: 1.0 - METRICS["sign_accuracy"].terms(view)
+    "sign",
+    "Signs predicted wrong",
+    ("sign",),
+    lambda view: 1.0 - METRICS["sign_accuracy"].terms(view),
 )
 LOSSES: Final = by_name(METRICS["qlike"]._replace(title="QLIKE"), *_SCORES, _WRONG)
 """Losses by which forecasters are compared row by row."""
@@ -630,7 +633,7 @@ BOOKS: Final = by_name(
         _move_log_loss, least_days=BOOK_DAYS,
     ),
     Metric(
-        "accuracy", "Accuracy: moves of the mid named right", ("move",),
+        "accuracy", "Accuracy: moves of the mid predicted right", ("move",),
         lambda view: (view["move"] == view.labels["move"]).astype(np.float64),
         less_is_better=False, least_days=BOOK_DAYS,
     ),
@@ -888,7 +891,7 @@ def forecaster_table(
         of_row("forecaster", "forecaster", "text"),
         of_row("horizon", forecasts.unit, "count"),
         of_row("value", "value", "measure"),
-        of_row("difference", f"{words(model)} less it", "measure"),
+        of_row("difference", "difference", "measure"),
         of_row("p", "p", "measure"),
         of_row("verdict", f"{words(model)} is", "text"),
         of_row("days", "days", "count", wide=True),

@@ -237,18 +237,18 @@ _CLIMATOLOGY: Final = (
 
 
 def _paired(judgement: Judgement) -> Iterable[Table]:
-    """Return the model less each baseline on the same bars, a table a loss."""
+    """Return the model minus each baseline on the same bars, a table a loss."""
     for key, metric in LOSSES.items():
-        title = f"{metric.title}: the model less each baseline"
+        title = f"{metric.title}: the model minus each baseline"
         yield forecaster_table(f"paired_{key}", title, judgement.forecasts, metric)
 
 
 def _rivals(judgement: Judgement) -> Iterable[Table]:
-    """Return the model less each other model on the rows that both answer, a table a metric."""
+    """Return the model minus each other model on the rows that both answer, a table a metric."""
     for rows in (judgement.forecasts, judgement.forecasts.held):
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
-                title = f"{metric.title}: the model less each other model"
+                title = f"{metric.title}: the model minus each other model"
                 yield forecaster_table(f"beside_{key}", title, rows, metric, others=rows.compared)
 
 
@@ -411,7 +411,7 @@ def _gates(judgement: Judgement) -> Iterable[Table]:
         pairs = zip(section["gained"], section["error"], strict=True)
         gained = zip(figures.COVERAGES, pairs, strict=True)
         rows.append({"gate": words(name), **{f"{share:g}": pair for share, pair in gained}})
-    title = "Accuracy gained on the surest bars of the gates' horizon, in points"
+    title = "Accuracy gained on the most confident bars at the gates' horizon, in points"
     yield table("gates", title, columns, rows)
 
 
@@ -601,7 +601,7 @@ SHOWN: Final = (
     HoldoutFigure(
         _confidence,
         lambda judgement: risk_coverage(curves_of(judgement)),
-        "Risk of the surest bars by the share that is answered, less that of a random gate of "
+        "Risk of the most confident bars by the share answered, minus that of a random gate of "
         "equal coverage; pooled over horizons. Below zero the measure knows.",
     ),
     HoldoutFigure(_gates),

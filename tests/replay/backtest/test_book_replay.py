@@ -322,7 +322,7 @@ def test_a_daemon_of_several_symbols_says_that_it_has_no_such_model(tmp_path: Pa
     words = ["run", "--set", "execution.model=book", "--set", "storage.url=sqlite:///a.db"]
     words += ["--set", "market.symbols=BTCUSDT,ETHUSDT"]
     ended = programs.run(words, tmp_path)
-    assert (ended.code, ended.err.count("fills no orders of several symbols")) == (2, 1)
+    assert (ended.code, ended.err.count("does not support several symbols")) == (2, 1)
     assert not (tmp_path / "a.db").exists()
 
 

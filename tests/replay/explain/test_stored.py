@@ -63,7 +63,7 @@ def test_a_decision_without_a_model_says_so(database: Path) -> None:
     assert [row["ordinal"] for row in silent.gates] == list(range(len(silent.gates)))
     assert (
         silent.no_attribution
-        == "The strategy sma_cross asks no model, so there is no attention to show."
+        == "The strategy sma_cross uses no model, so there is no attention to show."
     )
 
 
@@ -155,8 +155,8 @@ def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_p
     gained, error = 100 * surest["gained"][2], 100 * surest["error"][2]
     assert silent.entropy_worth == (
         "On untouched bars, by the model's card: the entropy gate did not beat a random gate on "
-        f"the surest tenth of bars: accuracy changed by {gained:+.1f} points (± {error:.1f}) on "
-        f"{surest['days']} days."
+        f"the most confident tenth of bars: accuracy changed by {gained:+.1f} points "
+        f"(± {error:.1f}) on {surest['days']} days."
     )
     document = explained_runs.told_of(database, silent)
     assert silent.entropy_worth in [getattr(part, "text", "") for part in document.parts]

@@ -158,7 +158,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     whole = document["tables"]["beside_holdouts"]["rows"]
     assert [row["model"] for row in whole[:3]] == others
     assert [row["horizon"] for row in whole] == [5] * 3 + [30] * 3 + [5] * 2 + [30] * 2
-    assert "the model less each other model" in said_in(page)
+    assert "the model minus each other model" in said_in(page)
 
 
 def test_the_difference_is_that_of_losses_in_log_returns(

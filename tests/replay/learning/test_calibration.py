@@ -115,10 +115,10 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
 ) -> None:
     main = {
         "days": days,
-        "sign_accuracy": {"network": [0.5, 0.1], "commoner_sign": [0.5, 0.1]},
+        "sign_accuracy": {"network": [0.5, 0.1], "majority_sign": [0.5, 0.1]},
         "qlike": {"network": [1, 0], "har": [2, 0]},
     }
-    paired = {"sign": {"commoner_sign": [0.0, 0.1, 1.0]}, "qlike": {"har": [-1.0, 0.1, 0.01]}}
+    paired = {"sign": {"majority_sign": [0.0, 0.1, 1.0]}, "qlike": {"har": [-1.0, 0.1, 0.01]}}
     figures = {"30": main, "paired": {"30": paired}}
     surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error], "days": explained}
     passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
@@ -134,7 +134,7 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
     assert any(sentence.startswith("No untouched bar had a calibrated") for sentence in bare)
     few = {"traded": {"edge": {"bars_per_1000": 0.004, "trades": 3, "days": 2}}}
     lines = sentences(figures, gates | few, horizon=30)
-    assert any("passed 0.004 of 1,000 untouched bars: 3 separate" in line for line in lines)
+    assert any("On 0.004 of 1,000 untouched bars the model had a" in line for line in lines)
 
 
 def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None:

@@ -19,7 +19,7 @@ from tracepaper.replay.learning.judge.gates import (
     folds,
     gates_section,
     judge_cells,
-    judge_spans,
+    judge_holdouts,
     judged_section,
     outcomes,
     regime_sentence,
@@ -91,9 +91,9 @@ def test_an_entropy_that_tells_right_from_wrong_is_found_and_is_strict() -> None
     assert max(weights, key=lambda name: abs(weights[name])) == "entropy_0"
     added, error = evidence["attention_adds"]["sign"]
     assert added > 4 * error > 0
-    strict, untouched = judge_spans(rows(sure_by="entropy_0", gain=1.0, seed=1), fitted)
+    strict, untouched = judge_holdouts(rows(sure_by="entropy_0", gain=1.0, seed=1), fitted)
     assert strict
-    assert [span["days"] for span in untouched["spans"]] == [DAYS // 2] * 2
+    assert [holdout["days"] for holdout in untouched["holdouts"]] == [DAYS // 2] * 2
     assert "strict by default (q0.5)" in sentence(replace(fitted, strict=True), untouched)
 
 
@@ -101,7 +101,7 @@ def test_an_entropy_that_tells_right_from_wrong_is_found_and_is_strict() -> None
 def test_few_days_earn_no_strict_threshold(days: int) -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
     untouched = rows(sure_by="entropy_0", gain=1.0, seed=1, days=days)
-    assert judge_spans(untouched, fitted)[0] == (days == FEW_DAYS)
+    assert judge_holdouts(untouched, fitted)[0] == (days == FEW_DAYS)
 
 
 def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -> None:
@@ -109,22 +109,22 @@ def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -
     assert fitted is not None
     added, error = evidence["attention_adds"]["sign"]
     assert abs(added) < 2.5 * error
-    strict, untouched = judge_spans(rows(seed=1), fitted)
+    strict, untouched = judge_holdouts(rows(seed=1), fitted)
     assert not strict
     text = sentence(fitted, untouched)
     assert "did not credibly choose surer signs" in text
     assert text.endswith("by default (q0.01).")
 
 
-def test_the_second_span_begins_where_the_split_says() -> None:
+def test_the_second_holdout_begins_where_the_split_says() -> None:
     fitted, _ = fit_confidence(rows(sure_by="entropy_0", gain=1.0))
     assert fitted is not None
     untouched = rows(sure_by="entropy_0", gain=1.0, seed=1)
     days = np.unique(untouched.day)
-    _, report = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
-    assert [span["days"] for span in report["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
+    _, report = judge_holdouts(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
+    assert [holdout["days"] for holdout in report["holdouts"]] == [DAYS // 4, DAYS - DAYS // 4]
     for outside in (days[0], days[-1] + 1):  # one span repeats nothing
-        assert judge_spans(untouched, fitted, int(outside) * 86_400_000) == (False, {})
+        assert judge_holdouts(untouched, fitted, int(outside) * 86_400_000) == (False, {})
 
 
 def test_worth_on_one_span_alone_is_not_worth() -> None:
@@ -133,8 +133,8 @@ def test_worth_on_one_span_alone_is_not_worth() -> None:
     half = np.arange(ROWS) < ROWS // 2
     value = np.where(half, good.labels["returns"], chance.labels["returns"])
     mixed = replaced(good, labels={**good.labels, "returns": value})
-    strict, untouched = judge_spans(mixed, fitted)
-    first, second = (span["holm"][CALIBRATED] for span in untouched["spans"])
+    strict, untouched = judge_holdouts(mixed, fitted)
+    first, second = (holdout["holm"][CALIBRATED] for holdout in untouched["holdouts"])
     assert first < 0.05 < second
     assert not strict
 
@@ -147,7 +147,7 @@ def test_the_errors_of_the_volatility_are_found_and_widen_its_intervals() -> Non
     assert list(fitted.spread) == sorted(fitted.spread, reverse=True)
     assert fitted.spread[0] > 1.3
     assert fitted.spread[-1] < 1.0
-    _, untouched = judge_spans(rows(calm_by="entropy_1", seed=1), fitted)
+    _, untouched = judge_holdouts(rows(calm_by="entropy_1", seed=1), fitted)
     assert sentence(fitted, untouched).endswith("which sizing.by_confidence uses.")
 
 
@@ -232,8 +232,8 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     assert fit_cells(bars, 3) == cells
     assert fit_cells(bars, 8) is None
     assert regime_sentence(judged) == (
-        "Realised variance was so many times what was forecast: 0.50 (± 0.00 by days) in regime 1, "
-        "3.00 (± 0.00 by days) in regime 3 of the card."
+        "Realised ÷ forecast variance by the card's own regimes: 0.50 (± 0.00 by days) in "
+        "regime 1, 3.00 (± 0.00 by days) in regime 3."
     )
 
 
@@ -252,8 +252,8 @@ def test_the_card_says_what_all_gates_let_through_together() -> None:
     assert section["confidence"]["strict"] is False
     assert set(figures) == {"confidence", "regimes"}
     assert len(sentences) == 3
-    assert sentences[1].startswith("Beyond mean and margin")
-    assert sentences[2].startswith("Realised variance was so many times what was forecast: ")
+    assert sentences[1].startswith("On the calibration slice, the measures of attention added")
+    assert sentences[2].startswith("Realised ÷ forecast variance by the card's own regimes: ")
     still = bars.holding(MODEL, recent_mass=np.ones(ROWS))
     assert gates_section(still, {})["coverage"] == []
     assert judged_section(rows(), {"quantiles": {}}) == ({"quantiles": {}}, {}, [])

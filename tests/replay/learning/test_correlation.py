@@ -142,7 +142,7 @@ def test_ewma_is_not_believed_where_the_correlation_stays(tmp_path: Path) -> Non
     assert learnt["mean"] == pytest.approx([0.6], abs=0.03)
     forecasts = over_a_month(judged(dataset))
     assert error(forecasts, LEARNT) < 0.9 * error(forecasts, "EWMA")
-    assert "are better beside EWMA's (1 pairs)" in correlation_sentences(forecasts, horizon=30)[0]
+    assert "are better than EWMA's (1 pairs)" in correlation_sentences(forecasts, horizon=30)[0]
     assert correlation_sentences(forecasts, horizon=5) == []
 
 

@@ -282,7 +282,9 @@ def test_the_checkpoint_is_judged_again_and_examined_with_both_members(
     assert cli.invoke([*words, *options, *choose("evaluation.threads=1"), "--json"]) == cli.DONE
     out = json.loads(capsys.readouterr().out)
     assert out["figures"] == json.loads(json.dumps(model.card["figures"]))
-    assert {"model", "network_half", "row_half", "gamma_glm"} <= set(out["figures"]["8"]["qlike"])
+    assert {"model", "network_member", "row_member", "gamma_glm"} <= set(
+        out["figures"]["8"]["qlike"]
+    )
     assert any("share of" in sentence for sentence in out["sentences"])
     document = {finding["name"]: finding for finding in out["findings"]}
     assert "the ensemble's network" in document["explanations"]["title"]
@@ -305,8 +307,8 @@ def test_folds_read_each_half_by_its_own_features(
     assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
     rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
     document = {name: row["value"]["value"] for name, row in by_forecaster(rows, 2).items()}
-    assert {"model", "network half", "row half", "tree seasonal"} <= set(document)
-    assert document["model"] != document["network half"] != document["row half"]
+    assert {"model", "network member", "row member", "tree seasonal"} <= set(document)
+    assert document["model"] != document["network member"] != document["row member"]
 
 
 def test_a_share_of_more_than_the_whole_is_refused(model: Checkpoint) -> None:

@@ -145,7 +145,7 @@ def test_the_terminal_says_what_the_document_says(
 ) -> None:
     assert invoke(["evaluate", str(glm), "--data", candles, "--from", iso(SPANS[1][1] or 0)]) == 0
     text = capsys.readouterr().out
-    assert "the model less each baseline" in text
+    assert "the model minus each baseline" in text
     assert "how many recipes were judged" in text
     assert "basis points each" not in text
 
@@ -236,12 +236,12 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
             assert shares.mean() != pytest.approx(best, abs=1e-4)
     kept = {table.key: table.documents() for table in tables(refitted)}
     names = {row["forecaster"] for row in kept["folds_qlike"]}
-    assert names >= {"model", "network half", "row half", "har", "gamma glm"}
+    assert names >= {"model", "network member", "row member", "har", "gamma glm"}
     with pytest.raises(ConfigInvalid, match="at most 3 times"):
         refit(both.card, material, "combinatorial:4/2", say=quiet)
 
 
-def test_trades_are_shown_beside_a_second_span_alone(judgements: list[Judgement]) -> None:
+def test_trades_are_shown_with_a_second_holdout_alone(judgements: list[Judgement]) -> None:
     (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
     assert alone.rows == ()
     assert "give a second untouched one" in alone.notes[0]

@@ -323,14 +323,14 @@ def test_the_figures_say_what_is_better_and_the_sentences_follow(
     assert main["drawdown"]["less_ewma"][0] < 0
     assert 0.0 <= main["tails"]["long_5"][0] <= 0.1
     lines = head_sentences(figures, horizon=5, days=30)
-    assert lines[0].startswith("Its value at risk of 5 % at 5 bars was passed by ")
+    assert lines[0].startswith("The loss exceeded its value at risk of 5 % at 5 bars on ")
     assert head_sentences(figures, horizon=30, days=30) == []
     level = {
         "5": {"path": {"less_ewma": [-0.01, 0.02]}, "regimes": {"less_average_odds": [1, 0.1]}}
     }
     assert "path level" in head_sentences(level, horizon=5, days=30)[0]
-    assert "worse beside their average" in head_sentences(level, horizon=5, days=30)[1]
-    assert "level beside their average" in head_sentences(level, horizon=5, days=29)[1]
+    assert "worse than constant ones" in head_sentences(level, horizon=5, days=30)[1]
+    assert "level with constant ones" in head_sentences(level, horizon=5, days=29)[1]
 
 
 def test_levels_make_the_calibration_slice_itself_right(

@@ -12,7 +12,7 @@ from learning import table
 
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.metrics import figures, paired_figures
-from tracepaper.replay.report.honesty import COMMONER, compared_sentences
+from tracepaper.replay.report.honesty import MAJORITY, compared_sentences
 from tracepaper.storage import checkpoints
 
 PACE_MS = 2_160_000  # forty bars a day
@@ -42,7 +42,7 @@ def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> For
         "unit": np.ones(rows),
     }
     noisy = table(np.arange(rows) * PACE_MS, labels, values, horizon=16, interval_ms=PACE_MS)
-    return noisy.holding(COMMONER, sign=np.full(rows, most)).cooled({})
+    return noisy.holding(MAJORITY, sign=np.full(rows, most)).cooled({})
 
 
 def paired(judged: Forecasts) -> dict[str, Any]:
@@ -96,14 +96,14 @@ def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
     assert "is level with the best baseline's" in sentences_of(forecasts(better=0.6, days=20))[1]
     sign = sentences_of(forecasts(better=0.6, rises=0.6))[0]
     # A coin is worse than always rising where six in ten rise.
-    assert "worse than always the commoner sign (58.9 %; -8.8 ± " in sign
+    assert "worse than always predicting the more frequent sign (58.9 %; -8.8 ± " in sign
 
 
-def test_the_commoner_sign_and_climatology_are_the_best_constants() -> None:
+def test_the_majority_sign_and_climatology_are_the_best_constants() -> None:
     falling = forecasts(rises=0.3)
     main = paired(falling)["16"]
     falls = float(np.mean(falling.labels["returns"] < 0))
-    assert main["sign_accuracy"]["commoner_sign"][0] == pytest.approx(falls, abs=1e-5)
+    assert main["sign_accuracy"]["majority_sign"][0] == pytest.approx(falls, abs=1e-5)
     direction = main["direction"]
     brier = 1 - falls**2 - (1 - falls) ** 2
     assert direction["brier_climatology"][0] == pytest.approx(brier, abs=1e-5)

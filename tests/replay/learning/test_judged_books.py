@@ -154,7 +154,7 @@ def test_spans_are_judged_apart_and_beside_another_network(
     assert [span["uses"] for span in report["holdouts"]] == [2, 2]
     counted = {use.model for use in read_uses(Path(good).parent / FILE_NAME)}
     assert {report["id"], report["beside"][0]["id"]} <= counted
-    assert "the model less each other model" in said_in(page)
+    assert "the model minus each other model" in said_in(page)
     turned = answered(capsys, poor, *words, "--compare", good)["holdouts"][0]["tables"]
     other = by_forecaster(turned["beside_log_loss"]["rows"], 1)[good]
     same = by_forecaster(report["holdouts"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]

@@ -81,8 +81,8 @@ def test_dates_are_read_as_utc_and_written_back() -> None:
         date_ms("soon")
 
 
-def test_a_second_span_before_the_untouched_time_is_refused() -> None:
+def test_a_second_holdout_before_the_untouched_time_is_refused() -> None:
     for second in (2, 3):
-        with pytest.raises(ConfigInvalid, match="second_span must lie in the untouched time"):
-            Split(1, 2, 3, 0, second_span_ms=second)
-    assert Split(1, 2, 3, 0, second_span_ms=4).second_span_ms == 4
+        with pytest.raises(ConfigInvalid, match="second_holdout must be after"):
+            Split(1, 2, 3, 0, second_holdout_ms=second)
+    assert Split(1, 2, 3, 0, second_holdout_ms=4).second_holdout_ms == 4

@@ -516,7 +516,7 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     config = tmp_path / "config.toml"
     config.write_text(f'[model]\ncheckpoint = "{folder}"\n[strategy]\nname = "attention"\n')
     words: tuple[object, ...] = ("replay", files[0], "-c", config, "--db", tmp_path / "run.db")
-    assert "answers for all symbols of a close" in refused(cli, *words)
+    assert "forecasts all symbols of a close together" in refused(cli, *words)
     config.write_text('[strategy]\nname = "portfolio"\n')
     assert "needs a checkpoint of that kind, and model.checkpoint" in refused(cli, *words)
     config.write_text('[strategy]\nname = "portfolio"\n[model]\ncheckpoint = "none"\n')

@@ -28,7 +28,7 @@ from tracepaper.replay.report.report import Report
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.tabular import network_half
+from tracepaper.strategies.forecasters.tabular import network_member
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.timeframes import CrossConfig, MultiscaleConfig
 from tracepaper.strategies.networks.trading import TradingConfig
@@ -44,7 +44,7 @@ def test_the_flow_ends_in_the_decision_s_own_rollout(
 ) -> None:
     record = attention_report.record
     model = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
-    forecaster = network_half(forecaster_of(model, record.config, mode="step"))
+    forecaster = network_member(forecaster_of(model, record.config, mode="step"))
     assert isinstance(forecaster, StreamingForecaster)
     with Reader.open(record.database) as reader:
         bars = reader.bars(str(record.run["run_id"]), heads.instrument)
