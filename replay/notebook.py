@@ -1,4 +1,4 @@
-"""What a call returns to people: a text, a picture, a page; in a notebook a bar while it works."""
+"""Results for people: a text, a picture, a page; and a progress bar in a notebook."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SHOWN_AFTER_S: Final = 1.0
 EVERY_S: Final = 0.2
 DPI: Final = 130
 PAGE_HEIGHT: Final = 800
-"""Pixels of a page in a notebook."""
+"""Height of a page in a notebook, in pixels."""
 WIDTH: Final = 100
-"""Characters of a line in texts that are returned."""
+"""Width of returned texts, in characters."""
 
 
 class Picture:
-    """A matplotlib ``figure`` that a notebook draws where it is a cell's last value."""
+    """A matplotlib ``figure``, drawn by a notebook as a cell's last value."""
 
     def __init__(self, figure: Figure, text: str) -> None:
         self.figure = figure
         self._text = text
 
     def save(self, path: str | Path) -> None:
-        """Write the picture to *path*, whose ending chooses the kind of file."""
+        """Write the picture to *path*; its ending chooses the format."""
         self.figure.savefig(path, dpi=DPI)
 
     def __repr__(self) -> str:
@@ -47,7 +47,7 @@ class Picture:
 
 
 class RunPage:
-    """A run's page as one file's text, which a notebook shows where it is a cell's last value."""
+    """A run's page as HTML, shown by a notebook as a cell's last value."""
 
     def __init__(self, html: str, text: str, write: Callable[[str, Path], None]) -> None:
         self.html = html
@@ -55,14 +55,14 @@ class RunPage:
         self._write = write
 
     def write(self, path: str | Path) -> None:
-        """Write the page to *path*; raise ``ConfigInvalid`` where that cannot be."""
+        """Write the page to *path*; raise ``ConfigInvalid`` if that fails."""
         self._write(self.html, Path(path))
 
     def __repr__(self) -> str:
         return self._text
 
     def _repr_html_(self) -> str:
-        # Sandboxed, so that nothing within it has the notebook's origin.
+        # Sandboxed, so that its content lacks the notebook's origin.
         return (
             f'<iframe title="{escape(self._text)}" width="100%" height="{PAGE_HEIGHT}" '
             'sandbox="allow-scripts allow-popups" frameborder="0" '
@@ -71,7 +71,7 @@ class RunPage:
 
 
 class Text:
-    """An answer about a run: prints as a terminal shows it; ``document`` has it as JSON does."""
+    """A result that prints as on a terminal; ``document`` holds it as in JSON."""
 
     def __init__(self, text: str, document: Mapping[str, Any]) -> None:
         self.text = text
@@ -98,14 +98,14 @@ def text_of(draw: Callable[[Console], None]) -> str:
 
 
 Advance = Callable[[int, "int | None"], None]
-"""Told how much of how much is done; the second is None where nobody knows."""
+"""Called with the work done and the total, None if unknown."""
 
 
 @contextmanager
 def progress(doing: str, *, wanted: bool | None = None) -> Iterator[Advance]:
-    """Show in a notebook how far a call is, once it has worked for a second.
+    """Show a progress bar in a notebook, once a call has worked for a second.
 
-    Elsewhere nothing is shown, and neither where *wanted* is False; with True it is shown at once.
+    Elsewhere, and with *wanted* False, show nothing; with True show it at once.
     """
     display = None if wanted is False else _display()
     if display is None:
@@ -139,12 +139,12 @@ def progress(doing: str, *, wanted: bool | None = None) -> Iterator[Advance]:
             draw(f"{done:,}" if total is None else f"{done:,} of {total:,}")
 
     yield advance
-    if handle is not None:  # one line in place of a bar that was drawn
+    if handle is not None:  # replace the drawn bar by a line
         draw(f"{newest[0]:,} in {clock.network_s() - began_s:,.1f} s")
 
 
 def _display() -> Any:  # noqa: ANN401 - IPython is not typed
-    """Return IPython's ``display`` in a notebook's kernel; None elsewhere."""
+    """Return IPython's ``display`` in a notebook kernel, else None."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if shell is None or getattr(shell, "kernel", None) is None:

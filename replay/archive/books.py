@@ -1,7 +1,7 @@
 """Recordings of sampled order books: whole blocks, marked gaps, exact levels.
 
-A block holds up to ``BLOCK_BOOKS`` books without a hole, as the event of a run holds them, and the
-cause of the gap before it. So no reader bridges what was not heard.
+A block holds up to ``BLOCK_BOOKS`` books without a hole, packed as in an event of a run, and the
+cause of the gap before it. So no reader bridges a gap.
 
 The rules are docs/orderbook.md, D1 to D5.
 """
@@ -40,7 +40,7 @@ from tracepaper.strategies.order_book import (
 from tracepaper.strategies.types.market import Depth, Depths
 
 BLOCK_MS: Final = 60_000
-"""A block is written when it spans so long: what a kill can cost at most, beside one book."""
+"""A block is written when it spans so long, the most that a kill can lose besides one book."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Depths).decode
@@ -52,10 +52,7 @@ class BooksFile(RecordingFile):
     is_sampled = True
 
     def blocks(self) -> Iterator[tuple[Depths, Books]]:
-        """Yield every whole block and its books, each checked.
-
-        Raises ``DataInvalid`` for one that is damaged.
-        """
+        """Yield every whole block and its checked books; raise ``DataInvalid`` if damaged."""
         header, begin = self.header, self.begin
         held = header.instrument.id, header.every_ms, header.levels
         expected = 0
@@ -117,9 +114,9 @@ class DepthWriter(RecordingWriter):
         super().__init__(path, header)
 
     def add(self, depth: Depth, cause: str) -> None:
-        """Take the next book; *cause* says why it does not go on from the one before.
+        """Append a book; *cause* is that of the gap before it, empty without a gap.
 
-        Raises ``DataInvalid`` where it is not later than all that is stored.
+        Raises ``DataInvalid`` if it is not later than all stored books.
         """
         self.reject_earlier(depth.seen_ms)
         if cause:
@@ -132,7 +129,7 @@ class DepthWriter(RecordingWriter):
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held as one block."""
+        """Write the buffered books as one block."""
         if not self._held:
             return
         header, last_ms = self.header, self._held[-1].seen_ms
@@ -163,15 +160,15 @@ def units_of(books: Books) -> Units:
 
 
 class BookChange(NamedTuple):
-    """How books differ from those of their file, as ``lookahead`` changes them."""
+    """Changes that ``lookahead`` makes to the books of a file."""
 
     later_ms: int = 0
     price_factor: int = 1
-    until_ms: int | None = None  # later ones are left out
-    known_ms: int | None = None  # later ones are tenfold, a thousand times as much asked
+    until_ms: int | None = None  # later books are removed
+    known_ms: int | None = None  # later books: prices tenfold, ask sizes × 1,000
 
     def of(self, books: Books) -> Books:
-        """Return *books* of the file as they are changed."""
+        """Apply the changes to *books*."""
         if self == AS_RECORDED:
             return books
         price, size = books.price * self.price_factor, books.size.copy()
@@ -188,13 +185,13 @@ AS_RECORDED: Final = BookChange()
 
 @dataclass(frozen=True, eq=False)
 class RecordedDepth:
-    """A file's books, checked once and kept packed; a part is unpacked when it is asked for."""
+    """A file's books, checked once and kept packed; parts are unpacked on demand."""
 
     header: RecordingHeader
     blocks: Sequence[Depths]
     file_units: Units
     file_sha256: str
-    torn: str = ""  # what is left out at the file's end; empty where nothing is
+    torn: str = ""  # the part left out at the end, in words; empty if none
     change: BookChange = AS_RECORDED
     _newest: dict[int, Books] = field(default_factory=dict, init=False, repr=False)
 
@@ -211,7 +208,7 @@ class RecordedDepth:
 
     @cached_property
     def _firsts(self) -> Integers:
-        """The place of each block's first book."""
+        """The index of each block's first book."""
         return np.cumsum([0, *(block.count for block in self.blocks[:-1])])
 
     @cached_property
@@ -222,7 +219,7 @@ class RecordedDepth:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """The place of the first book of each stretch without a hole."""
+        """The index of the first book of each stretch without a hole."""
         return np.array([at for at, _ in self._begins], dtype=np.int64)
 
     @property
@@ -232,19 +229,19 @@ class RecordedDepth:
 
     @property
     def units(self) -> Units:
-        """What divides every price and every size."""
+        """The greatest common divisors of all prices and of all sizes."""
         return self.file_units._replace(price=self.file_units.price * self.change.price_factor)
 
     @property
     def sha256(self) -> str:
-        """The hash of the whole file, and of what was changed."""
+        """The hash of the file and of the changes."""
         if self.change == AS_RECORDED:
             return self.file_sha256
         return sha256(f"{self.file_sha256} {self.change}".encode()).hexdigest()
 
     @property
     def books(self) -> Books:
-        """All of them, in memory."""
+        """All books, in memory."""
         return self.part(0, len(self.times))
 
     def stretches(self) -> list[Books]:
@@ -254,7 +251,7 @@ class RecordedDepth:
         return [self.part(start, end) for start, end in zip(starts, ends, strict=True)]
 
     def part(self, start: int, stop: int) -> Books:
-        """Return the books from *start* until *stop*; forwards each block is unpacked once."""
+        """Return the books in [*start*, *stop*); reading forwards unpacks each block once."""
         ends = (start, max(start, stop - 1))
         first, last = np.searchsorted(self._firsts, ends, side="right").tolist()
         parts = []
@@ -271,7 +268,7 @@ class RecordedDepth:
         return self._newest[number]
 
     def changed(self, **changes: int) -> Self:
-        """Return the books with *changes* of ``BookChange``, of the times that they have here."""
+        """Return the books with *changes*, the fields of ``BookChange``; times are current."""
         before = self.change
         for name in ("until_ms", "known_ms"):
             if name in changes:
@@ -283,7 +280,7 @@ class RecordedDepth:
 
 
 def read_depth(path: Path) -> RecordedDepth:
-    """Read a file of books; raise ``DataInvalid`` where it holds none or is damaged."""
+    """Read a file of books; raise ``DataInvalid`` if it has none or is damaged."""
     file = BooksFile(path)
     blocks, units = [], Units(0, 0)
     for block, books in file.blocks():

@@ -1,6 +1,6 @@
-"""Candles of one symbol as a CSV file that grows: what ``data fetch`` and a retraining write.
+"""A growing CSV file of one symbol's candles, written by ``data fetch`` and retraining.
 
-Every command reads it as it reads any file of candles. Numbers are exact decimals.
+Every command reads it like any file of candles. Numbers are exact decimals.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from tracepaper.strategies.units import interval_text, unscaled
 HEADER: Final = "open_time,open,high,low,close,volume,turnover\n"
 
 Lines = dict[int, str]
-"""Lines of a file by the time at which their candle opens."""
+"""Lines of a file by the open time of their candle."""
 
 
 def file_name(instrument: Instrument, interval_ms: int) -> str:
-    """Return the name that says category, symbol and interval: ``linear_BTCUSDT_1m.csv``."""
+    """Return a name of category, symbol and interval: ``linear_BTCUSDT_1m.csv``."""
     return f"{instrument.category}_{instrument.symbol}_{interval_text(interval_ms)}.csv"
 
 
 def lines_of(instrument: Instrument, bars: Iterable[Bar]) -> Lines:
-    """Return the lines of *bars*, which are counted in the decimals of *instrument*."""
+    """Return the lines of *bars*, whose integers have the decimals of *instrument*."""
     price, volume = instrument.price_decimals, instrument.volume_decimals
     lines = {}
     for bar in bars:
@@ -50,16 +50,16 @@ def lines_of(instrument: Instrument, bars: Iterable[Bar]) -> Lines:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write the file *path* of *lines*, the oldest first, whole or not at all."""
+    """Write *lines*, oldest first, to the file *path* atomically."""
     write_whole((line.encode() for line in chain((HEADER,), lines)), path)
 
 
 class CandleFile:
-    """A file to which candles are added; one process adds to it.
+    """A file to which a single process adds candles.
 
-    What is added is on the disk at once, in ``PATH.part``, and becomes part of the file when it is
-    closed, or opened after a kill. Raises ``ConfigInvalid`` where another process adds to it, or
-    the file is another's.
+    Added candles are synced at once to ``PATH.part``, and merged into the file when it is closed,
+    or opened after a kill. Raises ``ConfigInvalid`` if another process adds to it, or the file has
+    other content.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +78,7 @@ class CandleFile:
             raise
 
     def _is_locked(self) -> bool:
-        """Return whether this process, and no other, adds to the file from now on."""
+        """Lock the file for this process; return whether that worked."""
         opened = self._added.fileno()
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,9 +88,9 @@ class CandleFile:
         return self._part.exists() and os.path.samestat(os.fstat(opened), self._part.stat())
 
     def _settle(self) -> IntArray:
-        """Bring what was added into the file; return the open times of all its lines.
+        """Merge the added lines into the file; return the open times of all its lines.
 
-        Lines are merged as they are read, so that years of minutes need little memory.
+        Lines are merged while they are read, so years of minutes need little memory.
         """
         held, added = (_times(self._lines(path)) for path in (self._path, self._part))
         if added.size:
@@ -104,7 +104,7 @@ class CandleFile:
         return np.union1d(held, added)
 
     def _lines(self, path: Path) -> Iterator[tuple[int, str]]:
-        """Yield the lines of *path*, each with its open time, but one that a kill left torn."""
+        """Yield the lines of *path* with their open times, except one that a kill left torn."""
         if not path.exists():
             return
         try:
@@ -120,7 +120,7 @@ class CandleFile:
             ) from None
 
     def add(self, instrument: Instrument, bars: Sequence[Bar]) -> None:
-        """Add *bars*, which open at times that the file lacks."""
+        """Append *bars* that the file lacks."""
         self._added.writelines(lines_of(instrument, bars).values())
         self._added.flush()
         os.fsync(self._added.fileno())

@@ -31,7 +31,7 @@ from tracepaper.strategies.units import (
 )
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
-"""Columns that every source has; some lack the turnover."""
+"""Columns that every source has; turnover is optional."""
 
 Span = tuple[int, int]
 """First open time, and the first after the last: [from, until), UTC milliseconds."""
@@ -39,7 +39,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Columns that are still rows of *table*; ``lines`` of the table name them."""
+    """Columns of a file before they become candles; ``table.lines`` numbers the rows."""
 
     table: RawTable
     times: IntArray
@@ -63,9 +63,9 @@ class Candles:
     """Closed candles of one symbol, oldest first, each open time once, on one grid.
 
     Columns are int64 arrays of one length: prices in 10^-price_decimals, volume in
-    10^-volume_decimals of base coin, turnover (None where a source lacks it) in
-    10^-turnover_decimals of quote coin. ``path`` says where they came from, for messages;
-    ``notes`` are sentences about what was converted, sorted or dropped.
+    10^-volume_decimals of base coin, turnover (None if missing) in 10^-turnover_decimals of quote
+    coin. ``path`` is the source, for messages; ``notes`` are sentences about conversions, sorting
+    and dropped rows.
     """
 
     path: str
@@ -84,13 +84,13 @@ class Candles:
     turnover: IntArray | None
     notes: tuple[str, ...] = ()
     calendar: Calendar | None = None
-    """The sessions of which these are bars; None where every interval is one."""
+    """The sessions of the bars; None if the market never closes."""
 
     def __len__(self) -> int:
         return int(self.open_time_ms.size)
 
     def __getitem__(self, rows: slice | npt.NDArray[Any]) -> Candles:
-        """Return the candles at *rows*, which are in rising order, or of a mask."""
+        """Return the candles at *rows*: ascending indices, a slice or a mask."""
         columns = {name: getattr(self, name)[rows] for name in _columns_of(self)}
         return replace(self, open_time_ms=self.open_time_ms[rows], **columns)
 
@@ -117,7 +117,7 @@ class Candles:
 
     @property
     def steps(self) -> IntArray:
-        """How many bars each candle is after the one before it: 1 without a hole."""
+        """The distance of each candle from the previous one, in bars: 1 without a hole."""
         if self.calendar is not None:
             return np.diff(self.calendar.places(self.open_time_ms))
         return -(-np.diff(self.open_time_ms) // self.interval_ms)
@@ -133,11 +133,11 @@ class Candles:
 
     @property
     def missing(self) -> int:
-        """How many candles the holes lack."""
+        """The number of candles missing in holes."""
         return int((self.steps - 1).sum())
 
     def later(self, weeks: int) -> Candles:
-        """Return the same candles *weeks* weeks later, and their sessions with them."""
+        """Return the candles and their sessions moved by *weeks* weeks."""
         calendar = self.calendar
         if calendar is not None:
             calendar = Calendar(calendar.sessions.later(weeks), self.interval_ms)
@@ -145,7 +145,7 @@ class Candles:
         return replace(self, open_time_ms=times, calendar=calendar)
 
     def dearer(self, factor: int) -> Candles:
-        """Return the same candles at *factor* times their prices."""
+        """Return the candles with prices and turnover times *factor*."""
         prices = {name: getattr(self, name) * factor for name in ("open", "high", "low", "close")}
         turnover = None if self.turnover is None else self.turnover * factor
         return replace(self, **prices, turnover=turnover)
@@ -157,9 +157,9 @@ class Candles:
         volume_decimals: int | None = None,
         turnover_decimals: int | None = None,
     ) -> Candles:
-        """Return the same candles with at least so many decimals, never fewer than now.
+        """Return the candles with at least the given decimals, never fewer than now.
 
-        Raises ``DataInvalid`` where 64 bits do not hold a value at that scale.
+        Raises ``DataInvalid`` if a value does not fit in 64 bits at that scale.
         """
         given = {
             "price_decimals": price_decimals,
@@ -180,7 +180,7 @@ class Candles:
         return replace(self, **changed)
 
     def aligned(self, scales: Candles | Instrument) -> Candles:
-        """Return the same candles with at least the decimals of *scales*; as ``rescaled``."""
+        """Return the candles with at least the decimals of *scales*; see ``rescaled``."""
         return self.rescaled(
             price_decimals=scales.price_decimals,
             volume_decimals=scales.volume_decimals,
@@ -188,7 +188,7 @@ class Candles:
         )
 
     def bars(self) -> list[Bar]:
-        """Return them as bars of an archive, with the candles' own decimals."""
+        """Return the candles as bars of an archive, with their own decimals."""
         times = self.open_time_ms
         closes = self.closes_ms.tolist()
         turnover = repeat(None) if self.turnover is None else self.turnover.tolist()
@@ -211,16 +211,15 @@ class Candles:
         )
 
     def resampled(self, interval_ms: int) -> Candles:
-        """Return them aggregated to *interval_ms*, a multiple of their own interval.
+        """Return the candles aggregated to *interval_ms*, a multiple of their interval.
 
-        Days begin at 00:00 UTC, weeks on Monday, months on their first day; with a calendar every
-        interval consists of its session bars. Months are made of days, or of what days are made of.
-        A coarse candle that lacks a part, at either end or by a hole, is dropped and named in the
-        notes. Volume and turnover are exact sums; a turnover of more than 64 bits is left out, and
-        noted.
+        Days begin at 00:00 UTC, weeks on Monday, months on their first day. With a calendar an
+        interval consists of its session bars. An incomplete coarse candle, at either end or at a
+        hole, is dropped with a note. Volume and turnover are exact sums; a turnover that does not
+        fit in 64 bits is left out with a note.
 
-        Raises ``ConfigInvalid`` where the interval does not divide, ``DataInvalid`` where no whole
-        coarse candle is left or 64 bits do not hold a volume.
+        Raises ``ConfigInvalid`` if the interval is no multiple, and ``DataInvalid`` if no complete
+        coarse candle is left or a volume does not fit in 64 bits.
         """
         if interval_ms == self.interval_ms:
             return self
@@ -239,14 +238,14 @@ class Candles:
         if not dropped:
             return coarse
         kind = "candle" if len(dropped) == 1 else "candles"
-        # The first and the last alone: a long list would bury the message.
+        # Name the first and last only: a long list would bury the message.
         named = dropped[0] if len(dropped) == 1 else f"{dropped[0]} … {dropped[-1]}"
         note = f"{len(dropped)} coarse {kind} not whole, dropped: {named}"
         more = coarse.notes[len(self.notes) :]
         return replace(coarse[is_whole], notes=(*self.notes, note, *more))
 
     def aggregated(self, interval_ms: int) -> tuple[Self, npt.NDArray[np.bool_]]:
-        """Return the coarse candles that these make or begin, and which are whole."""
+        """Return the coarse candles, including incomplete ones, and a mask of the complete ones."""
         first, starts, is_whole, calendar = self._coarse_grid(interval_ms)
         last = np.append(first[1:], len(self)) - 1
         volume, notes = _sums(self.volume, first), self.notes
@@ -276,9 +275,9 @@ class Candles:
     def _coarse_grid(
         self, interval_ms: int
     ) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_], Calendar | None]:
-        """Return each coarse candle's first row, its open time, and whether it has all its parts.
+        """Return the first row, open time and completeness of each coarse candle.
 
-        The fourth value is the calendar at the coarse interval, where these have one.
+        The fourth value is the calendar at the coarse interval, or None.
         """
         counted, times = self.calendar, self.open_time_ms
         calendar: Calendar | None = None
@@ -303,16 +302,16 @@ class Candles:
 
 
 def _columns_of(*parts: Candles) -> tuple[str, ...]:
-    """Return the names of the figures that all of *parts* have."""
+    """Return the names of the columns that all of *parts* have."""
     has_turnover = all(part.turnover is not None for part in parts)
     return (*COLUMNS, "turnover") if has_turnover else COLUMNS
 
 
 def merge_candles(parts: Sequence[Candles]) -> list[Candles]:
-    """Join the parts of each instrument, in the order in which instruments first appear.
+    """Join the parts of each instrument; keep the order in which instruments first appear.
 
-    Candles that two parts share must be equal and are kept once. Raises ``DataInvalid`` that
-    names both files where they contradict or have different intervals.
+    Candles in two parts must be equal. Raises ``DataInvalid``, naming both files, if they differ or
+    have different intervals.
     """
     groups: dict[str, Candles] = {}
     for part in parts:
@@ -352,7 +351,7 @@ def _join(first: Candles, second: Candles) -> Candles:
 
 
 def _reject_contradiction(first: Candles, second: Candles) -> None:
-    """Raise where the same candle has two values; both parts have the same decimals."""
+    """Raise ``DataInvalid`` if a shared candle differs; both parts have the same decimals."""
     phase = (second.open_time_ms[0] - first.open_time_ms[0]) % first.interval_ms
     if phase and first.calendar is None and second.calendar is None:
         raise DataInvalid(
@@ -373,13 +372,13 @@ def _reject_contradiction(first: Candles, second: Candles) -> None:
 
 
 def _bucket_starts(buckets: IntArray) -> IntArray:
-    """Return the rows at which the rising *buckets* change, the first row included."""
+    """Return the first row of each run of equal values in the ascending *buckets*."""
     return np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
 
 
 def _sums(values: IntArray, first: IntArray) -> IntArray | None:
-    """Return the exact sum of each bucket; None where 64 bits do not hold one."""
-    # Sums of integers wrap silently; sums of doubles show which ones would have.
+    """Return the exact sum of each bucket; None if a sum does not fit in 64 bits."""
+    # Integer sums wrap silently; sums of doubles reveal it.
     rough = np.add.reduceat(values.astype(np.float64), first)
     if rough.size and float(rough.max()) > INT64_MAX / 2:
         return None

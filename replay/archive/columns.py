@@ -1,4 +1,4 @@
-"""Text columns to exact integers of 10⁻ᵏ and UTC milliseconds, vectorised."""
+"""Converts columns to exact integers in 10⁻ᵏ and to UTC milliseconds, vectorised."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Column = (
     | npt.NDArray[np.int64]
     | npt.NDArray[np.datetime64]
 )
-"""One column as it came from a file: text, floats (NaN where empty), integers or instants."""
+"""One raw column of a file: text, floats (NaN if empty), integers or instants."""
 
 INT64_MAX: Final = 2**63 - 1
-SAFE_DIGITS: Final = 18  # any number of so many digits fits into 64 bits
-FLOAT_LIMIT: Final = 10**15  # below it one decimal of so many digits names one double
+SAFE_DIGITS: Final = 18  # numbers of so many digits fit in 64 bits
+FLOAT_LIMIT: Final = 10**15  # below it decimals of 15 digits and doubles convert both ways
 FLOAT_DECIMALS_MAX: Final = 15
 NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 NOT_FINITE: Final = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -43,7 +43,7 @@ class CellInvalidError(ValueError):
 
 
 class CellTooLongError(CellInvalidError):
-    """A number that is right and has more digits than 64 bits hold beside the others."""
+    """A valid number that does not fit in 64 bits at the decimals of its column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Decimals:
     def rescale(self, places: int) -> Decimals:
         """Return the same values with *places* decimals, which must not be fewer.
 
-        Raises ``CellInvalidError`` where 64 bits do not hold a value at that scale.
+        Raises ``CellInvalidError`` if a value does not fit in 64 bits at that scale.
         """
         if places == self.places:
             return self
@@ -72,7 +72,7 @@ class Decimals:
 
 
 def texts_of(column: npt.NDArray[Any]) -> list[str]:
-    """Return the cells as text without blanks around them; a float as its shortest."""
+    """Return the cells as stripped text; a float as its shortest text."""
     cells = column.tolist()
     if column.dtype.kind != "S":
         return [str(cell) for cell in cells]
@@ -94,7 +94,7 @@ def parse(column: Column) -> Decimals:
 def column_of(path: Path, name: str, values: Any) -> Column:  # noqa: ANN401 - of any library
     """Return *values* as floats, integers, instants or text.
 
-    Raises ``DataInvalid`` where they are no column.
+    Raises ``DataInvalid`` if they are no column.
     """
     if getattr(getattr(values, "dtype", None), "tz", None) is not None:  # pandas with a zone
         values = getattr(values, "dt", values).tz_convert("UTC")
@@ -113,7 +113,7 @@ def column_of(path: Path, name: str, values: Any) -> Column:  # noqa: ANN401 - o
 
 
 def plain_floats(values: npt.NDArray[np.floating]) -> Column:
-    """Return floats as doubles; single precision as its shortest text, which its maker meant."""
+    """Return floats as doubles; single precision as its shortest text, the intended number."""
     if values.dtype.itemsize >= np.dtype(np.float64).itemsize:
         return values.astype(np.float64)
     return np.array(
@@ -122,7 +122,7 @@ def plain_floats(values: npt.NDArray[np.floating]) -> Column:
 
 
 def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
-    """Find the fewest decimals at which every double is the nearest one to its integer."""
+    """Find the fewest decimals at which every double is the nearest to its decimal."""
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         number = values[bad[0]]
@@ -139,7 +139,7 @@ def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
 
 
 def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
-    """Read digits column by column of characters; odd cells one by one through Decimal."""
+    """Parse all cells at once, one character position after another; odd cells by Decimal."""
     value, places, odd = _scan_characters(cells)
     for row in np.flatnonzero(odd).tolist():
         value[row], places[row] = _parse_cell(row, bytes(cells[row]))
@@ -157,9 +157,9 @@ def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
 def _scan_characters(
     cells: npt.NDArray[np.bytes_],
 ) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
-    """Return value and decimals of every plain cell, and which cells are not plain."""
+    """Return value and decimals of every plain cell, and a mask of the other cells."""
     rows, width = cells.size, cells.dtype.itemsize
-    # A file has many rows and few characters a cell, so it is read across all rows at once.
+    # A file has many rows of short cells: process a character position of all rows at once.
     characters = np.ascontiguousarray(cells.view(np.uint8).reshape(rows, width).T)
     value = np.zeros(rows, dtype=np.int64)
     places = np.zeros(rows, dtype=np.int64)
@@ -168,7 +168,7 @@ def _scan_characters(
     minus = characters[0] == ord("-") if width else dotted.copy()
     odd = np.zeros(rows, dtype=np.bool_)
     for position, character in enumerate(characters):
-        digit = character - np.uint8(ord("0"))  # wraps above 9 for everything else
+        digit = character - np.uint8(ord("0"))  # other characters wrap to above 9
         is_digit = digit < 10
         is_dot = character == ord(".")
         plain = is_digit | (character == 0) | (is_dot & ~dotted)
@@ -183,20 +183,20 @@ def _scan_characters(
 
 
 def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
-    """Return the value and decimals of one cell that is not plain, such as ``1e-05``."""
+    """Return value and decimals of a cell that is not plain, such as ``1e-05``."""
     text = cell.decode("utf-8", "replace").strip()
     if not text or text.lower() in {"null", "none", "na"}:
         raise CellInvalidError(row, "is empty")
     if NOT_FINITE.fullmatch(text):
         raise CellInvalidError(row, f"is not finite but {text!r}")
-    if not NUMBER.fullmatch(text):  # Decimal would take 1_000 and other alphabets' digits
+    if not NUMBER.fullmatch(text):  # Decimal accepts 1_000 and digits of other alphabets
         raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
     sign, digits, exponent = Decimal(text).as_tuple()
-    # Before any power of ten is taken: that of 1e9999 would not end.
+    # Check before computing powers of ten: 1e9999 would take forever.
     if not isinstance(exponent, int) or abs(exponent) > 2 * SAFE_DIGITS:
         raise CellInvalidError(row, f"has an exponent that is out of range in {text[:40]!r}")
     mantissa = int("".join(map(str, digits)))
-    # Trailing zeros are no decimals: one 1.500 must not give a whole column three.
+    # Drop trailing zeros: a single 1.500 must not give its column three decimals.
     while exponent < 0 and mantissa and mantissa % 10 == 0:
         mantissa, exponent = mantissa // 10, exponent + 1
     if mantissa == 0:
@@ -208,7 +208,7 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
 
 
 def _drop_trailing_zeros(value: IntArray, places: IntArray) -> None:
-    """Lower decimals in place as far as the value stays whole."""
+    """Remove trailing zeros from the decimals, in place."""
     places[value == 0] = 0
     active = np.flatnonzero(places)
     while active.size:
@@ -222,7 +222,7 @@ def _drop_trailing_zeros(value: IntArray, places: IntArray) -> None:
 def round_to_fit(column: Column, digits_after: int) -> Decimals:
     """Return *column* rounded half-even to *digits_after* decimals, through exact Decimals.
 
-    For volumes alone, where sums of doubles left digits that no exchange ever sent.
+    Only for volumes whose extra digits come from sums of doubles.
     """
     unit = Decimal(1).scaleb(-digits_after)
     rounded = [str(Decimal(text).quantize(unit)) for text in texts_of(column)]
@@ -236,25 +236,25 @@ UNITS: Final = (
     (10**14, "microseconds", 1, 1_000),
     (10**17, "nanoseconds", 1, 1_000_000),
 )
-"""No two units overlap between 1973 and 5138, so a number names its own unit."""
+"""Between 1973 and 5138 the units do not overlap, so a number implies its unit."""
 
 TIME_NUMBER: Final = re.compile(rb"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*")
 COMPACT_DATE: Final = re.compile(rb"(19|20)\d{6}")
 COMPACT_MOMENT: Final = re.compile(
     rb"((?:19[7-9]|20\d)\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])([0-5]\d)?([0-5]\d)?"
 )
-"""``2025013115``, ``202501311530`` and ``20250131153000``; as numbers these are years away."""
+"""``2025013115``, ``202501311530`` and ``20250131153000``: no plausible epoch numbers."""
 DAY_FIRST: Final = re.compile(rb"(\d\d?)\.(\d\d?)\.(\d{4})(?=\D|$)")
 SLASHED: Final = re.compile(rb"(\d\d?)/(\d\d?)/(\d{4})(?=\D|$)")
 HALF_DAY: Final = re.compile(
     rb"[ T,]+(\d{1,2})(?:[:.-](\d\d))?(?:[:.-](\d\d))?[ -]?([AaPp])\.?[Mm]\.?$"
 )
-"""``05-AM``, ``5:00 PM`` and ``05:00:00 pm`` behind a date."""
+"""``05-AM``, ``5:00 PM`` and ``05:00:00 pm`` after a date."""
 OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$")
-"""Behind a date, which itself may end so."""
+"""A zone after a date; search only the rest, since a date may end like one."""
 OFFSET_OF_DATE: Final = re.compile(rb"[+-](0\d|1[0-4])(:?\d\d)?")
 SHORT: Final = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[ T]+(\d{1,2})(?=:))?")
-"""``2025-1-31 9:30``: spreadsheets write no noughts in front."""
+"""``2025-1-31 9:30``: spreadsheets omit leading zeros."""
 OFFSETS_MOST: Final = 2
 MINUTE_DIGITS: Final = 4
 SECOND_DIGITS: Final = 6
@@ -264,12 +264,12 @@ ZONELESS: Final = "times are text without a zone, read as UTC"
 
 
 def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str, ...]]:
-    """Return *column* as UTC milliseconds, with a note where it was converted.
+    """Return *column* as UTC milliseconds, with notes about conversions.
 
-    With *whole* false, fractions of a millisecond are cut off (trades); else they are refused
-    (the open time of a candle). Raises ``CellInvalidError``.
+    Fractions of a millisecond are rejected (open times of candles), or with *whole* false cut off
+    (trades). Raises ``CellInvalidError``.
     """
-    if column.dtype.kind == "M":  # no number, so that none before 1973 is of another unit
+    if column.dtype.kind == "M":  # already instants, also before 1973
         if (empty := np.flatnonzero(np.isnat(column))).size:
             raise CellInvalidError(int(empty[0]), "is empty")
         return _whole_ms(column.astype(np.int64), whole=whole), ()
@@ -281,7 +281,7 @@ def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str
 
 
 def are_instants(column: Column) -> bool:
-    """Return whether the first of these times names an instant, and no clock of unknown zone."""
+    """Return whether the first time is an instant; else it is a local time of unknown zone."""
     if column.dtype.kind == "M":
         return True
     cell = _ends(column)[0]
@@ -292,7 +292,7 @@ def are_instants(column: Column) -> bool:
 
 
 def instant(text: str) -> int:
-    """Return the UTC milliseconds of a command line's time: ISO text, or a number of any unit.
+    """Return the UTC milliseconds of a command-line time: ISO text, or an epoch of any unit.
 
     Raises ``ConfigInvalid``.
     """
@@ -308,7 +308,7 @@ def instant(text: str) -> int:
 def join_digits(
     dates: npt.NDArray[np.bytes_], times: npt.NDArray[np.bytes_]
 ) -> npt.NDArray[np.bytes_]:
-    """Return one text column of ``20250131`` and ``153000`` or ``1530``, as Stooq writes them.
+    """Join columns of ``20250131`` and ``153000`` or ``1530``, the notation of Stooq.
 
     Raises ``CellInvalidError``.
     """
@@ -326,11 +326,11 @@ def join_digits(
 
 
 def _compact_moments(column: Column) -> npt.NDArray[np.bytes_] | None:
-    """Return *column* as ISO text where every cell is the digits of a date and a clock."""
+    """Return *column* as ISO text if every cell is a date and time in digits, else None."""
     if column.dtype.kind not in "iS":
         return None
     if not all(map(COMPACT_MOMENT.fullmatch, _ends(column))):
-        return None  # a long column of numbers is not read twice
+        return None  # saves reading a long column of numbers twice
     cells = column.astype(np.bytes_)
     matches = [COMPACT_MOMENT.fullmatch(cell.strip()) for cell in cells.tolist()]
     if not all(matches):
@@ -344,7 +344,7 @@ def _compact_moments(column: Column) -> npt.NDArray[np.bytes_] | None:
 
 
 def _ends(column: Column) -> list[bytes]:
-    """Return the texts of the first and the last cell."""
+    """Return the text of the first and last cells."""
     return [bytes(cell).strip() for cell in column[[0, -1]].astype(np.bytes_).tolist()]
 
 
@@ -353,7 +353,7 @@ def _is_numeric(cell: bytes) -> bool:
 
 
 def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
-    """Convert each number by its own magnitude, as one file may change its unit half way."""
+    """Convert each number by its magnitude, since a file may change its unit midway."""
     decimals = parse(column)
     scale = 10**decimals.places
     integral = decimals.mantissa // scale
@@ -370,7 +370,7 @@ def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, 
         if not rows.size:
             continue
         names.append(name)
-        shared = gcd(numerator, scale)  # nanoseconds written as seconds would overflow else
+        shared = gcd(numerator, scale)  # else nanoseconds written as seconds overflow
         divisor = denominator * (scale // shared)
         scaled = decimals.mantissa[rows] * (numerator // shared)
         result[rows] = scaled // divisor
@@ -384,7 +384,7 @@ def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, 
 
 
 def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
-    """Convert ISO text, also with the day first (``31.01.2025``); text without a zone is UTC."""
+    """Convert ISO text, or text with the day first (``31.01.2025``); without a zone it is UTC."""
     first = bytes(cells[0]).strip()
     if DAY_FIRST.match(first):
         cells = _year_first(cells, DAY_FIRST, day=0)
@@ -408,9 +408,9 @@ def _whole_ms(microseconds: IntArray, *, whole: bool) -> IntArray:
 
 
 def _reject_joined_clocks(cells: list[bytes]) -> None:
-    """Raise ``CellInvalidError`` where what follows dates can be no offsets of one zone.
+    """Raise ``CellInvalidError`` if the texts after dates cannot be offsets of one zone.
 
-    A zone has two of them, of up to 14 hours and without seconds.
+    A zone has at most two offsets, of at most 14 hours, without seconds.
     """
     offsets = set[bytes]()
     for row, cell in enumerate(cells):
@@ -425,9 +425,9 @@ def _reject_joined_clocks(cells: list[bytes]) -> None:
 
 
 def _place_of_day(cells: npt.NDArray[np.bytes_]) -> int:
-    """Return whether the day stands first (0) or second (1) in dates with slashes.
+    """Return whether the day comes first (0) or second (1) in dates with slashes.
 
-    Raises ``CellInvalidError`` where every date could be read either way.
+    Raises ``CellInvalidError`` if all dates are ambiguous.
     """
     parts = [SLASHED.match(cell.strip()) for cell in cells.tolist()]
     places = [[int(part[at]) for part in parts if part is not None] for at in (1, 2)]
@@ -443,7 +443,7 @@ def _place_of_day(cells: npt.NDArray[np.bytes_]) -> int:
 def _year_first(
     cells: npt.NDArray[np.bytes_], date: re.Pattern[bytes], *, day: int
 ) -> npt.NDArray[np.bytes_]:
-    """Return *cells* with the dates that *date* finds written as 2025-01-31."""
+    """Rewrite the dates in *cells* that match *date* as 2025-01-31."""
 
     def iso_date(parts: re.Match[bytes]) -> bytes:
         number, month = parts[day + 1], parts[2 - day]
@@ -453,13 +453,13 @@ def _year_first(
 
 
 def _whole_day(clock: re.Match[bytes]) -> bytes:
-    """Return a time of twelve hours as one of twenty-four."""
+    """Convert a 12-hour time to 24 hours."""
     hour = int(clock[1]) % 12 + (12 if clock[4] in b"Pp" else 0)
     return b" %02d:%s:%s" % (hour, clock[2] or b"00", clock[3] or b"00")
 
 
 def _offset(zone: re.Match[str]) -> str:
-    """Return the offset that ``UTC``, ``GMT`` or ``GMT+0100`` at the end of a time names."""
+    """Return the offset of ``UTC``, ``GMT`` or ``GMT+0100`` at the end of a time."""
     return zone[1] or "+00:00"
 
 
@@ -470,7 +470,7 @@ def _with_noughts(short: re.Match[str]) -> str:
 
 
 def _microseconds(row: int, cell: bytes) -> int:
-    """Return the microseconds of one text of any usual form, or name the cell."""
+    """Return the microseconds of one text of any usual form; raise ``CellInvalidError``."""
     text = cell.decode("utf-8", "replace").strip()
     head, tail = text[:DATE_WIDTH].replace(".", "-").replace("/", "-"), text[DATE_WIDTH:]
     if tail.startswith(("Z", "+", "-")):  # a date and its zone

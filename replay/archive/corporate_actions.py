@@ -1,4 +1,4 @@
-"""Files of splits and dividends, and where their rows lie among candles.
+"""Files of splits and dividends, and the bars at which they apply.
 
 The rules are docs/stocks.md, K16 to K25.
 """
@@ -26,7 +26,7 @@ from tracepaper.strategies.units import RATE_SCALE, unscaled
 
 COLUMNS: Final = ("symbol", "date", "kind", "value")
 TOLERANCE: Final = Fraction(1, 5)
-"""How far the first open may be from the close before, adjusted, as a fraction."""
+"""The maximum relative distance of the first open from the adjusted previous close."""
 _EPOCH: Final = date(1970, 1, 1)
 _NUMBER: Final = r"-?\d{1,12}(?:\.\d{1,10})?"
 _AMOUNT: Final = re.compile(_NUMBER)
@@ -34,7 +34,7 @@ _RATIO: Final = re.compile(rf"({_NUMBER})(?::({_NUMBER}))?")
 
 
 class ActionRow(NamedTuple):
-    """A row of a file: a split of *value* new shares for an old one, or a dividend a share."""
+    """A row of a file: a split of *value* new shares per old share, or a dividend per share."""
 
     place: str  # file and line
     symbol: str
@@ -49,7 +49,7 @@ class ActionRow(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What it is, and when: ``split of 7 for 1 on 2014-06-09``."""
+        """The action in words: ``split of 7 for 1 on 2014-06-09``."""
         if self.is_split:
             what = f"split of {self.value.numerator} for {self.value.denominator}"
         else:
@@ -58,7 +58,7 @@ class ActionRow(NamedTuple):
 
 
 class PlacedActions(NamedTuple):
-    """Actions as events, by instrument and in order, and sentences about the others."""
+    """Actions as ordered events by instrument, and sentences about skipped actions."""
 
     events: dict[str, list[CorporateAction]]
     notes: tuple[str, ...]
@@ -72,7 +72,7 @@ class PlacedActions(NamedTuple):
 def read_actions(*paths: Path) -> tuple[ActionRow, ...]:
     """Read CSV files with the columns symbol, date, kind and value.
 
-    Raises ``DataInvalid`` with file and line where a row says nothing that can be applied.
+    Raises ``DataInvalid`` with file and line for a row that cannot be applied.
     """
     rows: dict[tuple[str, date, CorporateActionKind], ActionRow] = {}
     for row in chain.from_iterable(map(_rows, paths)):
@@ -141,10 +141,10 @@ def _amount(place: str, text: str) -> Fraction:
 
 
 def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> PlacedActions:
-    """Find the bar before which each action is booked; *candles* are whole, by instrument.
+    """Place each action before a bar of *candles*, which are complete, by instrument.
 
-    That is the first one of the ex-date's session, or of the next one. Of one bar dividends come
-    first. Raises ``DataInvalid`` where a symbol is not traded or prices contradict a split.
+    The bar is the first of the ex-date's session, or of the next session. At one bar dividends come
+    first. Raises ``DataInvalid`` if a symbol is not traded or prices contradict a split.
     """
     by_symbol = {part.symbol: part for part in candles.values()}
     events: dict[str, list[CorporateAction]] = {}
@@ -195,5 +195,5 @@ def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> 
 
 
 def actions_until(rows: Sequence[ActionRow], days: Mapping[str, int]) -> list[ActionRow]:
-    """Return those of *rows* that are booked until the day (since 1970) that *days* name."""
+    """Return the *rows* that apply until the day, since 1970, of their symbol in *days*."""
     return [row for row in rows if (row.ex_date - _EPOCH).days <= days.get(row.symbol, -1)]

@@ -1,8 +1,7 @@
-"""Doubts about a file of candles: its content is impossible, or another than it seems.
+"""Doubts about a file of candles: its content is impossible, or not what it seems.
 
-A file is never read as something else without a word. A doubt either rejects the file, in one
-sentence that says what to write, or is a note, which ``tracepaper data check`` and the summary of a
-run repeat.
+A file is never reinterpreted silently. A doubt either rejects the file, in one sentence that says
+what to do, or adds a note that ``tracepaper data check`` and the summary of a run show.
 """
 
 from __future__ import annotations
@@ -29,51 +28,51 @@ if TYPE_CHECKING:
 
 PRICES: Final = ("open", "high", "low", "close")
 SCALE_MOST: Final = 2.0
-"""How many times its low a usual high is at most; a volume among prices lies farther away."""
+"""The maximum median ratio of high to low; a volume among prices exceeds it."""
 MOST_WRONG: Final = 0.01
-"""Above this share of the rows a column is not what its name says."""
+"""Above this share of wrong rows, a column is not what its name says."""
 REGULAR_STEPS: Final = 20
-"""So many equal steps in a row are an interval; holes of a market that seldom trades differ."""
+"""So many consecutive equal steps are an interval; holes of rare trading vary."""
 OUTLIER_RANGES: Final = 30.0
-"""A close so many median true ranges away that returns at the next bar is taken for an error."""
+"""A close so many median true ranges away, with a return at the next bar, is an error."""
 _DATE: Final = (
     r"(?:(?:19|2[1-9]|3\d|20(?!1[0-2]))(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
     r"|\d{1,2}(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)\d{2,4})(?=$|[-_. ])"
 )
-"""``240628`` and ``27JUN25``; ``202401`` and ``201112`` are months of files."""
+"""``240628`` and ``27JUN25``; but ``202401`` and ``201112`` are months in file names."""
 DATED: Final = re.compile(rf"[A-Z]{{2,}}[-_]{_DATE}")
-"""``BTCUSDT_240628``, ``BTC-27JUN25``: contracts that are delivered on a date."""
+"""Contracts delivered on a date: ``BTCUSDT_240628``, ``BTC-27JUN25``."""
 INVERSE: Final = re.compile(
     r"USD_PERP|USD[-_]SWAP|USD[-_]PERPETUAL|(?:BTC|ETH|XBT)-PERPETUAL|(?:^|[-_ .])(?:PI|FI)_[A-Z]"
     rf"|USD_{_DATE}|(?:^|[^A-Z0-9])([A-Z0-9]{{2,10}})[-_/]USD[-_:]\1(?![A-Z0-9])"
     r"|(?:^|[-_ .])COIN[-_ ]?M(?=$|[-_ .])"
 )
-"""Names of contracts that are margined and paid in the coin."""
+"""Names of contracts that are margined and settled in the coin."""
 DATED_WORDS: Final = frozenset({"delivery", "quarter", "quarterly"})
 INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 
 
 class Doubt(NamedTuple):
-    """One doubt: *find* returns its sentence without the file's name, or an empty text."""
+    """A doubt: *find* returns a sentence without the file's name, or an empty text."""
 
-    find: Callable[[Rows, int], str]  # of rows in time order, and their interval in ms
-    rejects: bool  # the file; else it is a note
+    find: Callable[[Rows, int], str]  # arguments: rows in time order, their interval in ms
+    rejects: bool  # rejects the file; else adds a note
 
 
 # ---------------------------------------------------------------- names
 
 
 def reject_contracts(path: Path, *, is_named: bool) -> None:
-    """Raise ``DataInvalid`` where the name of *path* means inverse or dated contracts.
+    """Raise ``DataInvalid`` if the name of *path* tells inverse or dated contracts.
 
-    A dated contract may be traded under a name that was given to it (*is_named*).
+    A dated contract may be traded if the user named it (*is_named*).
     """
     folders = {part.lower() for part in path.parts[-7:-1]}
     _reject_contract(path, path.name.split(".", 1)[0], folders, is_named=is_named)
 
 
 def reject_content(table: RawTable, *, is_named: bool) -> None:
-    """Raise ``DataInvalid`` where a symbol or category within *table* means such contracts."""
+    """Raise ``DataInvalid`` if a symbol or category in *table* tells such contracts."""
     _reject_contract(table.path, "", {table.kind.lower()}, is_named=is_named)
     for name in (*SYMBOL_COLUMNS, "category"):
         if name not in table.columns:
@@ -111,9 +110,9 @@ def _float(column: Decimals) -> npt.NDArray[np.float64]:
 def is_outside(
     turnover: Decimals, volume: Decimals, low: Decimals, high: Decimals
 ) -> npt.NDArray[np.bool_]:
-    """Return in which rows with volume the mean price turnover ÷ volume lies outside low to high.
+    """Return, for rows with volume, whether turnover ÷ volume lies outside low to high.
 
-    Half a unit of the last printed digit of either is allowed for.
+    Half a unit of the last printed digit of either is tolerated.
     """
     paid, size = _float(turnover), _float(volume)
     half_paid, half_size = 0.5 * 10.0**-turnover.places, 0.5 * 10.0**-volume.places
@@ -202,11 +201,11 @@ DOUBTS: Final = (
     Doubt(_changed, rejects=True),
     Doubt(_outlier, rejects=False),
 )
-"""Every doubt about rows, in the order in which they are raised."""
+"""Every doubt about rows, in the order of checking."""
 
 
 def doubt(rows: Rows, interval_ms: int, note: Callable[[str], None]) -> None:
-    """Raise the doubts about *rows*: reject the file by ``DataInvalid``, or *note* a sentence."""
+    """Check all doubts about *rows*: raise ``DataInvalid``, or *note* a sentence."""
     for each in DOUBTS:
         if not (sentence := each.find(rows, interval_ms)):
             continue
@@ -216,9 +215,9 @@ def doubt(rows: Rows, interval_ms: int, note: Callable[[str], None]) -> None:
 
 
 def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | None:
-    """Return the order of four columns of prices, where it is not open, high, low and close.
+    """Return the order of four price columns if it is not open, high, low, close.
 
-    None where half the rows can be candles as they stand, or no other order fits nearly all.
+    None if half the rows are valid candles in that order, or no other order fits nearly all rows.
     """
     columns = [prices[name] for name in PRICES]
     if (usual := _breaks(columns)) <= columns[0].size // 2:
@@ -227,7 +226,7 @@ def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | 
     for order in permutations(range(4)):
         arranged = [columns[order.index(place)] for place in range(4)]
         names = tuple(PRICES[place] for place in order)
-        # An open and a close that are exchanged fit as well; makers write the open first.
+        # Exchanged open and close fit equally well; vendors write the open first.
         is_usual = names.index("open") < names.index("close")
         high, low = np.maximum(arranged[1], 1), np.maximum(arranged[2], 1)
         is_usual = is_usual and bool(np.median(high / low) < SCALE_MOST)
@@ -237,6 +236,6 @@ def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | 
 
 
 def _breaks(columns: list[npt.NDArray[np.int64]]) -> int:
-    """Return in how many rows four columns cannot be open, high, low and close."""
+    """Return the number of rows in which the columns cannot be open, high, low and close."""
     first, high, low, last = columns
     return int(((high < np.maximum(first, last)) | (low > np.minimum(first, last))).sum())

@@ -44,7 +44,7 @@ from tracepaper.strategies.types.market import Bar, Category, Instrument
 from tracepaper.strategies.units import interval_start
 
 Times = NDArray[np.int64]
-"""Open times of candles, rising."""
+"""Ascending open times of candles."""
 Recorder = DepthSampler | EventReader
 """Reads the frames of a recording."""
 
@@ -58,11 +58,11 @@ async def fetch(
     keep: Callable[[Sequence[Bar]], None],
     progress: Callable[[int], None] = lambda _candles: None,
 ) -> tuple[int, Times]:
-    """Ask for the candles that open at *times* and hand each page to *keep* as it comes.
+    """Request the candles that open at *times*, and pass each page to *keep*.
 
-    Returns how many came, and the times that the answers lacked. *times* are what the file
-    lacks, so a fetch that was broken off goes on where it ended. *progress* is called with the
-    number of candle times of each page. Errors of *client* pass.
+    Returns the number of candles, and the times that the answers lacked. *times* are those missing
+    in the file, so an interrupted fetch can be repeated. *progress* is called with the number of
+    times of each page. Errors of *client* are raised.
     """
     fetched: list[int] = []
     for first, until in runs(times, interval_ms, most=client.candles_max):
@@ -75,7 +75,7 @@ async def fetch(
 
 
 def runs(times: Times, interval_ms: int, *, most: int | None = None) -> list[Span]:
-    """Return the spans without a hole of rising *times*, of at most so many candles each."""
+    """Split ascending *times* into spans without holes, of at most so many candles each."""
     parts = np.split(times, np.flatnonzero(np.diff(times) != interval_ms) + 1)
     return [
         (int(part[0]), int(part[-1]) + interval_ms)
@@ -87,12 +87,12 @@ def runs(times: Times, interval_ms: int, *, most: int | None = None) -> list[Spa
 
 FAILURES_MAX: Final = 5
 FAILURES_WINDOW_S: Final = 300.0
-"""So many failed requests in so many seconds end a fetch, which can be started again."""
+"""Within so many seconds a limit of failed requests ends the fetch, which can be repeated."""
 
 
 @dataclass(frozen=True)
 class FetchRequest:
-    """What to fetch: UTC milliseconds, ``until_ms`` None for now, ``from_ms`` None to go on."""
+    """A fetch, in UTC milliseconds; ``until_ms`` None is now, ``from_ms`` None continues."""
 
     folder: Path
     category: Category
@@ -110,14 +110,14 @@ class FetchResult:
     interval_ms: int
     file: str
     bars: int
-    absent: tuple[Span, ...]  # two answers lacked these
+    absent: tuple[Span, ...]  # missing in two answers
 
 
 async def fetch_order(config: Config, request: FetchRequest, *, quiet: bool) -> list[FetchResult]:
-    """Carry *request* out, one symbol after the other; progress goes to stderr unless *quiet*.
+    """Fetch the symbols of *request* one by one; progress goes to stderr unless *quiet*.
 
-    Raises ``ConfigInvalid`` for a symbol or interval that the exchange lacks, ``FeedLost``
-    where it cannot be reached; what came before is kept.
+    Raises ``ConfigInvalid`` for an unknown symbol or interval, and ``FeedLost`` if the exchange
+    cannot be reached; candles received before are kept.
     """
     interval_name(request.interval_ms)
     exchange = config.exchange
@@ -143,10 +143,10 @@ async def fetch_symbols(
     certain_s: float,
     quiet: bool,
 ) -> list[FetchResult]:
-    """Fetch what the file of each symbol lacks; what an answer lacks is requested twice.
+    """Fetch the candles missing in the file of each symbol.
 
-    One answer proves nothing: the second request comes at least *certain_s* (network time) after
-    the first, as when a daemon repairs a gap.
+    Candles missing in an answer are requested again at least *certain_s* (network time) later, as
+    in the daemon's repair of gaps: a single answer is no proof.
     """
     instruments = [await client.instrument(request.category, name) for name in request.symbols]
     columns = (
@@ -192,10 +192,10 @@ async def fetch_symbols(
 
 
 def wanted_times(request: FetchRequest, stored: Times, instrument: Instrument) -> Times:
-    """Return when the candles open that are not *stored* and that lie wholly in the two times.
+    """Return the open times of the candles within the two times that are not *stored*.
 
-    Without a first time they start with the first one stored. Raises ``ConfigInvalid`` where none
-    is, or where no candle lies in between.
+    Without a first time they start at the first stored candle. Raises ``ConfigInvalid`` if nothing
+    is stored then, or if no whole candle lies between the times.
     """
     interval_ms, from_ms = request.interval_ms, request.from_ms
     assert request.until_ms is not None
@@ -224,15 +224,14 @@ def sample_frames(
     topic: str,
     ahead_ms: int,
 ) -> str:
-    """Write what *request* asks for of recorded *frames* to *out*; return what a writer says.
+    """Record recorded *frames* to *out* as *request* says; return the writer's sentence.
 
-    Frames are given with the UTC milliseconds of their receipt; the book is that of *topic*.
-
-    *item* is the instrument as the exchange lists it. A frame dated more than *ahead_ms* after its
-    receipt is not believed. Raises ``ConfigInvalid`` and ``DataInvalid`` as ``DepthWriter`` does.
+    Frames come with the UTC milliseconds of their receipt; the book is that of *topic*. *item* is
+    the instrument as the exchange lists it. A frame dated more than *ahead_ms* after its receipt is
+    rejected. Raises ``ConfigInvalid`` and ``DataInvalid`` like ``DepthWriter``.
     """
     instrument = instrument_from(msgspec.convert(item, InstrumentInfo), request.category)
-    received_ms = [0.0]  # of the frame at hand
+    received_ms = [0.0]  # of the current frame
     with _recording(
         request,
         instrument,
@@ -260,7 +259,7 @@ def _recording(
     ahead_ms: int,
     now_ms: Callable[[], float],
 ) -> Iterator[tuple[Recorder, DepthWriter | EventsWriter]]:
-    """Make what reads the frames that *request* asks for, and what writes them to *out*."""
+    """Return the recorder of *request*, and the writer to *out*."""
     if request.events:
         topics = (topic, f"publicTrade.{request.symbol}")
         header = RecordingHeader(
@@ -282,9 +281,9 @@ def _recording(
 
 
 def source_of(stream_url: str) -> str:
-    """Return the ``source`` of a depth file: ``exchange``, or ``loopback`` of the embedded one.
+    """Return the ``source`` of a depth file: ``exchange``, or ``loopback`` for the embedded one.
 
-    The exchange itself speaks TLS and is not on this machine.
+    The real exchange uses TLS on another machine.
     """
     is_real = stream_url.startswith("wss://") and not is_loopback(stream_url)
     return "exchange" if is_real else "loopback"
@@ -298,12 +297,11 @@ async def record_live(
     done: asyncio.Future[None],
     skips: Callable[[str], None] | None = None,
 ) -> str:
-    """Record what each of *requests*, of one category, asks of the exchange to its file.
+    """Record each of *requests*, all of one category, from the exchange to its file until *done*.
 
-    Goes on until *done*, and returns what the writers say. Raises ``ConfigInvalid`` for a symbol
-    that the exchange lacks (with *skips* that is told why, and the others are recorded),
-    ``FeedLost`` where it cannot be asked at the start; later losses are marked as gaps and tried
-    again without end.
+    Returns the sentences of the writers. Raises ``ConfigInvalid`` for an unknown symbol; with
+    *skips* it is called with the reason, and the others are recorded. Raises ``FeedLost`` if the
+    exchange cannot be reached at the start. Later losses become gaps, and it reconnects forever.
     """
     jitter = random.Random(min(wanted.every_ms for wanted in requests.values()))  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
@@ -365,7 +363,7 @@ def _stream_of(
     rng: random.Random,
     cooldown: Cooldown,
 ) -> PublicStream:
-    """Make the connection that feeds *recorders*."""
+    """Return the connection that feeds *recorders*."""
     by_topic = {topic: recorder for recorder in recorders for topic in recorder.topics}
 
     def receive(frame: bytes) -> Received | None:
@@ -395,7 +393,7 @@ def _stream_of(
 
 
 async def _until_done(streams: Sequence[PublicStream], done: asyncio.Future[None]) -> None:
-    """Listen until *done*; raise the error that ends a stream for good before that."""
+    """Listen until *done*; raise an error that ends the stream for good."""
     listening = [asyncio.ensure_future(stream.run()) for stream in streams]
     try:
         ended, _ = await asyncio.wait((*listening, done), return_when=asyncio.FIRST_COMPLETED)

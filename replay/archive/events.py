@@ -1,8 +1,7 @@
-"""Recordings of events: every frame of a symbol's order book and trades as it came.
+"""Recordings of events: every frame of a symbol's order book and trades, as received.
 
 A block holds lines of a recorded session, ``{"t": "recv", "ts": seconds, "data": "the frame"}``,
-and ``{"t": "gap", …}`` where frames are missing. So whatever plays a recorded session plays this
-too.
+and ``{"t": "gap", …}`` where frames are missing. Players of recorded sessions play it too.
 
 The rules are docs/orderbook.md, D25 to D27.
 """
@@ -36,15 +35,15 @@ from tracepaper.strategies.units import iso
 
 BLOCK_BYTES: Final = 256 * 1024
 BLOCK_MS: Final = 10_000
-"""A block is written when its lines reach so many bytes or so long: what a kill can cost."""
+"""A block is written at so many bytes or after so long, the most that a kill can lose."""
 FRAME: Final = "recv"
 GAP: Final = "gap"
 NOT_RECORDED: Final = "outside"
-"""Before the first frame of a recording, or after its last."""
+"""The cause before the first frame of a recording, and after its last."""
 
 
 class EventLine(Struct, frozen=True, omit_defaults=True):
-    """One line: a frame and when it was received, or the cause of a gap; UTC seconds."""
+    """One line: a frame with its receipt in UTC seconds, or the cause of a gap."""
 
     t: str
     ts: float
@@ -53,12 +52,12 @@ class EventLine(Struct, frozen=True, omit_defaults=True):
 
     @property
     def received_ms(self) -> int:
-        """When it was received, in UTC milliseconds."""
+        """The receipt in UTC milliseconds."""
         return round(self.ts * 1000)
 
 
 class _FrameHeader(Struct):
-    """What of a frame says when it was sent, and of what."""
+    """The topic and the times of a frame."""
 
     topic: str = ""
     ts: int = 0
@@ -76,7 +75,7 @@ class EventsFile(RecordingFile):
     is_sampled = False
 
     def lines(self) -> Iterator[EventLine]:
-        """Yield every line in order; raise ``DataInvalid`` for what no recorder writes."""
+        """Yield every line in order; raise ``DataInvalid`` for lines that no recorder writes."""
         end, last_s = self.begin, 0.0
         for content, stop in self.members(end):
             for text in content.splitlines():
@@ -91,7 +90,7 @@ class EventsFile(RecordingFile):
             end = stop
 
     def times(self) -> Iterator[float]:
-        """Yield when each line was received."""
+        """Yield the receipt of each line."""
         return (line.ts * 1000 for line in self.lines())
 
     def _damaged(self, byte: int, what: str) -> DataInvalid:
@@ -100,10 +99,10 @@ class EventsFile(RecordingFile):
         )
 
     def dates(self) -> Iterator[tuple[int, str, bool]]:
-        """Yield of every line its date, the cause of a gap, and whether it is a frame of the book.
+        """Yield per line: its date, the cause of a gap, and whether it is a frame of the book.
 
-        A frame's date is the exchange's, and never before the frame before it (M62); that of a gap
-        is when it was received. Frames are not checked.
+        A frame's date is the exchange's, at least that of the previous frame (M62). A gap's date is
+        its receipt. Frames are not checked.
         """
         at_ms = 0
         for line in self.lines():
@@ -112,15 +111,15 @@ class EventsFile(RecordingFile):
                 continue
             try:
                 dated = _decode_date(line.data)
-            except (msgspec.MsgspecError, RecursionError):  # `received` refuses it
+            except (msgspec.MsgspecError, RecursionError):  # `received` rejects it
                 dated = _FrameHeader()
             at_ms = max(at_ms, dated.ts)
             yield at_ms, "", dated.topic == self.header.topics[0]
 
     def received(self) -> Iterator[tuple[EventLine, BestQuotes | Trades | None]]:
-        """Yield every line with what its frame says, None of a gap; check each as it came.
+        """Yield every line with its parsed frame, None for a gap; check each in order.
 
-        Raises ``DataInvalid`` for a frame that a recorder would have refused.
+        Raises ``DataInvalid`` for a frame that a recorder rejects.
         """
         line = None
 
@@ -137,7 +136,7 @@ class EventsFile(RecordingFile):
             yield line, self._read(reader, line)
 
     def _believes(self, line: EventLine, server_ms: int) -> bool:
-        """Return True; raise ``DataInvalid`` where a frame of *line* cannot be of *server_ms*."""
+        """Return True; raise ``DataInvalid`` if the frame of *line* cannot be from *server_ms*."""
         if server_ms > line.received_ms + self.header.ahead_ms:
             raise self._refused(
                 line,
@@ -163,18 +162,18 @@ class EventsFile(RecordingFile):
         )
 
     def standing(self, times: Iterable[int]) -> Iterator[Depth | str]:
-        """Yield the book that stood at each of *times*, or why none is known.
+        """Yield the current book at each of *times*, or the cause why it is unknown.
 
-        *times* are UTC milliseconds by the exchange's dates, none before the one ahead of it. A
-        book stands from its newest frame until the next, and ``SILENT_MS`` at most. Why is
-        ``NOT_RECORDED``, the cause of a gap, ``silent``, or ``empty`` where a side has no level.
-        Raises ``DataInvalid`` for a frame of the book that a recorder would have refused.
+        *times* are ascending UTC milliseconds of the exchange's dates. A book is current until the
+        next frame, at most ``SILENT_MS``. The cause is ``NOT_RECORDED``, that of a gap, ``silent``,
+        or ``empty`` if a side has no level. Raises ``DataInvalid`` for a frame of the book that a
+        recorder rejects.
         """
         topic, waiting, answers = self.header.topics[0], deque(times), list[Depth | str]()
         heard_ms, cause, line = 0, NOT_RECORDED, None
 
         def answer(until_ms: int) -> bool:
-            """Answer what was asked of before *until_ms*, the date of the frame at hand."""
+            """Yield the answers to the times before *until_ms*, the date of the current frame."""
             nonlocal heard_ms
             while waiting and waiting[0] < until_ms:
                 at_ms = waiting.popleft()
@@ -208,7 +207,7 @@ class EventsFile(RecordingFile):
         yield from (NOT_RECORDED for _ in waiting)
 
     def quality(self) -> RecordingQuality:
-        """Summarise the file, every frame checked; raise ``DataInvalid``."""
+        """Check every frame and summarise the file; raise ``DataInvalid``."""
         counted: Counter[str] = Counter()
         gaps: list[RecordingGap] = []
         late: list[float] = []
@@ -258,9 +257,9 @@ class EventsWriter(RecordingWriter):
         self._is_resumed = bool(self.last_ms)
 
     def add(self, received_ms: float, frame: bytes = b"", cause: str = "") -> None:
-        """Take the next *frame*, or the *cause* of a gap, at *received_ms*.
+        """Append a *frame*, or the *cause* of a gap, received at *received_ms*.
 
-        Raises ``DataInvalid`` where it is earlier than what is stored.
+        Raises ``DataInvalid`` if it is earlier than the last stored line.
         """
         self.reject_earlier(received_ms, again=self._is_resumed)
         if self._is_resumed:
@@ -279,7 +278,7 @@ class EventsWriter(RecordingWriter):
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held as one block."""
+        """Write the buffered lines as one block."""
         if self._held:
             self.append(b"".join(self._held))
             self._held.clear()

@@ -1,6 +1,6 @@
-"""A trader's own fills, as Bybit exports them: one row an execution, columns by their names.
+"""A trader's own fills, as Bybit exports them: one row per execution.
 
-The names are those of ``/v5/execution/list`` and of the exports of "Trade History", in any case;
+Columns have the names of ``/v5/execution/list`` or of the export "Trade History", in any case;
 ``v_fills`` of a record is read as well. The rules are docs/money.md, M39.
 """
 
@@ -43,7 +43,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "fee coin": ("feecurrency", "feecoin"),
     "fee base": ("feebase",),
 }  # fmt: skip
-"""Meaning → the names of its column, letters and digits alone; the first that is there counts."""
+"""Meaning → names of its column, letters and digits only; the first that exists is used."""
 REQUIRED: Final = {
     "symbol": "symbol (Contracts, Market)",
     "side": "side (Direction)",
@@ -52,21 +52,21 @@ REQUIRED: Final = {
     "time": "execTime (Transaction Time)",
 }
 DIGITS_MOST: Final = 15
-"""Before or after the point of a price or a quantity."""
+"""The maximum digits before or after the point of a price or quantity."""
 _ZONE: Final = re.compile(r"\(?\bUTC\s*([+-]\d{1,2})?(?::?(\d\d))?\)?", re.IGNORECASE)
 _CLOCK_FIRST: Final = re.compile(r"(\d\d:\d\d(?::\d\d)?) (\d{4}-\d\d-\d\d)")
 _SIDES: Final = {"buy": Side.BUY, "long": Side.BUY, "sell": Side.SELL, "short": Side.SELL}
 _TRUE: Final = ("true", "1", "maker", "yes")
 _FALSE: Final = ("false", "0", "taker", "no")
 _NO_STOP: Final = ("", "unknown", "--", "next_open", "quote")
-"""Of Bybit's ``stopOrderType``, and of the ``model`` of ``v_fills``."""
+"""Values of Bybit's ``stopOrderType`` and of ``v_fills.model`` for orders that are no stops."""
 _FILLS: Final = ("", "trade", "busttrade", "adltrade")
-"""Of Bybit's ``execType``, in lower case: those that change a position."""
+"""Lower-case values of Bybit's ``execType`` for executions that change a position."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A fill. Times are UTC ms; ``order`` is empty where it is not known."""
+    """A fill. Times are UTC ms; an unknown ``order`` is empty."""
 
     symbol: str
     side: Side
@@ -75,37 +75,37 @@ class Execution:
     time_ms: int
     created_ms: int | None  # when its order was created
     order: str
-    position_side: str = ""  # `LONG` or `SHORT`, of a file that says which side of a hedge it is
-    fee: Decimal | None = None  # in ``fee_coin``, below 0 where received; None where not known
-    fee_coin: str = ""  # empty where the file does not say
-    fee_base: Decimal | None = None  # in the base coin, of ``v_fills``
-    exclusion: str = ""  # why it says nothing of taking liquidity; empty of a taker
+    position_side: str = ""  # `LONG` or `SHORT`, if the file names the side of a hedge
+    fee: Decimal | None = None  # in ``fee_coin``, negative if received; None if unknown
+    fee_coin: str = ""  # empty if unknown
+    fee_base: Decimal | None = None  # in the base coin; only ``v_fills`` has it
+    exclusion: str = ""  # why it is no measure of taking liquidity; empty for a taker
 
 
 @dataclass
 class Executions:
-    """The fills of one file, and how many rows were left out, by the reason."""
+    """The fills of one file, and the number of dropped rows by reason."""
 
     path: str
     rows: int
     fills: list[Execution]
-    dropped: Counter[str] = field(default_factory=Counter)  # rows that are no further fills
+    dropped: Counter[str] = field(default_factory=Counter)  # rows that are no fills, or repeat one
     notes: list[str] = field(default_factory=list)
     in_minutes: bool = False  # no time has seconds
 
     @property
     def taken(self) -> list[Execution]:
-        """The fills that took liquidity by an order that was no stop."""
+        """The fills that took liquidity, without stop orders."""
         return [execution for execution in self.fills if not execution.exclusion]
 
     @property
     def left_out(self) -> Counter[str]:
-        """The number of rows that are not among ``taken``, by the reason."""
+        """The number of rows outside ``taken``, by reason."""
         return self.dropped + Counter(each.exclusion for each in self.fills if each.exclusion)
 
 
 class _Rows:
-    """A file's table, and the texts of each meaning that it has."""
+    """A file's table, and the cells of each meaning that it has."""
 
     def __init__(self, table: RawTable) -> None:
         self.table: Final = table
@@ -118,21 +118,21 @@ class _Rows:
         return int(self.table.lines.size)
 
     def cell(self, row: int, meaning: str) -> str:
-        """Return a cell without blanks around it; empty where the file lacks the column."""
+        """Return a stripped cell; empty if the file lacks the column."""
         texts = self._texts.get(meaning)
         return "" if texts is None else texts[row]
 
     def reject(self, row: int, meaning: str, what: str) -> DataInvalid:
-        """Return the sentence that names line and column."""
+        """Return an error that names line and column."""
         return self.table.reject(CellInvalidError(row, what), self.columns[meaning])
 
 
 def read_executions(path: Path) -> Executions:
-    """Read the fills of the file at *path*; commas, semicolons or tabs stand between its cells.
+    """Read the fills of the file at *path*, separated by commas, semicolons or tabs.
 
-    Each execution id counts once. What is no fill (funding) is counted in ``dropped``; makers,
-    stops and liquidations are fills that stand apart. Raises ``DataInvalid``, one sentence, where
-    the file lacks a column or holds what is no number, no side or no time.
+    Each execution id counts once. Rows that are no fills (funding) are counted in ``dropped``.
+    Fills of makers, stops and liquidations have an ``exclusion``. Raises ``DataInvalid`` if the
+    file lacks a column or has an invalid number, side or time.
     """
     rows = _Rows(read_table(path, head=_head))
     executions = Executions(str(path), len(rows), [])
@@ -165,11 +165,11 @@ def read_executions(path: Path) -> Executions:
 
 
 def _head(path: Path, rows: Sequence[Sequence[str]]) -> TableHead:
-    """Return the names of that of the first *rows* which lacks least."""
+    """Return the names in the one of the first *rows* that lacks the fewest columns."""
     place = min(range(len(rows)), key=lambda row: len(REQUIRED.keys() - _meanings(rows[row])))
     names = [name.strip() for name in rows[place]]
     for name in _columns(path, names).values():
-        if names.count(name) > 1:  # nobody knows which of the two is meant
+        if names.count(name) > 1:  # ambiguous
             raise DataInvalid(f"{path} has the column {name[:40]!r} twice; remove one of them.")
     plain = [name if names.count(name) == 1 else f"{name} {at}" for at, name in enumerate(names)]
     return TableHead(plain, place + 1)
@@ -186,7 +186,7 @@ def _columns(path: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _meanings(header: Iterable[str]) -> dict[str, str]:
-    """Return meaning → name of its column, for the meanings that *header* has."""
+    """Return meaning → column name for the meanings in *header*."""
     plain = {
         "".join(filter(str.isalnum, _ZONE.sub("", name).lower())): name
         for name in reversed([*header])
@@ -207,7 +207,7 @@ def _is_fill(rows: _Rows, row: int, executions: Executions) -> bool:
 
 
 def _exclusion(rows: _Rows, row: int) -> str:
-    """Return why the row is no fill that took liquidity by an order that was no stop."""
+    """Return why the row does not measure taking liquidity; empty if it does."""
     kind = rows.cell(row, "type")
     if kind.lower() not in _FILLS[:2]:
         return f"of type {kind}"
@@ -224,7 +224,7 @@ def _exclusion(rows: _Rows, row: int) -> str:
 
 
 def _distinct(rows: _Rows, chosen: Sequence[int], executions: Executions) -> list[int]:
-    """Return the rows with each execution id once; refuse two fills under one."""
+    """Return the rows with each execution id once; reject two different fills with one id."""
     first: dict[str, int] = {}
     kept = []
     for row in chosen:
@@ -254,7 +254,7 @@ def _symbol(rows: _Rows, row: int) -> str:
 
 
 def _side(rows: _Rows, row: int) -> Side:
-    """Return the side: who opens a long or closes a short buys."""
+    """Return the side; opening a long and closing a short are buys."""
     words = rows.cell(row, "side").lower().split()
     side = _SIDES.get(words[-1]) if words else None
     if side is None:
@@ -265,14 +265,14 @@ def _side(rows: _Rows, row: int) -> Side:
 
 
 def _position_side(rows: _Rows, row: int) -> str:
-    """Return the side of a hedge that the row names; "close long" sells the long one."""
+    """Return the side of the hedge in the row; "close long" is the long side."""
     words = (rows.cell(row, "position") or rows.cell(row, "side")).upper().split()
     is_named = len(words) > 1 or bool(rows.cell(row, "position"))
     return words[-1] if is_named and words[-1] in ("LONG", "SHORT") else ""
 
 
 def _amount(rows: _Rows, row: int, meaning: str) -> Decimal | None:
-    """Return a fee; None where the cell is empty or the column is not there."""
+    """Return a fee; None if the cell is empty or the column missing."""
     if rows.cell(row, meaning) in ("", "--"):
         return None
     return _number(rows, row, meaning, is_signed=True)
@@ -295,7 +295,7 @@ def _number(rows: _Rows, row: int, meaning: str, *, is_signed: bool = False) -> 
 def _times(
     rows: _Rows, meaning: str, chosen: Sequence[int], executions: Executions
 ) -> dict[int, int]:
-    """Return the UTC ms of each chosen row; a header such as ``Time(UTC+8)`` names the zone."""
+    """Return the UTC ms of each row; a header such as ``Time(UTC+8)`` gives the zone."""
     if not chosen:
         return {}
     texts = [_CLOCK_FIRST.sub(r"\2 \1", rows.cell(row, meaning)) for row in chosen]

@@ -1,7 +1,6 @@
 """File formats: CSV, JSON, Parquet and others to a ``RawTable``.
 
-A format that is added to ``FORMATS`` is read by every command, and listed where a file of no known
-kind is refused.
+Every command reads the formats in ``FORMATS``. Errors about unknown files list them.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def read_delimited(path: Path, raw: bytes, head_of: ReadHead = head_of) -> RawTa
 
 
 def _read_text(path: Path, text: bytes, skipped: int, head_of: ReadHead) -> RawTable:
-    """Return the table of *text*, before which *skipped* lines stand in the file."""
+    """Return the table of *text*, which follows *skipped* lines in the file."""
     delimiter = _delimiter(text.split(b"\n", 1)[0])
     if b'"' in text or b"\n\n" in text.rstrip(b"\n"):
         return _read_by_rows(path, text, delimiter, skipped, head_of)
@@ -86,7 +85,7 @@ def _with_head(table: RawTable, head: TableHead, separator: str) -> RawTable:
 
 
 def _delimiter(first: bytes) -> bytes:
-    """Return the delimiter of the first line; where another one is used, commas may be decimal."""
+    """Return the delimiter of the first line; if others are frequent, commas may be decimal."""
     counts = {mark: first.count(mark) for mark in DELIMITERS}
     other = max(DELIMITERS[1:], key=lambda mark: counts[mark])
     if counts[other] >= CELLS_LEAST - 1:
@@ -97,7 +96,7 @@ def _delimiter(first: bytes) -> bytes:
 def table_of_rows(
     path: Path, rows: Sequence[Sequence[object]], names: Sequence[str] | None = None
 ) -> RawTable:
-    """Return a table of *rows* of values (JSON); each becomes its text, None becomes empty."""
+    """Return a table of *rows* of JSON values, converted to text; None becomes empty."""
     if not rows:
         raise DataInvalid(f"{path} is empty: give one with rows.")
     texts = [["" if value is None else str(value) for value in row] for row in rows]
@@ -116,7 +115,7 @@ def _text_table(
     head_of: ReadHead = head_of,
     separator: str = ",",
 ) -> RawTable:
-    """Return the table of rows of cells, *lines* of the file's *unit*, the head among them."""
+    """Return the table of *rows* of cells with the head; *lines* number them in *unit*."""
     head = head_of(path, rows[:HEADER_LINES])
     rows, lines = rows[head.height :], lines[head.height :]
     for row, line in zip(rows, lines, strict=True):
@@ -127,7 +126,7 @@ def _text_table(
     columns: dict[str, Column] = {}
     for name, column in zip(head.names, zip(*rows, strict=True), strict=True):
         cells = [cell.encode() for cell in column]
-        if max(map(len, cells)) <= CELL_WIDTH_MAX:  # a number has no longer ones
+        if max(map(len, cells)) <= CELL_WIDTH_MAX:  # a longer cell is no number
             columns[name] = np.array(cells, dtype=np.bytes_)
     return _with_head(RawTable(path, columns, np.array(lines), unit), head, separator)
 
@@ -155,9 +154,9 @@ def _decode(path: Path, line: bytes) -> str:
 
 
 def _skip_preamble(text: bytes) -> tuple[int, bytes]:
-    """Drop comments, blank lines and a title without any delimiter before the table."""
+    """Skip comments, blank lines and a title without delimiters before the table."""
     skipped = 0
-    if (mark := SEPARATOR_LINE.match(text)) is not None:  # spreadsheets name their delimiter so
+    if (mark := SEPARATOR_LINE.match(text)) is not None:  # how spreadsheets declare the delimiter
         skipped, text = 1, text[mark.end() :]
     while text:
         line, _, rest = text.partition(b"\n")
@@ -200,7 +199,7 @@ def _read_in_bulk(
 def _cut(
     text: npt.NDArray[np.uint8], starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.bytes_] | None:
-    """Return the cells of *text* from *starts* to *ends*; None where one is no number's."""
+    """Return the cells of *text* from *starts* to *ends*; None if one is too long for a number."""
     lengths = ends - starts
     longest = max(int(lengths.max()), 1)
     if longest > CELL_WIDTH_MAX:
@@ -230,22 +229,22 @@ def _read_by_rows(
 
 
 WRAPPED_MOST: Final = 3
-"""How deep within objects a body may hold its list of rows."""
+"""The maximum depth of objects around the list of rows of a JSON body."""
 PACKING_FAULTS: Final = (
     *(EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
 )
-"""What the standard library raises on harmed archives, besides its own error."""
+"""Exceptions of the standard library for damaged archives."""
 
 ARROW_FAULTS: Final = (KeyError, NotImplementedError, OSError, OverflowError, ValueError)
-"""The same of pyarrow, besides its own errors."""
+"""Exceptions of pyarrow for damaged files, besides its own."""
 
 UNPACKED_LIMIT: Final = 4 * 2**30
-"""Bytes that one file may hold or unpack to: a year of minutes takes some 60 MB."""
+"""The maximum bytes of a file, packed or unpacked; a year of minutes takes 60 MB."""
 UNPACKED_TIMES: Final = 200
-"""How many times its own size a file may unpack to; candles are packed to a fifth or a tenth."""
+"""The maximum ratio of unpacked to packed size; candles have 5 to 10."""
 UNPACKED_FREE: Final = 128 * 2**20
-"""Bytes to which any file may unpack: they fit into any machine's memory."""
+"""Unpacked bytes that are always allowed, since any machine has that memory."""
 LINE_LIMIT: Final = 2**20
 PART_BYTES: Final = 2**18
 
@@ -254,9 +253,8 @@ PART_BYTES: Final = 2**18
 class Format:
     """One kind of candle file: how its name and first bytes identify it, and its reader.
 
-    ``suffixes`` end a file's name, in small letters. ``read`` gets the path, for its messages, and
-    the unpacked content, and raises ``DataInvalid``. ``magics`` are first bytes that no other kind
-    has.
+    ``suffixes`` are lower-case endings of its name. ``read`` takes the path, for messages, and the
+    unpacked content, and raises ``DataInvalid``. ``magics`` are first bytes unique to this kind.
     """
 
     name: str
@@ -270,9 +268,9 @@ Opener = Callable[[Path, bytes], tuple[str, Callable[[int], bytes]]]
 
 @dataclass(frozen=True)
 class Compression:
-    """One compression: ``open`` returns the name of the file inside, and what reads it.
+    """One compression: ``open`` returns the name of the file inside, and its reader.
 
-    Without ``open`` the file is refused by its first bytes, for its user to unpack it.
+    Without ``open`` the file is rejected by its first bytes: the user has to unpack it.
     """
 
     name: str
@@ -287,11 +285,11 @@ def read_table(
     columns: Sequence[str] = (),
     head: ReadHead | None = None,
 ) -> RawTable:
-    """Return the columns of the file at *path*, whose name tells its format.
+    """Return the columns of the file at *path*; its name determines the format.
 
-    Of columns that mean the same, *columns* choose one. *head* reads the head of text that is not
-    of candles. Raises ``DataInvalid`` where the file is unreadable, empty, of an unknown format, of
-    another one than expected, or names columns unclearly.
+    *columns* choose among columns with one meaning. *head* reads the header of text that does not
+    hold candles. Raises ``DataInvalid`` if the file is unreadable, empty, of an unknown or another
+    format, or has ambiguous columns.
     """
     name, raw = unpacked(path)
     if raw.startswith(MARK):
@@ -321,10 +319,10 @@ def read_table(
 
 
 def unpacked(path: Path) -> tuple[str, bytes]:
-    """Return the name and the content of the file at *path*, or of the file inside it.
+    """Return the name and content of the file at *path*, or of the file packed in it.
 
-    Raises ``DataInvalid`` where it is unreadable, empty, damaged, or has no end; with a name of
-    text, a line may not be without end either.
+    Raises ``DataInvalid`` if it is unreadable, empty, damaged or too large, or if a text file has
+    too long a line.
     """
     name = path.name.lower()
     raw = _known(path, _read_file(path, has_lines=_is_text(name)))
@@ -339,7 +337,7 @@ def unpacked(path: Path) -> tuple[str, bytes]:
 
 
 def _known(path: Path, raw: bytes) -> bytes:
-    """Return *raw*; raise ``DataInvalid`` where it is what often stands in the place of data."""
+    """Return *raw*; raise ``DataInvalid`` for content often stored in place of data."""
     for mark, what in FOREIGN.items():
         if mark.match(raw):
             raise DataInvalid(f"{path} is {what}.")
@@ -347,7 +345,7 @@ def _known(path: Path, raw: bytes) -> bytes:
 
 
 def known_suffixes() -> str:
-    """Return the suffixes of all formats as a message lists them."""
+    """Return the suffixes of all formats, for a message."""
     suffixes = [suffix[1:] for each in FORMATS.values() for suffix in each.suffixes]
     packed = " or ".join(packing.suffix for packing in PACKINGS if packing.open is not None)
     return f"{', '.join(suffixes)} (also in {packed})"
@@ -361,7 +359,7 @@ def _not_as_named(path: Path, suffix: str) -> DataInvalid:
 
 
 def _format_of(name: str) -> Format | None:
-    """Return the format whose suffix ends *name*, if any does."""
+    """Return the format with the suffix of *name*, or None."""
     return next((each for each in FORMATS.values() if name.endswith(each.suffixes)), None)
 
 
@@ -383,7 +381,7 @@ def _read_file(path: Path, *, has_lines: bool) -> bytes:
 
 
 def _opener_of(path: Path, raw: bytes) -> Opener | None:
-    """Return the decompressor of *raw*, if it is compressed; raise where its name differs."""
+    """Return the compression of *raw*, or None; raise if its name tells another one."""
     suffix = path.suffix.lower()
     for packing in PACKINGS:
         if raw.startswith(packing.magic):
@@ -408,7 +406,7 @@ def _gunzipped(path: Path, raw: bytes) -> tuple[str, Callable[[int], bytes]]:
 
 
 def _unzipped(path: Path, raw: bytes) -> tuple[str, Callable[[int], bytes]]:
-    """Return name and reader of the one data file in a zip archive, or of its only file."""
+    """Return name and reader of the single data file in a zip archive, or of its only file."""
     archive = zipfile.ZipFile(io.BytesIO(raw))
     names = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
     members = [name for name in names if _format_of(name.lower())] or names
@@ -427,10 +425,10 @@ def _is_text(name: str) -> bool:
 def _read_bounded(
     path: Path, read: Callable[[int], bytes], *, has_lines: bool, packed: int | None = None
 ) -> bytes:
-    """Read to the end; refuse more bytes, or a longer line, than a file of candles has.
+    """Read to the end; reject more bytes, or a longer line, than a file of candles has.
 
-    Neither a file that unpacks from *packed* bytes without end, nor a line without end where it
-    *has_lines*, can fill the memory.
+    So neither a file that unpacks endlessly from *packed* bytes, nor an endless line of text
+    (*has_lines*), fills the memory.
     """
     limit = UNPACKED_LIMIT
     if packed is not None:
@@ -473,7 +471,7 @@ def _json_document(path: Path, raw: bytes) -> object:
 
 
 def _text_named(document: object, ending: str, depth: int = 0) -> str:
-    """Return the first text whose name within objects ends so, as ``exchange_timezone``."""
+    """Return the first text in nested objects whose key ends so, such as ``exchange_timezone``."""
     if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
         return ""
     for name, value in document.items():
@@ -510,9 +508,9 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
 def _lists_of_rows(
     document: object, depth: int = 0
 ) -> Iterator[tuple[str, list[Any], list[str] | None]]:
-    """Yield name, rows, and the names beside them, of the outermost lists of rows within objects.
+    """Yield name, rows and column names of the outermost lists of rows in nested objects.
 
-    REST answers have rows within objects; pandas and databases write names beside rows.
+    REST answers nest rows in objects; pandas and databases write column names beside rows.
     """
     if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
         return
@@ -532,7 +530,7 @@ def _lists_of_rows(
 
 
 def _columns_within(document: Mapping[Any, Any], depth: int = 0) -> dict[str, list[Any]]:
-    """Return the columns of an object, or of the only one within it, beside what is no column."""
+    """Return the columns of an object, or of the only object in it; skip other values."""
     columns = {str(name): of for name, of in document.items() if isinstance(of, list)}
     inside = [of for of in document.values() if isinstance(of, Mapping)]
     if not columns and len(inside) == 1 and depth < WRAPPED_MOST:
@@ -548,7 +546,7 @@ def _unknown_json(path: Path) -> DataInvalid:
 
 
 def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
-    """Read Parquet or Feather through pyarrow, which is an optional dependency."""
+    """Read Parquet or Feather with pyarrow, an optional dependency."""
     try:
         import pyarrow as pa
         from pyarrow import feather as pa_feather
@@ -584,7 +582,7 @@ FORMATS: Final[dict[str, Format]] = {
         (b"ARROW1", b"FEA1"),
     ),
 }
-"""Every kind of candle file, by its name."""
+"""Every kind of candle file, by name."""
 
 FOREIGN: Final = {
     re.compile(rb"version https://git-lfs"): (
@@ -599,7 +597,7 @@ FOREIGN: Final = {
         re.DOTALL,
     ): "a workbook of a spreadsheet: save its sheet as CSV",
 }
-"""First bytes of what is often stored in place of data, and what to do."""
+"""First bytes of content often stored in place of data, and what to do."""
 
 PACKINGS: Final = (
     Compression("gzip", ".gz", b"\x1f\x8b", _gunzipped),
@@ -608,4 +606,4 @@ PACKINGS: Final = (
     Compression("bzip2", ".bz2", b"BZh"),
     Compression("xz", ".xz", b"\xfd7zXZ"),
 )
-"""Every compression that is known by its first bytes."""
+"""Every known compression."""

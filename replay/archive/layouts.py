@@ -1,6 +1,6 @@
-"""Vendors' layouts: which column of a ``RawTable`` is what.
+"""Vendors' layouts: the meaning of each column of a ``RawTable``.
 
-A layout is one entry of ``HEADS``: what its first rows name, or of ``LAYOUTS``: what becomes of its
+A layout is an entry of ``HEADS``, which reads the first rows, or of ``LAYOUTS``, which converts
 columns.
 """
 
@@ -29,10 +29,10 @@ from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import UNITS_MS, count_of
 
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
-"""Quote coins by which a symbol is known, longest of equal endings first."""
+"""Quote coins that identify a symbol; of two with one ending, the longer comes first."""
 
 SYMBOL: Final = re.compile(r"[^\W_]{1,20}([-./][^\W_]{1,10})?(:[^\W_]{1,10})?")
-"""Letters of any alphabet: exchanges list coins that are named in Chinese."""
+"""Any alphabet: exchanges list coins with Chinese names."""
 PAIR: Final = re.compile(
     r"(?P<base>[^\W_a-z]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
     r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
@@ -43,18 +43,18 @@ ONE_WORD: Final = re.compile(
 )
 INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
 MONTHLY: Final = re.compile(r"(?:^|[-_ .])1(M|mo)(?=$|[-_ .])")
-"""As Binance and others name months; ``1m`` is a minute."""
+"""Months in the notation of Binance and others; ``1m`` is a minute."""
 VENUE_ENDING: Final = re.compile(r"(\.[A-Z]{1,2}|=[A-Z])$")
-"""``AAPL.US`` and ``EURUSD=X``: the venue's mark behind a symbol."""
+"""The suffix of a venue after a symbol, as in ``AAPL.US`` and ``EURUSD=X``."""
 LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
 
 
 def split_argument(argument: str | Path) -> tuple[str | None, Path]:
-    """Return symbol and path of ``SYMBOL=PATH``, or None and the path of a plain one.
+    """Return symbol and path of ``SYMBOL=PATH``; None and the path if there is no symbol.
 
-    A file that exists under the whole name is that file, also with ``=`` in it. Else what stands
-    before the first ``=`` is a symbol, if it looks like one or a file stands after it. Raises
-    ``ConfigInvalid`` where it is neither.
+    If a file of the whole name exists, it is the path, even with a ``=``. Else the text before the
+    first ``=`` is the symbol, if it looks like one or the rest is a file. Raises ``ConfigInvalid``
+    if neither holds.
     """
     text = str(argument)
     head, equals, tail = text.partition("=")
@@ -77,7 +77,7 @@ def split_argument(argument: str | Path) -> tuple[str | None, Path]:
 
 
 def symbol_of(name: str) -> str | None:
-    """Return the symbol that *name* holds, as Bybit writes it, or None."""
+    """Return the symbol in *name*, in Bybit's notation, or None."""
     stem = name.split(".", 1)[0]
     for text in (stem, stem.upper()):
         if pair := PAIR.search(text):
@@ -89,7 +89,7 @@ def symbol_of(name: str) -> str | None:
 
 
 def category_of(path: Path) -> Category:
-    """Return the category that a file's name, or its folders, name; linear by default.
+    """Return the category in a file's name or folders; linear by default.
 
     A pair without a settlement coin (``BTC_USDT-5m``) is spot, as freqtrade and ccxt write it.
     """
@@ -107,9 +107,9 @@ def category_of(path: Path) -> Category:
 
 
 def interval_of(name: str, likely_ms: int | None = None) -> int | None:
-    """Return the interval in milliseconds that *name* holds (``_5m_``), or None.
+    """Return the interval in *name* (``_5m_``), in milliseconds, or None.
 
-    Of several, as ``_7d_1h`` has a span and an interval, *likely_ms* is preferred to the first.
+    Of several (``_7d_1h`` has a span and an interval), *likely_ms* wins, else the first.
     """
     if MONTHLY.search(name):
         return MONTH_MS
@@ -127,7 +127,7 @@ def coins_of(symbol: str) -> tuple[str, str]:
 
 
 def symbol_text(text: str) -> str:
-    """Return a symbol of a file's own content as the exchange writes it.
+    """Return a symbol from a file's content in the exchange's notation.
 
     ``BTC/USDT:USDT``, ``BTC-USD``, ``AAPL.US`` and ``EURUSD=X`` are BTCUSDT, BTCUSD, AAPL, EURUSD.
     """
@@ -143,11 +143,11 @@ ZONED: Final = tuple(
     for name in ("time", "date", "datetime")
     for zone in ("eet", "eest", "cet", "cest", "est", "edt", "cst", "pst", "bst", "jst", "msk")
 )
-"""Columns that name a time of another zone."""
+"""Columns of times in another zone."""
 INDEXES: Final = ("index", "__index_level_0__", "column_0")
-"""Where pandas writes an index without a name."""
+"""Names that pandas gives to an index without a name."""
 TICKS: Final = ("tickvol", "tick_volume")
-"""Columns of MetaTrader: how many prices a candle is made of."""
+"""MetaTrader's columns for the number of prices in a candle."""
 MEANINGS: Final = {
     TIME: (
         "open_time",
@@ -219,29 +219,29 @@ FIGURES: Final = frozenset(
 )
 """Every name of a column of numbers."""
 KNOWN: Final = FIGURES | {*MEANINGS[TIME], *("symbol", "pair", "instrument", "ticker")}
-"""Every name that means something."""
+"""Every name with a meaning."""
 REQUIRED: Final = (TIME, "open", "high", "low", "close", "volume")
 SAME: Final = "\x1f"
-"""Between the plain name and the written one of columns that mean the same."""
+"""Separates the meaning from the written name where several columns have one meaning."""
 
 
 def normalise(name: str) -> str:
-    """Return *name* as the tables above write it: ``<OPEN>`` and ``Open Price`` alike."""
+    """Return *name* in the notation of the tables above; ``<OPEN>`` becomes ``open``."""
     plain = name.strip().strip('"').lstrip("\ufeff").strip("<>#").strip().lower()
     return re.sub(r"[\s.\-]+", "_", re.sub(r"[()]", "", plain))
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Return whether the first row names columns; a row of data starts with a time."""
+    """Return whether the first row is a header; a row of data starts with a time."""
     return not re.match(r"\s*[-+]?\d", cells[0]) and any(
         re.search(r"[A-Za-z]", cell) for cell in cells
     )
 
 
 def meanings(names: Sequence[str], *, symbol: str | None) -> dict[str, str]:
-    """Return meaning → column name for every meaning that *names* hold.
+    """Return meaning → column name for every meaning among *names*.
 
-    With *symbol*, ``Volume BTC`` and ``Volume USDT`` are told apart by its coins.
+    The coins of *symbol* distinguish ``Volume BTC`` from ``Volume USDT``.
     """
     normal = {normalise(name): name for name in reversed(names)}
     columns = {
@@ -263,17 +263,17 @@ def meanings(names: Sequence[str], *, symbol: str | None) -> dict[str, str]:
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 HEADER_LINES: Final = 3
-"""The most rows that name columns."""
+"""The maximum number of header rows."""
 GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
 THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 THOUSAND: Final = re.compile(rb"[+-]?[1-9]\d{0,2},\d{3}")
 SHORTENED: Final = re.compile(rb"([+-]?\d+(?:\.\d+)?)([KMBkmb])")
 SHORT_POWERS: Final = {b"K": 3, b"M": 6, b"B": 9}
 CLOSED: Final = ("confirm", "is_closed", "isclosed", "is_final", "isfinal", "complete", "x")
-"""Columns of Bybit, OKX, OANDA and Binance (``x`` beside ``t``): whether a candle was closed."""
+"""Whether a candle was closed: columns of Bybit, OKX, OANDA and Binance (``x`` beside ``t``)."""
 MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?( ?[AaPp][Mm])?")
 DIGITS_OF_DAY: Final = re.compile(r"\d{1,6}")
-"""``153000``, ``90000`` and ``0``: a moment without colons, of which noughts in front are lost."""
+"""A time of day without colons and leading zeros: ``153000``, ``90000``, ``0``."""
 SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker")
 SYMBOLS_SHOWN: Final = 8
 
@@ -282,11 +282,10 @@ SYMBOLS_SHOWN: Final = 8
 class RawTable:
     """Rows of one file: *columns* of one length, by their names in the file.
 
-    ``lines`` holds the number of each row in the file, counted from 1 in the file's own
-    ``unit``: lines of text, or rows. ``bare`` rows came without names; ``symbol`` is what a header
-    named; ``separator`` stood between cells of text; ``zone`` is that of its
-    times, where something beside them names one, and ``kind`` the category of
-    contracts; ``notes`` say what was read in another form.
+    ``lines`` has the number of each row in the file, from 1, in ``unit``: lines of text, or rows.
+    ``bare``: the file has no header. ``symbol``: the symbol in a header. ``separator``: between
+    cells of text. ``zone``: the time zone, if the file names one beside the times. ``kind``: the
+    category of contracts. ``notes``: sentences about conversions.
     """
 
     path: Path
@@ -301,11 +300,11 @@ class RawTable:
     notes: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
-        """Return where row *row* stands, for a message: ``prices.csv: line 17``."""
+        """Return the place of row *row* for a message: ``prices.csv: line 17``."""
         return f"{self.path}: {self.unit} {self.lines[row]}"
 
     def reject(self, error: CellInvalidError, name: str) -> DataInvalid:
-        """Return *error* of column *name* as the sentence that names file and line."""
+        """Return *error* in column *name* as an error that names file and line."""
         return DataInvalid(
             f"{self.place(error.row)}: {name} {error.what}; correct or remove the row."
         )
@@ -313,23 +312,23 @@ class RawTable:
     def checked(
         self, name: str, read: Callable[Given, Result], *given: Given.args, **keys: Given.kwargs
     ) -> Result:
-        """Return *read* of column *name*; its ``CellInvalidError`` becomes a ``DataInvalid``."""
+        """Apply *read* to column *name*; a ``CellInvalidError`` becomes a ``DataInvalid``."""
         try:
             return read(*given, **keys)
         except CellInvalidError as error:
             raise self.reject(error, name) from None
 
     def select(self, rows: npt.NDArray[Any]) -> RawTable:
-        """Return the rows at these places, or of this mask."""
+        """Return the rows at these indices, or of this mask."""
         columns = {name: cells[rows] for name, cells in self.columns.items()}
         return replace(self, columns=columns, lines=self.lines[rows])
 
 
 class TableHead(NamedTuple):
-    """What the first rows say: the columns' names, how many rows they take, and a symbol."""
+    """The header of a table: names of the columns, number of header rows, and a symbol."""
 
     names: Sequence[str]
-    height: int = 0  # 0 where the rows name nothing
+    height: int = 0  # 0: no header
     symbol: str = ""
 
 
@@ -338,7 +337,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def head_of(path: Path, rows: Rows) -> TableHead:
-    """Read the head from a table's first *rows*; raise ``DataInvalid`` for an unknown layout."""
+    """Return the head of a table by its first *rows*; raise ``DataInvalid`` for unknown layouts."""
     for layout in HEADS:
         if (head := layout(rows)) is not None:
             return head._replace(names=distinct(path, head.names, head.names))
@@ -351,12 +350,12 @@ def head_of(path: Path, rows: Rows) -> TableHead:
 
 
 def distinct(path: Path, names: Sequence[str], plain: Sequence[str] = ()) -> list[str]:
-    """Return *names* each once, as *plain* or normalised; a nameless one is named by its place.
+    """Return distinct names, *plain* or normalised; a nameless column is named by its position.
 
-    Of names that differ in case alone (``t`` and ``T``, open and close time of some exchanges) the
-    one that is written as ``MEANINGS`` has it keeps its name. A column that means nothing here may
-    come several times. Others of one meaning carry the written name behind ``SAME``
-    (``reject_unclear``). Raises ``DataInvalid`` where two are written alike.
+    Of names that differ only in case (``t`` and ``T``, open and close time of some exchanges), the
+    one written as in ``MEANINGS`` keeps its name. Columns without a meaning may repeat a name. The
+    others of one meaning get their written name after ``SAME`` (``reject_unclear``). Raises
+    ``DataInvalid`` if two are written alike.
     """
     plain = plain or [normalise(name) for name in names]
     result: list[str] = []
@@ -382,10 +381,10 @@ def distinct(path: Path, names: Sequence[str], plain: Sequence[str] = ()) -> lis
 
 
 def plain_table(table: RawTable, symbol: str | None, columns: Sequence[str] = ()) -> RawTable:
-    """Return *table* as a plain one: of *symbol* alone, with the columns that ``MEANINGS`` names.
+    """Return the rows of *symbol*, with the columns of ``MEANINGS``.
 
-    *columns* are choices as ``chosen_columns`` reads them. Raises ``DataInvalid`` or
-    ``ConfigInvalid`` where that is unclear.
+    *columns* are choices in the notation of ``chosen_columns``. Raises ``DataInvalid`` or
+    ``ConfigInvalid`` for ambiguous columns.
     """
     table = _with_chosen(of_one_symbol(table, symbol), symbol, chosen_columns(columns))
     for layout in LAYOUTS:
@@ -397,9 +396,9 @@ def plain_table(table: RawTable, symbol: str | None, columns: Sequence[str] = ()
 
 
 def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Return field → name of its column for ``close=Price``; ``turnover=`` leaves a field out.
+    """Return field → column name for ``close=Price``; ``turnover=`` leaves a field out.
 
-    Raises ``ConfigInvalid`` where one of *columns* means nothing.
+    Raises ``ConfigInvalid`` for an entry of *columns* in another form.
     """
     chosen: dict[str, str] = {}
     for text in columns:
@@ -424,7 +423,7 @@ def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
 
 
 def reject_unclear(table: RawTable, columns: Sequence[str] = ()) -> RawTable:
-    """Return *table*; raise ``DataInvalid`` where columns mean the same and none is chosen."""
+    """Return *table*; raise ``DataInvalid`` if columns share a meaning and none is chosen."""
     chosen = chosen_columns(columns)
     for column in table.columns:
         normal, mark, written = column.partition(SAME)
@@ -442,10 +441,10 @@ def reject_unclear(table: RawTable, columns: Sequence[str] = ()) -> RawTable:
 
 
 def _with_chosen(table: RawTable, symbol: str | None, chosen: Mapping[str, str]) -> RawTable:
-    """Return *table* with the *chosen* columns under the names of their fields.
+    """Return *table* with the *chosen* columns renamed to their fields.
 
-    Others that would mean a chosen field are left out. Raises ``DataInvalid`` where a column is not
-    there, or the table has no names.
+    Other columns with the meaning of a chosen field are dropped. Raises ``DataInvalid`` if a column
+    is missing, or the table has no header.
     """
     if not chosen:
         return table
@@ -468,7 +467,7 @@ def _with_chosen(table: RawTable, symbol: str | None, chosen: Mapping[str, str])
 
 
 def _named(table: RawTable, field: str, name: str) -> str:
-    """Return the column of *table* that is written *name*."""
+    """Return the column of *table* with the written name *name*."""
     if table.bare:
         raise DataInvalid(
             f"{table.path} has no names of columns, so none is {name}: name none for {field}, or "
@@ -488,7 +487,7 @@ def _named(table: RawTable, field: str, name: str) -> str:
 
 
 def own_symbols(table: RawTable) -> tuple[str, ...]:
-    """Return the symbols that the content of *table* names, in the order of the alphabet."""
+    """Return the symbols in the content of *table*, sorted."""
     if table.symbol:
         return (table.symbol,)
     symbols = {name.partition("@")[2] for name in table.columns if "@" in name}
@@ -500,16 +499,16 @@ def own_symbols(table: RawTable) -> tuple[str, ...]:
 
 
 class SymbolUnknown(ConfigInvalid):
-    """Neither a name nor a content says which symbol a table is of."""
+    """Neither the name nor the content of a file names its symbol."""
 
 
 def symbol_of_table(
     table: RawTable, named: str | None, given: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Return a symbol and what to say: as *named* before the path, else the file's own, or *given*.
+    """Return the symbol and notes: *named* before the path, else the file's own, else *given*.
 
-    Raises ``ConfigInvalid`` where nothing names one, where name and content differ, and where
-    *given* is another than its own: only ``SYMBOL=PATH`` gives another name, and that is said.
+    Raises ``ConfigInvalid`` if nothing names a symbol, if name and content differ, or if *given*
+    differs from the file's own: only ``SYMBOL=PATH`` may rename it, which is noted.
     """
     by_name = symbol_of(table.path.name)
     held = own_symbols(table)
@@ -537,9 +536,9 @@ def symbol_of_table(
 
 
 def of_one_symbol(table: RawTable, symbol: str | None) -> RawTable:
-    """Return the part of *table* that is *symbol*'s, where it holds several.
+    """Return the rows of *symbol* if *table* has several symbols, else the whole table.
 
-    Raises ``ConfigInvalid`` where it holds several and *symbol* is none of them.
+    Raises ``ConfigInvalid`` if *symbol* is not among several.
     """
     held = own_symbols(table)
     if len(held) < 2:  # one, or none that is named
@@ -565,7 +564,7 @@ def of_one_symbol(table: RawTable, symbol: str | None) -> RawTable:
 
 
 def _without_empty(table: RawTable) -> RawTable:
-    """Return *table* without the rows in which its symbol did not trade: all figures are empty."""
+    """Return *table* without rows whose figures are all empty: the symbol did not trade."""
     empty = [
         cells == b""
         for name, cells in table.columns.items()
@@ -580,7 +579,7 @@ def _without_empty(table: RawTable) -> RawTable:
 def _without_header(
     names: Sequence[str], fits: Callable[[Sequence[str]], bool]
 ) -> Callable[[Rows], TableHead | None]:
-    """Return a head of rows that name nothing, where *fits* says so of the first row's cells."""
+    """Return the head of a table without header, if *fits* accepts the cells of its first row."""
 
     def head(rows: Rows) -> TableHead | None:
         cells = rows[0]
@@ -596,8 +595,8 @@ def _is_metatrader(cells: Sequence[str]) -> bool:
 def _yfinance_head(rows: Rows) -> TableHead | None:
     """Return the head of yfinance's table of one ticker or several.
 
-    It has a row of fields and one of tickers, in either order, and mostly a third that names the
-    time. Several tickers give names such as ``close@AAPL``.
+    It has a row of fields and a row of tickers, in either order, and usually a third row that names
+    the time. With several tickers a name is ``close@AAPL``.
     """
     if len(rows) < 3:  # two rows of a header and one of data
         return None
@@ -622,11 +621,11 @@ def _yfinance_head(rows: Rows) -> TableHead | None:
 
 
 def _plain_figures(table: RawTable) -> RawTable | None:
-    """Return *table* with its figures written plainly: decimal points, no thousands, no K, M, B.
+    """Return *table* with plain figures: decimal points, no thousands separators, no K, M, B.
 
-    Where commas part the cells, one within a figure is of thousands, and stays where no cell shows
-    that by a point or a second comma; elsewhere it is a decimal one. Raises ``DataInvalid`` where
-    that is unclear.
+    If commas separate cells, a comma within a figure separates thousands. It is removed only if
+    some cell proves that by a point or a second comma. Otherwise commas are decimal. Raises
+    ``DataInvalid`` for ambiguous figures.
     """
     texts = {
         name: cells.astype(np.bytes_)
@@ -668,7 +667,7 @@ def _plain_figures(table: RawTable) -> RawTable | None:
 
 
 def _decimal_points(table: RawTable, name: str, cells: npt.NDArray[np.bytes_]) -> Column:
-    """Return *cells* with points for their decimal commas; refuse one that has both otherwise."""
+    """Replace decimal commas in *cells* by points; reject a cell with commas and points mixed."""
     odd = (np.char.count(cells, b".") > 0) | (np.char.count(cells, b",") > 1)
     for row in np.flatnonzero(odd).tolist():
         cell = bytes(cells[row])
@@ -679,13 +678,13 @@ def _decimal_points(table: RawTable, name: str, cells: npt.NDArray[np.bytes_]) -
 
 
 def _volume_of_coins(table: RawTable) -> RawTable | None:
-    """Return *table* of OKX with its volume in coins; that of swaps is in contracts beside it."""
+    """Return a table of OKX with its volume in coins; swaps also have a volume in contracts."""
     names = table.columns
     coins = next((name for name in ("volccy", "vol_ccy") if name in names), None)
     quote = next((name for name in MEANINGS["turnover"] if name in names), None)
     if coins is None or quote is None or "vol" not in names:
         return None
-    if np.array_equal(names[coins], names[quote]):  # spot: both are in quote coin
+    if np.array_equal(names[coins], names[quote]):  # spot: both columns are in quote coin
         return replace(
             table, columns={name: cells for name, cells in names.items() if name != coins}
         )
@@ -695,7 +694,7 @@ def _volume_of_coins(table: RawTable) -> RawTable | None:
 
 
 def _closed(table: RawTable) -> RawTable | None:
-    """Return *table* without the candles that were not closed when they were written."""
+    """Return *table* without candles that were not closed."""
     for name in CLOSED:
         if name not in table.columns or (name == "x" and "t" not in table.columns):
             continue
@@ -710,9 +709,9 @@ def _closed(table: RawTable) -> RawTable | None:
 
 
 def _date_and_time(table: RawTable) -> RawTable | None:
-    """Return *table* with the columns date and time of MetaTrader and Stooq made one.
+    """Return *table* with the date and time columns of MetaTrader and Stooq joined.
 
-    Raises ``DataInvalid`` where a pair is no time.
+    Raises ``DataInvalid`` for a pair that is no time.
     """
     date, clock = table.columns.get("date"), table.columns.get("time")
     if date is None or clock is None or not date.dtype.kind == clock.dtype.kind == "S":
@@ -730,7 +729,7 @@ def _date_and_time(table: RawTable) -> RawTable | None:
 
 
 def _tick_volume(table: RawTable) -> RawTable | None:
-    """Return *table* without its own volume, where that is zero and the ticks were counted."""
+    """Return *table* without its volume column if that is zero and ticks were counted."""
     volume = meanings(list(table.columns), symbol=None).get("volume", TICKS[0])
     if volume in TICKS or not any(name in table.columns for name in TICKS):
         return None
@@ -762,7 +761,7 @@ HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
     _without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
     _yfinance_head,
 )
-"""What first rows mean that are no header of columns with known names; None of other layouts."""
+"""Readers of first rows without known column names; each returns None for other layouts."""
 
 LAYOUTS: Final[tuple[Callable[[RawTable], RawTable | None], ...]] = (
     _plain_figures,
@@ -771,4 +770,4 @@ LAYOUTS: Final[tuple[Callable[[RawTable], RawTable | None], ...]] = (
     _date_and_time,
     _tick_volume,
 )
-"""What makes a table's columns those that ``MEANINGS`` names; all that fit are applied in turn."""
+"""Conversions to the columns of ``MEANINGS``; every one that fits is applied, in order."""

@@ -79,17 +79,16 @@ def read_candles(
     columns: Sequence[str] = (),
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
-    """Return the candles of one file, exactly, oldest first, each open time once.
+    """Return the exact candles of one file, oldest first, each open time once.
 
-    *path* may be ``SYMBOL=PATH``. The symbol comes from that, else from the file's name, else from
-    its content, else from *symbol*; the category from the argument, else from the path; the
-    interval from the times; the kind of file from its name. With *sessions_for* they are laid upon
-    an exchange's sessions (``in_sessions``).
-    *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
-    What was converted, sorted or dropped is in ``Candles.notes``.
+    *path* may be ``SYMBOL=PATH``. The symbol comes from that, else from the file's name, its
+    content, or *symbol*. The category comes from the argument, else from the path; the interval
+    from the times; the format from the name. With *sessions_for* the candles are aligned to an
+    exchange's sessions (``in_sessions``). *columns* choose a field's column (``close=Price``) or
+    leave it out (``turnover=``). ``Candles.notes`` tell conversions, sorting and dropped rows.
 
-    Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
-    and ``ConfigInvalid`` where no symbol is known.
+    Raises ``DataInvalid``, with file and line, for an implausible file, and ``ConfigInvalid`` if no
+    symbol is known.
     """
     chosen_columns(columns)
     if category is not None and category not in tuple(Category):
@@ -121,7 +120,7 @@ def _candles(
     sessions_for: SessionsFor | None = None,
     is_named: bool = False,
 ) -> Candles:
-    """Return the candles of a plain *table*; *notes* say what was converted or dropped so far."""
+    """Return the candles of a plain *table*; append to *notes* about conversions."""
     reject_content(table, is_named=is_named)
     notes += table.notes
     symbol = symbol or ""
@@ -143,7 +142,7 @@ def _candles(
     reject_impossible(rows)
     rows = in_order(rows, notes.append)
     stated = interval_of(table.path.name)
-    # Bars of sessions do not all have one length: what a file says of them is believed first.
+    # Session bars differ in length, so the interval in the file's name comes first.
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
     if are_months(rows, step):
         step = MONTH_MS
@@ -174,7 +173,7 @@ def _candles(
 
 
 def _fields(table: RawTable, symbol: str) -> dict[str, str]:
-    """Return meaning → column, or refuse the file by the columns that it lacks."""
+    """Return meaning → column name; raise ``DataInvalid`` naming missing columns."""
     fields = meanings(list(table.columns), symbol=symbol)
     if (
         (name := fields.get(TIME)) in INDEXES
@@ -193,7 +192,7 @@ def _fields(table: RawTable, symbol: str) -> dict[str, str]:
 
 
 def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArray:
-    """Return open times in ms, of a column that names instants where there is one."""
+    """Return the open times in ms, preferably of a column of instants."""
     name = fields[TIME]
     if not are_instants(table.columns[name]):
         for other in MEANINGS[TIME]:
@@ -216,7 +215,7 @@ def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArra
 
 
 def _is_clock(clock: Column, instants: Column) -> bool:
-    """Return whether *clock* may show *instants* in some zone: no counter, nor times of arrival."""
+    """Return whether *clock* can be *instants* in another zone; else it is a counter."""
     if not are_instants(instants):
         return False
     with suppress(CellInvalidError):
@@ -226,7 +225,7 @@ def _is_clock(clock: Column, instants: Column) -> bool:
 
 
 def reject_zone(table: RawTable) -> None:
-    """Raise ``DataInvalid`` where something beside times without an offset names another zone."""
+    """Raise ``DataInvalid`` if a header or column names a zone other than UTC."""
     zones = [table.zone.strip()]
     for name in ZONE_COLUMNS:
         cells = table.columns.get(name)
@@ -245,7 +244,7 @@ UTC_NAMES: Final = frozenset({"", "UTC", "GMT", "Z", "ETC/UTC", "ETC/GMT", "ZULU
 
 
 def _prices(table: RawTable, fields: dict[str, str]) -> dict[str, Decimals]:
-    """Return the four price columns at one scale, the fewest decimals that hold all."""
+    """Return the four price columns at one scale, with the fewest decimals that hold all."""
     prices = {name: table.checked(name, parse, table.columns[fields[name]]) for name in PRICES}
     places = max(column.places for column in prices.values())
     return {name: table.checked(name, column.rescale, places) for name, column in prices.items()}
@@ -258,7 +257,7 @@ def _is_empty(column: Column) -> bool:
 
 
 def _without_blank(table: RawTable, fields: dict[str, str], notes: list[str]) -> RawTable:
-    """Return *table* without the rows that have no price: minutes without a trade."""
+    """Return *table* without rows without a price, which are minutes without a trade."""
     blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
     if not blank.any() or blank.all():
         return table
@@ -279,15 +278,15 @@ def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
 
 
 BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-"])
-"""What makers write where nothing was traded."""
+"""Cells that vendors write for a minute without a trade."""
 
 
 def _ordered(
     table: RawTable, fields: dict[str, str], prices: dict[str, Decimals], notes: list[str]
 ) -> dict[str, Decimals]:
-    """Return *prices* by what they hold, where rows without names have them in another order.
+    """Return *prices* in the order of their contents if a file without header has another one.
 
-    Raises ``DataInvalid`` where a header gives names that most rows contradict.
+    Raises ``DataInvalid`` if most rows contradict the names of a header.
     """
     order = likely_order({name: column.mantissa for name, column in prices.items()})
     if order is None:
@@ -308,13 +307,13 @@ def _ordered(
 
 
 def _counts_trades(turnover: Decimals, volume: Decimals, prices: dict[str, Decimals]) -> bool:
-    """Return whether a column without a name holds whole numbers that can be no turnover."""
+    """Return whether a nameless column holds whole numbers that cannot be turnover."""
     outside = is_outside(turnover, volume, prices["low"], prices["high"])
     return turnover.places == 0 and bool(outside.sum() > MOST_WRONG * outside.size)
 
 
 def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume") -> Decimals:
-    """Return the volume; a column that is empty throughout (mark prices) counts as zero."""
+    """Return the volume; an entirely empty column (mark prices) counts as zero."""
     column = table.columns[name]
     if _is_empty(column):
         notes.append(f"{meaning} is empty throughout, taken as zero")
@@ -328,7 +327,7 @@ def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume
 
 
 def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) -> Decimals:
-    """Round a volume whose digits, left by sums of doubles, do not fit into 64 bits."""
+    """Round a volume whose digits, from sums of doubles, do not fit in 64 bits."""
     largest = float(np.nanmax(np.abs(column.astype(np.float64))))
     places = VOLUME_DECIMALS
     while places and largest * 10.0**places > INT64_MAX / 2:
@@ -342,11 +341,11 @@ def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) ->
 
 Note = Callable[[str], None]
 OFF_GRID_SHARE_MAX: Final = 0.01
-"""Above this share of odd open times the interval itself was misread."""
+"""Above this share of open times off the grid, the interval itself is doubtful."""
 
 
 def reject_impossible(rows: Rows) -> None:
-    """Raise at the first candle that no market can print."""
+    """Raise ``DataInvalid`` at the first impossible candle."""
     price = {name: column.mantissa for name, column in rows.prices.items()}
     for name, values in price.items():
         _reject(rows, values <= 0, f"{name} is not above zero")
@@ -366,10 +365,10 @@ def _reject(rows: Rows, bad: npt.NDArray[np.bool_], what: str) -> None:
 
 
 def in_order(rows: Rows, note: Note) -> Rows:
-    """Return *rows* oldest first and each time once.
+    """Return *rows* oldest first, each time once.
 
-    A file that is merely newest first is turned; equal repetitions are dropped. Raises where
-    rows jump back, or where two rows of one time differ.
+    A file that is newest first is reversed; equal repetitions are dropped. Raises ``DataInvalid``
+    for other orders, and if two rows of one time differ.
     """
     steps = np.diff(rows.times)
     if steps.size and (steps <= 0).all() and (steps < 0).any():
@@ -414,10 +413,10 @@ def interval_between(rows: Rows, stated: int | None) -> int:
 
 
 def interval_believed(rows: Rows, step: int, stated: int) -> int:
-    """Return *stated*, the interval of a file's name, where the *step* of most rows can be of it.
+    """Return *stated*, the interval in the file's name, if the usual *step* is compatible with it.
 
-    A market that seldom trades has no candle in most intervals. Raises ``DataInvalid`` where the
-    steps contradict the name.
+    A market that seldom trades has no candle in most intervals. Raises ``DataInvalid`` if the steps
+    contradict the name.
     """
     steps = np.diff(rows.times)
     if step == stated or not steps.size:
@@ -432,9 +431,9 @@ def interval_believed(rows: Rows, step: int, stated: int) -> int:
 
 
 def are_months(rows: Rows, step: int) -> bool:
-    """Return whether *rows*, most of them *step* apart, are of months: no two of one month.
+    """Return whether *rows*, usually *step* apart, are months: no two in one month.
 
-    Where a hole of months is as common as what follows without one, the shortest step decides.
+    Holes may be as frequent as adjacent months, so the shortest step decides.
     """
     months = rows.times.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
     if step == MONTH_MS and rows.times.size == 1:
@@ -448,11 +447,11 @@ def are_months(rows: Rows, step: int) -> bool:
 
 
 def on_grid(rows: Rows, interval_ms: int, note: Note) -> Rows:
-    """Return the rows whose open time lies on the file's grid.
+    """Return the rows that open on the file's grid.
 
-    A candle that opens off the grid (a venue's restart) covers another span than its
-    neighbours and has no place among them: it is dropped, said, and leaves a hole. Raises
-    where there are so many that the interval is in doubt.
+    A candle off the grid (after a restart of the venue) covers a different span than its
+    neighbours. It is dropped with a note and leaves a hole. Raises ``DataInvalid`` if so many are
+    off the grid that the interval is doubtful.
     """
     if interval_ms == MONTH_MS:
         calendar = month_calendar()
@@ -479,9 +478,9 @@ def on_grid(rows: Rows, interval_ms: int, note: Note) -> Rows:
 
 MONTH_LEAST_MS: Final = 26 * DAY_MS
 MONTH_MOST_MS: Final = 35 * DAY_MS
-"""How far apart two candles of months are, dated by their first session where they have any."""
+"""The distance of two monthly candles, dated by their first session if they have one."""
 NAME: Final = Path("the frame")
-"""What stands for the file in messages."""
+"""The name of a frame in messages."""
 
 
 def is_frame(value: object) -> bool:
@@ -502,12 +501,11 @@ def candles_of_frame(
     columns: Sequence[str] = (),
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
-    """Return *frame* as candles, by the same names, *columns* and rules as a file's columns.
+    """Return *frame* as candles, by the names, *columns* and rules of files.
 
-    Times are instants (of UTC where they name no zone), numbers since 1970, or ISO text; a pandas
-    frame may have them as its index. The symbol is the frame's own, else *symbol*. With
-    *sessions_for* they are laid upon an exchange's sessions. Raises ``DataInvalid`` or
-    ``ConfigInvalid`` with one sentence.
+    Times are instants (UTC if they have no zone), numbers since 1970, or ISO text; in pandas they
+    may be the index. The symbol is that in the frame, else *symbol*. With *sessions_for* the
+    candles are aligned to an exchange's sessions. Raises ``DataInvalid`` or ``ConfigInvalid``.
     """
     named = _named(frame)
     held = {
@@ -535,9 +533,9 @@ def candles_of_frame(
 
 
 def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
-    """Return the columns of *frame* by their names; the index of pandas is one where it has times.
+    """Return the columns of *frame* by name, with a pandas index of times as a column.
 
-    Columns of several levels, as downloads of many symbols have, are refused.
+    Columns of several levels, as in downloads of many symbols, are rejected.
     """
     if isinstance(frame, Mapping):
         return dict(frame)

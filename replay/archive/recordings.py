@@ -1,9 +1,9 @@
-"""Recordings: what recorders append to, of sampled order books or of every frame as it came.
+"""Files that recorders append to: sampled order books, or every frame as received.
 
-A file is a gzip file of many members, each of which is written whole. The first holds a header as
-one JSON line, each other one a block: sampled books (``books``) or lines of a session (``events``).
-Each begins with a mark: gzip's head, with letters where it has a time. So none is overseen, and a
-killed recorder leaves at most one torn member at the end.
+A file is a gzip file of many members, each written whole. The first holds a header as one JSON
+line. Each other member holds a block: sampled books (``books``) or lines of a session
+(``events``). A member begins with a mark, a gzip header with letters in its time field. So a reader
+finds every member, and a killed recorder leaves at most one torn member, at the end.
 
 The rules are docs/orderbook.md, D4.
 """
@@ -30,23 +30,23 @@ from tracepaper.strategies.types.market import Instrument
 from tracepaper.strategies.units import iso
 
 MARK: Final = b"\x1f\x8b\x08\x00TPRC\x00\xff"
-"""The head of every member."""
+"""The first bytes of every member."""
 HEADER_BYTES_MAX: Final = 64 * 1024
 MEMBER_BYTES_MAX: Final = 64 * 1024 * 1024
 NEWEST_BYTES: Final = 16 * 1024 * 1024
-"""What is read of a file that goes on: many blocks, for one torn and one whole are enough."""
+"""Bytes read at the end of a file to resume it: more than a whole and a torn block."""
 FORMAT: Final = "tracepaper recording"
 VERSION: Final = 1
 
 
 class RecordingHeader(Struct, frozen=True, kw_only=True):
-    """What a file holds, and whence: ``exchange``, ``loopback`` or ``frames``.
+    """The content of a file and its source: ``exchange``, ``loopback`` or ``frames``.
 
-    Sampled books have *levels* a side each ``every_ms``. Else all frames of *topics* are held, but
-    those dated more than ``ahead_ms`` after their receipt.
+    Sampled books have *levels* per side, one book per ``every_ms``. Other files hold all frames of
+    *topics*, except frames dated more than ``ahead_ms`` after their receipt.
     """
 
-    t: str = "recording"  # the kind of line, as each line of a session has one
+    t: str = "recording"  # the kind of line, as in recorded sessions
     format: str = FORMAT
     version: int = VERSION
     instrument: Instrument
@@ -58,17 +58,17 @@ class RecordingHeader(Struct, frozen=True, kw_only=True):
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the file holds sampled books, and not every frame."""
+        """Whether the file holds sampled books; else it holds every frame."""
         return not self.topics
 
     def words(self) -> str:
-        """Return it as people read it."""
+        """Return the content in words."""
         if self.is_sampled:
             return f"{self.instrument.id}, {self.levels} levels a side each {self.every_ms:,} ms"
         return f"{' and '.join(self.topics)} of {self.instrument.category}"
 
     def holds(self) -> tuple[object, ...]:
-        """List what may not change within a file; an exchange changes other filters."""
+        """Return the fields that may not change within a file; other filters may."""
         instrument = self.instrument
         decimals = (
             instrument.price_decimals,
@@ -90,7 +90,7 @@ _MADE_BY: Final = (
 
 @dataclass(frozen=True)
 class RecordingGap:
-    """Where nothing was recorded: after ``from_ms``, until ``until_ms``."""
+    """A time without recording: after ``from_ms``, until ``until_ms``."""
 
     from_ms: int
     until_ms: int
@@ -99,7 +99,7 @@ class RecordingGap:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingQuality:
-    """What a recording holds; times are UTC milliseconds, those of frames of their receipt."""
+    """Figures of a recording; times are UTC milliseconds, for frames those of receipt."""
 
     path: str
     instrument: str
@@ -108,37 +108,37 @@ class RecordingQuality:
     topics: tuple[str, ...]
     source: str
     books: int = 0
-    thin: int = 0  # books with fewer levels than asked for, on a side
+    thin: int = 0  # books with fewer levels than requested on a side
     frames: int = 0
-    changes: int = 0  # levels that frames of the book set, those of snapshots too
+    changes: int = 0  # levels set by frames of the book, including snapshots
     trades: int = 0
     first_ms: int | None
     last_ms: int | None
     recorded_ms: int  # without the gaps
     gaps: tuple[RecordingGap, ...]
     bytes: int
-    bytes_each: float | None  # a book; of frames an event: a changed level or a trade
+    bytes_each: float | None  # per book; for frames per changed level or trade
     late_p50_ms: float | None = None  # from the exchange's date of a frame to its receipt
     late_p99_ms: float | None = None
-    torn: str  # what is left out at the end; empty where nothing is
+    torn: str  # the part left out at the end, in words; empty if none
 
 
 class RecordingFile(ABC):
     """A file read member by member.
 
-    Once all were read, ``torn`` is the sentence about what a killed recorder left at the end, and
-    ``whole`` where the last whole member ends.
+    After all were read, ``torn`` is a sentence about the torn end that a killed recorder left, and
+    ``whole`` is the end of the last whole member.
     """
 
     is_sampled: ClassVar[bool]
-    """Whether it holds sampled books; a file of the other kind is refused."""
+    """Whether it holds sampled books; the other kind is rejected."""
     torn = ""
     whole: int | None = None
 
     def __init__(self, path: Path, *, newest: int | None = None) -> None:
-        """Open *path*; raise ``DataInvalid`` where it is no recording of this kind.
+        """Open *path*; raise ``DataInvalid`` if it is no recording of this kind.
 
-        Of a file of more than *newest* bytes the first member is read, and the last of the others.
+        Of a file with more than *newest* bytes, read the first member and the members at its end.
         """
         self.path: Final = path
         self._left_out = 0
@@ -177,7 +177,7 @@ class RecordingFile(ABC):
             file.seek(begin)
             head, self._content = self._content[: first[1]], file.read()
         at = self._content.find(MARK)
-        while at >= 0 and self._member(at) is None:  # it stands in a member by chance
+        while at >= 0 and self._member(at) is None:  # the mark occurs inside a member by chance
             at = self._content.find(MARK, at + 1)
         at = len(self._content) if at < 0 else at
         self._left_out = begin + at - len(head)
@@ -189,9 +189,9 @@ class RecordingFile(ABC):
         return sha256(self._content).hexdigest()
 
     def members(self, start: int = 0) -> Iterator[tuple[bytes, int]]:
-        """Yield the content and end of each whole member from byte *start*; stop at a torn last.
+        """Yield the content and end of each whole member from byte *start*; skip a torn last one.
 
-        Raises ``DataInvalid`` where a whole one follows a torn one.
+        Raises ``DataInvalid`` if a whole member follows a torn one.
         """
         content, end = self._content, start
         while end < len(content):
@@ -213,7 +213,7 @@ class RecordingFile(ABC):
             end = member[1]
 
     def _member(self, start: int) -> tuple[bytes, int] | None:
-        """Return content and end of the member at byte *start*; None where it is torn."""
+        """Return content and end of the member at byte *start*; None if it is torn."""
         content = self._content
         if not content.startswith(MARK, start):
             return None
@@ -234,14 +234,14 @@ class RecordingFile(ABC):
 
     @abstractmethod
     def times(self) -> Iterator[float]:
-        """Yield the UTC milliseconds of what is held, in order; raise ``DataInvalid``."""
+        """Yield the UTC milliseconds of the content, in order; raise ``DataInvalid``."""
 
     @abstractmethod
     def quality(self) -> RecordingQuality:
-        """Summarise what is held, all of it checked; raise ``DataInvalid``."""
+        """Check and summarise the content; raise ``DataInvalid``."""
 
     def _quality(self, *, items: int, **figures: Any) -> RecordingQuality:  # noqa: ANN401 - fields
-        """Return the quality of *figures*, and of what is the same of every recording."""
+        """Return *figures* with those common to all recordings."""
         header, size = self.header, len(self._content)
         return RecordingQuality(
             path=str(self.path),
@@ -274,9 +274,9 @@ def _header(path: Path, content: bytes) -> RecordingHeader:
 
 
 def recording_header(path: Path) -> RecordingHeader | None:
-    """Return the header of the file at *path*; None where it is no recording.
+    """Return the header of the file at *path*; None if it is no recording.
 
-    Raises ``DataInvalid`` where it is damaged.
+    Raises ``DataInvalid`` if it is damaged.
     """
     try:
         with path.open("rb") as file:
@@ -298,10 +298,10 @@ def member(content: bytes) -> bytes:
 
 
 class RecordingWriter(ABC):
-    """Appends to one file, whole blocks at a time; the only writer of it.
+    """Appends whole blocks to one file, as its only writer.
 
-    ``says`` is the sentence about an older writer's torn end. Raises ``ConfigInvalid`` where the
-    file holds something else or has a writer already, ``DataInvalid`` where it is no recording.
+    ``says`` is a sentence about the torn end of a killed writer. Raises ``ConfigInvalid`` if the
+    file has other content or another writer, and ``DataInvalid`` if it is no recording.
     """
 
     reader: ClassVar[type[RecordingFile]]
@@ -330,7 +330,7 @@ class RecordingWriter(ABC):
             raise
 
     def _resume(self) -> None:
-        """Find where the file ends, and cut off what is no whole block."""
+        """Find the end of the file, and cut off a torn block."""
         stored = self.reader(self.path, newest=NEWEST_BYTES)
         held, header = stored.header, self.header
         if held.holds() != header.holds():
@@ -351,7 +351,7 @@ class RecordingWriter(ABC):
             os.ftruncate(self._file, stored.whole)
 
     def reject_earlier(self, at_ms: float, *, again: bool = True) -> None:
-        """Raise ``DataInvalid`` where *at_ms* is earlier than what is stored, or *again* of it."""
+        """Raise ``DataInvalid`` if *at_ms* is before the end, or with *again* equal to it."""
         if at_ms < self.last_ms or (again and at_ms == self.last_ms):
             raise DataInvalid(
                 f"{self.path} is recorded until {iso(int(self.last_ms))} and the next is of "
@@ -359,9 +359,9 @@ class RecordingWriter(ABC):
             )
 
     def append(self, content: bytes) -> None:
-        """Append *content* as one member, and have it on the disk.
+        """Append *content* as one member, and sync it to disk.
 
-        A member that finds no room leaves nothing behind.
+        If the disk is full, nothing of the member remains.
         """
         left, before = memoryview(member(content)), os.fstat(self._file).st_size
         try:
@@ -375,7 +375,7 @@ class RecordingWriter(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Write what is held as one block."""
+        """Write the buffered content as one block."""
 
     def __enter__(self) -> Self:
         """Write."""
@@ -387,7 +387,7 @@ class RecordingWriter(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write what is held, and let others write."""
+        """Write the buffered content, and release the file."""
         try:
             self.flush()
         finally:

@@ -1,4 +1,4 @@
-"""Data quality of candles, the instrument that they make, and settlements of funding."""
+"""Data quality of candles, their instrument, and funding settlements."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Quality:
     first_ms: int
     last_ms: int
     gaps: tuple[Span, ...]  # (first missing open time, open time after it)
-    missing: int  # candles that the gaps lack
+    missing: int  # candles missing in the gaps
     zero_volume: int  # candles without volume
     price_decimals: int
     volume_decimals: int
-    turnover_decimals: int | None  # None where the file has no turnover
+    turnover_decimals: int | None  # None if the file has no turnover
     open_is_previous_close: float | None
-    """Share of consecutive candles that open at the close before: Bybit's always do, as their
-    open is not a traded price; those built from trades mostly do not."""
-    flat: int  # candles with one price alone
+    """Share of candles that open at the previous close: all of Bybit's, whose open is no traded
+    price; few of those built from trades."""
+    flat: int  # candles with a single price
     notes: tuple[str, ...]
-    splits: tuple[str, ...]  # sentences about those that are suspected; of shares alone
-    calendar: str | None  # whose sessions are counted; None where every interval is
-    sessions: int | None  # of them from the first candle to the last
+    splits: tuple[str, ...]  # sentences about suspected splits of shares
+    calendar: str | None  # None if every interval counts
+    sessions: int | None  # sessions from the first candle to the last
 
 
 def quality(candles: Candles) -> Quality:
@@ -65,7 +65,7 @@ def quality(candles: Candles) -> Quality:
     gaps = tuple(candles.gaps)
     calendar = candles.calendar
     if calendar is not None and calendar.sessions.name == MONTHS_OF:
-        calendar = None  # months are whole, and nobody closes
+        calendar = None  # the market never closes; the calendar is that of months
     return Quality(
         path=candles.path,
         instrument=candles.instrument,
@@ -93,7 +93,7 @@ def quality(candles: Candles) -> Quality:
 
 
 def _sessions(calendar: Calendar, first_ms: int, last_ms: int) -> int:
-    """Return how many sessions there are from one bar to another."""
+    """Return the number of sessions from one bar to another."""
     first, last = calendar.place(first_ms), calendar.place(last_ms)
     sessions = calendar.sessions
     opens, closes = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
@@ -102,10 +102,9 @@ def _sessions(calendar: Calendar, first_ms: int, last_ms: int) -> int:
 
 
 def split_sentences(candles: Candles, applied: Collection[CorporateAction] = ()) -> tuple[str, ...]:
-    """Return a sentence about each split for which *candles* of a share were not adjusted.
+    """Return a sentence per split for which *candles* of a share seem not adjusted.
 
-    Those that are *applied* are none of them. Only the first and the last candle of a session are
-    looked at.
+    Splits in *applied* are skipped. Only the first and last candles of sessions are compared.
     """
     if candles.category is not Category.STOCK:
         return ()
@@ -124,11 +123,11 @@ def split_sentences(candles: Candles, applied: Collection[CorporateAction] = ())
 
 
 QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6, Category.STOCK: 0}
-"""For symbols that were not recorded: the finest common steps of a category; whole shares."""
+"""Defaults without recorded filters: the finest usual steps of a category; whole shares."""
 NOTIONAL_DECIMALS: Final = 10
-"""Of price and quantity together: finer steps of cheap coins are worth nothing."""
+"""The maximum decimals of price and quantity together; finer steps have no value."""
 FRACTION_DECIMALS: Final = 3
-"""Of shares that are held in parts."""
+"""The decimals of fractional shares."""
 
 FUNDING_MINUTES: Final = 480
 
@@ -138,13 +137,12 @@ def archive_instrument(
 ) -> Instrument:
     """Return the instrument under which *candles* are replayed.
 
-    Of shares *fractional* allows parts, and *currency* is what they are paid in. In an account that
-    several strategies share (*shared*) price times quantity is exact in money.
+    *fractional* allows fractions of shares; *currency* is that of shares. In an account of several
+    strategies (*shared*) price times quantity must be exact in money.
 
-    The tick is the finer of the data's and the recorded one, for real old candles are finer
-    than today's tick. The quantity step is the recorded one, and never above 1. There is no
-    least or largest order and no least notional: those are enforced where a run has an
-    exchange, and today's would refuse what was possible then.
+    The tick is the finer of the data's and the recorded one, since old candles may be finer than
+    today's tick. The quantity step is the recorded one, at most 1. The instrument has no limits of
+    order size or notional: today's limits would reject orders that were possible then.
     """
     recorded = (
         recorded_instruments().get(candles.symbol) if candles.category is Category.LINEAR else None
@@ -190,14 +188,14 @@ def archive_instrument(
 
 
 def _decimals(number: Decimal) -> int:
-    """Return the decimals that *number* needs: 1 for 0.10, 0 for 10."""
+    """Return the decimals of *number*: 1 for 0.10, 0 for 10."""
     exponent = number.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(-exponent, 0)
 
 
 PERCENT_FROM: Final = 0.004
-"""A usual rate of so much is one of percent: as a fraction it would be over 400 % a year."""
+"""A median rate from here on is in percent: as a fraction it would be 400 % a year."""
 RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")
 TIME_NAMES: Final = ("funding_time", "fundingratetimestamp", "calc_time", *MEANINGS[TIME])
 
@@ -210,7 +208,7 @@ class FundingRates:
     symbol: str
     time_ms: IntArray
     rate: IntArray
-    interval_ms: IntArray | None = None  # since the settlement before, where the file says it
+    interval_ms: IntArray | None = None  # since the previous settlement, if the file says it
 
     @property
     def instrument(self) -> str:
@@ -229,15 +227,14 @@ class FundingRates:
 
 
 NEIGHBOURS: Final = 4
-"""A settlement's interval is the median of the distances to so many neighbours either way."""
+"""The interval of a settlement is the median distance of so many neighbours on each side."""
 
 
 def missing_settlements(rates: FundingRates, from_ms: int, until_ms: int) -> list[tuple[int, int]]:
-    """Return when settlements after *from_ms* and up to *until_ms* were due that *rates* lack.
+    """Return the due times in (*from_ms*, *until_ms*] that *rates* lack, with the next due time.
 
-    Each stands beside the time of the next one that was due. The interval is the file's own, else
-    that of the settlements around it, since exchanges change it; of a single settlement there is
-    none.
+    The interval is that of the file, else that of the settlements around, since exchanges change
+    it. A single settlement has none.
     """
     times = rates.time_ms
     if times.size < 2:
@@ -269,10 +266,10 @@ def missing_settlements(rates: FundingRates, from_ms: int, until_ms: int) -> lis
 
 
 def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates:
-    """Return the settlements in a file with a time and a funding rate, as rates not percent.
+    """Return the settlements in a file of times and funding rates, as fractions.
 
-    A rate of more than ten decimals is rounded half-even to 10⁻¹⁰. Raises ``DataInvalid`` with
-    file and line, ``ConfigInvalid`` where no symbol is known.
+    Rates are rounded half-even to 10⁻¹⁰. Raises ``DataInvalid`` with file and line, and
+    ``ConfigInvalid`` if no symbol is known.
     """
     named, file = split_argument(path)
     table = read_table(file)
@@ -300,17 +297,17 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
 
 
 def _interval_hours(table: RawTable) -> IntArray | None:
-    """Return the hours since the settlement before each, where the file says them."""
+    """Return the hours since the previous settlement, if the file has them."""
     if (cells := table.columns.get("funding_interval_hours")) is None:
         return None
     hours = table.checked("funding_interval_hours", parse, cells)
     if hours.places or (hours.mantissa <= 0).any():
-        return None  # no whole hours: the times say more
+        return None  # not in whole hours: the times are more exact
     return hours.mantissa
 
 
 def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
-    """Return settlement times and rates, checked for sense."""
+    """Return the checked settlement times and rates."""
     time_name = next((name for name in TIME_NAMES if name in table.columns), None)
     rate_name = next((name for name in RATE_NAMES if name in table.columns), None)
     if time_name is None or rate_name is None:

@@ -1,6 +1,6 @@
 """Exchange calendars, and candles aligned to their sessions.
 
-The package is asked here alone, once for a file or a run; the engine is handed numbers.
+Only this module calls the calendar package, once per file or run; the engine gets numbers.
 
 The rules are docs/stocks.md, K1 to K9.
 """
@@ -31,17 +31,17 @@ from tracepaper.strategies.sessions import (
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
 
 SessionsFor = Callable[[int, int], Sessions]
-"""Returns the sessions of the whole years that two UTC times, in milliseconds, lie in."""
+"""Returns the sessions of the whole years around two UTC times in milliseconds."""
 
 MOST: Final = 0.9
-"""The share of sessions from which on a way in which candles lie in them is that of the file."""
+"""The share of sessions that must fit before a file's candles count as aligned that way."""
 NS_A_MINUTE: Final = 60_000_000_000
 
 
 def sessions_named(name: str) -> SessionsFor:
     """Return a function that gives the sessions of the calendar *name*, such as ``XNAS``.
 
-    Raises ``ConfigInvalid`` where the package is missing or has no such calendar.
+    Raises ``ConfigInvalid`` if the package is missing or has no such calendar.
     """
     _calendar_class(name)
     return partial(_sessions, name)
@@ -56,7 +56,7 @@ def _year(time_ms: int) -> int:
 
 
 def _calendar_class(name: str) -> Any:  # noqa: ANN401 - a module of an optional package
-    """Return the package, once it is known to have the calendar *name*."""
+    """Return the package, after checking that it has the calendar *name*."""
     try:
         import exchange_calendars
     except ImportError:
@@ -73,9 +73,9 @@ def _calendar_class(name: str) -> Any:  # noqa: ANN401 - a module of an optional
 
 
 def reaching(sessions: Sessions, from_ms: int, until_ms: int) -> Sessions:
-    """Return *sessions*, which are of whole years, where these hold both of the times.
+    """Return *sessions*, of whole years, if they cover both times.
 
-    Raises ``DataInvalid`` elsewhere.
+    Raises ``DataInvalid`` otherwise.
     """
     first, last = sessions.opens[0] * MINUTE_MS, sessions.closes[-1] * MINUTE_MS
     for at in (from_ms, until_ms):
@@ -89,11 +89,11 @@ def reaching(sessions: Sessions, from_ms: int, until_ms: int) -> Sessions:
 
 @lru_cache(maxsize=8)
 def sessions_of_years(name: str, first: int, last: int) -> Sessions:
-    """Ask the package for the sessions of the years *first* to *last*."""
+    """Return the package's sessions of the years *first* to *last*."""
     package = _calendar_class(name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what pandas says to the package is not for us
+            warnings.simplefilter("ignore")  # warnings of pandas concern the package
             calendar = package.get_calendar(name, start=f"{first}-01-01", end=f"{last}-12-31")
     except ValueError as error:
         raise DataInvalid(f"The calendar {name} does not reach to the data: {error}") from None
@@ -102,7 +102,7 @@ def sessions_of_years(name: str, first: int, last: int) -> Sessions:
         getattr(calendar, column).to_numpy(dtype="datetime64[ns]").astype(np.int64).tolist()
         for column in ("opens", "break_starts", "break_ends", "closes")
     ]
-    nothing = np.iinfo(np.int64).min  # how a missing break is written
+    nothing = np.iinfo(np.int64).min  # marks a missing break
     labels = calendar.sessions.to_numpy(dtype="datetime64[D]").astype(np.int64).tolist()
     for day, opened, paused, resumed, closed in zip(labels, *columns, strict=True):
         offset = datetime.fromtimestamp(opened / 10**9, tz=calendar.tz).utcoffset()
@@ -129,13 +129,12 @@ def sessions_of_years(name: str, first: int, last: int) -> Sessions:
 
 
 def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
-    """Return *candles*, each at the open of its session bar; others are dropped, and it is said.
+    """Return *candles* at the opens of their session bars; drop others, with a note.
 
-    A day, a week or a month is found by its date; a shorter bar must open where a bar of the
-    session does. Times that were text without a zone are the exchange's own where more bars fit so
-    than as UTC.
+    A day, week or month is matched by its date. A shorter candle must open with a bar of the
+    session. Text without a zone is the exchange's local time if that fits more bars than UTC.
 
-    Raises ``DataInvalid`` where no bar fits, or two fit the same one.
+    Raises ``DataInvalid`` if no candle fits, or two fit the same bar.
     """
     times = candles.open_time_ms
     sessions = sessions_for(int(times[0]), int(times[-1]))
@@ -188,9 +187,9 @@ def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
 
 
 def _by_open(times: IntArray, sessions: Sessions, interval_ms: int) -> tuple[Calendar, IntArray]:
-    """Return the calendar whose bars open where most of *times* do, and which bars those are.
+    """Return the calendar whose bars open at most of *times*, and the bar index of each time.
 
-    The place of a time at which no bar opens is -1. Where both anchors fit alike, it is the clock.
+    A time without a bar gets -1. If both anchors fit equally, the clock is the anchor.
     """
     calendars = [
         Calendar(msgspec.structs.replace(sessions, anchor=anchor), interval_ms)
@@ -206,9 +205,9 @@ def _by_open(times: IntArray, sessions: Sessions, interval_ms: int) -> tuple[Cal
 
 
 def _are_closes(times: IntArray, sessions: Sessions) -> bool:
-    """Return whether sessions that *times* reach over end with one of them and begin with none.
+    """Return whether *times* are closes: they include ends of sessions and no opens.
 
-    Those of trading before and after sessions say nothing.
+    Sessions with trading before or after them are ignored.
     """
     begins, ends = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
     over = (begins >= times[0] - DAY_MS // 2) & (ends <= times[-1])
@@ -219,24 +218,24 @@ def _are_closes(times: IntArray, sessions: Sessions) -> bool:
 
 
 def _from_local(times: IntArray, sessions: Sessions) -> IntArray:
-    """Return the UTC of *times*, which are those of the exchange's own clock."""
+    """Convert *times* from the exchange's local time to UTC."""
     days, offsets = np.array(sessions.days), np.array(sessions.offsets)
     at = np.searchsorted(days, times // DAY_MS).clip(max=days.size - 1)
     return times - offsets[at] * MINUTE_MS
 
 
 def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
-    """Return which bar of *calendar*, of days, weeks or months, each of *times* is of; -1 for none.
+    """Return the bar index in *calendar*, of days, weeks or months, for each of *times*, or -1.
 
-    A time at which a bar opens is that bar's. Else it names a date: in UTC where every time is a
-    midnight there, else on the exchange's clock.
+    A time at which a bar opens belongs to that bar. Any other time names a date: in UTC if all
+    times are midnights there, else in the exchange's local time.
     """
     at_open = calendar.places(times)
     days = times // DAY_MS
     if (times % DAY_MS).any():
         sessions = calendar.sessions
         opens = np.array(sessions.opens, dtype=np.int64) * MINUTE_MS
-        # The next session's offset: a day's midnight comes before its open.
+        # Use the offset of the next session, since midnight precedes the open.
         near = np.searchsorted(opens, times).clip(max=opens.size - 1)
         days = (times + np.array(sessions.offsets)[near] * MINUTE_MS) // DAY_MS
     bars = groups_of_days(calendar.days, calendar.interval_ms)
@@ -247,9 +246,9 @@ def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
 
 
 def on_common_sessions(candles: Sequence[Candles], sessions_for: SessionsFor) -> list[Candles]:
-    """Return *candles*, which have calendars, with the bars of the sessions that hold all of them.
+    """Return *candles* on the common sessions of their calendars.
 
-    Raises ``DataInvalid`` where their bars open in different ways, or one lies on none of these.
+    Raises ``DataInvalid`` if their bars have different anchors, or one fits no common session.
     """
     anchors = [part.calendar.sessions.anchor for part in candles if part.calendar is not None]
     for part, anchor in zip(candles, anchors, strict=True):
