@@ -207,7 +207,7 @@ def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) 
 
     card, lines = load(glm).card, list[str]()
     here = refit(card, material, "walk:2", say=quiet)
-    there = refit(card, material, "walk:2", say=lines.append, each=Spread(LocalProcesses(2)))
+    there = refit(card, material, "walk:2", say=lines.append, each=Spread(LocalProcesses))
     assert there.folds == here.folds
     assert [t.documents() for t in tables(there)] == [t.documents() for t in tables(here)]
     assert {"Fold 1 of 2.", "Fold 2 of 2.", "2 of 2 done."} <= set(lines)
