@@ -7,13 +7,14 @@ passed. The rules are docs/money.md, M45 to M48.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.events import NOT_RECORDED, EventsFile
@@ -102,9 +103,8 @@ class RecordedBooks:
         if isinstance(self._file, EventsFile):
             for book in self._file.standing(times):
                 if isinstance(book, Depth):
-                    yield BookLevels(
-                        self._pairs(_packed(book.bids)), self._pairs(_packed(book.asks))
-                    )
+                    sides = (np.frombuffer(side, "<i8") for side in (book.bids, book.asks))
+                    yield BookLevels(*(self._pairs(side.reshape(-1, 2)) for side in sides))
                 else:
                     yield {NOT_RECORDED: _OUTSIDE, "empty": _EMPTY}.get(book, _GAP)
             return
@@ -119,23 +119,12 @@ class RecordedBooks:
             return _GAP if row else _OUTSIDE
         books = file.part(row, row + 1)
         price, size = books.price[0], books.size[0]
-        bids, asks = (
-            self._pairs(
-                (level, shown)
-                for level, shown in zip(price[side].tolist(), size[side].tolist(), strict=True)
-                if shown
-            )
-            for side in (0, 1)
-        )
+        levels = np.stack([price, size], axis=-1)  # [side, level, price and size]
+        bids, asks = (self._pairs(side[side[:, 1] > 0]) for side in levels)
         return BookLevels(bids, asks) if bids and asks else _EMPTY
 
-    def _pairs(self, levels: Iterable[tuple[int, int]]) -> list[tuple[Fraction, Fraction]]:
-        return [(price * self._tick, size * self._step) for price, size in levels]
-
-
-def _packed(side: bytes) -> list[tuple[int, int]]:
-    flat = np.frombuffer(side, dtype="<i8").tolist()
-    return list(zip(flat[::2], flat[1::2], strict=True))
+    def _pairs(self, levels: NDArray[np.int64]) -> list[tuple[Fraction, Fraction]]:
+        return [(price * self._tick, size * self._step) for price, size in levels.tolist()]
 
 
 def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> SlippageFindings:

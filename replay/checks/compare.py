@@ -126,8 +126,6 @@ def shown(value: object) -> str:
 
 LOOKAHEAD: Final = "lookahead"
 RECURSIVE: Final = "recursive"
-NAMED_MOST: Final = 3
-"""Of what differs in memory, the shortest are named."""
 
 
 @dataclass
@@ -189,15 +187,6 @@ class CheckFinding:
         if self.passes:
             return f"{counted}."
         return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
-
-    def memory_sentence(self) -> str:
-        """Say what moved a later start, by :attr:`undeclared`."""
-        if not self.undeclared:
-            return "its warm-up bars do not suffice"
-        named = ", ".join(self.undeclared[:NAMED_MOST])
-        return (
-            f"it keeps what its warm-up bars do not rebuild and its State does not declare, {named}"
-        )
 
     def _reading(self) -> str:
         """Say what was opened, and what to do about it."""

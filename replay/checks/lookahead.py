@@ -38,26 +38,14 @@ from tracepaper.replay.checks.derived import (
 )
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
-from tracepaper.replay.checks.memory import unlike
 from tracepaper.replay.checks.perturbations import largest_table, weeks_later
-from tracepaper.replay.checks.probes import (
-    ON_CLOCK,
-    PROBES,
-    UNEQUAL,
-    CheckProbe,
-    Limits,
-    ProbeTrial,
-)
+from tracepaper.replay.checks.probes import PROBES, CheckProbe, Limits, ProbeTrial
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import iso
 
-LOOKS: Final = 4
-"""Equal runs, each in a process of its own, before what moved is believed to be no chance."""
-LOOKED_BEYOND: Final = 16
-"""Steps after the first that moved: one coin may fall alike in all of them, not so many."""
 GRACE_S: Final = 10.0
 """An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
@@ -172,6 +160,7 @@ class Check:
         if math.isfinite(limits.seconds):
             fresh.limit_waits(lambda: max(0.0, self._left_s()) + GRACE_S)
         self.finding = CheckFinding(name, planned=limits.probes)
+        self.moved_first: MovedStep | None = None
         self.opened: dict[ExternalInput, None] = {}
         self._native: set[str] = set()
 
@@ -188,10 +177,9 @@ class Check:
         self.is_portfolio = self.whole.sent.is_portfolio
         self.instruments = self.whole.sent.setup.run.instruments
         for probe in PROBES:
-            if probe.check != finding.check:
+            is_due = self.moved_first is not None if probe.explains else not finding.differences
+            if probe.check != finding.check or not is_due:
                 continue
-            if finding.differences:
-                break
             name = probe.name.format(weeks=self.weeks)
             self.report(f"{finding.check}: {name}")
             try:
@@ -247,13 +235,10 @@ class Check:
                 at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
                 self.finding.depends.append(f"it depends {trial.because}, first at {at}")
                 return
+            names = [name for name in moved.unset if name in os.environ]
+            self.finding.because = trial.because.format(f", {', '.join(names)}" if names else "")
             self.finding.differences.append(difference)
-            if isinstance(trial.because, str):
-                names = [name for name in moved.unset if name in os.environ]
-                because = trial.because.format(f", {', '.join(names)}" if names else "")
-                self.finding.because = self._unless_by_chance(moved, because)
-            else:
-                self.finding.because = trial.because(moved)
+            self.moved_first = moved
             return
 
     # ------------------------------------------------------------ runs of other processes
@@ -266,7 +251,7 @@ class Check:
         elif trial.subject is None:
             assert trial.from_ms is not None
             self._record = self.derived(self.data, until_ms=trial.from_ms).sent.content
-            other = self._resumed(self._record)
+            other = self.resumed()
         else:
             given = self._again(trial, trial.subject)
             if isinstance(given, MovedStep):
@@ -325,21 +310,21 @@ class Check:
             raise _TimeOver
         return whole
 
-    def _resumed(self, content: bytes, until_ms: int | None = None) -> DerivedRun:
-        """Return the run that goes on with the record *content* until *until_ms*."""
-        with self._fresh.child(send_resumed, self.config, self.data, content, until_ms) as child:
+    def resumed(self, until_ms: int | None = None) -> DerivedRun:
+        """Return the run that goes on with the record of the last later start, until *until_ms*."""
+        given = self.config, self.data, self._record, until_ms
+        with self._fresh.child(send_resumed, *given) as child:
             return self._received(child)
 
-    def remembered(self, moved: MovedStep) -> str:
-        """Name what a later start remembers otherwise at the step that moved."""
-        event = moved.mine.step.event
-        assert isinstance(event, Bar)
-        until_ms = event.open_time_ms + 1
-        first = self.derived(self.data, until_ms=until_ms)
-        again = self._resumed(self._record, until_ms)
-        memories = (run.sent.memories[event.instrument] for run in (first, again))
-        self.finding.undeclared = unlike(*memories)
-        return self.finding.memory_sentence()
+    def again(self, most: int) -> tuple[bytes, str] | None:
+        """Return the first *most* steps of another equal run, None where it fails."""
+        given = self.setup(), self.whole.sent.content, None, most
+        with self._fresh.child(send_again, *given) as child:
+            try:
+                run = self._received(child)
+            except (TracepaperError, Overdue):
+                return None
+        return run.head, repr(run.sent.columns)
 
     def setup(self, **changed: Any) -> Setup:  # noqa: ANN401 - fields of a Setup
         """Return the engine of the whole replay, *changed*."""
@@ -359,25 +344,6 @@ class Check:
     def _note_accesses(self, accesses: Accesses) -> None:
         self.opened.update(dict.fromkeys(accesses.opened))
         self._native.update(accesses.native)
-
-    def _unless_by_chance(self, moved: MovedStep, because: str) -> str:
-        """Return *because*, unless two equal runs differ as well, and it is no function of bars."""
-        self.report("lookahead: the same once more, nothing withheld")
-        most = moved.mine.step.sequence + LOOKED_BEYOND
-        given = self.setup(), self.whole.sent.content, None, most
-
-        def read_once() -> tuple[bytes, object] | None:
-            with self._fresh.child(send_again, *given) as child:
-                try:
-                    run = self._received(child)
-                except (TracepaperError, Overdue):
-                    return None
-            return run.head, repr(run.sent.columns)
-
-        first = read_once()
-        if all(read_once() == first for _ in range(LOOKS - 1)):
-            return because
-        return f"{because}, or {UNEQUAL}" if because == ON_CLOCK else UNEQUAL
 
     # ------------------------------------------------------------ what comes of it
 

@@ -17,6 +17,7 @@ import numpy as np
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, Difference
 from tracepaper.replay.checks.judgement import DerivedStep, same_judgement, same_signal
+from tracepaper.replay.checks.memory import unlike
 from tracepaper.replay.checks.perturbations import (
     HASH_SEEDS,
     PRICE_FACTOR,
@@ -28,11 +29,12 @@ from tracepaper.replay.checks.perturbations import (
     replaced_covariates,
 )
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import WEEK_MS
 
 if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
-    from tracepaper.replay.checks.derived import DerivedRun, MovedStep, Setup
+    from tracepaper.replay.checks.derived import DerivedRun, Setup
     from tracepaper.replay.checks.lookahead import Check
     from tracepaper.strategies.types.market import Instrument
 
@@ -60,6 +62,16 @@ UNEQUAL: Final = (
     "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
     "it reads changes"
 )
+NOT_WARM: Final = "its warm-up bars do not suffice"
+REMEMBERED: Final = (
+    "it keeps what its warm-up bars do not rebuild and its State does not declare, {}"
+)
+LOOKS: Final = 4
+"""Equal runs, each in a process of its own, before what moved is believed to be no chance."""
+LOOKED_BEYOND: Final = 16
+"""Steps after the first that moved: one coin may fall alike in all of them, not so many."""
+NAMED_MOST: Final = 3
+"""Of what differs in memory, the shortest are named."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ class ProbeTrial(NamedTuple):
 
     mine: DerivedRun
     subject: Setup | MarketData | None  # its inputs again, other candles, or a later start of it
-    because: str | Callable[[MovedStep], str]  # what moves depends on; {} stands for variables
+    because: str  # what moves depends on; {} stands for variables of the environment
     same: Callable[[DerivedStep, DerivedStep], bool] | None = None  # None: every bit
     config: Config | None = None  # of other candles, where it is another
     until_ms: int | None = None  # of other candles: the last open time that is compared
@@ -94,6 +106,7 @@ class CheckProbe(NamedTuple):
     trials: Callable[[Check], Iterator[ProbeTrial | Difference]]
     check: str = LOOKAHEAD
     is_refused: bool = True  # else a difference is only told, as what decisions depend on
+    explains: bool = False  # made of a step that another one moved, and says why it did
 
 
 def _without_later(check: Check) -> Iterator[ProbeTrial]:
@@ -190,7 +203,31 @@ def _later_starts(check: Check) -> Iterator[ProbeTrial]:
     """Record the run until a later bar, and go on with it as ``replay --resume`` does."""
     for number, from_ms in enumerate(check.starts):
         check.report(f"recursive: start {number + 1} of {len(check.starts)}")
-        yield ProbeTrial(check.whole, None, check.remembered, same_judgement, from_ms=from_ms)
+        yield ProbeTrial(check.whole, None, NOT_WARM, same_judgement, from_ms=from_ms)
+
+
+def _once_more(check: Check) -> Iterator[ProbeTrial]:
+    """Look whether equal runs differ as well, so that what moved is no function of bars."""
+    assert check.moved_first is not None
+    most = check.moved_first.mine.step.sequence + LOOKED_BEYOND
+    first, because = check.again(most), check.finding.because
+    if any(check.again(most) != first for _ in range(LOOKS - 1)):
+        check.finding.because = f"{because}, or {UNEQUAL}" if because == ON_CLOCK else UNEQUAL
+    yield from ()
+
+
+def _memory(check: Check) -> Iterator[ProbeTrial]:
+    """Name what a later start remembers otherwise at the step that moved."""
+    assert check.moved_first is not None
+    event = check.moved_first.mine.step.event
+    assert isinstance(event, Bar)
+    until_ms = event.open_time_ms + 1
+    runs = check.derived(check.data, until_ms=until_ms), check.resumed(until_ms)
+    names = unlike(*(run.sent.memories[event.instrument] for run in runs))
+    if names:
+        check.finding.undeclared = names
+        check.finding.because = REMEMBERED.format(", ".join(names[:NAMED_MOST]))
+    yield from ()
 
 
 PROBES: Final = (
@@ -204,9 +241,11 @@ PROBES: Final = (
     CheckProbe("corrupted and cut futures", _futures),
     CheckProbe("the series {weeks} weeks later", _later, is_refused=False),
     CheckProbe(f"prices times {PRICE_FACTOR}", _dearer, is_refused=False),
+    CheckProbe("the same once more, nothing withheld", _once_more, explains=True),
     CheckProbe("later starts", _later_starts, RECURSIVE),
+    CheckProbe("memory by name", _memory, RECURSIVE, explains=True),
 )
-"""In the order in which they are made; the first that finds something to refuse is the last."""
+"""In the order in which they are made; what the first finds to refuse is explained, and no more."""
 
 
 def _spread(data: MarketData, limits: Limits, warmup: int) -> list[FutureProbe]:

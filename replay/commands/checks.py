@@ -345,7 +345,6 @@ def recursive(
     from tracepaper.daemon.session.models import load_forecaster
     from tracepaper.replay.backtest.build import fit_windows
     from tracepaper.replay.checks.isolation import FreshProcesses
-    from tracepaper.replay.checks.lookahead import MODEL
     from tracepaper.replay.checks.lookahead import recursive as check
 
     config, data = _read(spec)
@@ -364,7 +363,7 @@ def recursive(
         raise ConfigInvalid(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
-    with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
+    with FreshProcesses(*_preloaded(config)) as fresh:
         finding = check(
             config,
             data.first(wanted),

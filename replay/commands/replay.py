@@ -251,10 +251,10 @@ def sweep(
         ),
     )
     kept = state or state_beside(request)
-    with _progress("runs") as advance:
+    with _progress("runs") as advance, executor_for(request, jobs, on) as executor:
         swept = carry_out_sweep(
             request,
-            executor_for(request, jobs, on),
+            executor,
             state=kept,
             progress=lambda done, of, best: advance(
                 done, of, "" if best is None else f"best {best:.4g}"

@@ -254,7 +254,7 @@ def instruments_page(category: str, served: Iterable[Result], query: Query) -> R
     )
     if category == "spot":
         return {"category": category, "list": items}
-    after = parse_qs(query.get("cursor", "")).get("last", [""])[0]
+    after = cursor_fields(query).get("last", "")
     rest = [item for item in items if item["symbol"] > after]
     page = rest[:limit]
     cursor = ""

@@ -91,8 +91,8 @@ def _account(shown: ShownRun, limit: int) -> Iterator[Part]:
 
 def _reserve(stored: list[answers.AccountFigures]) -> Iterator[answers.AccountFigures]:
     """Yield the money that no strategy has a share of, where there is some."""
-    equity, *parts = (Decimal(of.equity) for of in stored)
-    left = reserve_of(equity, {of.name: part for of, part in zip(stored[1:], parts, strict=True)})
+    equities = {of.name: Decimal(of.equity) for of in stored}
+    left = reserve_of(equities.pop(OWN, Decimal(0)), equities)
     if round(left, 2):
         yield answers.AccountFigures(RESERVE, RESERVE, "", 0.0, float(left), 0.0)
 

@@ -1,8 +1,8 @@
 """Executors: units of work that can be pickled, carried out here, in processes or elsewhere.
 
-A sweep's runs, the folds of ``evaluate`` and the seeds of ``train`` are such units. Another place
-is another class with the four methods of ``UnitExecutor``, as ``on_ray`` has them. The rules are
-docs/python.md, Y20, and docs/scale.md, R1 to R9.
+A sweep's runs, the folds of ``evaluate`` and the seeds of ``train`` are such units. Each executor
+is one of ``concurrent.futures``, for one work alone. The rules are docs/python.md, Y20, and
+docs/scale.md, R1 to R9.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import contextlib
 import importlib.metadata
 import os
 import pickle
-import resource
 import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from functools import partial
+from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, ParamSpec, Self, TypeVar
 
-from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.replay.checks.isolation import Child, FreshProcesses
 from tracepaper.strategies.errors import (
@@ -34,10 +34,10 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.extras import require
 
+P = ParamSpec("P")
 U = TypeVar("U")
 R = TypeVar("R")
-Unit_contra = TypeVar("Unit_contra", contravariant=True)
-Made_co = TypeVar("Made_co", covariant=True)
+W = TypeVar("W")
 
 ENDED: Final = "Its process ended; let the class raise instead of exiting, or give it less memory."
 GRACE_S: Final = 10.0
@@ -48,10 +48,14 @@ PLACES: Final = (LOCAL, RAY)
 """What ``--on`` names."""
 
 
-class UnitWork(ABC, Generic[Unit_contra, Made_co]):
-    """What units of work share: handed to each worker once, and called with one unit after another.
+class UnitFailed(StrategyFailed):
+    """A unit came to nothing, for its worker ended or was stopped; the others go on."""
 
-    It can be pickled. A call never raises for what is wrong with a unit: that is its outcome.
+
+class UnitWork:
+    """What units of work share, a callable of one unit: handed to each worker once.
+
+    It can be pickled, and raises ``TracepaperError`` for what is wrong with a unit.
     """
 
     @property
@@ -66,39 +70,13 @@ class UnitWork(ABC, Generic[Unit_contra, Made_co]):
     def check(self) -> None:
         """Raise ``ConfigInvalid`` or ``DataInvalid`` where a worker lacks something of it."""
 
-    @abstractmethod
-    def __call__(self, unit: Unit_contra, /) -> Made_co:
-        """Carry out one unit."""
-
-    @abstractmethod
-    def failed(self, unit: Unit_contra, why: str, /) -> Made_co:
-        """Return the outcome of a unit that came to nothing, by one sentence."""
-
-
-class UnitExecutor(Protocol[U, R]):
-    """Carries out units. ``slots`` is how many it takes at once; more are never outstanding."""
-
-    slots: int
-
-    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
-        """Get ready for units of *work*, each of which may take *limit_s* (no limit if None)."""
-        ...
-
-    def submit(self, unit: U) -> None:
-        """Begin one unit; ``next`` brings its outcome."""
-        ...
-
-    def next(self) -> R:
-        """Wait for the outcome of any unit that was submitted; never raises for what it does."""
-        ...
-
-    def close(self) -> None:
-        """End what is going on and leave nothing behind."""
-        ...
-
-
-class TookTooLong(TracepaperError):
-    """A unit was stopped at its limit."""
+    def answer(self, unit: object) -> Any:  # noqa: ANN401 - whatever it makes
+        """Return what it makes of *unit*, or its error."""
+        assert callable(self)
+        try:
+            return self(unit)
+        except TracepaperError as error:
+            return error
 
 
 def too_long(limit_s: float) -> str:
@@ -108,7 +86,7 @@ def too_long(limit_s: float) -> str:
 
 @contextmanager
 def limited(limit_s: float | None) -> Iterator[None]:
-    """Raise ``TookTooLong`` after *limit_s* of Python code; only in the main thread of a process.
+    """Raise ``UnitFailed`` after *limit_s* of Python code; only in the main thread of a process.
 
     Elsewhere a thread cannot be stopped, and nothing is limited.
     """
@@ -117,7 +95,7 @@ def limited(limit_s: float | None) -> Iterator[None]:
         return
 
     def stop(_signal: int, _frame: object) -> None:
-        raise TookTooLong(too_long(limit_s))
+        raise UnitFailed(too_long(limit_s))
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
@@ -128,20 +106,27 @@ def limited(limit_s: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def outcomes_of(executor: UnitExecutor[U, R], units: Iterator[U]) -> Iterator[R]:
-    """Yield the outcomes of *units*, of which one is taken when a worker is free, as they come."""
-    outstanding = 0
+def results_of(
+    executor: Executor, work: Callable[[U], R], units: Iterable[U], slots: int | None = None
+) -> Iterator[tuple[U, R | UnitFailed]]:
+    """Yield each of *units* with what it came to, as they end.
+
+    One is taken when a worker is free, of which an executor has ``slots``, or else *slots*.
+    """
+    waiting, futures = iter(units), dict[Future[R], U]()
     while True:
-        while outstanding < executor.slots and (unit := next(units, None)) is not None:
-            executor.submit(unit)
-            outstanding += 1
-        if not outstanding:
+        while not futures or len(futures) < getattr(executor, "slots", slots or 1):
+            if (unit := next(waiting, None)) is None:
+                break
+            futures[executor.submit(work, unit)] = unit
+        if not futures:
             return
-        yield executor.next()
-        outstanding -= 1
+        future = wait(futures, return_when=FIRST_COMPLETED).done.pop()
+        unit, result = futures.pop(future), future.exception()
+        yield unit, result if isinstance(result, UnitFailed) else future.result()
 
 
-class InThisProcess(Generic[U, R]):
+class InThisProcess(Executor):
     """One unit after another, in this process: for a class that no other process can import.
 
     A unit is stopped at its limit where this is the main thread and the class is Python.
@@ -149,160 +134,167 @@ class InThisProcess(Generic[U, R]):
 
     slots = 1
 
-    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
-        """Remember what to work on."""
-        self._work, self._limit_s = work, limit_s
-        self._units: list[U] = []
+    def __init__(self, limit_s: float | None = None) -> None:
+        self._limit_s = limit_s
 
-    def submit(self, unit: U) -> None:
-        """Remember the unit."""
-        self._units.append(unit)
-
-    def next(self) -> R:
-        """Carry it out now."""
-        [unit] = self._units
-        self._units.clear()
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Carry out a unit now."""
+        future = Future[R]()
         try:
             with limited(self._limit_s):
-                return self._work(unit)
-        except TookTooLong as error:
-            return self._work.failed(unit, str(error))
+                future.set_result(fn(*args, **kwargs))
+        except TracepaperError as error:
+            future.set_exception(error)
+        return future
 
+
+class Workers(Executor, ABC, Generic[W]):
+    """Workers, each handed the work and then unit after unit; a thread waits for each answer."""
+
+    def __init__(self, threads: int, limit_s: float | None) -> None:
+        self.limit_s = limit_s
+        self.is_closed = False
+        self.idle: list[W] = []
+        self._threads = ThreadPoolExecutor(threads)
+        self._work: UnitWork | None = None
+
+    @abstractmethod
+    def open(self, work: UnitWork) -> None:
+        """Get ready for units of *work*."""
+
+    @abstractmethod
+    def begin(self) -> W:
+        """Return a new worker, which has the work."""
+
+    @abstractmethod
+    def ask(self, worker: W, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
+        """Return the worker's answer; end the worker, and raise ``UnitFailed``, without one."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Leave nothing behind."""
+        """End every worker, also one that hangs."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Begin a unit of the one work."""
+        assert isinstance(fn, UnitWork)
+        if self._work is None:
+            self.open(fn)
+            self._work = fn
+        assert fn is self._work, "an executor carries out one work"
+        return self._threads.submit(self.carry_out, *args, **kwargs)
+
+    def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
+        """Return what a worker makes of *unit*; raise its error."""
+        worker = self.idle_worker() or self.begin()
+        answer = self.ask(worker, unit)
+        self.idle.append(worker)
+        if isinstance(answer, TracepaperError):
+            raise answer
+        return answer
+
+    def idle_worker(self) -> W | None:
+        """Return a worker that has nothing to do, if there is one."""
+        with contextlib.suppress(IndexError):  # another thread may take the last one
+            return self.idle.pop()
+        return None
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - as Executor has it
+        """End what is going on and leave nothing behind."""
+        self.is_closed = True
+        self._threads.shutdown(wait=False, cancel_futures=cancel_futures)
+        self.close()
+        self._threads.shutdown(wait)
 
 
-@dataclass
-class _Worker:
-    """One process: its end of the line, its id, and what it works on since when."""
+class LocalWorker(NamedTuple):
+    """One process: its id, and our end of the line."""
 
-    line: AbstractContextManager[Child]
-    child: Child
     pid: int
-    unit: Any = None
-    began_s: float = 0.0
+    child: Child
+    line: AbstractContextManager[Child]
 
 
-class LocalProcesses(Generic[U, R]):
-    """*jobs* processes of this machine; each is given the work once and then unit after unit.
+class LocalProcesses(Workers[LocalWorker]):
+    """*jobs* processes of this machine.
 
     They come from a server that is started by ``exec``, so nothing of this process is in them. A
-    unit that is over its limit ends with its process, and another takes its place. ``cpu_s`` is
-    what the processes have used for the units that they answered, their start included.
+    unit that is over its limit ends with its process, and another takes its place.
     """
 
-    def __init__(self, jobs: int | None = None) -> None:
+    def __init__(self, jobs: int | None = None, limit_s: float | None = None) -> None:
         self.slots = jobs or max(1, len(os.sched_getaffinity(0)))
-        self._now_s = SystemClock().network_s
+        self._fresh: FreshProcesses | None = None
+        super().__init__(self.slots, limit_s)
 
-    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
-        """Start the server; processes come with the first units."""
-        self._work, self._limit_s = work, limit_s
-        # What is loaded before the server forks is loaded once.
-        self._fresh = FreshProcesses(*work.preload)
-        self._fresh.__enter__()
-        self._idle: list[_Worker] = []
-        self._busy: list[_Worker] = []
-        self.cpu_s = 0.0
+    def open(self, work: UnitWork) -> None:
+        """Start the server, with what every process needs; they come with the first units."""
+        self._fresh = FreshProcesses(*work.preload).__enter__()
+        self._given = work, None if self.limit_s is None else self.limit_s + GRACE_S
 
-    def submit(self, unit: U) -> None:
-        """Hand *unit* to an idle process, or to a new one."""
-        worker = self._idle.pop() if self._idle else self._started()
-        worker.child.send(unit)
-        worker.unit, worker.began_s = unit, self._now_s()
-        self._busy.append(worker)
-
-    def _started(self) -> _Worker:
+    def begin(self) -> LocalWorker:
+        """Start a process."""
+        assert self._fresh is not None
         line = self._fresh.child(serve)
         child = line.__enter__()
-        worker = _Worker(line, child, child.receive())
-        child.send((self._work, None if self._limit_s is None else self._limit_s + GRACE_S))
+        worker = LocalWorker(child.receive(), child, line)
+        child.send(self._given)
         return worker
 
-    def next(self) -> R:
-        """Wait for the first process that answers, ends or is over its limit."""
-        while True:
-            patience = None
-            if self._limit_s is not None:
-                overdue = min(worker.began_s for worker in self._busy) + self._limit_s
-                patience = max(0.0, overdue - self._now_s())
-            ready = wait([worker.child.fileno() for worker in self._busy], patience)
-            now_s = self._now_s()
-            for worker in self._busy:
-                if worker.child.fileno() in ready:
-                    return self._answered(worker)
-                if self._limit_s is not None and now_s - worker.began_s >= self._limit_s:
-                    self._end(worker)
-                    return self._work.failed(worker.unit, too_long(self._limit_s))
-
-    def _answered(self, worker: _Worker) -> R:
+    def ask(self, worker: LocalWorker, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
+        """Return the answer of a process."""
+        worker.child.send(unit)
         try:
-            used_s: float
-            outcome: R
-            outcome, used_s = worker.child.receive()
+            if connection.wait([worker.child.fileno()], self.limit_s):
+                return pickle.loads(worker.child.receive())  # noqa: S301 - our own process
+            why = too_long(self.limit_s or 0.0)
         except StrategyFailed:
-            self._end(worker)
-            return self._work.failed(worker.unit, ENDED)
-        self.cpu_s += used_s
-        self._busy.remove(worker)
-        self._idle.append(worker)
-        return outcome
-
-    def _end(self, worker: _Worker) -> None:
-        self._busy.remove(worker)
+            why = ENDED
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
         worker.line.__exit__(None, None, None)
+        raise UnitFailed(why)
 
     def close(self) -> None:
-        """End every process, also one that hangs."""
-        for worker in self._idle:
+        """End the server, and every process with it."""
+        if self._fresh is not None:
+            self._fresh.__exit__()
+        for worker in self.idle:
             worker.line.__exit__(None, None, None)
-        for worker in list(self._busy):
-            self._end(worker)
-        self._fresh.__exit__()
 
 
-def serve(connection: Connection) -> None:
+def serve(line: connection.Connection) -> None:
     """Carry out the units that arrive until the line is closed: the body of one process."""
-    connection.send(os.getpid())
-    work: UnitWork[Any, Any]
+    line.send(os.getpid())
+    work: UnitWork
     alone_s: float | None
-    work, alone_s = connection.recv()
+    work, alone_s = line.recv()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    used_s = 0.0
     while True:
-        unit: Any = connection.recv()
+        unit = line.recv()
         # Should this process outlive who would stop it, a run that hangs ends by itself.
         signal.setitimer(signal.ITIMER_REAL, alone_s or 0.0)
-        outcome = work(unit)
+        # Pickled, so that no tensor is shared by way of the other process.
+        answer = pickle.dumps(work.answer(unit))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        now_s = _used_s()
-        connection.send((outcome, now_s - used_s))
-        used_s = now_s
+        line.send(answer)
 
 
-def _used_s() -> float:
-    """Return the CPU seconds of this process since it began."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def executor_on(on: str | None, jobs: int | None) -> Callable[..., Executor]:
+    """Return what makes, by its ``limit_s``, an executor at the place that *on* names.
 
-
-def executor_on(on: str | None, jobs: int | None) -> UnitExecutor[Any, Any]:
-    """Return the executor at the place that *on* names, of *jobs* workers at most.
-
-    Raises ``ConfigInvalid`` for another place, and where the place is not installed.
+    It has *jobs* workers at most. Raises ``ConfigInvalid`` for another place, and where the place
+    is not installed.
     """
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise ConfigInvalid(f"jobs is {shown(jobs)}; give how many processes, from 1 on.")
     if on not in {None, *PLACES}:
         raise ConfigInvalid(f"on is {shown(on)}; give one of {', '.join(PLACES)}.")
     if on != RAY:
-        return LocalProcesses(jobs)
+        return partial(LocalProcesses, jobs)
     require("ray", "--on ray")
     from tracepaper.replay.sweep.on_ray import OnRay
 
-    return OnRay(jobs)
+    return partial(OnRay, jobs)
 
 
 # ---------------------------------------------------------------- workers of another machine
@@ -336,7 +328,7 @@ def taken_over(around: Mapping[str, Any], content: Callable[[], bytes]) -> tuple
     if Path(around["folder"]).is_dir():
         os.chdir(around["folder"])
     try:
-        work: UnitWork[Any, Any] = pickle.loads(content())  # noqa: S301 - the driver's own
+        work: UnitWork = pickle.loads(content())  # noqa: S301 - the driver's own
         work.check()
     except (ImportError, AttributeError, TracepaperError) as error:
         return None, str(error)
@@ -349,37 +341,17 @@ def taken_over(around: Mapping[str, Any], content: Callable[[], bytes]) -> tuple
 Say = Callable[[str], None]
 
 
-class UnitOutcome(NamedTuple):
-    """What a unit came to: its place among all, its value or error, and what it said."""
-
-    place: int
-    value: bytes = b""  # pickled, so that no tensor is shared by way of the other process
-    error: TracepaperError | None = None
-    sentences: tuple[str, ...] = ()
-    is_refused: bool = False  # by the function itself, which would refuse it again
-
-
 @dataclass(frozen=True)
-class FunctionWork(UnitWork[tuple[int, U], UnitOutcome]):
-    """A function of a unit, and of how to say a sentence, as the task of numbered units."""
+class FunctionWork(UnitWork):
+    """A function of a unit, and of how to say a sentence, as the work of numbered units."""
 
-    function: Callable[[U, Say], object]
+    function: Callable[[Any, Say], object]
     preload: Sequence[str] = ()
 
-    def __call__(self, unit: tuple[int, U]) -> UnitOutcome:
-        """Call the function."""
-        place, given = unit
+    def __call__(self, unit: tuple[int, Any]) -> tuple[Any, Sequence[str]]:
+        """Return the function's value, and what it said."""
         sentences: list[str] = []
-        try:
-            return UnitOutcome(
-                place, pickle.dumps(self.function(given, sentences.append)), None, tuple(sentences)
-            )
-        except TracepaperError as error:
-            return UnitOutcome(place, b"", error, tuple(sentences), is_refused=True)
-
-    def failed(self, unit: tuple[int, U], why: str) -> UnitOutcome:
-        """Return that the unit came to nothing."""
-        return UnitOutcome(unit[0], error=StrategyFailed(why))
+        return self.function(unit[1], sentences.append), sentences
 
 
 @dataclass(frozen=True)
@@ -390,7 +362,7 @@ class Spread:
     the error that names the unit is raised after them.
     """
 
-    executor: UnitExecutor[Any, Any]
+    executor: Callable[[], Executor]
     preload: Sequence[str] = ()
 
     def __call__(
@@ -402,25 +374,19 @@ class Spread:
     ) -> list[R]:
         """Return the values in the order of *units*; *keep* is given each when it is there."""
         values: dict[int, R] = {}
-        errors: list[TracepaperError] = []
-        executor: UnitExecutor[tuple[int, U], UnitOutcome] = self.executor
-        executor.open(FunctionWork(function, self.preload), None)
-        try:
-            for outcome in outcomes_of(executor, iter(enumerate(units))):
-                for sentence in outcome.sentences:
-                    say(sentence)
-                if outcome.error is None:
-                    values[outcome.place] = pickle.loads(outcome.value)  # noqa: S301 - our own process
-                    keep(outcome.place, values[outcome.place])
-                elif outcome.is_refused:
-                    raise outcome.error
+        errors: list[StrategyFailed] = []
+        work = FunctionWork(function, self.preload)
+        with self.executor() as executor:
+            for (place, _), result in results_of(executor, work, enumerate(units)):
+                if isinstance(result, UnitFailed):
+                    error = f"Part {place + 1} of {len(units)}: {result}"
+                    errors.append(StrategyFailed(error))
                 else:
-                    errors.append(
-                        StrategyFailed(f"Part {outcome.place + 1} of {len(units)}: {outcome.error}")
-                    )
+                    values[place], sentences = result
+                    for sentence in sentences:
+                        say(sentence)
+                    keep(place, values[place])
                 say(f"{len(values)} of {len(units)} done.")
-        finally:
-            executor.close()
         if errors:
             raise errors[0]
         return [values[place] for place in range(len(units))]

@@ -11,20 +11,25 @@ import pickle
 import shutil
 import socket
 import tempfile
-from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
-from tracepaper.daemon.clock import SystemClock
-from tracepaper.replay.sweep.executor import UnitWork, surroundings, taken_over, too_long
+from tracepaper.replay.sweep.executor import (
+    UnitFailed,
+    UnitWork,
+    Workers,
+    surroundings,
+    taken_over,
+    too_long,
+)
 from tracepaper.strategies.errors import ConfigInvalid
-
-U = TypeVar("U")
-R = TypeVar("R")
 
 TRIES: Final = 3
 """How often a unit, or the start of a worker, is tried."""
+THREADS_MOST: Final = 10_000
+"""That wait for actors; each comes when it is needed."""
+PATIENCE_S: Final = 1.0
+"""After so many seconds of waiting for an actor one looks whether there is room for it."""
 _QUIET: Final[dict[str, Any]] = {"log_to_driver": False, "logging_level": "ERROR"}
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -41,51 +46,34 @@ class RayWorker:
 
     def make(self, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
         """Carry out *unit*."""
-        return self._work(unit)
+        return self._work.answer(unit)
 
 
-@dataclass
-class _Actor(Generic[U]):
-    """An actor, the answer that is waited for, and its unit (none at its start), tried before."""
-
-    handle: Any
-    answer: Any
-    unit: U | None = None
-    tries: int = 0
-    began_s: float = 0.0
-
-
-class OnRay(Generic[U, R]):
+class OnRay(Workers[Any]):
     """Actors of one processor each, as many as Ray has processors, at most *jobs*.
 
-    Raises ``ConfigInvalid`` where Ray, or a worker, cannot be used.
+    A unit whose worker or node is lost is tried ``TRIES`` times in all.
     """
 
-    def __init__(self, jobs: int | None = None) -> None:
-        self._jobs, self.slots, self._now_s = jobs, jobs or 1, SystemClock().network_s
+    def __init__(self, jobs: int | None = None, limit_s: float | None = None) -> None:
+        self._jobs = jobs
+        self._ray: Any = None
+        self._actors: list[Any] = []
+        super().__init__(jobs or THREADS_MOST, limit_s)
 
-    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
+    def open(self, work: UnitWork) -> None:
         """Start Ray or join its cluster, and put the work into the object store."""
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported
-        self._ray: Any = importlib.import_module("ray")
-        self._work, self._limit_s = work, limit_s
+        self._ray = importlib.import_module("ray")
         self._folder: Path | None = None
-        self._actors: list[_Actor[U]] = []
-        self._idle: list[Any] = []
-        self._waiting, self._failed_starts = deque[tuple[U, int]](), 0
         self._is_ours, content = not self._ray.is_initialized(), pickle.dumps(work.packed())
-        try:
-            if self._is_ours:
-                self._connect(os.environ.get("RAY_ADDRESS") or "local", len(content))
-            # Ray says one thread where nothing does, and sums differ in their last bits.
-            threads = os.environ.get(_THREADS[0], str(len(os.sched_getaffinity(0))))
-            given = {"env_vars": {name: os.environ.get(name, threads) for name in _THREADS}}
-            self._kind = self._ray.remote(num_cpus=1, max_restarts=0, runtime_env=given)(RayWorker)
-            self._stored = (self._ray.put(surroundings()), [self._ray.put(content)])
-            self._hand_out()
-        except BaseException:
-            self.close()
-            raise
+        if self._is_ours:
+            self._connect(os.environ.get("RAY_ADDRESS") or "local", len(content))
+        # Ray says one thread where nothing does, and sums differ in their last bits.
+        threads = os.environ.get(_THREADS[0], str(len(os.sched_getaffinity(0))))
+        given = {"env_vars": {name: os.environ.get(name, threads) for name in _THREADS}}
+        self._kind = self._ray.remote(num_cpus=1, max_restarts=0, runtime_env=given)(RayWorker)
+        self._stored = (self._ray.put(surroundings()), [self._ray.put(content)])
 
     def _connect(self, address: str, size: int) -> None:
         if address == "local":
@@ -106,74 +94,72 @@ class OnRay(Generic[U, R]):
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigInvalid(f"{at} is refused: {error} (token: RAY_AUTH_MODE=token)") from None
 
-    def submit(self, unit: U) -> None:
-        """Hand *unit* to a worker, as soon as one is free."""
-        self._waiting.append((unit, 0))
-        self._hand_out()
+    @property
+    def slots(self) -> int:
+        """How many actors there is room for; nodes come and go."""
+        processors = int(self._ray.cluster_resources().get("CPU", 1))
+        return max(1, min(processors, self._jobs or processors))
 
-    def _hand_out(self) -> None:
-        """Give units to idle workers; start a worker for each unit beyond, up to ``slots``."""
-        processors = int(self._ray.cluster_resources().get("CPU", 1))  # nodes come and go
-        self.slots = max(1, min(processors, self._jobs or processors))
-        while self._waiting and self._idle:
-            handle, (unit, tries) = self._idle.pop(), self._waiting.popleft()
-            answer = handle.make.remote(unit)
-            self._actors.append(_Actor(handle, answer, unit, tries, self._now_s()))
-        starting = sum(actor.unit is None for actor in self._actors)
-        for _ in range(min(len(self._waiting) - starting, self.slots - len(self._actors))):
-            handle = self._kind.remote()
-            self._actors.append(_Actor(handle, handle.begin.remote(*self._stored)))
+    def begin(self) -> Any:  # noqa: ANN401 - an actor of Ray
+        """Start an actor, tried anew where it fails; wait for an idle one where none has room."""
+        why = ""
+        for _ in range(TRIES):
+            actor = self._kind.remote()
+            self._actors.append(actor)
+            if self.is_closed:  # it may not be among those that are ended
+                break
+            begun = actor.begin.remote(*self._stored)
+            try:
+                while not self._ray.wait([begun], timeout=PATIENCE_S)[0]:
+                    if len(self._actors) > self.slots and (idle := self.idle_worker()):
+                        self._end(actor)
+                        return idle
+                refused = self._ray.get(begun)
+            except self._ray.exceptions.RayError as error:
+                why = _words(error)
+                self._end(actor)
+                continue
+            if refused:
+                raise ConfigInvalid(f"A worker of Ray is refused: {refused}")
+            return actor
+        raise ConfigInvalid(f"No worker of Ray begins: {why}")
 
-    def next(self) -> R:
-        """Wait for the first worker that answers, fails for good or is over its limit."""
-        while True:
-            busy = [actor for actor in self._actors if actor.unit is not None]
-            first = min(busy, key=lambda actor: actor.began_s, default=None)
-            left_s = None
-            if first is not None and self._limit_s is not None:
-                left_s = max(0.0, first.began_s + self._limit_s - self._now_s())
-            answers = {actor.answer: actor for actor in self._actors}
-            ready, _ = self._ray.wait(list(answers), timeout=left_s)
-            if ready:
-                outcomes = self._taken(answers[ready[0]])
-            else:
-                assert first is not None
-                assert first.unit is not None
-                self._actors.remove(first)
-                self._ray.kill(first.handle)
-                outcomes = [self._work.failed(first.unit, too_long(self._limit_s or 0.0))]
-            self._hand_out()
-            if outcomes:
-                return outcomes[0]
+    def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
+        """Return what an actor makes of *unit*, by another one where the first is lost."""
+        why = ""
+        for _ in range(TRIES):
+            try:
+                return super().carry_out(unit)
+            except self._ray.exceptions.RayError as error:
+                why = _words(error)
+        raise UnitFailed(f"Tried {TRIES} times on Ray: {why}")
 
-    def _taken(self, actor: _Actor[U]) -> list[R]:
-        """Return the outcome that *actor* has, if its unit has come to one."""
-        unit = actor.unit
-        self._actors.remove(actor)
+    def ask(self, worker: Any, unit: object) -> Any:  # noqa: ANN401 - an actor, whatever it makes
+        """Return the answer of an actor; raise Ray's error where it is lost."""
+        answer = worker.make.remote(unit)
         try:
-            answer = self._ray.get(actor.answer)
-        except self._ray.exceptions.RayError as error:
-            self._ray.kill(actor.handle)
-            if unit is None:
-                self._failed_starts += 1
-                if self._failed_starts >= TRIES:
-                    raise ConfigInvalid(f"No worker of Ray begins: {_words(error)}") from None
-            elif actor.tries + 1 < TRIES:
-                self._waiting.append((unit, actor.tries + 1))
-            else:
-                return [self._work.failed(unit, f"Tried {TRIES} times on Ray: {_words(error)}")]
-            return []
-        self._idle.append(actor.handle)
-        self._failed_starts = 0
-        if unit is None and answer:
-            raise ConfigInvalid(f"A worker of Ray is refused: {answer}")
-        return [] if unit is None else [answer]
+            if self._ray.wait([answer], timeout=self.limit_s)[0]:
+                return self._ray.get(answer)
+        except self._ray.exceptions.RayError:
+            self._end(worker)
+            raise
+        self._end(worker)
+        raise UnitFailed(too_long(self.limit_s or 0.0))
+
+    def _end(self, actor: Any) -> None:  # noqa: ANN401 - an actor of Ray
+        self._actors.remove(actor)
+        self._ray.kill(actor)
 
     def close(self) -> None:
-        """End every worker, and a Ray that was started for them, with its files."""
-        if self._ray.is_initialized():
-            for handle in (*self._idle, *(actor.handle for actor in self._actors)):
-                self._ray.kill(handle)
+        """End every actor."""
+        for actor in list(self._actors):
+            self._ray.kill(actor)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - as Executor has it
+        """End every actor, and a Ray that was started for them, with its files."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if self._ray is None:
+            return
         if self._is_ours:
             self._ray.shutdown()
         if self._folder is not None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,10 @@ from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import (
     RAY,
     InThisProcess,
-    UnitExecutor,
+    UnitFailed,
     executor_on,
     limited,
-    outcomes_of,
+    results_of,
 )
 from tracepaper.replay.sweep.result import Sweep, chosen
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
@@ -80,7 +82,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     depth: str | Path | Sequence[str | Path] = (),
     events: str | Path | Sequence[str | Path] = (),
     on: str | None = None,
-    executor: UnitExecutor[Cell, CellResult] | None = None,
+    executor: Executor | None = None,
     frames: Library | None = None,
     progress: Progress | bool | None = None,
 ) -> Sweep:
@@ -94,9 +96,10 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     is grid, random or tpe; the last two draw *trials* points by *seed*. *windows*, ``"90d/30d"``,
     chooses on 90 days, tests on the next 30, and moves on by 30. *direction* is maximize or
     minimize, by default as the figure needs. A run may take *limit_s* seconds. *state* is a file
-    from which an interrupted sweep continues. *on* is local (processes) or ray. *frames* is the
-    library of the result's frames, as ``backtest`` takes it. *progress* is called after each run
-    with the number done, the total, and the best value; a notebook shows a bar unless it is False.
+    from which an interrupted sweep continues. *on* is local (processes) or ray; another *executor*
+    of ``concurrent.futures`` gets *jobs* runs at once. *frames* is the library of the result's
+    frames, as ``backtest`` takes it. *progress* is called after each run with the number done, the
+    total, and the best value; a notebook shows a bar unless it is False.
 
     Raises ``ConfigInvalid`` or ``DataInvalid`` if no point can be tried. The error of one run is
     the ``error`` of its cell.
@@ -114,29 +117,29 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             made_of=made_of,
         )
     callback, wanted = (progress, False) if callable(progress) else (None, progress)
-    with notebook.progress("runs", wanted=wanted) as advance:
+    used = executor_for(request, jobs, on) if executor is None else nullcontext(executor)
+    with notebook.progress("runs", wanted=wanted) as advance, used as chosen_executor:
         return carry_out_sweep(
             replace(request, library=frames_for(data, frames)),
-            executor or executor_for(request, jobs, on),
+            chosen_executor,
+            jobs=jobs,
             state=None if state is None else Path(state),
             progress=callback or (lambda done, of, _best: advance(done, of)),
         )
 
 
-def executor_for(
-    request: SweepRequest, jobs: int | None, on: str | None = None
-) -> UnitExecutor[Cell, CellResult]:
+def executor_for(request: SweepRequest, jobs: int | None, on: str | None = None) -> Executor:
     """Return the executor that *on* names; this process alone where no other has the class."""
-    chosen: UnitExecutor[Cell, CellResult] = executor_on(on, jobs)
+    make, limit_s = executor_on(on, jobs), request.search.limit_s
     made_of = request.work.made_of
     if made_of is None or is_importable(made_of):
-        return chosen
+        return make(limit_s)
     if on == RAY:
         raise ConfigInvalid(
             f"No worker can import {made_of.__qualname__}, which {made_of.__module__} defines here "
             "alone; put the class into a module, or leave on='ray' out."
         )
-    return InThisProcess()
+    return InThisProcess(limit_s)
 
 
 # ---------------------------------------------------------------- making the runs
@@ -144,8 +147,9 @@ def executor_for(
 
 def carry_out_sweep(
     request: SweepRequest,
-    executor: UnitExecutor[Cell, CellResult],
+    executor: Executor,
     *,
+    jobs: int | None = None,
     state: Path | None,
     progress: Progress,
 ) -> Sweep:
@@ -159,9 +163,9 @@ def carry_out_sweep(
         if not isinstance(request.objective, str):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tracepaper-sweep-"))
             work = replace(work, kept_in=Path(folder))
-        executor.open(work, request.search.limit_s)
-        stack.callback(executor.close)
-        maker = _Maker(request, work, executor, kept, counted, progress)
+        maker = _Maker(
+            request, work, partial(results_of, executor, work, slots=jobs), kept, counted, progress
+        )
         cells = maker.all()
         sweep = Sweep(
             request=request,
@@ -182,12 +186,12 @@ class _Maker:
         self,
         request: SweepRequest,
         work: Work,
-        executor: UnitExecutor[Cell, CellResult],
+        results: Callable[[Iterable[Cell]], Iterator[tuple[Cell, CellResult | UnitFailed]]],
         kept: SweepFile,
         registry: TrialRegistry,
         progress: Progress,
     ) -> None:
-        self._request, self._work, self._executor = request, work, executor
+        self._request, self._work, self._results = request, work, results
         self._kept, self._registry, self._progress = kept, registry, progress
         self._wall_ms = SystemClock().wall_ms
         self.count = 0  # runs that were made now
@@ -208,10 +212,9 @@ class _Maker:
                 tried = [of for of in self._cells.values() if of.key[:2] == (place, TRAIN)]
                 best = chosen(tried, maximize=request.maximize)
                 if best is not None:
-                    self._executor.submit(
-                        Cell(place, TEST, 0, best.point, span.until_ms, span.test_ms)
-                    )
-                    self._take(self._executor.next(), None)
+                    cell = Cell(place, TEST, 0, best.point, span.until_ms, span.test_ms)
+                    for _, result in self._results([cell]):
+                        self._take(cell, result, None)
         order = {WHOLE: 0, TRAIN: 0, TEST: 1}
         return sorted(self._cells.values(), key=lambda of: (of.span, order[of.part], of.number))
 
@@ -238,10 +241,12 @@ class _Maker:
             for number in range(sampler.count)
             if number not in done
         )
-        for result in outcomes_of(self._executor, waiting):
-            self._take(result, sampler)
+        for cell, raw in self._results(waiting):
+            self._take(cell, raw, sampler)
 
-    def _take(self, raw: CellResult, sampler: Sampler | None) -> None:
+    def _take(self, cell: Cell, raw: CellResult | UnitFailed, sampler: Sampler | None) -> None:
+        if isinstance(raw, UnitFailed):
+            raw = CellResult(*cell[:4], error=str(raw))
         result = self._judged(raw)
         if sampler is not None:
             sampler.tell(result.number, result.point, result.value)

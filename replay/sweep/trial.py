@@ -63,7 +63,7 @@ LIMIT_S: Final = 600.0
 
 
 @dataclass(frozen=True)
-class Work(UnitWork["Cell", "CellResult"]):
+class Work(UnitWork):
     """What all runs of a sweep share; handed to each worker once."""
 
     strategy: str | None  # None for several on one account
@@ -116,10 +116,6 @@ class Work(UnitWork["Cell", "CellResult"]):
     def __call__(self, unit: Cell) -> CellResult:
         """Make the run of one cell."""
         return make(self, unit)
-
-    def failed(self, unit: Cell, why: str) -> CellResult:
-        """Return the cell of a run that came to nothing."""
-        return CellResult(*unit[:4], error=why)
 
 
 class Cell(NamedTuple):

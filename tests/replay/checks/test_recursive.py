@@ -55,11 +55,6 @@ def starts(tmp_path: Path, fresh: FreshProcesses, walk: Candles) -> Starts:
 
 
 REMEMBERS: dict[str, dict[str, str]] = {
-    "a count of all bars": {
-        "init": "self.count = 0",
-        "observe": "self.count += 1",
-        "decide": "return by(self.count % 7 < 3)",
-    },
     "a count, told by holding": {
         "init": "self.count = 0",
         "observe": "self.count += 1",
@@ -148,14 +143,6 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
             "top": "import itertools",
             "init": "self.numbers = itertools.count()",
             "decide": BY_COUNT.format("next(self.numbers)"),
-        },
-    ),
-    "a count of entries": (
-        "self.entries (",
-        {
-            "head": "sees_account = True",
-            "init": "self.entries = 0",
-            "decide": ENTRIES.replace("ENTRIES", "self.entries"),
         },
     ),
     "the best price of the position that is held": (

@@ -155,7 +155,7 @@ def test_the_terminal_says_what_the_document_says(
     [
         (["--from", "2023-11-15"], "begins before 2023-11-20"),
         (["--from", "2030-01-01"], "no bar of the span"),
-        (["--folds", "walk:2", "--from", "2023-11-15"], "and no span"),
+        (["--folds", "walk:2", "--from", "2023-11-15"], "and no holdout"),
         (["--folds", "combinatorial:40/2"], "cannot be cut"),
     ],
 )
@@ -207,7 +207,7 @@ def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) 
 
     card, lines = load(glm).card, list[str]()
     here = refit(card, material, "walk:2", say=quiet)
-    there = refit(card, material, "walk:2", say=lines.append, each=Spread(LocalProcesses(2)))
+    there = refit(card, material, "walk:2", say=lines.append, each=Spread(LocalProcesses))
     assert there.folds == here.folds
     assert [t.documents() for t in tables(there)] == [t.documents() for t in tables(here)]
     assert {"Fold 1 of 2.", "Fold 2 of 2.", "2 of 2 done."} <= set(lines)
@@ -244,10 +244,10 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
 def test_trades_are_shown_with_a_second_holdout_alone(judgements: list[Judgement]) -> None:
     (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
     assert alone.rows == ()
-    assert "give a second untouched one" in alone.notes[0]
+    assert "give a second one to repeat it" in alone.notes[0]
     (both,) = [t for t in tables_across(judgements) if t.key == "trades"]
     rows = both.documents()
-    assert [row["span"] for row in rows[:2]] == ["A", "B"]
+    assert [row["holdout"] for row in rows[:2]] == ["A", "B"]
     traded = [row for row in rows if row["trades"]]
     assert traded
     for row in traded:

@@ -482,7 +482,6 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
         ("DELETE FROM instruments",),
         ("DELETE FROM prunes", "UPDATE runs SET step_count = 7"),
         ("DELETE FROM holdings", "DELETE FROM states"),
-        ("DELETE FROM steps",),
         ("DROP VIEW v_decisions",),
     ],
     ids=lambda changes: changes[0][:40],
@@ -493,6 +492,16 @@ def test_a_damaged_record_is_answered_in_sentences(
     run = shown_of(cross_database).run_id
     refused = every_answer(copied(cross_database, tmp_path, *changes), run)
     assert refused["/sweeps/x"].startswith("There is no such sweep")
+
+
+def test_a_record_without_a_step_is_answered_as_a_run_without_a_decision(
+    tmp_path: Path, cross_database: Path
+) -> None:
+    refused = every_answer(
+        copied(cross_database, tmp_path, "DELETE FROM steps"), shown_of(cross_database).run_id
+    )
+    assert not [sentence for sentence in refused.values() if "no run writes" in sentence]
+    assert sum("holds no decision yet" in sentence for sentence in refused.values()) == 3
 
 
 def test_flipped_pages_are_answered_in_sentences(tmp_path: Path, cross_database: Path) -> None:

@@ -21,6 +21,7 @@ from tracepaper.replay.sweep.executor import (
     InThisProcess,
     LocalProcesses,
     Spread,
+    executor_on,
     surroundings,
     taken_over,
 )
@@ -50,7 +51,7 @@ def work(tmp_path: Path) -> Iterator[ModuleType]:
         yield import_module("squares_of_units")
 
 
-@pytest.mark.parametrize("executor", [LocalProcesses(2), InThisProcess()])
+@pytest.mark.parametrize("executor", [LocalProcesses, InThisProcess])
 def test_values_come_in_the_order_of_the_units(work: ModuleType, executor: Any) -> None:
     messages: list[str] = []
     kept: dict[int, int] = {}
@@ -64,14 +65,14 @@ def test_values_come_in_the_order_of_the_units(work: ModuleType, executor: Any) 
 def test_what_the_function_refuses_ends_it_at_once(work: ModuleType) -> None:
     kept: dict[int, int] = {}
     with pytest.raises(ConfigInvalid, match=r"^Three is refused\.$"):
-        Spread(LocalProcesses(1))(work.squared, [1, 3, 4], lambda _: None, kept.__setitem__)
+        Spread(executor_on(None, 1))(work.squared, [1, 3, 4], lambda _: None, kept.__setitem__)
     assert kept == {0: 1}
 
 
 def test_a_lost_process_is_named_and_the_others_go_on(work: ModuleType) -> None:
     kept: dict[int, int] = {}
     with pytest.raises(StrategyFailed, match=r"^Part 1 of 3: Its process ended"):
-        Spread(LocalProcesses(1))(work.squared, [5, 1, 4], lambda _: None, kept.__setitem__)
+        Spread(executor_on(None, 1))(work.squared, [5, 1, 4], lambda _: None, kept.__setitem__)
     assert kept == {1: 1, 2: 16}
 
 

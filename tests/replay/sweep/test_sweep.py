@@ -8,6 +8,8 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +37,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
 from tracepaper.replay.sweep.result import Sweep
-from tracepaper.replay.sweep.trial import Cell, CellResult, overrides_of, read_request
+from tracepaper.replay.sweep.trial import Cell, overrides_of, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
@@ -92,10 +94,12 @@ def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
     assert document["equity"] == pytest.approx(best.figures["end"])
 
 
-def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
-    processes: LocalProcesses[Cell, CellResult] = LocalProcesses(2)
-    assert values(here(candles, executor=processes)) == values(nine)
-    assert processes.cpu_s > 0
+@pytest.mark.parametrize("executor", [LocalProcesses, ThreadPoolExecutor])
+def test_another_executor_finds_what_this_process_finds(
+    nine: Sweep, candles: Path, executor: Callable[[], Executor]
+) -> None:
+    with executor() as elsewhere:
+        assert values(here(candles, executor=elsewhere)) == values(nine)
 
 
 def test_heat_and_neighbours(nine: Sweep) -> None:
@@ -199,11 +203,11 @@ from tracepaper.replay.sweep.executor import InThisProcess
 
 class KilledExecutor(InThisProcess):
     left = 4
-    def next(self):
+    def submit(self, *given):
         self.left -= 1
         if self.left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().next()
+        return super().submit(*given)
 
 sweep("sma_cross", {data!r}, {space!r}, "return", config={config!r}, executor=KilledExecutor(),
       state="state.db", **{named!r})
