@@ -480,7 +480,7 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
 
 METRICS: Final = by_name(
     Metric(
-        "sign_accuracy", "Sign of the return named right, beside always the commoner sign",
+        "sign_accuracy", "Sign of the return: share of correct forecasts",
         ("sign",), _hits,
     ),
     Metric(
@@ -540,7 +540,7 @@ RANKS: Final = METRICS["relative_rank_ic"]._replace(
 )
 """How other models are held to the judged one where either ranks several assets."""
 _WRONG: Final = Metric(
-    "sign", "Signs named wrong", ("sign",), lambda view: 1.0 - METRICS["sign_accuracy"].terms(view)
+    "sign", "Wrong signs", ("sign",), lambda view: 1.0 - METRICS["sign_accuracy"].terms(view)
 )
 LOSSES: Final = by_name(METRICS["qlike"]._replace(title="QLIKE"), *_SCORES, _WRONG)
 """Losses by which forecasters are compared row by row."""
@@ -888,7 +888,7 @@ def forecaster_table(
         of_row("forecaster", "forecaster", "text"),
         of_row("horizon", forecasts.unit, "count"),
         of_row("value", "value", "measure"),
-        of_row("difference", f"{words(model)} less it", "measure"),
+        of_row("difference", f"{words(model)} minus it", "measure"),
         of_row("p", "p", "measure"),
         of_row("verdict", f"{words(model)} is", "text"),
         of_row("days", "days", "count", wide=True),

@@ -239,7 +239,7 @@ _CLIMATOLOGY: Final = (
 def _paired(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each baseline on the same bars, a table a loss."""
     for key, metric in LOSSES.items():
-        title = f"{metric.title}: the model less each baseline"
+        title = f"{metric.title}: the model minus each baseline"
         yield forecaster_table(f"paired_{key}", title, judgement.forecasts, metric)
 
 
@@ -248,7 +248,7 @@ def _rivals(judgement: Judgement) -> Iterable[Table]:
     for rows in (judgement.forecasts, judgement.forecasts.held):
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
-                title = f"{metric.title}: the model less each other model"
+                title = f"{metric.title}: the model minus each other model"
                 yield forecaster_table(f"beside_{key}", title, rows, metric, others=rows.compared)
 
 
@@ -411,7 +411,7 @@ def _gates(judgement: Judgement) -> Iterable[Table]:
         pairs = zip(section["gained"], section["error"], strict=True)
         gained = zip(figures.COVERAGES, pairs, strict=True)
         rows.append({"gate": words(name), **{f"{share:g}": pair for share, pair in gained}})
-    title = "Accuracy gained on the surest bars of the gates' horizon, in points"
+    title = "Accuracy gained on the most confident bars, at the gates' horizon"
     yield table("gates", title, columns, rows)
 
 

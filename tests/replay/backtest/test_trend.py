@@ -105,10 +105,7 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
     check_record(path)
     assert invoke(["report", run_id, "--db", str(path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days"
-        in printed
-    )
+    assert "Warning: the trend uses 6h, 12h, 1d, 2d, since the candles span 6.2 days" in printed
     assert invoke(["replay", "--data", f"{path}#{run_id}", "--db", str(again), "--json"]) == 0
     assert windows(again) == windows(path)
     assert identities(again) == identities(path)

@@ -145,7 +145,7 @@ def test_the_terminal_says_what_the_document_says(
 ) -> None:
     assert invoke(["evaluate", str(glm), "--data", candles, "--from", iso(SPANS[1][1] or 0)]) == 0
     text = capsys.readouterr().out
-    assert "the model less each baseline" in text
+    assert "the model minus each baseline" in text
     assert "how many recipes were judged" in text
     assert "basis points each" not in text
 
