@@ -97,8 +97,8 @@ class StoredDecision:
         if (expected := noted.get("volatility")) is not None:
             factor = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
         sentence = (
-            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each limited to "
-            f"{lowest} to 1. The target is this share of a full position{factor}: "
+            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each clipped to "
+            f"[{lowest}, 1]. The target is this share of a full position{factor}: "
             f"{noted['size']:+.4f}."
         )
         if (band := noted.get(BAND)) is not None:
