@@ -341,7 +341,7 @@ def backup(
     document = {"database": str(path), "backup": str(file), "bytes": size}
     lines = [f"Copied {path} to {file} ({size:,} bytes)."]
     lines += [
-        f"{file.parent / folder} holds what its runs were decided by: it belongs to it."
+        f"{file.parent / folder} belongs to the copy: keep both together."
         for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in folders})
     ]
     copies = [str(copy) for copy in folders]

@@ -159,12 +159,12 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
     windows = tuple(map(interval_text, fitting))
     fitted = chosen.model_copy(update={"trend_windows": windows})
     reason = (
-        f"the candles span {duration(span_ms)}, too little for its usual"
+        f"the candles span {duration(span_ms)}, too little for the default"
         if fitting[-1] < usual[-1]
-        else f"two bars of {interval_text(config.market.interval_ms)} are longer than some of its"
+        else f"two bars of {interval_text(config.market.interval_ms)} are longer than some of"
     )
     sentence = (
-        f"the trend is taken over {', '.join(windows)}, since {reason} "
+        f"the trend uses {', '.join(windows)}, since {reason} "
         f"{', '.join(chosen.windows)}; set strategy.trend_windows to choose others"
     )
     if fitting[-1] > span_ms:

@@ -15,8 +15,8 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
 NOT_IMPORTABLE: Final = (
-    "no other process can import the class {}: to verify this run there, or to look ahead, put it "
-    "into a module of its own"
+    "no other process can import the class {}: to verify the run there, or for lookahead, put the "
+    "class into its own module"
 )
 NO_SOURCE: Final = (
     "Python keeps no source of the class {}, so its id is that of its compiled code, which "

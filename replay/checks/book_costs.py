@@ -235,7 +235,8 @@ def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
     of_all = _bias_of(whole)
     if of_all.error is None or of_all.interval is None:
         findings.sentences.append(
-            f"A fill at the books costs {of_all.mean:+.2f} bp beyond paper's; one day has no error."
+            f"A fill at the books costs {of_all.mean:+.2f} bp more than on paper; one day gives no "
+            "standard error."
         )
         return
     low, high = of_all.interval
@@ -244,7 +245,7 @@ def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
         return
     how = "optimistic" if low > 0.0 else "pessimistic"
     findings.sentences.append(
-        f"Paper was {how}: a fill at the books costs {of_all.sentence()} beyond paper's."
+        f"Paper was {how}: a fill at the books costs {of_all.sentence()} more than on paper."
     )
 
 

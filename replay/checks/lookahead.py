@@ -374,7 +374,8 @@ class Check:
                 )
             if self._native:
                 finding.unproved.append(
-                    f"what {', '.join(sorted(self._native))} opened: native code is not heard"
+                    f"which files {', '.join(sorted(self._native))} opened, since native code is "
+                    "not observed"
                 )
 
     def _note_tables(self) -> None:

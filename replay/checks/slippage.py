@@ -186,7 +186,7 @@ def calibrate(
     findings.tables = tables_of(orders, sample.costs(costs, latency_ms))
     if isinstance(paper, OpenFills):
         age = duration(float(np.median([paper.age_ms(order) for order in orders])))
-        findings.notes.append(f"the median order was sent {age} after the open that it is held to")
+        findings.notes.append(f"the median order was sent {age} after the open that paper fills at")
     days = np.unique(sample.days)
     if len(orders) < LEAST_ORDERS or len(days) < LEAST_DAYS:
         findings.sentences.append(
@@ -439,7 +439,7 @@ def counted(what: str, left_out: Mapping[str, int], notes: Iterable[str]) -> lis
     return [
         Paragraph(what),
         *(Paragraph(f"Left out: {count:,} {why}.") for why, count in left_out.items()),
-        *(Paragraph(f"To know: {note}.") for note in notes),
+        *(Paragraph(f"Note: {note}.") for note in notes),
     ]
 
 

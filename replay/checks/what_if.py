@@ -413,9 +413,9 @@ def _columns(result: Comparison) -> Iterator[Figure[Cells]]:
 
 def tables(result: Comparison) -> tuple[Table, ...]:
     """Return the tables of a comparison."""
-    note = "± is a standard error, by stretches of at least five days."
+    note = "± is a standard error, by blocks of at least five days."
     return (
-        table("accounts", "What it made", ACCOUNTS, result.accounts, notes=(note,)),
+        table("accounts", "Result", ACCOUNTS, result.accounts, notes=(note,)),
         table("causes", "Why decisions change", CAUSES, result.causes),
         table("changes", "Where the changes begin", tuple(_columns(result)), result.changes),
     )

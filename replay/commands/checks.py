@@ -103,8 +103,8 @@ def _followed(verification: Verification) -> Iterator[str]:
     yield from _beginning(verification)
     if verification.taken:
         yield (
-            f"{verification.taken:,} answers of an outside service are taken from the record: "
-            "nothing here says what it would answer now."
+            f"{verification.taken:,} answers of an outside service are taken from the record; "
+            "the service was not asked again."
         )
     if sys.stdout.isatty():
         yield "The links of its chain are another check: `tracepaper audit verify`."
@@ -379,7 +379,7 @@ def recursive(
 def _verdict(finding: CheckFinding) -> CommandAnswer:
     """Return the answer of a check."""
     lines = [f"{finding.check}: {finding.sentence()}"]
-    lines += [f"To know: {sentence}." for sentence in finding.depends]
+    lines += [f"Note: {sentence}." for sentence in finding.depends]
     lines += [f"Cannot be proved: {sentence}." for sentence in finding.unproved]
     document = {**asdict(finding), "verdict": finding.verdict, "passes": finding.passes}
     return CommandAnswer(document, "\n".join(lines), int(not finding.passes))

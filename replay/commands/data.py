@@ -116,11 +116,11 @@ def _lines(quality: Quality) -> list[str]:
         f"✓ {quality.path}",
         f"  {quality.instrument}, {interval_text(quality.interval_ms)}, {span}",
         f"  {scales}, turnover {_unit(quality.turnover_decimals)}",
-        f"  {quality.zero_volume:,} without volume, {quality.flat:,} with one price alone",
+        f"  {quality.zero_volume:,} without volume, {quality.flat:,} with a single price",
         f"  {holes}{_listed(gaps, len(quality.gaps))}",
     ]
     if quality.open_is_previous_close is not None:
-        lines.append(f"  {quality.open_is_previous_close:.1%} open at the close before")
+        lines.append(f"  {quality.open_is_previous_close:.1%} open at the previous close")
     return lines + [f"  ⚠ {note}" for note in (*quality.notes, *quality.splits)]
 
 
@@ -307,7 +307,7 @@ def samples(
     copies = copy_samples(folder)
     return CommandAnswer(
         {"folder": str(folder), "files": [path.name for path in copies]},
-        f"{folder} holds {len(copies)} files; {folder / 'SOURCES.md'} says whose they are.",
+        f"{folder} holds {len(copies)} files; {folder / 'SOURCES.md'} names their sources.",
     )
 
 

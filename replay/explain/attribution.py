@@ -171,8 +171,7 @@ class ModelContributions(ModelAnswer):
         rest = max(len(self.features) - CONTRIBUTIONS_SHOWN, 0)
         yield Paragraph(
             f"With {rest} further features they sum to the stored "
-            f"{BASIS_POINTS * self.mean_return:+.3f} bp. They are computed when asked, and not "
-            "stored."
+            f"{BASIS_POINTS * self.mean_return:+.3f} bp. They are computed on request, not stored."
         )
 
     @property

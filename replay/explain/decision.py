@@ -93,16 +93,18 @@ class StoredDecision:
         if TREND not in noted:
             return "The trend is decided where an hour closes; elsewhere the target stays."
         factor = ""
+        lowest = 0 if json.loads(self.run["config"])["strategy"]["long_only"] else -1
         if (expected := noted.get("volatility")) is not None:
             factor = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
         sentence = (
-            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each cut at 1 and at 0; "
-            f"of a full position it asks for that{factor}: {noted['size']:+.4f}."
+            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each clipped to "
+            f"[{lowest}, 1]. The target is this share of a full position{factor}: "
+            f"{noted['size']:+.4f}."
         )
         if (band := noted.get(BAND)) is not None:
-            sentence += f" What is held stays while it is within {band:.4f} of that."
+            sentence += f" A position within {band:.4f} of the target is kept."
         if self.has_forecast:
-            sentence += " The forecast's own direction decides nothing."
+            sentence += " The forecast's direction is not used: the model can only veto."
         return sentence
 
     @property

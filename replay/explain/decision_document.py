@@ -262,7 +262,7 @@ def _because(stored: StoredDecision, close_ms: int, held: PositionText, base: st
             parts.append(_trend_words(stored, noted, held, base))
         elif row["refused_by"] != warm.name:
             following = datetime.fromtimestamp((close_ms // HOUR_MS + 1) * 3600, tz=UTC)
-            parts.append(f"The trend is asked again at {following:%H:%M} UTC.")
+            parts.append(f"The trend next decides at {following:%H:%M} UTC.")
     elif row["reason"] and row["reason"] != refusal(row["refused_by"] or ""):
         parts.append(f"{capital(row['reason'][:_REASON_MOST]).rstrip('.')}.")
     if row["unfilled_reason"] and not noted:
@@ -316,7 +316,7 @@ def _also_forecast(decision: Mapping[str, Any]) -> str:
     if (learned := decision["learned_regime"]) is not None:
         parts.append(f"the network's regime is {learned}")
     if (cell := decision["regime_cell"]) is not None:
-        parts.append(f"the card's regime is {cell}")
+        parts.append(f"the model card's regime is {cell}")
     if (loss := decision["expected_shortfall_long"]) is not None:
         parts.append(
             f"in the worst 2.5 % of cases a long loses {_bp(loss)} bp and a short "
@@ -405,8 +405,10 @@ def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
         if stdev is not None:
             away = abs(outcome.realised - mean) / stdev if stdev else math.inf
             within = [share for width, share in _BANDS if away <= width]
-            inside = f", inside {within[0]} %" if within else ", outside 90 %"
-        outcome_text = f"came {outcome.realised * BASIS_POINTS:+,.1f} bp{inside}"
+            inside = (
+                f", inside the {within[0]} % interval" if within else ", outside the 90 % interval"
+            )
+        outcome_text = f"realised {outcome.realised * BASIS_POINTS:+,.1f} bp{inside}"
     shares = [(name, row[f"p_{name}"]) for name in ("down", "flat", "up")]
     rows = [(name, _share(share), share) for name, share in shares if share is not None]
     title = f"Forecast, {row['horizon']} bars"

@@ -59,14 +59,14 @@ class Liquidation:
             f"{self.fee:,.2f} of fees"
         )
         if round(self.beyond, 2):
-            text += f"; {self.beyond:,.2f} of the loss is the way from the call to the close"
+            text += f"; {self.beyond:,.2f} of the loss is the move from trigger to close"
         return f"{text}."
 
     def _closed(self, fill: Row) -> str:
         side = "long" if fill["side"] == Side.SELL else "short"
         symbol = fill["instrument"].partition(":")[2]
         text = (
-            f"{side} {fill['quantity_text']} {symbol}, called at {fill['reference_price_text']} "
+            f"{side} {fill['quantity_text']} {symbol}, triggered at {fill['reference_price_text']} "
             f"and closed at {fill['price_text']}"
         )
         parts = [row for row in self.parts if row["order_id"] == fill["order_id"]]

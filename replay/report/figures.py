@@ -331,7 +331,7 @@ def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Ta
     reasons = Counter(record.decisions.unfilled.tolist())
     del reasons[""]
     if reasons:
-        title = "Unfilled (no gate refused, and no order would be taken)"
+        title = "Unfilled (every gate passed, but no order was possible)"
         forms: dict[str, Form] = {"reason": "text", "bars": "count"}
         yield table_of("unfilled", title, forms, reasons.most_common())
 
@@ -540,8 +540,8 @@ _DECISIONS: Final = (
     of_view("cause", "cause", "text"),
 )
 _SHORTFALL_NOTE: Final = (
-    "Money that the account made beyond paper, below zero where it fell short; the five parts add "
-    "up to it. Errors count blocks of five days."
+    "The account's profit minus paper's. The five parts add up to the shortfall. Errors count "
+    "blocks of five days."
 )
 
 
@@ -563,7 +563,7 @@ def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
                 "mean": metrics.mean_by_day(shares, days),
             }
         )
-    title = "Shortfall of one's own fills"
+    title = "Shortfall of your fills"
     yield table("shortfall", title, _SHORTFALLS, parts, notes=(_SHORTFALL_NOTE,))
     newest = sorted(rows, key=lambda row: (row["decided_ms"], row["sequence"], row["ordinal"]))
     is_one = len({row["instrument"] for row in rows}) == 1

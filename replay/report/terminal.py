@@ -179,7 +179,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         title = "Refused (by the first gate that failed)"
         yield _counts_table("refused_by", "gate", title, refusals, decisions)
     if unfilled := list(views.counts("v_decisions", "unfilled_reason")):
-        title = "Unfilled (no gate refused, and no order would be taken)"
+        title = "Unfilled (every gate passed, but no order was possible)"
         yield _counts_table("unfilled", "reason", title, unfilled, decisions)
     if rejected := list(views.counts("v_orders", "reason", status="REJECTED")):
         title = "Rejected orders (refused when they came, by the rules of the venue)"

@@ -73,7 +73,7 @@ def _parts(sweep: Sweep) -> Iterator[Part]:
     if is_walk or sweep.best is None:
         yield FoldedParts("Every run", (_every_run(sweep, is_walk=is_walk),))
     if sweep.command is not None:
-        yield Paragraph("The best point again, over all the data, with its whole record:")
+        yield Paragraph("Run the best point again, over all the data, with its whole record:")
         yield Paragraph(sweep.command, "code")
 
 
@@ -191,13 +191,13 @@ def luck(sweep: Sweep) -> Iterator[str]:
         yield "All points came to the same: nothing in this space moved it."
     elif (near := sweep.neighbours) is not None:
         if near.median is None:
-            yield f"All {near.failed} points one step beside it failed."
+            yield f"All {near.failed} points next to it failed."
         else:
             failed = f" ({near.failed} more failed)" if near.failed else ""
             yield (
-                f"The {count_of(len(near.values), 'point')} one step beside it{failed} came to a "
-                f"median of {in_words(near.median, sweep.objective)}; where they do not share a "
-                "peak, it is chance."
+                f"The {count_of(len(near.values), 'point')} next to it{failed} reach a median of "
+                f"{in_words(near.median, sweep.objective)}; if they are much worse than the best, "
+                "the best is chance."
             )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
     if mean is not None and error:
@@ -225,8 +225,8 @@ def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
     days = best.figures["days"] or 0.0
     if not is_annual(days):
         yield (
-            "Deflated Sharpe ratio and probability of overfitting: not said of "
-            f"{days:.1f} days; they take {DAYS_TO_ANNUALISE}."
+            "Deflated Sharpe ratio and probability of overfitting: not computed for "
+            f"{days:.1f} days; they need {DAYS_TO_ANNUALISE}."
         )
         return
     if (over := sweep.overfitting) is not None:

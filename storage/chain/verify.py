@@ -277,7 +277,7 @@ def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
     )
     what = {"missing"} if any(a < b for a, b in counts.values()) else set()
     what |= {"extra"} if any(a > b for a, b in counts.values()) else set()
-    sentence = f"Steps {first} to {last} do not give the digest of their commit: {named}."
+    sentence = f"Steps {first} to {last} do not match the digest of their commit (tables: {named})."
     return ChainProblem(first, tuple(tables), what.pop() if len(what) == 1 else "changed", sentence)
 
 

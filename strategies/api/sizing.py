@@ -202,7 +202,7 @@ NO_STOP: Final = (
 )
 
 
-WITHIN_BAND: Final = "the target is within the no-trade band of nothing held"
+WITHIN_BAND: Final = "the target is within the no-trade band around zero"
 
 
 class Sizer:

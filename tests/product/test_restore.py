@@ -71,7 +71,7 @@ def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
     os.utime(backups / "1-old.db", (0, 0))
     (copied, note) = shell(night(), tmp_path).splitlines()
     assert copied.startswith("Copied ")
-    assert note.endswith(".db.checkpoints holds what its runs were decided by: it belongs to it.")
+    assert note.endswith(".db.checkpoints belongs to the copy: keep both together.")
     assert {path.name for path in backups.glob("1-*")} == {"1-new.db", "1-new.db.checkpoints"}
     shutil.rmtree(lib)  # the machine is lost
     lib.mkdir()

@@ -14,7 +14,7 @@ def test_every_file_is_copied_with_its_source_and_again_without_complaint(
 ) -> None:
     for _ in range(2):
         assert cli.out("data", "samples") == (
-            f"samples holds {len(bundled())} files; samples/SOURCES.md says whose they are.\n"
+            f"samples holds {len(bundled())} files; samples/SOURCES.md names their sources.\n"
         )
     copy = here / "samples" / DEMO_CANDLES.name
     assert copy.read_bytes() == DEMO_CANDLES.read_bytes()

@@ -58,7 +58,7 @@ def test_verify_names_what_was_changed_and_exits_with_1(path: Path, cli: Cli) ->
     connection.close()
     code, out, err = cli("audit", "verify", "plain", "--db", path)
     assert (code, err) == (1, "")
-    assert "Steps 0 to 59 do not give the digest of their commit: steps." in out
+    assert "Steps 0 to 59 do not match the digest of their commit (tables: steps)." in out
     code, out, _ = cli("audit", "verify", "plain", "--db", path, "--json")
     assert code == 1
     document = json.loads(out)

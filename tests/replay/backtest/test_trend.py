@@ -105,10 +105,7 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
     check_record(path)
     assert invoke(["report", run_id, "--db", str(path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days"
-        in printed
-    )
+    assert "Warning: the trend uses 6h, 12h, 1d, 2d, since the candles span 6.2 days" in printed
     assert invoke(["replay", "--data", f"{path}#{run_id}", "--db", str(again), "--json"]) == 0
     assert windows(again) == windows(path)
     assert identities(again) == identities(path)
@@ -175,7 +172,8 @@ def test_explain_says_what_the_trend_was_made_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    record(tmp_path / "a.db", configured(), [walk(300)])
+    strategy = {"name": "trend", "trend_windows": ["4h"], "long_only": False}
+    record(tmp_path / "a.db", configured(strategy=strategy), [walk(300)])
     ((sequence, at),) = rows(
         tmp_path / "a.db",
         "SELECT sequence, open_time_ms FROM v_decisions WHERE action = 'LONG' LIMIT 1",
@@ -186,7 +184,7 @@ def test_explain_says_what_the_trend_was_made_of(
     assert invoke(["explain", f"last:{sequence}", "--db", "a.db"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Noted: trend_4h" in text
-    assert f"The trend is {noted['trend']:+.4f}, the mean of its distances" in text
+    assert f"{noted['trend']:+.4f}, the mean of its distances, each clipped to [-1, 1]" in text
     assert f"40.0% ÷ {noted['volatility']:.1%} a year): {noted['size']:+.4f}." in text
     assert noted["size"] == noted["trend"] * min(1, 0.4 / noted["volatility"])
     assert invoke(["explain", f"last:{sequence + 1}", "--db", "a.db", "--json"]) == 0

@@ -159,7 +159,8 @@ def test_an_honest_class_passes(check: Checks, name: str) -> None:
     assert finding.without_later == finding.bars == 160
     assert finding.depends == []
     unheard = {"polars without a file": "polars", "a database in memory": "sqlite3"}
-    texts = [f"what {unheard[name]} opened: native code is not heard"] if name in unheard else []
+    words = "which files {} opened, since native code is not observed"
+    texts = [words.format(unheard[name])] if name in unheard else []
     assert finding.unproved == texts
 
 

@@ -44,7 +44,7 @@ def test_every_incident_is_announced_and_ends_well(ending: dict[str, Any]) -> No
     assert "none is missing" in ending["incidents"][0]
     assert "refused by `operator`" in ending["incidents"][1]
     assert "goes on with the same run" in ending["incidents"][2]
-    assert "do not give the digest of their commit: steps" in ending["incidents"][3]
+    assert "do not match the digest of their commit (tables: steps)" in ending["incidents"][3]
     for number in range(1, 5):
         assert f"Incident {number} of 4" in ending["announced"]
     assert ending["processes"] == 2

@@ -96,10 +96,10 @@ def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Back
     assert only["fills"][0]["order_id"] == fill["order_id"]
     assert only["cost"] == pytest.approx(lost_by(isolated))
     assert only["said"] == (
-        "Liquidated: long 5.000 AAAUSDT, called at 905 and closed at 900, as the margin of 504.5 "
-        "less the loss had come to the maintenance margin of 22.6131 of risk tier 1 (0.5 %). It "
-        "cost 504.50: 500.00 of realized loss and 4.50 of fees; 25.00 of the loss is the way from "
-        "the call to the close."
+        "Liquidated: long 5.000 AAAUSDT, triggered at 905 and closed at 900, as the margin of "
+        "504.5 less the loss had come to the maintenance margin of 22.6131 of risk tier 1 (0.5 %). "
+        "It cost 504.50: 500.00 of realized loss and 4.50 of fees; 25.00 of the loss is the move "
+        "from trigger to close."
     )
 
 
@@ -120,7 +120,7 @@ def test_a_side_of_hedge_mode_is_named_and_the_other_one_stays() -> None:
     config = configured(account=account)
     with backtest(BothSides, {"AAAUSDT": straight(START_MS, PRICES)}, config=config) as run:
         (only,) = liquidations(run)[CRASH]
-        assert only["said"].startswith("Liquidated: long 1.000 AAAUSDT, called at ")
+        assert only["said"].startswith("Liquidated: long 1.000 AAAUSDT, triggered at ")
         assert [fill["position_side"] for fill in only["fills"]] == ["LONG"]
         assert only["cost"] == pytest.approx(lost_by(run))
 

@@ -22,8 +22,8 @@ CLOSE = f"UPDATE steps SET close = close + 1 {AT_33}"
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        (CLOSE, r"Steps 0 to 59 do not give the digest of their commit: steps"),
-        ("UPDATE ledger SET amount = amount + 1", "of their commit: ledger"),
+        (CLOSE, r"Steps 0 to 59 do not match the digest of their commit \(tables: steps\)"),
+        ("UPDATE ledger SET amount = amount + 1", r"of their commit \(tables: ledger\)"),
         (f"DELETE FROM steps {AT_33}", r"steps \(59 rows, 60 written\)"),
         ("DELETE FROM outcomes", r"outcomes \(0 rows, \d+ written\)"),
         ("UPDATE commits SET digest = decode('00', 'hex')", "was changed"),
