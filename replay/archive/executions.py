@@ -128,7 +128,7 @@ class _Rows:
 
 
 def read_executions(path: Path) -> Executions:
-    """Read the fills of the file at *path*; commas, semicolons or tabs stand between its cells.
+    """Read the fills of the file at *path*: text with cells, or JSON such as an answer of Bybit's.
 
     Each execution id counts once. What is no fill (funding) is counted in ``dropped``; makers,
     stops and liquidations are fills that stand apart. Raises ``DataInvalid``, one sentence, where

@@ -289,9 +289,9 @@ def read_table(
 ) -> RawTable:
     """Return the columns of the file at *path*, whose name tells its format.
 
-    Of columns that mean the same, *columns* choose one. *head* reads the head of text that is not
-    of candles. Raises ``DataInvalid`` where the file is unreadable, empty, of an unknown format, of
-    another one than expected, or names columns unclearly.
+    Of columns that mean the same, *columns* choose one. *head* is for a table that is not of
+    candles: it reads the head of text. Raises ``DataInvalid`` where the file is unreadable, empty,
+    of an unknown format, of another one than expected, or names columns unclearly.
     """
     name, raw = unpacked(path)
     if raw.startswith(MARK):
@@ -315,9 +315,10 @@ def read_table(
         )
     if expected.magics and not raw.startswith(expected.magics):
         raise _not_as_named(path, expected.suffixes[0])
-    if head is not None:
-        return read_delimited(path, raw, head)
-    return reject_unclear(expected.read(path, raw), columns)
+    if head is None:
+        return reject_unclear(expected.read(path, raw), columns)
+    is_text = expected.read is read_delimited
+    return read_delimited(path, raw, head) if is_text else expected.read(path, raw)
 
 
 def unpacked(path: Path) -> tuple[str, bytes]:

@@ -107,10 +107,13 @@ class _Market:
         self.opens_ms: Ints = bars["open_time_ms"]
         self._closes_ms = columns.times.closes_of(self.opens_ms)
         self._sequence, self._open, self._close = bars["sequence"], bars["open"], bars["close"]
+        self._begun_ms = columns.run.period_start_ms  # bars before it are looked back on
 
     def covers(self, time_ms: int) -> bool:
-        """Return whether a fill at *time_ms* lies within the bars."""
-        return bool(self.opens_ms.size and self.opens_ms[0] <= time_ms < self._closes_ms[-1])
+        """Return whether a fill at *time_ms* lies within the bars that the run could decide."""
+        if not self.opens_ms.size or time_ms < self._begun_ms:
+            return False
+        return bool(self.opens_ms[0] <= time_ms < self._closes_ms[-1])
 
     def open_at(self, time_ms: int) -> int:
         """Return the open of the last bar that had opened at *time_ms*."""
@@ -214,13 +217,19 @@ class _OrdersOfRun(NamedTuple):
 
         It is the one whose order the file names, else the newest before it that ordered its side:
         unless a later decision ordered another side, and the account has filled that one already.
+        An id that another run gave as well names nothing.
         """
         first = fills[0]
-        if (followed := self.by_id.get(first.order)) is not None:
-            return followed
         sent_ms = min(
             fill.time_ms if fill.created_ms is None else fill.created_ms for fill in fills
         )
+        followed = self.by_id.get(first.order)
+        if (
+            followed is not None
+            and (followed.book[0], followed.side) == (name, first.side)
+            and followed.decided_ms <= sent_ms
+        ):
+            return followed
         usual = PositionSide.LONG if first.side is Side.BUY else PositionSide.SHORT
         is_hedged = any(position for of, position in self.books if of == name)
         positions = (first.position_side,) if first.position_side or not is_hedged else PositionSide

@@ -413,7 +413,7 @@ def _read(spec: RunSpec) -> tuple[Config, MarketData]:
 @answers
 def calibrate(
     fills: Annotated[
-        Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export as CSV.")
+        Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export, CSV or JSON.")
     ],
     *,
     candles: Annotated[

@@ -46,8 +46,8 @@ def one_way(folder: Path, category: str = "linear") -> Path:
     text = cross(long_only=is_spot, quantity="0.5", slippage_bp="2", category=category)
     config.write_text(text)
     command = ["replay", "--config", str(config), "--data", f"BTCUSDT={DEMO_CANDLES}"]
-    until = ["--to", "2025-05-26T20:00"]
-    assert invoke([*command, *until, "--db", str(folder / "run.db"), "--json"]) == 0
+    within = ["--from", "2025-05-26T10:00", "--to", "2025-05-26T22:00"]
+    assert invoke([*command, *within, "--db", str(folder / "run.db"), "--json"]) == 0
     return folder / "run.db"
 
 
@@ -229,13 +229,16 @@ def test_parts_are_the_difference_that_a_ledger_of_its_own_finds(seed: int, data
 
 
 def test_without_ids_of_the_run_every_fill_counts_once(database: Path) -> None:
-    """Whatever decision a fill is thought to follow, the results add up to the account's."""
+    """Whatever decision a fill is thought to follow, the results add up to the account's.
+
+    An id of the run may name another order there.
+    """
     rng, ledger = random.Random(0), Ledger(database)
     account = drawn(paper_fills(database), rng)
     strange = [replace(rng.choice(account), side=rng.choice(list(Side))) for _ in range(9)]
     end = ledger.times[-1]
     fills = [
-        replace(fill, order=rng.choice(("", fill.order and f"theirs {fill.order}")))
+        replace(fill, order=rng.choice(("", f"theirs {fill.order}", rng.choice(account).order)))
         for fill in (*account, *strange)
         if fill.time_ms < end
     ]
@@ -359,7 +362,9 @@ def test_what_cannot_be_joined_is_one_sentence(
     empty = tmp_path / "empty.csv"
     empty.write_text("")
     command = ["calibrate", "--run", "last", "--db", str(crossing)]
+    (begun,) = rows_of(crossing, "SELECT min(open_time_ms) AS ms FROM v_bars")
     for changed, sentence in (
+        ([replace(paper[0], time_ms=begun["ms"] + 60_000)], "1 outside of the run's bars"),
         ([replace(fill, symbol="XRPUSDT") for fill in paper], "of XRPUSDT, which the run does not"),
         ([replace(fill, time_ms=fill.time_ms + 10**10) for fill in paper], "outside of the run's"),
         ([replace(paper[0], quantity=Decimal("0.12345678"))], "is traded in 3 decimals"),
