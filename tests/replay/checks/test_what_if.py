@@ -121,7 +121,7 @@ def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
     ("name", "changes", "drop", "part"),
     [
         (MODEL, {"gate": {"direction": "0.52"}}, (), 0),
-        (MODEL, {}, ("direction",), 0),
+        (MODEL, {"gate": {"drop": ("shifted",)}}, ("direction",), 0),
         (MODEL, FEE, (), 0),
         (MODEL, {"sizing": {"mode": "equity", "fraction": "0.3"}}, (), 0),
         ("a model with gates", FEE, (), 0.9),
@@ -143,8 +143,11 @@ def test_it_equals_a_replay_of_the_change(
     scenario = CASES[name]
     path, from_ms = scenario.recorded(), from_of(scenario, part)
     sections = {section: dict(keys) for section, keys in scenario.sections().items()}
-    for section, keys in {**changes, **({"gate": {"drop": drop}} if drop else {})}.items():
+    for section, keys in changes.items():
         sections.setdefault(section, {}).update(keys)
+    if drop:
+        gates = sections.setdefault("gate", {})
+        gates["drop"] = (*gates.get("drop", ()), *drop)
     replay = build(
         load(None, sections), scenario.data(), started_at_ms=0, from_ms=from_ms, mode=scenario.mode
     )
