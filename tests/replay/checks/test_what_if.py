@@ -313,12 +313,9 @@ def _judged(step: Step) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("crossing", {"changes": {"gate": {"shfit": "1"}}}, "shfit"),
-        ("crossing", {"changes": {"execution": {"taker_fee": "7"}}}, "taker_fee"),
         ("crossing", {"changes": {"market": {"interval": "15"}}}, "market.interval decides what"),
         ("crossing", {"changes": {"log": {"level": "debug"}}}, "log.level decides nothing"),
         ("crossing", {"changes": {"strategy": {"name": "attention"}}}, "strategy"),
-        ("crossing", {"drop_gates": ["warm"]}, "warm"),
         ("crossing", {"drop_gates": ["edge"]}, "has no gate edge"),
         ("crossing", {}, "Nothing would be another"),
         ("crossing", {"from_ms": 1}, "lies outside of run"),
