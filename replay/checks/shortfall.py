@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -25,10 +26,13 @@ import numpy as np
 from tracepaper.replay.archive.executions import Execution, Executions
 from tracepaper.replay.checks.paper_fills import by_order
 from tracepaper.replay.run_columns import Ints, RunColumns
+from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE
-from tracepaper.storage.database.run_views import Row
-from tracepaper.storage.record.columns import SHORTFALL_PARTS, Value
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.database.writer import in_memory, insert_rows
+from tracepaper.storage.record.columns import SHORTFALL_PARTS, Value, stored_columns
+from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import Category, Instrument, Side
@@ -430,3 +434,12 @@ def stored_rows(reader: Reader, run_id: str, findings: ShortfallFindings) -> lis
         ordinals[of.sequence] += 1
         rows.append(row)
     return rows
+
+
+def rows_in_view(stored: StoredRun, rows: Sequence[StoredRow]) -> list[Row]:
+    """Return *rows* of a run as ``v_shortfall`` has them: a daemon may hold the database."""
+    opening = StepEncoder(stored.run, stored.run_key, ()).opening(stored.run, 0)
+    values = [tuple(row[name] for name in stored_columns("shortfalls")) for row in rows]
+    with closing(in_memory()) as connection:
+        insert_rows(connection, {**opening, "shortfalls": values})
+        return RunViews(connection, stored.run.run_id).rows("v_shortfall")

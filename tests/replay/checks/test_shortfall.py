@@ -32,6 +32,7 @@ from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.checks import store_shortfalls
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Side
 
@@ -346,7 +347,8 @@ def test_an_import_replaces_the_one_before_and_is_in_the_report(
     report = cli.json("report", "last", "--db", crossing)
     for name in ("shortfall", "shortfall_decisions"):
         assert report[name] == answer[name]
-    assert "Shortfall by decision" in cli.out(*command, fills)
+    with closing(open_writer(crossing)):  # as a daemon of the run does
+        assert "Shortfall by decision" in cli.out(*command, fills)
     shelf = Databases([crossing])
     account = documents.account(shelf.find(answer["run_id"]))
     *_, table = as_parts(account.parts)
