@@ -229,10 +229,7 @@ def test_parts_are_the_difference_that_a_ledger_of_its_own_finds(seed: int, data
 
 
 def test_without_ids_of_the_run_every_fill_counts_once(database: Path) -> None:
-    """Whatever decision a fill is thought to follow, the results add up to the account's.
-
-    An id of the run may name another order there.
-    """
+    """Whatever decision a fill is thought to follow, the results add up to the account's."""
     rng, ledger = random.Random(0), Ledger(database)
     account = drawn(paper_fills(database), rng)
     strange = [replace(rng.choice(account), side=rng.choice(list(Side))) for _ in range(9)]

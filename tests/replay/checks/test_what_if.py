@@ -187,7 +187,6 @@ def test_it_equals_a_replay_of_the_change(
         (HOURS, {"strategy": {"long_only": False}}, (), 900),
         (HOURS, {"gate": {"on_refusal": "flat"}}, (), 0),
         (HOURS, {"gate": {"regimes": ["MIXED", "MOMENTUM"]}}, (), 0),
-        (HOURS, {"regime": {"momentum": "0.96"}}, (), 0),
         (HOURS, {"risk": {"max_daily_trades": 3}}, (), 0),
         (MODEL, {"gate": {"direction": "0.58"}}, (), 20),
         (MODEL, {}, ("shifted",), 20),
