@@ -128,7 +128,7 @@ class _Rows:
 
 
 def read_executions(path: Path) -> Executions:
-    """Read the fills of the file at *path*, separated by commas, semicolons or tabs.
+    """Read the fills of the file at *path*: delimited text, or JSON such as an answer of Bybit's.
 
     Each execution id counts once. Rows that are no fills (funding) are counted in ``dropped``.
     Fills of makers, stops and liquidations have an ``exclusion``. Raises ``DataInvalid`` if the

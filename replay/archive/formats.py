@@ -287,9 +287,9 @@ def read_table(
 ) -> RawTable:
     """Return the columns of the file at *path*; its name determines the format.
 
-    *columns* choose among columns with one meaning. *head* reads the header of text that does not
-    hold candles. Raises ``DataInvalid`` if the file is unreadable, empty, of an unknown or another
-    format, or has ambiguous columns.
+    *columns* choose among columns with one meaning. *head* is for a table without candles: it reads
+    the header of text. Raises ``DataInvalid`` if the file is unreadable, empty, of an unknown or
+    another format, or has ambiguous columns.
     """
     name, raw = unpacked(path)
     if raw.startswith(MARK):
@@ -313,9 +313,10 @@ def read_table(
         )
     if expected.magics and not raw.startswith(expected.magics):
         raise _not_as_named(path, expected.suffixes[0])
-    if head is not None:
-        return read_delimited(path, raw, head)
-    return reject_unclear(expected.read(path, raw), columns)
+    if head is None:
+        return reject_unclear(expected.read(path, raw), columns)
+    is_text = expected.read is read_delimited
+    return read_delimited(path, raw, head) if is_text else expected.read(path, raw)
 
 
 def unpacked(path: Path) -> tuple[str, bytes]:

@@ -136,10 +136,11 @@ def changed_run(
     """
     stored = reader.stored_run(run_id)
     run, before = stored.run, restore(stored.run.config)
-    if drop_gates:
-        dropped = (*before.gate.drop, *drop_gates)
-        changes = {**changes, "gate": {**changes.get("gate", {}), "drop": dropped}}
     config = restore(run.config, changes)
+    if drop_gates:
+        dropped = (*config.gate.drop, *drop_gates)
+        changes = {**changes, "gate": {**changes.get("gate", {}), "drop": dropped}}
+        config = restore(run.config, changes)
     _reject_keys(run, before, config, changes)
     if config.sha256() == before.sha256() and from_ms is None:
         raise ConfigInvalid("Nothing would be another; give --set, --drop-gate or --from.")

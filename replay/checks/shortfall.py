@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -25,10 +26,13 @@ import numpy as np
 from tracepaper.replay.archive.executions import Execution, Executions
 from tracepaper.replay.checks.paper_fills import by_order
 from tracepaper.replay.run_columns import Ints, RunColumns
+from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE
-from tracepaper.storage.database.run_views import Row
-from tracepaper.storage.record.columns import SHORTFALL_PARTS, Value
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.database.writer import in_memory, insert_rows
+from tracepaper.storage.record.columns import SHORTFALL_PARTS, Value, stored_columns
+from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import Category, Instrument, Side
@@ -107,10 +111,13 @@ class _Market:
         self.opens_ms: Ints = bars["open_time_ms"]
         self._closes_ms = columns.times.closes_of(self.opens_ms)
         self._sequence, self._open, self._close = bars["sequence"], bars["open"], bars["close"]
+        self._begun_ms = columns.run.period_start_ms  # bars before it are looked back on
 
     def covers(self, time_ms: int) -> bool:
-        """Return whether a fill at *time_ms* lies within the bars."""
-        return bool(self.opens_ms.size and self.opens_ms[0] <= time_ms < self._closes_ms[-1])
+        """Return whether a fill at *time_ms* lies within the bars that the run could decide."""
+        if not self.opens_ms.size or time_ms < self._begun_ms:
+            return False
+        return bool(self.opens_ms[0] <= time_ms < self._closes_ms[-1])
 
     def open_at(self, time_ms: int) -> int:
         """Return the open of the last bar that had opened at *time_ms*."""
@@ -214,13 +221,19 @@ class _OrdersOfRun(NamedTuple):
 
         It is the one whose order the file names, else the newest before it that ordered its side:
         unless a later decision ordered another side, and the account has filled that one already.
+        An id that another run gave as well names nothing.
         """
         first = fills[0]
-        if (followed := self.by_id.get(first.order)) is not None:
-            return followed
         sent_ms = min(
             fill.time_ms if fill.created_ms is None else fill.created_ms for fill in fills
         )
+        followed = self.by_id.get(first.order)
+        if (
+            followed is not None
+            and (followed.book[0], followed.side) == (name, first.side)
+            and followed.decided_ms <= sent_ms
+        ):
+            return followed
         usual = PositionSide.LONG if first.side is Side.BUY else PositionSide.SHORT
         is_hedged = any(position for of, position in self.books if of == name)
         positions = (first.position_side,) if first.position_side or not is_hedged else PositionSide
@@ -421,3 +434,12 @@ def stored_rows(reader: Reader, run_id: str, findings: ShortfallFindings) -> lis
         ordinals[of.sequence] += 1
         rows.append(row)
     return rows
+
+
+def rows_in_view(stored: StoredRun, rows: Sequence[StoredRow]) -> list[Row]:
+    """Return *rows* of a run as ``v_shortfall`` has them: a daemon may hold the database."""
+    opening = StepEncoder(stored.run, stored.run_key, ()).opening(stored.run, 0)
+    values = [tuple(row[name] for name in stored_columns("shortfalls")) for row in rows]
+    with closing(in_memory()) as connection:
+        insert_rows(connection, {**opening, "shortfalls": values})
+        return RunViews(connection, stored.run.run_id).rows("v_shortfall")

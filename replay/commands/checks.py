@@ -23,10 +23,11 @@ from tracepaper.daemon.commands.options import (
     database_path,
     located,
     reads_record,
+    say,
     tell,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
-from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
@@ -416,7 +417,7 @@ def _read(spec: RunSpec) -> tuple[Config, MarketData]:
 @answers
 def calibrate(
     fills: Annotated[
-        Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export as CSV.")
+        Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export, CSV or JSON.")
     ],
     *,
     candles: Annotated[
@@ -465,25 +466,21 @@ def _join(fills: Path, place: RunLocation) -> CommandAnswer:
     """Hold the fills of a file to the decisions of a run, store that, and show it."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.archive.executions import read_executions
-    from tracepaper.replay.checks.shortfall import join_fills, stored_rows
+    from tracepaper.replay.checks.shortfall import join_fills, rows_in_view, stored_rows
     from tracepaper.replay.checks.slippage import counted
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.report.figures import shortfall_tables
     from tracepaper.storage.checks import store_shortfalls
     from tracepaper.storage.database.reader import Reader
-    from tracepaper.storage.database.run_views import RunViews
 
     executions = read_executions(fills)
     with Reader.open(place.path) as reader:
         findings = join_fills(reader, place.run_id, executions)
         rows = stored_rows(reader, place.run_id, findings)
-        run_key = reader.stored_run(place.run_id).run_key
-    if reason := store_shortfalls(place.path, run_key, rows):
-        raise AuditUnwritable(f"The shortfall is not stored: {reason}")
-    with Reader.open(place.path) as reader:
-        tables = tuple(
-            shortfall_tables(RunViews(reader.connection, place.run_id).rows("v_shortfall"))
-        )
+        stored = reader.stored_run(place.run_id)
+    tables = tuple(shortfall_tables(rows_in_view(stored, rows)))
+    if reason := store_shortfalls(place.path, stored.run_key, rows):
+        say(f"The shortfall is not stored: {reason}", err=True)
     document = {
         "run_id": place.run_id,
         "rows": findings.rows,

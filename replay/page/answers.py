@@ -86,6 +86,7 @@ class GateInfo(Struct, frozen=True):
     is_capped: bool  # once passed, its measure says no more
     refused: int | None  # decisions that it refused first; null until they are counted
     key: str = ""  # of the configuration, by which a what-if may move the threshold
+    is_count: bool = False  # whether that takes whole numbers alone
 
 
 class AccountFigures(Struct, frozen=True):
@@ -171,6 +172,7 @@ class Run(Struct, frozen=True):
 
     row: RunRow
     config: dict[str, dict[str, Any]]
+    fees: dict[str, float]  # by their keys in [execution], the usual ones where those are unset
     instruments: list[Instrument]
     gates: list[GateInfo]
     accounts: list[AccountFigures]  # the run's own first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -33,10 +33,10 @@ from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.evaluator import is_movable, key_of
-from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.gates.gate import GATES, ThresholdForm
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome, Side
-from tracepaper.strategies.units import DAY_MS, without_zeros
+from tracepaper.strategies.units import BASE_FEES, DAY_MS, without_zeros
 
 # ---------------------------------------------------------------- all runs
 
@@ -176,10 +176,11 @@ def run(
     row, columns = shown.views.run(), shown.columns
     first, last = _decided(shown)
     refused = shown.rollups.refusals()
-    thresholds = columns.thresholds
+    thresholds, config = columns.thresholds, json.loads(row["config"])
     return answers.Run(
         row=run_row(shown, served),
-        config=json.loads(row["config"]),
+        config=config,
+        fees=_fees(config),
         instruments=[
             answers.Instrument(
                 instrument.id, instrument.symbol, instrument.base_coin, instrument.quote_coin,
@@ -194,6 +195,7 @@ def run(
                 **{name: getattr(GATES[gate], name) for name in _OF_GATE},
                 refused=None if refused is None else refused[gate],
                 key=key_of(GATES[gate]) if is_movable(GATES[gate]) else "",
+                is_count=getattr(GATES[gate].threshold, "form", "") == ThresholdForm.COUNT,
             )
             for gate in columns.gates
         ],
@@ -217,6 +219,15 @@ def run(
 
 
 _OF_GATE: Final = ("words", "unit", "is_switch", "is_capped")
+
+
+def _fees(config: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the fees of a stored *config*, which another version may have written."""
+    execution = config.get("execution", {})
+    usual = BASE_FEES.get(config.get("market", {}).get("category", ""), ("0", "0"))
+    taker, maker = usual if execution.get("fee_per_share") is None else ("0", "0")
+    fees = {"taker_fee": taker, "maker_fee": maker}
+    return {key: float(execution.get(key) or fee) for key, fee in fees.items()}
 
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:

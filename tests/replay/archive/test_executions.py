@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +19,7 @@ ROW = f"BTCUSDT,Buy,o1,e1,109905.5,0.091,{AT_MS},5.5,Market,false,Trade"
 
 
 def read(tmp_path: Path, *lines: str) -> Executions:
-    path = tmp_path / "fills.csv"
+    path = tmp_path / ("fills.json" if "".join(lines).startswith("{") else "fills.csv")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return read_executions(path)
 
@@ -31,8 +32,10 @@ SPOT = (
     "Uid,Spot Pairs,Order Type,Direction,Filled Value,Filled Price,Filled Quantity,Fees,"
     "Transaction ID,Order No.,Timestamp (UTC)"
 )
+ANSWER = dict(zip(API.split(","), ROW.split(","), strict=True)) | {"isMaker": False, "markIv": None}
 LAYOUTS = {
     "api": (API, ROW),
+    "api, its answer": (json.dumps({"retCode": 0, "result": {"list": [ANSWER]}}),),
     "lower case, any order": (
         "EXECTIME,execqty,ExecPrice,SIDE,Symbol",
         f"{AT_MS},0.091,109905.50,SELL,btcusdt",
@@ -73,9 +76,8 @@ def test_a_known_layout_is_read(layout: str, tmp_path: Path) -> None:
     )
     assert fill.time_ms == AT_MS
     assert fill.side is (Side.SELL if layout.startswith("lower") else Side.BUY)
-    assert fill.order == (
-        "o1" if layout in {"api", "perpetual", "spot"} or "mark" in layout else ""
-    )
+    is_named = layout in {"perpetual", "spot"} or "mark" in layout or "api" in layout
+    assert fill.order == ("o1" if is_named else "")
     assert fill.created_ms is None
 
 

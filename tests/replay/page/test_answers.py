@@ -287,9 +287,13 @@ def test_progress_of_a_whole_run_is_the_share_of_its_steps(run: ShownRun) -> Non
 
 
 def test_a_limit_that_refuses_alone_halts_nothing(tmp_path: Path) -> None:
-    limit = '[risk]\nmax_drawdown = "0.0005"\non_breach = "refuse"\n'
-    run = shown_of(replayed(tmp_path, cross() + limit, "--data", BTC))
-    assert runs.run(run).halt == ""
+    limit = '[risk]\nmax_drawdown = "0.0005"\nmax_daily_trades = 400\non_breach = "refuse"\n'
+    run = shown_of(replayed(tmp_path, cross(fee="0.001") + limit, "--data", BTC))
+    answer = runs.run(run)
+    assert answer.halt == ""
+    movable = {gate.key: gate.is_count for gate in answer.gates if gate.key}
+    assert movable == {"risk.max_drawdown": False, "risk.max_daily_trades": True}
+    assert answer.fees == {"taker_fee": 0.001, "maker_fee": 0.0002}
     assert "run, ended;" in records.health(run).title
 
 

@@ -1,28 +1,29 @@
-/** What if: a slider for each threshold and for the fee; what they make comes when one is let go. */
+/** What if: a slider for each threshold and fee; what they make comes when one is let go. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { source } from "../api.js";
 import { DocumentView } from "../document.js";
 import { word } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
 
-const FEE = { key: "execution.taker_fee", name: "taker fee", most: 0.002 };
-const USUAL_FEE = 0.00055; // where the run names none
 const STEPS = 200;
+const MOST_FEE = 0.002;
+
+const sliderOf = (key, name, title, at, most, isCount) => ({ key, name, title, at, most, least: isCount ? 1 : Math.min(0, 2 * at), step: isCount ? 1 : most / STEPS });
 
 /** The sliders of a run: where each stands, and how far it goes. */
-const slidersOf = ({ gates, config }) => [
-  ...gates.filter((gate) => gate.key).map(({ gate, key, unit, threshold }) => ({ key, name: word(gate), title: unit, at: threshold, most: 2 * Math.abs(threshold) || 1 })),
-  { ...FEE, title: "share of the notional", at: Number(config.execution?.taker_fee ?? USUAL_FEE) },
+const slidersOf = ({ gates, fees }) => [
+  ...gates.filter((gate) => gate.key).map((gate) => sliderOf(gate.key, word(gate.gate), gate.unit, gate.threshold, 2 * Math.abs(gate.threshold) || 1, gate.is_count)),
+  ...Object.entries(fees).map(([key, fee]) => sliderOf(`execution.${key}`, word(key), "share of the notional", fee, Math.max(MOST_FEE, 2 * fee))),
 ];
 
 const shown = (value) => String(Number(value.toPrecision(3)));
 
-function Slider({ slider: { name, title, at, most }, value, choose }) {
+function Slider({ slider: { name, title, at, most, least, step }, value, choose }) {
   const [moved, setMoved] = useState(null); // while it is held
   const stands = moved ?? value ?? at;
   return html`<label class="slider" title=${title}>
     <span>${name}</span>
-    <input type="range" min="0" max=${most} step=${most / STEPS} value=${stands} onInput=${(event) => setMoved(Number(event.target.value))} onChange=${(event) => {
+    <input type="range" min=${least} max=${most} step=${step} value=${stands} onInput=${(event) => setMoved(Number(event.target.value))} onChange=${(event) => {
       setMoved(null);
       choose(Number(event.target.value));
     }} />
