@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,6 +64,11 @@ class Wheel(bdist_wheel):
         if library == "glibc":
             platform_tag = f"manylinux_{version.replace('.', '_')}_{platform.machine()}"
         return "py3", "none", platform_tag
+
+    def run(self) -> None:
+        """Build from nothing: a module that an earlier version left in ``build`` would go along."""
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
 
 
 # The name keeps this file out of the wheel: a build front end runs it under another.

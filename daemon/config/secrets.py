@@ -8,6 +8,7 @@ environment variable, ``env:NAME``, or a credentials file, ``credential:NAME``, 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -124,8 +125,8 @@ def read_secret(reference: str, environment: Mapping[str, str]) -> str:
             text = file.read(_BYTES_MOST).decode().strip()
     except OSError as error:
         raise ConfigInvalid(
-            f"{reference}: {path} cannot be read ({error.strerror}); hand it over by systemd's "
-            f"LoadCredential={parts['file']}:PATH."
+            f"{reference}: {path} cannot be read ({error.strerror}); let user {os.getuid()} read "
+            f"it, or hand it over by systemd's LoadCredential={parts['file']}:PATH."
         ) from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{reference}: {path} is not UTF-8 text; write it anew.") from None

@@ -144,6 +144,7 @@ def test_the_container_is_read_only_and_unprivileged() -> None:
     assert isinstance(build, dict)
     assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "Dockerfile"
     assert service["command"] == ["run"]
+    assert service["restart"] == "unless-stopped"
 
 
 def test_the_containers_variables_are_keys_of_the_configuration() -> None:
@@ -162,7 +163,7 @@ def test_the_pages_of_operation_name_commands_and_files_that_exist() -> None:
     called = set(re.findall(r"(?:\btp|bin/tracepaper|`tracepaper) ([a-z]+)\b", text))
     assert called <= verbs
     assert {"status", "command", "audit", "db", "doctor", "config", "verify"} <= called
-    for name in set(re.findall(r"deploy/[\w.]+", text)):
+    for name in set(re.findall(r"deploy/[\w.]+", text)) - {"deploy/tracepaper.toml"}:
         assert (ROOT / name).exists()
     for section, key in re.findall(r"`\[(\w+)\] (\w+)`", text):
         assert key in SECTIONS[section].model_fields

@@ -8,6 +8,7 @@ import shutil
 import site
 import subprocess
 import sys
+import sysconfig
 import venv
 from dataclasses import dataclass
 from importlib import metadata
@@ -50,8 +51,12 @@ def tracked() -> set[str]:
 def built(folder: Path, compiler: str | None = None) -> Path:
     """Build the wheel in *folder* with what is installed here, and with *compiler* if it is given.
 
-    It is built from a copy: a build folder of earlier days would hide what a fresh clone lacks.
+    It is built from a copy: this checkout holds more than a fresh clone. An earlier build left a
+    module there that this version has no more.
     """
+    left = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/tracepaper/gone.py"
+    (folder / "source" / "build" / left).parent.mkdir(parents=True)
+    (folder / "source" / "build" / left).touch()
     for name in files_of_git(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
