@@ -195,7 +195,7 @@ def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
     ledger.lines[key].post(fill(10**8, 10**6))
     ledger.lines[key].mark_to(10**8)
     with pytest.raises(
-        ConfigInvalid, match=r"^The account came to \d+.*beyond 92,233,720,368; start"
+        ConfigInvalid, match=r"^The account's equity of \d+.*beyond 92,233,720,368; start"
     ):
         ledger.balance()
 

@@ -123,7 +123,7 @@ def reasons(orders: tuple[Order, ...]) -> list[tuple[OrderStatus, str]]:
         (buy(1, stop=100), "a buy stop must be above the market"),
         (sell(1, stop=101), "a sell stop must be below the market"),
         (sell(1, stop=101, limit=102), "a sell stop must be below the market"),
-        (sell(1, reduce_only=True), "it may only reduce, and there is no position for it to close"),
+        (sell(1, reduce_only=True), "it is reduce-only, and there is no position for it to close"),
         (buy(1, limit=99, until=START_MS + 60_000), "its time is over already"),
         (buy(1, post_only=True), "only a LIMIT order can be post-only"),
         (
@@ -160,7 +160,7 @@ def test_a_refused_request_is_a_rejected_order_with_its_reason(
         (
             {"category": Category.SPOT},
             sell(1),
-            "it may only reduce, and there is no position for it to close",
+            "it is reduce-only, and there is no position for it to close",
         ),
     ],
 )
@@ -509,7 +509,7 @@ def test_an_order_that_may_only_reduce_is_refused_on_the_side_that_would_add() -
     assert desk.held == -1_000
     (more,) = desk.send(sell(1, limit=101, reduce_only=True))
     assert reasons((more,)) == [
-        (OrderStatus.REJECTED, "it may only reduce, and there is no position for it to close")
+        (OrderStatus.REJECTED, "it is reduce-only, and there is no position for it to close")
     ]
     (less,) = desk.send(buy(1, limit=99, reduce_only=True))
     assert less.status is OrderStatus.NEW

@@ -85,7 +85,7 @@ def test_a_resting_order_that_differs_is_canceled_and_replaced_in_the_same_step(
         ({"min_quantity": 10}, 5, "quantity below 0.01"),
         ({"max_quantity": 10}, 11, "quantity above 0.01"),
         ({"min_notional": 5 * 10**8}, 40, "notional below 5"),
-        ({"quantity_step": 5}, 4, "what is missing is less than the step 0.005"),
+        ({"quantity_step": 5}, 4, "the difference is less than the step 0.005"),
     ],
 )
 def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
