@@ -259,10 +259,10 @@ def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:
     assert sides(steps[4]) == (0, -1_500)  # what closes is cut to what there is
     (refused,) = steps[5].orders
     assert refused.status is OrderStatus.REJECTED
-    assert refused.reason == "it may only reduce, and there is no position for it to close"
+    assert refused.reason == "it is reduce-only, and there is no position for it to close"
     assert all(order.reduce_only for order in steps[3].orders)
     unnamed = scripted({"1": ["ORDERS", [of("BUY", None, 1)]]})
-    with pytest.raises(StrategyFailed, match="without a position_side, which the account needs"):
+    with pytest.raises(StrategyFailed, match="without a position_side, which an account in hedge mode needs"):
         run(unnamed, list(bars(3)))
 
 
@@ -362,10 +362,10 @@ def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:
 @pytest.mark.parametrize(
     ("says", "what"),
     [
-        ({"1": ["FLAT", "LONG"]}, "names a position_side, and the account is in one-way mode"),
+        ({"1": ["FLAT", "LONG"]}, "names a position_side, but the account is in one-way mode"),
         (
             {"1": ["ORDERS", [{"side": "BUY", "of": "LONG", "quantity": 1}]]},
-            "names a position_side, and the account is in one-way mode",
+            "names a position_side, but the account is in one-way mode",
         ),
     ],
 )
