@@ -131,7 +131,7 @@ class PaperAccount(Holdings):
         self.policy = MarginPolicy(self)
         if settings.leverage is not None:
             self.policy = (CrossMargin if settings.is_cross else IsolatedMargin)(self)
-        super().__init__(self._opened(items, settings))
+        super().__init__(self._new_books(items, settings))
         self.owners: dict[str, Holdings] = {}
         self.shares: tuple[Book, ...] = ()
         self.reserve = 0  # money that belongs to no owner
@@ -152,16 +152,16 @@ class PaperAccount(Holdings):
             for name in ("held", "target", "position", "balance", "subtotal"):
                 setattr(self, name, getattr(self.books[0], name))
 
-    def _opened(
+    def _new_books(
         self, items: Iterable[Instrument], settings: BrokerSettings, owner: str = ""
     ) -> tuple[Book, ...]:
         """Return a new book of each side, or of the share of *owner* in it, with its cash."""
         sides = SIDES if settings.is_hedged else (None,)
-        wholes = self.books if owner else [None] * len(sides)
+        parents = self.books if owner else [None] * len(sides)
         cash = apportion(settings.cash, [1] * len(sides))
         return tuple(
-            Book(self, items, replace(settings, cash=part), side=side, owner=owner, whole=whole)
-            for side, part, whole in zip(sides, cash, wholes, strict=True)
+            Book(self, items, replace(settings, cash=part), side=side, owner=owner, parent=parent)
+            for side, part, parent in zip(sides, cash, parents, strict=True)
         )
 
     def _open_shares(self, items: Iterable[Instrument], owners: Mapping[str, Ownership]) -> None:
@@ -169,7 +169,7 @@ class PaperAccount(Holdings):
         self._weights = [*shares, RATE_SCALE - sum(shares)]
         *cash, self.reserve = apportion(self.cash, self._weights)
         for (name, owner), money in zip(owners.items(), cash, strict=True):
-            books = self._opened(items, replace(owner.settings, cash=money), name)
+            books = self._new_books(items, replace(owner.settings, cash=money), name)
             fills: dict[str, list[Fill]] = {key: [] for key in owner.reports_fills}
             for book in books:
                 book.fills = fills
@@ -189,7 +189,7 @@ class PaperAccount(Holdings):
         return (*self.books, *self.shares)
 
     @property
-    def parts(self) -> dict[str, Book]:
+    def stored_books(self) -> dict[str, Book]:
         """The books whose state is stored separately from the account's, by name."""
         return {book.name: book for book in self.every_book if book.name}
 
@@ -200,7 +200,7 @@ class PaperAccount(Holdings):
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
         """Return the cash for an order of *line*: on margin only what no position binds."""
-        if line.whole is not None:
+        if line.parent is not None:
             return line.book.cash
         return self.policy.spendable(line, is_reversal=is_reversal)
 
@@ -216,9 +216,9 @@ class PaperAccount(Holdings):
     ) -> tuple[Position | None, Account, tuple[LedgerEntry, ...]]:
         """Return the position, the account, and the cash movements since the last call."""
         entries: tuple[LedgerEntry, ...] = ()
-        if moved := self.entries:
-            entries = tuple(moved)
-            moved.clear()
+        if movements := self.entries:
+            entries = tuple(movements)
+            movements.clear()
         return None if instrument is None else self.position(instrument), self.balance(), entries
 
     # ------------------------------------------------------------ market events
@@ -245,9 +245,9 @@ class PaperAccount(Holdings):
         Only cash moves; every share keeps its positions.
         """
         equity = self.balance().equity
-        *wanted, self.reserve = apportion(max(equity, 0), self._weights)
-        for owner, money in zip(self.owners.values(), wanted, strict=True):
-            owner.transfer(money - owner.balance().equity)
+        *equities, self.reserve = apportion(max(equity, 0), self._weights)
+        for owner, target_equity in zip(self.owners.values(), equities, strict=True):
+            owner.transfer(target_equity - owner.balance().equity)
         if equity < 0:
             self.reserve += equity
 
@@ -281,7 +281,7 @@ class PaperAccount(Holdings):
             self.books[0].restore(state)
         shares = {book.name: book for book in self.shares}
         if shares and taken_over and parts.keys() - {*SIDES} != shares.keys():
-            self._hand_out()
+            self._distribute_positions()
         else:
             for name in shares.keys() & parts.keys():
                 shares[name].restore(parts[name])
@@ -302,7 +302,7 @@ class PaperAccount(Holdings):
                 "run `tracepaper audit verify` and restore a backup"
             )
 
-    def _hand_out(self) -> None:
+    def _distribute_positions(self) -> None:
         """Distribute the cash and the positions of an account that had other owners."""
         weights = self._weights[:-1]
         *cash, self.reserve = apportion(self.cash, self._weights)
@@ -312,15 +312,15 @@ class PaperAccount(Holdings):
             held = apportion(line.held, weights)
             sizes = [abs(part) for part in held]
             entries = apportion(line.holding.entry_notional, sizes if any(sizes) else weights)
-            wanted = apportion(line.orders.target, weights)
+            targets = apportion(line.orders.target, weights)
             for share, quantity, entry, target in zip(
-                line.shares, held, entries, wanted, strict=True
+                line.shares, held, entries, targets, strict=True
             ):
                 share.hold(Holding(quantity, entry))
-                share.want(target, "taken over")
+                share.set_target(target, "taken over")
 
 
-def part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
+def intent_for_side(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
     """Return the part of *intent* for the position of *side*; None if a gate refused it."""
     if side is None:
         return intent

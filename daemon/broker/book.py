@@ -197,25 +197,25 @@ class Book(Holdings):
         *,
         side: PositionSide | None = None,
         owner: str = "",
-        whole: Book | None = None,
+        parent: Book | None = None,
     ) -> None:
-        """Open a book of positions, or of the share of *owner* in the positions of *whole*."""
+        """Open a book of positions, or of the share of *owner* in the positions of *parent*."""
         self.account, self.settings, self.side, self.owner = account, settings, side, owner
         self.name = "/".join(filter(None, (owner, side)))
         """The key of its stored state; empty for the only book of an account."""
         self.books = (self,)
-        self.holder: Holdings = account if whole is None else self
+        self.holder: Holdings = account if parent is None else self
         """The account or owner on whose balance sizes are based."""
         self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
         self.cash = settings.cash
         self.realized = self.unrealized = self.fees = self.funding = 0
         self.bound = 0  # cash that the margins of its positions bind
         self.paid_entries = 0  # entry notional of its spot positions and shares
-        self.fills = account.fills if whole is None else {}
-        self._whole = whole
+        self.fills = account.fills if parent is None else {}
+        self._parent = parent
         self._balance: Account | None = None
         self.lines: dict[str, Line] = {
-            item.id: Line(self, item, None if whole is None else whole.lines[item.id])
+            item.id: Line(self, item, None if parent is None else parent.lines[item.id])
             for item in instruments
         }
 
@@ -229,7 +229,7 @@ class Book(Holdings):
         if not amount:
             return
         self.cash += amount
-        if self._whole is not None:
+        if self._parent is not None:
             return
         account = self.account
         account.cash += amount
@@ -278,7 +278,7 @@ class Book(Holdings):
         """
         lines = self.lines.values()
         worth = sum(abs(line.value(line.held)) for line in lines)
-        if self._whole is not None and 4 * self.subtotal().equity <= worth:
+        if self._parent is not None and 4 * self.subtotal().equity <= worth:
             return False
         entries = sum(abs(line.holding.entry_notional) for line in lines)
         return abs(self.cash) + abs(self.paid_entries) + entries + 2 * worth < MONEY_LIMIT

@@ -59,26 +59,26 @@ def after_trade(place: QueuePlace, quantity: int) -> tuple[QueuePlace, int]:
     if place.ahead == UNKNOWN:
         return place, 0
     left = place.ahead - quantity
-    moved = replace(place, ahead=max(left, 0), traded=place.traded + quantity)
-    return moved, max(-left, 0)
+    updated = replace(place, ahead=max(left, 0), traded=place.traded + quantity)
+    return updated, max(-left, 0)
 
 
-def after_change(place: QueuePlace, shown: int, rules: QueueRules) -> QueuePlace:
-    """Return the place after its level changed to the size *shown*.
+def after_change(place: QueuePlace, size: int, rules: QueueRules) -> QueuePlace:
+    """Return the place after its level changed to the size *size*.
 
-    *shown* already accounts for the trades since the last change.
+    *size* already accounts for the trades since the last change.
     """
     if place.ahead == UNKNOWN:
-        return replace(place, ahead=shown, level=shown, traded=0)
+        return replace(place, ahead=size, level=size, traded=0)
     ahead = place.ahead
-    canceled = place.level - shown - place.traded
+    canceled = place.level - size - place.traded
     if rules.model is QueueModel.POWER_PROB and canceled > 0 and ahead > 0:
         behind = max(place.level - ahead, 0)
         of_front, of_back = ahead**rules.exponent, behind**rules.exponent
         in_front = canceled * of_front // (of_front + of_back)
         in_front += max(canceled - in_front - behind, 0)  # more than what was behind
         ahead = max(ahead - in_front, 0)
-    return replace(place, ahead=min(ahead, shown), level=shown, traded=0)
+    return replace(place, ahead=min(ahead, size), level=size, traded=0)
 
 
 class BookLevel(NamedTuple):
@@ -96,7 +96,7 @@ def reaches(side: Side, limit: int | None, price: int) -> bool:
     return limit >= price if side is Side.BUY else limit <= price
 
 
-def walked(
+def walk_levels(
     levels: Sequence[BookLevel], queues: Queues, side: Side, quantity: int, limit: int | None
 ) -> Iterator[tuple[BookLevel, int]]:
     """Yield the levels that an order of *side* takes, and how much of each, best first.
@@ -149,9 +149,9 @@ _MOVE, _LEVEL = 5, 3
 NUMBERS_MAX: Final = 1 << 20
 
 
-def packed_moves(moved: BookMoves) -> bytes:
+def pack_moves(book_moves: BookMoves) -> bytes:
     """Pack the contents of a ``BookUpdate``: little-endian int64 numbers, compressed."""
-    rows, bids, asks, is_whole = moved
+    rows, bids, asks, is_whole = book_moves
     numbers: list[int] = [len(rows), len(bids), len(asks), is_whole]
     for at_ms, side, price, size, is_trade in rows:
         numbers += (at_ms, side is Side.SELL, price, size, is_trade)
@@ -160,7 +160,7 @@ def packed_moves(moved: BookMoves) -> bytes:
     return zlib.compress(struct.pack(f"<{len(numbers)}q", *numbers), 6)
 
 
-def moves_in(update: BookUpdate) -> BookMoves:
+def unpack_moves(update: BookUpdate) -> BookMoves:
     """Unpack *update*; raise ``DataInvalid`` if no feed can have written it."""
     unpacker = zlib.decompressobj()
     try:
@@ -209,10 +209,10 @@ def _check(update: BookUpdate, book_moves: BookMoves) -> None:
         raise _impossible(update, "holds a crossed book")
 
 
-def _impossible(update: BookUpdate, what: str) -> DataInvalid:
+def _impossible(update: BookUpdate, defect: str) -> DataInvalid:
     return DataInvalid(
-        f"The book update of {update.instrument} at {update.market_ms} {what}, which no recording "
-        "writes; restore the database."
+        f"The book update of {update.instrument} at {update.market_ms} {defect}, which no "
+        "recording writes; restore the database."
     )
 
 
@@ -225,7 +225,7 @@ class QueueState(Struct, frozen=True, array_like=True):
     frame: int = 0  # the number of frames that were read from its source
     places: tuple[QueuePlace, ...] = ()
     taken: tuple[tuple[Side, int, int, int], ...] = ()
-    leaving: tuple[str, ...] = ()  # ids of orders whose cancellation is on its way
+    canceling: tuple[str, ...] = ()  # ids of orders whose cancellation is on its way
 
 
 class Queues:
@@ -245,10 +245,10 @@ class Queues:
         self.places = {place.order_id: place for place in state.places}
         self.taken = {(side, price): (taken, at) for side, price, taken, at in state.taken}
 
-    def state(self, leaving: Iterable[str] = ()) -> QueueState:
+    def state(self, canceling: Iterable[str] = ()) -> QueueState:
         """Return the state to store."""
         taken = tuple((*key, *quantity_frame) for key, quantity_frame in self.taken.items())
-        return QueueState(self.frame, tuple(self.places.values()), taken, tuple(leaving))
+        return QueueState(self.frame, tuple(self.places.values()), taken, tuple(canceling))
 
     def keep(self, resting: Container[str]) -> None:
         """Forget the places of orders that are not among the ids *resting*."""

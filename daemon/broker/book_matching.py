@@ -25,7 +25,7 @@ from tracepaper.daemon.broker.book_fills import (
     after_trade,
     other,
     reaches,
-    walked,
+    walk_levels,
 )
 from tracepaper.daemon.broker.matching import (
     WOULD_TAKE,
@@ -56,31 +56,31 @@ class BookPass(MarketPass):
         self._is_quote = True
         self._queues = queues
 
-    def match(self, update: BookUpdate, moved: BookMoves) -> None:
+    def match(self, update: BookUpdate, book_moves: BookMoves) -> None:
         """Match the resting orders against the moves of *update*, then the book after them."""
         queues = self._queues
-        for move in moved.moves:
+        for move in book_moves.moves:
             (self._traded if move.is_trade else self._changed)(move)
         queues.frame = update.frame
         if update.cause:
             for waiting in self._orders:
                 if waiting.order_id in queues.places:  # the feed lost events: to the back
-                    self._join(waiting, moved)
+                    self._join(waiting, book_moves)
         for resting in self._orders:
             order = self._find(resting.order_id)  # an earlier fill may have changed it
             if order is None or update.market_ms < order.eligible_ms:
                 continue
             if order.role is not OrderRole.LIQUIDATION:  # only the mark price triggers that
-                self._meet(order, update, moved)
-        self._trail(moved.bids[0].price, moved.asks[0].price)
+                self._meet(order, update, book_moves)
+        self._trail(book_moves.bids[0].price, book_moves.asks[0].price)
         queues.keep({order.order_id for order in self._orders})
-        if moved.is_whole:
-            for side, levels in ((Side.BUY, moved.bids), (Side.SELL, moved.asks)):
+        if book_moves.is_whole:
+            for side, levels in ((Side.BUY, book_moves.bids), (Side.SELL, book_moves.asks)):
                 queues.forget_renewed(side, levels)
 
-    def _meet(self, order: Order, update: BookUpdate, moved: BookMoves) -> None:
+    def _meet(self, order: Order, update: BookUpdate, book_moves: BookMoves) -> None:
         """Match *order* against the book after *update*."""
-        levels = moved.asks if order.side is Side.BUY else moved.bids
+        levels = book_moves.asks if order.side is Side.BUY else book_moves.bids
         far, arrives = levels[0].price, order.status is OrderStatus.NEW
         if arrives and self._refuses(order, far, update):
             return
@@ -90,17 +90,17 @@ class BookPass(MarketPass):
                 return
             order, arrives = self._triggered(order), True
         rests = order.price is not None and not arrives
-        if rests and moved.is_whole and order.order_id not in self._queues.places:
-            self._join(order, moved)
+        if rests and book_moves.is_whole and order.order_id not in self._queues.places:
+            self._join(order, book_moves)
         if reaches(order.side, order.price, far):
-            self._take(order, levels, moved, update.market_ms, is_maker=rests)
+            self._take(order, levels, book_moves, update.market_ms, is_maker=rests)
         left = self._find(order.order_id)
         if order.price is None or rests or left is None:
             return
         if update.is_sampled:
             self._end(left, NO_QUEUE)
         else:
-            self._join(left, moved)
+            self._join(left, book_moves)
 
     def _refuses(self, order: Order, far: int, update: BookUpdate) -> bool:
         """Reject *order*, which arrives with the far side at *far*, if it must not rest or take.
@@ -120,16 +120,18 @@ class BookPass(MarketPass):
         self,
         order: Order,
         levels: Iterable[BookLevel],
-        moved: BookMoves,
+        book_moves: BookMoves,
         at_ms: int,
         *,
         is_maker: bool,
     ) -> None:
         """Fill *order* from the available quantity of *levels*; a maker at its own price."""
-        middle = (moved.bids[0].price + moved.asks[0].price) // 2
+        middle = (book_moves.bids[0].price + book_moves.asks[0].price) // 2
         side = other(order.side)
         wanted = order.quantity - order.filled
-        for level, part in walked(tuple(levels), self._queues, order.side, wanted, order.price):
+        for level, part in walk_levels(
+            tuple(levels), self._queues, order.side, wanted, order.price
+        ):
             now = self._find(order.order_id)
             if now is None:
                 return
@@ -148,10 +150,10 @@ class BookPass(MarketPass):
 
     # ------------------------------------------------------------ queues
 
-    def _join(self, order: Order, moved: BookMoves) -> None:
+    def _join(self, order: Order, book_moves: BookMoves) -> None:
         """Put *order* at the back of the queue of its price."""
         assert order.price is not None
-        levels = moved.bids if order.side is Side.BUY else moved.asks
+        levels = book_moves.bids if order.side is Side.BUY else book_moves.asks
         shown = {level.price: level.size for level in levels}.get(order.price)
         if shown is None:
             # A missing level within the known depth is empty; beyond the depth it is unknown.
@@ -214,7 +216,7 @@ class BookWatch:
         """Whether anything rests."""
         self.queued: dict[tuple[Side, int], list[tuple[QueuePlace, QueueRules]]] = {}
         """The queue places of resting limits, by side and price."""
-        self.has_strangers = False
+        self.has_unknown_places = False
         """Whether the queue place of a resting limit is unknown: another model accepted it."""
         self._others: list[tuple[Order, int]] = []
         arriving: list[int] = []
@@ -227,7 +229,7 @@ class BookWatch:
                     at = (order.side, order.price)
                     self.queued.setdefault(at, []).append((place, queues.rules))
                 else:
-                    self.has_strangers |= rests_as_limit(order)
+                    self.has_unknown_places |= rests_as_limit(order)
                 if order.status is OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION:
                     arriving.append(order.eligible_ms)
                 self._others.append((order, resting.trail))
@@ -272,7 +274,7 @@ class BookWatch:
                 fills = True
                 continue
             for number, (place, rules) in enumerate(waiting):
-                moved, reached = after_trade(place, move.size)
-                waiting[number] = moved, rules
+                updated, reached = after_trade(place, move.size)
+                waiting[number] = updated, rules
                 fills = fills or reached > 0
         return fills

@@ -22,17 +22,17 @@ from tracepaper.daemon.broker.account import (
     Intent,
     Ownership,
     PaperAccount,
-    part_of,
+    intent_for_side,
 )
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings, requests_of
-from tracepaper.daemon.broker.book_fills import moves_in
+from tracepaper.daemon.broker.book_fills import unpack_moves
 from tracepaper.daemon.broker.book_matching import BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
-from tracepaper.daemon.broker.orders import FLATTEN, Moment
+from tracepaper.daemon.broker.orders import FLATTEN, OrderContext
 from tracepaper.daemon.broker.positions import Positions
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.apportion import crossed
@@ -75,30 +75,32 @@ class Save(IntEnum):
 _LATER: Final = Save.LATER  # looking up an enum member is slow, and entries do it at each bar
 
 
-class Wishes(NamedTuple):
+class OwnerIntents(NamedTuple):
     """The intents of the owners at a bar's close, and the price at which opposing shares cross."""
 
     intents: Mapping[str, Intent | Orders]  # by owner, without those that a gate refused
     targets: Mapping[PositionSide | None, int]  # the sum over all owners, by position side
     price: int
 
-    def closed(self, closing: Intent, owners: Iterable[str]) -> Wishes:
+    def closed(self, closing: Intent, owners: Iterable[str]) -> OwnerIntents:
         """Return the intents of *owners* who all close their positions by *closing*."""
-        return Wishes(dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price)
+        return OwnerIntents(
+            dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price
+        )
 
     def reach(self, position: Line) -> int:
         """Return the size of the largest position to which target and lists could lead."""
         side = position.book.side
         most = least = self.targets[side]
         for share in position.shares:
-            wish = self.intents.get(share.owner)
-            requests = requests_of(wish, side) if isinstance(wish, Orders) else ()
+            owner_intent = self.intents.get(share.owner)
+            requests = requests_of(owner_intent, side) if isinstance(owner_intent, Orders) else ()
             bought, sold, _ = share.orders.opens(requests)
             most, least = most + bought, least - sold
         return max(abs(most), abs(least))
 
 
-NO_WISHES: Final = Wishes({}, {}, 0)
+NO_OWNER_INTENTS: Final = OwnerIntents({}, {}, 0)
 Refusals = dict[str, str | None]
 """Why an intent cannot be reached, or None, by owner; the account has an empty name."""
 
@@ -108,7 +110,7 @@ class FilledEvent(NamedTuple):
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    of_others: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account, side or owner
+    other_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account, side or owner
     entries: Sequence[FillEntry] = ()  # of the run's fills
 
 
@@ -204,24 +206,24 @@ class Broker:
     def take(self) -> FilledEvent:
         """Return the fills and order changes since the last call, or ``NOTHING_FILLED``."""
         journal = self.account.journal
-        of_others: dict[str, tuple[Fill, ...]] = {}
+        other_fills: dict[str, tuple[Fill, ...]] = {}
         for name, shadow in self.shadows.items():
             if shadow.journal.has_changes:
                 self.save = Save.NOW
                 if shadow_fills := tuple(shadow.journal.take().fills):
-                    of_others[name] = shadow_fills
+                    other_fills[name] = shadow_fills
         if journal.has_changes:
             journal = journal.take()
             self.save = Save.NOW
-        elif not of_others:  # as at most bars
+        elif not other_fills:  # as at most bars
             return NOTHING_FILLED
         fills = tuple(journal.fills)
         for fill in fills if self.account.sides else ():
             assert fill.position_side is not None
-            of_others[fill.position_side] = (*of_others.get(fill.position_side, ()), fill)
-        for owner, fill in journal.parts:
-            of_others[owner] = (*of_others.get(owner, ()), fill)
-        return FilledEvent(fills, journal.orders, of_others, journal.entries)
+            other_fills[fill.position_side] = (*other_fills.get(fill.position_side, ()), fill)
+        for owner, fill in journal.share_fills:
+            other_fills[owner] = (*other_fills.get(owner, ()), fill)
+        return FilledEvent(fills, journal.orders, other_fills, journal.entries)
 
     def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
         """Match the resting orders against *bar*, and value the positions.
@@ -254,13 +256,13 @@ class Broker:
         self.expire(key, bar.market_ms)
         if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
             for line in self._lines[key]:
-                if line.orders.unmoved:  # no earlier bar can arrive late any more
-                    line.orders.unmoved = ()
+                if line.orders.before_quotes:  # no earlier bar can arrive late any more
+                    line.orders.before_quotes = ()
                     self.save = Save.NOW
             return
         for account in self._accounts:
             account.positions[key].match_bar(bar, is_missed=True)
-            account.journal.mark_down()
+            account.journal.mark_while_down()
 
     def on_quote(self, quote: Quote) -> None:
         """Match the resting orders against *quote*, if quotes fill orders."""
@@ -272,9 +274,9 @@ class Broker:
         """Match the resting orders against a book *update*, if order books fill orders."""
         if self._by_book:
             self.save = Save.NOW  # places in queues
-            moved = moves_in(update)
+            book_moves = unpack_moves(update)
             for account in self._accounts:
-                account.positions[update.instrument].match_book(update, moved)
+                account.positions[update.instrument].match_book(update, book_moves)
 
     def on_mark(self, mark: Mark) -> None:
         """Value the positions at *mark*, and liquidate those whose liquidation price it reached."""
@@ -345,13 +347,13 @@ class Broker:
     def route(
         self,
         intent: Intent | Orders | None,
-        wishes: Wishes,
+        owner_intents: OwnerIntents,
         bar: Bar,
         at_ms: int,
         *,
         shadow: str | None = None,
     ) -> Refusals:
-        """Apply the owners' *wishes* and the net *intent*, as decided at the close of *bar*.
+        """Apply the owners' *owner_intents* and the net *intent*, as decided at the close of *bar*.
 
         Opposing shares cross at once; the rest is one order, whose fills the owners share. The
         account is the run's, or a *shadow* account. Returns why the intents cannot be reached, by
@@ -359,26 +361,32 @@ class Broker:
         recorded as REJECTED instead.
         """
         account = self.account if shadow is None else self.shadows[shadow]
-        refusals: dict[str, list[str | None]] = {name: [] for name in ("", *wishes.intents)}
+        refusals: dict[str, list[str | None]] = {name: [] for name in ("", *owner_intents.intents)}
         for book in account.books:
             position = book.lines[bar.instrument]
             if position.shares:
                 for share in position.shares:
-                    if (wish := wishes.intents.get(share.owner)) is not None:
-                        refusals[share.owner].append(self._ask(share, wish, bar, at_ms))
-                cross(position, wishes.price, at_ms)
+                    if (owner_intent := owner_intents.intents.get(share.owner)) is not None:
+                        refusals[share.owner].append(
+                            self._apply_part(share, owner_intent, bar, at_ms)
+                        )
+                cross(position, owner_intents.price, at_ms)
             if intent is not None:
-                refusals[""].append(self._ask(position, intent, bar, at_ms))
+                refusals[""].append(self._apply_part(position, intent, bar, at_ms))
         return {name: "; ".join(filter(None, texts)) or None for name, texts in refusals.items()}
 
-    def _ask(self, line: Line, wish: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
-        """Apply to *line* its part of *wish*; return why it cannot be reached, with its side."""
+    def _apply_part(
+        self, line: Line, owner_intent: Intent | Orders, bar: Bar, at_ms: int
+    ) -> str | None:
+        """Apply to *line* its part of *owner_intent*; return why it cannot be reached, by side."""
         side = line.book.side
-        intent = part_of(wish, side)
-        why = None if intent is None else self._lead(line, intent, bar, at_ms)
-        return why if side is None or why is None else f"{side}: {why}"
+        intent = intent_for_side(owner_intent, side)
+        refusal = None if intent is None else self._apply_intent(line, intent, bar, at_ms)
+        return refusal if side is None or refusal is None else f"{side}: {refusal}"
 
-    def _lead(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
+    def _apply_intent(
+        self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int
+    ) -> str | None:
         """Apply *intent* to *line*; return why it cannot be reached, or None."""
         if self._by_book:
             # The latency counts from the close, as for bars of a file, but no order arrives before
@@ -390,7 +398,7 @@ class Broker:
         action, target, reason = intent.action, intent.target, intent.reason
         orders = line.orders
         if intent.ends_lists:
-            orders.withdraw("", reason, opening_only=True)
+            orders.cancel_listed("", reason, opening_only=True)
         before = orders.target
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
@@ -408,7 +416,7 @@ class Broker:
         else:
             if target == before and action is Action.HOLD:
                 reason = orders.reason  # HOLD keeps the target's reason too
-            now = Moment(at_ms, bar.open_time_ms, bar.close, line.held)
+            now = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held)
             unsent = line.submit(target, reason, now)
         is_refused = unsent and orders.order is None and not line.held
         if plan is not None and target and not is_refused:
@@ -434,11 +442,11 @@ class Broker:
         if line.key in self._confirms:
             line.orders.confirmed_ms = bar.open_time_ms
             book, is_own = line.book, line.book.account is self.account
-            if book.name and not (is_own and (line.whole is None or book.side is None)):
+            if book.name and not (is_own and (line.parent is None or book.side is None)):
                 self.save = Save.NOW  # the step does not record which side or share it was
         state = line.protector.state
         # With [exits] every signal gives a plan, mostly the same; without, a plan is stored anew.
-        is_known = (state.plan, state.closed, state.following) == (plan, 0, None)
+        is_known = (state.plan, state.closed, state.next_plan) == (plan, 0, None)
         return None if is_known and line.book.settings.exits is not None else plan, None
 
     def planned(
@@ -483,7 +491,7 @@ class Broker:
         """Cancel the run's orders by list: all, or only those that could open a position."""
         for book in self.account.every_book:
             for line in book.lines.values():
-                line.orders.withdraw("", reason, opening_only=opening_only)
+                line.orders.cancel_listed("", reason, opening_only=opening_only)
 
     def flatten(self, closes: Mapping[str, int], at_ms: int) -> None:
         """Close the run's positions, by the operator's command.
@@ -497,7 +505,7 @@ class Broker:
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
-                now = Moment(at_ms, 0, close, line.held)
+                now = OrderContext(at_ms, 0, close, line.held)
                 line.submit(0, FLATTEN, now, by_command=True)
 
     # ------------------------------------------------------------ questions of the feed
@@ -560,7 +568,7 @@ class Broker:
         if self._ranges:
             self._ranges[key].push(bar)
 
-    def is_still(self) -> bool:
+    def is_quiet(self) -> bool:
         """Return whether coming bars with prices within a quarter can only change values.
 
         That needs a single account in one-way mode in which nothing can be liquidated. The caller
@@ -615,9 +623,9 @@ class Broker:
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:
         """The books and accounts whose state is stored besides the run's account, by name."""
-        stored: dict[str, Book | PaperAccount] = {**self.account.parts, **self.shadows}
+        stored: dict[str, Book | PaperAccount] = {**self.account.stored_books, **self.shadows}
         for name, shadow in self.shadows.items():
-            stored |= {f"{name}/{part}": book for part, book in shadow.parts.items()}
+            stored |= {f"{name}/{part}": book for part, book in shadow.stored_books.items()}
         return stored
 
     def restore(
@@ -643,7 +651,7 @@ class Broker:
                 if key.startswith(f"{name}/")
             }
             # Another run may have had other sides or owners.
-            if name in shadows and of_shadow.keys() == shadow.parts.keys():
+            if name in shadows and of_shadow.keys() == shadow.stored_books.keys():
                 shadow.restore(shadows[name], of_shadow)
         self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
@@ -697,6 +705,6 @@ def cross(position: Line, price: int, at_ms: int) -> None:
             share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
             orders.reason, at_ms, position_side=share.book.side,
         )  # fmt: skip
-        share.take_part(fill)
+        share.post_part(fill)
         orders.resize(share.held)
-        share.protector.after([order], price, at_ms)
+        share.protector.on_fills([order], price, at_ms)

@@ -127,7 +127,7 @@ class MeanRange:
         """Return the mean in units of the price; None while too few bars are known."""
         if len(self._recent) <= self.bars:
             return None
-        return divide_half_even(self._added(), self.bars)
+        return divide_half_even(self._range_sum(), self.bars)
 
     @property
     def rate(self) -> int:
@@ -135,9 +135,9 @@ class MeanRange:
         if not self._recent:
             return 0
         count = min(len(self._recent), self.bars)
-        return self._added() * RATE_SCALE // (count * self._recent[-1].close)
+        return self._range_sum() * RATE_SCALE // (count * self._recent[-1].close)
 
-    def _added(self) -> int:
+    def _range_sum(self) -> int:
         """Return the sum of the ranges; the first call computes them."""
         if self._ranges is None:
             bars = [*self._recent]

@@ -39,7 +39,7 @@ class ProtectionState(Struct, frozen=True, array_like=True):
     trail: int = 0  # distance of the resting trailing stop to the price; 0 without one
     closed: int = 0  # sign of the position that an exit order closed, until another signal; or 0
     closed_by: OrderRole | None = None  # the role of that exit order
-    following: Plan | None = None  # replaces the plan once the plan's position is closed
+    next_plan: Plan | None = None  # replaces the plan once the plan's position is closed
 
 
 def waits_after(role: OrderRole) -> str:
@@ -47,7 +47,7 @@ def waits_after(role: OrderRole) -> str:
     return f"closed by its {role.words}; it enters again after another signal"
 
 
-NOTHING_FOLLOWS: Final = Plan(0)
+NO_NEXT_PLAN: Final = Plan(0)
 """Marks, as the following plan, that the position is being closed and not reversed."""
 
 
@@ -155,16 +155,16 @@ class Protector:
         side = Side.SELL if held > 0 else Side.BUY
         rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
         if armed is not None and (armed.side, armed.kind) == (side, kind):
-            whole = armed.filled + quantity
+            total = armed.filled + quantity
             if armed.triggered:
                 trigger, price, reason = armed.trigger, armed.price, armed.reason
-            if (armed.quantity, armed.trigger, armed.price) == (whole, trigger, price):
+            if (armed.quantity, armed.trigger, armed.price) == (total, trigger, price):
                 return
             if rests or price == armed.price:
                 amended = after(
                     armed,
                     OrderEvent.REPLACE,
-                    quantity=whole,
+                    quantity=total,
                     trigger=trigger,
                     price=price,
                     reason=reason,
@@ -187,7 +187,7 @@ class Protector:
         It triggers like a stop, at the liquidation price, and closes the position at the
         bankruptcy price wherever the market is. With *amends_only* no new order is placed.
         """
-        if (rules := self._line.binds) is None:
+        if (rules := self._line.isolated_rules) is None:
             return
         resting, holding, held = self._resting, self._line.holding, self._line.held
         bounds = rules.bounds(holding.entry_notional, held, holding.margin) if held else None
@@ -226,7 +226,7 @@ class Protector:
         """
         before, held = self._state.plan, self._line.held
         if before is not None and before.sign != plan.sign and before.sign * held > 0:
-            self.state = replace(self._state, following=plan)
+            self.state = replace(self._state, next_plan=plan)
             return
         is_nearer = True
         if before is not None and before.sign == plan.sign:
@@ -238,7 +238,7 @@ class Protector:
             plan=None if plan.is_empty and not self._is_timed else plan,
             closed=0,
             closed_by=None,
-            following=None,
+            next_plan=None,
         )
         self._place(plan, price, at_ms, is_nearer=is_nearer)
 
@@ -250,29 +250,29 @@ class Protector:
         if named is None or before is None:
             return named is not None
         is_armed = self._resting.protective(OrderRole.TRAILING) is not None
-        return not is_armed or self.planner.whole(named.distance(self._line.entry_price)) < (
+        return not is_armed or self.planner.to_tick(named.distance(self._line.entry_price)) < (
             self._state.trail
         )
 
-    def after(self, filled: Sequence[Order], market: int, at_ms: int) -> None:
+    def on_fills(self, filled: Sequence[Order], market: int, at_ms: int) -> None:
         """Update plan and exit orders after the orders *filled*, with the price at *market*."""
         state = self._state
         plan = state.plan
         if plan is None:
             return
         closing = next((order for order in filled if order.role in PROTECTIVE), None)
-        if closing is not None and state.following is None:
+        if closing is not None and state.next_plan is None:
             self.state = replace(state, closed=plan.sign, closed_by=closing.role)
         is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
         is_held = self._protects(plan)
-        if not is_held and (state.following is not None or not is_by_signal):
+        if not is_held and (state.next_plan is not None or not is_by_signal):
             # The fill that closed the position has already canceled its exit orders.
-            plan = state.following
+            plan = state.next_plan
             if plan is not None and (
-                plan == NOTHING_FOLLOWS or (plan.is_empty and not self._is_timed)
+                plan == NO_NEXT_PLAN or (plan.is_empty and not self._is_timed)
             ):
                 plan = None
-            self.state = replace(self._state, plan=plan, trail=0, following=None)
+            self.state = replace(self._state, plan=plan, trail=0, next_plan=None)
         elif not is_by_signal:
             return
         if plan is not None:
@@ -287,10 +287,10 @@ class Protector:
         if plan is None:
             return
         if not self._protects(plan):
-            self.state = replace(self._state, plan=None, trail=0, following=None)
+            self.state = replace(self._state, plan=None, trail=0, next_plan=None)
             self.cancel_protection(reason)
-        elif self._state.following != NOTHING_FOLLOWS:
-            self.state = replace(self._state, following=NOTHING_FOLLOWS)
+        elif self._state.next_plan != NO_NEXT_PLAN:
+            self.state = replace(self._state, next_plan=NO_NEXT_PLAN)
 
     def act_if_due(self, market_ms: int, bid: int, ask: int) -> None:
         """Apply the time limits that are reached, with the market at *bid* and *ask*.
@@ -303,9 +303,9 @@ class Protector:
             return
         is_over = plan.until_ms is not None and market_ms >= plan.until_ms
         if not self._protects(plan):
-            if is_over and not self._resting.is_awaited(line.held):
+            if is_over and not self._resting.leads_on(line.held):
                 self._resting.target = line.held  # the entry never filled
-                self.state = replace(self._state, plan=None, following=None)
+                self.state = replace(self._state, plan=None, next_plan=None)
             return
         reason, target = ("until" if is_over else ""), plan.target
         if self.exits is not None:
@@ -322,7 +322,7 @@ class Protector:
 
     def _place_target(self, plan: Plan, market: int, at_ms: int) -> None:
         if (level := plan.target) is not None:
-            price = self.planner.whole(level.at(self._line.entry_price, plan.sign))
+            price = self.planner.to_tick(level.at(self._line.entry_price, plan.sign))
             self.place_protection(OrderRole.TARGET, at_ms, level.words, price=price, market=market)
 
     def _place(self, plan: Plan, market: int, at_ms: int, *, is_nearer: bool | None = None) -> None:
@@ -345,7 +345,7 @@ class Protector:
         if plan.stop is None:
             unwanted.append(OrderRole.STOP)
         else:
-            stop = self.planner.whole(plan.stop.at(entry, -plan.sign))
+            stop = self.planner.to_tick(plan.stop.at(entry, -plan.sign))
             self.place_protection(OrderRole.STOP, at_ms, plan.stop.words, trigger=stop)
         if plan.target is None:
             unwanted.append(OrderRole.TARGET)
@@ -354,12 +354,12 @@ class Protector:
             armed = self._resting.protective(OrderRole.TRAILING)
             trigger = None if armed is None else armed.trigger
             if trigger is None or is_nearer:
-                distance = self.planner.whole(plan.trailing.distance(entry))
+                distance = self.planner.to_tick(plan.trailing.distance(entry))
                 if self._state.trail != distance:
                     self.state = replace(self._state, trail=distance)
                 basis = entry if is_nearer is None else market
                 tightest = max if plan.sign > 0 else min
-                new = self.planner.whole(basis - plan.sign * distance)
+                new = self.planner.to_tick(basis - plan.sign * distance)
                 trigger = new if trigger is None else tightest(trigger, new)
             self.place_protection(OrderRole.TRAILING, at_ms, plan.trailing.words, trigger=trigger)
         if unwanted:

@@ -147,7 +147,7 @@ class Exits(NamedTuple):
             ExitDistance.of("stop_loss", section["stop_loss"]),
             ExitDistance.of("take_profit", section["take_profit"]),
             ExitDistance.of("trailing", section["trailing"]),
-            tuple(_returns(section["minimal_roi"])),
+            tuple(_roi_levels(section["minimal_roi"])),
             time_of(section["time_limit"] or "") or 0,
             section["reenter"],
         )
@@ -198,7 +198,7 @@ class Exits(NamedTuple):
         return min(ages, default=None)
 
 
-def _returns(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
+def _roi_levels(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
     """Yield the targets of minimal_roi, each with the age (ms) from which it holds."""
     for age, text in table.items():
         percent = text.removesuffix("%")
@@ -214,7 +214,7 @@ def nearest(levels: Iterable[Level | None], entry: int, direction: int) -> Level
     return min(candidates, key=lambda level: direction * level.at(entry, direction), default=None)
 
 
-def _bounded(value: float, most: float) -> float:
+def _clamped(value: float, most: float) -> float:
     """Return *value* clamped to [-most, most], so that it fits in an integer."""
     return min(max(value, -most), most)
 
@@ -326,7 +326,7 @@ class Planner:
         share = nan if expected is None else distance.share(sign, direction, expected)
         if not isfinite(share):
             return f"no forecast to place {distance.key} by"
-        share = _bounded(share, _SHARE_MOST)
+        share = _clamped(share, _SHARE_MOST)
         rate = round(share * RATE_SCALE)
         return Level(rate, is_price=False, is_share=True, words=distance.words)
 
@@ -346,16 +346,16 @@ class Planner:
         if not isfinite(number) or mean is None:
             return NO_VOLATILITY if mean is None else f"{label} is not a finite number"
         if isinstance(distance, Percent):
-            rate = round(_bounded(number / 100, _SHARE_MOST) * RATE_SCALE)
+            rate = round(_clamped(number / 100, _SHARE_MOST) * RATE_SCALE)
             words = words or f"{label} {number:g} %"
             return Level(rate, is_price=False, is_share=True, words=words)
         if isinstance(distance, Volatility):
             words = words or f"{label} {number:g} x ATR(1d)"
-            units = round(_bounded(number * mean, 2.0 * _PRICE_MOST))
+            units = round(_clamped(number * mean, 2.0 * _PRICE_MOST))
             return Level(units, is_price=False, is_share=False, words=words)
-        units = round(_bounded(number * 10**self._decimals, 2.0 * _PRICE_MOST))
+        units = round(_clamped(number * 10**self._decimals, 2.0 * _PRICE_MOST))
         is_price = name != "trailing"
-        units = self.whole(units) if is_price else units
+        units = self.to_tick(units) if is_price else units
         return Level(units, is_price=is_price, is_share=False, words=label)
 
     def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
@@ -370,7 +370,7 @@ class Planner:
             return f"{level.words} is no price"
         return None
 
-    def whole(self, price: int) -> int:
+    def to_tick(self, price: int) -> int:
         """Return *price* rounded to the nearest tick, at least one."""
         return max(divide_half_even(price, self._tick), 1) * self._tick
 

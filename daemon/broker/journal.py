@@ -18,7 +18,7 @@ class FillEntry(NamedTuple):
     after: Position
 
 
-_ENTRY_FIELDS: Final = ("_orders", "entries", "has_changes", "parts")
+_ENTRY_FIELDS: Final = ("_orders", "entries", "has_changes", "share_fills")
 _STEPS_COUNTED: Final = 4_096
 """More than the bars of a close, which has one for each symbol of a venue."""
 
@@ -37,7 +37,7 @@ class Journal:
         self._counts: dict[int, int] = {}
         self.entries: list[FillEntry] = []
         # The fills and crossings of owners' shares, each with the name of the owner.
-        self.parts: list[tuple[str, Fill]] = []
+        self.share_fills: list[tuple[str, Fill]] = []
         self.has_changes = False  # whether the account's stored state has changed
         self._orders: dict[str, Order] = {}
 
@@ -56,7 +56,7 @@ class Journal:
 
         ``Positions.protect_fills`` takes them as the beginning of a pass.
         """
-        return len(self.entries), len(self.parts)
+        return len(self.entries), len(self.share_fills)
 
     def __contains__(self, order: Order) -> bool:
         """Return whether that order has changed."""
@@ -94,9 +94,11 @@ class Journal:
             setattr(self, name, getattr(other, name))
             setattr(other, name, value)
 
-    def mark_down(self) -> None:
+    def mark_while_down(self) -> None:
         """Mark all fills as made while the daemon was down."""
         self.entries = [
             entry._replace(fill=replace(entry.fill, while_down=True)) for entry in self.entries
         ]
-        self.parts = [(owner, replace(fill, while_down=True)) for owner, fill in self.parts]
+        self.share_fills = [
+            (owner, replace(fill, while_down=True)) for owner, fill in self.share_fills
+        ]

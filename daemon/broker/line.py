@@ -23,7 +23,7 @@ from tracepaper.daemon.broker import splits
 from tracepaper.daemon.broker.book_fills import QueueState
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
-from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
+from tracepaper.daemon.broker.orders import OrderContext, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import NO_CASH, MarginRules
 from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.corporate_actions import (
@@ -73,33 +73,51 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "binds", "book", "executor", "holding", "is_cash", "item", "journal",
-        "key", "margin", "mark", "notional", "orders", "owner", "position", "positions",
-        "protector", "shares", "terms", "whole",
+        "book",
+        "executor",
+        "holding",
+        "is_cash",
+        "isolated_rules",
+        "item",
+        "journal",
+        "key",
+        "margin_rules",
+        "mark",
+        "notional",
+        "orders",
+        "owner",
+        "parent",
+        "position",
+        "positions",
+        "protector",
+        "shares",
+        "terms",
     )  # fmt: skip
     orders: RestingOrders
     executor: Executor
     positions: Positions
     """The account's positions in this instrument, which events meet together."""
 
-    def __init__(self, book: Book, item: Instrument, whole: Line | None = None) -> None:
-        """Open the line of *item* in *book*; a share has the line of its position, *whole*."""
+    def __init__(self, book: Book, item: Instrument, parent: Line | None = None) -> None:
+        """Open the line of *item* in *book*; a share has the line of its position, *parent*."""
         account, settings = book.account, book.settings
         self.book, self.key, self.owner = book, item.id, book.owner
-        self.whole = whole
+        self.parent = parent
         self.shares: list[Line] = []
-        if whole is not None:
-            whole.shares.append(self)
+        if parent is not None:
+            parent.shares.append(self)
         self.is_cash = item.category.is_cash
         self.terms = ShareTerms.of(item)
         self.notional = self.terms.notional
         self.holding = Holding()
         self.mark = 0  # 0 before the first price
         self.position = Position()  # the holding, valued at the mark
-        self.margin: MarginRules | None = None  # by which orders are accepted
-        self.binds: MarginRules | None = None  # by which an isolated position is liquidated
+        self.margin_rules: MarginRules | None = None  # by which orders are accepted
+        self.isolated_rules: MarginRules | None = (
+            None  # by which an isolated position is liquidated
+        )
         self.journal = account.journal
-        net = None if whole is None else whole.orders
+        net = None if parent is None else parent.orders
         self.orders = RestingOrders(item, settings, book=book, net=net)
         self.protector = Protector(self, settings.exits)
         self.change(item)
@@ -107,10 +125,10 @@ class Line:
     def change(self, item: Instrument) -> None:
         """Use the exchange's new filters and risk tiers for orders and prices from now on."""
         self.item, account = item, self.book.account
-        if self.whole is None:
-            self.margin = account.policy.rules(item) or self.margin
-            self.binds = self.margin if account.policy.is_isolated else None
-        self.orders.change(item, self.margin)
+        if self.parent is None:
+            self.margin_rules = account.policy.rules(item) or self.margin_rules
+            self.isolated_rules = self.margin_rules if account.policy.is_isolated else None
+        self.orders.change(item, self.margin_rules)
         self.protector.change(item)
         costs = self.book.settings.costs_for(self.key)
         self.executor = Executor(item, costs, account.ranges.get(self.key))
@@ -192,7 +210,7 @@ class Line:
             fill.fee_base,
             is_cash=self.is_cash,
             is_liquidation=fill.model is FillModel.LIQUIDATION,
-            required=None if self.binds is None else self.binds.required,
+            required=None if self.isolated_rules is None else self.isolated_rules.required,
         ):
             book.move(kind, amount, self.key, fill.order_id)
         if before * holding.quantity <= 0:
@@ -215,7 +233,7 @@ class Line:
         if not holding.quantity or self.is_cash:
             return 0
         paid = divide_half_even(self.value(holding.quantity) * rate, RATE_SCALE)
-        if self.binds is not None:
+        if self.isolated_rules is not None:
             available = max(self.book.account.available, 0)
             paid = min(paid, available + holding.margin)
             holding.margin -= max(paid - available, 0)
@@ -235,13 +253,13 @@ class Line:
         close. Each owner's share gets its part.
         """
         lines = (self, *self.shares)
-        whole, *parts = [(line.held, line.holding.entry_notional) for line in lines]
-        entitled = entitlement(action, *whole, self.terms)
+        total, *parts = [(line.held, line.holding.entry_notional) for line in lines]
+        entitled = entitlement(action, *total, self.terms)
         entitled_parts = entitlement_parts(action, entitled, parts, self.terms)
         for line, due in zip(lines, (entitled, *entitled_parts), strict=True):
             line._post_action(action, due)  # noqa: SLF001 - of the same class
         if action.is_split:
-            for line, (before, _) in zip((*self.shares, self), (*parts, whole), strict=True):
+            for line, (before, _) in zip((*self.shares, self), (*parts, total), strict=True):
                 splits.adjust_orders(line, action, before)
 
     def _post_action(self, action: CorporateAction, entitled: Entitlement) -> None:
@@ -254,8 +272,8 @@ class Line:
         """Return why the account cannot pay for *fill*, or None; it can always close a position."""
         if self.is_cash and fill.side is Side.BUY and fill.notional + fill.fee > self.book.cash:
             return NO_CASH
-        is_tried = self.positions.tried is not None
-        return None if is_tried else self.book.account.policy.refusal(self, fill)
+        is_trial = self.positions.active_trial is not None
+        return None if is_trial else self.book.account.policy.refusal(self, fill)
 
     # ------------------------------------------------------------ market events
 
@@ -274,7 +292,7 @@ class Line:
                 return True
         return False
 
-    def arm(self, fills: Sequence[Fill]) -> None:
+    def update_exits(self, fills: Sequence[Fill]) -> None:
         """Update the exit orders after *fills* of this line."""
         if not fills or not self.protector.is_active:
             return
@@ -282,30 +300,30 @@ class Line:
         taker_prices = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
         market = next(taker_prices, fills[-1].reference_price)
         filled = [self.journal.order_of(fill) for fill in fills]
-        self.protector.after(filled, market, fills[-1].filled_ms)
+        self.protector.on_fills(filled, market, fills[-1].filled_ms)
 
-    def take_part(self, part: Fill) -> None:
+    def post_part(self, part: Fill) -> None:
         """Book *part* in this share: its part of an order's fill, or a crossing."""
         self.post(part)
-        self.journal.parts.append((self.owner, part))
+        self.journal.share_fills.append((self.owner, part))
         self.journal.has_changes = True
 
-    def agree(self) -> None:
+    def sum_share_targets(self) -> None:
         """Set the target to the sum of the shares' targets."""
         self.orders.target = sum(share.orders.target for share in self.shares)
 
     # ------------------------------------------------------------ targets and orders
 
     def submit(
-        self, target: int, reason: str, now: Moment, *, by_command: bool = False
+        self, target: int, reason: str, now: OrderContext, *, by_command: bool = False
     ) -> str | None:
         """Order what leads to *target*; return why the exchange accepts no order for it, or None.
 
         A share only records its target: the position's order fills it.
         """
-        if self.whole is not None:
+        if self.parent is not None:
             if target != self.orders.target:
-                self.want(target, reason)
+                self.set_target(target, reason)
             return None
         cash = self.book.account.spendable(self, is_reversal=target * now.held < 0)
         return self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
@@ -316,7 +334,7 @@ class Line:
         funds = self.book.account.spendable(self, is_reversal=target * held < 0)
         return self.orders.affordable(target, held, price, funds)
 
-    def want(self, target: int, reason: str) -> None:
+    def set_target(self, target: int, reason: str) -> None:
         """Set the *target* and its *reason* without an order."""
         orders = self.orders
         if (orders.target, orders.reason) != (target, reason):
@@ -325,10 +343,10 @@ class Line:
 
     def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Send the list of *orders*, which were decided at the close of *bar*."""
-        position = self.whole or self
+        position = self.parent or self
         payer = self if self.is_cash else position  # margin is the account's alone
         cash = self.book.account.spendable(payer, is_reversal=False)
-        now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
+        now = OrderContext(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
         self.orders.send(orders.requests, orders.reason, now)
 
     # ------------------------------------------------------------ state
@@ -339,13 +357,13 @@ class Line:
         state = None
         if queues is not None and self is self.positions.lines[0]:
             # After a restart each line gets the ids of all lines, and uses those of its orders.
-            leaving = {
+            canceling = {
                 order.order_id
-                for part in self.positions.parts
-                for order in part.orders.others
-                if order.order_id in part.orders.leaving
+                for line in self.positions.every_line
+                for order in line.orders.others
+                if order.order_id in line.orders.canceling
             }
-            state = queues.state(sorted(leaving))
+            state = queues.state(sorted(canceling))
         return BookState(self.holding, self.orders.state(), self.protector.state, state)
 
     def restore(self, state: BookState) -> None:
@@ -355,15 +373,15 @@ class Line:
         self.protector.state = state.protection
         if state.queues is not None and self.positions.queues is not None:
             self.positions.queues.restore(state.queues)
-            for part in self.positions.parts:
-                part.orders.leaving = frozenset(state.queues.leaving)
+            for line in self.positions.every_line:
+                line.orders.canceling = frozenset(state.queues.canceling)
 
     def hold(self, holding: Holding) -> None:
         """Replace the holding by *holding*, which may come from an account with another margin."""
         held = self.holding = copy(holding)
-        if self.binds is None:
+        if self.isolated_rules is None:
             held.margin = 0
         elif held.quantity and not held.margin:  # taken over from a run without margin
-            needed = self.binds.required(held.entry_notional)
+            needed = self.isolated_rules.required(held.entry_notional)
             held.margin = max(min(needed, self.book.account.available), 0)
         self._post_holding()

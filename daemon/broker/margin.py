@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tracepaper.daemon.broker.line import Line, signed_quantity
 from tracepaper.daemon.broker.matching import touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
-from tracepaper.daemon.broker.rules import MarginRules, beyond, most_of
+from tracepaper.daemon.broker.rules import MarginRules, excess_quantity, largest_multiple
 from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
@@ -90,19 +90,24 @@ def reductions(cash: int, lines: Lines, reduced: Reduced) -> list[Reduction]:
     that ends the liquidation. If no tier does, it is reduced to the lowest, and the next position
     follows. If all of that is not enough, nothing is reduced: fill or kill.
     """
-    after, done = dict(lines), list[Reduction]()
+    after, chosen = dict(lines), list[Reduction]()
     for key in sorted(lines, key=lambda key: -lines[key].maintenance):
         line, least = lines[key], None
         for tier, limit in line.rules.lower_tiers(line.value):
-            quantity = beyond(abs(line.value), abs(line.held), limit, key.item.quantity_step)
-            smaller, moved = reduced(key, line, quantity)
-            least = Reduction(key, quantity, tier), smaller, moved
+            quantity = excess_quantity(
+                abs(line.value), abs(line.held), limit, key.item.quantity_step
+            )
+            smaller, cash_moved = reduced(key, line, quantity)
+            least = Reduction(key, quantity, tier), smaller, cash_moved
             tried = {**after, key: smaller}
             # Closing everything also ends the liquidation, but could leave a debt.
-            if not is_called(cash + moved, tried) and balance_of(cash + moved, tried) >= 0:
-                return [*done, least[0]]
+            if (
+                not is_called(cash + cash_moved, tried)
+                and balance_of(cash + cash_moved, tried) >= 0
+            ):
+                return [*chosen, least[0]]
         if least is not None:
-            done.append(least[0])
+            chosen.append(least[0])
             after[key] = least[1]
             cash += least[2]
     return []
@@ -124,11 +129,11 @@ def loss_of(key: Line, cash: int, lines: Lines) -> int:
     It is negative if the balance is, in which case the exchange's insurance fund pays. The last
     position loses the whole balance.
     """
-    whole = sum(abs(line.value) for line in lines.values() if line.held)
+    total = sum(abs(line.value) for line in lines.values() if line.held)
     balance, others = balance_of(cash, lines), sum(line.held != 0 for line in lines.values()) - 1
-    if not others or not whole:
+    if not others or not total:
         return balance
-    return balance * abs(lines[key].value) // whole
+    return balance * abs(lines[key].value) // total
 
 
 class MarginPolicy:
@@ -173,7 +178,7 @@ class IsolatedMargin(MarginPolicy):
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
         """Return the cash that no position binds; a reversal frees that of its position too."""
-        if line.binds is None:
+        if line.isolated_rules is None:
             return self._account.cash
         available = self._account.available
         if is_reversal and line.book.side is None:  # a side never turns
@@ -182,7 +187,7 @@ class IsolatedMargin(MarginPolicy):
 
     def refusal(self, line: Line, fill: Fill) -> str | None:
         """Return why the available balance cannot pay for *fill*, or None."""
-        if line.binds is None:
+        if line.isolated_rules is None:
             return None
         held, sign = line.held, 1 if fill.side is Side.BUY else -1
         closed = min(abs(held), fill.quantity) if held * sign < 0 else 0
@@ -194,7 +199,7 @@ class IsolatedMargin(MarginPolicy):
         if closed:
             proceeds = -sign * (fill.notional - share)
             available += line.holding.margin + proceeds - line.holding.entry_notional
-        margin = line.binds.required(sign * share)
+        margin = line.isolated_rules.required(sign * share)
         if margin > available:
             return NOT_COVERED
         lost = sign * (share - line.notional(fill.reference_price, opened))
@@ -244,21 +249,21 @@ class CrossMargin(MarginPolicy):
             holding = line.holding
             if trial is not None and trial[0] is line:
                 holding = trial[1]
-            parts = [part.orders for part in (line, *line.shares)]
-            if not holding.quantity and not any(part.rests for part in parts):
+            resting = [part.orders for part in (line, *line.shares)]
+            if not holding.quantity and not any(orders.rests for orders in resting):
                 continue
             price = prices.get(line.key) or line.mark
             if not price:
                 if holding.quantity:
                     return None
                 continue
-            assert line.margin is not None
+            assert line.margin_rules is not None
             values[line] = CrossLine(
-                line.margin,
+                line.margin_rules,
                 holding.quantity,
                 holding.entry_notional,
                 line.notional(price, holding.quantity),
-                line.notional(price, _exposure(parts, holding.quantity)),
+                line.notional(price, _exposure(resting, holding.quantity)),
             )
         return values
 
@@ -328,7 +333,7 @@ class CrossMargin(MarginPolicy):
             return start
         tick = positions.lines[0].item.tick_size
         towards, ticks = tick if end > start else -tick, -(-abs(end - start) // tick)
-        far = 1 + most_of(
+        far = 1 + largest_multiple(
             ticks - 1, 1, lambda steps: not self._is_at(positions, start + steps * towards)
         )
         return end if far * tick >= abs(end - start) else start + far * towards
@@ -339,22 +344,22 @@ class CrossMargin(MarginPolicy):
 
     def _is_at(self, positions: Positions, price: int) -> bool:
         """Return whether the account is liquidated with *positions* at *price*."""
-        if positions.tried is not None and positions.tried.is_over:
+        if positions.active_trial is not None and positions.active_trial.is_over:
             return False
         return self.is_called_at({positions.lines[0].key: price})
 
-    def ruins(self, line: Line, fill: Fill) -> bool:
+    def liquidates_instead(self, line: Line, fill: Fill) -> bool:
         """Liquidate the account instead of *fill* if the fill would leave a negative balance.
 
         Returns whether it did. Trial fills never liquidate here.
         """
-        if line.positions.tried is not None:
+        if line.positions.active_trial is not None:
             return False
         outcome = self.after_fill(line, fill)
         if outcome is None or outcome[0] >= 0:
             return False
         price, at_ms = fill.reference_price, fill.filled_ms
-        self.liquidate(line.positions, price, at_ms, is_ruin=True)
+        self.liquidate(line.positions, price, at_ms, is_ruined=True)
         return True
 
     # ------------------------------------------------------------ liquidation
@@ -365,15 +370,15 @@ class CrossMargin(MarginPolicy):
             self.liquidate(positions, mark, at_ms)
 
     def liquidate(
-        self, marked: Positions, price: int, at_ms: int, *, is_ruin: bool = False
+        self, marked: Positions, price: int, at_ms: int, *, is_ruined: bool = False
     ) -> None:
         """Liquidate the account, with the positions *marked* at *price*, in as few steps as needed.
 
-        With *is_ruin*, after a fill that would have cost more than the balance, all positions are
+        With *is_ruined*, after a fill that would have cost more than the balance, all positions are
         taken over. During a trial of fills only the trial is ended, since no path leaves less.
         """
-        if marked.tried is not None:
-            marked.tried.is_over = True
+        if marked.active_trial is not None:
+            marked.active_trial.is_over = True
             return
         before = marked.lines[0].mark
         for line in marked.lines:
@@ -381,10 +386,10 @@ class CrossMargin(MarginPolicy):
         for position in self._positions:
             for part in (position, *position.shares):
                 _cancel(part.orders, part.held)
-        if is_ruin or self.is_called_at():
+        if is_ruined or self.is_called_at():
             values = self.values()
             assert values is not None
-            cuts = [] if is_ruin else reductions(self._account.cash, values, self._reduced)
+            cuts = [] if is_ruined else reductions(self._account.cash, values, self._reduced)
             for line, quantity, tier in cuts:
                 cause = f"reduced to risk tier {tier}"
                 self._close(line, self._ordered(line, quantity, cause, at_ms))
@@ -434,13 +439,13 @@ class CrossMargin(MarginPolicy):
         line.positions.close(line.executor.liquidated(order, line.mark, order.created_ms))
 
 
-def _exposure(parts: Iterable[RestingOrders], held: int) -> int:
-    """Return the largest position (signed) to which the orders in *parts* could lead *held*.
+def _exposure(resting: Iterable[RestingOrders], held: int) -> int:
+    """Return the largest position (signed) to which the orders in *resting* could lead *held*.
 
     Either all buys or all sells are assumed to fill. Reduce-only orders do not count.
     """
     most, least = held, held
-    for order in (order for part in parts for order in part.orders):
+    for order in (order for orders in resting for order in orders.orders):
         if not order.reduce_only:
             left = order.quantity - order.filled
             if order.side is Side.BUY:

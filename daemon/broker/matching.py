@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
-from tracepaper.daemon.broker.rules import most_of
+from tracepaper.daemon.broker.rules import largest_multiple
 from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -57,7 +57,7 @@ class MarketPass:
     def __init__(self, positions: Positions) -> None:
         """Match against the orders of *positions*."""
         self.journal = positions.journal
-        self._lines, self._parts = positions.lines, positions.parts
+        self._lines, self._every_line = positions.lines, positions.every_line
         self._positions = positions
         self._executor = positions.lines[0].executor
         self._younger: set[str] = set()  # ids of orders that are younger than the bar
@@ -66,24 +66,24 @@ class MarketPass:
     @property
     def _orders(self) -> tuple[Order, ...]:
         """Every resting order, in the order in which they meet the market."""
-        if len(self._parts) == 1:
-            return self._parts[0].orders.orders
+        if len(self._every_line) == 1:
+            return self._every_line[0].orders.orders
         signalled = (line.orders.order for line in self._lines)
         first = [order for order in signalled if order is not None]
-        others = (order for part in self._parts for order in part.orders.others)
+        others = (order for line in self._every_line for order in line.orders.others)
         return tuple(sorted((*first, *others), key=urgency))
 
     def _line_of(self, order_id: str) -> Line:
         """Return the position or share in which the order with that id rests."""
-        for part in self._parts[1:]:
-            if part.orders.find(order_id) is not None:
-                return part
-        return self._parts[0]
+        for line in self._every_line[1:]:
+            if line.orders.find(order_id) is not None:
+                return line
+        return self._every_line[0]
 
     def _position_of(self, order: Order) -> Line:
         """Return the position to which the resting *order* belongs."""
         line = self._line_of(order.order_id)
-        return line.whole or line
+        return line.parent or line
 
     def _find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, or None."""
@@ -163,7 +163,7 @@ class MarketPass:
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
         """Reduce the position at *mark* to a lower risk tier, or else close all of it."""
         line = self._position_of(order)
-        holding, rules, reduction = line.holding, line.binds, None
+        holding, rules, reduction = line.holding, line.isolated_rules, None
         if rules is not None and holding.quantity:
             reduction = rules.reduction(
                 holding.entry_notional, holding.quantity, holding.margin, mark
@@ -274,9 +274,9 @@ class MarketPass:
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let trailing stops follow the market at *bid* and *ask*; they only become tighter."""
-        for part in self._parts:
-            if part.orders.trail:
-                self._trail_by(part.orders, bid, ask)
+        for line in self._every_line:
+            if line.orders.trail:
+                self._trail_by(line.orders, bid, ask)
 
     def _trail_by(self, resting: RestingOrders, bid: int, ask: int) -> None:
         order = resting.protective(OrderRole.TRAILING)
@@ -326,7 +326,7 @@ class MarketPass:
                 return False
             fill = affordable
         cross = self._positions.cross
-        if cross is not None and cross.ruins(position, fill):
+        if cross is not None and cross.liquidates_instead(position, fill):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False
@@ -338,16 +338,16 @@ class MarketPass:
     def book(self, fill: Fill) -> Order:
         """Book *fill* of a resting order in position and shares; return the order after it."""
         line = self._line_of(fill.order_id)
-        position = line.whole or line
+        position = line.parent or line
         before = position.position
         position.post(fill)
         if line is not position:
-            line.take_part(fill)
+            line.post_part(fill)
         order = line.orders.apply_fill(fill, line.held)
         if line is not position:
-            position.agree()
+            position.sum_share_targets()
             position.orders.resize(position.held)
-            position.orders.serve(position.held)
+            position.orders.shrink_to_target(position.held)
         elif position.shares:
             self._apportion(position.shares, fill, order)
         self.journal.entries.append(FillEntry(fill, order, before, position.position))
@@ -378,10 +378,10 @@ class MarketPass:
                 part = replace(
                     fill, quantity=quantity, notional=notional, fee=fee, fee_base=fee_base
                 )
-                share.take_part(part)
+                share.post_part(part)
                 share.orders.resize(share.held)
             if order.reduce_only:
-                share.want(share.held, "liquidated")
+                share.set_target(share.held, "liquidated")
 
     def _end_short(self, position: Line, order: Order, refusal: str) -> None:
         """End *order*, which the account cannot pay; its rest is not ordered again."""
@@ -392,7 +392,7 @@ class MarketPass:
     def _affordable(self, position: Line, order: Order, fill: Fill) -> Fill | None:
         """Return the largest part of *fill* that the account can pay, in whole steps; or None."""
         part = partial(self._executor.part, order, fill)
-        most = most_of(
+        most = largest_multiple(
             fill.quantity,
             self._executor.step,
             lambda quantity: position.refusal(part(quantity)) is None,

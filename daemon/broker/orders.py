@@ -110,8 +110,8 @@ class Latency(Struct, frozen=True):
         """Return the latency of one order."""
         if not self.mean_jitter_ms:
             return self.fixed_ms
-        named = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
-        share = int.from_bytes(sha256(named).digest()[:6], "big") / 2**48
+        identity = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
+        share = int.from_bytes(sha256(identity).digest()[:6], "big") / 2**48
         return self.fixed_ms + int(-log(1.0 - share) * self.mean_jitter_ms)
 
 
@@ -123,11 +123,11 @@ class OrdersState(Struct, frozen=True, array_like=True):
     confirmed_ms: int = 0
     order: Order | None = None
     others: tuple[Order, ...] = ()
-    unmoved: tuple[Order, ...] = ()
+    before_quotes: tuple[Order, ...] = ()
     shortfall: str = ""
 
 
-class Moment(NamedTuple):
+class OrderContext(NamedTuple):
     """The time of a decision, and the state of market and account at that time."""
 
     at_ms: int  # market time
@@ -164,7 +164,7 @@ class RestingOrders:
         self._costs = costs
         self._latency, self._fill_within_ms = settings.latency, settings.fill_within_ms
         self._cancel_ms = self._latency.fixed_ms if settings.execution is FillModel.BOOK else 0
-        self.leaving: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
+        self.canceling: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
         self.journal = Journal() if book is None else book.account.journal
         self._side = None if book is None else book.side
         self._owner = "" if book is None else book.owner
@@ -172,14 +172,14 @@ class RestingOrders:
         self.order: Order | None = None
         self.others: tuple[Order, ...] = ()
         # Orders that quotes moved or triggered, in their state at the newest bar not missed.
-        self.unmoved: tuple[Order, ...] = ()
+        self.before_quotes: tuple[Order, ...] = ()
         self.trail = 0  # distance of the trailing stop to the price; 0 without one
         self.is_guarded = False  # an exit plan is active, or an entry waits for another signal
         self.target = 0  # the last decided target, whether or not it could be reached
         self.reason = ""  # of the target
         self.shortfall = ""  # why less than the target was ordered or filled
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
-        self._born = (-1, 0)  # the current step, and the number of orders it created here
+        self._orders_of_step = (-1, 0)  # the current step, and the number of orders it created here
 
     @property
     def rests(self) -> bool:
@@ -197,7 +197,7 @@ class RestingOrders:
             return signalled
         return tuple(sorted((*signalled, *self.others), key=urgency))
 
-    def is_awaited(self, held: int) -> bool:
+    def leads_on(self, held: int) -> bool:
         """Return whether a resting order by signal still moves the position *held*.
 
         For a share that is the account's net order, if it moves towards the share's target.
@@ -223,8 +223,8 @@ class RestingOrders:
 
     def next_id(self) -> str:
         """Return the id of the next order that this step creates here."""
-        (last, count), sequence = self._born, self.journal.sequence
-        self._born = sequence, count + 1 if last == sequence else 1
+        (last, count), sequence = self._orders_of_step, self.journal.sequence
+        self._orders_of_step = sequence, count + 1 if last == sequence else 1
         return self.journal.next_id()
 
     def find(self, order_id: str) -> Order | None:
@@ -251,21 +251,23 @@ class RestingOrders:
         else:
             kept = [other if other.order_id != order.order_id else order for other in self.others]
             self.others = tuple(other for other in kept if other.status not in _ENDED)
-        if self.unmoved:
-            self.unmoved = tuple(
-                other for other in self.unmoved if other.order_id != order.order_id
+        if self.before_quotes:
+            self.before_quotes = tuple(
+                other for other in self.before_quotes if other.order_id != order.order_id
             )
-        if self.leaving:
-            self.leaving &= {other.order_id for other in self.others}
+        if self.canceling:
+            self.canceling &= {other.order_id for other in self.others}
 
     def move(self, order: Order, moved: Order) -> Order:
         """Replace *order* by *moved*, its state after a quote moved or triggered it.
 
         The state before is kept for :meth:`rewind`.
         """
-        first = next((other for other in self.unmoved if other.order_id == order.order_id), order)
+        first = next(
+            (other for other in self.before_quotes if other.order_id == order.order_id), order
+        )
         self.note(moved)
-        self.unmoved += (first,)
+        self.before_quotes += (first,)
         return moved
 
     def rewind(self) -> dict[str, Order]:
@@ -273,10 +275,10 @@ class RestingOrders:
 
         A missed bar may arrive after quotes that are newer than it.
         """
-        old = {order.order_id: order for order in self.unmoved}
+        old = {order.order_id: order for order in self.before_quotes}
         newer = {order.order_id: order for order in self.others if order.order_id in old}
         self.others = tuple(old.get(order.order_id, order) for order in self.others)
-        self.unmoved = ()
+        self.before_quotes = ()
         return newer
 
     def resume(self, newer: Mapping[str, Order], opened_ms: int) -> None:
@@ -290,14 +292,14 @@ class RestingOrders:
             later = replace(later, quantity=order.quantity, trigger=_tighter(order, later))
             (self.note if order in self.journal else self._keep)(later)
             if order.created_ms <= opened_ms:  # else the order is newer than the bar
-                self.unmoved += (order,)
+                self.before_quotes += (order,)
 
     def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
         """End *order* by *event* and return it.
 
         Its reason becomes *reason*; an order whose cancellation was on its way keeps that reason.
         """
-        if event is OrderEvent.EXPIRE and order.order_id in self.leaving:
+        if event is OrderEvent.EXPIRE and order.order_id in self.canceling:
             reason = order.reason
         return self.note(after(order, event, reason=reason))
 
@@ -329,12 +331,12 @@ class RestingOrders:
         """
         signed_target = self.target if order.side is Side.BUY else -self.target
         reverses = order.role in PROTECTIVE and signed_target > 0
-        needed = self.filters.whole(abs(self.target - held)) if reverses else 0
+        needed = self.filters.round_down(abs(self.target - held)) if reverses else 0
         if not needed:
             self.target = held
         self._shrink(needed)
 
-    def serve(self, held: int) -> None:
+    def shrink_to_target(self, held: int) -> None:
         """Shrink the net order to what still leads to the target, with the position at *held*."""
         if self.order is not None:
             sign = 1 if self.order.side is Side.BUY else -1
@@ -354,16 +356,16 @@ class RestingOrders:
         for order in self.others:
             if not order.reduce_only:
                 continue
-            most = self._closing(order.side, held)
+            most = self._closable_by(order.side, held)
             if most == 0:
                 self.end(order, "the position that it was to close is gone")
             elif order.quantity - order.filled > most:
                 self.note(after(order, OrderEvent.REPLACE, quantity=order.filled + most))
 
-    def _closing(self, side: Side, held: int) -> int:
+    def _closable_by(self, side: Side, held: int) -> int:
         """Return how much of *held* an order of *side* can close, in whole steps."""
         closes = held < 0 if side is Side.BUY else held > 0
-        return self.filters.whole(abs(held)) if closes else 0
+        return self.filters.round_down(abs(held)) if closes else 0
 
     def expire(self, market_ms: int, *, unfilled: bool = True) -> None:
         """Cancel the orders whose time is over; with *unfilled* also market orders left unfilled.
@@ -376,7 +378,7 @@ class RestingOrders:
             elif (
                 unfilled
                 and order.kind is OrderKind.MARKET
-                and order.role in _OF_A_MOMENT
+                and order.role in _EXPIRES_UNFILLED
                 and market_ms - order.eligible_ms > self._fill_within_ms
             ):
                 within = f"no quote filled it within {self._fill_within_ms:,} ms"
@@ -385,7 +387,7 @@ class RestingOrders:
     # ------------------------------------------------------------ by signal
 
     def submit(
-        self, target: int, reason: str, now: Moment, *, by_command: bool = False
+        self, target: int, reason: str, context: OrderContext, *, by_command: bool = False
     ) -> str | None:
         """Order what leads from the position to *target*; return why no or a smaller order results.
 
@@ -394,7 +396,7 @@ class RestingOrders:
         would be a hidden limit order. A refused order *by_command* is recorded as REJECTED, since
         no decision holds its reason.
         """
-        held, price, cash = now.held, now.price, now.cash
+        held, price, cash = context.held, context.price, context.cash
         is_ordered = self.order is not None and target == self.target
         if target != self.target:
             self.target, self.reason, self.shortfall = target, reason, ""
@@ -410,23 +412,23 @@ class RestingOrders:
         needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
         filters, quantity = self.filters, self._quantity_of(needed)
-        placed = self._named(_side(needed), quantity, reason, now, role=role)
+        placed = self._new_order(_side(needed), quantity, reason, context, role=role)
         refusal = filters.refusal(placed, price, reduces=target == 0)
         refusal = refusal or filters.tier_refusal(held, target, price)
-        is_accepted, why = refusal is None, refusal
+        is_accepted, shortfall = refusal is None, refusal
         if is_accepted:
             covered = filters.affordable(placed.side, placed.quantity, held, price, cash)
             if covered < placed.quantity:
                 closes = target * held < 0 and covered == abs(held)
-                placed, why = replace(placed, quantity=covered), filters.no_funds
+                placed, shortfall = replace(placed, quantity=covered), filters.no_funds
                 is_accepted = filters.refusal(placed, price, reduces=closes) is None
-        self.journal.has_changes |= (why or "") != self.shortfall
-        self.shortfall = why or ""
+        self.journal.has_changes |= (shortfall or "") != self.shortfall
+        self.shortfall = shortfall or ""
         if is_accepted:
             self.order = self.journal.note(after(placed, OrderEvent.ACCEPT))
         elif by_command:
-            self.journal.note(after(placed, OrderEvent.REJECT, reason=why))
-        return why
+            self.journal.note(after(placed, OrderEvent.REJECT, reason=shortfall))
+        return shortfall
 
     def is_reached(self, target: int, held: int) -> bool:
         """Return whether *held* is *target*; on spot within one step, since fees are in base."""
@@ -440,14 +442,14 @@ class RestingOrders:
         """
         side, quantity = _side(target - held), self._quantity_of(target - held)
         covered = self.filters.affordable(side, quantity, held, price, funds)
-        return target if covered == quantity else self._led_to(side, covered, held)
+        return target if covered == quantity else self._position_after(side, covered, held)
 
-    def _led_to(self, side: Side, quantity: int, held: int) -> int:
+    def _position_after(self, side: Side, quantity: int, held: int) -> int:
         """Return the position to which a market order of *quantity* leads from *held*."""
         if side is Side.SELL:
             return held - quantity
         rate = RATE_SCALE - (self._costs.taker_fee if self._spot else 0)
-        return held + self.filters.whole(quantity * rate // RATE_SCALE)
+        return held + self.filters.round_down(quantity * rate // RATE_SCALE)
 
     def _quantity_of(self, needed: int) -> int:
         """Return the quantity of a market order that moves a position by *needed*, signed."""
@@ -457,27 +459,29 @@ class RestingOrders:
             step = self.filters.instrument.quantity_step
             gross = -(-quantity * RATE_SCALE // (RATE_SCALE - self._costs.taker_fee))
             quantity = -(-gross // step) * step
-        return self.filters.whole(quantity)
+        return self.filters.round_down(quantity)
 
-    def _named(
+    def _new_order(
         self,
         side: Side,
         quantity: int,
         reason: str,
-        now: Moment,
+        context: OrderContext,
         **terms: Any,  # noqa: ANN401
     ) -> Order:
         """Return a new order of a decision; it reaches the exchange after the latency."""
         order_id, key = self.next_id(), self.filters.instrument.id
-        latency_ms = self._latency.of(key, now.opened_ms, self._born[1] - 1)
+        latency_ms = self._latency.of(key, context.opened_ms, self._orders_of_step[1] - 1)
         return Order(
-            order_id, key, side, quantity, 0, OrderStatus.NEW, reason, now.at_ms,
-            now.at_ms + latency_ms, position_side=self._side, **terms,
+            order_id, key, side, quantity, 0, OrderStatus.NEW, reason, context.at_ms,
+            context.at_ms + latency_ms, position_side=self._side, **terms,
         )  # fmt: skip
 
     # ------------------------------------------------------------ by list
 
-    def send(self, requests: Iterable[OrderRequest | Cancel], reason: str, now: Moment) -> None:
+    def send(
+        self, requests: Iterable[OrderRequest | Cancel], reason: str, context: OrderContext
+    ) -> None:
         """Execute the *requests* of a list, in their order.
 
         An order that the exchange would refuse is recorded as REJECTED with the reason. A refused
@@ -485,11 +489,11 @@ class RestingOrders:
         """
         for request in requests:
             if isinstance(request, Cancel):
-                self.withdraw(request.tag, "canceled by the strategy", sent_ms=now.at_ms)
+                self.cancel_listed(request.tag, "canceled by the strategy", sent_ms=context.at_ms)
             else:
-                self._ask(request, reason, now)
+                self._place(request, reason, context)
 
-    def withdraw(
+    def cancel_listed(
         self, tag: str, reason: str, *, opening_only: bool = False, sent_ms: int = 0
     ) -> None:
         """Cancel the orders by list with *tag*; with an empty one all of them.
@@ -502,13 +506,13 @@ class RestingOrders:
             if sent_ms and self._cancel_ms:
                 arrives_ms = sent_ms + self._cancel_ms
                 until_ms = min(arrives_ms, order.until_ms or arrives_ms)
-                self.leaving |= {order.order_id}
+                self.canceling |= {order.order_id}
                 self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
             elif not (opening_only and order.reduce_only):
                 self.end(order, reason)
 
-    def _ask(self, request: OrderRequest, reason: str, now: Moment) -> None:
-        order, refusal = self._requested(request, reason, now)
+    def _place(self, request: OrderRequest, reason: str, context: OrderContext) -> None:
+        order, refusal = self._order_of(request, reason, context)
         if refusal is not None:
             self.journal.note(after(order, OrderEvent.REJECT, reason=refusal))
             return
@@ -516,7 +520,7 @@ class RestingOrders:
             same = [other for other in self._listed() if other.tag == request.tag]
             if any(_terms_of(other) == _terms_of(order) for other in same):
                 return
-            self.withdraw(request.tag, "replaced", sent_ms=now.at_ms)
+            self.cancel_listed(request.tag, "replaced", sent_ms=context.at_ms)
         self.add(order)
 
     def _listed(self) -> list[Order]:
@@ -524,24 +528,24 @@ class RestingOrders:
         return [
             order
             for order in self.others
-            if order.role is OrderRole.LIST and order.order_id not in self.leaving
+            if order.role is OrderRole.LIST and order.order_id not in self.canceling
         ]
 
-    def _requested(
-        self, request: OrderRequest, reason: str, now: Moment
+    def _order_of(
+        self, request: OrderRequest, reason: str, context: OrderContext
     ) -> tuple[Order, str | None]:
         """Return the order of *request*, and why the exchange would refuse it, or None."""
         # For an owner's share, limits and margin are those of the account's position.
-        filters, held = (self._net or self).filters, now.position
+        filters, held = (self._net or self).filters, context.position
         terms = filters.terms(request)
         # Spot and shares cannot be sold short.
         reduce_only = request.reduce_only or (self._is_cash and request.side is Side.SELL)
-        closing = self._closing(request.side, now.held)
-        order = self._named(
+        closing = self._closable_by(request.side, context.held)
+        order = self._new_order(
             request.side,
             min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
             request.reason or reason,
-            now,
+            context,
             kind=request.kind,
             role=OrderRole.LIST,
             price=terms.price,
@@ -556,13 +560,13 @@ class RestingOrders:
             return order, terms.refusal
         if reduce_only and not closing:
             return order, "it is reduce-only, and there is no position for it to close"
-        if request.until is not None and request.until <= now.at_ms:
+        if request.until is not None and request.until <= context.at_ms:
             return order, "its time is over already"
         listed = [other for other in self._listed() if not request.tag or other.tag != request.tag]
         if len(listed) >= RESTING_MOST:
             return order, f"{RESTING_MOST} orders by list rest already"
-        price = order.price or order.trigger or now.price
-        refusal = filters.stop_refusal(order, now.price)
+        price = order.price or order.trigger or context.price
+        refusal = filters.stop_refusal(order, context.price)
         refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
         if refusal is None and not reduce_only:
             signed = order.quantity if order.side is Side.BUY else -order.quantity
@@ -570,13 +574,13 @@ class RestingOrders:
             bound = sum(
                 filters.bound(
                     other.quantity - other.filled,
-                    other.price or other.trigger or now.price,
+                    other.price or other.trigger or context.price,
                     other.side,
                 )
                 for other in listed
                 if not other.reduce_only and other.side is order.side
             )
-            funds = now.cash - bound
+            funds = context.cash - bound
             if refusal is None and not filters.covers(
                 order.side, order.quantity, held, price, funds
             ):
@@ -632,11 +636,11 @@ class RestingOrders:
 
     def closable(self, held: int) -> int:
         """Return how much of *held* can be closed, unsigned: less than a step cannot."""
-        return self.filters.whole(abs(held))
+        return self.filters.round_down(abs(held))
 
 
 _ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})
-_OF_A_MOMENT: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
+_EXPIRES_UNFILLED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles whose market orders are canceled if no quote fills them in time."""
 
 

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 class Positions:
     """The positions of an account in one instrument, and the shares in them."""
 
-    __slots__ = ("account", "cross", "journal", "lines", "parts", "queues", "tried")
+    __slots__ = ("account", "active_trial", "cross", "every_line", "journal", "lines", "queues")
 
     def __init__(self, account: PaperAccount, lines: Sequence[Line], queues: Queues | None) -> None:
         """Join the *lines*, one for each side; give *queues* where order books fill orders."""
         self.account, self.journal, self.queues = account, account.journal, queues
         self.lines = tuple(lines)
-        self.parts = tuple(part for line in lines for part in (line, *line.shares))
-        self.tried: TrialFills | None = None  # the trial that is in progress
-        for part in self.parts:
-            part.positions = self
+        self.every_line = tuple(member for line in lines for member in (line, *line.shares))
+        self.active_trial: TrialFills | None = None  # the trial that is in progress
+        for line in self.every_line:
+            line.positions = self
         policy = account.policy
         self.cross = policy if isinstance(policy, CrossMargin) else None
 
@@ -62,17 +62,17 @@ class Positions:
         MarketPass(self).match_quote(quote)
         self._end_pass(first, quote.market_ms)
 
-    def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
+    def match_book(self, update: BookUpdate, book_moves: BookMoves) -> None:
         """Match the resting orders against *update*, the update of an order book.
 
-        *moved* is the unpacked content of *update*.
+        *book_moves* is the unpacked content of *update*.
         """
         assert self.queues is not None
         at_ms = update.market_ms
         self._expire(at_ms)
-        self._end_due(at_ms, moved.bids[0].price, moved.asks[0].price)
+        self._end_due(at_ms, book_moves.bids[0].price, book_moves.asks[0].price)
         first = self.journal.begin()
-        BookPass(self, self.queues).match(update, moved)
+        BookPass(self, self.queues).match(update, book_moves)
         self._end_pass(first, at_ms)
 
     def match_bar(self, bar: Bar, *, is_missed: bool = False) -> None:
@@ -85,9 +85,9 @@ class Positions:
         if not self.waits or self.is_passed_by(bar):
             return
         newer = [
-            (part.orders, part.orders.rewind())
-            for part in self.parts
-            if is_missed and part.orders.unmoved
+            (line.orders, line.orders.rewind())
+            for line in self.every_line
+            if is_missed and line.orders.before_quotes
         ]
         self._expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
@@ -115,23 +115,23 @@ class Positions:
 
     def is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* changes no resting order and liquidates nothing."""
-        for part in self.parts:
-            if part.protector.is_timed or not matching.passes(part.orders, bar):
+        for line in self.every_line:
+            if line.protector.is_timed or not matching.passes(line.orders, bar):
                 return False
         return self.cross is None or not self.cross.is_called_within(self, bar)
 
     def _expire(self, market_ms: int, *, unfilled: bool = True) -> None:
-        for part in self.parts:
-            part.orders.expire(market_ms, unfilled=unfilled)
+        for line in self.every_line:
+            line.orders.expire(market_ms, unfilled=unfilled)
 
     def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
         """Apply the time limits that are reached, with the market at *bid* and *ask*."""
-        for part in self.parts:
-            if part.protector.is_timed:
-                part.protector.act_if_due(market_ms, bid, ask)
+        for line in self.every_line:
+            if line.protector.is_timed:
+                line.protector.act_if_due(market_ms, bid, ask)
         for line in self.lines:
             if line.shares:
-                line.agree()
+                line.sum_share_targets()
 
     def _end_pass(self, first: tuple[int, int], at_ms: int) -> None:
         """Update exit orders and liquidation prices after the fills of a pass.
@@ -146,14 +146,15 @@ class Positions:
 
     def protect_fills(self, first: tuple[int, int]) -> None:
         """Update the exit orders after the fills of a pass, which begin at *first*."""
-        journal, (entry, part) = self.journal, first
-        fills = [("", filled.fill) for filled in journal.entries[entry:]] + journal.parts[part:]
+        journal, (first_entry, first_share) = self.journal, first
+        fills = [("", entry.fill) for entry in journal.entries[first_entry:]]
+        fills += journal.share_fills[first_share:]
         if not fills:
             return
-        for line in self.parts:
+        for line in self.every_line:
             if not line.shares:
                 wanted = line.owner, line.key, line.book.side
-                line.arm(
+                line.update_exits(
                     [
                         fill
                         for owner, fill in fills
@@ -178,20 +179,20 @@ class TrialFills:
 
     def __enter__(self) -> Self:
         """Save the state; until the exit neither ledger nor strategies learn of fills."""
-        account, parts = self._account, self._positions.parts
+        account, lines = self._account, self._positions.every_line
         self._journal = account.journal.take()
-        books = (part.book for part in parts)
+        books = (line.book for line in lines)
         self._saved = [(owner, vars(owner).copy()) for owner in (account, *books)]
-        self._lines = [(part, part.holding, part.position, part.orders.state()) for part in parts]
+        self._lines = [(line, line.holding, line.position, line.orders.state()) for line in lines]
         account.entries = None
-        for part in parts:
-            part.holding, part.book.fills = copy(part.holding), {}
-        self._positions.tried = self
+        for line in lines:
+            line.holding, line.book.fills = copy(line.holding), {}
+        self._positions.active_trial = self
         return self
 
     def __exit__(self, *_: object) -> None:
         """Restore the state."""
-        self._positions.tried = None
+        self._positions.active_trial = None
         for owner, values in self._saved:
             vars(owner).update(values)
         for line, holding, position, orders in self._lines:

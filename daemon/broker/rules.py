@@ -69,7 +69,7 @@ class MarginUse(NamedTuple):
     liquidation: int  # the mark price at which it is liquidated
 
 
-def beyond(value: int, held: int, limit: int, step: int) -> int:
+def excess_quantity(value: int, held: int, limit: int, step: int) -> int:
     """Return the quantity, in whole steps, by which *held*, worth *value*, exceeds *limit*.
 
     At most all of it.
@@ -224,7 +224,7 @@ class MarginRules:
         held, is_long = abs(quantity), quantity > 0
         value = self._notional(mark, held)
         for tier, limit in self.lower_tiers(value):
-            left = held - beyond(value, held, limit, self._instrument.quantity_step)
+            left = held - excess_quantity(value, held, limit, self._instrument.quantity_step)
             if left:
                 bounds = self.bounds(
                     divide_half_even(entry * left, held),
@@ -294,7 +294,7 @@ def below_notional(item: Instrument) -> str:
     return f"notional below {unscaled(item.min_notional, MONEY_DECIMALS)}"
 
 
-def most_of(quantity: int, step: int, is_affordable: Callable[[int], bool]) -> int:
+def largest_multiple(quantity: int, step: int, is_affordable: Callable[[int], bool]) -> int:
     """Return the largest part of *quantity*, in whole steps, that *is_affordable*.
 
     Bisects: whatever is less than an affordable quantity has to be affordable too.
@@ -309,7 +309,7 @@ def most_of(quantity: int, step: int, is_affordable: Callable[[int], bool]) -> i
     return fewest * step
 
 
-class Terms(NamedTuple):
+class RequestTerms(NamedTuple):
     """An order request in exact integers, or why it has none."""
 
     quantity: int = 0
@@ -329,14 +329,14 @@ class Filters:
         self.notional = Notional.of(instrument)
         self._costs = costs
 
-    def terms(self, request: OrderRequest) -> Terms:
+    def terms(self, request: OrderRequest) -> RequestTerms:
         """Return *request* in exact integers, or why it is invalid."""
         item = self.instrument
         needed = (request.kind.has_price, request.kind.has_trigger)
         if needed != (request.price is not None, request.trigger is not None):
-            return Terms(refusal=f"a {request.kind.value} order has {_prices_text(*needed)}")
+            return RequestTerms(refusal=f"a {request.kind.value} order has {_prices_text(*needed)}")
         if request.post_only and request.kind is not OrderKind.LIMIT:
-            return Terms(refusal="only a LIMIT order can be post-only")
+            return RequestTerms(refusal="only a LIMIT order can be post-only")
         scale = item.quantity_decimals, item.quantity_step
         quantity, refusal = _units(request.quantity, *scale, "quantity", "step")
         prices: list[int | None] = []
@@ -347,9 +347,9 @@ class Filters:
             units, refusal = _units(value, item.price_decimals, item.tick_size, name, "tick")
             prices.append(units or None)
         price, trigger = prices
-        return Terms(quantity, price, trigger, refusal)
+        return RequestTerms(quantity, price, trigger, refusal)
 
-    def whole(self, quantity: int) -> int:
+    def round_down(self, quantity: int) -> int:
         """Return *quantity* (unsigned) rounded down to whole steps."""
         return quantity - quantity % self.instrument.quantity_step
 
@@ -414,13 +414,15 @@ class Filters:
         *price* is the market's, which spread and slippage worsen; for the rest see :meth:`covers`.
         """
         rate = self._costs.half_spread + self._costs.slippage
-        moved = RATE_SCALE + (rate if side is Side.BUY else -rate)
+        factor = RATE_SCALE + (rate if side is Side.BUY else -rate)
         tick = self.instrument.tick_size
-        price = -(-price * moved // (RATE_SCALE * tick)) * tick
+        price = -(-price * factor // (RATE_SCALE * tick)) * tick
         if self.covers(side, quantity, held, price, funds):
             return quantity
         step = self.instrument.quantity_step
-        return most_of(quantity, step, lambda part: self.covers(side, part, held, price, funds))
+        return largest_multiple(
+            quantity, step, lambda part: self.covers(side, part, held, price, funds)
+        )
 
     def _cost(self, quantity: int, notional: int) -> int:
         """Return the cash that a buy needs, with its fee unless that is paid in base."""
@@ -452,7 +454,9 @@ class Filters:
 
 
 def _prices_text(has_price: bool, has_trigger: bool) -> str:  # noqa: FBT001 - a kind's two needs
-    names = [name for name, there in (("a limit", has_price), ("a stop", has_trigger)) if there]
+    names = [
+        name for name, is_needed in (("a limit", has_price), ("a stop", has_trigger)) if is_needed
+    ]
     return " and ".join(names) + " price alone" if names else "neither a limit nor a stop price"
 
 

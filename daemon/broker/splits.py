@@ -32,7 +32,7 @@ def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
     resting, protector, instrument, held = line.orders, line.protector, line.item, line.held
     target = whole_steps(action, resting.target, instrument.quantity_step)
     if line.shares:
-        line.agree()
+        line.sum_share_targets()
     elif resting.target == before:
         resting.target = held
     else:  # rounding may give a share more than it had: its order keeps its side
@@ -62,7 +62,7 @@ def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
         state,
         plan=_plan(state.plan, action),
         trail=_price(action, state.trail or None, instrument.tick_size) or 0,
-        following=_plan(state.following, action),
+        next_plan=_plan(state.next_plan, action),
     )
 
 

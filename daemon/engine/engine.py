@@ -18,19 +18,25 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple, replace
 
-from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
+from tracepaper.daemon.broker.account import (
+    ENTRIES,
+    Intent,
+    Ownership,
+    PaperAccount,
+    intent_for_side,
+)
 from tracepaper.daemon.broker.broker import (
-    NO_WISHES,
+    NO_OWNER_INTENTS,
     NOTHING_FILLED,
     Broker,
     FilledEvent,
+    OwnerIntents,
     Refusals,
     Save,
-    Wishes,
 )
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.engine.history import InstrumentState, Lookback
-from tracepaper.daemon.engine.instrument_state import MemberState, checked
+from tracepaper.daemon.engine.instrument_state import MemberState, checked_prediction
 from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
@@ -38,15 +44,15 @@ from tracepaper.daemon.engine.member import (
     NetStrategy,
     Portfolio,
     net_signal,
-    one_step,
     period_of,
+    unit_sizer,
 )
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
-    BOUND,
     BUY_AND_HOLD,
     INTEGRITY,
+    LIMITED,
     WITHOUT,
     EngineState,
     MemberTerms,
@@ -105,7 +111,7 @@ from tracepaper.strategies.units import DAY_MS, divide_half_even
 STATE_EVERY_STEPS: Final = 1_024
 """How often the state is stored if positions are only confirmed; a prune cuts at stored states."""
 
-_NOTED: Final = frozenset({RunEnd, Prune})
+_WRITTEN_BY_LOG: Final = frozenset({RunEnd, Prune})
 """Events that the log writes by itself. No engine sees them live, so they store no state."""
 
 _QUIET: Final = frozenset({Bar, Close})
@@ -134,11 +140,11 @@ class MemberAnswers(NamedTuple):
     """The decisions of several strategies on a bar, their intents, and the net signal."""
 
     decisions: list[Decision]
-    wishes: Wishes
+    owner_intents: OwnerIntents
     signal: Signal  # judged by the gates of the account
 
 
-_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED)
+_NO_MEMBERS: Final = MemberAnswers([], NO_OWNER_INTENTS, UNCHANGED)
 """The answers of an account with one strategy."""
 
 
@@ -176,7 +182,7 @@ class Engine:
         self.is_hedged = settings.broker.is_hedged
         lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
         if members:  # each member has its own sizer, and the account takes their net target
-            account = account._replace(sizers={item.id: one_step(item) for item in instruments})
+            account = account._replace(sizers={item.id: unit_sizer(item) for item in instruments})
         self.markets: dict[str, InstrumentState] = {}
         for item in instruments:
             members_lookbacks = lookbacks[item.id]
@@ -242,7 +248,7 @@ class Engine:
         self.failures_stored = 0  # the number of failed members in the stored state
         for member in self.members:
             member.account = self.broker.account.owners[member.name]
-        self._on = {
+        self._members_on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
         self._columns = self._declared_columns()
@@ -370,22 +376,22 @@ class Engine:
             case Bar():
                 filled = self._observe(event)
                 if self._portfolios:
-                    self._ask([event], [filled], [prediction])
+                    self._ask_portfolios([event], [filled], [prediction])
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
-                return self._price(event)
+                return self._step_of_price(event)
             case BookUpdate():
-                self._act(event)
+                self._apply_price(event)
                 return self._finish(event, event.instrument)
             case Funding():
-                return self._settle(event)
+                return self._step_of_funding(event)
             case CorporateAction():
                 if event.is_split:
                     self.markets[event.instrument].adjust(event)
                 self.broker.on_action(event)
                 return self._finish(event, event.instrument)
             case Command():
-                return self._command(event)
+                return self._step_of_command(event)
             case ModelChange():
                 self._change_model(event)
             case InstrumentChange():
@@ -433,7 +439,7 @@ class Engine:
                 self._observed[bar.instrument] = self.broker.positions(bar.instrument)
         self.broker.begin(first)
         if self._portfolios:
-            self._ask(bars, observed, predictions)
+            self._ask_portfolios(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
             is_last = len(steps) == len(bars)
@@ -455,7 +461,7 @@ class Engine:
         for state in self.states.values():
             if state.ahead is not None:
                 return None
-        if not self.broker.is_still():
+        if not self.broker.is_quiet():
             return None
         first = self.sequence
         repeats: dict[str, Repeat] = {}
@@ -470,10 +476,10 @@ class Engine:
         )
         if confirms or self.broker.save:
             room = min(room, -first % STATE_EVERY_STEPS)
-        taken = self._take_repeats(units, room, repeats)
-        if not taken.bars:
+        quiet = self._take_repeats(units, room, repeats)
+        if not quiet.bars:
             return None
-        stretch = self._valued(first, taken, repeats)
+        stretch = self._quiet_stretch(first, quiet, repeats)
         self.begin(stretch.next_sequence)
         if confirms:
             self.broker.save = self.broker.save or _LATER
@@ -491,7 +497,7 @@ class Engine:
         if state.signal is not UNCHANGED:
             return None
         shadows = []
-        for member, state in self._on[key]:
+        for member, state in self._members_on[key]:
             (book,) = member.account.books
             account, intent = book.subtotal(), state.intent
             share = state.begin_stretch(book.lines[key])
@@ -504,7 +510,7 @@ class Engine:
             ):
                 return None
             confirms = intent is not None and intent.action in ENTRIES
-            decided = member.keep(key, share.decision, repeat.decision)
+            decided = member.stored_decision(key, share.decision, repeat.decision)
             shadows.append(ShadowStep(member.name, share.position, account, (), confirms, decided))
         return replace(repeat, shadows=tuple(shadows))
 
@@ -520,18 +526,18 @@ class Engine:
         # If the last bars of instruments differ, no close directly follows all of them.
         opened = {bar.open_time_ms for market in markets.values() if (bar := market.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
-        taken = QuietUnits([], [], [])
-        every_bar, measured, unit = taken.bars, taken.plausible, units.peek()
+        quiet = QuietUnits([], [], [])
+        every_bar, measured, unit = quiet.bars, quiet.plausible, units.peek()
         kind, is_repeated = type(unit), True
         keys, width = tuple(repeats), len(repeats) + (kind is Close)
         if self._reset != NEVER:  # the first close of a day may distribute equity
-            room = min(room, self._left_of_day(due_ms) * width)
+            room = min(room, self._bars_left_of_day(due_ms) * width)
         resting = self.broker.resting()
         takes, asks = [], []
         for place, (key, repeat) in enumerate(repeats.items()):
             market, mark = markets[key], self.broker.account.books[0].lines[key].mark
             closes = mark * 3 // 4, mark * 5 // 4
-            deciders = [state for _, state in self._on[key]] or [self.states[key]]
+            deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
             plans = [decider.look_ahead(closes, repeat) for decider in deciders]
             take = market.follow_at_once([observe for observe, _ in plans if observe])
             most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
@@ -565,14 +571,14 @@ class Engine:
                 break
             every_bar.extend(bars)
             if type(unit) is Close:
-                taken.closes.append(unit.closed)
+                quiet.closes.append(unit.closed)
             room -= width
             due_ms += interval_ms
             unit = units.advance()
         del measured[len(every_bar) :]
-        return taken
+        return quiet
 
-    def _left_of_day(self, due_ms: int) -> int:
+    def _bars_left_of_day(self, due_ms: int) -> int:
         """Return how many bars, from the open *due_ms* on, close before the day's distribution."""
         close_ms = due_ms + self._interval_ms
         if period_of(self._reset, close_ms) > self.shared_out:
@@ -597,7 +603,7 @@ class Engine:
 
         That is true of prices within a quarter. The engine must allow waiting: :attr:`may_wait`.
         """
-        if self.halted or not self.broker.is_still() or self.broker.resting():
+        if self.halted or not self.broker.is_quiet() or self.broker.resting():
             return None
         (line,) = self.broker.account.books[0].lines.values()
         (state,) = self.states.values()
@@ -626,9 +632,11 @@ class Engine:
         self.begin(self.sequence + len(bars))
         return equity
 
-    def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:
-        """Value the accounts by the units *taken*, and return their stretch."""
-        bars, count = taken.bars, len(repeats)
+    def _quiet_stretch(
+        self, first: int, quiet: QuietUnits, repeats: Mapping[str, Repeat]
+    ) -> QuietStretch:
+        """Value the accounts by the units *quiet*, and return their stretch."""
+        bars, count = quiet.bars, len(repeats)
         by_instrument = [bars[place::count] for place in range(count)]
         prices = [[bar.close for bar in instrument_bars] for instrument_bars in by_instrument]
         book_marks = []
@@ -643,7 +651,7 @@ class Engine:
         for instrument_bars in by_instrument:
             self.broker.follow(instrument_bars)
         marks, *shadows = book_marks
-        return QuietStretch(first, bars, taken.closes, taken.plausible, repeats, marks, shadows)
+        return QuietStretch(first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -659,7 +667,7 @@ class Engine:
             self.broker.warm_up(bar)
             return NOTHING_FILLED
         self.broker.on_bar(bar, is_last=is_last)
-        filled = self._take()
+        filled = self._take_fills()
         self._show(bar)
         return filled
 
@@ -674,7 +682,7 @@ class Engine:
         self.markets[key].observe(bar)
         if not self.members:
             state.observe(bar)
-        for member, member_state in self._on[key]:
+        for member, member_state in self._members_on[key]:
             if not member.failed:
                 member.observe(member_state, bar)
 
@@ -686,7 +694,7 @@ class Engine:
             if state is not None:
                 state.hand_back(state.encoded)
 
-    def _take(self) -> FilledEvent:
+    def _take_fills(self) -> FilledEvent:
         """Return the fills and orders since the last call, and count the fills for the limits."""
         filled = self.broker.take()
         if filled.entries and self.risk.active:
@@ -694,7 +702,7 @@ class Engine:
                 self.risk.count_fill(*entry)
         return filled
 
-    def _ask(
+    def _ask_portfolios(
         self,
         bars: Sequence[Bar],
         observed: Sequence[FilledEvent | None],
@@ -702,7 +710,7 @@ class Engine:
     ) -> None:
         """Ask each portfolio strategy once about all warm instruments among *bars*."""
         decided = [
-            (bar, *checked(prediction))
+            (bar, *checked_prediction(prediction))
             for bar, filled, prediction in zip(bars, observed, predictions, strict=True)
             if filled is not None and bar.open_time_ms >= self._period_start_ms
         ]
@@ -740,17 +748,17 @@ class Engine:
         state, broker = self.states[key], self.broker
         is_finite = None
         if prediction is not None:
-            prediction, is_finite = checked(prediction)
+            prediction, is_finite = checked_prediction(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
-        is_running, answers = not self.halted, _ALONE
+        is_running, answers = not self.halted, _NO_MEMBERS
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             assert isinstance(state.strategy, NetStrategy)
             state.ahead, state.strategy.signal = None, answers.signal
         decision = state.decide(
             bar, prediction, broker.account, is_running=is_running, is_finite=is_finite,
-            wishes=answers.wishes,
+            owner_intents=answers.owner_intents,
         )  # fmt: skip
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.broker.save = Save.NOW
@@ -783,18 +791,18 @@ class Engine:
         Shadow accounts act as well. Returns the outcome for the step.
         """
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        decisions, wishes, intent = answers.decisions, answers.wishes, state.intent
+        decisions, owner_intents, intent = answers.decisions, answers.owner_intents, state.intent
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
         refusals: Refusals = {}
         if intent is None:
             # Orders that only reduce pass, and shares that a command left opposing still cross.
             if decisions:
-                broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
+                broker.route(None, self._reducing(bar, owner_intents, decision), bar, at_ms)
         else:
             if isinstance(intent, Intent) and intent.ends_lists:
-                wishes = wishes.closed(intent, broker.account.owners)
-            refusals = broker.route(intent, wishes, bar, at_ms)
+                owner_intents = owner_intents.closed(intent, broker.account.owners)
+            refusals = broker.route(intent, owner_intents, bar, at_ms)
             decision = state.unfilled(decision, refusals[""])
         if broker.shadows and decision.refused_by not in INTEGRITY:
             self._follow_shadows(bar, prediction, decisions, decision, at_ms)
@@ -804,10 +812,12 @@ class Engine:
         if not broker.others:
             return BarOutcome(decision, prediction, routed.orders)
         observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        steps_of = partial(Shadows.steps, fills=filled.of_others, positions=observed)
+        steps_of = partial(Shadows.steps, fills=filled.other_fills, positions=observed)
         shadows = (
             *steps_of(broker.sides, key, decided_ms=decided_ms),
-            *self._member_steps(key, (filled, routed), decision, decisions, wishes, refusals),
+            *self._member_steps(
+                key, (filled, routed), decision, decisions, owner_intents, refusals
+            ),
             *steps_of(broker.shadows, key, decided_ms=decided_ms),
         )
         return BarOutcome(decision, prediction, routed.orders, shadows)
@@ -821,10 +831,10 @@ class Engine:
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
         decisions = []
-        for member, state in self._on[key]:
+        for member, state in self._members_on[key]:
             account = member.account
             if (account.subtotal().equity <= 0) is not member.is_empty:
-                member.know(is_empty=not member.is_empty)
+                member.set_status(is_empty=not member.is_empty)
             decisions.append(
                 state.decide(bar, prediction, account, is_running=is_running, is_finite=is_finite)
             )
@@ -833,24 +843,26 @@ class Engine:
         if failed != self.failures_stored:
             self.failures_stored = failed
             self.broker.save = Save.NOW
-        intents = [state.intent for _, state in self._on[key]]
-        wishes, signal = self._netted(bar, self.broker.account, intents, decisions, at_ms)
-        return MemberAnswers(decisions, wishes, signal)
+        intents = [state.intent for _, state in self._members_on[key]]
+        owner_intents, signal = self._net_intents(
+            bar, self.broker.account, intents, decisions, at_ms
+        )
+        return MemberAnswers(decisions, owner_intents, signal)
 
-    def _netted(
+    def _net_intents(
         self,
         bar: Bar,
         account: PaperAccount,
         requested: Sequence[Intent | Orders | None],
         decisions: Sequence[Decision],
         at_ms: int,
-    ) -> tuple[Wishes, Signal]:
+    ) -> tuple[OwnerIntents, Signal]:
         """Net the intents *requested* for the shares in *account* by the *decisions* on *bar*."""
         key, broker = bar.instrument, self.broker
         intents: dict[str, Intent | Orders] = {}
         net, reasons = {book.side: 0 for book in account.books}, []
         for (member, state), intent, decision in zip(
-            self._on[key], requested, decisions, strict=True
+            self._members_on[key], requested, decisions, strict=True
         ):
             name, signal, has_changed = member.name, state.signal, False
             if intent is not None:
@@ -860,9 +872,9 @@ class Engine:
                 if isinstance(signal, Signal):
                     line.protector.on_signal(signal.action)
                 if member.closed:
-                    line.orders.withdraw("", member.closed)
+                    line.orders.cancel_listed("", member.closed)
                 target = before = line.orders.target
-                part = None if intent is None else part_of(intent, book.side)
+                part = None if intent is None else intent_for_side(intent, book.side)
                 if isinstance(part, Intent) and not broker.planned(line, part, bar, at_ms)[1]:
                     target = part.target
                 has_changed |= target != before
@@ -872,7 +884,7 @@ class Engine:
         quote, price = self.markets[key].quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        return Wishes(intents, net, price), net_signal(net, reasons)
+        return OwnerIntents(intents, net, price), net_signal(net, reasons)
 
     def _member_steps(
         self,
@@ -880,7 +892,7 @@ class Engine:
         events: tuple[FilledEvent, FilledEvent],
         net_decision: Decision,
         decisions: Sequence[Decision],
-        wishes: Wishes,
+        owner_intents: OwnerIntents,
         refusals: Refusals,
     ) -> list[ShadowStep]:
         """Return each member's part of a step.
@@ -891,12 +903,12 @@ class Engine:
         shadows: list[ShadowStep] = []
         filled, routed = events
         refused_by = net_decision.refused_by
-        has_fills = filled.of_others or routed.of_others
-        for (member, state), decision in zip(self._on[key], decisions, strict=True):
+        has_fills = filled.other_fills or routed.other_fills
+        for (member, state), decision in zip(self._members_on[key], decisions, strict=True):
             name, account = member.name, member.account
             refusal, confirms, is_routed = None, False, name in refusals
             if is_routed:
-                refusal, intent = refusals[name], wishes.intents[name]
+                refusal, intent = refusals[name], owner_intents.intents[name]
                 is_entry = isinstance(intent, Intent) and intent.action in ENTRIES
                 confirms = refusal is None and is_entry
             elif state.intent is not None and refused_by is not None:
@@ -905,7 +917,7 @@ class Engine:
             decided = state.unfilled(decision, refusal) if is_routed else decision
             fills: tuple[Fill, ...] = ()
             if has_fills:
-                fills = (*filled.of_others.get(name, ()), *routed.of_others.get(name, ()))
+                fills = (*filled.other_fills.get(name, ()), *routed.other_fills.get(name, ()))
             shadows.append(
                 ShadowStep(
                     name,
@@ -913,20 +925,20 @@ class Engine:
                     account.subtotal(),
                     fills,
                     confirms,
-                    member.keep(key, decided, net_decision),
+                    member.stored_decision(key, decided, net_decision),
                 )
             )
         return shadows
 
-    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> Wishes:
-        """Return *wishes* reduced to the lists that pass although *decision* was refused."""
+    def _reducing(self, bar: Bar, owner_intents: OwnerIntents, decision: Decision) -> OwnerIntents:
+        """Return *owner_intents* reduced to the lists that pass although *decision* was refused."""
         allowed = {
             member.name: state.allowed_of(orders, bar, member.account, decision.refused_by)
-            for member, state in self._on[bar.instrument]
-            if isinstance(orders := wishes.intents.get(member.name), Orders)
+            for member, state in self._members_on[bar.instrument]
+            if isinstance(orders := owner_intents.intents.get(member.name), Orders)
         }
         kept = {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
-        return wishes._replace(intents=kept)
+        return owner_intents._replace(intents=kept)
 
     def _follow_shadows(
         self,
@@ -945,32 +957,36 @@ class Engine:
         for name, account in self.broker.shadows.items():
             if not self.members:
                 if name in state.strategy.shadows:
-                    single = self.shadows[""].wish(name, state, bar, prediction, decision, account)
+                    single = self.shadows[""].intent(
+                        name, state, bar, prediction, decision, account
+                    )
                     if single is not None:
-                        self.broker.route(single, NO_WISHES, bar, at_ms, shadow=name)
+                        self.broker.route(single, NO_OWNER_INTENTS, bar, at_ms, shadow=name)
                 continue
             requested = [
-                self.shadows[member.name].wish(
+                self.shadows[member.name].intent(
                     name, member_state, bar, prediction, decided, account.owners[member.name]
                 )
-                for (member, member_state), decided in zip(self._on[key], decisions, strict=True)
+                for (member, member_state), decided in zip(
+                    self._members_on[key], decisions, strict=True
+                )
             ]
-            wishes, signal = self._netted(bar, account, requested, decisions, at_ms)
-            intent = state.net_intent(signal, wishes.targets, account, key)
-            if name in BOUND or (inputs.is_outside and name != BUY_AND_HOLD):
+            owner_intents, signal = self._net_intents(bar, account, requested, decisions, at_ms)
+            intent = state.net_intent(signal, owner_intents.targets, account, key)
+            if name in LIMITED or (inputs.is_outside and name != BUY_AND_HOLD):
                 refused = evaluator.first_failed(
                     decision.passed, reduces=inputs.reduces, without=WITHOUT.get(name)
                 )
                 is_less = all(
                     abs(target) <= abs(line.held) and target * line.held >= 0
                     for line in account.lines_of(key)
-                    for target in [wishes.targets[line.book.side]]
+                    for target in [owner_intents.targets[line.book.side]]
                 )
                 if (closing := state.closing(refused)) is not None:
-                    intent, wishes = closing, wishes.closed(closing, account.owners)
+                    intent, owner_intents = closing, owner_intents.closed(closing, account.owners)
                 elif refused is not None and not is_less:
                     continue
-            self.broker.route(intent, wishes, bar, at_ms, shadow=name)
+            self.broker.route(intent, owner_intents, bar, at_ms, shadow=name)
 
     def _share_out_if_due(self, bar: Bar) -> None:
         """Distribute the equity anew at the first close of each day, week or month."""
@@ -985,20 +1001,20 @@ class Engine:
 
     # ------------------------------------------------------------ prices and settlements
 
-    def _price(self, price: Price) -> Step:
+    def _step_of_price(self, price: Price) -> Step:
         """Apply *price* if it is believed, and the held prices that it confirms."""
         key = price.instrument
         verdict = self.markets[key].belief.take(price)
         if verdict.is_believed:
-            self._act(price)
+            self._apply_price(price)
         elif isinstance(price, Quote):
             self.markets[key].quote = price  # for the gate on its age
             self.broker.expire(key, price.market_ms)
         for held in verdict.released:
-            self._act(held)
+            self._apply_price(held)
         return self._finish(price, key, belief=verdict.words)
 
-    def _act(self, price: Price | BookUpdate) -> None:
+    def _apply_price(self, price: Price | BookUpdate) -> None:
         """Match a quote or book, or mark and liquidate by a mark; a trade is only evidence."""
         if type(price) is BookUpdate:
             self.broker.on_book(price)
@@ -1008,7 +1024,7 @@ class Engine:
         elif type(price) is Mark:
             self.broker.on_mark(price)
 
-    def _settle(self, funding: Funding) -> Step:
+    def _step_of_funding(self, funding: Funding) -> Step:
         """Settle *funding* once.
 
         A settlement that is not newer than the last, or whose rate is not believed, is only
@@ -1026,7 +1042,7 @@ class Engine:
 
     # ------------------------------------------------------------ commands and changes
 
-    def _command(self, command: Command) -> Step:
+    def _step_of_command(self, command: Command) -> Step:
         """HALT stops new positions, RESUME allows them, FLATTEN halts and closes all positions.
 
         HALT cancels the orders by list that could open a position. FLATTEN cancels all orders by
@@ -1115,20 +1131,22 @@ class Engine:
         broker = self.broker
         orders, shadows = outcome.orders, outcome.shadows
         if filled is None:
-            filled = self._take()
+            filled = self._take_fills()
         position, account, entries = broker.account.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        is_shown = filled.of_others or self.is_hedged or type(event) is Funding
+        is_shown = filled.other_fills or self.is_hedged or type(event) is Funding
         if not shadows and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
-            shadows = Shadows.steps(broker.others, instrument, filled.of_others, positions=observed)
+            shadows = Shadows.steps(
+                broker.others, instrument, filled.other_fills, positions=observed
+            )
         sequence = self.sequence
         state: bytes | None = None
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):
             broker.save = Save.NOW
         if broker.save:
-            if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
+            if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _WRITTEN_BY_LOG:
                 broker.save = _NOW
             if broker.save is _NOW and saves:
                 state = self._encoded_state() if self.stores_state else None
@@ -1137,7 +1155,7 @@ class Engine:
         halted, self.risk.halted = self.risk.halted, None
         return Step(
             sequence, event, accepted, outcome.decision, outcome.prediction,
-            _as_they_stand(filled.orders, orders) if orders else filled.orders,
+            _newest_states(filled.orders, orders) if orders else filled.orders,
             filled.fills, position, account, shadows, state, entries, belief, halted,
         )  # fmt: skip
 
@@ -1201,7 +1219,7 @@ def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms:
     return True
 
 
-def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
+def _newest_states(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
     """Return each order once, in its newest state: *after* if it changed again."""
     if not before:
         return after

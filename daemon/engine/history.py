@@ -1,4 +1,4 @@
-"""``InstrumentState``: the bars, prices and regime of one instrument; ``ForecastOutcomes``."""
+"""``InstrumentState``: the bars, prices and regime of one instrument; ``DecisionOutcomes``."""
 
 from __future__ import annotations
 
@@ -162,14 +162,14 @@ class InstrumentState:
 
     def _new_frames(self) -> dict[str, TimeframeAggregator]:
         """Return an aggregator for each timeframe, with the most candles that a lookback needs."""
-        wanted: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for lookback in self.lookbacks:
             for name, count in lookback.frames.items():
-                wanted[name] = max(count, wanted.get(name, 0))
+                counts[name] = max(count, counts.get(name, 0))
         sessions = None if self._calendar is None else self._calendar.sessions
         return {
             name: TimeframeAggregator(self.instrument, name, self._base_ms, count, sessions)
-            for name, count in wanted.items()
+            for name, count in counts.items()
         }
 
     def adjust(self, action: CorporateAction) -> None:
@@ -293,18 +293,18 @@ class InstrumentState:
             opened_ms = interval_start(opened_ms, bar.interval_ms)
         return self.bars_between(opened_ms, bar) + 1
 
-    def take(self, given: FrameBar | Depths) -> bool:
+    def take(self, event: FrameBar | Depths) -> bool:
         """Add a candle of a higher timeframe, or order books if the strategy reads them.
 
         Returns False for a candle that does not fit its timeframe.
         """
-        if isinstance(given, Depths):
+        if isinstance(event, Depths):
             if self.books is not None:
-                self.books.add(given)
+                self.books.add(event)
             return True
         for frame in self.frames.values():
-            if frame.length_ms == given.interval_ms:
-                return frame.take(given)
+            if frame.length_ms == event.interval_ms:
+                return frame.take(event)
         return False
 
     # ------------------------------------------------------------ warm-up
@@ -396,7 +396,7 @@ class RegimeTracker:
             self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)
 
 
-class ForecastOutcomes:
+class DecisionOutcomes:
     """The newest decision of an instrument, and a cache of outcomes that may repeat."""
 
     __slots__ = ("_outcomes", "newest", "restored")

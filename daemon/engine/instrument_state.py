@@ -11,12 +11,12 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Intent
 from tracepaper.daemon.broker.book import Holdings
-from tracepaper.daemon.broker.broker import NO_WISHES, Wishes
+from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, OwnerIntents
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import (
-    ForecastOutcomes,
+    DecisionOutcomes,
     InstrumentState,
 )
 from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
@@ -103,7 +103,7 @@ class MemberState:
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
         self.declared = DeclaredState.of(strategy)
         self.gates = GateJudgement(risk, instrument, settings)
-        self.outcomes = ForecastOutcomes()
+        self.outcomes = DecisionOutcomes()
         self.signal: Signal | Orders | None = None  # the newest, even if a gate refused it
         self._exits = settings.broker.exits
         # Whether the newest signal or [exits] name a stop, a target or a time limit.
@@ -116,7 +116,7 @@ class MemberState:
         self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
         self._sees_account = strategy.sees_account
         self._has_sides = settings.broker.is_hedged
-        self._wishes = NO_WISHES  # of several strategies
+        self._owner_intents = NO_OWNER_INTENTS  # of several strategies
         # The category of an instrument that cannot be sold short, for the reason of its FLAT.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
@@ -167,19 +167,19 @@ class MemberState:
         *,
         is_running: bool,
         is_finite: bool | None,
-        wishes: Wishes = NO_WISHES,
+        owner_intents: OwnerIntents = NO_OWNER_INTENTS,
     ) -> Decision:
         """Return the decision for *account* at the close of *bar*, which was observed before.
 
         Afterwards ``intent`` is the account's intent. *is_finite* says whether the model's numbers
-        were finite, None if there are none. *wishes* are the intents of several strategies.
+        were finite, None if there are none. *owner_intents* are the intents of several strategies.
         """
-        self._wishes = wishes
+        self._owner_intents = owner_intents
         bars = self.lookback.warm_bars(self.market)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         prepared, self._context = self._context, None
         context = prepared or self._make_context(bar, prediction, account, is_finite=is_finite)
-        return self._judge(self._signal(context), bar, context.forecast, account)
+        return self._judge(self._answer_to(context), bar, context.forecast, account)
 
     def _judge(
         self,
@@ -240,8 +240,8 @@ class MemberState:
 
         *refused* is the first failed gate; a gate of integrity leaves everything unchanged.
         """
-        why = "" if refused in INTEGRITY else self.gates.risk.closing(self.gates.inputs)
-        return Intent(Action.FLAT, 0, why, ends_lists=True) if why else None
+        reason = "" if refused in INTEGRITY else self.gates.risk.closing(self.gates.inputs)
+        return Intent(Action.FLAT, 0, reason, ends_lists=True) if reason else None
 
     def follow(
         self,
@@ -262,7 +262,7 @@ class MemberState:
         In hedge mode the intent has one for each side. *signal* names one side; the other is closed
         by a portfolio, since its signal is the whole weight of the instrument.
         """
-        if nets := self._wishes.targets:
+        if nets := self._owner_intents.targets:
             held = None if refused is None else Signal(Action.HOLD, refusal(refused))
             return self.net_intent(held or signal, nets, account, bar.instrument)
         if not account.sides:
@@ -270,18 +270,18 @@ class MemberState:
             return self._follow(
                 signal, bar, forecast, account, refused, is_full=is_full, expires=expires
             )
-        named = SIDE_OF.get(signal.action)
-        judged = account if named is None else account.sides[named]
+        named_side = SIDE_OF.get(signal.action)
+        judged = account if named_side is None else account.sides[named_side]
         intent = self._follow(
             signal, bar, forecast, judged, refused, is_full=is_full, expires=False
         )
         action, key = intent.action, bar.instrument
-        named = SIDE_OF.get(action)
+        named_side = SIDE_OF.get(action)
         sides: dict[PositionSide, Intent | None] = {}
         total, is_expired = 0, False
         for side, book in account.sides.items():
             standing, side_intent = book.target(key), None
-            if side is named:
+            if side is named_side:
                 side_intent = intent
             elif self._closes(side, action, signal):
                 side_intent = Intent(Action.FLAT, 0, intent.reason)
@@ -293,7 +293,7 @@ class MemberState:
             total += standing if side_intent is None else side_intent.target
         if action is Action.HOLD and is_expired:
             intent = Intent(Action.FLAT, total, HORIZON)
-        elif named is None:
+        elif named_side is None:
             intent = intent._replace(target=total)
         return intent._replace(sides=sides)
 
@@ -342,7 +342,7 @@ class MemberState:
         action, reason = signal.action, signal.reason
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
-            if is_judged and action is Action.FLAT and self._exits_freely:
+            if is_judged and action is Action.FLAT and self._flat_passes:
                 return Intent(action, 0, reason)
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
@@ -430,7 +430,7 @@ class MemberState:
             or not self.market.is_full
         ):
             return None
-        measures, passed = self.gates.judge_next(self.lookback.warm_bars(self.market))
+        measures, passed = self.gates.judge_repeat(self.lookback.warm_bars(self.market))
         if passed != last.outcome.passed:
             return None
         decision = Decision(last.outcome, last.target_quantity, measures)
@@ -465,7 +465,7 @@ class MemberState:
             nonlocal newest, least, most
             answer = decide(BarContext(bar, None, regime, outcome, None, shared))
             if answer is not newest:
-                if not self._asks_again(answer, signal, repeat.notes, bar):
+                if not self._repeats_signal(answer, signal, repeat.notes, bar):
                     return False
                 newest = answer if answer.note is None else None  # each bar stores its note
             close = bar.close
@@ -492,7 +492,7 @@ class MemberState:
         strategy = self.strategy
         return None if type(strategy).observe is Strategy.observe else strategy.observe
 
-    def _asks_again(
+    def _repeats_signal(
         self,
         answer: Signal | Orders,
         signal: Signal,
@@ -585,7 +585,7 @@ class MemberState:
             bar, forecast, regime, verdict, view, self._instrument_context, frames, books
         )
 
-    def _signal(self, context: BarContext) -> Signal | Orders:
+    def _answer_to(self, context: BarContext) -> Signal | Orders:
         """Return the strategy's answer; HOLD during its warm-up."""
         if self.ahead is not None:
             answer, self.ahead, self._answer = self._answer, None, None
@@ -599,7 +599,7 @@ class MemberState:
         return self.as_allowed(strategy.decide(context))
 
     @property
-    def _exits_freely(self) -> bool:
+    def _flat_passes(self) -> bool:
         """Whether no judgement gate refuses a FLAT."""
         return self.strategy.exits_freely or bool(self.member is not None and self.member.closed)
 
@@ -667,14 +667,14 @@ class MemberState:
             self._see_target(bar, reach, reach, account, reduces=reduces)
             return
         key, books = bar.instrument, {book.side: book for book in account.books}
-        named = SIDE_OF.get(signal.action) if account.sides else None
+        named_side = SIDE_OF.get(signal.action) if account.sides else None
         targets = {side: book.target(key) for side, book in books.items()}
-        nets = self._wishes.targets
-        judged = {side for side in targets if named in {None, side}}
+        nets = self._owner_intents.targets
+        judged = {side for side in targets if named_side in {None, side}}
         for side, book in books.items():
             if nets and signal.action is not Action.HOLD:
                 targets[side] = nets[side]
-            elif side is named:
+            elif side is named_side:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif self._closes(side, signal.action, signal):
                 targets[side] = 0
@@ -682,7 +682,7 @@ class MemberState:
         if nets:  # a net signal names no side: the sides that change are judged
             for line in account.lines_of(key):
                 side = line.book.side
-                most[side] = max(most[side], self._wishes.reach(line))
+                most[side] = max(most[side], self._owner_intents.reach(line))
             changed = {
                 side
                 for side, target in targets.items()
@@ -693,7 +693,7 @@ class MemberState:
             most[side] <= abs(books[side].held(key)) and targets[side] * books[side].held(key) >= 0
             for side in judged
         )
-        target = sum(targets.values()) if named is None else targets[named]
+        target = sum(targets.values()) if named_side is None else targets[named_side]
         self._see_target(bar, target, sum(most.values()), account, reduces=reduces)
 
     def _see_target(
@@ -706,9 +706,9 @@ class MemberState:
         """Return the forecast by which [exits] place levels; None if they need none."""
         if forecast is None or self._exits is None or not self._exits.measures:
             return None
-        at, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope
+        index, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope
         columns = (forecast.mean_return, forecast.stdev_return, forecast.volatility)
-        mean, stdev, volatility = (column[at] if column else nan for column in columns)
+        mean, stdev, volatility = (column[index] if column else nan for column in columns)
         return ExpectedReturn(mean * slope, stdev, volatility)
 
     def _expired(self, bar: Bar, account: Holdings) -> bool:
@@ -733,13 +733,13 @@ def with_sides(orders: Orders, *, is_hedged: bool) -> Orders:
     order names no side in hedge mode, or one in one-way mode.
     """
     if is_hedged:
-        return replace(orders, requests=tuple(map(_of_a_side, orders.requests)))
+        return replace(orders, requests=tuple(map(_request_with_side, orders.requests)))
     if any(getattr(request, "position_side", None) for request in orders.requests):
         raise StrategyFailed(ONE_WAY)
     return orders
 
 
-def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
+def _request_with_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
     """Return *request* in hedge mode: an order that closes a side becomes reduce-only."""
     if not isinstance(request, OrderRequest):
         return request
@@ -748,7 +748,7 @@ def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
     return request if request.side is OPENS[side] else replace(request, reduce_only=True)
 
 
-def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:
+def checked_prediction(prediction: Prediction) -> tuple[Prediction, bool | None]:
     """Return the usable *prediction*, and whether its numbers are finite.
 
     A forecast that is not finite becomes None. The second value is None for a prediction without

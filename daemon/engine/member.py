@@ -58,23 +58,23 @@ class Member:
             key: MemberState(market, terms, risk, self) for key, market in markets.items()
         }
 
-    def know(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
+    def set_status(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
         """Set whether it failed, or whether its sub-account is empty; None leaves that."""
         self.failed = self.failed if failed is None else failed
         self.is_empty = self.is_empty if is_empty is None else is_empty
         self.closed = self.failed or (NO_EQUITY if self.is_empty else "")
 
-    def fail(self, why: str) -> None:
+    def fail(self, reason: str) -> None:
         """Set it aside for the rest of this run; its next decision closes its positions."""
         if not self.failed:
-            portable = _FOLDER.sub("", why)  # the same on every machine that derives it again
+            portable = _FOLDER.sub("", reason)  # the same on every machine that derives it again
             line = " ".join(portable.split())[:_SENTENCE_MOST]
             # A lone surrogate, from a file name for instance, could not be stored.
             text = "".join(
                 character if character.isprintable() else repr(character)[1:-1]
                 for character in line
             )
-            self.know(failed=f"set aside: {text}")
+            self.set_status(failed=f"set aside: {text}")
 
     def observe(self, state: MemberState, bar: Bar) -> None:
         """Show *bar* to its strategy in *state*; set it aside if that fails."""
@@ -103,7 +103,7 @@ class Member:
             self.fail(str(error))
             return True
 
-    def keep(self, key: str, decision: Decision, net: Decision) -> StrategyDecision:
+    def stored_decision(self, key: str, decision: Decision, net: Decision) -> StrategyDecision:
         """Return *decision* as the step stores it: without the measures of the *net* decision.
 
         An unchanged decision is the same object as before, so that it is not stored again.
@@ -216,7 +216,7 @@ def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str
     return Signal(action, "; ".join(reasons))
 
 
-def one_step(instrument: Instrument) -> Sizer:
+def unit_sizer(instrument: Instrument) -> Sizer:
     """Return a sizer of one quantity step, for an account whose strategies size their own parts."""
     return Sizer(Sizing(SizingMode.FIXED, quantity=instrument.quantity_step), instrument)
 

@@ -36,7 +36,7 @@ AGREE_WITHIN_MS: Final = 5_000
 """``execution.agree_within_ms``: a live book is sent again at least every 3 s."""
 LEAST_SHARE: Final = 100
 """A jump is at least one part in this many of the price: venues and sources differ by as much."""
-OWN_MS: Final = 2 * MINUTE_MS
+SOURCE_MEMORY_MS: Final = 2 * MINUTE_MS
 """For this long a lagging source may continue from its own last price."""
 LEVERAGE_UNKNOWN: Final = ASSUMED_LEVERAGE // 10
 """The leverage of an instrument whose own is unknown: the least of the exchange's perpetuals."""
@@ -112,7 +112,7 @@ class PriceBelief:
         if isinstance(price, Funding):
             return not self.belief_in_rate(price)[0]
         doubled = _doubled(price)
-        self._look_at_bars()
+        self._follow_bars()
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
 
     def is_evidence(self, price: Price) -> bool:
@@ -123,11 +123,11 @@ class PriceBelief:
         if isinstance(price, Mark) and self._announces(price):
             return True
         return any(
-            self._near(held, price.market_ms) and self._adds(price, held)
+            self._is_near(held, price.market_ms) and self._confirms(price, held)
             for held in self._held.values()
         )
 
-    def _adds(self, price: Price, held: Quote | Mark) -> bool:
+    def _confirms(self, price: Price, held: Quote | Mark) -> bool:
         """Return whether *price* confirms *held*, in a way that its own source did not before."""
         sources = _source_prices(price)
         if type(price) is type(held):
@@ -142,15 +142,15 @@ class PriceBelief:
         It does if it comes within *agree_ms*, is near the held price, and would be held as well.
         """
         held = self._held.get(type(price))
-        if held is None or not self._near(held, price.market_ms):
+        if held is None or not self._is_near(held, price.market_ms):
             return False
-        self._look_at_bars()
+        self._follow_bars()
         doubled, at_ms = _doubled(price), price.market_ms
         return (
             abs(doubled - _doubled(held)) <= self._limit(at_ms)
             and self._jumps(doubled, at_ms)
-            and not self._goes_on(price)
-            and self._agreeing(price, self._others(price)) is None
+            and not self._continues(price)
+            and self._agreeing(price, self._other_prices(price)) is None
         )
 
     def _announces(self, mark: Mark) -> bool:
@@ -167,16 +167,16 @@ class PriceBelief:
 
     def take(self, price: Price) -> PriceVerdict:
         """Judge *price* and remember it."""
-        self._look_at_bars()
+        self._follow_bars()
         is_believed, words = True, None
         if not isinstance(price, Trade):
             is_believed, words = self._believes(price)
-        self._keep(price, is_believed=is_believed)
+        self._remember(price, is_believed=is_believed)
         released = tuple(self._released(price))
         if released:
             other = "quote" if isinstance(released[0], Quote) else "mark"
-            now = f"the {other} before it is believed on this one"
-            words = now if words is None else f"{words}; {now}"
+            release = f"the {other} before it is believed on this one"
+            words = release if words is None else f"{words}; {release}"
         return PriceVerdict(is_believed, words, released)
 
     def belief_in_rate(self, funding: Funding) -> tuple[bool, str | None]:
@@ -200,7 +200,7 @@ class PriceBelief:
 
         Their bar, which arrives after them, decides.
         """
-        self._look_at_bars()
+        self._follow_bars()
         bar = self._bar
         if bar is None or not self._yardstick:
             return None
@@ -222,7 +222,7 @@ class PriceBelief:
         *bar* is the newest bar and *before* the one before it. Every true book of its time is
         between the bar's low and high, or the close before, give or take a usual minute's move.
         """
-        self._look_at_bars()
+        self._follow_bars()
         books = record.until(bar.close_time_ms)
         if books is None or not self._yardstick:
             return
@@ -238,39 +238,39 @@ class PriceBelief:
     def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
         """Return whether *price* is believed, and why; a believed jump becomes the reference."""
         doubled = _doubled(price)
-        if self._low <= doubled <= self._high or self._goes_on(price):
+        if self._low <= doubled <= self._high or self._continues(price):
             return True, None
         words = None
         if self._jumps(doubled, price.market_ms):
-            others = tuple(self._others(price))
+            others = tuple(self._other_prices(price))
             agreeing = self._agreeing(price, others)
             if agreeing is None:
                 return False, f"not believed: {self._jump(price)}; {self._list(others)}"
             words = f"believed on the {self._text(agreeing)}: {self._jump(price)}"
-        self._move(doubled, price.market_ms)
+        self._set_reference(doubled, price.market_ms)
         return True, words
 
-    def _own_before(self, price: Quote | Mark) -> Quote | Mark | None:
+    def _last_believed(self, price: Quote | Mark) -> Quote | Mark | None:
         """Return the last believed price of the same source, if it is not too old, or None."""
         kind = type(price)
         last = self._believed.get(kind) if kind in self._held else self._newest.get(kind)
-        if not isinstance(last, kind) or price.market_ms - last.market_ms > OWN_MS:
+        if not isinstance(last, kind) or price.market_ms - last.market_ms > SOURCE_MEMORY_MS:
             return None
         return last
 
-    def _goes_on(self, price: Quote | Mark) -> bool:
+    def _continues(self, price: Quote | Mark) -> bool:
         """Return whether *price* is near the last believed price of its own source."""
-        last = self._own_before(price)
+        last = self._last_believed(price)
         if last is None or not self._yardstick:
             return False
         before = _doubled(last)
         least = max(self._ranges * self._yardstick, before / LEAST_SHARE)
         return abs(_doubled(price) - before) <= least
 
-    def _keep(self, price: Price, *, is_believed: bool) -> None:
+    def _remember(self, price: Price, *, is_believed: bool) -> None:
         """Remember *price* as the newest of its source, and hold it if it is not believed."""
         if not isinstance(price, Trade):
-            last = self._own_before(price)
+            last = self._last_believed(price)
             self._held.pop(type(price), None)
             if not is_believed:
                 self._held[type(price)] = price
@@ -285,19 +285,19 @@ class PriceBelief:
         for kind in (Mark, Quote):
             if (held := self._held.get(kind)) is None or held is price:
                 continue
-            if not self._near(held, price.market_ms):
+            if not self._is_near(held, price.market_ms):
                 continue  # still not believed: the source cannot continue from it
             doubled = _doubled(held)
             if self._jumps(doubled, price.market_ms):
-                if self._agreeing(held, tuple(self._others(held))) is None:
+                if self._agreeing(held, tuple(self._other_prices(held))) is None:
                     continue
-                self._move(doubled, price.market_ms)
+                self._set_reference(doubled, price.market_ms)
             del self._held[kind]
             yield replace(held, market_ms=max(held.market_ms, price.market_ms))
 
     # ------------------------------------------------------------ limits
 
-    def _look_at_bars(self) -> None:
+    def _follow_bars(self) -> None:
         """Make the close of a new bar the reference."""
         bar = self._state.last_bar
         if bar is self._bar or bar is None:
@@ -310,9 +310,9 @@ class PriceBelief:
             return
         usual = max(usual, 2 * self._state.instrument.tick_size)
         self._yardstick = usual / sqrt(max(bar.interval_ms / MINUTE_MS, 1.0))
-        self._move(2 * bar.close, bar.close_time_ms)
+        self._set_reference(2 * bar.close, bar.close_time_ms)
 
-    def _move(self, doubled: int, at_ms: int) -> None:
+    def _set_reference(self, doubled: int, at_ms: int) -> None:
         """Make a price at *at_ms* the reference."""
         if not self._yardstick:
             return
@@ -335,22 +335,22 @@ class PriceBelief:
 
     # ------------------------------------------------------------ other sources
 
-    def _near(self, price: Price, at_ms: int) -> bool:
+    def _is_near(self, price: Price, at_ms: int) -> bool:
         return abs(price.market_ms - at_ms) <= self._agree_ms
 
-    def _others(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
+    def _other_prices(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
         """Yield the prices of other sources around the time of *price*, each of another frame."""
         mark, quote, trade = map(self._newest.get, (Mark, Quote, Trade))
-        if isinstance(mark, Mark) and self._near(mark, price.market_ms):
+        if isinstance(mark, Mark) and self._is_near(mark, price.market_ms):
             if not isinstance(price, Mark):
                 yield from _source_prices(mark)
             elif mark.market_ms != price.market_ms and mark.price != price.price:
                 # Index and last trade of an earlier ticker count. A ticker is no evidence for
                 # itself, nor for a later one with the same mark.
                 yield from _source_prices(mark)[1:]
-        if isinstance(price, Mark) and quote is not None and self._near(quote, price.market_ms):
+        if isinstance(price, Mark) and quote is not None and self._is_near(quote, price.market_ms):
             yield from _source_prices(quote)
-        if trade is not None and self._near(trade, price.market_ms):
+        if trade is not None and self._is_near(trade, price.market_ms):
             yield from _source_prices(trade)
 
     def _agreeing(self, price: Quote | Mark, others: Iterable[_SourcePrice]) -> _SourcePrice | None:
@@ -360,13 +360,13 @@ class PriceBelief:
         in a crash. A price that moved still further, to 1 for instance, confirms nothing.
         """
         doubled, limit = _doubled(price), self._limit(price.market_ms)
-        last = self._own_before(price)
+        last = self._last_believed(price)
         bases = (self._doubled,) if last is None else (self._doubled, _doubled(last))
         for other in others:
-            for before in bases:
-                sign = 1 if doubled > before else -1
-                jump, moved = sign * (doubled - before), sign * (other.doubled - before)
-                if moved > 0 and jump - limit <= moved <= jump + max(jump, before // 4):
+            for base in bases:
+                sign = 1 if doubled > base else -1
+                jump, distance = sign * (doubled - base), sign * (other.doubled - base)
+                if distance > 0 and jump - limit <= distance <= jump + max(jump, base // 4):
                     return other
         return None
 

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 TRADING: Final = "Trading"
 """The exchange's status of a symbol that accepts orders."""
-STOPS: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
+COOLDOWN_ROLES: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
 """Roles of the orders whose fill begins a cooldown."""
-LEFT: Final = "left the universe"
+LEFT_UNIVERSE: Final = "left the universe"
 _SENT: Final = frozenset({OrderStatus.NEW, OrderStatus.ACCEPTED})
 
 
@@ -115,7 +115,7 @@ class RiskWatch:
         """Return why positions must be closed: a breach or a left universe; empty if not."""
         if self._flattens and (breach := self.state.breach) is not None:
             return f"halted by {breach.limit}"
-        return LEFT if self._closes_outside and inputs.is_outside else ""
+        return LEFT_UNIVERSE if self._closes_outside and inputs.is_outside else ""
 
     def choose(self, chosen: tuple[str, ...]) -> None:
         """Let only the *chosen* instruments open positions from now on."""
@@ -208,24 +208,24 @@ class RiskWatch:
             state = self.state
             traded = state.day_trades if state.trades_day == day else 0
             self.state = replace(state, trades_day=day, day_trades=traded + 1)
-        if self._cooldown and order.role in STOPS:
+        if self._cooldown and order.role in COOLDOWN_ROLES:
             stopped = {**self.state.stopped_ms, key: fill.filled_ms}
             self.state = replace(self.state, stopped_ms=stopped)
         if not self._counts_losses:
             return
         opened_at = self.state.opened_at
         if before.quantity == 0:
-            opened_at = {**opened_at, key: _earned(before)}
+            opened_at = {**opened_at, key: _net_profit(before)}
             self.state = replace(self.state, opened_at=opened_at)
         elif after.quantity == 0 or (after.quantity > 0) != (before.quantity > 0):
-            earned = _earned(after) - opened_at.get(key, 0)
+            earned = _net_profit(after) - opened_at.get(key, 0)
             state = self.state
             streak = state.streak if state.streak_day == day else 0
             self.state = replace(
                 state,
                 streak_day=day,
                 streak=streak + 1 if earned < 0 else 0,
-                opened_at={**opened_at, key: _earned(after)},
+                opened_at={**opened_at, key: _net_profit(after)},
             )
 
 
@@ -233,7 +233,7 @@ def _utc_day(at_ms: int) -> int:
     return at_ms // DAY_MS
 
 
-def _earned(position: Position) -> int:
+def _net_profit(position: Position) -> int:
     """Return the realized profit of a position so far, net of fees and funding."""
     return position.realized_pnl - position.fees_paid - position.funding_paid
 
@@ -280,7 +280,7 @@ class GateJudgement:
             inputs.quote_age_ms = _age_ms(market.quote, bar)
             inputs.is_tradable = market.instrument.status == TRADING
 
-    def judge_next(self, bars: int) -> tuple[tuple[float | None, ...], int]:
+    def judge_repeat(self, bars: int) -> tuple[tuple[float | None, ...], int]:
         """Return measures and passed gates of a bar directly after the last one, with its close.
 
         *bars* is the number of known bars. Later bars of this kind have the same measures except

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, part_of
+from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, intent_for_side
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
@@ -117,9 +117,9 @@ def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
     return equity - sum(parts) if parts else Decimal(0)
 
 
-BOUND: Final = frozenset({FULL_SIZE, *WITHOUT})
+LIMITED: Final = frozenset({FULL_SIZE, *WITHOUT})
 """Shadow accounts to which the limits apply, as to the run."""
-COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
+BASED_ON_RUN: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
 """Shadow accounts that depend on the run's earlier steps."""
 RANDOM_SEED: Final = 1
 _DRAWN: Final = 1 << 64
@@ -259,7 +259,7 @@ class Shadows:
         self.names = {name for names in shadows.values() for name in names}
         self.passing = passing
         self.bases: dict[str, ShadowBasis] = {}
-        if not COUNTED.isdisjoint(self.names):
+        if not BASED_ON_RUN.isdisjoint(self.names):
             self.bases = {key: ShadowBasis() for key in shadows}
         self._random = [key for key, names in shadows.items() if RANDOM_GATE in names]
 
@@ -273,7 +273,7 @@ class Shadows:
         """Whether a shadow account depends on the run's bars: see :meth:`count`."""
         return bool(self.bases)
 
-    def wish(
+    def intent(
         self,
         name: str,
         state: MemberState,
@@ -296,19 +296,21 @@ class Shadows:
         )
         if name == BUY_AND_HOLD:
             return state.hold(bar, account, self.bases[key].usual_exposure)
-        if name in BOUND:
+        if name in LIMITED:
             gates = state.gates
             refused = gates.evaluator.first_failed(
                 decision.passed, reduces=gates.inputs.reduces, without=WITHOUT.get(name)
             )
-            return _bound(state, bar, forecast, account, refused, is_full=name == FULL_SIZE)
+            return _limited_intent(
+                state, bar, forecast, account, refused, is_full=name == FULL_SIZE
+            )
         if state.gates.inputs.is_outside:
-            return _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
+            return _limited_intent(state, bar, forecast, account, risk_universe.name, is_full=False)
         if isinstance(signal, Orders):
             return signal if passes else None
         assert signal is not None  # the bar was decided
         refused = None if passes else RANDOM_GATE
-        return state.follow(_of_shadow(name, signal), bar, forecast, account, refused)
+        return state.follow(_shadow_signal(name, signal), bar, forecast, account, refused)
 
     def count(self, step: Step, name: str, state: MemberState) -> bool:
         """Add the bar of *step* to the totals; return whether it counts.
@@ -364,7 +366,7 @@ class Shadows:
         )
 
 
-def _bound(
+def _limited_intent(
     state: MemberState,
     bar: Bar,
     forecast: Forecast | None,
@@ -388,14 +390,17 @@ def _bound(
     else:
         if refused in LIMITS:
             ungated = state.follow(signal, bar, forecast, account, None, is_full=is_full)
-            if all(_is_less(part_of(ungated, book.side), book, bar) for book in account.books):
+            if all(
+                _only_reduces(intent_for_side(ungated, book.side), book, bar)
+                for book in account.books
+            ):
                 refused = None
         intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
     is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
     return None if is_held else intent
 
 
-def _is_less(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
+def _only_reduces(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
     """Return whether *intent* does not increase the position of *book*."""
     if not isinstance(intent, Intent):
         return True
@@ -403,7 +408,7 @@ def _is_less(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
     return abs(intent.target) <= abs(held) and intent.target * held >= 0
 
 
-def _of_shadow(name: str, signal: Signal) -> Signal:
+def _shadow_signal(name: str, signal: Signal) -> Signal:
     """Return the signal of the shadow account *name* for the run's *signal*."""
     if name == FIXED_BAND and signal.band is not None:
         return replace(signal, band=None)
@@ -486,11 +491,11 @@ class Restart:
         engine = self._engine
         account: Any = engine.broker.account
         stored: Any = state.shares
-        if stored is not None and parts_of(state).keys() == account.parts.keys():
+        if stored is not None and parts_of(state).keys() == account.stored_books.keys():
             engine.shared_out = stored.shared_out
             engine.broker.restore_reserves(stored.reserves)
             for member in engine.members:
-                member.know(failed=stored.failed.get(member.name, ""))
+                member.set_status(failed=stored.failed.get(member.name, ""))
             engine.failures_stored = len(stored.failed)
         for key, before in since.items():
             for member in engine.members:
@@ -553,9 +558,9 @@ class Restart:
     def _repeat_price(self, price: Price) -> None:
         """Remember a quote, believed or not, and value positions at believed mark prices."""
         engine, market = self._engine, self._engine.markets[price.instrument]
-        taken = market.belief.take(price)
-        for tick in (price, *taken.released):
+        verdict = market.belief.take(price)
+        for tick in (price, *verdict.released):
             if isinstance(tick, Quote):
                 market.quote = tick
-            elif isinstance(tick, Mark) and (tick is not price or taken.is_believed):
+            elif isinstance(tick, Mark) and (tick is not price or verdict.is_believed):
                 engine.broker.mark(tick)

@@ -12,7 +12,7 @@ from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import RESTING_MOST, Latency, Moment
+from tracepaper.daemon.broker.orders import RESTING_MOST, Latency, OrderContext
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
 from tracepaper.strategies.types.decisions import (
     FillModel,
@@ -52,8 +52,8 @@ class Desk:
         return self.account.held(self.item.id)
 
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
-        """Ask for *target* as a signal does."""
-        now = Moment(at_ms, 0, CLOSE, self.held)
+        """Submit *target* as a signal does."""
+        now = OrderContext(at_ms, 0, CLOSE, self.held)
         self.line.submit(target, "why", now)
         return self.account.journal.take().orders
 
@@ -226,8 +226,8 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
     assert desk.send(Cancel("b")) == ()
     by_book = Desk(fills=FillModel.BOOK)  # whose cancellations are on their way
     by_book.send(buy(1, limit=99), Cancel())
-    assert [order.order_id in by_book.line.orders.leaving for order in by_book.resting] == [True]
-    by_book.line.orders.withdraw("", "halted")
+    assert [order.order_id in by_book.line.orders.canceling for order in by_book.resting] == [True]
+    by_book.line.orders.cancel_listed("", "halted")
     assert by_book.resting == ()
 
 

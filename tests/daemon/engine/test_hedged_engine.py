@@ -1,4 +1,4 @@
-"""Hedge mode: two sides of one symbol, never a unit apart from an account kept by itself."""
+"""Hedge mode: two sides of one symbol, equal to an independent account to the last unit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hedged_cases import (
 )
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_moves
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, pack_moves
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
@@ -163,7 +163,7 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
 
 
 def test_sides_that_end_together_are_not_asked_for_again() -> None:
-    """The same signal at the same sum of targets, and yet each side has another one."""
+    """Signal and sum of targets stay the same, but the target of each side changes."""
     says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
     before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
     wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
@@ -262,7 +262,9 @@ def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:
     assert refused.reason == "it is reduce-only, and there is no position for it to close"
     assert all(order.reduce_only for order in steps[3].orders)
     unnamed = scripted({"1": ["ORDERS", [of("BUY", None, 1)]]})
-    with pytest.raises(StrategyFailed, match="without a position_side, which an account in hedge mode needs"):
+    with pytest.raises(
+        StrategyFailed, match="without a position_side, which an account in hedge mode needs"
+    ):
         run(unnamed, list(bars(3)))
 
 
@@ -289,7 +291,7 @@ def displayed(close: int, at_ms: int, model: FillModel) -> Event:
     if model is FillModel.QUOTE:
         return quote(close - 5, close + 5, at_ms=at_ms, size=4_000)
     bids, asks = ((BookLevel(close + off, 4_000, at_ms),) for off in (-5, 5))
-    moves = packed_moves(BookMoves((), bids, asks))
+    moves = pack_moves(BookMoves((), bids, asks))
     return BookUpdate(KEY, "", at_ms, is_sampled=False, books=moves, market_ms=at_ms, seen_ms=at_ms)
 
 
@@ -308,7 +310,7 @@ def test_what_the_market_shows_is_shared_by_both_sides(model: FillModel) -> None
 
 
 def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
-    """Their net is nothing; its past values what is held all the same."""
+    """The net is 0, but both sides must still be valued."""
     sizing = {"mode": "fixed", "quantity": "1"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "5": ["FLAT"]}, sizing=sizing)
     states = []
@@ -321,7 +323,7 @@ def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
 
 
 def test_the_side_that_receives_funding_is_settled_first() -> None:
-    """Its money covers what the other one pays, before any margin does."""
+    """Its receipt covers the payment of the other side before any margin does."""
     account = {"cash": "8900", "leverage": "10"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]}, account=account)
     stream = list(bars(6))
