@@ -12,7 +12,7 @@ from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState, Book
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.line import BookState
-from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
+from tracepaper.daemon.broker.orders import Latency, OrderContext, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -206,7 +206,7 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
-    line.submit(10_000, "why", Moment(0, 0, price, 0))
+    line.submit(10_000, "why", OrderContext(0, 0, price, 0))
     paper.positions[item.id].match_bar(bar(open_=price, instrument_id=item.id))
     (bought,) = paper.journal.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
