@@ -403,7 +403,7 @@ class Broker:
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
             action, target = Action.HOLD, before  # a refused entry keeps the target
-        unsent = None
+        shortfall = None
         if orders.order is None and target == before == line.held:
             pass  # as at most bars
         elif (
@@ -412,18 +412,18 @@ class Broker:
             and action is Action.HOLD
             and not orders.is_reached(target, line.held)
         ):
-            unsent = orders.shortfall
+            shortfall = orders.shortfall
         else:
             if target == before and action is Action.HOLD:
                 reason = orders.reason  # HOLD keeps the target's reason too
-            now = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held)
-            unsent = line.submit(target, reason, now)
-        is_refused = unsent and orders.order is None and not line.held
+            context = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held)
+            shortfall = line.submit(target, reason, context)
+        is_refused = shortfall and orders.order is None and not line.held
         if plan is not None and target and not is_refused:
             line.protector.follow(plan, bar.close, at_ms)
         elif orders.is_guarded and action is Action.FLAT and target == 0:
             line.protector.leave(f"the signal is {action.value}")
-        return refusal or unsent
+        return refusal or shortfall
 
     def _enter(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
@@ -505,8 +505,8 @@ class Broker:
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
-                now = OrderContext(at_ms, 0, close, line.held)
-                line.submit(0, FLATTEN, now, by_command=True)
+                context = OrderContext(at_ms, 0, close, line.held)
+                line.submit(0, FLATTEN, context, by_command=True)
 
     # ------------------------------------------------------------ questions of the feed
 

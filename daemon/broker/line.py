@@ -73,25 +73,9 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "book",
-        "executor",
-        "holding",
-        "is_cash",
-        "isolated_rules",
-        "item",
-        "journal",
-        "key",
-        "margin_rules",
-        "mark",
-        "notional",
-        "orders",
-        "owner",
-        "parent",
-        "position",
-        "positions",
-        "protector",
-        "shares",
-        "terms",
+        "book", "executor", "holding", "is_cash", "isolated_rules", "item", "journal",
+        "key", "margin_rules", "mark", "notional", "orders", "owner", "parent",
+        "position", "positions", "protector", "shares", "terms",
     )  # fmt: skip
     orders: RestingOrders
     executor: Executor
@@ -315,7 +299,7 @@ class Line:
     # ------------------------------------------------------------ targets and orders
 
     def submit(
-        self, target: int, reason: str, now: OrderContext, *, by_command: bool = False
+        self, target: int, reason: str, context: OrderContext, *, by_command: bool = False
     ) -> str | None:
         """Order what leads to *target*; return why the exchange accepts no order for it, or None.
 
@@ -325,8 +309,10 @@ class Line:
             if target != self.orders.target:
                 self.set_target(target, reason)
             return None
-        cash = self.book.account.spendable(self, is_reversal=target * now.held < 0)
-        return self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
+        cash = self.book.account.spendable(self, is_reversal=target * context.held < 0)
+        return self.orders.submit(
+            target, reason, context._replace(cash=cash), by_command=by_command
+        )
 
     def affordable(self, target: int, price: int) -> int:
         """Return *target*, or as much of it as the account can pay for at *price*."""
@@ -346,8 +332,8 @@ class Line:
         position = self.parent or self
         payer = self if self.is_cash else position  # margin is the account's alone
         cash = self.book.account.spendable(payer, is_reversal=False)
-        now = OrderContext(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
-        self.orders.send(orders.requests, orders.reason, now)
+        context = OrderContext(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
+        self.orders.send(orders.requests, orders.reason, context)
 
     # ------------------------------------------------------------ state
 

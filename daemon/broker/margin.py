@@ -76,7 +76,7 @@ def balance_of(cash: int, lines: Lines) -> int:
     return cash + sum(line.profit for line in lines.values())
 
 
-def is_called(cash: int, lines: Lines) -> bool:
+def is_liquidated(cash: int, lines: Lines) -> bool:
     """Return whether the account is liquidated: its maintenance ratio is 100 % or above."""
     if not any(line.exposed or line.held for line in lines.values()):
         return False
@@ -102,7 +102,7 @@ def reductions(cash: int, lines: Lines, reduced: Reduced) -> list[Reduction]:
             tried = {**after, key: smaller}
             # Closing everything also ends the liquidation, but could leave a debt.
             if (
-                not is_called(cash + cash_moved, tried)
+                not is_liquidated(cash + cash_moved, tried)
                 and balance_of(cash + cash_moved, tried) >= 0
             ):
                 return [*chosen, least[0]]
@@ -280,14 +280,14 @@ class CrossMargin(MarginPolicy):
             bound += value.rules.required(value.value)
         return balance_of(self._account.cash, values) - bound
 
-    def is_called_at(self, prices: Mapping[str, int] = {}) -> bool:
+    def is_liquidated_at(self, prices: Mapping[str, int] = {}) -> bool:
         """Return whether the account is liquidated at *prices*, other positions at their marks."""
         values = self.values(prices)
-        return values is not None and is_called(self._account.cash, values)
+        return values is not None and is_liquidated(self._account.cash, values)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
         """Return whether *prices* liquidate the account."""
-        return self.is_called_at(prices)
+        return self.is_liquidated_at(prices)
 
     def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[Line, CrossLine]] | None:
         """Return balance and values after *fill* of *line*, valued at the market price of the fill.
@@ -314,7 +314,7 @@ class CrossMargin(MarginPolicy):
 
     # ------------------------------------------------------------ the path of a bar
 
-    def is_called_within(self, positions: Positions, bar: Bar) -> bool:
+    def is_liquidated_within(self, positions: Positions, bar: Bar) -> bool:
         """Return whether the low or the high of *bar* liquidates the account.
 
         Never if mark prices value the positions.
@@ -322,7 +322,7 @@ class CrossMargin(MarginPolicy):
         is_at = partial(self._is_at, positions)
         return self._follows_path(positions) and (is_at(bar.low) or is_at(bar.high))
 
-    def called_at(self, positions: Positions, start: int, end: int) -> int | None:
+    def first_liquidation(self, positions: Positions, start: int, end: int) -> int | None:
         """Return the first price from *start* to *end* that liquidates the account.
 
         None if *end* does not. Only whole ticks from *start* on are checked.
@@ -346,7 +346,7 @@ class CrossMargin(MarginPolicy):
         """Return whether the account is liquidated with *positions* at *price*."""
         if positions.active_trial is not None and positions.active_trial.is_over:
             return False
-        return self.is_called_at({positions.lines[0].key: price})
+        return self.is_liquidated_at({positions.lines[0].key: price})
 
     def liquidates_instead(self, line: Line, fill: Fill) -> bool:
         """Liquidate the account instead of *fill* if the fill would leave a negative balance.
@@ -366,7 +366,7 @@ class CrossMargin(MarginPolicy):
 
     def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
         """Liquidate the account if it must be with *positions* at *mark*."""
-        if self.is_called_at({positions.lines[0].key: mark}):
+        if self.is_liquidated_at({positions.lines[0].key: mark}):
             self.liquidate(positions, mark, at_ms)
 
     def liquidate(
@@ -386,7 +386,7 @@ class CrossMargin(MarginPolicy):
         for position in self._positions:
             for part in (position, *position.shares):
                 _cancel(part.orders, part.held)
-        if is_ruined or self.is_called_at():
+        if is_ruined or self.is_liquidated_at():
             values = self.values()
             assert values is not None
             cuts = [] if is_ruined else reductions(self._account.cash, values, self._reduced)

@@ -19,10 +19,11 @@ The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from msgspec.structs import replace
 
@@ -40,6 +41,7 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
 )
 from tracepaper.strategies.types.market import Bar, Quote, Side
+from tracepaper.strategies.units import MONEY_LIMIT
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.line import Line
@@ -143,19 +145,19 @@ class MarketPass:
 
     def match_mark(self, mark: int, at_ms: int) -> None:
         """Liquidate the positions whose liquidation price *mark* has reached, or the account."""
-        self._called(mark, mark, at_ms)
+        self._liquidate_account(mark, mark, at_ms)
         for line in self._lines:
             order = line.orders.protective(OrderRole.LIQUIDATION)
             if order is not None and touched(order, mark):
                 self._liquidate(order, mark, at_ms)
 
-    def _called(self, start: int, end: int, at_ms: int) -> int | None:
+    def _liquidate_account(self, start: int, end: int, at_ms: int) -> int | None:
         """Liquidate an account on cross margin if a price from *start* to *end* requires it.
 
         Returns that price, or None.
         """
         positions, cross = self._positions, self._positions.cross
-        if cross is None or (at := cross.called_at(positions, start, end)) is None:
+        if cross is None or (at := cross.first_liquidation(positions, start, end)) is None:
             return None
         cross.liquidate(positions, at, at_ms)
         return at
@@ -196,9 +198,11 @@ class MarketPass:
             at = start
             while True:
                 first = self._next(at, end, bar.open_time_ms)
-                called = self._called(at, end if first is None else first[1], bar.close_time_ms - 1)
-                if called is not None:
-                    at = called
+                liquidated_at = self._liquidate_account(
+                    at, end if first is None else first[1], bar.close_time_ms - 1
+                )
+                if liquidated_at is not None:
+                    at = liquidated_at
                 elif first is not None:
                     order, at = first
                     self._match(order, at, bar.close_time_ms - 1)
@@ -494,6 +498,55 @@ _PATHS: Final = (
 )
 
 
+class TrialFills:
+    """A context in which orders of one instrument are filled on trial, without margin checks.
+
+    On exit the account and its positions are as before.
+    """
+
+    def __init__(self, positions: Positions) -> None:
+        self._positions, self._account = positions, positions.account
+        self.is_over = False  # the account was liquidated: no path leaves less
+
+    def __enter__(self) -> Self:
+        """Save the state; until the exit neither ledger nor strategies learn of fills."""
+        account, lines = self._account, self._positions.every_line
+        self._journal = account.journal.take()
+        books = (line.book for line in lines)
+        self._saved = [(owner, vars(owner).copy()) for owner in (account, *books)]
+        self._lines = [(line, line.holding, line.position, line.orders.state()) for line in lines]
+        account.entries = None
+        for line in lines:
+            line.holding, line.book.fills = copy(line.holding), {}
+        self._positions.active_trial = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Restore the state."""
+        self._positions.active_trial = None
+        for owner, values in self._saved:
+            vars(owner).update(values)
+        for line, holding, position, orders in self._lines:
+            line.holding, line.position = holding, position
+            line.orders.restore(orders)
+        self._account.journal.swap(self._journal)
+
+    def equity(self, price: int) -> int:
+        """Return the equity with the instrument at *price*.
+
+        If the account was liquidated it is the least possible number.
+        """
+        if self.is_over:
+            return -MONEY_LIMIT
+        lines = self._positions.lines
+        return sum(
+            line.book.cash
+            + line.notional(price, line.held)
+            - (0 if line.is_cash else line.holding.entry_notional)
+            for line in lines
+        )
+
+
 def worse_path(positions: Positions, bar: Bar) -> int | None:
     """Return the path of *bar*, 0 or 1, that leaves less equity; 0 if both leave the same.
 
@@ -503,7 +556,7 @@ def worse_path(positions: Positions, bar: Bar) -> int | None:
         return None
     equities = []
     for path in (0, 1):
-        with positions.trial() as trial:
+        with TrialFills(positions) as trial:
             MarketPass(positions).walk(bar, path)
             equities.append(trial.equity(bar.close))
     return 0 if equities[0] <= equities[1] else 1

@@ -313,21 +313,21 @@ class RestingOrders:
             raise InvariantBroken(f"a fill of order {fill.order_id}, which does not rest")
         filled = order.filled + fill.quantity
         event = OrderEvent.FILL_REST if filled == order.quantity else OrderEvent.FILL_PART
-        of_signal = order is self.order
-        done = self.note(after(order, event, filled=filled))
-        if not of_signal and order.reduce_only:
+        is_by_signal = order is self.order
+        filled_order = self.note(after(order, event, filled=filled))
+        if not is_by_signal and order.reduce_only:
             self._close_first(order, held)
-        elif not of_signal:
+        elif not is_by_signal:
             bought = fill.side is Side.BUY
             self.target += fill.quantity - fill.fee_base if bought else -fill.quantity
         self.resize(held)
-        return done
+        return filled_order
 
     def _close_first(self, order: Order, held: int) -> None:
         """Shrink or end the order by signal after *order* reduced the position to *held*.
 
-        The order by signal was computed for another position. Only if a protective order filled
-        before an order that reverses the position, the rest of the reversal stays.
+        The order by signal was computed for another position, so it ends. If *order* is protective
+        and the order by signal reverses the position, the rest of the reversal stays.
         """
         signed_target = self.target if order.side is Side.BUY else -self.target
         reverses = order.role in PROTECTIVE and signed_target > 0
@@ -389,7 +389,7 @@ class RestingOrders:
     def submit(
         self, target: int, reason: str, context: OrderContext, *, by_command: bool = False
     ) -> str | None:
-        """Order what leads from the position to *target*; return why no or a smaller order results.
+        """Place the order that moves the position to *target*; return why it is smaller or missing.
 
         Each repetition of the target computes the reason anew. A reversal is one order. An order
         for more than the account can pay for is cut, and the rest is not ordered again, since that

@@ -9,8 +9,7 @@ The rules are docs/money.md, M11 to M14 and M97.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.book_fills import BookMoves, Queues
@@ -20,7 +19,6 @@ from tracepaper.daemon.broker.margin import CrossMargin
 from tracepaper.daemon.broker.matching import MarketPass
 from tracepaper.strategies.types.decisions import Fill
 from tracepaper.strategies.types.market import Bar, BookUpdate, Quote
-from tracepaper.strategies.units import MONEY_LIMIT
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.account import PaperAccount
@@ -36,7 +34,7 @@ class Positions:
         self.account, self.journal, self.queues = account, account.journal, queues
         self.lines = tuple(lines)
         self.every_line = tuple(member for line in lines for member in (line, *line.shares))
-        self.active_trial: TrialFills | None = None  # the trial that is in progress
+        self.active_trial: matching.TrialFills | None = None  # the trial that is in progress
         for line in self.every_line:
             line.positions = self
         policy = account.policy
@@ -118,7 +116,7 @@ class Positions:
         for line in self.every_line:
             if line.protector.is_timed or not matching.passes(line.orders, bar):
                 return False
-        return self.cross is None or not self.cross.is_called_within(self, bar)
+        return self.cross is None or not self.cross.is_liquidated_within(self, bar)
 
     def _expire(self, market_ms: int, *, unfilled: bool = True) -> None:
         for line in self.every_line:
@@ -161,56 +159,3 @@ class Positions:
                         if (owner, fill.instrument, fill.position_side) == wanted
                     ]
                 )
-
-    def trial(self) -> TrialFills:
-        """Return a context in which fills are only tried."""
-        return TrialFills(self)
-
-
-class TrialFills:
-    """A context in which orders of one instrument are filled on trial, without margin checks.
-
-    On exit the account and its positions are as before.
-    """
-
-    def __init__(self, positions: Positions) -> None:
-        self._positions, self._account = positions, positions.account
-        self.is_over = False  # the account was liquidated: no path leaves less
-
-    def __enter__(self) -> Self:
-        """Save the state; until the exit neither ledger nor strategies learn of fills."""
-        account, lines = self._account, self._positions.every_line
-        self._journal = account.journal.take()
-        books = (line.book for line in lines)
-        self._saved = [(owner, vars(owner).copy()) for owner in (account, *books)]
-        self._lines = [(line, line.holding, line.position, line.orders.state()) for line in lines]
-        account.entries = None
-        for line in lines:
-            line.holding, line.book.fills = copy(line.holding), {}
-        self._positions.active_trial = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Restore the state."""
-        self._positions.active_trial = None
-        for owner, values in self._saved:
-            vars(owner).update(values)
-        for line, holding, position, orders in self._lines:
-            line.holding, line.position = holding, position
-            line.orders.restore(orders)
-        self._account.journal.swap(self._journal)
-
-    def equity(self, price: int) -> int:
-        """Return the equity with the instrument at *price*.
-
-        If the account was liquidated it is the least possible number.
-        """
-        if self.is_over:
-            return -MONEY_LIMIT
-        lines = self._positions.lines
-        return sum(
-            line.book.cash
-            + line.notional(price, line.held)
-            - (0 if line.is_cash else line.holding.entry_notional)
-            for line in lines
-        )

@@ -172,28 +172,28 @@ class MarginRules:
         """
         size, is_long = abs(entry), quantity > 0
         lost_at = self._lost_at(size, margin, is_long=is_long)
-        number, called_at = self._called_at(lost_at, is_long=is_long)
+        number, liquidation_value = self._liquidation_value(lost_at, is_long=is_long)
         tier = self._tiers[number - 1]
-        maintenance = self._maintenance(tier, called_at)
+        maintenance = self._maintenance(tier, liquidation_value)
         share = unscaled(tier.maintenance, RATE_DECIMALS - 2)
         reason = (
             f"the margin of {_short_money(margin)} less the loss had come to the maintenance "
             f"margin of {_short_money(maintenance)} of risk tier {number} ({share} %)"
         )
         return Bounds(
-            self._price(called_at, quantity, up=is_long),
+            self._price(liquidation_value, quantity, up=is_long),
             self._price(lost_at, quantity, up=is_long),
             reason,
         )
 
-    def _called_at(self, lost_at: int, *, is_long: bool) -> tuple[int, int]:
+    def _liquidation_value(self, lost_at: int, *, is_long: bool) -> tuple[int, int]:
         """Return tier and value at which the rest of the margin equals the maintenance margin.
 
         *lost_at* is the value at which the margin is lost. With the rate r and the deduction d of
         the tier of the value, a long is liquidated at (lost_at - d) / (1 - r), a short at
         (lost_at + d) / (1 + r). Of several solutions the one nearest to the entry counts.
         """
-        called = len(self._tiers), lost_at
+        solution = len(self._tiers), lost_at
         above = 0
         for number, tier in enumerate(self._tiers, 1):
             below, above = above, tier.limit
@@ -203,7 +203,7 @@ class MarginRules:
                 value = -(-(lost_at - tier.deduction) * RATE_SCALE // kept)
                 value = max(value, lost_at)  # a maintenance margin is never negative
                 if value > below or number == 1:
-                    called = number, value if is_last else min(value, above)
+                    solution = number, value if is_last else min(value, above)
             else:
                 value = (lost_at + tier.deduction) * RATE_SCALE // (RATE_SCALE + tier.maintenance)
                 value = max(min(value, lost_at), below)
@@ -211,7 +211,7 @@ class MarginRules:
                     return number, value
             if is_last:
                 break
-        return called
+        return solution
 
     def reduction(
         self, entry: int, quantity: int, margin: int, mark: int

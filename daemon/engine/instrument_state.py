@@ -114,7 +114,6 @@ class MemberState:
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | None = None
         self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
-        self._sees_account = strategy.sees_account
         self._has_sides = settings.broker.is_hedged
         self._owner_intents = NO_OWNER_INTENTS  # of several strategies
         # The category of an instrument that cannot be sold short, for the reason of its FLAT.
@@ -570,7 +569,7 @@ class MemberState:
             self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
         history = self.market
         view: AccountView | None = None
-        if self._sees_account:
+        if self.strategy.sees_account:
             # The broker has matched *bar*. The decisions on other bars of its close are either
             # still to come or have changed nothing in this view.
             view = account.view(

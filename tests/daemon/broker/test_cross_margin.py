@@ -14,7 +14,7 @@ from reference_cross import ReferenceCross, ReferenceFill, RestingSize, Tier
 
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker, FilledEvent
-from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_called, loss_of
+from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_liquidated, loss_of
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.context import Orders, buy, sell
@@ -240,9 +240,9 @@ def test_the_ratio_counts_at_exactly_100_percent() -> None:
     btc = Desk(cash="300", leverage="10").broker.account.line(BTC)
     lines = {btc: CrossLine(rules, 1_000, value, value, value)}
     needed = 5 * MONEY_SCALE  # half a percent, and no fee
-    assert is_called(needed, lines)
-    assert not is_called(needed + 1, lines)
-    assert not is_called(0, {})
+    assert is_liquidated(needed, lines)
+    assert not is_liquidated(needed + 1, lines)
+    assert not is_liquidated(0, {})
     assert loss_of(btc, 7, lines) == 7
 
 
