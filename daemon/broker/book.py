@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.line import BookState, Line
+from tracepaper.daemon.broker.line import Line, LineState
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders
 from tracepaper.strategies.api.context import account_view as view_of
 from tracepaper.strategies.errors import ConfigInvalid
@@ -40,7 +40,7 @@ class AccountState(Struct, frozen=True, array_like=True):
     """The stored state of a book; of an account with two sides, its cash alone."""
 
     cash: int
-    books: dict[str, BookState]
+    books: dict[str, LineState]
 
     @property
     def holdings(self) -> dict[str, Holding]:
@@ -271,7 +271,7 @@ class Book(Holdings):
         return balance
 
     @property
-    def bears_a_quarter(self) -> bool:
+    def fits_a_quarter_away(self) -> bool:
         """Whether its sums fit in 64 bits at prices a quarter away.
 
         In the book of an owner the equity must stay positive at them too.

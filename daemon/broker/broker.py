@@ -83,7 +83,7 @@ class OwnerIntents(NamedTuple):
     price: int
 
     def closed(self, closing: Intent, owners: Iterable[str]) -> OwnerIntents:
-        """Return the intents of *owners* who all close their positions by *closing*."""
+        """Return intents by which all *owners* close their positions: *closing* for each."""
         return OwnerIntents(
             dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price
         )
@@ -587,7 +587,7 @@ class Broker:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
-        return all(book.bears_a_quarter for book in self.account.every_book)
+        return all(book.fits_a_quarter_away for book in self.account.every_book)
 
     def resting(self) -> dict[str, Positions]:
         """Return the positions of the account that an event could change, by instrument."""

@@ -325,7 +325,7 @@ class Planner:
             return self._level(name, Volatility(distance.number), day_range, distance.words)
         share = nan if expected is None else distance.share(sign, direction, expected)
         if not isfinite(share):
-            return f"no forecast to place {distance.key} by"
+            return f"no forecast from which to place {distance.key}"
         share = _clamped(share, _SHARE_MOST)
         rate = round(share * RATE_SCALE)
         return Level(rate, is_price=False, is_share=True, words=distance.words)
@@ -367,7 +367,7 @@ class Planner:
             side = "above" if direction > 0 else "below"
             return f"{level.words} is not {side} the close"
         if at < self._tick or at > _PRICE_MOST:
-            return f"{level.words} is no price"
+            return f"{level.words} is not a valid price"
         return None
 
     def to_tick(self, price: int) -> int:

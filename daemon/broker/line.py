@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.broker.positions import Positions
 
 
-class BookState(Struct, frozen=True, array_like=True):
+class LineState(Struct, frozen=True, array_like=True):
     """The stored state of a line."""
 
     holding: Holding
@@ -337,7 +337,7 @@ class Line:
 
     # ------------------------------------------------------------ state
 
-    def state(self) -> BookState:
+    def state(self) -> LineState:
         """Return the state to store."""
         queues = self.positions.queues
         state = None
@@ -350,9 +350,9 @@ class Line:
                 if order.order_id in line.orders.canceling
             }
             state = queues.state(sorted(canceling))
-        return BookState(self.holding, self.orders.state(), self.protector.state, state)
+        return LineState(self.holding, self.orders.state(), self.protector.state, state)
 
-    def restore(self, state: BookState) -> None:
+    def restore(self, state: LineState) -> None:
         """Restore the stored *state*; the bars that are fed again set the mark."""
         self.hold(state.holding)
         self.orders.restore(state.orders)

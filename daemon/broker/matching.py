@@ -319,7 +319,7 @@ class MarketPass:
     def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*, cut to what the account can pay; return whether it booked any."""
         position = self._position_of(order)
-        if self._is_beyond_bankruptcy(position, order, fill):
+        if self._liquidates_instead(position, order, fill):
             return False
         if (refusal := position.refusal(fill)) is not None:
             affordable = None
@@ -403,7 +403,7 @@ class MarketPass:
         )
         return part(most) if most else None
 
-    def _is_beyond_bankruptcy(self, position: Line, order: Order, fill: Fill) -> bool:
+    def _liquidates_instead(self, position: Line, order: Order, fill: Fill) -> bool:
         """Liquidate *position* instead if *fill* is beyond its bankruptcy price; return whether so.
 
         Nobody can close at a price beyond the bankruptcy price.

@@ -177,7 +177,7 @@ class MarginRules:
         maintenance = self._maintenance(tier, liquidation_value)
         share = unscaled(tier.maintenance, RATE_DECIMALS - 2)
         reason = (
-            f"the margin of {_short_money(margin)} less the loss had come to the maintenance "
+            f"the margin of {_short_money(margin)} less the loss had fallen to the maintenance "
             f"margin of {_short_money(maintenance)} of risk tier {number} ({share} %)"
         )
         return Bounds(
@@ -469,7 +469,7 @@ def _units(
     except OverflowError:
         return 0, f"{name} is beyond what an account can hold"
     if not exact.is_finite() or exact <= 0:
-        return 0, f"{name} {_short(exact)} is no positive number"
+        return 0, f"{name} {_short(exact)} is not a positive number"
     if exact.adjusted() + decimals >= _DIGITS_MOST:
         return 0, f"{name} {_short(exact)} is beyond what an account can hold"
     if exact.adjusted() + decimals >= -_DIGITS_MOST:

@@ -1045,8 +1045,8 @@ class Engine:
     def _step_of_command(self, command: Command) -> Step:
         """HALT stops new positions, RESUME allows them, FLATTEN halts and closes all positions.
 
-        HALT cancels the orders by list that could open a position. FLATTEN cancels all orders by
-        list and all exit orders.
+        HALT cancels the orders by list that could open a position, FLATTEN all orders by list. Exit
+        orders stay until the position is closed.
         """
         halted = command.kind is not CommandKind.RESUME
         flattens = command.kind is CommandKind.FLATTEN

@@ -376,7 +376,7 @@ class MemberState:
         return intent._replace(sides={PositionSide.LONG: intent, PositionSide.SHORT: None})
 
     def value_of(self, price: int, quantity: int) -> int:
-        """Return the value of the unsigned *quantity* at *price*, in money."""
+        """Return the unsigned value of *quantity* at *price*, in money."""
         return self._sizer.notional(price, abs(quantity))
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:

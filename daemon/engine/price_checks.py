@@ -383,7 +383,7 @@ class PriceBelief:
 
     def _list(self, others: tuple[_SourcePrice, ...]) -> str:
         if not others:
-            return "no other source spoke"
+            return "no other source confirmed it"
         return f"the {', '.join(map(self._text, others))}"
 
     def _text(self, price: _SourcePrice) -> str:

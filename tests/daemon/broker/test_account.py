@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState, Book
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
-from tracepaper.daemon.broker.line import BookState
+from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import Latency, OrderContext, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
@@ -129,7 +129,7 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     item = instrument()
     settings = replace(SETTINGS, costs=ExecutionCosts(taker_fee=0), leverage=1_000)
     ledger = PaperAccount([item], settings)
-    held = BookState(Holding(1_000, 100 * 10**8), OrdersState())
+    held = LineState(Holding(1_000, 100 * 10**8), OrdersState())
     ledger.restore(AccountState(cash, {item.id: held}), {}, taken_over=True)
     assert ledger.position(item.id).margin == bound * 10**8
     assert ledger.available == cash - bound * 10**8

@@ -175,7 +175,7 @@ def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:
         (short(target=101.0), "target is not below the close"),
         (long(stop=Percent(-1)), "stop -1 % is not below the close"),
         (long(stop=Percent(0)), "stop 0 % is not below the close"),
-        (long(stop=Percent(100)), "stop 100 % is no price"),
+        (long(stop=Percent(100)), "stop 100 % is not a valid price"),
         (long(stop=-3.0), "stop"),
         (long(trailing=-1.0), "trailing stop is not below the close"),
         (long(stop=float("nan")), "stop is not a finite number"),

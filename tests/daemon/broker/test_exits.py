@@ -424,7 +424,9 @@ def test_the_levels_of_a_forecast_are_those_of_its_law(sign: int) -> None:
 def test_without_a_forecast_nothing_is_entered_that_could_not_be_protected() -> None:
     engine = forecasting(Action.LONG, stop_loss="2 volatility")
     first, second = engine.step(bar(10_000), None), engine.step(bar(10_000, index=1), forecast())
-    assert present(first.decision).unfilled_reason == "no forecast to place exits.stop_loss by"
+    assert (
+        present(first.decision).unfilled_reason == "no forecast from which to place exits.stop_loss"
+    )
     assert present(second.decision).unfilled_reason is None
     assert not fills([first, second])
 

@@ -18,7 +18,7 @@ from reference_ledger import ReferenceLedger
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.line import BookState
+from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import Latency, OrderContext, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import load
@@ -109,7 +109,7 @@ def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
     # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 904.52: 900 / .995.
     assert (order.trigger, order.price, order.side) == (90_453, 90_000, Side.SELL)
     assert (
-        "margin of 100.495 less the loss had come to the maintenance margin of 4.5227 of risk tier"
+        "margin of 100.495 less the loss had fallen to the maintenance margin of 4.5227 of"
         in order.reason
     )
 
@@ -244,7 +244,7 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
     account = PaperAccount(
         items, BrokerSettings(FillModel.NEXT_OPEN, costs, 0, latency, leverage=1_000)
     )
-    held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
+    held = LineState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
     books = {item.id: held for item in items}
     account.restore(AccountState(cash * MONEY_SCALE, books), {}, taken_over=True)
     return account
@@ -426,7 +426,7 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     )
     ledger = PaperAccount([item(risk_tiers=TIERS)], settings)
     unit = MONEY_SCALE
-    held = BookState(Holding(1_000, 1_000 * unit, margin=100 * unit), OrdersState())
+    held = LineState(Holding(1_000, 1_000 * unit, margin=100 * unit), OrdersState())
     ledger.restore(AccountState(98 * unit, {KEY: held}), {})
     line = ledger.line(KEY)
     line.mark_to(100_000)  # worth 1,000
