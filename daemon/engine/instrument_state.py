@@ -286,7 +286,7 @@ class MemberState:
                 side_intent = Intent(Action.FLAT, 0, intent.reason)
             elif refused not in INTEGRITY and self._expired(bar, book):
                 side_intent, is_expired = Intent(Action.FLAT, 0, HORIZON), True
-            elif refused is None:  # a target that could not be ordered is requested again
+            elif refused is None:  # an order that no quote filled is sent again
                 side_intent = Intent(Action.HOLD, standing, intent.reason)
             sides[side] = side_intent
             total += standing if side_intent is None else side_intent.target

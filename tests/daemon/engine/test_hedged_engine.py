@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from account_laws import check_account, run
-from builders import bar, bars, instrument, quote
+from builders import bar, bars, instrument, present, quote
 from hedged_cases import (
     DRAWN,
     LONG,
@@ -179,29 +179,27 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     assert not [order for step in steps[7:] for order in step.orders]
 
 
-def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refuses() -> None:
-    engine = scripted(
-        {"1": ["LONG"], "3": ["SHORT", None, None, 0.6], "5": ["SHORT"]},
-        horizon=4,
-        account={"cash": "5100"},
+def test_what_no_quote_filled_is_sent_again_but_not_at_a_bar_that_a_limit_refuses() -> None:
+    says = {"1": ["LONG"], "3": ["SHORT", None, None, 0.6], "5": ["SHORT"]}
+    config = configured(
+        {"says": says, "horizon": 4},
+        of=SCRIPTED,
+        sizing={"mode": "fixed", "quantity": "4"},
         risk={"max_notional": "70000"},
+        gate={"stale_ms": 10**9},
     )
-    stream = list(bars(9))
-    received = Funding(KEY, -5 * 10**8, stream[4].close_time_ms, stream[4].close_time_ms)
-    steps: list[Step] = []
-    events: list[Event] = [*stream[:5], received, *stream[5:]]
-    for event in events:
-        steps.append(engine.step(event, None))
-        check_account(engine.broker.account)
-    del steps[5]
-    cannot, refused = steps[3].decision, steps[5].decision
-    assert cannot is not None
-    assert cannot.unfilled_reason == "SHORT: the available balance does not cover its margin"
-    assert refused is not None
+    stream: list[Event] = list(bars(7))
+    shown = (displayed(bar.close, bar.close_time_ms + 500, FillModel.QUOTE) for bar in bars(2))
+    for place, event in enumerate(shown):
+        stream.insert(2 * place + 1, event)
+    decided = [step for step in run(built(config, FillModel.QUOTE), stream) if step.decision]
+    sent = [
+        [order.position_side for order in step.orders if order.status is OrderStatus.ACCEPTED]
+        for step in decided
+    ]
+    assert sent[1:6] == [[LONG], [], [SHORT], [SHORT], [LONG]]
+    refused = present(decided[5].decision)
     assert (refused.refused_by, refused.reason) == ("risk.notional", "horizon")
-    assert [order.position_side for order in steps[5].orders] == [LONG]  # it is closed
-    filled = [[fill.position_side for fill in step.fills] for step in steps[6:8]]
-    assert filled == [[LONG], []]
 
 
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
