@@ -1,6 +1,6 @@
-"""``PaperAccount``: one balance, its margin policy, and the books of what it holds.
+"""``PaperAccount``: one balance, its margin policy, and the books of its positions.
 
-An event meets the positions, each together with its shares; what it did is in the ``Journal``.
+An event meets each position together with its shares, and the ``Journal`` records the effects.
 
 The rules are docs/money.md, M6 to M21 and M90 to M102, and docs/one_account.md, J12 to J20.
 """
@@ -47,54 +47,54 @@ from tracepaper.strategies.units import RATE_SCALE
 
 SIDES: Final = tuple(PositionSide)
 OPENS: Final = {PositionSide.LONG: Side.BUY, PositionSide.SHORT: Side.SELL}
-"""The orders that open a side; the others close it."""
+"""The side of the orders that open a position side; orders of the other side close it."""
 SIDE_OF: Final = {Action.LONG: PositionSide.LONG, Action.SHORT: PositionSide.SHORT}
-"""The side that an action opens or changes; the others are of both."""
+"""The position side that an action opens; other actions concern both sides."""
 ENTRIES: Final = tuple(SIDE_OF)
-"""The actions that ask for a position, and so confirm one for another horizon."""
+"""The actions that request a position, and so confirm one for another horizon."""
 
 
 class Intent(NamedTuple):
-    """What an account is asked for at a bar's close by a target."""
+    """The target that an account should reach, as decided at a bar's close."""
 
     action: Action
     target: int  # signed
     reason: str
-    signal: Signal | None = None  # which names the exit orders of an entry
-    is_protected: bool = False  # whether it names any
+    signal: Signal | None = None  # for the exit orders of an entry
+    is_protected: bool = False  # whether the signal names exit orders
     refusal: str | None = None  # why an entry has no size
-    expected: ExpectedReturn | None = None  # by the model, where [exits] follow it
-    # In hedge mode what each side is asked for, None where a gate holds it; the rest is of both.
+    expected: ExpectedReturn | None = None  # the model's forecast, if [exits] follow it
+    # In hedge mode the intent of each side, None if a gate refused it; other fields are of both.
     sides: Mapping[PositionSide, Intent | None] = {}
-    ends_lists: bool = False  # whether it takes back the orders by list that could open anything
+    ends_lists: bool = False  # whether it cancels the orders by list that could open a position
 
 
 class BrokerSettings(Struct, frozen=True):
-    """How accounts are opened and orders filled; money in 10⁻⁸, times in milliseconds."""
+    """Settings of accounts, costs and fills; money in 10⁻⁸, times in milliseconds."""
 
     execution: FillModel
     costs: ExecutionCosts
     cash: int
     latency: Latency
     fill_within_ms: int = FILL_WITHIN_MS
-    costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
-    leverage: int | None = None  # 10⁻² of linear positions; None: no margin
-    is_cross: bool = False  # whether one balance is the margin of all of them
+    costs_of: Mapping[str, ExecutionCosts] = {}  # by instrument id, where costs differ
+    leverage: int | None = None  # of linear positions, in 10⁻²; None: no margin
+    is_cross: bool = False  # whether one balance is the margin of all linear positions
     is_hedged: bool = False  # whether each symbol has a long and a short position
-    exits: Exits | None = None  # of every position that a signal enters
-    queue: QueueRules = QueueRules()  # of limits that rest at an order book
+    exits: Exits | None = None  # for every position that a signal enters
+    queue: QueueRules = QueueRules()  # for limits that rest at an order book
 
     def costs_for(self, instrument: str) -> ExecutionCosts:
-        """Return the costs of trading *instrument*: its own, or the usual ones."""
+        """Return the costs of trading *instrument*: those set for it, or the default."""
         return self.costs_of.get(instrument, self.costs)
 
 
 class Ownership(NamedTuple):
-    """What one of several strategies on an account has of it."""
+    """The share that one of several strategies has of an account."""
 
-    settings: BrokerSettings  # its exits are its own
+    settings: BrokerSettings  # with the strategy's exits
     share: int  # 10⁻¹⁰ of the account
-    reports_fills: Iterable[str] = ()  # the instruments whose fills it is told of
+    reports_fills: Iterable[str] = ()  # the instruments whose fills the strategy sees
 
 
 class PaperAccount(Holdings):
@@ -113,27 +113,28 @@ class PaperAccount(Holdings):
     ) -> None:
         """Open an account with one book, or in hedge mode one for each side.
 
-        Whoever sees the bars feeds *ranges*, by instrument; *marked* has the instruments that mark
-        prices value until their bar. Of several *owners* each gets its share of the cash.
+        The caller feeds bars to *ranges*, by instrument. *marked* has the newest mark price of the
+        instruments for which one arrived since their last bar. Each of several *owners* gets its
+        share of the cash.
         """
         items = tuple(instruments)
         self.settings = settings
         self.cash = settings.cash
-        # What moved the cash and is in no step yet; a shadow account keeps none of it.
+        # Cash movements that no step holds yet; a shadow account keeps no ledger.
         self.entries: list[LedgerEntry] | None = None
         if keeps_ledger:
             self.entries = [LedgerEntry(LedgerKind.OPENED, self.cash, self.cash)]
         self.fills = {key: [] for key in reports_fills}
         self.ranges = ranges or {}
         self.marked = {} if marked is None else marked
-        self.journal = Journal()  # what was done since it was taken
+        self.journal = Journal()
         self.policy = MarginPolicy(self)
         if settings.leverage is not None:
             self.policy = (CrossMargin if settings.is_cross else IsolatedMargin)(self)
-        super().__init__(self._opened(items, settings))
+        super().__init__(self._new_books(items, settings))
         self.owners: dict[str, Holdings] = {}
         self.shares: tuple[Book, ...] = ()
-        self.reserve = 0  # money that no owner has a share of
+        self.reserve = 0  # money that belongs to no owner
         self._weights: list[int] = []
         if owners:
             self._open_shares(items, owners)
@@ -145,22 +146,22 @@ class PaperAccount(Holdings):
             )
             for item in items
         }
-        """What meets the market together, by instrument."""
+        """The positions in each instrument, by its id."""
         if len(self.books) == 1:
-            # The book's own answers, without a call between: every step asks for them.
+            # Every step calls these: binding the book's methods saves a call.
             for name in ("held", "target", "position", "balance", "subtotal"):
                 setattr(self, name, getattr(self.books[0], name))
 
-    def _opened(
+    def _new_books(
         self, items: Iterable[Instrument], settings: BrokerSettings, owner: str = ""
     ) -> tuple[Book, ...]:
-        """Return a new book of each position, or of the share of *owner* in it, and split cash."""
+        """Return a new book of each side, or of the share of *owner* in it, with its cash."""
         sides = SIDES if settings.is_hedged else (None,)
-        wholes = self.books if owner else [None] * len(sides)
+        parents = self.books if owner else [None] * len(sides)
         cash = apportion(settings.cash, [1] * len(sides))
         return tuple(
-            Book(self, items, replace(settings, cash=part), side=side, owner=owner, whole=whole)
-            for side, part, whole in zip(sides, cash, wholes, strict=True)
+            Book(self, items, replace(settings, cash=part), side=side, owner=owner, parent=parent)
+            for side, part, parent in zip(sides, cash, parents, strict=True)
         )
 
     def _open_shares(self, items: Iterable[Instrument], owners: Mapping[str, Ownership]) -> None:
@@ -168,28 +169,28 @@ class PaperAccount(Holdings):
         self._weights = [*shares, RATE_SCALE - sum(shares)]
         *cash, self.reserve = apportion(self.cash, self._weights)
         for (name, owner), money in zip(owners.items(), cash, strict=True):
-            books = self._opened(items, replace(owner.settings, cash=money), name)
+            books = self._new_books(items, replace(owner.settings, cash=money), name)
             fills: dict[str, list[Fill]] = {key: [] for key in owner.reports_fills}
             for book in books:
                 book.fills = fills
             self.owners[name] = Holdings(books) if self.sides else books[0]
             self.shares += books
 
-    # ------------------------------------------------------------ what it is worth
+    # ------------------------------------------------------------ books and balances
 
     def line(self, instrument: str) -> Line:
-        """Return the line of the position in *instrument*, of an account in one-way mode."""
+        """Return the position in *instrument*; the account must be in one-way mode."""
         (book,) = self.books
         return book.lines[instrument]
 
     @property
     def every_book(self) -> tuple[Book, ...]:
-        """The books of positions, and then those of the owners' shares."""
+        """The books of positions, then the books of the owners' shares."""
         return (*self.books, *self.shares)
 
     @property
-    def parts(self) -> dict[str, Book]:
-        """The books that have a state beside that of the account, by name."""
+    def stored_books(self) -> dict[str, Book]:
+        """The books whose state is stored separately from the account's, by name."""
         return {book.name: book for book in self.every_book if book.name}
 
     @property
@@ -198,33 +199,36 @@ class PaperAccount(Holdings):
         return self.cash - sum(book.bound for book in self.books)
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return the cash for an order of *line*: on margin the part that no position binds."""
-        if line.whole is not None:
+        """Return the cash for an order of *line*: on margin only what no position binds."""
+        if line.parent is not None:
             return line.book.cash
         return self.policy.spendable(line, is_reversal=is_reversal)
 
     def subtotal(self) -> Account:
-        """Return the account at the newest marks; raise where 64 bits do not hold it."""
+        """Return the account at the newest marks.
+
+        Raises ``ConfigInvalid`` if it does not fit in 64 bits.
+        """
         return check_range(super().subtotal())
 
     def report(
         self, instrument: str | None
     ) -> tuple[Position | None, Account, tuple[LedgerEntry, ...]]:
-        """Return the rows of a step: the position, the account, and each movement of cash once."""
+        """Return the position, the account, and the cash movements since the last call."""
         entries: tuple[LedgerEntry, ...] = ()
-        if moved := self.entries:
-            entries = tuple(moved)
-            moved.clear()
+        if movements := self.entries:
+            entries = tuple(movements)
+            movements.clear()
         return None if instrument is None else self.position(instrument), self.balance(), entries
 
-    # ------------------------------------------------------------ what the market does
+    # ------------------------------------------------------------ market events
 
     def match_mark(self, instrument: str, mark: int, at_ms: int) -> None:
-        """Liquidate what of *instrument* is at its liquidation price at *mark*, or the account."""
+        """Liquidate the positions in *instrument*, or the account, if *mark* requires it."""
         self.policy.match_mark(self.positions[instrument], mark, at_ms)
 
     def pay_funding(self, instrument: str, rate: int) -> None:
-        """Settle funding of every position, and share it: the side that receives comes first."""
+        """Settle funding of every position and share; the side that receives comes first."""
         lines = self.lines_of(instrument)
         for line in reversed(lines) if rate > 0 else lines:
             due = [share.value(share.held) * rate for share in line.shares]
@@ -236,21 +240,21 @@ class PaperAccount(Holdings):
     # ------------------------------------------------------------ several owners
 
     def share_out(self) -> None:
-        """Share the account's equity out to the owners again, and the rest to the reserve.
+        """Distribute the account's equity to the owners anew, and the rest to the reserve.
 
-        Positions stay where they are: cash moves.
+        Only cash moves; every share keeps its positions.
         """
         equity = self.balance().equity
-        *wanted, self.reserve = apportion(max(equity, 0), self._weights)
-        for owner, money in zip(self.owners.values(), wanted, strict=True):
-            owner.transfer(money - owner.balance().equity)
+        *equities, self.reserve = apportion(max(equity, 0), self._weights)
+        for owner, target_equity in zip(self.owners.values(), equities, strict=True):
+            owner.transfer(target_equity - owner.balance().equity)
         if equity < 0:
             self.reserve += equity
 
-    # ------------------------------------------------------------ what survives a restart
+    # ------------------------------------------------------------ state
 
     def state(self) -> AccountState:
-        """Return the state that must survive a restart; that of two sides is each one's own."""
+        """Return the state to store; in hedge mode the sides have states of their own."""
         return AccountState(self.cash, {}) if self.sides else self.books[0].state()
 
     def restore(
@@ -260,11 +264,11 @@ class PaperAccount(Holdings):
         *,
         taken_over: bool = False,
     ) -> None:
-        """Take over what survived a restart, or what another run left (*taken_over*).
+        """Restore the stored state of this run, or of another run (*taken_over*).
 
-        *parts* are the states of both sides, or of the owners. Another run's cash begins a ledger;
-        that of this run goes on. Raises ``ConfigInvalid`` where another run holds or orders
-        anything in another position mode, ``InvariantBroken`` where sides do not add up.
+        *parts* are the states of the sides and the owners. The ledger of this run continues; the
+        cash of another run begins a new one. Raises ``ConfigInvalid`` if another run has positions
+        or orders in another position mode, ``InvariantBroken`` if the sides do not add up.
         """
         self.cash = state.cash
         if self.entries is not None:
@@ -277,28 +281,29 @@ class PaperAccount(Holdings):
             self.books[0].restore(state)
         shares = {book.name: book for book in self.shares}
         if shares and taken_over and parts.keys() - {*SIDES} != shares.keys():
-            self._hand_out()
+            self._distribute_positions()
         else:
             for name in shares.keys() & parts.keys():
                 shares[name].restore(parts[name])
-        self.journal.take()  # none of it is done by a step
+        self.journal.take()  # no step caused these changes
 
     def _restore_sides(self, state: AccountState, parts: Mapping[str, AccountState]) -> None:
-        if not parts.keys() >= {*SIDES}:  # of a run in one-way mode the cash alone
+        if not parts.keys() >= {*SIDES}:  # a run in one-way mode: only its cash is taken over
             reject_switch(state)
             halves = apportion(state.cash, [1] * len(SIDES))
             parts = {s: AccountState(half, {}) for s, half in zip(SIDES, halves, strict=True)}
         for side, book in self.sides.items():
             book.restore(parts[side])
-        of_sides = sum(book.cash for book in self.books)
-        if of_sides != self.cash:
+        cash_of_sides = sum(book.cash for book in self.books)
+        if cash_of_sides != self.cash:
             raise InvariantBroken(
-                f"the cash of both sides adds up to {of_sides}, and the account's is {self.cash}; "
+                f"the cash of both sides adds up to {cash_of_sides}, and the account's is "
+                f"{self.cash}; "
                 "run `tracepaper audit verify` and restore a backup"
             )
 
-    def _hand_out(self) -> None:
-        """Share out the cash and the positions of an account of other owners."""
+    def _distribute_positions(self) -> None:
+        """Distribute the cash and the positions of an account that had other owners."""
         weights = self._weights[:-1]
         *cash, self.reserve = apportion(self.cash, self._weights)
         for owner, money in zip(self.owners.values(), cash, strict=True):
@@ -307,16 +312,16 @@ class PaperAccount(Holdings):
             held = apportion(line.held, weights)
             sizes = [abs(part) for part in held]
             entries = apportion(line.holding.entry_notional, sizes if any(sizes) else weights)
-            wanted = apportion(line.orders.target, weights)
+            targets = apportion(line.orders.target, weights)
             for share, quantity, entry, target in zip(
-                line.shares, held, entries, wanted, strict=True
+                line.shares, held, entries, targets, strict=True
             ):
                 share.hold(Holding(quantity, entry))
-                share.want(target, "taken over")
+                share.set_target(target, "taken over")
 
 
-def part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
-    """Return the order of *intent* for the position of *side*; None where a gate holds it."""
+def intent_for_side(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
+    """Return the part of *intent* for the position of *side*; None if a gate refused it."""
     if side is None:
         return intent
     if isinstance(intent, Orders):
@@ -325,21 +330,21 @@ def part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orde
 
 
 def reject_switch(*accounts: AccountState) -> None:
-    """Raise ``ConfigInvalid`` where *accounts* of another position mode hold or order anything."""
+    """Raise ``ConfigInvalid`` if *accounts*, of another position mode, have positions or orders."""
     for account in accounts:
         for key, book in account.books.items():
             if book.holding.quantity or book.orders.order is not None or book.orders.others:
                 raise ConfigInvalid(
-                    f"The newest run in this database holds or orders {key} in another position "
-                    "mode, and the exchange switches account.position_mode without positions and "
-                    "orders alone; close them in that mode (FLATTEN), or take another database."
+                    f"The newest run in this database has a position or orders in {key} in another "
+                    "position mode, and account.position_mode can only change without both; "
+                    "close them in that mode (FLATTEN), or use another database."
                 )
 
 
 def posting_account(
     instruments: Iterable[Instrument], state: AccountState | None = None
 ) -> PaperAccount:
-    """Return an account without cash, to post fills in after what *state* holds."""
+    """Return an account without cash that holds the positions of *state*, to book fills in."""
     settings = BrokerSettings(FillModel.NEXT_OPEN, ExecutionCosts(0), 0, Latency(0))
     account = PaperAccount(instruments, settings)
     for key, line in ({} if state is None else state.books).items():

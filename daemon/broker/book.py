@@ -1,8 +1,8 @@
 """``Book``: the lines of one side of an account, or of one owner's share in it.
 
-An account in one-way mode has one book of positions, in hedge mode one for each side. Where several
-strategies share the account, each has besides a book of its share in each of them. ``Holdings`` is
-what a decision may ask of an account, a side or an owner.
+An account in one-way mode has one book of positions, in hedge mode one for each side. If several
+strategies share the account, each of them also has a book of its share in each of these books.
+``Holdings`` answers a decision's questions about an account, a side or an owner.
 
 The rules are docs/money.md, M16 to M21 and M90 to M102, and docs/one_account.md, J12 to J20.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.line import BookState, Line
+from tracepaper.daemon.broker.line import Line, LineState
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders
 from tracepaper.strategies.api.context import account_view as view_of
 from tracepaper.strategies.errors import ConfigInvalid
@@ -37,30 +37,31 @@ if TYPE_CHECKING:
 
 
 class AccountState(Struct, frozen=True, array_like=True):
-    """What a book carries from step to step; of an account with two sides, its cash alone."""
+    """The stored state of a book; of an account with two sides, its cash alone."""
 
     cash: int
-    books: dict[str, BookState]
+    books: dict[str, LineState]
 
     @property
     def holdings(self) -> dict[str, Holding]:
-        """What is held of each instrument."""
+        """The holding in each instrument."""
         return {key: line.holding for key, line in self.books.items()}
 
 
 class Holdings:
-    """What a decision may ask of an account, a side or an owner: sums over its books.
+    """The positions and balance of an account, a side or an owner: sums over its books.
 
-    By itself it is what an owner has in hedge mode: its shares in both sides.
+    An instance of this class itself holds an owner's shares in both sides of an account in hedge
+    mode.
     """
 
     sides: Mapping[PositionSide, Book] = {}
-    """Of an account or an owner in hedge mode, its two books."""
+    """The two books of an account or an owner in hedge mode."""
     fills: dict[str, list[Fill]]
-    """Fills since the last decision, of each instrument whose strategy sees them."""
+    """Fills since the last decision, by instrument, if its strategy sees fills."""
 
     def __init__(self, books: Sequence[Book]) -> None:
-        """Add *books* up: one, or one of each side."""
+        """Sum over *books*: one, or one of each side."""
         self.books, self.fills = books, books[0].fills
         if len(books) > 1:
             self.sides = {book.side: book for book in books if book.side is not None}
@@ -72,11 +73,11 @@ class Holdings:
         return [book.lines[instrument] for book in self.books]
 
     def held(self, instrument: str) -> int:
-        """Return the signed quantity that is held of *instrument*."""
+        """Return the position in *instrument*, a signed quantity."""
         return sum(line.holding.quantity for line in self.lines_of(instrument))
 
     def target(self, instrument: str) -> int:
-        """Return the target of *instrument* that was decided last, reached or not."""
+        """Return the last decided target of *instrument*, whether it was reached or not."""
         return sum(line.orders.target for line in self.lines_of(instrument))
 
     def position(self, instrument: str) -> Position:
@@ -84,33 +85,36 @@ class Holdings:
         return _summed(Position, [line.position for line in self.lines_of(instrument)])
 
     def confirmed_ms(self, instrument: str) -> int:
-        """Return the open time of the bar that last confirmed the position; 0 where none did.
+        """Return the open time of the bar that last confirmed the position; 0 if none did.
 
-        And 0 where there are two sides: each is confirmed by itself.
+        It is 0 as well in hedge mode, in which each side is confirmed separately.
         """
         lines = self.lines_of(instrument)
         return lines[0].orders.confirmed_ms if len(lines) == 1 else 0
 
     def confirm(self, instrument: str, open_time_ms: int) -> None:
-        """Let the position stand for another horizon from the bar at *open_time_ms* on."""
+        """Let the position live for another horizon from the bar at *open_time_ms* on."""
         lines = self.lines_of(instrument)
         if len(lines) == 1:
             lines[0].orders.confirmed_ms = open_time_ms
 
     def opened_ms(self, instrument: str) -> int:
-        """Return the market time of the fill that opened the position; 0 where there is none.
+        """Return the market time of the fill that opened the position; 0 without a position.
 
-        Of two sides, that of the older one.
+        Of two sides it is the time of the older one.
         """
         opened = (line.holding.opened_ms for line in self.lines_of(instrument))
         return min(filter(None, opened), default=0)
 
     def balance(self) -> Account:
-        """Return the account by which sizes and limits go; raise where 64 bits do not hold it."""
+        """Return the account by which sizes and limits are computed.
+
+        Raises ``ConfigInvalid`` if it does not fit in 64 bits.
+        """
         return self.subtotal()
 
     def transfer(self, amount: int) -> None:
-        """Take *amount* in, signed, from another owner's books of the same account."""
+        """Add the signed *amount* of cash, which another owner of the same account gives up."""
         self.books[0].cash += amount
         self.books[0].forget_balance()
 
@@ -119,10 +123,10 @@ class Holdings:
         return _summed(Account, [book.subtotal() for book in self.books])
 
     def reach(self, instrument: str, orders: Orders) -> tuple[int, bool]:
-        """Return the largest position that *orders* and what rests by list could lead to, unsigned.
+        """Return the largest position (unsigned) that *orders* and resting orders could lead to.
 
-        The larger side counts: all buys, or all sells, are filled. Those of two sides are added up.
-        And whether all of it can only reduce.
+        Either all buys or all sells are assumed to fill, whichever leads further. The positions of
+        two sides are added up. The second value says whether all of *orders* can only reduce.
         """
         most, only_reduces = 0, True
         for line in self.lines_of(instrument):
@@ -132,10 +136,10 @@ class Holdings:
         return most, only_reduces
 
     def gross_of_others(self, instrument: str) -> int:
-        """Return the notional at the marks of all other positions, without signs.
+        """Return the gross notional of all other positions at the marks.
 
-        Of a side, the other side of *instrument* is one of them. A target that is not reached yet
-        counts where it is larger than what is held.
+        For a side, the other side of *instrument* is another position. Of position and target the
+        larger one counts.
         """
         return sum(
             line.value(max(abs(line.held), abs(line.orders.target)))
@@ -145,19 +149,20 @@ class Holdings:
         )
 
     def view(self, instrument: Instrument, *, bars_since: Callable[[int], int]) -> AccountView:
-        """Return the strategy's view of the account; its fills are no news after that.
+        """Return the strategy's view of the account, and clear the fills that it contains.
 
-        *bars_since* counts the closes since a market time. Of two sides, each is shown besides.
+        *bars_since* counts the closes since a market time. In hedge mode the view also has each
+        side.
         """
         key = instrument.id
         fills, self.fills[key] = self.fills[key], []
         lines, balance = self.lines_of(key), self.balance()
 
-        def shown(
+        def view_at(
             position: Position,
             opened_ms: int,
             orders: Sequence[Order] = (),
-            news: Sequence[Fill] = (),
+            new_fills: Sequence[Fill] = (),
         ) -> AccountView:
             return view_of(
                 instrument,
@@ -165,23 +170,23 @@ class Holdings:
                 opened_ms=opened_ms,
                 bars_held=bars_since(opened_ms),
                 orders=orders,
-                fills=news,
+                fills=new_fills,
                 account=balance,
             )
 
         orders = [order for line in lines for order in line.orders.orders]
-        view = shown(self.position(key), self.opened_ms(key), orders, fills)
+        view = view_at(self.position(key), self.opened_ms(key), orders, fills)
         if len(lines) == 1:
             return view
-        long, short = (shown(line.position, line.holding.opened_ms).position for line in lines)
+        long, short = (view_at(line.position, line.holding.opened_ms).position for line in lines)
         return replace(view, long=long, short=short)
 
 
 class Book(Holdings):
     """The lines of one side of an account, or of one owner's share in it, and their sums.
 
-    The sums are kept as they change, so that a step costs the same with one instrument and with a
-    hundred.
+    The sums are updated with each change, so that the cost of a step does not grow with the number
+    of instruments.
     """
 
     def __init__(
@@ -192,39 +197,39 @@ class Book(Holdings):
         *,
         side: PositionSide | None = None,
         owner: str = "",
-        whole: Book | None = None,
+        parent: Book | None = None,
     ) -> None:
-        """Open a book of positions, or of the share that *owner* has of those in *whole*."""
+        """Open a book of positions, or of the share of *owner* in the positions of *parent*."""
         self.account, self.settings, self.side, self.owner = account, settings, side, owner
         self.name = "/".join(filter(None, (owner, side)))
-        """By which its state is stored; empty of the one book of an account."""
+        """The key of its stored state; empty for the only book of an account."""
         self.books = (self,)
-        self.holder: Holdings = account if whole is None else self
-        """Whose balance sizes go by: the account, or the owner that has it."""
+        self.holder: Holdings = account if parent is None else self
+        """The account or owner on whose balance sizes are based."""
         self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
         self.cash = settings.cash
         self.realized = self.unrealized = self.fees = self.funding = 0
-        self.bound = 0  # by the margins of its positions
-        self.paid_entries = 0  # entry notional of what was paid in full and is held
-        self.fills = account.fills if whole is None else {}
-        self._whole = whole
+        self.bound = 0  # cash that the margins of its positions bind
+        self.paid_entries = 0  # entry notional of its spot positions and shares
+        self.fills = account.fills if parent is None else {}
+        self._parent = parent
         self._balance: Account | None = None
         self.lines: dict[str, Line] = {
-            item.id: Line(self, item, None if whole is None else whole.lines[item.id])
+            item.id: Line(self, item, None if parent is None else parent.lines[item.id])
             for item in instruments
         }
 
     def move(
         self, kind: LedgerKind, amount: int, instrument: str, order_id: str | None = None
     ) -> None:
-        """Move the cash by *amount*, and of a position the account's: nothing else in a step does.
+        """Change the cash by *amount*; in a book of positions the cash of the account too.
 
-        A movement of the run's account is an entry in its ledger.
+        A step changes cash nowhere else. In the run's account each change is a ledger entry.
         """
         if not amount:
             return
         self.cash += amount
-        if self._whole is not None:
+        if self._parent is not None:
             return
         account = self.account
         account.cash += amount
@@ -234,17 +239,17 @@ class Book(Holdings):
             )
 
     def forget_balance(self) -> None:
-        """Compute the balance anew when it is asked for."""
+        """Invalidate the cached balance."""
         self._balance = None
 
-    # A decision asks for these at every bar: no list of one line is made for them.
+    # These three run at every bar: they avoid the list of lines that Holdings makes.
 
     def held(self, instrument: str) -> int:
-        """Return the signed quantity that is held of *instrument*."""
+        """Return the position in *instrument*, a signed quantity."""
         return self.lines[instrument].holding.quantity
 
     def target(self, instrument: str) -> int:
-        """Return the target of *instrument* that was decided last, reached or not."""
+        """Return the last decided target of *instrument*, whether it was reached or not."""
         return self.lines[instrument].orders.target
 
     def position(self, instrument: str) -> Position:
@@ -252,7 +257,7 @@ class Book(Holdings):
         return self.lines[instrument].position
 
     def balance(self) -> Account:
-        """Return the account by which sizes and limits go: of a side, that of both."""
+        """Return the account by which sizes and limits are computed: for a side, that of both."""
         return self.holder.balance() if self.side is not None else self.subtotal()
 
     def subtotal(self) -> Account:
@@ -266,23 +271,26 @@ class Book(Holdings):
         return balance
 
     @property
-    def bears_a_quarter(self) -> bool:
-        """Whether 64 bits hold its sums, and an owner has equity, at prices a quarter away."""
+    def fits_a_quarter_away(self) -> bool:
+        """Whether its sums fit in 64 bits at prices a quarter away.
+
+        In the book of an owner the equity must stay positive at them too.
+        """
         lines = self.lines.values()
         worth = sum(abs(line.value(line.held)) for line in lines)
-        if self._whole is not None and 4 * self.subtotal().equity <= worth:
+        if self._parent is not None and 4 * self.subtotal().equity <= worth:
             return False
         entries = sum(abs(line.holding.entry_notional) for line in lines)
         return abs(self.cash) + abs(self.paid_entries) + entries + 2 * worth < MONEY_LIMIT
 
-    # ------------------------------------------------------------ what survives a restart
+    # ------------------------------------------------------------ state
 
     def state(self) -> AccountState:
-        """Return the state that must survive a restart."""
+        """Return the state to store."""
         return AccountState(self.cash, {key: line.state() for key, line in self.lines.items()})
 
     def restore(self, state: AccountState) -> None:
-        """Take over what survived a restart."""
+        """Restore the stored *state*."""
         self.cash = state.cash
         for key, line in state.books.items():
             self.lines[key].restore(line)
@@ -290,19 +298,19 @@ class Book(Holdings):
 
 
 def check_range(account: Account) -> Account:
-    """Return *account*; raise ``ConfigInvalid`` where 64 bits do not hold it."""
+    """Return *account*; raise ``ConfigInvalid`` if it does not fit in 64 bits."""
     if abs(account.equity) > MONEY_LIMIT or abs(account.cash) > MONEY_LIMIT:
         raise ConfigInvalid(
-            f"The account came to {unscaled(account.equity, MONEY_DECIMALS)}, beyond "
+            f"The account's equity of {unscaled(account.equity, MONEY_DECIMALS)} is beyond "
             f"{MONEY_MAX:,}; start a new one with less account.cash or a smaller [sizing]."
         )
     return account
 
 
 def requests_of(orders: Orders, side: PositionSide | None) -> tuple[OrderRequest | Cancel, ...]:
-    """Return the requests of a list for *side*; those that take orders back are of both.
+    """Return the requests of a list that concern *side*; cancellations concern both.
 
-    In one-way mode all of them.
+    In one-way mode (*side* None) all of them.
     """
     if side is None:
         return orders.requests
@@ -316,8 +324,8 @@ def requests_of(orders: Orders, side: PositionSide | None) -> tuple[OrderRequest
 T = TypeVar("T", Position, Account)
 
 
-def _summed(of: type[T], parts: Sequence[T]) -> T:
+def _summed(kind: type[T], parts: Sequence[T]) -> T:
     """Return the sum of *parts*, field by field."""
     if len(parts) == 1:
         return parts[0]
-    return of(*(sum(getattr(part, name) for part in parts) for name in of.__struct_fields__))
+    return kind(*(sum(getattr(part, name) for part in parts) for name in kind.__struct_fields__))

@@ -1,4 +1,4 @@
-"""Fills at an order book: levels that are walked, and places in the queue of a level.
+"""Fills at an order book: walking the levels, and places in the queue of a level.
 
 The queue models are those of hftbacktest (``hftbacktest/src/backtest/models/queue.rs``) under
 their names, in exact integers of 10^-quantity_decimals. All of it is pure.
@@ -23,59 +23,62 @@ from tracepaper.strategies.types.market import BookUpdate, Side
 
 
 class QueueModel(StrEnum):
-    """How an order's place in the queue follows what is shown of its level."""
+    """How an order's place in the queue changes with the events at its level."""
 
     RISK_ADVERSE = "RiskAdverseQueueModel"  # trades alone move it forward
     POWER_PROB = "PowerProbQueueModel"  # cancellations too, by f(behind) / (f(behind) + f(ahead))
 
 
 class QueueRules(Struct, frozen=True):
-    """The queue model, with the whole exponent of ``PowerProbQueueModel``: f(x) = x^exponent."""
+    """The queue model, and the integer exponent of ``PowerProbQueueModel``: f(x) = x^exponent."""
 
     model: QueueModel = QueueModel.RISK_ADVERSE
     exponent: int = 3
 
     @classmethod
     def named(cls, model: str, exponent: int) -> QueueRules:
-        """Return the rules of the *model* of that name; raise ``ValueError`` for another."""
+        """Return the rules of the named *model*; raise ``ValueError`` for an unknown name."""
         return cls(QueueModel(model), exponent)
 
 
 UNKNOWN: Final = -1
-"""What is ahead of an order whose level has not been in view since it came to rest."""
+"""The quantity ahead of an order whose level no book update has shown since it began to rest."""
 
 
 class QueuePlace(Struct, frozen=True, array_like=True, gc=False):
-    """The place of a resting limit in the queue of its price."""
+    """The place of a resting limit in the queue of its price; all numbers are quantities."""
 
     order_id: str
     ahead: int
-    level: int  # what its level showed last
+    level: int  # the size of its level when it last changed
     traded: int = 0  # at its price since then
 
 
 def after_trade(place: QueuePlace, quantity: int) -> tuple[QueuePlace, int]:
-    """Take in a trade of *quantity* at the price; also say how much of it reached the order."""
+    """Return the place after a trade of *quantity* at its price, and how much reached the order."""
     if place.ahead == UNKNOWN:
         return place, 0
     left = place.ahead - quantity
-    moved = replace(place, ahead=max(left, 0), traded=place.traded + quantity)
-    return moved, max(-left, 0)
+    updated = replace(place, ahead=max(left, 0), traded=place.traded + quantity)
+    return updated, max(-left, 0)
 
 
-def after_change(place: QueuePlace, shown: int, rules: QueueRules) -> QueuePlace:
-    """Take in that the level now shows *shown*, in which the trades since are contained."""
+def after_change(place: QueuePlace, size: int, rules: QueueRules) -> QueuePlace:
+    """Return the place after its level changed to the size *size*.
+
+    *size* already accounts for the trades since the last change.
+    """
     if place.ahead == UNKNOWN:
-        return replace(place, ahead=shown, level=shown, traded=0)
+        return replace(place, ahead=size, level=size, traded=0)
     ahead = place.ahead
-    canceled = place.level - shown - place.traded
+    canceled = place.level - size - place.traded
     if rules.model is QueueModel.POWER_PROB and canceled > 0 and ahead > 0:
         behind = max(place.level - ahead, 0)
         of_front, of_back = ahead**rules.exponent, behind**rules.exponent
         in_front = canceled * of_front // (of_front + of_back)
-        in_front += max(canceled - in_front - behind, 0)  # what behind could not lose
+        in_front += max(canceled - in_front - behind, 0)  # more than what was behind
         ahead = max(ahead - in_front, 0)
-    return replace(place, ahead=min(ahead, shown), level=shown, traded=0)
+    return replace(place, ahead=min(ahead, size), level=size, traded=0)
 
 
 class BookLevel(NamedTuple):
@@ -87,19 +90,19 @@ class BookLevel(NamedTuple):
 
 
 def reaches(side: Side, limit: int | None, price: int) -> bool:
-    """Whether an order of *side* with that *limit* may trade at *price*; all may without one."""
+    """Return whether an order of *side* with *limit* may trade at *price*; always without one."""
     if limit is None:
         return True
     return limit >= price if side is Side.BUY else limit <= price
 
 
-def walked(
+def walk_levels(
     levels: Sequence[BookLevel], queues: Queues, side: Side, quantity: int, limit: int | None
 ) -> Iterator[tuple[BookLevel, int]]:
     """Yield the levels that an order of *side* takes, and how much of each, best first.
 
-    *levels* are those of the other side of the book. It takes at most *quantity*, and nothing
-    beyond its *limit*.
+    *levels* are those of the other side of the book. The order takes at most *quantity*, and
+    nothing beyond its *limit*.
     """
     for level in levels:
         if quantity <= 0 or not reaches(side, limit, level.price):
@@ -114,14 +117,14 @@ def other(side: Side) -> Side:
     return Side.SELL if side is Side.BUY else Side.BUY
 
 
-# ---------------------------------------------------------------- what an event says
+# ---------------------------------------------------------------- packed updates
 
 
 class Move(NamedTuple):
-    """What happened at the price of a resting limit.
+    """An event at the price of a resting limit.
 
-    A level of the side *side* of the book now shows ``size``, or, where ``is_trade``, a taker of
-    *side* traded ``size``.
+    Either the level on ``side`` of the book changed to ``size`` or, if ``is_trade``, a taker of
+    ``side`` traded ``size``.
     """
 
     at_ms: int
@@ -132,12 +135,12 @@ class Move(NamedTuple):
 
 
 class BookMoves(NamedTuple):
-    """What a ``BookUpdate`` holds: the moves, oldest first, and the book after them."""
+    """The content of a ``BookUpdate``: the moves, oldest first, and the book after them."""
 
     moves: tuple[Move, ...]
-    bids: tuple[BookLevel, ...]  # the best first
+    bids: tuple[BookLevel, ...]  # best first
     asks: tuple[BookLevel, ...]
-    is_whole: bool = True  # whether these are all known levels, or the best alone
+    is_whole: bool = True  # whether these are all known levels, or only the best of each side
 
 
 _SIDES: Final = (Side.BUY, Side.SELL)
@@ -146,9 +149,9 @@ _MOVE, _LEVEL = 5, 3
 NUMBERS_MAX: Final = 1 << 20
 
 
-def packed_moves(moved: BookMoves) -> bytes:
+def pack_moves(book_moves: BookMoves) -> bytes:
     """Pack the contents of a ``BookUpdate``: little-endian int64 numbers, compressed."""
-    rows, bids, asks, is_whole = moved
+    rows, bids, asks, is_whole = book_moves
     numbers: list[int] = [len(rows), len(bids), len(asks), is_whole]
     for at_ms, side, price, size, is_trade in rows:
         numbers += (at_ms, side is Side.SELL, price, size, is_trade)
@@ -157,22 +160,22 @@ def packed_moves(moved: BookMoves) -> bytes:
     return zlib.compress(struct.pack(f"<{len(numbers)}q", *numbers), 6)
 
 
-def moves_in(update: BookUpdate) -> BookMoves:
-    """Unpack *update*; raise ``DataInvalid`` for what no feed writes."""
+def unpack_moves(update: BookUpdate) -> BookMoves:
+    """Unpack *update*; raise ``DataInvalid`` if no feed can have written it."""
     unpacker = zlib.decompressobj()
     try:
-        held = unpacker.decompress(update.books, 8 * NUMBERS_MAX)
-        moves, bids, asks, is_whole = _HEAD.unpack_from(held)
+        content = unpacker.decompress(update.books, 8 * NUMBERS_MAX)
+        moves, bids, asks, is_whole = _HEAD.unpack_from(content)
     except (zlib.error, struct.error):
         raise _impossible(update, "is damaged") from None
     first, end = 4, 4 + _MOVE * moves
     total = end + _LEVEL * (bids + asks)
-    if min(moves, bids, asks) < 0 or len(held) != 8 * total or not unpacker.eof:
+    if min(moves, bids, asks) < 0 or len(content) != 8 * total or not unpacker.eof:
         raise _impossible(update, "is damaged")
-    numbers = struct.unpack(f"<{total}q", held)
+    numbers = struct.unpack(f"<{total}q", content)
     flags = {is_whole, *numbers[first + 1 : end : _MOVE], *numbers[first + 4 : end : _MOVE]}
     if not flags <= {0, 1}:
-        raise _impossible(update, "holds a flag that says neither yes nor no")
+        raise _impossible(update, "holds a flag that is neither 0 nor 1")
     cut = (numbers[at : at + _MOVE] for at in range(first, end, _MOVE))
     rows = tuple(
         Move(at_ms, _SIDES[is_sell], price, size, bool(is_trade))
@@ -188,81 +191,84 @@ def _check(update: BookUpdate, book_moves: BookMoves) -> None:
     if any(move.size < 0 or move.price < 1 for move in book_moves.moves):
         raise _impossible(update, "holds a negative price or size")
     if update.is_sampled and (book_moves.moves or not book_moves.is_whole):
-        raise _impossible(update, "is a sample that knows what happened before it")
+        raise _impossible(update, "is a sample with moves or without levels")
     times = [move.at_ms for move in book_moves.moves]
     if times != sorted(times) or (times and times[-1] > update.market_ms):
-        raise _impossible(update, "holds moves out of their order")
+        raise _impossible(update, "holds moves that are not in order of time")
     for sign, levels in ((-1, book_moves.bids), (1, book_moves.asks)):
         prices = [sign * level.price for level in levels]
         if any(near >= far for near, far in pairwise(prices)):
-            raise _impossible(update, "holds levels that do not lead away from the touch")
+            raise _impossible(update, "holds levels that are not in order of price")
         if any(level.size < 1 or level.price < 1 or level.frame > update.frame for level in levels):
-            raise _impossible(update, "holds a level that no frame showed")
+            raise _impossible(update, "holds an empty level or one of a later frame")
     if not book_moves.is_whole and len(book_moves.bids) + len(book_moves.asks) > len(_SIDES):
-        raise _impossible(update, "holds levels beyond the best, and says that it does not")
+        raise _impossible(update, "holds more than the best levels, and is marked as only these")
     if not book_moves.bids or not book_moves.asks:
         raise _impossible(update, "holds a book with an empty side")
     if book_moves.bids[0].price >= book_moves.asks[0].price:
         raise _impossible(update, "holds a crossed book")
 
 
-def _impossible(update: BookUpdate, what: str) -> DataInvalid:
+def _impossible(update: BookUpdate, defect: str) -> DataInvalid:
     return DataInvalid(
-        f"The book update of {update.instrument} at {update.market_ms} {what}, which no recording "
-        "writes; restore the database."
+        f"The book update of {update.instrument} at {update.market_ms} {defect}, which no "
+        "recording writes; restore the database."
     )
 
 
-# ---------------------------------------------------------------- what survives a restart
+# ---------------------------------------------------------------- state
 
 
 class QueueState(Struct, frozen=True, array_like=True):
-    """What the orders of an instrument in one account carry of the book from step to step."""
+    """The stored queue places of an account's orders in one instrument."""
 
-    frame: int = 0  # so many frames of its source were read
+    frame: int = 0  # the number of frames that were read from its source
     places: tuple[QueuePlace, ...] = ()
     taken: tuple[tuple[Side, int, int, int], ...] = ()
-    leaving: tuple[str, ...] = ()  # orders whose cancellation is on its way
+    canceling: tuple[str, ...] = ()  # ids of orders whose cancellation is on its way
 
 
 class Queues:
-    """Places, and what was taken, of one instrument in one account."""
+    """The queue places and the taken liquidity of one instrument in one account."""
 
     def __init__(self, rules: QueueRules) -> None:
         self.rules = rules
         self.frame = 0
         self.places: dict[str, QueuePlace] = {}
-        # What was taken of the levels and no frame has put back yet, by side of the book and price:
-        # the quantity, and the frame.
+        # By side of the book and price: the quantity that was taken of a level and that no frame
+        # has renewed yet, and the frame at which it was taken.
         self.taken: dict[tuple[Side, int], tuple[int, int]] = {}
 
     def restore(self, state: QueueState) -> None:
-        """Take over what survived a restart."""
+        """Restore the stored *state*."""
         self.frame = state.frame
         self.places = {place.order_id: place for place in state.places}
         self.taken = {(side, price): (taken, at) for side, price, taken, at in state.taken}
 
-    def state(self, leaving: Iterable[str] = ()) -> QueueState:
-        """Return the state that must survive a restart."""
-        taken = tuple((*key, *of) for key, of in self.taken.items())
-        return QueueState(self.frame, tuple(self.places.values()), taken, tuple(leaving))
+    def state(self, canceling: Iterable[str] = ()) -> QueueState:
+        """Return the state to store."""
+        taken = tuple((*key, *quantity_frame) for key, quantity_frame in self.taken.items())
+        return QueueState(self.frame, tuple(self.places.values()), taken, tuple(canceling))
 
     def keep(self, resting: Container[str]) -> None:
-        """Forget the places of orders that are not among *resting* any more."""
+        """Forget the places of orders that are not among the ids *resting*."""
         self.places = {key: place for key, place in self.places.items() if key in resting}
 
     def left(self, side: Side, level: BookLevel) -> int:
-        """How much of *level* of that *side* of the book is there to take."""
+        """Return how much of *level* on *side* of the book is left to take."""
         taken, frame = self.taken.get((side, level.price), (0, 0))
         return max(level.size - taken, 0) if level.frame <= frame else level.size
 
     def take(self, side: Side, level: BookLevel, quantity: int) -> None:
-        """Take *quantity* of *level*, as the newest frame shows it."""
+        """Record that *quantity* of *level* was taken, as of the newest frame."""
         before = level.size - self.left(side, level)
         self.taken[side, level.price] = (before + quantity, self.frame)
 
     def forget_renewed(self, side: Side, levels: Sequence[BookLevel]) -> None:
-        """Drop what a later frame put back or removed; *levels* is all that is known of *side*."""
+        """Forget what was taken of levels that a later frame set or removed.
+
+        *levels* are all known levels of *side*.
+        """
         frames = {level.price: level.frame for level in levels}
         self.taken = {
             key: (taken, frame)

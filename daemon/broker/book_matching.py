@@ -1,9 +1,9 @@
-"""When orders are filled at an order book, level by level, and by their place in a queue.
+"""Matching at an order book: takers walk its levels, resting limits wait in queues.
 
-A taker walks the levels of the far side. A limit that rests has a place in the queue of its price:
-trades at the price fill it once what is ahead is gone, and so does a far side that stands at its
-price or beyond. What a taker took stays taken until a frame sets that level again. A cancellation
-of a limit by list takes the latency on its way: until then it can be filled.
+A taker walks the levels of the far side. A resting limit has a place in the queue of its price.
+Trades at the price fill it once the quantity ahead is gone, and so does a far side at its price or
+beyond. Liquidity that a taker took is gone until a frame sets that level again. A strategy's
+cancellation takes effect after the latency; until then the order can be filled.
 
 The rules are docs/money.md, M61 to M77.
 """
@@ -25,7 +25,7 @@ from tracepaper.daemon.broker.book_fills import (
     after_trade,
     other,
     reaches,
-    walked,
+    walk_levels,
 )
 from tracepaper.daemon.broker.matching import (
     WOULD_TAKE,
@@ -49,38 +49,38 @@ NO_QUEUE: Final = (
 
 
 class BookPass(MarketPass):
-    """The resting orders, while one update of the book passes them."""
+    """Matches one update of an order book against the resting orders."""
 
     def __init__(self, positions: Positions, queues: Queues) -> None:
         super().__init__(positions)
-        self._is_quote = True  # what it moves or triggers, it moves at once
+        self._is_quote = True
         self._queues = queues
 
-    def match(self, update: BookUpdate, moved: BookMoves) -> None:
-        """Let everything that rests meet the moves of *update*, then the book after them."""
+    def match(self, update: BookUpdate, book_moves: BookMoves) -> None:
+        """Match the resting orders against the moves of *update*, then the book after them."""
         queues = self._queues
-        for move in moved.moves:
+        for move in book_moves.moves:
             (self._traded if move.is_trade else self._changed)(move)
         queues.frame = update.frame
         if update.cause:
             for waiting in self._orders:
-                if waiting.order_id in queues.places:  # nobody knows what went on: to the back
-                    self._join(waiting, moved)
+                if waiting.order_id in queues.places:  # the feed lost events: to the back
+                    self._join(waiting, book_moves)
         for resting in self._orders:
-            order = self._find(resting.order_id)  # a fill before it may have changed it
+            order = self._find(resting.order_id)  # an earlier fill may have changed it
             if order is None or update.market_ms < order.eligible_ms:
                 continue
-            if order.role is not OrderRole.LIQUIDATION:  # which the mark price decides
-                self._meet(order, update, moved)
-        self._trail(moved.bids[0].price, moved.asks[0].price)
+            if order.role is not OrderRole.LIQUIDATION:  # only the mark price triggers that
+                self._meet(order, update, book_moves)
+        self._trail(book_moves.bids[0].price, book_moves.asks[0].price)
         queues.keep({order.order_id for order in self._orders})
-        if moved.is_whole:
-            for side, levels in ((Side.BUY, moved.bids), (Side.SELL, moved.asks)):
+        if book_moves.is_whole:
+            for side, levels in ((Side.BUY, book_moves.bids), (Side.SELL, book_moves.asks)):
                 queues.forget_renewed(side, levels)
 
-    def _meet(self, order: Order, update: BookUpdate, moved: BookMoves) -> None:
-        """Let *order* meet the current book."""
-        levels = moved.asks if order.side is Side.BUY else moved.bids
+    def _meet(self, order: Order, update: BookUpdate, book_moves: BookMoves) -> None:
+        """Match *order* against the book after *update*."""
+        levels = book_moves.asks if order.side is Side.BUY else book_moves.bids
         far, arrives = levels[0].price, order.status is OrderStatus.NEW
         if arrives and self._refuses(order, far, update):
             return
@@ -90,20 +90,23 @@ class BookPass(MarketPass):
                 return
             order, arrives = self._triggered(order), True
         rests = order.price is not None and not arrives
-        if rests and moved.is_whole and order.order_id not in self._queues.places:
-            self._join(order, moved)
+        if rests and book_moves.is_whole and order.order_id not in self._queues.places:
+            self._join(order, book_moves)
         if reaches(order.side, order.price, far):
-            self._take(order, levels, moved, update.market_ms, is_maker=rests)
+            self._take(order, levels, book_moves, update.market_ms, is_maker=rests)
         left = self._find(order.order_id)
         if order.price is None or rests or left is None:
             return
         if update.is_sampled:
             self._end(left, NO_QUEUE)
         else:
-            self._join(left, moved)
+            self._join(left, book_moves)
 
     def _refuses(self, order: Order, far: int, update: BookUpdate) -> bool:
-        """Refuse *order*, which arrives where the far side stands at *far*, if it must not."""
+        """Reject *order*, which arrives with the far side at *far*, if it must not rest or take.
+
+        Returns whether it was rejected.
+        """
         takes = not is_waiting_stop(order) and reaches(order.side, order.price, far)
         if order.post_only and takes:
             self._end(order, WOULD_TAKE, OrderEvent.REJECT)
@@ -117,16 +120,18 @@ class BookPass(MarketPass):
         self,
         order: Order,
         levels: Iterable[BookLevel],
-        moved: BookMoves,
+        book_moves: BookMoves,
         at_ms: int,
         *,
         is_maker: bool,
     ) -> None:
-        """Fill *order* by what *levels* show and nothing took: as maker at its own price."""
-        middle = (moved.bids[0].price + moved.asks[0].price) // 2
+        """Fill *order* from the available quantity of *levels*; a maker at its own price."""
+        middle = (book_moves.bids[0].price + book_moves.asks[0].price) // 2
         side = other(order.side)
         wanted = order.quantity - order.filled
-        for level, part in walked(tuple(levels), self._queues, order.side, wanted, order.price):
+        for level, part in walk_levels(
+            tuple(levels), self._queues, order.side, wanted, order.price
+        ):
             now = self._find(order.order_id)
             if now is None:
                 return
@@ -145,19 +150,19 @@ class BookPass(MarketPass):
 
     # ------------------------------------------------------------ queues
 
-    def _join(self, order: Order, moved: BookMoves) -> None:
+    def _join(self, order: Order, book_moves: BookMoves) -> None:
         """Put *order* at the back of the queue of its price."""
         assert order.price is not None
-        levels = moved.bids if order.side is Side.BUY else moved.asks
+        levels = book_moves.bids if order.side is Side.BUY else book_moves.asks
         shown = {level.price: level.size for level in levels}.get(order.price)
         if shown is None:
-            # Between the touch and the last known level nobody waits; beyond it nobody knows.
+            # A missing level within the known depth is empty; beyond the depth it is unknown.
             is_beyond = not reaches(order.side, order.price, levels[-1].price)
             shown = UNKNOWN if is_beyond else 0
         self._queues.places[order.order_id] = QueuePlace(order.order_id, shown, max(shown, 0))
 
     def _changed(self, move: Move) -> None:
-        """Let the level of a price show another size."""
+        """Update the places in the queue of a level that changed its size."""
         places = self._queues.places
         for order in self._orders:
             place = places.get(order.order_id)
@@ -165,7 +170,7 @@ class BookPass(MarketPass):
                 places[order.order_id] = after_change(place, move.size, self._queues.rules)
 
     def _traded(self, move: Move) -> None:
-        """Let a taker of the other side trade at a price, or through it: its size fills once."""
+        """Fill orders by a trade at their price or through it; its size fills only once."""
         used, places = 0, self._queues.places
         for resting in sorted(self._orders, key=_best_first):
             place, order = places.get(resting.order_id), self._find(resting.order_id)
@@ -192,27 +197,27 @@ def _best_first(order: Order) -> int:
 
 
 def rests_as_limit(order: Order) -> bool:
-    """Whether *order* is a limit that has reached the exchange, and waits in a queue."""
+    """Return whether *order* is a limit that has reached the exchange and waits in a queue."""
     arrived = order.status is not OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION
     return arrived and order.price is not None and not is_waiting_stop(order)
 
 
 class BookWatch:
-    """What of an order book can change an order of some account: a feed asks it at every frame.
+    """Tells a feed, at every frame of an order book, whether it can change an order of an account.
 
-    It follows the places of resting limits by itself, by the rules by which the broker will. It
-    holds until the next step: whoever hands on an event asks for another.
+    It updates copies of the queue places by the broker's rules. It is valid until the next step;
+    after each event the feed gets a new one.
     """
 
     def __init__(self, lines: Iterable[Line]) -> None:
-        """Watch for the positions in one instrument, of all accounts."""
+        """Watch for *lines*, the positions of all accounts in one instrument."""
         self._lines = [line for line in lines if line.waits]
         self.rests: bool = bool(self._lines)
         """Whether anything rests."""
         self.queued: dict[tuple[Side, int], list[tuple[QueuePlace, QueueRules]]] = {}
-        """The places of the limits that rest in a queue, by side and price."""
-        self.has_strangers = False
-        """Whether a limit rests whose place in the queue is not known: another model took it in."""
+        """The queue places of resting limits, by side and price."""
+        self.has_unknown_places = False
+        """Whether the queue place of a resting limit is unknown: another model accepted it."""
         self._others: list[tuple[Order, int]] = []
         arriving: list[int] = []
         for line in self._lines:
@@ -224,33 +229,36 @@ class BookWatch:
                     at = (order.side, order.price)
                     self.queued.setdefault(at, []).append((place, queues.rules))
                 else:
-                    self.has_strangers |= rests_as_limit(order)
+                    self.has_unknown_places |= rests_as_limit(order)
                 if order.status is OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION:
                     arriving.append(order.eligible_ms)
                 self._others.append((order, resting.trail))
         self.arrives_ms: int | None = min(arriving, default=None)
-        """When the next order reaches the exchange; None where none is on its way."""
+        """When the next order reaches the exchange; None if none is on its way."""
 
     def acts(self, quote: Quote) -> bool:
-        """Whether a book whose best levels are *quote* changes an order by itself."""
-        due = [line.protector.matters_from(quote) for line in self._lines]
+        """Return whether a book with the best levels of *quote* changes an order, without moves."""
+        due_times = [line.protector.matters_from(quote) for line in self._lines]
         for order, trail in self._others:
             if not rests_as_limit(order):
-                due.append(matters_from(order, quote, trail))
+                due_times.append(matters_from(order, quote, trail))
             elif reaches(
                 order.side, order.price, quote.ask if order.side is Side.BUY else quote.bid
-            ):  # what happened at its price is asked of its place
+            ):
                 return True
             else:
-                due.append(order.until_ms)
-        return any(from_ms is not None and quote.market_ms >= from_ms for from_ms in due)
+                due_times.append(order.until_ms)
+        return any(from_ms is not None and quote.market_ms >= from_ms for from_ms in due_times)
 
     def concerns(self, side: Side, price: int) -> bool:
-        """Whether a limit of *side* rests that a trade at *price* may fill or move forward."""
-        return any(of is side and reaches(side, at, price) for of, at in self.queued)
+        """Return whether a trade at *price* may fill or move forward a resting limit of *side*."""
+        return any(
+            queued_side is side and reaches(side, limit, price)
+            for queued_side, limit in self.queued
+        )
 
     def take(self, move: Move) -> bool:
-        """Follow *move*; return whether it fills an order."""
+        """Update the queue places by *move*; return whether it fills an order."""
         if not move.is_trade:
             at = (move.side, move.price)
             if waiting := self.queued.get(at):
@@ -266,7 +274,7 @@ class BookWatch:
                 fills = True
                 continue
             for number, (place, rules) in enumerate(waiting):
-                moved, reached = after_trade(place, move.size)
-                waiting[number] = moved, rules
+                updated, reached = after_trade(place, move.size)
+                waiting[number] = updated, rules
                 fills = fills or reached > 0
         return fills

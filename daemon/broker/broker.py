@@ -1,8 +1,8 @@
-"""``Broker``: every account of a run, and what events and intents do to them.
+"""``Broker``: all accounts of a run, to which it applies events and intents.
 
-The engine shows it each event and hands it each intent, and learns what was filled and which orders
-changed. Accounts, resting orders, exit orders and matching are its own. A shadow account is another
-account at the same broker: every event meets all alike.
+The engine passes each event and each intent to the broker, and gets back fills and changed orders.
+Accounts, resting orders, exit orders and matching are internal to the broker. A shadow account is
+another account at the same broker: every event reaches all accounts.
 
 The rules are docs/money.md, M6 to M21, docs/one_account.md, J12 to J23, and docs/decisions.md, G18.
 """
@@ -22,17 +22,17 @@ from tracepaper.daemon.broker.account import (
     Intent,
     Ownership,
     PaperAccount,
-    part_of,
+    intent_for_side,
 )
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings, requests_of
-from tracepaper.daemon.broker.book_fills import moves_in
+from tracepaper.daemon.broker.book_fills import unpack_moves
 from tracepaper.daemon.broker.book_matching import BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
-from tracepaper.daemon.broker.orders import FLATTEN, Moment
+from tracepaper.daemon.broker.orders import FLATTEN, OrderContext
 from tracepaper.daemon.broker.positions import Positions
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.apportion import crossed
@@ -68,47 +68,49 @@ class Save(IntEnum):
     """Whether the state has to be stored."""
 
     NO = 0
-    LATER = 1  # now and then: only the steps say what has changed
-    NOW = 2  # by this step; within a close, by its last one
+    LATER = 1  # periodically: the steps in between hold the changes
+    NOW = 2  # with this step; within a close, with its last one
 
 
-_LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
+_LATER: Final = Save.LATER  # looking up an enum member is slow, and entries do it at each bar
 
 
-class Wishes(NamedTuple):
-    """What the owners ask for at a bar's close, and at what price opposing shares cross."""
+class OwnerIntents(NamedTuple):
+    """The intents of the owners at a bar's close, and the price at which opposing shares cross."""
 
-    intents: Mapping[str, Intent | Orders]  # of those that no gate holds, by name
-    targets: Mapping[PositionSide | None, int]  # all of them together, of each position
+    intents: Mapping[str, Intent | Orders]  # by owner, without those that a gate refused
+    targets: Mapping[PositionSide | None, int]  # the sum over all owners, by position side
     price: int
 
-    def closed(self, closing: Intent, owners: Iterable[str]) -> Wishes:
-        """Return the wishes of *owners* that are all *closing*."""
-        return Wishes(dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price)
+    def closed(self, closing: Intent, owners: Iterable[str]) -> OwnerIntents:
+        """Return intents by which all *owners* close their positions: *closing* for each."""
+        return OwnerIntents(
+            dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price
+        )
 
     def reach(self, position: Line) -> int:
-        """Return the largest *position*, unsigned, to which the target and lists could lead."""
+        """Return the size of the largest position to which target and lists could lead."""
         side = position.book.side
         most = least = self.targets[side]
         for share in position.shares:
-            wish = self.intents.get(share.owner)
-            requests = requests_of(wish, side) if isinstance(wish, Orders) else ()
+            owner_intent = self.intents.get(share.owner)
+            requests = requests_of(owner_intent, side) if isinstance(owner_intent, Orders) else ()
             bought, sold, _ = share.orders.opens(requests)
             most, least = most + bought, least - sold
         return max(abs(most), abs(least))
 
 
-NO_WISHES: Final = Wishes({}, {}, 0)
+NO_OWNER_INTENTS: Final = OwnerIntents({}, {}, 0)
 Refusals = dict[str, str | None]
-"""Why what was asked for is not reached, if so."""
+"""Why an intent cannot be reached, or None, by owner; the account has an empty name."""
 
 
 class FilledEvent(NamedTuple):
-    """What was done to the orders of the run's account, and what shadow accounts filled."""
+    """The fills of an event, and the orders of the run's account that it changed."""
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    of_others: Mapping[str, tuple[Fill, ...]] = {}  # of each shadow account, side or owner with any
+    other_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account, side or owner
     entries: Sequence[FillEntry] = ()  # of the run's fills
 
 
@@ -116,10 +118,10 @@ NOTHING_FILLED: Final = FilledEvent()
 
 
 class Broker:
-    """A paper broker: every account of a run.
+    """A paper broker: all accounts of a run.
 
-    ``save`` says whether what the run carries has changed and has to be stored; whoever stores it
-    sets it back.
+    ``save`` says whether the state has changed and has to be stored. The caller resets it after
+    storing the state.
     """
 
     def __init__(
@@ -135,11 +137,11 @@ class Broker:
     ) -> None:
         """Open the run's account, and one for each name of *shadows*.
 
-        The run's has shares where it has *owners*, by name.
-        Whoever sees the bars feeds *day_ranges*, by which exit orders are placed. Fills of the
-        instruments *reports_fills* wait for their next decision. An entry on one of *confirms*
-        lets its position stand for another horizon. Raises ``ConfigInvalid`` for what hedge mode
-        or several owners do not take.
+        Each of the *owners*, by name, has a share of the run's account. The caller feeds bars to
+        *day_ranges*, by which exit orders are placed. Fills of the instruments *reports_fills* are
+        kept until their next decision. An entry in one of the instruments *confirms* lets its
+        position live for another horizon. Raises ``ConfigInvalid`` for an instrument that cannot be
+        traded in hedge mode or by several owners.
         """
         _check(instruments, settings, is_shared=bool(owners))
         self.settings = settings
@@ -147,9 +149,9 @@ class Broker:
         self._by_book = settings.execution is FillModel.BOOK
         self.is_cross = settings.is_cross
         self._is_on_margin = settings.leverage is not None
-        self._marked: dict[str, int] = {}  # the newest mark price since their last bar
-        self._newest: dict[str, int] = {}  # those that the feed asked of, and no event brought yet
-        # What moves prices by their range is fed only where it is asked for.
+        self._marked: dict[str, int] = {}  # by instrument: its newest mark price since its last bar
+        self._newest: dict[str, int] = {}  # mark prices that the feed announced before their event
+        # Mean ranges are fed only if slippage depends on them.
         ranged = instruments if settings.costs.ranges else ()
         self._ranges = {item.id: MeanRange(RANGE_BARS) for item in ranged}
         opens = partial(
@@ -162,8 +164,9 @@ class Broker:
         self.account = opens(
             settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners
         )
-        untold = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
-        self.shadows = {name: opens(settings, owners=untold) for name in sorted(shadows)}
+        # No strategy sees the fills of shadow accounts.
+        unseen = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
+        self.shadows = {name: opens(settings, owners=unseen) for name in sorted(shadows)}
         self.sides: dict[str, Holdings] = {
             side.value: book for side, book in self.account.sides.items()
         }
@@ -172,63 +175,63 @@ class Broker:
             **self.account.owners,
             **self.shadows,
         }
-        """What steps show beside the run's account: its sides or owners, and shadow accounts."""
+        """The accounts that steps show besides the run's: its sides, its owners, the shadows."""
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.account, *self.shadows.values())
-        # Of each instrument every line: at most bars nothing rests in any of them.
+        # All lines of each instrument, for a quick check: at most bars no order rests in any.
         self._lines: dict[str, tuple[Line, ...]] = {
             item.id: tuple(
                 book.lines[item.id] for account in self._accounts for book in account.every_book
             )
             for item in instruments
         }
-        self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
+        self._missed_until_ms: dict[str, int] = {}  # earlier bars arrived without their quotes
         self.save = Save.NOW
 
     def begin(self, sequence: int) -> None:
-        """Let what follows belong to step *sequence*."""
+        """Begin step *sequence*: new orders get its number."""
         for account in self._accounts:
             account.journal.sequence = sequence
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
-        """Return the position of every account in *instrument*, the run's without a name."""
+        """Return the position of every account in *instrument*, by name; None is the run's."""
         positions: dict[str | None, Position] = {None: self.account.position(instrument)}
         for name, account in self.others.items():
             positions[name] = account.position(instrument)
         return positions
 
-    # ------------------------------------------------------------ what the market does
+    # ------------------------------------------------------------ market events
 
     def take(self) -> FilledEvent:
-        """Return the fills since the last call; ``NOTHING_FILLED`` where there are none."""
+        """Return the fills and order changes since the last call, or ``NOTHING_FILLED``."""
         journal = self.account.journal
-        of_others: dict[str, tuple[Fill, ...]] = {}
+        other_fills: dict[str, tuple[Fill, ...]] = {}
         for name, shadow in self.shadows.items():
             if shadow.journal.has_changes:
                 self.save = Save.NOW
-                if done := tuple(shadow.journal.take().fills):
-                    of_others[name] = done
+                if shadow_fills := tuple(shadow.journal.take().fills):
+                    other_fills[name] = shadow_fills
         if journal.has_changes:
             journal = journal.take()
             self.save = Save.NOW
-        elif not of_others:  # as at most bars
+        elif not other_fills:  # as at most bars
             return NOTHING_FILLED
         fills = tuple(journal.fills)
         for fill in fills if self.account.sides else ():
             assert fill.position_side is not None
-            of_others[fill.position_side] = (*of_others.get(fill.position_side, ()), fill)
-        for owner, fill in journal.parts:
-            of_others[owner] = (*of_others.get(owner, ()), fill)
-        return FilledEvent(fills, journal.orders, of_others, journal.entries)
+            other_fills[fill.position_side] = (*other_fills.get(fill.position_side, ()), fill)
+        for owner, fill in journal.share_fills:
+            other_fills[owner] = (*other_fills.get(owner, ()), fill)
+        return FilledEvent(fills, journal.orders, other_fills, journal.entries)
 
     def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
-        """Fill what rests by *bar*, and value what is held.
+        """Match the resting orders against *bar*, and value the positions.
 
-        What rests was decided by an earlier bar; what this one decides waits for the next. A bar
-        values by its close what no mark price has valued since the bar before. It liquidates what
-        has reached that value: a fill or a settlement since may have moved the liquidation price.
-        On cross margin the bar that *is_last* of its close does, when all have valued what is held.
+        All resting orders were decided before this bar. If no mark price arrived since the bar
+        before, the close values the positions. Then positions at their liquidation price are
+        liquidated, since a fill or a settlement may have moved it. On cross margin only the bar
+        that *is_last* of its close liquidates, after all of them have valued their positions.
         """
         key = bar.instrument
         if self._by_quotes or self._by_book:
@@ -248,40 +251,40 @@ class Broker:
             self._ranges[key].push(bar)
 
     def _on_bar_of_quotes(self, bar: Bar) -> None:
-        """Let what rests meet *bar* where its quotes were missed; else end whose time is over."""
+        """Match *bar* if its quotes were missed; in any case cancel expired orders."""
         key = bar.instrument
         self.expire(key, bar.market_ms)
         if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
             for line in self._lines[key]:
-                if line.orders.unmoved:  # no bar before it is missed any more
-                    line.orders.unmoved = ()
+                if line.orders.before_quotes:  # no earlier bar can arrive late any more
+                    line.orders.before_quotes = ()
                     self.save = Save.NOW
             return
         for account in self._accounts:
             account.positions[key].match_bar(bar, is_missed=True)
-            account.journal.mark_down()
+            account.journal.mark_while_down()
 
     def on_quote(self, quote: Quote) -> None:
-        """Fill what rests by *quote*, where quotes fill orders."""
+        """Match the resting orders against *quote*, if quotes fill orders."""
         if self._by_quotes:
             for account in self._accounts:
                 account.positions[quote.instrument].match_quote(quote)
 
     def on_book(self, update: BookUpdate) -> None:
-        """Fill what rests by *update* of an order book, where books fill orders."""
+        """Match the resting orders against a book *update*, if order books fill orders."""
         if self._by_book:
             self.save = Save.NOW  # places in queues
-            moved = moves_in(update)
+            book_moves = unpack_moves(update)
             for account in self._accounts:
-                account.positions[update.instrument].match_book(update, moved)
+                account.positions[update.instrument].match_book(update, book_moves)
 
     def on_mark(self, mark: Mark) -> None:
-        """Value what is held by *mark*, and liquidate what it has reached."""
+        """Value the positions at *mark*, and liquidate those whose liquidation price it reached."""
         self.mark(mark)
         self._liquidate(mark.instrument, mark.price, mark.market_ms)
 
     def on_funding(self, funding: Funding) -> None:
-        """Settle *funding*, and liquidate who is called by it."""
+        """Settle *funding*, and liquidate the accounts on cross margin that it ruins."""
         key = funding.instrument
         self.save = Save.NOW
         for account in self._accounts:
@@ -299,7 +302,7 @@ class Broker:
         self.adjust(action)
 
     def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it, and their close too."""
+        """Adjust the mark and the known bars to a split; a dividend changes neither."""
         if not action.is_split:
             return
         self._marked.pop(action.instrument, None)
@@ -308,14 +311,14 @@ class Broker:
             self._ranges[action.instrument].adjust(action)
 
     def on_gap(self, gap: Gap) -> None:
-        """Learn which bars come late, by REST, perhaps without the quotes that went with them."""
-        if gap.repaired_by == BY_REST and not self._by_book:  # by which bars fill nothing
+        """Note which bars arrive late by REST, so perhaps without their quotes."""
+        if gap.repaired_by == BY_REST and not self._by_book:  # bars never fill orders by book
             self._missed_until_ms[gap.instrument] = gap.until_ms
 
     def on_signal(self, instrument: str, signal: Signal) -> None:
-        """Let whoever waits for another signal on *instrument* learn the newest one.
+        """Pass a *signal* on *instrument* to entries that wait for another signal.
 
-        An account of several owners has no signal: the share of each learns its own.
+        An account of several owners has no signal: each share gets the signal of its owner.
         """
         if self.account.owners:
             return
@@ -324,64 +327,70 @@ class Broker:
                 line.protector.on_signal(signal.action)
 
     def expire(self, instrument: str, market_ms: int) -> None:
-        """Cancel what no quote filled in time, where quotes fill orders."""
+        """Cancel orders that were not filled in time, if quotes or order books fill orders."""
         if self._by_quotes or self._by_book:
             for line in self._lines[instrument]:
                 line.orders.expire(market_ms)
 
     def change(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters for orders and prices from now on."""
+        """Use the exchange's new filters from now on."""
         for line in self._lines[instrument.id]:
             line.change(instrument)
 
     def _liquidate(self, instrument: str, mark: int, at_ms: int) -> None:
-        """Liquidate in every account what *mark* has reached the liquidation price of."""
+        """Liquidate the positions of all accounts whose liquidation price *mark* has reached."""
         for account in self._accounts:
             account.match_mark(instrument, mark, at_ms)
 
-    # ------------------------------------------------------------ what is asked for
+    # ------------------------------------------------------------ intents
 
     def route(
         self,
         intent: Intent | Orders | None,
-        wishes: Wishes,
+        owner_intents: OwnerIntents,
         bar: Bar,
         at_ms: int,
         *,
         shadow: str | None = None,
     ) -> Refusals:
-        """Ask the owners of an account for their *wishes*, and it for the net *intent*, if any.
+        """Apply the owners' *owner_intents* and the net *intent*, as decided at the close of *bar*.
 
-        What of the wishes opposes each other crosses at once; the rest is one order, whose fills
-        are shared. It is the run's, or a *shadow* account. Returns why what was decided at *bar*'s
-        close cannot be reached, of the account by an empty name and of each owner that was asked;
-        what the exchange would refuse of a list is among the orders, REJECTED.
+        Opposing shares cross at once; the rest is one order, whose fills the owners share. The
+        account is the run's, or a *shadow* account. Returns why the intents cannot be reached, by
+        owner; the account has an empty name. Orders by list that the exchange would refuse are
+        recorded as REJECTED instead.
         """
         account = self.account if shadow is None else self.shadows[shadow]
-        refusals: dict[str, list[str | None]] = {name: [] for name in ("", *wishes.intents)}
+        refusals: dict[str, list[str | None]] = {name: [] for name in ("", *owner_intents.intents)}
         for book in account.books:
             position = book.lines[bar.instrument]
             if position.shares:
                 for share in position.shares:
-                    if (wish := wishes.intents.get(share.owner)) is not None:
-                        refusals[share.owner].append(self._ask(share, wish, bar, at_ms))
-                cross(position, wishes.price, at_ms)
+                    if (owner_intent := owner_intents.intents.get(share.owner)) is not None:
+                        refusals[share.owner].append(
+                            self._apply_part(share, owner_intent, bar, at_ms)
+                        )
+                cross(position, owner_intents.price, at_ms)
             if intent is not None:
-                refusals[""].append(self._ask(position, intent, bar, at_ms))
-        return {name: "; ".join(filter(None, of)) or None for name, of in refusals.items()}
+                refusals[""].append(self._apply_part(position, intent, bar, at_ms))
+        return {name: "; ".join(filter(None, texts)) or None for name, texts in refusals.items()}
 
-    def _ask(self, line: Line, wish: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
-        """Ask *line* for its part of what was decided; return why it cannot be reached, by side."""
+    def _apply_part(
+        self, line: Line, owner_intent: Intent | Orders, bar: Bar, at_ms: int
+    ) -> str | None:
+        """Apply to *line* its part of *owner_intent*; return why it cannot be reached, by side."""
         side = line.book.side
-        intent = part_of(wish, side)
-        why = None if intent is None else self._lead(line, intent, bar, at_ms)
-        return why if side is None or why is None else f"{side}: {why}"
+        intent = intent_for_side(owner_intent, side)
+        refusal = None if intent is None else self._apply_intent(line, intent, bar, at_ms)
+        return refusal if side is None or refusal is None else f"{side}: {refusal}"
 
-    def _lead(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
-        """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
+    def _apply_intent(
+        self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int
+    ) -> str | None:
+        """Apply *intent* to *line*; return why it cannot be reached, or None."""
         if self._by_book:
-            # The latency counts from the close, as it does for bars of a file, and no order
-            # arrives before the frame that closed the bar.
+            # The latency counts from the close, as for bars of a file, but no order arrives before
+            # the frame that closed the bar.
             at_ms = max(bar.closed_ms, at_ms - self.settings.latency.fixed_ms)
         if isinstance(intent, Orders):
             line.send(intent, bar, at_ms)
@@ -389,12 +398,12 @@ class Broker:
         action, target, reason = intent.action, intent.target, intent.reason
         orders = line.orders
         if intent.ends_lists:
-            orders.withdraw("", reason, opening_only=True)
+            orders.cancel_listed("", reason, opening_only=True)
         before = orders.target
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
-            action, target = Action.HOLD, before  # a refused entry leaves what stands
-        unsent = None
+            action, target = Action.HOLD, before  # a refused entry keeps the target
+        shortfall = None
         if orders.order is None and target == before == line.held:
             pass  # as at most bars
         elif (
@@ -403,44 +412,47 @@ class Broker:
             and action is Action.HOLD
             and not orders.is_reached(target, line.held)
         ):
-            unsent = orders.shortfall
+            shortfall = orders.shortfall
         else:
             if target == before and action is Action.HOLD:
-                reason = orders.reason  # a target that HOLD leaves standing keeps its own
-            now = Moment(at_ms, bar.open_time_ms, bar.close, line.held)
-            unsent = line.submit(target, reason, now)
-        is_refused = unsent and orders.order is None and not line.held
+                reason = orders.reason  # HOLD keeps the target's reason too
+            context = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held)
+            shortfall = line.submit(target, reason, context)
+        is_refused = shortfall and orders.order is None and not line.held
         if plan is not None and target and not is_refused:
             line.protector.follow(plan, bar.close, at_ms)
         elif orders.is_guarded and action is Action.FLAT and target == 0:
             line.protector.leave(f"the signal is {action.value}")
-        return refusal or unsent
+        return refusal or shortfall
 
     def _enter(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:
-        """Confirm the position of an entry; return its exit orders and why it cannot be entered."""
+        """Confirm the position of an entry; return its exit plan and why it cannot be entered.
+
+        The plan is None as well where it repeats the plan before.
+        """
         plan, refusal = self.planned(line, intent, bar, at_ms)
         if intent.action not in ENTRIES or refusal is not None:
             if refusal is not None and line.key in self._confirms:
-                self.save = Save.NOW  # else the step says that its entry confirmed the position
+                self.save = Save.NOW  # else a restart takes its entry for a confirmation
             return None, refusal
-        # Not at once: the step says in a bit that a position was confirmed.
+        # Later is enough: the step itself records the confirmation.
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.orders.confirmed_ms = bar.open_time_ms
             book, is_own = line.book, line.book.account is self.account
-            if book.name and not (is_own and (line.whole is None or book.side is None)):
-                self.save = Save.NOW  # a step does not say which side or share it was
+            if book.name and not (is_own and (line.parent is None or book.side is None)):
+                self.save = Save.NOW  # the step does not record which side or share it was
         state = line.protector.state
-        # [exits] gave this very plan before; without them a repeated signal stores the state.
-        is_known = (state.plan, state.closed, state.following) == (plan, 0, None)
+        # With [exits] every signal gives a plan, mostly the same; without, a plan is stored anew.
+        is_known = (state.plan, state.closed, state.next_plan) == (plan, 0, None)
         return None if is_known and line.book.settings.exits is not None else plan, None
 
     def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:
-        """Return the exit orders that an entry asks for, and why it cannot be entered."""
+        """Return the exit plan of an entry, and why it cannot be entered."""
         if intent.action not in ENTRIES or intent.refusal is not None:
             return None, intent.refusal
         signal = intent.signal
@@ -459,31 +471,32 @@ class Broker:
         return (None, planned) if isinstance(planned, str) else (planned, None)
 
     def share_out(self) -> None:
-        """Share the equity of each account out to its owners again."""
+        """Distribute the equity of each account to its owners anew."""
         for account in self._accounts:
             account.share_out()
         self.save = Save.NOW
 
     @property
     def reserves(self) -> dict[str, int]:
-        """The money of each account that no owner has a share of; the run's has no name."""
-        return {"": self.account.reserve, **{key: of.reserve for key, of in self.shadows.items()}}
+        """The money of each account that belongs to no owner; the run's account has no name."""
+        accounts = {"": self.account, **self.shadows}
+        return {name: account.reserve for name, account in accounts.items()}
 
     def restore_reserves(self, reserves: Mapping[str, int]) -> None:
-        """Take over *reserves*, as they were."""
-        for name, of in {"": self.account, **self.shadows}.items():
-            of.reserve = reserves.get(name, of.reserve)
+        """Restore the stored *reserves*."""
+        for name, account in {"": self.account, **self.shadows}.items():
+            account.reserve = reserves.get(name, account.reserve)
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
-        """Cancel the run's orders by list: all of them, or those that could open a position."""
+        """Cancel the run's orders by list: all, or only those that could open a position."""
         for book in self.account.every_book:
             for line in book.lines.values():
-                line.orders.withdraw("", reason, opening_only=opening_only)
+                line.orders.cancel_listed("", reason, opening_only=opening_only)
 
     def flatten(self, closes: Mapping[str, int], at_ms: int) -> None:
-        """Close what the run holds, by the operator's command.
+        """Close the run's positions, by the operator's command.
 
-        *closes* are the newest ones of the instruments that have any. Opposing shares cross at the
+        *closes* has the newest close of each instrument that has one. Opposing shares cross at the
         next close.
         """
         if closes:
@@ -492,16 +505,13 @@ class Broker:
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
-                now = Moment(at_ms, 0, close, line.held)
-                line.submit(0, FLATTEN, now, by_command=True)
+                context = OrderContext(at_ms, 0, close, line.held)
+                line.submit(0, FLATTEN, context, by_command=True)
 
-    # ------------------------------------------------------------ what the feed asks
+    # ------------------------------------------------------------ questions of the feed
 
     def quote_from_ms(self, quote: Quote) -> int | None:
-        """Return the earliest market time at which a quote such as *quote* can change an order.
-
-        None where none rests that this one could change.
-        """
+        """Return the market time from which a quote like *quote* changes an order, or None."""
         if not self._by_quotes:
             return None
         key = quote.instrument
@@ -511,25 +521,24 @@ class Broker:
             for order in line.orders.orders
             if (from_ms := matters_from(order, quote, line.orders.trail)) is not None
         ]
-        due = [line.protector.matters_from(quote) for line in self._lines[key]]
-        return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
+        due_times = [line.protector.matters_from(quote) for line in self._lines[key]]
+        return min(times + [from_ms for from_ms in due_times if from_ms is not None], default=None)
 
     def watch(self, instrument: str) -> BookWatch:
-        """Return the part of the order book of *instrument* that can change an order now."""
+        """Return a watch for the changes of *instrument*'s order book that affect an order now."""
         return BookWatch(self._lines[instrument])
 
     def frames_read(self) -> dict[str, int]:
-        """Return how many frames of each instrument's book the accounts know of."""
+        """Return the number of the newest frame that was read of each instrument's book."""
         read: dict[str, int] = {}
-        for key, lines in self._lines.items():  # a new shadow account knows of none
-            queues = [line.positions.queues for line in lines]
-            frames = [each.frame for each in queues if each is not None]
+        for key, lines in self._lines.items():  # a new shadow account has read none
+            frames = [queues.frame for line in lines if (queues := line.positions.queues)]
             if frames:
                 read[key] = max(frames)
         return read
 
     def liquidates(self, mark: Mark) -> bool:
-        """Return whether *mark* takes a position away, of the run's account or a shadow account."""
+        """Return whether *mark* liquidates a position of the run's or a shadow account."""
         if not self._is_on_margin:
             return False
         prices = {mark.instrument: mark.price}
@@ -538,32 +547,32 @@ class Broker:
             prices = self._newest
         return any(account.policy.is_reached(mark.instrument, prices) for account in self._accounts)
 
-    # ------------------------------------------------------------ values, and what a start needs
+    # ------------------------------------------------------------ marks and state
 
     def mark(self, mark: Mark) -> None:
-        """Value what is held by *mark*, and the next bar's close by nothing."""
+        """Value the positions at *mark*; the close of the next bar then values none."""
         self._marked[mark.instrument] = mark.price
         self._newest.pop(mark.instrument, None)
         self.mark_at_close(mark.instrument, mark.price)
 
     def mark_at_close(self, instrument: str, close: int) -> None:
-        """Value what is held of *instrument* at its newest *close*."""
+        """Value the positions in *instrument* at its newest *close*."""
         for line in self._lines[instrument]:
             line.mark_to(close)
 
     def warm_up(self, bar: Bar) -> None:
-        """Let *bar* value what no mark price has; it fills nothing, since accounts are younger."""
+        """Let *bar*, from before the run's first step, value the positions; it fills no order."""
         key = bar.instrument
         if self._marked.pop(key, None) is None:
             self.mark_at_close(key, bar.close)
         if self._ranges:
             self._ranges[key].push(bar)
 
-    def is_still(self) -> bool:
-        """Return whether bars to come, up to a quarter away, can do nothing but value what is held.
+    def is_quiet(self) -> bool:
+        """Return whether coming bars with prices within a quarter can only change values.
 
-        Of one account without sides, in which nothing can be liquidated. What rests or protects
-        has to be passed by each bar: see :meth:`resting`.
+        That needs a single account in one-way mode in which nothing can be liquidated. The caller
+        has to check that each bar passes the positions of :meth:`resting`.
         """
         if self.save is Save.NOW or self._marked or self.account.entries:
             return False
@@ -578,14 +587,15 @@ class Broker:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
-        return all(book.bears_a_quarter for book in self.account.every_book)
+        return all(book.fits_a_quarter_away for book in self.account.every_book)
 
     def resting(self) -> dict[str, Positions]:
-        """Return the positions of the account at which something rests, by instrument."""
-        return {key: at for key, at in self.account.positions.items() if at.waits}
+        """Return the positions of the account that an event could change, by instrument."""
+        every = self.account.positions.items()
+        return {key: positions for key, positions in every if positions.waits}
 
     def follow(self, bars: Sequence[Bar]) -> None:
-        """Value what is held by the last of *bars* of one instrument, which change nothing else."""
+        """Value the positions by the last of *bars*, of one instrument; nothing else changes."""
         key = bars[-1].instrument
         self._newest.pop(key, None)
         self.mark_at_close(key, bars[-1].close)
@@ -594,28 +604,28 @@ class Broker:
                 self._ranges[key].push(bar)
 
     def forget(self) -> None:
-        """Drop what a restarted process does not know: mark prices, and which quotes are missed."""
+        """Forget what a restart loses: mark prices, and which quotes were missed."""
         self._marked.clear()
         self._missed_until_ms.clear()
 
     def is_engaged(self, instrument: str) -> bool:
-        """Return whether any account holds *instrument*, has a target, or orders that rest."""
+        """Return whether any account has a position, a target or orders in *instrument*."""
         return any(
             line.held or line.orders.target or line.orders.rests for line in self._lines[instrument]
         )
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
-        """Return the state that a restart needs: of the run's account, and of the others."""
+        """Return the state to store: of the run's account, and of the other accounts by name."""
         return self.account.state(), {
             name: account.state() for name, account in self._stored.items()
         }
 
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:
-        """What has a state beside that of the run's account."""
-        stored: dict[str, Book | PaperAccount] = {**self.account.parts, **self.shadows}
+        """The books and accounts whose state is stored besides the run's account, by name."""
+        stored: dict[str, Book | PaperAccount] = {**self.account.stored_books, **self.shadows}
         for name, shadow in self.shadows.items():
-            stored |= {f"{name}/{part}": book for part, book in shadow.parts.items()}
+            stored |= {f"{name}/{part}": book for part, book in shadow.stored_books.items()}
         return stored
 
     def restore(
@@ -628,10 +638,10 @@ class Broker:
         fills: Mapping[str, Sequence[Fill]] = {},
         taken_over: bool = False,
     ) -> None:
-        """Take over what survived a restart, or what another run left (*taken_over*).
+        """Restore the stored state of this run, or of another run (*taken_over*).
 
-        *parts* are the states of the sides and of the owners. *confirmed* are the positions that
-        were confirmed since, oldest first; *fills* those that decisions have not been told of.
+        *parts* are the states of the sides and of the owners. *confirmed* are the confirmations
+        since then, oldest first; *fills* those that no decision has seen.
         """
         self.account.restore(state, parts, taken_over=taken_over)
         for name, shadow in self.shadows.items():
@@ -640,8 +650,8 @@ class Broker:
                 for key, part in shadows.items()
                 if key.startswith(f"{name}/")
             }
-            # Another run may have had other ones, in another position mode or of other owners.
-            if name in shadows and of_shadow.keys() == shadow.parts.keys():
+            # Another run may have had other sides or owners.
+            if name in shadows and of_shadow.keys() == shadow.stored_books.keys():
                 shadow.restore(shadows[name], of_shadow)
         self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
@@ -654,7 +664,7 @@ class Broker:
             if account is not None and confirmation.instrument in self._confirms:
                 account.confirm(confirmation.instrument, confirmation.open_time_ms)
         reported = self.account.fills
-        reported.update({key: list(given) for key, given in fills.items() if key in reported})
+        reported.update({key: list(unseen) for key, unseen in fills.items() if key in reported})
 
 
 def _check(
@@ -663,23 +673,23 @@ def _check(
     *,
     is_shared: bool,
 ) -> None:
-    """Raise ``ConfigInvalid`` for what hedge mode or several owners do not take."""
+    """Raise ``ConfigInvalid`` for an instrument unfit for hedge mode or for several owners."""
     is_hedged = settings.is_hedged
     for item in instruments:
         if is_hedged and item.quote_coin == "USDC":
             raise ConfigInvalid(
-                f"{item.id} is settled in USDC, whose contracts the exchange has in one-way "
-                'mode alone; set account.position_mode to "one_way".'
+                f"{item.id} is settled in USDC, and the exchange trades such contracts only in "
+                'one-way mode; set account.position_mode to "one_way".'
             )
         if is_shared and item.price_decimals + item.quantity_decimals > MONEY_DECIMALS:
             raise ConfigInvalid(
-                f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
-                "decimals, which no two strategies can share exactly; trade it by [strategy]."
+                f"{item.id} has prices times quantities of more than {MONEY_DECIMALS} decimals, "
+                "which several strategies cannot share exactly; trade it with one [strategy]."
             )
 
 
 def cross(position: Line, price: int, at_ms: int) -> None:
-    """Let shares of *position* that oppose each other cross at *price*, without fee."""
+    """Cross the opposing shares of *position* at *price*, without fee."""
     wanted = [share.orders.target - share.held for share in position.shares]
     for share, signed in zip(position.shares, crossed(wanted), strict=True):
         if not signed:
@@ -695,6 +705,6 @@ def cross(position: Line, price: int, at_ms: int) -> None:
             share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
             orders.reason, at_ms, position_side=share.book.side,
         )  # fmt: skip
-        share.take_part(fill)
+        share.post_part(fill)
         orders.resize(share.held)
-        share.protector.after([order], price, at_ms)
+        share.protector.on_fills([order], price, at_ms)

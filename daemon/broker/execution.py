@@ -1,6 +1,6 @@
-"""Execution models: the price of a fill at a quote or within a bar.
+"""Execution models: the price and fee of a fill at a quote, an order book or within a bar.
 
-When it does is decided in ``matching``. The rules are docs/money.md, M10 to M15.
+``matching`` decides when an order is filled. The rules are docs/money.md, M10 to M15.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from tracepaper.strategies.units import (
 )
 
 RANGE_BARS: Final = 60
-"""Closed bars whose mean true range ``execution.spread_slippage`` is a share of."""
+"""The closed bars of the mean true range by which ``execution.spread_slippage`` is scaled."""
 RANGE_BARS_LEAST: Final = 14
-"""Bars of the mean true range where a day holds fewer: the length that is usual for it."""
+"""The bars of a day's mean true range if a day has fewer: the usual length of an ATR."""
 
 
 class ExecutionCosts(Struct, frozen=True):
-    """What trading costs: rates as integers of 10⁻¹⁰ of the notional or price."""
+    """The costs of trading: rates as integers of 10⁻¹⁰ of the notional or price."""
 
     taker_fee: int
     slippage: int = 0
-    half_spread: int = 0  # next_open only: quotes carry their own spread
-    per_share: int = 0  # 10⁻¹⁰ of the currency for each share that is traded
-    minimum: int = 0  # money: the least fee of an order
+    half_spread: int = 0  # for bars only: quotes have a spread
+    per_share: int = 0  # fee for each traded share, in 10⁻¹⁰ of the currency
+    minimum: int = 0  # the least fee of an order, in money
     maker_fee: int = 0
-    ranges: int = 0  # true ranges that a taker's price is moved by
-    impact: int | None = None  # a multiple of the shown size; None: the rest waits
+    ranges: int = 0  # slippage of a taker in true ranges
+    impact: int | None = None  # price impact of an order beyond the shown size; None: it waits
 
     @property
     def round_trip(self) -> float:
@@ -80,26 +80,26 @@ class ExecutionCosts(Struct, frozen=True):
 class MeanRange:
     """The mean true range of the last *bars* closed bars.
 
-    A bar's true range is the largest of high less low and the distances of both from the close
-    before it. So these bars and the one before them decide it, and a start that is shown those
-    again comes to the same number. Nothing is added up before it is asked for.
+    A bar's true range is the largest of high minus low and the distances of both from the close
+    before it. The mean therefore depends on these bars and the one before them, and a start that
+    is fed those again has the same mean. The sum is computed lazily, on the first request.
     """
 
     def __init__(self, bars: int) -> None:
         self.bars = bars
         self._recent: deque[Bar] = deque(maxlen=bars + 1)
-        self._ranges: deque[int] | None = None  # once it was asked for
+        self._ranges: deque[int] | None = None  # None before the first request
         self._sum = 0
         self.push: Callable[[Bar], None] = self._recent.append
-        """Take in the next closed bar."""
+        """Add the next closed bar."""
 
     @classmethod
     def of_day(cls, interval_ms: int) -> Self:
-        """Return that of a day, which is what ``Volatility`` counts in."""
+        """Return the mean range of a day's bars, the unit of ``Volatility``."""
         return cls(max(DAY_MS // interval_ms, RANGE_BARS_LEAST))
 
     def _push(self, bar: Bar) -> None:
-        """Take in the next closed bar, and its range."""
+        """Add the next closed bar and its range."""
         ranges, high, low = self._ranges, bar.high, bar.low
         assert ranges is not None
         if self._recent:
@@ -112,7 +112,7 @@ class MeanRange:
         self._recent.append(bar)
 
     def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it."""
+        """Adjust the known bars to a split."""
         bars = [adjusted_bar(action, bar) for bar in self._recent]
         self._recent.clear()
         self._ranges, self._sum = None, 0
@@ -120,25 +120,25 @@ class MeanRange:
         self.push = self._recent.append
 
     def last(self, count: int) -> list[Bar]:
-        """Return the last *count* bars, newest first, or as many as are known."""
+        """Return the last *count* bars, newest first; fewer if fewer are known."""
         return list(islice(reversed(self._recent), count))
 
     def mean(self) -> int | None:
-        """Return it in units of the price; None while fewer bars are known."""
+        """Return the mean in units of the price; None while too few bars are known."""
         if len(self._recent) <= self.bars:
             return None
-        return divide_half_even(self._added(), self.bars)
+        return divide_half_even(self._range_sum(), self.bars)
 
     @property
     def rate(self) -> int:
-        """That of the bars that are known, as 10⁻¹⁰ of the last close; 0 before the first."""
+        """The mean over the known bars, in 10⁻¹⁰ of the last close; 0 before the first bar."""
         if not self._recent:
             return 0
         count = min(len(self._recent), self.bars)
-        return self._added() * RATE_SCALE // (count * self._recent[-1].close)
+        return self._range_sum() * RATE_SCALE // (count * self._recent[-1].close)
 
-    def _added(self) -> int:
-        """Return the sum of the ranges."""
+    def _range_sum(self) -> int:
+        """Return the sum of the ranges; the first call computes them."""
         if self._ranges is None:
             bars = [*self._recent]
             self._recent.clear()
@@ -149,7 +149,7 @@ class MeanRange:
 
 
 class Executor:
-    """Prices the fills of one instrument's orders."""
+    """Computes the fills of one instrument's orders."""
 
     def __init__(
         self, instrument: Instrument, costs: ExecutionCosts, ranges: MeanRange | None = None
@@ -162,23 +162,26 @@ class Executor:
         self._costs = costs
         self._ranges = ranges
 
-    # ------------------------------------------------------------ orders that take
+    # ------------------------------------------------------------ takers
 
     def taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
-        """Let *order* take all that is left of it at *price*, worse by spread and slippage.
+        """Fill all that is left of *order* at *price*, worsened by spread and slippage.
 
-        On Bybit a candle's open is the previous close, not a price that anyone traded at; on
-        other venues it is the first trade. Either way an order that takes there came before it.
+        On Bybit a candle's open is the previous close, not a traded price; on other venues it is
+        the first trade. In both cases the order was decided before it.
         """
-        left, spread = order.quantity - order.filled, self._costs.half_spread
-        return self._take(order, left, price, price, model, filled_ms, spread)
+        remaining, spread = order.quantity - order.filled, self._costs.half_spread
+        return self._take(order, remaining, price, price, model, filled_ms, spread)
 
     def far_side(self, price: int, side: Side) -> int:
-        """Return the price that an order of *side* takes at once where a bar stands at *price*."""
+        """Return the price at which an order of *side* takes, with the bar's price at *price*."""
         return self._worse(price, side, self._costs.half_spread)
 
     def at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
-        """Fill *order* at the far side of *quote*, of which *available* is left, if any."""
+        """Fill *order* at the far side of *quote*, of whose size *available* is left.
+
+        None if nothing is left.
+        """
         wanted = order.quantity - order.filled
         quantity, rate = min(wanted, available), 0
         if quantity <= 0:
@@ -186,35 +189,35 @@ class Executor:
         if wanted > available and self._costs.impact is not None and order.price is None:
             quantity = wanted
             rate = min(self._costs.impact * (wanted - available) // available, RATE_SCALE)
-        touched = quote.ask if order.side is Side.BUY else quote.bid
+        far = quote.ask if order.side is Side.BUY else quote.bid
         middle, at_ms = (quote.bid + quote.ask) // 2, quote.market_ms
-        return self._take(order, quantity, touched, middle, FillModel.QUOTE, at_ms, rate)
+        return self._take(order, quantity, far, middle, FillModel.QUOTE, at_ms, rate)
 
     def at_level(self, order: Order, price: int, quantity: int, middle: int, at_ms: int) -> Fill:
-        """Let *order* take *quantity* of a level at *price*; *middle* is that of the order book."""
+        """Fill *quantity* of *order* at a level's *price*; *middle* is the book's mid price."""
         return self._take(order, quantity, price, middle, FillModel.BOOK, at_ms)
 
-    # ------------------------------------------------------------ limits that rested
+    # ------------------------------------------------------------ makers and liquidations
 
     def fill_resting(self, order: Order, quantity: int, model: FillModel, filled_ms: int) -> Fill:
-        """Fill *quantity* of a resting limit at its own price, as maker, and at that fee."""
+        """Fill *quantity* of a resting limit at its price, with the maker fee."""
         price = order.price
         assert price is not None
         return self._fill(order, quantity, price, price, model, filled_ms, Liquidity.MAKER)
 
     def liquidated(self, order: Order, mark: int, filled_ms: int) -> Fill:
-        """Close all that is left of the exchange's *order* at its bankruptcy price.
+        """Fill all that is left of a liquidation *order* at its price, the bankruptcy price.
 
-        The exchange takes it over there, wherever the market stands; *mark* is what reached it. An
-        order without a price reduces a position at the mark.
+        The exchange takes the position over at that price, wherever the market is. *mark* is the
+        mark price. An order without a price reduces a position at the market.
         """
-        price, left = order.price, order.quantity - order.filled
+        price, remaining = order.price, order.quantity - order.filled
         if price is None:
             return self.taken(order, mark, FillModel.LIQUIDATION, filled_ms)
-        return self._fill(order, left, price, mark, FillModel.LIQUIDATION, filled_ms)
+        return self._fill(order, remaining, price, mark, FillModel.LIQUIDATION, filled_ms)
 
     def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
-        """Return *fill* of *order* as it is for less, at the same price."""
+        """Return *fill* of *order* with another *quantity*, at the same price."""
         return self._fill(
             order, quantity, fill.price, fill.reference_price, fill.model, fill.filled_ms,
             fill.liquidity,
@@ -223,14 +226,14 @@ class Executor:
     # ------------------------------------------------------------ prices and fees
 
     def _slippage(self) -> int:
-        """Return by what rate a taker's price is moved, besides the spread."""
+        """Return the rate by which a taker's price is worsened besides the spread."""
         costs = self._costs
         if not costs.ranges or self._ranges is None:
             return costs.slippage
         return costs.slippage + costs.ranges * self._ranges.rate // RATE_SCALE
 
     def _worse(self, price: int, side: Side, rate: int) -> int:
-        """Return *price* moved by *rate* against *side*, to the next whole tick."""
+        """Return *price* worsened by *rate* for *side*, rounded up to the next worse tick."""
         if rate == 0:
             return price
         tick = self.tick
@@ -248,9 +251,9 @@ class Executor:
         filled_ms: int,
         rate: int = 0,
     ) -> Fill:
-        """Let *order* take *quantity* at *price*, worse by *rate* and slippage.
+        """Fill *quantity* of *order* at *price*, worsened by *rate* and slippage.
 
-        A limit is never filled worse than at its own price.
+        A limit is never filled at a worse price than its own.
         """
         price = self._worse(price, order.side, rate + self._slippage())
         if order.price is not None:

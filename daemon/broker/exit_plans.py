@@ -1,8 +1,8 @@
-"""Where exit orders stand: levels from a signal and from the [exits] of the configuration.
+"""The prices of exit orders, from a signal and from the [exits] of the configuration.
 
-A :class:`Plan` holds the levels of one position. Of a level that the signal and the configuration
-both name, the one that is met first counts, as if both rested. What the configuration names is
-set with the entry: a repeated signal leaves it where it stands.
+A :class:`Plan` holds the levels of one position. If the signal and the configuration both name a
+level, the nearer one counts, as if both orders rested. The levels of the configuration are set with
+the entry; a repeated signal does not move them.
 
 The rules are docs/protection.md, E8 to E10 and E18 to E22.
 """
@@ -32,11 +32,11 @@ from tracepaper.strategies.units import (
 NO_VOLATILITY: Final = "no volatility yet"
 _PRICE_MOST: Final = 2**53
 _SHARE_MOST: Final = 1e4
-"""Of the entry price: a level farther away is stored as this one."""
+"""The largest stored distance from the entry price, as a multiple of it."""
 
 
 class Level(Struct, frozen=True, array_like=True):
-    """Where a protective order stands: at a price, or so far from the entry price."""
+    """The level of a protective order: a price, or a distance from the entry price."""
 
     value: int  # a price or a distance in units of the price; or 10⁻¹⁰ of the entry price
     is_price: bool
@@ -44,16 +44,16 @@ class Level(Struct, frozen=True, array_like=True):
     words: str  # the order's reason
 
     def distance(self, entry: int) -> int:
-        """Return how far from the price *entry* it is."""
+        """Return the distance from the price *entry*, in units of the price."""
         return divide_half_even(entry * self.value, RATE_SCALE) if self.is_share else self.value
 
     def at(self, entry: int, direction: int) -> int:
-        """Return the price; *direction* is 1 above the entry and -1 below it."""
+        """Return the price; *direction* is 1 for a level above the entry and -1 below it."""
         return self.value if self.is_price else entry + direction * self.distance(entry)
 
 
 class Plan(Struct, frozen=True, array_like=True):
-    """What protects a position of one side, once there is one."""
+    """The levels that protect a position of one side, or one that is still to be entered."""
 
     sign: int  # 1 for long, -1 for short
     stop: Level | None = None
@@ -63,33 +63,33 @@ class Plan(Struct, frozen=True, array_like=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it protects nothing."""
+        """Whether it names no exit order."""
         return (self.stop, self.target, self.trailing, self.until_ms) == (None,) * 4
 
 
 CONFIGURED: Final = "exits."
-"""Begins the reason of an order that the configuration asks for, by its key: exits.stop_loss."""
+"""The prefix of the reason of an order by the configuration; its key follows: exits.stop_loss."""
 
 
 class ExpectedReturn(NamedTuple):
-    """What the model expects of the log return to the gate's horizon."""
+    """The model's forecast of the log return to the gate's horizon."""
 
-    mean: float  # times the slope of the model's card
+    mean: float  # multiplied by the slope of the model's card
     stdev: float
     volatility: float
 
 
 class ExitDistance(NamedTuple):
-    """How far from the entry price a configured level stands: ``2%``, ``2 atr``, ``q0.05``."""
+    """A configured distance from the entry price: ``2%``, ``2 atr``, ``q0.05``."""
 
-    key: str  # of [exits], with which the reason of its orders begins
+    key: str  # exits.KEY, with which the reason of its orders begins
     unit: str  # "%", "atr", "volatility" or "q"
     number: float
     text: str
 
     @classmethod
     def of(cls, key: str, text: str | None) -> ExitDistance | None:
-        """Read the *text* of [exits] *key* as the configuration writes it."""
+        """Parse the *text* of the key *key* of [exits]; None without one."""
         if text is None:
             return None
         name = CONFIGURED + key
@@ -100,7 +100,7 @@ class ExitDistance(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The reason of its orders, which hold the price themselves: the same at every bar."""
+        """The reason of its orders: without the price, so that it is the same at every bar."""
         match self.unit:
             case "%":
                 return f"{self.key} {self.number:g} %"
@@ -110,10 +110,11 @@ class ExitDistance(NamedTuple):
                 return f"{self.key} {self.text}"
 
     def share(self, sign: int, direction: int, expected: ExpectedReturn) -> float:
-        """Return by which share of the entry price it stands away in *direction*.
+        """Return the distance in *direction* as a share of the entry price.
 
-        Of a position of *sign*; the quantile is that of its return, by a normal law. Negative
-        where the forecast does not reach that side, infinite beyond every number.
+        *sign* is that of the position. A quantile is one of the position's normally distributed
+        return. The share is negative if that return lies on the other side of the entry price, and
+        infinite if it overflows.
         """
         if self.unit == "volatility":
             log_return = direction * self.number * expected.volatility
@@ -127,31 +128,31 @@ class ExitDistance(NamedTuple):
 
 
 class Exits(NamedTuple):
-    """The [exits] of a configuration: what protects every position that a signal enters."""
+    """The [exits] of a configuration, which protect every position that a signal enters."""
 
     stop: ExitDistance | None
     target: ExitDistance | None
     trailing: ExitDistance | None
-    roi: tuple[tuple[int, Level], ...]  # from an age (ms) on, which rises
+    roi: tuple[tuple[int, Level], ...]  # the target from each age (ms) on, by rising age
     time_limit_ms: int  # 0: none
     reenter: bool
 
     @classmethod
     def of(cls, section: Mapping[str, Any], forecaster: Forecaster | None) -> Exits | None:
-        """Read the [exits] *section*; None where it names nothing.
+        """Parse the [exits] *section*; None if it names nothing.
 
-        Raises ``ConfigInvalid`` where it follows what *forecaster* does not forecast.
+        Raises ``ConfigInvalid`` if it needs a measure that *forecaster* does not forecast.
         """
         exits = cls(
             ExitDistance.of("stop_loss", section["stop_loss"]),
             ExitDistance.of("take_profit", section["take_profit"]),
             ExitDistance.of("trailing", section["trailing"]),
-            tuple(_returns(section["minimal_roi"])),
+            tuple(_roi_levels(section["minimal_roi"])),
             time_of(section["time_limit"] or "") or 0,
             section["reenter"],
         )
-        given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
-        if missing := sorted(exits.measures - given):
+        available: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
+        if missing := sorted(exits.measures - available):
             raise ConfigInvalid(
                 f"[exits] follows the forecast, and this strategy gets no {' and '.join(missing)} "
                 "of a model; write 2% or 2 atr, or choose a strategy and a model that forecast it."
@@ -165,27 +166,31 @@ class Exits(NamedTuple):
 
     @property
     def _units(self) -> set[str]:
-        return {of.unit for of in (self.stop, self.target, self.trailing) if of is not None}
+        distances = (self.stop, self.target, self.trailing)
+        return {distance.unit for distance in distances if distance is not None}
 
     @property
     def uses_atr(self) -> bool:
-        """Whether the range of a day has to be known."""
+        """Whether it needs the mean range of a day."""
         return "atr" in self._units
 
     @property
     def measures(self) -> frozenset[str]:
-        """What the model has to give."""
+        """The measures that it needs of the model's forecast."""
         wanted = {"volatility"} if "volatility" in self._units else set()
         return frozenset(
             wanted | ({"mean_return", "stdev_return"} if "q" in self._units else set())
         )
 
     def roi_at(self, age_ms: int) -> Level | None:
-        """Return the target by minimal_roi of a position that was opened *age_ms* ago."""
+        """Return the target of minimal_roi for a position that was opened *age_ms* ago."""
         return next((level for from_ms, level in reversed(self.roi) if age_ms >= from_ms), None)
 
     def next_age_ms(self, plan: Plan, entry: int) -> int | None:
-        """Return the age from which a position entered at *entry* has to be changed, if ever."""
+        """Return the first age (ms) at which a time limit or minimal_roi applies to a position.
+
+        *entry* is its entry price. None if no age changes it.
+        """
         ages = [self.time_limit_ms] if self.time_limit_ms else []
         for from_ms, level in self.roi:
             if nearest((plan.target, level), entry, plan.sign) is not plan.target:
@@ -193,8 +198,8 @@ class Exits(NamedTuple):
         return min(ages, default=None)
 
 
-def _returns(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
-    """Yield the targets of minimal_roi by the age from which they hold."""
+def _roi_levels(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
+    """Yield the targets of minimal_roi, each with the age (ms) from which it holds."""
     for age, text in table.items():
         percent = text.removesuffix("%")
         age_ms = time_of(age) or 0
@@ -204,25 +209,25 @@ def _returns(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
 
 
 def nearest(levels: Iterable[Level | None], entry: int, direction: int) -> Level | None:
-    """Return the level nearest to *entry* in *direction*: of equal ones the first."""
+    """Return the level nearest to *entry* in *direction*, the first of equal ones."""
     candidates = (level for level in levels if level is not None)
     return min(candidates, key=lambda level: direction * level.at(entry, direction), default=None)
 
 
-def _bounded(value: float, most: float) -> float:
-    """Return *value* within [-most, most], so that it can be counted in whole units."""
+def _clamped(value: float, most: float) -> float:
+    """Return *value* clamped to [-most, most], so that it fits in an integer."""
     return min(max(value, -most), most)
 
 
 class HeldPosition(NamedTuple):
-    """The position of a signal's side, where there is one."""
+    """An open position on the side of a signal."""
 
     plan: Plan | None
     age_ms: int
 
 
 class Planner:
-    """Turns what a signal and [exits] ask for into a plan in one instrument's integers."""
+    """Turns the exits of a signal and of [exits] into a plan in integers of one instrument."""
 
     def __init__(self, instrument: Instrument, exits: Exits | None = None) -> None:
         self._decimals = instrument.price_decimals
@@ -242,9 +247,9 @@ class Planner:
     ) -> Plan | str:
         """Return the plan of *signal*, decided at the close *price*; or why there is none.
 
-        A stop has to lie where the position loses, a target where it gains: seen from the close,
-        wherever the position was entered. Until it is, *entry* is the close. What [exits] names
-        for a position that is *held* stands wherever the close is.
+        Seen from the close, a stop has to be where the position loses and a target where it gains.
+        *entry* is the entry price, or the close before an entry. For a position that is *held* the
+        levels of [exits] are not checked against the close.
         """
         sign = 1 if signal.action is Action.LONG else -1
         if signal.until is not None and signal.until <= at_ms:
@@ -258,11 +263,11 @@ class Planner:
             named = self._level(name, distance, day_range)
             configured = self._configured(name, sign, direction, day_range, expected, held)
             candidates: list[Level | None] = []
-            for level, is_judged in ((named, True), (configured, held is None)):
+            for level, is_checked in ((named, True), (configured, held is None)):
                 if isinstance(level, str):
                     return level
                 candidates.append(level)
-                if level is None or not is_judged:
+                if level is None or not is_checked:
                     continue
                 at = level.at(entry, direction)
                 if name == "trailing":
@@ -281,9 +286,9 @@ class Planner:
         day_range: MeanRange,
         expected: ExpectedReturn | None = None,
     ) -> int:
-        """Return how far from *price* the nearest stop of *signal* is, in units of the price.
+        """Return the distance from *price* to the nearest stop of *signal*, in units of the price.
 
-        0 where there is none, or none that could protect the position.
+        0 without a stop that could protect the position.
         """
         direction = -1 if signal.action is Action.LONG else 1
         distances = [
@@ -306,7 +311,7 @@ class Planner:
         expected: ExpectedReturn | None,
         held: HeldPosition | None = None,
     ) -> Level | str | None:
-        """Return where [exits] puts *name* of a position of *sign*; a *held* one's stays."""
+        """Return the level of [exits] for *name*, or why there is none; a *held* one stays."""
         distance: ExitDistance | None = getattr(self._exits, name, None)
         if distance is None:
             return None
@@ -320,18 +325,18 @@ class Planner:
             return self._level(name, Volatility(distance.number), day_range, distance.words)
         share = nan if expected is None else distance.share(sign, direction, expected)
         if not isfinite(share):
-            return f"no forecast to place {distance.key} by"
-        share = _bounded(share, _SHARE_MOST)
+            return f"no forecast from which to place {distance.key}"
+        share = _clamped(share, _SHARE_MOST)
         rate = round(share * RATE_SCALE)
         return Level(rate, is_price=False, is_share=True, words=distance.words)
 
     def _level(
         self, name: str, distance: Distance | None, day_range: MeanRange, words: str = ""
     ) -> Level | str | None:
-        """Return where *distance* is, or why it is nowhere; without *words* it is the signal's.
+        """Return the level at *distance*, or why there is none.
 
-        Its words hold no number that the market or its order says: they are the cause by which a
-        report counts.
+        *words* is the reason of an order by [exits]; a level of the signal gets its own. A reason
+        holds no price, since reports count orders by reason.
         """
         if distance is None:
             return None
@@ -341,32 +346,32 @@ class Planner:
         if not isfinite(number) or mean is None:
             return NO_VOLATILITY if mean is None else f"{label} is not a finite number"
         if isinstance(distance, Percent):
-            rate = round(_bounded(number / 100, _SHARE_MOST) * RATE_SCALE)
+            rate = round(_clamped(number / 100, _SHARE_MOST) * RATE_SCALE)
             words = words or f"{label} {number:g} %"
             return Level(rate, is_price=False, is_share=True, words=words)
         if isinstance(distance, Volatility):
             words = words or f"{label} {number:g} x ATR(1d)"
-            units = round(_bounded(number * mean, 2.0 * _PRICE_MOST))
+            units = round(_clamped(number * mean, 2.0 * _PRICE_MOST))
             return Level(units, is_price=False, is_share=False, words=words)
-        units = round(_bounded(number * 10**self._decimals, 2.0 * _PRICE_MOST))
+        units = round(_clamped(number * 10**self._decimals, 2.0 * _PRICE_MOST))
         is_price = name != "trailing"
-        units = self.whole(units) if is_price else units
+        units = self.to_tick(units) if is_price else units
         return Level(units, is_price=is_price, is_share=False, words=label)
 
     def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
-        """Return why *level*, which is *at* a price, cannot protect where the close is *price*.
+        """Return why *level*, at the price *at*, cannot protect with the close at *price*, or None.
 
-        It belongs in that *direction* of the close.
+        It has to be in *direction* of the close.
         """
         if direction * (at - price) < self._tick:
             side = "above" if direction > 0 else "below"
             return f"{level.words} is not {side} the close"
         if at < self._tick or at > _PRICE_MOST:
-            return f"{level.words} is no price"
+            return f"{level.words} is not a valid price"
         return None
 
-    def whole(self, price: int) -> int:
-        """Return *price* at the nearest whole tick."""
+    def to_tick(self, price: int) -> int:
+        """Return *price* rounded to the nearest tick, at least one."""
         return max(divide_half_even(price, self._tick), 1) * self._tick
 
 

@@ -1,4 +1,4 @@
-"""``Journal``: what a step did in one account, and the names of its orders."""
+"""``Journal``: the fills and changed orders of a step in one account, and its order ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tracepaper.strategies.types.decisions import Fill, Order, Position
 
 
 class FillEntry(NamedTuple):
-    """A fill of a position, its order after it, and the position before and after it."""
+    """A fill of a position, with its order after the fill, and the position before and after."""
 
     fill: Fill
     order: Order
@@ -18,27 +18,27 @@ class FillEntry(NamedTuple):
     after: Position
 
 
-_DONE: Final = ("_orders", "entries", "has_changes", "parts")
+_ENTRY_FIELDS: Final = ("_orders", "entries", "has_changes", "share_fills")
 _STEPS_COUNTED: Final = 4_096
-"""More steps than a close has bars: one for each symbol of a venue."""
+"""More than the bars of a close, which has one for each symbol of a venue."""
 
 
 class Journal:
-    """The news of an account: fills, and every order that changed, in its newest state.
+    """The fills of an account, and the newest state of every order that changed.
 
-    Orders are named by the number of their step, and a count within it. Counts are kept by step,
-    since the steps of a close interleave: every bar of it fills orders before the first is decided.
+    The id of an order is the number of its step and a count within the step. Counts are kept by
+    step, since the steps of a close interleave: each bar fills orders before the first is decided.
     """
 
-    __slots__ = (*_DONE, "_counts", "sequence")
+    __slots__ = (*_ENTRY_FIELDS, "_counts", "sequence")
 
     def __init__(self) -> None:
         self.sequence = 0  # of the step that acts on the account now
         self._counts: dict[int, int] = {}
         self.entries: list[FillEntry] = []
-        # What fills and crossings moved in the shares of owners, by their names.
-        self.parts: list[tuple[str, Fill]] = []
-        self.has_changes = False  # of anything that the account carries
+        # The fills and crossings of owners' shares, each with the name of the owner.
+        self.share_fills: list[tuple[str, Fill]] = []
+        self.has_changes = False  # whether the account's stored state has changed
         self._orders: dict[str, Order] = {}
 
     @property
@@ -52,8 +52,11 @@ class Journal:
         return tuple(self._orders.values())
 
     def begin(self) -> tuple[int, int]:
-        """Return where the entries and the parts of a pass begin: see ``Line.protect_fills``."""
-        return len(self.entries), len(self.parts)
+        """Return the index of the next entry and of the next share fill.
+
+        ``Positions.protect_fills`` takes them as the beginning of a pass.
+        """
+        return len(self.entries), len(self.share_fills)
 
     def __contains__(self, order: Order) -> bool:
         """Return whether that order has changed."""
@@ -64,7 +67,7 @@ class Journal:
         return self._orders[fill.order_id]
 
     def note(self, order: Order) -> Order:
-        """Learn that *order* changed, and return it."""
+        """Record *order*, which changed, and return it."""
         self.has_changes = True
         self._orders[order.order_id] = order
         return order
@@ -85,15 +88,17 @@ class Journal:
         return taken
 
     def swap(self, other: Journal) -> None:
-        """Exchange what is here for what is in *other*."""
-        for name in _DONE:
-            mine = getattr(self, name)
+        """Exchange the entries with those of *other*."""
+        for name in _ENTRY_FIELDS:
+            value = getattr(self, name)
             setattr(self, name, getattr(other, name))
-            setattr(other, name, mine)
+            setattr(other, name, value)
 
-    def mark_down(self) -> None:
-        """Mark all fills as of a time at which nobody looked."""
+    def mark_while_down(self) -> None:
+        """Mark all fills as made while the daemon was down."""
         self.entries = [
             entry._replace(fill=replace(entry.fill, while_down=True)) for entry in self.entries
         ]
-        self.parts = [(owner, replace(fill, while_down=True)) for owner, fill in self.parts]
+        self.share_fills = [
+            (owner, replace(fill, while_down=True)) for owner, fill in self.share_fills
+        ]

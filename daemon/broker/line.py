@@ -1,11 +1,12 @@
 """``Line``: one instrument in one book, in exact integers.
 
-A line is a position of the exchange, or the share of it that one owner holds. It has what is held,
-the orders that rest and their protection, and it posts what fills, settlements and splits move.
+A line is a position at the exchange, or one owner's share of it. It has the holding, the resting
+orders and the exit orders, and it books fills, settlements and splits.
 
 Linear: cash = start + realized - fees - funding; equity = cash + unrealized. Spot and shares: cash
-is the quote balance, start + realized - fees - entry notional of what is held; equity = cash + what
-is held at the mark. A position keeps its entry notional, since an average price is no decimal.
+is the quote balance, start + realized - fees - entry notional of the holding; equity = cash + the
+holding's value at the mark. A position stores its entry notional, since its average price may not
+be a finite decimal.
 
 The rules are docs/money.md, M6 to M21, and docs/one_account.md, J12 to J20.
 """
@@ -22,7 +23,7 @@ from tracepaper.daemon.broker import splits
 from tracepaper.daemon.broker.book_fills import QueueState
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
-from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
+from tracepaper.daemon.broker.orders import OrderContext, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import NO_CASH, MarginRules
 from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.corporate_actions import (
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
     from tracepaper.daemon.broker.positions import Positions
 
 
-class BookState(Struct, frozen=True, array_like=True):
-    """What a line carries from step to step."""
+class LineState(Struct, frozen=True, array_like=True):
+    """The stored state of a line."""
 
     holding: Holding
     orders: OrdersState
@@ -64,7 +65,7 @@ class BookState(Struct, frozen=True, array_like=True):
 
 
 def signed_quantity(fill: Fill) -> int:
-    """Return the quantity of *fill*, below 0 where it sells."""
+    """Return the quantity of *fill*, negative for a sale."""
     return fill.quantity if fill.side is Side.BUY else -fill.quantity
 
 
@@ -72,33 +73,35 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "binds", "book", "executor", "holding", "is_cash", "item", "journal",
-        "key", "margin", "mark", "notional", "orders", "owner", "position", "positions",
-        "protector", "shares", "terms", "whole",
+        "book", "executor", "holding", "is_cash", "isolated_rules", "item", "journal",
+        "key", "margin_rules", "mark", "notional", "orders", "owner", "parent",
+        "position", "positions", "protector", "shares", "terms",
     )  # fmt: skip
     orders: RestingOrders
     executor: Executor
     positions: Positions
-    """All of the account that meets the market together with this line."""
+    """The account's positions in this instrument, which events meet together."""
 
-    def __init__(self, book: Book, item: Instrument, whole: Line | None = None) -> None:
-        """Open the line of *item* in *book*; of a share, *whole* is the position's."""
+    def __init__(self, book: Book, item: Instrument, parent: Line | None = None) -> None:
+        """Open the line of *item* in *book*; a share has the line of its position, *parent*."""
         account, settings = book.account, book.settings
         self.book, self.key, self.owner = book, item.id, book.owner
-        self.whole = whole
+        self.parent = parent
         self.shares: list[Line] = []
-        if whole is not None:
-            whole.shares.append(self)
+        if parent is not None:
+            parent.shares.append(self)
         self.is_cash = item.category.is_cash
         self.terms = ShareTerms.of(item)
         self.notional = self.terms.notional
         self.holding = Holding()
         self.mark = 0  # 0 before the first price
         self.position = Position()  # the holding, valued at the mark
-        self.margin: MarginRules | None = None  # what orders of a position are judged by
-        self.binds: MarginRules | None = None  # what an isolated position binds and is called by
+        self.margin_rules: MarginRules | None = None  # by which orders are accepted
+        self.isolated_rules: MarginRules | None = (
+            None  # by which an isolated position is liquidated
+        )
         self.journal = account.journal
-        net = None if whole is None else whole.orders
+        net = None if parent is None else parent.orders
         self.orders = RestingOrders(item, settings, book=book, net=net)
         self.protector = Protector(self, settings.exits)
         self.change(item)
@@ -106,24 +109,24 @@ class Line:
     def change(self, item: Instrument) -> None:
         """Use the exchange's new filters and risk tiers for orders and prices from now on."""
         self.item, account = item, self.book.account
-        if self.whole is None:
-            self.margin = account.policy.rules(item) or self.margin
-            self.binds = self.margin if account.policy.is_isolated else None
-        self.orders.change(item, self.margin)
+        if self.parent is None:
+            self.margin_rules = account.policy.rules(item) or self.margin_rules
+            self.isolated_rules = self.margin_rules if account.policy.is_isolated else None
+        self.orders.change(item, self.margin_rules)
         self.protector.change(item)
         costs = self.book.settings.costs_for(self.key)
         self.executor = Executor(item, costs, account.ranges.get(self.key))
 
-    # ------------------------------------------------------------ what it holds, and its worth
+    # ------------------------------------------------------------ the holding and its value
 
     @property
     def held(self) -> int:
-        """The quantity, signed."""
+        """The quantity of the holding, signed."""
         return self.holding.quantity
 
     @property
     def entry_price(self) -> int:
-        """The average price at which what is held was entered; 0 where nothing is."""
+        """The average entry price of the holding, half-even; 0 without one."""
         held = self.holding
         if not held.quantity:
             return 0
@@ -131,25 +134,25 @@ class Line:
         return divide_half_even(abs(held.entry_notional) * self.notional.divisor, unit)
 
     def value(self, quantity: int) -> int:
-        """Return the money of *quantity* at the newest mark."""
+        """Return the value of *quantity* at the newest mark, in money."""
         return self.notional(self.mark, quantity)
 
     def mark_to(self, price: int) -> None:
-        """Value it at *price* from now on."""
+        """Value the holding at *price* from now on."""
         if self.mark != price:
             self.mark = price
             if self.holding.quantity:
                 self._revalue()
 
     def profits_at(self, prices: Sequence[int]) -> list[int]:
-        """Return the profit of what is held that each of *prices* would leave, in money."""
-        quantity, entry, worth = self.held, self.holding.entry_notional, self.notional
+        """Return the unrealized profit of the holding at each of *prices*, in money."""
+        quantity, entry, value_at = self.held, self.holding.entry_notional, self.notional
         if not quantity:
             return [0] * len(prices)
-        return [worth(price, quantity) - entry for price in prices]
+        return [value_at(price, quantity) - entry for price in prices]
 
     def _revalue(self) -> None:
-        """Value what is held at the mark."""
+        """Value the holding at the mark."""
         holding = self.holding
         (unrealized,) = self.profits_at((self.mark,))
         self.book.unrealized += unrealized - self.position.unrealized_pnl
@@ -166,7 +169,7 @@ class Line:
         self.book.forget_balance()
 
     def _post_holding(self) -> None:
-        """Add to the sums of the book how what is held has changed, and value it."""
+        """Value the holding, and add its changes to the sums of the book."""
         holding, before, book = self.holding, self.position, self.book
         self._revalue()
         book.realized += holding.realized_pnl - before.realized_pnl
@@ -176,10 +179,10 @@ class Line:
         if self.is_cash:
             book.paid_entries += holding.entry_notional - before.entry_notional
 
-    # ------------------------------------------------------------ what moves money
+    # ------------------------------------------------------------ fills, funding, corporate actions
 
     def post(self, fill: Fill) -> None:
-        """Post *fill* in this line alone: on what is held, the cash and the fees."""
+        """Book *fill* in this line alone: holding, cash and fees."""
         holding, book = self.holding, self.book
         before = holding.quantity
         if self.is_cash and -signed_quantity(fill) > before:
@@ -191,7 +194,7 @@ class Line:
             fill.fee_base,
             is_cash=self.is_cash,
             is_liquidation=fill.model is FillModel.LIQUIDATION,
-            required=None if self.binds is None else self.binds.required,
+            required=None if self.isolated_rules is None else self.isolated_rules.required,
         ):
             book.move(kind, amount, self.key, fill.order_id)
         if before * holding.quantity <= 0:
@@ -205,16 +208,16 @@ class Line:
         self._post_holding()
 
     def pay_funding(self, rate: int) -> int:
-        """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return what was paid.
+        """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return the paid amount.
 
-        What the available balance does not cover is taken from the position's margin, and no more
-        than that.
+        An isolated position pays from the available balance first, then from its margin. It never
+        pays more than both.
         """
         holding = self.holding
         if not holding.quantity or self.is_cash:
             return 0
         paid = divide_half_even(self.value(holding.quantity) * rate, RATE_SCALE)
-        if self.binds is not None:
+        if self.isolated_rules is not None:
             available = max(self.book.account.available, 0)
             paid = min(paid, available + holding.margin)
             holding.margin -= max(paid - available, 0)
@@ -222,25 +225,25 @@ class Line:
         return paid
 
     def post_funding(self, paid: int) -> None:
-        """Post *paid* as funding of what is held."""
+        """Book *paid* as funding."""
         self.holding.funding_paid += paid
         self.book.move(LedgerKind.FUNDING, -paid, self.key)
         self._post_holding()
 
     def apply_action(self, action: CorporateAction) -> None:
-        """Post a split or a dividend on what the close before it left, and adjust orders.
+        """Book a split or a dividend on the holding at the close before it, and adjust orders.
 
-        Cash in lieu and dividends count as realized profit. After a split the mark is that close,
-        adjusted. Of shares each gets its part.
+        Cash in lieu and dividends count as realized profit. After a split the mark is the adjusted
+        close. Each owner's share gets its part.
         """
         lines = (self, *self.shares)
-        whole, *parts = [(line.held, line.holding.entry_notional) for line in lines]
-        entitled = entitlement(action, *whole, self.terms)
-        of_parts = entitlement_parts(action, entitled, parts, self.terms)
-        for line, due in zip(lines, (entitled, *of_parts), strict=True):
+        total, *parts = [(line.held, line.holding.entry_notional) for line in lines]
+        entitled = entitlement(action, *total, self.terms)
+        entitled_parts = entitlement_parts(action, entitled, parts, self.terms)
+        for line, due in zip(lines, (entitled, *entitled_parts), strict=True):
             line._post_action(action, due)  # noqa: SLF001 - of the same class
         if action.is_split:
-            for line, (before, _) in zip((*self.shares, self), (*parts, whole), strict=True):
+            for line, (before, _) in zip((*self.shares, self), (*parts, total), strict=True):
                 splits.adjust_orders(line, action, before)
 
     def _post_action(self, action: CorporateAction, entitled: Entitlement) -> None:
@@ -250,116 +253,121 @@ class Line:
         self._post_holding()
 
     def refusal(self, fill: Fill) -> str | None:
-        """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
+        """Return why the account cannot pay for *fill*, or None; it can always close a position."""
         if self.is_cash and fill.side is Side.BUY and fill.notional + fill.fee > self.book.cash:
             return NO_CASH
-        is_tried = self.positions.tried is not None
-        return None if is_tried else self.book.account.policy.refusal(self, fill)
+        is_trial = self.positions.active_trial is not None
+        return None if is_trial else self.book.account.policy.refusal(self, fill)
 
-    # ------------------------------------------------------------ what the market does
+    # ------------------------------------------------------------ market events
 
     @property
     def waits(self) -> bool:
-        """Whether anything rests here or in a share, or has a time at which it is closed."""
+        """Whether an event can change anything here or in a share.
+
+        It can where an order rests, an exit plan is active, or a position is on cross margin.
+        """
         if self.orders.rests or self.protector.is_active:
             return True
         if self.positions.cross is not None and self.held:
-            return True  # a bar may call the account
+            return True  # a bar may liquidate the account
         for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
             if share.waits:
                 return True
         return False
 
-    def arm(self, fills: Sequence[Fill]) -> None:
-        """Let protection follow *fills*."""
+    def update_exits(self, fills: Sequence[Fill]) -> None:
+        """Update the exit orders after *fills* of this line."""
         if not fills or not self.protector.is_active:
             return
-        # Whoever takes meets the market; a limit that had rested was met on its way.
-        taken = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
-        market = next(taken, fills[-1].reference_price)
+        # The market stands at a taker's price; a resting limit was only passed on the way.
+        taker_prices = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
+        market = next(taker_prices, fills[-1].reference_price)
         filled = [self.journal.order_of(fill) for fill in fills]
-        self.protector.after(filled, market, fills[-1].filled_ms)
+        self.protector.on_fills(filled, market, fills[-1].filled_ms)
 
-    def take_part(self, part: Fill) -> None:
-        """Post *part*, which the fill of an order or a crossing moves in this share."""
+    def post_part(self, part: Fill) -> None:
+        """Book *part* in this share: its part of an order's fill, or a crossing."""
         self.post(part)
-        self.journal.parts.append((self.owner, part))
+        self.journal.share_fills.append((self.owner, part))
         self.journal.has_changes = True
 
-    def agree(self) -> None:
-        """Want what the shares want together."""
+    def sum_share_targets(self) -> None:
+        """Set the target to the sum of the shares' targets."""
         self.orders.target = sum(share.orders.target for share in self.shares)
 
-    # ------------------------------------------------------------ what is asked for
+    # ------------------------------------------------------------ targets and orders
 
     def submit(
-        self, target: int, reason: str, now: Moment, *, by_command: bool = False
+        self, target: int, reason: str, context: OrderContext, *, by_command: bool = False
     ) -> str | None:
-        """Ask for *target*, from what is held; return why the exchange takes no order for it.
+        """Order what leads to *target*; return why the exchange accepts no order for it, or None.
 
-        A share is led there by the position's order.
+        A share only records its target: the position's order fills it.
         """
-        if self.whole is not None:
+        if self.parent is not None:
             if target != self.orders.target:
-                self.want(target, reason)
+                self.set_target(target, reason)
             return None
-        cash = self.book.account.spendable(self, is_reversal=target * now.held < 0)
-        return self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
+        cash = self.book.account.spendable(self, is_reversal=target * context.held < 0)
+        return self.orders.submit(
+            target, reason, context._replace(cash=cash), by_command=by_command
+        )
 
     def affordable(self, target: int, price: int) -> int:
-        """Return *target*, or as much of it as the account covers at *price*."""
+        """Return *target*, or as much of it as the account can pay for at *price*."""
         held = self.held
         funds = self.book.account.spendable(self, is_reversal=target * held < 0)
         return self.orders.affordable(target, held, price, funds)
 
-    def want(self, target: int, reason: str) -> None:
-        """Have *target* wanted, for that *reason*; nothing is ordered."""
+    def set_target(self, target: int, reason: str) -> None:
+        """Set the *target* and its *reason* without an order."""
         orders = self.orders
         if (orders.target, orders.reason) != (target, reason):
             orders.target, orders.reason = target, reason
             self.journal.has_changes = True
 
     def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
-        """Ask for the list of *orders*, which were decided at the close of *bar*."""
-        position = self.whole or self
+        """Send the list of *orders*, which were decided at the close of *bar*."""
+        position = self.parent or self
         payer = self if self.is_cash else position  # margin is the account's alone
         cash = self.book.account.spendable(payer, is_reversal=False)
-        now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
-        self.orders.send(orders.requests, orders.reason, now)
+        context = OrderContext(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
+        self.orders.send(orders.requests, orders.reason, context)
 
-    # ------------------------------------------------------------ what survives a restart
+    # ------------------------------------------------------------ state
 
-    def state(self) -> BookState:
-        """Return the state that must survive a restart."""
+    def state(self) -> LineState:
+        """Return the state to store."""
         queues = self.positions.queues
         state = None
         if queues is not None and self is self.positions.lines[0]:
-            # After a restart each part has the names of all: those of its orders count.
-            leaving = {
+            # After a restart each line gets the ids of all lines, and uses those of its orders.
+            canceling = {
                 order.order_id
-                for part in self.positions.parts
-                for order in part.orders.others
-                if order.order_id in part.orders.leaving
+                for line in self.positions.every_line
+                for order in line.orders.others
+                if order.order_id in line.orders.canceling
             }
-            state = queues.state(sorted(leaving))
-        return BookState(self.holding, self.orders.state(), self.protector.state, state)
+            state = queues.state(sorted(canceling))
+        return LineState(self.holding, self.orders.state(), self.protector.state, state)
 
-    def restore(self, state: BookState) -> None:
-        """Take over what survived a restart; marks follow with the bars that are fed again."""
+    def restore(self, state: LineState) -> None:
+        """Restore the stored *state*; the bars that are fed again set the mark."""
         self.hold(state.holding)
         self.orders.restore(state.orders)
         self.protector.state = state.protection
         if state.queues is not None and self.positions.queues is not None:
             self.positions.queues.restore(state.queues)
-            for part in self.positions.parts:
-                part.orders.leaving = frozenset(state.queues.leaving)
+            for line in self.positions.every_line:
+                line.orders.canceling = frozenset(state.queues.canceling)
 
     def hold(self, holding: Holding) -> None:
-        """Hold what *holding* says, of another account perhaps, whose margin was another."""
+        """Replace the holding by *holding*, which may come from an account with another margin."""
         held = self.holding = copy(holding)
-        if self.binds is None:
+        if self.isolated_rules is None:
             held.margin = 0
         elif held.quantity and not held.margin:  # taken over from a run without margin
-            needed = self.binds.required(held.entry_notional)
+            needed = self.isolated_rules.required(held.entry_notional)
             held.margin = max(min(needed, self.book.account.available), 0)
         self._post_holding()

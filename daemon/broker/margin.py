@@ -1,9 +1,9 @@
-"""Margin policies of an account: none, isolated by position, or cross: one balance for all.
+"""Margin policies of an account: none, isolated by position, or cross with one balance for all.
 
-Isolated: each position binds its margin, and the exchange's own order rests where it is liquidated.
-Cross: no order of the exchange rests. The account is asked at each price that values it whether its
-maintenance ratio has reached 100 %, and the orders of its liquidation begin and end in that step:
-it cancels orders, reduces positions to lower risk tiers, and else takes all of them over.
+Isolated: each position binds its margin, and a liquidation order rests at its liquidation price.
+Cross: no liquidation order rests. Each price that values the account checks whether its maintenance
+ratio has reached 100 %, and the whole liquidation happens in that step: it cancels orders, reduces
+positions to lower risk tiers, and if that is not enough takes over all of them.
 
 The rules are docs/money.md, M22 to M60.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tracepaper.daemon.broker.line import Line, signed_quantity
 from tracepaper.daemon.broker.matching import touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
-from tracepaper.daemon.broker.rules import MarginRules, beyond, most_of
+from tracepaper.daemon.broker.rules import MarginRules, excess_quantity, largest_multiple
 from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
@@ -33,12 +33,12 @@ NOT_COVERED: Final = "the available balance did not cover its margin at that pri
 
 
 class CrossLine(NamedTuple):
-    """What an account holds of one instrument and may come to hold, valued at one price."""
+    """A position with its resting orders, valued at one price, in an account on cross margin."""
 
     rules: MarginRules
     held: int  # signed
     entry: int  # entry notional, signed
-    value: int  # of what is held, signed
+    value: int  # of the position, signed
     exposed: int  # value of the largest position that resting orders lead to, signed
 
     @property
@@ -48,23 +48,23 @@ class CrossLine(NamedTuple):
 
     @property
     def initial(self) -> int:
-        """The initial margin of position and orders, with the fee of closing."""
+        """The initial margin of position and orders, including the fee of closing."""
         return self.rules.required(self.exposed)
 
     @property
     def maintenance(self) -> int:
-        """The maintenance margin of position and orders, with the fee of closing."""
+        """The maintenance margin of position and orders, including the fee of closing."""
         return self.rules.maintenance(self.exposed)
 
 
 Lines = Mapping[Line, CrossLine]
-"""Of each position in which anything is held or rests."""
+"""The values of each line with a position or resting orders."""
 Reduced = Callable[[Line, CrossLine, int], tuple[CrossLine, int]]
-"""From position, values and quantity to the values after a close at the market, and its cash."""
+"""Maps a line, its values and a quantity to the values after closing it, and the cash moved."""
 
 
 class Reduction(NamedTuple):
-    """What a position is reduced by, to the limit of which tier."""
+    """The reduction of a position to the limit of a risk tier."""
 
     line: Line
     quantity: int  # unsigned
@@ -72,67 +72,74 @@ class Reduction(NamedTuple):
 
 
 def balance_of(cash: int, lines: Lines) -> int:
-    """Return the margin balance: *cash* and the unrealized results."""
+    """Return the margin balance: *cash* plus the unrealized results."""
     return cash + sum(line.profit for line in lines.values())
 
 
-def is_called(cash: int, lines: Lines) -> bool:
-    """Return whether the maintenance ratio is at 100 % or above: the account is liquidated."""
+def is_liquidated(cash: int, lines: Lines) -> bool:
+    """Return whether the account is liquidated: its maintenance ratio is 100 % or above."""
     if not any(line.exposed or line.held for line in lines.values()):
         return False
     return sum(line.maintenance for line in lines.values()) >= balance_of(cash, lines)
 
 
 def reductions(cash: int, lines: Lines, reduced: Reduced) -> list[Reduction]:
-    """Return the reductions to lower risk tiers that end the liquidation, or none.
+    """Return the reductions to lower risk tiers that end the liquidation; empty if none do.
 
-    The position with the largest maintenance margin comes first. It goes to the highest tier that
-    ends the liquidation; where none does, to the lowest, and the next position follows. Where all
-    of that would not do, nothing is sold: fill or kill.
+    The position with the largest maintenance margin comes first. It is reduced to the highest tier
+    that ends the liquidation. If no tier does, it is reduced to the lowest, and the next position
+    follows. If all of that is not enough, nothing is reduced: fill or kill.
     """
-    after, done = dict(lines), list[Reduction]()
+    after, chosen = dict(lines), list[Reduction]()
     for key in sorted(lines, key=lambda key: -lines[key].maintenance):
         line, least = lines[key], None
         for tier, limit in line.rules.lower_tiers(line.value):
-            quantity = beyond(abs(line.value), abs(line.held), limit, key.item.quantity_step)
-            smaller, moved = reduced(key, line, quantity)
-            least = Reduction(key, quantity, tier), smaller, moved
+            quantity = excess_quantity(
+                abs(line.value), abs(line.held), limit, key.item.quantity_step
+            )
+            smaller, cash_moved = reduced(key, line, quantity)
+            least = Reduction(key, quantity, tier), smaller, cash_moved
             tried = {**after, key: smaller}
-            # Without any position nothing is called, and a debt would remain.
-            if not is_called(cash + moved, tried) and balance_of(cash + moved, tried) >= 0:
-                return [*done, least[0]]
+            # Closing everything also ends the liquidation, but could leave a debt.
+            if (
+                not is_liquidated(cash + cash_moved, tried)
+                and balance_of(cash + cash_moved, tried) >= 0
+            ):
+                return [*chosen, least[0]]
         if least is not None:
-            done.append(least[0])
+            chosen.append(least[0])
             after[key] = least[1]
             cash += least[2]
     return []
 
 
 def takeover_order(lines: Lines) -> list[Line]:
-    """Return the held positions in which order the engine takes them over.
+    """Return the open positions in the order in which they are taken over.
 
-    Shorts first, the largest first: a price has no limit above, so a long can bear what is left.
+    Shorts come first, larger ones before smaller ones. A price has no upper limit, so the last
+    position, a long, can absorb any loss that is left.
     """
     held = [key for key, line in lines.items() if line.held]
     return sorted(held, key=lambda key: (lines[key].held > 0, -abs(lines[key].value)))
 
 
 def loss_of(key: Line, cash: int, lines: Lines) -> int:
-    """Return the part of the balance that the takeover of *key* loses: its share of the value.
+    """Return the part of the balance that the takeover of *key* loses: in proportion to its value.
 
-    Below 0 where the balance is: the exchange's fund bears that. The last one loses all of it.
+    It is negative if the balance is, in which case the exchange's insurance fund pays. The last
+    position loses the whole balance.
     """
-    whole = sum(abs(line.value) for line in lines.values() if line.held)
+    total = sum(abs(line.value) for line in lines.values() if line.held)
     balance, others = balance_of(cash, lines), sum(line.held != 0 for line in lines.values()) - 1
-    if not others or not whole:
+    if not others or not total:
         return balance
-    return balance * abs(lines[key].value) // whole
+    return balance * abs(lines[key].value) // total
 
 
 class MarginPolicy:
-    """What the positions of an account bind, and when the exchange takes them away.
+    """Decides how much cash positions bind, and when they are liquidated.
 
-    By itself it is that of an account without margin: nothing is bound or taken away.
+    This base class is the policy of an account without margin, which does neither.
     """
 
     is_isolated = False
@@ -141,7 +148,7 @@ class MarginPolicy:
         self._account = account
 
     def rules(self, item: Instrument) -> MarginRules | None:
-        """Return the margin rules of *item*; None where it is traded without margin."""
+        """Return the margin rules of *item*; None if it is traded without margin."""
         settings = self._account.settings
         if settings.leverage is None or item.category is not Category.LINEAR:
             return None
@@ -153,14 +160,14 @@ class MarginPolicy:
         return self._account.cash
 
     def refusal(self, line: Line, fill: Fill) -> str | None:  # noqa: ARG002
-        """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
+        """Return why the account cannot pay for *fill*, or None; closing is always possible."""
         return None
 
     def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
-        """Liquidate what the *mark* price of *positions* takes away."""
+        """Liquidate the *positions*, or the account, if the *mark* price requires it."""
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
-        """Return whether the newest of *prices*, that of *instrument*, takes a position away."""
+        """Return whether the mark *prices* liquidate a position; that of *instrument* is new."""
         return False
 
 
@@ -170,8 +177,8 @@ class IsolatedMargin(MarginPolicy):
     is_isolated = True
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return the cash that no position binds; a reversal frees what its own one does."""
-        if line.binds is None:
+        """Return the cash that no position binds; a reversal frees that of its position too."""
+        if line.isolated_rules is None:
             return self._account.cash
         available = self._account.available
         if is_reversal and line.book.side is None:  # a side never turns
@@ -179,8 +186,8 @@ class IsolatedMargin(MarginPolicy):
         return available
 
     def refusal(self, line: Line, fill: Fill) -> str | None:
-        """Return why the available balance cannot bear *fill*, or None."""
-        if line.binds is None:
+        """Return why the available balance cannot pay for *fill*, or None."""
+        if line.isolated_rules is None:
             return None
         held, sign = line.held, 1 if fill.side is Side.BUY else -1
         closed = min(abs(held), fill.quantity) if held * sign < 0 else 0
@@ -192,7 +199,7 @@ class IsolatedMargin(MarginPolicy):
         if closed:
             proceeds = -sign * (fill.notional - share)
             available += line.holding.margin + proceeds - line.holding.entry_notional
-        margin = line.binds.required(sign * share)
+        margin = line.isolated_rules.required(sign * share)
         if margin > available:
             return NOT_COVERED
         lost = sign * (share - line.notional(fill.reference_price, opened))
@@ -203,16 +210,16 @@ class IsolatedMargin(MarginPolicy):
         )
 
     def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
-        """Liquidate each of *positions* where *mark* has reached that price."""
+        """Liquidate each of *positions* whose liquidation price *mark* has reached."""
         held = [line for line in positions.lines if line.held]
         for line in held:
-            if line.orders.protective(OrderRole.LIQUIDATION) is None:  # taken over
+            if line.orders.protective(OrderRole.LIQUIDATION) is None:  # from another run
                 line.protector.set_liquidation_price(at_ms)
         if held:
             positions.match_mark(mark, at_ms)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
-        """Return whether the price of *instrument* reaches the liquidation price of a position."""
+        """Return whether the price of *instrument* has reached a liquidation price."""
         return any(
             order.role is OrderRole.LIQUIDATION and touched(order, prices[instrument])
             for line in self._account.lines_of(instrument)
@@ -223,7 +230,7 @@ class IsolatedMargin(MarginPolicy):
 class CrossMargin(MarginPolicy):
     """Cash and unrealized results of the account are the margin of all positions."""
 
-    # ------------------------------------------------------------ what it is worth and needs
+    # ------------------------------------------------------------ values and margins
 
     @property
     def _positions(self) -> list[Line]:
@@ -232,36 +239,36 @@ class CrossMargin(MarginPolicy):
     def values(
         self, prices: Mapping[str, int] = {}, trial: tuple[Line, Holding] | None = None
     ) -> dict[Line, CrossLine] | None:
-        """Return the quantity held or ordered in each position, at *prices* where they say one.
+        """Return the values of each position, at *prices* or else at its mark.
 
-        A *trial* holds something else of one. None where something is held that no price has
-        valued yet: so the account of another run, before its first bars.
+        A *trial* replaces the holding of one line. Returns None if a position has no mark yet, as
+        in an account taken over from another run before its first bars.
         """
         values = {}
         for line in self._positions:
             holding = line.holding
             if trial is not None and trial[0] is line:
                 holding = trial[1]
-            parts = [part.orders for part in (line, *line.shares)]
-            if not holding.quantity and not any(part.rests for part in parts):
+            resting = [part.orders for part in (line, *line.shares)]
+            if not holding.quantity and not any(orders.rests for orders in resting):
                 continue
             price = prices.get(line.key) or line.mark
             if not price:
                 if holding.quantity:
                     return None
                 continue
-            assert line.margin is not None
+            assert line.margin_rules is not None
             values[line] = CrossLine(
-                line.margin,
+                line.margin_rules,
                 holding.quantity,
                 holding.entry_notional,
                 line.notional(price, holding.quantity),
-                line.notional(price, _exposure(parts, holding.quantity)),
+                line.notional(price, _exposure(resting, holding.quantity)),
             )
         return values
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return the margin balance that no other position and no order of one binds.
+        """Return the margin balance that no other position or order binds.
 
         A reversal frees what the position of *line* binds.
         """
@@ -269,50 +276,56 @@ class CrossMargin(MarginPolicy):
         if values is None:
             return 0
         bound = sum(value.initial for other, value in values.items() if other is not line)
-        if (of_line := values.get(line)) is not None and not is_reversal:
-            bound += of_line.rules.required(of_line.value)
+        if (value := values.get(line)) is not None and not is_reversal:
+            bound += value.rules.required(value.value)
         return balance_of(self._account.cash, values) - bound
 
-    def is_called_at(self, prices: Mapping[str, int] = {}) -> bool:
-        """Return whether the account is liquidated at *prices*, and the newest of the others."""
+    def is_liquidated_at(self, prices: Mapping[str, int] = {}) -> bool:
+        """Return whether the account is liquidated at *prices*, other positions at their marks."""
         values = self.values(prices)
-        return values is not None and is_called(self._account.cash, values)
+        return values is not None and is_liquidated(self._account.cash, values)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
-        """Return whether *prices* call the account."""
-        return self.is_called_at(prices)
+        """Return whether *prices* liquidate the account."""
+        return self.is_liquidated_at(prices)
 
     def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[Line, CrossLine]] | None:
-        """Return balance and values after *fill* of *line*, at the price that it met."""
+        """Return balance and values after *fill* of *line*, valued at the market price of the fill.
+
+        None if a position has no mark yet.
+        """
         holding = copy(line.holding)
         moved = holding.trade(signed_quantity(fill), fill.notional, None) - fill.fee
         values = self.values({line.key: fill.reference_price}, (line, holding))
         return None if values is None else (balance_of(self._account.cash + moved, values), values)
 
     def refusal(self, line: Line, fill: Fill) -> str | None:
-        """Return why the balance cannot bear *fill*, or None: what only closes is always borne."""
+        """Return why the balance cannot pay for *fill*, or None; closing is always possible."""
         held, left = line.held, line.held + signed_quantity(fill)
         if abs(left) <= abs(held) and held * left >= 0:
             return None
         if (outcome := self.after_fill(line, fill)) is None:
             return None
         balance, values = outcome
-        of_line = values[line]
-        needed = of_line.rules.required(of_line.value)
+        filled = values[line]
+        needed = filled.rules.required(filled.value)
         needed += sum(value.initial for other, value in values.items() if other is not line)
         return None if needed <= balance else NOT_COVERED
 
     # ------------------------------------------------------------ the path of a bar
 
-    def is_called_within(self, positions: Positions, bar: Bar) -> bool:
-        """Return whether one end of *bar*, which no mark price has valued, calls the account."""
+    def is_liquidated_within(self, positions: Positions, bar: Bar) -> bool:
+        """Return whether the low or the high of *bar* liquidates the account.
+
+        Never if mark prices value the positions.
+        """
         is_at = partial(self._is_at, positions)
         return self._follows_path(positions) and (is_at(bar.low) or is_at(bar.high))
 
-    def called_at(self, positions: Positions, start: int, end: int) -> int | None:
-        """Return the first price on the way from *start* to *end* that calls the account.
+    def first_liquidation(self, positions: Positions, start: int, end: int) -> int | None:
+        """Return the first price from *start* to *end* that liquidates the account.
 
-        None where *end* does not: between whole ticks the margin is not looked at.
+        None if *end* does not. Only whole ticks from *start* on are checked.
         """
         if not self._follows_path(positions) or not self._is_at(positions, end):
             return None
@@ -320,49 +333,52 @@ class CrossMargin(MarginPolicy):
             return start
         tick = positions.lines[0].item.tick_size
         towards, ticks = tick if end > start else -tick, -(-abs(end - start) // tick)
-        far = 1 + most_of(
+        far = 1 + largest_multiple(
             ticks - 1, 1, lambda steps: not self._is_at(positions, start + steps * towards)
         )
         return end if far * tick >= abs(end - start) else start + far * towards
 
     def _follows_path(self, positions: Positions) -> bool:
-        """Whether bars call the account: no mark price came since the last one."""
+        """Return whether bars liquidate the account: no mark price arrived since the last one."""
         return positions.lines[0].key not in self._account.marked
 
     def _is_at(self, positions: Positions, price: int) -> bool:
-        """Return whether the account is called with *positions* at *price*."""
-        if positions.tried is not None and positions.tried.is_over:
+        """Return whether the account is liquidated with *positions* at *price*."""
+        if positions.active_trial is not None and positions.active_trial.is_over:
             return False
-        return self.is_called_at({positions.lines[0].key: price})
+        return self.is_liquidated_at({positions.lines[0].key: price})
 
-    def ruins(self, line: Line, fill: Fill) -> bool:
-        """Liquidate in place of *fill* of *line* where that is a close that costs too much."""
-        if line.positions.tried is not None:
+    def liquidates_instead(self, line: Line, fill: Fill) -> bool:
+        """Liquidate the account instead of *fill* if the fill would leave a negative balance.
+
+        Returns whether it did. Trial fills never liquidate here.
+        """
+        if line.positions.active_trial is not None:
             return False
         outcome = self.after_fill(line, fill)
         if outcome is None or outcome[0] >= 0:
             return False
         price, at_ms = fill.reference_price, fill.filled_ms
-        self.liquidate(line.positions, price, at_ms, is_ruin=True)
+        self.liquidate(line.positions, price, at_ms, is_ruined=True)
         return True
 
     # ------------------------------------------------------------ liquidation
 
     def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
-        """Liquidate the account where it is called with *positions* at *mark*."""
-        if self.is_called_at({positions.lines[0].key: mark}):
+        """Liquidate the account if it must be with *positions* at *mark*."""
+        if self.is_liquidated_at({positions.lines[0].key: mark}):
             self.liquidate(positions, mark, at_ms)
 
     def liquidate(
-        self, marked: Positions, price: int, at_ms: int, *, is_ruin: bool = False
+        self, marked: Positions, price: int, at_ms: int, *, is_ruined: bool = False
     ) -> None:
-        """Take the steps of a liquidation with what is *marked* at *price*, and as few as do.
+        """Liquidate the account, with the positions *marked* at *price*, in as few steps as needed.
 
-        A *is_ruin* is one by a close that would cost more than there is: all is taken over. While
-        fills are tried, a call ends the trial: no path leaves less.
+        With *is_ruined*, after a fill that would have cost more than the balance, all positions are
+        taken over. During a trial of fills only the trial is ended, since no path leaves less.
         """
-        if marked.tried is not None:
-            marked.tried.is_over = True
+        if marked.active_trial is not None:
+            marked.active_trial.is_over = True
             return
         before = marked.lines[0].mark
         for line in marked.lines:
@@ -370,20 +386,20 @@ class CrossMargin(MarginPolicy):
         for position in self._positions:
             for part in (position, *position.shares):
                 _cancel(part.orders, part.held)
-        if is_ruin or self.is_called_at():
+        if is_ruined or self.is_liquidated_at():
             values = self.values()
             assert values is not None
-            cuts = [] if is_ruin else reductions(self._account.cash, values, self._reduced)
+            cuts = [] if is_ruined else reductions(self._account.cash, values, self._reduced)
             for line, quantity, tier in cuts:
-                what = f"reduced to risk tier {tier}"
-                self._close(line, self._ordered(line, quantity, what, at_ms))
+                cause = f"reduced to risk tier {tier}"
+                self._close(line, self._ordered(line, quantity, cause, at_ms))
             if not cuts:
                 self._take_over(at_ms)
         for line in marked.lines:
             line.mark_to(before)
 
     def _take_over(self, at_ms: int) -> None:
-        """Let the exchange's engine take every position over, where the balance is used up."""
+        """Close every position at its bankruptcy price, which uses up the balance."""
         for line in takeover_order(self.values() or {}):
             values = self.values() or {}
             value = values[line]
@@ -393,20 +409,20 @@ class CrossMargin(MarginPolicy):
             self._close(line, order)
 
     def _ordered(
-        self, line: Line, quantity: int, what: str, at_ms: int, price: int | None = None
+        self, line: Line, quantity: int, cause: str, at_ms: int, price: int | None = None
     ) -> Order:
-        """Return the exchange's own order: at the market, or at the bankruptcy *price*."""
+        """Return a liquidation order: at the market, or at the bankruptcy *price*."""
         return line.orders.exit_order(
             line.held,
             role=OrderRole.LIQUIDATION,
-            reason=f"{CALLED}: {what}",
+            reason=f"{CALLED}: {cause}",
             at_ms=at_ms,
             quantity=quantity,
             price=price,
         )
 
     def _reduced(self, line: Line, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
-        """Return *value* after *quantity* of it was closed at the market, and the cash it moves."""
+        """Return *value* after closing *quantity* at the market, and the cash that this moves."""
         order = self._ordered(line, quantity, "", 0)
         fill, holding = line.executor.liquidated(order, line.mark, 0), copy(line.holding)
         realized = holding.trade(signed_quantity(fill), fill.notional, None)
@@ -417,19 +433,19 @@ class CrossMargin(MarginPolicy):
         return smaller, realized - fill.fee
 
     def _close(self, line: Line, order: Order) -> None:
-        """Fill the exchange's own *order*; exit orders follow."""
+        """Fill the liquidation *order*."""
         order = after(order, OrderEvent.ACCEPT)
         line.orders.others += (order,)
         line.positions.close(line.executor.liquidated(order, line.mark, order.created_ms))
 
 
-def _exposure(parts: Iterable[RestingOrders], held: int) -> int:
-    """Return the largest position, signed, that *held* and what rests in *parts* could lead to.
+def _exposure(resting: Iterable[RestingOrders], held: int) -> int:
+    """Return the largest position (signed) to which the orders in *resting* could lead *held*.
 
-    All buys are filled, or all sells; what may only reduce counts for none.
+    Either all buys or all sells are assumed to fill. Reduce-only orders do not count.
     """
     most, least = held, held
-    for order in (order for part in parts for order in part.orders):
+    for order in (order for orders in resting for order in orders.orders):
         if not order.reduce_only:
             left = order.quantity - order.filled
             if order.side is Side.BUY:
@@ -442,7 +458,7 @@ def _exposure(parts: Iterable[RestingOrders], held: int) -> int:
 
 
 def _cancel(resting: RestingOrders, held: int) -> None:
-    """Cancel all that may do more than reduce the position *held*."""
+    """Cancel all orders that could do more than reduce the position *held*."""
     for order in resting.orders:
         signed = order.quantity - order.filled
         left = held + (signed if order.side is Side.BUY else -signed)

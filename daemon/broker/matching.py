@@ -1,17 +1,17 @@
-"""When orders and stops are triggered and filled: at a quote, an open, along a bar's path.
+"""Matching: when orders are triggered and filled at a quote, at a bar's open or along its path.
 
-Quotes. An order meets the first quote after its latency. A limit that the far side already
-reaches takes there; else it rests, and is filled as maker once the far side stands strictly
-through its price: whoever waited at that price before it was served first. A stop is touched by
-the side at which it would be filled, and is then a market order, or a limit, at once.
+Quotes. An order meets the first quote after its latency. A limit that crosses the far side takes
+there. Otherwise it rests, and is filled as maker once the far side is strictly through its price,
+because earlier orders at that price are served first. A stop triggers on the side at which it
+would be filled, and at once becomes a market or a limit order.
 
-Bars. Nobody knows in which order a bar's prices came. Both paths are tried, open-high-low-close
-and open-low-high-close, and the one that leaves the account with less at the close is believed.
+Bars. The order of the prices within a bar is unknown. Both paths are tried, open-high-low-close
+and open-low-high-close, and the path that leaves the account with less equity counts.
 
-Positions. One event meets all orders of an account's positions in an instrument in one pass: in
-hedge mode those of both sides, and where several strategies share a position, its net order and the
-protection of every share. A fill of a share's order is one of the position too; a fill of the
-position's own order is apportioned to the shares at once.
+Positions. One event meets all orders of an account's positions in an instrument in one pass. In
+hedge mode these are the orders of both sides. If several strategies share a position, they are its
+net order and the exit orders of every share. A fill of a share's order is also a fill of the
+position. A fill of the position's order is apportioned to the shares at once.
 
 The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 """
@@ -19,16 +19,17 @@ The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
-from tracepaper.daemon.broker.rules import most_of
+from tracepaper.daemon.broker.rules import largest_multiple
 from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -40,6 +41,7 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
 )
 from tracepaper.strategies.types.market import Bar, Quote, Side
+from tracepaper.strategies.units import MONEY_LIMIT
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.line import Line
@@ -47,62 +49,60 @@ if TYPE_CHECKING:
 
 WOULD_TAKE: Final = "post-only, and it would have taken"
 LIQUIDATED_FIRST: Final = "the position was liquidated first"
-
-
 _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles of the orders that decisions send."""
 
 
 class MarketPass:
-    """The resting orders of positions and of their shares, while one event passes them."""
+    """Matches one event against the resting orders of positions and of their shares."""
 
     def __init__(self, positions: Positions) -> None:
-        """Let events pass *positions*."""
+        """Match against the orders of *positions*."""
         self.journal = positions.journal
-        self._lines, self._parts = positions.lines, positions.parts
+        self._lines, self._every_line = positions.lines, positions.every_line
         self._positions = positions
         self._executor = positions.lines[0].executor
-        self._younger: set[str] = set()  # than the bar that passes: ids of orders
-        self._is_quote = False  # what passes
+        self._younger: set[str] = set()  # ids of orders that are younger than the bar
+        self._is_quote = False  # whether the event is newer than bars that may still arrive
 
     @property
     def _orders(self) -> tuple[Order, ...]:
-        """Every order that rests, in the order in which they meet the market."""
-        if len(self._parts) == 1:
-            return self._parts[0].orders.orders
+        """Every resting order, in the order in which they meet the market."""
+        if len(self._every_line) == 1:
+            return self._every_line[0].orders.orders
         signalled = (line.orders.order for line in self._lines)
         first = [order for order in signalled if order is not None]
-        others = (order for part in self._parts for order in part.orders.others)
+        others = (order for line in self._every_line for order in line.orders.others)
         return tuple(sorted((*first, *others), key=urgency))
 
     def _line_of(self, order_id: str) -> Line:
-        """Return the position or the share in which the order with that id rests."""
-        for part in self._parts[1:]:
-            if part.orders.find(order_id) is not None:
-                return part
-        return self._parts[0]
+        """Return the position or share in which the order with that id rests."""
+        for line in self._every_line[1:]:
+            if line.orders.find(order_id) is not None:
+                return line
+        return self._every_line[0]
 
     def _position_of(self, order: Order) -> Line:
-        """Return the position that *order*, which rests, is of."""
+        """Return the position to which the resting *order* belongs."""
         line = self._line_of(order.order_id)
-        return line.whole or line
+        return line.parent or line
 
     def _find(self, order_id: str) -> Order | None:
-        """Return the resting order with that id, if there is one."""
+        """Return the resting order with that id, or None."""
         return self._line_of(order_id).orders.find(order_id)
 
     # ------------------------------------------------------------ quotes
 
     def match_quote(self, quote: Quote) -> None:
-        """Let every order that has reached the exchange meet *quote*; its sizes are shared."""
+        """Match every order that has reached the exchange; all of them share the quote's sizes."""
         self._is_quote = True
         left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
         for resting in self._orders:
-            order = self._find(resting.order_id)  # a fill before it may have changed it
+            order = self._find(resting.order_id)  # an earlier fill may have changed it
             if order is None or quote.market_ms < order.eligible_ms:
                 continue
             if order.role is OrderRole.LIQUIDATION:
-                continue  # the mark price decides
+                continue  # only the mark price triggers it
             far = quote.ask if order.side is Side.BUY else quote.bid
             arrives = order.status is OrderStatus.NEW
             if arrives and order.post_only and _reaches(order, far):
@@ -129,9 +129,9 @@ class MarketPass:
     # ------------------------------------------------------------ bars
 
     def match_open(self, bar: Bar, *, is_missed: bool) -> None:
-        """Fill every market order at the open of *bar*; a position that it liquidates is gone.
+        """Fill every market order at the open of *bar*, after the liquidations at that price.
 
-        Where quotes fill orders and those of the bar were missed, what a decision sent waits on.
+        If the bar *is_missed*, market orders of decisions keep waiting for a quote.
         """
         at_ms = bar.open_time_ms
         self.match_mark(bar.open, at_ms)
@@ -144,39 +144,40 @@ class MarketPass:
                     self._take_all(self._accepted(order), bar.open, at_ms, FillModel.NEXT_OPEN)
 
     def match_mark(self, mark: int, at_ms: int) -> None:
-        """Liquidate the position, or the account, where *mark* has reached that price."""
-        self._called(mark, mark, at_ms)
+        """Liquidate the positions whose liquidation price *mark* has reached, or the account."""
+        self._liquidate_account(mark, mark, at_ms)
         for line in self._lines:
             order = line.orders.protective(OrderRole.LIQUIDATION)
             if order is not None and touched(order, mark):
                 self._liquidate(order, mark, at_ms)
 
-    def _called(self, start: int, end: int, at_ms: int) -> int | None:
-        """Liquidate an account on cross margin where the way to *end* calls it; return where."""
+    def _liquidate_account(self, start: int, end: int, at_ms: int) -> int | None:
+        """Liquidate an account on cross margin if a price from *start* to *end* requires it.
+
+        Returns that price, or None.
+        """
         positions, cross = self._positions, self._positions.cross
-        if cross is None or (at := cross.called_at(positions, start, end)) is None:
+        if cross is None or (at := cross.first_liquidation(positions, start, end)) is None:
             return None
         cross.liquidate(positions, at, at_ms)
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
-        """Reduce the position at *mark* to a lower risk tier, or let all of it be taken over."""
+        """Reduce the position at *mark* to a lower risk tier, or else close all of it."""
         line = self._position_of(order)
-        held, rules, reduction = line.holding, line.binds, None
-        if rules is not None and held.quantity:
-            reduction = rules.reduction(held.entry_notional, held.quantity, held.margin, mark)
+        holding, rules, reduction = line.holding, line.isolated_rules, None
+        if rules is not None and holding.quantity:
+            reduction = rules.reduction(
+                holding.entry_notional, holding.quantity, holding.margin, mark
+            )
         if reduction is not None:
             quantity, tier = reduction
             reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
-            whole = self._executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms)
+            fill = self._executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms)
             assert order.price is not None
-            if (
-                whole.price >= order.price
-                if order.side is Side.SELL
-                else whole.price <= order.price
-            ):
+            if fill.price >= order.price if order.side is Side.SELL else fill.price <= order.price:
                 reduced = self._triggered(reduced)
-                self._apply_fill(reduced, self._executor.part(reduced, whole, quantity))
+                self._apply_fill(reduced, self._executor.part(reduced, fill, quantity))
                 return
         self._take_over(order, mark, at_ms)
 
@@ -185,10 +186,10 @@ class MarketPass:
         self._apply_fill(order, self._executor.liquidated(order, mark, at_ms))
 
     def walk(self, bar: Bar, path: int) -> None:
-        """Let limits and stops meet the open of *bar*, then every price on *path*, 0 or 1.
+        """Match limits and stops at the open of *bar*, then at every price along *path*, 0 or 1.
 
-        What came to rest only after the bar had opened meets nothing: quotes bore it, and the bar
-        is one that is missed and comes late.
+        Orders that began to rest after the open are skipped: they exist if quotes filled an order
+        before a missed bar arrived late.
         """
         self._younger = {resting.order_id for resting in self._orders if _is_younger(resting, bar)}
         self._open(bar)
@@ -197,9 +198,11 @@ class MarketPass:
             at = start
             while True:
                 first = self._next(at, end, bar.open_time_ms)
-                called = self._called(at, end if first is None else first[1], bar.close_time_ms - 1)
-                if called is not None:
-                    at = called
+                liquidated_at = self._liquidate_account(
+                    at, end if first is None else first[1], bar.close_time_ms - 1
+                )
+                if liquidated_at is not None:
+                    at = liquidated_at
                 elif first is not None:
                     order, at = first
                     self._match(order, at, bar.close_time_ms - 1)
@@ -208,10 +211,10 @@ class MarketPass:
             self._trail(end, end)
 
     def _open(self, bar: Bar) -> None:
-        """Let orders reach the exchange at *bar*'s open, and those act whose price it passed.
+        """Let orders arrive at the open of *bar*, and match those whose price the open passed.
 
-        What arrives there takes; what had rested is filled at its own price, which the market went
-        through on its way to the open.
+        An arriving order takes at the open. A resting limit is filled at its own price, which the
+        market passed on its way to the open.
         """
         price, at_ms = bar.open, bar.open_time_ms
         for resting in self._orders:
@@ -235,7 +238,7 @@ class MarketPass:
                 self._make(order, at_ms)
 
     def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
-        """Return the order that is met first on the way from *start* to *end*, and where."""
+        """Return the order that a move from *start* to *end* meets first, and its price."""
         first: tuple[tuple[int, bool], Order, int] | None = None
         for order in self._orders:
             at = _price_met(order, start, end)
@@ -247,7 +250,7 @@ class MarketPass:
         return None if first is None else (first[1], first[2])
 
     def _match(self, order: Order, price: int, at_ms: int) -> None:
-        """Fill the limit that the path went through, or let the stop that it touched fire."""
+        """Fill the limit that the path passed, or trigger the stop that it touched."""
         if order.role is OrderRole.LIQUIDATION:
             self._liquidate(order, price, at_ms)
             return
@@ -261,23 +264,23 @@ class MarketPass:
     def _take_all(
         self, order: Order, price: int, at_ms: int, model: FillModel = FillModel.BAR_PATH
     ) -> None:
-        """Fill all of an order where the bar stands at *price*."""
+        """Fill all of *order* as taker, with the market at *price*."""
         self._apply_fill(order, self._executor.taken(order, price, model, at_ms))
 
     def _make(self, order: Order, at_ms: int) -> None:
-        """Fill a limit that had rested."""
+        """Fill a resting limit as maker."""
         quantity = order.quantity - order.filled
         self._apply_fill(
             order, self._executor.fill_resting(order, quantity, FillModel.BAR_PATH, at_ms)
         )
 
-    # ------------------------------------------------------------ what both do
+    # ------------------------------------------------------------ quotes and bars
 
     def _trail(self, bid: int, ask: int) -> None:
-        """Let a trailing stop follow the market, which stands at *bid* and *ask*; never back."""
-        for part in self._parts:
-            if part.orders.trail:
-                self._trail_by(part.orders, bid, ask)
+        """Let trailing stops follow the market at *bid* and *ask*; they only become tighter."""
+        for line in self._every_line:
+            if line.orders.trail:
+                self._trail_by(line.orders, bid, ask)
 
     def _trail_by(self, resting: RestingOrders, bid: int, ask: int) -> None:
         order = resting.protective(OrderRole.TRAILING)
@@ -290,7 +293,7 @@ class MarketPass:
                 self._moved(order, after(order, OrderEvent.REPLACE, trigger=trigger))
 
     def _accepted(self, order: Order) -> Order:
-        """Return *order* as one that has reached the exchange."""
+        """Accept *order* if it is new, and return it."""
         if order.status is not OrderStatus.NEW:
             return order
         return self._note(after(order, OrderEvent.ACCEPT))
@@ -299,7 +302,10 @@ class MarketPass:
         return self._moved(order, after(order, OrderEvent.TRIGGER, triggered=True))
 
     def _moved(self, order: Order, moved: Order) -> Order:
-        """Take *order* as it was *moved* or triggered; a quote may be newer than bars to come."""
+        """Replace *order* by *moved*, its state after a move or a trigger.
+
+        After a quote the old state is kept, since an older bar may still arrive.
+        """
         if not self._is_quote:
             return self._note(moved)
         return self._line_of(order.order_id).orders.move(order, moved)
@@ -311,9 +317,9 @@ class MarketPass:
         self._line_of(order.order_id).orders.end(order, reason, event)
 
     def _apply_fill(self, order: Order, fill: Fill) -> bool:
-        """Book *fill* of *order*; return False where the account could not bear it."""
+        """Book *fill* of *order*, cut to what the account can pay; return whether it booked any."""
         position = self._position_of(order)
-        if self._is_beyond_bankruptcy(position, order, fill):
+        if self._liquidates_instead(position, order, fill):
             return False
         if (refusal := position.refusal(fill)) is not None:
             affordable = None
@@ -324,7 +330,7 @@ class MarketPass:
                 return False
             fill = affordable
         cross = self._positions.cross
-        if cross is not None and cross.ruins(position, fill):
+        if cross is not None and cross.liquidates_instead(position, fill):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False
@@ -334,70 +340,73 @@ class MarketPass:
         return True
 
     def book(self, fill: Fill) -> Order:
-        """Book *fill* of an order that rests, in position and shares; return the order after it."""
+        """Book *fill* of a resting order in position and shares; return the order after it."""
         line = self._line_of(fill.order_id)
-        position = line.whole or line
+        position = line.parent or line
         before = position.position
         position.post(fill)
         if line is not position:
-            line.take_part(fill)
+            line.post_part(fill)
         order = line.orders.apply_fill(fill, line.held)
         if line is not position:
-            position.agree()
+            position.sum_share_targets()
             position.orders.resize(position.held)
-            position.orders.serve(position.held)
+            position.orders.shrink_to_target(position.held)
         elif position.shares:
             self._apportion(position.shares, fill, order)
         self.journal.entries.append(FillEntry(fill, order, before, position.position))
-        # What is left of the event meets the position as it is now.
+        # The rest of the event meets the changed position.
         position.protector.set_liquidation_price(fill.filled_ms, amends_only=True)
         return order
 
     def _apportion(self, shares: Sequence[Line], fill: Fill, order: Order) -> None:
-        """Share *fill* of the position's own *order* out to *shares*.
+        """Apportion *fill* of the position's *order* to *shares*.
 
-        It goes by what each still wants in that direction, else by what each holds on the other
-        side. Where the order only reduces, by liquidation say, nobody wants more than is left.
+        The weights are the distances to the targets in the direction of the fill. If there are
+        none, or the order only reduces, the weights are the holdings that the fill reduces. After
+        a reduction, by liquidation for instance, the targets are set to what is left.
         """
         sign = 1 if fill.side is Side.BUY else -1
         weights = [max(sign * (line.orders.target - line.held), 0) for line in shares]
         if order.reduce_only or not any(weights):
             weights = [max(-sign * line.held, 0) for line in shares]
-        if not any(weights):  # on spot the fee of a buy may leave a step more than was wanted
+        if not any(weights):  # on spot an order includes the fee, which may exceed the targets
             weights = [max(sign * line.held, 0) for line in shares]
         if not any(weights):
-            raise InvariantBroken(f"a fill of {fill.instrument} that no strategy asked for")
+            raise InvariantBroken(f"a fill of {fill.instrument} that no strategy ordered")
         quantities = apportion(fill.quantity, weights)
-        fees, of_base = apportion(fill.fee, quantities), apportion(fill.fee_base, quantities)
-        for share, quantity, fee, fee_base in zip(shares, quantities, fees, of_base, strict=True):
+        fees, fees_base = apportion(fill.fee, quantities), apportion(fill.fee_base, quantities)
+        for share, quantity, fee, fee_base in zip(shares, quantities, fees, fees_base, strict=True):
             if quantity:
                 notional = self._executor.notional(fill.price, quantity)
                 part = replace(
                     fill, quantity=quantity, notional=notional, fee=fee, fee_base=fee_base
                 )
-                share.take_part(part)
+                share.post_part(part)
                 share.orders.resize(share.held)
             if order.reduce_only:
-                share.want(share.held, "liquidated")
+                share.set_target(share.held, "liquidated")
 
     def _end_short(self, position: Line, order: Order, refusal: str) -> None:
-        """End *order*, which the account cannot bear; nothing asks again for what is missing."""
+        """End *order*, which the account cannot pay; its rest is not ordered again."""
         self._end(order, refusal)
         if order.role is OrderRole.SIGNAL:
             position.orders.shortfall = refusal
 
     def _affordable(self, position: Line, order: Order, fill: Fill) -> Fill | None:
-        """Return as much of *fill* of *order* as the account bears in whole steps, if any."""
+        """Return the largest part of *fill* that the account can pay, in whole steps; or None."""
         part = partial(self._executor.part, order, fill)
-        most = most_of(
-            fill.quantity, self._executor.step, lambda of: position.refusal(part(of)) is None
+        most = largest_multiple(
+            fill.quantity,
+            self._executor.step,
+            lambda quantity: position.refusal(part(quantity)) is None,
         )
         return part(most) if most else None
 
-    def _is_beyond_bankruptcy(self, position: Line, order: Order, fill: Fill) -> bool:
-        """Return whether *position* was liquidated instead: *fill* would lose more than it has.
+    def _liquidates_instead(self, position: Line, order: Order, fill: Fill) -> bool:
+        """Liquidate *position* instead if *fill* is beyond its bankruptcy price; return whether so.
 
-        The exchange lets nobody close at a price beyond the bankruptcy price.
+        Nobody can close at a price beyond the bankruptcy price.
         """
         bound = position.orders.protective(OrderRole.LIQUIDATION)
         if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
@@ -416,19 +425,19 @@ class MarketPass:
 
 
 def is_waiting_stop(order: Order) -> bool:
-    """Whether *order* waits for its trigger."""
+    """Return whether *order* is a stop that has not triggered."""
     return order.trigger is not None and not order.triggered
 
 
 def _reaches(order: Order, far: int) -> bool:
-    """Return whether the limit *order* could take where the far side stands at *far*."""
+    """Return whether the limit *order* could take with the far side at *far*."""
     if order.price is None or is_waiting_stop(order):
         return False
     return order.price >= far if order.side is Side.BUY else order.price <= far
 
 
 def _is_through(order: Order, far: int) -> bool:
-    """Return whether *far* lies strictly beyond the price of the limit *order*."""
+    """Return whether *far* is strictly through the price of the limit *order*."""
     if order.price is None:
         return False
     return far < order.price if order.side is Side.BUY else far > order.price
@@ -441,23 +450,23 @@ def touched(order: Order, far: int) -> bool:
 
 
 def _is_younger(order: Order, bar: Bar) -> bool:
-    """Return whether *order* came to rest inside *bar*, by a quote's fill or a command.
+    """Return whether *order* began to rest inside *bar*, because of a quote's fill or a command.
 
-    What a decision sent came to rest at the close before, however long that took to be known.
+    An order by a decision belongs to the close before, even if that bar was observed late.
     """
     return order.role not in _DECIDED and order.created_ms > bar.open_time_ms
 
 
 def _waits(order: Order, opened_ms: int) -> bool:
-    """Return whether *order* is a target of a position that was entered inside the bar.
+    """Return whether *order* is the target of a position that was entered inside the bar.
 
-    Nobody knows whether the price was there before or after.
+    Whether the bar reached that price before or after the entry is unknown.
     """
     return order.role is OrderRole.TARGET and order.created_ms > opened_ms
 
 
 def _trailed(order: Order, bid: int, ask: int, trail: int) -> int | None:
-    """Return where the trailing stop *order* would move to; None where it would not."""
+    """Return the new trigger of the trailing stop *order*; None if it does not move."""
     if order.role is not OrderRole.TRAILING or order.triggered or order.trigger is None:
         return None
     if order.side is Side.SELL:
@@ -466,9 +475,9 @@ def _trailed(order: Order, bid: int, ask: int, trail: int) -> int | None:
 
 
 def _price_met(order: Order, start: int, end: int) -> int | None:
-    """Return where the way from *start* to *end* meets *order*; None where it does not.
+    """Return the price at which a move from *start* to *end* meets *order*, or None.
 
-    A stop is met where it is touched, a limit only where the way goes on beyond its price.
+    A stop is met if its trigger is touched, a limit only if the move goes beyond its price.
     """
     if is_waiting_stop(order):
         at, reaches = order.trigger, touched(order, end)
@@ -480,7 +489,7 @@ def _price_met(order: Order, start: int, end: int) -> int | None:
     return at if ahead else None
 
 
-# ---------------------------------------------------------------- one event
+# ---------------------------------------------------------------- whole events
 
 
 _PATHS: Final = (
@@ -489,26 +498,75 @@ _PATHS: Final = (
 )
 
 
-def worse_path(positions: Positions, bar: Bar) -> int | None:
-    """Return the number of the path of *bar* that leaves less, the first where both leave as much.
+class TrialFills:
+    """A context in which orders of one instrument are filled on trial, without margin checks.
 
-    None where neither meets anything that rests.
+    On exit the account and its positions are as before.
+    """
+
+    def __init__(self, positions: Positions) -> None:
+        self._positions, self._account = positions, positions.account
+        self.is_over = False  # the account was liquidated: no path leaves less
+
+    def __enter__(self) -> Self:
+        """Save the state; until the exit neither ledger nor strategies learn of fills."""
+        account, lines = self._account, self._positions.every_line
+        self._journal = account.journal.take()
+        books = (line.book for line in lines)
+        self._saved = [(owner, vars(owner).copy()) for owner in (account, *books)]
+        self._lines = [(line, line.holding, line.position, line.orders.state()) for line in lines]
+        account.entries = None
+        for line in lines:
+            line.holding, line.book.fills = copy(line.holding), {}
+        self._positions.active_trial = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Restore the state."""
+        self._positions.active_trial = None
+        for owner, values in self._saved:
+            vars(owner).update(values)
+        for line, holding, position, orders in self._lines:
+            line.holding, line.position = holding, position
+            line.orders.restore(orders)
+        self._account.journal.swap(self._journal)
+
+    def equity(self, price: int) -> int:
+        """Return the equity with the instrument at *price*.
+
+        If the account was liquidated it is the least possible number.
+        """
+        if self.is_over:
+            return -MONEY_LIMIT
+        lines = self._positions.lines
+        return sum(
+            line.book.cash
+            + line.notional(price, line.held)
+            - (0 if line.is_cash else line.holding.entry_notional)
+            for line in lines
+        )
+
+
+def worse_path(positions: Positions, bar: Bar) -> int | None:
+    """Return the path of *bar*, 0 or 1, that leaves less equity; 0 if both leave the same.
+
+    None if neither path meets a resting order.
     """
     if positions.is_passed_by(bar):
         return None
-    left = []
+    equities = []
     for path in (0, 1):
-        with positions.trial() as trial:
+        with TrialFills(positions) as trial:
             MarketPass(positions).walk(bar, path)
-            left.append(trial.equity(bar.close))
-    return 0 if left[0] <= left[1] else 1
+            equities.append(trial.equity(bar.close))
+    return 0 if equities[0] <= equities[1] else 1
 
 
 def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:
-    """Return the market time from which a quote such as *quote* can change the resting *order*.
+    """Return the market time from which a quote like *quote* can change the resting *order*.
 
-    None where it cannot: it does not reach a stop, or does not stand beyond a limit that rests.
-    A trailing stop follows by *trail*.
+    None if it cannot: it touches no stop, is not through a resting limit, and moves no trailing
+    stop. *trail* is the distance of a trailing stop.
     """
     if order.role is OrderRole.LIQUIDATION:
         return None
@@ -520,9 +578,9 @@ def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:
 
 
 def passes(resting: RestingOrders, bar: Bar) -> bool:
-    """Return whether *bar* leaves all that rests as it is, as at most bars under a stop.
+    """Return whether *bar* changes no resting order, as most bars under a stop do.
 
-    What has a time at which it ends may end inside any bar.
+    An order with a time limit may always change.
     """
     if resting.order is not None:
         return False
@@ -530,7 +588,7 @@ def passes(resting: RestingOrders, bar: Bar) -> bool:
         if order.kind is OrderKind.MARKET or order.until_ms is not None:
             return False
         if order.status is OrderStatus.NEW or (order.triggered and order.price is None):
-            return False  # it has to arrive, or takes
+            return False  # it arrives, or takes at once
         if _is_met(order, bar.low, bar.high, resting.trail):
             return False
     return True

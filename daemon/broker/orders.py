@@ -1,8 +1,8 @@
 """Resting orders of one instrument in one book: the order state table, netting, lists.
 
-There is at most one order by signal, since a new target nets with it. Orders by list and exit
-orders are in ``others``, in order of birth. A fill of a reduce-only order makes what is then held
-the target, and cancels the order by signal, which was for another position.
+There is at most one order by signal, since a new target replaces it. Orders by list and exit
+orders are in ``others``, oldest first. A fill of a reduce-only order sets the target to the
+position after it, and cancels the order by signal, which was computed for another position.
 
 The rules are docs/money.md, M6 to M9, and docs/orders.md, B1 and B2.
 """
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
 FILL_WITHIN_MS: Final = 10_000
 FLATTEN: Final = CommandKind.FLATTEN.value
-"""The reason of an order by the operator's command: it waits for a quote as long as it takes."""
+"""The reason on an order by the operator's command, which never expires unfilled."""
 RESTING_MOST: Final = 200
-"""Orders by list that rest at a time."""
+"""The most orders by list that may rest at a time."""
 PROTECTIVE: Final = frozenset(
     {OrderRole.STOP, OrderRole.TARGET, OrderRole.TRAILING, OrderRole.UNTIL}
 )
 
 
 class OrderEvent(StrEnum):
-    """What can happen to an order."""
+    """The events in the life of an order."""
 
-    ACCEPT = "accept"  # it reached the exchange, and rests
+    ACCEPT = "accept"  # it reached the exchange and rests
     REJECT = "reject"
     REPLACE = "replace"  # amended in place
     TRIGGER = "trigger"  # a stop's price was touched
@@ -74,7 +74,7 @@ NEXT: Final = {
     (OrderStatus.ACCEPTED, OrderEvent.CANCEL): OrderStatus.CANCELED,
     (OrderStatus.ACCEPTED, OrderEvent.EXPIRE): OrderStatus.CANCELED,
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.REPLACE): OrderStatus.PARTIALLY_FILLED,
-    # The exchange's own order, at the next risk tier:
+    # A liquidation order, at the next risk tier:
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.TRIGGER): OrderStatus.PARTIALLY_FILLED,
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.FILL_PART): OrderStatus.PARTIALLY_FILLED,
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.FILL_REST): OrderStatus.FILLED,
@@ -84,22 +84,22 @@ NEXT: Final = {
 
 
 def advance(status: OrderStatus, event: OrderEvent) -> OrderStatus:
-    """Return the status after *event*; an unlisted pair is a bug, not a case."""
+    """Return the status after *event*; raise ``InvariantBroken`` for a pair that is not listed."""
     if (after := NEXT.get((status, event))) is None:
         raise InvariantBroken(f"an order that is {status} cannot {event}")
     return after
 
 
 def after(order: Order, event: OrderEvent, **changed: object) -> Order:
-    """Return *order* after *event*, with what else *changed*."""
+    """Return *order* after *event*, with the *changed* fields."""
     return replace(order, status=advance(order.status, event), **changed)
 
 
 class Latency(Struct, frozen=True):
-    """From a decision to the exchange, in milliseconds: a constant and an exponential draw.
+    """Milliseconds from a decision to the exchange: a constant plus exponential jitter.
 
-    A draw is a function of (seed, instrument, open time of the bar that decided, ordinal). The
-    ordinal counts the orders that a step bears for the instrument in one book.
+    The jitter is a function of (seed, instrument, open time of the deciding bar, ordinal). The
+    ordinal counts the orders that a step creates for the instrument in one book.
     """
 
     fixed_ms: int
@@ -110,38 +110,38 @@ class Latency(Struct, frozen=True):
         """Return the latency of one order."""
         if not self.mean_jitter_ms:
             return self.fixed_ms
-        named = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
-        share = int.from_bytes(sha256(named).digest()[:6], "big") / 2**48
+        identity = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
+        share = int.from_bytes(sha256(identity).digest()[:6], "big") / 2**48
         return self.fixed_ms + int(-log(1.0 - share) * self.mean_jitter_ms)
 
 
 class OrdersState(Struct, frozen=True, array_like=True):
-    """What the resting orders of an instrument carry from step to step."""
+    """The stored state of the resting orders of an instrument."""
 
     target: int = 0
     reason: str = ""
     confirmed_ms: int = 0
     order: Order | None = None
     others: tuple[Order, ...] = ()
-    unmoved: tuple[Order, ...] = ()
+    before_quotes: tuple[Order, ...] = ()
     shortfall: str = ""
 
 
-class Moment(NamedTuple):
-    """When something is decided, and what is known of the account then."""
+class OrderContext(NamedTuple):
+    """The time of a decision, and the state of market and account at that time."""
 
     at_ms: int  # market time
-    opened_ms: int  # open time of the bar that decided
-    price: int  # the newest close, for what depends on the notional
+    opened_ms: int  # open time of the deciding bar
+    price: int  # the newest close, from which the notional is computed
     held: int  # signed
-    cash: int = MONEY_LIMIT  # what a spot buy can be paid from
-    position: int = 0  # for orders by list: what an owner's share is part of, signed
+    cash: int = MONEY_LIMIT  # available for the order
+    position: int = 0  # for orders by list: the account's position, signed
 
 
 class RestingOrders:
     """The resting orders of one instrument in one book: of a position, or of an owner's share.
 
-    Every order that changes is noted in the journal of the account.
+    The journal of the account records every order that changes.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class RestingOrders:
         book: Book | None = None,
         net: RestingOrders | None = None,
     ) -> None:
-        """Hold the orders of *book*; *net* are those of the position that an owner has a share of.
+        """Hold the orders of *book*; for an owner's share, *net* are those of the whole position.
 
-        Where books fill orders, a strategy's cancellation by list takes the latency on its way:
-        until then the order can be filled.
+        If order books fill orders, a strategy's cancellation takes effect after the latency. Until
+        then the order can be filled.
         """
         costs = settings.costs_for(instrument.id)
         self.filters = Filters(instrument, costs)
@@ -164,22 +164,22 @@ class RestingOrders:
         self._costs = costs
         self._latency, self._fill_within_ms = settings.latency, settings.fill_within_ms
         self._cancel_ms = self._latency.fixed_ms if settings.execution is FillModel.BOOK else 0
-        self.leaving: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
+        self.canceling: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
         self.journal = Journal() if book is None else book.account.journal
         self._side = None if book is None else book.side
         self._owner = "" if book is None else book.owner
         self._net = net
         self.order: Order | None = None
         self.others: tuple[Order, ...] = ()
-        # Those that quotes moved or triggered, as they stood at the newest bar that was not missed.
-        self.unmoved: tuple[Order, ...] = ()
-        self.trail = 0  # how far the trailing stop follows the price; 0 where none is armed
-        self.is_guarded = False  # protection is planned, or a side waits for another signal
-        self.target = 0  # the target last decided, whether or not it could be reached
+        # Orders that quotes moved or triggered, in their state at the newest bar not missed.
+        self.before_quotes: tuple[Order, ...] = ()
+        self.trail = 0  # distance of the trailing stop to the price; 0 without one
+        self.is_guarded = False  # an exit plan is active, or an entry waits for another signal
+        self.target = 0  # the last decided target, whether or not it could be reached
         self.reason = ""  # of the target
         self.shortfall = ""  # why less than the target was ordered or filled
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
-        self._born = (-1, 0)  # the step that bears orders here now, and how many it has borne
+        self._orders_of_step = (-1, 0)  # the current step, and the number of orders it created here
 
     @property
     def rests(self) -> bool:
@@ -188,20 +188,19 @@ class RestingOrders:
 
     @property
     def orders(self) -> tuple[Order, ...]:
-        """Every order that rests, in the order in which they meet the market.
+        """Every resting order, in the order in which they meet the market.
 
-        Protection comes before all others, but a target comes last: what the account fears is
-        looked at before what it hopes for.
+        Stops come first and targets last, so that doubtful cases end with the worse result.
         """
         signalled = () if self.order is None else (self.order,)
         if not self.others:
             return signalled
         return tuple(sorted((*signalled, *self.others), key=urgency))
 
-    def is_awaited(self, held: int) -> bool:
-        """Return whether an order by signal rests that leads on from the position *held*.
+    def leads_on(self, held: int) -> bool:
+        """Return whether a resting order by signal still moves the position *held*.
 
-        For a share that is the net order, where it moves the position as the share wants.
+        For a share that is the account's net order, if it moves towards the share's target.
         """
         if self._net is None:
             return self.order is not None
@@ -210,34 +209,34 @@ class RestingOrders:
         return self.target > held if rest.side is Side.BUY else self.target < held
 
     def change(self, instrument: Instrument, margin: MarginRules | None = None) -> None:
-        """Use filters of the exchange and rules of *margin*; what rests was accepted before."""
+        """Use new filters and *margin* rules for new orders; resting ones stay as accepted."""
         self.filters = Filters(instrument, self._costs, margin)
 
     def state(self) -> OrdersState:
-        """Return the state that a restart needs."""
+        """Return the state to store."""
         return OrdersState(*_carried(self))
 
     def restore(self, state: OrdersState) -> None:
-        """Take over what survived a restart."""
+        """Restore the stored *state*."""
         for name in OrdersState.__struct_fields__:
             setattr(self, name, getattr(state, name))
 
     def next_id(self) -> str:
-        """Return the id of the next order that the step bears here."""
-        (last, count), sequence = self._born, self.journal.sequence
-        self._born = sequence, count + 1 if last == sequence else 1
+        """Return the id of the next order that this step creates here."""
+        (last, count), sequence = self._orders_of_step, self.journal.sequence
+        self._orders_of_step = sequence, count + 1 if last == sequence else 1
         return self.journal.next_id()
 
     def find(self, order_id: str) -> Order | None:
-        """Return the resting order with that id, if there is one."""
+        """Return the resting order with that id, or None."""
         if (order := self.order) is not None and order.order_id == order_id:
             return order
         return next((other for other in self.others if other.order_id == order_id), None)
 
-    # ------------------------------------------------------------ what happens to orders
+    # ------------------------------------------------------------ changes of orders
 
     def note(self, order: Order) -> Order:
-        """Take *order* as it now stands, resting or ended, and return it."""
+        """Record the new state of *order*, resting or ended, and return it."""
         self._keep(order)
         return self.journal.note(order)
 
@@ -252,88 +251,99 @@ class RestingOrders:
         else:
             kept = [other if other.order_id != order.order_id else order for other in self.others]
             self.others = tuple(other for other in kept if other.status not in _ENDED)
-        if self.unmoved:
-            self.unmoved = tuple(
-                other for other in self.unmoved if other.order_id != order.order_id
+        if self.before_quotes:
+            self.before_quotes = tuple(
+                other for other in self.before_quotes if other.order_id != order.order_id
             )
-        if self.leaving:
-            self.leaving &= {other.order_id for other in self.others}
+        if self.canceling:
+            self.canceling &= {other.order_id for other in self.others}
 
     def move(self, order: Order, moved: Order) -> Order:
-        """Take *order* as a quote *moved* or triggered it; what it was is kept: :meth:`rewind`."""
-        first = next((other for other in self.unmoved if other.order_id == order.order_id), order)
+        """Replace *order* by *moved*, its state after a quote moved or triggered it.
+
+        The state before is kept for :meth:`rewind`.
+        """
+        first = next(
+            (other for other in self.before_quotes if other.order_id == order.order_id), order
+        )
         self.note(moved)
-        self.unmoved += (first,)
+        self.before_quotes += (first,)
         return moved
 
     def rewind(self) -> dict[str, Order]:
-        """Let all stand as they did before quotes moved them; return those, as they are, by id.
+        """Undo the moves of orders by quotes; return the moved states by order id.
 
-        A bar that was missed may come after quotes that are newer than it.
+        A missed bar may arrive after quotes that are newer than it.
         """
-        old = {order.order_id: order for order in self.unmoved}
+        old = {order.order_id: order for order in self.before_quotes}
         newer = {order.order_id: order for order in self.others if order.order_id in old}
         self.others = tuple(old.get(order.order_id, order) for order in self.others)
-        self.unmoved = ()
+        self.before_quotes = ()
         return newer
 
     def resume(self, newer: Mapping[str, Order], opened_ms: int) -> None:
         """Undo :meth:`rewind` after the bar that opened at *opened_ms*.
 
-        A trailing stop stands where the bar or the quotes have moved it, whichever is tighter.
+        A trailing stop keeps the tighter one of the triggers that bar and quotes gave it.
         """
         for order in self.others:
             if (later := newer.get(order.order_id)) is None:
                 continue
             later = replace(later, quantity=order.quantity, trigger=_tighter(order, later))
             (self.note if order in self.journal else self._keep)(later)
-            if order.created_ms <= opened_ms:  # else the bar told nothing of it
-                self.unmoved += (order,)
+            if order.created_ms <= opened_ms:  # else the order is newer than the bar
+                self.before_quotes += (order,)
 
     def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
-        """Return *order* as it ends by *event*, for that *reason* or that of its cancellation."""
-        if event is OrderEvent.EXPIRE and order.order_id in self.leaving:
+        """End *order* by *event* and return it.
+
+        Its reason becomes *reason*; an order whose cancellation was on its way keeps that reason.
+        """
+        if event is OrderEvent.EXPIRE and order.order_id in self.canceling:
             reason = order.reason
         return self.note(after(order, event, reason=reason))
 
     def apply_fill(self, fill: Fill, held: int) -> Order:
-        """Book *fill*, which left *held*, with what it changes; return the order after it."""
+        """Apply *fill*, after which the position is *held*, to its order and the orders beside it.
+
+        Returns the order after the fill.
+        """
         order = self.find(fill.order_id)
         if order is None:
-            raise InvariantBroken(f"a fill of {fill.order_id}, which does not rest")
+            raise InvariantBroken(f"a fill of order {fill.order_id}, which does not rest")
         filled = order.filled + fill.quantity
         event = OrderEvent.FILL_REST if filled == order.quantity else OrderEvent.FILL_PART
-        of_signal = order is self.order
-        done = self.note(after(order, event, filled=filled))
-        if not of_signal and order.reduce_only:
+        is_by_signal = order is self.order
+        filled_order = self.note(after(order, event, filled=filled))
+        if not is_by_signal and order.reduce_only:
             self._close_first(order, held)
-        elif not of_signal:
+        elif not is_by_signal:
             bought = fill.side is Side.BUY
             self.target += fill.quantity - fill.fee_base if bought else -fill.quantity
         self.resize(held)
-        return done
+        return filled_order
 
     def _close_first(self, order: Order, held: int) -> None:
-        """Shrink or end the order by signal, now that *order* has reduced to *held*.
+        """Shrink or end the order by signal after *order* reduced the position to *held*.
 
-        It was for another position. But where protection came before an order that turns the
-        position around, what is left of that goes on.
+        The order by signal was computed for another position, so it ends. If *order* is protective
+        and the order by signal reverses the position, the rest of the reversal stays.
         """
-        beyond = self.target if order.side is Side.BUY else -self.target
-        turns = order.role in PROTECTIVE and beyond > 0
-        needed = self.filters.whole(abs(self.target - held)) if turns else 0
+        signed_target = self.target if order.side is Side.BUY else -self.target
+        reverses = order.role in PROTECTIVE and signed_target > 0
+        needed = self.filters.round_down(abs(self.target - held)) if reverses else 0
         if not needed:
             self.target = held
         self._shrink(needed)
 
-    def serve(self, held: int) -> None:
-        """Shrink the order by signal to what is left of it, now that all shares hold *held*."""
+    def shrink_to_target(self, held: int) -> None:
+        """Shrink the net order to what still leads to the target, with the position at *held*."""
         if self.order is not None:
             sign = 1 if self.order.side is Side.BUY else -1
             self._shrink(self._quantity_of(sign * max(sign * (self.target - held), 0)))
 
     def _shrink(self, needed: int) -> None:
-        """Shrink the order by signal to what is *needed*, or end it."""
+        """Shrink the order by signal to the quantity *needed*, or end it where that is 0."""
         if (rest := self.order) is None or needed >= rest.quantity - rest.filled:
             return
         if needed:
@@ -342,30 +352,33 @@ class RestingOrders:
             self.end(rest, "another order closed the position first")
 
     def resize(self, held: int) -> None:
-        """Shrink what may only close to *held*, and cancel what it leaves nothing to close."""
+        """Shrink reduce-only orders to the position *held*, and cancel those it leaves nothing."""
         for order in self.others:
             if not order.reduce_only:
                 continue
-            most = self._closing(order.side, held)
+            most = self._closable_by(order.side, held)
             if most == 0:
                 self.end(order, "the position that it was to close is gone")
             elif order.quantity - order.filled > most:
                 self.note(after(order, OrderEvent.REPLACE, quantity=order.filled + most))
 
-    def _closing(self, side: Side, held: int) -> int:
-        """Return how much of *held* an order of that *side* can close, in whole steps."""
+    def _closable_by(self, side: Side, held: int) -> int:
+        """Return how much of *held* an order of *side* can close, in whole steps."""
         closes = held < 0 if side is Side.BUY else held > 0
-        return self.filters.whole(abs(held)) if closes else 0
+        return self.filters.round_down(abs(held)) if closes else 0
 
     def expire(self, market_ms: int, *, unfilled: bool = True) -> None:
-        """Cancel the orders whose time is over and, where *unfilled*, what no quote filled."""
+        """Cancel the orders whose time is over; with *unfilled* also market orders left unfilled.
+
+        Those are orders by decisions that no quote filled within ``fill_within_ms``.
+        """
         for order in self.orders:
             if order.until_ms is not None and market_ms >= order.until_ms:
                 self.end(order, "its time is over", OrderEvent.EXPIRE)
             elif (
                 unfilled
                 and order.kind is OrderKind.MARKET
-                and order.role in _OF_A_MOMENT
+                and order.role in _EXPIRES_UNFILLED
                 and market_ms - order.eligible_ms > self._fill_within_ms
             ):
                 within = f"no quote filled it within {self._fill_within_ms:,} ms"
@@ -374,21 +387,21 @@ class RestingOrders:
     # ------------------------------------------------------------ by signal
 
     def submit(
-        self, target: int, reason: str, now: Moment, *, by_command: bool = False
+        self, target: int, reason: str, context: OrderContext, *, by_command: bool = False
     ) -> str | None:
-        """Make position plus resting order reach *target*; return why the exchange takes no order.
+        """Place the order that moves the position to *target*; return why it is smaller or missing.
 
-        The reason is computed anew each time that the target is repeated: it is no order. A
-        reversal is one order. An order for more than the account covers is cut to that. Nothing
-        asks again for what was cut, or it would be a hidden limit order. What is refused
-        *by_command* has no decision to say so: its order is kept, REJECTED.
+        Each repetition of the target computes the reason anew. A reversal is one order. An order
+        for more than the account can pay for is cut, and the rest is not ordered again, since that
+        would be a hidden limit order. A refused order *by_command* is recorded as REJECTED, since
+        no decision holds its reason.
         """
-        held, price, cash = now.held, now.price, now.cash
-        resting_leads_there = self.order is not None and target == self.target
+        held, price, cash = context.held, context.price, context.cash
+        is_ordered = self.order is not None and target == self.target
         if target != self.target:
             self.target, self.reason, self.shortfall = target, reason, ""
             self.journal.has_changes = True
-        if resting_leads_there:
+        if is_ordered:
             return None
         if self.shortfall and target * held > 0 and not self.is_reached(target, held):
             return self.shortfall
@@ -399,91 +412,93 @@ class RestingOrders:
         needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
         filters, quantity = self.filters, self._quantity_of(needed)
-        placed = self._named(_side(needed), quantity, reason, now, role=role)
+        placed = self._new_order(_side(needed), quantity, reason, context, role=role)
         refusal = filters.refusal(placed, price, reduces=target == 0)
         refusal = refusal or filters.tier_refusal(held, target, price)
-        takes, why = refusal is None, refusal
-        if takes:
+        is_accepted, shortfall = refusal is None, refusal
+        if is_accepted:
             covered = filters.affordable(placed.side, placed.quantity, held, price, cash)
             if covered < placed.quantity:
                 closes = target * held < 0 and covered == abs(held)
-                placed, why = replace(placed, quantity=covered), filters.no_funds
-                takes = filters.refusal(placed, price, reduces=closes) is None
-        self.journal.has_changes |= (why or "") != self.shortfall
-        self.shortfall = why or ""
-        if takes:
+                placed, shortfall = replace(placed, quantity=covered), filters.no_funds
+                is_accepted = filters.refusal(placed, price, reduces=closes) is None
+        self.journal.has_changes |= (shortfall or "") != self.shortfall
+        self.shortfall = shortfall or ""
+        if is_accepted:
             self.order = self.journal.note(after(placed, OrderEvent.ACCEPT))
         elif by_command:
-            self.journal.note(after(placed, OrderEvent.REJECT, reason=why))
-        return why
+            self.journal.note(after(placed, OrderEvent.REJECT, reason=shortfall))
+        return shortfall
 
     def is_reached(self, target: int, held: int) -> bool:
-        """Return whether *held* is *target*; on spot within one step: a fee is paid in base."""
+        """Return whether *held* is *target*; on spot within one step, since fees are in base."""
         near = self.filters.instrument.quantity_step if self._spot else 0
         return abs(target - held) <= near
 
     def affordable(self, target: int, held: int, price: int, funds: int) -> int:
-        """Return *target*, or as much of it as *funds* cover from *held*, the market at *price*.
+        """Return *target*, or as much of it as *funds* pay for at *price*, starting from *held*.
 
-        *funds* is cash, on margin what no position binds.
+        *funds* is cash, on margin only what no position binds.
         """
         side, quantity = _side(target - held), self._quantity_of(target - held)
         covered = self.filters.affordable(side, quantity, held, price, funds)
-        return target if covered == quantity else self._led_to(side, covered, held)
+        return target if covered == quantity else self._position_after(side, covered, held)
 
-    def _led_to(self, side: Side, quantity: int, held: int) -> int:
+    def _position_after(self, side: Side, quantity: int, held: int) -> int:
         """Return the position to which a market order of *quantity* leads from *held*."""
         if side is Side.SELL:
             return held - quantity
         rate = RATE_SCALE - (self._costs.taker_fee if self._spot else 0)
-        return held + self.filters.whole(quantity * rate // RATE_SCALE)
+        return held + self.filters.round_down(quantity * rate // RATE_SCALE)
 
     def _quantity_of(self, needed: int) -> int:
         """Return the quantity of a market order that moves a position by *needed*, signed."""
         quantity = abs(needed)
         if self._spot and needed > 0:
-            # What is left after the fee, which is paid in base, has to be *needed*.
+            # The fee is paid in base: *needed* must be left after it.
             step = self.filters.instrument.quantity_step
             gross = -(-quantity * RATE_SCALE // (RATE_SCALE - self._costs.taker_fee))
             quantity = -(-gross // step) * step
-        return self.filters.whole(quantity)
+        return self.filters.round_down(quantity)
 
-    def _named(
+    def _new_order(
         self,
         side: Side,
         quantity: int,
         reason: str,
-        now: Moment,
+        context: OrderContext,
         **terms: Any,  # noqa: ANN401
     ) -> Order:
-        """Return a new order by a decision, which takes its latency to the exchange."""
+        """Return a new order of a decision; it reaches the exchange after the latency."""
         order_id, key = self.next_id(), self.filters.instrument.id
-        latency_ms = self._latency.of(key, now.opened_ms, self._born[1] - 1)
+        latency_ms = self._latency.of(key, context.opened_ms, self._orders_of_step[1] - 1)
         return Order(
-            order_id, key, side, quantity, 0, OrderStatus.NEW, reason, now.at_ms,
-            now.at_ms + latency_ms, position_side=self._side, **terms,
+            order_id, key, side, quantity, 0, OrderStatus.NEW, reason, context.at_ms,
+            context.at_ms + latency_ms, position_side=self._side, **terms,
         )  # fmt: skip
 
     # ------------------------------------------------------------ by list
 
-    def send(self, requests: Iterable[OrderRequest | Cancel], reason: str, now: Moment) -> None:
-        """Do what a list asks for, in its order.
+    def send(
+        self, requests: Iterable[OrderRequest | Cancel], reason: str, context: OrderContext
+    ) -> None:
+        """Execute the *requests* of a list, in their order.
 
-        What the exchange would refuse is noted, REJECTED, with the reason; a refused replacement
-        leaves what rests.
+        An order that the exchange would refuse is recorded as REJECTED with the reason. A refused
+        replacement leaves the resting order as it is.
         """
         for request in requests:
             if isinstance(request, Cancel):
-                self.withdraw(request.tag, "canceled by the strategy", sent_ms=now.at_ms)
+                self.cancel_listed(request.tag, "canceled by the strategy", sent_ms=context.at_ms)
             else:
-                self._ask(request, reason, now)
+                self._place(request, reason, context)
 
-    def withdraw(
+    def cancel_listed(
         self, tag: str, reason: str, *, opening_only: bool = False, sent_ms: int = 0
     ) -> None:
-        """Cancel the orders by list with that *tag*, all of them where it is empty.
+        """Cancel the orders by list with *tag*; with an empty one all of them.
 
-        What a strategy *sent_ms* goes on resting for the latency of a cancellation.
+        A cancellation that a strategy sends, at *sent_ms*, takes effect after its latency.
         """
         for order in self._listed() if sent_ms and self._cancel_ms else self.others:
             if order.role is not OrderRole.LIST or (tag and order.tag != tag):
@@ -491,13 +506,13 @@ class RestingOrders:
             if sent_ms and self._cancel_ms:
                 arrives_ms = sent_ms + self._cancel_ms
                 until_ms = min(arrives_ms, order.until_ms or arrives_ms)
-                self.leaving |= {order.order_id}
+                self.canceling |= {order.order_id}
                 self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
             elif not (opening_only and order.reduce_only):
                 self.end(order, reason)
 
-    def _ask(self, request: OrderRequest, reason: str, now: Moment) -> None:
-        order, refusal = self._requested(request, reason, now)
+    def _place(self, request: OrderRequest, reason: str, context: OrderContext) -> None:
+        order, refusal = self._order_of(request, reason, context)
         if refusal is not None:
             self.journal.note(after(order, OrderEvent.REJECT, reason=refusal))
             return
@@ -505,32 +520,32 @@ class RestingOrders:
             same = [other for other in self._listed() if other.tag == request.tag]
             if any(_terms_of(other) == _terms_of(order) for other in same):
                 return
-            self.withdraw(request.tag, "replaced", sent_ms=now.at_ms)
+            self.cancel_listed(request.tag, "replaced", sent_ms=context.at_ms)
         self.add(order)
 
     def _listed(self) -> list[Order]:
-        """Return the orders by list of which none is on its way out."""
+        """Return the orders by list that are not being canceled."""
         return [
             order
             for order in self.others
-            if order.role is OrderRole.LIST and order.order_id not in self.leaving
+            if order.role is OrderRole.LIST and order.order_id not in self.canceling
         ]
 
-    def _requested(
-        self, request: OrderRequest, reason: str, now: Moment
+    def _order_of(
+        self, request: OrderRequest, reason: str, context: OrderContext
     ) -> tuple[Order, str | None]:
-        """Return the order of *request*, and why the exchange would refuse it, if it would."""
-        # Limits and margin are those of the position, which an owner has a share of.
-        filters, held = (self._net or self).filters, now.position
+        """Return the order of *request*, and why the exchange would refuse it, or None."""
+        # For an owner's share, limits and margin are those of the account's position.
+        filters, held = (self._net or self).filters, context.position
         terms = filters.terms(request)
-        # What is paid in full is not sold short.
+        # Spot and shares cannot be sold short.
         reduce_only = request.reduce_only or (self._is_cash and request.side is Side.SELL)
-        closing = self._closing(request.side, now.held)
-        order = self._named(
+        closing = self._closable_by(request.side, context.held)
+        order = self._new_order(
             request.side,
             min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
             request.reason or reason,
-            now,
+            context,
             kind=request.kind,
             role=OrderRole.LIST,
             price=terms.price,
@@ -544,14 +559,14 @@ class RestingOrders:
         if terms.refusal is not None:
             return order, terms.refusal
         if reduce_only and not closing:
-            return order, "it may only reduce, and there is no position for it to close"
-        if request.until is not None and request.until <= now.at_ms:
+            return order, "it is reduce-only, and there is no position for it to close"
+        if request.until is not None and request.until <= context.at_ms:
             return order, "its time is over already"
         listed = [other for other in self._listed() if not request.tag or other.tag != request.tag]
         if len(listed) >= RESTING_MOST:
             return order, f"{RESTING_MOST} orders by list rest already"
-        price = order.price or order.trigger or now.price
-        refusal = filters.stop_refusal(order, now.price)
+        price = order.price or order.trigger or context.price
+        refusal = filters.stop_refusal(order, context.price)
         refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
         if refusal is None and not reduce_only:
             signed = order.quantity if order.side is Side.BUY else -order.quantity
@@ -559,13 +574,13 @@ class RestingOrders:
             bound = sum(
                 filters.bound(
                     other.quantity - other.filled,
-                    other.price or other.trigger or now.price,
+                    other.price or other.trigger or context.price,
                     other.side,
                 )
                 for other in listed
                 if not other.reduce_only and other.side is order.side
             )
-            funds = now.cash - bound
+            funds = context.cash - bound
             if refusal is None and not filters.covers(
                 order.side, order.quantity, held, price, funds
             ):
@@ -573,16 +588,16 @@ class RestingOrders:
         return order, refusal
 
     def opens(self, requests: Iterable[OrderRequest | Cancel]) -> tuple[int, int, bool]:
-        """Return the quantities that *requests* and resting orders could buy, and could sell.
+        """Return the quantities that *requests* and resting orders could buy and sell to open.
 
-        And whether all of *requests* can only reduce.
+        The third value says whether all of *requests* can only reduce.
         """
         sides = {Side.BUY: 0, Side.SELL: 0}
         only_reduces = True
         requests = tuple(requests)
         replaced = {request.tag for request in requests if request.tag}
-        all_go = any(isinstance(request, Cancel) and not request.tag for request in requests)
-        for order in () if all_go else self._listed():
+        cancels_all = any(isinstance(request, Cancel) and not request.tag for request in requests)
+        for order in () if cancels_all else self._listed():
             if not order.reduce_only and order.tag not in replaced:
                 sides[order.side] += order.quantity - order.filled
         for request in requests:
@@ -607,7 +622,7 @@ class RestingOrders:
         price: int | None = None,
         trigger: int | None = None,
     ) -> Order:
-        """Return a new order that closes *quantity* of *held*, before the exchange has seen it."""
+        """Return a new order, not yet accepted, that closes *quantity* of *held*."""
         return Order(
             self.next_id(), self.filters.instrument.id,
             Side.SELL if held > 0 else Side.BUY, quantity, 0, OrderStatus.NEW, reason, at_ms, at_ms,
@@ -616,17 +631,17 @@ class RestingOrders:
         )  # fmt: skip
 
     def protective(self, role: OrderRole) -> Order | None:
-        """Return the protective order of *role*, or the exchange's own, if there is one."""
+        """Return the resting protective or liquidation order of *role*, or None."""
         return next((order for order in self.others if order.role is role), None)
 
     def closable(self, held: int) -> int:
-        """Return how much of *held* can be closed, unsigned: dust cannot."""
-        return self.filters.whole(abs(held))
+        """Return how much of *held* can be closed, unsigned: less than a step cannot."""
+        return self.filters.round_down(abs(held))
 
 
 _ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})
-_OF_A_MOMENT: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
-"""Roles whose market orders are given up where no quote fills them in time."""
+_EXPIRES_UNFILLED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
+"""Roles whose market orders are canceled if no quote fills them in time."""
 
 
 def _side(needed: int) -> Side:
@@ -634,14 +649,14 @@ def _side(needed: int) -> Side:
 
 
 def kind_of(price: int | None, trigger: int | None) -> OrderKind:
-    """Return the kind of an order with that limit and that stop price."""
+    """Return the kind of an order with limit *price* and stop price *trigger*."""
     if trigger is not None:
         return OrderKind.STOP if price is None else OrderKind.STOP_LIMIT
     return OrderKind.MARKET if price is None else OrderKind.LIMIT
 
 
 def _tighter(order: Order, other: Order) -> int | None:
-    """Return the trigger of *order* or of *other*, two states of an order, that is met first."""
+    """Return the trigger that is met first, of *order* and *other*, two states of an order."""
     if order.trigger is None or other.trigger is None:
         return other.trigger
     tightest = max if order.side is Side.SELL else min
@@ -649,7 +664,7 @@ def _tighter(order: Order, other: Order) -> int | None:
 
 
 def urgency(order: Order) -> int:
-    """Return the place of *order* among those that meet the market: 0 is the first."""
+    """Return the rank in which *order* meets the market: 0 is first."""
     if order.role is OrderRole.TARGET:
         return 2
     return 0 if order.role in PROTECTIVE or order.role is OrderRole.LIQUIDATION else 1
@@ -659,4 +674,4 @@ _carried: Final = attrgetter(*OrdersState.__struct_fields__)
 _terms_of: Final = attrgetter(
     "side", "kind", "quantity", "price", "trigger", "post_only", "reduce_only", "until_ms"
 )
-"""What a repeated request must share with the order that rests to leave it there."""
+"""The fields in which a repeated request must equal the resting order to leave it unchanged."""

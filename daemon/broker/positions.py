@@ -1,7 +1,7 @@
-"""``Positions``: what an account holds of one instrument, which meets the market together.
+"""``Positions``: all positions of one account in one instrument, which an event meets together.
 
-In one-way mode that is one position, in hedge mode one a side; each with the shares of its owners.
-An event meets all their orders in one pass.
+In one-way mode there is one position, in hedge mode one for each side. Each has the shares of its
+owners. An event meets the orders of all of them in one pass.
 
 The rules are docs/money.md, M11 to M14 and M97.
 """
@@ -9,8 +9,7 @@ The rules are docs/money.md, M11 to M14 and M97.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.book_fills import BookMoves, Queues
@@ -20,7 +19,6 @@ from tracepaper.daemon.broker.margin import CrossMargin
 from tracepaper.daemon.broker.matching import MarketPass
 from tracepaper.strategies.types.decisions import Fill
 from tracepaper.strategies.types.market import Bar, BookUpdate, Quote
-from tracepaper.strategies.units import MONEY_LIMIT
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.account import PaperAccount
@@ -29,31 +27,31 @@ if TYPE_CHECKING:
 class Positions:
     """The positions of an account in one instrument, and the shares in them."""
 
-    __slots__ = ("account", "cross", "journal", "lines", "parts", "queues", "tried")
+    __slots__ = ("account", "active_trial", "cross", "every_line", "journal", "lines", "queues")
 
     def __init__(self, account: PaperAccount, lines: Sequence[Line], queues: Queues | None) -> None:
-        """Join the *lines* of positions, one for each side; *queues* where books fill orders."""
+        """Join the *lines*, one for each side; give *queues* where order books fill orders."""
         self.account, self.journal, self.queues = account, account.journal, queues
         self.lines = tuple(lines)
-        self.parts = tuple(part for line in lines for part in (line, *line.shares))
-        self.tried: TrialFills | None = None  # while fills are tried on them
-        for part in self.parts:
-            part.positions = self
+        self.every_line = tuple(member for line in lines for member in (line, *line.shares))
+        self.active_trial: matching.TrialFills | None = None  # the trial that is in progress
+        for line in self.every_line:
+            line.positions = self
         policy = account.policy
-        self.cross = policy if isinstance(policy, CrossMargin) else None  # whose calls it meets
+        self.cross = policy if isinstance(policy, CrossMargin) else None
 
     @property
     def waits(self) -> bool:
-        """Whether anything rests, or has a time at which it is closed."""
+        """Whether an event can change anything here: an order rests or a position is protected."""
         for line in self.lines:  # noqa: SIM110 - at every quote; a generator costs more
             if line.waits:
                 return True
         return False
 
-    # ------------------------------------------------------------ what the market does
+    # ------------------------------------------------------------ market events
 
     def match_quote(self, quote: Quote) -> None:
-        """Let what rests meet *quote*."""
+        """Match the resting orders against *quote*."""
         if not self.waits:
             return
         self._expire(quote.market_ms)
@@ -62,29 +60,32 @@ class Positions:
         MarketPass(self).match_quote(quote)
         self._end_pass(first, quote.market_ms)
 
-    def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
-        """Let what rests meet *update* of an order book, which holds *moved*."""
+    def match_book(self, update: BookUpdate, book_moves: BookMoves) -> None:
+        """Match the resting orders against *update*, the update of an order book.
+
+        *book_moves* is the unpacked content of *update*.
+        """
         assert self.queues is not None
         at_ms = update.market_ms
         self._expire(at_ms)
-        self._end_due(at_ms, moved.bids[0].price, moved.asks[0].price)
+        self._end_due(at_ms, book_moves.bids[0].price, book_moves.asks[0].price)
         first = self.journal.begin()
-        BookPass(self, self.queues).match(update, moved)
+        BookPass(self, self.queues).match(update, book_moves)
         self._end_pass(first, at_ms)
 
     def match_bar(self, bar: Bar, *, is_missed: bool = False) -> None:
-        """Let market orders meet the open of *bar*, and all else the path that leaves less.
+        """Match market orders at the open of *bar*, all others along the path with less equity.
 
-        A bar *is_missed* where quotes fill orders and those of the bar did not come. An order whose
-        time ends inside a bar meets none of it. What the fill of an entry arms may be met inside
-        the same bar, and what it opens on margin be liquidated.
+        A bar *is_missed* if quotes fill orders and the quotes of this bar did not arrive. An order
+        that expires inside the bar is not filled by it. The exit orders of an entry can be filled
+        inside the bar of the entry, and a new position on margin can be liquidated in it.
         """
         if not self.waits or self.is_passed_by(bar):
             return
         newer = [
-            (part.orders, part.orders.rewind())
-            for part in self.parts
-            if is_missed and part.orders.unmoved
+            (line.orders, line.orders.rewind())
+            for line in self.every_line
+            if is_missed and line.orders.before_quotes
         ]
         self._expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
@@ -95,43 +96,46 @@ class Positions:
             first = self.journal.begin()
             MarketPass(self).walk(bar, path)
             self._end_pass(first, bar.close_time_ms)
-        for orders, moved in newer:  # what quotes after the bar had moved
+        for orders, moved in newer:  # quotes after the bar had moved these
             orders.resume(moved, bar.open_time_ms)
 
     def match_mark(self, mark: int, at_ms: int) -> None:
-        """Liquidate each position that has a price for it, where *mark* has reached that."""
+        """Liquidate each position whose liquidation price *mark* has reached."""
         first = self.journal.begin()
         MarketPass(self).match_mark(mark, at_ms)
         self.protect_fills(first)
 
     def close(self, fill: Fill) -> None:
-        """Book *fill* of the exchange's own order, which rests; exit orders follow."""
+        """Book *fill* of a resting liquidation order, and update the exit orders."""
         first = self.journal.begin()
         MarketPass(self).book(fill)
         self.protect_fills(first)
 
     def is_passed_by(self, bar: Bar) -> bool:
-        """Return whether *bar* leaves all that rests as it is, and calls no account."""
-        for part in self.parts:
-            if part.protector.is_timed or not matching.passes(part.orders, bar):
+        """Return whether *bar* changes no resting order and liquidates nothing."""
+        for line in self.every_line:
+            if line.protector.is_timed or not matching.passes(line.orders, bar):
                 return False
-        return self.cross is None or not self.cross.is_called_within(self, bar)
+        return self.cross is None or not self.cross.is_liquidated_within(self, bar)
 
     def _expire(self, market_ms: int, *, unfilled: bool = True) -> None:
-        for part in self.parts:
-            part.orders.expire(market_ms, unfilled=unfilled)
+        for line in self.every_line:
+            line.orders.expire(market_ms, unfilled=unfilled)
 
     def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
-        """Let act what a position's time or age is reached of, the market at *bid* and *ask*."""
-        for part in self.parts:
-            if part.protector.is_timed:
-                part.protector.act_if_due(market_ms, bid, ask)
+        """Apply the time limits that are reached, with the market at *bid* and *ask*."""
+        for line in self.every_line:
+            if line.protector.is_timed:
+                line.protector.act_if_due(market_ms, bid, ask)
         for line in self.lines:
             if line.shares:
-                line.agree()
+                line.sum_share_targets()
 
     def _end_pass(self, first: tuple[int, int], at_ms: int) -> None:
-        """Let protection and margin follow the fills of a pass, which begin at *first*."""
+        """Update exit orders and liquidation prices after the fills of a pass.
+
+        *first* is where they begin: see :meth:`Journal.begin`.
+        """
         self.protect_fills(first)
         filled = {entry.fill.position_side for entry in self.journal.entries[first[0] :]}
         for line in self.lines:
@@ -139,61 +143,19 @@ class Positions:
                 line.protector.set_liquidation_price(at_ms)
 
     def protect_fills(self, first: tuple[int, int]) -> None:
-        """Let what the fills of a pass arm or end follow them; they begin at *first*."""
-        journal, (entry, part) = self.journal, first
-        moved = [("", filled.fill) for filled in journal.entries[entry:]] + journal.parts[part:]
-        if not moved:
+        """Update the exit orders after the fills of a pass, which begin at *first*."""
+        journal, (first_entry, first_share) = self.journal, first
+        fills = [("", entry.fill) for entry in journal.entries[first_entry:]]
+        fills += journal.share_fills[first_share:]
+        if not fills:
             return
-        for line in self.parts:
+        for line in self.every_line:
             if not line.shares:
-                named = line.owner, line.key, line.book.side
-                line.arm([f for of, f in moved if (of, f.instrument, f.position_side) == named])
-
-    def trial(self) -> TrialFills:
-        """Return a trial of fills."""
-        return TrialFills(self)
-
-
-class TrialFills:
-    """What fills of one instrument would do to its account: in the end all of it is taken back.
-
-    It bears every one of them.
-    """
-
-    def __init__(self, positions: Positions) -> None:
-        self._positions, self._account = positions, positions.account
-        self.is_over = False  # the account was called: no path leaves less
-
-    def __enter__(self) -> Self:
-        """Begin it: nobody is told of what follows."""
-        account, parts = self._account, self._positions.parts
-        self._journal = account.journal.take()
-        self._owners = [(of, vars(of).copy()) for of in (account, *(part.book for part in parts))]
-        self._lines = [(part, part.holding, part.position, part.orders.state()) for part in parts]
-        account.entries = None
-        for part in parts:
-            part.holding, part.book.fills = copy(part.holding), {}
-        self._positions.tried = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take everything back."""
-        self._positions.tried = None
-        for of, kept in self._owners:
-            vars(of).update(kept)
-        for line, holding, position, orders in self._lines:
-            line.holding, line.position = holding, position
-            line.orders.restore(orders)
-        self._account.journal.swap(self._journal)
-
-    def equity(self, price: int) -> int:
-        """Return the equity with the instrument at *price*; the least once it was called."""
-        if self.is_over:
-            return -MONEY_LIMIT
-        lines = self._positions.lines
-        return sum(
-            line.book.cash
-            + line.notional(price, line.held)
-            - (0 if line.is_cash else line.holding.entry_notional)
-            for line in lines
-        )
+                wanted = line.owner, line.key, line.book.side
+                line.update_exits(
+                    [
+                        fill
+                        for owner, fill in fills
+                        if (owner, fill.instrument, fill.position_side) == wanted
+                    ]
+                )

@@ -1,10 +1,10 @@
 """Exchange rules: order filters, the margin of a position and its risk tiers.
 
-An isolated position binds its initial margin and the fee of closing it where that margin is lost.
-It is liquidated where what is left of the margin falls to the maintenance margin of its value at
-the mark price: reduced to a lower risk tier, or closed at the bankruptcy price, where the margin is
-lost and nothing else. On cross margin the initial margin follows the mark price too, and the
-account answers for the sum of the positions (``cross_margin``).
+An isolated position binds its initial margin, and the fee of closing it at the bankruptcy price. It
+is liquidated at the mark price at which the margin less the loss falls to the maintenance margin.
+Then it is reduced to a lower risk tier, or closed at the bankruptcy price, at which exactly the
+margin is lost. On cross margin the initial margin follows the mark price too, and the account's
+balance is the margin of all positions (``margin``).
 
 The rules are docs/money.md, M8 and M28 to M33, and docs/orders.md, B1; the formulas of margin are
 Bybit's.
@@ -39,13 +39,13 @@ from tracepaper.strategies.units import (
 
 _LEVERAGE_UNIT: Final = 10**LEVERAGE_DECIMALS
 ASSUMED_LEVERAGE: Final = 100 * _LEVERAGE_UNIT
-"""The greatest leverage of an instrument that does not say its own."""
+"""The greatest leverage of an instrument whose own is unknown."""
 
 
 def tiers_of(instrument: Instrument) -> tuple[RiskTier, ...]:
-    """Return the risk tiers of *instrument*, or one of its greatest leverage.
+    """Return the risk tiers of *instrument*, or one tier of its greatest leverage if unknown.
 
-    The maintenance margin of that one is half of the least initial margin, and it has no limit.
+    The maintenance margin of that tier is half of the least initial margin, and it has no limit.
     """
     if instrument.risk_tiers:
         return instrument.risk_tiers
@@ -54,7 +54,7 @@ def tiers_of(instrument: Instrument) -> tuple[RiskTier, ...]:
 
 
 class Bounds(NamedTuple):
-    """Where a position is liquidated, and at which price it is then closed; whole ticks."""
+    """The liquidation and bankruptcy prices of a position, in whole ticks, and their reason."""
 
     liquidation: int
     bankruptcy: int
@@ -62,15 +62,18 @@ class Bounds(NamedTuple):
 
 
 class MarginUse(NamedTuple):
-    """What a position on margin binds (money), at which leverage (10⁻²), and where it ends."""
+    """The margin (money), leverage (10⁻²) and liquidation price of a position."""
 
     margin: int
     leverage: int
     liquidation: int  # the mark price at which it is liquidated
 
 
-def beyond(value: int, held: int, limit: int, step: int) -> int:
-    """Return the whole steps by which *held*, worth *value*, is above *limit*, at most all."""
+def excess_quantity(value: int, held: int, limit: int, step: int) -> int:
+    """Return the quantity, in whole steps, by which *held*, worth *value*, exceeds *limit*.
+
+    At most all of it.
+    """
     return min(-(-(value - limit) * held // (value * step)) * step, held)
 
 
@@ -80,7 +83,7 @@ class MarginRules:
     def __init__(
         self, instrument: Instrument, leverage: int, taker_fee: int, *, is_cross: bool = False
     ) -> None:
-        """Take the *leverage* as an integer of 10⁻², the *taker_fee* of 10⁻¹⁰."""
+        """Take *leverage* as an integer of 10⁻² and *taker_fee* as one of 10⁻¹⁰."""
         self.is_cross = is_cross
         self._instrument = instrument
         self._tiers = tiers_of(instrument)
@@ -100,14 +103,14 @@ class MarginRules:
         return -(-abs(entry) * _LEVERAGE_UNIT // self._leverage)
 
     def _closing_fee(self, entry: int, initial: int) -> int:
-        """Return the fee of closing where the *initial* margin is lost, rounded up."""
+        """Return the fee of closing at the price that loses the *initial* margin, rounded up."""
         lost_at = abs(entry) - initial if entry > 0 else abs(entry) + initial
         return -(-lost_at * self._fee // RATE_SCALE)
 
     def maintenance(self, value: int) -> int:
-        """Return the maintenance margin of what is worth *value* (money, signed) at the mark.
+        """Return the maintenance margin of a position worth *value* (money, signed) at the mark.
 
-        With the fee of closing it, as on cross margin.
+        It includes the fee of closing, as on cross margin.
         """
         size = abs(value)
         _, tier = self._tier_or_last(size)
@@ -118,22 +121,22 @@ class MarginRules:
         return max(size * tier.maintenance // RATE_SCALE - tier.deduction, 0)
 
     def lower_tiers(self, value: int) -> tuple[tuple[int, int], ...]:
-        """Return number and limit (money) of the tiers below that of *value*, the highest first."""
+        """Return number and limit (money) of the tiers below that of *value*, highest first."""
         number, _ = self._tier_or_last(abs(value))
         below = ((place, tier.limit) for place, tier in enumerate(self._tiers[: number - 1], 1))
         return tuple(sorted(below, reverse=True))
 
     def bankruptcy(self, value: int, quantity: int, loss: int) -> int:
-        """Return the price at which closing *quantity* loses *loss* of its *value*, fee included.
+        """Return the price at which closing *quantity* loses *loss* of its *value*, with the fee.
 
-        *value* is unsigned money at the mark, *loss* may be below 0; whole ticks, at least one, so
-        rounded that no more is lost.
+        *value* is unsigned money at the mark; *loss* may be negative. The price is at least one
+        tick, and rounded so that no more is lost.
         """
         is_long = quantity > 0
         return self._price(self._lost_at(value, loss, is_long=is_long), quantity, up=is_long)
 
     def _lost_at(self, size: int, margin: int, *, is_long: bool) -> int:
-        """Return the notional at which closing a position of *size* loses *margin*."""
+        """Return the notional at which closing a position entered for *size* loses *margin*."""
         if is_long:
             return max(-(-(size - margin) * RATE_SCALE // (RATE_SCALE - self._fee)), 0)
         return (size + margin) * RATE_SCALE // (RATE_SCALE + self._fee)
@@ -142,7 +145,7 @@ class MarginRules:
         return self._tier(notional) or (len(self._tiers), self._tiers[-1])
 
     def refusal(self, notional: int) -> str | None:
-        """Return why a position of *notional* (unsigned) may not have the leverage, or None."""
+        """Return why a position of *notional* (unsigned) is too large for the leverage, or None."""
         numbered_tier = self._tier(notional)
         if numbered_tier is None:
             most = unscaled(self._tiers[-1].limit, MONEY_DECIMALS)
@@ -162,34 +165,35 @@ class MarginRules:
         return None
 
     def bounds(self, entry: int, quantity: int, margin: int) -> Bounds:
-        """Return where a position of *quantity* entered for *entry* is liquidated with *margin*.
+        """Return the liquidation and bankruptcy prices of a position with *margin*.
 
-        Both prices are rounded so that no more than the margin is lost.
+        *quantity* and its *entry* notional are signed. Both prices are rounded so that no more than
+        the margin is lost.
         """
         size, is_long = abs(entry), quantity > 0
         lost_at = self._lost_at(size, margin, is_long=is_long)
-        number, called_at = self._called_at(lost_at, is_long=is_long)
+        number, liquidation_value = self._liquidation_value(lost_at, is_long=is_long)
         tier = self._tiers[number - 1]
-        maintenance = self._maintenance(tier, called_at)
+        maintenance = self._maintenance(tier, liquidation_value)
         share = unscaled(tier.maintenance, RATE_DECIMALS - 2)
         reason = (
-            f"the margin of {_short_money(margin)} less the loss had come to the maintenance "
+            f"the margin of {_short_money(margin)} less the loss had fallen to the maintenance "
             f"margin of {_short_money(maintenance)} of risk tier {number} ({share} %)"
         )
         return Bounds(
-            self._price(called_at, quantity, up=is_long),
+            self._price(liquidation_value, quantity, up=is_long),
             self._price(lost_at, quantity, up=is_long),
             reason,
         )
 
-    def _called_at(self, lost_at: int, *, is_long: bool) -> tuple[int, int]:
-        """Return tier and value at which the maintenance margin is all that is left to lose.
+    def _liquidation_value(self, lost_at: int, *, is_long: bool) -> tuple[int, int]:
+        """Return tier and value at which the rest of the margin equals the maintenance margin.
 
         *lost_at* is the value at which the margin is lost. With the rate r and the deduction d of
-        the tier that holds the value, a long is called at (lost_at - d) / (1 - r), a short at
-        (lost_at + d) / (1 + r). Of several such values the price meets the nearest first.
+        the tier of the value, a long is liquidated at (lost_at - d) / (1 - r), a short at
+        (lost_at + d) / (1 + r). Of several solutions the one nearest to the entry counts.
         """
-        called = len(self._tiers), lost_at
+        solution = len(self._tiers), lost_at
         above = 0
         for number, tier in enumerate(self._tiers, 1):
             below, above = above, tier.limit
@@ -197,9 +201,9 @@ class MarginRules:
             if is_long:
                 kept = max(RATE_SCALE - tier.maintenance, 1)
                 value = -(-(lost_at - tier.deduction) * RATE_SCALE // kept)
-                value = max(value, lost_at)  # a maintenance margin is no less than nothing
+                value = max(value, lost_at)  # a maintenance margin is never negative
                 if value > below or number == 1:
-                    called = number, value if is_last else min(value, above)
+                    solution = number, value if is_last else min(value, above)
             else:
                 value = (lost_at + tier.deduction) * RATE_SCALE // (RATE_SCALE + tier.maintenance)
                 value = max(min(value, lost_at), below)
@@ -207,20 +211,20 @@ class MarginRules:
                     return number, value
             if is_last:
                 break
-        return called
+        return solution
 
     def reduction(
         self, entry: int, quantity: int, margin: int, mark: int
     ) -> tuple[int, int] | None:
-        """Return by how much a position that *mark* calls is reduced, and to which risk tier.
+        """Return by how much a position liquidated at *mark* is reduced, and to which risk tier.
 
-        To the highest lower tier in which it is not called, by whole steps. None where no tier
-        does, or the position is in the lowest: all of it is taken over.
+        It is the highest lower tier in which the position is not liquidated. None if there is no
+        such tier: all of the position is taken over.
         """
         held, is_long = abs(quantity), quantity > 0
         value = self._notional(mark, held)
         for tier, limit in self.lower_tiers(value):
-            left = held - beyond(value, held, limit, self._instrument.quantity_step)
+            left = held - excess_quantity(value, held, limit, self._instrument.quantity_step)
             if left:
                 bounds = self.bounds(
                     divide_half_even(entry * left, held),
@@ -243,14 +247,14 @@ class MarginRules:
         return self.maintenance(value) if value else 0
 
     def use_of(self, position: Position | None) -> MarginUse | None:
-        """Return the margin and liquidation price of *position*; None where it binds nothing."""
+        """Return the margin and liquidation price of *position*; None if it binds no margin."""
         if position is None or not position.margin or not position.quantity:
             return None
         bounds = self.bounds(position.entry_notional, position.quantity, position.margin)
         return MarginUse(position.margin, self._leverage, bounds.liquidation)
 
     def _price(self, notional: int, quantity: int, *, up: bool) -> int:
-        """Return the whole tick at which *quantity* is worth *notional*, at least one."""
+        """Return the price, at least one tick, at which *quantity* is worth *notional*."""
         tick = self._instrument.tick_size
         units = abs(quantity) * self._notional.multiplier * tick
         worth = notional * self._notional.divisor
@@ -267,43 +271,46 @@ def _leverage(leverage: int) -> str:
 
 
 NOTIONAL_MOST: Final = MONEY_LIMIT // 4 // MONEY_SCALE * MONEY_SCALE
-"""Of one order: money is an integer of 64 bits, and prices may still rise."""
+"""The largest notional of an order: money has 64 bits, and prices may still rise."""
 NO_CASH: Final = "cash does not cover it"
 NO_MARGIN: Final = "the available balance does not cover its margin"
 _DIGITS_MOST: Final = 18  # of an integer of 64 bits
 _NEAR: Final = Decimal("1e-6")
-"""Of a tick or step: 0.1 + 0.2 is taken for 0.3, and 0.31 is not."""
+"""The tolerated rounding error in ticks or steps: 0.1 + 0.2 counts as 0.3, 0.31 does not."""
 
 
 def below_step(item: Instrument) -> str:
-    """Return why a target of *item* has no order: it is less than a step."""
+    """Return the reason of a target that is less than a step and so has no order."""
     return f"size below the step {unscaled(item.quantity_step, item.quantity_decimals)}"
 
 
 def below_quantity(item: Instrument) -> str:
-    """Return why an order of *item* is refused: it is smaller than the exchange takes."""
+    """Return the reason of an order below the exchange's least quantity."""
     return f"quantity below {unscaled(item.min_quantity, item.quantity_decimals)}"
 
 
 def below_notional(item: Instrument) -> str:
-    """Return why an order of *item* is refused: it is worth less than the exchange takes."""
+    """Return the reason of an order below the exchange's least notional."""
     return f"notional below {unscaled(item.min_notional, MONEY_DECIMALS)}"
 
 
-def most_of(quantity: int, step: int, is_borne: Callable[[int], bool]) -> int:
-    """Return the most of *quantity*, in whole steps, that *is_borne*, as less of it then is."""
+def largest_multiple(quantity: int, step: int, is_affordable: Callable[[int], bool]) -> int:
+    """Return the largest part of *quantity*, in whole steps, that *is_affordable*.
+
+    Bisects: whatever is less than an affordable quantity has to be affordable too.
+    """
     fewest, most = 0, quantity // step
     while fewest < most:
         middle = (fewest + most + 1) // 2
-        if is_borne(middle * step):
+        if is_affordable(middle * step):
             fewest = middle
         else:
             most = middle - 1
     return fewest * step
 
 
-class Terms(NamedTuple):
-    """A request in exact integers, or why it has none."""
+class RequestTerms(NamedTuple):
+    """An order request in exact integers, or why it has none."""
 
     quantity: int = 0
     price: int | None = None
@@ -312,7 +319,7 @@ class Terms(NamedTuple):
 
 
 class Filters:
-    """What the exchange takes of one instrument."""
+    """The exchange's order filters for one instrument, and the cash that an order needs."""
 
     def __init__(
         self, instrument: Instrument, costs: ExecutionCosts, margin: MarginRules | None = None
@@ -322,14 +329,14 @@ class Filters:
         self.notional = Notional.of(instrument)
         self._costs = costs
 
-    def terms(self, request: OrderRequest) -> Terms:
-        """Return *request* in exact integers; what has none is refused, whatever it is."""
+    def terms(self, request: OrderRequest) -> RequestTerms:
+        """Return *request* in exact integers, or why it is invalid."""
         item = self.instrument
         needed = (request.kind.has_price, request.kind.has_trigger)
         if needed != (request.price is not None, request.trigger is not None):
-            return Terms(refusal=f"a {request.kind.value} order has {_has(*needed)}")
+            return RequestTerms(refusal=f"a {request.kind.value} order has {_prices_text(*needed)}")
         if request.post_only and request.kind is not OrderKind.LIMIT:
-            return Terms(refusal="only a LIMIT order can be post-only")
+            return RequestTerms(refusal="only a LIMIT order can be post-only")
         scale = item.quantity_decimals, item.quantity_step
         quantity, refusal = _units(request.quantity, *scale, "quantity", "step")
         prices: list[int | None] = []
@@ -340,20 +347,20 @@ class Filters:
             units, refusal = _units(value, item.price_decimals, item.tick_size, name, "tick")
             prices.append(units or None)
         price, trigger = prices
-        return Terms(quantity, price, trigger, refusal)
+        return RequestTerms(quantity, price, trigger, refusal)
 
-    def whole(self, quantity: int) -> int:
-        """Return *quantity*, unsigned, without what is less than a step."""
+    def round_down(self, quantity: int) -> int:
+        """Return *quantity* (unsigned) rounded down to whole steps."""
         return quantity - quantity % self.instrument.quantity_step
 
     def refusal(self, order: Order, price: int, *, reduces: bool) -> str | None:
-        """Return why the exchange refuses *order* at *price*, whatever the account has, or None.
+        """Return why the exchange refuses *order* at *price* regardless of the balance, or None.
 
-        The notional counts for none that *reduces*.
+        An order that *reduces* a position has no least notional.
         """
         item, quantity = self.instrument, order.quantity
         if quantity == 0:
-            return f"what is missing is less than the step {self._text(item.quantity_step)}"
+            return f"the difference is less than the step {self._text(item.quantity_step)}"
         if quantity < item.min_quantity:
             return below_quantity(item)
         if item.max_quantity and quantity > item.max_quantity:
@@ -363,29 +370,29 @@ class Filters:
 
     @property
     def no_funds(self) -> str:
-        """Why an order is refused that the account does not cover.
+        """The reason of an order that the account cannot pay for.
 
-        Without numbers: a reason that is another at each bar would be stored at each.
+        It holds no numbers, since a reason that changes at each bar would be stored at each bar.
         """
         return NO_CASH if self._margin is None else NO_MARGIN
 
     def bound(self, quantity: int, price: int, side: Side) -> int:
-        """Return the cash that opening *quantity* at *price* binds: its margin, or its price."""
+        """Return the cash that opening *quantity* at *price* binds: its margin or its notional."""
         notional = self.notional(price, quantity)
         if self._margin is None:
             return notional if self.instrument.category.is_cash else 0
         return self._margin.required(notional if side is Side.BUY else -notional)
 
     def tier_refusal(self, held: int, target: int, price: int) -> str | None:
-        """Return why a position of *target* may not have its leverage at *price*, or None."""
+        """Return why a position of *target* is too large for the leverage at *price*, or None."""
         if self._margin is None or (abs(target) <= abs(held) and target * held >= 0):
             return None
         return self._margin.refusal(self.notional(price, abs(target)))
 
     def covers(self, side: Side, quantity: int, held: int, price: int, funds: int) -> bool:
-        """Return whether *funds* cover an order of *quantity* at *price* with its fee.
+        """Return whether *funds* pay for an order of *quantity* at *price* with its fee.
 
-        *funds* is cash, on margin what no position binds; *held* is the position, signed.
+        *funds* is cash, on margin only what no position binds; *held* is the position, signed.
         """
         if self._margin is None:
             pays = side is Side.BUY and self.instrument.category.is_cash
@@ -402,28 +409,30 @@ class Filters:
         return self.bound(quantity - closes, price, side) + fee <= funds
 
     def affordable(self, side: Side, quantity: int, held: int, price: int, funds: int) -> int:
-        """Return the most of *quantity*, in whole steps, that *funds* cover; as ``covers``.
+        """Return the largest part of *quantity*, in whole steps, that *funds* cover.
 
-        *price* is the market's: an order takes at one that is worse by spread and slippage.
+        *price* is the market's, which spread and slippage worsen; for the rest see :meth:`covers`.
         """
         rate = self._costs.half_spread + self._costs.slippage
-        moved = RATE_SCALE + (rate if side is Side.BUY else -rate)
+        factor = RATE_SCALE + (rate if side is Side.BUY else -rate)
         tick = self.instrument.tick_size
-        price = -(-price * moved // (RATE_SCALE * tick)) * tick
+        price = -(-price * factor // (RATE_SCALE * tick)) * tick
         if self.covers(side, quantity, held, price, funds):
             return quantity
         step = self.instrument.quantity_step
-        return most_of(quantity, step, lambda part: self.covers(side, part, held, price, funds))
+        return largest_multiple(
+            quantity, step, lambda part: self.covers(side, part, held, price, funds)
+        )
 
     def _cost(self, quantity: int, notional: int) -> int:
-        """Return the cash that a buy takes: its fee too, unless that is paid in base."""
+        """Return the cash that a buy needs, with its fee unless that is paid in base."""
         item = self.instrument
         if item.category is Category.SPOT:
             return notional
         return notional + self._costs.fee(quantity, item.quantity_decimals, notional, is_first=True)
 
     def stop_refusal(self, order: Order, price: int) -> str | None:
-        """Return why the stop *order* would fire at once with the market at *price*, or None."""
+        """Return why the stop *order* would trigger at once with the market at *price*, or None."""
         if order.trigger is None:
             return None
         if order.side is Side.BUY and order.trigger <= price:
@@ -444,21 +453,23 @@ class Filters:
         return None
 
 
-def _has(price: bool, trigger: bool) -> str:  # noqa: FBT001 - the two that a kind may need
-    named = [name for name, there in (("a limit", price), ("a stop", trigger)) if there]
-    return " and ".join(named) + " price alone" if named else "neither a limit nor a stop price"
+def _prices_text(has_price: bool, has_trigger: bool) -> str:  # noqa: FBT001 - a kind's two needs
+    names = [
+        name for name, is_needed in (("a limit", has_price), ("a stop", has_trigger)) if is_needed
+    ]
+    return " and ".join(names) + " price alone" if names else "neither a limit nor a stop price"
 
 
 def _units(
     value: float | Decimal, decimals: int, step: int, name: str, step_name: str
 ) -> tuple[int, str | None]:
-    """Return *value* in 10^-*decimals*, a multiple of *step*, or 0 and why it is none."""
+    """Return *value* in 10^-*decimals* as a multiple of *step*; or 0 and why that is impossible."""
     try:
         exact = value if isinstance(value, Decimal) else Decimal(str(float(value)))
     except OverflowError:
         return 0, f"{name} is beyond what an account can hold"
     if not exact.is_finite() or exact <= 0:
-        return 0, f"{name} {_short(exact)} is no positive number"
+        return 0, f"{name} {_short(exact)} is not a positive number"
     if exact.adjusted() + decimals >= _DIGITS_MOST:
         return 0, f"{name} {_short(exact)} is beyond what an account can hold"
     if exact.adjusted() + decimals >= -_DIGITS_MOST:
@@ -470,6 +481,6 @@ def _units(
 
 
 def _short(value: Decimal) -> str:
-    """Return *value* as it was written, or in twelve digits where that is longer."""
+    """Return *value* as it was written, or in twelve digits if that is longer than a price."""
     text = str(value)
-    return text if len(text) <= 20 else f"{value:.12g}"  # as long as a price is
+    return text if len(text) <= 20 else f"{value:.12g}"

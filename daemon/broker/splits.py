@@ -1,4 +1,4 @@
-"""What a split does to the orders of an account: targets, resting orders and exit orders.
+"""Adjust the targets, resting orders and exit orders of an account to a split.
 
 The rules are docs/stocks.md, K19 and K20.
 """
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from tracepaper.daemon.broker.line import Line
 
 SPLIT: Final = "split"
-"""The reason of an order that a split cancels."""
+"""The reason on an order that a split cancels."""
 
 
 def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
-    """Adjust what rests in *line* to a split of *before*, which left what is held.
+    """Adjust the orders of *line* to a split, which is already applied to its position.
 
-    The order by signal leads to the adjusted target. Exit orders keep their place at the adjusted
-    prices. Orders by list are canceled.
+    *before* is the signed quantity before the split. The order by signal leads to the adjusted
+    target. Exit orders move to the adjusted prices. Orders by list are canceled.
     """
     resting, protector, instrument, held = line.orders, line.protector, line.item, line.held
     target = whole_steps(action, resting.target, instrument.quantity_step)
     if line.shares:
-        line.agree()
+        line.sum_share_targets()
     elif resting.target == before:
         resting.target = held
-    else:  # a share may have got more than its own: what it wants of the order stays a buy or sale
+    else:  # rounding may give a share more than it had: its order keeps its side
         resting.target = (max if resting.target > before else min)(target, held)
     if (order := resting.order) is not None:
         needed = abs(resting.target - held)
@@ -62,7 +62,7 @@ def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
         state,
         plan=_plan(state.plan, action),
         trail=_price(action, state.trail or None, instrument.tick_size) or 0,
-        following=_plan(state.following, action),
+        next_plan=_plan(state.next_plan, action),
     )
 
 
@@ -78,14 +78,14 @@ def _plan(plan: Plan | None, action: CorporateAction) -> Plan | None:
 
 
 def _level(level: Level | None, action: CorporateAction) -> Level | None:
-    """Adjust a price or a distance; a share of the entry price stays one."""
+    """Adjust a price or a distance; a share of the entry price needs no adjustment."""
     if level is None or level.is_share:
         return level
     return replace(level, value=adjusted_price(action, level.value))
 
 
 def _price(action: CorporateAction, price: int | None, tick: int) -> int | None:
-    """Adjust *price* to the nearest tick, the even one in the middle; at least one tick."""
+    """Adjust *price* and round it half to even, to at least one tick."""
     if price is None:
         return None
     return max(divide_half_even(price * action.old, action.new * tick), 1) * tick

@@ -1,8 +1,8 @@
-"""``Engine.step(event, prediction) -> Step``: all that an event causes.
+"""``Engine.step(event, prediction) -> Step``: everything that an event causes.
 
-One descent: the broker matches the event, the instrument observes it, its strategy and its gates
-decide, the broker takes the intent, and the step holds all of that. An order is filled at the
-earliest by the event after its cause. What a start needs is ``Restart`` in ``state``.
+One descent: the broker matches the event, the instrument observes it, the strategy and its gates
+decide, the broker takes the intent, and the step records all of it. An order is filled at the
+earliest by the event after the one that caused it. ``state.Restart`` restores an engine.
 
 The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 """
@@ -18,19 +18,25 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple, replace
 
-from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
+from tracepaper.daemon.broker.account import (
+    ENTRIES,
+    Intent,
+    Ownership,
+    PaperAccount,
+    intent_for_side,
+)
 from tracepaper.daemon.broker.broker import (
-    NO_WISHES,
+    NO_OWNER_INTENTS,
     NOTHING_FILLED,
     Broker,
     FilledEvent,
+    OwnerIntents,
     Refusals,
     Save,
-    Wishes,
 )
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.engine.history import InstrumentState, Lookback
-from tracepaper.daemon.engine.instrument_state import MemberState, checked
+from tracepaper.daemon.engine.instrument_state import MemberState, checked_prediction
 from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
@@ -38,15 +44,15 @@ from tracepaper.daemon.engine.member import (
     NetStrategy,
     Portfolio,
     net_signal,
-    one_step,
     period_of,
+    unit_sizer,
 )
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
-    BOUND,
     BUY_AND_HOLD,
     INTEGRITY,
+    LIMITED,
     WITHOUT,
     EngineState,
     MemberTerms,
@@ -103,27 +109,27 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 STATE_EVERY_STEPS: Final = 1_024
-"""A confirmed position alone has the state stored this often: a prune cuts where it was."""
+"""How often the state is stored if positions are only confirmed; a prune cuts at stored states."""
 
-_NOTED: Final = frozenset({RunEnd, Prune})
-"""What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
+_WRITTEN_BY_LOG: Final = frozenset({RunEnd, Prune})
+"""Events that the log writes by itself. No engine sees them live, so they store no state."""
 
 _QUIET: Final = frozenset({Bar, Close})
-"""What may change nothing but prices."""
+"""The units that may change nothing but prices."""
 
-# Read at every bar: looking a member up on its class costs ten times as much (Python 3.11).
+# Read at every bar: looking up a member of an enum class is ten times slower (Python 3.11).
 _NO, _LATER, _NOW = Save.NO, Save.LATER, Save.NOW
 
 _ALWAYS_STORED: Final = 8
-"""Fields of the state up to the declared one; later ones are left out where they are empty."""
+"""The number of state fields before ``declared``; later ones are omitted if empty."""
 
 
 class BarOutcome(Struct, frozen=True, gc=False):
-    """What a step holds of the decision on its bar."""
+    """The decision on a bar and its effects, for the step."""
 
     decision: Decision | None = None
     prediction: Prediction = None
-    orders: tuple[Order, ...] = ()  # born or changed by it
+    orders: tuple[Order, ...] = ()  # created or changed by the decision
     shadows: tuple[ShadowStep, ...] = ()
 
 
@@ -131,27 +137,27 @@ NOT_DECIDED: Final = BarOutcome()
 
 
 class MemberAnswers(NamedTuple):
-    """What several strategies decided on a bar, and what that is together."""
+    """The decisions of several strategies on a bar, their intents, and the net signal."""
 
     decisions: list[Decision]
-    wishes: Wishes
-    signal: Signal  # of the account, for its gates to judge
+    owner_intents: OwnerIntents
+    signal: Signal  # judged by the gates of the account
 
 
-_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED)
-"""Of an account of one strategy."""
+_NO_MEMBERS: Final = MemberAnswers([], NO_OWNER_INTENTS, UNCHANGED)
+"""The answers of an account with one strategy."""
 
 
 class QuietUnits(NamedTuple):
-    """What is taken of the units of a stretch: ``closes`` has the event of each close."""
+    """The bars of the units taken in a stretch, and the event of each close among them."""
 
     bars: list[Bar]
     closes: list[CloseStart]
-    plausible: list[float]  # of each bar
+    plausible: list[float]  # the measure of the gate, by bar
 
 
 class Engine:
-    """The pure heart: the same events and predictions always cause the same steps."""
+    """The pure core: the same events and predictions always cause the same steps."""
 
     def __init__(
         self,
@@ -161,10 +167,10 @@ class Engine:
         members: Sequence[MemberTerms] = (),
         reset: str = NEVER,
     ) -> None:
-        """Take what decides for the *account*.
+        """Build the engine of an *account*, or of several *members* that share it.
 
-        Several *members* share it, and its strategies net them; their shares are given anew at each
-        *reset*.
+        With members, the account's strategies net them, and equity is distributed anew at each
+        *reset*: never, day, week or month.
         """
         strategies, settings = account.strategies, account.settings
         self.risk = RiskWatch(
@@ -175,17 +181,17 @@ class Engine:
         )
         self.is_hedged = settings.broker.is_hedged
         lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
-        if members:  # each has a size of its own, and the account what they want together
-            account = account._replace(sizers={of.id: one_step(of) for of in instruments})
+        if members:  # each member has its own sizer, and the account takes their net target
+            account = account._replace(sizers={item.id: unit_sizer(item) for item in instruments})
         self.markets: dict[str, InstrumentState] = {}
         for item in instruments:
-            of_members = lookbacks[item.id]
-            whole = [Lookback(item, account, of_members), *of_members]
-            self.markets[item.id] = InstrumentState(item, whole, (account, *members))
+            members_lookbacks = lookbacks[item.id]
+            all_lookbacks = [Lookback(item, account, members_lookbacks), *members_lookbacks]
+            self.markets[item.id] = InstrumentState(item, all_lookbacks, (account, *members))
         self.states = {
             key: MemberState(market, account, self.risk) for key, market in self.markets.items()
         }
-        """Who decides for the account on each instrument: its strategy, or what nets several."""
+        """The account's strategy on each instrument: the only one, or the net of several."""
         self.members = tuple(Member(terms, self.markets) for terms in members)
         self._portfolios = [
             owner
@@ -194,88 +200,92 @@ class Engine:
         ]
         declared = {key: state.declared for key, state in self.states.items()}
         for member in self.members:
-            declared |= {f"{member.name}/{key}": of.declared for key, of in member.states.items()}
-        # One object has one state, of no instrument.
+            for key, state in member.states.items():
+                declared[f"{member.name}/{key}"] = state.declared
+        # A portfolio strategy has one state for all instruments.
         declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self.beliefs = {key: market.belief for key, market in self.markets.items()}
-        """What is believed of prices: a feed asks which of them belong together."""
+        """The belief in prices of each instrument; a feed asks it in which order to show them."""
         shadows = {item.id: strategies[item.id].shadows for item in instruments}
         self.shadows = {
-            of.name: Shadows(shadows, of.settings.model.passing) for of in members or [account]
+            terms.name: Shadows(shadows, terms.settings.model.passing)
+            for terms in members or [account]
         }
-        """What shadow accounts follow: of the account's one strategy, "", or of each member."""
-        self.counts = any(of.counts for of in self.shadows.values())
-        """Whether one depends on what the run did at each bar: see :meth:`count`."""
-        every = [
-            (key, of)
+        """The intents of shadow accounts, by member; the only strategy has an empty name."""
+        self.counts = any(member_shadows.counts for member_shadows in self.shadows.values())
+        """Whether a shadow account depends on the run's bars: see :meth:`count`."""
+        all_strategies = [
+            (key, strategy)
             for by_id in (strategies, *(terms.strategies for terms in members))
-            for key, of in by_id.items()
+            for key, strategy in by_id.items()
         ]
         self.broker = Broker(
             instruments,
             settings.broker,
             {key: market.day_range for key, market in self.markets.items()},
             shadows={name for names in shadows.values() for name in names},
-            reports_fills=[key for key, of in strategies.items() if of.sees_account],
-            confirms=[key for key, of in every if of.horizon is not None],
+            reports_fills=[key for key, strategy in strategies.items() if strategy.sees_account],
+            confirms=[key for key, strategy in all_strategies if strategy.horizon is not None],
             owners={
                 terms.name: Ownership(
                     terms.settings.broker,
                     terms.share,
-                    [key for key, of in terms.strategies.items() if of.sees_account],
+                    [key for key, strategy in terms.strategies.items() if strategy.sees_account],
                 )
                 for terms in members
             },
         )
-        # A strategy without equity is closed.
+        # A member is closed when it has no equity left, so its decisions depend on fills.
         self.sees_account = (
             bool(members)
-            or any(of.sees_account for of in strategies.values())
-            or any(of.sees_account for of in account.sizers.values())
+            or any(strategy.sees_account for strategy in strategies.values())
+            or any(sizer.sees_account for sizer in account.sizers.values())
         )
-        """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
+        """Whether decisions depend on fills: through strategies, sizers or members."""
         self._reset, self.shared_out = reset, -1
-        """The day, week or month in which shares were given anew."""
-        self.failures_stored = 0  # members, as the state was stored last
+        """The day, week or month in which equity was last distributed."""
+        self.failures_stored = 0  # the number of failed members in the stored state
         for member in self.members:
             member.account = self.broker.account.owners[member.name]
-        self._on = {
+        self._members_on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
         self._columns = self._declared_columns()
-        self._raised: Exception | None = None  # by a strategy that was shown a bar before its step
+        self._raised: Exception | None = None  # the error of a strategy at a bar before its step
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
-        # Whether a stretch is ever possible: nothing decides but bars, and no limit watches.
+        # Whether a stretch is ever possible: decisions depend on bars alone, without limits.
         self._may_repeat = not (
             self.risk.active
             or self.declared
             or self._portfolios
             or settings.calendar
             or (self.members and (self.broker.shadows or self.broker.account.sides))
-        ) and all(of.may_repeat for market in self.markets.values() for of in market.deciders)
-        # By the model's hash: of the account, "", and of each member that asks it.
+        ) and all(
+            decider.may_repeat for market in self.markets.values() for decider in market.deciders
+        )
+        # By the model's hash and by member; the account has an empty name.
         self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
         self.stores_state = True
-        """Whether steps hold the state, which only what goes on from them reads."""
+        """Whether steps hold the state, which only restarts from them need."""
         self.halted = False
         """Whether the operator halted trading."""
         self._observed: dict[str, Mapping[str | None, Position]] = {}
         self.sequence = 0
 
-    # ------------------------------------------------------------ what others ask
+    # ------------------------------------------------------------ questions of callers
 
     @property
     def gate_sets(self) -> tuple[GateSet, ...]:
-        """The gate sets of the account and of all members, without repeats."""
+        """The distinct gate sets of the account and of all members."""
         every = (self.states, *(member.states for member in self.members))
         evaluators = (state.gates.evaluator for states in every for state in states.values())
         return tuple(dict.fromkeys(evaluator.gate_set for evaluator in evaluators))
 
     @property
     def set_aside(self) -> dict[str, str]:
-        """Of several strategies those that failed, and why."""
+        """Why each strategy failed that was set aside, by its name."""
         return {member.name: member.failed for member in self.members if member.failed}
 
     @property
@@ -285,12 +295,12 @@ class Engine:
 
     @property
     def is_portfolio(self) -> bool:
-        """Whether a strategy decides for all instruments of a close."""
+        """Whether a strategy decides on all instruments of a close at once."""
         return bool(self._portfolios)
 
     @property
     def since_decided(self) -> dict[str, SinceDecided]:
-        """What became of the last decision on each instrument, and the fills since."""
+        """The outcome of the last decision on each instrument, and the fills since."""
         return {
             key: SinceDecided(
                 state.outcomes.verdict,
@@ -307,22 +317,22 @@ class Engine:
         }
 
     def states_of(self, name: str) -> Mapping[str, MemberState]:
-        """Return who decides on each instrument: for the account, or of several that *name*."""
+        """Return the states by instrument of the member *name*; of the account if empty."""
         return {"": self.states, **{member.name: member.states for member in self.members}}[name]
 
     def warm_at(self, instrument: str, now_ms: int) -> int | None:
-        """Return when *instrument* is decided on from enough bars; None where it is, at *now_ms*.
+        """Return when *instrument* will be warm, as estimated at *now_ms*; None if it is.
 
-        No exchange's word is in it: bars that are missing by then make it later.
+        The estimate assumes that no bar will be missing.
         """
         return self.markets[instrument].warm_at(now_ms)
 
     def bars_before(self, start_ms: int) -> int:
-        """Return how many bars of each instrument a new run wants before its period."""
+        """Return how many bars of each instrument a new run needs before *start_ms*."""
         return max(market.bars_before(start_ms) for market in self.markets.values())
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
-        """Return which candles of higher frames the known bars do not reach at *now_ms*."""
+        """Return the ranges of candles of higher timeframes that are still lacking at *now_ms*."""
         markets = self.markets.values()
         return [lacking for market in markets for lacking in market.lacking_frames(now_ms)]
 
@@ -336,7 +346,7 @@ class Engine:
         return declared
 
     def foresee(self, events: Iterable[Event]) -> None:
-        """Show declared columns the bars among *events*, which come: a block takes one call."""
+        """Pass the bars among coming *events* to declared columns, which compute in blocks."""
         for event in events:
             if type(event) is Bar:
                 for columns in self._columns.get(event.instrument, ()):
@@ -348,7 +358,7 @@ class Engine:
         return bool(self._columns)
 
     def columns_of(self, instrument: str) -> tuple[tuple[str, Any], ...]:
-        """Return the names and the newest values of what strategies on *instrument* declare."""
+        """Return names and newest values of the columns declared on *instrument*."""
         return tuple(
             value for columns in self._columns.get(instrument, ()) for value in columns.newest()
         )
@@ -356,32 +366,32 @@ class Engine:
     # ------------------------------------------------------------ one step
 
     def begin(self, sequence: int) -> None:
-        """Let the next step be number *sequence*."""
+        """Set the number of the next step to *sequence*."""
         self.sequence = sequence
         self.broker.begin(sequence)
 
     def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911, PLR0912 - one case an event
-        """Return all that *event* caused, given what the model predicted at it."""
+        """Return everything that *event* causes, given the model's *prediction* at it."""
         match event:
             case Bar():
                 filled = self._observe(event)
                 if self._portfolios:
-                    self._ask([event], [filled], [prediction])
+                    self._ask_portfolios([event], [filled], [prediction])
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
-                return self._price(event)
+                return self._step_of_price(event)
             case BookUpdate():
-                self._act(event)
+                self._apply_price(event)
                 return self._finish(event, event.instrument)
             case Funding():
-                return self._settle(event)
+                return self._step_of_funding(event)
             case CorporateAction():
                 if event.is_split:
                     self.markets[event.instrument].adjust(event)
                 self.broker.on_action(event)
                 return self._finish(event, event.instrument)
             case Command():
-                return self._command(event)
+                return self._step_of_command(event)
             case ModelChange():
                 self._change_model(event)
             case InstrumentChange():
@@ -413,11 +423,11 @@ class Engine:
     def close(
         self, closed: CloseStart, bars: Sequence[Bar], predictions: Sequence[Prediction]
     ) -> list[Step]:
-        """Return the step of *closed* and that of each of its *bars*, predicted at once.
+        """Return the step of *closed* and the step of each of its *bars*.
 
-        Every bar fills, marks and is observed before the first of them is decided, so that no
-        decision depends on the place of its instrument among them. The state is stored by the last
-        step alone: before it, the account has fills that belong to later steps.
+        All bars are matched, marked and observed before the first is decided, so that no decision
+        depends on the order of instruments. Only the last step stores the state, since before it
+        the account has fills that belong to later steps.
         """
         steps = [self._finish(closed, None, saves=not bars)]
         first = self.sequence
@@ -425,11 +435,11 @@ class Engine:
         for place, bar in enumerate(bars):
             self.broker.begin(first + place)
             observed.append(self._observe(bar, is_last=place == len(bars) - 1))
-            if self.broker.is_cross:  # a later bar may take the position away: in its own step
+            if self.broker.is_cross:  # a later bar may liquidate the position, in its own step
                 self._observed[bar.instrument] = self.broker.positions(bar.instrument)
         self.broker.begin(first)
         if self._portfolios:
-            self._ask(bars, observed, predictions)
+            self._ask_portfolios(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
             is_last = len(steps) == len(bars)
@@ -440,18 +450,18 @@ class Engine:
     # ------------------------------------------------------------ steps that change only prices
 
     def stretch(self, units: UnitQueue, room: int) -> QuietStretch | None:
-        """Take *units* while they change nothing but prices, of *room* steps at most.
+        """Take *units* while they change nothing but prices, for at most *room* steps.
 
-        Return None where the next one may do more: :meth:`step` or :meth:`close` takes it. Either
-        way the engine comes to the same state, and a strategy is shown each bar and asked about it
-        once: what it answered to the unit that ends the stretch is used by that unit's step.
+        Returns None if the next unit may do more; :meth:`step` or :meth:`close` then takes it. Both
+        ways lead to the same state. A strategy observes each bar and answers to it only once: the
+        step of the unit that ends the stretch uses the answer that the stretch got.
         """
         if not self._may_repeat or self.halted or type(units.peek()) not in _QUIET:
             return None
         for state in self.states.values():
             if state.ahead is not None:
                 return None
-        if not self.broker.is_still():
+        if not self.broker.is_quiet():
             return None
         first = self.sequence
         repeats: dict[str, Repeat] = {}
@@ -459,26 +469,26 @@ class Engine:
             if (repeat := self._begin_stretch(key)) is None:
                 return None
             repeats[key] = repeat
-        # An entry confirms its position at every bar, which has the state stored now and then.
+        # An entry confirms its position at every bar, so the state is stored periodically.
         confirms = any(
             repeat.decision.action in ENTRIES or any(shadow.confirmed for shadow in repeat.shadows)
             for repeat in repeats.values()
         )
         if confirms or self.broker.save:
             room = min(room, -first % STATE_EVERY_STEPS)
-        taken = self._take_repeats(units, room, repeats)
-        if not taken.bars:
+        quiet = self._take_repeats(units, room, repeats)
+        if not quiet.bars:
             return None
-        stretch = self._valued(first, taken, repeats)
+        stretch = self._quiet_stretch(first, quiet, repeats)
         self.begin(stretch.next_sequence)
         if confirms:
             self.broker.save = self.broker.save or _LATER
         return stretch
 
     def _begin_stretch(self, key: str) -> Repeat | None:
-        """Return the decisions that following bars of *key* would repeat, of all who decide on it.
+        """Return the decisions on *key* that the directly following bars would repeat.
 
-        None where anything may differ.
+        None if any of them may change.
         """
         state = self.states[key]
         repeat = state.begin_stretch(self.broker.account.books[0].lines[key])
@@ -487,46 +497,47 @@ class Engine:
         if state.signal is not UNCHANGED:
             return None
         shadows = []
-        for member, of_member in self._on[key]:
+        for member, state in self._members_on[key]:
             (book,) = member.account.books
-            account, wish = book.subtotal(), of_member.intent
-            share = of_member.begin_stretch(book.lines[key])
+            account, intent = book.subtotal(), state.intent
+            share = state.begin_stretch(book.lines[key])
             if (
                 share is None
-                or isinstance(wish, Orders)
+                or isinstance(intent, Orders)
                 or (account.equity <= 0) is not member.is_empty
-                # Else the share has a measure of its own at each bar.
+                # If only one of them had the gate, the share would store its measure at each bar.
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
             ):
                 return None
-            confirms = wish is not None and wish.action in ENTRIES
-            decided = member.keep(key, share.decision, repeat.decision)
+            confirms = intent is not None and intent.action in ENTRIES
+            decided = member.stored_decision(key, share.decision, repeat.decision)
             shadows.append(ShadowStep(member.name, share.position, account, (), confirms, decided))
         return replace(repeat, shadows=tuple(shadows))
 
     def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
         self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat]
     ) -> QuietUnits:
-        """Take the units whose bars follow at once, close within a quarter, and repeat the last.
+        """Take the units whose bars follow directly, close within a quarter, and repeat *repeats*.
 
-        What strategies answer to the unit that ends it waits for that unit's step, an error too.
+        The answers of strategies to the unit that ends the stretch, or their error, are kept for
+        the step of that unit.
         """
         markets, interval_ms = self.markets, self._interval_ms
-        # Where the last bars of instruments differ, no close follows all of them at once.
-        opened = {bar.open_time_ms for of in markets.values() if (bar := of.last_bar)}
+        # If the last bars of instruments differ, no close directly follows all of them.
+        opened = {bar.open_time_ms for market in markets.values() if (bar := market.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
-        taken = QuietUnits([], [], [])
-        every_bar, measured, unit = taken.bars, taken.plausible, units.peek()
+        quiet = QuietUnits([], [], [])
+        every_bar, measured, unit = quiet.bars, quiet.plausible, units.peek()
         kind, is_repeated = type(unit), True
         keys, width = tuple(repeats), len(repeats) + (kind is Close)
-        if self._reset != NEVER:  # the first close of a day may give shares anew
-            room = min(room, self._left_of_day(due_ms) * width)
+        if self._reset != NEVER:  # the first close of a day may distribute equity
+            room = min(room, self._bars_left_of_day(due_ms) * width)
         resting = self.broker.resting()
         takes, asks = [], []
         for place, (key, repeat) in enumerate(repeats.items()):
             market, mark = markets[key], self.broker.account.books[0].lines[key].mark
             closes = mark * 3 // 4, mark * 5 // 4
-            deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
+            deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
             plans = [decider.look_ahead(closes, repeat) for decider in deciders]
             take = market.follow_at_once([observe for observe, _ in plans if observe])
             most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
@@ -537,7 +548,9 @@ class Engine:
             if not _follows(bars, keys, due_ms, interval_ms):
                 break
             if resting and not all(
-                of.is_passed_by(bar) for bar in bars if (of := resting.get(bar.instrument))
+                positions.is_passed_by(bar)
+                for bar in bars
+                if (positions := resting.get(bar.instrument))
             ):
                 break
             try:
@@ -558,15 +571,15 @@ class Engine:
                 break
             every_bar.extend(bars)
             if type(unit) is Close:
-                taken.closes.append(unit.closed)
+                quiet.closes.append(unit.closed)
             room -= width
             due_ms += interval_ms
             unit = units.advance()
         del measured[len(every_bar) :]
-        return taken
+        return quiet
 
-    def _left_of_day(self, due_ms: int) -> int:
-        """Return how many bars from the one that opens *due_ms* on close before shares may move."""
+    def _bars_left_of_day(self, due_ms: int) -> int:
+        """Return how many bars, from the open *due_ms* on, close before the day's distribution."""
         close_ms = due_ms + self._interval_ms
         if period_of(self._reset, close_ms) > self.shared_out:
             return 0
@@ -574,9 +587,9 @@ class Engine:
 
     @property
     def may_wait(self) -> bool:
-        """Whether bars may be waited through: one account follows one strategy on one instrument.
+        """Whether :meth:`wait` may be used: one strategy on one instrument, without limits.
 
-        No limit watches it, and no stretch looks ahead.
+        It never is where :meth:`stretch` is possible.
         """
         return (
             len(self.states) == 1
@@ -586,45 +599,47 @@ class Engine:
         )
 
     def waiting(self) -> Line | None:
-        """Return the positions where bars that hold them only value them; None elsewhere.
+        """Return the position if bars on which the strategy holds only value it, or None.
 
-        Up to a quarter away, of an engine that :attr:`may_wait`.
+        That is true of prices within a quarter. The engine must allow waiting: :attr:`may_wait`.
         """
-        if self.halted or not self.broker.is_still() or self.broker.resting():
+        if self.halted or not self.broker.is_quiet() or self.broker.resting():
             return None
         (line,) = self.broker.account.books[0].lines.values()
         (state,) = self.states.values()
         if line.orders.is_guarded:
-            return None  # a signal that a gate refuses may end the wait after an exit
+            return None  # even a refused signal may end the wait after an exit
         if line.held and state.strategy.horizon is not None:
-            return None  # it may outlive that
+            return None  # the position may outlive its horizon
         return line if line.orders.target == line.held else None
 
     def wait(
         self, bars: Sequence[Bar], signal: Signal, passed: int, regime: Regime, cell: int | None
     ) -> list[int]:
-        """Take *bars* at which *signal* left what is held; return the equity after each.
+        """Take *bars* at which *signal* kept the position; return the equity after each.
 
-        Gates let *passed* at the last of them, in that *regime* and *cell*.
+        *passed* has the gates that passed at the last of them, in *regime* and *cell*.
         """
         (state,) = self.states.values()
         (book,) = self.broker.account.books
         (line,) = book.lines.values()
         account = book.subtotal()
-        worth = account.equity - account.unrealized_pnl
-        equity = [worth + profit for profit in line.profits_at([bar.close for bar in bars])]
+        base = account.equity - account.unrealized_pnl
+        equity = [base + profit for profit in line.profits_at([bar.close for bar in bars])]
         state.regimes.regime, state.regimes.cell = regime, cell
         state.wait(bars, signal, passed, line.held)
         self.broker.follow(bars)
         self.begin(self.sequence + len(bars))
         return equity
 
-    def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:
-        """Return the stretch of the units *taken*; accounts and strategies go on after it."""
-        bars, count = taken.bars, len(repeats)
-        of_instruments = [bars[place::count] for place in range(count)]
-        prices = [[bar.close for bar in of_instrument] for of_instrument in of_instruments]
-        of_books = []
+    def _quiet_stretch(
+        self, first: int, quiet: QuietUnits, repeats: Mapping[str, Repeat]
+    ) -> QuietStretch:
+        """Value the accounts by the units *quiet*, and return their stretch."""
+        bars, count = quiet.bars, len(repeats)
+        by_instrument = [bars[place::count] for place in range(count)]
+        prices = [[bar.close for bar in instrument_bars] for instrument_bars in by_instrument]
+        book_marks = []
         for book in self.broker.account.every_book:
             lines = map(book.lines.__getitem__, repeats)
             columns = [line.profits_at(closes) for line, closes in zip(lines, prices, strict=True)]
@@ -632,16 +647,16 @@ class Engine:
             if count > 1:
                 totals = [*map(sum, zip(*columns, strict=True))]
                 profits = [*chain.from_iterable(zip(*columns, strict=True))]
-            of_books.append(BookMarks(book.subtotal(), profits, totals))
-        for of_instrument in of_instruments:
-            self.broker.follow(of_instrument)
-        marks, *shadows = of_books
-        return QuietStretch(first, bars, taken.closes, taken.plausible, repeats, marks, shadows)
+            book_marks.append(BookMarks(book.subtotal(), profits, totals))
+        for instrument_bars in by_instrument:
+            self.broker.follow(instrument_bars)
+        marks, *shadows = book_marks
+        return QuietStretch(first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
     def _observe(self, bar: Bar, *, is_last: bool = True) -> FilledEvent | None:
-        """Let *bar* fill what rests, mark and be observed; None where it is not the newest."""
+        """Match, mark and observe *bar*; return None if it is not newer than the last."""
         state = self.states[bar.instrument]
         before = state.market.last_bar
         is_ahead = bar is state.ahead
@@ -652,12 +667,12 @@ class Engine:
             self.broker.warm_up(bar)
             return NOTHING_FILLED
         self.broker.on_bar(bar, is_last=is_last)
-        filled = self._take()
+        filled = self._take_fills()
         self._show(bar)
         return filled
 
     def _show(self, bar: Bar) -> None:
-        """Show *bar* to all that looks back on bars, once."""
+        """Show *bar* to the market and all strategies, unless a stretch already did."""
         key = bar.instrument
         state = self.states[key]
         if bar is state.ahead:
@@ -667,35 +682,35 @@ class Engine:
         self.markets[key].observe(bar)
         if not self.members:
             state.observe(bar)
-        for member, of_member in self._on[key]:
+        for member, member_state in self._members_on[key]:
             if not member.failed:
-                member.observe(of_member, bar)
+                member.observe(member_state, bar)
 
     def recall(self, bar: Bar) -> None:
-        """Observe a bar that only warms up: what is declared stays as it is."""
+        """Observe a bar that only warms up, and reset declared states to their stored values."""
         self._show(bar)
         declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
         for state in (*(owner.declared for owner in self._portfolios), *declared):
             if state is not None:
                 state.hand_back(state.encoded)
 
-    def _take(self) -> FilledEvent:
-        """Return the fills and orders since the last call; limits count them."""
+    def _take_fills(self) -> FilledEvent:
+        """Return the fills and orders since the last call, and count the fills for the limits."""
         filled = self.broker.take()
         if filled.entries and self.risk.active:
             for entry in filled.entries:
                 self.risk.count_fill(*entry)
         return filled
 
-    def _ask(
+    def _ask_portfolios(
         self,
         bars: Sequence[Bar],
         observed: Sequence[FilledEvent | None],
         predictions: Sequence[Prediction],
     ) -> None:
-        """Ask each portfolio once for all of *bars* that are to be decided and warm."""
+        """Ask each portfolio strategy once about all warm instruments among *bars*."""
         decided = [
-            (bar, *checked(prediction))
+            (bar, *checked_prediction(prediction))
             for bar, filled, prediction in zip(bars, observed, predictions, strict=True)
             if filled is not None and bar.open_time_ms >= self._period_start_ms
         ]
@@ -727,34 +742,34 @@ class Engine:
         """Return the step of *bar*, which was observed; orders are sent at market time *at_ms*."""
         key = bar.instrument
         if filled is None or bar.open_time_ms < self._period_start_ms:
-            # A revision is evidence, nothing more; an early bar only warms up.
+            # A revision of a bar is only recorded; a bar before the period only warms up.
             is_newest = filled is not None
             return self._finish(bar, key, filled or NOTHING_FILLED, accepted=is_newest, saves=saves)
         state, broker = self.states[key], self.broker
         is_finite = None
         if prediction is not None:
-            prediction, is_finite = checked(prediction)
+            prediction, is_finite = checked_prediction(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
-        is_running, answers = not self.halted, _ALONE
+        is_running, answers = not self.halted, _NO_MEMBERS
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             assert isinstance(state.strategy, NetStrategy)
             state.ahead, state.strategy.signal = None, answers.signal
         decision = state.decide(
             bar, prediction, broker.account, is_running=is_running, is_finite=is_finite,
-            wishes=answers.wishes,
+            owner_intents=answers.owner_intents,
         )  # fmt: skip
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.broker.save = Save.NOW
         outcome = self._submit(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
         if self.counts:
-            self.count(step)  # from the next bar on
+            self.count(step)  # shadow accounts use it from the next bar on
         return step
 
     def count(self, step: Step) -> None:
-        """Add *step* to what shadow accounts depend on; a start does so behind the stored state."""
+        """Add *step* to the totals of shadow accounts; a start does so after the stored state."""
         if not isinstance(step.event, Bar):
             return
         for name, shadows in self.shadows.items():
@@ -771,83 +786,85 @@ class Engine:
         answers: MemberAnswers,
         at_ms: int,
     ) -> BarOutcome:
-        """Ask the account for its *decision*, and its members for their *answers*.
+        """Apply the *decision* of the account and the *answers* of its members to the broker.
 
-        Shadow accounts are asked for their own.
+        Shadow accounts act as well. Returns the outcome for the step.
         """
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes, intent = answers.decisions, answers.wishes, state.intent
+        decisions, owner_intents, intent = answers.decisions, answers.owner_intents, state.intent
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
         refusals: Refusals = {}
         if intent is None:
-            # What only reduces is not held up, and what a command left opposing crosses still.
-            if of_members:
-                broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
+            # Orders that only reduce pass, and shares that a command left opposing still cross.
+            if decisions:
+                broker.route(None, self._reducing(bar, owner_intents, decision), bar, at_ms)
         else:
             if isinstance(intent, Intent) and intent.ends_lists:
-                wishes = wishes.closed(intent, broker.account.owners)
-            refusals = broker.route(intent, wishes, bar, at_ms)
+                owner_intents = owner_intents.closed(intent, broker.account.owners)
+            refusals = broker.route(intent, owner_intents, bar, at_ms)
             decision = state.unfilled(decision, refusals[""])
         if broker.shadows and decision.refused_by not in INTEGRITY:
-            self._follow_shadows(bar, prediction, of_members, decision, at_ms)
-        done = broker.take()
-        if done.orders and self.risk.active:
-            self.risk.count_orders(done.orders, at_ms)
+            self._follow_shadows(bar, prediction, decisions, decision, at_ms)
+        routed = broker.take()
+        if routed.orders and self.risk.active:
+            self.risk.count_orders(routed.orders, at_ms)
         if not broker.others:
-            return BarOutcome(decision, prediction, done.orders)
+            return BarOutcome(decision, prediction, routed.orders)
         observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        shown = partial(Shadows.steps, fills=filled.of_others, positions=observed)
+        steps_of = partial(Shadows.steps, fills=filled.other_fills, positions=observed)
         shadows = (
-            *shown(broker.sides, key, decided_ms=decided_ms),
-            *self._member_steps(key, (filled, done), decision, of_members, wishes, refusals),
-            *shown(broker.shadows, key, decided_ms=decided_ms),
+            *steps_of(broker.sides, key, decided_ms=decided_ms),
+            *self._member_steps(
+                key, (filled, routed), decision, decisions, owner_intents, refusals
+            ),
+            *steps_of(broker.shadows, key, decided_ms=decided_ms),
         )
-        return BarOutcome(decision, prediction, done.orders, shadows)
+        return BarOutcome(decision, prediction, routed.orders, shadows)
 
     # ------------------------------------------------------------ several strategies
 
     def _ask_members(
         self, bar: Bar, prediction: Prediction, at_ms: int, *, is_finite: bool | None
     ) -> MemberAnswers:
-        """Return each strategy's decision on *bar*, as if its sub-account were the account."""
+        """Return each strategy's decision on *bar* for its sub-account, and their net."""
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
         decisions = []
-        for member, of_member in self._on[key]:
+        for member, state in self._members_on[key]:
             account = member.account
             if (account.subtotal().equity <= 0) is not member.is_empty:
-                member.know(is_empty=not member.is_empty)
+                member.set_status(is_empty=not member.is_empty)
             decisions.append(
-                of_member.decide(
-                    bar, prediction, account, is_running=is_running, is_finite=is_finite
-                )
+                state.decide(bar, prediction, account, is_running=is_running, is_finite=is_finite)
             )
             if member.failed:
                 failed += 1
         if failed != self.failures_stored:
             self.failures_stored = failed
             self.broker.save = Save.NOW
-        intents = [of_member.intent for _, of_member in self._on[key]]
-        wishes, signal = self._netted(bar, self.broker.account, intents, decisions, at_ms)
-        return MemberAnswers(decisions, wishes, signal)
+        intents = [state.intent for _, state in self._members_on[key]]
+        owner_intents, signal = self._net_intents(
+            bar, self.broker.account, intents, decisions, at_ms
+        )
+        return MemberAnswers(decisions, owner_intents, signal)
 
-    def _netted(
+    def _net_intents(
         self,
         bar: Bar,
         account: PaperAccount,
         requested: Sequence[Intent | Orders | None],
         decisions: Sequence[Decision],
         at_ms: int,
-    ) -> tuple[Wishes, Signal]:
-        """Net what is *requested* of the shares in *account* at the *decisions* on *bar*."""
-        key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
+    ) -> tuple[OwnerIntents, Signal]:
+        """Net the intents *requested* for the shares in *account* by the *decisions* on *bar*."""
+        key, broker = bar.instrument, self.broker
         intents: dict[str, Intent | Orders] = {}
         net, reasons = {book.side: 0 for book in account.books}, []
-        for (member, of_member), intent, decision in zip(
-            self._on[key], requested, decisions, strict=True
+        for (member, state), intent, decision in zip(
+            self._members_on[key], requested, decisions, strict=True
         ):
-            name, signal, has_changed = member.name, of_member.signal, False
+            name, signal, has_changed = member.name, state.signal, False
             if intent is not None:
                 intents[name] = intent
             for book in account.owners[name].books:
@@ -855,47 +872,52 @@ class Engine:
                 if isinstance(signal, Signal):
                     line.protector.on_signal(signal.action)
                 if member.closed:
-                    line.orders.withdraw("", member.closed)
+                    line.orders.cancel_listed("", member.closed)
                 target = before = line.orders.target
-                part = None if intent is None else part_of(intent, book.side)
+                part = None if intent is None else intent_for_side(intent, book.side)
                 if isinstance(part, Intent) and not broker.planned(line, part, bar, at_ms)[1]:
                     target = part.target
                 has_changed |= target != before
                 net[book.side] += target
             if has_changed:
                 reasons.append(f"{name}: {decision.reason}")
-        quote, price = state.market.quote, bar.close
+        quote, price = self.markets[key].quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        return Wishes(intents, net, price), net_signal(net, reasons)
+        return OwnerIntents(intents, net, price), net_signal(net, reasons)
 
     def _member_steps(
         self,
         key: str,
-        both: tuple[FilledEvent, FilledEvent],
-        decision: Decision,
-        of_members: Sequence[Decision],
-        wishes: Wishes,
+        events: tuple[FilledEvent, FilledEvent],
+        net_decision: Decision,
+        decisions: Sequence[Decision],
+        owner_intents: OwnerIntents,
         refusals: Refusals,
     ) -> list[ShadowStep]:
-        """Return each member's part of a step, with the fills before its decision and by it."""
+        """Return each member's part of a step.
+
+        *events* are the fills before the decision and those by the decision, *refusals* those of
+        the broker.
+        """
         shadows: list[ShadowStep] = []
-        filled, done = both
-        refused_by = decision.refused_by
-        are_filled = filled.of_others or done.of_others
-        for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
+        filled, routed = events
+        refused_by = net_decision.refused_by
+        has_fills = filled.other_fills or routed.other_fills
+        for (member, state), decision in zip(self._members_on[key], decisions, strict=True):
             name, account = member.name, member.account
-            refusal, confirms, is_asked = None, False, name in refusals
-            if is_asked:
-                refusal, wish = refusals[name], wishes.intents[name]
-                confirms = refusal is None and isinstance(wish, Intent) and wish.action in ENTRIES
-            elif of_member.intent is not None and refused_by is not None:
-                is_asked = True
-                refusal = f"the account's gate {refused_by} refused what was netted"
-            decided = of_member.unfilled(wished, refusal) if is_asked else wished
+            refusal, confirms, is_routed = None, False, name in refusals
+            if is_routed:
+                refusal, intent = refusals[name], owner_intents.intents[name]
+                is_entry = isinstance(intent, Intent) and intent.action in ENTRIES
+                confirms = refusal is None and is_entry
+            elif state.intent is not None and refused_by is not None:
+                is_routed = True
+                refusal = f"the account's gate {refused_by} refused the net target"
+            decided = state.unfilled(decision, refusal) if is_routed else decision
             fills: tuple[Fill, ...] = ()
-            if are_filled:
-                fills = (*filled.of_others.get(name, ()), *done.of_others.get(name, ()))
+            if has_fills:
+                fills = (*filled.other_fills.get(name, ()), *routed.other_fills.get(name, ()))
             shadows.append(
                 ShadowStep(
                     name,
@@ -903,67 +925,71 @@ class Engine:
                     account.subtotal(),
                     fills,
                     confirms,
-                    member.keep(key, decided, decision),
+                    member.stored_decision(key, decided, net_decision),
                 )
             )
         return shadows
 
-    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> Wishes:
-        """Return the orders of *wishes* that the refusal of *decision* lets through."""
+    def _reducing(self, bar: Bar, owner_intents: OwnerIntents, decision: Decision) -> OwnerIntents:
+        """Return *owner_intents* reduced to the lists that pass although *decision* was refused."""
         allowed = {
-            member.name: of_member.allowed_of(wish, bar, member.account, decision.refused_by)
-            for member, of_member in self._on[bar.instrument]
-            if isinstance(wish := wishes.intents.get(member.name), Orders)
+            member.name: state.allowed_of(orders, bar, member.account, decision.refused_by)
+            for member, state in self._members_on[bar.instrument]
+            if isinstance(orders := owner_intents.intents.get(member.name), Orders)
         }
         kept = {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
-        return wishes._replace(intents=kept)
+        return owner_intents._replace(intents=kept)
 
     def _follow_shadows(
         self,
         bar: Bar,
         prediction: Prediction,
-        of_members: Sequence[Decision],
+        decisions: Sequence[Decision],
         decision: Decision,
         at_ms: int,
     ) -> None:
-        """Let each shadow account act at what the account decided, or all of its strategies did.
+        """Let each shadow account act on the account's *decision*, or on its members' *decisions*.
 
-        A limit was measured on the run's own sum, so it does not refuse less exposure.
+        Limits were measured on the run's net target, so they do not refuse less exposure.
         """
         key, state = bar.instrument, self.states[bar.instrument]
         inputs, evaluator = state.gates.inputs, state.gates.evaluator
         for name, account in self.broker.shadows.items():
             if not self.members:
                 if name in state.strategy.shadows:
-                    wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
-                    if wish is not None:
-                        self.broker.route(wish, NO_WISHES, bar, at_ms, shadow=name)
+                    single = self.shadows[""].intent(
+                        name, state, bar, prediction, decision, account
+                    )
+                    if single is not None:
+                        self.broker.route(single, NO_OWNER_INTENTS, bar, at_ms, shadow=name)
                 continue
-            wanted = [
-                self.shadows[member.name].wish(
-                    name, of_member, bar, prediction, decided, account.owners[member.name]
+            requested = [
+                self.shadows[member.name].intent(
+                    name, member_state, bar, prediction, decided, account.owners[member.name]
                 )
-                for (member, of_member), decided in zip(self._on[key], of_members, strict=True)
+                for (member, member_state), decided in zip(
+                    self._members_on[key], decisions, strict=True
+                )
             ]
-            wishes, signal = self._netted(bar, account, wanted, of_members, at_ms)
-            intent = state.net_intent(signal, wishes.targets, account, key)
-            if name in BOUND or (inputs.is_outside and name != BUY_AND_HOLD):
+            owner_intents, signal = self._net_intents(bar, account, requested, decisions, at_ms)
+            intent = state.net_intent(signal, owner_intents.targets, account, key)
+            if name in LIMITED or (inputs.is_outside and name != BUY_AND_HOLD):
                 refused = evaluator.first_failed(
                     decision.passed, reduces=inputs.reduces, without=WITHOUT.get(name)
                 )
                 is_less = all(
                     abs(target) <= abs(line.held) and target * line.held >= 0
                     for line in account.lines_of(key)
-                    for target in [wishes.targets[line.book.side]]
+                    for target in [owner_intents.targets[line.book.side]]
                 )
                 if (closing := state.closing(refused)) is not None:
-                    intent, wishes = closing, wishes.closed(closing, account.owners)
+                    intent, owner_intents = closing, owner_intents.closed(closing, account.owners)
                 elif refused is not None and not is_less:
                     continue
-            self.broker.route(intent, wishes, bar, at_ms, shadow=name)
+            self.broker.route(intent, owner_intents, bar, at_ms, shadow=name)
 
     def _share_out_if_due(self, bar: Bar) -> None:
-        """Share out again at the first close of each day, week or month."""
+        """Distribute the equity anew at the first close of each day, week or month."""
         if self._reset == NEVER:
             return
         period = period_of(self._reset, bar.close_time_ms)
@@ -975,21 +1001,21 @@ class Engine:
 
     # ------------------------------------------------------------ prices and settlements
 
-    def _price(self, price: Price) -> Step:
-        """Let *price* act if it is believed, and then what was believed on it."""
+    def _step_of_price(self, price: Price) -> Step:
+        """Apply *price* if it is believed, and the held prices that it confirms."""
         key = price.instrument
-        taken = self.markets[key].belief.take(price)
-        if taken.is_believed:
-            self._act(price)
+        verdict = self.markets[key].belief.take(price)
+        if verdict.is_believed:
+            self._apply_price(price)
         elif isinstance(price, Quote):
-            self.markets[key].quote = price  # gates ask how old it is
+            self.markets[key].quote = price  # for the gate on its age
             self.broker.expire(key, price.market_ms)
-        for held in taken.released:
-            self._act(held)
-        return self._finish(price, key, belief=taken.words)
+        for held in verdict.released:
+            self._apply_price(held)
+        return self._finish(price, key, belief=verdict.words)
 
-    def _act(self, price: Price | BookUpdate) -> None:
-        """Fill by a quote or a book, or mark and liquidate by a mark; a trade is evidence alone."""
+    def _apply_price(self, price: Price | BookUpdate) -> None:
+        """Match a quote or book, or mark and liquidate by a mark; a trade is only evidence."""
         if type(price) is BookUpdate:
             self.broker.on_book(price)
         elif type(price) is Quote:
@@ -998,10 +1024,11 @@ class Engine:
         elif type(price) is Mark:
             self.broker.on_mark(price)
 
-    def _settle(self, funding: Funding) -> Step:
-        """Book a settlement once: one that is not newer than the last is recorded, no more.
+    def _step_of_funding(self, funding: Funding) -> Step:
+        """Settle *funding* once.
 
-        Nor is one whose rate is not believed.
+        A settlement that is not newer than the last, or whose rate is not believed, is only
+        recorded.
         """
         key, belief = funding.instrument, self.beliefs[funding.instrument]
         if funding.market_ms <= belief.settled_ms:
@@ -1015,11 +1042,11 @@ class Engine:
 
     # ------------------------------------------------------------ commands and changes
 
-    def _command(self, command: Command) -> Step:
-        """HALT holds everything, RESUME lifts it, FLATTEN halts and closes what is held.
+    def _step_of_command(self, command: Command) -> Step:
+        """HALT stops new positions, RESUME allows them, FLATTEN halts and closes all positions.
 
-        Of the orders by list, HALT cancels those that could open a position, FLATTEN all, and
-        protection with them.
+        HALT cancels the orders by list that could open a position, FLATTEN all orders by list. Exit
+        orders stay until the position is closed.
         """
         halted = command.kind is not CommandKind.RESUME
         flattens = command.kind is CommandKind.FLATTEN
@@ -1044,43 +1071,43 @@ class Engine:
         }
 
     def _change_instrument(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters: for targets, orders and prices from now on."""
+        """Use the exchange's new filters from now on."""
         self.markets[instrument.id].change(instrument)
         self.broker.change(instrument)
-        # A restart begins with filters, and knows no marks: the record must value it alike.
+        # A restart sets new filters and has no marks: every change must value positions alike.
         self.mark_at_closes()
 
     def prepare(self, model_sha256: str, terms: Mapping[str, ModelTerms]) -> None:
-        """Keep the *terms* of a model for the change to it, which is an event.
+        """Keep the *terms* of a model until the event of the change to it.
 
-        They are those of the account, by an empty name, and of each member that asks the model.
+        They are by member; the account has an empty name.
         """
         self._prepared[model_sha256] = terms
 
     def _change_model(self, change: ModelChange) -> None:
-        """Go on after a start, or with another model: a promotion drops nothing of the market."""
+        """Apply a start or another model; a promotion keeps quotes, marks and books."""
         terms = self._prepared.pop(change.model_sha256, None)
         if terms is None or change.warm_from:
             self.forget_passing()
         if terms is not None:
-            for name, of in terms.items():
+            for name, model_terms in terms.items():
                 for state in self.states_of(name).values():
-                    state.change_model(of)
+                    state.change_model(model_terms)
             for market in self.markets.values():
                 market.regimes.change_model(terms.values())
             for name, shadows in self.shadows.items():
                 shadows.passing = terms[name].passing if name in terms else shadows.passing
-            self.broker.save = Save.NOW  # the regimes are others
+            self.broker.save = Save.NOW  # the regimes were reset
 
     def forget_passing(self) -> None:
-        """Drop what a restart drops, so that a replay of the record does the same here."""
+        """Forget what a restart loses, so that a replay of the record has the same state."""
         for market in self.markets.values():
             market.forget_passing()
         self.broker.forget()
         self.mark_at_closes()
 
     def mark_at_closes(self) -> None:
-        """Value what is held at the newest closes alone."""
+        """Value the positions at the newest closes."""
         for key, close in self._closes().items():
             self.broker.mark_at_close(key, close)
 
@@ -1099,25 +1126,27 @@ class Engine:
     ) -> Step:
         """Return the step of *event*.
 
-        It *saves* the state where that is due; within a close only the last step does.
+        With *saves* it stores the state if that is due; within a close only the last step does.
         """
         broker = self.broker
         orders, shadows = outcome.orders, outcome.shadows
         if filled is None:
-            filled = self._take()
+            filled = self._take_fills()
         position, account, entries = broker.account.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        is_shown = filled.of_others or self.is_hedged or type(event) is Funding
+        is_shown = filled.other_fills or self.is_hedged or type(event) is Funding
         if not shadows and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
-            shadows = Shadows.steps(broker.others, instrument, filled.of_others, positions=observed)
+            shadows = Shadows.steps(
+                broker.others, instrument, filled.other_fills, positions=observed
+            )
         sequence = self.sequence
         state: bytes | None = None
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):
             broker.save = Save.NOW
         if broker.save:
-            if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
+            if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _WRITTEN_BY_LOG:
                 broker.save = _NOW
             if broker.save is _NOW and saves:
                 state = self._encoded_state() if self.stores_state else None
@@ -1126,7 +1155,7 @@ class Engine:
         halted, self.risk.halted = self.risk.halted, None
         return Step(
             sequence, event, accepted, outcome.decision, outcome.prediction,
-            _as_they_stand(filled.orders, orders) if orders else filled.orders,
+            _newest_states(filled.orders, orders) if orders else filled.orders,
             filled.fills, position, account, shadows, state, entries, belief, halted,
         )  # fmt: skip
 
@@ -1139,22 +1168,29 @@ class Engine:
         return has_changed
 
     def state(self) -> EngineState:
-        """Return the state that must survive a restart."""
+        """Return the state to store."""
         regimes = {key: market.regimes for key, market in self.markets.items()}
         return EngineState(
             self.halted,
-            {key: of.regime for key, of in regimes.items() if of.regime is not Regime.UNKNOWN},
+            {
+                key: tracker.regime
+                for key, tracker in regimes.items()
+                if tracker.regime is not Regime.UNKNOWN
+            },
             self.risk.state,
             *self.broker.state(),
-            {key: of.settled_ms for key, of in self.beliefs.items() if of.settled_ms >= 0},
+            {
+                key: belief.settled_ms
+                for key, belief in self.beliefs.items()
+                if belief.settled_ms >= 0
+            },
             {
                 f"{name}/{key}" if name else key: basis
                 for name, shadows in self.shadows.items()
                 for key, basis in shadows.bases.items()
             },
-            # A portfolio's state has no instrument.
             {key: declared.encoded for key, declared in self.declared.items()},
-            {key: of.cell for key, of in regimes.items() if of.cell is not None},
+            {key: tracker.cell for key, tracker in regimes.items() if tracker.cell is not None},
             self.risk.chosen,
             SharesState(self.broker.reserves, self.set_aside, self.shared_out)
             if self.members
@@ -1169,7 +1205,7 @@ class Engine:
 
 
 def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms: int) -> bool:
-    """Return whether *bars* are one of each of *keys*, on time, that open at *due_ms*."""
+    """Return whether *bars* are one punctual bar for each of *keys*, all opened at *due_ms*."""
     if len(bars) != len(keys):
         return False
     for key, bar in zip(keys, bars):  # noqa: B905 - of one length, at every bar
@@ -1183,8 +1219,8 @@ def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms:
     return True
 
 
-def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
-    """Return each order once, as it stood *after* where it changed again."""
+def _newest_states(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
+    """Return each order once, in its newest state: *after* if it changed again."""
     if not before:
         return after
     return tuple({order.order_id: order for order in (*before, *after)}.values())

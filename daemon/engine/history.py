@@ -1,4 +1,4 @@
-"""``InstrumentState``: the past, the prices and the regime of one instrument; outcomes."""
+"""``InstrumentState``: the bars, prices and regime of one instrument; ``DecisionOutcomes``."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ if TYPE_CHECKING:
     from tracepaper.daemon.engine.instrument_state import MemberState
 
 OUTCOMES_KEPT: Final = 64
-"""ForecastOutcomes remembered at a time; reasons without end must not fill the memory."""
+"""The most outcomes to remember: a strategy with ever new reasons must not fill the memory."""
 
 OutcomeKey = tuple[Action, str, int, Regime, int | None, float | None]
-"""Action, reason, gates passed, regime, cell and factor: what outcomes are told apart by."""
+"""Action, reason, passed gates, regime, cell and size factor: the identity of an outcome."""
 
 
 class Lookback:
-    """How far a strategy and its sizes look back on an instrument, and the bars it is shown.
+    """How many bars a strategy and its sizer look back, and the record of bars for the strategy.
 
-    That of several strategies together has theirs as its *members*: it is warm where one of them
+    The lookback of several strategies together has theirs as *members*: it is warm if one of them
     is.
     """
 
@@ -75,22 +75,22 @@ class Lookback:
         strategy, sizer = terms.strategies[instrument.id], terms.sizers[instrument.id]
         settings, exits = terms.settings, terms.settings.broker.exits
         self._members = members
-        of_sizes = max([sizer.bars, *(member.remembered for member in members)])
-        self.warmup, self.needed = strategy.warmup, max(strategy.warmup, of_sizes)
+        sizing_bars = max([sizer.bars, *(member.remembered for member in members)])
+        self.warmup, self.needed = strategy.warmup, max(strategy.warmup, sizing_bars)
         declared = strategy.columns
         columns = None if declared is None else ColumnRecord(instrument, strategy.warmup, declared)
         self.record = BarRecord(instrument, strategy.warmup, columns)
         self.writes_record = strategy.reads_history or columns is not None
         self.frames = frame_bars(strategy)
-        """Bars of each higher timeframe, by its name."""
+        """The number of bars of each higher timeframe, by its name."""
         self.remembered = max(
             remembered(strategy),
-            of_sizes,
+            sizing_bars,
             MeanRange.of_day(settings.interval_ms).bars + 1 if exits and exits.uses_atr else 0,
         )
 
     def is_warm(self, history: InstrumentState) -> bool:
-        """Return whether the last bars are known in *history* that the strategy looks back on."""
+        """Return whether *history* has all bars and candles that the strategy looks back on."""
         if history.bars < self.warmup:
             return False
         if self._members and self.frames:
@@ -100,21 +100,21 @@ class Lookback:
         )
 
     def warm_bars(self, history: InstrumentState) -> int:
-        """Return the bars that are known, for the gate ``warm``.
+        """Return the number of known bars for the gate ``warm``.
 
-        What a timeframe lacks is lacking too.
+        While a timeframe lacks candles, at least one bar counts as missing.
         """
         bars, needed = history.bars, self.needed
         if self.frames and not self.is_warm(history):
             return min(bars, (self.warmup if self._members else needed) - 1)
-        return bars if bars < needed else needed  # noqa: FURB136 - without a call, at every bar
+        return bars if bars < needed else needed  # noqa: FURB136 - faster than min, at every bar
 
 
 class InstrumentState:
-    """What all that decide on one instrument share: its past, its prices, its regime.
+    """The bars, prices and regime of one instrument, shared by all strategies on it.
 
-    Of bars, higher timeframes and order books it keeps what decisions depend on. Memory is finite:
-    a start that is fed as many bars again knows the same.
+    It keeps the bars, candles of higher timeframes and order books on which decisions depend. That
+    is a finite number, so a restart that is fed as many bars again has the same state.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class InstrumentState:
         lookbacks: Sequence[Lookback],
         every: Sequence[MemberTerms],
     ) -> None:
-        """Keep what *lookbacks* look back on; *every* are the terms of the account and members."""
-        account, models = every[0], [of.settings.model for of in every]
+        """Keep the bars of *lookbacks*; *every* has the terms of the account and its members."""
+        account, models = every[0], [terms.settings.model for terms in every]
         settings, books = account.settings, account.strategies[instrument.id].books
         self._base_ms, self._calendar = settings.interval_ms, settings.calendar
         self.instrument, self.lookbacks = instrument, lookbacks
@@ -149,32 +149,31 @@ class InstrumentState:
         )
         reach = (frame.reach for frame in self.frames.values())
         self.reach = max(self.remembered, *reach) if self.frames else self.remembered
-        # The bars that a split adjusts; only shares have any.
+        # The bars to adjust at a split, kept only for shares.
         self._recent: deque[Bar] | None = None
         if instrument.category is Category.STOCK:
             self._recent = deque(maxlen=self.reach)
-        # What gates ask about the newest bar.
-        judges_bars = any(plausible.name in of.gates[instrument.id].gate_set.gates for of in models)
+        # Inputs of the gates from the newest bar.
+        judges_bars = any(
+            plausible.name in model.gates[instrument.id].gate_set.gates for model in models
+        )
         self.plausibility = Plausibility() if judges_bars else None
         self.missing_bars, self.plausible = 0, 0.0
 
     def _new_frames(self) -> dict[str, TimeframeAggregator]:
-        """Return each timeframe, as far back as any lookback goes."""
-        wanted: dict[str, int] = {}
+        """Return an aggregator for each timeframe, with the most candles that a lookback needs."""
+        counts: dict[str, int] = {}
         for lookback in self.lookbacks:
             for name, count in lookback.frames.items():
-                wanted[name] = max(count, wanted.get(name, 0))
+                counts[name] = max(count, counts.get(name, 0))
         sessions = None if self._calendar is None else self._calendar.sessions
         return {
             name: TimeframeAggregator(self.instrument, name, self._base_ms, count, sessions)
-            for name, count in wanted.items()
+            for name, count in counts.items()
         }
 
     def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it: as if fed anew so.
-
-        See docs/stocks.md, K21.
-        """
+        """Adjust the known bars to a split, as if fed adjusted (docs/stocks.md, K21)."""
         assert self._recent is not None
         bars = [adjusted_bar(action, bar) for bar in self._recent]
         self._recent.clear()
@@ -192,26 +191,26 @@ class InstrumentState:
             decider.adjust(action)
 
     def change(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters; decimals stay for as long as a run lasts."""
+        """Use the exchange's new filters; decimals never change within a run."""
         self.instrument = instrument
         for decider in self.deciders:
             decider.change(instrument)
 
     def forget_passing(self) -> None:
-        """Drop what a restarted process does not know: prices and order books."""
+        """Forget what a restart loses: prices and order books."""
         self.quote = None
         self.belief.forget()
         if self.books is not None:
             self.books.forget()
 
     def doubt_of(self, depths: Depths) -> str | None:
-        """Say which of the order books of *depths* are not believed yet; None where none are."""
+        """Return which order books of *depths* are not believed yet, in words, or None."""
         return None if self.books is None else self.belief.doubt_of(self.books.books_of(depths))
 
     # ------------------------------------------------------------ a bar
 
     def observe(self, bar: Bar) -> None:
-        """Take in the next closed bar, once."""
+        """Add the next closed bar."""
         before = self.last_bar
         self._take_bar(bar)
         if self.books is not None:
@@ -237,32 +236,32 @@ class InstrumentState:
             self.bars += 1
 
     def _keepers(self) -> list[Callable[[Bar], None]]:
-        """Return a function that takes in each following bar, without its plausibility."""
+        """Return the functions that record a bar, except for its plausibility."""
         frames = [frame.add for frame in self.frames.values()]
         return [*frames, *(record.append for record in self._records), self.day_range.push]
 
     def follow_at_once(self, observers: Sequence[Callable[[Bar], None]]) -> Callable[[Bar], float]:
-        """Return a function that takes in the following bars at once, where bars alone decide.
+        """Return a fast function that adds a bar which directly follows the last one.
 
-        It shows each to *observers* too, and returns how plausible it is.
+        It also passes the bar to *observers*, and returns the measure of the gate ``plausible``.
         """
         self.missing_bars, plausible = 0, self.plausible
         judge = None if self.plausibility is None else self.plausibility.add
-        tick, shows = self.instrument.tick_size, [*self._keepers(), *observers]
+        tick, receivers = self.instrument.tick_size, [*self._keepers(), *observers]
 
         def take(bar: Bar) -> float:
             nonlocal plausible
             if judge is not None:
                 self.plausible = plausible = judge(bar, tick)
             self.last_bar = bar
-            for show in shows:
-                show(bar)
+            for receive in receivers:
+                receive(bar)
             return plausible
 
         return take
 
     def wait(self, bars: Sequence[Bar]) -> None:
-        """Take in *bars* at once, of which nothing is asked."""
+        """Add *bars* at once; the measures of their plausibility are skipped."""
         if self.plausibility is not None:
             self.plausibility.skip(bars)
         for keep in self._keepers():
@@ -274,7 +273,7 @@ class InstrumentState:
     def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
         self.plausible = plausibility.add(bar, self.instrument.tick_size)
         if self._splits is not None and self._is_split(self._splits, bar):
-            self.plausible = math.nan  # in usual ranges of other shares it means nothing
+            self.plausible = math.nan  # the usual ranges are those before the split
 
     def _is_split(self, splits: SplitWatch, bar: Bar) -> bool:
         """Return whether *bar* shows a split that was not adjusted."""
@@ -283,40 +282,40 @@ class InstrumentState:
         return splits.add(day, open_ms, (bar.open, bar.close), bar.volume) is not None
 
     def bars_between(self, open_ms: int, bar: Bar) -> int:
-        """Return how many bars *bar* is after the one that opened at *open_ms*."""
+        """Return the number of bars from the one that opened at *open_ms* to *bar*."""
         if self._calendar is not None:
             return self._calendar.between(open_ms, bar.open_time_ms)
         return (bar.open_time_ms - open_ms) // bar.interval_ms
 
     def bars_held(self, opened_ms: int, bar: Bar) -> int:
-        """Return how many bars a position is held that was opened at *opened_ms*, at *bar*."""
+        """Return for how many bars a position opened at *opened_ms* is held, up to *bar*."""
         if self._calendar is None:
             opened_ms = interval_start(opened_ms, bar.interval_ms)
         return self.bars_between(opened_ms, bar) + 1
 
-    def take(self, given: FrameBar | Depths) -> bool:
-        """Take in a candle of a higher timeframe, or order books where the strategy looks at any.
+    def take(self, event: FrameBar | Depths) -> bool:
+        """Add a candle of a higher timeframe, or order books if the strategy reads them.
 
-        Return whether they are what they say: a candle may be none of its timeframe.
+        Returns False for a candle that does not fit its timeframe.
         """
-        if isinstance(given, Depths):
+        if isinstance(event, Depths):
             if self.books is not None:
-                self.books.add(given)
+                self.books.add(event)
             return True
         for frame in self.frames.values():
-            if frame.length_ms == given.interval_ms:
-                return frame.take(given)
+            if frame.length_ms == event.interval_ms:
+                return frame.take(event)
         return False
 
-    # ------------------------------------------------------------ what is known
+    # ------------------------------------------------------------ warm-up
 
     @property
     def is_full(self) -> bool:
-        """Whether all bars are known that strategies and sizes look back on."""
+        """Whether it has all bars that strategies and sizers look back on."""
         return self.bars >= self._needed
 
     def warm_at(self, now_ms: int) -> int | None:
-        """Return when all will be known that is looked back on; None where it is, at *now_ms*."""
+        """Return when it will be warm, as estimated at *now_ms*; None if it is."""
         if self.is_full and self.lookbacks[0].is_warm(self):
             return None
         bars_ms = now_ms + (self._needed - self.bars) * self._base_ms
@@ -324,9 +323,9 @@ class InstrumentState:
         return max([bars_ms, *frames])
 
     def usual_range(self) -> int | None:
-        """Return twice the median true range above zero of the last 60 bars; None under ten bars.
+        """Return twice the median of the last 60 positive true ranges; None under ten bars.
 
-        Without the gate ``plausible`` at most as many are known again after a start as a day has.
+        Without the gate ``plausible`` it is computed from the bars of the day's mean range.
         """
         if self.plausibility is not None:
             return self.plausibility.doubled_median
@@ -335,34 +334,34 @@ class InstrumentState:
             yardstick.add(bar, self.instrument.tick_size)
         return yardstick.doubled_median
 
-    # ------------------------------------------------------------ what a start has to feed again
+    # ------------------------------------------------------------ bars that a start feeds again
 
     @property
     def lookback(self) -> int:
-        """How many of the last bars decide anything, the range of a day included."""
+        """The number of last bars on which anything depends, including the mean range of a day."""
         return max(self.reach, self.day_range.bars + 1)
 
     def bars_before(self, start_ms: int) -> int:
-        """Return how many bars a new run wants before *start_ms*; its frames' older ones come."""
+        """Return how many bars a new run needs before *start_ms*; older candles are fetched."""
         from_ms = open_frames_ms(self.frames, start_ms)
         return max(self.remembered, (start_ms - from_ms) // self._base_ms)
 
     def lacking_frames(self, now_ms: int) -> Iterator[FrameRange]:
-        """Yield which candles of each timeframe are still wanted at *now_ms*."""
+        """Yield the ranges of candles that each timeframe lacks at *now_ms*."""
         for frame in self.frames.values():
             if (wanted := frame.lacking(now_ms)) is not None:
                 yield wanted
 
     @property
     def newest_frames(self) -> tuple[tuple[int, int, Row | None], ...]:
-        """Of each timeframe its length, how many bars are wanted, and the newest handed on."""
+        """The length (ms), the wanted number of candles and the newest candle of each timeframe."""
         return tuple(
             (frame.length_ms, frame.wanted, frame.bars.newest) for frame in self.frames.values()
         )
 
 
 class RegimeTracker:
-    """The regime of an instrument, and the cell of the card's own regimes, by what a model says."""
+    """The regime of an instrument, and its cell among the card's learned regimes."""
 
     __slots__ = ("_bounds", "_cells", "_hysteresis", "cell", "regime")
 
@@ -373,22 +372,22 @@ class RegimeTracker:
         self.change_model(terms)
 
     def change_model(self, terms: Iterable[ModelTerms]) -> None:
-        """Go by the card of all *terms*, the account's first, which has other bounds.
+        """Use the cards of *terms*, the account's first, and reset the regime.
 
-        What the old model's attention said is forgotten.
+        The first card with bounds decides the regime.
         """
         every = tuple(terms)
-        self._bounds = next((of.bounds for of in every if of.bounds is not None), None)
+        self._bounds = next((model.bounds for model in every if model.bounds is not None), None)
         self._cells = every[0].cells
         self.regime, self.cell = Regime.UNKNOWN, None
 
     @property
     def followed_by(self) -> tuple[object, ...]:
-        """All by which it follows what a model says."""
+        """All settings on which :meth:`follow` depends."""
         return self._bounds, self._cells, self._hysteresis
 
     def follow(self, explanation: Explanation | None) -> None:
-        """Go on with what the model looked at."""
+        """Update regime and cell by the *explanation* of the newest forecast."""
         mass = None if explanation is None else explanation.recent_mass
         if mass is not None and self._bounds is not None:
             self.regime = self._bounds.next_regime(self.regime, mass)
@@ -397,23 +396,23 @@ class RegimeTracker:
             self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)
 
 
-class ForecastOutcomes:
-    """What became of the decisions: the newest one, and outcomes that may come again."""
+class DecisionOutcomes:
+    """The newest decision of an instrument, and a cache of outcomes that may repeat."""
 
     __slots__ = ("_outcomes", "newest", "restored")
 
     def __init__(self) -> None:
-        self.newest: Decision | None = None  # the newest decision that was not a repetition
+        self.newest: Decision | None = None  # the newest that did not repeat the one before
         self.restored: DecisionOutcome | None = None  # of the last decision before a start
         self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}
 
     @property
     def verdict(self) -> DecisionOutcome | None:
-        """What became of the newest decision, those before a start of the same run included."""
+        """The outcome of the newest decision, also of one before a restart of the same run."""
         return self.restored if self.newest is None else self.newest.outcome
 
     def forget(self) -> None:
-        """Forget all but the verdict: another model's gates judge from now on."""
+        """Forget all but the verdict, since another model's gates judge from now on."""
         self.restored, self.newest = self.verdict, None
         self._outcomes = {}
 
@@ -427,9 +426,9 @@ class ForecastOutcomes:
         regimes: RegimeTracker,
         evaluator: GateEvaluator,
     ) -> DecisionOutcome:
-        """Return the outcome; where it comes again it is the same object, and stored quickly.
+        """Return the outcome; a repeated one is the same object, which is faster to store.
 
-        Why a target was not filled is no part of the question: :meth:`unfilled` follows.
+        Why a target is not filled is added later, by :meth:`unfilled`.
         """
         regime, cell = regimes.regime, regimes.cell
         last = None if self.newest is None else self.newest.outcome
@@ -462,7 +461,7 @@ class ForecastOutcomes:
 
 
 def watched_bars(settings: EngineSettings) -> int:
-    """Return how many bars hold the sessions that a ``SplitWatch`` depends on."""
+    """Return the number of bars in the sessions on which a ``SplitWatch`` depends."""
     if settings.calendar is not None:
         return WATCHED_SESSIONS * settings.calendar.bars_a_day
     return WATCHED_SESSIONS * max(DAY_MS // settings.interval_ms, 1)

@@ -11,12 +11,12 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Intent
 from tracepaper.daemon.broker.book import Holdings
-from tracepaper.daemon.broker.broker import NO_WISHES, Wishes
+from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, OwnerIntents
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import (
-    ForecastOutcomes,
+    DecisionOutcomes,
     InstrumentState,
 )
 from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
@@ -66,24 +66,22 @@ if TYPE_CHECKING:
 
 HORIZON: Final = "horizon"
 ONE_WAY: Final = (
-    "The strategy names a position_side, and the account is in one-way mode; set "
+    "The strategy names a position_side, but the account is in one-way mode; set "
     'account.position_mode to "hedge", or name none.'
 )
 NO_SIDE: Final = (
-    "The strategy ordered without a position_side, which the account needs in hedge mode; give "
+    "The strategy ordered without a position_side, which an account in hedge mode needs; give "
     "buy() and sell() position_side=PositionSide.LONG or SHORT."
 )
-
-
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 
 class MemberState:
-    """How one strategy decides on one instrument: its sizes, its gates, and its last decision.
+    """One strategy on one instrument: its sizer, its gates, and its last decision.
 
-    The strategy is that of an account, one of several on it, or what nets them. At each close it is
-    shown the bar, then it decides for its account; a shadow account follows the same signal by
-    :meth:`follow`.
+    It is the strategy of an account, one of several on it, or the strategy that nets them. At each
+    close it first observes the bar, then decides for its account. A shadow account follows the
+    same signal by :meth:`follow`.
     """
 
     def __init__(
@@ -93,40 +91,39 @@ class MemberState:
         risk: RiskWatch,
         member: Member | None = None,
     ) -> None:
-        """Decide on *market* by *terms*, for one *member* of several where that is named."""
+        """Decide on *market* by *terms*, for the account or for one *member* of several."""
         instrument, settings = market.instrument, terms.settings
         key = instrument.id
         strategy, sizer = terms.strategies[key], terms.sizers[key]
         self.lookback = lookback = market.lookbacks[len(market.deciders)]
-        market.deciders.append(self)  # the account's first, then those of its members
+        market.deciders.append(self)  # first the account's, then those of its members
         self.market, self.member = market, member
         self.regimes = market.regimes
         self.strategy = strategy
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
         self.declared = DeclaredState.of(strategy)
         self.gates = GateJudgement(risk, instrument, settings)
-        self.outcomes = ForecastOutcomes()
-        self.signal: Signal | Orders | None = None  # the newest, whatever became of it
+        self.outcomes = DecisionOutcomes()
+        self.signal: Signal | Orders | None = None  # the newest, even if a gate refused it
         self._exits = settings.broker.exits
-        # Whether the newest signal asks for a stop, a target or a time limit, or [exits] do.
+        # Whether the newest signal or [exits] name a stop, a target or a time limit.
         self._wants_protection = False
-        self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
-        self._context: BarContext | None = None  # what a portfolio was asked about this close with
-        # Of a stretch: the bar that was observed before its step, and the answer to it.
+        self.intent: Intent | Orders | None = None  # of the newest decision; None if refused
+        self._context: BarContext | None = None  # the context that a portfolio got at this close
+        # In a stretch: the bar that was observed before its step, and the strategy's answer to it.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | None = None
         self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
-        self._sees_account = strategy.sees_account
-        # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
-        self._wishes = NO_WISHES  # of several strategies
+        self._owner_intents = NO_OWNER_INTENTS  # of several strategies
+        # The category of an instrument that cannot be sold short, for the reason of its FLAT.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
 
     # ------------------------------------------------------------ a start, a model, new filters
 
     def change_model(self, terms: ModelTerms) -> None:
-        """Judge and size by another model's card from now on."""
+        """Use another model's card for gates and sizes from now on."""
         self.outcomes.forget()
         self.gates.change_model(self.market.instrument, terms)
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
@@ -137,7 +134,7 @@ class MemberState:
         self._sizer.change(instrument)
 
     def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it."""
+        """Adjust sizer and strategy to a split."""
         self._sizer.adjust(action)
         try:
             self.strategy.adjust(action)
@@ -149,7 +146,7 @@ class MemberState:
     # ------------------------------------------------------------ a bar, from top to bottom
 
     def observe(self, bar: Bar) -> None:
-        """Show *bar*, which its market has observed, to what decides."""
+        """Show *bar* to sizer and strategy, after the market has observed it."""
         if self._sizes_by_bars:
             self._sizer.observe(bar)
         self.strategy.observe(bar)
@@ -169,19 +166,19 @@ class MemberState:
         *,
         is_running: bool,
         is_finite: bool | None,
-        wishes: Wishes = NO_WISHES,
+        owner_intents: OwnerIntents = NO_OWNER_INTENTS,
     ) -> Decision:
-        """Return the decision for *account* at the close of *bar*, which was observed.
+        """Return the decision for *account* at the close of *bar*, which was observed before.
 
-        ``intent`` is what the account is then asked for. *is_finite* says whether the model's
-        numbers were, None where there are none. *wishes* are those of several strategies.
+        Afterwards ``intent`` is the account's intent. *is_finite* says whether the model's numbers
+        were finite, None if there are none. *owner_intents* are the intents of several strategies.
         """
-        self._wishes = wishes
+        self._owner_intents = owner_intents
         bars = self.lookback.warm_bars(self.market)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         prepared, self._context = self._context, None
         context = prepared or self._make_context(bar, prediction, account, is_finite=is_finite)
-        return self._judge(self._signal(context), bar, context.forecast, account)
+        return self._judge(self._answer_to(context), bar, context.forecast, account)
 
     def _judge(
         self,
@@ -190,10 +187,10 @@ class MemberState:
         forecast: Forecast | None,
         account: Holdings,
     ) -> Decision:
-        """Return the decision that the gates make of *signal* for *account*.
+        """Return the decision on *signal* for *account*, after the gates.
 
-        Of a list, what a gate refuses that is not of integrity still lets through what can only
-        reduce.
+        If a gate refuses a list, its requests that can only reduce still pass, except when the gate
+        is one of integrity.
         """
         gates, before, self.signal = self.gates, self.signal, signal
         if isinstance(signal, Signal) and signal is not before:
@@ -215,8 +212,8 @@ class MemberState:
         outcome = self.outcomes.of(
             action, reason, refused, passed, factor, self.regimes, gates.evaluator
         )
-        # A target that was refused by the filters or for want of cash is asked for again at each
-        # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
+        # A target that the filters refused, or for which cash was lacking, is requested again at
+        # each bar that no gate refuses. That includes HOLD, which keeps the last target.
         is_held = refused is not None and action is Action.HOLD
         self.intent = None if is_held else intent
         note = None if signal.note is None else dict(signal.note)
@@ -226,7 +223,7 @@ class MemberState:
     def allowed_of(
         self, orders: Orders, bar: Bar, account: Holdings, refused: str | None
     ) -> Orders | Intent:
-        """Return *orders* as far as gate *refused* allows them, or the intent in their place."""
+        """Return the part of *orders* that the gate *refused* allows, or an intent instead."""
         if (closing := self.closing(refused)) is not None:
             return closing
         if refused is None:
@@ -238,12 +235,12 @@ class MemberState:
         return replace(orders, requests=kept)
 
     def closing(self, refused: str | None) -> Intent | None:
-        """Return the intent that closes all by a breach or where a universe was left; else None.
+        """Return the intent that closes everything after a breach or a left universe, or None.
 
-        Gate *refused* failed first: one of integrity leaves everything as it is.
+        *refused* is the first failed gate; a gate of integrity leaves everything unchanged.
         """
-        why = "" if refused in INTEGRITY else self.gates.risk.closing(self.gates.inputs)
-        return Intent(Action.FLAT, 0, why, ends_lists=True) if why else None
+        reason = "" if refused in INTEGRITY else self.gates.risk.closing(self.gates.inputs)
+        return Intent(Action.FLAT, 0, reason, ends_lists=True) if reason else None
 
     def follow(
         self,
@@ -255,52 +252,55 @@ class MemberState:
         *,
         is_full: bool = False,
     ) -> Intent:
-        """Return the intent of *account* for *signal*, where gate *refused* failed first.
+        """Return the intent of *account* for *signal*; *refused* is the first failed gate, if any.
 
-        Refused by an integrity gate, everything stays as it is; refused by judgement, as
-        configured, but an exit that is not the model's goes on. What outlived its horizon is
-        closed wherever the inputs could be believed.
+        A refusal by an integrity gate leaves everything unchanged. A refusal by judgement does what
+        is configured, but an exit that does not come from the model passes. A position that has
+        outlived its horizon is closed unless an integrity gate refuses.
 
-        In hedge mode it has an intent of each side: of the one that *signal* names, and of the
-        other, which a portfolio closes: its signal is the whole weight of the instrument.
+        In hedge mode the intent has one for each side. *signal* names one side; the other is closed
+        by a portfolio, since its signal is the whole weight of the instrument.
         """
-        if nets := self._wishes.targets:
-            why = None if refused is None else Signal(Action.HOLD, refusal(refused))
-            return self.net_intent(why or signal, nets, account, bar.instrument)
+        if nets := self._owner_intents.targets:
+            held = None if refused is None else Signal(Action.HOLD, refusal(refused))
+            return self.net_intent(held or signal, nets, account, bar.instrument)
         if not account.sides:
             expires = refused not in INTEGRITY and self._expired(bar, account)
             return self._follow(
                 signal, bar, forecast, account, refused, is_full=is_full, expires=expires
             )
-        named = SIDE_OF.get(signal.action)
-        judged = account if named is None else account.sides[named]
+        named_side = SIDE_OF.get(signal.action)
+        judged = account if named_side is None else account.sides[named_side]
         intent = self._follow(
             signal, bar, forecast, judged, refused, is_full=is_full, expires=False
         )
         action, key = intent.action, bar.instrument
-        named = SIDE_OF.get(action)
+        named_side = SIDE_OF.get(action)
         sides: dict[PositionSide, Intent | None] = {}
-        left, outlived = 0, False
+        total, is_expired = 0, False
         for side, book in account.sides.items():
             standing, side_intent = book.target(key), None
-            if side is named:
+            if side is named_side:
                 side_intent = intent
             elif self._closes(side, action, signal):
                 side_intent = Intent(Action.FLAT, 0, intent.reason)
             elif refused not in INTEGRITY and self._expired(bar, book):
-                side_intent, outlived = Intent(Action.FLAT, 0, HORIZON), True
-            elif refused is None:  # what could not be ordered is asked for again
+                side_intent, is_expired = Intent(Action.FLAT, 0, HORIZON), True
+            elif refused is None:  # an order that no quote filled is sent again
                 side_intent = Intent(Action.HOLD, standing, intent.reason)
             sides[side] = side_intent
-            left += standing if side_intent is None else side_intent.target
-        if action is Action.HOLD and outlived:
-            intent = Intent(Action.FLAT, left, HORIZON)
-        elif named is None:
-            intent = intent._replace(target=left)
+            total += standing if side_intent is None else side_intent.target
+        if action is Action.HOLD and is_expired:
+            intent = Intent(Action.FLAT, total, HORIZON)
+        elif named_side is None:
+            intent = intent._replace(target=total)
         return intent._replace(sides=sides)
 
     def _closes(self, side: PositionSide | None, action: Action, signal: Signal) -> bool:
-        """Return whether *signal*, which gates made *action*, closes a *side* it does not open."""
+        """Return whether *signal*, which the gates turned into *action*, closes *side*.
+
+        *side* is not the one that it opens.
+        """
         if action in ENTRIES:
             return isinstance(self.strategy, PortfolioMember)
         return action is Action.FLAT and (
@@ -311,7 +311,7 @@ class MemberState:
     def net_intent(
         signal: Signal, nets: Mapping[PositionSide | None, int], account: Holdings, key: str
     ) -> Intent:
-        """Return the intent of *account*, by what several strategies want of each position."""
+        """Return the intent of *account* for *nets*, the net targets of several strategies."""
         action, reason = signal.action, signal.reason
         if not account.sides:
             target = account.target(key) if action is Action.HOLD else nets[None]
@@ -337,11 +337,11 @@ class MemberState:
         is_full: bool,
         expires: bool,
     ) -> Intent:
-        """Return the intent of an account without sides, or of one side."""
+        """Return the intent of an account in one-way mode, or of one side."""
         action, reason = signal.action, signal.reason
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
-            if is_judged and action is Action.FLAT and self._exits_freely:
+            if is_judged and action is Action.FLAT and self._flat_passes:
                 return Intent(action, 0, reason)
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
@@ -362,10 +362,10 @@ class MemberState:
         return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
 
     def hold(self, bar: Bar, account: Holdings, exposure: float) -> Intent:
-        """Return the order of a shadow account that holds *exposure* of its first cash, long.
+        """Return the intent of a shadow account that holds *exposure* times its first cash, long.
 
-        A standing quantity stays unless the new one differs by more than ``sizing.rebalance``. In
-        hedge mode it holds on its long side.
+        The target stays unless the new one differs by more than ``sizing.rebalance``. In hedge mode
+        it holds on its long side.
         """
         standing = account.target(bar.instrument)
         cash = sum(book.settings.cash for book in account.books)
@@ -376,11 +376,11 @@ class MemberState:
         return intent._replace(sides={PositionSide.LONG: intent, PositionSide.SHORT: None})
 
     def value_of(self, price: int, quantity: int) -> int:
-        """Return the money of *quantity*, without its sign, at *price*."""
+        """Return the unsigned value of *quantity* at *price*, in money."""
         return self._sizer.notional(price, abs(quantity))
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
-        """Return *decision* with the reason why its target is neither reached nor ordered."""
+        """Return *decision* with *refusal*, why its target is neither reached nor ordered."""
         outcome = decision.outcome
         if refusal is None and decision.target_quantity == 0 and outcome.action in ENTRIES:
             refusal = below_step(self.market.instrument)
@@ -388,13 +388,13 @@ class MemberState:
             return decision
         return self.outcomes.unfilled(decision, refusal)
 
-    # ------------------------------------------------------------ bars ahead of their steps
+    # ------------------------------------------------------------ stretches of repeated decisions
 
     @property
     def may_repeat(self) -> bool:
-        """Whether its decisions follow from bars alone while no order rests and nothing is held up.
+        """Whether its decisions depend on bars alone while no order rests and no gate refuses.
 
-        Shares are left out: a bar may show a split that was not adjusted.
+        Never for shares, since a bar may show a split that was not adjusted.
         """
         strategy = self.strategy
         looks_further = strategy.needs_forecast or strategy.sees_account or self.lookback.frames
@@ -407,10 +407,10 @@ class MemberState:
         )
 
     def begin_stretch(self, line: Line) -> Repeat | None:
-        """Return the decision that bars which follow at once would repeat.
+        """Return the decision that the directly following bars would repeat.
 
-        None where the newest decision cannot repeat: not all bars are known, it was refused or left
-        open, or its entry is protected.
+        None if it cannot repeat: some bars are not known, a gate refused it, its target is not
+        reached, or its entry has exit orders.
         """
         last, signal, orders = self.outcomes.newest, self.signal, line.orders
         if (
@@ -420,7 +420,7 @@ class MemberState:
             or not orders.is_reached(orders.target, line.held)
             or not last.outcome.allowed
             or last.outcome.size_factor is not None
-            # Whatever else leaves a target open may have gone at the next bar.
+            # Any other reason for an unfilled target may be gone at the next bar.
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
             or (self.member is not None and signal.note is not None)  # each bar stores it anew
@@ -429,7 +429,7 @@ class MemberState:
             or not self.market.is_full
         ):
             return None
-        measures, passed = self.gates.judge_next(self.lookback.warm_bars(self.market))
+        measures, passed = self.gates.judge_repeat(self.lookback.warm_bars(self.market))
         if passed != last.outcome.passed:
             return None
         decision = Decision(last.outcome, last.target_quantity, measures)
@@ -438,12 +438,12 @@ class MemberState:
     def look_ahead(
         self, closes: tuple[int, int], repeat: Repeat
     ) -> tuple[Callable[[Bar], None] | None, Callable[[Bar], bool]]:
-        """Return how to observe bars that follow at once, and to ask about each, before its step.
+        """Return two functions for the directly following bars: one observes, the other asks.
 
-        The first is None where neither strategy nor sizer looks. The second says whether the step
-        repeats the newest decision but for the note; it does not outside *closes*, the lowest and
-        the highest. The sizer is asked only where the close is outside the interval
-        of prices at which it has kept what is held. Notes are left in *repeat*.
+        The first is None if neither strategy nor sizer observes bars. The second returns whether
+        the step of a bar repeats the newest decision except for the note; it never does for a close
+        outside *closes*, the lowest and the highest. It adds notes to *repeat*. It calls the sizer
+        only for a close outside the prices at which the sizer is known to keep the position.
         """
         strategy, sizer, member = self.strategy, self._sizer, self.member
         signal, last = self.signal, self.outcomes.newest
@@ -464,9 +464,9 @@ class MemberState:
             nonlocal newest, least, most
             answer = decide(BarContext(bar, None, regime, outcome, None, shared))
             if answer is not newest:
-                if not self._asks_again(answer, signal, repeat.notes, bar):
+                if not self._repeats_signal(answer, signal, repeat.notes, bar):
                     return False
-                newest = answer if answer.note is None else None  # which each bar stores anew
+                newest = answer if answer.note is None else None  # each bar stores its note
             close = bar.close
             if least <= close <= most:
                 return True
@@ -485,22 +485,22 @@ class MemberState:
 
     @property
     def _observer(self) -> Callable[[Bar], None] | None:
-        """What shows bars to what decides; None where neither strategy nor sizer looks."""
+        """The function that shows a bar to strategy and sizer; None if neither observes bars."""
         if self._sizes_by_bars:
             return self.observe
         strategy = self.strategy
         return None if type(strategy).observe is Strategy.observe else strategy.observe
 
-    def _asks_again(
+    def _repeats_signal(
         self,
         answer: Signal | Orders,
         signal: Signal,
         notes: dict[int, dict[str, float | str | None]],
         bar: Bar,
     ) -> bool:
-        """Take the *answer* at *bar*, and return whether it is *signal* but for the note.
+        """Keep the *answer* at *bar*, and return whether it equals *signal* except for the note.
 
-        That goes into *notes*; what strategies of a shared account note does not repeat.
+        The note goes into *notes*. A strategy of a shared account must repeat its note too.
         """
         self._answer = allowed = self.as_allowed(answer)
         if allowed == signal:
@@ -515,13 +515,13 @@ class MemberState:
             notes[bar.open_time_ms] = dict(allowed.note)
         return True
 
-    # ------------------------------------------------------------ bars that are waited through
+    # ------------------------------------------------------------ bars that change nothing
 
     @property
     def measured_by(self) -> tuple[object, ...]:
-        """All by which gates measure bars and forecasts, beside these: equal states measure alike.
+        """All settings on which the measures of the gates depend, besides bars and forecasts.
 
-        It is nothing of the account, which limits alone measure.
+        The account is none of them: only limits depend on it.
         """
         lookback, tracker, inputs = self.lookback, self.regimes, self.gates.inputs
         costs = inputs.round_trip_cost if edge.name in self.gates.evaluator.gate_set.gates else None
@@ -533,7 +533,7 @@ class MemberState:
 
     @property
     def may_wait(self) -> bool:
-        """Whether it may be known without a step of the engine that a bar holds what is held."""
+        """Whether :meth:`wait` may take bars without steps of the engine."""
         strategy = self.strategy
         return (
             not (strategy.books or strategy.sees_account)
@@ -542,7 +542,10 @@ class MemberState:
         )
 
     def wait(self, bars: Sequence[Bar], signal: Signal, passed: int, held: int) -> None:
-        """Take in *bars* at which *signal* left what is *held*; gates let *passed* at the last."""
+        """Add *bars* at which *signal* kept the position *held*.
+
+        *passed* has the gates that passed at the last of them.
+        """
         self.market.wait(bars)
         if (observe := self._observer) is not None:
             for bar in bars:
@@ -555,20 +558,20 @@ class MemberState:
         )
         self.outcomes.newest = Decision(outcome, held, ())
 
-    # ------------------------------------------------------------ the steps of that line
+    # ------------------------------------------------------------ parts of a decision
 
     def _make_context(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
     ) -> BarContext:
-        """Return the strategy's context at the close of *bar*; the regime follows the bar."""
+        """Return the strategy's context at the close of *bar*, and update the regime."""
         forecast = prediction if isinstance(prediction, Forecast) else None
         if self.strategy.needs_forecast:
             self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
         history = self.market
         view: AccountView | None = None
-        if self._sees_account:
-            # *bar* has filled, marked and been observed. No other bar of its close is decided yet,
-            # or what was decided changed nothing that is shown here.
+        if self.strategy.sees_account:
+            # The broker has matched *bar*. The decisions on other bars of its close are either
+            # still to come or have changed nothing in this view.
             view = account.view(
                 self.market.instrument, bars_since=partial(history.bars_held, bar=bar)
             )
@@ -581,8 +584,8 @@ class MemberState:
             bar, forecast, regime, verdict, view, self._instrument_context, frames, books
         )
 
-    def _signal(self, context: BarContext) -> Signal | Orders:
-        """Return the strategy's answer, HOLD while it is cold."""
+    def _answer_to(self, context: BarContext) -> Signal | Orders:
+        """Return the strategy's answer; HOLD during its warm-up."""
         if self.ahead is not None:
             answer, self.ahead, self._answer = self._answer, None, None
             assert answer is not None
@@ -595,15 +598,16 @@ class MemberState:
         return self.as_allowed(strategy.decide(context))
 
     @property
-    def _exits_freely(self) -> bool:
-        """Whether judgement gates hold up no FLAT."""
+    def _flat_passes(self) -> bool:
+        """Whether no judgement gate refuses a FLAT."""
         return self.strategy.exits_freely or bool(self.member is not None and self.member.closed)
 
     def as_allowed(self, signal: Signal | Orders) -> Signal | Orders:
-        """Return *signal* as the account takes it.
+        """Return *signal* as the account can follow it.
 
-        Raises ``StrategyFailed`` where it names a side in one-way mode, or a list none in the
-        other. What is paid in full is not sold short: that is FLAT, and its reason says so.
+        Raises ``StrategyFailed`` if it names a side in one-way mode, or if a list names none in
+        hedge mode. Spot and shares cannot be sold short: a SHORT becomes FLAT, and its reason names
+        the category.
         """
         if not isinstance(signal, Signal):
             return with_sides(signal, is_hedged=self._has_sides)
@@ -623,7 +627,7 @@ class MemberState:
         *,
         is_full: bool = False,
     ) -> int:
-        """Return the quantity that *signal* asks for; HOLD asks for the standing target."""
+        """Return the target (signed) of *signal*; HOLD keeps the present target."""
         standing, line = account.target(bar.instrument), account.lines_of(bar.instrument)[0]
         if signal.action is Action.HOLD:
             return standing
@@ -641,7 +645,7 @@ class MemberState:
         if not self._sizer.of_equity:
             return target
         if target == standing:
-            # All that equity pays for is held: what a gap cut from it is not missing.
+            # A gap in price cut the order to what equity pays: that is no shortfall to order again.
             return (line.held or target) if line.orders.shortfall else target
         return line.affordable(target, bar.close)
 
@@ -652,31 +656,32 @@ class MemberState:
         forecast: Forecast | None,
         account: Holdings,
     ) -> None:
-        """Measure what limits judge of *signal*; in hedge mode both sides count, without signs.
+        """Set the inputs of the limits from *signal*; in hedge mode the sizes of both sides add up.
 
-        Of several strategies that is the largest positions to which all wishes could lead.
+        With several strategies the sizes are the largest positions to which all their intents could
+        lead.
         """
         if not isinstance(signal, Signal):
             reach, reduces = account.reach(bar.instrument, signal)
             self._see_target(bar, reach, reach, account, reduces=reduces)
             return
         key, books = bar.instrument, {book.side: book for book in account.books}
-        named = SIDE_OF.get(signal.action) if account.sides else None
+        named_side = SIDE_OF.get(signal.action) if account.sides else None
         targets = {side: book.target(key) for side, book in books.items()}
-        nets = self._wishes.targets
-        judged = {side for side in targets if named in {None, side}}
+        nets = self._owner_intents.targets
+        judged = {side for side in targets if named_side in {None, side}}
         for side, book in books.items():
             if nets and signal.action is not Action.HOLD:
                 targets[side] = nets[side]
-            elif side is named:
+            elif side is named_side:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif self._closes(side, signal.action, signal):
                 targets[side] = 0
         most = {side: abs(target) for side, target in targets.items()}
-        if nets:  # which names no side: what changes is judged
+        if nets:  # a net signal names no side: the sides that change are judged
             for line in account.lines_of(key):
                 side = line.book.side
-                most[side] = max(most[side], self._wishes.reach(line))
+                most[side] = max(most[side], self._owner_intents.reach(line))
             changed = {
                 side
                 for side, target in targets.items()
@@ -687,7 +692,7 @@ class MemberState:
             most[side] <= abs(books[side].held(key)) and targets[side] * books[side].held(key) >= 0
             for side in judged
         )
-        target = sum(targets.values()) if named is None else targets[named]
+        target = sum(targets.values()) if named_side is None else targets[named_side]
         self._see_target(bar, target, sum(most.values()), account, reduces=reduces)
 
     def _see_target(
@@ -697,16 +702,16 @@ class MemberState:
         self.gates.see_target(bar, target, account, self.market, notional, reduces=reduces)
 
     def _expected(self, forecast: Forecast | None) -> ExpectedReturn | None:
-        """Return the forecast by which [exits] place a level; None where none does."""
+        """Return the forecast by which [exits] place levels; None if they need none."""
         if forecast is None or self._exits is None or not self._exits.measures:
             return None
-        at, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope
+        index, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope
         columns = (forecast.mean_return, forecast.stdev_return, forecast.volatility)
-        mean, stdev, volatility = (column[at] if column else nan for column in columns)
+        mean, stdev, volatility = (column[index] if column else nan for column in columns)
         return ExpectedReturn(mean * slope, stdev, volatility)
 
     def _expired(self, bar: Bar, account: Holdings) -> bool:
-        """Return whether the standing target has outlived the horizon of its forecast."""
+        """Return whether the target has outlived the horizon of its forecast."""
         horizon, key = self.strategy.horizon, bar.instrument
         if horizon is None or account.target(key) == 0:
             return False
@@ -714,23 +719,27 @@ class MemberState:
         return bool(confirmed_ms) and self.market.bars_between(confirmed_ms, bar) >= horizon
 
     def _reduces(self, request: OrderRequest | Cancel) -> bool:
-        """Return whether *request* can only bring the position down, or takes an order back."""
+        """Return whether *request* cancels, or can only reduce the position."""
         if isinstance(request, Cancel) or request.reduce_only:
             return True
         return bool(self._never_short) and request.side is Side.SELL
 
 
 def with_sides(orders: Orders, *, is_hedged: bool) -> Orders:
-    """Return *orders* of an account; raise where one names no side of two, or a side of one."""
+    """Return *orders* as the account can take them.
+
+    In hedge mode, orders that close a side become reduce-only. Raises ``StrategyFailed`` if an
+    order names no side in hedge mode, or one in one-way mode.
+    """
     if is_hedged:
-        return replace(orders, requests=tuple(map(_of_a_side, orders.requests)))
+        return replace(orders, requests=tuple(map(_request_with_side, orders.requests)))
     if any(getattr(request, "position_side", None) for request in orders.requests):
         raise StrategyFailed(ONE_WAY)
     return orders
 
 
-def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
-    """Return *request*, of an account in hedge mode: what closes a side may only reduce it."""
+def _request_with_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
+    """Return *request* in hedge mode: an order that closes a side becomes reduce-only."""
     if not isinstance(request, OrderRequest):
         return request
     if (side := request.position_side) is None:
@@ -738,10 +747,11 @@ def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
     return request if request.side is OPENS[side] else replace(request, reduce_only=True)
 
 
-def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:
-    """Return *prediction* as it may be used and stored, and whether it was finite.
+def checked_prediction(prediction: Prediction) -> tuple[Prediction, bool | None]:
+    """Return the usable *prediction*, and whether its numbers are finite.
 
-    None stands for a prediction without numbers.
+    A forecast that is not finite becomes None. The second value is None for a prediction without
+    numbers.
     """
     if not isinstance(prediction, Forecast):
         return prediction, None

@@ -1,4 +1,4 @@
-"""``Member``: one of several strategies on an account, and what the account decides of them all.
+"""``Member``: one of several strategies on an account, and how the account nets them.
 
 The rules are docs/one_account.md, J8 to J18.
 """
@@ -44,47 +44,47 @@ _SENTENCE_MOST: Final = 300
 
 
 class Member:
-    """One of several strategies: whether it is asked, and its state of each instrument."""
+    """One of several strategies: whether it is still active, and its state for each instrument."""
 
     def __init__(self, terms: MemberTerms, markets: Mapping[str, InstrumentState]) -> None:
         self.name = terms.name
-        self.failed = ""  # why, once it failed
+        self.failed = ""  # why it failed; empty if it did not
         self.is_empty = False  # its sub-account has no equity
-        self.closed = ""  # why it holds nothing; empty while it is asked
+        self.closed = ""  # why it is closed and has no positions; empty while it is active
         self.account: Holdings  # its sub-account
-        self.decided: dict[str, StrategyDecision] = {}  # as the newest steps hold it
+        self.decided: dict[str, StrategyDecision] = {}  # by instrument, as in its newest step
         risk = RiskWatch({})
         self.states = {
             key: MemberState(market, terms, risk, self) for key, market in markets.items()
         }
 
-    def know(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
-        """Learn that it failed before, or whether its sub-account has no equity."""
+    def set_status(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
+        """Set whether it failed, or whether its sub-account is empty; None leaves that."""
         self.failed = self.failed if failed is None else failed
         self.is_empty = self.is_empty if is_empty is None else is_empty
         self.closed = self.failed or (NO_EQUITY if self.is_empty else "")
 
-    def fail(self, why: str) -> None:
-        """Set it aside, for good in this run; what it holds is closed by its next decision."""
+    def fail(self, reason: str) -> None:
+        """Set it aside for the rest of this run; its next decision closes its positions."""
         if not self.failed:
-            same = _FOLDER.sub("", why)  # wherever it is derived again
-            line = " ".join(same.split())[:_SENTENCE_MOST]
-            # A lone surrogate, of a file's name say, could be stored nowhere.
+            portable = _FOLDER.sub("", reason)  # the same on every machine that derives it again
+            line = " ".join(portable.split())[:_SENTENCE_MOST]
+            # A lone surrogate, from a file name for instance, could not be stored.
             text = "".join(
                 character if character.isprintable() else repr(character)[1:-1]
                 for character in line
             )
-            self.know(failed=f"set aside: {text}")
+            self.set_status(failed=f"set aside: {text}")
 
     def observe(self, state: MemberState, bar: Bar) -> None:
-        """Show *bar* to its strategy in *state*; one that fails is set aside."""
+        """Show *bar* to its strategy in *state*; set it aside if that fails."""
         try:
             state.observe(bar)
         except StrategyFailed as error:
             self.fail(str(error))
 
     def ask(self, state: MemberState, context: BarContext) -> Signal | Orders:
-        """Return the answer of its strategy in *state*; FLAT where it is closed, or fails."""
+        """Return the answer of its strategy in *state*; FLAT if it is closed or fails."""
         if not self.closed:
             try:
                 return state.as_allowed(state.strategy.decide(context))
@@ -93,7 +93,7 @@ class Member:
         return Signal(Action.FLAT, self.closed)
 
     def has_declared(self, instrument: str) -> bool:
-        """Return whether its declared state changed; what cannot be stored sets it aside."""
+        """Return whether its declared state changed; set it aside if that cannot be stored."""
         declared = self.states[instrument].declared
         if declared is None or self.failed:
             return False
@@ -103,20 +103,20 @@ class Member:
             self.fail(str(error))
             return True
 
-    def keep(self, key: str, decision: Decision, net: Decision) -> StrategyDecision:
-        """Return *decision* beside the *net* one of the account, as the step holds it.
+    def stored_decision(self, key: str, decision: Decision, net: Decision) -> StrategyDecision:
+        """Return *decision* as the step stores it: without the measures of the *net* decision.
 
-        What is as it was is the same object: nothing of it is stored anew.
+        An unchanged decision is the same object as before, so that it is not stored again.
         """
         outcome, last = decision.outcome, self.decided.get(key)
         measures: tuple[tuple[str, float | None], ...] = ()
-        gates, of_net = outcome.gate_set.gates, net.outcome.gate_set.gates
-        if decision.measures != net.measures or gates != of_net:
-            of_account = dict(zip(of_net, net.measures, strict=True))
+        gates, net_gates = outcome.gate_set.gates, net.outcome.gate_set.gates
+        if decision.measures != net.measures or gates != net_gates:
+            net_measures = dict(zip(net_gates, net.measures, strict=True))
             measures = tuple(
                 (gate, measure)
                 for gate, measure in zip(gates, decision.measures, strict=True)
-                if gate not in of_account or of_account[gate] != measure
+                if gate not in net_measures or net_measures[gate] != measure
             )
         if (
             last is None
@@ -136,7 +136,7 @@ class Member:
 
 
 class Portfolio(NamedTuple):
-    """A strategy that decides for all instruments of a close: of an account, or a *member*'s."""
+    """A strategy that decides on all instruments of a close at once, for an account or *member*."""
 
     strategy: PortfolioStrategy
     declared: DeclaredState | None
@@ -145,7 +145,7 @@ class Portfolio(NamedTuple):
 
     @classmethod
     def of(cls, states: Mapping[str, MemberState], member: Member | None) -> Portfolio | None:
-        """Return that of whom *states* are; None where each instrument is decided by itself."""
+        """Return the portfolio strategy of *states*; None if each instrument has its own."""
         strategy = portfolio_of(state.strategy for state in states.values())
         if strategy is None:
             return None
@@ -153,11 +153,11 @@ class Portfolio(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the state that it declares is carried by: no instrument has that name."""
+        """The key of its declared state, which no instrument has."""
         return "" if self.member is None else f"{self.member.name}/"
 
     def ask(self, pending: Mapping[str, tuple[MemberState, BarContext]]) -> bool:
-        """Ask about all that is *pending*, by symbol; return whether what it declares changed.
+        """Let the strategy decide on all *pending* symbols; return whether its state changed.
 
         A member that fails is set aside.
         """
@@ -178,35 +178,35 @@ class Portfolio(NamedTuple):
 
 
 class NetStrategy(Strategy):
-    """What several strategies want together of one instrument: the account's strategy."""
+    """The account's strategy for one instrument: the net of several strategies."""
 
     reads_history = False
     signal = UNCHANGED
-    """Of the bar that is decided: what :func:`net_signal` makes of those of all."""
+    """The :func:`net_signal` of all strategies for the bar that is being decided."""
 
     def __init__(self, members: Mapping[str, Strategy], shadows: tuple[str, ...] = ()) -> None:
-        """Net the strategies of *members*, by name, which have the shadow accounts *shadows*."""
+        """Net the strategies of *members*, by name, with the shadow accounts *shadows*."""
         self.members, self.shadows = dict(members), shadows
         every = self.members.values()
-        self.warmup = min(strategy.warmup for strategy in every)  # the first that is warm trades
+        self.warmup = min(strategy.warmup for strategy in every)  # the first warm one trades
         self.gates = INTEGRITY.intersection(*(strategy.gates for strategy in every))
         self.books = max(strategy.books for strategy in every)
         self.needs_forecast = any(strategy.needs_forecast for strategy in every)
         wanted = [frame_bars(strategy) for strategy in every]
-        self.frames = tuple(dict.fromkeys(name for of in wanted for name in of))
+        self.frames = tuple(dict.fromkeys(name for counts in wanted for name in counts))
         self.frames_warmup = {
-            name: max(of[name] for of in wanted if name in of) for name in self.frames
+            name: max(counts[name] for counts in wanted if name in counts) for name in self.frames
         }
 
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002
-        """Return it: each strategy was asked by itself."""
+        """Return :attr:`signal`: the engine has asked each strategy separately."""
         return self.signal
 
 
 def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str]) -> Signal:
-    """Return the signal of net *targets*, which *reasons* explain; none of them changes none.
+    """Return the signal of the net *targets*; UNCHANGED if no strategy gave one of *reasons*.
 
-    Of two sides it names the larger one.
+    In hedge mode it has the direction of the larger side.
     """
     if not reasons:
         return UNCHANGED
@@ -216,13 +216,13 @@ def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str
     return Signal(action, "; ".join(reasons))
 
 
-def one_step(instrument: Instrument) -> Sizer:
-    """Return a sizer that follows a signal alone, for an account that nets those of others."""
+def unit_sizer(instrument: Instrument) -> Sizer:
+    """Return a sizer of one quantity step, for an account whose strategies size their own parts."""
     return Sizer(Sizing(SizingMode.FIXED, quantity=instrument.quantity_step), instrument)
 
 
 def period_of(reset: str, at_ms: int) -> int:
-    """Return the number of the day, of the week (from Monday) or of the month of a time in UTC."""
+    """Return the number of the UTC day, week (from Monday) or month that contains *at_ms*."""
     day = at_ms // DAY_MS
     if reset == "day":
         return day

@@ -1,7 +1,7 @@
 """Plausibility of quotes, marks and funding rates, judged across sources.
 
-Pure: it judges by the bars, quotes, marks and trades that the engine was given, so that a record
-shows again what was believed.
+Pure: it depends only on the engine's bars, quotes, marks and trades, so a replay of the record
+believes the same prices.
 
 The rules are docs/money.md, M34 to M38.
 """
@@ -31,50 +31,50 @@ if TYPE_CHECKING:
     from tracepaper.strategies.order_book import Books, OrderBookHistory
 
 USUAL_RANGES: Final = 30.0
-"""``execution.plausible``: of 1.5 million minutes of eight perpetuals 62 went further."""
+"""``execution.plausible``: 62 of 1.5 million minutes of eight perpetuals went further."""
 AGREE_WITHIN_MS: Final = 5_000
-"""``execution.agree_within_ms``: a live book is sent again each 3 s at the latest."""
+"""``execution.agree_within_ms``: a live book is sent again at least every 3 s."""
 LEAST_SHARE: Final = 100
-"""No jump is less than this part of the price: venues and sources differ by as much."""
-OWN_MS: Final = 2 * MINUTE_MS
-"""For so long a source's own last price is one that it may go on from, where others are ahead."""
+"""A jump is at least one part in this many of the price: venues and sources differ by as much."""
+SOURCE_MEMORY_MS: Final = 2 * MINUTE_MS
+"""For this long a lagging source may continue from its own last price."""
 LEVERAGE_UNKNOWN: Final = ASSUMED_LEVERAGE // 10
-"""Of an instrument that does not say its own: the least that the exchange has of perpetuals."""
+"""The leverage of an instrument whose own is unknown: the least of the exchange's perpetuals."""
 
 Price = Quote | Mark | Trade
 
 
 def largest_rate(instrument: Instrument) -> int:
-    """Return the largest funding rate (10⁻¹⁰, without sign) that is believed by itself.
+    """Return the largest funding rate (10⁻¹⁰, unsigned) that is believed without evidence.
 
-    It is the initial margin at the instrument's greatest leverage. The exchange's own formula
-    stays below: three quarters of what initial margin exceeds maintenance margin by.
+    It is the initial margin rate at the instrument's greatest leverage. The exchange's own cap is
+    lower: three quarters of the difference between initial and maintenance margin rate.
     """
     greatest = instrument.max_leverage or LEVERAGE_UNKNOWN
     return RATE_SCALE * 10**LEVERAGE_DECIMALS // greatest
 
 
 class PriceVerdict(NamedTuple):
-    """What becomes of a price: whether it is believed, why, and what it lets be believed now."""
+    """Whether a price is believed and why, and the held prices that it confirms."""
 
     is_believed: bool
-    words: str | None = None  # None where nothing was in doubt
+    words: str | None = None  # None if nothing was in doubt
     released: tuple[Quote | Mark, ...] = ()
 
 
 class _SourcePrice(NamedTuple):
-    """What a source shows."""
+    """The price of one source."""
 
     source: str
-    doubled: int  # price
+    doubled: int  # twice the price
 
 
 class PriceBelief:
-    """What is believed of the prices of one instrument.
+    """Decides which prices of one instrument are believed.
 
-    The last believed price is the newest bar's close, or a price since then that jumped and was
-    believed; a source that lags may also go on from its own last one. A price that jumps waits for
-    another source: mark, index, last trade, quote or trade, of another frame and no more than
+    The reference is the newest bar's close, or a believed price since then that jumped. A lagging
+    source may also continue from its own last price. A price that jumps is held until another
+    source confirms it: a mark, index, last trade, quote or trade of another frame, at most
     *agree_ms* apart.
     """
 
@@ -86,21 +86,21 @@ class PriceBelief:
         self.forget()
 
     def forget(self) -> None:
-        """Forget all prices but the bars', as a restarted process does."""
-        self._bar: Bar | None = None  # whose close was believed last
-        self._doubled = 0  # the last believed price, doubled, as the middle of a quote is
+        """Forget all prices except the bars', as a restart does."""
+        self._bar: Bar | None = None  # the newest bar that was taken into account
+        self._doubled = 0  # twice the reference price, so that the middle of a quote is an integer
         self._since_ms = 0
         self._yardstick = 0.0  # usual range of a bar over the root of its minutes, doubled
-        # Prices between these are believed without a look at anything else.
+        # Doubled prices between these are believed without further checks.
         self._low, self._high = 0, -1
-        # By kind: the newest, believed or not; what jumped and waits for another source; and what
-        # was believed last of the source that waits.
+        # By kind: the newest price, believed or not; a price that jumped and is held; and the last
+        # believed price of the source whose price is held.
         self._newest: dict[type, Price] = {}
         self._held: dict[type, Quote | Mark] = {}
         self._believed: dict[type, Quote | Mark] = {}
-        self._announced: Mark | None = None  # the newest whose ticker announced an absurd rate
+        self._announced: Mark | None = None  # the newest ticker with an implausible funding rate
 
-    # ------------------------------------------------------------ what the feed asks
+    # ------------------------------------------------------------ questions of the feed
 
     @property
     def holds_quote(self) -> bool:
@@ -108,53 +108,53 @@ class PriceBelief:
         return Quote in self._held
 
     def doubts(self, price: Quote | Mark | Funding) -> bool:
-        """Return whether *price* would not be believed by itself: others should be shown first."""
+        """Return whether *price* would not be believed alone, so other sources should go first."""
         if isinstance(price, Funding):
             return not self.belief_in_rate(price)[0]
         doubled = _doubled(price)
-        self._look_at_bars()
+        self._follow_bars()
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
 
     def is_evidence(self, price: Price) -> bool:
-        """Return whether *price* is evidence for one that was not believed.
+        """Return whether *price* is evidence for a held price, or for a funding rate.
 
-        A ticker that announces an absurd rate is some too, for a settlement of the next hour.
+        A ticker with an implausible rate is evidence for a settlement within the next hour.
         """
         if isinstance(price, Mark) and self._announces(price):
             return True
         return any(
-            self._near(held, price.market_ms) and self._adds(price, held)
+            self._is_near(held, price.market_ms) and self._confirms(price, held)
             for held in self._held.values()
         )
 
-    def _adds(self, price: Price, held: Quote | Mark) -> bool:
-        """Return whether *price* shows what *held* did, and its own source did not already."""
-        shown = _shown(price)
+    def _confirms(self, price: Price, held: Quote | Mark) -> bool:
+        """Return whether *price* confirms *held*, in a way that its own source did not before."""
+        sources = _source_prices(price)
         if type(price) is type(held):
-            if self._agreeing(held, _shown(held)[1:]) is not None:
+            if self._agreeing(held, _source_prices(held)[1:]) is not None:
                 return False
-            shown = shown[1:]
-        return self._agreeing(held, shown) is not None
+            sources = sources[1:]
+        return self._agreeing(held, sources) is not None
 
     def repeats(self, price: Quote | Mark) -> bool:
-        """Return whether *price* only says again what its source said and was not believed.
+        """Return whether *price* only repeats the held price of its source.
 
-        It comes no more than *agree_ms* later, and would not be believed either.
+        It does if it comes within *agree_ms*, is near the held price, and would be held as well.
         """
         held = self._held.get(type(price))
-        if held is None or not self._near(held, price.market_ms):
+        if held is None or not self._is_near(held, price.market_ms):
             return False
-        self._look_at_bars()
+        self._follow_bars()
         doubled, at_ms = _doubled(price), price.market_ms
         return (
             abs(doubled - _doubled(held)) <= self._limit(at_ms)
             and self._jumps(doubled, at_ms)
-            and not self._goes_on(price)
-            and self._agreeing(price, self._others(price)) is None
+            and not self._continues(price)
+            and self._agreeing(price, self._other_prices(price)) is None
         )
 
     def _announces(self, mark: Mark) -> bool:
-        """Return whether *mark* announces an absurd rate that is not known, or not as of late."""
+        """Return whether *mark* has an implausible rate not announced in the last half hour."""
         announced, rate = self._announced, mark.funding_rate
         if rate is None or announced is None:
             return rate is not None
@@ -163,24 +163,24 @@ class PriceBelief:
         is_other = 2 * abs(rate - before) > largest_rate(self._state.instrument)
         return is_other or mark.market_ms - announced.market_ms >= HOUR_MS // 2
 
-    # ------------------------------------------------------------ what the engine does
+    # ------------------------------------------------------------ judging
 
     def take(self, price: Price) -> PriceVerdict:
-        """Take in *price*; return whether it is believed."""
-        self._look_at_bars()
+        """Judge *price* and remember it."""
+        self._follow_bars()
         is_believed, words = True, None
         if not isinstance(price, Trade):
             is_believed, words = self._believes(price)
-        self._keep(price, is_believed=is_believed)
+        self._remember(price, is_believed=is_believed)
         released = tuple(self._released(price))
         if released:
             other = "quote" if isinstance(released[0], Quote) else "mark"
-            now = f"the {other} before it is believed on this one"
-            words = now if words is None else f"{words}; {now}"
+            release = f"the {other} before it is believed on this one"
+            words = release if words is None else f"{words}; {release}"
         return PriceVerdict(is_believed, words, released)
 
     def belief_in_rate(self, funding: Funding) -> tuple[bool, str | None]:
-        """Return whether the rate of a settlement is believed, and why; None where it is usual."""
+        """Return whether the rate of a settlement is believed, and why; None for a usual rate."""
         most = largest_rate(self._state.instrument)
         if abs(funding.rate) <= most:
             return True, None
@@ -196,11 +196,11 @@ class PriceBelief:
         return False, f"not believed: {words}"
 
     def doubt_of(self, books: Books) -> str | None:
-        """Say of *books* that some lie where no usual price does; None where none does.
+        """Return how many of *books* are not believed yet, in words; None if all are.
 
-        Their bar, which comes after them, decides whether they are believed.
+        Their bar, which arrives after them, decides.
         """
-        self._look_at_bars()
+        self._follow_bars()
         bar = self._bar
         if bar is None or not self._yardstick:
             return None
@@ -217,12 +217,12 @@ class PriceBelief:
         )
 
     def hide_false(self, record: OrderBookHistory, bar: Bar, before: Bar | None) -> None:
-        """Hide of *record* what stands up to the last book that *bar* shows to be false.
+        """Hide the books of *record* up to the last one that *bar* proves to be false.
 
-        *bar* is the newest and *before* the one before it: between its low, its high and that
-        close stands every book of its time, give or take what is usual in a minute.
+        *bar* is the newest bar and *before* the one before it. Every true book of its time is
+        between the bar's low and high, or the close before, give or take a usual minute's move.
         """
-        self._look_at_bars()
+        self._follow_bars()
         books = record.until(bar.close_time_ms)
         if books is None or not self._yardstick:
             return
@@ -236,41 +236,41 @@ class PriceBelief:
             record.hide(false_ms[-1])
 
     def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
-        """Return whether *price* is believed, and on what; the believed price follows a jump."""
+        """Return whether *price* is believed, and why; a believed jump becomes the reference."""
         doubled = _doubled(price)
-        if self._low <= doubled <= self._high or self._goes_on(price):
+        if self._low <= doubled <= self._high or self._continues(price):
             return True, None
         words = None
         if self._jumps(doubled, price.market_ms):
-            others = tuple(self._others(price))
+            others = tuple(self._other_prices(price))
             agreeing = self._agreeing(price, others)
             if agreeing is None:
                 return False, f"not believed: {self._jump(price)}; {self._list(others)}"
             words = f"believed on the {self._text(agreeing)}: {self._jump(price)}"
-        self._move(doubled, price.market_ms)
+        self._set_reference(doubled, price.market_ms)
         return True, words
 
-    def _own_before(self, price: Quote | Mark) -> Quote | Mark | None:
-        """Return the last believed price of the same source, if it is not old."""
+    def _last_believed(self, price: Quote | Mark) -> Quote | Mark | None:
+        """Return the last believed price of the same source, if it is not too old, or None."""
         kind = type(price)
         last = self._believed.get(kind) if kind in self._held else self._newest.get(kind)
-        if not isinstance(last, kind) or price.market_ms - last.market_ms > OWN_MS:
+        if not isinstance(last, kind) or price.market_ms - last.market_ms > SOURCE_MEMORY_MS:
             return None
         return last
 
-    def _goes_on(self, price: Quote | Mark) -> bool:
-        """Return whether *price* is near the last believed one of its own source."""
-        last = self._own_before(price)
+    def _continues(self, price: Quote | Mark) -> bool:
+        """Return whether *price* is near the last believed price of its own source."""
+        last = self._last_believed(price)
         if last is None or not self._yardstick:
             return False
         before = _doubled(last)
         least = max(self._ranges * self._yardstick, before / LEAST_SHARE)
         return abs(_doubled(price) - before) <= least
 
-    def _keep(self, price: Price, *, is_believed: bool) -> None:
-        """Remember *price* as the newest of its source."""
+    def _remember(self, price: Price, *, is_believed: bool) -> None:
+        """Remember *price* as the newest of its source, and hold it if it is not believed."""
         if not isinstance(price, Trade):
-            last = self._own_before(price)
+            last = self._last_believed(price)
             self._held.pop(type(price), None)
             if not is_believed:
                 self._held[type(price)] = price
@@ -281,24 +281,24 @@ class PriceBelief:
         self._newest[type(price)] = price
 
     def _released(self, price: Price) -> Iterator[Quote | Mark]:
-        """Yield what waited and is believed now, dated as *price*."""
+        """Yield the held prices that *price* confirms, with the time of *price*."""
         for kind in (Mark, Quote):
             if (held := self._held.get(kind)) is None or held is price:
                 continue
-            if not self._near(held, price.market_ms):
-                continue  # still not believed: the next of its source may not go on from it
+            if not self._is_near(held, price.market_ms):
+                continue  # still not believed: the source cannot continue from it
             doubled = _doubled(held)
             if self._jumps(doubled, price.market_ms):
-                if self._agreeing(held, tuple(self._others(held))) is None:
+                if self._agreeing(held, tuple(self._other_prices(held))) is None:
                     continue
-                self._move(doubled, price.market_ms)
+                self._set_reference(doubled, price.market_ms)
             del self._held[kind]
             yield replace(held, market_ms=max(held.market_ms, price.market_ms))
 
-    # ------------------------------------------------------------ how far is far
+    # ------------------------------------------------------------ limits
 
-    def _look_at_bars(self) -> None:
-        """Believe the close of a bar that has come since."""
+    def _follow_bars(self) -> None:
+        """Make the close of a new bar the reference."""
         bar = self._state.last_bar
         if bar is self._bar or bar is None:
             return
@@ -310,10 +310,10 @@ class PriceBelief:
             return
         usual = max(usual, 2 * self._state.instrument.tick_size)
         self._yardstick = usual / sqrt(max(bar.interval_ms / MINUTE_MS, 1.0))
-        self._move(2 * bar.close, bar.close_time_ms)
+        self._set_reference(2 * bar.close, bar.close_time_ms)
 
-    def _move(self, doubled: int, at_ms: int) -> None:
-        """Believe a price at *at_ms* from now on."""
+    def _set_reference(self, doubled: int, at_ms: int) -> None:
+        """Make a price at *at_ms* the reference."""
         if not self._yardstick:
             return
         self._doubled, self._since_ms = doubled, at_ms
@@ -321,56 +321,56 @@ class PriceBelief:
         self._low, self._high = doubled - within, doubled + within
 
     def _limit(self, at_ms: int) -> float:
-        """Return how far, doubled, a price may lie from the last believed one at *at_ms*.
+        """Return the largest usual distance (doubled) from the reference to a price at *at_ms*.
 
-        What is usual grows with the root of the time, as the range of a bar does.
+        It grows with the root of the time, as the range of a bar does.
         """
         minutes = max((at_ms - self._since_ms) / MINUTE_MS, 1.0)
         usual = self._ranges * self._yardstick * sqrt(minutes)
         return max(usual, self._doubled / LEAST_SHARE)
 
     def _jumps(self, doubled: int, at_ms: int) -> bool:
-        """Return whether a price at *at_ms* lies further from the last believed than is usual."""
+        """Return whether a price at *at_ms* is unusually far from the reference."""
         return bool(self._yardstick) and abs(doubled - self._doubled) > self._limit(at_ms)
 
     # ------------------------------------------------------------ other sources
 
-    def _near(self, price: Price, at_ms: int) -> bool:
+    def _is_near(self, price: Price, at_ms: int) -> bool:
         return abs(price.market_ms - at_ms) <= self._agree_ms
 
-    def _others(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
-        """Yield what the other sources show about the time of *price*, each of another frame."""
+    def _other_prices(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
+        """Yield the prices of other sources around the time of *price*, each of another frame."""
         mark, quote, trade = map(self._newest.get, (Mark, Quote, Trade))
-        if isinstance(mark, Mark) and self._near(mark, price.market_ms):
+        if isinstance(mark, Mark) and self._is_near(mark, price.market_ms):
             if not isinstance(price, Mark):
-                yield from _shown(mark)
+                yield from _source_prices(mark)
             elif mark.market_ms != price.market_ms and mark.price != price.price:
-                # Of an earlier ticker all but its mark counts. No ticker speaks for itself, nor for
-                # a later one that has left its mark as it was.
-                yield from _shown(mark)[1:]
-        if isinstance(price, Mark) and quote is not None and self._near(quote, price.market_ms):
-            yield from _shown(quote)
-        if trade is not None and self._near(trade, price.market_ms):
-            yield from _shown(trade)
+                # Index and last trade of an earlier ticker count. A ticker is no evidence for
+                # itself, nor for a later one with the same mark.
+                yield from _source_prices(mark)[1:]
+        if isinstance(price, Mark) and quote is not None and self._is_near(quote, price.market_ms):
+            yield from _source_prices(quote)
+        if trade is not None and self._is_near(trade, price.market_ms):
+            yield from _source_prices(trade)
 
     def _agreeing(self, price: Quote | Mark, others: Iterable[_SourcePrice]) -> _SourcePrice | None:
-        """Return the first of *others* that jumped as *price* did; None where none has.
+        """Return the first of *others* that jumped as *price* did, or None.
 
-        It may have gone further, by as much again or a quarter of the price: sources lag in a
-        crash, and one that says 1 speaks for nothing.
+        It may have moved further, by as much again or by a quarter of the price, since sources lag
+        in a crash. A price that moved still further, to 1 for instance, confirms nothing.
         """
         doubled, limit = _doubled(price), self._limit(price.market_ms)
-        last = self._own_before(price)
+        last = self._last_believed(price)
         bases = (self._doubled,) if last is None else (self._doubled, _doubled(last))
         for other in others:
-            for before in bases:
-                sign = 1 if doubled > before else -1
-                jump, moved = sign * (doubled - before), sign * (other.doubled - before)
-                if moved > 0 and jump - limit <= moved <= jump + max(jump, before // 4):
+            for base in bases:
+                sign = 1 if doubled > base else -1
+                jump, distance = sign * (doubled - base), sign * (other.doubled - base)
+                if distance > 0 and jump - limit <= distance <= jump + max(jump, base // 4):
                     return other
         return None
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ texts
 
     def _jump(self, price: Quote | Mark) -> str:
         return self._distance(_doubled(price), self._doubled, self._limit(price.market_ms))
@@ -383,23 +383,23 @@ class PriceBelief:
 
     def _list(self, others: tuple[_SourcePrice, ...]) -> str:
         if not others:
-            return "no other source spoke"
+            return "no other source confirmed it"
         return f"the {', '.join(map(self._text, others))}"
 
-    def _text(self, shown: _SourcePrice) -> str:
-        return f"{shown.source} {self._price(shown.doubled)}"
+    def _text(self, price: _SourcePrice) -> str:
+        return f"{price.source} {self._price(price.doubled)}"
 
     def _price(self, doubled: int) -> str:
         return unscaled(doubled * 5, self._state.instrument.price_decimals + 1)
 
 
 def _doubled(price: Quote | Mark) -> int:
-    """Return twice the price: of a quote that of its middle."""
+    """Return twice the price; the price of a quote is its middle."""
     return price.bid + price.ask if isinstance(price, Quote) else 2 * price.price
 
 
-def _shown(price: Price) -> tuple[_SourcePrice, ...]:
-    """Return the value of *price*; of a ticker its mark first."""
+def _source_prices(price: Price) -> tuple[_SourcePrice, ...]:
+    """Return the prices that *price* contains; of a ticker, the mark first."""
     if isinstance(price, Quote):
         return (_SourcePrice("quote", price.bid + price.ask),)
     if isinstance(price, Trade):

@@ -1,4 +1,4 @@
-"""Risk limits on the account, and what the gates are shown of a bar.
+"""Risk limits on the account, and the inputs of the gates at a bar.
 
 The rules are docs/decisions.md, G15 and G22 to G26, and docs/money.md, M22.
 """
@@ -48,34 +48,32 @@ if TYPE_CHECKING:
     from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 
 TRADING: Final = "Trading"
-"""The exchange's status of a symbol whose orders it takes."""
-STOPS: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
+"""The exchange's status of a symbol that accepts orders."""
+COOLDOWN_ROLES: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
 """Roles of the orders whose fill begins a cooldown."""
-
-
-LEFT: Final = "left the universe"
+LEFT_UNIVERSE: Final = "left the universe"
 _SENT: Final = frozenset({OrderStatus.NEW, OrderStatus.ACCEPTED})
 
 
 class RiskState(Struct, frozen=True, array_like=True):
-    """What the risk gates carry from step to step; times are those of fills and of orders."""
+    """The stored state of the risk gates."""
 
     peak_equity: int = 0
     day: int = -1
     day_equity: int = 0
     trades_day: int = -1
     day_trades: int = 0
-    breach: LimitBreach | None = None  # what halts new exposure until the operator says RESUME
+    breach: LimitBreach | None = None  # halts new exposure until the operator sends RESUME
     hour: int = -1
     hour_orders: int = 0
     streak_day: int = -1
     streak: int = 0
-    stopped_ms: dict[str, int] = {}  # by instrument: the fill of its newest stop
-    opened_at: dict[str, int] = {}  # by instrument: its profit after costs when it was last flat
+    stopped_ms: dict[str, int] = {}  # by instrument: the time of its newest fill of a stop
+    opened_at: dict[str, int] = {}  # by instrument: its net profit when it was last flat
 
 
 class RiskWatch:
-    """Measures what the configured limits ask for, and remembers a breach."""
+    """Computes the measures of the configured limits, and remembers a breach."""
 
     def __init__(
         self,
@@ -85,20 +83,20 @@ class RiskWatch:
         calendar: Calendar | None = None,
         closes_outside: bool = False,
     ) -> None:
-        """Take the *limits* by gate; with *flattens* a breach closes what is held.
+        """Take the *limits* by gate; with *flattens* a breach closes all positions.
 
-        With *closes_outside* that is closed as well whose symbol the universe holds no more.
-        A day is a session of *calendar*, from its open to the next one's; without one, of UTC.
+        *closes_outside* also closes positions in symbols that left the universe. A day lasts from
+        the open of a session of *calendar* to the next open; without a calendar it is a UTC day.
         """
         self._day_at = _utc_day if calendar is None else calendar.day_at
         self.active = bool(limits)
         self._measures = bool(limits.keys() - {risk_universe.name})
-        self.chosen: tuple[str, ...] | None = None  # the universe, best first; None: no choice yet
+        self.chosen: tuple[str, ...] | None = None  # the universe, best first; None before a choice
         self._has_universe, self._inside = risk_universe.name in limits, frozenset[str]()
         self._closes_outside = closes_outside
         self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
-        self.halted: LimitBreach | None = None  # the breach that no step has recorded yet
+        self.halted: LimitBreach | None = None  # a breach that no step has recorded yet
         self._drawdown_most = limits.get(risk_drawdown.name)
         self._loss_most = limits.get(risk_daily_loss.name)
         self._cooldown = int(limits.get(risk_cooldown.name, 0))
@@ -109,27 +107,27 @@ class RiskWatch:
 
     @property
     def breach(self) -> str:
-        """The limit that halts new exposure until RESUME; empty if none halts it."""
+        """The limit that halts new exposure until RESUME; empty if none does."""
         breach = self.state.breach
         return breach.limit if breach is not None and self._latches else ""
 
     def closing(self, inputs: GateInputs) -> str:
-        """Return why what is held is to be closed: a breach, or a universe left; empty if not."""
+        """Return why positions must be closed: a breach or a left universe; empty if not."""
         if self._flattens and (breach := self.state.breach) is not None:
             return f"halted by {breach.limit}"
-        return LEFT if self._closes_outside and inputs.is_outside else ""
+        return LEFT_UNIVERSE if self._closes_outside and inputs.is_outside else ""
 
     def choose(self, chosen: tuple[str, ...]) -> None:
-        """Let none but the *chosen* instruments open positions from now on."""
+        """Let only the *chosen* instruments open positions from now on."""
         self.chosen, self._inside = chosen, frozenset(chosen)
 
     def resume(self) -> None:
-        """Lift a breach by the operator's word: peak and day begin anew with the next bar."""
+        """Lift a breach at the operator's command: peak and day begin anew at the next bar."""
         if self.state.breach is not None:
             self.state = replace(self.state, breach=None, peak_equity=0, day=-1)
 
     def take_over(self, state: RiskState) -> None:
-        """Go on from the *state* of another run, whose breach this run's first step records."""
+        """Continue the *state* of another run; the first step of this run records its breach."""
         self.state = state
         self.halted = state.breach if self._latches else None
 
@@ -142,10 +140,10 @@ class RiskWatch:
         instrument: str = "",
         interval_ms: int = 1,
     ) -> None:
-        """Write this bar's measures into *inputs*; ``state`` is another object where it changed.
+        """Write this bar's measures into *inputs*; ``state`` becomes a new object if it changes.
 
-        Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
-        since the first bar of the day; a trade is an order of which something was filled.
+        Drawdown is a fraction of the highest equity. The daily loss is in quote currency, since the
+        first bar of the day. A trade is an order with at least one fill.
         """
         inputs.is_outside = self._has_universe and instrument not in self._inside
         if not self._measures:
@@ -174,7 +172,7 @@ class RiskWatch:
         self.state = after
 
     def _breach(self, inputs: GateInputs, at_ms: int) -> LimitBreach | None:
-        """Return which limit equity went beyond, whatever the target is; None if none."""
+        """Return the limit that equity has exceeded, regardless of the target, or None."""
         if self._drawdown_most is not None and inputs.drawdown > self._drawdown_most:
             return LimitBreach(risk_drawdown.name, inputs.drawdown, self._drawdown_most, at_ms)
         if self._loss_most is not None and inputs.daily_loss > self._loss_most:
@@ -182,16 +180,16 @@ class RiskWatch:
         return None
 
     def _since_stop(self, instrument: str, market_ms: int, interval_ms: int) -> int:
-        """Return the whole bars since the newest stop, at most the limit."""
+        """Return the number of whole bars since the newest stop, at most the limit."""
         stopped_ms = self.state.stopped_ms.get(instrument)
         if stopped_ms is None:
             return self._cooldown
         return min(intervals_between(stopped_ms, market_ms, interval_ms), self._cooldown)
 
-    # ------------------------------------------------------------ what is counted
+    # ------------------------------------------------------------ counting orders and fills
 
     def count_orders(self, orders: Sequence[Order], market_ms: int) -> None:
-        """Count those of *orders* that were sent, in the clock hour of their birth."""
+        """Count those of *orders* that were sent, in the clock hour of *market_ms*."""
         sent = sum(order.status in _SENT for order in orders)
         if not self._counts_orders or not sent:
             return
@@ -200,34 +198,34 @@ class RiskWatch:
         self.state = replace(state, hour=hour, hour_orders=before + sent)
 
     def count_fill(self, fill: Fill, order: Order, before: Position, after: Position) -> None:
-        """Count what *fill* of *order* means: a trade, a stop, a position closed with a loss.
+        """Count *fill* of *order* as a trade, a stop or a position closed with a loss.
 
-        A trade counts at its first fill, in the day of that fill. *before* and *after* are the
-        positions around it. A loss is after fees and funding.
+        A trade counts at its first fill, on the day of that fill. *before* and *after* are the
+        positions before and after the fill. A loss is net of fees and funding.
         """
         key, day = fill.instrument, self._day_at(fill.filled_ms)
         if fill.quantity == order.filled:
             state = self.state
             traded = state.day_trades if state.trades_day == day else 0
             self.state = replace(state, trades_day=day, day_trades=traded + 1)
-        if self._cooldown and order.role in STOPS:
+        if self._cooldown and order.role in COOLDOWN_ROLES:
             stopped = {**self.state.stopped_ms, key: fill.filled_ms}
             self.state = replace(self.state, stopped_ms=stopped)
         if not self._counts_losses:
             return
         opened_at = self.state.opened_at
         if before.quantity == 0:
-            opened_at = {**opened_at, key: _earned(before)}
+            opened_at = {**opened_at, key: _net_profit(before)}
             self.state = replace(self.state, opened_at=opened_at)
         elif after.quantity == 0 or (after.quantity > 0) != (before.quantity > 0):
-            earned = _earned(after) - opened_at.get(key, 0)
+            earned = _net_profit(after) - opened_at.get(key, 0)
             state = self.state
             streak = state.streak if state.streak_day == day else 0
             self.state = replace(
                 state,
                 streak_day=day,
                 streak=streak + 1 if earned < 0 else 0,
-                opened_at={**opened_at, key: _earned(after)},
+                opened_at={**opened_at, key: _net_profit(after)},
             )
 
 
@@ -235,13 +233,13 @@ def _utc_day(at_ms: int) -> int:
     return at_ms // DAY_MS
 
 
-def _earned(position: Position) -> int:
-    """Return the profit of a position so far, after costs."""
+def _net_profit(position: Position) -> int:
+    """Return the realized profit of a position so far, net of fees and funding."""
     return position.realized_pnl - position.fees_paid - position.funding_paid
 
 
 class GateJudgement:
-    """The gates of an instrument, and what they are shown of a bar."""
+    """The gates of an instrument, and their inputs at a bar."""
 
     __slots__ = ("_by_quotes", "_round_trip", "_share_fee", "evaluator", "inputs", "risk")
 
@@ -260,7 +258,7 @@ class GateJudgement:
         self.change_model(instrument, settings.model)
 
     def change_model(self, instrument: Instrument, terms: ModelTerms) -> None:
-        """Judge by another model's card from now on."""
+        """Use another model's gates and card from now on."""
         self.evaluator = terms.gates[instrument.id]
         self.inputs.horizon_index, self.inputs.slope = terms.horizon_index, terms.slope
         self.inputs.fitted = terms.fitted
@@ -273,7 +271,7 @@ class GateJudgement:
         *,
         is_running: bool,
     ) -> None:
-        """Lay out *bar* of *market* for the gates, where so many *bars* are known."""
+        """Set the inputs that follow from *bar* of *market*; *bars* is the number of known bars."""
         inputs = self.inputs
         inputs.running, inputs.bars = is_running, bars
         inputs.missing_bars, inputs.plausible = market.missing_bars, market.plausible
@@ -282,10 +280,11 @@ class GateJudgement:
             inputs.quote_age_ms = _age_ms(market.quote, bar)
             inputs.is_tradable = market.instrument.status == TRADING
 
-    def judge_next(self, bars: int) -> tuple[tuple[float | None, ...], int]:
-        """Return the verdict on a bar that follows the last one directly and closes where it did.
+    def judge_repeat(self, bars: int) -> tuple[tuple[float | None, ...], int]:
+        """Return measures and passed gates of a bar directly after the last one, with its close.
 
-        So many *bars* are known. Later bars like it have the same measures but for ``plausible``.
+        *bars* is the number of known bars. Later bars of this kind have the same measures except
+        for ``plausible``.
         """
         inputs = self.inputs
         inputs.running, inputs.bars = True, bars
@@ -296,7 +295,7 @@ class GateJudgement:
     def see_forecast(
         self, bar: Bar, prediction: Prediction, regimes: RegimeTracker, *, is_finite: bool | None
     ) -> None:
-        """Lay out what the model said, which the regime follows."""
+        """Set the inputs that follow from the model's *prediction*, and update the regime."""
         inputs = self.inputs
         inputs.finite = is_finite
         if self._share_fee:
@@ -317,7 +316,7 @@ class GateJudgement:
         *,
         reduces: bool,
     ) -> None:
-        """Measure what the risk gates judge, now that the *target* is known, worth *notional*."""
+        """Set the inputs of the risk gates from the *target*, which is worth *notional*."""
         inputs = self.inputs
         inputs.reduces = reduces
         inputs.notional, inputs.is_short = notional, target < 0
@@ -337,7 +336,7 @@ class GateJudgement:
 
 
 def _age_ms(quote: Quote | None, bar: Bar) -> int | None:
-    """Return the age of *quote*; None where there is none, or it is dated after *bar*."""
+    """Return the age of *quote* at *bar*; None without a quote, or if it is newer than *bar*."""
     if quote is None or quote.market_ms > bar.seen_ms:
         return None
     return bar.seen_ms - quote.market_ms

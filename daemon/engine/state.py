@@ -1,12 +1,11 @@
-"""Settings and state of the engine, how a start takes that up, and the shadow accounts.
+"""Settings and state of the engine, the restoring of a state, and the shadow accounts.
 
-``ungated`` follows every signal. ``random_gate`` follows as many as the judgement gates let through
-on the card's calibration slice, or in the run so far, drawn by chance. ``buy_and_hold`` holds as
-much as the run did so far, in the mean. ``fixed_band`` trades by ``sizing.rebalance``'s usual value
-in the place of a signal's band, and ``sized_by_forecast`` holds what the model's volatility says.
-``uncorrelated`` weighs by the run's rule as if no two symbols moved together.
-``full_size`` and ``no_GATE`` do what the run does but for one thing: the share of a full position
-that ``sizing.mode`` gives, or that gate.
+``ungated`` follows every signal. ``random_gate`` follows randomly drawn signals, as many as the
+judgement gates let through on the card's calibration slice or in the run so far. ``buy_and_hold``
+holds the run's mean exposure so far. ``fixed_band`` replaces a signal's band by the default of
+``sizing.rebalance``. ``sized_by_forecast`` sizes by the model's volatility. ``uncorrelated`` weighs
+by the run's rule as if no two symbols were correlated. ``full_size`` and ``no_GATE`` differ from
+the run in one thing: they always take a full position, or ignore that gate.
 
 The rules are docs/decisions.md, G18.
 """
@@ -23,7 +22,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, part_of
+from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, intent_for_side
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
@@ -95,50 +94,50 @@ SHADOWS: Final = {
     UNCORRELATED: "weights by the same rule, as if no two symbols moved together",
     **{name: f"the same decisions without the gate {gate}" for name, gate in WITHOUT.items()},
 }
-"""Every shadow by its name, and what it does."""
+"""The description of every shadow account, by its name."""
 
 
 def account_title(name: str) -> str:
-    """Return the kind of account that *name* is: a shadow account, a side, or a strategy's part."""
+    """Return the title of the account *name*: a shadow account, a side, or a strategy."""
     if name in SIDES:
         return f"{name.lower()} side"
     return f"{name} shadow" if name in SHADOWS else f"strategy {name}"
 
 
 RESERVE: Final = "in reserve"
-"""The row of the money that no strategy has a share of; no strategy can have its name."""
+"""The title of the money that belongs to no strategy; no strategy can have this name."""
 
 
 def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
-    """Return the part of *equity* that no strategy has a share of; 0 without strategies.
+    """Return the part of *equity* that belongs to no strategy; 0 without several strategies.
 
-    *accounts* has the equity of each account beside the run's own, by its name.
+    *accounts* has the equity of each account except the run's, by its name.
     """
     parts = [money for name, money in accounts.items() if name not in {*SHADOWS, *SIDES}]
     return equity - sum(parts) if parts else Decimal(0)
 
 
-BOUND: Final = frozenset({FULL_SIZE, *WITHOUT})
-"""Those that limits bind as they do the run."""
-COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
-"""Those that depend on what the run itself did before."""
+LIMITED: Final = frozenset({FULL_SIZE, *WITHOUT})
+"""Shadow accounts to which the limits apply, as to the run."""
+BASED_ON_RUN: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
+"""Shadow accounts that depend on the run's earlier steps."""
 RANDOM_SEED: Final = 1
 _DRAWN: Final = 1 << 64
 
 
 class ShadowBasis(Struct, frozen=True, array_like=True):
-    """What the run did with one instrument, over its bars so far that were no warm-up."""
+    """Totals of the run's bars in one instrument, without warm-up, for shadow accounts."""
 
     bars: int = 0
-    judged: int = 0  # bars whose inputs could be believed
-    passed: int = 0  # of them those that no judgement gate refused
-    exposure: float = 0.0  # sum of the position's value by the equity, without its sign
+    judged: int = 0  # bars that no integrity gate refused
+    passed: int = 0  # judged bars that no judgement gate refused
+    exposure: float = 0.0  # sum of position value (unsigned) / equity
 
     def passes(self, instrument: str, open_time_ms: int, share: float | None = None) -> bool:
-        """Return whether chance lets the signal of a bar through: a function of these alone.
+        """Return whether the signal of a bar passes at random, as a function of the arguments.
 
-        It passes with *share*, or with the run's own so far; of that the first signal passes,
-        since nothing was judged before it.
+        It passes with the probability *share*, or with the share of the run so far. Without both,
+        at the first signal, it passes.
         """
         if share is None and not self.judged:
             return True
@@ -150,12 +149,12 @@ class ShadowBasis(Struct, frozen=True, array_like=True):
 
     @property
     def usual_exposure(self) -> float:
-        """The mean of the position's value by the equity; 0 before the first bar."""
+        """The mean exposure; 0 before the first bar."""
         return self.exposure / self.bars if self.bars else 0.0
 
 
 class EngineSettings(Struct, frozen=True):
-    """What the engine is given once; times in milliseconds of market time."""
+    """The settings of an engine; times in milliseconds of market time."""
 
     broker: BrokerSettings
     interval_ms: int
@@ -164,52 +163,52 @@ class EngineSettings(Struct, frozen=True):
     flat_on_refusal: bool = False
     regimes: frozenset[Regime] = frozenset()
     learned_regimes: frozenset[int] = frozenset()
-    hysteresis: float = 0.1  # by which a cell is left late
-    risk: dict[str, float] = {}
+    hysteresis: float = 0.1  # the distance beyond its bounds at which a cell is left
+    risk: dict[str, float] = {}  # limits by gate
     flatten_on_breach: bool = False
-    calendar: Calendar | None = None  # whose session bars are counted; None: every interval
-    closes_outside: bool = False  # of a symbol that the universe holds no more
-    usual_ranges: float = USUAL_RANGES  # beyond which a price waits for another source
+    calendar: Calendar | None = None  # counts bars within its sessions; None: every interval
+    closes_outside: bool = False  # whether positions in symbols that left the universe are closed
+    usual_ranges: float = USUAL_RANGES  # a jump beyond this waits for another source
     agree_within_ms: int = AGREE_WITHIN_MS
 
 
 class ModelTerms(Struct, frozen=True):
-    """All of the engine's settings that a model's card decides: what a promotion changes."""
+    """The engine's settings from a model's card, which a promotion changes."""
 
     gates: dict[str, GateEvaluator]  # by instrument
     horizon_index: int
     slope: float
     bounds: RegimeBounds | None
-    cells: RegimeCells | None  # the card's own regimes
+    cells: RegimeCells | None  # the card's learned regimes
     fitted: FittedConfidence | None
-    passing: dict[str, float]  # of an instrument's gates, by id, as the card counted them
+    passing: dict[str, float]  # by instrument: the share of bars that passed on the card's slice
 
     @property
     def sizing_slope(self) -> float:
-        """The slope by which sizes are scaled: a card's may shrink a mean and not raise it."""
+        """The slope that scales sizes: a card may shrink a mean return but not raise it."""
         return min(self.slope, 1.0)
 
 
 class MemberTerms(NamedTuple):
-    """What decides for an account, or of one of several strategies on it; by instrument id."""
+    """Strategies, sizers and settings of an account, or of one of several strategies on it."""
 
-    name: str  # empty of the account
+    name: str  # empty for the account
     share: int  # 10⁻¹⁰ of the account
-    strategies: Mapping[str, Strategy]
-    sizers: Mapping[str, Sizer]
-    settings: EngineSettings  # of a strategy as if it traded alone, without limits
+    strategies: Mapping[str, Strategy]  # by instrument id
+    sizers: Mapping[str, Sizer]  # by instrument id
+    settings: EngineSettings  # for a member as if it traded alone, without limits
 
 
 class SharesState(Struct, frozen=True, array_like=True):
-    """What several strategies on one account carry besides their sub-accounts."""
+    """The stored state of several strategies on one account, besides their sub-accounts."""
 
-    reserves: dict[str, int] = {}  # money that none of them has a share of, of each account
-    failed: dict[str, str] = {}  # why, by the name of each that is set aside
-    shared_out: int = -1  # the day, week or month in which shares were given anew
+    reserves: dict[str, int] = {}  # money that belongs to no strategy, by account
+    failed: dict[str, str] = {}  # by strategy: why it was set aside
+    shared_out: int = -1  # the day, week or month in which equity was last distributed
 
 
 class EngineState(Struct, frozen=True, array_like=True):
-    """All that the engine carries from step to step besides the bars it can be fed again."""
+    """The whole stored state of the engine, except for the bars that a start feeds again."""
 
     halted: bool
     regimes: dict[str, Regime]
@@ -217,16 +216,17 @@ class EngineState(Struct, frozen=True, array_like=True):
     account: AccountState
     shadows: dict[str, AccountState]
     settled: dict[str, int] = {}  # market time of each instrument's newest settlement
-    bases: dict[str, ShadowBasis] = {}  # of each instrument, where a shadow account depends on it
-    # By instrument, "" of a portfolio, and of several strategies by name/instrument: ``State``.
+    bases: dict[str, ShadowBasis] = {}  # by instrument, if a shadow account depends on it
+    # Declared ``State`` of strategies: by instrument or, of several strategies, NAME/INSTRUMENT.
+    # The instrument of a portfolio is empty.
     declared: dict[str, bytes] = {}
-    cells: dict[str, int] = {}  # by instrument, of the card's own regimes
+    cells: dict[str, int] = {}  # by instrument: its cell among the card's learned regimes
     chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
     shares: SharesState | None = None  # of several strategies; ``shadows`` has their sub-accounts
 
 
 def decode_state(state: bytes) -> EngineState:
-    """Return the engine's state as a step stored it; raise ``InvariantBroken`` if it is none."""
+    """Decode the engine's state from a step; raise ``InvariantBroken`` if that is impossible."""
     try:
         return msgspec.msgpack.decode(state, type=EngineState)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -234,7 +234,7 @@ def decode_state(state: bytes) -> EngineState:
 
 
 def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
-    """Return the accounts of both sides, where *state* is of hedge mode."""
+    """Return the accounts of both sides; empty if *state* is in one-way mode."""
     return {side: state.shadows[side] for side in SIDES if side in state.shadows}
 
 
@@ -244,36 +244,36 @@ def parts_of(state: EngineState) -> dict[str, AccountState]:
 
 
 def _is_shadow(name: str) -> bool:
-    """Return whether *name* is of a shadow account, or of a side of it."""
+    """Return whether *name* is a shadow account, or a book of one."""
     return name.partition("/")[0] in SHADOWS
 
 
 class Shadows:
-    """What each shadow account follows, and what of the run's own bars that depends on.
+    """Computes the intents of shadow accounts, and counts the run's bars on which they depend.
 
-    Of several strategies each has its own: what it asks for in the shadow accounts of all.
+    Each of several strategies has one of these, for its shares in all shadow accounts.
     """
 
     def __init__(self, shadows: Mapping[str, Sequence[str]], passing: Mapping[str, float]) -> None:
-        """Take the *shadows* by instrument, and what their card says that gates let through."""
+        """Take the names of *shadows*, and the card's share of *passing* bars, by instrument."""
         self.names = {name for names in shadows.values() for name in names}
         self.passing = passing
         self.bases: dict[str, ShadowBasis] = {}
-        if not COUNTED.isdisjoint(self.names):
+        if not BASED_ON_RUN.isdisjoint(self.names):
             self.bases = {key: ShadowBasis() for key in shadows}
         self._random = [key for key, names in shadows.items() if RANDOM_GATE in names]
 
     @property
     def random_shares(self) -> list[float]:
-        """The shares of bars, as a card counted them, that ``random_gate`` lets through."""
+        """The card's shares of passing bars by which ``random_gate`` draws."""
         return [self.passing[key] for key in self._random if key in self.passing]
 
     @property
     def counts(self) -> bool:
-        """Whether an account depends on what the run did at each bar: see :meth:`count`."""
+        """Whether a shadow account depends on the run's bars: see :meth:`count`."""
         return bool(self.bases)
 
-    def wish(
+    def intent(
         self,
         name: str,
         state: MemberState,
@@ -282,10 +282,10 @@ class Shadows:
         decision: Decision,
         account: Holdings,
     ) -> Intent | Orders | None:
-        """Return the order of *account*, the shadow account *name*, at a *decision*.
+        """Return the intent of *account*, the shadow account *name*, at a *decision*.
 
-        They skip the judgement gates and the limits, but for those that leave one thing out; inputs
-        that could not be believed bind all.
+        Integrity gates apply to all. Judgement gates and limits apply only to the accounts that
+        differ from the run in one thing.
         """
         if decision.refused_by in INTEGRITY:
             return None
@@ -296,25 +296,27 @@ class Shadows:
         )
         if name == BUY_AND_HOLD:
             return state.hold(bar, account, self.bases[key].usual_exposure)
-        if name in BOUND:
+        if name in LIMITED:
             gates = state.gates
             refused = gates.evaluator.first_failed(
                 decision.passed, reduces=gates.inputs.reduces, without=WITHOUT.get(name)
             )
-            return _bound(state, bar, forecast, account, refused, is_full=name == FULL_SIZE)
+            return _limited_intent(
+                state, bar, forecast, account, refused, is_full=name == FULL_SIZE
+            )
         if state.gates.inputs.is_outside:
-            return _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
+            return _limited_intent(state, bar, forecast, account, risk_universe.name, is_full=False)
         if isinstance(signal, Orders):
             return signal if passes else None
         assert signal is not None  # the bar was decided
         refused = None if passes else RANDOM_GATE
-        return state.follow(_of_shadow(name, signal), bar, forecast, account, refused)
+        return state.follow(_shadow_signal(name, signal), bar, forecast, account, refused)
 
     def count(self, step: Step, name: str, state: MemberState) -> bool:
-        """Add what *step* did to what the accounts depend on; return whether it counts.
+        """Add the bar of *step* to the totals; return whether it counts.
 
-        Of several strategies that one is meant by *name*. Bars after the warm-up alone count. A
-        start does this for the steps behind the stored state.
+        *name* is one of several strategies, or empty. Only bars after the warm-up count. A start
+        calls this for the steps after the stored state.
         """
         bar, position, account = step.event, step.position, step.account
         decision: Decision | StrategyDecision | None = step.decision
@@ -325,7 +327,7 @@ class Shadows:
             return False
         refused = decision.outcome.refused_by
         if refused == warm.name:
-            return False  # nothing could be held yet
+            return False  # no position was possible yet
         before = self.bases[bar.instrument]
         value = state.value_of(bar.close, position.quantity)
         judged = refused not in INTEGRITY
@@ -346,9 +348,9 @@ class Shadows:
         decided_ms: int = -1,
         positions: Mapping[str | None, Position] | None = None,
     ) -> tuple[ShadowStep, ...]:
-        """Return each account's part of a step; *decided_ms* is the time of the decided bar.
+        """Return the part of each of *accounts* in a step; *decided_ms* is the decided bar's time.
 
-        The *positions* are those at the step's bar, where a later one of its close may end them.
+        *positions* are given if a later bar of the same close may already have changed them.
         """
         return tuple(
             [
@@ -364,7 +366,7 @@ class Shadows:
         )
 
 
-def _bound(
+def _limited_intent(
     state: MemberState,
     bar: Bar,
     forecast: Forecast | None,
@@ -373,10 +375,10 @@ def _bound(
     *,
     is_full: bool,
 ) -> Intent | Orders | None:
-    """Return the intent or orders of a shadow account that gate *refused* binds like the run's.
+    """Return the intent or orders of a shadow account to which the gate *refused* applies.
 
-    None where the gate holds it. A limit was measured on the run's own target, so it does not
-    refuse *account* less exposure.
+    None if the gate refuses. Limits were measured on the run's target, so a limit does not refuse
+    what leaves *account* less exposure.
     """
     signal = state.signal
     assert signal is not None  # the bar was decided
@@ -387,28 +389,31 @@ def _bound(
         intent = state.allowed_of(signal, bar, account, refused)
     else:
         if refused in LIMITS:
-            free = state.follow(signal, bar, forecast, account, None, is_full=is_full)
-            if all(_is_less(part_of(free, book.side), book, bar) for book in account.books):
+            ungated = state.follow(signal, bar, forecast, account, None, is_full=is_full)
+            if all(
+                _only_reduces(intent_for_side(ungated, book.side), book, bar)
+                for book in account.books
+            ):
                 refused = None
         intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
     is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
     return None if is_held else intent
 
 
-def _is_less(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
-    """Return whether *intent*, of *book* or a side of it, leaves it no more than it holds."""
+def _only_reduces(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
+    """Return whether *intent* does not increase the position of *book*."""
     if not isinstance(intent, Intent):
         return True
     held = book.held(bar.instrument)
     return abs(intent.target) <= abs(held) and intent.target * held >= 0
 
 
-def _of_shadow(name: str, signal: Signal) -> Signal:
-    """Return the signal of the shadow account *name*, given the run's *signal*."""
+def _shadow_signal(name: str, signal: Signal) -> Signal:
+    """Return the signal of the shadow account *name* for the run's *signal*."""
     if name == FIXED_BAND and signal.band is not None:
         return replace(signal, band=None)
     if name == SIZED_BY_FORECAST and signal.by_forecast is not None and signal.strength > 0:
-        # A band follows the two thirds' power of what it is around (``NoTradeBand``).
+        # The band scales with the target to the power of two thirds (``NoTradeBand``).
         share = signal.by_forecast / signal.strength
         band = None if signal.band is None else signal.band * math.cbrt(share * share)
         return replace(signal, strength=signal.by_forecast, band=band)
@@ -419,9 +424,9 @@ def _of_shadow(name: str, signal: Signal) -> Signal:
 
 
 class Restart:
-    """Makes an engine stand where a record left it: what is stored, then the bars fed again.
+    """Restores an engine from a record: first the stored state, then the bars fed again.
 
-    None of it is a step.
+    None of this creates a step.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -436,12 +441,12 @@ class Restart:
         since: Mapping[str, SinceDecided] = {},
         taken_over: bool = False,
     ) -> None:
-        """Take over the state of a run's last step; the bars come by :meth:`recall`.
+        """Restore the state of a run's last step; the bars follow by :meth:`recall`.
 
-        *confirmed* are the positions that were confirmed after that state was stored, oldest
-        first. *since* is what became of each instrument's last decision in this run.
-        *taken_over* says that it is another run's: the first step then stores it anew. Raises
-        ``ConfigInvalid`` where a strategy declares another kind of state now.
+        *confirmed* are the confirmations after that state was stored, oldest first. *since* has the
+        outcome of each instrument's last decision in this run. *taken_over* means that the state
+        is another run's; the first step then stores it anew. Raises ``ConfigInvalid`` if a strategy
+        now declares another kind of state.
         """
         engine = self._engine
         engine.halted = state.halted
@@ -454,7 +459,7 @@ class Restart:
         else:
             engine.risk.state = state.risk
         fills = {key: decided.fills for key, decided in since.items()}
-        shadows = {name: of for name, of in state.shadows.items() if _is_shadow(name)}
+        shadows = {name: account for name, account in state.shadows.items() if _is_shadow(name)}
         engine.broker.restore(
             state.account,
             parts_of(state),
@@ -465,7 +470,7 @@ class Restart:
         )
         if state.chosen is not None:
             engine.risk.choose(state.chosen)
-        # Pyright reads this module by two names, and takes their structs for different ones.
+        # Pyright sees this module under two names, and takes their structs for different types.
         bases: dict[str, Any] = {} if taken_over else state.bases
         for name, basis in bases.items():
             member, _, key = name.rpartition("/")
@@ -482,15 +487,15 @@ class Restart:
             self._restore_members(state, since)
 
     def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
-        """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
+        """Restore several strategies; raise ``InvariantBroken`` if shares do not add up."""
         engine = self._engine
         account: Any = engine.broker.account
         stored: Any = state.shares
-        if stored is not None and parts_of(state).keys() == account.parts.keys():
+        if stored is not None and parts_of(state).keys() == account.stored_books.keys():
             engine.shared_out = stored.shared_out
             engine.broker.restore_reserves(stored.reserves)
             for member in engine.members:
-                member.know(failed=stored.failed.get(member.name, ""))
+                member.set_status(failed=stored.failed.get(member.name, ""))
             engine.failures_stored = len(stored.failed)
         for key, before in since.items():
             for member in engine.members:
@@ -503,28 +508,29 @@ class Restart:
                 held = sum(share.held for share in line.shares)
                 if held != line.held:
                     raise InvariantBroken(
-                        f"the strategies' parts of {key} add up to {held}, and the account holds "
+                        f"the strategies' shares of {key} add up to {held}, but the account holds "
                         f"{line.held}; run `tracepaper audit verify` and restore a backup"
                     )
 
     def recall(self, bar: Bar) -> None:
-        """Observe a bar that the run already holds: it causes nothing."""
+        """Observe a bar of an earlier step, without effects."""
         self._engine.recall(bar)
         self._engine.broker.follow((bar,))
 
     def recall_frame(self, event: FrameBar | Depths) -> None:
-        """Take in a candle of a higher timeframe, or order books, that the run already holds."""
+        """Add a candle of a higher timeframe, or order books, of an earlier step."""
         self._engine.markets[event.instrument].take(event)
 
     def recall_range(self, bar: Bar) -> None:
-        """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
+        """Add a bar before those of :meth:`recall`, for the mean range of a day."""
         self._engine.markets[bar.instrument].day_range.push(bar)
 
     def repeat(self, event: Event) -> None:
-        """Take in an *event* whose step is known: it causes nothing.
+        """Apply an *event* of an earlier step to what is observed, without fills or decisions.
 
-        So the run-in of a derivation that begins in the midst of a run, after :meth:`restore`. Of
-        the model's changes only starts are events here: the terms are those of its newest.
+        After :meth:`restore`, the re-derivation of a run from its middle feeds its first events
+        this way. The engine already has the terms of the newest model, so a model change only
+        does what a start does.
         """
         engine = self._engine
         match event:
@@ -550,11 +556,11 @@ class Restart:
                 pass
 
     def _repeat_price(self, price: Price) -> None:
-        """Know a quote, believed or not, and value what is held by mark prices that are."""
+        """Remember a quote, believed or not, and value positions at believed mark prices."""
         engine, market = self._engine, self._engine.markets[price.instrument]
-        taken = market.belief.take(price)
-        for tick in (price, *taken.released):
+        verdict = market.belief.take(price)
+        for tick in (price, *verdict.released):
             if isinstance(tick, Quote):
                 market.quote = tick
-            elif isinstance(tick, Mark) and (tick is not price or taken.is_believed):
+            elif isinstance(tick, Mark) and (tick is not price or verdict.is_believed):
                 engine.broker.mark(tick)

@@ -1,4 +1,4 @@
-"""``UnitQueue``: what a run is given, which an engine may look at before it takes it."""
+"""``UnitQueue``: the input of a run, which an engine may peek at before taking it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tracepaper.strategies.types.market import Unit
 
 
 class UnitQueue:
-    """Bars, closes and other events of a run, in order; each is drawn when it is asked for."""
+    """The bars, closes and other events of a run, in order; each is drawn on request."""
 
     __slots__ = ("_error", "_next", "_source")
 
@@ -19,7 +19,7 @@ class UnitQueue:
         self._error: Exception | None = None
 
     def peek(self) -> Unit | None:
-        """Return the next unit, which stays the next one; None at the end."""
+        """Return the next unit without taking it; None at the end."""
         if self._next is None:
             if self._error is not None:
                 raise self._error
@@ -27,10 +27,10 @@ class UnitQueue:
         return self._next
 
     def advance(self) -> Unit | None:
-        """Take the next unit, and return the one after it as :meth:`peek` does.
+        """Take the next unit, and return the one after it without taking it; None at the end.
 
-        None as well where that cannot be drawn: ``peek`` says why, when what was taken is dealt
-        with.
+        If drawing that one fails, the result is None and the following :meth:`peek` raises the
+        error, so that the caller can process the unit taken first.
         """
         try:
             self._next = next(self._source, None)
@@ -41,6 +41,6 @@ class UnitQueue:
     def next(self) -> Unit:
         """Take the next unit; raise ``InvariantBroken`` at the end."""
         if (unit := self.peek()) is None:
-            raise InvariantBroken("No unit is left of this run.")
+            raise InvariantBroken("This run has no more units.")
         self._next = None
         return unit

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, pack_moves
 from tracepaper.daemon.broker.book_matching import BookWatch
 from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.config.loading import Config
@@ -126,7 +126,7 @@ class BookFollower:
         fills = self.apply(frame, watched)
         if self.best is None or not watched.rests:
             return
-        acts = bool(self._cause) or self._is_sampled or watched.has_strangers
+        acts = bool(self._cause) or self._is_sampled or watched.has_unknown_places
         acts = acts or watched.acts(self._quote())
         if acts or fills:  # a trade alone needs no level beyond the touch
             yield self._update(is_whole=acts or frame.book is not None)
@@ -252,7 +252,7 @@ class BookFollower:
             cause,
             self.frame,
             self._is_sampled,
-            packed_moves(BookMoves(moves, bids, asks, is_whole)),
+            pack_moves(BookMoves(moves, bids, asks, is_whole)),
             self.at_ms,
             self.at_ms + self._response_ms,
         )

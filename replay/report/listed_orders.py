@@ -13,7 +13,7 @@ from tracepaper.daemon.broker.book_fills import (
     QueueRules,
     after_change,
     after_trade,
-    moves_in,
+    unpack_moves,
 )
 from tracepaper.daemon.engine.state import decode_state, sides_of
 from tracepaper.replay.document.values import Figure, Table, of_view, table
@@ -181,7 +181,7 @@ def _moved(
         int(Decimal(row["limit_price_text"]).scaleb(item.price_decimals)),
     )
     until_ms = row["until_ms"] or event.market_ms
-    for move in moves_in(event).moves:
+    for move in unpack_moves(event).moves:
         if move.price != price or move.at_ms > until_ms:
             continue
         if not move.is_trade and move.side is side:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from records import check_record
 
 from tracepaper.daemon.broker.book import Holdings
-from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, pack_moves
 from tracepaper.daemon.broker.margin import CrossMargin, balance_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -346,7 +346,7 @@ def _books(rng: random.Random, case: Case, candle: Bar) -> Iterator[BookUpdate]:
             for place in range(rng.randint(0, 5))
         ]  # fmt: skip
         cause = "down" if rng.random() < 0.03 else ""
-        packed = packed_moves(BookMoves(tuple(moves), bids, asks))
+        packed = pack_moves(BookMoves(tuple(moves), bids, asks))
         yield BookUpdate(candle.instrument, cause, frame, False, packed, at_ms, at_ms)
 
 

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
-from tracepaper.daemon.broker.broker import NO_WISHES, Broker
+from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.replay.archive.events import EventsWriter
@@ -148,7 +148,7 @@ class ScriptResult:
             self._note()
             if requests := sent.get(event.market_ms):
                 self.broker.route(
-                    Orders(tuple(requests), "asked"), NO_WISHES, event, event.market_ms
+                    Orders(tuple(requests), "asked"), NO_OWNER_INTENTS, event, event.market_ms
                 )
                 self._note()
 

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState, Book
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
-from tracepaper.daemon.broker.line import BookState
-from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
+from tracepaper.daemon.broker.line import LineState
+from tracepaper.daemon.broker.orders import Latency, OrderContext, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -129,7 +129,7 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     item = instrument()
     settings = replace(SETTINGS, costs=ExecutionCosts(taker_fee=0), leverage=1_000)
     ledger = PaperAccount([item], settings)
-    held = BookState(Holding(1_000, 100 * 10**8), OrdersState())
+    held = LineState(Holding(1_000, 100 * 10**8), OrdersState())
     ledger.restore(AccountState(cash, {item.id: held}), {}, taken_over=True)
     assert ledger.position(item.id).margin == bound * 10**8
     assert ledger.available == cash - bound * 10**8
@@ -195,7 +195,7 @@ def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
     ledger.lines[key].post(fill(10**8, 10**6))
     ledger.lines[key].mark_to(10**8)
     with pytest.raises(
-        ConfigInvalid, match=r"^The account came to \d+.*beyond 92,233,720,368; start"
+        ConfigInvalid, match=r"^The account's equity of \d+.*beyond 92,233,720,368; start"
     ):
         ledger.balance()
 
@@ -206,7 +206,7 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
-    line.submit(10_000, "why", Moment(0, 0, price, 0))
+    line.submit(10_000, "why", OrderContext(0, 0, price, 0))
     paper.positions[item.id].match_bar(bar(open_=price, instrument_id=item.id))
     (bought,) = paper.journal.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000

@@ -1,4 +1,4 @@
-"""Splits and dividends in a ledger, held to an account that is kept by itself in fractions."""
+"""Splits and dividends in a ledger, compared with an independent account in fractions."""
 
 from __future__ import annotations
 

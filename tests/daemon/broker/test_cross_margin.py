@@ -1,4 +1,4 @@
-"""Cross margin: one balance for all that is held, what it refuses, how it is liquidated."""
+"""Cross margin: one balance for all positions, what it refuses, how it is liquidated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from reference_cross import ReferenceCross, ReferenceFill, RestingSize, Tier
 
 from tracepaper.daemon.broker.account import Intent
-from tracepaper.daemon.broker.broker import NO_WISHES, Broker, FilledEvent
-from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_called, loss_of
+from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker, FilledEvent
+from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_liquidated, loss_of
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.context import Orders, buy, sell
@@ -73,7 +73,7 @@ def engine(
 
 
 class Desk:
-    """A broker, asked and shown things one at a time."""
+    """A broker, driven one event or intent at a time."""
 
     def __init__(self, **terms: Any) -> None:
         self.terms = terms
@@ -113,7 +113,7 @@ class Desk:
         action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
         last = self.last[key]
         refusal = self.broker.route(
-            Intent(action, target, "asked"), NO_WISHES, last, last.market_ms
+            Intent(action, target, "asked"), NO_OWNER_INTENTS, last, last.market_ms
         )[""]
         return self.broker.take().orders, refusal
 
@@ -121,11 +121,11 @@ class Desk:
         self.sequence += 1
         self.broker.begin(self.sequence)
         last = self.last[key]
-        self.broker.route(Orders(requests, "listed"), NO_WISHES, last, last.market_ms)
+        self.broker.route(Orders(requests, "listed"), NO_OWNER_INTENTS, last, last.market_ms)
         return self.broker.take().orders
 
     def enter(self, key: str, target: int, price: int = 100_000) -> None:
-        """Hold *target* of *key* since *price*."""
+        """Enter *target* of *key* at *price*."""
         self.bar(key, price)
         sent, refusal = self.target(key, target)
         assert refusal is None, refusal
@@ -142,7 +142,7 @@ class Desk:
 
 
 def liquidations_in(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
-    """Return the fills of the exchange's engine."""
+    """Return the liquidation fills."""
     return [
         (fill.instrument, fill.side, fill.quantity, fill.price)
         for fill in filled.fills
@@ -168,7 +168,7 @@ def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_
 
 
 def first_call(desk: Desk, key: str, price: int) -> int:
-    """Return the first price below *price* that calls the account."""
+    """Return the first price below *price* that liquidates the account."""
     while not desk.broker.liquidates(Mark(key, price, START_MS, START_MS)):
         price -= 1
     return price
@@ -220,7 +220,7 @@ def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
 
 
 def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> None:
-    """By quotes, where no path is looked at: one fall alone would be too much."""
+    """With quotes no path of a bar counts; one fall alone would liquidate."""
     desk = Desk(cash="250", model=FillModel.QUOTE)
     for key, target in ((BTC, 1_000), (ETH, -1_000)):
         desk.bar(key, 100_000)
@@ -240,9 +240,9 @@ def test_the_ratio_counts_at_exactly_100_percent() -> None:
     btc = Desk(cash="300", leverage="10").broker.account.line(BTC)
     lines = {btc: CrossLine(rules, 1_000, value, value, value)}
     needed = 5 * MONEY_SCALE  # half a percent, and no fee
-    assert is_called(needed, lines)
-    assert not is_called(needed + 1, lines)
-    assert not is_called(0, {})
+    assert is_liquidated(needed, lines)
+    assert not is_liquidated(needed + 1, lines)
+    assert not is_liquidated(0, {})
     assert loss_of(btc, 7, lines) == 7
 
 
@@ -315,7 +315,7 @@ def test_a_live_feed_is_told_of_the_mark_that_calls_with_the_others_newest() -> 
 
 
 class Twice:
-    """A desk, and beside it an account kept by itself."""
+    """A desk and an independent reference account, fed the same events."""
 
     def __init__(self, rng: random.Random) -> None:
         cash, leverage, bp = (
@@ -346,7 +346,7 @@ class Twice:
                 )
 
     def book(self, fill: Fill) -> None:
-        """Book what an order of the account did: no opening goes beyond its margin."""
+        """Book an order's fill in the reference, and check that no opening exceeds its margin."""
         signed = Fraction(fill.quantity if fill.side is Side.BUY else -fill.quantity, 1_000)
         held = self.reference.of(fill.instrument).quantity
         price, fee = Fraction(fill.price, 100), Fraction(fill.fee, 10**8)
@@ -365,14 +365,14 @@ class Twice:
             self.reference.marks[fill.instrument] = before
 
     def expect(self, filled: FilledEvent, done: list[Fill]) -> list[Fill]:
-        """Hold the fills after those *done* to the liquidation that is due, if one is."""
+        """Compare the fills after those *done* with the reference's liquidation, if one is due."""
         if not self.reference.is_called():
             return done
         self.liquidations += 1
         return self.held_to(self.reference.liquidate(), filled, done)
 
     def ruined(self, key: str, price: int, filled: FilledEvent, done: list[Fill]) -> list[Fill]:
-        """Hold them to the takeover in place of a close at *price* that the balance cannot bear."""
+        """Compare them with the takeover instead of a close at *price* that costs too much."""
         held = self.reference.of(key).quantity
         closing = [order for order in self.reference.orders.values() if order.symbol == key]
         assert any(fill.signed * held < 0 for fill in closing)
@@ -445,7 +445,7 @@ class Twice:
         self.agree()
 
     def creep(self, key: str, price: int) -> int:
-        """Let marks go against what is held until the account is nearly called, or is."""
+        """Move the marks against the positions until the account is liquidated, or nearly."""
         way = -1 if self.reference.of(key).quantity > 0 else 1
         for _ in range(60):
             price += way * price // 200
@@ -462,7 +462,7 @@ class Twice:
         self.agree()
 
     def retier(self, key: str, rng: random.Random) -> None:
-        """Let the exchange change the tiers, with a limit at what is held, or a unit beside it."""
+        """Change the tiers so that a limit is at a position's value, or a unit beside it."""
         size = abs(self.reference.value(key, self.reference.of(key).quantity)) * 10**8
         limit = max(int(size) + rng.choice((-1, 0, 0, 1)), 1)
         second, rate = limit * rng.choice((2, 5)), rng.choice((40_000_000, 100_000_000))
@@ -500,7 +500,7 @@ class Twice:
             }
 
     def restart(self) -> None:
-        """Kill it, and start anew from its state: marks since the newest bars are forgotten."""
+        """Kill the broker and restore it from its state; marks since the newest bars are lost."""
         state, last_bars = self.desk.broker.state(), self.desk.last
         sequence, index = self.desk.sequence, self.desk.index
         self.desk = Desk(**self.desk.terms)
@@ -516,7 +516,7 @@ class Twice:
 
 
 def walked(seed: int, *, steps: int = 90, retiers: float = 0) -> Twice:
-    """Draw a sequence of events over three symbols that keeps the rules of each event."""
+    """Draw a sequence of events over three symbols that respects the rules of each event."""
     rng = random.Random(seed)
     both = Twice(rng)
     prices = dict.fromkeys(KEYS, 100_000)

@@ -24,7 +24,7 @@ def order(side: Side = Side.BUY, quantity: int = 1_000, filled: int = 0) -> Orde
 
 
 def opened(executor: Executor, taken: Order, price: int) -> Fill:
-    """Return the fill of what is *taken* at an open of *price*."""
+    """Return the fill of the order *taken* at an open of *price*."""
     return executor.taken(taken, price, FillModel.NEXT_OPEN, START_MS)
 
 

@@ -1,4 +1,4 @@
-"""Protection: armed by the fill, kept to the position, stops never skipped, and the same waits."""
+"""Exit orders: placed by the fill, sized to the position, never skipped; re-entry waits."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:
         (short(target=101.0), "target is not below the close"),
         (long(stop=Percent(-1)), "stop -1 % is not below the close"),
         (long(stop=Percent(0)), "stop 0 % is not below the close"),
-        (long(stop=Percent(100)), "stop 100 % is no price"),
+        (long(stop=Percent(100)), "stop 100 % is not a valid price"),
         (long(stop=-3.0), "stop"),
         (long(trailing=-1.0), "trailing stop is not below the close"),
         (long(stop=float("nan")), "stop is not a finite number"),
@@ -265,7 +265,7 @@ def trailing_of(engine: Engine) -> int | None:
 
 
 def mirrored(side: int, index: int, *prices: int) -> Bar:
-    """Return a bar whose *prices* (open, high, low, close) are turned around for a short."""
+    """Return the bar of *prices* (open, high, low, close), mirrored for a short."""
     open_, high, low, close = (10_000 + side * (price - 10_000) for price in prices)
     return path(index, open_, max(high, low), min(high, low), close)
 
@@ -377,7 +377,7 @@ def minute(index: int, bid: int, second: float = 1, *, size: int = 10**9) -> Any
 
 
 def unfilled_exit(signal: Signal, *events: Event, later: dict[int, Signal] | None = None) -> Any:
-    """Enter long in minute 1 under a stop; *said* at bar 2 finds no quote in time."""
+    """Enter long in minute 1 with a stop; no quote fills the order of *said* at bar 2."""
     signals = {0: long(stop=98.0), 2: signal, **(later or {})}
     opened = [*flat_bars(1), minute(1, 10_000), bar(10_000, index=1), bar(10_000, index=2)]
     return at_quotes(signals, [*opened, bar(10_000, index=3), *events])
@@ -445,7 +445,7 @@ def test_a_stop_after_flat_does_not_let_the_side_wait() -> None:
 def test_the_side_that_is_signalled_again_before_its_exit_is_filled_stays_protected() -> None:
     engine, _ = unfilled_exit(short(stop=105.0), later={3: long(stop=97.0)})
     assert [order.trigger for order in others(engine)] == [9_700]
-    assert engine.state().account.books[KEY].protection.following is None
+    assert engine.state().account.books[KEY].protection.next_plan is None
     engine, steps = unfilled_exit(short(stop=105.0), minute(4, 10_000), later={3: FLAT})
     assert (held(steps[-1]), others(engine)) == (0, ())
     assert not engine.state().account.books[KEY].protection.plan
@@ -621,7 +621,7 @@ def test_a_missed_bar_meets_what_rested_as_it_opened(
 def trailed(*events: Event, cut: int = 0) -> list[Step]:
     """Enter in bar 1 under a stop that trails by 1; at 105, in minute 5, it has moved to 104.
 
-    The bars from 2 on were missed and come after that; a restart comes after step *cut*.
+    The bars from 2 on were missed and arrive after that. A restart follows step *cut*.
     """
     events = (
         *flat_bars(1), quoted(10_000, 1), bar(10_000, index=1), quoted(10_500, 4.5 * 60),
@@ -686,10 +686,10 @@ def test_a_trailing_stop_armed_inside_a_missed_bar_meets_the_next_where_quotes_m
 def test_what_quotes_moved_stays_once_a_bar_came_whose_quotes_were_seen() -> None:
     steps = trailed()[:-1]
     engine, steps = at_quotes({0: long(trailing=1.0)}, [step.event for step in steps])
-    assert engine.state().account.books[KEY].orders.unmoved
+    assert engine.state().account.books[KEY].orders.before_quotes
     heard = engine.step(path(2, 10_000, 10_500, 10_000, 10_450), None)
     assert heard.state is not None
-    assert not engine.state().account.books[KEY].orders.unmoved
+    assert not engine.state().account.books[KEY].orders.before_quotes
     later = [gap(3, 4), missed(3, 10_390, 10_390, 10_390, 10_390)]
     assert [fill.price for fill in fills(steps_of(engine, later))] == [10_390]
 

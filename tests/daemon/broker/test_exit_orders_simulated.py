@@ -1,4 +1,4 @@
-"""Protection, held to a simulator of its own that is written from the sentences of docs/."""
+"""Exit orders, compared with an independent simulator that is written from docs/."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from reference_protection import ReferenceFill, ReferenceProtection
 
+from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import Protector
 from tracepaper.daemon.broker.orders import PROTECTIVE, RestingOrders
@@ -25,7 +26,14 @@ from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order, Step
+from tracepaper.strategies.types.decisions import (
+    Action,
+    FillModel,
+    Liquidity,
+    Order,
+    OrderRole,
+    Step,
+)
 from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Quote, Side
 
 KEY = "linear:BTCUSDT"
@@ -36,7 +44,7 @@ BARS = 40
 
 @cache
 def configured(execution: FillModel) -> Config:
-    """Return the configuration of a story: nothing costs anything, every quote is believed."""
+    """Return the configuration of a story, without costs and with every quote believed."""
     costs = {"taker_fee": "0", "maker_fee": "0", "slippage_bp": "0", "spread_bp": "0"}
     given: dict[str, dict[str, Any]] = {
         "market": {"interval": "240"},
@@ -48,7 +56,7 @@ def configured(execution: FillModel) -> Config:
 
 
 class SignalsByBar(Strategy):
-    """Says what was said for a bar."""
+    """Answers each bar with its scripted signal."""
 
     gates = frozenset({"operator"})
 
@@ -60,7 +68,7 @@ class SignalsByBar(Strategy):
 
 
 class Story:
-    """What is said and what the market does, by chance; the same for the same seed."""
+    """Random signals and market events, determined by a seed."""
 
     def __init__(self, seed: int, execution: FillModel) -> None:
         self.rng = random.Random(f"{seed} {execution}")
@@ -77,7 +85,7 @@ class Story:
         )
 
     def events(self) -> Iterator[Event]:
-        """Yield bars, and where quotes fill quotes between them; some bars are missed."""
+        """Yield bars, some of them missed, and the quotes between them if quotes fill orders."""
         rng = self.rng
         for index in range(BARS):
             opens_ms = START_MS + index * WIDTH
@@ -144,7 +152,7 @@ class Story:
 
 
 def filled_of(steps: list[Step]) -> list[ReferenceFill]:
-    """Return the fills of the newest of *steps*, as the simulator tells of its own."""
+    """Return the fills of the last of *steps* in the simulator's form."""
     roles = {order.order_id: order.role for step in steps for order in step.orders}
     return [
         ReferenceFill(
@@ -158,7 +166,7 @@ def filled_of(steps: list[Step]) -> list[ReferenceFill]:
 
 
 def stands(order: Order) -> tuple[Any, ...]:
-    """Return what the simulator knows of a protective *order*."""
+    """Return the protective *order* in the simulator's form."""
     signed = 1 if order.side is Side.BUY else -1
     return (
         order.role.value, signed * (order.quantity - order.filled),
@@ -181,7 +189,7 @@ def restarted(story: Story, steps: list[Step]) -> Engine:
 
 
 def compared(seed: int, execution: FillModel) -> Counter[str]:
-    """Let engine and simulator live through one story; return what was met, by name."""
+    """Run engine and simulator through one story; count the cases that occurred, by name."""
     story, reference, met = Story(seed, execution), ReferenceProtection(QUANTITY), Counter[str]()
     engine, steps, missed_until = story.engine(), list[Step](), 0
     cuts = random.Random(seed)
@@ -248,8 +256,13 @@ def test_protection_is_what_its_sentences_say(execution: FillModel) -> None:
 # ---------------------------------------------------------------- the simulator says no
 
 
-def _loosest(_honest: Any) -> Any:
-    return lambda _self, _sign, trigger: trigger
+def _back_too(_honest: Any) -> Any:
+    def trailed(order: Order, bid: int, ask: int, trail: int) -> int | None:
+        if order.role is not OrderRole.TRAILING or order.triggered:
+            return None
+        return bid - trail if order.side is Side.SELL else ask + trail
+
+    return trailed
 
 
 def _always(_honest: Any) -> Any:
@@ -265,7 +278,7 @@ def _at_entry(honest: Any) -> Any:
 
 def _at_once(honest: Any) -> Any:
     def leave(self: Protector, reason: str) -> None:
-        self.state = replace(self.state, plan=None, trail=0, following=None)
+        self.state = replace(self.state, plan=None, trail=0, next_plan=None)
         self.cancel_protection(reason)
 
     del honest
@@ -288,7 +301,7 @@ def _at_the_open(honest: Any) -> Any:
 
 
 PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
-    (Protector, "_tightest", _loosest, FillModel.NEXT_OPEN),
+    (matching, "_trailed", _back_too, FillModel.NEXT_OPEN),
     (Protector, "_is_nearer", _always, FillModel.NEXT_OPEN),
     (Protector, "_place", _at_entry, FillModel.NEXT_OPEN),
     (Protector, "leave", _at_once, FillModel.NEXT_OPEN),

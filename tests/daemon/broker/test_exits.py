@@ -1,4 +1,4 @@
-"""Exits of the configuration: beside a signal's own, set with the entry, by age and by forecast."""
+"""The [exits] of the configuration: with a signal's own exits, by age and by forecast."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
 def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
     text: str, size: float, side: int
 ) -> None:
-    """A service may say so: no power of it overflows, and no stored number is beyond 64 bits."""
+    """A model service may answer so: no power overflows, every stored number fits in 64 bits."""
     section = {"stop_loss": text, "take_profit": "2 volatility", "trailing": text}
     exits = Exits.of(load(None, {"exits": section}).exits.model_dump(), FORECASTER)
     planner, day = Planner(instrument(), exits), MeanRange.of_day(MINUTE)
@@ -221,11 +221,11 @@ def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
 
 
 def test_a_signal_that_takes_its_exit_back_keeps_the_exits() -> None:
-    """FLAT finds no quote; the next LONG asks for the plan that stands, and nothing follows it."""
+    """No quote fills the FLAT; the next LONG repeats the plan, so no next plan remains."""
     signals = {0: long(), 2: FLAT, 3: long()}
     events = [*flat_bars(1), quoted(10_000, 1), *flat_bars(4)[1:]]
     engine, _ = at_quotes(signals, events, exits={"stop_loss": "2%"})
-    assert engine.broker.account.line(KEY).protector.state.following is None
+    assert engine.broker.account.line(KEY).protector.state.next_plan is None
     assert [order.role for order in others(engine)] == [OrderRole.STOP]
 
 
@@ -370,19 +370,11 @@ def test_exits_survive_a_restart_at_any_bar() -> None:
         assert [step.orders for step in again] == [step.orders for step in expected[cut:]]
 
 
-def test_a_shadow_has_the_same_exits() -> None:
-    steps = steps_of(
-        machine({0: long()}, shadows=("ungated",), exits={"time_limit": "2m"}), flat_bars(5)
-    )
-    shadows = [fill.reason for step in steps for shadow in step.shadows for fill in shadow.fills]
-    assert shadows == ["up", "exits.time_limit 2m"]
-
-
 # ---------------------------------------------------------------- by forecast and by size
 
 
 class ForecastEntries(Strategy):
-    """Enters where it is told, by a model that says what it is told."""
+    """Enters at given bars, with a model that forecasts given numbers."""
 
     gates = frozenset({"operator"})
     needs_forecast = True
@@ -432,7 +424,9 @@ def test_the_levels_of_a_forecast_are_those_of_its_law(sign: int) -> None:
 def test_without_a_forecast_nothing_is_entered_that_could_not_be_protected() -> None:
     engine = forecasting(Action.LONG, stop_loss="2 volatility")
     first, second = engine.step(bar(10_000), None), engine.step(bar(10_000, index=1), forecast())
-    assert present(first.decision).unfilled_reason == "no forecast to place exits.stop_loss by"
+    assert (
+        present(first.decision).unfilled_reason == "no forecast from which to place exits.stop_loss"
+    )
     assert present(second.decision).unfilled_reason is None
     assert not fills([first, second])
 

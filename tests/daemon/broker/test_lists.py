@@ -12,7 +12,7 @@ from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import RESTING_MOST, Latency, Moment
+from tracepaper.daemon.broker.orders import RESTING_MOST, Latency, OrderContext
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
 from tracepaper.strategies.types.decisions import (
     FillModel,
@@ -52,8 +52,8 @@ class Desk:
         return self.account.held(self.item.id)
 
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
-        """Ask for *target* as a signal does."""
-        now = Moment(at_ms, 0, CLOSE, self.held)
+        """Submit *target* as a signal does."""
+        now = OrderContext(at_ms, 0, CLOSE, self.held)
         self.line.submit(target, "why", now)
         return self.account.journal.take().orders
 
@@ -107,23 +107,23 @@ def reasons(orders: tuple[Order, ...]) -> list[tuple[OrderStatus, str]]:
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        (buy(math.nan), "quantity NaN is no positive number"),
-        (buy(0), "quantity 0.0 is no positive number"),
-        (sell(-1), "quantity -1.0 is no positive number"),
-        (buy(math.inf), "quantity Infinity is no positive number"),
+        (buy(math.nan), "quantity NaN is not a positive number"),
+        (buy(0), "quantity 0.0 is not a positive number"),
+        (sell(-1), "quantity -1.0 is not a positive number"),
+        (buy(math.inf), "quantity Infinity is not a positive number"),
         (buy(1e30), "quantity 1E+30 is beyond what an account can hold"),
         (buy(10**400), "quantity is beyond what an account can hold"),
         (buy(0.0015), "quantity is no multiple of the step 0.001"),
         (buy(Decimal("1e-999")), "quantity is no multiple of the step 0.001"),
-        (buy(1, limit=math.nan), "price NaN is no positive number"),
-        (buy(1, limit=-5), "price -5.0 is no positive number"),
+        (buy(1, limit=math.nan), "price NaN is not a positive number"),
+        (buy(1, limit=-5), "price -5.0 is not a positive number"),
         (buy(1, limit=99.93), "price is no multiple of the tick 0.1"),
-        (sell(1, stop=0), "trigger 0.0 is no positive number"),
+        (sell(1, stop=0), "trigger 0.0 is not a positive number"),
         (buy(1, stop=99), "a buy stop must be above the market"),
         (buy(1, stop=100), "a buy stop must be above the market"),
         (sell(1, stop=101), "a sell stop must be below the market"),
         (sell(1, stop=101, limit=102), "a sell stop must be below the market"),
-        (sell(1, reduce_only=True), "it may only reduce, and there is no position for it to close"),
+        (sell(1, reduce_only=True), "it is reduce-only, and there is no position for it to close"),
         (buy(1, limit=99, until=START_MS + 60_000), "its time is over already"),
         (buy(1, post_only=True), "only a LIMIT order can be post-only"),
         (
@@ -160,7 +160,7 @@ def test_a_refused_request_is_a_rejected_order_with_its_reason(
         (
             {"category": Category.SPOT},
             sell(1),
-            "it may only reduce, and there is no position for it to close",
+            "it is reduce-only, and there is no position for it to close",
         ),
     ],
 )
@@ -226,8 +226,8 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
     assert desk.send(Cancel("b")) == ()
     by_book = Desk(fills=FillModel.BOOK)  # whose cancellations are on their way
     by_book.send(buy(1, limit=99), Cancel())
-    assert [order.order_id in by_book.line.orders.leaving for order in by_book.resting] == [True]
-    by_book.line.orders.withdraw("", "halted")
+    assert [order.order_id in by_book.line.orders.canceling for order in by_book.resting] == [True]
+    by_book.line.orders.cancel_listed("", "halted")
     assert by_book.resting == ()
 
 
@@ -509,7 +509,7 @@ def test_an_order_that_may_only_reduce_is_refused_on_the_side_that_would_add() -
     assert desk.held == -1_000
     (more,) = desk.send(sell(1, limit=101, reduce_only=True))
     assert reasons((more,)) == [
-        (OrderStatus.REJECTED, "it may only reduce, and there is no position for it to close")
+        (OrderStatus.REJECTED, "it is reduce-only, and there is no position for it to close")
     ]
     (less,) = desk.send(buy(1, limit=99, reduce_only=True))
     assert less.status is OrderStatus.NEW

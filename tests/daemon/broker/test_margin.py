@@ -1,4 +1,4 @@
-"""Isolated margin: what is bound, what is refused, where a position is taken away, what is lost."""
+"""Isolated margin: the bound margin, refusals, liquidation prices and losses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from reference_ledger import ReferenceLedger
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.line import BookState
-from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
+from tracepaper.daemon.broker.line import LineState
+from tracepaper.daemon.broker.orders import Latency, OrderContext, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -109,7 +109,7 @@ def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
     # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 904.52: 900 / .995.
     assert (order.trigger, order.price, order.side) == (90_453, 90_000, Side.SELL)
     assert (
-        "margin of 100.495 less the loss had come to the maintenance margin of 4.5227 of risk tier"
+        "margin of 100.495 less the loss had fallen to the maintenance margin of 4.5227 of"
         in order.reason
     )
 
@@ -244,7 +244,7 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
     account = PaperAccount(
         items, BrokerSettings(FillModel.NEXT_OPEN, costs, 0, latency, leverage=1_000)
     )
-    held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
+    held = LineState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
     books = {item.id: held for item in items}
     account.restore(AccountState(cash * MONEY_SCALE, books), {}, taken_over=True)
     return account
@@ -263,7 +263,7 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
     account.line(KEY).protector.set_liquidation_price(START_MS)
-    now = Moment(START_MS, 0, 95_000, account.held(KEY))
+    now = OrderContext(START_MS, 0, 95_000, account.held(KEY))
     account.line(KEY).submit(0, "out", now)
     account.journal.take()
     account.positions[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
@@ -274,7 +274,7 @@ def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
 def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = Moment(START_MS, 0, 100_000, account.held(KEY))
+    now = OrderContext(START_MS, 0, 100_000, account.held(KEY))
     assert account.line(KEY).submit(2_000, "go", now) is not None
     assert account.line(KEY).submit(-1_000, "go", now) is None
 
@@ -282,7 +282,7 @@ def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
 def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = Moment(START_MS, 0, 100_000, account.held(KEY))
+    now = OrderContext(START_MS, 0, 100_000, account.held(KEY))
     assert account.line(KEY).submit(-2_000, "go", now) is not None
 
 
@@ -291,7 +291,7 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
     account = taken_over(first, second)
     account.line(second.id).mark_to(100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
-    now = Moment(START_MS, 0, 100_000, account.held(second.id))
+    now = OrderContext(START_MS, 0, 100_000, account.held(second.id))
     account.line(second.id).submit(2_000, "more", now)
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
@@ -426,7 +426,7 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     )
     ledger = PaperAccount([item(risk_tiers=TIERS)], settings)
     unit = MONEY_SCALE
-    held = BookState(Holding(1_000, 1_000 * unit, margin=100 * unit), OrdersState())
+    held = LineState(Holding(1_000, 1_000 * unit, margin=100 * unit), OrdersState())
     ledger.restore(AccountState(98 * unit, {KEY: held}), {})
     line = ledger.line(KEY)
     line.mark_to(100_000)  # worth 1,000
@@ -448,7 +448,7 @@ def test_a_tier_that_is_assumed_is_said() -> None:
 
 
 class Dice(Strategy):
-    """Signals by dice that follow from the bar, so that a restart throws the same."""
+    """Random signals that depend on the bar, so that a restart draws the same."""
 
     gates = CORE_GATES
 
@@ -482,7 +482,7 @@ def market(rng: random.Random, wildness: int) -> list[Bar | Funding]:
 
 
 def booked(reference: ReferenceLedger, fill: Fill, tiers: tuple[RiskTier, ...]) -> None:
-    """Book *fill* in an account kept by itself; a liquidation loses its margin and no more.
+    """Book *fill* in the reference account; a liquidation loses its margin and no more.
 
     It reduces the position to the highest lower tier that ends the call, or takes all of it over.
     """

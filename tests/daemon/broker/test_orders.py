@@ -9,10 +9,9 @@ from builders import instrument
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.orders import (
-    FLATTEN,
     NEXT,
     Latency,
-    Moment,
+    OrderContext,
     OrderEvent,
     RestingOrders,
     advance,
@@ -25,8 +24,8 @@ from tracepaper.strategies.types.market import Category, Side
 TERMS = ExecutionCosts(taker_fee=5_500_000)
 
 
-def settings(costs: ExecutionCosts = TERMS, **more: Any) -> BrokerSettings:
-    return BrokerSettings(FillModel.QUOTE, costs, 0, Latency(100), **more)
+def settings(costs: ExecutionCosts = TERMS) -> BrokerSettings:
+    return BrokerSettings(FillModel.QUOTE, costs, 0, Latency(100))
 
 
 def opened(**filters: Any) -> RestingOrders:
@@ -34,16 +33,11 @@ def opened(**filters: Any) -> RestingOrders:
 
 
 def sent(
-    broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000, **more: Any
+    broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000
 ) -> tuple[tuple[Order, ...], str | None]:
     broker.journal.take()
-    refusal = broker.submit(target, "why", Moment(1_000, 0, price, held), **more)
+    refusal = broker.submit(target, "why", OrderContext(1_000, 0, price, held))
     return broker.journal.take().orders, refusal
-
-
-def expired(broker: RestingOrders, at_ms: int) -> tuple[Order, ...]:
-    broker.expire(at_ms)
-    return broker.journal.take().orders
 
 
 def submit(
@@ -85,7 +79,7 @@ def test_a_resting_order_that_differs_is_canceled_and_replaced_in_the_same_step(
         ({"min_quantity": 10}, 5, "quantity below 0.01"),
         ({"max_quantity": 10}, 11, "quantity above 0.01"),
         ({"min_notional": 5 * 10**8}, 40, "notional below 5"),
-        ({"quantity_step": 5}, 4, "what is missing is less than the step 0.005"),
+        ({"quantity_step": 5}, 4, "the difference is less than the step 0.005"),
     ],
 )
 def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
@@ -113,39 +107,10 @@ def test_an_order_at_a_limit_is_taken(filters: dict[str, int], target: int, pric
     assert order.status is OrderStatus.ACCEPTED
 
 
-def test_a_command_that_is_refused_leaves_its_order_rejected() -> None:
-    broker = opened(min_quantity=10)
-    (order,) = sent(broker, 0, held=5, by_command=True)[0]
-    assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 0.01")
-    assert broker.order is None
-
-
 def test_only_whole_steps_are_sent_and_the_rest_is_said() -> None:
     broker = opened(quantity_step=10)
     (order,) = submit(broker, 0, held=25)
     assert (order.side, order.quantity) == (Side.SELL, 20)
-
-
-def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() -> None:
-    broker = RestingOrders(instrument(), settings(fill_within_ms=2_000))
-    submit(broker, 1_000)
-    assert expired(broker, 1_000 + 100 + 2_000) == ()
-    (canceled,) = expired(broker, 1_000 + 100 + 2_001)
-    assert (canceled.status, canceled.reason) == (
-        OrderStatus.CANCELED,
-        "no quote filled it within 2,000 ms",
-    )
-    assert expired(broker, 10**9) == ()
-    (again,) = submit(broker, 1_000)
-    assert again.status is OrderStatus.ACCEPTED
-
-
-def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
-    broker = opened()
-    broker.submit(0, FLATTEN, Moment(0, 0, 1, 500), by_command=True)
-    broker.journal.take()
-    assert expired(broker, 10**9) == ()
-    assert broker.order is not None
 
 
 def test_closing_is_exempt_from_the_minimum_notional() -> None:
@@ -196,7 +161,7 @@ def test_a_spot_buy_beyond_the_cash_is_cut_and_a_sale_is_not() -> None:
     broker = RestingOrders(item, settings(ExecutionCosts(taker_fee=0)))
 
     def submitted(target: int, *, held: int, cash: int) -> tuple[tuple[Order, ...], str | None]:
-        refusal = broker.submit(target, "why", Moment(0, 0, 10_000, held, cash * 10**8))
+        refusal = broker.submit(target, "why", OrderContext(0, 0, 10_000, held, cash * 10**8))
         return broker.journal.take().orders, refusal
 
     assert submitted(1_000, held=0, cash=0) == ((), "cash does not cover it")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import Latency, Moment
+from tracepaper.daemon.broker.orders import Latency, OrderContext
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MONEY_DECIMALS, RATE_DECIMALS, unscaled
@@ -44,7 +44,7 @@ KEY = "stock:ACME"
 
 
 def order(of: PaperAccount, target: int, price: int, number: int) -> str | None:
-    now = Moment(0, 0, price, of.held(KEY))
+    now = OrderContext(0, 0, price, of.held(KEY))
     return of.line(KEY).submit(target, "why", now)
 
 

@@ -1,4 +1,4 @@
-"""Splitting and crossing in whole units: a brute force says the same, and all of it adds up."""
+"""Splitting and crossing in whole units: equal to a brute force, and adding up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accounts keep their laws through random histories; a restart and the record carry the same."""
+"""Accounts keep their laws through random histories, restarts and the stored record."""
 
 from __future__ import annotations
 

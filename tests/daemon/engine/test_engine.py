@@ -1,4 +1,4 @@
-"""The engine: one straight line from an event to a step."""
+"""The engine: from an event to its step."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from msgspec import structs
 
 from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     Action,
     FillModel,
-    Forecast,
     OrderStatus,
     PredictionTimeout,
     Regime,
@@ -37,7 +35,6 @@ from tracepaper.strategies.types.market import (
     Event,
     Instrument,
     InstrumentChange,
-    ModelChange,
 )
 
 SMA: dict[str, dict[str, Any]] = {
@@ -107,7 +104,7 @@ class NewSignals(SmaCross):
 
 
 def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
-    """Return bars with something else at each (kind, index) of *places*."""
+    """Return bars with a disturbance at each (kind, index) of *places*."""
     events: list[Event] = []
     kinds = {index: kind for kind, index in places}
     for index, row in enumerate(bars(120, seed=seed)):
@@ -161,7 +158,7 @@ def test_decisions_that_repeat_share_one_outcome() -> None:
 
 
 class Reasons(SmaCross):
-    """Holds for a reason of its own at each bar, but for one that comes back."""
+    """Holds with a new reason at each bar, except for one that repeats."""
 
     def decide(self, context: BarContext) -> Signal:
         number = (context.exact.open_time_ms - START_MS) // 60_000
@@ -238,36 +235,6 @@ def test_steps_over_a_prefix_are_a_prefix_of_the_steps(
     strategy = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": long_only}
     whole = steps_of(engine(strategy=strategy), history)
     assert steps_of(engine(strategy=strategy), history[:count]) == whole[:count]
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(8, 148), st.integers(1, 100))
-def test_an_engine_restored_from_its_state_goes_on_as_if_never_stopped(cut: int, seed: int) -> None:
-    history: list[Event] = list(bars(150, seed=seed))
-    restart = ModelChange("", "", "v", "", "", "", 0, (), 0, 0)
-    events = [*history[:cut], restart, *history[cut:]]
-    whole = steps_of(engine(), events)
-    state = next(step.state for step in reversed(whole[:cut]) if step.state is not None)
-    again = engine()
-    Restart(again).restore(decode_state(state), next_sequence=cut)
-    for past in history[:cut][-again.markets[instrument().id].reach :]:
-        assert isinstance(past, Bar)
-        Restart(again).recall(past)
-    assert steps_of(again, events[cut:]) == whole[cut:]
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 1_000))
-def test_cash_is_what_the_fills_say(seed: int) -> None:
-    got = steps_of(engine(), list(bars(80, seed=seed)))
-    paid = sum(
-        (fill.notional if fill.side == "BUY" else -fill.notional) + fill.fee
-        for step in got
-        for fill in step.fills
-    )
-    last = got[-1]
-    entry = present(last.position).entry_notional
-    assert last.account.cash == 1_000_000 * 10**8 - paid + entry
 
 
 # ---------------------------------------------------------------- bars
@@ -504,11 +471,6 @@ def test_edge_compares_the_calibrated_mean_with_the_round_trip_cost() -> None:
         if step.decision
     ]
     assert verdicts[2:] == ["edge", None]
-
-
-def test_the_same_events_and_answers_always_cause_the_same_steps() -> None:
-    answers: list[Forecast | None] = [None, None, *[forecast(0.001 * i) for i in range(-5, 5)]]
-    assert answered(attention(), answers) == answered(attention(), answers)
 
 
 def test_what_only_the_steps_say_is_stored_now_and_then_and_once(

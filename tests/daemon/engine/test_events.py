@@ -11,7 +11,7 @@ from exit_cases import KEY, flat_bars, held, long, machine, path, quoted, short,
 from fakes import FixedForecaster
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.exit_orders import NOTHING_FOLLOWS
+from tracepaper.daemon.broker.exit_orders import NO_NEXT_PLAN
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
@@ -50,7 +50,7 @@ def change(warm_from: tuple[tuple[str, int], ...]) -> ModelChange:
 
 
 def prepared(engine: Engine) -> Engine:
-    """Prepare terms as another model's card would decide them."""
+    """Prepare the terms of another model's card."""
     config = load(None, {"strategy": {"name": "sma_cross"}, "gate": {"plausible": "50"}})
     strategies = {KEY: SmaCross(fast=3, slow=5, long_only=True)}
     terms = model_terms(config, strategies, None, execution=FillModel.NEXT_OPEN)
@@ -109,10 +109,10 @@ def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:
 def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
     engine = machine({0: long(stop=98.0), 1: short(stop=102.0)}, execution=FillModel.QUOTE)
     steps_of(engine, [*flat_bars(1), quoted(10_000, 1), bar(10_000, index=1)])
-    following = present(engine.state().account.books[KEY].protection.following)
-    assert following != NOTHING_FOLLOWS
+    following = present(engine.state().account.books[KEY].protection.next_plan)
+    assert following != NO_NEXT_PLAN
     engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
-    assert engine.state().account.books[KEY].protection.following == NOTHING_FOLLOWS
+    assert engine.state().account.books[KEY].protection.next_plan == NO_NEXT_PLAN
 
 
 def test_what_moves_an_order_of_a_shadow_account_alone_is_saved() -> None:

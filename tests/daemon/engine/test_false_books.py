@@ -25,7 +25,7 @@ BARS = 20
 
 
 class Looks(Strategy):
-    """Remembers when the books that it saw stood, in seconds before the close."""
+    """Records the times of the books that it saw, in seconds before the close."""
 
     gates = CORE_GATES
     books = 60
@@ -152,7 +152,7 @@ def test_bars_that_come_late_judge_the_books_of_their_own_time() -> None:
 
 
 def test_what_is_recalled_hides_the_same() -> None:
-    """A replay that goes on, and one that begins in the midst of a run."""
+    """A replay that resumes, and one that begins in the middle of a run."""
     mids = [PRICE] * 60
     mids[30] = DOWN
     events: list[Depths | Bar] = [books(mids), minute(BARS), books([PRICE] * 9, index=BARS + 1)]

@@ -1,4 +1,4 @@
-"""Hedge mode: two sides of one symbol, never a unit apart from an account kept by itself."""
+"""Hedge mode: two sides of one symbol, equal to an independent account to the last unit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from account_laws import check_account, run
-from builders import bar, bars, instrument, quote
+from builders import bar, bars, instrument, present, quote
 from hedged_cases import (
     DRAWN,
     LONG,
@@ -18,7 +18,7 @@ from hedged_cases import (
 )
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_moves
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, pack_moves
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
@@ -163,7 +163,7 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
 
 
 def test_sides_that_end_together_are_not_asked_for_again() -> None:
-    """The same signal at the same sum of targets, and yet each side has another one."""
+    """Signal and sum of targets stay the same, but the target of each side changes."""
     says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
     before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
     wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
@@ -179,29 +179,27 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     assert not [order for step in steps[7:] for order in step.orders]
 
 
-def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refuses() -> None:
-    engine = scripted(
-        {"1": ["LONG"], "3": ["SHORT", None, None, 0.6], "5": ["SHORT"]},
-        horizon=4,
-        account={"cash": "5100"},
+def test_what_no_quote_filled_is_sent_again_but_not_at_a_bar_that_a_limit_refuses() -> None:
+    says = {"1": ["LONG"], "3": ["SHORT", None, None, 0.6], "5": ["SHORT"]}
+    config = configured(
+        {"says": says, "horizon": 4},
+        of=SCRIPTED,
+        sizing={"mode": "fixed", "quantity": "4"},
         risk={"max_notional": "70000"},
+        gate={"stale_ms": 10**9},
     )
-    stream = list(bars(9))
-    received = Funding(KEY, -5 * 10**8, stream[4].close_time_ms, stream[4].close_time_ms)
-    steps: list[Step] = []
-    events: list[Event] = [*stream[:5], received, *stream[5:]]
-    for event in events:
-        steps.append(engine.step(event, None))
-        check_account(engine.broker.account)
-    del steps[5]
-    cannot, refused = steps[3].decision, steps[5].decision
-    assert cannot is not None
-    assert cannot.unfilled_reason == "SHORT: the available balance does not cover its margin"
-    assert refused is not None
+    stream: list[Event] = list(bars(7))
+    shown = (displayed(bar.close, bar.close_time_ms + 500, FillModel.QUOTE) for bar in bars(2))
+    for place, event in enumerate(shown):
+        stream.insert(2 * place + 1, event)
+    decided = [step for step in run(built(config, FillModel.QUOTE), stream) if step.decision]
+    sent = [
+        [order.position_side for order in step.orders if order.status is OrderStatus.ACCEPTED]
+        for step in decided
+    ]
+    assert sent[1:6] == [[LONG], [], [SHORT], [SHORT], [LONG]]
+    refused = present(decided[5].decision)
     assert (refused.refused_by, refused.reason) == ("risk.notional", "horizon")
-    assert [order.position_side for order in steps[5].orders] == [LONG]  # it is closed
-    filled = [[fill.position_side for fill in step.fills] for step in steps[6:8]]
-    assert filled == [[LONG], []]
 
 
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
@@ -259,10 +257,12 @@ def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:
     assert sides(steps[4]) == (0, -1_500)  # what closes is cut to what there is
     (refused,) = steps[5].orders
     assert refused.status is OrderStatus.REJECTED
-    assert refused.reason == "it may only reduce, and there is no position for it to close"
+    assert refused.reason == "it is reduce-only, and there is no position for it to close"
     assert all(order.reduce_only for order in steps[3].orders)
     unnamed = scripted({"1": ["ORDERS", [of("BUY", None, 1)]]})
-    with pytest.raises(StrategyFailed, match="without a position_side, which the account needs"):
+    with pytest.raises(
+        StrategyFailed, match="without a position_side, which an account in hedge mode needs"
+    ):
         run(unnamed, list(bars(3)))
 
 
@@ -289,7 +289,7 @@ def displayed(close: int, at_ms: int, model: FillModel) -> Event:
     if model is FillModel.QUOTE:
         return quote(close - 5, close + 5, at_ms=at_ms, size=4_000)
     bids, asks = ((BookLevel(close + off, 4_000, at_ms),) for off in (-5, 5))
-    moves = packed_moves(BookMoves((), bids, asks))
+    moves = pack_moves(BookMoves((), bids, asks))
     return BookUpdate(KEY, "", at_ms, is_sampled=False, books=moves, market_ms=at_ms, seen_ms=at_ms)
 
 
@@ -308,7 +308,7 @@ def test_what_the_market_shows_is_shared_by_both_sides(model: FillModel) -> None
 
 
 def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
-    """Their net is nothing; its past values what is held all the same."""
+    """The net is 0, but both sides must still be valued."""
     sizing = {"mode": "fixed", "quantity": "1"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "5": ["FLAT"]}, sizing=sizing)
     states = []
@@ -321,7 +321,7 @@ def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
 
 
 def test_the_side_that_receives_funding_is_settled_first() -> None:
-    """Its money covers what the other one pays, before any margin does."""
+    """Its receipt covers the payment of the other side before any margin does."""
     account = {"cash": "8900", "leverage": "10"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]}, account=account)
     stream = list(bars(6))
@@ -362,10 +362,10 @@ def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:
 @pytest.mark.parametrize(
     ("says", "what"),
     [
-        ({"1": ["FLAT", "LONG"]}, "names a position_side, and the account is in one-way mode"),
+        ({"1": ["FLAT", "LONG"]}, "names a position_side, but the account is in one-way mode"),
         (
             {"1": ["ORDERS", [{"side": "BUY", "of": "LONG", "quantity": 1}]]},
-            "names a position_side, and the account is in one-way mode",
+            "names a position_side, but the account is in one-way mode",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The laws of the engine in a short profile, and that they refuse an engine that is wrong."""
+"""The laws of the engine on short random histories; planted faults break them."""
 
 from __future__ import annotations
 
@@ -63,6 +63,10 @@ def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
     return lambda *_given, **_named: None
 
 
+def _always(_honest: Callable[..., bool]) -> Callable[..., bool]:
+    return lambda *_given: True
+
+
 def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
     return lambda _state, decision, _refusal: decision
 
@@ -79,7 +83,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (TWO_BY_QUOTES, Engine, "forget_passing", _never),
     (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
     (SPOT_BY_BARS, MemberState, "unfilled", _says_nothing),
-    (MARGIN_BY_BARS, matching, "_may_meet", _never),
+    (MARGIN_BY_BARS, matching, "passes", _always),
 ]
 
 

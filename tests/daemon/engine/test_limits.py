@@ -1,4 +1,4 @@
-"""Limits and sizes that look at the account, through whole runs: kept, derived again, restarted."""
+"""Limits and account-based sizes in whole runs: enforced, verified and restarted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of orders at the gates, before the operator, and in what a feed has to hand on."""
+"""Lists of orders: gates, the operator's commands, and the quotes that a feed passes on."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_a_list_that_passes_is_an_orders_decision_without_a_target() -> None:
 
 
 def test_judgement_refuses_entries_and_lets_through_what_only_reduces() -> None:
-    """Direction fails without a forecast: entries pass all gates, others skip judgement."""
+    """Without a forecast the gate direction fails; requests that only reduce skip judgement."""
     gates = Strategy.gates | {"direction"}
     entries = listed(buy(1))
     machine = engine(entries, listed(buy(1), sell(1, reduce_only=True), Cancel("a")), gates=gates)

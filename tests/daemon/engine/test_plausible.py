@@ -1,4 +1,4 @@
-"""One false quote, mark or rate fills and liquidates nothing; a crash that others show does."""
+"""One false quote, mark or rate fills and liquidates nothing; a confirmed crash does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.price_checks import OWN_MS, largest_rate
+from tracepaper.daemon.engine.price_checks import SOURCE_MEMORY_MS, largest_rate
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, OrderStatus, Step
@@ -35,7 +35,7 @@ HELD_MS = START_MS + BARS * MINUTE  # the close of the last bar
 
 
 class Says(Strategy):
-    """Says what it was made with at the last of the bars, and HOLD at the others."""
+    """Gives its signal at the last of the bars, and HOLD at the others."""
 
     gates = CORE_GATES
 
@@ -317,7 +317,7 @@ NEVER = 10 * MINUTE
 )
 @pytest.mark.parametrize("gap", [1, 8])
 def test_a_crash_that_sources_show_liquidates(sources: str, lags: dict[str, int], gap: int) -> None:
-    """Also where only every fourth second is heard, so that each frame jumps."""
+    """Also if only every fourth second arrives, so that each frame jumps."""
     engine = held(machine(LONG, margin=True))
     events = crash(sources, lags=lags)
     if gap > 1:
@@ -360,7 +360,7 @@ def test_a_source_goes_on_from_its_own_price_of_two_minutes_before(late_ms: int)
     engine = held(machine(LONG))
     engine.step(mark(PRICE, T0), None)
     assert fills(engine, book(DOWN, T0 + 100), trade(DOWN, T0 + 200)) == []  # believed by now
-    at = T0 + OWN_MS + late_ms
+    at = T0 + SOURCE_MEMORY_MS + late_ms
     engine.step(book(DOWN, at - 50), None)
     assert (engine.step(mark(PRICE - 50, at), None).belief is None) is (late_ms == 0)
 

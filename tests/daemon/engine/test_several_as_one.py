@@ -1,4 +1,4 @@
-"""What several strategies hold together fares as if one strategy held it: margin, sizes, paths."""
+"""Positions of several strategies behave like those of one: margin, sizes, paths."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_half_an_account_is_traded_as_an_account_of_half_the_cash(mode: str) -> 
 
 
 def entered(engine: Engine) -> list[Fill]:
-    """Let *engine* decide a first bar at 10,000 and fill what it orders at a quote of plenty."""
+    """Let *engine* decide a first bar at 10,000, and fill its orders by a large quote."""
     fills: list[Fill] = []
     quotes = [quote(999_900, 1_000_000, at_ms=START_MS + ms) for ms in (MINUTE - 500, MINUTE + 500)]
     for event in (quotes[0], bar(1_000_000), quotes[1]):

@@ -30,7 +30,7 @@ def items() -> list[Instrument]:
 
 
 def scripted(execution: FillModel = FillModel.NEXT_OPEN, **says: dict[str, Any]) -> Engine:
-    """Return an engine of two strategies that say what they are told of BTCUSDT."""
+    """Return an engine of two scripted strategies on BTCUSDT."""
     config = configured(
         ("a", "b"), ("0.5", "0.5"), of=(SCRIPTED, SCRIPTED),
         options=({"says": says["a"]}, {"says": says["b"]}),
@@ -58,10 +58,10 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     size = broker.account.owners["a"].held(KEY)
     assert (broker.account.owners["b"].held(KEY), broker.account.held(KEY)) == (-size, 0)
     broker.share_out()
-    broker.account.owners["b"].lines_of(KEY)[0].want(
+    broker.account.owners["b"].lines_of(KEY)[0].set_target(
         -size // 4, "less"
     )  # of what crosses, a half is bought
-    broker.account.line(KEY).agree()
+    broker.account.line(KEY).sum_share_targets()
     for candle in flat(4)[2:]:
         engine.step(candle, None)
     long, short = (broker.account.owners[name].held(KEY) for name in ("a", "b"))
@@ -73,7 +73,7 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     check_account(engine.broker.account)
     assert broker.account.held(KEY) == 0
     assert [fill.quantity for fill in filled.fills] == [net]
-    assert list(filled.of_others) == ["a"]  # b stands on the other side
+    assert list(filled.other_fills) == ["a"]  # b stands on the other side
     assert [owner.held(KEY) for owner in broker.account.owners.values()] == [long - net, short]
     step = engine.step(bar(40_000, index=4, instrument_id=KEY), None)
     check_account(engine.broker.account)

@@ -1,4 +1,4 @@
-"""Several strategies on one account: netted, crossed, protected, and never a unit apart."""
+"""Several strategies on one account: netted, crossed, protected, adding up to the unit."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
 
 
 def listing(*, risk: dict[str, Any], **says: dict[str, list[Any]]) -> Engine:
-    """Return two strategies that say at each bar, at 100, what *says* has of them."""
+    """Return two strategies that answer each bar, at 100, by *says*."""
     options = [{"says": of} for of in says.values()]
     shares = ("0.5", "0.5")
     return built(configured([*says], shares, of=[SCRIPTED] * 2, options=options, risk=risk))
@@ -374,7 +374,7 @@ def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_do
 def hedged(
     *says: dict[str, list[Any]], model: FillModel = FillModel.NEXT_OPEN, **risk: str
 ) -> Engine:
-    """Return the engine of strategies in hedge mode that say what they are told."""
+    """Return the engine of scripted strategies in hedge mode."""
     config = configured(
         "abc", ["0.3"] * len(says), of=[SCRIPTED] * len(says),
         options=[{"says": of} for of in says], sizing={"mode": "fixed", "quantity": "0.4"},
@@ -428,7 +428,7 @@ def test_in_hedge_mode_a_limit_lets_one_side_go_while_the_other_is_not_reached()
 
 
 def test_in_hedge_mode_a_confirmed_share_is_stored_at_once() -> None:
-    """A step says that a strategy's position was confirmed, and not of which side."""
+    """A step does not record which side of a share was confirmed."""
     says = {"says": {"1": ["LONG"], "4": ["LONG"]}, "horizon": 20}
     config = configured(
         ("a", "b"), ("0.5", "0.5"), of=[hedged_cases.SCRIPTED] * 2, options=[says, {"says": {}}],

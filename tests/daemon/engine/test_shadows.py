@@ -1,4 +1,4 @@
-"""Shadows that depend on the run: a gate by chance, and as much held as the run itself held."""
+"""Shadow accounts that depend on the run, such as random_gate and buy_and_hold."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_a_shadow_without_a_gate_is_a_run_without_it(name: str, on_refusal: str)
 
 
 def test_a_shadow_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
-    """A target that cash refused is asked for again, but at no bar that a gate holds."""
+    """A target refused for lack of cash is requested again, except where a gate refuses."""
     market, sizing = {"category": "spot"}, {"mode": "notional", "notional": "1001000"}
     gate = {"learned_regimes": [1]}
     steps = with_heads(["no_learned_regime"], gate=gate, market=market, sizing=sizing)

@@ -1,4 +1,4 @@
-"""A run with stretches ends with the digest that it has by steps, and a difference is seen."""
+"""A run with stretches has the digest of a run by steps; planted differences are found."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_a_state_that_is_not_stored_is_seen(
 def test_a_strategy_that_is_asked_twice_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal = vars(MemberState)["_signal"]
+    signal = vars(MemberState)["_answer_to"]
 
     def forgetful(self: MemberState, context: object) -> object:
         self.ahead = None
         return signal(self, context)
 
-    monkeypatch.setattr(MemberState, "_signal", forgetful)
+    monkeypatch.setattr(MemberState, "_answer_to", forgetful)
     with pytest.raises(AssertionError, match="calls"):
         HistoryBothWays(FAILS, tmp_path)
 

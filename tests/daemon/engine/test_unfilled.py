@@ -96,7 +96,7 @@ SIZES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", CATEGORIES)
 def test_an_allowed_entry_of_any_size_is_filled_at_the_next_bar(kind: str, size: str) -> None:
-    """Also where that bar opens higher, and never again where prices fall after it."""
+    """Also if that bar opens higher; a later fall in price fills nothing more."""
     category, account = CATEGORIES[kind]
     opens = [100.0] * 8 + [103.0, 103.0, 99.0, 95.0]
     prices = dict.fromkeys(("open", "high", "low", "close"), opens)

@@ -23,9 +23,9 @@ from tracepaper.daemon.broker.book_fills import (
     QueueState,
     after_change,
     after_trade,
-    moves_in,
-    packed_moves,
-    walked,
+    pack_moves,
+    unpack_moves,
+    walk_levels,
 )
 from tracepaper.strategies.api.context import Cancel, buy, sell
 from tracepaper.strategies.errors import DataInvalid
@@ -414,7 +414,7 @@ def test_a_walk_leaves_what_was_taken() -> None:
     levels, used = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], Queues(QueueRules())
     used.frame = 2
     used.take(Side.SELL, levels[0], 2)
-    walk = walked(levels, used, Side.BUY, 9, None)
+    walk = walk_levels(levels, used, Side.BUY, 9, None)
     assert [(level.price, part) for level, part in walk] == [(101, 3), (102, 6)]
     assert used.left(Side.SELL, BookLevel(101, 5, 3)) == 5  # a later frame set it
     used.forget_renewed(Side.SELL, [BookLevel(101, 5, 3)])
@@ -432,7 +432,7 @@ def _update(moved: BookMoves, **keys: Any) -> BookUpdate:
         "market_ms": 50,
         "seen_ms": 50,
     } | keys
-    return BookUpdate(KEY, books=packed_moves(moved), **fields)
+    return BookUpdate(KEY, books=pack_moves(moved), **fields)
 
 
 SOUND = BookMoves((Move(40, Side.BUY, 99, 3),), (BookLevel(99, 3, 9),), (BookLevel(101, 5, 1),))
@@ -458,19 +458,19 @@ DAMAGED = {
 
 
 def test_an_event_comes_back_as_it_was_packed() -> None:
-    assert moves_in(_update(SOUND)) == SOUND
+    assert unpack_moves(_update(SOUND)) == SOUND
 
 
 @pytest.mark.parametrize("moved", DAMAGED.values(), ids=DAMAGED)
 def test_an_event_that_no_feed_writes_is_refused(moved: BookMoves) -> None:
     with pytest.raises(DataInvalid, match="which no recording writes"):
-        moves_in(_update(moved))
+        unpack_moves(_update(moved))
 
 
 @pytest.mark.parametrize("moved", [SOUND, SOUND._replace(moves=(), is_whole=False)])
 def test_a_sample_knows_nothing_of_what_happened_before_it(moved: BookMoves) -> None:
     with pytest.raises(DataInvalid, match="which no recording writes"):
-        moves_in(_update(moved, is_sampled=True))
+        unpack_moves(_update(moved, is_sampled=True))
 
 
 @pytest.mark.parametrize("cut", [0, 5, -1])
@@ -478,4 +478,4 @@ def test_a_torn_event_is_refused(cut: int) -> None:
     sound = _update(SOUND)
     torn = BookUpdate(KEY, "", 9, False, sound.books[:cut], 50, 50)
     with pytest.raises(DataInvalid, match="is damaged"):
-        moves_in(torn)
+        unpack_moves(torn)

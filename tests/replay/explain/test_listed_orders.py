@@ -61,9 +61,9 @@ def test_explain_lists_what_a_list_sent_and_canceled(run: Backtest) -> None:
         ("BUY", "LIMIT", "99.5", "filled at 99.5 as maker"),
         ("BUY", "LIMIT", "50.0", "canceled by the strategy"),
         ("SELL", "MARKET", None,
-         "rejected: it may only reduce, and there is no position for it to close"),
+         "rejected: it is reduce-only, and there is no position for it to close"),
     ]  # fmt: skip
-    for words in ("filled 2 at 99.5", "canceled by the strategy", "rejected: it may only"):
+    for words in ("filled 2 at 99.5", "canceled by the strategy", "rejected: it is reduce-only"):
         assert words in first.text
     second = run.explain(decided(run, "second"))
     assert became(second.document) == [
@@ -80,7 +80,7 @@ def test_the_report_lists_them_for_terminal_json_and_page(run: Backtest, tmp_pat
     assert [of[3] for of in became(report)] == [
         "filled at 99.5 as maker",
         "canceled by the strategy",
-        "rejected: it may only reduce, and there is no position for it to close",
+        "rejected: it is reduce-only, and there is no position for it to close",
         "rests",
     ]
     assert {of["decision"] for of in report["orders"]} == {
