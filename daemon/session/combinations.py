@@ -1,4 +1,4 @@
-"""The combinations of settings that no run takes: each a row with the one sentence that says so."""
+"""The combinations of settings that no run supports, each with its error message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tracepaper.strategies.types.market import Category
 
 
 class Trait(StrEnum):
-    """What a run is or has, in the words of the documentation."""
+    """A property of a run; the value is its text in the documentation."""
 
     LIVE = "a daemon"
     SPOT = '`market.category = "spot"`'
@@ -44,8 +44,8 @@ class Trait(StrEnum):
     SIZED_BY_VOLATILITY = '`sizing.mode = "volatility"`'
     SIZED_BY_STOP = '`sizing.mode = "risk"`'
     NO_STOP = "a built-in strategy without a stop in `[exits]`"
-    ASKS_NONE = "a strategy that asks no model"
-    ASKS_CLOSES = "a strategy that trades all symbols of a close by a model"
+    WITHOUT_MODEL = "a strategy without a model"
+    TRADES_CLOSES = "a strategy that trades all symbols of a close by a model"
     CUSTOM_CLASS = "`model.class`"
     RETRAIN = "`model.retrain`"
     COVARIATES = "`model.covariates`"
@@ -58,7 +58,7 @@ class Trait(StrEnum):
 
 
 class Combination(NamedTuple):
-    """Traits that no run has together, and why, with what to do."""
+    """Traits that no run may have together, and the error message with the remedy."""
 
     traits: frozenset[Trait]
     sentence: str
@@ -66,10 +66,10 @@ class Combination(NamedTuple):
 
 TABLE: Final = """
 LIVE + MONTHS
-    market.interval = "M" is for replays, since a daemon of months decides once a month; set another
+    market.interval = "M" is for replays, since a daemon would decide once a month; set another
     interval, or replay candles by `tracepaper replay --data FILE`.
 LIVE + SHARES
-    market.asset = "stock" has no exchange here; trade its candle files by `tracepaper replay --data
+    market.asset = "stock" has no exchange here; replay candle files by `tracepaper replay --data
     FILE`, or leave the key out.
 LIVE + UNIVERSE + BOOK_FILLS
     execution.model 'book' fills no orders of a universe; take out [market.universe], or set
@@ -97,28 +97,28 @@ CRYPTO + FEE_PER_SHARE
 CRYPTO + FEE_MINIMUM
     execution.fee_minimum is for shares; take it out, or set market.asset to "stock".
 SIZED_BY_STOP + NO_STOP
-    sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy gives none; set
+    sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy sets none; set
     [exits] stop_loss, choose another mode, or a class of your own.
 SIZED_TREND + SIZED_BY_VOLATILITY
     sizing.mode 'volatility' would size a trend by volatility a second time; choose another mode, or
     strategy.trend_sized_by constant.
-ASKS_NONE + COVARIATES
-    [model] covariates are for a model, and the strategy asks none here; take them out.
+WITHOUT_MODEL + COVARIATES
+    [model] covariates are for a model, and this strategy uses none; take them out.
 CUSTOM_CLASS + COVARIATES
     [model] covariates are a checkpoint's; take them out, and name the file of a class by [model]
     files.
 COVARIATES + READS_BOOKS
     The checkpoint was trained with order books, which [market] depth gives; take out [model]
     covariates.
-ASKS_NONE + RETRAIN
-    [model] retrain trains a model, and the strategy trades none; take it out.
+WITHOUT_MODEL + RETRAIN
+    [model] retrain is for a model, and this strategy uses none; take it out.
 CUSTOM_CLASS + RETRAIN
     [model] retrain trains checkpoints, and [model] class names a class of your own; leave one of
     them out.
 RETRAIN + COVARIATES
     A model with [model] covariates is not retrained in service; take out [model] retrain.
-ASKS_CLOSES + RETRAIN
-    [model] retrain trains models of single symbols, and the strategy trades all of them together;
+TRADES_CLOSES + RETRAIN
+    [model] retrain trains models of single symbols, and the strategy trades all symbols together;
     take it out, and train by `tracepaper train`.
 RETRAIN + READS_BOOKS
     A model that reads order books is not retrained in service; take out [model] retrain.
@@ -140,7 +140,7 @@ EXPLANATION + READS_CLOSES
     A checkpoint that answers for all symbols of a close runs on the processor and is explained by
     the usual rollout; take model.explanation out.
 """
-"""The traits of each row, and below them its sentence; of several rows the first one is said."""
+"""Rows of traits and, indented, their error message; the first row that applies is reported."""
 
 
 COMBINATIONS: Final = tuple(
@@ -152,9 +152,9 @@ COMBINATIONS: Final = tuple(
 def traits_of(
     config: Config, card: Mapping[str, Any] | None = None, *, live: bool = False
 ) -> frozenset[Trait]:
-    """Return the traits of a run of *config*, by the checkpoint of *card* where that is read.
+    """Return the traits of a run of *config*, and of the checkpoint of *card* if one is given.
 
-    Those of a strategy are left out where there are several, each with a configuration of its own.
+    With several strategies the traits of a strategy are left out: each has its own configuration.
     """
     market, account, model, costs = config.market, config.account, config.model, config.execution
     has = {
@@ -190,7 +190,7 @@ def traits_of(
             Trait.SIZED_BY_VOLATILITY: mode == "volatility",
             Trait.SIZED_BY_STOP: mode == "risk",
             Trait.NO_STOP: ":" not in chosen.name and not config.exits.has_stop,
-            Trait.ASKS_CLOSES: ASKS.get(chosen.name) is DataSource.CLOSES,
+            Trait.TRADES_CLOSES: ASKS.get(chosen.name) is DataSource.CLOSES,
         }
     if card is not None:
         from tracepaper.strategies.forecasters.build import known_kind
@@ -205,7 +205,7 @@ def traits_of(
 
 
 def reject_combination(traits: frozenset[Trait]) -> None:
-    """Raise ``ConfigInvalid`` with the sentence of the first row whose traits are all there."""
+    """Raise ``ConfigInvalid`` with the message of the first row whose traits are all present."""
     for row in COMBINATIONS:
         if row.traits <= traits:
             raise ConfigInvalid(row.sentence)

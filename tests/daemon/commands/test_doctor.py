@@ -78,7 +78,7 @@ def test_a_sound_machine_passes_every_check(tmp_path: Path, cli: Cli) -> None:
     assert {name for name, (verdict, _) in document.items() if verdict == "fail"} == set()
     assert "torch 2" in document["packages"][1]
     assert "sdpa" in document["attention"][1]
-    assert "SHA-256 as its card names" in document["checkpoint"][1]
+    assert "SHA-256 equals its card" in document["checkpoint"][1]
 
 
 def test_people_read_one_line_a_check(tmp_path: Path, cli: Cli) -> None:

@@ -26,7 +26,7 @@ from tracepaper.daemon.session.child import (
     ChildProcess,
     TimeLimits,
     frame_of,
-    keep,
+    repeat,
 )
 
 
@@ -248,8 +248,8 @@ async def test_messages_are_taken_until_the_process_ends(planted: PlantedEcho) -
 
 async def test_what_a_process_prints_is_no_message() -> None:
     code = (
-        "from tracepaper.daemon.session.child import frame_of, take_output\n"
-        "output = take_output()\n"
+        "from tracepaper.daemon.session.child import frame_of, reserve_stdout\n"
+        "output = reserve_stdout()\n"
         "print('a word', flush=True)\n"
         "output.write(frame_of('an answer'))\n"
     )
@@ -275,6 +275,6 @@ async def test_a_fault_is_followed_by_a_pause_that_grows_until_work_goes_well() 
             raise RuntimeError("planted")
 
     with suppress(asyncio.CancelledError):
-        await keep(work, clock, lambda _error, pause_s: failed.append(pause_s))
+        await repeat(work, clock, lambda _error, pause_s: failed.append(pause_s))
     assert failed == [1, 2, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1]
     assert clock.slept == failed

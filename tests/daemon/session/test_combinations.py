@@ -48,8 +48,8 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
     Trait.SIZED_BY_VOLATILITY: {"sizing.mode": "volatility", "sizing.volatility": "ewma"},
     Trait.SIZED_BY_STOP: {"sizing.mode": "risk"},
     Trait.NO_STOP: {"strategy.name": "sma_cross"},
-    Trait.ASKS_NONE: {"strategy.name": "sma_cross"},
-    Trait.ASKS_CLOSES: {"strategy.name": "crossasset", "model.checkpoint": "mine"},
+    Trait.WITHOUT_MODEL: {"strategy.name": "sma_cross"},
+    Trait.TRADES_CLOSES: {"strategy.name": "crossasset", "model.checkpoint": "mine"},
     Trait.CUSTOM_CLASS: {"model.class": "mine:Mine"},
     Trait.RETRAIN: {"model.retrain": "7d"},
     Trait.COVARIATES: {"model.covariates": "news.csv"},
@@ -63,7 +63,7 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
 """Of each trait the keys that give it to a run that has none."""
 OF_A_CARD = {Trait.READS_BOOKS, Trait.READS_OTHER, Trait.READS_CLOSES}
 OF_A_MODEL = OF_A_CARD | {
-    Trait.ASKS_CLOSES,
+    Trait.TRADES_CLOSES,
     Trait.CUSTOM_CLASS,
     Trait.RETRAIN,
     Trait.COVARIATES,
@@ -106,7 +106,7 @@ def pairs() -> list[tuple[Trait, Trait, Config]]:
 
 
 def test_each_trait_is_read_from_its_keys() -> None:
-    for trait in set(Trait) - OF_A_CARD - {Trait.ASKS_NONE, Trait.LIVE}:
+    for trait in set(Trait) - OF_A_CARD - {Trait.WITHOUT_MODEL, Trait.LIVE}:
         config = configured(trait)
         assert config is not None, trait
         assert trait in traits_of(config), trait
@@ -130,7 +130,7 @@ def test_a_pair_is_refused_by_its_row_or_is_built() -> None:
     for first, second, config in pairs():
         pair = {first, second}
         for live in (True, False) if Trait.LIVE not in pair else (True,):
-            traits = traits_of(config, live=live) | (pair & (OF_A_CARD | {Trait.ASKS_NONE}))
+            traits = traits_of(config, live=live) | (pair & (OF_A_CARD | {Trait.WITHOUT_MODEL}))
             assert pair <= traits, pair
             if rows := [row for row in COMBINATIONS if row.traits <= traits]:
                 with pytest.raises(ConfigInvalid) as refused:

@@ -54,8 +54,8 @@ class CovariateRun:
         self.reader = CovariateReader(
             self.path, self.source, period_start_ms=0, since_ms=close(since), deadline_ms=60_000
         )
-        if not self.reader.has_begun:
-            self.see(self.reader.first(load(None), close(0)))
+        if not self.reader.has_rows:
+            self.see(self.reader.initial(load(None), close(0)))
 
     def see(self, event: Event) -> None:
         self.events.append(event)
@@ -67,7 +67,7 @@ class CovariateRun:
 
     async def answer(self, number: float, symbol: str = "BTC") -> list[float]:
         closed = closing(number, symbol)
-        if (reading := await self.reader.newly(closed)) is not None:
+        if (reading := await self.reader.read_new(closed)) is not None:
             self.see(reading)
         self.see(closed)
         columns = CovariateColumns(SCALE, self.source)

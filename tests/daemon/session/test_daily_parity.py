@@ -182,7 +182,7 @@ async def test_what_breaks_off_is_a_result_too(
 ) -> None:
     planted.answers(code)
     daily_parity, submitted = daily(planted.folder, time_limit=limit)
-    async with daily_parity.at_work(lambda: None):
+    async with daily_parity.in_background(lambda: None):
         daily_parity.observe(closed(10))
         await until(lambda: submitted.events, poll_s=0.01)
     (event,) = submitted.events
@@ -226,7 +226,7 @@ async def test_the_day_that_is_checked_is_the_last_that_is_whole(
     planted: ParityProgram, step: Step, day: str
 ) -> None:
     daily_parity, submitted = daily(planted.folder)
-    async with daily_parity.at_work(lambda: None):
+    async with daily_parity.in_background(lambda: None):
         daily_parity.observe(step)
         await until(lambda: submitted.events, poll_s=0.01)
     assert planted.calls()[0].split()[1:3] == ["--day", day]
@@ -237,7 +237,7 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityPr
     wait = f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
     planted.answers(f"{wait}\nprint({msgspec.json.encode(WELL).decode()!r})")
     daily_parity, submitted = daily(planted.folder)
-    async with daily_parity.at_work(lambda: None):
+    async with daily_parity.in_background(lambda: None):
         daily_parity.observe(closed(10))
         await until(planted.calls, poll_s=0.01)
         assert daily_parity.is_checking

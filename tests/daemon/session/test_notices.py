@@ -107,7 +107,9 @@ def test_what_others_wrote_stays_one_line_without_control_characters() -> None:
 # ---------------------------------------------------------------- limits and commands
 
 
-@pytest.mark.parametrize(("on_breach", "action"), [("halt", "no new"), ("flatten", "what is held")])
+@pytest.mark.parametrize(
+    ("on_breach", "action"), [("halt", "no new"), ("flatten", "all positions")]
+)
 def test_a_breach_is_told_once_until_it_is_lifted(on_breach: str, action: str) -> None:
     notifier = notices(on_breach)
     steps = [closed(START_MS + minute * MINUTE) for minute in range(3)]

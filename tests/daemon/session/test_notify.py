@@ -114,7 +114,7 @@ def messenger(clock: SystemClock | ManualClock | None = None, **section: Any) ->
 
 @asynccontextmanager
 async def working(sender: Messenger) -> AsyncIterator[Messenger]:
-    async with sender.at_work(pytest.fail):
+    async with sender.in_background(pytest.fail):
         yield sender
 
 

@@ -74,7 +74,7 @@ REFUSED = {
     "a stranger's database": (SMA + '[storage]\nurl = "sqlite:///words.db"\n', "words.db"),
     "a file for a folder": (
         SMA + '[storage]\nurl = "sqlite:///words.db/a/b.db"\n',
-        "cannot be made",
+        "cannot be created",
     ),
 }
 

@@ -28,7 +28,7 @@ from waiting import deadline, deadline_s
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import retraining
 from tracepaper.daemon.session.build import needs_forecaster
-from tracepaper.daemon.session.child import ENDED
+from tracepaper.daemon.session.child import DAEMON_GONE
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.retraining import level_of, not_judged, with_verdict
@@ -229,8 +229,8 @@ async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_
 def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
     code = (
         "import os, time\n"
-        "from tracepaper.daemon.session.child import stay_behind\n"
-        "stay_behind(memory_mb=512)\n"
+        "from tracepaper.daemon.session.child import limit_this_process\n"
+        "limit_this_process(memory_mb=512)\n"
         "import resource\n"
         "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE,\n"
         "      resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20, flush=True)\n"
@@ -245,7 +245,7 @@ def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
     ) as process:
         assert present(process.stdout).readline().split() == ["19", "True", "512"]
         present(process.stdin).close()
-        assert process.wait(timeout=deadline_s()) == ENDED
+        assert process.wait(timeout=deadline_s()) == DAEMON_GONE
 
 
 # ---------------------------------------------------------------- rules

@@ -43,7 +43,7 @@ async def test_an_error_beside_the_service_ends_it_and_is_no_orderly_stop() -> N
     supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
 
     async def main() -> None:
-        async with Breaks().at_work(supervisor.stop):
+        async with Breaks().in_background(supervisor.stop):
             await forever()
 
     with pytest.raises(AuditUnwritable, match="cannot be stored"):

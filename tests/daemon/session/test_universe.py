@@ -31,10 +31,10 @@ from tracepaper.daemon.session.universe import (
     change_of,
     choose,
     known_candidates,
-    list_of,
-    names_of,
+    listed_symbols,
     new_candidates,
     next_choice_ms,
+    read_symbol_list,
 )
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray
@@ -162,7 +162,7 @@ def test_a_universe_decides_a_run() -> None:
             b"\n".join(b"M%dUSDT" % at for at in range(201)),
             "names 201 symbols, and a run trades 200",
         ),
-        (b"#" * 1_000_001, "more than 1,000,000 letters"),
+        (b"#" * 1_000_001, "more than 1,000,000 characters"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(
@@ -171,22 +171,22 @@ def test_a_list_that_cannot_be_used_is_refused(
     file = tmp_path / "list.txt"
     file.write_bytes(content)
     with pytest.raises(ConfigInvalid, match=sentence):
-        names_of(file)
+        read_symbol_list(file)
     with pytest.raises(ConfigInvalid, match="cannot be read"):
-        names_of(tmp_path / "absent.txt")
+        read_symbol_list(tmp_path / "absent.txt")
 
 
 def test_a_list_is_read_in_any_usual_form(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
     for begin in ("", "\ufeff"):  # some editors begin a file so
         file.write_text(f"{begin}btcusdt # the first\r\n\nETH/USDT\nBTCUSDT\n", encoding="utf-8")
-        assert names_of(file) == ("BTCUSDT", "ETHUSDT")
+        assert read_symbol_list(file) == ("BTCUSDT", "ETHUSDT")
 
 
 def test_a_list_may_name_as_many_as_a_run_trades(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
     file.write_text("".join(f"A{number}USDT\n" for number in range(SYMBOLS_MAX)))
-    assert len(names_of(file)) == SYMBOLS_MAX
+    assert len(read_symbol_list(file)) == SYMBOLS_MAX
 
 
 def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> N
     (tmp_path / "paper.toml").write_text(model + rule)
     (tmp_path / "list.txt").write_text("ETHUSDT\n")
     config = load(tmp_path / "paper.toml")
-    assert list_of(config) == ("ETHUSDT",)
+    assert listed_symbols(config) == ("ETHUSDT",)
     preflight(config, tmp_path / "run.db")
     (tmp_path / "list.txt").write_text("")
     with pytest.raises(ConfigInvalid, match="names no symbol"):
@@ -419,7 +419,7 @@ async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_d
     universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
     universe.due_ms = due_ms
     closing = bar(open_time_ms=due_ms - MINUTE)
-    async with universe.at_work(lambda: None):
+    async with universe.in_background(lambda: None):
         for early in (
             undecided(1, bar(open_time_ms=due_ms - 2 * MINUTE)),
             undecided(2, closing, accepted=False),  # a revision
