@@ -26,7 +26,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
-from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
+from tracepaper.daemon.feed.maintenance import ServerTimeReader, delisted
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.daemon.http.metrics import registry_of
@@ -266,13 +266,13 @@ class Daemon:
         instruments: list[Instrument] = []
         for symbol in symbols:
             item = listed.get(symbol)
-            if item is None and (delisted := stored.get(symbol)) is not None:
+            if item is None and (known := stored.get(symbol)) is not None:
                 log.warning(
                     "instrument gone",
-                    instrument=delisted.id,
+                    instrument=known.id,
                     advice="the exchange no longer lists it; other symbols continue",
                 )
-                item = closed(delisted)
+                item = delisted(known)
             instruments.append(await client.instrument(category, symbol) if item is None else item)
         return instruments
 
