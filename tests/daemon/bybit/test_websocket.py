@@ -1,4 +1,4 @@
-"""The connection against a scripted server: subscribing, pings, watchdog, reconnects, bans."""
+"""A connection to a scripted server subscribes, pings, watches for data and reconnects."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ TOPICS = tuple(f"kline.1.S{number}USDT" for number in range(23))
 
 
 class Listener:
-    """What a stream tells, kept for the test."""
+    """Keeps the calls of a stream."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -79,7 +79,7 @@ class Listener:
 
 
 class Setup:
-    """A running stream with everything around it."""
+    """A running stream with its server, clock and listener."""
 
     def __init__(self, server: ScriptedServer, topics: tuple[str, ...]) -> None:
         self.server = server
@@ -265,7 +265,7 @@ async def test_an_answer_is_waited_for_while_older_frames_are_read() -> None:
 
 
 class BelievingFeed:
-    """A feed that believes every date, and keeps why connections were lost."""
+    """A feed that accepts every date, and keeps the causes of lost connections."""
 
     def __init__(self) -> None:
         self.lost: list[GapCause] = []

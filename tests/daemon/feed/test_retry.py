@@ -1,4 +1,4 @@
-"""What fails is tried again, with a budget or without end; a declared cooldown holds for all."""
+"""Failures are retried, within a budget or for ever; a cooldown applies to all requests."""
 
 from __future__ import annotations
 

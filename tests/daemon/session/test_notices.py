@@ -1,4 +1,4 @@
-"""What of a run a person is told: one notice for each thing that happened, and one for a state."""
+"""Each event of a run makes one notice, and so does each change of a state."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_the_day_is_summed_up_at_its_time() -> None:
 
 
 def everything() -> list[Step]:
-    """Return steps with each kind of notice that a step can have, and the breach of a limit."""
+    """Return steps that make every kind of notice, and the breached limit."""
     check = ParityCheck(ParityOutcome.FAILED, "x", 0, 1, 0, 0, 0)
     return [
         closed(START_MS, LATE),

@@ -1,4 +1,4 @@
-"""A universe: chosen by rule at stated times, each choice an event; the others open nothing."""
+"""A universe is chosen by a rule at set times; symbols that are not chosen open no position."""
 
 from __future__ import annotations
 
@@ -147,7 +147,9 @@ def test_a_rule_that_cannot_be_used_is_refused_in_one_sentence(
 def test_a_universe_decides_a_run() -> None:
     with_rule = load(None, {"market": {"universe": {"top": 1}}})
     assert with_rule.sha256() != load(None).sha256()
-    assert load(None, {"market": {"universe": '{"top": 1}'}}) == with_rule  # as a variable has it
+    assert (
+        load(None, {"market": {"universe": '{"top": 1}'}}) == with_rule
+    )  # as in an environment variable
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_list_that_cannot_be_used_is_refused(
 
 def test_a_list_is_read_in_any_usual_form(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
-    for begin in ("", "\ufeff"):  # some editors begin a file so
+    for begin in ("", "\ufeff"):  # some editors write a byte-order mark
         file.write_text(f"{begin}btcusdt # the first\r\n\nETH/USDT\nBTCUSDT\n", encoding="utf-8")
         assert read_symbol_list(file) == ("BTCUSDT", "ETHUSDT")
 
@@ -265,7 +267,7 @@ def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     assert [row.market_ms for row in changes] == [
         changes[0].market_ms + hour_ms * at for at in range(61)
     ]
-    assert changes[0].chosen == ()  # nothing had closed
+    assert changes[0].chosen == ()  # no bar had closed
     best = [change.chosen for change in changes[1:]]
     assert set(best) == {("linear:BBBUSDT",), ("linear:AAAUSDT",)}
     turned = best.index(("linear:AAAUSDT",))
@@ -360,7 +362,7 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_l
     first = await universe.choose()
     assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
     universe.due_ms = due_ms
-    names.write_text("BBBUSDT\n")  # a list is read at each choice
+    names.write_text("BBBUSDT\n")  # the list is read at each choice
     again = await universe.choose()
     assert (again.market_ms, again.chosen) == (due_ms, ())
     assert next_choice_ms(UniverseRule(top=1), again.market_ms) == due_ms + DAY
@@ -399,7 +401,7 @@ def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
 
 
 async def turns() -> None:
-    """Let the loop turn as often as a choice takes that asks no real exchange, and more."""
+    """Run the loop longer than a choice without a real exchange takes."""
     for _ in range(50):
         await asyncio.sleep(0)
 

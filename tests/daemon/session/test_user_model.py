@@ -1,4 +1,4 @@
-"""A user's own model: found, asked under guard, hashed, and continued by an equal id alone."""
+"""A user's model is imported, guarded and hashed; only an equal one resumes its run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def written(folder: Path, body: str, *, header: str = HEADER) -> str:
-    """Write a module of its own with the class ``Mine`` of that body; return its name."""
+    """Write a module with a class ``Mine`` of that body; return its name."""
     name = f"own_{next(COUNTS)}"
     text = header + body.format(module=name)
     (folder / f"{name}.py").write_text(text, encoding="utf-8")
@@ -67,7 +67,7 @@ def written(folder: Path, body: str, *, header: str = HEADER) -> str:
 
 
 def configured(module: str, folder: Path, **model: Any) -> Config:
-    """Return a configuration read from a file in *folder* that names the class."""
+    """Return a configuration, read from a file in *folder*, that names the class."""
     return load(None, {"model": {"class": f"{module}:Mine", **model}}).in_folder(folder)
 
 
