@@ -13,7 +13,15 @@ from typing import Final
 
 from tracepaper.daemon.bybit.instruments import exact
 from tracepaper.daemon.bybit.messages import decode_book, decode_trades
-from tracepaper.daemon.bybit.wire import SIDES, BestQuotes, Received, RefusedFrame, Trades, Wire
+from tracepaper.daemon.bybit.wire import (
+    SIDES,
+    BestQuotes,
+    Received,
+    RefusedFrame,
+    Trades,
+    Wire,
+    exact_levels,
+)
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX, SILENT_MS
@@ -58,9 +66,8 @@ class DepthRequest:
 class FrameReader:
     """Reads the frames of a book and its trades.
 
-    ``cause`` is the cause of a gap before or at the last frame, ``sentence`` explains it. *accepts*
-    returns whether to accept the date of a frame. *refused* is called for each rejection, and
-    *counters* counts them.
+    ``cause`` is the cause of a gap before or at the last frame. *accepts* returns whether to accept
+    the date of a frame. *refused* is called for each rejection, and *counters* counts them.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class FrameReader:
 
     def forget(self) -> None:
         """Drop all state."""
-        self.cause = self.sentence = ""
+        self.cause = ""
         self._wire = Wire(
             category=self._instrument.category,
             instruments=[self._instrument],
@@ -91,7 +98,6 @@ class FrameReader:
 
     def _refused(self, kind: str, sentence: str) -> None:
         self._report_refusal(kind, sentence)
-        self.sentence = sentence
         if kind != "unknown.orderbook":  # a delta before the first snapshot is no gap
             self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
 
@@ -113,7 +119,7 @@ class FrameReader:
             and after is not None
             and (after - before not in {0, 1})
         ):
-            self.cause, self.sentence = "sequence", "It does not follow the frame before it."
+            self.cause = "sequence"
         return None if isinstance(received, RefusedFrame) else received
 
     @property
@@ -264,16 +270,13 @@ def frame_of(received: BestQuotes | Trades, frame: bytes, instrument: Instrument
 
     Block trades and those against retail price improvement are left out.
     """
-    prices, sizes = instrument.price_decimals, instrument.quantity_decimals
     if isinstance(received, BestQuotes):
         update = decode_book(frame)
-        bids, asks = (
-            [(exact(price, prices), exact(size, sizes)) for price, size in side]
-            for side in (update.data.b, update.data.a)
-        )
+        sides = exact_levels(update.data.b, instrument), exact_levels(update.data.a, instrument)
         best = None if received.quote is None else (received.quote.bid, received.quote.ask)
         is_snapshot = update.type == "snapshot" or update.data.u == 1
-        return ReadFrame(received.server_ms, "", (bids, asks), is_snapshot, best)
+        return ReadFrame(received.server_ms, "", sides, is_snapshot, best)
+    prices, sizes = instrument.price_decimals, instrument.quantity_decimals
     trades = [
         (SIDES[trade.side], exact(trade.p, prices), exact(trade.v, sizes))
         for trade in decode_trades(frame).data

@@ -79,7 +79,6 @@ class Ticker(Struct, gc=False):
     server_ms: int
     instrument: str
     mark: Mark | None
-    funding_rate: int | None  # 10^-10
     next_funding_ms: int | None
 
 
@@ -162,8 +161,10 @@ class Levels:
                     side.pop(price, None)  # a delta may delete an unknown level
 
 
-def _levels(levels: Iterable[tuple[str, str]], instrument: Instrument) -> list[tuple[int, int]]:
-    """Return *levels* as exact integers."""
+def exact_levels(
+    levels: Iterable[tuple[str, str]], instrument: Instrument
+) -> list[tuple[int, int]]:
+    """Return prices and sizes as exact integers in the decimals of *instrument*."""
     return [
         (exact(price, instrument.price_decimals), exact(size, instrument.quantity_decimals))
         for price, size in levels
@@ -217,7 +218,6 @@ class Wire:
         observe: Callable[[int], bool] | None = None,
         refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
     ) -> None:
-        self.category = category
         self.stale_topics: set[str] = set()
         self._observe = observe
         self._refused = refused
@@ -400,7 +400,6 @@ class Wire:
             server_ms=ticker.ts,
             instrument=instrument.id,
             mark=_mark(data, instrument, ticker.ts, rate),
-            funding_rate=rate,
             next_funding_ms=self._next_funding(ticker, data),
         )
         if not self._accepts_date(ticker.ts):
@@ -440,7 +439,7 @@ class Wire:
                 f"Frame {book.data.u} of {book.topic} does not follow {levels.update}; the book "
                 "was dropped and a snapshot is requested.",
             )
-        sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
+        sides = (exact_levels(book.data.b, instrument), exact_levels(book.data.a, instrument))
         if not self._accepts_date(max(book.ts, book.cts)):
             if not is_snapshot:
                 self._invalidate(book.topic)

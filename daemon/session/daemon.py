@@ -135,11 +135,11 @@ class Daemon:
         self._listening = listening
         self._clock = clock or SystemClock(config.exchange.time_scale)
         self._rng = random.Random()  # noqa: S311 - jitter between retries, never stored
-        self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
+        self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
         self._worker = Worker("model")
-        self._progress: Callable[[], object] = object
+        self._progress: Callable[[], object] = object  # its result changes with all progress
         self._blocked_logged_s = -math.inf
 
     async def run(self) -> None:
@@ -166,10 +166,6 @@ class Daemon:
         if now_s - self._blocked_logged_s >= BLOCKED_LOG_EVERY_S:
             self._blocked_logged_s = now_s
             log.warning(BLOCKED, file=str(self._database), advice="end its transaction")
-
-    def _pulse(self) -> object:
-        """Return a value that changes with each step, request and frame."""
-        return self._progress()
 
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock, forecaster = self._config, self._clock, None

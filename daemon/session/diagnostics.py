@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib import metadata
@@ -25,7 +24,6 @@ from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
-PYTHON_OLDEST: Final = (3, 11)
 DISK_LOW_BYTES: Final = 100 * 1024**2
 DISK_SCARCE_BYTES: Final = 1024**3
 SHIP_TO: Final = "[storage] ship_to"
@@ -89,8 +87,7 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
 
 
 def _python() -> Finding:
-    verdict = Verdict.OK if sys.version_info >= PYTHON_OLDEST else Verdict.FAIL
-    return verdict, (
+    return Verdict.OK, (
         f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} "
         f"{platform.machine()}, {os.cpu_count()} cores"
     )
