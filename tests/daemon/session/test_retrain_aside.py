@@ -121,13 +121,13 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.fixture
 def warming(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Hold the warm-up of the candidate until the gate is opened."""
-    gate, real = Gate(), loop.Aside.warm
+    gate, real = Gate(), loop.PromotedModel.warm
 
-    def slow(aside: loop.Aside) -> None:
+    def slow(promoted: loop.PromotedModel) -> None:
         gate.wait()
-        real(aside)
+        real(promoted)
 
-    monkeypatch.setattr(loop.Aside, "warm", slow)
+    monkeypatch.setattr(loop.PromotedModel, "warm", slow)
     yield gate
     gate.open()
 
