@@ -66,8 +66,9 @@ class DepthRequest:
 class FrameReader:
     """Reads the frames of a book and its trades.
 
-    ``cause`` is the cause of a gap before or at the last frame. *accepts* returns whether to accept
-    the date of a frame. *refused* is called for each rejection, and *counters* counts them.
+    ``cause`` is the cause of a gap before or at the last frame, ``sentence`` explains it. *accepts*
+    returns whether to accept the date of a frame. *refused* is called for each rejection, and
+    *counters* counts them.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class FrameReader:
 
     def forget(self) -> None:
         """Drop all state."""
-        self.cause = ""
+        self.cause = self.sentence = ""
         self._wire = Wire(
             category=self._instrument.category,
             instruments=[self._instrument],
@@ -98,6 +99,7 @@ class FrameReader:
 
     def _refused(self, kind: str, sentence: str) -> None:
         self._report_refusal(kind, sentence)
+        self.sentence = sentence
         if kind != "unknown.orderbook":  # a delta before the first snapshot is no gap
             self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
 
@@ -119,7 +121,7 @@ class FrameReader:
             and after is not None
             and (after - before not in {0, 1})
         ):
-            self.cause = "sequence"
+            self.cause, self.sentence = "sequence", "It does not follow the frame before it."
         return None if isinstance(received, RefusedFrame) else received
 
     @property
