@@ -361,7 +361,7 @@ class FeedStart(Struct, frozen=True):
       delivers each alone.
     - ``lacking_frames``: returns the ranges of higher-timeframe candles that the warm-up bars,
       once delivered, do not cover.
-    - ``urgent``: instruments that have all bars before the start.
+    - ``urgent``: instruments whose missing bars are requested before the start.
     - ``in_stages``: some instruments may start before the others have their bars.
     - ``depth``, ``depth_every_ms``: the levels a side of sampled order books (0: none), and the
       market time between two samples.

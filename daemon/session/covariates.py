@@ -55,8 +55,8 @@ log = Logger("vectors")
 class RunCovariates:
     """The rows that a run has read so far, from its events: a ``CovariateSource``.
 
-    A row is valid from the close before whose forecast it was read, or from its own time if that
-    is later. Another thread may call ``at`` during ``see``.
+    A row is valid from the first forecast after its reading, or from its own time if that is
+    later. Another thread may call ``at`` during ``see``.
     """
 
     name: Final = AS_EVENTS

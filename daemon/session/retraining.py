@@ -189,7 +189,7 @@ log = Logger("retrain")
 
 
 class Retrainer(ScheduledJob):
-    """Retrains a run's model whenever the market time of its steps makes that due.
+    """Retrains a run's model at intervals of its market time.
 
     *running* is the model that decides now, *configured_sha256* the hash of ``[model] checkpoint``.
     *submit* queues an event and returns once its step is stored.

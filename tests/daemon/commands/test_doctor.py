@@ -199,9 +199,9 @@ def test_who_ships_a_file_already_is_named(
         verdict, detail = verdict_of(fleet_url, path)
         assert verdict == "warn"
         assert (
-            f", but tracepaper {socket.gethostname()}:{os.getpid()} ships {path} already" in detail
+            f", but tracepaper {socket.gethostname()}:{os.getpid()} already ships {path}" in detail
         )
-        assert "stop it before a daemon begins, or" in detail
+        assert "stop it before you start a daemon, or" in detail
         lock = InstanceLock.acquire(path)  # a daemon runs: that is its shipper
         try:
             assert verdict_of(fleet_url, path)[0] == "ok"
