@@ -260,17 +260,12 @@ class InlinePredictor:
         """Predict with *forecaster* after the event of a start, or at once if it is *started*."""
         self.history = history
         self.promoted: PromotedModel | None = None  # the promoted model during its warm-up
-        self._forecaster = forecaster
+        self.forecaster = forecaster  # the running model
         self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
         self._started = started
         self._cold: set[str] = set()  # instruments for which the model is not warmed up yet
         self._source = run_source(forecaster)
-
-    @property
-    def forecaster(self) -> Forecaster:
-        """The running model."""
-        return self._forecaster
 
     def prepare(self, forecaster: Forecaster) -> None:
         """Keep a promoted model until the event that changes to it."""
@@ -334,11 +329,11 @@ class InlinePredictor:
         candidate, promoted = self._prepared.pop(change.model_sha256, None), self.promoted
         self.promoted = None
         if candidate is not None:
-            self._forecaster = candidate
+            self.forecaster = candidate
             if promoted is not None and promoted.forecaster is candidate and not change.warm_from:
                 promoted.catch_up()
                 return
-        warm(self._forecaster, self.history, change)
+        warm(self.forecaster, self.history, change)
         self._started = True
         warmed = {key for key, _ in change.warm_from}
         # After a start that warms no instrument, each one is stepped from its first bar on.
@@ -360,7 +355,7 @@ class InlinePredictor:
         """Call *method* of the running model; note the call for a model that is being warmed up."""
         if self.promoted is not None:
             self.promoted.calls.append((method, arguments))
-        return getattr(self._forecaster, method)(*arguments)
+        return getattr(self.forecaster, method)(*arguments)
 
 
 class Worker:

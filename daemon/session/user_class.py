@@ -75,11 +75,8 @@ _Instance = TypeVar("_Instance")
 CustomClass = type[Strategy] | type[PortfolioStrategy]
 """The classes that a configuration may name: one object per instrument, or one for all."""
 
-_passed_classes: Final[ContextVar[Mapping[str, type]]] = ContextVar(
-    "_passed_classes",
-    default={},  # noqa: B039 - never changed in place
-)
-"""Classes that Python code passed as objects, by the names that their runs store."""
+_passed: Final[ContextVar[Mapping[str, type]]] = ContextVar("_passed", default={})  # noqa: B039
+"""Classes that Python code passed as objects, by the names that their runs store; never changed."""
 
 
 @contextmanager
@@ -92,11 +89,11 @@ def known_class(cls: type | None) -> Iterator[str]:
         yield ""
         return
     name = f"{cls.__module__}:{cls.__name__}"
-    before = _passed_classes.set({**_passed_classes.get(), name: cls})
+    before = _passed.set({**_passed.get(), name: cls})
     try:
         yield name
     finally:
-        _passed_classes.reset(before)
+        _passed.reset(before)
 
 
 def is_importable(cls: type) -> bool:
@@ -128,7 +125,7 @@ def imported(name: str, *, key: str) -> object:
     itself. Raises ``ConfigInvalid`` if the name does not exist or its module is no Python, and
     ``StrategyFailed`` if importing the module fails.
     """
-    if (passed := _passed_classes.get().get(name)) is not None:
+    if (passed := _passed.get().get(name)) is not None:
         return passed
     module_name, _, class_name = name.partition(":")
     if module_name == "__main__" and not hasattr(sys.modules["__main__"], class_name):
@@ -583,10 +580,6 @@ def is_integer(least: int, most: int = sys.maxsize) -> Callable[[object], bool]:
     return lambda value: type(value) is int and least <= value <= most
 
 
-def _is_horizon(value: object) -> bool:
-    return value is None or is_integer(1)(value)
-
-
 def _are_among(names: Collection[str]) -> Callable[[object], bool]:
     """Return a test whether a value is a collection of some of *names*."""
     return lambda values: (
@@ -597,7 +590,7 @@ def _are_among(names: Collection[str]) -> Callable[[object], bool]:
 
 def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
     """Return the tests of a strategy's declarations."""
-    is_count = is_integer(1, WARMUP_MOST)
+    is_count, is_positive = is_integer(1, WARMUP_MOST), is_integer(1)
     bars, most = f"of bars from 1 to {WARMUP_MOST:,}", f"{WARMUP_MOST:,}"
     intervals = f"intervals of: {', '.join(INTERVALS)}"
 
@@ -611,7 +604,7 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
 
     return [
         ("warmup", is_count, f"give a whole number {bars}"),
-        ("horizon", _is_horizon, "give a whole number of bars, or None"),
+        ("horizon", lambda n: n is None or is_positive(n), "give a whole number of bars, or None"),
         ("frames", are_frames, f"give a tuple of {intervals}"),
         ("frames_warmup", are_counts, f"map declared frames to whole numbers {bars}"),
         ("books", is_integer(0, WARMUP_MOST), f"give a whole number of order books up to {most}"),

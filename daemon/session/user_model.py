@@ -197,24 +197,14 @@ def _is_date(text: str | None) -> bool:
 
 
 _DECLARATIONS: Final[tuple[Declaration, ...]] = (
-    (
-        "context",
-        is_integer(1, CONTEXT_MOST),
-        f"give a whole number of bars from 1 to {CONTEXT_MOST:,}",
-    ),
+    ("context", is_integer(1, CONTEXT_MOST), f"give a whole number from 1 to {CONTEXT_MOST:,}"),
     ("horizons", lambda bars: bool(bars) and all(map(is_integer(1), bars)), "give whole bars"),
-    (
-        "measures",
-        lambda names: not isinstance(names, str) and bool(names) and {*names} <= MEASURES,
-        f"name some of: {', '.join(sorted(MEASURES))}",
-    ),
+    ("measures", lambda names: not isinstance(names, str) and bool(names) and {*names} <= MEASURES,
+     f"name some of: {', '.join(sorted(MEASURES))}"),
     ("trained_until", _is_date, "write a date such as 2025-05-31"),
-    (
-        "calibration",
-        lambda value: isinstance(value, Calibration | None),
-        "give a tracepaper.strategies.types.Calibration, or None",
-    ),
-)
+    ("calibration", lambda value: isinstance(value, Calibration | None),
+     "give a tracepaper.strategies.types.Calibration, or None"),
+)  # fmt: skip
 
 
 def _check(model: Model) -> None:

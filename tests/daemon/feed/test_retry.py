@@ -75,14 +75,6 @@ async def test_a_long_healthy_attempt_begins_the_backoff_anew() -> None:
     assert max(clock.slept) <= FIRST_WAIT_S
 
 
-async def test_every_wait_is_told() -> None:
-    clock = JumpClock()
-    waits: list[tuple[str, float]] = []
-    cooldown = Cooldown(clock=clock, observer=lambda name, seconds: waits.append((name, seconds)))
-    await cooldown.retry(failing(clock, times=3), rng=random.Random(1), name="rest", ceiling_s=30.0)
-    assert waits == [("rest", waited) for waited in clock.slept]
-
-
 async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
     clock = JumpClock()
     cooldown = Cooldown(clock=clock)
