@@ -112,10 +112,11 @@ class BookFollower:
 
     def advance(self, frame: ReadFrame, watch: Watch) -> Iterator[BookUpdate]:
         """Take in the next *frame*; yield each event that it causes."""
-        if self._check(watch).rests:
+        watched = self._check(watch)
+        if (arrives_ms := watched.arrives_ms) is not None and arrives_ms < frame.at_ms:
             # Orders that arrive before this frame meet the book as it was then.
             yield from self._arrivals(frame.at_ms - 1, watch)
-        watched = self._check(watch)
+            watched = self._check(watch)
         if frame.cause and self._moves:
             yield self._update(is_whole=False)
             watched = self._check(watch)
