@@ -1,10 +1,9 @@
-"""``BybitClient``: Bybit's market data as the feed's protocols ask for it.
+"""``BybitClient``: Bybit's market data in the form of the feed's protocols.
 
-REST calls are rate-limited, retried, and have a cooldown after a ban.
+REST calls are rate-limited, retried, and pause after a ban.
 
-Source: docs/v5/market, docs/v5/error, docs/v5/rate-limit. An error is usually HTTP 200 with
-another ``retCode``; the rate-limit headers may be absent or senseless, so full jitter decides the
-waits and no header does.
+Source: docs/v5/market, docs/v5/error, docs/v5/rate-limit. An error usually has HTTP status 200 and
+a ``retCode`` other than 0. The rate-limit headers may be absent or wrong, so waits are full jitter.
 """
 
 from __future__ import annotations
@@ -53,17 +52,18 @@ from tracepaper.strategies.units import RATE_DECIMALS
 
 # ---------------------------------------------------------------- bodies
 #
-# An answer is accepted when it names the category and symbol of the question, its times lie inside
-# the asked range and its server time in our century. All else is ``MessageMalformed``: asked again.
+# An answer is accepted if it has the category and symbol of the request, times within the requested
+# range and a server time between 2010 and 2100. Otherwise it is ``MessageMalformed`` and requested
+# again.
 
 REGION_CODES: Final = frozenset({10009, 10024})
 REFUSED_CODES: Final = frozenset({10001, 10017, 10029})
 SERVER_MS_MIN: Final = 1_262_304_000_000
-"""2010-01-01: no server of this exchange tells an earlier time,"""
+"""2010-01-01: a server time before it is wrong,"""
 SERVER_MS_MAX: Final = 4_102_444_800_000
-"""and none that is right one after 2100-01-01."""
+"""and so is one after 2100-01-01."""
 RATE_LIMIT: Final = 10**RATE_DECIMALS
-"""A funding rate of 100 %: none was ever near."""
+"""A funding rate of 100 %, far above every real one."""
 
 T = TypeVar("T")
 
@@ -71,8 +71,8 @@ T = TypeVar("T")
 def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
     """Return the typed result of a REST *body* and the server's time, UTC milliseconds.
 
-    Raises ``FeedLost`` for codes that pass, ``ConfigInvalid`` for those that a wrong configuration
-    earns, and ``MessageMalformed`` for what is not documented.
+    Raises ``FeedLost`` for temporary and unknown error codes, ``ConfigInvalid`` for those of a
+    wrong configuration, and ``MessageMalformed`` for a body that is not as documented.
     """
     try:
         answer = messages.decode_answer(body)
@@ -83,7 +83,7 @@ def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
         raise _undocumented(path, error) from error
     if code == 0:
         raise MessageMalformed(
-            f"The answer of {path} says that its server's time is {answer.time}, which is none "
+            f"The answer of {path} says that its server's time is {answer.time}, which is not "
             "between 2010 and 2100; check exchange.rest_url."
         )
     refusal = f"Bybit answered {path} with retCode {code} ({answer.ret_msg[:120]})"
@@ -97,7 +97,7 @@ def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
             f"{refusal}; correct market.symbols, market.category or market.interval."
         )
     # Temporary and unknown codes: a daemon that runs for months waits and asks again.
-    raise FeedLost(f"{refusal}; look at the exchange's status page if this lasts.")
+    raise FeedLost(f"{refusal}; see the exchange's status page if this lasts.")
 
 
 def read_klines(
@@ -108,9 +108,9 @@ def read_klines(
     first_ms: int,
     last_ms: int,
 ) -> tuple[list[Bar], int]:
-    """Return the bars of *page* that open in [*first_ms*, *last_ms*], and the rows left unread.
+    """Return the bars of *page* in [*first_ms*, *last_ms*], and how many rows were unreadable.
 
-    The candle that contains *first_ms* may come as well and is left out. Raises
+    The exchange may add the candle that contains *first_ms*, which is skipped. Raises
     ``MessageMalformed`` for a page of another category, symbol, grid, time or order.
     """
     _check_subject("candles", instrument, page.category, page.symbol)
@@ -143,7 +143,7 @@ def read_klines(
 def read_instruments_page(
     raw: msgspec.Raw, category: Category, symbol: str
 ) -> tuple[list[Instrument], str]:
-    """Return the instruments of one page and the next page's cursor; all, or those of *symbol*."""
+    """Return the instruments of a page, only *symbol* if given, and the next page's cursor."""
     instruments, page = read_instruments(bytes(raw), category)
     if page.category != category.value:
         raise _unrelated(f"instruments of {page.category!r}, where {category.value} was asked")
@@ -160,8 +160,8 @@ def read_settlements(
 ) -> list[Funding]:
     """Return the settlements of *page*, in its order.
 
-    Raises ``MessageMalformed`` for another category, symbol or time, or an impossible rate: where
-    such a row was left out, nobody would miss its payment.
+    Raises ``MessageMalformed`` for another category, symbol or time, and for an impossible rate:
+    if such a row were skipped, nobody would notice that a payment is missing.
     """
     settlements = []
     for row in page.rows:
@@ -201,7 +201,7 @@ def _undocumented(path: str, error: Exception) -> MessageMalformed:
 
 
 CANDLES_MAX: Final = 1_000
-"""Candles a request; larger windows are cut by the exchange at a side nobody promises."""
+"""Candles of a request; the exchange cuts larger windows, at an undocumented end."""
 SETTLEMENTS_MAX: Final = 200
 PAGES_MAX: Final = 100
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -217,15 +217,14 @@ class BybitClient:
 
     An async context manager. Streams and REST share cooldown, counters and jitter.
 
-    Every question retries recoverable errors without end, unless a *budget* limits them; then it
-    raises ``FeedLost`` or ``MessageMalformed``. A wrong symbol, category or address raises
-    ``ConfigInvalid`` as long as this run never had an answer: once *is_proven*, the same answer
-    comes from a network that fails, and is retried like all else.
+    Recoverable errors are retried for ever, unless a *budget* limits them; then ``FeedLost`` or
+    ``MessageMalformed`` is raised. A wrong symbol, category or address raises ``ConfigInvalid``.
+    Once *is_proven*, such an answer is a fault of the network and is retried like other errors.
 
-    ``counters`` counts the requests and the rows that could not be read.
+    ``counters`` has the numbers of requests and of unreadable rows.
 
-    *latest_ms* returns the latest market time at which an answer can have been given: a server
-    whose date is ahead must not make an open candle final.
+    *latest_ms* returns the latest possible market time of an answer: a server whose date is ahead
+    must not make an open candle final.
     """
 
     candles_max: int = CANDLES_MAX
@@ -250,7 +249,7 @@ class BybitClient:
         self._budget = budget
         self._session: aiohttp.ClientSession | None = None
         rate = exchange.requests_per_s
-        # A bucket of less than one call would never let one through.
+        # A bucket that holds less than one call would never allow one.
         self._limiter = AsyncLimiter(rate, 1.0) if rate >= 1 else AsyncLimiter(1.0, 1.0 / rate)
         self.counters: Counter[str] = Counter()
 
@@ -282,9 +281,9 @@ class BybitClient:
         """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
 
         A candle is final when the answer's server time is ``final_after_ms`` after its close.
-        Rows that cannot be read (counted) are left out, so a missing bar may exist: the feed asks
-        for it again. Candles behind the server's own time are not requested. ``seen_ms`` is the
-        bar's close; the feed sets it on delivery.
+        Unreadable rows are counted and skipped, so a missing bar may exist; the feed requests it
+        again. Windows after the server's time are not requested. ``seen_ms`` is the bar's close;
+        the feed sets it on delivery.
         """
         name = interval_name(interval_ms)
         bars: list[Bar] = []
@@ -323,13 +322,13 @@ class BybitClient:
         return bars
 
     async def instruments(self, category: Category, symbol: str = "") -> list[Instrument]:
-        """Return *category*'s tradable instruments, or the one called *symbol* (else none)."""
+        """Return the tradable instruments of *category*, or only the one called *symbol*."""
         return await self._listing(
             category, symbol, lambda raw: read_instruments_page(raw, category, symbol)
         )
 
     async def instrument(self, category: Category, symbol: str) -> Instrument:
-        """Return one instrument; one that is not listed is refused, or awaited once proven."""
+        """Return one instrument; if it is not listed, raise, or once proven wait until it is."""
 
         def read(raw: msgspec.Raw) -> tuple[list[Instrument], str]:
             instruments, _cursor = read_instruments_page(raw, category, symbol)
@@ -345,9 +344,10 @@ class BybitClient:
     async def _listing(
         self, category: Category, symbol: str, read: Callable[[msgspec.Raw], tuple[list[R], str]]
     ) -> list[R]:
-        """Return the result of *read* for the pages about *category*'s instruments, or *symbol*.
+        """Return the entries that *read* finds on all pages of the instruments of *category*.
 
-        It returns the cursor of the next page as well, empty after the last.
+        They are limited to *symbol*, if it is given. *read* also returns the next page's cursor,
+        empty on the last page.
         """
         entries: list[R] = []
         cursors: set[str] = set()
@@ -366,7 +366,7 @@ class BybitClient:
         return entries
 
     async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
-        """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
+        """Return the risk tiers of *instrument*, smallest first; empty if it has none."""
 
         def read(page: messages.RiskLimits, _: int) -> tuple[RiskTier, ...]:
             for row in page.rows:
@@ -404,9 +404,10 @@ class BybitClient:
         return [settlements[settled_ms] for settled_ms in sorted(settlements)]
 
     async def listed(self, category: Category) -> list[TradedSymbol]:
-        """Return *category*'s symbols that trade, each with its last day; what is odd is left out.
+        """Return the symbols of *category* that trade, each with its last day.
 
-        That is one question about all tickers, and one about a thousand instruments.
+        Malformed entries are skipped. This takes one request for all tickers, and one for each
+        thousand instruments.
         """
 
         def read(raw: msgspec.Raw) -> tuple[list[messages.ListingInfo], str]:
@@ -450,9 +451,9 @@ class BybitClient:
     async def _get(
         self, path: str, query: dict[str, str], result: type[T], read: Callable[[T, int], R]
     ) -> R:
-        """GET *path* and return ``read(result, server_ms)``, retried as the class says.
+        """GET *path* and return ``read(result, server_ms)``.
 
-        An error of *read* is retried too.
+        Errors of the request and of *read* are retried as the class describes.
         """
         if self._session is None:
             raise InvariantBroken("The REST session is not open; use it as a context manager.")
@@ -464,12 +465,12 @@ class BybitClient:
                 try:
                     return read(*decode_result(body, path, result))
                 except (ValueError, RecursionError) as error:
-                    # No field that a reader forgot to check may end the daemon.
+                    # A field that a reader does not check must not end the daemon.
                     raise _undocumented(path, error) from error
             except ConfigInvalid as error:
                 if not self._is_proven:
                     raise
-                raise FeedLost(f"{error} (It was right before, so it is asked again.)") from error
+                raise FeedLost(f"{error} (It worked before, so it is retried.)") from error
 
         return await self.cooldown.retry(
             attempt,
@@ -482,16 +483,16 @@ class BybitClient:
     async def _body(
         self, session: aiohttp.ClientSession, path: str, query: dict[str, str]
     ) -> bytes:
-        """Return the body of one GET; raises ``FeedLost`` or ``ConfigInvalid`` by its status."""
+        """Return the body of one GET; raise ``FeedLost`` or ``ConfigInvalid`` by its status."""
         await self._limiter.acquire()
         await self.cooldown.wait()
         self.counters["requests"] += 1
         try:
             address = self._exchange.rest_url + path
-            # Where a redirect leads is not where the configuration points.
+            # Never follow a redirect to an address that is not configured.
             async with session.get(address, params=query, allow_redirects=False) as response:
                 status = response.status
-                # A 403's body may be a web page: the status speaks first.
+                # Other bodies may be web pages, so only the status is used.
                 body = await _bounded(response) if status == OK_STATUS else b""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise FeedLost(
@@ -500,7 +501,7 @@ class BybitClient:
             ) from error
         except ValueError as error:
             raise ConfigInvalid(
-                f"{self._exchange.rest_url} is no address to ask; correct exchange.rest_url."
+                f"{self._exchange.rest_url} is no valid address; correct exchange.rest_url."
             ) from error
         if status == BANNED_STATUS:
             self.cooldown.start(self._exchange.ban_cooldown_s, f"HTTP 403 on {path}")
@@ -508,10 +509,10 @@ class BybitClient:
                 f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
                 "does not serve); wait some minutes, and look for other programs on this address."
             )
-        if status == BUSY_STATUS or status >= 500:  # HTTP's own boundary
+        if status == BUSY_STATUS or status >= 500:  # errors of the server
             raise FeedLost(
-                f"Bybit answered GET {path} with HTTP {status}; look at the exchange's status page "
-                "if this lasts."
+                f"Bybit answered GET {path} with HTTP {status}; see the exchange's status page if "
+                "this lasts."
             )
         if status != OK_STATUS:
             raise ConfigInvalid(
@@ -521,7 +522,7 @@ class BybitClient:
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body of *response*; raise ``FeedLost`` where it is absurdly large."""
+    """Return the body of *response*; raise ``FeedLost`` beyond ``BODY_BYTES_MAX``."""
     parts = []
     size = 0
     async for part in response.content.iter_chunked(1 << 16):

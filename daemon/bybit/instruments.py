@@ -1,4 +1,4 @@
-"""Instruments and candles from Bybit's decimal text to exact integers."""
+"""Converts Bybit's instruments and candles from decimal text to exact integers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tracepaper.strategies.units import (
 )
 
 RECORDED_INSTRUMENTS: Final = Path(__file__).with_name("instruments_linear.json.gz")
-"""Symbol → its element of GET /v5/market/instruments-info, as recorded on 2026-08-09."""
+"""Each symbol's element of GET /v5/market/instruments-info, recorded on 2026-08-09."""
 
 
 @cache
@@ -56,16 +56,16 @@ def recorded_instruments() -> Mapping[str, dict[str, Any]]:
 # ---------------------------------------------------------------- decimals
 
 DIGITS_MAX: Final = 40
-"""Longest number text that is read at all; the exchange's longest has some twenty digits."""
+"""Longest text of a number; the exchange's longest has about twenty digits."""
 POWERS: Final[tuple[int, ...]] = tuple(10**exponent for exponent in range(DIGITS_MAX + 1))
 
 
 def exact(text: str, decimals: int) -> int:
     """Return the non-negative decimal *text* as an integer of 10^-*decimals*.
 
-    Only ASCII digits with at most one inner dot are a number here: signs, exponents, blanks,
-    ``NaN`` and the empty text are refused, and so are non-zero digits beyond *decimals* and
-    values that do not fit 64 bits. Raises ``MessageMalformed``.
+    A number consists of ASCII digits with at most one inner dot. Raises ``MessageMalformed`` for
+    signs, exponents, blanks, ``NaN`` and an empty text, for non-zero digits beyond *decimals*, and
+    for values that do not fit 64 bits.
     """
     whole, dot, fraction = text.partition(".")
     digits = whole + fraction
@@ -99,14 +99,14 @@ def exact(text: str, decimals: int) -> int:
 
 
 def exact_signed(text: str, decimals: int) -> int:
-    """Return *text* as ``exact`` does, but allow one leading minus (rates, changes)."""
+    """Return *text* as ``exact`` does, but allow a leading minus."""
     if text.startswith("-"):
         return -exact(text[1:], decimals)
     return exact(text, decimals)
 
 
 def _finer(text: str, decimals: int) -> tuple[int, int]:
-    """Return the decimals that *text* has, at least *decimals*, and 10^-*decimals* in them."""
+    """Return the number of decimals of *text*, at least *decimals*, and 10^-*decimals* in them."""
     finer = max(decimals, min(len(text.partition(".")[2]), DIGITS_MAX))
     return finer, POWERS[finer - decimals]
 
@@ -114,21 +114,21 @@ def _finer(text: str, decimals: int) -> tuple[int, int]:
 def rounded(text: str, decimals: int) -> int:
     """Return *text* rounded half-even to 10^-*decimals*.
 
-    For mark prices alone: they are averages, often finer than the tick, and nobody trades at
-    them. Raises ``MessageMalformed`` as ``exact`` does.
+    Only for mark and index prices: they are averages, often finer than the tick, and nobody trades
+    at them. Raises ``MessageMalformed`` as ``exact`` does.
     """
     finer, unit = _finer(text, decimals)
     return divide_half_even(exact(text, finer), unit)
 
 
 def floored(text: str, decimals: int) -> int:
-    """Return *text* rounded down to 10^-*decimals*; for upper limits. Raises as ``exact``."""
+    """Return *text*, an upper limit, rounded down to 10^-*decimals*; raise as ``exact`` does."""
     finer, unit = _finer(text, decimals)
     return exact(text, finer) // unit
 
 
 def ceiled(text: str, decimals: int) -> int:
-    """Return *text* rounded up to 10^-*decimals*; for lower limits. Raises as ``exact``."""
+    """Return *text*, a lower limit, rounded up to 10^-*decimals*; raise as ``exact`` does."""
     finer, unit = _finer(text, decimals)
     return -(-exact(text, finer) // unit)
 
@@ -136,7 +136,7 @@ def ceiled(text: str, decimals: int) -> int:
 def decimals_needed(text: str) -> int:
     """Return how many decimals *text* needs: 1 for ``0.10``, 0 for ``5``, 6 for ``0.000001``.
 
-    Raises ``MessageMalformed`` where *text* is no number.
+    Raises ``MessageMalformed`` if *text* is no number.
     """
     fraction = text.partition(".")[2]
     exact(text, len(fraction))
@@ -147,7 +147,7 @@ def decimals_needed(text: str) -> int:
 
 
 def interval_name(interval_ms: int) -> str:
-    """Return the exchange's name of *interval_ms*; raises ``ConfigInvalid`` where it has none."""
+    """Return the exchange's name of *interval_ms*; raise ``ConfigInvalid`` if it has none."""
     if (name := INTERVAL_NAMES.get(interval_ms)) is None:
         raise ConfigInvalid(
             f"Bybit has no candles of {interval_ms} ms; set market.interval to one of "
@@ -158,9 +158,9 @@ def interval_name(interval_ms: int) -> str:
 
 T = TypeVar("T")
 VOLUME_DECIMALS: Final = 8
-"""Decimals kept of a candle's volume: its sums are finer than the quantity step on some pairs."""
+"""Stored decimals of a candle's volume, which is finer than the quantity step on some pairs."""
 TURNOVER_DECIMALS: Final = 8
-"""Decimals kept of a candle's turnover: price times quantity of linear and spot pairs."""
+"""Stored decimals of a candle's turnover."""
 
 FUNDING_MINUTES_MAX: Final = 43_200
 """A month; the exchange's longest interval is eight hours."""
@@ -177,15 +177,15 @@ class InstrumentsPage(msgspec.Struct, rename="camel"):
 def instrument_from(info: InstrumentInfo, category: Category) -> Instrument:
     """Return the instrument that *info* describes.
 
-    The decimals are those that tick and quantity step need (``0.10`` needs one), never the
-    exchange's ``priceScale``, which is finer on some symbols. Maximum and minimum quantities are
-    those of market orders; a maximum is rounded down and a minimum up to whole units. Raises
-    ``MessageMalformed`` where a filter is missing or no number.
+    Its decimals are those that tick and quantity step need (``0.10`` needs one), not the exchange's
+    ``priceScale``, which is finer on some symbols. The quantity limits are those of market orders;
+    a maximum is rounded down and a minimum up. Raises ``MessageMalformed`` if a filter is missing
+    or no number.
     """
     lot = info.lot_size_filter
     if category is Category.SPOT:
         step, notional, largest = lot.base_precision, lot.min_order_amt, lot.max_market_order_qty
-        smallest = ""  # deprecated on spot: the minimum amount governs
+        smallest = ""  # deprecated on spot, where the minimum amount applies
     else:
         step, notional, largest = lot.qty_step, lot.min_notional_value, lot.max_mkt_order_qty
         smallest = lot.min_order_qty
@@ -224,16 +224,16 @@ def instrument_from(info: InstrumentInfo, category: Category) -> Instrument:
 
 
 def _bounded(text: str) -> int:
-    """Return *text* as money; what 64 bits do not hold is beyond every position here."""
+    """Return *text* as money, at most ``MONEY_LIMIT``, which no position here can reach."""
     whole = text.partition(".")[0]
     return MONEY_LIMIT if len(whole) > len(str(MONEY_MAX)) - 1 else exact(text, MONEY_DECIMALS)
 
 
 def risk_tier(row: RiskLimit) -> RiskTier:
-    """Return the tier of a risk-limit *row*; raise ``MessageMalformed`` where it is none.
+    """Return the tier of a risk-limit *row*; raise ``MessageMalformed`` if it is invalid.
 
-    Margins are fractions, or percent as in the exchange's manual: the initial margin is one divided
-    by the greatest leverage, or a hundred.
+    Margins are fractions, or percent as in the exchange's manual. The initial margin times the
+    greatest leverage tells which: it is 1 or 100.
     """
     leverage = floored(row.max_leverage, LEVERAGE_DECIMALS)
     initial = floored(row.initial_margin, RATE_DECIMALS)
@@ -248,14 +248,14 @@ def risk_tier(row: RiskLimit) -> RiskTier:
     )
     if not (tier.limit and leverage and 0 < maintenance <= initial):
         raise MessageMalformed(
-            f"Bybit answered with a risk tier of {row.symbol} that is none (maintenance margin "
+            f"Bybit answered with an invalid risk tier of {row.symbol} (maintenance margin "
             f"{row.maintenance_margin} of {row.initial_margin}); the answer was dropped."
         )
     return tier
 
 
 def _readable(rows: Iterable[msgspec.Raw], kind: type[T]) -> Iterator[T]:
-    """Yield the *rows* that are of *kind*; others are left out."""
+    """Yield the *rows* that can be decoded as *kind*; skip the others."""
     for raw in rows:
         with suppress(msgspec.DecodeError):
             yield msgspec.json.decode(raw, type=kind)
@@ -272,10 +272,10 @@ def _page_of(result: bytes) -> InstrumentsPage:
 
 
 def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], InstrumentsPage]:
-    """Return the readable instruments of an instruments-info result, and the page they stand on.
+    """Return the valid instruments of an instruments-info *result*, and its page.
 
-    Entries that are malformed are left out: one odd listing must not hide eight hundred others.
-    Raises ``MessageMalformed`` where the body itself is not what the exchange documents.
+    Malformed entries are skipped: one invalid listing must not hide eight hundred others. Raises
+    ``MessageMalformed`` if the body itself is not what the exchange documents.
     """
     page = _page_of(result)
     instruments = []
@@ -286,10 +286,10 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
 
 
 def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
-    """Return the facts of instruments-info that a universe asks for, and the page they stand on.
+    """Return the listings of an instruments-info *result* for a universe, and its page.
 
-    Entries that are malformed, dated futures, and what does not trade are left out. Raises
-    ``MessageMalformed`` where the body itself is not what the exchange documents.
+    Malformed entries, dated futures and symbols that do not trade are skipped. Raises
+    ``MessageMalformed`` if the body itself is not what the exchange documents.
     """
     page = _page_of(result)
     listings = [
@@ -301,21 +301,22 @@ def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
 
 
 _MOST: Final = Decimal(10**18)
-"""Neither a day's turnover, a price nor the ratio of two was ever near; an event holds no more."""
+"""Upper bound of turnovers, prices and their ratios: real values are far lower, an event holds
+no more."""
 
 
 def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[TradedSymbol]:
-    """Return the symbols of *listings* that have a ticker which can be read, each once."""
+    """Return the symbols of *listings* that have a valid ticker, each once."""
     symbols: dict[str, TradedSymbol] = {}
     for ticker in _readable(page.rows, TickerInfo):
         listing = listings.get(ticker.symbol)
-        if listing is not None and (symbol := listed_of(ticker, listing)) is not None:
+        if listing is not None and (symbol := traded_symbol(ticker, listing)) is not None:
             symbols[symbol.symbol] = symbol
     return [*symbols.values()]
 
 
-def listed_of(ticker: TickerInfo, listing: ListingInfo) -> TradedSymbol | None:
-    """Return a listed symbol with its day; None where a number of its ticker cannot be read."""
+def traded_symbol(ticker: TickerInfo, listing: ListingInfo) -> TradedSymbol | None:
+    """Return the symbol of *listing* with its last day; None if a number of *ticker* is invalid."""
     try:
         turnover, high, low, last = map(
             Decimal, (ticker.turnover, ticker.high, ticker.low, ticker.last_price)
@@ -334,26 +335,26 @@ def listed_of(ticker: TickerInfo, listing: ListingInfo) -> TradedSymbol | None:
 
 _STREAM: Final = Source.STREAM
 TURNOVER_SLACK: Final = 1
-"""Units of the quote currency, besides a thousandth, that turnover may be off: it is rounded."""
+"""Tolerance of the turnover, which is rounded: a thousandth and this many quote units."""
 _SHOWN: Final = 40  # characters of a number that an error repeats
 
 
 ReadCandle = Callable[[KlineCandle, int, Source], Bar]
-"""A candle, the market time at which it was seen, and its source, to a bar."""
+"""Converts a candle, the market time at which it was seen, and its source into a bar."""
 
 
 def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
-    """Return the function that reads candles of *instrument* and of *interval_ms*.
+    """Return the function that converts candles of *instrument* and *interval_ms*.
 
-    It reads the six numbers, then checks the candle. It raises ``MessageMalformed`` where a text
-    is no exact number, ``FrameImpossible`` where the candle contradicts itself, lies off its
-    interval's grid, or is of the stream and its volume cannot have made its range or turnover.
+    It raises ``MessageMalformed`` if a text is no exact number. It raises ``FrameImpossible`` if
+    the candle contradicts itself or is off its interval's grid, and for one of the stream also if
+    its volume cannot have caused its range or turnover.
     """
     name, interval = instrument.id, interval_name(interval_ms)
     grid_ms, last_ms = interval_start(interval_ms, interval_ms) % interval_ms, interval_ms - 1
     price_decimals = instrument.price_decimals
     volume_decimals, turnover_decimals = instrument.volume_decimals, instrument.turnover_decimals
-    # The factors of turnover and volume to common decimals, and the tolerance in these.
+    # Factors that bring turnover and volume to common decimals, and the tolerance in these.
     product_decimals = price_decimals + volume_decimals
     unit = 10 ** max(product_decimals - turnover_decimals, 0)
     over = 10 ** max(turnover_decimals - product_decimals, 0)
@@ -373,9 +374,9 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
             and (candle.interval == interval or not candle.interval)
         ):
             raise _impossible(candle, name, is_on_grid=start % interval_ms == grid_ms)
-        if source is _STREAM:  # REST answers have no second source to ask
-            traded, spent = volume * over, 1_000 * turnover * unit
-            if not (999 * low * traded - slack <= spent <= 1_001 * high * traded + slack) or (
+        if source is _STREAM:  # for an answer of REST there is no second source to ask
+            traded, paid = volume * over, 1_000 * turnover * unit
+            if not (999 * low * traded - slack <= paid <= 1_001 * high * traded + slack) or (
                 not volume and high != low
             ):
                 raise _untraded(candle, name)
@@ -398,7 +399,7 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
 
 
 def _impossible(candle: KlineCandle, name: str, *, is_on_grid: bool) -> FrameImpossible:
-    """Return the refusal of *candle*, which lies off its grid or contradicts itself."""
+    """Return the error of *candle*, which is off its grid or contradicts itself."""
     if not is_on_grid:
         return FrameImpossible(
             "off_grid",
@@ -414,7 +415,7 @@ def _impossible(candle: KlineCandle, name: str, *, is_on_grid: bool) -> FrameImp
 
 
 def _untraded(candle: KlineCandle, name: str) -> FrameImpossible:
-    """Return the refusal of *candle*, whose volume cannot have made its range and turnover."""
+    """Return the error of *candle*, whose volume cannot have caused its range and turnover."""
     return FrameImpossible(
         "untraded",
         f"The candle of {name} at {candle.start} cannot have been traded (volume "

@@ -1,9 +1,9 @@
 """Typed frames and bodies of Bybit v5's public streams and REST calls.
 
-Sources: the exchange's own documentation (docs/v5/websocket/public, docs/v5/market) and recorded
-sessions. Numbers stay text here, as sent; unknown fields are ignored, so a new field breaks
-nothing. Field names follow the wire, in snake case where the wire has camel case. The fields
-stand in the order in which the exchange usually sends them, which msgspec reads fastest.
+Sources: the exchange's documentation (docs/v5/websocket/public, docs/v5/market) and recorded
+sessions. Numbers stay text, as sent. Unknown fields are ignored, so a new field breaks nothing.
+Field names are those of the wire, in snake case. Their order is the one in which the exchange
+usually sends them, which msgspec reads fastest.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import msgspec
 from msgspec import Meta, Raw, Struct, field
 
 Milliseconds = Annotated[int, Meta(ge=0, lt=2**62)]
-"""A time that two of which can be subtracted and stored; whether it is plausible, others judge."""
+"""A time; the bounds make sure that the difference of two times fits 64 bits."""
 
 # ---------------------------------------------------------------- websocket, inbound
 
 
 class FrameHead(Struct, gc=False):
-    """What tells frames apart; ``topic`` on data, the rest on answers to our requests.
+    """The fields that identify a frame: ``topic`` of data, the others of answers to our requests.
 
     A pong has ``op`` ``"ping"`` on spot and linear and ``"pong"`` on option and private streams.
     An option acknowledgement has no ``op`` but ``type`` ``"COMMAND_RESP"``.
@@ -35,7 +35,7 @@ class FrameHead(Struct, gc=False):
 
 
 class KlineCandle(Struct, gc=False, kw_only=True):
-    """One candle of a kline frame; the symbol is in the topic alone."""
+    """One candle of a kline frame; only the topic has the symbol."""
 
     start: Milliseconds
     end: Milliseconds
@@ -50,7 +50,7 @@ class KlineCandle(Struct, gc=False, kw_only=True):
 
 
 class KlineFrame(Struct, gc=False):
-    """``kline.{interval}.{symbol}``; at the roll linear puts two candles in one frame."""
+    """``kline.{interval}.{symbol}``; at a close linear sends two candles in one frame."""
 
     topic: str
     data: list[KlineCandle]
@@ -58,7 +58,7 @@ class KlineFrame(Struct, gc=False):
 
 
 class TickerData(Struct, rename="camel", gc=False):
-    """The fields of a ticker that are used; absent in a delta means unchanged, not zero."""
+    """The used fields of a ticker; a field that a delta lacks is unchanged, not zero."""
 
     symbol: str
     last_price: str | None = None
@@ -78,7 +78,7 @@ class TickerFrame(Struct, gc=False):
 
 
 class BookData(Struct, gc=False):
-    """Levels as (price, size) text; size ``"0"`` deletes in a delta."""
+    """Levels as texts (price, size); in a delta the size ``"0"`` deletes a level."""
 
     s: str
     b: list[tuple[str, str]]
@@ -87,7 +87,7 @@ class BookData(Struct, gc=False):
 
 
 class BookFrame(Struct, gc=False):
-    """``orderbook.{depth}.{symbol}``; depth 1 is snapshots only, repeated when quiet for 3 s."""
+    """``orderbook.{depth}.{symbol}``; depth 1 has only snapshots, repeated after 3 s of silence."""
 
     topic: str
     ts: Milliseconds
@@ -96,13 +96,13 @@ class BookFrame(Struct, gc=False):
     cts: Milliseconds = 0
 
 
-_OF_A_TRADE: Final = {"time": "T", "symbol": "s", "side": "S", "is_block": "BT", "is_rpi": "RPI"}
+_TRADE_FIELDS: Final = {"time": "T", "symbol": "s", "side": "S", "is_block": "BT", "is_rpi": "RPI"}
 
 
-class TradeData(Struct, gc=False, rename=_OF_A_TRADE):
-    """One public trade: ``v`` size, ``p`` price, ``i`` id (a uuid on linear, digits on spot).
+class TradeData(Struct, gc=False, rename=_TRADE_FIELDS):
+    """One public trade: ``v`` size, ``p`` price, ``i`` id (a UUID on linear, digits on spot).
 
-    Block trades and those against retail price improvement take nothing from the shown book.
+    Block trades, and trades against retail price improvement, do not reduce the public book.
     """
 
     time: Milliseconds
@@ -127,7 +127,7 @@ class TradeFrame(Struct, gc=False):
 
 
 class SocketRequest(Struct, omit_defaults=True):
-    """``subscribe``, ``unsubscribe`` or ``ping``; acknowledgements repeat ``req_id`` alone."""
+    """``subscribe``, ``unsubscribe`` or ``ping``; acknowledgements repeat only ``req_id``."""
 
     op: str
     req_id: str = ""
@@ -138,7 +138,7 @@ class SocketRequest(Struct, omit_defaults=True):
 
 
 class Answer(Struct, rename="camel"):
-    """The envelope of every REST body; success is ``ret_code`` 0, not the HTTP status."""
+    """The envelope of every REST body; a ``ret_code`` of 0 means success, not the HTTP status."""
 
     ret_code: int
     ret_msg: str = ""
@@ -147,7 +147,7 @@ class Answer(Struct, rename="camel"):
 
 
 class ServerTime(Struct, rename="camel"):
-    """Result of ``/v5/market/time``; both are digits in text."""
+    """Result of ``/v5/market/time``; both fields are digits as text."""
 
     time_second: str
     time_nano: str
@@ -166,13 +166,13 @@ class KlinePage(Struct, rename="camel"):
 
 
 class PriceFilter(Struct, rename="camel"):
-    """The tick."""
+    """The filter of prices."""
 
     tick_size: str
 
 
 class LotSizeFilter(Struct, rename="camel"):
-    """Quantity limits; linear and spot name the same things differently, so all are optional."""
+    """Quantity limits; linear and spot use different names, so all fields are optional."""
 
     min_order_qty: str = ""
     max_mkt_order_qty: str = ""  # linear
@@ -184,7 +184,7 @@ class LotSizeFilter(Struct, rename="camel"):
 
 
 class LeverageFilter(Struct, rename="camel"):
-    """How much of a position may be credit; spot has none."""
+    """The leverage limits; spot has none."""
 
     max_leverage: str = ""
 
@@ -203,7 +203,7 @@ class InstrumentInfo(Struct, rename="camel"):
 
 
 class ListingInfo(Struct, rename="camel"):
-    """What a universe asks of an entry of ``/v5/market/instruments-info``."""
+    """The fields of an entry of ``/v5/market/instruments-info`` that a universe needs."""
 
     symbol: str
     status: str = ""
@@ -213,7 +213,7 @@ class ListingInfo(Struct, rename="camel"):
 
 
 class RiskLimit(Struct, rename="camel"):
-    """One tier of ``/v5/market/risk-limit``; the deduction is empty text on the first."""
+    """One tier of ``/v5/market/risk-limit``; the first one's deduction is an empty text."""
 
     symbol: str
     risk_limit_value: str
@@ -231,7 +231,7 @@ class RiskLimits(Struct, rename="camel"):
 
 
 class TickerInfo(Struct, rename="camel"):
-    """One entry of ``/v5/market/tickers``; empty text means no value."""
+    """One entry of ``/v5/market/tickers``; an empty text means no value."""
 
     symbol: str
     last_price: str = ""
@@ -241,7 +241,7 @@ class TickerInfo(Struct, rename="camel"):
 
 
 class TickerPage(Struct):
-    """Result of ``/v5/market/tickers``, where an odd entry is left out and the others are read."""
+    """Result of ``/v5/market/tickers``; rows stay raw, so that malformed ones can be skipped."""
 
     rows: list[Raw] = field(name="list")
     category: str = ""
@@ -256,14 +256,14 @@ class FundingRate(Struct, rename="camel"):
 
 
 class FundingHistory(Struct, rename="camel"):
-    """Result of ``/v5/market/funding/history``; the order is not promised."""
+    """Result of ``/v5/market/funding/history``, in no guaranteed order."""
 
     rows: list[FundingRate] = field(name="list")
     category: str = ""
 
 
 def closed_candle(row: KlineRow, open_ms: int, interval_ms: int) -> KlineCandle:
-    """Return a row of ``/v5/market/kline``, which starts at *open_ms*, in the stream's form."""
+    """Return a row of ``/v5/market/kline``, which opens at *open_ms*, as a candle of the stream."""
     _, open_, high, low, close, volume, turnover = row
     return KlineCandle(
         start=open_ms,
@@ -288,7 +288,7 @@ decode_answer: Final = msgspec.json.Decoder(Answer).decode
 
 
 def topic_of(frame: bytes) -> str:
-    """Return the topic that *frame* names; empty where it names none or is malformed."""
+    """Return the topic of *frame*; empty if it has none or is malformed."""
     try:
         return decode_head(frame).topic
     except (ValueError, RecursionError):
@@ -296,7 +296,7 @@ def topic_of(frame: bytes) -> str:
 
 
 class ExchangeError(NamedTuple):
-    """An error of the exchange."""
+    """An error that the exchange answers with."""
 
     code: int
     message: str

@@ -1,8 +1,7 @@
-"""Reads every frame of a symbol's order book and trades: on a grid of times, or each as it comes.
+"""Reads the order book and the trades of a symbol: samples at regular times, or every frame.
 
-A daemon that stores books or whose orders a book fills, a recorder and a reader of its files go by
-it alike. The rules are docs/orderbook.md, D1 to D3, D13 and D25 to D27, and docs/money.md, M62 and
-M72.
+A daemon that stores books or fills orders by one, the recorder, and the reader of its files all use
+it. The rules are docs/orderbook.md, D1 to D3, D13 and D25 to D27, and docs/money.md, M62 and M72.
 """
 
 from __future__ import annotations
@@ -14,26 +13,33 @@ from typing import Final
 
 from tracepaper.daemon.bybit.instruments import exact
 from tracepaper.daemon.bybit.messages import decode_book, decode_trades
-from tracepaper.daemon.bybit.wire import BestQuotes, Received, RefusedFrame, Trades, Wire
+from tracepaper.daemon.bybit.wire import (
+    SIDES,
+    BestQuotes,
+    Received,
+    RefusedFrame,
+    Trades,
+    Wire,
+    exact_levels,
+)
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX, SILENT_MS
-from tracepaper.strategies.types.market import Category, Depth, Instrument, Side
+from tracepaper.strategies.types.market import Category, Depth, Instrument
 from tracepaper.strategies.units import MINUTE_MS
 
 STREAM_DEPTHS: Final = (1, 50, 200, 1000)
-"""The depths that the exchange sends (docs/v5/websocket/public/orderbook)."""
-_TAKERS: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
+"""The depths that the exchange offers (docs/v5/websocket/public/orderbook)."""
 
 TakeBook = Callable[[Depth, str], None]
-"""Is given each book, and why it does not go on from the one before; empty where it does."""
+"""Called with each sampled book and the cause of a gap before it, empty without a gap."""
 TakeFrame = Callable[[bytes, BestQuotes | Trades | None, str], None]
-"""Is given each frame that is kept and what it says, or nothing and the cause of a gap."""
+"""Called with each accepted frame and its content, or with no content and the cause of a gap."""
 
 
 @dataclass(frozen=True)
 class DepthRequest:
-    """What to record: *levels* a side, each ``every_ms`` of market time, or every event."""
+    """What to record: *levels* a side, every ``every_ms`` of market time or at every event."""
 
     category: Category
     symbol: str
@@ -42,7 +48,7 @@ class DepthRequest:
     events: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ``ConfigInvalid`` for what no file holds."""
+        """Raise ``ConfigInvalid`` for values that the file format does not support."""
         if not 1 <= self.levels <= LEVELS_MAX:
             raise ConfigInvalid(f"--depth is {self.levels}: give 1 to {LEVELS_MAX} levels a side.")
         if not EVERY_MS_MIN <= self.every_ms <= EVERY_MS_MAX:
@@ -52,16 +58,17 @@ class DepthRequest:
 
     @property
     def topic(self) -> str:
-        """The shallowest topic of the exchange that has so many levels."""
+        """The shallowest topic of the exchange with at least ``levels`` levels."""
         depth = next(depth for depth in STREAM_DEPTHS if depth >= self.levels)
         return f"orderbook.{depth}.{self.symbol}"
 
 
 class FrameReader:
-    """Reads frames of a book and its trades; ``cause`` is why the last one does not go on.
+    """Reads the frames of a book and its trades.
 
-    *accepts* is asked whether the date of a frame is believed; *refused* is told of each refusal,
-    and *counters* counts them.
+    ``cause`` is the cause of a gap before or at the last frame, ``sentence`` explains it. *accepts*
+    returns whether to accept the date of a frame. *refused* is called for each rejection, and
+    *counters* counts them.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class FrameReader:
         self.forget()
 
     def forget(self) -> None:
-        """Know nothing of what came before."""
+        """Drop all state."""
         self.cause = self.sentence = ""
         self._wire = Wire(
             category=self._instrument.category,
@@ -93,13 +100,13 @@ class FrameReader:
     def _refused(self, kind: str, sentence: str) -> None:
         self._report_refusal(kind, sentence)
         self.sentence = sentence
-        if kind != "unknown.orderbook":  # a delta of a book that is not known yet
+        if kind != "unknown.orderbook":  # a delta before the first snapshot is no gap
             self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
 
     def read(self, frame: bytes) -> Received | None:
-        """Read *frame*; None where it is refused.
+        """Read *frame*; return None if it is rejected.
 
-        A snapshot that does not follow what was known is read, with a ``cause``.
+        A snapshot that does not follow the last frame is accepted, with a ``cause``.
         """
         self.cause = ""
         before = self._wire.last_update(self._topics[0])
@@ -119,11 +126,11 @@ class FrameReader:
 
     @property
     def is_known(self) -> bool:
-        """Whether the book is whole, empty sides included."""
+        """Whether the whole book is known; its sides may be empty."""
         return self._wire.last_update(self._topics[0]) is not None
 
     def depth(self, seen_ms: int, levels: int = LEVELS_MAX) -> Depth | None:
-        """Return the best *levels* a side of the book; None while a side is empty."""
+        """Return the best *levels* a side of the book; None if a side is empty."""
         return self._wire.depth(self._topics[0], levels, seen_ms)
 
     def pop_stale_topics(self) -> set[str]:
@@ -132,10 +139,10 @@ class FrameReader:
 
 
 class DepthSampler:
-    """Reads the frames of one topic, and hands on the book of each time of the grid.
+    """Reads the frames of one topic, and passes on the book at each time of the grid.
 
-    The book of a time is made of every frame dated until then. It is known once a later frame
-    follows, so nothing is said of a stretch whose end was not heard.
+    The book at a time includes every frame dated until then. It is passed on when a later frame
+    arrives, so a period whose end was not received has no samples.
     """
 
     def __init__(
@@ -156,27 +163,27 @@ class DepthSampler:
         self._accepts = accepts
         self._next_ms: int | None = None
         self._cause = "stopped"
-        self._heard_ms: int | None = None
-        self._taken_ms = 0
+        self._received_ms: int | None = None  # the date of the newest accepted frame
+        self._sampled_ms = 0  # the time of the newest sample
         self._reader = FrameReader(
             instrument, self.topics, self._observe, counters=counters, refused=refused
         )
         self.pop_stale_topics = self._reader.pop_stale_topics
 
     def lost(self, cause: str) -> None:
-        """Forget the book, for *cause*: the next one begins after a gap."""
+        """Drop the book; the next sample follows a gap with this *cause*."""
         self._reader.forget()
-        self._heard_ms = None
+        self._received_ms = None
         self._break(cause)
 
     def receive(self, frame: bytes) -> Received | None:
-        """Read one frame; None where it was refused, and its book is gone until a snapshot."""
+        """Read one frame; return None if it was rejected, which drops the book."""
         received = self._reader.read(frame)
         if received is None:
             self._break(self._reader.cause)
-        elif self._next_ms is None and self._heard_ms is not None and self._book(0) is not None:
+        elif self._next_ms is None and self._received_ms is not None and self._book(0) is not None:
             every_ms = self._request.every_ms
-            first_ms = max(self._heard_ms, self._taken_ms + 1)
+            first_ms = max(self._received_ms, self._sampled_ms + 1)
             self._next_ms = -(-first_ms // every_ms) * every_ms
         return received
 
@@ -188,13 +195,13 @@ class DepthSampler:
             self._next_ms, self._cause = None, cause
 
     def _observe(self, server_ms: int) -> bool:
-        """Sample the books before *server_ms*, the date of a frame that is not applied yet."""
+        """Sample the book at the times before *server_ms*, the date of the next frame."""
         if not self._accepts(server_ms):
             return False
-        heard_ms, self._heard_ms = self._heard_ms, server_ms
-        if heard_ms is not None and server_ms < heard_ms:
+        last_ms, self._received_ms = self._received_ms, server_ms
+        if last_ms is not None and server_ms < last_ms:
             self._break("clock")
-        if heard_ms is not None and server_ms - heard_ms > SILENT_MS:
+        if last_ms is not None and server_ms - last_ms > SILENT_MS:
             self._break("silent")
         while self._next_ms is not None and self._next_ms < server_ms:
             book = self._book(self._next_ms)
@@ -202,16 +209,16 @@ class DepthSampler:
                 self._break("empty" if self._reader.is_known else "sequence")
                 break
             self._take(book, self._cause)
-            self._cause, self._taken_ms = "", self._next_ms
+            self._cause, self._sampled_ms = "", self._next_ms
             self._next_ms += self._request.every_ms
         return True
 
 
 class EventReader:
-    """Hands on the frames of its topics as they come, and every gap.
+    """Passes on the frames of its topics and every gap.
 
-    After a gap no frame of the book is handed on before a snapshot. *accepts* is asked whether the
-    date of a frame is believed.
+    After a gap it passes on no frame of the book before a snapshot. *accepts* returns whether to
+    accept the date of a frame.
     """
 
     def __init__(
@@ -228,17 +235,17 @@ class EventReader:
         self._reader = FrameReader(instrument, self.topics, accepts)
 
     def lost(self, cause: str) -> None:
-        """Hand on a gap for *cause*, and wait for a snapshot."""
+        """Pass on a gap with this *cause*, and wait for a snapshot."""
         self._take(b"", None, cause)
         self._reader.forget()
 
-    def ask_anew(self) -> None:
-        """Forget the book, and ask for a snapshot of it."""
+    def request_snapshot(self) -> None:
+        """Drop the book and request a snapshot of it."""
         self._reader.forget()
         self._stale.add(self.topics[0])
 
     def receive(self, frame: bytes) -> Received | None:
-        """Read one frame; None where it was refused, and a new snapshot is needed."""
+        """Read one frame; return None if it was rejected, so that a snapshot is needed."""
         received, cause = self._reader.read(frame), self._reader.cause
         if cause and received is not None:
             self._take(b"", None, cause)
@@ -256,28 +263,25 @@ class EventReader:
 
 
 def fill_topics(request: DepthRequest) -> tuple[str, str]:
-    """Return the topics by which a book fills orders: that of the book, then that of the trades."""
+    """Return the topics for fills by a book: first the book's, then that of the trades."""
     return request.topic, f"publicTrade.{request.symbol}"
 
 
-def frame_of(read: BestQuotes | Trades, frame: bytes, instrument: Instrument) -> ReadFrame:
-    """Return the update of the book by *frame*, read as *read*, in the decimals of *instrument*.
+def frame_of(received: BestQuotes | Trades, frame: bytes, instrument: Instrument) -> ReadFrame:
+    """Return the content of *frame*, which was *received*, in the decimals of *instrument*.
 
     Block trades and those against retail price improvement are left out.
     """
-    prices, sizes = instrument.price_decimals, instrument.quantity_decimals
-    if isinstance(read, BestQuotes):
+    if isinstance(received, BestQuotes):
         update = decode_book(frame)
-        bids, asks = (
-            [(exact(price, prices), exact(size, sizes)) for price, size in side]
-            for side in (update.data.b, update.data.a)
-        )
-        best = None if read.quote is None else (read.quote.bid, read.quote.ask)
+        sides = exact_levels(update.data.b, instrument), exact_levels(update.data.a, instrument)
+        best = None if received.quote is None else (received.quote.bid, received.quote.ask)
         is_snapshot = update.type == "snapshot" or update.data.u == 1
-        return ReadFrame(read.server_ms, "", (bids, asks), is_snapshot, best)
+        return ReadFrame(received.server_ms, "", sides, is_snapshot, best)
+    prices, sizes = instrument.price_decimals, instrument.quantity_decimals
     trades = [
-        (_TAKERS[trade.side], exact(trade.p, prices), exact(trade.v, sizes))
+        (SIDES[trade.side], exact(trade.p, prices), exact(trade.v, sizes))
         for trade in decode_trades(frame).data
         if not (trade.is_block or trade.is_rpi)
     ]
-    return ReadFrame(read.server_ms, trades=trades)
+    return ReadFrame(received.server_ms, trades=trades)

@@ -1,8 +1,8 @@
-"""One websocket connection to a public stream, reconnected for ever.
+"""Websocket connections to public streams, reconnected for ever.
 
-Source: docs/v5/websocket. The heartbeat is a JSON text frame every ``ping_s``; whether the stream
-lives is judged by data, never by pongs. Acknowledgements name no topics, so each request carries
-its own ``req_id``. After a reconnect everything is subscribed again.
+Source: docs/v5/websocket. The heartbeat is a JSON text frame every ``ping_s``. A stream counts as
+alive while it sends data; pongs do not count. Acknowledgements name no topics, so each request has
+its own ``req_id``. After a reconnect all topics are subscribed again.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ from tracepaper.strategies.types.market import Category, GapCause, Instrument
 from tracepaper.strategies.units import MINUTE_MS
 
 TOPICS_PER_REQUEST: Final = 10
-"""Spot refuses more; the other categories take them."""
+"""The limit of spot; other categories accept more."""
 ARGUMENT_CHARACTERS_MAX: Final = 21_000
-"""All topics of one connection together (docs/v5/websocket/wss-authentication)."""
+"""Limit for all topics of one connection together (docs/v5/websocket/wss-authentication)."""
 SYMBOLS_PER_CONNECTION: Final = 50
-"""What one lost connection costs, at most; far under the exchange's 1,000 open connections."""
+"""Most symbols that a lost connection affects; far below the exchange's 1,000 connections."""
 CLOSE_TIMEOUT_S: Final = 1.0
 FORBIDDEN_STATUS: Final = 403
 FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
 RESUBSCRIBE_FIRST_S: Final = 1.0
 ANSWER_WAITS_MAX: Final = 60
-"""Waits of `connect_timeout_s` for one answer, while frames are read that are older than it."""
+"""Most waits of `connect_timeout_s` for one answer while older frames are still being read."""
 
 log = Logger("bybit.stream")
 
@@ -84,10 +84,10 @@ def stream_url(exchange: ExchangeSection, category: Category) -> str:
 
 
 class StreamCallbacks(Struct, frozen=True):
-    """The calls of a stream to its owner.
+    """The functions of its owner that a stream calls.
 
-    ``receive`` reads a frame (None: malformed, already counted), ``connected`` is called at each
-    new connection before its first frame, ``lost`` at each loss with its reason.
+    ``receive`` reads a frame and returns None for a malformed one, which it counts. ``connected``
+    is called for each new connection before its first frame, ``lost`` when a connection is lost.
     """
 
     receive: Callable[[bytes], Received | None]
@@ -96,9 +96,9 @@ class StreamCallbacks(Struct, frozen=True):
 
 
 class PublicStream:
-    """Connects, subscribes *topics* and hands frames on, for as long as ``run`` is not cancelled.
+    """Connects, subscribes *topics* and passes frames to *handler* until ``run`` is cancelled.
 
-    ``answered`` is set once every topic of a connection was acknowledged or refused.
+    ``answered`` is set once every topic was acknowledged or refused.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ class PublicStream:
         self._acks: dict[str, asyncio.Future[Ack]] = {}
         self._data_s = 0.0
         self._sent_ms = 0  # the newest date of this connection's frames
-        self.frame_s: float | None = None  # network time of the newest frame, whatever it held
+        self.frame_s: float | None = None  # network time of the newest frame of any kind
 
     async def run(self) -> None:
-        """Listen until cancelled; raises ``ConfigInvalid`` where no retry can help."""
+        """Listen until cancelled; raise ``ConfigInvalid`` if no retry can succeed."""
         await self._cooldown.retry(
             self._session,
             rng=self._rng,
@@ -146,12 +146,12 @@ class PublicStream:
         )
 
     def resubscribe(self, topics: Iterable[str]) -> None:
-        """Subscribe *topics* anew, since only that brings their snapshot."""
+        """Subscribe *topics* again: that makes the exchange send their snapshots."""
         self._stale_topics.update(topics)
         self._has_stale_topics.set()
 
-    def dated(self, server_ms: int) -> None:
-        """Learn the date of a frame, market time, that was believed."""
+    def note_date(self, server_ms: int) -> None:
+        """Note the accepted date of a frame, market time."""
         self._sent_ms = max(server_ms, self._sent_ms)
 
     async def _session(self) -> None:
@@ -180,7 +180,7 @@ class PublicStream:
             await connection.close()
 
     async def _connect(self) -> ClientConnection:
-        """Return an open connection; raises ``FeedLost``, after a 403 with a cooldown started."""
+        """Return an open connection, or raise ``FeedLost``; HTTP status 403 starts a cooldown."""
         await self._cooldown.wait()
         exchange = self._exchange
         try:
@@ -208,7 +208,7 @@ class PublicStream:
                 "exchange.stream_url if this lasts."
             ) from error
         except (OSError, TimeoutError, ValueError, WebSocketException) as error:
-            # ValueError and InvalidURI: the server redirected to something that is no address.
+            # ValueError and InvalidURI: the server redirected to an invalid address.
             raise FeedLost(
                 f"The {self._category.value} stream could not be opened "
                 f"({type(error).__name__}: {error}); check the network and exchange.stream_url if "
@@ -248,17 +248,17 @@ class PublicStream:
             ) from error
 
     async def _watch(self) -> None:
-        """Raise ``FeedStale`` once no data came for ``data_watchdog_s``."""
+        """Raise ``FeedStale`` once no data has arrived for ``data_watchdog_s``."""
         limit_s = self._exchange.data_watchdog_s
         while (left_s := self._data_s + limit_s - self._clock.network_s()) > 0:
             await self._clock.sleep(left_s)
         raise FeedStale(
-            f"The {self._category.value} stream sent no data for {limit_s:g} s; connecting "
-            "again, raise exchange.data_watchdog_s if the market is that quiet."
+            f"The {self._category.value} stream sent no data for {limit_s:g} s; connecting again. "
+            "If the market is that quiet, raise exchange.data_watchdog_s."
         )
 
     async def _subscribe(self, connection: ClientConnection) -> None:
-        """Subscribe every topic; retry the refused ones for ever."""
+        """Subscribe every topic; retry refused ones for ever."""
         self.refused.clear()
         batches: deque[tuple[str, ...]] = deque(
             self._topics[first : first + TOPICS_PER_REQUEST]
@@ -271,7 +271,7 @@ class PublicStream:
                 continue
             topic, *others = batch
             if others:
-                # One bad topic may have refused its neighbours: ask for each alone.
+                # One invalid topic may have caused the refusal of the others: request each alone.
                 batches.extend((topic,) for topic in batch)
                 continue
             self.refused.add(topic)
@@ -279,7 +279,7 @@ class PublicStream:
                 "refused",
                 topic=topic,
                 reason=refusal,
-                advice="correct market.symbols; asking again meanwhile",
+                advice="correct market.symbols; until then the topic is requested again",
             )
         self.answered.set()
         wait_s = RESUBSCRIBE_FIRST_S
@@ -291,28 +291,28 @@ class PublicStream:
                     self.refused.discard(topic)
 
     async def _resubscribe_stale(self, connection: ClientConnection) -> None:
-        """Unsubscribe and subscribe stale topics, with a wait that doubles while there are more."""
+        """Resubscribe stale topics, after a pause that doubles while topics go stale again."""
         wait_s = RESUBSCRIBE_FIRST_S
         while True:
             await self._has_stale_topics.wait()
             self._has_stale_topics.clear()
-            wanted = sorted(self._stale_topics.intersection(self._topics))
+            topics = sorted(self._stale_topics.intersection(self._topics))
             self._stale_topics.clear()
-            for topic in wanted:
+            for topic in topics:
                 await self._ask(connection, (topic,), operation="unsubscribe")
                 if await self._ask(connection, (topic,)) is not None:
                     self.resubscribe((topic,))
             await self._clock.sleep(wait_s)
-            more = self._has_stale_topics.is_set()
-            wait_s = min(2 * wait_s, self._exchange.backoff_max_s) if more else RESUBSCRIBE_FIRST_S
+            again = self._has_stale_topics.is_set()
+            wait_s = min(2 * wait_s, self._exchange.backoff_max_s) if again else RESUBSCRIBE_FIRST_S
 
     async def _ask(
         self, connection: ClientConnection, topics: tuple[str, ...], operation: str = "subscribe"
     ) -> str | None:
-        """Subscribe or unsubscribe *topics*; return None, or the exchange's reason to refuse.
+        """Subscribe or unsubscribe *topics*; return None, or the exchange's reason for a refusal.
 
-        The answer comes behind the frames that were sent before it. A machine that reads them late
-        would open one connection after another, each with everything to be sent again.
+        The answer arrives after all frames that were sent before it. So the wait is extended while
+        older frames are being read: a slow machine would otherwise reconnect again and again.
         """
         self._requests += 1
         request_id = f"{self._category.value}-{self._requests}"
@@ -346,27 +346,27 @@ class PublicStream:
 
 
 BEST: Final = "orderbook.1."
-"""The topic of the best bid and ask, which are subscribed anyway."""
+"""The prefix of the topics of best bid and ask, which every feed subscribes."""
 TRADES: Final = "publicTrade."
-"""The topic of trades."""
+"""The prefix of the topics of trades."""
 
 
 def characters_of(topics: Iterable[str]) -> int:
-    """Return the characters of *topics* as arguments: each in quotes, with a comma."""
+    """Return the length of *topics* as arguments, each with quotes and a comma."""
     return sum(len(topic) + 3 for topic in topics)
 
 
 def connections(category: Category, request: StreamRequest) -> list[StreamRequest]:
-    """Return *request*'s instruments of *category* divided into what one connection takes.
+    """Divide the instruments of *category* in *request* into one request for each connection.
 
-    One takes ``SYMBOLS_PER_CONNECTION`` and ``ARGUMENT_CHARACTERS_MAX`` at most; the shares are as
-    equal as their number allows.
+    A connection takes at most ``SYMBOLS_PER_CONNECTION`` and ``ARGUMENT_CHARACTERS_MAX``. The parts
+    are as equal as possible.
     """
     items = [item for item in request.instruments if item.category is category]
     longest = max(characters_of(topics_of(item, request)) for item in items)
     most = min(SYMBOLS_PER_CONNECTION, max(ARGUMENT_CHARACTERS_MAX // longest, 1))
     count = -(-len(items) // most)
-    cuts = [len(items) * place // count for place in range(count + 1)]
+    cuts = [len(items) * number // count for number in range(count + 1)]
     return [
         structs.replace(request, instruments=tuple(items[first:last]))
         for first, last in pairwise(cuts)
@@ -374,32 +374,32 @@ def connections(category: Category, request: StreamRequest) -> list[StreamReques
 
 
 def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
-    """Return the topics of *item* that *request* asks for, each once: closed candles first.
+    """Return the topics of *item* for *request*, each once, candles first.
 
-    Spot has no mark and no funding, so its ticker is not needed; its trades confirm a quote that
-    jumps.
+    Spot has no mark and no funding, so it needs no ticker. It needs trades, which confirm a quote
+    that jumps.
     """
     category, symbol = item.category, item.symbol
-    wanted = [f"kline.{interval_name(request.interval_ms)}.{symbol}", f"{BEST}{symbol}"]
+    topics = [f"kline.{interval_name(request.interval_ms)}.{symbol}", f"{BEST}{symbol}"]
     if category is Category.LINEAR:
-        wanted.append(f"tickers.{symbol}")
+        topics.append(f"tickers.{symbol}")
     if request.trades or category is Category.SPOT:
-        wanted.append(f"{TRADES}{symbol}")
+        topics.append(f"{TRADES}{symbol}")
     if request.depth:
         depth = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
-        wanted.append(depth.topic)
+        topics.append(depth.topic)
     if request.fill_levels:
-        wanted += fill_topics(_fills(item, request))
-    return list(dict.fromkeys(wanted))
+        topics += fill_topics(_fill_book(item, request))
+    return list(dict.fromkeys(topics))
 
 
-def _fills(item: Instrument, request: StreamRequest) -> DepthRequest:
+def _fill_book(item: Instrument, request: StreamRequest) -> DepthRequest:
     """Return the request for the book that fills orders of *item*."""
     return DepthRequest(item.category, item.symbol, request.fill_levels, MINUTE_MS, events=True)
 
 
 class CategoryStream(PublicStream):
-    """A connection that reads its frames by a fresh ``Wire``, and tells a feed what they say."""
+    """A connection that reads its frames with a ``Wire`` and passes their data to *listener*."""
 
     def __init__(
         self,
@@ -440,7 +440,7 @@ class CategoryStream(PublicStream):
         self._takes_trades = request.trades or category is Category.SPOT
 
     async def subscribed(self, within_s: float) -> bool:
-        """Wait until every topic was acknowledged or refused; False if that took too long."""
+        """Wait until every topic is acknowledged or refused; return False after *within_s*."""
         try:
             async with asyncio.timeout(within_s):
                 await self.answered.wait()
@@ -449,7 +449,7 @@ class CategoryStream(PublicStream):
         return True
 
     def is_connected(self, instrument: str) -> bool:
-        """Return whether the connection stands and *instrument* is of its category."""
+        """Return whether this is a connection of *instrument* and it is open."""
         return self.is_open and instrument in self._ids
 
     def _sampler(self, instrument: Instrument) -> DepthSampler:
@@ -466,39 +466,39 @@ class CategoryStream(PublicStream):
     def _event_reader(self, instrument: Instrument) -> EventReader:
         """Return the reader of every frame of the book that fills orders of *instrument*."""
 
-        def take(frame: bytes, read: BestQuotes | Trades | None, cause: str) -> None:
-            taken = (
+        def take(frame: bytes, received: BestQuotes | Trades | None, cause: str) -> None:
+            read = (
                 ReadFrame(self._clock.market_ms(), cause)
-                if read is None
-                else frame_of(read, frame, instrument)
+                if received is None
+                else frame_of(received, frame, instrument)
             )
-            if not self._listener.on_book(instrument.id, taken):
-                reader.ask_anew()
+            if not self._listener.on_book(instrument.id, read):
+                reader.request_snapshot()
 
         reader = EventReader(
             instrument,
-            fill_topics(_fills(instrument, self._request)),
+            fill_topics(_fill_book(instrument, self._request)),
             take,
             accepts=self._listener.on_server_time,
         )
         return reader
 
     def _new_wire(self) -> Wire:
-        """Return a fresh reader: a new connection begins with snapshots."""
+        """Return a new reader without state: a new connection begins with snapshots."""
         return Wire(
             category=self._category,
             instruments=self._instruments,
             interval_ms=self._request.interval_ms,
             counters=self._counters,
-            observe=self._is_believed,
+            observe=self._accepts_date,
             refused=self._refused,
         )
 
-    def _is_believed(self, server_ms: int) -> bool:
-        """Return whether the feed believes the date of a frame; the connection learns it."""
-        if is_believed := self._listener.on_server_time(server_ms):
-            self.dated(server_ms)
-        return is_believed
+    def _accepts_date(self, server_ms: int) -> bool:
+        """Return whether the feed accepts the date of a frame; note an accepted one."""
+        if is_accepted := self._listener.on_server_time(server_ms):
+            self.note_date(server_ms)
+        return is_accepted
 
     def _connected(self) -> None:
         self._wire = self._new_wire()
@@ -508,26 +508,26 @@ class CategoryStream(PublicStream):
     def _lost(self, cause: Recoverable) -> None:
         is_stale = isinstance(cause, FeedStale)
         self._counters["stale" if is_stale else "disconnects"] += 1
-        why = "stale" if is_stale else "disconnected"
+        reason = "stale" if is_stale else "disconnected"
         for reader in self._readers:
-            reader.lost(why)
+            reader.lost(reason)
         self._listener.on_lost(
             self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED
         )
 
     def _receive(self, frame: bytes) -> Received | None:
-        """Read one frame and give its data to the listener; None where it was refused."""
+        """Read one frame and pass its data to the listener; return None if it was rejected."""
         topic = topic_of(frame) if self._readers else ""
-        taken: Received | None = None
+        received: Received | None = None
         if readers := self._by_topic.get(topic, ()):
             for reader in readers:
-                taken = reader.receive(frame) or taken
+                received = reader.receive(frame) or received
                 if stale := reader.pop_stale_topics():
                     self.resubscribe(stale)
             is_trade = topic.startswith(TRADES)
             if not topic.startswith(BEST) and not (is_trade and self._takes_trades):
-                self._counters["frames"] += taken is not None
-                return taken  # of the best and of trades the rest of the feed is told as well
+                self._counters["frames"] += received is not None
+                return received  # best quotes, and trades if subscribed, go to the listener too
         try:
             received = self._wire.receive(frame)
         except MessageMalformed:
@@ -537,10 +537,10 @@ class CategoryStream(PublicStream):
         if received is None or isinstance(received, RefusedFrame):
             return None
         self._counters["frames"] += 1
-        self._hand_on(received)
+        self._pass_on(received)
         return received
 
-    def _hand_on(self, received: Received) -> None:
+    def _pass_on(self, received: Received) -> None:
         listener = self._listener
         match received:
             case ClosedCandles():
@@ -559,10 +559,10 @@ class CategoryStream(PublicStream):
                 if received.trades:
                     listener.on_data(received.trades[-1])
             case _:
-                pass  # an acknowledgement, a pong or an unknown frame carries no market time
+                pass  # acknowledgements, pongs and unknown frames have no market data
 
     def _refused(self, kind: str, sentence: str) -> None:
-        """Log the first refusal of each kind; the counters have the rest."""
+        """Log the first rejection of each kind; the counters have all."""
         if kind.startswith("ahead."):
             self._listener.on_future_date()
         if kind not in self._logged:

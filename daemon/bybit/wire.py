@@ -1,10 +1,10 @@
 """Sans-I/O reader of a websocket connection: bytes in, typed messages out.
 
-On any bytes whatever ``Wire.receive`` returns a result or raises ``MessageMalformed``, nothing
-else. What it does not know is an ``UnreadFrame``, never an error: the exchange may add topics. A
-frame that cannot be true (dated ahead, off the grid, of another symbol than its topic) is refused
-before any of it is taken in. State (ticker fields that deltas leave out, book levels) lives as long
-as the connection: make a new ``Wire`` after each reconnect.
+For any bytes ``Wire.receive`` returns a result or raises ``MessageMalformed``, nothing else. An
+unknown frame is an ``UnreadFrame``, not an error, since the exchange may add topics. A frame that
+cannot be true (a future date, off the grid, another symbol than its topic's) is rejected before any
+of it is applied. State (ticker fields that deltas omit, book levels) belongs to one connection:
+make a new ``Wire`` after each reconnect.
 
 The rules are docs/time.md, T11 to T13.
 """
@@ -49,20 +49,21 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS
 
 EARLY_MS: Final = 1_000
-"""A closing frame may be dated this long before the close; an earlier one closes nothing."""
+"""A closing frame may be dated this long before the close; an earlier one does not close it."""
 BOOK_LEVELS_MAX: Final = 1_000
-"""Levels a side, the most that any depth of the exchange has; with more the book is dropped."""
+"""Most levels a side of the exchange's deepest topic; a book with more is dropped."""
 FUNDING_AHEAD_MS: Final = DAY_MS
-"""The next funding is never further away; most instruments settle every four or eight hours."""
+"""Longest time to the next funding; most instruments settle every four or eight hours."""
 _ARGUMENTS: Final = {
     "orderbook": ("1", "25", "40", "50", "100", "200", "500", "1000"),
     "tickers": ("",),
     "publicTrade": ("",),
 }
-"""What may stand between a topic's kind and its symbol: state is kept for no other topic."""
-_ROLL: Final = 2  # candles in a frame of the roll: the closed and the new one
+"""The texts allowed between a topic's kind and its symbol; other topics get no state."""
+_CLOSE_CANDLES: Final = 2  # candles in a frame at a close: the closed and the new one
 _STREAM: Final = Source.STREAM
-_SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
+SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
+"""The sides by the exchange's names."""
 
 
 class ClosedCandles(Struct, gc=False):
@@ -73,17 +74,16 @@ class ClosedCandles(Struct, gc=False):
 
 
 class Ticker(Struct, gc=False):
-    """A linear ticker merged with what came before it on this connection."""
+    """A linear ticker, merged with the earlier ones of this connection."""
 
     server_ms: int
     instrument: str
     mark: Mark | None
-    funding_rate: int | None  # 10^-10
     next_funding_ms: int | None
 
 
 class BestQuotes(Struct, gc=False):
-    """The best bid and ask after an order-book frame; None while a side is empty."""
+    """The best bid and ask after an order-book frame; None if a side is empty."""
 
     server_ms: int
     quote: Quote | None
@@ -97,7 +97,7 @@ class Trades(Struct, gc=False):
 
 
 class Ack(Struct, gc=False):
-    """The exchange's answer to a request; it names no topics, so match ``request_id``."""
+    """The exchange's answer to a request; it names no topics, only ``request_id``."""
 
     ok: bool
     request_id: str
@@ -105,15 +105,15 @@ class Ack(Struct, gc=False):
 
 
 class Pong(Struct, gc=False):
-    """The answer to a ping: the connection is open, which says nothing about the data."""
+    """The answer to a ping: the connection is open, but that is no evidence of data."""
 
 
 class UnreadFrame(Struct, gc=False):
-    """A well-formed frame that is not ours to read."""
+    """A valid frame that was not subscribed or cannot be applied."""
 
 
 class RefusedFrame(Struct, gc=False):
-    """A frame whose date is not accepted; none of it was applied."""
+    """A frame whose date was rejected; none of it was applied."""
 
 
 Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | UnreadFrame | RefusedFrame
@@ -121,25 +121,26 @@ _Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
 class Levels:
-    """One topic's book as the frames build it, price text kept as exact integers."""
+    """The book of one topic, with prices and sizes as exact integers."""
 
     def __init__(self) -> None:
         self.bids: dict[int, int] = {}
         self.asks: dict[int, int] = {}
         self.is_known = False
-        self.update = 0  # the number of its last frame
+        self.update = 0  # the number of the last frame
         self.market_ms = 0
 
     def forget(self) -> None:
-        """Drop everything: only a snapshot makes it a book again."""
+        """Drop all levels; the book is unknown until the next snapshot."""
         self.bids.clear()
         self.asks.clear()
         self.is_known = False
 
     def follow(self, update: int, *, is_snapshot: bool) -> bool:
-        """Return whether the frame numbered *update* follows; a snapshot that does not starts anew.
+        """Return whether the frame with number *update* can be applied.
 
-        The exchange numbers the frames of a deep book one by one (0: it did not).
+        The exchange numbers the frames of a deep book consecutively; 0 means no number. A snapshot
+        can always be applied; one that does not follow the last frame first clears the book.
         """
         if not self.is_known or not update or update == self.update + 1:
             return True
@@ -148,7 +149,7 @@ class Levels:
         return is_snapshot
 
     def apply(self, sides: _Sides, *, is_snapshot: bool) -> None:
-        """Take in the levels of *sides*; a snapshot replaces everything, also one unasked for."""
+        """Apply the levels of *sides*; a snapshot, even an unrequested one, replaces the book."""
         if is_snapshot:
             self.forget()
             self.is_known = True
@@ -157,11 +158,13 @@ class Levels:
                 if size:
                     side[price] = size
                 else:
-                    side.pop(price, None)  # deleting an unknown price is no error
+                    side.pop(price, None)  # a delta may delete an unknown level
 
 
-def _levels(levels: Iterable[tuple[str, str]], instrument: Instrument) -> list[tuple[int, int]]:
-    """Return *levels* as exact integers."""
+def exact_levels(
+    levels: Iterable[tuple[str, str]], instrument: Instrument
+) -> list[tuple[int, int]]:
+    """Return prices and sizes as exact integers in the decimals of *instrument*."""
     return [
         (exact(price, instrument.price_decimals), exact(size, instrument.quantity_decimals))
         for price, size in levels
@@ -169,40 +172,40 @@ def _levels(levels: Iterable[tuple[str, str]], instrument: Instrument) -> list[t
 
 
 def _packed(levels: list[tuple[int, int]]) -> bytes:
-    """Return *levels* as ``Depth`` holds a side."""
+    """Return *levels* as the bytes of one side in ``Depth``."""
     return struct.pack(f"<{2 * len(levels)}q", *chain.from_iterable(levels))
 
 
 def _reject_doubles(candles: list[KlineCandle], topic: str) -> None:
-    """Refuse a frame in which two candles of one time differ: REST has the right one."""
+    """Reject a frame with two different candles of the same time; REST has the right one."""
     first: dict[int, KlineCandle] = {}
     for candle in candles:
         if first.setdefault(candle.start, candle) != candle:
             raise FrameImpossible(
                 "double",
                 f"One frame of {topic} holds two candles at {candle.start} that differ; it was "
-                "dropped, REST fills the place.",
+                "dropped, and REST is asked for the candle.",
             )
 
 
 def _foreign(kind: str, topic: str, named: str) -> FrameImpossible:
-    """Return the refusal of a frame whose data are of another symbol than its topic."""
+    """Return the error of a frame whose data belong to another symbol than its topic."""
     return FrameImpossible(
         "foreign",
-        f"A {kind} frame of the topic {topic[:64]!r} speaks of {named[:32]!r}; it was dropped.",
+        f"A {kind} frame of the topic {topic[:64]!r} has data of {named[:32]!r}; it was dropped.",
     )
 
 
 class Wire:
     """Reads the frames of one connection to ``/v5/public/{category}``.
 
-    ``counters`` is shared with the owner and counts what was refused or not known, as
-    ``<fault>.<kind>``: the fault is ``malformed``, ``unknown``, ``ahead``, ``early``, ``off_grid``,
-    ``contradictory``, ``untraded``, ``double``, ``foreign``, ``crossed``, ``deep`` or ``skipped``.
-    *observe* is called with the date of every frame before any of it is applied, and returns
-    whether it is accepted; *refused* is called with the kind and the sentence of each refusal.
-    ``stale_topics`` are those whose state was lost with a refused frame: their owner pops them and
-    asks for a snapshot.
+    ``counters``, shared with the owner, counts rejected and unknown frames as ``<fault>.<kind>``.
+    The faults are ``malformed``, ``unknown``, ``ahead``, ``early``, ``off_grid``,
+    ``contradictory``, ``untraded``, ``double``, ``foreign``, ``crossed``, ``deep`` and ``skipped``.
+    *observe* is called with the date of each frame before any of it is applied, and returns whether
+    it is accepted. *refused* is called with the kind and the message of each rejection.
+    ``stale_topics`` lost their state with a rejected frame; the owner pops them and subscribes them
+    again for a snapshot.
     """
 
     def __init__(
@@ -215,7 +218,6 @@ class Wire:
         observe: Callable[[int], bool] | None = None,
         refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
     ) -> None:
-        self.category = category
         self.stale_topics: set[str] = set()
         self._observe = observe
         self._refused = refused
@@ -240,9 +242,9 @@ class Wire:
         }
 
     def receive(self, frame: bytes) -> Received:
-        """Read one *frame*; every ``seen_ms`` is the frame's time until the feed hands it on.
+        """Read one *frame*; ``seen_ms`` is the frame's time until the feed sets it on delivery.
 
-        Raises ``MessageMalformed`` and nothing else, whatever the bytes.
+        Raises ``MessageMalformed`` and nothing else, for any bytes.
         """
         kind, topic = "frame", ""
         try:
@@ -267,7 +269,7 @@ class Wire:
             raise refusal from error
 
     def depth(self, topic: str, levels: int, seen_ms: int) -> Depth | None:
-        """Return the best *levels* a side of the book of *topic*; None while a side is empty."""
+        """Return the best *levels* a side of the book of *topic*; None if a side is empty."""
         book = self._books.get(topic)
         instrument = self._symbols.get(topic.rpartition(".")[2])
         if book is None or instrument is None or not book.bids or not book.asks:
@@ -277,7 +279,7 @@ class Wire:
         return Depth(instrument.id, _packed(bids), _packed(asks), book.market_ms, seen_ms)
 
     def last_update(self, topic: str) -> int | None:
-        """Return the number of the last frame of the book of *topic*; None while it is unknown."""
+        """Return the number of the last frame of the book of *topic*; None if it is unknown."""
         book = self._books.get(topic)
         return book.update if book is not None and book.is_known else None
 
@@ -294,7 +296,7 @@ class Wire:
         self._reject(
             f"ahead.{kind}",
             f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
-            "and that time is read anew.",
+            "and that time is read again.",
         )
         return RefusedFrame()
 
@@ -302,7 +304,7 @@ class Wire:
         return self._observe is None or self._observe(server_ms)
 
     def _invalidate(self, topic: str) -> None:
-        """Drop the state built from the frames of *topic*, since one of them is missing now."""
+        """Drop the state of *topic*, since one of its frames is missing now."""
         if (levels := self._books.get(topic)) is not None:
             levels.forget()
             self.stale_topics.add(topic)
@@ -310,7 +312,7 @@ class Wire:
             self.stale_topics.add(topic)
 
     def _route(self, head: messages.FrameHead, frame: bytes) -> Received:
-        if not head.topic:  # an acknowledgement or a pong, whose form differs between categories
+        if not head.topic:  # acknowledgements and pongs, whose form depends on the category
             if head.op == "pong" or head.ret_msg == "pong":
                 return Pong()
             if head.success is not None:
@@ -328,37 +330,38 @@ class Wire:
         return reader(frame, instrument)
 
     def _unknown(self, kind: str) -> UnreadFrame:
-        """Count a frame that was not subscribed; foreign kinds share a counter, to stay few."""
+        """Count a frame that was not subscribed; all unknown kinds share one counter."""
         counted = kind if kind in self._readers else "other"
         self.counters[f"unknown.{counted}"] += 1
         return UnreadFrame()
 
     def _before_snapshot(self, kind: str, topic: str) -> UnreadFrame:
-        """Refuse a delta that comes before any snapshot, and mark its topic as stale."""
+        """Reject a delta that arrives before any snapshot, and mark its topic as stale."""
         self.stale_topics.add(topic)
         self._reject(
             f"unknown.{kind}",
             f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
-            "asked for.",
+            "requested.",
         )
         return UnreadFrame()
 
     def _kline(self, frame: bytes, _: Instrument) -> Received:
-        """Return the closed candles of a frame as bars; a candle is parsed once, then checked.
+        """Return the closed candles of a frame as bars.
 
         A candle that is marked as closed before its close counts as open. Raises
-        ``MessageMalformed`` where a number is not exact, ``FrameImpossible`` where a candle
-        contradicts itself, lies off the grid or differs from another of its time.
+        ``MessageMalformed`` if a number is not exact, and ``FrameImpossible`` if a candle
+        contradicts itself, is off the grid, or differs from another of the same time.
         """
         kline = decode_kline(frame)
         if (read := self._candle_readers.get(kline.topic)) is None:
             return self._unknown("kline")
         bars: list[Bar] = []
         candles, server_ms = kline.data, kline.ts
-        if len(candles) > 1 and (len(candles) > _ROLL or candles[0].start == candles[1].start):
+        is_close = len(candles) == _CLOSE_CANDLES and candles[0].start != candles[1].start
+        if len(candles) > 1 and not is_close:
             _reject_doubles(candles, kline.topic)
         for candle in candles:
-            # The exchange repeats the open candle until it closes; only a confirmed one is a fact.
+            # The exchange repeats the open candle until it closes; only a confirmed one is final.
             if not candle.confirm:
                 continue
             bar = read(candle, server_ms, _STREAM)
@@ -371,18 +374,18 @@ class Wire:
         return self._ahead("kline", server_ms)
 
     def _reject_early(self, candle: KlineCandle, server_ms: int) -> None:
-        """Refuse a candle that is marked as closed before its close, or before it began."""
+        """Reject a candle that is marked as closed before its close, or before its start."""
         if candle.start > server_ms + EARLY_MS:
             self._ahead("kline", candle.start)
             return
         self._reject(
             "early.kline",
-            f"The candle at {candle.start} says that it is closed before its close; it counts as "
-            "open, and its closing frame is awaited.",
+            f"The candle at {candle.start} is marked as closed before its close; it counts as "
+            "open until its closing frame.",
         )
 
     def _ticker(self, frame: bytes, instrument: Instrument) -> Received:
-        """Merge a ticker; spot's has neither mark nor funding, and gives only its time."""
+        """Merge a ticker into the state; one of spot has neither mark nor funding."""
         ticker = messages.decode_ticker(frame)
         data = ticker.data
         if data.symbol != instrument.symbol:
@@ -397,7 +400,6 @@ class Wire:
             server_ms=ticker.ts,
             instrument=instrument.id,
             mark=_mark(data, instrument, ticker.ts, rate),
-            funding_rate=rate,
             next_funding_ms=self._next_funding(ticker, data),
         )
         if not self._accepts_date(ticker.ts):
@@ -406,7 +408,7 @@ class Wire:
         return result
 
     def _next_funding(self, ticker: TickerFrame, data: TickerData) -> int | None:
-        """Return the next funding's time, None where there is none or it is absurdly far."""
+        """Return the time of the next funding; None without one or more than a day ahead."""
         if not data.next_funding_time:
             return None
         next_ms = exact(data.next_funding_time, 0)
@@ -420,24 +422,24 @@ class Wire:
         return None
 
     def _book(self, frame: bytes, instrument: Instrument) -> Received:
-        """Apply a book frame and return the best quote; a crossed or endless book is dropped."""
+        """Apply a book frame and return the best quotes; drop a crossed or too deep book."""
         book = messages.decode_book(frame)
         if book.data.s != instrument.symbol:
             raise _foreign("orderbook", book.topic, book.data.s)
-        # After a restart of its service the exchange numbers a whole book 1, of whatever type.
+        # After a restart of its service the exchange sends a whole book as number 1, of any type.
         is_snapshot = book.type == "snapshot" or book.data.u == 1
         levels = self._books.setdefault(book.topic, Levels())
         if not is_snapshot and not levels.is_known:
             return self._before_snapshot("orderbook", book.topic)
-        # A book of depth 1 comes as snapshots alone, whose numbers have gaps.
+        # A book of depth 1 has only snapshots, whose numbers have gaps.
         is_deep = not book.topic.startswith("orderbook.1.")
         if is_deep and not levels.follow(book.data.u, is_snapshot=is_snapshot):
             raise FrameImpossible(
                 "skipped",
                 f"Frame {book.data.u} of {book.topic} does not follow {levels.update}; the book "
-                "was dropped and a snapshot is asked for.",
+                "was dropped and a snapshot is requested.",
             )
-        sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
+        sides = (exact_levels(book.data.b, instrument), exact_levels(book.data.a, instrument))
         if not self._accepts_date(max(book.ts, book.cts)):
             if not is_snapshot:
                 self._invalidate(book.topic)
@@ -448,7 +450,7 @@ class Wire:
             raise FrameImpossible(
                 "deep",
                 f"The book of {instrument.id} has more than {BOOK_LEVELS_MAX} levels a side; it "
-                "was dropped and a snapshot is asked for.",
+                "was dropped and a snapshot is requested.",
             )
         self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:
@@ -458,7 +460,7 @@ class Wire:
             raise FrameImpossible(
                 "crossed",
                 f"The best bid of {instrument.id} is not below its best ask; the book was "
-                "dropped and a snapshot is asked for.",
+                "dropped and a snapshot is requested.",
             )
         quote = Quote(instrument.id, bid, levels.bids[bid], ask, levels.asks[ask], book.ts, book.ts)
         return BestQuotes(book.ts, quote)
@@ -470,7 +472,7 @@ class Wire:
         for trade in batch.data:
             if trade.symbol != instrument.symbol:
                 raise _foreign("publicTrade", batch.topic, trade.symbol)
-            if (side := _SIDES.get(trade.side)) is None:
+            if (side := SIDES.get(trade.side)) is None:
                 raise MessageMalformed(
                     f"A trade of {instrument.id} has the side {trade.side[:16]!r}, not Buy or "
                     "Sell; the frame was dropped."
@@ -495,7 +497,7 @@ class Wire:
 def _mark(
     data: TickerData, instrument: Instrument, server_ms: int, rate: int | None
 ) -> Mark | None:
-    """Return the mark, index and last price of a ticker; None where it has no mark price."""
+    """Return the mark, index and last price of a ticker; None if it has no mark price."""
     if not data.mark_price:
         return None
     decimals = instrument.price_decimals
@@ -511,6 +513,6 @@ def _mark(
 
 
 def _merged(before: TickerData, delta: TickerData) -> TickerData:
-    """Return *before* with the fields that *delta* has."""
+    """Return *before*, updated with the fields of *delta* that are present."""
     values = ((name, getattr(delta, name)) for name in delta.__struct_fields__)
     return structs.replace(before, **{name: value for name, value in values if value is not None})

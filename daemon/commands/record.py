@@ -371,7 +371,7 @@ def prune(
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.commands.fleet import reject_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.resume import recorded_reach
+    from tracepaper.daemon.session.resume import recorded_lookback
     from tracepaper.storage.database.connection import size_on_disk
     from tracepaper.storage.maintenance import prune as prune_database
 
@@ -384,7 +384,7 @@ def prune(
 
     def reach(run_id: str) -> RunLookback | None:
         try:
-            return recorded_reach(path, run_id)
+            return recorded_lookback(path, run_id)
         except (TracepaperError, ValueError) as error:
             unknown[run_id] = " ".join(str(error).split())
             return None

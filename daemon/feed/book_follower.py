@@ -1,9 +1,9 @@
-"""Follows an order book frame by frame, and makes an event of those that can change an order.
+"""Follows an order book frame by frame, and makes events of the changes that may affect an order.
 
-A live feed and a replay follow alike: every frame is read, and the broker is asked what of the book
-can change an order before each. So nothing may be read ahead: an event is drawn once the engine has
-dealt with the last one. What a replay knows by its files' dates is decided live as frames come
-(``LiveBook``): which of them belong before a bar, and where a book went silent. All of it is pure.
+Live feeds and replays use the same code. Before each frame the broker is asked which changes of the
+book can affect an order, so the next event may be drawn only when the engine has taken in the last
+one. ``LiveBook`` decides from the frames as they arrive what a replay knows from its files' dates:
+which frames belong before a bar, and where a book went silent. All of it is pure.
 
 The rules are docs/money.md, M61 to M85.
 """
@@ -24,58 +24,59 @@ from tracepaper.strategies.types.market import Bar, BookUpdate, Quote, Side
 from tracepaper.strategies.units import interval_start
 
 MOVES_MOST: Final = 4_096
-"""Moves that one event holds at most."""
+"""Most moves of one event."""
 BEGUN: Final = "stopped"
 """The cause of the gap before the first book."""
 SILENT: Final = "silent"
-"""The cause of a gap in which no frame of the book came, though none is missing."""
+"""The cause of a gap without frames of the book in which nothing is missing."""
 Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 Watch = Callable[[str], BookWatch]
-"""Says what of the book of an instrument can change an order now."""
+"""Returns which changes of an instrument's book can affect an order now."""
 
 
 class ReadFrame(NamedTuple):
-    """One frame of a source, in the decimals of the run: of the book, of trades, or a gap."""
+    """One frame of a book or of trades, or a gap, in the decimals of the run."""
 
     at_ms: int
-    cause: str = ""  # of a gap; what it holds beside comes after it
-    book: Sides | None = None  # levels of bids and asks that are set; size 0 removes one
+    cause: str = ""  # of a gap; a book or trades in the same frame come after the gap
+    book: Sides | None = None  # changed levels of bids and asks; size 0 removes a level
     is_snapshot: bool = False
-    best: tuple[int, int] | None = None  # the best bid and ask after it; None while a side is empty
-    trades: Sequence[tuple[Side, int, int]] = ()  # side of the taker, price, size
+    best: tuple[int, int] | None = None  # best bid and ask after the frame; None: an empty side
+    trades: Sequence[tuple[Side, int, int]] = ()  # the taker's side, price, size
 
 
 class Silence:
-    """Says where a book begins to be silent: ``SILENT_MS`` after a frame that none follows."""
+    """Finds where a book goes silent: ``SILENT_MS`` after a frame without a next one."""
 
     def __init__(self) -> None:
         self._at_ms = 0
-        self._stands_ms: int | None = None
+        self._valid_until_ms: int | None = None
 
     def before(self, frame: ReadFrame) -> ReadFrame | None:
-        """Take in the next *frame*; return the gap that belongs before it, if there is one."""
+        """Take in the next *frame*; return the silent gap before it, if there is one."""
         if not frame.cause:
             self._at_ms = max(self._at_ms, frame.at_ms)
         silent = self.until(max(self._at_ms, frame.at_ms))
         if frame.cause:
-            self._stands_ms = None
+            self._valid_until_ms = None
         elif frame.book is not None:
-            self._stands_ms = self._at_ms + SILENT_MS
+            self._valid_until_ms = self._at_ms + SILENT_MS
         return silent
 
     def until(self, at_ms: int | None = None) -> ReadFrame | None:
-        """Return the gap that has begun by *at_ms*, once; without it, where nothing follows."""
-        stands_ms = self._stands_ms
-        if stands_ms is None or (at_ms is not None and at_ms <= stands_ms):
+        """Return the silent gap that began before *at_ms*, once; None: there is no next frame."""
+        valid_until_ms = self._valid_until_ms
+        if valid_until_ms is None or (at_ms is not None and at_ms <= valid_until_ms):
             return None
-        self._stands_ms = None
-        return ReadFrame(stands_ms + 1, SILENT)
+        self._valid_until_ms = None
+        return ReadFrame(valid_until_ms + 1, SILENT)
 
 
 class BookFollower:
-    """The book of one instrument, frame by frame, and the moves that no event holds yet.
+    """The book of one instrument, and the moves that are in no event yet.
 
-    ``frame`` counts frames, from that number on; events are seen *response_ms* after their date.
+    ``frame`` counts frames, starting from *frame*. An event's ``seen_ms`` is *response_ms* after
+    its date.
     """
 
     def __init__(
@@ -91,18 +92,18 @@ class BookFollower:
         self._asks: dict[int, tuple[int, int]] = {}
         self._cause = BEGUN
         self._moves: list[Move] = []
-        self._watched: BookWatch | None = None  # what was asked since the last event
+        self._watched: BookWatch | None = None  # the broker's answer since the last event
 
-    def goes_on(self) -> None:
-        """Take the book to go on from what the run knows of it."""
+    def resume(self) -> None:
+        """Continue the run's book without a gap."""
         self._cause = ""
 
     def forget(self) -> None:
-        """Ask anew what can change an order: something else than the book may have changed one."""
+        """Ask the broker again: another event than one of the book may have changed an order."""
         self._watched = None
 
     def _check(self, watch: Watch) -> BookWatch:
-        """Return the moves that can change an order now, with those that no event holds yet."""
+        """Return which changes can affect an order now, given the moves that are in no event."""
         if self._watched is None:
             self._watched = watch(self.key)
             for move in self._moves:
@@ -112,14 +113,10 @@ class BookFollower:
     def advance(self, frame: ReadFrame, watch: Watch) -> Iterator[BookUpdate]:
         """Take in the next *frame*; yield each event that it causes."""
         watched = self._check(watch)
-        if watched.rests and not self._is_sampled:
-            # What was on its way by then met the book that stood at that time.
-            while (arrives_ms := watched.arrives_ms) is not None and arrives_ms < frame.at_ms:
-                if self.best is None:
-                    break
-                self.at_ms = max(self.at_ms, arrives_ms)
-                yield self._update(is_whole=True)
-                watched = self._check(watch)
+        if (arrives_ms := watched.arrives_ms) is not None and arrives_ms < frame.at_ms:
+            # Orders that arrive before this frame meet the book as it was then.
+            yield from self._arrivals(frame.at_ms - 1, watch)
+            watched = self._check(watch)
         if frame.cause and self._moves:
             yield self._update(is_whole=False)
             watched = self._check(watch)
@@ -128,34 +125,37 @@ class BookFollower:
             return
         acts = bool(self._cause) or self._is_sampled or watched.has_unknown_places
         acts = acts or watched.acts(self._quote())
-        if acts or fills:  # a trade alone needs no level beyond the touch
+        if acts or fills:  # a fill by trades needs only the best levels
             yield self._update(is_whole=acts or frame.book is not None)
         elif len(self._moves) >= MOVES_MOST:
             yield self._update(is_whole=False)
 
     def arrivals(self, until_ms: int, watch: Watch) -> Iterator[BookUpdate]:
-        """Yield the events of orders that arrive by *until_ms*, all frames until then known."""
-        until_ms -= self._response_ms
-        watched = self._check(watch)
-        while (
-            not self._is_sampled and (at_ms := watched.arrives_ms) is not None and at_ms <= until_ms
-        ):
+        """Yield the events of orders that arrive by *until_ms*, when all frames until then are in.
+
+        *until_ms* is a ``seen_ms``.
+        """
+        yield from self._arrivals(until_ms - self._response_ms, watch)
+
+    def _arrivals(self, until_ms: int, watch: Watch) -> Iterator[BookUpdate]:
+        if self._is_sampled:
+            return
+        while (arrives_ms := self._check(watch).arrives_ms) is not None and arrives_ms <= until_ms:
             if self.best is None:
                 break
-            self.at_ms = max(self.at_ms, at_ms)
+            self.at_ms = max(self.at_ms, arrives_ms)
             yield self._update(is_whole=True)
-            watched = self._check(watch)
 
     def rest(self) -> Iterator[BookUpdate]:
-        """Yield what no event holds yet."""
+        """Yield an event of the moves that are in none yet."""
         if self._moves and self.best is not None:
             yield self._update(is_whole=False)
 
     def apply(self, frame: ReadFrame, watched: BookWatch | None) -> bool:
-        """Take in *frame*; return whether what happened in it fills an order of *watched*."""
+        """Take in *frame*; return whether its trades fill an order of *watched*."""
         if frame.cause:
             self.best, self._cause = None, frame.cause
-            if frame.cause != SILENT:  # nothing is missing: the next frame makes it whole
+            if frame.cause != SILENT:  # after a silence the known levels are still right
                 self._bids.clear()
                 self._asks.clear()
             return False
@@ -192,7 +192,7 @@ class BookFollower:
                     levels.pop(price, None)
 
     def _follow(self, frame: ReadFrame, watched: BookWatch) -> None:
-        """Note the levels that *frame* set at the prices of limits."""
+        """Add a move for each level that *frame* changed at the price of a limit order."""
         assert frame.book is not None
         if frame.is_snapshot:
             changed = {at: self._levels(at[0]).get(at[1], (0, 0))[0] for at in watched.queued}
@@ -211,7 +211,7 @@ class BookFollower:
                 self._moves.append(move)
 
     def _trade(self, frame: ReadFrame, watched: BookWatch) -> bool:
-        """Note the trades that reach the price of a limit; return whether they fill one."""
+        """Add a move for each trade that reaches a limit order; return whether one fills."""
         fills = False
         for taker, price, size in frame.trades:
             if watched.concerns(Side.SELL if taker is Side.BUY else Side.BUY, price):
@@ -224,7 +224,7 @@ class BookFollower:
         return self._bids if side is Side.BUY else self._asks
 
     def _is_in_view(self, side: Side, price: int) -> bool:
-        """Whether a level that is gone stood before the last one that is known."""
+        """Return whether a removed level was better than the last known one."""
         levels = self._levels(side)
         return price > min(levels) if side is Side.BUY else price < max(levels)
 
@@ -263,17 +263,17 @@ class BookFollower:
 LEVELS: Final = 200
 """Levels a side where [market] depth is 0."""
 HELD_S: Final = 5.0
-"""A bar is waited for until a frame dated so long after its close: then all go on without it."""
+"""Frames wait for a bar until one is dated this long after its close; then they continue."""
 HELD_MOST: Final = 4_096
-"""Frames that wait for a bar at most."""
+"""Most frames that wait for a bar."""
 
 
 class LiveBook:
     """Makes events of the frames of one instrument's book, as a replay does of a file.
 
-    A frame dated after the close of the bar that is due waits for that bar. *watch* is asked what
-    can change an order after each event; frames are counted on from *frames* of an earlier process,
-    and of the book so many *levels* a side are asked for.
+    A frame dated after the close of the next bar waits for that bar. *watch* is asked after each
+    event which changes can affect an order. *frames* continues the count of an earlier process.
+    *levels* is the requested depth a side.
     """
 
     def __init__(
@@ -294,15 +294,15 @@ class LiveBook:
         self._follower = BookFollower(instrument, response_ms, frame=frames)
         self._silence = Silence()
         self._held: deque[ReadFrame] = deque()
-        self._due_ms: int | None = None  # the close of the bar that comes next
+        self._due_ms: int | None = None  # the close of the next bar
 
     @property
     def held(self) -> int:
-        """How many frames wait for a bar."""
+        """The number of frames that wait for a bar."""
         return len(self._held)
 
     def take(self, frame: ReadFrame) -> Iterator[BookUpdate]:
-        """Take in the next *frame*; yield the events of all that need not wait for a bar."""
+        """Take in the next *frame*; yield the events of the frames that need not wait."""
         self._held.append(frame)
         if self._due_ms is None or self._has_waited(self._due_ms):
             seen_ms = frame.at_ms + self._response_ms
@@ -310,13 +310,13 @@ class LiveBook:
         yield from self._release()
 
     def forget(self) -> None:
-        """Ask anew what can change an order, after an event that is none of the book."""
+        """Ask the broker again: another event than one of the book may have changed an order."""
         self._follower.forget()
 
     def before(self, bar: Bar) -> Iterator[BookUpdate]:
-        """Yield the events that belong before *bar*, whatever its frames were."""
+        """Yield the events that belong before *bar*."""
         if self._due_ms is not None and bar.close_time_ms < self._due_ms:
-            return  # a revision, or one that was given up
+            return  # a revision, or a bar that the frames no longer waited for
         self._due_ms = bar.close_time_ms
         yield from self._release()
         silent = self._silence.until(bar.close_time_ms - self._response_ms)
@@ -326,12 +326,12 @@ class LiveBook:
         yield from self._follower.rest()
 
     def after(self, bar: Bar) -> Iterator[BookUpdate]:
-        """Let what waited for *bar* go on, which is decided now; yield its events."""
+        """Yield the events of the frames that waited for *bar*, which is decided now."""
         self._due_ms = max(self._due_ms or 0, bar.close_time_ms + bar.interval_ms)
         yield from self._release()
 
     def _release(self) -> Iterator[BookUpdate]:
-        """Yield the events of the frames that do not belong after the bar that is due."""
+        """Yield the events of the frames that need not wait for the next bar."""
         while self._held and self._due_ms is not None:
             if self._held[0].at_ms + self._response_ms > self._due_ms:
                 return
@@ -341,15 +341,15 @@ class LiveBook:
             yield from self._follower.advance(frame, self._watch)
 
     def _has_waited(self, due_ms: int) -> bool:
-        """Whether the bar that closes at *due_ms* was waited for long enough."""
+        """Return whether the wait for the bar that closes at *due_ms* is over."""
         return self._held[-1].at_ms > due_ms + self._held_ms or len(self._held) > HELD_MOST
 
 
 def live_book(config: Config, broker: Broker) -> LiveBook | None:
-    """Return the follower of a live run's book; None where no book fills its orders."""
+    """Return the follower of a live run's book; None if no book fills its orders."""
     if broker.settings.execution is not FillModel.BOOK:
         return None
-    ((instrument, frames),) = broker.frames_read().items()  # of one symbol: `live_execution`
+    ((instrument, frames),) = broker.frames_read().items()  # `COMBINATIONS` allows one symbol
     return LiveBook(
         instrument,
         broker.watch,

@@ -1,7 +1,7 @@
-"""What an exchange implements for a feed, as protocols; the bounded event queue and retries.
+"""The protocols that an exchange implements for a feed, the bounded event queue, and retries.
 
-Another exchange is one folder beside ``daemon.bybit``: its client implements ``MarketDataClient``.
-The one ``except Recoverable`` stands here.
+Another exchange is one folder beside ``daemon.bybit``; its client implements ``MarketDataClient``.
+The only ``except Recoverable`` is here.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from tracepaper.strategies.types.market import (
 )
 
 FIRST_WAIT_S: Final = 0.5
-"""Ceiling of the first full-jitter wait; it doubles with every failure in a row."""
+"""The upper bound of the first full-jitter wait; it doubles with every consecutive failure."""
 LOG_EVERY_S: Final = 60.0
-"""A network that fails for hours is worth one line a minute."""
+"""The time between two log lines about failures: a network may fail for hours."""
 
 T = TypeVar("T")
 WaitObserver = Callable[[str, float], None]
-"""Is called with the name and the seconds of each wait."""
+"""Called with the name and the seconds of each wait."""
 
 log = Logger("bybit")
 
 
 class RestartBudget:
-    """At most *limit* failures in any *window_s* seconds of network time."""
+    """Allows at most *limit* failures in any *window_s* seconds of network time."""
 
     def __init__(self, *, limit: int, window_s: float) -> None:
         self._limit = limit
@@ -64,7 +64,7 @@ class RestartBudget:
 
 
 def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the gravest of *failures*: a bug before a fatal error before a recoverable one."""
+    """Return the most severe of *failures*: first bugs, then fatal, then recoverable errors."""
     flat: list[BaseException] = []
     stack: list[BaseException] = [failures]
     while stack:
@@ -76,17 +76,17 @@ def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     ranks = (Fatal, FeedStale, Recoverable)
 
     def rank(error: BaseException) -> int:
-        return next((place for place, kind in enumerate(ranks, 1) if isinstance(error, kind)), 0)
+        return next((number for number, kind in enumerate(ranks, 1) if isinstance(error, kind)), 0)
 
     return min(flat, key=rank)
 
 
 class Cooldown:
-    """The waits of everything that goes to one exchange: after a ban nothing is sent.
+    """The waits shared by all requests to one exchange; after a ban none is sent.
 
-    ``observer`` is called with every wait, backoffs too, so that the watchdog counts it as
-    progress. Of what is tried again the first failure is logged at once, later ones together once a
-    minute: without a network all of it fails.
+    *observer* is called with every wait, including backoffs, so that the watchdog counts it as
+    progress. The first failure is logged at once, later ones together once a minute: without a
+    network every request fails.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class Cooldown:
         self._unlogged: Counter[str] = Counter()
 
     def start(self, seconds: float, reason: str) -> None:
-        """Send nothing for *seconds* from now; a longer cooldown under way stays."""
+        """Send nothing for *seconds* from now; a current cooldown is never shortened."""
         self.ends_s = max(self.ends_s, self._clock.network_s() + seconds)
         log.warning("cooldown", seconds=seconds, reason=reason)
 
     async def pause(self, name: str, seconds: float) -> None:
-        """Wait for *seconds* on purpose."""
+        """Wait for *seconds* and declare the wait as *name*."""
         self._observer(name, seconds)
         await self._clock.sleep(seconds)
 
@@ -114,7 +114,7 @@ class Cooldown:
             await self.pause("ban cooldown", left_s)
 
     async def back_off(self, name: str, error: Exception, wait_s: float) -> None:
-        """Log that *name* failed, or count it for the next line, and wait to try it again."""
+        """Log or count the failure *error* of *name*, then wait for *wait_s*."""
         self._unlogged[name] += 1
         now_s = self._clock.network_s()
         fields = {"what": name, "error": str(error), "wait_s": round(wait_s, 3)}
@@ -135,11 +135,11 @@ class Cooldown:
         ceiling_s: float,
         budget: RestartBudget | None = None,
     ) -> T:
-        """Return the result of *attempt*; while it fails recoverably, wait and try again.
+        """Return the result of *attempt*; wait and repeat it after each recoverable error.
 
-        Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
-        begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there
-        is no end to it; with one, the last error is raised once the budget is spent.
+        Waits are full jitter: uniform between 0 and a bound that doubles up to *ceiling_s*, and is
+        reset after an attempt that lasted longer than *ceiling_s*. Without a *budget* it retries
+        for ever; otherwise it raises the error that exceeds the budget.
         """
         failures = 0
         while True:
@@ -156,7 +156,7 @@ class Cooldown:
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether *url* names this machine, where no proxy belongs in between."""
+    """Return whether *url* names this machine; such connections use no proxy."""
     return values.is_loopback(urlsplit(url).hostname or "")
 
 
@@ -164,7 +164,7 @@ def is_loopback(url: str) -> bool:
 
 
 class OrderBookSample(Struct, frozen=True):
-    """A book of the grid, and why it does not go on from the one before; empty where it does."""
+    """A sampled order book; ``cause`` tells why samples before it are missing, empty if none is."""
 
     depth: Depth
     cause: str
@@ -174,12 +174,11 @@ MarketData = Bar | Quote | Mark | Trade | OrderBookSample
 
 
 class StreamRequest(Struct, frozen=True):
-    """What a feed listens to: closed candles, quotes, marks and funding times of each instrument.
+    """The data that a feed subscribes: candles, quotes, marks and funding times by default.
 
-    ``trades`` come as well where they are asked for, and of an instrument without marks; order
-    books of ``depth`` levels a side, where it is not 0, each ``depth_every_ms`` of market time.
-    Where ``fill_levels`` is not 0, every frame of the trades and of a book of so many levels comes
-    by ``on_book``.
+    ``trades`` adds trades; instruments without marks always have them. A ``depth`` above 0 adds
+    samples of so many levels a side every ``depth_every_ms`` of market time. A ``fill_levels``
+    above 0 adds every frame of the trades and of a book of so many levels, through ``on_book``.
     """
 
     instruments: tuple[Instrument, ...]
@@ -191,85 +190,85 @@ class StreamRequest(Struct, frozen=True):
 
 
 class TradedSymbol(NamedTuple):
-    """A symbol that trades, and its last 24 hours."""
+    """A symbol that trades, with figures of its last 24 hours."""
 
     symbol: str
     quote: str  # currency
     turnover: Decimal  # in the quote currency
-    volatility: Decimal  # high - low, over the last price
-    listed_ms: int  # 0 where it is not known
+    volatility: Decimal  # (high - low) / last price
+    listed_ms: int  # 0 if unknown
 
 
 class MarketDataListener(Protocol):
-    """Receives what a stream brings: the feed."""
+    """Receives the data of a stream; implemented by the feed."""
 
     def on_server_time(self, server_ms: int) -> bool:
-        """Learn the date of a frame before it is applied; False where it is not believed."""
+        """Check the date of a frame before it is applied; return False to reject the frame."""
         ...
 
     def on_future_date(self) -> None:
-        """Learn that something is dated ahead: the exchange's time is read anew."""
+        """Note that data have a future date, so that the exchange's time is read again."""
         ...
 
     def on_data(self, item: MarketData) -> None:
-        """Take what a stream brought."""
+        """Take in an item of market data."""
         ...
 
     def on_book(self, instrument: str, frame: ReadFrame) -> bool:
-        """Take the next frame of a book that fills orders; False where it was lost."""
+        """Take in the next frame of a book that fills orders; return False if it was dropped."""
         ...
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
-        """Learn when the exchange settles the funding of *instrument* next."""
+        """Take in the time of the next funding settlement of *instrument*."""
         ...
 
     def on_lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
-        """Learn that the connection of *instruments* was lost."""
+        """Note that the connection of *instruments* was lost."""
         ...
 
 
 class MarketDataStream(Protocol):
-    """One connection, which stands for some of the instruments that were asked for."""
+    """One connection, for some of the requested instruments."""
 
     @property
     def frame_s(self) -> float | None:
-        """The network time of its newest frame, whatever that held; None before the first."""
+        """The network time of the newest frame of any kind; None before the first."""
         ...
 
     async def run(self) -> None:
-        """Listen until cancelled, connecting again without end.
+        """Listen until cancelled, reconnecting for ever.
 
-        Raises ``ConfigInvalid`` where no retry can help.
+        Raises ``ConfigInvalid`` if no retry can succeed.
         """
         ...
 
     async def subscribed(self, within_s: float) -> bool:
-        """Wait until every subscription was answered; False if that took longer."""
+        """Wait until every subscription is answered; return False after *within_s*."""
         ...
 
     def is_connected(self, instrument: str) -> bool:
-        """Return whether it brings *instrument*, and its connection stands."""
+        """Return whether this is a connection of *instrument* and it is open."""
         ...
 
 
 class MarketDataClient(Protocol):
-    """The market data of one exchange: questions and streams.
+    """The market data of one exchange: requests and streams.
 
-    Every call is retried without end where its error passes; ``ConfigInvalid`` is what a wrong
-    symbol, category or address earns until ``prove`` was called. Bars have the source ``REST``
-    or ``STREAM``; ``seen_ms`` is their close until the feed sets it on delivery.
+    A call is retried for ever after errors that may pass. A wrong symbol, category or address
+    raises ``ConfigInvalid`` until ``prove`` is called. Bars have the source ``REST`` or
+    ``STREAM``; their ``seen_ms`` is their close until the feed sets it on delivery.
     """
 
-    counters: Counter[str]  # what happened, streams included, for /metrics
+    counters: Counter[str]  # events of requests and streams, for /metrics
     cooldown: Cooldown
 
     @property
     def candles_max(self) -> int:
-        """Candles of one request: the feed fills holes by so many; the client divides the rest."""
+        """Most candles of one request; the client splits longer ranges."""
         ...
 
     def prove(self) -> None:
-        """Learn that address, category and symbols are right: what fails now is the network."""
+        """Note that address, category and symbols are right: later failures are the network's."""
         ...
 
     async def server_time_ms(self) -> int:
@@ -277,19 +276,22 @@ class MarketDataClient(Protocol):
         ...
 
     async def instruments(self, category: Category, symbol: str = "") -> list[Instrument]:
-        """Return *category*'s tradable instruments, or the one called *symbol* (else none)."""
+        """Return the tradable instruments of *category*, or only the one called *symbol*."""
         ...
 
     async def instrument(self, category: Category, symbol: str) -> Instrument:
-        """Return one instrument; one that is not listed is refused, or awaited once proven."""
+        """Return one instrument.
+
+        If it is not listed, raise ``ConfigInvalid``, or after ``prove`` wait until it is.
+        """
         ...
 
     async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
-        """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
+        """Return the risk tiers of *instrument*, smallest first; empty if it has none."""
         ...
 
     async def listed(self, category: Category) -> list[TradedSymbol]:
-        """Return *category*'s symbols that trade, each with its last 24 hours."""
+        """Return the symbols of *category* that trade, each with its last 24 hours."""
         ...
 
     async def candles(
@@ -297,7 +299,7 @@ class MarketDataClient(Protocol):
     ) -> list[Bar]:
         """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
 
-        What is left out may exist: it is asked for again.
+        Missing bars may exist nevertheless; the caller asks again.
         """
         ...
 
@@ -312,9 +314,9 @@ class MarketDataClient(Protocol):
     def streams(
         self, request: StreamRequest, listener: MarketDataListener
     ) -> Sequence[MarketDataStream]:
-        """Return the connections that bring what is asked for, not yet open.
+        """Return the connections for *request*, not yet open.
 
-        Each is the feed's own task, which it can cancel again, so a client joins none of them.
+        The feed runs each as a task of its own and may cancel it.
         """
         ...
 
@@ -323,11 +325,11 @@ class MarketDataClient(Protocol):
 
 
 class EventQueue(asyncio.Queue[T]):
-    """First in, first out; ``try_put`` takes what may be dropped, ``put_nowait`` what may not.
+    """A first-in, first-out queue with a limit for items that may be dropped.
 
-    ``try_put`` refuses beyond a share of the limit, so that quotes, which are many and soon
-    replaced, can never take the place of bars. ``put_nowait`` always succeeds: its callers are few
-    by their nature (one reminder an instrument, operators' commands).
+    ``try_put`` rejects an item beyond a share of the limit, so that quotes, which are many and soon
+    replaced, never displace bars. ``put_nowait`` always succeeds; it is for items that are few (one
+    reminder an instrument, operators' commands).
     """
 
     def __init__(self, limit: int) -> None:
@@ -335,7 +337,7 @@ class EventQueue(asyncio.Queue[T]):
         self.limit = limit
 
     def try_put(self, item: T, *, share: float = 1.0) -> bool:
-        """Append *item* unless *share* of the limit is taken; return whether it was."""
+        """Append *item* unless *share* of the limit is used; return whether it was appended."""
         if self.qsize() >= self.limit * share:
             return False
         self.put_nowait(item)
@@ -343,21 +345,27 @@ class EventQueue(asyncio.Queue[T]):
 
 
 class FeedStart(Struct, frozen=True):
-    """The state of a run at which its feed begins.
+    """The state of a run at which its feed starts, and the feed's settings.
 
-    By instrument id, ``last_open_ms`` is the newest bar's open time (None or missing: none, so
-    warm-up bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars
-    by which closes are judged. ``first`` are delivered before all else, and ``started`` makes the
-    event that follows the warm-up bars, given the instruments whose own come in a later turn: a
-    model is warm once it is delivered, and only then is anything subscribed. ``is_served`` says
-    that this exchange served the run before, so that no error now is a mistake of the
-    configuration. A close further than ``plausible`` usual ranges from the last one is accepted
-    once REST repeats it. Where ``gather_ms``, network time, is not 0, the bars of one close are
-    delivered together. ``lacking_frames`` returns, once the warm-up bars are delivered, the ranges
-    of candles of higher timeframes that they do not reach. What the instruments in ``urgent`` lack
-    is asked for before the start; ``in_stages``, some begin before the others have their bars.
-    Order books of ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms``
-    of market time. ``book`` follows the one that fills orders.
+    - ``last_open_ms``, by instrument id: the newest bar's open time. None or missing means that
+      there is none, so warm-up bars are fetched.
+    - ``known_funding``, by instrument id: the time of the newest settlement.
+    - ``recent``, by instrument id: the bars by which the next closes are checked. A close further
+      than ``plausible`` usual ranges from the last one is accepted only if REST repeats it.
+    - ``first``: events that are delivered before all others.
+    - ``started``: makes the event after the warm-up bars, from the instruments that are warmed up
+      later. It warms the model up; subscriptions follow it.
+    - ``is_served``: this exchange served the run before, so no error is a mistake of the
+      configuration.
+    - ``gather_ms``, network time: how long the bars of one close wait to be delivered together; 0
+      delivers each alone.
+    - ``lacking_frames``: returns the ranges of higher-timeframe candles that the warm-up bars,
+      once delivered, do not cover.
+    - ``urgent``: instruments whose missing bars are requested before the start.
+    - ``in_stages``: some instruments may start before the others have their bars.
+    - ``depth``, ``depth_every_ms``: the levels a side of sampled order books (0: none), and the
+      market time between two samples.
+    - ``book``: follows the book that fills orders.
     """
 
     interval_ms: int
@@ -380,7 +388,7 @@ class FeedStart(Struct, frozen=True):
 
 
 class BackfillPage(Struct, frozen=True):
-    """REST's answer with the bars of an instrument from its next one on."""
+    """An answer of REST with the bars of an instrument, from its next bar on."""
 
     instrument: str
     bars: tuple[Bar, ...]
@@ -388,9 +396,9 @@ class BackfillPage(Struct, frozen=True):
 
 
 class WarmUpAnswer(Struct, frozen=True):
-    """What REST brought of an instrument that is warmed in its turn; ``is_last``: all it has.
+    """An answer of REST for an instrument that is warmed up after the start.
 
-    ``taken_in`` is set once the engine has all ``events``.
+    ``is_last``: REST has no more. ``taken_in`` is set once the engine has all ``events``.
     """
 
     instrument: str
@@ -400,17 +408,19 @@ class WarmUpAnswer(Struct, frozen=True):
 
 
 class GapCauseNotice(Struct, frozen=True):
-    """Bars of this instrument that come after this place in the queue may be missing, and why."""
+    """From this place in the queue on bars of the instrument may be missing, for ``cause``."""
 
     instrument: str
     cause: GapCause
 
 
 class CloseTimeout(Struct, frozen=True):
-    """The wait for the bars that opened at ``open_time_ms`` is over."""
+    """The wait for further bars that opened at ``open_time_ms`` is over."""
 
     open_time_ms: int
 
 
 Item = MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | CloseTimeout | Event
-"""A frame is of the book that fills orders; an event of another kind is delivered unchanged."""
+"""An item of the feed's queue.
+
+A ``ReadFrame`` belongs to the book that fills orders. Other events are delivered unchanged."""

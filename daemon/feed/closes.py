@@ -1,4 +1,4 @@
-"""The bars of one close, gathered: held until all that are due have come, or the wait is over.
+"""Gathers the bars of one close, so that they are decided together.
 
 The rule is docs/time.md, T22.
 """
@@ -15,11 +15,11 @@ from tracepaper.strategies.types.market import Bar, CloseStart, Event, Funding, 
 
 
 class CloseGatherer:
-    """Holds the stream's bars of the newest close until all that are due have come.
+    """Holds the stream's bars of the newest close until all expected ones have arrived.
 
-    A bar is due where its instrument's stream is connected and nothing is missing before it. The
-    first bar of a close calls *remind* with its open time, so that :meth:`expire` follows once the
-    wait is over. Late bars, bars repaired by REST and revisions are not held.
+    A bar is expected if its instrument's stream is connected and no earlier bar is missing. At the
+    first bar of a close *remind* is called with its open time; it has to call :meth:`expire` when
+    the wait is over. Late bars, bars from REST and revisions are not held.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class CloseGatherer:
         self._is_up = is_up
         self._remind = remind
         self._bars: dict[str, Bar] = {}
-        self._absent: dict[str, None] = {}  # in the order of the run, of the bars held
+        self._absent: dict[str, None] = {}  # instruments without a held bar, in the run's order
         self._newest_ms = {key: state.sequence.next_open_ms - 1 for key, state in states.items()}
-        self._closed_ms = -1  # the newest close that went on
+        self._closed_ms = -1  # the open time of the newest close that was released
 
     def push(self, event: Event) -> Iterator[Event]:
-        """Yield the events that need not wait any longer now that *event* has come."""
+        """Take in *event*; yield all events that need not wait any longer."""
         if not isinstance(event, Bar):
             if isinstance(event, Gap | Funding) and event.instrument in self._bars:
-                yield from self.flush()  # it belongs after the bar that is held
+                yield from self.flush()  # the event belongs after the held bar
             yield event
             return
         key, open_ms = event.instrument, event.open_time_ms
@@ -64,12 +64,12 @@ class CloseGatherer:
             yield from self.flush()
 
     def expire(self, open_ms: int) -> Iterator[Event]:
-        """Yield the bars that opened at *open_ms* if they are still held: the wait is over."""
+        """Yield the held bars if they opened at *open_ms*: their wait is over."""
         if self._bars and self._open_ms == open_ms:
             yield from self.flush()
 
     def flush(self) -> Iterator[Event]:
-        """Yield a ``CloseStart`` and the bars held, in the order of the run's instruments."""
+        """Yield a ``CloseStart`` and the held bars, in the order of the run's instruments."""
         held, self._bars = self._bars, {}
         if not held:
             return
@@ -87,7 +87,7 @@ class CloseGatherer:
         return next(iter(self._bars.values())).open_time_ms
 
     def _is_due(self, key: str) -> bool:
-        """Return whether the bar of *key* that opened with those held is its stream's next one."""
+        """Return whether the stream of *key* is expected to bring the bar of the held close."""
         state = self._states[key]
         is_next = state.sequence.next_open_ms == self._open_ms and not len(state.pending)
         return is_next and self._is_up(state)

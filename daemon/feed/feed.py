@@ -57,14 +57,15 @@ from tracepaper.strategies.units import interval_start
 
 QUEUE_LIMIT: Final = 10_000
 GATHER_INTERVALS_MOST: Final = 0.5
-"""Of market time: where the exchange's time is quick, `market.gather_ms` would be many bars."""
+"""Longest wait for the bars of a close, in intervals: with a fast exchange time
+``market.gather_ms`` could span many bars."""
 log = Logger("bybit.feed")
 
 CANCEL_AGAIN_S: Final = 2.0
-"""Wall time until a task that has not ended is cancelled again; one that closes takes a second."""
+"""Wall time after which a task is cancelled again; closing a connection takes a second."""
 
 BEHIND_WAIT_S: Final = 5.0
-"""Between two readings of a server's time that lies behind the bars of this run."""
+"""Wait before a server time that is behind the run's bars is read again."""
 
 
 class LiveFeed:
@@ -75,15 +76,14 @@ class LiveFeed:
         async with LiveFeed(...) as feed:
             async for event in feed: ...
 
-    ``quote_from_ms`` returns the earliest market time at which a quote can change an order, None
-    where it cannot; ``liquidates`` whether a mark price liquidates a position, which makes it an
-    event at once, behind the newest marks of all instruments where those count with it
-    (``marks_together``); ``beliefs`` whether a price that jumps is believed (M36). ``counters`` are
-    for /metrics. Raises ``ConfigInvalid`` where the exchange and the run do not belong together;
-    everything recoverable is waited out.
+    *quote_from_ms* returns the earliest market time at which a quote can change an order, None if
+    it cannot. *liquidates* returns whether a mark price liquidates a position. Such a mark is an
+    event at once, after the newest marks of all instruments if *marks_together* is set. *beliefs*
+    judge prices that jump (M36). ``counters`` are for /metrics. Raises ``ConfigInvalid`` if the
+    exchange does not fit the run; recoverable errors are waited out.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts that a feed joins
+    def __init__(  # noqa: PLR0913 - a feed connects many parts
         self,
         *,
         client: MarketDataClient,
@@ -128,7 +128,7 @@ class LiveFeed:
             is_up=self._is_up,
             certain_s=exchange.certain_s,
         )
-        self._ends_in_gap = False  # nothing of the book that fills was queued since a gap
+        self._ends_in_gap = False  # the newest queued frame of the fill book is a gap
         self._warming = WarmUpTurns(
             client=client,
             clock=clock,
@@ -163,24 +163,24 @@ class LiveFeed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # The group may have cancelled us for a task's failure; only then is the error passed to it.
+        # Pass the group a cancellation only: it may have cancelled us because a task failed.
         is_cancelled = isinstance(error, asyncio.CancelledError)
-        passed_on = (kind, error, traceback) if is_cancelled else (None, None, None)
+        arguments = (kind, error, traceback) if is_cancelled else (None, None, None)
         try:
             try:
                 # Before Python 3.13 a connection that fails while it is cancelled forgets the
-                # cancellation, and would be opened again: so cancel until every task has ended.
+                # cancellation and reconnects: so cancel until every task has ended.
                 while self._tasks:
                     for task in tuple(self._tasks):
                         task.cancel()
                     await asyncio.wait(tuple(self._tasks), timeout=CANCEL_AGAIN_S)
             finally:
-                await self._group.__aexit__(*passed_on)
+                await self._group.__aexit__(*arguments)
         except BaseExceptionGroup as failures:
             raise first_cause(failures) from None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events without end."""
+        """Yield events for ever."""
         book = self._start.book
         async for event in self._events():
             if book is not None and isinstance(event, Bar):
@@ -192,20 +192,20 @@ class LiveFeed:
             if book is not None and isinstance(event, Bar):
                 for update in book.after(event):
                     yield self._received(update)
-            # The engine has taken in an event when the next one is asked for.
-            if isinstance(event, Funding) and (of := self._beliefs.get(event.instrument)):
-                is_booked = of.settled_ms >= event.market_ms
+            # When the next event is requested, the engine has taken in this one.
+            if isinstance(event, Funding) and (belief := self._beliefs.get(event.instrument)):
+                is_booked = belief.settled_ms >= event.market_ms
                 self._states[event.instrument].funding.learn(event, is_booked=is_booked)
 
     def is_behind(self) -> bool:
-        """Return whether a bar follows that came with the event just yielded."""
+        """Return whether a bar follows at once that arrived with the event just yielded."""
         return self._sequencer.left > 0
 
     async def submit(self, event: Event) -> None:
-        """Queue *event*: an operator's command, a timer."""
+        """Queue an *event* from outside, such as an operator's command."""
         self._queue.put_nowait(event)
 
-    # ------------------------------------------------------------ what is newest
+    # ------------------------------------------------------------ the newest data
 
     def frame_s(self) -> float | None:
         """Return the network time of the newest frame; None before the first."""
@@ -215,21 +215,20 @@ class LiveFeed:
         """Return the market time of the newest quote of *instrument*."""
         return self._states[instrument].quote_ms
 
-    # ------------------------------------------------------------ what connections bring
+    # ------------------------------------------------------------ calls by the connections
 
     def on_server_time(self, server_ms: int) -> bool:
-        """Take in the date of a frame; False where it is not believed."""
+        """Take in the date of a frame; return False to reject the frame."""
         return self._maintenance.observe(server_ms)
 
     def on_future_date(self) -> None:
-        """Request the exchange's time anew."""
+        """Have the exchange's time read soon."""
         self._maintenance.request_resync()
 
     def on_data(self, item: MarketData) -> None:
-        """Queue data of a stream.
+        """Queue data of a stream, or drop them if the queue is full.
 
-        REST repairs a bar for which the queue has no room; an order book without room leaves a gap
-        before the next one.
+        REST repairs a dropped bar; a dropped order book leaves a gap before the next one.
         """
         if not isinstance(item, Bar):
             if not self._queue.try_put(item, share=0.5):
@@ -241,15 +240,15 @@ class LiveFeed:
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
 
     def on_book(self, instrument: str, frame: ReadFrame) -> bool:
-        """Queue *frame* of the book that fills orders; what has no room leaves a gap."""
-        del instrument  # a run has one such book
+        """Queue *frame* of the book that fills orders; a dropped frame leaves a gap."""
+        del instrument  # a run has only one such book
         if not frame.cause and self._queue.try_put(frame, share=0.75):
             self._ends_in_gap = False
             return True
         if not frame.cause:
             self.counters["overflow_books"] += 1
             frame = ReadFrame(self._clock.market_ms(), OVERFLOW)
-        if not self._ends_in_gap:  # the first cause stands
+        if not self._ends_in_gap:  # otherwise the first cause stays
             self._ends_in_gap = True
             self._queue.put_nowait(frame)
         return frame.cause != OVERFLOW
@@ -259,12 +258,12 @@ class LiveFeed:
         self._states[instrument].funding.announce(next_ms)
 
     def on_lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
-        """Note that the connection of *instruments* was lost: their next hole has this cause."""
+        """Note that the connection of *instruments* was lost, the cause of their next hole."""
         for instrument in instruments:
             self._queue_gap_cause(instrument.id, cause)
 
     def _queue_gap_cause(self, instrument: str, cause: GapCause) -> None:
-        """Queue that bars may be missing from here on; the first cause in the queue stands."""
+        """Queue a notice that bars may be missing from here on, unless one is in the queue."""
         if self._states[instrument].claim_gap_cause():
             self._queue.put_nowait(GapCauseNotice(instrument, cause))
 
@@ -275,7 +274,7 @@ class LiveFeed:
         for event in self._start.first:
             yield event
         self._warming.plan()
-        # The bars before the period, as far as they are final already.
+        # The final bars before the period.
         until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
         async for event in self._filled(until_ms):
             yield event
@@ -300,14 +299,14 @@ class LiveFeed:
             is_up=self._is_up,
             remind=lambda open_ms: self._spawn(self._end_wait(open_ms)),
         )
-        gathers = self._start.gather_ms > 0 and len(self._states) > 1
+        is_gathered = self._start.gather_ms > 0 and len(self._states) > 1
         while True:
             if isinstance(item := await self._queue.get(), CloseTimeout):
                 for event in gatherer.expire(item.open_time_ms):
                     yield event
                 continue
-            async for pushed in self._on_item(item):
-                for event in gatherer.push(pushed) if gathers else (pushed,):
+            async for caused in self._on_item(item):
+                for event in gatherer.push(caused) if is_gathered else (caused,):
                     yield event
 
     async def _end_wait(self, open_ms: int) -> None:
@@ -316,18 +315,18 @@ class LiveFeed:
         await self._clock.sleep(wait_s)
         self._queue.put_nowait(CloseTimeout(open_ms))
 
-    async def _on_item(  # noqa: C901, PLR0912 - one case an item
+    async def _on_item(  # noqa: C901, PLR0912 - one case for each kind of item
         self,
         item: MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | Event,
     ) -> AsyncIterator[Event]:
-        """Yield the events that one item of the queue causes."""
+        """Yield the events that follow from one item of the queue."""
         match item:
             case Bar():
                 async for event in self._sequencer.bar(item):
                     yield event
             case Quote() | Mark() | Trade():
                 if self._is_event(item):
-                    for price in (*self._marks_of_others(item), *self._with_others(item)):
+                    for price in (*self._other_marks(item), *self._with_other_sources(item)):
                         yield structs.replace(price, seen_ms=self._clock.market_ms())
             case OrderBookSample():
                 if (books := self._states[item.depth.instrument].books) is not None:
@@ -341,15 +340,15 @@ class LiveFeed:
                 async for event in self._sequencer.page(item):
                     yield event
             case WarmUpAnswer():
-                async for event in self._warmed_by(item):
+                async for event in self._on_warm_up(item):
                     yield event
             case GapCauseNotice():
                 self._states[item.instrument].set_gap_cause(item.cause)
             case _:  # from outside, or from a background task
                 yield item
 
-    async def _warmed_by(self, answer: WarmUpAnswer) -> AsyncIterator[Event]:
-        """Yield what REST brought of an instrument in its turn, and the stream behind the last."""
+    async def _on_warm_up(self, answer: WarmUpAnswer) -> AsyncIterator[Event]:
+        """Yield the events of an answer; after the last one also those of the held stream."""
         now_ms = self._clock.market_ms()
         for left, event in zip(reversed(range(len(answer.events))), answer.events, strict=True):
             self._sequencer.left = left
@@ -367,40 +366,40 @@ class LiveFeed:
         return belief is not None and belief.doubts(price)
 
     def _is_event(self, item: Price) -> bool:
-        """Keep *item*; return whether it is an event at once, or only before the next bar."""
-        state, judge = self._states[item.instrument], self._beliefs.get(item.instrument)
-        matters = judge is not None and judge.is_evidence(item)
-        if not matters and not isinstance(item, Trade) and not (judge and judge.repeats(item)):
+        """Keep *item*; return whether it is an event at once instead of before the next bar."""
+        state, belief = self._states[item.instrument], self._beliefs.get(item.instrument)
+        matters = belief is not None and belief.is_evidence(item)
+        if not matters and not isinstance(item, Trade) and not (belief and belief.repeats(item)):
             if isinstance(item, Mark):
                 matters = self._liquidates(item)
             elif (from_ms := self._quote_from_ms(item)) is not None:
-                again = judge is not None and judge.holds_quote
+                again = belief is not None and belief.holds_quote
                 matters = state.may_fill(item, from_ms, again=again)
         return state.keep(item, matters=matters)
 
-    def _marks_of_others(self, item: Price) -> list[Price]:
-        """Return the newest marks of the other instruments, where they liquidate with *item*."""
+    def _other_marks(self, item: Price) -> list[Price]:
+        """Return the newest marks of other instruments, if cross margin values them with *item*."""
         if not self._marks_together or not isinstance(item, Mark):
             return []
         others = [state for key, state in self._states.items() if key != item.instrument]
         return [mark for state in others for mark in state.deliver(Mark)]
 
-    def _with_others(self, item: Price) -> list[Price]:
-        """Return *item*, and before it the newest prices of the other sources where they matter.
+    def _with_other_sources(self, item: Price) -> list[Price]:
+        """Return *item*, after the newest prices of the other sources if these are needed.
 
-        They do where *item* is doubted, and where it confirms a price that was not believed.
+        They are needed to judge a doubted *item*, or a doubted price that *item* may confirm.
         """
-        if (judge := self._beliefs.get(item.instrument)) is None:
+        if (belief := self._beliefs.get(item.instrument)) is None:
             return [item]
-        is_doubted = not isinstance(item, Trade) and judge.doubts(item)
+        is_doubted = not isinstance(item, Trade) and belief.doubts(item)
         self.counters["doubted_prices"] += is_doubted
-        if not is_doubted and not judge.is_evidence(item):
+        if not is_doubted and not belief.is_evidence(item):
             return [item]
         kinds = [kind for kind in (Quote, Mark, Trade) if not isinstance(item, kind)]
         return [*self._states[item.instrument].deliver(*kinds), item]
 
     def _answered(self) -> list[FeedState]:
-        """Return the instruments that REST answers, and that wait for no turn."""
+        """Return the instruments that REST answers for and that wait for no later turn."""
         return [
             state
             for key, state in self._states.items()
@@ -410,8 +409,8 @@ class LiveFeed:
     async def _filled(self, until_ms: int) -> AsyncIterator[Event]:
         """Fill the holes until *until_ms*, as far as REST answers.
 
-        Once this exchange served a run, an instrument that it does not answer for holds up no
-        other: the background goes on asking.
+        If this exchange served the run before, an instrument without an answer delays no other; the
+        background tasks continue to ask.
         """
         is_patient = not self._start.is_served
         exchange = self._exchange
@@ -428,15 +427,15 @@ class LiveFeed:
             log.warning(
                 "unanswered",
                 instruments=sorted(self._unanswered),
-                advice="REST does not answer for them; other symbols go on",
+                advice="REST does not answer for them; other symbols continue",
             )
 
     def warm_at(self, instrument: str) -> int | None:
-        """Return when REST has answered all that *instrument* waits for; None where it has."""
+        """Return when REST will have sent all past bars of *instrument*; None if it has."""
         return self._warming.at_ms(instrument)
 
     def _listen(self) -> None:
-        """Start the connections, and what is warmed in a later turn."""
+        """Start the connections and the later turns of the warm-up."""
         for work in (*(stream.run() for stream in self._streams), self._warming.run()):
             self._spawn(work)
 
@@ -448,7 +447,7 @@ class LiveFeed:
     async def _catch_up(self) -> AsyncIterator[Event]:
         """Wait for the subscriptions, then fetch by REST the bars that closed before them."""
         for stream in self._streams:
-            # Without a stream REST alone goes on, so this wait has an end.
+            # The wait is bounded: without a stream REST delivers the bars.
             await stream.subscribed(self._exchange.connect_timeout_s)
         await self._maintenance.synchronise()
         while (behind := self._behind()) is not None:
@@ -456,19 +455,19 @@ class LiveFeed:
                 raise behind
             await self._cooldown.back_off("time", behind, BEHIND_WAIT_S)
             await self._maintenance.synchronise()
-        # What closes from here on comes by the streams; what REST lacks still is asked for later.
+        # The streams bring later closes; bars that REST still lacks are requested again later.
         until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)
         async for event in self._filled(until_ms):
             yield event
 
     def _behind(self) -> ConfigInvalid | None:
-        """Return an error where the server's time lies behind the newest bar of the run."""
+        """Return an error if the server's time is behind the newest bar of the run."""
         now_ms = self._clock.market_ms()
         for state in self._states.values():
-            held_ms = state.sequence.next_open_ms
-            if state.instrument.id in self._resumed and now_ms < held_ms:
+            close_ms = state.sequence.next_open_ms
+            if state.instrument.id in self._resumed and now_ms < close_ms:
                 return ConfigInvalid(
-                    f"The exchange's time is {held_ms - now_ms} ms behind the last bar of "
+                    f"The exchange's time is {close_ms - now_ms} ms behind the last bar of "
                     f"{state.instrument.id} in the database; choose another database with --db "
                     "or storage.url."
                 )
@@ -479,7 +478,7 @@ class LiveFeed:
 
 
 def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedStart) -> FeedState:
-    """Return the state of *instrument* as the run left it, or that of a new run."""
+    """Return the state of *instrument* at the run's last bar, or at the start of a new run."""
     interval_ms = start.interval_ms
     known_ms = start.last_open_ms.get(instrument.id)
     if known_ms is None:

@@ -1,4 +1,4 @@
-"""Funding settlements: their times, their rates, and which have to be asked for again."""
+"""The schedule of an instrument's funding settlements: which are due, delivered or doubted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import MINUTE_MS
 
 DOUBTED_RATES: Final = 16
-"""Settlements with an absurd rate that are remembered, so that none is handed on twice."""
+"""Remembered settlements with a doubtful rate, so that each is delivered only once."""
 
 
 class FundingSchedule:
-    """Each settlement once, also after a restart.
+    """Delivers each settlement of an instrument once, also after a restart.
 
-    Settlements fall on multiples of the instrument's interval (00, 08 and 16 UTC where it is eight
-    hours); one that the ticker announces elsewhere is awaited as well.
+    Settlements fall on multiples of the instrument's interval (00, 08 and 16 UTC for eight hours).
+    One that the ticker announces at another time is expected as well.
     """
 
     def __init__(self, *, interval_minutes: int, settled_ms: int) -> None:
@@ -31,7 +31,7 @@ class FundingSchedule:
         self._requested_ms = settled_ms
         self._doubted: deque[tuple[int, int]] = deque(maxlen=DOUBTED_RATES)  # time and rate
         self._booked_ms = settled_ms  # the newest settlement that the engine booked
-        self.settled_ms = settled_ms  # the newest that needs nothing more, as far as is known
+        self.settled_ms = settled_ms  # the newest that need not be requested again
 
     def announce(self, next_ms: int) -> None:
         """Take in the ticker's ``nextFundingTime``."""
@@ -39,22 +39,22 @@ class FundingSchedule:
             self._announced_ms = next_ms
 
     def is_overdue(self, market_ms: int) -> bool:
-        """Return whether a settlement's time has passed that was not delivered."""
+        """Return whether a settlement is due by *market_ms* and not delivered."""
         return self._due_ms(self.settled_ms) <= market_ms
 
     def is_due_by(self, close_ms: int) -> bool:
-        """Return whether a settlement at or before *close_ms* was neither found nor asked for."""
+        """Return whether a settlement is due by *close_ms* and was never requested."""
         return self._due_ms(self._requested_ms) <= close_ms
 
     def _due_ms(self, after_ms: float) -> float:
-        """Return the first settlement after *after_ms*; infinity where there is no funding."""
+        """Return the time of the first settlement after *after_ms*; infinity without funding."""
         if not self._interval_ms:
             return float("inf")
         grid_ms = (after_ms // self._interval_ms + 1) * self._interval_ms
         return min(grid_ms, self._announced_ms) if self._announced_ms > after_ms else grid_ms
 
     def note_request(self, until_ms: int) -> None:
-        """Note that everything up to *until_ms* was asked for once."""
+        """Note that all settlements up to *until_ms* were requested once."""
         self._requested_ms = max(self._requested_ms, until_ms)
 
     def change(self, interval_minutes: int) -> None:
@@ -66,11 +66,11 @@ class FundingSchedule:
         settlements: Iterable[Funding],
         doubts: Callable[[Funding], bool] = lambda _funding: False,
     ) -> list[Funding | Gap]:
-        """Return the new ones of *settlements* (oldest first), and count them as done.
+        """Return the new ones of *settlements* (oldest first), and count them as delivered.
 
-        One whose rate the engine *doubts* is returned once and asked for again. A ``Gap`` precedes
-        a settlement for each one that was due earlier: the exchange publishes settlements in their
-        order, so those never come.
+        A settlement whose rate is doubted (*doubts*) is returned once, and stays due. Before a
+        settlement there is a ``Gap`` for each earlier one that was due: the exchange publishes
+        settlements in order, so those will never arrive.
         """
         new: list[Funding | Gap] = []
         for settlement in settlements:
@@ -87,9 +87,9 @@ class FundingSchedule:
         return new
 
     def learn(self, settlement: Funding, *, is_booked: bool) -> None:
-        """Take in whether the engine booked a *settlement*: a ticker may have changed its doubts.
+        """Note whether the engine booked *settlement*: a ticker may have changed its belief.
 
-        One that was not booked is asked for again, unless a later one was delivered.
+        A settlement that it did not book stays due, unless a later one was delivered.
         """
         if is_booked:
             self._booked_ms = max(self._booked_ms, settlement.market_ms)
@@ -100,7 +100,7 @@ class FundingSchedule:
             self.settled_ms = self._booked_ms
 
     def _is_first_doubt(self, settlement: Funding) -> bool:
-        """Remember that *settlement* is doubted; return whether that is new."""
+        """Note that *settlement* is doubted; return whether that is the first time."""
         key = (settlement.market_ms, settlement.rate)
         is_first = key not in self._doubted
         if is_first:
@@ -108,9 +108,9 @@ class FundingSchedule:
         return is_first
 
     def _missed(self, settlement: Funding) -> list[Gap]:
-        """Return a gap for each settlement that was due before this one.
+        """Return a gap for each missing settlement that was due before this one.
 
-        There is none where the ticker announced it as the next: then the interval became longer.
+        None is missing if the ticker announced this one as the next: the interval became longer.
         """
         at_ms = settlement.market_ms
         dues = []

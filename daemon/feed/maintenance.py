@@ -1,4 +1,4 @@
-"""Background tasks of a feed: server time, REST questions, settlements, changed filters."""
+"""Background tasks of a feed: server time, missing bars, settlements and changed filters."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from tracepaper.strategies.units import DAY_MS, MONEY_LIMIT, interval_start
 # ---------------------------------------------------------------- changed filters
 
 CLOSED: Final = "Closed"
-"""The exchange's status of an instrument that is traded no more."""
+"""The exchange's status of an instrument that no longer trades."""
 
 
-def closed(instrument: Instrument) -> Instrument:
-    """Return *instrument* as one that the exchange lists no more."""
+def delisted(instrument: Instrument) -> Instrument:
+    """Return *instrument* with the status ``CLOSED``."""
     return structs.replace(instrument, status=CLOSED)
 
 
 def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
-    """Return *fresh* filters in the scales of *kept*, which a run never changes.
+    """Return the filters of *fresh* in the decimals of *kept*, which a run never changes.
 
-    A run's integers mean 10^-k for good, so a coarser tick is expressed in the old decimals.
-    Raises ``ConfigInvalid`` where the new tick or step is finer than the run can express.
+    A coarser tick is expressed in the old decimals. Raises ``ConfigInvalid`` if the new tick or
+    step is finer than these, or a value does not fit 64 bits.
     """
     price = kept.price_decimals - fresh.price_decimals
     quantity = kept.quantity_decimals - fresh.quantity_decimals
@@ -74,19 +74,19 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
 # ---------------------------------------------------------------- the exchange's time
 
 FAR_S: Final = 60.0
-"""A time this far, network time, from the expected one is asked for again."""
+"""A time that differs from the expected one by more, network time, has to be confirmed."""
 AGREEMENT_S: Final = 5.0
-"""Answers agree that differ by no more than this, network time, beside what passed between them."""
+"""Two answers agree if their difference fits the time between them up to this, network time."""
 SAMPLES: Final = 3
 RESAMPLE_S: Final = 1.0
-UNDER_WAY_S_MAX: Final = 10.0
-"""An answer was under way no longer than this, however long the retries before it took."""
+ROUND_TRIP_S_MAX: Final = 10.0
+"""Assumed longest round trip of the final attempt, however long the retries before it took."""
 
 log = Logger("bybit.feed")
 
 
 class _TimeSample(Struct, frozen=True):
-    """One answer: said somewhen between question and answer, network time."""
+    """One answer, with the network times between which the server read its clock."""
 
     server_ms: int
     requested_s: float
@@ -94,9 +94,9 @@ class _TimeSample(Struct, frozen=True):
 
 
 class ServerTimeReader:
-    """Reads the exchange's time; one wrong answer moves nothing.
+    """Reads the exchange's time so that a single wrong answer has no effect.
 
-    All tolerances are network time, so they are multiplied by *time_scale* here.
+    Tolerances are network time; *time_scale* converts them to market time.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ServerTimeReader:
         self._scale_ms = 1_000 * time_scale
 
     async def first(self) -> int:
-        """Return the time where nothing is expected yet: two answers in a row must agree."""
+        """Return the time when none is expected yet: two consecutive answers must agree."""
         sample = await self._ask()
         again = await self._ask()
         if not self._agree(sample, again):
@@ -119,14 +119,14 @@ class ServerTimeReader:
         return again.server_ms
 
     async def read(self) -> tuple[int, bool]:
-        """Return the time, and whether it jumps: then three answers have agreed on it."""
+        """Return the time, and whether it jumped, which three answers have to confirm."""
         sample = await self._ask()
         if self._is_near(sample):
             return sample.server_ms, False
         return await self._confirmed(sample)
 
     async def _confirmed(self, sample: _TimeSample) -> tuple[int, bool]:
-        """Return the time on which three answers in a row agree, or the first expected one."""
+        """Return the time on which three consecutive answers agree, or the first expected one."""
         agreeing = 1
         log.warning(
             "server time doubted",
@@ -146,13 +146,13 @@ class ServerTimeReader:
         requested_s = self._clock.network_s()
         server_ms = await self._client.server_time_ms()
         answered_s = self._clock.network_s()
-        return _TimeSample(server_ms, max(requested_s, answered_s - UNDER_WAY_S_MAX), answered_s)
+        return _TimeSample(server_ms, max(requested_s, answered_s - ROUND_TRIP_S_MAX), answered_s)
 
     def _is_near(self, sample: _TimeSample) -> bool:
         return abs(sample.server_ms - self._clock.market_ms()) <= FAR_S * self._scale_ms
 
     def _agree(self, sample: _TimeSample, again: _TimeSample) -> bool:
-        """Return whether as much time passed between two answers as lies between their times."""
+        """Return whether the time between two answers fits the difference of their times."""
         passed_s = (again.server_ms - sample.server_ms) / self._scale_ms
         shortest_s = again.requested_s - sample.answered_s
         longest_s = again.answered_s - sample.requested_s
@@ -160,7 +160,7 @@ class ServerTimeReader:
 
 
 LAG_MS: Final = 5_000
-"""A frame this far from our market time, either way, has the clock read anew."""
+"""A frame this far from our market time, either way, triggers a reading of the clock."""
 LAG_RESYNC_S: Final = 1.0
 RESYNC_S: Final = 30.0
 """Network time between two readings of the exchange's clock."""
@@ -168,26 +168,26 @@ POLL_S: Final = 0.1
 FILTERS_MS: Final = DAY_MS
 """Market time between two readings of an instrument's filters."""
 SILENT_BARS: Final = 3
-"""After so many bars that did not come an instrument may be halted: its filters are read anew."""
+"""After this many missing bars an instrument may be halted, so its filters are read."""
 FILTERS_AGAIN_S: Final = 60.0
 """Network time between two such readings."""
 
 
 ANSWERS: Final = 2
-"""An instrument that is missing from so many answers in a row is delisted."""
+"""An instrument that is missing from this many consecutive answers is delisted."""
 
 # ---------------------------------------------------------------- a machine that is too slow
 
 READ_LATE_S: Final = 1.0
-"""Frames older than this, network time, have waited to be read: a bar may wait behind them."""
+"""Frames older than this, network time, have waited to be read; a bar may wait behind them."""
 BEHIND_S: Final = 5.0
-"""Where all frames of so long are older than so much, network time, a warning says so."""
+"""A warning is logged if all frames during this network time are older than this."""
 BEHIND_FRAMES: Final = 100
-"""A warning takes so many frames: one of a stream that was silent may be a delayed one."""
+"""Least frames for a warning: after a silence a single frame may be delayed."""
 
 
 class StreamLag:
-    """How late frames are read, and the warning where this machine does not keep up with them."""
+    """Measures how late frames are read, and warns if this machine is too slow."""
 
     def __init__(self, clock: Clock, exchange: ExchangeSection, symbols: int) -> None:
         self._clock = clock
@@ -200,14 +200,14 @@ class StreamLag:
             else f"{count}: list fewer market.symbols, or leave it more of the processor"
         )
         self._advice = f"this machine is too slow for {remedy}; until then bars are decided late"
-        self._sent_ms = 0  # the newest date
+        self._sent_ms = 0  # the newest date of a frame
         self._read_s = float("-inf")
         self._timely_s = clock.network_s()
         self._late_frames = 0
         self._warned_s = float("-inf")
 
     def read(self, server_ms: int, market_ms: int) -> None:
-        """Take in the date of a frame that is read at *market_ms*."""
+        """Take in *server_ms*, the date of a frame that is read at *market_ms*."""
         self._sent_ms = max(self._sent_ms, server_ms)
         self._read_s = self._clock.network_s()
         late_s = (market_ms - server_ms) / self._scale_ms
@@ -219,23 +219,23 @@ class StreamLag:
             self.warn(f"frames are read {late_s:.0f} s after they were sent")
 
     def frames_ms(self) -> int:
-        """Return the market time up to which frames are read, or now where none wait."""
+        """Return the market time up to which frames are read; the present if none wait."""
         now_ms = self._clock.market_ms()
         is_silent = self._clock.network_s() - self._read_s > READ_LATE_S
         if is_silent or not self._sent_ms or now_ms - self._sent_ms <= READ_LATE_S * self._scale_ms:
             return now_ms
         return self._sent_ms
 
-    def warn(self, what: str) -> None:
-        """Log that the machine is too slow, once a minute at most; *what* shows it."""
+    def warn(self, reason: str) -> None:
+        """Log that the machine is too slow, at most once a minute; *reason* is the symptom."""
         now_s = self._clock.network_s()
         if now_s - self._warned_s >= LOG_EVERY_S:
             self._warned_s = now_s
-            log.warning("behind", reason=what, advice=self._advice)
+            log.warning("behind", reason=reason, advice=self._advice)
 
 
 class FeedMaintenance:
-    """Background work of a feed, from ``run`` on: the exchange's time, and what REST is asked."""
+    """Background work of a feed: reads the exchange's time, and sends the requests to REST."""
 
     def __init__(
         self,
@@ -258,19 +258,19 @@ class FeedMaintenance:
         self._states = states
         self._queue = queue
         self._counters = client.counters
-        self._under_way: set[str] = set()  # what is asked for
-        self._filters_read: dict[str, tuple[int, float]] = {}  # in market and network time
+        self._running: set[str] = set()  # names of requests without an answer yet
+        self._filters_read: dict[str, tuple[int, float]] = {}  # when, in market and network time
         self._is_resync_requested = False
         self._synchronised_s = 0.0
         self._ahead_ms = exchange.ahead_ms * exchange.time_scale
         self._frame_lead_ms = 0.0  # how far frames have moved the clock since it was read
         self.lag = StreamLag(clock, exchange, len(states))
-        self.waiting: set[str] = set()  # instruments whose bars come in a later turn
+        self.waiting: set[str] = set()  # instruments that are warmed up in a later turn
 
     async def run(self) -> None:
-        """Ask for all that is due, now that the feed has caught up; never return.
+        """Send each request when it is due, once the feed has caught up; never return.
 
-        Each is asked for apart: what is not answered holds up nothing else.
+        Requests are independent: one without an answer delays no other.
         """
         self._is_live = True
         now_read = self._clock.market_ms(), self._clock.network_s()
@@ -278,41 +278,42 @@ class FeedMaintenance:
         while True:
             await self._clock.sleep(POLL_S)
             now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
-            # A machine that reads frames late would else ask for every bar that they bring.
+            # By the present time a machine that reads frames late would request every bar in them.
             frames_ms, grace_ms = self.lag.frames_ms(), self._exchange.grace_ms
             resync_s = LAG_RESYNC_S if self._is_resync_requested else RESYNC_S
             if now_s - self._synchronised_s >= resync_s:
-                self._ask("time", self.synchronise)
+                self._start("time", self.synchronise)
             for key, state in self._states.items():
                 if state.is_overdue(market_ms=frames_ms, network_s=now_s, grace_ms=grace_ms):
                     self.request_bars(state)
                 settlements, filters = f"settlements of {key}", f"filters of {key}"
-                if settlements not in self._under_way and state.is_settlement_due(
+                if settlements not in self._running and state.is_settlement_due(
                     market_ms=now_ms, network_s=now_s
                 ):
-                    self._ask(settlements, partial(self._settle, state, now_ms))
-                if filters not in self._under_way and self._are_filters_due(key, now_ms, now_s):
-                    self._ask(filters, partial(self._read_filters, state))
+                    self._start(settlements, partial(self._settle, state, now_ms))
+                if filters not in self._running and self._are_filters_due(key, now_ms, now_s):
+                    self._start(filters, partial(self._read_filters, state))
 
-    def _ask(self, what: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Do *work* in the background, unless it is under way."""
+    def _start(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do *work* in the background, unless work called *name* is running."""
 
-        async def ask() -> None:
+        async def run() -> None:
             try:
                 await work()
             finally:
-                self._under_way.discard(what)
+                self._running.discard(name)
 
-        if what not in self._under_way:
-            self._under_way.add(what)
-            self._spawn(ask())
+        if name not in self._running:
+            self._running.add(name)
+            self._spawn(run())
 
     def observe(self, server_ms: int) -> bool:
-        """Take in the time of a frame; a large difference has the clock read anew.
+        """Take in the date of a frame; return False if it is too far ahead to be true.
 
-        False where it lies too far ahead: one wrong frame would request every bar until its time,
-        and drop every quote before it. Frames may move the clock by ``ahead_ms`` in all until it is
-        read again, so that many small errors move it no further than one.
+        A wrong frame would otherwise request every bar until its date and drop every quote before
+        it. Between two readings of the exchange's time, frames may move the clock by ``ahead_ms``
+        in total, so many small errors have no more effect than one. A large difference triggers a
+        reading.
         """
         ahead_ms = server_ms - (market_ms := self._clock.market_ms())
         if abs(ahead_ms) > LAG_MS:
@@ -327,23 +328,23 @@ class FeedMaintenance:
         return True
 
     def request_resync(self) -> None:
-        """Request a reading of the exchange's clock."""
+        """Have the exchange's clock read soon."""
         self._is_resync_requested = True
 
     async def settlements(self, state: FeedState, until_ms: int) -> list[Funding | Gap]:
-        """Return the new settlements up to *until_ms*, counted as delivered, and what is missing.
+        """Fetch the new settlements up to *until_ms*; return them, and gaps for missing ones.
 
-        They are due at each symbol's own interval.
+        They then count as delivered.
         """
         answer = await self._client.funding(
             state.instrument, state.funding.settled_ms + 1, until_ms
         )
         now_ms = self._clock.market_ms()
         new = state.funding.settle(answer, self._doubts)
-        missed = [event.from_ms for event in new if isinstance(event, Gap)]
-        if missed:
-            self._counters["settlements_missed"] += len(missed)
-            log.warning("settlements missed", instrument=state.instrument.id, due_ms=missed)
+        missing_ms = [event.from_ms for event in new if isinstance(event, Gap)]
+        if missing_ms:
+            self._counters["settlements_missed"] += len(missing_ms)
+            log.warning("settlements missed", instrument=state.instrument.id, due_ms=missing_ms)
         return [structs.replace(event, seen_ms=now_ms) for event in new]
 
     async def synchronise(self) -> None:
@@ -353,9 +354,9 @@ class FeedMaintenance:
         expected_ms = self._clock.market_ms()
         server_ms, is_jump = await self._time.read()
         self._synchronised_s = self._clock.network_s()
-        answer_s = min(self._synchronised_s - requested_s, UNDER_WAY_S_MAX)
-        late_ms = answer_s * 1_000 * self._exchange.time_scale
-        # An answer that was under way for longer than it is behind does not contradict frames.
+        round_trip_s = min(self._synchronised_s - requested_s, ROUND_TRIP_S_MAX)
+        late_ms = round_trip_s * 1_000 * self._exchange.time_scale
+        # A clock that is ahead by less than the round trip does not contradict the answer.
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:
             self._clock.synchronise(server_ms)
         self._frame_lead_ms = -late_ms
@@ -369,13 +370,13 @@ class FeedMaintenance:
             for key in self._states:
                 gap = Gap(key, first_ms, last_ms, GapCause.JUMPED, "clock", server_ms, server_ms)
                 self._queue.put_nowait(gap)
-                # The next hole of the instrument has this cause.
+                # The cause of the instrument's next hole.
                 self._queue.put_nowait(GapCauseNotice(key, GapCause.JUMPED))
 
     def request_bars(self, state: FeedState) -> None:
-        """Request the missing bars in the background; the answer comes through the queue.
+        """Request the missing bars in the background; the answer goes to the queue.
 
-        One request at a time: while it is retried, other instruments go on.
+        Each instrument has one request at a time, whose retries do not delay other instruments.
         """
         if state.claim_request():
             self._spawn(self._request(state))
@@ -394,23 +395,23 @@ class FeedMaintenance:
         )
 
     async def _settle(self, state: FeedState, until_ms: int) -> None:
-        """Deliver settlements until *until_ms* as soon as the exchange publishes them."""
+        """Fetch and queue the settlements until *until_ms*."""
         for settled in await self.settlements(state, until_ms):
             self._queue.put_nowait(settled)
 
     async def _filters(self, instrument: Instrument) -> list[Instrument]:
-        """Return the instrument's current filters; closed where the exchange lists none."""
+        """Return the instrument with its current filters; delisted if the exchange lists none."""
         for _ in range(ANSWERS):
             if current := await self._client.instruments(instrument.category, instrument.symbol):
                 return current
             await self._client.cooldown.pause("filters", self._exchange.certain_s)
-        return [closed(instrument)]
+        return [delisted(instrument)]
 
     def _are_filters_due(self, key: str, now_ms: int, now_s: float) -> bool:
-        """Return whether the filters of *key* are to be read: once a day of market time.
+        """Return whether to read the filters of *key* now: once a day of market time.
 
-        More often while bars do not come that are not waited for: the exchange may have closed the
-        instrument.
+        They are read more often while bars are missing without a known reason, since the exchange
+        may have closed the instrument.
         """
         sequence = self._states[key].sequence
         read_ms, read_s = self._filters_read[key]
@@ -423,13 +424,13 @@ class FeedMaintenance:
         return is_due
 
     async def _read_filters(self, state: FeedState) -> None:
-        """Read the filters, and deliver those that changed."""
+        """Read the filters of an instrument; queue an event if they changed."""
         before = state.instrument
         for fresh in await self._filters(before):
             try:
                 changed = rescaled(fresh, before)
             except ConfigInvalid as error:
-                # Prices in finer steps are refused as they come, so none is decided on.
+                # Prices in finer steps are rejected on arrival, so no decision uses them.
                 self._counters["filters_refused"] += 1
                 log.warning("filters kept", error=str(error))
                 continue
@@ -441,7 +442,7 @@ class FeedMaintenance:
                     instrument=before.id,
                     was=before.status,
                     now=changed.status,
-                    advice="its orders wait; other symbols go on",
+                    advice="its orders wait; other symbols continue",
                 )
             state.change_filters(changed)
             now_ms = self._clock.market_ms()

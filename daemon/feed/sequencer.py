@@ -1,4 +1,4 @@
-"""Bars exactly once and in order: holes filled by REST, settlements before their bars.
+"""Delivers bars exactly once and in order; REST fills holes, settlements precede their bars.
 
 The rules are docs/time.md, T3 and T16 to T18.
 """
@@ -36,24 +36,24 @@ from tracepaper.strategies.types.market import (
 
 FIRST_WAIT_S: Final = 0.5
 LISTING_WAIT_S_MAX: Final = 1.0
-"""Between two answers that agree on an instrument's first candle; before it nothing is missing."""
+"""Longest wait between the two answers that have to agree on an instrument's first candle."""
 
 
-async def settle(
+async def finish_requests(
     requests: Mapping[str, Coroutine[None, None, None]],
     patience_s: float | None,
     unanswered: set[str],
 ) -> None:
-    """Wait for *requests*, by instrument; one that is late is cancelled, and added to *unanswered*.
+    """Run *requests*, by instrument; cancel late ones and add their keys to *unanswered*.
 
-    It is where it lasts longer than *patience_s* behind the first answer, or behind as long without
-    one; None waits without end.
+    A request is late if it is not finished *patience_s* after the first one, or after twice that
+    time if none is. None waits for ever.
     """
     tasks = {key: asyncio.ensure_future(request) for key, request in requests.items()}
     late = set[str]()
     try:
         if tasks and patience_s is not None:
-            first = asyncio.FIRST_COMPLETED  # the only one may be one that never comes
+            first = asyncio.FIRST_COMPLETED
             await asyncio.wait(tasks.values(), timeout=patience_s, return_when=first)
             await asyncio.wait(tasks.values(), timeout=patience_s)
             late = {key for key, task in tasks.items() if not task.done()}
@@ -65,19 +65,19 @@ async def settle(
 
 
 def gap(state: FeedState, from_ms: int, until_ms: int, cause: GapCause, *, by: str = "") -> Gap:
-    """Return a gap that is repaired *by* something or for good; it is dated when delivered."""
+    """Return a gap, repaired *by* REST or permanent; its dates are set on delivery."""
     return Gap(state.instrument.id, from_ms, until_ms, cause, by, market_ms=0, seen_ms=0)
 
 
 def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[int]:
-    """Return the open times from *from_ms* on that the sorted *bars* lack before their last."""
-    held = {bar.open_time_ms for bar in bars}
+    """Return the open times from *from_ms* to the last of the sorted *bars* that they lack."""
+    present = {bar.open_time_ms for bar in bars}
     until_ms = bars[-1].open_time_ms
-    return [at_ms for at_ms in range(from_ms, until_ms, interval_ms) if at_ms not in held]
+    return [at_ms for at_ms in range(from_ms, until_ms, interval_ms) if at_ms not in present]
 
 
 FUNDING_WAIT_S: Final = 0.5
-"""How long, network time, the bars of one close wait for settlements that belong before them."""
+"""Network time that the bars of one close wait for the settlements due before them."""
 
 log = Logger("bybit.feed")
 
@@ -85,11 +85,11 @@ Delivered = TypeVar("Delivered", bound=Bar | Gap | Price | Depths)
 
 
 class BarSequencer:
-    """The order of events around bars: settlements, newest quote and mark, then the bar.
+    """Orders the events around bars: settlements, newest quote and mark, then the bar.
 
-    ``fill`` asks REST for all bars up to a time, ``bar`` takes a bar of a stream, ``page`` an
-    answer of REST in the background. A bar ahead of the sequence waits until the bars before it
-    came, or are certain never to come; other instruments go on meanwhile.
+    ``fill`` requests all bars up to a time from REST. ``bar`` takes in a bar of a stream, ``page``
+    an answer of REST to a background request. A bar ahead of the sequence waits until the bars
+    before it have arrived, or are certain never to arrive; other instruments continue meanwhile.
     """
 
     def __init__(
@@ -110,18 +110,18 @@ class BarSequencer:
         self._is_up = is_up
         self._interval_ms = next(iter(states.values())).sequence.interval_ms
         self._listing_wait_s = min(LISTING_WAIT_S_MAX, certain_s)
-        self.left = 0  # bars and gaps at hand that follow the event just yielded
-        # Why bars are missing that closed before the stream; None of what is new to this run.
+        self.left = 0  # bars and gaps that follow the event just yielded at once
+        # Causes of missing bars that closed before the stream; None for a new instrument.
         self._causes = {key: state.cause for key, state in states.items()}
-        self._held: dict[str, list[Bar]] = {}  # of the stream, while their past is asked for
-        self._waited = -1, 0.0  # the newest close that settlements were asked for, and until when
+        self._held: dict[str, list[Bar]] = {}  # the stream's bars while past bars are requested
+        self._waited = -1, 0.0  # the newest close that waited for settlements, and until when
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
-        """Take a bar of the stream: deliver it exactly once, in its place."""
+        """Take in a bar of the stream; deliver it exactly once, in its place."""
         if (held := self._held.get(bar.instrument)) is not None:
             if len(held) < PENDING_MAX:
                 held.append(bar)
-            else:  # REST has it
+            else:  # REST will bring it
                 self._counters["overflow_bars"] += 1
             return
         state = self._states[bar.instrument]
@@ -131,7 +131,7 @@ class BarSequencer:
                     yield revision
                 return
             case Place.NEXT | Place.AHEAD:
-                if state.cause is None:  # the stream has brought all since REST had nothing
+                if state.cause is None:  # REST had no bar, so the stream's first bar is the first
                     self._begin_at(state, bar)
                 if not state.pending.add(bar):
                     self._counters["overflow_bars"] += 1
@@ -143,7 +143,7 @@ class BarSequencer:
             self._maintenance.request_bars(state)
 
     async def page(self, page: BackfillPage) -> AsyncIterator[Event]:
-        """Take an answer of REST: bars that close a hole, or the certainty that there are none."""
+        """Take in an answer of REST: bars that fill a hole, or evidence that there are none."""
         state = self._states[page.instrument]
         state.end_request()
         self._take(state, page.bars, page.answered_s)
@@ -154,7 +154,7 @@ class BarSequencer:
             state.request_by(due_s)
 
     def _take(self, state: FeedState, bars: Sequence[Bar], answered_s: float) -> None:
-        """Take in *bars*, an answer of REST to a request from the next bar on."""
+        """Take in *bars*, an answer of REST to a request that began at the next bar."""
         sequence = state.sequence
         if bars:
             self._begin_at(state, bars[0])
@@ -167,18 +167,18 @@ class BarSequencer:
         state.pending.add_missing(filter(sequence.is_new, bars))
 
     def hold(self, instrument: str) -> None:
-        """Keep the stream of *instrument* waiting until it is released; REST is asked elsewhere."""
+        """Hold the stream's bars of *instrument* until ``release``; its warm-up asks REST."""
         self._held[instrument] = []
         self._maintenance.waiting.add(instrument)
         self._states[instrument].claim_request()
 
     @property
     def held(self) -> Collection[str]:
-        """The instruments whose stream waits."""
+        """The instruments whose stream is held."""
         return self._held.keys()
 
     async def release(self, instrument: str) -> AsyncIterator[Event]:
-        """Deliver what the stream of *instrument* brought while it waited."""
+        """Deliver the held bars of *instrument*."""
         self._states[instrument].end_request()
         self._maintenance.waiting.discard(instrument)
         for bar in self._held.pop(instrument):
@@ -186,7 +186,7 @@ class BarSequencer:
                 yield event
 
     async def answers(self, state: FeedState, until_ms: int) -> AsyncIterator[list[Event]]:
-        """Fill *state* beside the stream: yield the events of each answer."""
+        """Fill *state* until *until_ms* in the background; yield the events of each answer."""
         events: list[Event] = []
         async for left, event in self._filled([state], until_ms, None, set()):
             events.append(event)
@@ -202,13 +202,12 @@ class BarSequencer:
         patience_s: float | None,
         unanswered: set[str],
     ) -> AsyncIterator[Event]:
-        """Ask REST for the bars of *states* that open before *until_ms*; yield them by their times.
+        """Request the bars of *states* that open before *until_ms*; yield them in time order.
 
-        Before each bar come the settlements that belong before it, and before the bars of a hole a
-        ``Gap`` repaired by ``rest``; an unrepaired one covers bars that are lost. Bars that REST
-        lacks at the end may still come. An instrument without an answer within *patience_s* of
-        network time after the first answer, or without a first one as long, is added to
-        *unanswered*: it holds up no other.
+        Each bar follows the settlements due before it. The bars of a hole follow a ``Gap`` repaired
+        by ``rest``; an unrepaired ``Gap`` covers lost bars. Bars that REST lacks at the end may
+        still arrive. A late instrument is added to *unanswered* and delays no other
+        (``finish_requests``).
         """
         async for left, event in self._filled(states, until_ms, patience_s, unanswered):
             self.left = left
@@ -223,9 +222,9 @@ class BarSequencer:
         *,
         is_again: bool = False,
     ) -> AsyncIterator[tuple[int, Event]]:
-        """Yield each event behind the number of those of the same answer that follow it.
+        """Yield each event with the number of events of the same answer that follow it.
 
-        REST is asked window by window, and the instruments are merged by time.
+        Requests are made window by window, and the instruments are merged by time.
         """
         lacking = [state for state in states if state.sequence.lacks(until_ms)]
         window_ms = self._client.candles_max * self._interval_ms
@@ -238,8 +237,8 @@ class BarSequencer:
                     answers.append([])
                     window = self._window(state, start_ms, end_ms, answers[-1])
                     windows[state.instrument.id] = window
-            await settle(windows, patience_s, unanswered)
-            # Sorting is stable: a gap stays before its bars, and symbols in their order.
+            await finish_requests(windows, patience_s, unanswered)
+            # The sort is stable: a gap stays before its bars, and symbols keep their order.
             events = sorted(
                 chain.from_iterable(answers),
                 key=lambda event: (
@@ -254,20 +253,20 @@ class BarSequencer:
                     async for before in self._settlements_before(state, event.close_time_ms):
                         yield left, before
                 yield left, self._seen_now(event)
-        # One without any candle is as rare as an answer that wrongly says so: ask twice.
-        unknown = [state for state in lacking if self._is_new(state)]
-        if unknown and not is_again:
+        # An instrument without any candle is as rare as a wrong empty answer: ask twice.
+        empty = [state for state in lacking if self._is_new(state)]
+        if empty and not is_again:
             await self._wait(self._listing_wait_s)
-            again = self._filled(unknown, until_ms, patience_s, unanswered, is_again=True)
-            async for counted in again:
-                yield counted
+            again = self._filled(empty, until_ms, patience_s, unanswered, is_again=True)
+            async for numbered in again:
+                yield numbered
 
     async def _window(
         self, state: FeedState, start_ms: int, end_ms: int, events: list[Gap | Bar]
     ) -> None:
-        """Ask for the bars of [*start_ms*, *end_ms*) until none before the last answered is open.
+        """Request the bars of [*start_ms*, *end_ms*) until no hole before the last one is open.
 
-        Adds to *events* what each answer brings.
+        Appends the bars and gaps of each answer to *events*.
         """
         sequence, key = state.sequence, state.instrument.id
         request_ms = max(sequence.next_open_ms, start_ms)
@@ -283,18 +282,18 @@ class BarSequencer:
             events += (event if isinstance(event, Gap) else event[0] for event in ready)
             if not is_held and not len(state.pending):
                 return
-            due_s = state.missing.due_s() - now_s  # passed where answers do not reach the hole
+            due_s = state.missing.due_s() - now_s  # negative if answers do not cover the hole
             await self._wait(min(wait_s, due_s) if due_s > 0 else wait_s)
             wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
             bars = await self._request(state, sequence.next_open_ms, end_ms)
 
     async def _from_listing(self, state: FeedState, bars: list[Bar], end_ms: int) -> list[Bar]:
-        """Return *bars*, or more, once a second answer begins with their first: the listing."""
+        """Return the bars from the listing on: two consecutive answers begin with the same bar."""
         while bars[0].open_time_ms > state.sequence.next_open_ms:
             await self._wait(self._listing_wait_s)
             again = await self._request(state, state.sequence.next_open_ms, end_ms)
             if not again or again[0].open_time_ms > bars[0].open_time_ms:
-                continue  # it lacks a bar of the first answer, so it cannot be trusted before it
+                continue  # this answer lacks bars of the first one, so it is no evidence
             if again[0].open_time_ms == bars[0].open_time_ms:
                 break
             bars = again
@@ -309,17 +308,17 @@ class BarSequencer:
         await self._client.cooldown.pause("a hole in the candles", seconds)
 
     def _is_new(self, state: FeedState) -> bool:
-        """Return whether no candle of *state* is known: it may have been listed at any time."""
+        """Return whether no candle of *state* is known, so that its listing date is unknown."""
         return self._causes[state.instrument.id] is None and not state.sequence.is_begun
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
-        """Begin a new run at *bar* where REST had nothing: the instrument was just listed."""
+        """Let a new instrument begin at *bar*, or at an earlier pending one: it was just listed."""
         if self._is_new(state):
             first_ms = state.pending.first_open_ms()
             state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 
     def _revision(self, state: FeedState, bar: Bar, place: Place) -> list[Bar]:
-        """Return *bar* where it revises a delivered one; nothing where it repeats that."""
+        """Return *bar* if it revises a delivered one; nothing if it repeats one or is too old."""
         if place is not Place.REVISED:
             self._counters[f"{place.value}_bars"] += 1
             return []
@@ -328,9 +327,9 @@ class BarSequencer:
         return [structs.replace(bar, seen_ms=self._clock.market_ms())]
 
     async def _drain(self, state: FeedState) -> AsyncIterator[Event]:
-        """Deliver the waiting bars up to the first one before which a bar may still come.
+        """Deliver the pending bars up to the first hole that may still be filled.
 
-        The newest quote and mark come before the last one alone.
+        The newest quote and mark precede only the last of them.
         """
         ready, _ = self._drained(state, lambda: self._cause(state))
         bars_left = sum(not isinstance(event, Gap) for event in ready)
@@ -341,7 +340,7 @@ class BarSequencer:
                 continue
             bar, *revisions = event
             bars_left -= 1
-            wait_s = self._wait_of(bar)
+            wait_s = self._remaining_wait_s(bar)
             async for before in self._settlements_before(state, bar.close_time_ms, wait_s):
                 yield before
             for newest in () if bars_left else state.undelivered():
@@ -354,10 +353,10 @@ class BarSequencer:
     def _drained(
         self, state: FeedState, cause: Callable[[], GapCause | None]
     ) -> tuple[list[Gap | list[Bar]], bool]:
-        """Take out the bars that may go on, which count as delivered, and the gaps around them.
+        """Remove the deliverable bars, count them as delivered, and return them with their gaps.
 
-        Each bar is followed by its revisions. *cause* returns why bars are missing. The second
-        value is whether a close is not plausible, and waits for another answer.
+        A list holds a bar and its revisions. *cause* returns why bars are missing. The second
+        value tells whether an implausible close waits for another answer.
         """
         sequence, events = state.sequence, list[Gap | list[Bar]]()
         while True:
@@ -372,10 +371,10 @@ class BarSequencer:
                     state.clear_gap_cause()
                     continue
                 self._counters["rest_bars"] += len(stretch)
-                if (why := cause()) is not None:  # else nothing went wrong: it is the warm-up
+                if (reason := cause()) is not None:  # None in the warm-up, where nothing failed
                     self._counters["repairs"] += 1
                     from_ms, until_ms = stretch[0][0].open_time_ms, stretch[-1][0].close_time_ms
-                    events.append(gap(state, from_ms, until_ms, why, by=BY_REST))
+                    events.append(gap(state, from_ms, until_ms, reason, by=BY_REST))
                 events += stretch
             first_ms = state.pending.first_open_ms()
             certain_ms = state.missing.certain_until(sequence.next_open_ms)
@@ -389,10 +388,10 @@ class BarSequencer:
         return events, is_held
 
     def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
-        """Take out the next bars up to an implausible close; return whether there was one.
+        """Remove and return the next bars up to an implausible close, and whether there was one.
 
-        A close too far from the last one leaves a hole: REST is asked for it, and its bar is
-        accepted if REST repeats it. The bars after it wait.
+        An implausible bar is dropped and leaves a hole: REST is asked for it, and it is accepted if
+        REST repeats it. The bars after it wait.
         """
         ready = state.pending.pop_from(state.sequence.next_open_ms)
         unverified = state.unverified(versions[0] for versions in ready)
@@ -400,7 +399,7 @@ class BarSequencer:
             return ready, False
         opens = {bar.open_time_ms for bar in unverified}
         first = next(
-            place for place, versions in enumerate(ready) if versions[0].open_time_ms in opens
+            index for index, versions in enumerate(ready) if versions[0].open_time_ms in opens
         )
         state.pending.put_back(
             versions for versions in ready[first:] if versions[0].open_time_ms not in opens
@@ -414,28 +413,29 @@ class BarSequencer:
             source=earliest.source.value,
             advice="REST is asked again; the gate plausible holds what it repeats",
         )
-        if earliest.source is not Source.REST:  # else it is overdue, and asked for again as such
+        if earliest.source is not Source.REST:  # an overdue bar is requested again anyway
             state.cause = GapCause.IMPLAUSIBLE
             self._maintenance.request_bars(state)
         return ready[:first], True
 
     def _seen_now(self, event: Delivered) -> Delivered:
-        """Return *event* as seen now; a gap is also dated now."""
+        """Return *event* with the present as ``seen_ms``, and a gap also as ``market_ms``."""
         now_ms = self._clock.market_ms()
         if isinstance(event, Gap):
             return structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
         return structs.replace(event, seen_ms=now_ms)
 
     def _cause(self, state: FeedState) -> GapCause:
-        """Return why bars are missing; the stream of a new run has brought none yet."""
+        """Return why bars are missing; a new run's stream may have brought none yet."""
         if state.cause is not None:
             return state.cause
         return GapCause.MISSED if self._is_up(state) else GapCause.DISCONNECTED
 
-    def _wait_of(self, bar: Bar) -> float:
-        """Return how long *bar* of the stream waits: what the other bars of its close left of it.
+    def _remaining_wait_s(self, bar: Bar) -> float:
+        """Return how long the stream's *bar* may wait for settlements.
 
-        Otherwise two hundred symbols that are settled at once would wait one after the other.
+        All bars of one close share one wait: two hundred symbols that settle at the same time must
+        not wait one after the other.
         """
         now_s = self._clock.network_s()
         if bar.close_time_ms > self._waited[0]:
@@ -447,9 +447,10 @@ class BarSequencer:
     async def _settlements_before(
         self, state: FeedState, close_ms: int, wait_s: float = FUNDING_WAIT_S
     ) -> AsyncIterator[Funding | Gap]:
-        """Yield the settlements that belong before a bar that closed at *close_ms*.
+        """Yield the settlements due before a bar that closed at *close_ms*.
 
-        After *wait_s* the bar goes on, and they are asked for in the background.
+        If they take longer than *wait_s*, the bar is delivered without them, and the background
+        tasks request them.
         """
         if not state.funding.is_due_by(close_ms):
             return

@@ -1,4 +1,4 @@
-"""The feed's state of one instrument: bars in order, newest quote and mark; pure."""
+"""The feed's state of one instrument: the order of its bars and its newest prices; pure."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Price = Quote | Mark | Trade
 # ---------------------------------------------------------------- bars
 
 REMEMBERED_BARS: Final = 4_096
-"""Bars whose values are kept to tell a repetition from a revision; older ones count as old."""
+"""Number of bars whose values are kept to tell a repeated bar from a revised one."""
 
 _Values = tuple[int, int, int, int, int, int | None]
 
 
 class Place(StrEnum):
-    """Where a bar stands against those already delivered."""
+    """The relation of a bar to the bars that were delivered."""
 
     NEXT = "next"
     AHEAD = "ahead"  # bars before it are missing
@@ -45,7 +45,7 @@ class Place(StrEnum):
 
 
 class BarSequence:
-    """Exactly-once order of one instrument's bars; it alone decides which bar is the next."""
+    """The exactly-once order of one instrument's bars; it decides which bar is next."""
 
     def __init__(self, *, interval_ms: int, next_open_ms: int) -> None:
         self.interval_ms = interval_ms
@@ -55,19 +55,19 @@ class BarSequence:
 
     @property
     def next_close_ms(self) -> int:
-        """The close of the bar that comes next."""
+        """The close of the next bar."""
         return self.next_open_ms + self.interval_ms
 
     def lacks(self, until_ms: int) -> bool:
-        """Return whether a bar that opens before *until_ms* is still to come."""
+        """Return whether the next bar opens before *until_ms*."""
         return self.next_open_ms < until_ms
 
     def is_new(self, bar: Bar) -> bool:
-        """Return whether *bar* opens where no bar was delivered or given up yet."""
+        """Return whether *bar* is the next one or a later one."""
         return bar.open_time_ms >= self.next_open_ms
 
     def place(self, bar: Bar) -> Place:
-        """Return where *bar* stands; changes nothing."""
+        """Return the place of *bar*; change nothing."""
         if self.is_new(bar):
             return Place.NEXT if bar.open_time_ms == self.next_open_ms else Place.AHEAD
         if (delivered := self._values.get(bar.open_time_ms)) is None:
@@ -75,7 +75,7 @@ class BarSequence:
         return Place.REPEATED if _values(bar) in delivered else Place.REVISED
 
     def accept(self, bar: Bar) -> None:
-        """Remember *bar* as delivered, be it new or a revision."""
+        """Note that *bar*, new or a revision, was delivered."""
         self._values.setdefault(bar.open_time_ms, set()).add(_values(bar))
         if len(self._values) > REMEMBERED_BARS:
             self._values.popitem(last=False)
@@ -83,16 +83,16 @@ class BarSequence:
         self.is_begun = True
 
     def skip(self, until_ms: int) -> None:
-        """Drop the bars that open before *until_ms*."""
+        """Give up all bars that open before *until_ms*."""
         if self.lacks(until_ms):
             self.next_open_ms = until_ms
 
 
 class CloseFilter:
-    """Which closes are accepted at once, and which only once REST has repeated them.
+    """Decides which closes are accepted at once, and which only after REST has repeated them.
 
-    A close that lies more than *most* usual ranges of a bar from the last one is implausible; it is
-    accepted where REST repeats that of the stream, or has it in two answers.
+    A close more than *most* usual bar ranges from the last one is implausible. It is accepted if
+    REST repeats the stream's bar, or has the same bar in two answers.
     """
 
     def __init__(self, most: float = float("inf"), recent: Iterable[Bar] = ()) -> None:
@@ -103,7 +103,7 @@ class CloseFilter:
             self.accept(bar, 1)
 
     def accept(self, bar: Bar, tick: int) -> None:
-        """Take in a delivered *bar*."""
+        """Take in *bar*, which was delivered."""
         self._usual.add(bar, tick)
         if self._unverified:
             self._unverified = {
@@ -111,9 +111,9 @@ class CloseFilter:
             }
 
     def unverified(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
-        """Return those of *bars*, the next ones, that REST has to repeat, and remember them.
+        """Return, and remember, those of the next *bars* that REST has to repeat.
 
-        They lie too far from the last accepted one.
+        They are too far from the last accepted bar.
         """
         usual, unverified = self._usual, list[Bar]()
         for bar in bars:
@@ -130,15 +130,15 @@ class CloseFilter:
 
 
 def _values(bar: Bar) -> _Values:
-    """Return the values by which two bars of one time are compared."""
+    """Return the values in which two bars of the same time may differ."""
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
 
 
 class MissingBars:
     """Bars that REST lacks although it has later ones.
 
-    One answer proves nothing: a bar is certain not to come once a second answer lacks it,
-    *certain_s* or more after the first.
+    One answer is no proof: a bar is certain never to arrive when a second answer lacks it, at least
+    *certain_s* after the first.
     """
 
     def __init__(self, certain_s: float, interval_ms: int) -> None:
@@ -150,9 +150,9 @@ class MissingBars:
     def update(
         self, missing: Collection[int], *, from_ms: int, until_ms: int, now_s: float
     ) -> None:
-        """Take in that an answer lacks the bars that open at *missing* of [*from_ms*, *until_ms*).
+        """Take in an answer that has all bars of [*from_ms*, *until_ms*) except *missing*.
 
-        It has all else of that window, and says nothing about times outside.
+        *missing* are open times. The answer is no evidence for times outside that window.
         """
         lacking, before = set(missing), self._since_s
         since_s = {at: s for at, s in before.items() if not from_ms <= at < until_ms}
@@ -162,19 +162,19 @@ class MissingBars:
         self._certain |= {at for at in again if now_s - before[at] >= self._certain_s}
 
     def certain_until(self, from_ms: int) -> int:
-        """Return up to which time all bars from *from_ms* on are certain not to come."""
+        """Return the end of the certain bars that begin at *from_ms*."""
         at_ms = from_ms
         while at_ms in self._certain:
             at_ms += self._interval_ms
         return at_ms
 
     def due_s(self) -> float:
-        """Return when the next answer can make a bar certain; infinity where all are."""
-        waiting = (s for at, s in self._since_s.items() if at not in self._certain)
-        return min(waiting, default=float("inf")) + self._certain_s
+        """Return when an answer can next make a bar certain; infinity if all are certain."""
+        uncertain = (s for at, s in self._since_s.items() if at not in self._certain)
+        return min(uncertain, default=float("inf")) + self._certain_s
 
     def forget(self, before_ms: int) -> None:
-        """Forget the bars before *before_ms*: they were delivered or given up."""
+        """Forget the bars before *before_ms*, which were delivered or given up."""
         self._since_s = {at: s for at, s in self._since_s.items() if at >= before_ms}
         self._certain &= self._since_s.keys()
 
@@ -182,13 +182,13 @@ class MissingBars:
 # ---------------------------------------------------------------- order books
 
 OVERFLOW: Final = "overflow"
-"""Why books are interrupted where the queue had no room for one, or for a frame."""
+"""The cause of a gap in books for which the queue had no room."""
 
 
 class DepthHolder:
-    """Holds the books of one instrument until they are an event: a block of them, or a bar comes.
+    """Holds the books of one instrument, as byte strings, until a block is full or a bar arrives.
 
-    Until then a book is two short byte strings.
+    The held books then become one event.
     """
 
     def __init__(self, instrument: str, levels: int, every_ms: int) -> None:
@@ -200,7 +200,7 @@ class DepthHolder:
         self._next_ms: int | None = None
 
     def add(self, depth: Depth, cause: str) -> Iterator[Depths]:
-        """Take the next book, with a *cause* if some before it are missing; yield full blocks."""
+        """Take in a book; *cause* tells why books before it are missing. Yield full blocks."""
         if not cause and self._next_ms not in (None, depth.seen_ms):
             cause = OVERFLOW
         if cause:
@@ -212,7 +212,7 @@ class DepthHolder:
             yield from self.flush()
 
     def flush(self) -> Iterator[Depths]:
-        """Yield the held books as one event, seen at the time of the newest one."""
+        """Yield the held books as one event with the time of the newest one."""
         if not self._held:
             return
         books = books_of(self._held, self._levels)
@@ -230,17 +230,17 @@ class DepthHolder:
 # ---------------------------------------------------------------- the instrument
 
 GRACE_S: Final = 0.5
-"""A closing frame is awaited at least this long, network time, before REST is asked."""
+"""Least network time to wait for a closing frame before REST is asked."""
 REQUEST_WAIT_MAX_S: Final = 30.0
 SETTLEMENT_WAIT_S: Final = 1.0
-"""Between the first two requests for an overdue settlement; doubled with each."""
+"""Wait between the first two requests for an overdue settlement; each request doubles it."""
 PENDING_MAX: Final = 1_000
-"""Bars that wait behind a hole; REST gives a thousand in one answer."""
+"""Most bars that wait behind a hole; an answer of REST has as many."""
 REVISIONS_MAX: Final = 4
 
 
 class FeedState:
-    """One instrument's state in the feed; pure, times are arguments."""
+    """The feed's state of one instrument; pure, with times as arguments."""
 
     def __init__(
         self,
@@ -257,13 +257,13 @@ class FeedState:
         self.sequence = sequence
         self.funding = funding
         self.cause = cause  # of the next hole; None while only warm-up bars can be missing
-        self._next_cause: GapCause | None = None  # of the hole after the bars that wait
+        self._next_cause: GapCause | None = None  # of the hole after the pending bars
         self._has_queued_cause = False  # a notice of a cause is in the queue
-        self._is_requested = False  # REST is asked for bars, or its answer is in the queue
+        self._is_requested = False  # a request for bars runs, or its answer is in the queue
         self.pending = PendingBars()
         self.missing = MissingBars(certain_s, sequence.interval_ms)
         self._close_filter = CloseFilter() if close_filter is None else close_filter
-        self.books = books  # None where none are asked for
+        self.books = books  # None if no books are sampled
         self._newest = {kind: NewestPrice() for kind in (Quote, Mark, Trade)}
         self._overdue_open_ms = -1
         self._request_at_s = float("inf")
@@ -278,35 +278,35 @@ class FeedState:
         return None if quote is None else quote.market_ms
 
     def accept(self, bar: Bar) -> None:
-        """Count *bar* as delivered, for the first time."""
+        """Note that *bar*, which is new, was delivered."""
         self.sequence.accept(bar)
         self._close_filter.accept(bar, self.instrument.tick_size)
 
     def unverified(self, bars: Iterable[Bar]) -> list[Bar]:
-        """Return the implausible ones that REST has not repeated: each must be requested."""
+        """Return the implausible bars that REST has not repeated; REST has to be asked for them."""
         return self._close_filter.unverified(bars, self.instrument.tick_size)
 
     def change_filters(self, instrument: Instrument) -> None:
-        """Take in new filters of the instrument, and how often its funding is settled."""
+        """Take in new filters of the instrument and its funding interval."""
         self.instrument = instrument
         self.funding.change(instrument.funding_interval_minutes)
 
     def claim_request(self) -> bool:
-        """Return whether REST may be asked for bars now: one request at a time."""
+        """Return whether a request for bars may start; the caller then starts it."""
         is_free, self._is_requested = not self._is_requested, True
         return is_free
 
     def end_request(self) -> None:
-        """Note that the answer of REST was read from the queue."""
+        """Note that the answer of REST was taken from the queue."""
         self._is_requested = False
 
     def claim_gap_cause(self) -> bool:
-        """Return whether a notice of a cause may be queued now: the first one stands."""
+        """Return whether a notice of a cause may be queued; the caller then queues it."""
         is_free, self._has_queued_cause = not self._has_queued_cause, True
         return is_free
 
     def set_gap_cause(self, cause: GapCause) -> None:
-        """Note why bars may be missing from here on: behind those that wait, where some do."""
+        """Set the cause of the next hole after the pending bars."""
         self._has_queued_cause = False
         if len(self.pending):
             self._next_cause = cause
@@ -314,29 +314,29 @@ class FeedState:
             self.cause = cause
 
     def clear_gap_cause(self) -> None:
-        """Note that a bar of the stream was delivered, so the next hole has its own cause."""
+        """Note that a bar of the stream was delivered, which ends the present hole."""
         self.cause = GapCause.MISSED
         if not len(self.pending):
             self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
 
     def may_fill(self, quote: Quote, from_ms: int, *, again: bool = False) -> bool:
-        """Return whether *quote* matters to an order that rests and may fill from *from_ms* on.
+        """Return whether *quote* matters to a resting order that may fill from *from_ms* on.
 
-        The first quote at or after that does, then each that differs from the one delivered before.
-        An equal one does too (*again*) where that one was not believed.
+        The first quote from then on matters, and each one that differs from the last delivered one.
+        If that was not believed, an equal one matters too (*again*).
         """
         if quote.market_ms < from_ms:
             return False
         delivered = self._newest[Quote].delivered
         if again or not isinstance(delivered, Quote) or delivered.market_ms < from_ms:
             return True
-        return _offers(delivered) != _offers(quote)
+        return _prices_and_sizes(delivered) != _prices_and_sizes(quote)
 
     def keep(self, price: Price, *, matters: bool) -> bool:
-        """Keep *price* if it is the newest of its kind; return whether it is an event of its own.
+        """Keep *price* if it is the newest of its kind; return whether to deliver it at once.
 
-        It is where it *matters*. Quotes and marks that do not are delivered before a bar, trades
-        beside a price that is doubted.
+        That is so if it *matters*. Other quotes and marks are delivered before a bar, and trades
+        with a doubted price.
         """
         newest = self._newest[type(price)]
         if not newest.update(price) or not matters:
@@ -345,24 +345,24 @@ class FeedState:
         return True
 
     def deliver(self, *kinds: type[Struct]) -> list[Price]:
-        """Return the newest prices of *kinds* unless they were delivered; they count so now."""
-        newest = (of.deliver() for kind, of in self._newest.items() if kind in kinds)
-        return [price for price in newest if price is not None]
+        """Return the undelivered newest prices of *kinds*; they count as delivered from now on."""
+        prices = (newest.deliver() for kind, newest in self._newest.items() if kind in kinds)
+        return [price for price in prices if price is not None]
 
     def drop_ahead(self, latest_ms: float) -> None:
-        """Forget prices dated after *latest_ms*, so that later ones do not look old."""
+        """Forget prices dated after *latest_ms*, which would make later ones look old."""
         for newest in self._newest.values():
             newest.drop_ahead(latest_ms)
 
     def undelivered(self) -> list[Price | Depths]:
-        """Return the newest quote and mark unless they were delivered, and the held books.
+        """Return the undelivered newest quote and mark, and the held books.
 
-        All of it counts as delivered now.
+        They count as delivered from now on.
         """
         return [*self.deliver(Quote, Mark), *(() if self.books is None else self.books.flush())]
 
     def is_settlement_due(self, *, market_ms: int, network_s: float) -> bool:
-        """Return True, once for each request, when a settlement is overdue.
+        """Return whether to request an overdue settlement now; the caller then requests it.
 
         The wait between requests doubles, up to ``REQUEST_WAIT_MAX_S``.
         """
@@ -376,9 +376,9 @@ class FeedState:
         return True
 
     def is_overdue(self, *, market_ms: int, network_s: float, grace_ms: int) -> bool:
-        """Return True, once for each request, when the next bar's closing frame is overdue.
+        """Return whether to request the next bar, whose closing frame is overdue; as above.
 
-        It is overdue *grace_ms* of market time and ``GRACE_S`` of network time after its close; the
+        It is overdue *grace_ms* of market time and ``GRACE_S`` of network time after its close. The
         wait between requests then doubles, up to ``REQUEST_WAIT_MAX_S``.
         """
         close_ms = self.sequence.next_close_ms
@@ -396,12 +396,12 @@ class FeedState:
         return True
 
     def request_by(self, network_s: float) -> None:
-        """Make the next request due no later than *network_s*."""
+        """Make the next request for bars due by *network_s*."""
         self._request_at_s = min(self._request_at_s, network_s)
 
 
 class NewestPrice:
-    """The newest quote, mark or trade by market time, and the one that was delivered last."""
+    """The newest quote, mark or trade by market time, and the last delivered one."""
 
     def __init__(self) -> None:
         self.value: Price | None = None
@@ -410,7 +410,7 @@ class NewestPrice:
     def update(self, value: Price) -> bool:
         """Keep *value* unless it is older than the newest; return whether it was kept.
 
-        Right after subscribing the exchange plays older frames again.
+        After a subscription the exchange may repeat older frames.
         """
         if self.value is not None and value.market_ms < self.value.market_ms:
             return False
@@ -418,20 +418,20 @@ class NewestPrice:
         return True
 
     def deliver(self) -> Price | None:
-        """Return the newest unless it was delivered; it counts as delivered now."""
+        """Return the newest if it is undelivered; it counts as delivered from now on."""
         if self.value is self.delivered:
             return None
         self.delivered = self.value
         return self.value
 
     def drop_ahead(self, latest_ms: float) -> None:
-        """Forget the newest where it is dated after *latest_ms*."""
+        """Forget the newest if it is dated after *latest_ms*."""
         if self.value is not None and self.value.market_ms > latest_ms:
             self.value = self.delivered = None
 
 
 class PendingBars:
-    """Bars behind a hole, by open time, each with its revisions; bounded, oldest first."""
+    """Bars that wait behind a hole, by open time, each with its revisions; bounded."""
 
     def __init__(self) -> None:
         self._bars: dict[int, list[Bar]] = {}
@@ -440,9 +440,9 @@ class PendingBars:
         return len(self._bars)
 
     def add(self, bar: Bar) -> bool:
-        """Keep *bar*, or a revision of one that waits; False where there is no room.
+        """Keep *bar*, new or a revision; if there is no room, drop the newest and return False.
 
-        Then the newest bar goes, which is requested again once the hole is closed.
+        A dropped bar is requested again once the hole is filled.
         """
         versions = self._bars.setdefault(bar.open_time_ms, [])
         if len(versions) < REVISIONS_MAX:
@@ -453,31 +453,31 @@ class PendingBars:
         return False
 
     def add_missing(self, bars: Iterable[Bar]) -> None:
-        """Keep those of *bars* of which no version waits."""
+        """Keep those of *bars* that have no version here."""
         for bar in bars:
             self._bars.setdefault(bar.open_time_ms, [bar])
 
     def trim(self) -> None:
-        """Let the newest bars go until the bound is kept."""
+        """Drop the newest bars beyond ``PENDING_MAX``."""
         for open_ms in sorted(self._bars)[PENDING_MAX:]:
             del self._bars[open_ms]
 
     def first_open_ms(self) -> int | None:
-        """Return the open time of the oldest bar that waits."""
+        """Return the open time of the oldest bar; None if there is none."""
         return min(self._bars, default=None)
 
     def put_back(self, stretch: Iterable[list[Bar]]) -> None:
-        """Put back bars that were taken out, each with its revisions."""
+        """Put back bars, each with its revisions, that ``pop_from`` returned."""
         self._bars.update((versions[0].open_time_ms, versions) for versions in stretch)
 
     def pop_from(self, open_ms: int) -> list[list[Bar]]:
-        """Take out the consecutive bars from *open_ms* on, each with its revisions."""
-        taken: list[list[Bar]] = []
+        """Remove and return the consecutive bars from *open_ms* on, each with its revisions."""
+        stretch: list[list[Bar]] = []
         while (versions := self._bars.pop(open_ms, None)) is not None:
-            taken.append(versions)
+            stretch.append(versions)
             open_ms = versions[0].close_time_ms
-        return taken
+        return stretch
 
 
-def _offers(quote: Quote) -> tuple[int, int, int, int]:
+def _prices_and_sizes(quote: Quote) -> tuple[int, int, int, int]:
     return quote.bid, quote.bid_size, quote.ask, quote.ask_size

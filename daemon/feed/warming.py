@@ -1,4 +1,4 @@
-"""What a start asks the exchange for: how many requests, how long they take, and in which order.
+"""The order in which a start requests the past bars of its instruments from the exchange.
 
 The rules are docs/universe.md, V4 to V7.
 """
@@ -29,13 +29,13 @@ from tracepaper.strategies.types.market import FrameBar
 from tracepaper.strategies.units import interval_start
 
 BEFORE_START: Final = 50
-"""Requests that are answered before the first decision: ten seconds at the default pace."""
+"""Requests before the first decision; at the default rate they take ten seconds."""
 
 log = Logger("bybit.feed")
 
 
 def pages(lack: FrameRange, candles_max: int) -> int:
-    """Return how many requests *lack* takes, each of *candles_max* candles at most."""
+    """Return the number of requests, of *candles_max* candles each, that *lack* takes."""
     candles = (lack.until_ms - lack.from_ms) // lack.interval_ms
     return -(-candles // candles_max)
 
@@ -43,27 +43,26 @@ def pages(lack: FrameRange, candles_max: int) -> int:
 def divided(
     requests: Mapping[str, int], urgent: Collection[str]
 ) -> tuple[list[str], dict[str, int]]:
-    """Return which instruments are warmed before the start, and those behind it with their turns.
+    """Divide instruments into those warmed up before the start and those warmed up after it.
 
-    Each takes so many *requests*; those of *urgent* (which hold something, or have orders) come
-    before the others, which keep the order of the run. The first are these, and those within
-    ``BEFORE_START`` requests, one at least.
+    *requests* are the requests of each instrument; the result has them for the later ones.
+    Instruments in *urgent*, with a position or orders, come first; the others keep their order. All
+    urgent ones, those within ``BEFORE_START`` requests, and at least one are before the start.
     """
-    order = sorted(requests, key=lambda key: key not in urgent)  # stable: the run's order
-    reached = accumulate(requests[key] for key in order)
-    ahead = sum(total <= BEFORE_START for total in reached)
-    # The bars of a past value what is held: the account would be wrong until all have come.
-    first = order[: max(ahead, len(urgent), 1)]
+    order = sorted(requests, key=lambda key: key not in urgent)  # a stable sort
+    totals = accumulate(requests[key] for key in order)
+    within = sum(total <= BEFORE_START for total in totals)
+    # A position is valued by its bars: until all have arrived the account would be wrong.
+    first = order[: max(within, len(urgent), 1)]
     return first, {key: requests[key] for key in order[len(first) :]}
 
 
 class WarmUpTurns:
-    """Warms the instruments of a start: the first before it, the others in turn behind it.
+    """Warms instruments up: the first ones before the start, the others after it, in turns.
 
-    One of those is held by the *sequencer* until all its bars have come, so that its stream waits
-    and the others go on; where *in_stages* is False it lacks candles of higher timeframes alone.
-    The bars of each answer are one item of *queue*, and the next is asked for once the engine has
-    taken them in.
+    While an instrument waits for its turn, *sequencer* holds its stream and the others continue. If
+    ``start.in_stages`` is False, later turns only fetch candles of higher timeframes. Each answer
+    is one item of *queue*; the next request follows once the engine has taken it in.
     """
 
     def __init__(
@@ -86,12 +85,12 @@ class WarmUpTurns:
         self._queue = queue
         self._spawn = spawn
         self._start = start
-        self.first: list[str] = []  # what the start waits for
+        self.first: list[str] = []  # instruments that are warmed up before the start
         self._requests: dict[str, int] = {}
-        self._later: dict[str, int] = {}  # requests until it is warm, in the order of turns
+        self._later: dict[str, int] = {}  # remaining requests, in the order of turns
 
     def plan(self) -> None:
-        """Divide the instruments into those of the start and those behind it."""
+        """Divide the instruments into those before the start and those after it."""
         lacks = Counter[str]()
         for next_ms in {self._next_ms(key) for key in self._states}:
             for lack in self._start.lacking_frames(next_ms):
@@ -110,7 +109,7 @@ class WarmUpTurns:
                 self._sequencer.hold(key)
 
     def postpone(self, unanswered: Iterable[str]) -> None:
-        """Warm *unanswered* of the first behind the others: the start waits for them no longer."""
+        """Move *unanswered* behind all others: the start no longer waits for them."""
         for key in unanswered:
             self.first.remove(key)
             self._later[key] = self._requests[key]
@@ -123,7 +122,7 @@ class WarmUpTurns:
         return max(0, -(-lacking_ms // sequence.interval_ms // self._client.candles_max))
 
     async def frames_of(self, instrument: str) -> list[FrameBar]:
-        """Fetch the closed candles of higher timeframes that the known bars do not reach."""
+        """Fetch the closed candles of higher timeframes that the delivered bars do not cover."""
         bars: list[FrameBar] = []
         for lack in self._start.lacking_frames(self._next_ms(instrument)):
             if lack.instrument == instrument:
@@ -142,9 +141,10 @@ class WarmUpTurns:
         return [frame_bar_of(bar, seen_ms=now_ms) for bar in bars]
 
     async def run(self) -> None:
-        """Warm what the start did not wait for, each as long as its share of the pace takes.
+        """Warm the later instruments up, one after the other.
 
-        Then the next one begins beside it: one that is not answered holds up no other.
+        The next one starts when the time for this one's requests is over, even if it is not
+        finished: an instrument without answers never delays the others.
         """
         for key, requests in list(self._later.items()):
             is_warm = asyncio.Event()
@@ -160,7 +160,7 @@ class WarmUpTurns:
             before_ms = sequence.next_open_ms
             async for events in self._sequencer.answers(state, until_ms):
                 await self._taken_in(WarmUpAnswer(key, events))
-                self._later[key] = max(self._later[key] - 1, 1)  # the last until all is there
+                self._later[key] = max(self._later[key] - 1, 1)  # 1 until it is finished
             if sequence.next_open_ms == before_ms:
                 await self._taken_in(WarmUpAnswer(key, is_last=True))
         for frame_bar in await self.frames_of(key):
@@ -173,7 +173,7 @@ class WarmUpTurns:
         await answer.taken_in.wait()
 
     def at_ms(self, instrument: str) -> int | None:
-        """Return when *instrument* lacks nothing any more; None where it does not."""
+        """Return the expected market time at which *instrument* is warm; None if it is."""
         if instrument not in self._later:
             return None
         order = list(self._later)
@@ -184,7 +184,7 @@ class WarmUpTurns:
     def _next_ms(self, instrument: str) -> int:
         """Return the open time of the first bar on which *instrument* is decided.
 
-        In a run that goes on it lies long after the period's start, whose bars may be pruned.
+        In a resumed run it is long after the period's start, whose bars may be pruned.
         """
         known_ms = self._start.last_open_ms.get(instrument)
         next_ms = 0 if known_ms is None else known_ms + self._start.interval_ms

@@ -1,7 +1,8 @@
-"""The process that sends notices: addresses first, then messages, each with an answer an address.
+"""The process that sends notices.
 
-Secrets are read here, and leave in no answer. A process of its own is ended where an address hangs,
-and its work takes nothing from the interpreter that decides.
+Its first input is the list of addresses; each later one is a message, which it answers with one
+``Delivery`` per address. It reads the secrets itself and puts none into an answer. As a separate
+process it can be killed when an address hangs, and it takes no time from the daemon's interpreter.
 """
 
 from __future__ import annotations
@@ -16,33 +17,38 @@ from typing import Final
 from msgspec import Struct, convert
 
 from tracepaper.daemon.config.secrets import is_reference, read_secret, without
-from tracepaper.daemon.session.child import frame_of, messages_of, stay_behind, take_output
+from tracepaper.daemon.session.child import (
+    frame_of,
+    limit_this_process,
+    messages_of,
+    reserve_stdout,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 
 NICE: Final = 10
-ERROR_MOST: Final = 300
+ERROR_MOST: Final = 300  # characters
 
 
 class Message(Struct, frozen=True):
-    """What is sent to every address."""
+    """A notice for every address."""
 
     title: str
     body: str
 
 
 class Delivery(Struct, frozen=True):
-    """What became of a message at one address; ``error`` is empty where it was taken."""
+    """The result of sending a message to one address; ``error`` is empty on success."""
 
     address: str  # as configured: a reference or a plain address
     error: str = ""
 
 
 Send = Callable[[Message], str]
-"""Sends a message; returns why it was not taken, or an empty text."""
+"""Sends a message and returns the error, empty on success."""
 
 
 def sender(address: str) -> Send:
-    """Return the sender for a configured *address*; where it cannot be read, a sentence says so."""
+    """Return the sender for a configured *address*, which always fails if that is invalid."""
     import apprise
 
     try:
@@ -50,19 +56,19 @@ def sender(address: str) -> Send:
     except ConfigInvalid as error:
         return _always(str(error))
     server = apprise.Apprise()
-    if not all(server.add(each) for each in secret.split()):
-        return _always("Apprise knows no such address; compare it with Apprise's documentation")
+    if not all(server.add(url) for url in secret.split()):
+        return _always("Apprise does not support this address; see Apprise's documentation")
 
     def send(message: Message) -> str:
         try:
-            # As text: what a service takes as HTML is escaped.
+            # Plain text: Apprise escapes it for services that expect HTML.
             result = server.notify(message.body, title=message.title, body_format="text")
             text = "" if result else " ".join(entry.message for entry in result.logs())
         except Exception as error:  # noqa: BLE001 - a plugin's fault is a failed delivery
             result, text = None, f"{type(error).__name__}: {error}"
         if result:
             return ""
-        text = " ".join(text.split()) or "it was not taken"
+        text = " ".join(text.split()) or "the service did not accept it"
         return (without(text, secret) if is_reference(address) else text)[:ERROR_MOST]
 
     return send
@@ -74,9 +80,9 @@ def _always(error: str) -> Send:
 
 def main() -> None:
     """Send each message of standard input to all addresses at once, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's
-    stay_behind(nice=NICE, reads_input=True)
-    output = take_output()  # what a plugin prints is no answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon handles Ctrl-C
+    limit_this_process(nice=NICE, reads_input=True)
+    output = reserve_stdout()  # plugins may print
     messages = messages_of(sys.stdin.buffer)
     senders = {address: sender(address) for address in convert(next(messages, ()), list[str])}
     output.write(frame_of(None))
@@ -84,11 +90,11 @@ def main() -> None:
     def deliver(address: str, message: Message) -> None:
         output.write(frame_of(Delivery(address, senders[address](message))))
 
-    for given in messages:
-        message = convert(given, Message)
+    for received in messages:
+        message = convert(received, Message)
         for address in senders:
             threading.Thread(target=deliver, args=(address, message), daemon=True).start()
-    os._exit(0)  # a thread that hangs is not waited for
+    os._exit(0)  # do not wait for threads that hang
 
 
 if __name__ == "__main__":

@@ -83,32 +83,35 @@ from tracepaper.strategies.units import (
 
 
 def needs_forecaster(config: Config) -> bool:
-    """Return whether the configured strategy uses a model's forecasts.
+    """Return whether a configured strategy uses a model's forecasts.
 
-    Every run asks this first: raises ``ConfigInvalid`` where no run takes the configuration, and
-    where the strategy needs a model and there is none.
+    Every run calls this first. Raises ``ConfigInvalid`` for a combination of settings that no run
+    supports, and for a strategy that needs a model where none is configured.
     """
     members = members_of(config).values()
-    asks = [asks_forecaster(of) for of in members or [config]]
-    traits = [traits_of(of) for of in (config, *members)]
-    if not any(asks):
-        traits[0] |= {Trait.ASKS_NONE}
-    for of in traits:
-        reject_combination(of)
-    return any(asks)
+    uses = [uses_forecaster(member) for member in members or [config]]
+    traits = [traits_of(each) for each in (config, *members)]
+    if not any(uses):
+        traits[0] |= {Trait.WITHOUT_MODEL}
+    for each in traits:
+        reject_combination(each)
+    return any(uses)
 
 
-def asks_forecaster(config: Config) -> bool:
-    """Return whether the one strategy of *config* asks the model; raise where there is none."""
+def uses_forecaster(config: Config) -> bool:
+    """Return whether the one strategy of *config* uses the model.
+
+    Raises ``ConfigInvalid`` if it needs a model and none is configured.
+    """
     name, has_model = config.strategy.name, config.model.is_given
-    needed = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
-    needed = needed or (":" in name and user_class(name).needs_forecast)
-    if needed and not has_model:
+    needs_model = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
+    needs_model = needs_model or (":" in name and user_class(name).needs_forecast)
+    if needs_model and not has_model:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a model, and model.checkpoint is none; name one."
         )
-    # Without a model ``trend`` sizes by closed bars, and has no gates of a prediction.
-    return needed or (name == TREND and has_model)
+    # Without a model ``trend`` sizes by closed bars and has no gates of a prediction.
+    return needs_model or (name == TREND and has_model)
 
 
 Strategies = Mapping[str, Strategy]
@@ -118,44 +121,46 @@ Strategies = Mapping[str, Strategy]
 def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
     """Return a new strategy object for each configured symbol, with its shadow accounts.
 
-    Those of a portfolio strategy are members of one object. A user's class is imported and made
-    here; raises ``ConfigInvalid`` or ``StrategyFailed``.
+    The objects of a portfolio strategy are members of one object. A user's class is imported and
+    constructed here; raises ``ConfigInvalid`` or ``StrategyFailed``.
     """
     if config.strategies.named:
-        return dict(_netted(config, forecaster))
+        return dict(_net_strategies(config, forecaster))
     strategies = _strategies_of(config, forecaster)
     if any(strategy.books for strategy in strategies.values()) and not config.market.depth:
         raise ConfigInvalid(
             f"{config.strategy.name} reads order books, and market.depth is 0; set it to the "
-            "levels a side that are wanted."
+            "number of levels a side that the strategy needs."
         )
     for strategy in strategies.values():
         if UNCORRELATED in set(config.strategy.shadows) - set(strategy.shadows):
             raise ConfigInvalid(
-                f"strategy.shadows {UNCORRELATED} would be ungated: a portfolio weighed by "
-                "correlations has it by itself; leave it out."
+                f"strategy.shadows {UNCORRELATED} would equal ungated, and a portfolio weighted "
+                "by correlations adds it by itself; leave it out."
             )
         strategy.shadows = tuple(dict.fromkeys((*strategy.shadows, *config.strategy.shadows)))
     return strategies
 
 
 def every_of(strategies: Strategies) -> list[Strategy]:
-    """Return each of *strategies*, and of several on one account each of them."""
+    """Return all strategy objects; a ``NetStrategy`` is replaced by its members."""
     every = list[Strategy]()
     for strategy in strategies.values():
         every += strategy.members.values() if isinstance(strategy, NetStrategy) else [strategy]
     return every
 
 
-def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrategy]:
-    """Return for each symbol what nets the strategies of *config*."""
+def _net_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrategy]:
+    """Return for each symbol the strategy that nets all strategies of *config*."""
     members = {
-        name: make_strategies(of, forecaster if asks_forecaster(of) else None)
-        for name, of in members_of(config).items()
+        name: make_strategies(member, forecaster if uses_forecaster(member) else None)
+        for name, member in members_of(config).items()
     }
-    shadows = next(iter(config.strategies.named.values())).shadows  # those of all
+    shadows = next(iter(config.strategies.named.values())).shadows  # all members have the same
     return {
-        symbol: NetStrategy({name: of[symbol] for name, of in members.items()}, shadows)
+        symbol: NetStrategy(
+            {name: by_symbol[symbol] for name, by_symbol in members.items()}, shadows
+        )
         for symbol in config.market.symbols
     }
 
@@ -186,13 +191,13 @@ def _strategies_of(config: Config, forecaster: Forecaster | None) -> dict[str, S
                 for symbol in symbols
             }
         case name:
-            strategies = _of_network(config, forecaster) or make_custom(
+            strategies = _network_strategies(config, forecaster) or make_custom(
                 name, dict(chosen.options), symbols
             )
     if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
         raise ConfigInvalid(
             f"{name} decides for all symbols of a close at once, and market.gather_ms = 0 decides "
-            "each bar alone; set it to 250, say."
+            "each bar alone; set it to 250, for example."
         )
     if forecaster is not None:
         for strategy in strategies.values():
@@ -201,8 +206,10 @@ def _strategies_of(config: Config, forecaster: Forecaster | None) -> dict[str, S
     return strategies
 
 
-def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy] | None:
-    """Return the strategies of an order book or cross-asset network; None of a user's class."""
+def _network_strategies(
+    config: Config, forecaster: Forecaster | None
+) -> dict[str, Strategy] | None:
+    """Return the strategies of an order book or cross-asset network; None for a user's class."""
     symbols = config.market.symbols
     match ASKS.get(config.strategy.name):
         case DataSource.ORDER_BOOKS:
@@ -214,7 +221,7 @@ def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Stra
 
 
 def _trend(config: Config, forecaster: Forecaster | None, symbol: str) -> TrendStrategy:
-    """Return the trend of *symbol*; sized by closes where the model gives no volatility."""
+    """Return the trend strategy of *symbol*; closes size it if the model has no volatility."""
     chosen, interval_ms = config.strategy, config.market.interval_ms
     volatility = None
     if forecaster is not None and "volatility" in forecaster.measures:
@@ -260,7 +267,7 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
 def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None:
     """Return the leverage of positions on margin as an integer of 10⁻²; None without margin.
 
-    Raises ``ConfigInvalid`` where it is above what an instrument allows the smallest position.
+    Raises ``ConfigInvalid`` if an instrument does not allow it even for the smallest position.
     """
     if config.account.margin == "none":
         return None
@@ -276,18 +283,18 @@ def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None
 
 
 def margin_rules(config: Config, instruments: Sequence[Instrument]) -> dict[str, MarginRules]:
-    """Return the rules of each instrument's margin, by its id; none without margin."""
+    """Return the margin rules of each instrument, by its id; empty without margin."""
     if (leverage := leverage_of(config, instruments)) is None:
         return {}
-    usual, of_symbol, rules = costs_for(config), fees_of_symbols(config), {}
+    default, by_symbol, rules = costs_for(config), fees_of_symbols(config), {}
     for item in instruments:
-        fee = of_symbol.get(item.symbol, usual).taker_fee
+        fee = by_symbol.get(item.symbol, default).taker_fee
         rules[item.id] = MarginRules(item, leverage, fee, is_cross=config.account.margin == "cross")
     return rules
 
 
 def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[str, ...]:
-    """Return the warnings of a run on margin whose risk tiers are not known."""
+    """Return the warnings of a run on margin about instruments without known risk tiers."""
     return tuple(
         f"one tier assumed: the risk tiers of {item.id} are not known, so its maintenance margin "
         f"is {unscaled(tiers_of(item)[0].maintenance, RATE_DECIMALS - 2)} % of any position"
@@ -297,9 +304,9 @@ def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[
 
 
 def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
-    """Return the trading costs of the symbols that have fees of their own.
+    """Return the trading costs of the symbols with fees in ``execution.fees``.
 
-    Raises ``ConfigInvalid`` where a symbol is named that is not traded.
+    Raises ``ConfigInvalid`` for a symbol that is not traded.
     """
     general = costs_for(config)
     costs = {}
@@ -307,27 +314,27 @@ def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
         if symbol not in config.market.symbols:
             raise ConfigInvalid(
                 f"execution.fees names {symbol}, which is not traded; add it to market.symbols or "
-                "take it out."
+                "remove it."
             )
-        changed = {
+        rates = {
             f"{side}_fee": scaled(fee, RATE_DECIMALS, name=f"execution.fees.{symbol}.{side}")
             for side, fee in (("taker", fees.taker), ("maker", fees.maker))
             if fee is not None
         }
-        costs[symbol] = replace(general, **changed)
+        costs[symbol] = replace(general, **rates)
     return costs
 
 
 def costs_for(config: Config) -> ExecutionCosts:
-    """Return the trading costs of the configuration, with the category's fees as the default."""
+    """Return the trading costs of the configuration; the category's fees are the default."""
     execution, per_share = config.execution, config.execution.fee_per_share
-    # A fee by the share takes the place of one by the notional, unless both are written.
+    # A fee per share replaces the default fee by notional; both apply if both are configured.
     taker, maker = BASE_FEES[config.market.category] if per_share is None else ("0", "0")
 
     def units(key: str, value: Decimal) -> int:  # 1 bp is 0.0001
         return scaled(value, RATE_DECIMALS, name=f"execution.{key}")
 
-    of_impact = execution.beyond_best == "impact"
+    has_impact = execution.beyond_best == "impact"
     return ExecutionCosts(
         taker_fee=units(
             "taker_fee", Decimal(taker) if execution.taker_fee is None else execution.taker_fee
@@ -340,7 +347,7 @@ def costs_for(config: Config) -> ExecutionCosts:
             "maker_fee", Decimal(maker) if execution.maker_fee is None else execution.maker_fee
         ),
         ranges=units("spread_slippage", execution.spread_slippage),
-        impact=units("impact_bp", execution.impact_bp.scaleb(-4)) if of_impact else None,
+        impact=units("impact_bp", execution.impact_bp.scaleb(-4)) if has_impact else None,
     )
 
 
@@ -358,12 +365,12 @@ def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
 
 
 def _weight(config: Config, symbol: str) -> float:
-    """Return the share of *symbol* for allocation: its weight, or an equal one without weights."""
+    """Return the weight of *symbol* for allocation; all are equal without ``sizing.weights``."""
     weights = config.sizing.weights
-    for named in weights:
-        if named not in config.market.symbols:
+    for name in weights:
+        if name not in config.market.symbols:
             raise ConfigInvalid(
-                f"sizing.weights names {named}, and market.symbols has "
+                f"sizing.weights names {name}, and market.symbols has "
                 f"{', '.join(config.market.symbols)}; correct one of them."
             )
     if not weights:
@@ -372,7 +379,7 @@ def _weight(config: Config, symbol: str) -> float:
 
 
 def sizing_bars(config: Config) -> int:
-    """Return how many bars a size depends on; 0 where it needs none but the newest."""
+    """Return how many bars a size depends on; 0 if it needs only the newest one."""
     sizing = config.sizing
     if sizing.mode != "volatility" or sizing.volatility == "forecast":
         return 0
@@ -380,36 +387,36 @@ def sizing_bars(config: Config) -> int:
 
 
 def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
-    given = config.sizing
-    fixed = given.mode == "fixed"
+    keys = config.sizing
+    is_fixed = keys.mode == "fixed"
     return Sizer(
         Sizing(
-            mode=SizingMode(given.mode),
-            of_equity=given.basis == "equity",
-            fraction=float(given.fraction),
+            mode=SizingMode(keys.mode),
+            of_equity=keys.basis == "equity",
+            fraction=float(keys.fraction),
             weight=_weight(config, instrument.symbol),
-            kelly=float(given.kelly),
-            risk=float(given.risk),
-            shortfall=float(given.shortfall),
+            kelly=float(keys.kelly),
+            risk=float(keys.risk),
+            shortfall=float(keys.shortfall),
             slope=terms.sizing_slope,
-            estimate=None if given.volatility == "forecast" else VolatilityKind(given.volatility),
-            lookback=given.lookback,
+            estimate=None if keys.volatility == "forecast" else VolatilityKind(keys.volatility),
+            lookback=keys.lookback,
             horizon=config.gate.horizon,
             max_position=0
-            if given.max_position is None
-            else scaled(given.max_position, MONEY_DECIMALS, name="sizing.max_position"),
-            max_gross=float(given.max_gross or 0),
-            quantity=scaled(given.quantity, instrument.quantity_decimals, name="sizing.quantity")
-            if fixed
+            if keys.max_position is None
+            else scaled(keys.max_position, MONEY_DECIMALS, name="sizing.max_position"),
+            max_gross=float(keys.max_gross or 0),
+            quantity=scaled(keys.quantity, instrument.quantity_decimals, name="sizing.quantity")
+            if is_fixed
             else 0,
             notional=check_money(
-                scaled(given.notional, MONEY_DECIMALS, name="sizing.notional"),
+                scaled(keys.notional, MONEY_DECIMALS, name="sizing.notional"),
                 name="sizing.notional",
             ),
-            scale=float(given.scale),
-            target_volatility=float(given.target_volatility),
-            rebalance=None if given.rebalance is None else float(given.rebalance),
-            confidence=terms.fitted if given.by_confidence else None,
+            scale=float(keys.scale),
+            target_volatility=float(keys.target_volatility),
+            rebalance=None if keys.rebalance is None else float(keys.rebalance),
+            confidence=terms.fitted if keys.by_confidence else None,
         ),
         instrument,
         horizon_index=terms.horizon_index,
@@ -426,10 +433,10 @@ def build_engine(
     strategies: Strategies | None = None,
     sessions: Sessions | None = None,
 ) -> Engine:
-    """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve.
+    """Return a new engine; raise ``ConfigInvalid`` for a configuration that cannot be used.
 
-    *strategies*, by symbol, have not seen a bar; new ones are made where none are given. Bars are
-    counted by *sessions* where the configuration names a calendar.
+    *strategies*, by symbol, must not have seen a bar; by default they are made here. *sessions* are
+    those of the configured calendar, by which bars are then counted.
     """
     if strategies is None:
         if not config.strategies.named:
@@ -444,16 +451,16 @@ def build_engine(
     )
     members, shares = [], shares_of(config)
     for name, member_config in members_of(config).items():
-        of_member = {
+        by_symbol = {
             symbol: net.members[name]
             for symbol, net in strategies.items()
             if isinstance(net, NetStrategy)
         }
-        member_model = forecaster if asks_forecaster(member_config) else None
-        terms = terms_of(member_config, member_model, of_member)
+        member_model = forecaster if uses_forecaster(member_config) else None
+        terms = terms_of(member_config, member_model, by_symbol)
         members.append(terms._replace(name=name, share=shares[name]))
     if members:
-        reject_limits(config, forecaster)  # by the names of all
+        reject_limits(config, forecaster)  # its message names all strategies
     account = terms_of(account_of(config), forecaster, strategies)
     return Engine(instruments, account, members=members, reset=config.strategies.reset)
 
@@ -468,7 +475,7 @@ def _terms(
     period_start_ms: int,
     sessions: Sessions | None,
 ) -> MemberTerms:
-    """Return the strategies of an account, or one of several on it, by instrument id."""
+    """Return the terms of an account, or of one of several strategies on it."""
     if (model := user_model(forecaster)) is not None:
         model.scale(instruments)
     reject_limits(config, forecaster)
@@ -479,7 +486,7 @@ def _terms(
     terms = model_terms(config, by_id, forecaster, execution=execution)
     for key, strategy in by_id.items():
         if isinstance(strategy, NetStrategy):
-            continue  # each of its strategies is judged by its own
+            continue  # each of its members is checked with its own configuration
         reject_equal_shadows(config, strategy.shadows, terms.gates[key].gate_set.gates)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
@@ -488,7 +495,7 @@ def _terms(
                     "risk.max_range_bp is measured with the gate plausible, which "
                     f"{config.strategy.name} does not declare; add it to its gates."
                 )
-    of_symbol = fees_of_symbols(config)
+    fees = fees_of_symbols(config)
     latency_ms, jitter_ms = config.execution.latency_ms, config.execution.latency_jitter_ms
     cash = scaled(config.account.cash, MONEY_DECIMALS, name="account.cash")
     settings = EngineSettings(
@@ -498,9 +505,7 @@ def _terms(
             is_cross=config.account.margin == "cross",
             is_hedged=config.account.position_mode == "hedge",
             costs=costs_for(config),
-            costs_of={
-                item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
-            },
+            costs_of={item.id: fees[item.symbol] for item in instruments if item.symbol in fees},
             cash=check_money(cash, name="account.cash"),
             latency=Latency(latency_ms, jitter_ms, config.execution.seed),
             fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
@@ -528,21 +533,21 @@ def _terms(
 def model_terms(
     config: Config, by_id: Strategies, forecaster: Forecaster | None, *, execution: FillModel
 ) -> ModelTerms:
-    """Return the settings that the model's card decides, for the strategies *by_id*.
+    """Return the settings that depend on the model's card, for the strategies *by_id*.
 
-    Raises ``ConfigInvalid`` where the configuration needs a calibration that the card lacks.
+    Raises ``ConfigInvalid`` if the configuration needs a calibration that the card lacks.
     """
     calibration = None if forecaster is None else forecaster.calibration
     measures = MEASURES if forecaster is None else forecaster.measures
     sections = config.model_dump()
     fitted = fitted_for(sections, calibration)
     reject_by_confidence(config, fitted)
-    chosen, risk = confidence_by(sections, calibration, measures), limits(sections)
+    measure, risk = confidence_by(sections, calibration, measures), limits(sections)
     gates = {}
     for key, strategy in by_id.items():
         by_quotes = execution is FillModel.QUOTE
         names = declared_gates(
-            strategy, by_quotes=by_quotes, risk=risk, measures=measures, confidence_by=chosen
+            strategy, by_quotes=by_quotes, risk=risk, measures=measures, confidence_by=measure
         )
         if not config.gate.learned_regimes:
             names.discard(learned_regime.name)
@@ -555,56 +560,59 @@ def model_terms(
             calibration=calibration,
         )
         gates[key] = GateEvaluator(frozenset(names), thresholds)
-    judged = any(regime_gate.name in declared.gate_set.gates for declared in gates.values())
+    has_regime = any(regime_gate.name in each.gate_set.gates for each in gates.values())
     return ModelTerms(
         gates=gates,
         horizon_index=horizon_index(config, forecaster),
         slope=1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0),
-        bounds=_bounds(config, calibration) if judged else None,
+        bounds=_bounds(config, calibration) if has_regime else None,
         cells=None if calibration is None else calibration.cells,
         fitted=fitted,
-        passing=_passing(config, gates, calibration),
+        passing=_coverage(config, gates, calibration),
     )
 
 
 def terms_for(
     config: Config, engine: Engine, forecaster: Forecaster | None, run: Run
 ) -> dict[str, ModelTerms]:
-    """Return the settings that another model's card decides, for the strategies of *engine*.
+    """Return the settings that depend on the card of another model, for *engine*'s strategies.
 
-    They are those of the account, "", and of each of several strategies that asks the model. Raises
-    ``ConfigInvalid`` where the configuration needs a calibration that the card lacks.
+    The key "" has those of the account, the others those of each strategy that uses the model.
+    Raises ``ConfigInvalid`` if the configuration needs a calibration that the card lacks.
     """
-    asking = {name: of for name, of in members_of(config).items() if asks_forecaster(of)}
+    members = {
+        name: member for name, member in members_of(config).items() if uses_forecaster(member)
+    }
     return {
         name: model_terms(
-            of,
+            member,
             {item.id: engine.states_of(name)[item.id].strategy for item in run.instruments},
             forecaster,
             execution=FillModel(config.execution.model),
         )
-        for name, of in {"": account_of(config), **asking}.items()
+        for name, member in {"": account_of(config), **members}.items()
     }
 
 
-def _passing(
+def _coverage(
     config: Config, gates: Mapping[str, GateEvaluator], calibration: Calibration | None
 ) -> dict[str, float]:
-    """Return the coverage that the card counted, by instrument, where it has these very gates."""
+    """Return the coverage from the card, by instrument, if the card counted these same gates."""
     if calibration is None or config.regime != RegimeSection():
         return {}
     shares = {}
     for key, evaluator in gates.items():
         pairs = zip(evaluator.gate_set.gates, evaluator.gate_set.thresholds, strict=True)
-        judging = {name: at for name, at in pairs if GATES[name].kind is GateKind.JUDGEMENT}
-        if (share := share_of(calibration.coverage, judging, config.gate.regimes)) is not None:
+        thresholds = {name: at for name, at in pairs if GATES[name].kind is GateKind.JUDGEMENT}
+        share = share_of(calibration.coverage, thresholds, config.gate.regimes)
+        if share is not None:
             shares[key] = share
     return shares
 
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:
-    """Return the warning of a run whose random_gate shadows pass with their card's coverage."""
-    shares = sorted({share for of in engine.shadows.values() for share in of.random_shares})
+    """Return the warning of a run whose random_gate shadows use their card's coverage."""
+    shares = sorted({share for each in engine.shadows.values() for share in each.random_shares})
     if not shares:
         return ()
     text = " and ".join(f"{100 * share:.2f} %" for share in shares)
@@ -612,11 +620,11 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
 
 
 def resolved(config: Config, execution: FillModel) -> Config:
-    """Return *config* with its execution model and the windows of a trend filled in."""
+    """Return *config* with the fill model *execution* and the windows of a trend filled in."""
     config = each_changed(config, partial(resolved, execution=execution))
-    chosen = config.execution.model_copy(update={"model": execution.value})
+    section = config.execution.model_copy(update={"model": execution.value})
     strategy = config.strategy.model_copy(update={"trend_windows": config.strategy.windows})
-    return config.model_copy(update={"execution": chosen, "strategy": strategy})
+    return config.model_copy(update={"execution": section, "strategy": strategy})
 
 
 def warmup_bars(
@@ -626,16 +634,15 @@ def warmup_bars(
     sessions: Sessions | None = None,
     makes_frames: bool = True,
 ) -> int:
-    """Return how many bars *strategies*, sizes and costs need before their first decision.
+    """Return how many bars *strategies*, sizes and costs need before the first decision.
 
-    They include those that higher timeframes are made of, unless the exchange gives candles of
-    these; with *sessions* they are fewer.
+    Higher timeframes need bars only if they are made of them (*makes_frames*), else the exchange
+    has their candles. *sessions* reduce the number, because closed hours have no bars.
     """
-    ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
+    of_range = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     of_day = MeanRange.of_day(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
     every = every_of(strategies)
-    wanted = [frame_bars(strategy) for strategy in every]
-    base_ms = config.market.interval_ms
-    reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]
-    sized = map(sizing_bars, members_of(config).values() or [config])
-    return max(ranged, of_day, *sized, *reach, *map(remembered, every))
+    base_ms, frames = config.market.interval_ms, [frame_bars(strategy) for strategy in every]
+    of_frames = [frames_reach(bars, base_ms, sessions) for bars in frames if makes_frames]
+    of_sizes = map(sizing_bars, members_of(config).values() or [config])
+    return max(of_range, of_day, *of_sizes, *of_frames, *map(remembered, every))

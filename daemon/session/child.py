@@ -1,8 +1,8 @@
-"""``ChildProcess``: the life cycle of a process beside the daemon, and what it needs.
+"""``ChildProcess``: a process beside the daemon, and the helpers on both of its sides.
 
-Messages both ways are msgpack behind their length. No decision waits for such a process, no fault
-of it ends a run, and it ends with the daemon, however that ends. The rules are docs/operations.md,
-O14, O22 and O28, docs/orderbook.md, D29 to D31, and docs/fleet.md, F7.
+A message, either way, is its length followed by msgpack. No decision waits for such a process, its
+faults never end a run, and it always ends with the daemon. The rules are docs/operations.md, O14,
+O22 and O28, docs/orderbook.md, D29 to D31, and docs/fleet.md, F7.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Bar
 
 PAUSE_S: Final = (1.0, 300.0)
-"""The first and the longest pause after a fault; each further one doubles it."""
-WELL_S: Final = 60.0
-"""Seconds at work after which the next fault is a first one."""
+"""The first and the longest pause after a fault; each fault doubles the pause."""
+HEALTHY_S: Final = 60.0
+"""A fault after this many seconds of work is followed by the first pause again."""
 START_S: Final = 30.0
-"""Wall seconds that a process may take until it has read its opening message."""
+"""Wall seconds within which a process has to answer its opening message."""
 END_S: Final = 2.0
-"""Wall seconds to wait for the end of a killed process: an orderly stop has seven in all."""
+"""Wall seconds to wait for the end of a killed process; an orderly stop has seven in total."""
 MESSAGE_BYTES: Final = 1 << 20
-"""Most bytes of a message: those of our processes have some hundreds."""
+"""Most bytes of a message; the messages of our processes have a few hundred."""
 TAIL_BYTES: Final = 4_096
 POLL_S: Final = 0.01
 
@@ -55,26 +55,26 @@ A = TypeVar("A")
 
 
 class ChildFailed(Exception):
-    """A process could not begin, ended, hung or wrote nonsense: one sentence without full stop."""
+    """A process did not start, ended, hung or wrote garbage; the message has no full stop."""
 
 
 class TimeLimits(NamedTuple):
-    """Wall seconds that a process has."""
+    """Limits of a process, in wall seconds."""
 
     answer_s: float | None = None
-    """For what is done within one ``exchange``."""
+    """For everything within one ``exchange``."""
     key: str = ""
-    """The key of the configuration that sets it, with its value."""
+    """The configuration key that sets ``answer_s``, with its value, for error messages."""
     end_s: float | None = 0.0
-    """To end once its input is closed, before it is killed; None leaves it alone."""
+    """From closing the process's input until it is killed; None never waits or kills."""
 
 
 class ChildProcess:
-    """A process of *command* that is begun when it is first needed, and after each end.
+    """A process that runs *command*; it is started when needed, and again after it has ended.
 
-    *name* says in sentences what it does. *opening* is sent to each new process, which answers it
-    with any message when it is ready. *errors* takes its standard error in place of memory,
-    *environment* is added to the daemon's, and no answer has more than *most_bytes*.
+    *name* stands for it in error messages. *opening* is sent to each new process, which answers
+    with any message when it is ready. *errors* receives its standard error, whose tail is kept in
+    memory by default. *environment* extends the daemon's. *most_bytes* limits an answer.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ChildProcess:
     # ------------------------------------------------------------ messages
 
     async def ask(self, kind: type[A], message: object = None) -> A:
-        """Send *message*, if there is one; return the answer, which is of *kind*.
+        """Send *message*, unless it is None, and return the answer, decoded as *kind*.
 
         Raises ``ChildFailed``.
         """
@@ -114,18 +114,18 @@ class ChildProcess:
             return await self.read(kind)
 
     async def follow(self, kind: type[A], take: Callable[[A], object]) -> NoReturn:
-        """Call *take* with each message of the process until it ends; stop it however this ends.
+        """Call *take* with each message of the process until it ends, then always stop it.
 
-        Raises ``ChildFailed`` with why it ended.
+        Raises ``ChildFailed`` with the reason for its end.
         """
         async with self.exchange():
             while True:
                 take(await self.read(kind))
-        raise AssertionError("an exchange hides no error")
+        raise AssertionError("an exchange suppresses no error")
 
     @asynccontextmanager
     async def exchange(self) -> AsyncIterator[None]:
-        """Have a process at work in the block, and stop it where the block fails.
+        """Start the process if necessary, enter the block, and stop the process if that fails.
 
         Raises ``ChildFailed``.
         """
@@ -145,22 +145,22 @@ class ChildProcess:
             raise
 
     def write(self, message: object) -> None:
-        """Send *message*, of what a pipe holds at most (64 KiB), within an ``exchange``."""
+        """Send *message* within an ``exchange``; a pipe holds at most 64 KiB of it."""
         if (process := self._process) is None:  # it was stopped
             raise EOFError
         assert process.stdin is not None
-        frame, count = frame_of(message), 0
+        frame, written = frame_of(message), 0
         try:
-            count = os.write(process.stdin.fileno(), frame)
+            written = os.write(process.stdin.fileno(), frame)
         except BlockingIOError:
             pass
-        except OSError:  # it has closed the other end
+        except OSError:  # the process has closed its end
             raise EOFError from None
-        if count < len(frame):
+        if written < len(frame):
             raise ChildFailed(f"the {self._name} process does not read its input")
 
     async def read(self, kind: type[A]) -> A:
-        """Return the next message within an ``exchange``, which is of *kind*."""
+        """Return the next message within an ``exchange``, decoded as *kind*."""
         (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
         with contextlib.suppress(msgspec.MsgspecError):
             if size <= self._most_bytes:
@@ -171,7 +171,7 @@ class ChildProcess:
 
     async def _begin(self) -> None:
         try:
-            # Not asyncio's: that kills its processes with the loop, and one may outlive us.
+            # Not asyncio's subprocess: it ends with the loop, but this process may outlive us.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 - our program
                 self._command,
                 bufsize=0,
@@ -181,7 +181,7 @@ class ChildProcess:
                 env=self._environment,
                 start_new_session=True,
             )
-        except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
+        except (OSError, RuntimeError) as error:  # too little memory, descriptors or threads
             raise ChildFailed(f"the {self._name} process could not begin ({error})") from None
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
@@ -204,10 +204,10 @@ class ChildProcess:
         self._transports.append(transport)
 
     async def _cause(self) -> str:
-        """Say why the process closed its output, by exit code and the last line of its errors."""
+        """Return why the process closed its output: its exit code and last line of errors."""
         if (process := self._process) is None:
             return f"the {self._name} process was stopped"
-        await _ended(process, END_S)
+        await _wait_for_end(process, END_S)
         code = process.returncode
         if code is None:
             return f"the {self._name} process closed its output"
@@ -224,28 +224,28 @@ class ChildProcess:
         return f"the {self._name} ended with {code}: {last}"
 
     async def stop(self) -> None:
-        """Close the input of the process, at which it ends; kill it where it has not in time."""
+        """Close the input of the process, which ends it; kill it if it takes too long."""
         process, self._process = self._process, None
         transports, self._transports = self._transports, []
         if process is None:
             return
         assert process.stdin is not None
         process.stdin.close()
-        within_s = self._limits.end_s
+        limit_s = self._limits.end_s
         try:
-            if within_s is not None:
-                await _ended(process, within_s)
+            if limit_s is not None:
+                await _wait_for_end(process, limit_s)
         finally:
             for transport in transports:
                 transport.close()
-            if within_s is not None and process.poll() is None:
+            if limit_s is not None and process.poll() is None:
                 await _kill(process)
-            # One that goes on is no child to wait for.
+            # A process that runs on is not ours to wait for: Popen would warn that it runs still.
             process.returncode = 0 if process.poll() is None else process.returncode
 
 
 class _Tail(asyncio.Protocol):
-    """Keeps the last bytes of a stream."""
+    """Keeps the last ``TAIL_BYTES`` of a stream."""
 
     def __init__(self) -> None:
         self.bytes = b""
@@ -254,50 +254,53 @@ class _Tail(asyncio.Protocol):
         self.bytes = (self.bytes + data)[-TAIL_BYTES:]
 
     def read_rest(self, stream: IO[bytes]) -> None:
-        """Take what an ended process has left in *stream*."""
-        with contextlib.suppress(OSError, ValueError):  # it is empty, or was read to its end
+        """Read what an ended process has left in *stream*."""
+        with contextlib.suppress(OSError, ValueError):  # nothing is left, or it is closed
             while data := os.read(stream.fileno(), TAIL_BYTES):
                 self.data_received(data)
 
 
-async def _ended(process: subprocess.Popen[bytes], within_s: float) -> None:
-    """Wait for the end of *process*, but not longer; by no thread, as there may be none left."""
+async def _wait_for_end(process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Return once *process* has ended, or after *limit_s*.
+
+    It polls: waiting in a thread would fail where the machine can start no more threads.
+    """
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(within_s):
-            while process.poll() is None:  # noqa: ASYNC110 - no event says so everywhere
+        async with asyncio.timeout(limit_s):
+            while process.poll() is None:  # noqa: ASYNC110 - no portable event exists
                 await asyncio.sleep(POLL_S)
 
 
 async def _kill(process: subprocess.Popen[bytes]) -> None:
-    # On a busy machine a process of idle priority gets no time even to die.
+    # On a busy machine a process of idle priority gets no processor time, not even to end.
     with contextlib.suppress(OSError):
         os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
     process.kill()
-    await _ended(process, END_S)
+    await _wait_for_end(process, END_S)
 
 
 def import_path() -> str:
-    """Return the import path of this process, as ``PYTHONPATH`` has it."""
-    return os.pathsep.join(place for place in sys.path if place)
+    """Return the import path of this process as a value of ``PYTHONPATH``."""
+    return os.pathsep.join(folder for folder in sys.path if folder)
 
 
 # ---------------------------------------------------------------- work in the background
 
 
-async def keep(
+async def repeat(
     work: Callable[[], Awaitable[None]],
     clock: Clock,
     failed: Callable[[Exception, float], None],
 ) -> None:
-    """Do *work* again and again; after a fault call *failed* with it and the pause that follows."""
+    """Do *work* again and again; after an error call *failed* with it and the coming pause."""
     first_s, longest_s = PAUSE_S
     pause_s = first_s
     while True:
-        begun_s = clock.network_s()
+        started_s = clock.network_s()
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 - no fault beside a run ends it
-            if clock.network_s() - begun_s >= WELL_S:
+        except Exception as error:  # noqa: BLE001 - an error in work beside a run never ends it
+            if clock.network_s() - started_s >= HEALTHY_S:
                 pause_s = first_s
             failed(error, pause_s)
             await clock.sleep(pause_s)
@@ -307,12 +310,12 @@ async def keep(
 
 
 @asynccontextmanager
-async def working(
+async def background_task(
     work: Coroutine[None, None, None], name: str, failed: Callable[[], object]
 ) -> AsyncIterator[None]:
-    """Do *work* in the background of the block; call *failed* where an error ends it.
+    """Do *work* as a task while the block runs; call *failed* if an error ends it.
 
-    That error is raised at the end of the block, which *failed* may have cancelled.
+    That error is raised when the block ends; *failed* may have cancelled the block.
     """
 
     def ended(task: asyncio.Task[None]) -> None:
@@ -331,30 +334,30 @@ async def working(
 
 
 class Companion(ABC):
-    """Work beside a run: it is shown each stored step, and done in the block of ``at_work``.
+    """Work beside a run, done while the block of ``in_background`` runs.
 
-    ``key`` is its place in the daemon's status; empty where it has none.
+    ``key`` is the key of its ``status`` in the daemon's status; empty if it has none.
     """
 
     key: ClassVar[str] = ""
 
     def status(self) -> Mapping[str, object]:
-        """Return how it stands, as plain values."""
+        """Return the state of the work as plain values."""
         return {}
 
-    def observe(self, step: Step) -> None:  # noqa: B027 - most work is shown no step
-        """Take in a stored *step*."""
+    def observe(self, step: Step) -> None:  # noqa: B027 - most companions need no steps
+        """Take in *step*, which was just stored."""
 
     @abstractmethod
     async def _work(self) -> None: ...
 
-    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
-        """Work in the background of the block; call *failed* where an error ends that."""
-        return working(self._work(), type(self).__name__, failed)
+    def in_background(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
+        """Work while the block runs; call *failed* if an error ends the work."""
+        return background_task(self._work(), type(self).__name__, failed)
 
 
 class ScheduledJob(Companion):
-    """Does a job whenever it is due, one after the other: a bar reached ``due_ms``, market time."""
+    """Runs a job each time a stored bar reaches ``due_ms``, market time; one job at a time."""
 
     due_ms: int
 
@@ -362,26 +365,26 @@ class ScheduledJob(Companion):
         self._is_due = asyncio.Event()
 
     def observe(self, step: Step) -> None:
-        """Begin the job once a bar is stored that closed when it was due, or later."""
+        """Start the job once the stored bar closed at ``due_ms`` or later."""
         if isinstance(step.event, Bar) and step.accepted and step.event.market_ms >= self.due_ms:
             self._is_due.set()
 
     @abstractmethod
-    async def _do(self) -> None: ...
+    async def _run_job(self) -> None: ...
 
     async def _work(self) -> None:
         while True:
             await self._is_due.wait()
-            await self._do()
-            self._is_due.clear()  # only now: bars that closed meanwhile found it due still
+            await self._run_job()
+            self._is_due.clear()  # only now: meanwhile bars were compared with the old due_ms
 
 
 # ---------------------------------------------------------------- in the process
 
 IDLE_NICE: Final = 19
-"""The niceness at which the process takes only what the machine has left."""
-ENDED: Final = 3
-"""The exit code of a process whose daemon is gone."""
+"""The niceness of a process that takes only idle processor time."""
+DAEMON_GONE: Final = 3
+"""The exit code of a process whose daemon has ended."""
 _OOM_FIRST: Final = "1000"
 _MIB: Final = 1 << 20
 _CHUNK_BYTES: Final = 65_536
@@ -389,46 +392,46 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def stay_behind(
+def limit_this_process(
     *, nice: int = IDLE_NICE, memory_mb: int | None = None, reads_input: bool = False
 ) -> None:
-    """Limit this process, and end it as soon as its standard input is closed.
+    """Lower the priority and memory of this process, and end it when its standard input closes.
 
-    A limit that the machine does not allow is left out. A process that *reads_input* itself ends by
-    itself where that does.
+    Limits that the machine does not support are skipped. A process that *reads_input* has to end
+    itself at the end of its input.
     """
     with contextlib.suppress(OSError):
         os.nice(nice - os.nice(0))
     if nice == IDLE_NICE and hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    # Among the processes that share the daemon's memory limit, this is to be killed first.
+    # Among the processes that share the daemon's memory limit, the kernel kills this one first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST, encoding="ascii")
     if memory_mb is not None:
         limit = memory_mb * _MIB
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    # The kernel kills it with the daemon; where it cannot, the end of the input does.
+    # If the kernel cannot end this process with the daemon, the end of its input does.
     end_with_parent(signal.SIGKILL)
     if not reads_input:
-        at_end_of_input(lambda: os._exit(ENDED))
+        on_input_end(lambda: os._exit(DAEMON_GONE))
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Let the kernel send this process signal *number* once its parent is gone, if it can."""
+    """Have the kernel send this process signal *number* when its parent ends, on Linux."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
-def at_end_of_input(act: Callable[[], object]) -> None:
-    """Call *act*, in a thread of its own, once standard input ends: whoever started us is gone.
+def on_input_end(act: Callable[[], object]) -> None:
+    """Call *act* in a thread once standard input ends: the process that started us has ended.
 
-    What is written into it is read away. One that was closed before has ended already.
+    The thread discards all input. An input that is already closed counts as ended.
     """
 
     def read() -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # no input; no loop that could be told
+        with contextlib.suppress(OSError, RuntimeError):  # no input, or the loop of *act* is closed
             while sys.stdin is not None and os.read(_STDIN, _CHUNK_BYTES):
                 pass
             act()
@@ -436,15 +439,15 @@ def at_end_of_input(act: Callable[[], object]) -> None:
     threading.Thread(target=read, name="parent", daemon=True).start()
 
 
-def take_output() -> BinaryIO:
-    """Return standard output for messages; what is printed from here on is standard error's."""
+def reserve_stdout() -> BinaryIO:
+    """Return standard output for messages; ``print`` writes to standard error from now on."""
     output = os.fdopen(os.dup(_STDOUT), "wb", buffering=0)
     os.dup2(_STDERR, _STDOUT)
     return output
 
 
 def frame_of(message: object) -> bytes:
-    """Return *message* behind its length, as ``ChildProcess`` reads it."""
+    """Return *message* as msgpack after its length, as ``ChildProcess`` reads it."""
     data = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(data)) + data
 

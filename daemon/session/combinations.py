@@ -1,4 +1,4 @@
-"""The combinations of settings that no run takes: each a row with the one sentence that says so."""
+"""The combinations of settings that no run supports, each with its error message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tracepaper.strategies.types.market import Category
 
 
 class Trait(StrEnum):
-    """What a run is or has, in the words of the documentation."""
+    """A property of a run; the value is its text in the documentation."""
 
     LIVE = "a daemon"
     SPOT = '`market.category = "spot"`'
@@ -44,8 +44,8 @@ class Trait(StrEnum):
     SIZED_BY_VOLATILITY = '`sizing.mode = "volatility"`'
     SIZED_BY_STOP = '`sizing.mode = "risk"`'
     NO_STOP = "a built-in strategy without a stop in `[exits]`"
-    ASKS_NONE = "a strategy without a model"
-    ASKS_CLOSES = "a strategy that trades all symbols of a close by a model"
+    WITHOUT_MODEL = "a strategy without a model"
+    TRADES_CLOSES = "a strategy that trades all symbols of a close by a model"
     CUSTOM_CLASS = "`model.class`"
     RETRAIN = "`model.retrain`"
     COVARIATES = "`model.covariates`"
@@ -58,7 +58,7 @@ class Trait(StrEnum):
 
 
 class Combination(NamedTuple):
-    """Traits that no run has together, and why, with what to do."""
+    """Traits that no run may have together, and the error message with the remedy."""
 
     traits: frozenset[Trait]
     sentence: str
@@ -69,7 +69,7 @@ LIVE + MONTHS
     market.interval = "M" is only for replays, since a daemon would decide once a month; set another
     interval, or replay candles by `tracepaper replay --data FILE`.
 LIVE + SHARES
-    market.asset = "stock" has no exchange here; trade its candle files by `tracepaper replay --data
+    market.asset = "stock" has no exchange here; replay candle files by `tracepaper replay --data
     FILE`, or leave the key out.
 LIVE + UNIVERSE + BOOK_FILLS
     execution.model 'book' does not support a universe; take out [market.universe], or set
@@ -102,7 +102,7 @@ SIZED_BY_STOP + NO_STOP
 SIZED_TREND + SIZED_BY_VOLATILITY
     sizing.mode 'volatility' would size trend by volatility a second time; choose another mode, or
     set strategy.trend_sized_by to constant.
-ASKS_NONE + COVARIATES
+WITHOUT_MODEL + COVARIATES
     [model] covariates are for a model, and the strategy uses none here; take them out.
 CUSTOM_CLASS + COVARIATES
     [model] covariates are for checkpoints; take them out, and name the file that your class reads
@@ -110,14 +110,14 @@ CUSTOM_CLASS + COVARIATES
 COVARIATES + READS_BOOKS
     The checkpoint was trained with order books, which [market] depth gives; take out [model]
     covariates.
-ASKS_NONE + RETRAIN
+WITHOUT_MODEL + RETRAIN
     [model] retrain trains a model, and the strategy uses none; take it out.
 CUSTOM_CLASS + RETRAIN
     [model] retrain trains checkpoints, and [model] class names your own class; leave one of them
     out.
 RETRAIN + COVARIATES
     A model with [model] covariates is not retrained in service; take out [model] retrain.
-ASKS_CLOSES + RETRAIN
+TRADES_CLOSES + RETRAIN
     [model] retrain trains models of single symbols, and the strategy trades all symbols together;
     take it out, and train by `tracepaper train`.
 RETRAIN + READS_BOOKS
@@ -140,7 +140,7 @@ EXPLANATION + READS_CLOSES
     A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
     explanation; take model.explanation out.
 """
-"""The traits of each row, and below them its sentence; the first that applies is reported."""
+"""Rows of traits and, indented, their error message; the first row that applies is reported."""
 
 
 COMBINATIONS: Final = tuple(
@@ -152,9 +152,9 @@ COMBINATIONS: Final = tuple(
 def traits_of(
     config: Config, card: Mapping[str, Any] | None = None, *, live: bool = False
 ) -> frozenset[Trait]:
-    """Return the traits of a run of *config*, by the checkpoint of *card* where that is read.
+    """Return the traits of a run of *config*, and of the checkpoint of *card* if one is given.
 
-    Those of a strategy are left out where there are several, each with a configuration of its own.
+    With several strategies the traits of a strategy are left out: each has its own configuration.
     """
     market, account, model, costs = config.market, config.account, config.model, config.execution
     has = {
@@ -190,7 +190,7 @@ def traits_of(
             Trait.SIZED_BY_VOLATILITY: mode == "volatility",
             Trait.SIZED_BY_STOP: mode == "risk",
             Trait.NO_STOP: ":" not in chosen.name and not config.exits.has_stop,
-            Trait.ASKS_CLOSES: ASKS.get(chosen.name) is DataSource.CLOSES,
+            Trait.TRADES_CLOSES: ASKS.get(chosen.name) is DataSource.CLOSES,
         }
     if card is not None:
         from tracepaper.strategies.forecasters.build import known_kind
@@ -205,7 +205,7 @@ def traits_of(
 
 
 def reject_combination(traits: frozenset[Trait]) -> None:
-    """Raise ``ConfigInvalid`` with the sentence of the first row whose traits are all there."""
+    """Raise ``ConfigInvalid`` with the message of the first row whose traits are all present."""
     for row in COMBINATIONS:
         if row.traits <= traits:
             raise ConfigInvalid(row.sentence)

@@ -1,8 +1,8 @@
-"""A run's covariates: the configured file, and live its growth as events of the run.
+"""A run's covariates: a fixed file in a replay, events of the run in a live run.
 
-Live the file is read again as it grows. What is new is an event before the bar that is answered
-next, so that a replay, a resumed run and ``verify`` know it from the record alone. A file that is
-no use leaves the bars without covariates, so that the gate ``finite`` refuses them.
+A live run reads the file again as it grows. New rows become an event before the next bar's
+forecast, so that a replay, a resumed run and ``verify`` need the record alone. While the file is
+unusable, bars have no covariates and the gate ``finite`` refuses them.
 
 The rules are docs/models.md, L64 and L65.
 """
@@ -45,27 +45,27 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Bar, CovariateRow, CovariatesRead, Event, Unit
 
 VECTORS: Final = "vectors"
-"""The key among the libraries of a run of the hash of its covariates' file."""
+"""The key in a run's ``libraries`` whose value is the hash of its covariates file."""
 AS_EVENTS: Final = "events"
-"""What stands there for covariates that are events of the run."""
+"""The value of that key for covariates that are events of the run."""
 
 log = Logger("vectors")
 
 
 class RunCovariates:
-    """The rows that became known in a run, by its events: a ``CovariateSource``.
+    """The rows that a run has read so far, from its events: a ``CovariateSource``.
 
-    A row counts from the close before whose answer it was read, or from its time where that is
-    later. Another thread may ask for rows while an event is shown.
+    A row is valid from the first forecast after its reading, or from its own time if that is
+    later. Another thread may call ``at`` during ``see``.
     """
 
     name: Final = AS_EVENTS
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
-        self.closed_ms = -math.inf  # of the newest bar
-        self._rows: dict[str, _CovariateRows] = {}
-        self._faults: list[tuple[int, str]] = []  # from which close, and why; "" is of use again
+        self.closed_ms = -math.inf  # the close of the newest bar
+        self._rows: dict[str, _GrowingRows] = {}
+        self._faults: list[tuple[int, str]] = []  # first close and reason; "": usable again
 
     def see(self, event: Event) -> None:
         """Take in the next event of the run."""
@@ -76,21 +76,21 @@ class RunCovariates:
                 if event.fault != self.fault:
                     self._faults.append((event.from_ms, event.fault))
                 for row in event.rows:
-                    growing = self._rows.setdefault(row.symbol, _CovariateRows(len(self.columns)))
+                    growing = self._rows.setdefault(row.symbol, _GrowingRows(len(self.columns)))
                     growing.add(row, event.from_ms)
             case _:
                 pass
 
     def rows_for(self, symbol: str) -> CovariateRows:
-        """Return the rows of *symbol*, or everyone's."""
+        """Return the rows of *symbol*, or those that apply to all symbols."""
         growing = self._rows.get(ALL_SYMBOLS, self._rows.get(symbol))
         return NO_COVARIATES if growing is None else growing.rows()
 
     def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether the file could be used at each close."""
-        from_ms = [at for at, _ in self._faults]
-        sound = np.array([True, *(not reason for _, reason in self._faults)])
-        usable: NDArray[np.bool_] = sound[np.searchsorted(from_ms, closes_ms, side="right")]
+        """Return whether the file was usable at each close, as an array like *closes_ms*."""
+        from_ms = [first_ms for first_ms, _ in self._faults]
+        states = np.array([True, *(not reason for _, reason in self._faults)])
+        usable: NDArray[np.bool_] = states[np.searchsorted(from_ms, closes_ms, side="right")]
         return usable
 
     def at(self, symbol: str, closes_ms: NDArray[np.int64]) -> JoinedRows:
@@ -99,7 +99,7 @@ class RunCovariates:
 
     @property
     def fault(self) -> str:
-        """Why the file cannot be used now; empty where it can."""
+        """The reason why the file is unusable now; empty if it is usable."""
         return self._faults[-1][1] if self._faults else ""
 
     @property
@@ -108,35 +108,35 @@ class RunCovariates:
         return self._rows.keys()
 
 
-class _CovariateRows:
-    """The rows of one symbol, in arrays that double where they are full."""
+class _GrowingRows:
+    """The rows of one symbol, in arrays that double their capacity when full."""
 
     def __init__(self, columns: int) -> None:
         self._count = 0
-        self._times = np.empty((2, 64), dtype=np.int64)  # its own, and from when it counts
+        self._times = np.empty((2, 64), dtype=np.int64)  # a row's time, and the start of validity
         self._values = np.empty((64, columns), dtype=np.float64)
 
     def add(self, row: CovariateRow, from_ms: int) -> None:
-        """Take in one row, which counts from *from_ms* on at the earliest."""
-        at = self._count
-        if at == len(self._values):
+        """Append *row*, which is valid from *from_ms* at the earliest."""
+        index = self._count
+        if index == len(self._values):
             self._times = np.concatenate([self._times, self._times], axis=1)
             self._values = np.concatenate([self._values, self._values])
-        self._times[:, at] = row.time_ms, max(row.time_ms, from_ms)
-        self._values[at] = row.values
+        self._times[:, index] = row.time_ms, max(row.time_ms, from_ms)
+        self._values[index] = row.values
         self._count += 1
 
     def rows(self) -> CovariateRows:
-        """Return them; more may be added later, which these do not show."""
+        """Return the present rows; rows added later do not appear in the result."""
         count = self._count
         return CovariateRows(self._times[0, :count], self._times[1, :count], self._values[:count])
 
 
 class CovariateReader:
-    """Reads the file of a run again before a close is answered, and makes events of what is new.
+    """Reads a run's file again before each close's forecast, and makes events of its new rows.
 
-    A row with a time before the newest known one comes too late for any bar. A reading that takes
-    longer than *deadline_ms* counts at a later close.
+    A row whose time is before the newest known row's is ignored. Rows of a reading that takes
+    longer than *deadline_ms* are valid from a later close.
     """
 
     def __init__(
@@ -155,17 +155,17 @@ class CovariateReader:
         self._reading: asyncio.Future[tuple[str, list[CovariateRow]] | None] | None = None
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the run knows rows already."""
+    def has_rows(self) -> bool:
+        """Whether the run has rows already."""
         return bool(self._covariates.symbols)
 
-    def first(self, config: Config, at_ms: int) -> CovariatesRead:
-        """Return the rows that a new run has at market time *at_ms*: each counts from its time.
+    def initial(self, config: Config, at_ms: int) -> CovariatesRead:
+        """Return the rows of a new run at market time *at_ms*, each valid from its own time.
 
-        Raises ``DataInvalid`` for a file that cannot be used; a symbol without a row is logged.
+        Logs each symbol without a row. Raises ``DataInvalid`` for a file that cannot be used.
         """
         self._file.has_changed()
-        rows = self._new(self._since_ms)
+        rows = self._new_rows(self._since_ms)
         symbols = {row.symbol for row in rows}
         for symbol in config.market.symbols if ALL_SYMBOLS not in symbols else ():
             if symbol not in symbols:
@@ -173,8 +173,12 @@ class CovariateReader:
                 log.warning("no row yet, so its bars are held", symbol=symbol, file=path)
         return CovariatesRead(0, "", tuple(rows), at_ms, at_ms)
 
-    async def newly(self, unit: Unit) -> CovariatesRead | None:
-        """Return the new rows before *unit* is answered; None without any, or without a bar."""
+    async def read_new(self, unit: Unit) -> CovariatesRead | None:
+        """Return the new rows to store before *unit*, or None.
+
+        None means that there are none, that reading takes longer than the deadline, or that *unit*
+        has no new close in the run's period.
+        """
         bar = events_of(unit)[-1]
         if not isinstance(bar, Bar) or bar.open_time_ms < self._period_start_ms:
             return None
@@ -194,23 +198,23 @@ class CovariateReader:
         return CovariatesRead(close_ms, news[0], tuple(news[1]), bar.market_ms, bar.seen_ms)
 
     def _read(self) -> tuple[str, list[CovariateRow]] | None:
-        """Return why the file is no use, or the new rows; None where nothing changed."""
+        """Return the reason why the file is unusable, and its new rows; None if nothing changed."""
         before = self._covariates.fault
         if not self._file.has_changed() and not before:
             return None
         reason, rows = "", list[CovariateRow]()
         try:
-            rows = self._new(0)
+            rows = self._new_rows(0)
         except DataInvalid as error:
             reason = str(error)
         if reason != before:
-            log.warning(reason or "covariates are of use again", file=str(self._file.path))
+            log.warning(reason or "covariates are usable again", file=str(self._file.path))
         return (reason, rows) if rows or reason != before else None
 
-    def _new(self, since_ms: int) -> list[CovariateRow]:
-        """Return the new rows, and of each symbol the last one before *since_ms* at the earliest.
+    def _new_rows(self, since_ms: int) -> list[CovariateRow]:
+        """Return the new rows from *since_ms* on and, of a new symbol, the last one before it.
 
-        Raises ``DataInvalid`` where a known row changed.
+        Raises ``DataInvalid`` if a known row has changed.
         """
         growth = self._file.read()
         self._require_same_symbols(growth.file)
@@ -231,34 +235,33 @@ class CovariateReader:
         return new
 
     def _require_same_symbols(self, file: CovariateFile) -> None:
-        """Raise ``DataInvalid`` where the file has got or lost its column of symbols."""
+        """Raise ``DataInvalid`` if the column ``symbol`` was added or removed."""
         symbols = self._covariates.symbols
         if symbols and file.rows and (ALL_SYMBOLS in symbols) != (ALL_SYMBOLS in file.rows):
             raise DataInvalid(
-                f"{self._file.path} has got or lost the column symbol; a file that is traded by "
-                "may only grow, so restore it."
+                f"{self._file.path} has got or lost the column symbol; the file of a live run may "
+                "only grow, so restore it."
             )
 
     def _require_unchanged(self, earlier: CovariateRows, rows: CovariateRows) -> None:
-        """Raise ``DataInvalid`` where a known row has other values now."""
+        """Raise ``DataInvalid`` if a known row has different values now."""
         if not len(earlier) or not len(rows):
             return
-        place = np.searchsorted(rows.time_ms, earlier.time_ms)
-        place[place == len(rows)] = 0
-        stands = rows.time_ms[place] == earlier.time_ms
-        differ = stands & (earlier.values != rows.values[place]).any(axis=1)
-        if differ.any():
+        indices = np.searchsorted(rows.time_ms, earlier.time_ms)
+        indices[indices == len(rows)] = 0
+        exists = rows.time_ms[indices] == earlier.time_ms
+        differs = exists & (earlier.values != rows.values[indices]).any(axis=1)
+        if differs.any():
             raise DataInvalid(
-                f"{self._file.path} has other values at {iso(int(earlier.time_ms[differ][0]))} "
-                "than when that row was read; a file that is traded by may only grow, so restore "
-                "it."
+                f"{self._file.path} has other values at {iso(int(earlier.time_ms[differs][0]))} "
+                "than when that row was read; the file of a live run may only grow, so restore it."
             )
 
 
-def covariates_path(config: Config, written: str) -> Path:
-    """Return the file: beside the configuration where it is there, else from the working folder."""
-    near = None if config.folder is None else config.folder / written
-    return near if near is not None and near.is_file() else Path(written)
+def covariates_path(config: Config, name: str) -> Path:
+    """Return the path of file *name*, relative to the configuration or else the working folder."""
+    path = Path(name) if config.folder is None else config.folder / name
+    return path if path.is_file() else Path(name)
 
 
 def configured_covariates(
@@ -266,9 +269,9 @@ def configured_covariates(
 ) -> CovariateSource | None:
     """Return the covariates that ``[model] covariates`` names, in the columns of *card*.
 
-    Those of a *live* run are its events. A file that stands is kept beside the database *database*.
-    Raises ``DataInvalid`` for a file that cannot be used, or lacks a column, or a symbol of a run
-    that is not *live*.
+    Those of a *live* run are its events. A replay's file is copied beside *database*. Raises
+    ``DataInvalid`` for a file that cannot be used or lacks a column, and in a replay also for one
+    that lacks a symbol.
     """
     if config.model.covariates is None:
         return None
@@ -281,26 +284,26 @@ def configured_covariates(
         if not live and not len(source.rows_for(symbol)):
             raise DataInvalid(
                 f"{file.path} has no row of {symbol}; add some, or leave the column symbol out "
-                "where rows are everyone's."
+                "if the rows apply to all symbols."
             )
     if database is not None:
         keep_covariates(file, database)
     return source
 
 
-def reader_of(
+def covariate_reader(
     config: Config, forecaster: Forecaster | None, period_start_ms: int
 ) -> CovariateReader | None:
-    """Return the reader of the covariates of a live run's *forecaster*; None where it has none.
+    """Return the covariate reader of a live run; None if *forecaster* uses no covariates.
 
-    Of a new run's past it reads twice the bars that the model looks back on.
+    A new run reads rows from twice the model's lookback before its start.
     """
     source = None if forecaster is None else forecaster.vectors
-    written = config.model.covariates
-    if forecaster is None or written is None or not isinstance(source, RunCovariates):
+    name = config.model.covariates
+    if forecaster is None or name is None or not isinstance(source, RunCovariates):
         return None
     return CovariateReader(
-        covariates_path(config, written),
+        covariates_path(config, name),
         source,
         period_start_ms=period_start_ms,
         since_ms=period_start_ms - 2 * forecaster.context * config.market.interval_ms,
@@ -309,26 +312,26 @@ def reader_of(
 
 
 def recorded_covariates(
-    database: Path, kept_as: str, card: Mapping[str, Any], *, into: Path | None = None
+    database: Path, name: str, card: Mapping[str, Any], *, into: Path | None = None
 ) -> CovariateSource | None:
-    """Return the covariates that a run of *database* had, for the model of *card*; None for none.
+    """Return the covariates called *name* that a run of *database* had; None without any.
 
-    Those of its events are to be shown (``recall_events``); a file is kept beside *into* as well.
-    Raises ``CheckpointMismatch`` where it is gone or changed.
+    Their columns are those of *card*. ``recall_events`` fills those that are events; a file is also
+    copied beside *into*. Raises ``CheckpointMismatch`` if the file is missing or changed.
     """
     columns = _columns(card)
-    if not kept_as or not columns:
+    if not name or not columns:
         return None
-    if kept_as == AS_EVENTS:
+    if name == AS_EVENTS:
         return RunCovariates(columns)
-    file = find_covariates(database, kept_as)
+    file = find_covariates(database, name)
     if into is not None:
         keep_covariates(file, into)
     return file.standing(columns)
 
 
-def kept_covariates_of(libraries: str) -> str:
-    """Return the format of a run's covariates, by its ``libraries``; empty where it has none."""
+def recorded_covariates_name(libraries: str) -> str:
+    """Return the ``name`` of a run's covariates from its ``libraries``; empty without any."""
     try:
         versions = json.loads(libraries or "{}")
     except ValueError:  # the row was changed
@@ -336,12 +339,12 @@ def kept_covariates_of(libraries: str) -> str:
     return str(versions.get(VECTORS, "")) if isinstance(versions, dict) else ""
 
 
-def covariates_kept_as(forecaster: Forecaster | None) -> str:
-    """Return the format of the forecaster's covariates; empty where it has none."""
+def covariates_name(forecaster: Forecaster | None) -> str:
+    """Return the ``name`` of the forecaster's covariates; empty without any."""
     source = None if forecaster is None else forecaster.vectors
     return "" if source is None else source.name
 
 
 def _columns(card: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the columns that the model of *card* was trained with; none for one without."""
+    """Return the covariate columns that the model of *card* was trained with."""
     return vector_scale(card).columns if takes_vectors(card) else ()

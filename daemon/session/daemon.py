@@ -1,7 +1,7 @@
-"""``Daemon``: puts a live run together; the only live module that names concrete classes.
+"""``Daemon``: assembles a live run; the only live module that names concrete classes.
 
-One start is: lock the database, ask the exchange for its time and filters, build the engine, go on
-with the run that belongs to this configuration or open a new one, then drive the feed.
+A start locks the database, asks the exchange for its time and filters, builds the engine, resumes
+the run of this configuration or opens a new one, and drives the feed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
-from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
+from tracepaper.daemon.feed.maintenance import ServerTimeReader, delisted
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.daemon.http.metrics import registry_of
@@ -41,7 +41,7 @@ from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
 from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
-from tracepaper.daemon.session.covariates import CovariateReader, reader_of
+from tracepaper.daemon.session.covariates import CovariateReader, covariate_reader
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster
@@ -60,7 +60,7 @@ from tracepaper.daemon.session.resume import (
     open_run,
     was_served,
 )
-from tracepaper.daemon.session.retraining import Retrainer, promoted_for
+from tracepaper.daemon.session.retraining import Retrainer, promoted_sha256
 from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
@@ -97,9 +97,9 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import interval_start, minute_text
 
 ExchangeClient: Final = BybitClient
-"""The client of the exchange; ``replay.archive.download`` alone names it beside this module."""
+"""The client of the exchange; only ``replay.archive.download`` names it besides this module."""
 PAGES: Final = "tracepaper.pages"
-"""The entry-point group that names what is shown at ``/`` of the HTTP server."""
+"""The entry-point group of the page at ``/`` of the HTTP server."""
 BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_LOG_EVERY_S: Final = 60.0
 BLOCKED_DECLARED_S: Final = 30.0
@@ -108,10 +108,11 @@ log = Logger("daemon")
 
 
 class Daemon:
-    """One live (or demo) run, from its start to its orderly end.
+    """One live or demo run, from its start to its orderly end.
 
-    *opened* is called with the run once it is open, *watch* with every stored step; where *watch*
-    returns False the daemon ends in good order.
+    *opened* is called with the run once it is open, *listening* with the address of the HTTP
+    server, and *watch* with every stored step. The daemon stops in order when *watch* returns
+    False.
     """
 
     def __init__(
@@ -133,18 +134,18 @@ class Daemon:
         self._watch = watch
         self._listening = listening
         self._clock = clock or SystemClock(config.exchange.time_scale)
-        self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
-        self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
+        self._rng = random.Random()  # noqa: S311 - jitter between retries, never stored
+        self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
         self._worker = Worker("model")
-        self._progress: Callable[[], object] = object
+        self._progress: Callable[[], object] = object  # its result changes with all progress
         self._blocked_logged_s = -math.inf
 
     async def run(self) -> None:
-        """Run until the watch, a signal or a fatal error ends it; every stored step is whole.
+        """Run until *watch*, a signal or a fatal error ends the run; stored steps are complete.
 
-        Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
+        Raises ``ConfigInvalid``, ``AuditUnwritable`` and other fatal errors.
         """
         with usage_errors():
             audit = SqlAuditLog.open(self._database)
@@ -159,23 +160,19 @@ class Daemon:
         self._supervisor.stop()
 
     def _declare_blocked(self) -> None:
-        """Declare the wait for another process's lock to the watchdog, and log it once a minute."""
+        """Tell the watchdog that another process's lock blocks the log; warn once a minute."""
         self._supervisor.declare("database", BLOCKED_DECLARED_S)
         now_s = self._clock.network_s()
         if now_s - self._blocked_logged_s >= BLOCKED_LOG_EVERY_S:
             self._blocked_logged_s = now_s
             log.warning(BLOCKED, file=str(self._database), advice="end its transaction")
 
-    def _pulse(self) -> object:
-        """Return a value that changes while the daemon works: steps, requests, frames."""
-        return self._progress()
-
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock, forecaster = self._config, self._clock, None
         candidates = known_candidates(config, self._kind, self._database)
         if candidates:
             config = self._config = with_symbols(config, candidates)
-        # Wrong usage is refused before the network is asked.
+        # Reject wrong usage before the first request to the network.
         with usage_errors():
             check_notify(config.notify)
             tokens_of(config.http)
@@ -215,10 +212,10 @@ class Daemon:
                 instruments = [
                     replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
                 ]
-            # Address, category and symbols are right: from here on, failures are the network's.
+            # Address, category and symbols are right: later failures are the network's.
             client.prove()
             for item in () if is_served else instruments:
-                reject_size(config, item)  # later it is the reason of a decision
+                reject_size(config, item)  # in a resumed run each decision gives the reason
             opened = open_run(
                 Opening(
                     config=config,
@@ -237,11 +234,11 @@ class Daemon:
             await self._drive(opened, client, audit)
 
     def _newest_model(self, configured: Forecaster) -> Forecaster:
-        """Return the model that was promoted in place of *configured*, else *configured*."""
+        """Return the promoted model that replaced *configured*, else *configured*."""
         config = self._config
         if config.model.retrain is None:
             return configured
-        sha256 = promoted_for(
+        sha256 = promoted_sha256(
             self._database, self._kind, config.market.symbols, configured.model_sha256
         )
         if not sha256:
@@ -252,9 +249,10 @@ class Daemon:
     async def _listed(
         self, client: MarketDataClient, category: Category, *, is_served: bool
     ) -> list[Instrument]:
-        """Return the configured instruments as the exchange lists them.
+        """Return the configured instruments with the exchange's present filters.
 
-        One that an earlier run traded and that is delisted now is closed; the others go on.
+        An instrument that an earlier run traded and that is no longer listed gets the status
+        closed; the others continue.
         """
         symbols = self._config.market.symbols
         if not is_served:
@@ -264,13 +262,13 @@ class Daemon:
         instruments: list[Instrument] = []
         for symbol in symbols:
             item = listed.get(symbol)
-            if item is None and (delisted := stored.get(symbol)) is not None:
+            if item is None and (known := stored.get(symbol)) is not None:
                 log.warning(
                     "instrument gone",
-                    instrument=delisted.id,
-                    advice="the exchange lists it no more; other symbols go on",
+                    instrument=known.id,
+                    advice="the exchange no longer lists it; other symbols continue",
                 )
-                item = closed(delisted)
+                item = delisted(known)
             instruments.append(await client.instrument(category, symbol) if item is None else item)
         return instruments
 
@@ -289,7 +287,7 @@ class Daemon:
                 database=self._database,
                 resumed=run.run_id if opened.resumed else None,
             )
-        covariates = reader_of(config, forecaster, run.period_start_ms)
+        covariates = covariate_reader(config, forecaster, run.period_start_ms)
         first = await self._first_events(universe, covariates)
         async with AsyncExitStack() as stack:
             feed = await stack.enter_async_context(self._feed(opened, client, first))
@@ -330,7 +328,7 @@ class Daemon:
                 )
             )
             audit.lock.publish(server.url)
-            # From here on something may begin: a start that fails before leaves no word of a run.
+            # The run is announced only now: a start that fails earlier reports no run.
             stack.callback(lambda: audit.end(self._clock.wall_ms()))
             self._opened(run)
             _log_opened(opened)
@@ -348,8 +346,7 @@ class Daemon:
                         instrument=bar.instrument,
                         interval_ms=bar.interval_ms,
                         open_time_ms=bar.open_time_ms,
-                        advice="the run's own bars have the word; the candle is in v_events, not "
-                        "accepted",
+                        advice="the run uses its own bars; the candle is in v_events, not accepted",
                     )
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
@@ -363,10 +360,10 @@ class Daemon:
             predict = monitor.timed(
                 no_forecast if predictor is None else predictor.predict,
                 monitor.model_s,
-                lambda predictions: any(of is not None for of in predictions),
+                lambda predictions: any(each is not None for each in predictions),
             )
             for each in companions:
-                await stack.enter_async_context(each.at_work(self._supervisor.stop))
+                await stack.enter_async_context(each.in_background(self._supervisor.stop))
             stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
@@ -374,7 +371,7 @@ class Daemon:
                 engine,
                 monitor.timed(audit.append, monitor.commit_s),
                 watch=watch,
-                newly_known=nothing_new if covariates is None else covariates.newly,
+                newly_known=nothing_new if covariates is None else covariates.read_new,
                 is_behind=feed.is_behind,
             )
 
@@ -385,10 +382,10 @@ class Daemon:
         first: list[Event] = []
         if universe is not None and not universe.due_ms:
             first.append(await universe.choose())
-        if covariates is not None and not covariates.has_begun:
+        if covariates is not None and not covariates.has_rows:
             now_ms = self._clock.market_ms()
             with usage_errors():
-                first.append(await asyncio.to_thread(covariates.first, self._config, now_ms))
+                first.append(await asyncio.to_thread(covariates.initial, self._config, now_ms))
         return first
 
     def _companions(
@@ -398,7 +395,7 @@ class Daemon:
         monitor: Monitor,
         predictor: WorkerPredictor | None,
     ) -> Iterator[Companion]:
-        """Yield what works beside a run as its configuration says."""
+        """Yield the work beside a run that its configuration selects."""
         config, clock, database = self._config, self._clock, self._database
         run, engine, submit = opened.run, opened.engine, partial(self._submit, feed)
         if predictor is not None and opened.forecaster is not None and config.model.retrain:
@@ -462,15 +459,15 @@ class Daemon:
         )
 
     def _warm_at(self, engine: Engine, feed: LiveFeed, instrument: str) -> int | None:
-        """Return when *instrument* is decided on from all that is looked back on; None where it is.
+        """Return when the full lookback of *instrument* is present; None if it is already.
 
-        What REST is still asked for comes long before the stream makes it.
+        Bars that REST is still asked for arrive long before the stream would have made them.
         """
         turn_ms = feed.warm_at(instrument)
         return engine.warm_at(instrument, self._clock.market_ms()) if turn_ms is None else turn_ms
 
     async def _command(self, feed: LiveFeed, request: CommandRequest, caller: Caller) -> int:
-        """Submit an operator's command; return the sequence of its step."""
+        """Submit an operator's command; return the sequence number of its step."""
         now_ms = self._clock.market_ms()
         command = Command(
             request.kind, request.note, now_ms, now_ms, request.origin, caller.token, caller.user
@@ -478,7 +475,7 @@ class Daemon:
         return await self._submit(feed, command)
 
     async def _submit(self, feed: LiveFeed, event: Event) -> int:
-        """Submit *event*; return the sequence of its step once that is stored."""
+        """Submit *event*; return the sequence number of its step once that is stored."""
         waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._submitted[id(event)] = waiting
         await feed.submit(event)
@@ -486,13 +483,13 @@ class Daemon:
 
 
 def _log_opened(opened: OpenedRun) -> None:
-    """Log what a run warns of, and how it began."""
+    """Log the warnings of a run, and its start."""
     run, engine, forecaster = opened.run, opened.engine, opened.forecaster
     for warning in run.warnings:
         log.warning(warning)
-    of_model = {}
+    model = {}
     if forecaster is not None:
-        of_model = {"model_id": forecaster.model_id, "backend": forecaster.backend}
+        model = {"model_id": forecaster.model_id, "backend": forecaster.backend}
     log.info(
         "run resumed" if opened.resumed else "run opened",
         run_id=run.run_id,
@@ -500,25 +497,25 @@ def _log_opened(opened: OpenedRun) -> None:
         strategy=run.strategy,
         instruments=[item.id for item in run.instruments],
         sequence=engine.sequence,
-        **of_model,
+        **model,
     )
 
 
 def _log_warming(warm_at: Callable[[str], int | None], run: Run) -> None:
-    """Log until when how many instruments are held, whose turn or past bars are still to come."""
+    """Log how many instruments lack past bars, and until when they are held."""
     held = [at_ms for item in run.instruments if (at_ms := warm_at(item.id)) is not None]
     if held:
         log.warning(
             "warming up",
             instruments=len(held),
             until=minute_text(max(held)),
-            advice="`tracepaper status` says until when each is held; where the exchange has no "
-            "more of its past, a strategy that looks back less begins sooner",
+            advice="`tracepaper status` shows until when each is held; if the exchange has no "
+            "older bars, a strategy with a shorter lookback starts sooner",
         )
 
 
 def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]]) -> MountedPage:
-    """Return the page that the entry point of ``tracepaper.pages`` makes, which is imported now."""
+    """Import the entry point of ``tracepaper.pages``, and return the page that it makes."""
     for entry in metadata.entry_points(group=PAGES):
         page: MountedPage = entry.load()([database], served=run_id, status=status)
         return page
@@ -526,7 +523,7 @@ def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]
 
 
 def _promotion_warnings(forecaster: Forecaster | None, configured_sha256: str) -> tuple[str, ...]:
-    """Return the warning of a new run whose model is not the configured one."""
+    """Return the warning of a new run whose model replaced the configured one."""
     if forecaster is None or forecaster.model_sha256 == configured_sha256:
         return ()
     configured = configured_sha256[: checkpoints.ID_DIGITS]

@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib import metadata
@@ -25,7 +24,6 @@ from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
-PYTHON_OLDEST: Final = (3, 11)
 DISK_LOW_BYTES: Final = 100 * 1024**2
 DISK_SCARCE_BYTES: Final = 1024**3
 SHIP_TO: Final = "[storage] ship_to"
@@ -45,7 +43,7 @@ class Verdict(StrEnum):
 
 
 class Diagnosis(Struct, frozen=True):
-    """The result of one check; ``detail`` says what was found, and what to do if that is wrong."""
+    """The result of one check; ``detail`` has the finding and, for a bad one, the remedy."""
 
     check: str
     verdict: Verdict
@@ -57,7 +55,7 @@ Finding = tuple[Verdict, str]
 
 
 def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
-    """Yield the diagnoses that need no network; a ``TracepaperError`` becomes one that failed."""
+    """Yield the results of all offline checks; one that raises ``TracepaperError`` has failed."""
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -83,23 +81,22 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         try:
             yield Diagnosis(name, *check())
         except TracepaperError as error:
-            # A service has credentials that a shell lacks.
-            is_mild = name in {"tokens", "notify"} and isinstance(error, ConfigInvalid)
-            yield Diagnosis(name, Verdict.WARN if is_mild else Verdict.FAIL, str(error))
+            # The service may have credentials that this shell lacks.
+            may_pass = name in {"tokens", "notify"} and isinstance(error, ConfigInvalid)
+            yield Diagnosis(name, Verdict.WARN if may_pass else Verdict.FAIL, str(error))
 
 
 def _python() -> Finding:
-    verdict = Verdict.OK if sys.version_info >= PYTHON_OLDEST else Verdict.FAIL
-    return verdict, (
+    return Verdict.OK, (
         f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} "
         f"{platform.machine()}, {os.cpu_count()} cores"
     )
 
 
 def _packages() -> Finding:
-    """Name the packages that tracepaper needs, with their versions."""
-    needed = [text for text in metadata.requires("tracepaper") or [] if "extra ==" not in text]
-    names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in needed]
+    """List the packages that tracepaper requires, with their installed versions."""
+    required = [text for text in metadata.requires("tracepaper") or [] if "extra ==" not in text]
+    names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in required]
     try:
         installed = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     except metadata.PackageNotFoundError as error:
@@ -141,32 +138,34 @@ def _shipping(config: Config) -> Finding:
 
     assert config.storage.ship_to is not None
     require("psycopg", SHIP_TO)
-    ships = f"psycopg {metadata.version('psycopg')} ships to {shown(config.storage.ship_to)}"
-    return Verdict.OK, f"{ships}; --online asks that server"
+    server = shown(config.storage.ship_to)
+    return Verdict.OK, (
+        f"psycopg {metadata.version('psycopg')} ships to {server}; --online asks that server"
+    )
 
 
 def ask_fleet(config: Config, database: Path) -> list[Diagnosis]:
-    """Ask the server of ``storage.ship_to`` for all that shipping *database* needs of it."""
+    """Check that the server of ``storage.ship_to`` accepts the rows of *database*."""
     from tracepaper.storage.database.lock import holder_of
     from tracepaper.storage.fleet.server import shown
     from tracepaper.storage.fleet.ship import Shipper
     from tracepaper.strategies.extras import is_installed
 
     url = config.storage.ship_to
-    if not url or not is_installed("psycopg"):  # which the check of shipping says
+    if not url or not is_installed("psycopg"):  # reported by the check "shipping"
         return []
     try:
         shipper = Shipper(database, url, needed_by=SHIP_TO).probe()
     except TracepaperError as error:
         return [Diagnosis("fleet", Verdict.FAIL, str(error))]
-    can = f"{shown(url)} takes what is shipped"
+    accepts = f"{shown(url)} takes what is shipped"
     if not shipper:
-        return [Diagnosis("fleet", Verdict.OK, f"{can}; nobody ships {database} now")]
+        return [Diagnosis("fleet", Verdict.OK, f"{accepts}; nobody ships {database} now")]
     if holder_of(database) is not None:
-        return [Diagnosis("fleet", Verdict.OK, f"{can}; {shipper} ships {database}")]
+        return [Diagnosis("fleet", Verdict.OK, f"{accepts}; {shipper} ships {database}")]
     detail = (
-        f"{can}, but {shipper} ships {database} already: stop it before a daemon begins, or set "
-        "storage.ship_to to nothing and leave the shipping to it"
+        f"{accepts}, but {shipper} already ships {database}: stop it before you start a daemon, "
+        "or leave the shipping to it and remove storage.ship_to"
     )
     return [Diagnosis("fleet", Verdict.WARN, detail)]
 
@@ -178,22 +177,22 @@ def _database(database: Path) -> Finding:
 
     folder = database.absolute().parent
     if not os.access(folder, os.W_OK):
-        return Verdict.FAIL, f"{folder} cannot be written; mend it or use --db"
+        return Verdict.FAIL, f"{folder} is not writable; correct its permissions, or use --db"
     if not database.exists():
         if problem := left_log(database):
             return Verdict.FAIL, problem
-        return Verdict.OK, f"{database} does not exist yet and can be made"
+        return Verdict.OK, f"{database} does not exist yet and can be created"
     open_reader(database).close()
     holder = holder_of(database)
-    used = f"in use by process {holder.pid}" if holder is not None else "not in use"
+    usage = f"in use by process {holder.pid}" if holder is not None else "not in use"
     size = size_on_disk(database) / MEGABYTE
-    return Verdict.OK, f"{database}, {size:,.1f} MiB, {used}"
+    return Verdict.OK, f"{database}, {size:,.1f} MiB, {usage}"
 
 
 def _disk(database: Path) -> Finding:
     folder = database.absolute().parent
     if not folder.is_dir():
-        return Verdict.FAIL, f"{folder} does not exist; make it or use --db"
+        return Verdict.FAIL, f"{folder} does not exist; create it or use --db"
     free = shutil.disk_usage(folder).free
     bars = free // BYTES_A_BAR
     detail = f"{free / MEGABYTE:,.0f} MiB free in {folder}, room for some {bars:,} bars"
@@ -203,16 +202,16 @@ def _disk(database: Path) -> Finding:
 
 
 def _attention(config: Config) -> Finding:
-    """Name the available kernels, and the one of the configured checkpoint's network."""
+    """List the available attention kernels and the one that the configured checkpoint uses."""
     from tracepaper.daemon.session.models import chosen_backend
     from tracepaper.strategies.attention import compiled, kernels
 
     threads = f"{config.model.threads} of {os.cpu_count()} cores' threads"
     detail = (
         f"torch {metadata.version('torch')}, kernels on the processor: "
-        f"{', '.join(kernels.available('cpu'))}; the model attends by {chosen_backend(config)} "
-        f"(backend {config.model.backend}) on {config.model.device} with {threads}; compiled "
-        f"loops: {', '.join(compiled.available()) or NO_LOOPS}"
+        f"{', '.join(kernels.available('cpu'))}; the model computes attention with "
+        f"{chosen_backend(config)} (backend {config.model.backend}) on {config.model.device} with "
+        f"{threads}; compiled loops: {', '.join(compiled.available()) or NO_LOOPS}"
     )
     if config.model.threads > (os.cpu_count() or 1):
         return Verdict.WARN, f"{detail}; set [model] threads lower"
@@ -226,7 +225,7 @@ def _checkpoint(config: Config) -> Finding:
     model = checkpoint.card["model"]
     return Verdict.OK, (
         f"{config.model.checkpoint}: {model.get('name', 'unnamed')} {checkpoint.id}, "
-        f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 as its card names"
+        f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 equals its card's"
     )
 
 
@@ -240,7 +239,7 @@ def _user_model(config: Config) -> Finding:
 
 
 async def ask_exchange(config: Config) -> list[Diagnosis]:
-    """Ask the configured exchange for its time and its symbols, once each."""
+    """Request the exchange's time and each configured symbol once, and open the stream."""
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.feed.client import RestartBudget
     from tracepaper.daemon.session.daemon import ExchangeClient
@@ -280,5 +279,5 @@ async def _ask_stream(address: str, timeout_s: float) -> Diagnosis:
             return Diagnosis("stream", Verdict.OK, f"{address} can be reached")
     except (OSError, websockets.WebSocketException) as error:
         return Diagnosis(
-            "stream", Verdict.FAIL, f"{address} cannot be reached ({error}); look at the network"
+            "stream", Verdict.FAIL, f"{address} cannot be reached ({error}); check the network"
         )

@@ -1,10 +1,10 @@
-"""The loop of a run: an event, or the bars of one close, through model and engine into the log.
+"""The loop of a run: each event, or the bars of one close, go through model and engine to the log.
 
-``drive`` does it for a live feed, ``replay/backtest/run.py`` for known events.
+``drive`` runs it for a live feed, ``replay/backtest/run.py`` for known events.
 
-A thread cannot be cancelled, so only the forecaster runs there, never the engine. A forecast that
-misses its deadline becomes a ``PredictionTimeout``; its ring update still happens before the next
-forecast, because one thread takes the bars in order.
+Only the forecaster runs in a thread, never the engine, because a thread cannot be cancelled. A
+forecast that misses its deadline becomes a ``PredictionTimeout``. The model still takes in its bar
+before the next forecast, because one thread takes the bars in order.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from tracepaper.strategies.types.market import (
 )
 
 GROUP_STEPS: Final = 100
-"""Most steps of a live feed in one commit: what a kill can cost of a backlog, fetched again."""
+"""Most steps of a live feed in one commit: after a kill so many have to be fetched again."""
 
 
 class KnownPredictor(Protocol):
-    """A predictor of known events: in this thread, without a deadline."""
+    """A predictor for known events: it runs in the caller's thread, without a deadline."""
 
     is_silent: bool
-    """Whether it predicts nothing: then steps that change only prices need not be taken singly."""
+    """Whether it never predicts; steps that only change prices may then be taken together."""
 
     def predict(self, unit: Unit, /) -> Sequence[Prediction]:
         """Return the forecast at each event of *unit*, as ``Predict`` does."""
@@ -58,9 +58,9 @@ class KnownPredictor(Protocol):
 
 
 def gathered(events: Iterable[Event]) -> Iterator[Unit]:
-    """Yield *events*, each ``CloseStart`` as one with the bars that follow it.
+    """Yield *events*, each ``CloseStart`` together with its bars as one ``Close``.
 
-    Raises ``DataInvalid`` where other events or none follow it.
+    Raises ``DataInvalid`` if other events or none follow a ``CloseStart``.
     """
     remaining = iter(events)
     for event in remaining:
@@ -71,7 +71,7 @@ def gathered(events: Iterable[Event]) -> Iterator[Unit]:
 
 
 def _close(closed: CloseStart, following: Iterable[Event]) -> Close:
-    """Return *closed* with the bars that it counts, drawn from *following*."""
+    """Return *closed* with its bars, the next events of *following*."""
     bars: list[Bar] = []
     for event in following:
         if not isinstance(event, Bar) or event.open_time_ms != closed.open_time_ms:
@@ -81,21 +81,21 @@ def _close(closed: CloseStart, following: Iterable[Event]) -> Close:
             break
     if len(bars) != closed.bars:
         raise DataInvalid(
-            f"{len(bars)} of the {closed.bars} bars follow that opened at {closed.open_time_ms} "
-            "and were closed together: rows are missing; restore a backup."
+            f"Of {closed.bars} bars that closed together only {len(bars)} follow (open time "
+            f"{closed.open_time_ms}): rows are missing; restore a backup."
         )
     return Close(closed, bars)
 
 
 def events_of(unit: Unit) -> Sequence[Event]:
-    """Return the events that *unit* consists of, one for each of its steps."""
+    """Return the events of *unit*, one for each of its steps."""
     return (unit.closed, *unit.bars) if isinstance(unit, Close) else (unit,)
 
 
 def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
-    """Return the step of each event of *unit*, given the prediction at each.
+    """Return the step of each event of *unit*, given the prediction for each.
 
-    They are stored together or not at all. Live and in replay every event goes through here.
+    The steps are stored together or not at all. Live runs and replays both use this function.
     """
     if isinstance(unit, Close):
         return engine.close(unit.closed, unit.bars, predictions[1:])
@@ -103,7 +103,7 @@ def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> l
 
 
 async def nothing_new(_unit: Unit) -> Event | None:
-    """Return None: nothing becomes known beside the feed's events."""
+    """Return None: no event comes from a source beside the feed."""
     return None
 
 
@@ -117,12 +117,12 @@ async def drive(
     newly_known: Callable[[Unit], Awaitable[Event | None]] = nothing_new,
     is_behind: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Carry every event of a live feed through the engine; stop if it cannot be recorded.
+    """Take every event of a live feed through model and engine to the log.
 
-    *watch* sees each step once it is stored, and ends the loop by returning False. What
-    *newly_known* returns is an event before the unit that it is asked about. Where *is_behind* says
-    that another event follows at once, steps of late bars that trade nothing are stored with its
-    own, ``GROUP_STEPS`` at most in one commit.
+    *watch* is called with each stored step and ends the loop by returning False. *newly_known* is
+    called with each unit and may return an event to take before it. *is_behind* returns whether
+    another event follows at once; then the steps of late bars without a trade are stored together
+    with the next ones, at most ``GROUP_STEPS`` in one commit.
     """
     steps: list[Step] = []
     async for unit in _gathered(feed):
@@ -135,14 +135,14 @@ async def drive(
         if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
             continue
         await append(*steps)
-        go_on = [watch(step) for step in steps]  # each of them is seen, whatever the first says
+        answers = [watch(step) for step in steps]  # watch sees all steps, even after a False
         steps = []
-        if not all(go_on):
+        if not all(answers):
             return
 
 
 def _may_wait(step: Step) -> bool:
-    """Return whether nobody acts on *step*: its bar is late, and it trades nothing."""
+    """Return whether the commit of *step* may wait: its bar is late and it trades nothing."""
     event = step.event
     if isinstance(event, Bar):
         is_late = event.seen_ms - event.close_time_ms > event.interval_ms
@@ -161,7 +161,7 @@ async def _gathered(feed: Feed) -> AsyncIterator[Unit]:
 
 
 PENDING_LIMIT: Final = 1_000
-"""Bars that may wait for a stuck model before the run is ended."""
+"""Most bars that may wait for a model that hangs; one more ends the run."""
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ class BarHistory:
         self._bars: dict[str, deque[Bar]] = {key: deque(maxlen=context) for key in instruments}
 
     def push(self, bar: Bar) -> bool:
-        """Remember *bar*; return False for one that is not newer than the last."""
+        """Keep *bar*; return False if it is not newer than the last one."""
         bars = self._bars[bar.instrument]
         if bars and bar.open_time_ms <= bars[-1].open_time_ms:
             return False
@@ -182,14 +182,14 @@ class BarHistory:
         return True
 
     def last(self, instrument: str) -> Bar | None:
-        """Return the newest remembered bar of *instrument*."""
+        """Return the newest kept bar of *instrument*."""
         bars = self._bars[instrument]
         return bars[-1] if bars else None
 
     def warm_from(self, waiting: Collection[str] = ()) -> tuple[tuple[str, int], ...]:
-        """Return the first remembered bar of each instrument that has any.
+        """Return the open time of the first kept bar of each instrument that has any.
 
-        A model is warmed for those of *waiting* once the bars have come that they wait for.
+        Instruments in *waiting* are left out: they are warmed up once their bars have arrived.
         """
         return tuple(
             (key, bars[0].open_time_ms)
@@ -198,7 +198,7 @@ class BarHistory:
         )
 
     def lacking(self, period_start_ms: int) -> set[str]:
-        """Return the instruments whose last bar before *period_start_ms* has not come."""
+        """Return the instruments whose last bar before *period_start_ms* has not arrived."""
         return {
             key
             for key, bars in self._bars.items()
@@ -206,45 +206,45 @@ class BarHistory:
         }
 
     def by_instrument(self) -> dict[str, list[Bar]]:
-        """Return the remembered bars of each instrument."""
+        """Return the kept bars of each instrument."""
         return {key: list(bars) for key, bars in self._bars.items() if bars}
 
     def since(self, instrument: str, open_time_ms: int) -> list[Bar]:
-        """Return the remembered bars of *instrument* from *open_time_ms* on."""
+        """Return the kept bars of *instrument* from *open_time_ms* on."""
         return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
 
 
-class Aside:
-    """A model that is warmed beside the running one, with the bars known at ``RetrainingEnd``.
+class PromotedModel:
+    """A promoted model that is warmed up with the bars known at ``RetrainingEnd``.
 
-    Live, a thread of its own warms it while the running model answers bars; the new one is then
-    called as that was, bars in the groups in which they came, so that a replay of the record gets
-    the same bits.
+    In a live run another thread warms it up while the running model forecasts. Then the calls of
+    the running model are repeated on it, with the same groups of bars, so that a replay of the
+    record computes the same bits.
     """
 
     def __init__(self, forecaster: Forecaster, bars: Mapping[str, Sequence[Bar]]) -> None:
         self.forecaster = forecaster
-        self.since: list[tuple[str, tuple[Any, ...]]] = []  # the calls of the running model
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []  # those of the running model since
         self._past: Mapping[str, Sequence[Bar]] | None = bars
 
     def warm(self) -> None:
-        """Warm the model with the bars known at the event, once."""
+        """Warm the model up with the bars known at the event, once."""
         history, self._past = self._past or {}, None
         for instrument, bars in history.items():
             self.forecaster.warm(instrument, bars)
 
     def catch_up(self) -> None:
-        """Call the model as the running one was called since."""
+        """Warm the model up, and repeat the calls of the running model on it."""
         self.warm()
-        for method, given in self.since:
-            getattr(self.forecaster, method)(*given)
+        for method, arguments in self.calls:
+            getattr(self.forecaster, method)(*arguments)
 
 
 class InlinePredictor:
-    """Predicts in the caller's thread, without a deadline: for replay, where nothing waits.
+    """Predicts in the caller's thread, without a deadline: for replays.
 
-    Where a start comes before an instrument's bars, the model is warmed for it at the last of them
-    before the period, or at the first in it.
+    A start may come before the bars that warm an instrument up. The model is then warmed up for it
+    at its last bar before the period, or at its first bar in it.
     """
 
     is_silent = False
@@ -257,40 +257,35 @@ class InlinePredictor:
         period_start_ms: int,
         started: bool = False,
     ) -> None:
-        """Answer by *forecaster*; only once a start has warmed it, unless it is *started*."""
+        """Predict with *forecaster* after the event of a start, or at once if it is *started*."""
         self.history = history
-        self.aside: Aside | None = None  # the promoted model, while it is warmed
-        self._forecaster = forecaster
+        self.promoted: PromotedModel | None = None  # the promoted model during its warm-up
+        self.forecaster = forecaster  # the running model
         self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
         self._started = started
-        self._cold: set[str] = set()  # instruments without a warm model yet, behind a start
+        self._cold: set[str] = set()  # instruments for which the model is not warmed up yet
         self._source = run_source(forecaster)
 
-    @property
-    def forecaster(self) -> Forecaster:
-        """The model that answers now."""
-        return self._forecaster
-
     def prepare(self, forecaster: Forecaster) -> None:
-        """Keep another model for the change to it, which is an event."""
+        """Keep a promoted model until the event that changes to it."""
         self._prepared[forecaster.model_sha256] = forecaster
 
     def see(self, *events: Event) -> None:
-        """Show *events* to a model that reads books or other symbols, before it is asked."""
+        """Show *events* to a model that reads order books, other symbols or covariates."""
         if self._source is not None:
             for event in events:
                 self._source.see(event)
 
     def predict(self, unit: Unit, recorded: Sequence[Prediction] = ()) -> list[Prediction]:
-        """Return the forecast at each event of *unit*; a *recorded* timeout stays one."""
+        """Return the forecast for each event of *unit*; a *recorded* timeout stays a timeout."""
         self.see(*events_of(unit))
         return self.answer(unit, recorded)
 
     def answer(self, unit: Unit, recorded: Sequence[Prediction] = ()) -> list[Prediction]:
-        """Return the forecast at each event of *unit*, which the model has seen."""
+        """Return the forecast for each event of *unit*, which ``see`` was called with."""
         match unit:
-            case Close(bars=bars):  # in one batch: one of each of some instruments
+            case Close(bars=bars):  # one batch, with at most one bar of an instrument
                 newest = self._newest(bars)
                 forecasts = self._call("predict_many", newest) if newest else []
                 return [None, *self._answers(bars, newest, forecasts, recorded[1:])]
@@ -300,7 +295,7 @@ class InlinePredictor:
                 return self._answers([unit], newest, forecasts, recorded)
             case RetrainingEnd(takes_over=True):
                 if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
-                    self.aside = Aside(candidate, self.history.by_instrument())
+                    self.promoted = PromotedModel(candidate, self.history.by_instrument())
             case ModelChange():
                 self._change(unit)
             case _:
@@ -308,9 +303,9 @@ class InlinePredictor:
         return [None]
 
     def _newest(self, bars: Sequence[Bar]) -> list[Bar]:
-        """Remember *bars*; return those that the model steps through."""
-        # Bars before the start are only remembered: the start warms the model with them.
-        return [bar for bar in bars if self.history.push(bar) and self._asks(bar)]
+        """Keep *bars*; return those that the model steps through."""
+        # Bars before the start are only kept: the start warms the model up with them.
+        return [bar for bar in bars if self.history.push(bar) and self._steps_through(bar)]
 
     def _answers(
         self,
@@ -319,33 +314,33 @@ class InlinePredictor:
         forecasts: Sequence[Forecast | None],
         recorded: Sequence[Prediction],
     ) -> list[Prediction]:
-        """Return the *forecasts* of the *newest* of *bars*, at each of *bars*."""
+        """Return the prediction for each of *bars*, given the *forecasts* for the *newest*."""
         if not newest or bars[0].open_time_ms < self._period_start_ms:
             return [None] * len(bars)
         by_key = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
         predictions: list[Prediction] = [by_key.get(bar.instrument) for bar in bars]
-        for place, prediction in enumerate(recorded):
+        for index, prediction in enumerate(recorded):
             if isinstance(prediction, PredictionTimeout):
-                predictions[place] = prediction
+                predictions[index] = prediction
         return predictions
 
     def _change(self, change: ModelChange) -> None:
-        """Warm the model of a start, or change to a promoted one."""
-        candidate, aside = self._prepared.pop(change.model_sha256, None), self.aside
-        self.aside = None
+        """Warm the model up at a start, or change to a promoted model."""
+        candidate, promoted = self._prepared.pop(change.model_sha256, None), self.promoted
+        self.promoted = None
         if candidate is not None:
-            self._forecaster = candidate
-            if aside is not None and aside.forecaster is candidate and not change.warm_from:
-                aside.catch_up()
+            self.forecaster = candidate
+            if promoted is not None and promoted.forecaster is candidate and not change.warm_from:
+                promoted.catch_up()
                 return
-        warm(self._forecaster, self.history, change)
+        warm(self.forecaster, self.history, change)
         self._started = True
-        named = {key for key, _ in change.warm_from}
-        # Behind a start that names none, each instrument is asked from its first bar on.
-        self._cold = self.history.lacking(self._period_start_ms) - named if named else set()
+        warmed = {key for key, _ in change.warm_from}
+        # After a start that warms no instrument, each one is stepped from its first bar on.
+        self._cold = self.history.lacking(self._period_start_ms) - warmed if warmed else set()
 
-    def _asks(self, bar: Bar) -> bool:
-        """Return whether the model steps through *bar*; warm it where that is the bar to do it."""
+    def _steps_through(self, bar: Bar) -> bool:
+        """Return whether the model steps through *bar*; warm it up for a cold instrument."""
         key = bar.instrument
         if not self._started or key not in self._cold:
             return self._started
@@ -356,24 +351,24 @@ class InlinePredictor:
         self._cold.remove(key)
         return not is_early
 
-    def _call(self, method: str, *given: object) -> Any:  # noqa: ANN401 - what *method* returns
-        """Call the running model, and later the one that is warmed aside alike."""
-        if self.aside is not None:
-            self.aside.since.append((method, given))
-        return getattr(self._forecaster, method)(*given)
+    def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - the result of *method*
+        """Call *method* of the running model; note the call for a model that is being warmed up."""
+        if self.promoted is not None:
+            self.promoted.calls.append((method, arguments))
+        return getattr(self.forecaster, method)(*arguments)
 
 
 class Worker:
-    """Runs jobs one after the other in a thread, whose unfinished work a process does not wait for.
+    """Runs jobs one after the other in a thread.
 
-    See ``exit_without_waiting``.
+    A process does not wait for them at its end (``exit_without_waiting``).
     """
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(1, name)
 
     def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-        """Queue *work*; return the future of its result in the running loop."""
+        """Queue *work*; return a future of the running loop for its result."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
@@ -396,25 +391,25 @@ class WorkerPredictor:
         self._pending: set[asyncio.Future[Any]] = set()
 
     def prepare(self, forecaster: Forecaster) -> None:
-        """Keep another model for the change to it, which is an event."""
+        """Keep a promoted model until the event that changes to it."""
         self._inline.prepare(forecaster)
 
-    async def warm_aside(self, worker: Worker) -> None:
-        """Warm the promoted model in *worker*, while the running one goes on to answer bars."""
-        if (aside := self._inline.aside) is not None:
-            await worker.submit(aside.warm)
+    async def warm_promoted(self, worker: Worker) -> None:
+        """Warm the promoted model up in *worker*, while the running one forecasts."""
+        if (promoted := self._inline.promoted) is not None:
+            await worker.submit(promoted.warm)
 
     async def predict(self, unit: Unit) -> Sequence[Prediction]:
-        """Return the forecast at each event of *unit*, or timeouts where they are late."""
+        """Return the forecast for each event of *unit*; timeouts if they miss the deadline."""
         events = events_of(unit)
-        # Here and not in the worker: a late answer must not see what came after its bar.
+        # Not in the worker: a late forecast must not see events after its bar.
         self._inline.see(*events)
         last = events[-1]
         if not isinstance(last, Bar | ModelChange | RetrainingEnd):
             return [None]
         answer = self._worker.submit(self._inline.answer, unit)
         if not isinstance(last, Bar) or last.open_time_ms < self._period_start_ms:
-            return await _answer_of(answer)  # nothing is decided until the model is warm
+            return await _result_of(answer)  # without a deadline: nothing is decided at this event
         if len(self._pending) >= PENDING_LIMIT:
             raise InvariantBroken(
                 f"the model left {PENDING_LIMIT} bars unanswered; raise model.deadline_ms or "
@@ -423,16 +418,16 @@ class WorkerPredictor:
         self._pending.add(answer)
         answer.add_done_callback(self._pending.discard)
         try:
-            # Not `wait_for`: before Python 3.12 it loses a stop that comes with the answer.
+            # Not `wait_for`: before Python 3.12 it loses a stop that arrives with the answer.
             async with asyncio.timeout(self._deadline_ms / 1000):
-                return await _answer_of(answer)
-        except TimeoutError:  # the work goes on
+                return await _result_of(answer)
+        except TimeoutError:  # the worker continues
             timeout = PredictionTimeout(self._deadline_ms)
             return [timeout if isinstance(event, Bar) else None for event in events]
 
 
-async def _answer_of(answer: asyncio.Future[T]) -> T:
-    """Return *answer*; a simultaneous stop does not hide an error of the model."""
+async def _result_of(answer: asyncio.Future[T]) -> T:
+    """Return the result of *answer*; a stop at the same time must not hide a model's error."""
     try:
         return await asyncio.shield(answer)
     except asyncio.CancelledError:
@@ -442,11 +437,11 @@ async def _answer_of(answer: asyncio.Future[T]) -> T:
 
 
 async def no_forecast(unit: Unit) -> Sequence[Prediction]:
-    """Return None for each event of *unit*: for strategies that need no forecast."""
+    """Return None for each event of *unit*: the predictor of strategies without a model."""
     return [None] * len(events_of(unit))
 
 
 def warm(forecaster: Forecaster, history: BarHistory, change: ModelChange) -> None:
-    """Warm *forecaster* with the remembered bars that *change* names."""
+    """Warm *forecaster* up with the kept bars from the times that *change* names."""
     for instrument, open_time_ms in change.warm_from:
         forecaster.warm(instrument, history.since(instrument, open_time_ms))

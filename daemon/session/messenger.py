@@ -1,8 +1,8 @@
-"""``Messenger``: sends the notices of a run by Apprise, in a process of its own.
+"""``Messenger``: sends the notices of a run with Apprise, in a separate process.
 
-No decision waits for it, and no fault of it ends a run. Notices wait in a bounded queue; what comes
-faster than the limit goes together; what an address does not take in time is counted, logged and
-given up. The rules are docs/operations.md, O25 to O28.
+No decision waits for it, and its faults never end a run. Notices wait in a bounded queue. Those
+that exceed the rate limit share one message. A message that an address does not accept in time is
+counted, logged and given up. The rules are docs/operations.md, O25 to O28.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tracepaper.daemon.session.child import (
     ChildProcess,
     Companion,
     TimeLimits,
-    keep,
+    repeat,
 )
 from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.errors import ConfigInvalid
@@ -41,15 +41,15 @@ from tracepaper.strategies.units import minute_text
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.session.apprise_worker")
 """The process that sends."""
 QUEUE_MOST: Final = 256
-"""Notices that wait; a further one is dropped and counted."""
+"""Most notices that wait; any further one is dropped and counted."""
 LINES_MOST: Final = 20
 BODY_MOST: Final = 1_800
-"""Notices, and characters of them, in one message; services refuse longer ones. Of what is left out
-it names the kinds."""
+"""Most notices, and most characters, of one message; services reject longer ones. The message
+counts the notices that did not fit, by kind."""
 URGENT: Final = frozenset({"limits", "halt", "stops", "feed"})
 FEED_EVERY_S: Final = 5.0
 END_S: Final = 10.0
-"""Wall seconds for what waits at the daemon's end, within those of an orderly stop."""
+"""Wall seconds to send waiting notices at the daemon's end; part of an orderly stop's time."""
 MINUTE_S: Final = 60.0
 NEEDED_BY: Final = "[notify] addresses"
 
@@ -57,7 +57,7 @@ log = Logger("notify")
 
 
 def check_notify(section: NotifySection, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise ``ConfigInvalid`` where *section* has addresses and nothing could be sent to them."""
+    """Raise ``ConfigInvalid`` if Apprise is missing or an address of *section* cannot be read."""
     require("apprise", NEEDED_BY, section.addresses)
     for address in filter(is_reference, section.addresses):
         try:
@@ -80,9 +80,9 @@ class Sender(ChildProcess):
         )
 
     async def send(self, message: Message) -> list[Delivery]:
-        """Send *message*; return what became of it at each address, in their order.
+        """Send *message*; return the result at each address, in their order.
 
-        An address that has not answered in time is given up, and the process ended.
+        If an address does not answer in time, the process is ended and that delivery has failed.
         """
         deliveries: dict[str, Delivery] = {}
         error = ""
@@ -98,12 +98,11 @@ class Sender(ChildProcess):
 
 
 class Messenger(Companion):
-    """Observes the steps of a run and tells *config*'s addresses what [notify] asks for.
+    """Observes the steps of a run and sends the notices that [notify] of *config* selects.
 
-    *breach* returns the limit that halts the run, *set_aside* why which strategies failed, and
-    *frame_age_s* the age of the feed's newest frame.
-    ``counts`` has the deliveries that were taken (sent) and not (failed), and the notices that
-    found the queue full (dropped).
+    *breach* returns the limit that halts the run, *set_aside* the failed strategies with their
+    errors, and *frame_age_s* the age of the feed's newest frame. ``counts`` has the deliveries that
+    succeeded (sent) and failed, and the notices for which the queue was full (dropped).
     """
 
     key = "notices"
@@ -130,11 +129,11 @@ class Messenger(Companion):
         self._turn = asyncio.Lock()
 
     def status(self) -> dict[str, int]:
-        """Return the counts."""
+        """Return ``counts``."""
         return dict(self.counts)
 
     def observe(self, step: Step) -> None:
-        """Queue the notices of a stored *step*; never wait, and never fail."""
+        """Queue the notices of a stored *step*; never wait and never raise."""
         try:
             self._put(self._notices.of_step(step, self._breach(), self._set_aside()))
         except Exception:
@@ -150,11 +149,11 @@ class Messenger(Companion):
             self._has_notices.set()
 
     @asynccontextmanager
-    async def at_work(self, failed: Callable[[], object]) -> AsyncIterator[None]:
-        """Send in the background of the block; what waits at its end has a bounded time."""
-        sending = asyncio.create_task(keep(self._send, self._clock, _log_fault), name="notify")
+    async def in_background(self, failed: Callable[[], object]) -> AsyncIterator[None]:
+        """Send while the block runs; then send what waits, within a bounded time."""
+        sending = asyncio.create_task(repeat(self._send, self._clock, _log_fault), name="notify")
         try:
-            async with super().at_work(failed):
+            async with super().in_background(failed):
                 yield
         finally:
             before = self.counts["dropped"]
@@ -169,10 +168,10 @@ class Messenger(Companion):
                     log.warning("notices given up at the end", count=lost)
 
     async def _work(self) -> None:
-        await keep(self._watch_feed, self._clock, _log_fault)
+        await repeat(self._watch_feed, self._clock, _log_fault)
 
     async def _send_rest(self, sending: asyncio.Task[None]) -> None:
-        """Let a message that is under way end, and send what waits in one more, without a limit."""
+        """Finish the message being sent, then send what waits in one more, ignoring the rate."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_S), self._turn:
                 sending.cancel()
@@ -194,7 +193,7 @@ class Messenger(Companion):
             await self._deliver()
 
     async def _deliver(self) -> None:
-        """Send what waits in one message; what was not answered is dropped."""
+        """Send all waiting notices in one message; count them as dropped if that raises."""
         notices = list(self._queue)
         self._queue.clear()
         self._has_notices.clear()
@@ -209,7 +208,7 @@ class Messenger(Companion):
                 log.warning("notice given up", address=delivery.address, error=delivery.error)
 
     def _message(self, notices: Sequence[Notice]) -> Message:
-        """Return one message of all *notices*, oldest first."""
+        """Return one message of *notices*, oldest first; if they are too many, urgent ones stay."""
         lines: dict[int, str] = {}
         size = 0
         for index in sorted(range(len(notices)), key=lambda at: notices[at].kind not in URGENT):
@@ -219,14 +218,14 @@ class Messenger(Companion):
                 break
             lines[index] = line
         text = "\n".join(lines[index] for index in sorted(lines))
-        left = Counter(notice.kind for index, notice in enumerate(notices) if index not in lines)
-        if left:
-            counts = ", ".join(f"{kind} {count}" for kind, count in left.items())
-            text += f"\nand {left.total()} more: {counts}"
+        omitted = Counter(notice.kind for index, notice in enumerate(notices) if index not in lines)
+        if omitted:
+            counts = ", ".join(f"{kind} {count}" for kind, count in omitted.items())
+            text += f"\nand {omitted.total()} more: {counts}"
         symbols = {item.symbol for item in self._run.instruments}
-        about = next(iter(symbols)) if len(symbols) == 1 else f"{len(symbols)} symbols"
-        what = notices[0].kind if len({notice.kind for notice in notices}) == 1 else "notices"
-        return Message(f"tracepaper {about}: {what}", text)
+        subject = next(iter(symbols)) if len(symbols) == 1 else f"{len(symbols)} symbols"
+        topic = notices[0].kind if len({notice.kind for notice in notices}) == 1 else "notices"
+        return Message(f"tracepaper {subject}: {topic}", text)
 
     def _line(self, notice: Notice) -> str:
         time = minute_text(notice.market_ms)
@@ -237,9 +236,9 @@ class Messenger(Companion):
 
 
 async def send_test(section: NotifySection) -> list[Delivery]:
-    """Send one message to every address of *section*; return what became of it at each.
+    """Send one message to every address of *section*; return the result at each.
 
-    Raises ``ConfigInvalid`` where there is no address, or one cannot be read.
+    Raises ``ConfigInvalid`` if there is no address, or one cannot be read.
     """
     if not section.addresses:
         raise ConfigInvalid(

@@ -1,8 +1,4 @@
-"""Loads the forecaster that ``[model]`` names.
-
-It is the run's model, named by ``[model] checkpoint``. torch is imported here only when such a
-strategy is wanted.
-"""
+"""Loads the model that ``[model]`` names; torch is imported only when a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -20,11 +16,11 @@ from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_covariates,
-    covariates_kept_as,
-    kept_covariates_of,
+    covariates_name,
     recorded_covariates,
+    recorded_covariates_name,
 )
-from tracepaper.daemon.session.user_model import load_model, say_once, user_model
+from tracepaper.daemon.session.user_model import failure_logger, load_model, user_model
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
@@ -47,8 +43,8 @@ if TYPE_CHECKING:
 def make_orderbook(config: Config) -> OrderBookStrategy:
     """Return the strategy of the checkpoint that ``strategy.options.checkpoint`` names.
 
-    Raises ``ConfigInvalid`` for options, a symbol or depth that it was not made for, and
-    ``CheckpointMismatch`` for a folder whose weights and card do not belong together.
+    Raises ``ConfigInvalid`` for options, a symbol or a depth that the checkpoint does not support,
+    and ``CheckpointMismatch`` if its weights and card do not match.
     """
     from tracepaper.strategies.forecasters.order_book import BookModel, OrderBookStrategy
 
@@ -58,16 +54,16 @@ def make_orderbook(config: Config) -> OrderBookStrategy:
     if traded != model.instrument:
         raise ConfigInvalid(
             f"The orderbook checkpoint reads books of {model.instrument}, and the run trades "
-            f"{traded}; trade that alone, or train on books of this."
+            f"{traded}; trade {model.instrument} alone, or train on books of {traded}."
         )
     _require_books(config, BookReading(model.config.levels, model.every_ms))
     return OrderBookStrategy(model, config.strategy.options)
 
 
 def checkpoint_sha256(config: Config) -> str:
-    """Return the hash of the checkpoint's weights and card, as its card names it.
+    """Return the hash of the checkpoint's weights and card, which its card holds.
 
-    Loading compares the name with both, so a run goes on, and is verified, by the same ones alone.
+    Loading compares it with both, so only the same checkpoint can resume or verify a run.
     """
     card = checkpoints.read_card(checkpoint_folder(config))
     return str(card["model"].get("sha256", ""))
@@ -75,19 +71,19 @@ def checkpoint_sha256(config: Config) -> str:
 
 def checkpoint_folder(config: Config) -> Path:
     """Return the folder that ``strategy.options.checkpoint`` names, by name or path."""
-    given = config.strategy.options.get("checkpoint")
-    if not isinstance(given, str) or not given:
+    name = config.strategy.options.get("checkpoint")
+    if not isinstance(name, str) or not name:
         raise ConfigInvalid(
             f"strategy.name '{config.strategy.name}' needs strategy.options.checkpoint, and it is "
-            f"{shown(given)}; name the folder that `tracepaper train` wrote."
+            f"{shown(name)}; name the folder that `tracepaper train` wrote."
         )
-    return checkpoints.locate(given)
+    return checkpoints.locate(name)
 
 
 def reject_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
-    """Raise ``ConfigInvalid`` where *card*'s checkpoint cannot serve the configured strategy.
+    """Raise ``ConfigInvalid`` if the checkpoint of *card* does not fit the configured strategy.
 
-    A user's own class may ask any model, one over several symbols too.
+    A user's class may use any model, also one over several symbols.
     """
     from tracepaper.strategies.forecasters.build import known_kind
 
@@ -109,15 +105,15 @@ def reject_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
 def make_together(
     config: Config, forecaster: Forecaster | None, horizon_index: int
 ) -> CrossAssetStrategy:
-    """Return the strategy that trades all symbols by *forecaster*, which answers for all of them.
+    """Return the strategy that trades all symbols together with a cross-asset *forecaster*.
 
-    Raises ``ConfigInvalid`` for options that it does not have.
+    Raises ``ConfigInvalid`` for another model, and for unknown options.
     """
     every: int | None = getattr(forecaster, "every", None)
     if forecaster is None or every is None:
         raise ConfigInvalid(
-            f"strategy.name '{config.strategy.name}' needs a checkpoint of that kind; name it by "
-            "model.checkpoint."
+            f"strategy.name '{config.strategy.name}' needs a checkpoint of that kind; set "
+            "model.checkpoint to one."
         )
     return CrossAssetStrategy(
         config.market.symbols,
@@ -133,7 +129,7 @@ _KIB: Final = 1024
 
 
 def load_checkpoint(config: Config, *, database: Path | None = None) -> checkpoints.Checkpoint:
-    """Load the configured checkpoint and keep a copy beside the database *database*."""
+    """Load the configured checkpoint, and copy it beside *database* if that is given."""
     folder = checkpoints.locate(config.model.checkpoint)
     if not checkpoints.is_checkpoint(folder):
         raise ConfigInvalid(
@@ -147,7 +143,7 @@ def load_checkpoint(config: Config, *, database: Path | None = None) -> checkpoi
 
 
 def card_of(config: Config, forecaster: Forecaster | None) -> Mapping[str, Any]:
-    """Return the card of the configured model: of a user's class that of its *forecaster*."""
+    """Return the card of the configured model; that of a user's class is its *forecaster*'s."""
     if config.model.custom_class:
         card: Mapping[str, Any] = getattr(forecaster, "card", {})
         return card
@@ -155,7 +151,7 @@ def card_of(config: Config, forecaster: Forecaster | None) -> Mapping[str, Any]:
 
 
 def warnings_for(config: Config) -> tuple[str, ...]:
-    """Return the warnings about the configured model that a run stores."""
+    """Return the warnings about the configured model, which a run stores."""
     if config.model.custom_class:
         return ()
     card = card_of(config, None)
@@ -168,13 +164,16 @@ def warnings_for(config: Config) -> tuple[str, ...]:
     if config.model.measured != ExplanationSection():
         warnings.append(
             "the checkpoint's quantiles of recent mass and shift are those of the usual rollout, "
-            "and this run is explained by another"
+            "and this run uses another explanation"
         )
     return tuple(warnings)
 
 
 def chosen_backend(config: Config) -> str:
-    """Return the attention backend of the configured checkpoint; reject one it cannot have."""
+    """Return the attention backend of the configured checkpoint.
+
+    Raises ``ConfigInvalid`` for a configured backend that the checkpoint does not support.
+    """
     from tracepaper.strategies.forecasters.build import choose_backend
 
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
@@ -184,10 +183,11 @@ def chosen_backend(config: Config) -> str:
 def load_forecaster(
     config: Config, *, database: Path | None = None, mode: str = "step", live: bool = False
 ) -> Forecaster:
-    """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
+    """Return the configured model, not yet warmed up; *mode* is ``step`` or ``scan``.
 
-    Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
-    is kept beside the database *database*; *live*, covariates are events.
+    The mode ``step`` becomes ``batched`` if the bars of one close are decided together. The
+    checkpoint, or a user's card, is copied beside *database*. Covariates of a *live* run are
+    events.
     """
     reject_combination(traits_of(config))
     if config.model.custom_class:
@@ -206,43 +206,43 @@ def load_forecaster(
 def forecaster_of_run(
     run: Run, config: Config, database: Path, *, sha256: str = "", into: Path | None = None
 ) -> Forecaster:
-    """Return the model of *run*, or the one that was promoted in it with the hash *sha256*.
+    """Return the model of *run*, or the one with hash *sha256* that was promoted in it.
 
-    It is kept beside *into*, where that is given. A checkpoint is the one that was kept beside
-    *database*; a user's class is made as it is now, so its hash may be another. A stream attends by
-    the run's backend where that is here. Raises ``CheckpointMismatch`` where the checkpoint is
-    gone.
+    A checkpoint is loaded from the copy beside *database*. A user's class is made from its present
+    code, so its hash may differ. A stream uses the run's attention backend if it is available here.
+    The model is copied beside *into*, if that is given. Raises ``CheckpointMismatch`` if the
+    checkpoint is missing.
     """
     if config.model.custom_class:
         return load_forecaster(config, database=into, mode=run.mode)
     kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
     if into is not None:
         checkpoints.keep(kept, into)
-    card, kept_as = checkpoints.read_card(kept), kept_covariates_of(run.libraries)
-    source = recorded_covariates(database, kept_as, card, into=into)
-    return forecaster_of(kept, _attending_by(run.backend, config), mode=run.mode, covariates=source)
+    card, name = checkpoints.read_card(kept), recorded_covariates_name(run.libraries)
+    source = recorded_covariates(database, name, card, into=into)
+    return forecaster_of(kept, _with_backend(config, run.backend), mode=run.mode, covariates=source)
 
 
-def _attending_by(backend: str, config: Config) -> Config:
-    """Return *config* with the *backend* of a stream that a run recorded, auto where it is not."""
+def _with_backend(config: Config, recorded: str) -> Config:
+    """Return *config* with the *recorded* backend of a stream, "auto" if it is unavailable here."""
     from tracepaper.strategies.attention import compiled
 
-    if backend not in {"tiles", *compiled.NAMES}:
+    if recorded not in {"tiles", *compiled.NAMES}:
         return config
-    wanted = backend if backend in {"tiles", *compiled.available()} else "auto"
-    model = config.model.model_copy(update={"backend": wanted})
+    backend = recorded if recorded in {"tiles", *compiled.available()} else "auto"
+    model = config.model.model_copy(update={"backend": backend})
     return config.model_copy(update={"model": model})
 
 
 def forecaster_of(
     folder: Path, config: Config, *, mode: str, covariates: CovariateSource | None = None
 ) -> Forecaster:
-    """Return the model of the checkpoint in *folder*, run as *config* says."""
+    """Return the model of the checkpoint in *folder*, with the run options of *config*."""
     return _built(checkpoints.load(folder), config, mode, covariates)
 
 
 def computing(forecaster: Forecaster | None) -> tuple[str, str]:
-    """Return torch's version and instruction set; both empty without a checkpoint."""
+    """Return torch's version and instruction set; two empty texts without a checkpoint."""
     if forecaster is None or user_model(forecaster) is not None:
         return "", ""
     from tracepaper.strategies.forecasters import build
@@ -251,12 +251,15 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
 
 
 def other_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
-    """Return the other sources of an answer: libraries of a class, loops, a user's covariates."""
+    """Return further code or data that forecasts depend on, by name.
+
+    These are the libraries of a user's class, covariates, or compiled attention loops.
+    """
     if forecaster is None:
         return {}
     if (model := user_model(forecaster)) is not None:
         return model.libraries
-    if kept := covariates_kept_as(forecaster):
+    if kept := covariates_name(forecaster):
         return {VECTORS: kept}
     if not forecaster.backend.startswith("native"):
         return {}
@@ -273,8 +276,8 @@ def _built(
 ) -> Forecaster:
     from tracepaper.strategies.forecasters.build import RunOptions, build, known_kind
 
-    for of in members_of(config).values() or [config]:
-        reject_other_strategy(of, checkpoint.card)
+    for strategy_config in members_of(config).values() or [config]:
+        reject_other_strategy(strategy_config, checkpoint.card)
     schema = config.features.custom_schema
     card_schema = checkpoint.card["features"].get("schema_id")
     if schema not in (None, card_schema):
@@ -291,7 +294,7 @@ def _built(
     if kind is not None and serves_close and trained != config.market.interval:
         raise ConfigInvalid(
             f"The {kind.name} checkpoint was trained on interval {trained}, and market.interval "
-            f"is {config.market.interval}; make them one."
+            f"is {config.market.interval}; set it to {trained}, or name another checkpoint."
         )
     return build(
         checkpoint.card,
@@ -309,42 +312,45 @@ def _built(
             symbols=config.market.symbols,
             horizon=config.gate.horizon,
             dropout_passes=config.model.dropout_passes,
-            say=say_once(),
+            say=failure_logger(),
         ),
     )
 
 
 def _require_books(config: Config, reading: BookReading) -> None:
-    """Raise ``ConfigInvalid`` where the run has not the order books of a model's *reading*."""
+    """Raise ``ConfigInvalid`` if the run lacks the order books that a model reads."""
     market = config.market
     if market.depth < reading.levels or market.depth_every_ms != reading.every_ms:
         raise ConfigInvalid(
             f"The checkpoint reads order books of {reading.words}, and [market] has depth = "
-            f"{market.depth} and depth_every_ms = {market.depth_every_ms}; set them so, in a "
-            "replay by --depth FILE."
+            f"{market.depth} and depth_every_ms = {market.depth_every_ms}; set both to match, in a "
+            "replay with --depth FILE."
         )
 
 
 def _require_other(config: Config, card: Mapping[str, Any]) -> None:
-    """Raise ``ConfigInvalid`` where the run lacks the other symbol that *card*'s model asks."""
+    """Raise ``ConfigInvalid`` if the run lacks the other symbol that the model of *card* reads."""
     if not (symbol := other_of(card)):
         return
     market = config.market
     if symbol not in market.symbols:
         raise ConfigInvalid(
-            f"The checkpoint asks the closed bars of {symbol}, and the run has "
+            f"The checkpoint reads the closed bars of {symbol}, and the run has "
             f"{' and '.join(market.symbols)} alone; add {symbol} to market.symbols, in a replay by "
             "--data."
         )
     if len(market.symbols) == 1:
         raise ConfigInvalid(
-            f"The checkpoint asks the closed bars of {symbol} for another symbol, and the run has "
+            f"The checkpoint reads the closed bars of {symbol} for another symbol, and the run has "
             "none; add one to market.symbols, in a replay by --data."
         )
 
 
 def _method(config: Config) -> Rollout:
-    """Return how each bar's decision is explained; raise where head weights cannot be read."""
+    """Return the explanation method of ``[model.explanation]``.
+
+    Raises ``ConfigInvalid`` for invalid head weights.
+    """
     from tracepaper.strategies.attention.methods import Rollout, fusion_of, head_weights
 
     chosen = config.model.measured
@@ -362,14 +368,11 @@ def _device(config: Config) -> str:
     return "cpu" if config.model.device == "auto" else config.model.device
 
 
-# The memory that this process could still be given.
-
-
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Return the bytes that machine and container would still give; None where neither says so.
+    """Return the bytes of memory that this process could still get; None if unknown.
 
-    Linux does: ``MemAvailable`` of ``/proc/meminfo`` and, in a container, the limit of its
-    control group (version 2). What either can drop at once, such as cached files, counts as free.
+    Linux has them in ``MemAvailable`` of ``/proc/meminfo`` and, in a container, in the limit of the
+    control group (version 2). Memory that can be freed at once, such as cached files, is counted.
     """
     available = _number(root / "proc/meminfo", "MemAvailable:")
     free = [] if available is None else [available * _KIB]
@@ -381,7 +384,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _number(path: Path, name: str = "") -> int | None:
-    """Return the number behind *name* in *path*; None where there is no such file or number."""
+    """Return the number after *name* in the file *path*; None without that file or number."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
@@ -391,18 +394,18 @@ def _number(path: Path, name: str = "") -> int | None:
 
 
 def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
-    """Refuse a size or a limit that needs outputs which the strategy's model does not give."""
-    given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
-    wanted = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
+    """Raise ``ConfigInvalid`` for a size or limit that needs outputs the model does not have."""
+    measures: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
+    required = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
     if config.gate.learned_regimes:
-        wanted["gate.learned_regimes"] = learned_regime.needs
-    if not config.strategies.named:  # of several each has its own
+        required["gate.learned_regimes"] = learned_regime.needs
+    if not config.strategies.named:  # each of several strategies has its own sizes
         mode, by_forecast = config.sizing.mode, config.sizing.volatility == "forecast"
-        wanted[f"sizing.mode '{mode}'"] = SIZED_BY.get(mode, frozenset())
+        required[f"sizing.mode '{mode}'"] = SIZED_BY.get(mode, frozenset())
         if mode == "volatility" and by_forecast:
-            wanted["sizing.volatility 'forecast'"] = frozenset({"volatility"})
-    for key, needs in wanted.items():
-        if missing := sorted(needs - given):
+            required["sizing.volatility 'forecast'"] = frozenset({"volatility"})
+    for key, needs in required.items():
+        if missing := sorted(needs - measures):
             raise ConfigInvalid(
                 f"{key} needs {' and '.join(missing)} of the model, which {strategy_name(config)} "
                 "is not given; take a checkpoint that gives it, or change the key."
@@ -410,7 +413,10 @@ def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
 
 
 def reject_equal_shadows(config: Config, shadows: Collection[str], gates: Collection[str]) -> None:
-    """Refuse a shadow account among *shadows* that would do in all what the run does by *gates*."""
+    """Raise ``ConfigInvalid`` for a shadow account that would always equal the run's account.
+
+    *gates* are those of the run.
+    """
     if FULL_SIZE in shadows and config.sizing.mode not in {*SIZED_BY, "volatility"}:
         raise ConfigInvalid(
             f"strategy.shadows {FULL_SIZE} would be the run itself, whose sizing.mode "
@@ -430,13 +436,13 @@ SIZED_BY: Final = {
     "tanh": frozenset({"mean_return", "stdev_return"}),
     "kelly": frozenset({"mean_return", "stdev_return"}),
 }
-"""The outputs of a forecast that a mode of sizing needs."""
+"""The outputs of a model that each ``sizing.mode`` needs."""
 
 
 def reject_by_confidence(config: Config, fitted: FittedConfidence | None) -> None:
-    """Raise ``ConfigInvalid`` where sizes ask for a confidence that no card has *fitted*."""
+    """Raise ``ConfigInvalid`` if sizes need a confidence and the model's card has none *fitted*."""
     if config.sizing.by_confidence and fitted is None:
         raise ConfigInvalid(
             "sizing.by_confidence needs a model whose card has a fitted confidence at gate.horizon "
-            f"{config.gate.horizon}; train it again, or take the key out."
+            f"{config.gate.horizon}; train it again, or remove the key."
         )

@@ -1,4 +1,4 @@
-"""Notices of a run: what a person is told of each step and of the feed, as a pure function.
+"""Makes the notices of a run, for people, from its steps and its feed; pure.
 
 A notice is a kind and the fields of its template (``daemon/config/notify.py``), all of them text.
 """
@@ -37,24 +37,24 @@ from tracepaper.strategies.units import (
 )
 
 TEXT_MOST: Final = 300
-"""Characters of a text that a user, an operator or a strategy wrote."""
+"""Most characters of a text from a user, an operator or a strategy."""
 _LATE: Final = frozenset({late.name, deadline.name})
 _BREACHES: Final = frozenset({risk_drawdown.name, risk_daily_loss.name})
 _PLAIN_ROLES: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST, OrderRole.COMMAND})
 _COMMANDS: Final = {
     CommandKind.HALT: "no new exposure until RESUME",
     CommandKind.RESUME: "new exposure is allowed",
-    CommandKind.FLATTEN: "all is closed, and no new exposure until RESUME",
+    CommandKind.FLATTEN: "all positions are closed, and no new exposure until RESUME",
 }
 _ACTIONS: Final = {
     "halt": "no new exposure until RESUME",
-    "flatten": "what is held is closed, and no new exposure until RESUME",
+    "flatten": "all positions are closed, and no new exposure until RESUME",
     "refuse": "no new exposure while it lasts",
 }
 
 
 class Notice(Struct, frozen=True):
-    """Something that a person is told, with the fields that a template of its kind may name."""
+    """One notice, with the fields that a template of its kind may use."""
 
     kind: NoticeKind
     market_ms: int
@@ -62,9 +62,9 @@ class Notice(Struct, frozen=True):
 
 
 class Notices:
-    """Makes the notices of one run; remembers what was told, so that a state is told once.
+    """Makes the notices of one run, each state once.
 
-    What it counts begins anew at each start, as each text says by its ``since``.
+    Its counts begin at the start of the process; each text gives that time as ``since``.
     """
 
     def __init__(self, section: NotifySection, run: Run, *, on_breach: str) -> None:
@@ -75,7 +75,7 @@ class Notices:
         self._breach = ""
         self._late: set[str] = set()  # instruments whose newest decision was late
         self._late_count = 0
-        self._set_aside: set[str] = set()  # of several strategies, those that failed
+        self._set_aside: set[str] = set()  # failed strategies of several that were reported
         self._is_lost = False
         self._refusals = _Digest(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Digest(DAY_MS, time_of_day_ms(section.daily_at))
@@ -85,10 +85,8 @@ class Notices:
     ) -> list[Notice]:
         """Return the notices of a stored *step*; *breach* is the limit that halts the run, if any.
 
-        *set_aside* says of several strategies which failed, and why.
-
-        Costs no more for a longer run, and nothing to speak of for a step that neither fills nor
-        decides.
+        *set_aside* has the error of each strategy that failed. The cost does not grow with the run,
+        and is negligible for a step without fills and decisions.
         """
         notices: list[Notice] = []
         if step.fills:
@@ -117,15 +115,15 @@ class Notices:
         return [notice for notice in notices if notice.kind in self._kinds] if notices else notices
 
     def of_feed(self, age_s: float, lost_s: float, market_ms: int) -> list[Notice]:
-        """Return the notice that the feed is lost, or back, at an *age_s* of its newest frame."""
+        """Return the notice that the feed is lost, or back; *age_s* is its newest frame's age."""
         is_lost = age_s > lost_s
         if is_lost is self._is_lost or "feed" not in self._kinds:
             return []
         self._is_lost = is_lost
         if is_lost:
-            words = f"no data for {duration(age_s * 1000)}; the daemon connects again by itself"
+            words = f"no data for {duration(age_s * 1000)}; the daemon reconnects by itself"
             return [_feed("lost", words, market_ms)]
-        return [_feed("back", "data come again; missing bars are asked for over REST", market_ms)]
+        return [_feed("back", "data arrive again; REST is asked for the missing bars", market_ms)]
 
     # ------------------------------------------------------------ of one step
 
@@ -153,7 +151,7 @@ class Notices:
 
     def _bar(self, bar: Bar, step: Step, breach: str, notices: list[Notice]) -> None:
         if bar.open_time_ms < self._start_ms:
-            return  # history, of which days have long passed
+            return  # a bar before the run began
         refusals, daily = self._refusals, self._daily
         if daily.first is None:
             refusals.begin(bar, step)
@@ -175,14 +173,14 @@ class Notices:
             daily.begin(bar, step)
 
     def _failures(self, set_aside: Mapping[str, str], step: Step) -> Iterator[Notice]:
-        """Yield the notice of each strategy that was set aside, once."""
+        """Yield one notice for each newly failed strategy."""
         for name in set_aside.keys() - self._set_aside:
             self._set_aside.add(name)
             note = _shortened(set_aside[name])
             yield _notice("halt", step, command=f"strategy {name}", note=note)
 
     def _limit(self, decision: Decision, step: Step, breach: str, notices: list[Notice]) -> None:
-        """Tell of a limit once it is breached; where it only refuses, once a day."""
+        """Add a notice when a limit is breached; at most daily where a breach only refuses."""
         if self._on_breach == "refuse":
             breach = decision.refused_by or ""
             breach = breach if breach in _BREACHES else ""
@@ -199,7 +197,7 @@ class Notices:
             notices.append(_notice("limits", step, limit=breach, equity=equity, action=action))
 
     def _lateness(self, bar: Bar, decision: Decision, step: Step, notices: list[Notice]) -> None:
-        """Take in that decisions of the bar's instrument have become late, or are in time again."""
+        """Note that decisions on the bar's instrument became late, or are in time again."""
         symbol = self._instruments[bar.instrument].symbol
         if bar.instrument not in self._late:
             if not self._late:
@@ -223,12 +221,12 @@ class Notices:
 
 
 class _Digest:
-    """Counts decisions, refusals and fills over spans of market time."""
+    """Counts decisions, refusals and fills over periods of market time."""
 
     def __init__(self, every_ms: int, at_ms: int) -> None:
         self._every_ms, self._at_ms = every_ms, at_ms
         self.until_ms = 0
-        self.first: Step | None = None  # the step with which the span began
+        self.first: Step | None = None  # the first step of the period
         self.decisions = 0
         self.refused: Counter[str] = Counter()
         self.fills = 0
@@ -240,7 +238,7 @@ class _Digest:
             self.refused[decision.refused_by] += 1
 
     def begin(self, bar: Bar, step: Step) -> None:
-        """Begin a span with the step of *bar*; it ends at the next multiple of its length."""
+        """Begin a period with the step of *bar*; it ends at the next multiple of its length."""
         past_ms = (bar.close_time_ms - self._at_ms) % self._every_ms
         self.until_ms = bar.close_time_ms - past_ms + self._every_ms
         self.first = step
@@ -248,7 +246,7 @@ class _Digest:
         self.refused.clear()
 
     def since(self) -> str:
-        """Return the market time at which the span began, as text."""
+        """Return the market time at which the period began, as text."""
         return NOTHING if self.first is None else minute_text(self.first.event.market_ms)
 
 
@@ -267,11 +265,11 @@ def _refusals(digest: _Digest, step: Step) -> Notice:
 def _summary(digest: _Digest, step: Step) -> Notice:
     first = step if digest.first is None else digest.first
     before, after = first.account, step.account
-    begun = {shadow.shadow: shadow.account.equity for shadow in first.shadows}
+    equity_before = {shadow.shadow: shadow.account.equity for shadow in first.shadows}
     shadows = "".join(
-        f"; {shadow.shadow} {_percent(begun[shadow.shadow], shadow.account.equity)}"
+        f"; {shadow.shadow} {_percent(equity_before[shadow.shadow], shadow.account.equity)}"
         for shadow in step.shadows
-        if shadow.shadow in begun
+        if shadow.shadow in equity_before
     )
     return _notice(
         "daily",
@@ -306,6 +304,6 @@ def _percent(before: int, after: int) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Return *text* on one line, without control characters and not too long."""
+    """Return *text* on one line, without control characters, cut to ``TEXT_MOST``."""
     text = " ".join(visible(text).split())
     return text if len(text) <= TEXT_MOST else f"{text[: TEXT_MOST - 1]}…"

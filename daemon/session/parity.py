@@ -1,7 +1,7 @@
-"""``DailyParity``: has the run's last day replayed from its record, in a process of its own.
+"""``DailyParity``: replays the run's last day from its record, in a separate process.
 
 No decision waits for it. The result is an event of the run: ``identical 1440 of 1440``, the first
-difference with its culprit, or why the day could not be replayed.
+difference with its cause, or the reason why the day could not be replayed.
 
 The rules are docs/operations.md, O21 to O24.
 """
@@ -26,16 +26,16 @@ from tracepaper.strategies.units import DAY_MS, day_text, time_of, time_of_day_m
 
 OFF: Final = "off"
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "parity")
-"""The process that replays: the command that does the same by hand."""
+"""The process that replays: the same command that a user may run."""
 
 log = Logger("parity")
 
 
 class DailyParity(ScheduledJob):
-    """Watches the market time of a run's steps, and checks each UTC day once it is over.
+    """Checks each UTC day of a run once it is over.
 
-    A day begins to be checked with the first bar that closes at *section*'s time of the next day or
-    later. After days without the daemon, only the last of them is.
+    The check starts with the first bar that closes at or after *section*'s time of the next day.
+    After several days without the daemon only the last one is checked.
     """
 
     key = "parity"
@@ -51,16 +51,16 @@ class DailyParity(ScheduledJob):
         super().__init__()
         self.is_checking = False
         with Reader.open(database) as reader:
-            is_stored = run.run_id in reader.run_ids()  # a new run is, with its first steps
+            is_stored = run.run_id in reader.run_ids()  # a new run is stored with its first steps
             self.last = reader.newest_of(run.run_id, ParityCheck) if is_stored else None
         self._section, self._database, self._run = section, database, run
         self._submit, self._clock = submit, clock
         self._at_ms = time_of_day_ms(section.daily_at)
-        self._newest: Bar | None = None  # of the stored bars
+        self._newest: Bar | None = None  # the newest stored bar after the day to check
 
     @property
     def _since_ms(self) -> int:
-        """The end of the last day that was checked; before the first, the run's start."""
+        """The end of the last checked day; the run's start before the first check."""
         return self._run.period_start_ms if self.last is None else self.last.until_ms
 
     @property
@@ -69,12 +69,12 @@ class DailyParity(ScheduledJob):
         return (self._since_ms // DAY_MS + 1) * DAY_MS
 
     @property
-    def due_ms(self) -> int:  # type: ignore[override] # computed, and never set
-        """The market time from which on the next check begins."""
+    def due_ms(self) -> int:  # type: ignore[override] # computed, never set
+        """The earliest market time of the next check."""
         return self._until_ms + self._at_ms
 
     def status(self) -> dict[str, object]:
-        """Return whether a day is checked, from when on none was, the next, the last result."""
+        """Return whether a check runs, the unchecked time's start, the next check, the last one."""
         return {
             "checking": self.is_checking,
             "since_ms": self._since_ms,
@@ -83,13 +83,13 @@ class DailyParity(ScheduledJob):
         }
 
     def observe(self, step: Step) -> None:
-        """Begin a check once a bar of the next day is stored that reaches its due time."""
+        """Start a check once a stored bar of the next day reaches its due time."""
         bar = step.event
         if isinstance(bar, Bar) and step.accepted and bar.open_time_ms >= self._until_ms:
             self._newest = bar
             super().observe(step)
 
-    async def _do(self) -> None:
+    async def _run_job(self) -> None:
         self.is_checking = True
         try:
             check = await self._check(self._day_before())
@@ -99,18 +99,18 @@ class DailyParity(ScheduledJob):
         event = msgspec.structs.replace(check, market_ms=now_ms, seen_ms=now_ms)
         await self._submit(event)
         self.last = event
-        is_well = event.outcome is ParityOutcome.IDENTICAL
-        (log.info if is_well else log.warning)("parity", result=event.reason)
+        is_identical = event.outcome is ParityOutcome.IDENTICAL
+        (log.info if is_identical else log.warning)("parity", result=event.reason)
 
     def _day_before(self) -> int:
-        """Return when the last day began that is over; of longer bars, that in which one opened."""
+        """Return the start of the last finished day in which a bar opened."""
         bar = self._newest
-        assert bar is not None, "a bar has made it due"
+        assert bar is not None, "a bar has made the check due"
         before_ms = min(bar.market_ms - self._at_ms - DAY_MS, bar.open_time_ms - bar.interval_ms)
         return before_ms // DAY_MS * DAY_MS
 
     async def _check(self, from_ms: int) -> ParityCheck:
-        """Replay the day that began at *from_ms*, in a process of its own."""
+        """Replay the day that began at *from_ms*, in a separate process."""
         until_ms = from_ms + DAY_MS
         limit = self._section.time_limit
         command = (
@@ -127,7 +127,7 @@ class DailyParity(ScheduledJob):
 
 
 def unchecked(from_ms: int, until_ms: int, reason: str) -> ParityCheck:
-    """Return the check of a span that could not be replayed, for *reason*."""
-    span = day_text(from_ms) if until_ms - from_ms == DAY_MS else "the run"
-    sentence = f"{span} could not be replayed: {reason.rstrip('.')}"
+    """Return the check of a period that could not be replayed, for *reason*."""
+    period = day_text(from_ms) if until_ms - from_ms == DAY_MS else "the run"
+    sentence = f"{period} could not be replayed: {reason.rstrip('.')}"
     return ParityCheck(ParityOutcome.FAILED, sentence, from_ms, until_ms, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Processes that are kept at work beside a run: one records its events, one ships its file.
+"""Processes that run beside a daemon: one records market events, one ships the run's file.
 
 The rules are docs/orderbook.md, D28 to D31, and docs/fleet.md, F7.
 """
@@ -18,15 +18,22 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.book_follower import LEVELS
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.child import END_S, WELL_S, ChildProcess, Companion, TimeLimits, keep
+from tracepaper.daemon.session.child import (
+    END_S,
+    HEALTHY_S,
+    ChildProcess,
+    Companion,
+    TimeLimits,
+    repeat,
+)
 from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.errors import ConfigInvalid
 
 RECORD: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
 SHIP: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
-"""The programs: commands that do the same by hand."""
+"""The programs: the same commands that a user may run."""
 NICE: Final = 5
-"""The niceness of the process: after the daemon, before what may wait."""
+"""The niceness of the recorder: its priority is below the daemon's, above work that can wait."""
 PROBE_BYTES: Final = 64 * 1024
 
 log = Logger("recording")
@@ -38,7 +45,7 @@ def file_of(folder: Path, symbol: str) -> Path:
 
 
 def folder_of(config: Config) -> Path | None:
-    """Return the folder of ``market.record_events``, beside the configuration file."""
+    """Return the absolute path of ``market.record_events``, relative to the configuration file."""
     folder = config.market.record_events
     if folder is None:
         return None
@@ -46,7 +53,7 @@ def folder_of(config: Config) -> Path | None:
 
 
 def check_recording(config: Config) -> None:
-    """Raise ``ConfigInvalid`` where nothing can be recorded to the folder."""
+    """Raise ``ConfigInvalid`` if no file can be written to the folder."""
     if (folder := folder_of(config)) is None:
         return
     try:
@@ -58,12 +65,12 @@ def check_recording(config: Config) -> None:
     except OSError as error:
         raise ConfigInvalid(
             f"[market] record_events: {folder} takes no file ({error.strerror}); free disk space, "
-            "or name a folder that can be written."
+            "or name a writable folder."
         ) from None
 
 
 class Recorder(Companion):
-    """Records the events of a run's symbols; what the process holds is written at its end."""
+    """Records the market events of a run's symbols; its process writes its buffers as it ends."""
 
     key = "recording"
 
@@ -77,34 +84,34 @@ class Recorder(Companion):
         self._child = ChildProcess("recording", command, TimeLimits(end_s=END_S))
         self._clock = clock
         self._faults, self._error = 0, ""
-        self._begun_s: float | None = None  # network time; None while no process is at work
+        self._started_s: float | None = None  # network time; None while no process runs
 
     def status(self) -> dict[str, object]:
-        """Return the faults since the daemon's start, and the one that lasts.
+        """Return the number of faults since the daemon's start, and the present error.
 
-        It is over once the process was at work for ``WELL_S``.
+        The error is cleared once the process has run for ``HEALTHY_S``.
         """
-        begun_s = self._begun_s
-        is_well = begun_s is not None and self._clock.network_s() - begun_s >= WELL_S
-        return {"faults": self._faults, "error": "" if is_well else self._error}
+        started_s = self._started_s
+        is_healthy = started_s is not None and self._clock.network_s() - started_s >= HEALTHY_S
+        return {"faults": self._faults, "error": "" if is_healthy else self._error}
 
     async def _work(self) -> None:
-        await keep(self._record, self._clock, self._failed)
+        await repeat(self._record, self._clock, self._failed)
 
     async def _record(self) -> None:
-        self._begun_s = self._clock.network_s()
+        self._started_s = self._clock.network_s()
         await self._child.follow(object, lambda _message: None)
 
     def _failed(self, error: Exception, pause_s: float) -> None:
-        self._begun_s = None
+        self._started_s = None
         self._faults, self._error = self._faults + 1, str(error)
         log.warning("recording ended", error=str(error), again_s=pause_s)
 
 
 class ShippingProcess(Companion):
-    """Ships a run's file to a fleet, and has the newest ``progress`` of it.
+    """Ships a run's file to a fleet; ``progress`` is the newest report of its process.
 
-    The process outlives the daemon by the seconds that its last steps take.
+    The process outlives the daemon by the seconds that it needs to ship the last steps.
     """
 
     key = "shipping"
@@ -116,21 +123,21 @@ class ShippingProcess(Companion):
         self._child = ChildProcess("shipping", command, TimeLimits(end_s=None))
 
     def status(self) -> dict[str, object]:
-        """Return the newest progress."""
+        """Return ``progress`` as plain values."""
         return asdict(self.progress)
 
     async def _work(self) -> None:
-        await keep(self._ship, self._clock, self._failed)
+        await repeat(self._ship, self._clock, self._failed)
 
     async def _ship(self) -> None:
         before = self.progress
 
         def take(progress: ShipProgress) -> None:
-            """Keep *progress*; counts go on over the restarts of the process."""
+            """Keep *progress*, adding the counts of earlier processes."""
             if progress.error and progress.error != self.progress.error:
                 log.warning("shipping", error=progress.error)
             elif self.progress.error and not progress.error:
-                log.info("shipping goes on")
+                log.info("shipping continues")
             self.progress = replace(
                 progress,
                 steps=before.steps + progress.steps,

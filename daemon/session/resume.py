@@ -1,4 +1,4 @@
-"""Resumes the newest run of equal configuration, code and model, or opens a new one."""
+"""Resumes the newest run if configuration, code and model are unchanged; else opens a new one."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ log = Logger("daemon")
 
 @dataclass(frozen=True)
 class Opening:
-    """The inputs of a start, before it has a run.
+    """The inputs of a start.
 
-    ``is_served`` says that a run of this database traded this market at this exchange before;
-    ``strategies`` were made for this start already.
+    ``is_served``: a run of this database traded this market at this exchange before. ``strategies``
+    are those that the checks of this start have made.
     """
 
     config: Config
@@ -86,7 +86,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run that is open in the log, with an engine in the state at its end."""
+    """A run that is open in the log, with an engine in the state of its last step."""
 
     run: Run
     engine: Engine
@@ -94,32 +94,32 @@ class OpenedRun:
     forecaster: Forecaster | None
     history: BarHistory
     resumed: bool
-    known: FeedStart  # what its feed begins with
+    known: FeedStart  # the part of its feed's start that the record determines
 
     def started(self, market_ms: int, waiting: Collection[str] = ()) -> ModelChange:
-        """Return the event of this start, naming the bars that the model is warmed with.
+        """Return the event of this start, with the bars that warm the model up.
 
-        An instrument of *waiting* that lacks bars before the period is named by none.
+        Instruments of *waiting* that lack bars before the period are left out.
         """
         lacking = self.history.lacking(self.run.period_start_ms).intersection(waiting)
-        is_asked = self.forecaster is not None
-        warm_from = self.history.warm_from(lacking) if is_asked else ()
+        has_model = self.forecaster is not None
+        warm_from = self.history.warm_from(lacking) if has_model else ()
         return start_event(self.forecaster, warm_from=warm_from, market_ms=market_ms)
 
 
 def filters_for(config: Config, instrument: Instrument) -> Instrument:
-    """Return *instrument* with the filters that ``execution.filters`` asks to enforce."""
+    """Return *instrument* with those filters that ``execution.filters`` enforces."""
     if config.execution.filters != "data":
         return instrument
-    return msgspec.structs.replace(instrument, min_quantity=0, max_quantity=0, min_notional=0)
+    return replace(instrument, min_quantity=0, max_quantity=0, min_notional=0)
 
 
 def was_served(config: Config, kind: RunKind, database: Path) -> bool:
     """Return whether a run in *database* already traded this market at this exchange.
 
-    Then address, category and symbols were right once, and errors about them now are retried.
+    If so, address, category and symbols were right before, and errors about them are retried.
     """
-    wanted = config.exchange.rest_url, config.market.category
+    configured = config.exchange.rest_url, config.market.category
     with Reader.open(database) as reader:
         for text in reader.configurations(kind):
             try:
@@ -128,8 +128,8 @@ def was_served(config: Config, kind: RunKind, database: Path) -> bool:
                 served = stored["exchange"]["rest_url"], market["category"]
                 symbols = set(market["symbols"])
             except (msgspec.MsgspecError, LookupError, TypeError):
-                continue  # a configuration that no run writes: its row was changed
-            if served == wanted and symbols.issuperset(config.market.symbols):
+                continue  # no run writes such a configuration: the row was changed
+            if served == configured and symbols.issuperset(config.market.symbols):
                 return True
     return False
 
@@ -142,17 +142,17 @@ def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
 
 
 def open_run(opening: Opening, audit: SqlAuditLog) -> OpenedRun:
-    """Go on with the newest run of the same kind, or open a new one that takes over its account.
+    """Resume the newest run of the same kind, or open a new one that takes over its account.
 
-    Raises ``ConfigInvalid`` where another exchange's instruments do not fit the run's decimals.
+    Raises ``ConfigInvalid`` if the exchange's instruments do not fit the run's decimals.
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
         if last is not None:
             models = reader.models(last.run_id)
             if continues(last, opening.config, opening.forecaster, model_sha256=models.next):
-                return _go_on(opening, audit, reader, last, models)
-        return _begin(opening, audit, reader, last)
+                return _resume(opening, audit, reader, last, models)
+        return _open_new(opening, audit, reader, last)
 
 
 def _bar_history(opening: Opening) -> BarHistory:
@@ -160,13 +160,13 @@ def _bar_history(opening: Opening) -> BarHistory:
     return BarHistory([item.id for item in opening.instruments], context=context)
 
 
-def _go_on(
+def _resume(
     opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run, models: RunModels
 ) -> OpenedRun:
     instruments = _rescaled(opening, run.instruments)
     engine = engine_of(run, opening.config, opening.forecaster, run.instruments, opening.strategies)
     if models.next != models.deciding:
-        # The daemon ended between promotion and change: the start event is the change.
+        # The daemon ended between promotion and change, so the event of this start is the change.
         engine.prepare(models.next, terms_for(opening.config, engine, opening.forecaster, run))
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
@@ -184,7 +184,7 @@ def _go_on(
             run.period_start_ms,
             engine.bars_before(run.period_start_ms),
             last_open_ms=dict(resumed.last_open_ms),
-            known_funding=engine.state().settled,  # one that was not believed is asked for again
+            known_funding=engine.state().settled,  # doubted settlements are requested again
             recent={
                 item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
             },
@@ -193,8 +193,10 @@ def _go_on(
     )
 
 
-def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None) -> OpenedRun:
-    """Open a new run; it takes over account and orders of *parent*, where there is one."""
+def _open_new(
+    opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None
+) -> OpenedRun:
+    """Open a new run, which takes over the account and orders of *parent*, if there is one."""
     instruments = opening.instruments
     state: EngineState | None = None
     confirmed: list[Confirmation] = []
@@ -204,7 +206,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
             state = _taken_over(reader.state_at(parent.run_id), parent, opening.config)
             confirmed = reader.confirmations(parent.run_id)
         else:
-            parent = None  # other instruments: another account
+            parent = None  # an account belongs to its instruments
     run, engine = new_run(
         opening.config,
         instruments,
@@ -235,19 +237,16 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
 def _taken_over(
     stored: tuple[bytes, int] | None, parent: Run, config: Config
 ) -> EngineState | None:
-    """Return the state that a new run begins with, without the state of another strategy.
+    """Return the *stored* state of *parent* as the first state of a new run.
 
-    Its universe is chosen anew.
+    The universe is chosen anew, and the declared state of another strategy is dropped.
     """
     if stored is None:
         return None
-    state = msgspec.structs.replace(decode_state(stored[0]), chosen=None)
-    if (parent.strategy, parent.strategy_sha256) != (
-        strategy_name(config),
-        strategy_sha256(config),
-    ):
-        state = msgspec.structs.replace(state, declared={})
-    return state
+    state = replace(decode_state(stored[0]), chosen=None)
+    strategy = strategy_name(config), strategy_sha256(config)
+    is_same = (parent.strategy, parent.strategy_sha256) == strategy
+    return state if is_same else replace(state, declared={})
 
 
 def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
@@ -265,8 +264,8 @@ def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrum
     return tuple(instruments)
 
 
-def reach_of(engine: Engine, context: int) -> RunLookback:
-    """Return how far the decisions of *engine* look back, with a model of *context* bars, or 0."""
+def engine_lookback(engine: Engine, context: int) -> RunLookback:
+    """Return the lookback of *engine*, whose model needs *context* bars; 0 without a model."""
     return RunLookback(
         {key: max(market.lookback, context) for key, market in engine.markets.items()},
         {key: books for key, of in engine.states.items() if (books := of.strategy.books)},
@@ -275,17 +274,17 @@ def reach_of(engine: Engine, context: int) -> RunLookback:
     )
 
 
-def recorded_reach(database: Path, run_id: str) -> RunLookback:
-    """Return how far the decisions of a run of *database* look back, by its strategy and model.
+def recorded_lookback(database: Path, run_id: str) -> RunLookback:
+    """Return the lookback of a run of *database*, from its strategy and model.
 
-    Raises ``TracepaperError``, or ``ValueError``, where one of them cannot be loaded here any more.
+    Raises ``TracepaperError`` or ``ValueError`` if one of them can no longer be loaded.
     """
     with Reader.open(database) as reader:
         run = reader.stored_run(run_id).run
     config = restore(run.config)
     forecaster = forecaster_of_run(run, config, database) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
-    return reach_of(engine, 0 if forecaster is None else forecaster.context)
+    return engine_lookback(engine, 0 if forecaster is None else forecaster.context)
 
 
 def engine_of(
@@ -295,7 +294,7 @@ def engine_of(
     instruments: Sequence[Instrument],
     strategies: Strategies | None = None,
 ) -> Engine:
-    """Return an engine as each start of *run* builds it, with the filters of *instruments*."""
+    """Return a new engine for *run*, with the filters of *instruments*."""
     return build_engine(
         config,
         instruments,
@@ -310,10 +309,10 @@ def engine_of(
 def restore_engine(
     engine: Engine, reader: Reader, resumed: ResumePoint, history: BarHistory | None
 ) -> None:
-    """Restore *engine* to the end of *resumed*, and *history* to the bars its model needs.
+    """Restore *engine* to the end of *resumed*, and *history* to the bars that its model needs.
 
-    Raises ``InvariantBroken`` where the stored state differs from the sum of the stored fills, or
-    where there is none: the first step of every run stores one.
+    Raises ``InvariantBroken`` if the stored state contradicts the stored fills, or if there is
+    none: the first step of every run stores a state.
     """
     run = resumed.run
     if resumed.state is None:
@@ -325,13 +324,13 @@ def restore_engine(
 
 
 def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
-    """Set *engine* to the state of *run* after step *after*; its bars are fed again.
+    """Set *engine* to the state of *run* after step *after*; its bars have to be fed separately.
 
-    Raises ``InvariantBroken`` where no state is stored.
+    Raises ``InvariantBroken`` if no state is stored.
     """
     stored = reader.state_at(run.run_id, until=after)
     if stored is None:
-        raise InvariantBroken(f"run {run.run_id} holds no state at step {after}")
+        raise _broken(run, f"step {after} has no state before it")
     restart = Restart(engine)
     restart.restore(
         decode_state(stored[0]),
@@ -345,9 +344,9 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
 
 
 def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
-    """Feed the newest bars of *run* into *engine* and *history* again.
+    """Feed the newest bars of *run* into *engine* and *history* again, in the order of their times.
 
-    They come in the order of their times: a portfolio strategy sees those of all instruments.
+    A portfolio strategy sees the bars of all instruments, so their order matters.
     """
     restart = Restart(engine)
     for frame_bar in reader.frame_bars(run.run_id):
@@ -356,13 +355,13 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
     actions = reader.actions(run.run_id)
     splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
-        past = engine.markets[item.id]
-        wanted = max(past.reach, 1 if history is None else history.context)
-        bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback))
+        market = engine.markets[item.id]
+        needed = max(market.reach, 1 if history is None else history.context)
+        bars = reader.bars(run.run_id, item.id, max(needed, market.lookback))
         bars = [bar_after(splits, bar) for bar in bars]
-        for bar in bars[:-wanted]:
+        for bar in bars[:-needed]:
             restart.recall_range(bar)
-        recalled.append(bars[-wanted:])
+        recalled.append(bars[-needed:])
     for bar in heapq.merge(*recalled, key=attrgetter("open_time_ms")):
         restart.recall(bar)
         if history is not None:
@@ -372,9 +371,9 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
 def recall_events(
     model: Forecaster | None, reader: Reader, run_id: str, bars: Iterable[Bar]
 ) -> None:
-    """Show *model* again what of the events of *run_id* it knew at *bars*.
+    """Show *model* again the events of *run_id* that its rows at *bars* depend on.
 
-    A model that reads nothing of the run beside its own bars is left as it is.
+    A model that reads only bars of its own instrument is left unchanged.
     """
     source, past = run_source(model), list(bars)
     if isinstance(source, RunCovariates):
@@ -395,9 +394,9 @@ def recall_events(
 
 
 def recall_lookback(model: Forecaster | None, reader: Reader, run_id: str, until: int) -> None:
-    """Show *model* what its next row depends on up to step *until*.
+    """Show *model* the events up to step *until* that its next row depends on.
 
-    That is bars of another symbol, or its covariates; a model without them is left as it is.
+    They are the bars of another symbol, or covariates. Other models are left unchanged.
     """
     source = run_source(model)
     if isinstance(source, RunCovariates):
@@ -412,10 +411,10 @@ def recall_lookback(model: Forecaster | None, reader: Reader, run_id: str, until
 
 
 def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> None:
-    """Compare the *state* after step *until* with all fills of *run* up to there, and its ledger.
+    """Compare the *state* after step *until* with the fills, ledger and orders of *run* until then.
 
-    Every run keeps these. A run that took over an account is added up from its oldest state. Raises
-    ``InvariantBroken``.
+    The fills of a run that took over an account are added to its oldest state. Raises
+    ``InvariantBroken`` at a difference.
     """
     start = reader.first_state(run.run_id)
     if start is None or start[1] > until:
@@ -426,9 +425,9 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
         return
     cash = restore(run.config).account.cash
     nothing = AccountState(scaled(cash, MONEY_DECIMALS, name="account.cash"), {})
-    begun = replace(state, account=nothing, shadows={})
-    check_fills(reader, run, begun, state, after=-1, until=until)
-    stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
+    initial = replace(state, account=nothing, shadows={})
+    check_fills(reader, run, initial, state, after=-1, until=until)
+    stored = {_key_fields(order) for order in reader.open_orders(run.run_id, until=until)}
     resting = [
         order
         for account in (state.account, *parts_of(state).values())
@@ -436,11 +435,11 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
         for order in (book.orders.order, *book.orders.others)
         if order is not None
     ]
-    if stored != {_standing(order) for order in resting}:
-        raise _broken(run, f"orders that rest after step {until} are not those of its state there")
+    if stored != {_key_fields(order) for order in resting}:
+        raise _broken(run, f"resting orders after step {until} differ from those of its state")
 
 
-def _standing(order: Order) -> tuple[str, str, Side, int, int]:
+def _key_fields(order: Order) -> tuple[str, str, Side, int, int]:
     """Return the fields of a resting order that are stored at each of its changes."""
     return order.order_id, order.instrument, order.side, order.quantity, order.filled
 
@@ -454,9 +453,9 @@ def check_fills(
     after: int,
     until: int,
 ) -> None:
-    """Add the fills behind step *after* to the account *opened* there; *state* must equal it.
+    """Add the fills after step *after* to its state *opened*; the sum must equal *state*.
 
-    In hedge mode to each of its sides.
+    In hedge mode each side is checked separately. Raises ``InvariantBroken``.
     """
     books = sides_of(state) or {None: state.account}
     before = sides_of(opened) or {None: opened.account}
@@ -475,19 +474,19 @@ def check_fills(
         added = posted[side].line(key).holding
         funding += holding.funding_paid - added.funding_paid
         if _POSTED(added) != _POSTED(holding):
-            what = f"fills add up to {added.quantity} of {key}, but its last step holds"
-            raise _broken(run, f"{what} {holding.quantity}")
-    left = reader.balance(run.run_id, until=until)
-    for rows, summed in (("fills", cash - funding), ("ledger rows", left)):
+            sums = f"fills add up to {added.quantity} of {key}"
+            raise _broken(run, f"{sums}, but its last step holds {holding.quantity}")
+    balance = reader.balance(run.run_id, until=until)
+    for rows, summed in (("fills", cash - funding), ("ledger rows", balance)):
         if summed not in (None, state.account.cash):
-            what = f"{rows} leave cash {summed}, but its last step says {state.account.cash}"
-            raise _broken(run, what)
+            sums = f"{rows} leave cash {summed}"
+            raise _broken(run, f"{sums}, but its last step has {state.account.cash}")
 
 
 _POSTED: Final = attrgetter("quantity", "entry_notional", "realized_pnl", "fees_paid")
 
 
-def _broken(run: Run, what: str) -> InvariantBroken:
+def _broken(run: Run, contradiction: str) -> InvariantBroken:
     return InvariantBroken(
-        f"run {run.run_id}: its {what}; run `tracepaper audit verify` and restore a backup"
+        f"run {run.run_id}: its {contradiction}; run `tracepaper audit verify` and restore a backup"
     )

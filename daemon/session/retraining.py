@@ -1,7 +1,7 @@
-"""``Retrainer``: trains in a process of its own and promotes the better model.
+"""``Retrainer``: retrains the model in a separate process and promotes a better one.
 
-No decision waits for it. The process that trains answers with a judgement; what becomes of that is
-an event of the run, and so is the change to a promoted model, which is warmed aside before.
+No decision waits for it. The process trains a candidate and answers with its judgement. The outcome
+is an event of the run; so is the change to a promoted model, which is warmed up beforehand.
 
 The rules are docs/operations.md, O11 to O19.
 """
@@ -36,18 +36,18 @@ from tracepaper.strategies.types.market import Event, RetrainingEnd, RetrainOutc
 from tracepaper.strategies.units import DAY_MS, time_of, time_of_day_ms
 
 BARS: Final = "bars"
-"""The archive into which a retraining writes the bars that the runs of the database hold."""
+"""The archive, in a retraining's folder, of the bars that the runs of the database hold."""
 BY_HAND: Final = "by_hand"
-"""The folder in it in which one by hand works, so that it is not in the daemon's way."""
+"""The folder in it for ``tracepaper retrain``, so that the command never disturbs the daemon."""
 CANDIDATE: Final = "candidate"
-"""The folder of the checkpoint that is being trained, in that in which a retraining works."""
+"""The folder in it of the checkpoint that is being trained."""
 
 
 J = TypeVar("J", bound=RetrainingEnd)
 
 
 class CandidateJudgement(RetrainingEnd, frozen=True, gc=False):
-    """The figures of ``tracepaper retrain``, the event that they become, and the model's folder."""
+    """The result of ``tracepaper retrain``: the coming event, and the candidate's folder."""
 
     candidate: str = ""
 
@@ -60,7 +60,7 @@ class CandidateJudgement(RetrainingEnd, frozen=True, gc=False):
 def not_judged(
     reason: str, running_sha256: str, outcome: RetrainOutcome = RetrainOutcome.SKIPPED
 ) -> CandidateJudgement:
-    """Return the end of a retraining without a judgement, for *reason*."""
+    """Return the result of a retraining that judged no candidate, for *reason*."""
     times = ("began_ms", "from_ms", "until_ms", "market_ms", "seen_ms")
     nothing: dict[str, object] = {
         **dict.fromkeys(("configured_sha256", "candidate_sha256", "recipe"), ""),
@@ -72,23 +72,24 @@ def not_judged(
 
 
 def level_of(alpha: float, test: int) -> float:
-    """Return the share of *alpha* that judgement number *test*, from 1 on, may spend.
+    """Return the significance level of judgement number *test*, counted from 1.
 
-    α ÷ (k (k + 1)) adds up to α over all k, so that the chance of any false promotion stays below
-    α however many models are judged, and whatever their slices share.
+    The levels α ÷ (k (k + 1)) add up to α over all k. So the probability of any false promotion
+    stays below α, however many models are judged and whatever data their tests share.
     """
     return alpha / (test * (test + 1))
 
 
 def one_sided(difference: float, p: float) -> float:
-    """Return the chance of a *difference* so far below zero, given the two-sided *p*."""
+    """Return the one-sided p of a *difference* below zero, given its two-sided *p*."""
     return p / 2 if difference < 0 else 1 - p / 2
 
 
 def is_better(difference: float | None, p: float | None, level: float | None) -> bool:
-    """Return whether a candidate is credibly better than the running model at *level*.
+    """Return whether a candidate is significantly better than the running model at *level*.
 
-    *p* is one-sided; None where nothing was judged.
+    *difference* is the candidate's loss minus the running model's, *p* its one-sided p. Both are
+    None if no candidate was judged.
     """
     if difference is None or p is None or level is None:
         return False
@@ -96,63 +97,64 @@ def is_better(difference: float | None, p: float | None, level: float | None) ->
 
 
 def with_verdict(judged: J, *, test: int, alpha: float) -> J:
-    """Return *judged*, of both models, with the outcome of judgement number *test* by *alpha*."""
+    """Return *judged* with the outcome of judgement number *test* at overall level *alpha*."""
     assert judged.difference is not None
     assert judged.p is not None
     error = "unknown" if judged.error is None else f"{judged.error:.5f}"
     level = level_of(alpha, test)
-    is_taken = is_better(judged.difference, judged.p, level)
+    is_promoted = is_better(judged.difference, judged.p, level)
     reason = (
         f"QLIKE {judged.difference:+.5f} ± {error} over {judged.days} days at "
-        f"{judged.horizon} bars: p {judged.p:.2g} is {'below' if is_taken else 'not below'} "
+        f"{judged.horizon} bars: p {judged.p:.2g} is {'below' if is_promoted else 'not below'} "
         f"{level:.2g}, the share of test {test} in {alpha:g}"
     )
-    outcome = RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED
+    outcome = RetrainOutcome.PROMOTED if is_promoted else RetrainOutcome.REFUSED
     return replace(judged, outcome=outcome, reason=reason, test=test, level=level, alpha=alpha)
 
 
-def tests_of(events: Iterable[RetrainingEnd]) -> int:
-    """Count the judgements among *events*, each of which spent its share."""
+def count_judgements(events: Iterable[RetrainingEnd]) -> int:
+    """Return how many of *events* judged a candidate, and so used up a level."""
     return sum(event.level is not None for event in events)
 
 
-def unlike(candidate: Forecaster, running: Forecaster) -> str:
-    """Return why *candidate* cannot take the place of *running* within a run; empty if it can.
+def incompatibility(candidate: Forecaster, running: Forecaster) -> str:
+    """Return why *candidate* cannot replace *running* within a run; empty if it can.
 
-    A run's decisions depend on its model's context, measures and horizons; with others it would be
-    another run.
+    A run's decisions depend on its model's context, measures and horizons, so these may not change
+    within a run.
     """
-    differing: list[tuple[str, object, object]] = [
+    compared: list[tuple[str, object, object]] = [
         ("context", candidate.context, running.context),
         ("horizons", list(candidate.horizons), list(running.horizons)),
         ("measures", sorted(candidate.measures), sorted(running.measures)),
     ]
-    for name, trained, wanted in differing:
-        if trained != wanted:
+    for name, trained, required in compared:
+        if trained != required:
             return (
-                f"the candidate's {name} {trained} differs from the running model's {wanted}; give "
-                "a recipe that keeps it, or name the candidate in [model] checkpoint for a new run"
+                f"the candidate's {name} {trained} differs from the running model's {required}; "
+                "use a recipe that keeps it, or start a new run with the candidate in [model] "
+                "checkpoint"
             )
     return ""
 
 
 def retrain_folder(config: Config, database: Path) -> Path:
-    """Return the folder in which retrainings for *database* work."""
+    """Return the working folder of retrainings for *database*."""
     folder = config.retrain.folder
     return database.with_name(database.name + ".retrain") if folder is None else Path(folder)
 
 
-def tidy(folder: Path) -> None:
-    """Remove the temporary files of a retraining from *folder*, however it ended.
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of a retraining from *folder*, whether it succeeded or not.
 
-    The database needs the disk space: a full disk ends the daemon. A file that cannot be removed is
-    left to the next retraining.
+    The database needs the disk space: a full disk ends the daemon. The next retraining removes
+    files that could not be removed now.
     """
     for pattern in (f"{CANDIDATE}.training", f".{CANDIDATE}-*", BARS):
-        for old in folder.glob(pattern):
-            shutil.rmtree(old, ignore_errors=True)
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
             with suppress(OSError):
-                old.unlink()
+                path.unlink()
 
 
 def past_retrainings(database: Path, kind: RunKind, symbols: Sequence[str]) -> list[RetrainingEnd]:
@@ -161,12 +163,12 @@ def past_retrainings(database: Path, kind: RunKind, symbols: Sequence[str]) -> l
         return [event for _, event in reader.retrainings(kind, symbols)]
 
 
-def promoted_for(
+def promoted_sha256(
     database: Path, kind: RunKind, symbols: Sequence[str], configured_sha256: str
 ) -> str:
-    """Return the hash of the model that was promoted last in place of the configured one.
+    """Return the hash of the model that replaced the configured one; empty if none did.
 
-    Empty where none was, or where that was promoted in place of another configured model.
+    A promotion that replaced another configured model does not count.
     """
     for event in reversed(past_retrainings(database, kind, symbols)):
         if event.takes_over:
@@ -175,11 +177,11 @@ def promoted_for(
 
 
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "retrain")
-"""The process that trains and judges: the command that does the same by hand."""
+"""The process that trains and judges: the same command that a user may run."""
 CONFIG_FILE: Final = "config.toml"
 LOG_FILE: Final = "log.txt"
 MARK_FILE: Final = "began"
-"""Holds the market time at which the training under way began."""
+"""Holds the market time at which the current training began."""
 REFUSED: Final = "refused"
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
@@ -187,15 +189,15 @@ log = Logger("retrain")
 
 
 class Retrainer(ScheduledJob):
-    """Watches the market time of a run's steps, and retrains its model whenever that is due.
+    """Retrains a run's model at intervals of its market time.
 
-    *running* is the model that decides now, and *configured_sha256* is of ``[model] checkpoint``.
+    *running* is the model that decides now, *configured_sha256* the hash of ``[model] checkpoint``.
     *submit* queues an event and returns once its step is stored.
     """
 
     key = "retraining"
 
-    def __init__(  # noqa: PLR0913 - what a change of the model concerns
+    def __init__(  # noqa: PLR0913 - all parts that a change of the model affects
         self,
         config: Config,
         database: Path,
@@ -225,13 +227,13 @@ class Retrainer(ScheduledJob):
         past = past_retrainings(database, run.kind, symbols)
         for event in past:
             self.outcomes[event.outcome] += 1
-        self._tests = tests_of(past)
+        self._tests = count_judgements(past)
         self.last: RetrainingEnd | None = past[-1] if past else None
         self._cut_off_ms = self._read_mark()
         self.due_ms = self._next_due(_first_start_ms(database, run, symbols))
 
     def status(self) -> dict[str, object]:
-        """Return whether a model is trained, when the next is, the outcomes and the last one."""
+        """Return whether a training runs, when the next one is due, and the outcomes so far."""
         return {
             "training": self.is_training,
             "due_ms": self.due_ms,
@@ -240,9 +242,9 @@ class Retrainer(ScheduledJob):
         }
 
     def _next_due(self, since_ms: int) -> int:
-        """Return when the next retraining begins: after the last one, else after *since_ms*.
+        """Return when the next retraining is due: one interval after the last, else *since_ms*.
 
-        One that failed or was cut off is retried a day later, if that is sooner.
+        A failed or interrupted one is retried after a day, if that is sooner.
         """
         wait_ms = self._every_ms
         if (last := self.last) is not None:
@@ -250,18 +252,18 @@ class Retrainer(ScheduledJob):
             if last.outcome not in _JUDGED:
                 wait_ms = min(wait_ms, DAY_MS)
         if self._cut_off_ms is not None and self._cut_off_ms >= since_ms:
-            return 0  # its failure is stored at once, before the next is due
+            return 0  # store the failure of the interrupted training at once
         return _at(self._config.retrain.at, since_ms + wait_ms)
 
     def _read_mark(self) -> int | None:
-        """Return when a training began that has no event: its daemon ended meanwhile."""
+        """Return when an interrupted training began: one without an event; None without one."""
         try:
             began_ms = int((self._folder / MARK_FILE).read_text(encoding="ascii"))
         except (OSError, ValueError):
             return None
         return None if self.last is not None and self.last.began_ms >= began_ms else began_ms
 
-    async def _do(self) -> None:
+    async def _run_job(self) -> None:
         if self._cut_off_ms is not None:
             began_ms, self._cut_off_ms = self._cut_off_ms, None
             await self._store(
@@ -274,7 +276,7 @@ class Retrainer(ScheduledJob):
     # ------------------------------------------------------------ one retraining
 
     async def retrain(self) -> None:
-        """Train, judge and promote or refuse; store the outcome as an event."""
+        """Train and judge a candidate, promote or refuse it, and store the outcome as an event."""
         began_ms = self._clock.market_ms()
         self.is_training = True
         log.info("retraining", folder=str(self._folder), model_id=self.running.model_id)
@@ -282,13 +284,13 @@ class Retrainer(ScheduledJob):
             judged, candidate = await self._decide(await self._judge(began_ms))
         except ChildFailed as error:
             judged, candidate = self._failed(str(error)), None
-            await self._worker.submit(tidy, self._folder)
+            await self._worker.submit(remove_temporary_files, self._folder)
         finally:
             self.is_training = False
         await self._store(judged, began_ms)
         if candidate is not None:
-            # The running model answers the bars that close meanwhile.
-            await self._predictor.warm_aside(self._worker)
+            # Meanwhile the running model continues to forecast.
+            await self._predictor.warm_promoted(self._worker)
             now_ms = self._clock.market_ms()
             await self._submit(start_event(candidate, warm_from=(), market_ms=now_ms))
             self.running = candidate
@@ -312,9 +314,9 @@ class Retrainer(ScheduledJob):
     async def _decide(
         self, judged: CandidateJudgement
     ) -> tuple[CandidateJudgement, Forecaster | None]:
-        """Return a judgement with its outcome, and the model that it promotes.
+        """Return the judgement with its outcome, and the promoted model, if any.
 
-        Engine and predictor know a promoted model from here on.
+        A promoted model is prepared in engine and predictor.
         """
         if judged.running_sha256 != self.running.model_sha256:
             raise ChildFailed("the training judged another model than the one that decides")
@@ -329,7 +331,7 @@ class Retrainer(ScheduledJob):
             candidate = await self._worker.submit(self._load, judged)
             terms = terms_for(self._config, self._engine, candidate, self._run)
         except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
-            # It was judged, so its share is spent all the same.
+            # It was judged, so its significance level is used up.
             reason = f"{judged.reason}; but it cannot be promoted: {_reason(error)}"
             return replace(judged, outcome=RetrainOutcome.FAILED, reason=reason), None
         self._engine.prepare(candidate.model_sha256, terms)
@@ -337,17 +339,17 @@ class Retrainer(ScheduledJob):
         return judged, candidate
 
     def _load(self, judged: CandidateJudgement) -> Forecaster:
-        """Copy the candidate beside the database, for good, and load it."""
+        """Copy the candidate permanently beside the database, and load it."""
         copy = checkpoints.keep(Path(judged.candidate), self._database)
         candidate = forecaster_of(copy, self._config, mode=self.running.mode)
         if candidate.model_sha256 != judged.candidate_sha256:
             raise CheckpointMismatch(f"{copy} is not the model that was judged; train again.")
-        if reason := unlike(candidate, self.running):
+        if reason := incompatibility(candidate, self.running):
             raise ConfigInvalid(f"{reason}.")
         return candidate
 
     def _keep_refused(self, folder: Path) -> None:
-        """Keep the newest refused candidates, and remove the others."""
+        """Keep the ``retrain.keep`` newest refused candidates; remove the others."""
         refused = self._folder / REFUSED
         try:
             refused.mkdir(exist_ok=True)
@@ -361,7 +363,7 @@ class Retrainer(ScheduledJob):
     # ------------------------------------------------------------ the process that trains
 
     async def _judge(self, began_ms: int) -> CandidateJudgement:
-        """Train and judge in a process of its own; raise ``ChildFailed`` where it breaks off."""
+        """Train and judge in a separate process; raise ``ChildFailed`` if it fails."""
         command = (
             *(*PROGRAM, self._run.run_id),
             *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
@@ -371,7 +373,7 @@ class Retrainer(ScheduledJob):
         limits = TimeLimits((time_of(limit) or 0) / 1000, f"retrain.time_limit, {limit}")
         environment = {"OMP_NUM_THREADS": str(self._config.retrain.threads)}
         try:
-            # A disk may stall, so the worker opens and writes files, not the loop that decides.
+            # The worker opens and writes files: a slow disk must not stall the event loop.
             with await self._worker.submit(self._begin_folder, began_ms) as log_file:
                 child = ChildProcess(
                     "training", command, limits, errors=log_file, environment=environment
@@ -391,7 +393,7 @@ class Retrainer(ScheduledJob):
 
 
 def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:
-    """Return when the oldest run of the same kind and *symbols* began to decide."""
+    """Return the period start of the oldest run of the same kind and *symbols*."""
     with Reader.open(database) as reader:
         runs = [reader.run(name) for name in reader.run_ids()]
     starts = [
@@ -403,7 +405,7 @@ def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:
 
 
 def _at(clock_time: str | None, due_ms: int) -> int:
-    """Return *due_ms*, or the next *clock_time* (UTC) from there on where one is given."""
+    """Return *due_ms*, or the first *clock_time* (UTC) from it on, if one is given."""
     if clock_time is None:
         return due_ms
     return due_ms + (time_of_day_ms(clock_time) - due_ms) % DAY_MS

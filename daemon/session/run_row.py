@@ -1,4 +1,4 @@
-"""The row of a run, and the checks before it opens."""
+"""Makes the row of a run, and checks everything before the run opens."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     RunCovariates,
-    covariates_kept_as,
-    kept_covariates_of,
+    covariates_name,
+    recorded_covariates_name,
 )
 from tracepaper.daemon.session.models import (
     checkpoint_sha256,
@@ -41,7 +41,7 @@ from tracepaper.daemon.session.models import (
     other_libraries,
     warnings_for,
 )
-from tracepaper.daemon.session.universe import list_of
+from tracepaper.daemon.session.universe import listed_symbols
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.storage.database.connection import open_reader
@@ -61,7 +61,7 @@ from tracepaper.strategies.types.decisions import FillModel, Run
 from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
 from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, scaled, unscaled
 
-OF_THE_PLACE: Final = (
+ENVIRONMENT_FIELDS: Final = (
     "code_version",
     "device",
     "dtype",
@@ -71,7 +71,7 @@ OF_THE_PLACE: Final = (
     "instruction_set",
     "libraries",
 )
-"""Fields of a run, and of each of its starts: the machine and the code that made it."""
+"""Fields of a run, and of each of its starts, that describe the machine and the code."""
 NO_MODEL: Final = {
     "model_id": "",
     "model_sha256": "",
@@ -81,7 +81,7 @@ NO_MODEL: Final = {
     "threads": 0,
     "backend": "",
 }
-"""Their fields that a forecaster has under the same names, and the values without a forecaster."""
+"""Fields of a run that a forecaster has under the same names, with their values without one."""
 
 
 def new_run(  # noqa: PLR0913 - the fields of a run
@@ -97,10 +97,10 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     warnings: Iterable[str] = (),
     sessions: Sessions | None = None,
 ) -> tuple[Run, Engine]:
-    """Return a new run of a resolved *config*, and its engine, live and in replay alike.
+    """Return a new run of a resolved *config* and its engine, for live runs and replays alike.
 
-    Its id is random, so that no two databases share one. Behind *warnings* it has those of its
-    model, its margin and its shadow accounts.
+    Its random id makes it unique across databases. The warnings about model, margin and shadow
+    accounts are added after *warnings*.
     """
     engine = build_engine(
         config,
@@ -111,9 +111,9 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         strategies=strategies,
         sessions=sessions,
     )
-    counted_by: dict[str, Any] = {}
+    calendar: dict[str, Any] = {}
     if sessions is not None:
-        counted_by = {
+        calendar = {
             "calendar": sessions.name,
             "calendar_version": sessions.version,
             "calendar_sha256": sessions.sha256,
@@ -139,25 +139,25 @@ def new_run(  # noqa: PLR0913 - the fields of a run
             *coverage_warnings(engine),
         ),
         sees_account=engine.sees_account,
-        **_computed_by(forecaster),
-        **counted_by,
+        **_environment(forecaster),
+        **calendar,
     )
     return run, engine
 
 
 def sessions_of(run: Run) -> Sessions | None:
-    """Return the sessions that *run* was opened with; None where every interval is counted.
+    """Return the sessions that *run* was opened with; None if it counts every interval.
 
-    Raises ``DataInvalid`` where they are not those that it names.
+    Raises ``DataInvalid`` if they differ from the calendar that the run names.
     """
     if run.sessions is None:
         return None
     sessions = unpacked(run.sessions)
-    named = run.calendar, run.calendar_version, run.calendar_sha256
-    if named != (sessions.name, sessions.version, sessions.sha256):
+    calendar = run.calendar, run.calendar_version, run.calendar_sha256
+    if calendar != (sessions.name, sessions.version, sessions.sha256):
         raise DataInvalid(
-            f"The sessions stored with run {run.run_id} are not those that it names; restore a "
-            "backup."
+            f"The sessions stored with run {run.run_id} are not those of the calendar that it "
+            "names; restore a backup."
         )
     return sessions
 
@@ -168,13 +168,16 @@ def start_event(
     warm_from: tuple[tuple[str, int], ...],
     market_ms: int,
 ) -> ModelChange:
-    """Return the event of a start of the process, with the bars that warmed its model."""
+    """Return the event of a start of the process; *warm_from* names the bars that warm the model.
+
+    It has the first bar's open time for each instrument id.
+    """
     return ModelChange(
-        warm_from=warm_from, market_ms=market_ms, seen_ms=market_ms, **_computed_by(forecaster)
+        warm_from=warm_from, market_ms=market_ms, seen_ms=market_ms, **_environment(forecaster)
     )
 
 
-def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
+def _environment(forecaster: Forecaster | None) -> dict[str, Any]:
     """Return the fields that name the model, code, libraries and processor."""
     torch_version, instruction_set = computing(forecaster)
     versions = libraries()
@@ -196,31 +199,32 @@ def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
 def continues(
     run: Run, config: Config, forecaster: Forecaster | None, *, model_sha256: str
 ) -> bool:
-    """Return whether a start with *config* goes on with *run* rather than opening another.
+    """Return whether a start with *config* resumes *run*.
 
-    *model_sha256* is of the run's present model, which may have been promoted in it.
+    *model_sha256* is the hash of the run's present model, which may have been promoted in it.
     """
     return (
         run.config_sha256 == config.sha256()
         and run.code_version == code_version()
         and run.strategy_sha256 == strategy_sha256(config)
         and model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
-        and kept_covariates_of(run.libraries) == covariates_kept_as(forecaster)
+        and recorded_covariates_name(run.libraries) == covariates_name(forecaster)
     )
 
 
 def strategy_sha256(config: Config) -> str:
-    """Return the id of a user's class, by its sources, or of a strategy's own checkpoint.
+    """Return the hash of a user's class, or of a strategy's checkpoint.
 
-    Empty for every other built-in strategy.
+    It is empty for built-in strategies without a checkpoint. With several strategies it is the hash
+    of all their hashes.
     """
     if config.strategies.named:
         ids = {
             name: strategy_sha256(member_config)
             for name, member_config in members_of(config).items()
         }
-        named = json.dumps(ids, sort_keys=True)
-        return hashlib.sha256(named.encode()).hexdigest() if any(ids.values()) else ""
+        text = json.dumps(ids, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest() if any(ids.values()) else ""
     name = config.strategy.name
     if ASKS.get(name) is DataSource.ORDER_BOOKS:
         return checkpoint_sha256(config)
@@ -229,7 +233,7 @@ def strategy_sha256(config: Config) -> str:
 
 @cache
 def libraries() -> str:
-    """Return machine, Python and the libraries besides torch, as JSON with sorted keys."""
+    """Return the versions of machine, Python and NumPy as JSON with sorted keys."""
     versions = {
         "machine": platform.machine(),
         "numpy": importlib.metadata.version("numpy"),
@@ -240,7 +244,7 @@ def libraries() -> str:
 
 @cache
 def code_version() -> str:
-    """Return the installed version with a hash of tracepaper's sources, so that an edit shows."""
+    """Return the installed version and a hash of tracepaper's sources, which every edit changes."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
     for package in ("daemon", "replay", "storage", "strategies"):
@@ -251,25 +255,24 @@ def code_version() -> str:
 
 
 def preflight(config: Config, database: Path) -> None:
-    """Build everything that ``run`` builds, without the exchange's data.
+    """Check a configuration by building all that ``run`` builds, without the exchange's data.
 
-    The checkpoint is loaded, the strategy made with its options, thresholds and sizes computed, a
-    universe's list read; *database* is read, and nothing is written. Raises the errors that the run
-    would, and that of the list, with which a run chooses nothing.
+    It loads the checkpoint, makes the strategy with its options, computes thresholds and sizes, and
+    reads a universe's list and *database*. It writes nothing. Raises the errors that the run would
+    raise, and also an error in the list, which does not stop a run.
     """
     with usage_errors():
         reject_database(database)
         forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
         preflight_engine(config, forecaster)
-        list_of(config)
+        listed_symbols(config)
 
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Raise ``ConfigInvalid`` for a file, a database among them, or a class that cannot be used.
+    """Turn errors in a file, database or class into ``ConfigInvalid``: no later start can succeed.
 
-    No later start mends it. An error of the disk or the network, and another process's lock, may
-    pass: that is raised as it is.
+    Errors of the disk or the network and locks of other processes may pass; they stay unchanged.
     """
     try:
         yield
@@ -280,7 +283,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def reject_retraining(config: Config) -> None:
-    """Refuse ``model.retrain`` with a file that is missing."""
+    """Raise ``ConfigInvalid`` if a file that ``[retrain]`` names is missing."""
     if config.model.retrain is None:
         return
     recipe = config.retrain.recipe
@@ -290,15 +293,15 @@ def reject_retraining(config: Config) -> None:
 
 
 def live_execution(config: Config) -> FillModel:
-    """Return the fill model of a live run, which has quotes in place of the paths of bars."""
+    """Return the fill model of a live run: quotes replace the models that use paths of bars."""
     models = {"book": FillModel.BOOK, "next_open": FillModel.NEXT_OPEN}
     return models.get(config.execution.model, FillModel.QUOTE)
 
 
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
-    """Build engine and run over instruments without limits.
+    """Check a configuration by building its engine over instruments without limits.
 
-    Returns the strategies that were made, for the run to use: a user's class is made once.
+    Returns the strategies for the run to use, so that a user's class is constructed once.
     """
     reject_combination(traits_of(config, live=True))
     reject_retraining(config)
@@ -307,8 +310,8 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
     strategies = make_strategies(config, forecaster)
     if any(INTERVAL_NAMES[MONTH_MS] in strategy.frames for strategy in strategies.values()):
         raise ConfigInvalid(
-            f'{config.strategy.name}.frames name "M", which a replay alone makes of its candles; '
-            "leave it out, or replay candles by `tracepaper replay --data FILE`."
+            f'{config.strategy.name}.frames name "M", which only a replay supports; leave it out, '
+            "or replay candles by `tracepaper replay --data FILE`."
         )
     new_run(
         config,
@@ -323,49 +326,49 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
 
 
 def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
-    """Return whether a symbol may trade before the others have their bars.
+    """Return whether a symbol may trade before the other symbols have their past bars.
 
-    A portfolio decides on all of them, and some models read the bars of another.
+    A portfolio needs the bars of all symbols, and some models those of another symbol.
     """
     source = run_source(forecaster)
     return not engine.is_portfolio and (source is None or isinstance(source, RunCovariates))
 
 
 def reject_database(path: Path) -> None:
-    """Refuse a *path* at which no run could write its database; nothing is made or changed."""
+    """Raise ``ConfigInvalid`` if no database can be written at *path*; change nothing."""
     reject_place(path)
     if path.exists():
         open_reader(path).close()
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    if (place.is_file() and place != path.absolute()) or not os.access(place, os.W_OK):
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if (existing.is_file() and existing != path.absolute()) or not os.access(existing, os.W_OK):
         raise ConfigInvalid(
-            f"{path} cannot be made or written, because of {place}; name another place with "
+            f"{path} cannot be created or written, because of {existing}; name another path with "
             "storage.url or --db."
         )
 
 
 def reject_size(config: Config, instrument: Instrument) -> None:
-    """Refuse a configured size of which no order could ever be taken.
+    """Raise ``ConfigInvalid`` for a configured size that the exchange would reject in any order.
 
-    Filters that change later are no fault of the configuration: then each decision says why it is
-    left unfilled.
+    If its filters change later, the configuration is not at fault; then each decision gives the
+    reason why its order is not filled.
     """
     sizing, key, decimals = config.sizing, "quantity", instrument.quantity_decimals
-    given, least, most = sizing.quantity, instrument.min_quantity, instrument.max_quantity
+    configured, least, most = sizing.quantity, instrument.min_quantity, instrument.max_quantity
     if sizing.mode != "fixed":
         key, decimals = "notional", MONEY_DECIMALS
-        given, least, most = sizing.notional, instrument.min_notional, 0
-    size = scaled(given, decimals, name=f"sizing.{key}")
-    for is_beyond, bound, words in (
+        configured, least, most = sizing.notional, instrument.min_notional, 0
+    size = scaled(configured, decimals, name=f"sizing.{key}")
+    for is_outside, bound, words in (
         (size < least, least, "below {}, the least"),
         (most and size > most, most, "above {}, the largest"),
     ):
-        if is_beyond:
+        if is_outside:
             raise ConfigInvalid(
-                f"sizing.{key} {plain(given)} is {words.format(unscaled(bound, decimals))} order "
-                f"of {instrument.id}; change it."
+                f"sizing.{key} {plain(configured)} is {words.format(unscaled(bound, decimals))} "
+                f"order of {instrument.id}; change it."
             )
 
 

@@ -1,4 +1,4 @@
-"""Ends a process: exit code 0 at a signal, and no wait for what hangs."""
+"""Ends a process: exit code 0 after a signal, and no wait for threads that hang."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ T = TypeVar("T")
 
 
 def exit_zero_on_signals() -> None:
-    """Make SIGTERM and Ctrl-C end the process with 0 until a daemon takes over the signals.
+    """Make SIGTERM and Ctrl-C exit with 0 until a daemon handles the signals itself.
 
-    Nothing is open yet, so nothing has to be closed.
+    Nothing is open yet, so nothing needs to be closed.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: sys.exit(0))
 
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* in an event loop that is left open: closing it waits for its threads.
+    """Run *work* in an event loop that stays open, because closing a loop waits for its threads.
 
-    One of them may be asking for the address of a name, which takes as long as the resolver likes;
-    and where the machine starts no more threads, not even the wait can begin.
+    A thread may hang in the name resolver; and if the machine can start no more threads, closing
+    the loop fails.
     """
     return asyncio.Runner().run(work)
 
 
 def exit_without_waiting(code: int) -> None:
-    """End the process at once with *code* where threads of a user, a model or a loop are left.
+    """End the process at once with *code* if threads of user code, a model or a loop remain.
 
-    Whatever was open is closed. A thread cannot be cancelled, and an interpreter that is taken
-    down around the model may crash.
+    Files and connections are closed by then. A thread cannot be cancelled, and shutting the
+    interpreter down while a model runs may crash it.
     """
     others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
     if any(not thread.daemon for thread in others):

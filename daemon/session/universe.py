@@ -1,6 +1,6 @@
-"""The universe of a run: which of its symbols may open positions, chosen by ``market.universe``.
+"""Chooses which symbols of a run may open positions, by the rule ``market.universe``.
 
-A choice follows from each symbol's last 24 hours. The rules are docs/universe.md, V8 to V16.
+A choice depends on each symbol's last 24 hours. The rules are docs/universe.md, V8 to V16.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from tracepaper.strategies.units import DAY_MS, time_of_day_ms
 SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
 UNKNOWN_AGE: Final = -1
 LIST_MOST: Final = 1_000_000
-"""Letters of a list of symbols that are read, remarks included."""
-_SHARE: Final = Decimal("0.000001")
-"""To so much a volatility is rounded; a turnover to whole units."""
+"""Most characters of a list of symbols, comments included."""
+_VOLATILITY_UNIT: Final = Decimal("0.000001")
+"""A stored volatility is a multiple of this; a stored turnover is in whole units."""
 
 
 log = Logger("daemon")
 
 
 class Choice(NamedTuple):
-    """The symbols of a choice, the best first, and the choice as one sentence."""
+    """The chosen symbols, best first, and one sentence that explains the choice."""
 
     chosen: tuple[TradedSymbol, ...]
     reason: str
 
 
-def names_of(file: Path) -> tuple[str, ...]:
-    """Return the symbols of a list, one a line; what follows a # is a remark.
+def read_symbol_list(file: Path) -> tuple[str, ...]:
+    """Return the symbols of *file*, which has one symbol a line and comments after #.
 
-    Raises ``ConfigInvalid`` where the list cannot be read, is empty, or names more than a run
-    trades.
+    Raises ``ConfigInvalid`` if the file cannot be read, has no symbol, or has more than a run
+    can trade.
     """
     key = "market.universe.file"
     try:
@@ -64,15 +64,15 @@ def names_of(file: Path) -> tuple[str, ...]:
         raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
     if len(text) > LIST_MOST:
         raise ConfigInvalid(
-            f"{file} has more than {LIST_MOST:,} letters, and a run trades {SYMBOLS_MAX} symbols "
-            "at most; shorten it."
+            f"{file} has more than {LIST_MOST:,} characters, and a run trades at most "
+            f"{SYMBOLS_MAX} symbols; shorten it."
         )
-    named = (line.partition("#")[0].strip() for line in text.splitlines())
-    names = tuple(dict.fromkeys(symbol_name(name) for name in named if name))
+    entries = (line.partition("#")[0].strip() for line in text.splitlines())
+    names = tuple(dict.fromkeys(symbol_name(entry) for entry in entries if entry))
     if not names:
         raise ConfigInvalid(f"{file} names no symbol; write one a line, or correct {key}.")
-    if odd := next((name for name in names if not SYMBOL_LIKE.fullmatch(name)), None):
-        raise ConfigInvalid(f"{file} has {odd[:40]!a}, which is no symbol; write one a line.")
+    if invalid := next((name for name in names if not SYMBOL_LIKE.fullmatch(name)), None):
+        raise ConfigInvalid(f"{file} has {invalid[:40]!a}, which is no symbol; write one a line.")
     if len(names) > SYMBOLS_MAX:
         raise ConfigInvalid(
             f"{file} names {len(names):,} symbols, and a run trades {SYMBOLS_MAX} at most; shorten "
@@ -89,9 +89,10 @@ def choose(
     now_ms: int,
     names: Collection[str] | None = None,
 ) -> Choice:
-    """Choose the first *count* of *symbols* that pass *rule*, by its measure; ties by symbol.
+    """Choose the best *count* of the *symbols* that pass *rule*.
 
-    *names* are those of its list. The choice follows from the arguments alone.
+    They are ranked by the rule's measure, ties by name. *names* are the symbols of the rule's list,
+    None without one. The result depends on the arguments alone.
     """
     symbols = tuple(symbols)
     passing = [
@@ -118,7 +119,7 @@ def choose(
 
 
 def age_days(traded: TradedSymbol, now_ms: int) -> int:
-    """Return the whole days since *traded* was listed; -1 where that is not known."""
+    """Return the whole days since *traded* was listed; -1 if the date is unknown."""
     return (now_ms - traded.listed_ms) // DAY_MS if 0 < traded.listed_ms <= now_ms else UNKNOWN_AGE
 
 
@@ -130,7 +131,7 @@ def change_of(
     now_ms: int,
     names: Collection[str] | None = None,
 ) -> UniverseChange:
-    """Return the choice among a run's *instruments* as the event that hands it on.
+    """Return the event with the choice among a run's *instruments*.
 
     An instrument that is not *listed* is not chosen.
     """
@@ -145,7 +146,7 @@ def change_of(
             (
                 ids[traded.symbol],
                 plain(traded.turnover.quantize(Decimal(1))),
-                plain(traded.volatility.quantize(_SHARE)),
+                plain(traded.volatility.quantize(_VOLATILITY_UNIT)),
                 age_days(traded, now_ms),
             )
             for traded in candidates
@@ -156,7 +157,7 @@ def change_of(
 
 
 def next_choice_ms(rule: UniverseRule, after_ms: int) -> int:
-    """Return the first of the rule's times of day after *after_ms*, UTC milliseconds."""
+    """Return the next of the rule's times of day after *after_ms*, in UTC milliseconds."""
     day_ms = after_ms // DAY_MS * DAY_MS
     times = [time_of_day_ms(text) for text in rule.at]
     return min(
@@ -167,24 +168,27 @@ def next_choice_ms(rule: UniverseRule, after_ms: int) -> int:
     )
 
 
-def list_of(config: Config) -> tuple[str, ...] | None:
-    """Return the symbols of the rule's list; None without one. Raises ``ConfigInvalid``."""
+def listed_symbols(config: Config) -> tuple[str, ...] | None:
+    """Return the symbols of ``market.universe.file``; None without that key.
+
+    Raises ``ConfigInvalid`` if the file cannot be used.
+    """
     rule = config.market.universe
     if rule is None or rule.file is None:
         return None
-    return names_of(rule.file if config.folder is None else config.folder / rule.file)
+    return read_symbol_list(rule.file if config.folder is None else config.folder / rule.file)
 
 
 def with_symbols(config: Config, symbols: Sequence[str]) -> Config:
-    """Return *config* that trades *symbols*."""
+    """Return *config* with *symbols* as ``market.symbols``."""
     market = config.market.model_copy(update={"symbols": tuple(symbols)})
     return config.model_copy(update={"market": market})
 
 
 def known_candidates(config: Config, kind: RunKind, database: Path) -> tuple[str, ...] | None:
-    """Return the candidates of the newest run of *database* by the same rule; none without one.
+    """Return the symbols of the newest run of *database*, if it used the same ``[market]``.
 
-    Only another rule, category or interval has them taken from the exchange anew. None where the
+    An empty tuple means that the exchange has to be asked for candidates, None that the
     configuration itself names the symbols.
     """
     if config.market.universe is None or not config.market.universe.candidates:
@@ -194,30 +198,31 @@ def known_candidates(config: Config, kind: RunKind, database: Path) -> tuple[str
     if last is None:
         return ()
     market = restore(last.config).market
-    ours = config.market.model_copy(update={"symbols": market.symbols})
-    return market.symbols if market.model_dump() == ours.model_dump() else ()
+    configured = with_symbols(config, market.symbols).market
+    return market.symbols if market.model_dump() == configured.model_dump() else ()
 
 
 async def new_candidates(config: Config, client: MarketDataClient, now_ms: int) -> tuple[str, ...]:
-    """Return the symbols that a new run trades, by the rule of *config*.
+    """Return the symbols that a new run trades, chosen by the rule of *config*.
 
-    Raises ``ConfigInvalid`` where no symbol passes: there is nothing to trade.
+    Raises ``ConfigInvalid`` if no symbol passes: there is nothing to trade.
     """
     rule = config.market.universe
     assert rule is not None
     listed = await client.listed(Category(config.market.category))
     traded = [candidate for candidate in listed if candidate.quote == rule.quote]
-    change = choose(rule, traded, count=rule.candidates, now_ms=now_ms, names=list_of(config))
-    if not change.chosen:
-        raise ConfigInvalid(f"No run begins: {change.reason}.")
-    return tuple(candidate.symbol for candidate in change.chosen)
+    names = listed_symbols(config)
+    choice = choose(rule, traded, count=rule.candidates, now_ms=now_ms, names=names)
+    if not choice.chosen:
+        raise ConfigInvalid(f"No run begins: {choice.reason}.")
+    return tuple(candidate.symbol for candidate in choice.chosen)
 
 
 class Universe(ScheduledJob):
     """Chooses at the rule's times of day which instruments may open positions.
 
-    Each choice is asked of the exchange in the background, and is an event. *database* has those of
-    a run that goes on, *resumed*; None is a new run, whose first choice is due at once.
+    Each choice asks the exchange in the background and becomes an event of the run. *resumed* is
+    the id of a resumed run, whose last choice *database* holds; a new run (None) chooses at once.
     """
 
     def __init__(
@@ -243,19 +248,19 @@ class Universe(ScheduledJob):
         self.due_ms = 0 if last is None else next_choice_ms(rule, last.market_ms)
 
     def observe(self, step: Step) -> None:
-        """Begin a choice once it is due; a stored one says when the next is."""
+        """Start a choice once it is due; a stored choice sets when the next one is due."""
         if isinstance(step.event, UniverseChange):
             self.due_ms = next_choice_ms(self._rule, step.event.market_ms)
         super().observe(step)
 
-    async def _do(self) -> None:
+    async def _run_job(self) -> None:
         await self._submit(await self.choose())
 
     async def choose(self) -> UniverseChange:
-        """Ask the exchange, and choose now; nothing is chosen where the list cannot be used."""
+        """Ask the exchange and choose now; choose nothing if the list cannot be used."""
         category = Category(self._config.market.category)
         try:
-            names = list_of(self._config)
+            names = listed_symbols(self._config)
             listed: Sequence[TradedSymbol] = await self._client.listed(category)
         except ConfigInvalid as error:
             now_ms = self._now_ms()
@@ -268,5 +273,5 @@ class Universe(ScheduledJob):
         return change
 
     def _now_ms(self) -> int:
-        """Return the time of a choice: not before it was due, though our clock may be behind."""
+        """Return the time of a choice: never before it was due, even if our clock is behind."""
         return max(self._clock.market_ms(), self.due_ms)

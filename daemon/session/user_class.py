@@ -1,4 +1,4 @@
-"""A user's strategy class: imported, checked, and called under guard.
+"""Imports a user's strategy class, checks it, and guards its calls.
 
 The rules are docs/strategies.md, U1 to U6, and of the hash docs/identity.md, I15.
 """
@@ -59,73 +59,73 @@ from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
 
 WARMUP_MOST: Final = 100_000
 REQUESTS_MOST: Final = 200
-"""Requests of one list of orders."""
+"""Most requests in one list of orders."""
 TAG_LONGEST: Final = 40
-"""Characters of an order's tag."""
+"""Most characters of an order's tag."""
 REASON_LONGEST: Final = 200
-"""Characters of a reason; it is stored with the decision and shown in one line."""
+"""Most characters of a reason, which is stored with the decision and shown in one line."""
 NOTES_MOST: Final = 16
 NOTE_NAME_LONGEST: Final = 40
 
-_BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
 Custom = TypeVar("Custom", Strategy, PortfolioStrategy)
-_Made = TypeVar("_Made")
+_Instance = TypeVar("_Instance")
 CustomClass = type[Strategy] | type[PortfolioStrategy]
-"""The classes that a configuration may name: one object an instrument, or one for all."""
+"""The classes that a configuration may name: one object per instrument, or one for all."""
 
-_objects: Final[ContextVar[Mapping[str, type]]] = ContextVar("_objects", default={})  # noqa: B039
-"""Classes that were passed as objects, by the names that their runs store; never changed."""
+_passed: Final[ContextVar[Mapping[str, type]]] = ContextVar("_passed", default={})  # noqa: B039
+"""Classes that Python code passed as objects, by the names that their runs store; never changed."""
 
 
 @contextmanager
-def known_class(made_of: type | None) -> Iterator[str]:
-    """Let :func:`user_class` find *made_of* by its name meanwhile, in this thread; yield the name.
+def known_class(cls: type | None) -> Iterator[str]:
+    """Make :func:`user_class` return *cls* for its name, in this thread; yield that name.
 
     The name is ``module:Class``, whether or not it can be imported (:func:`is_importable`).
     """
-    if made_of is None:
+    if cls is None:
         yield ""
         return
-    name = f"{made_of.__module__}:{made_of.__name__}"
-    before = _objects.set({**_objects.get(), name: made_of})
+    name = f"{cls.__module__}:{cls.__name__}"
+    before = _passed.set({**_passed.get(), name: cls})
     try:
         yield name
     finally:
-        _objects.reset(before)
+        _passed.reset(before)
 
 
-def is_importable(made_of: type) -> bool:
-    """Return whether another process finds *made_of* by ``module:Class``."""
-    module = sys.modules.get(made_of.__module__)
-    if made_of.__module__ == "__main__" or getattr(module, made_of.__name__, None) is not made_of:
+def is_importable(cls: type) -> bool:
+    """Return whether another process could import *cls* as ``module:Class``."""
+    module = sys.modules.get(cls.__module__)
+    if cls.__module__ == "__main__" or getattr(module, cls.__name__, None) is not cls:
         return False
-    outermost = made_of.__module__.partition(".")[0]
+    outermost = cls.__module__.partition(".")[0]
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     return any(find(outermost, None) for find in finders if find is not None)
 
 
 def user_class(name: str) -> CustomClass:
-    """Return the strategy that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
-    made_of = imported(name, key="strategy.name")
-    if not (isinstance(made_of, type) and issubclass(made_of, (Strategy, PortfolioStrategy))):
+    """Return the strategy class ``module:Class``; raise ``ConfigInvalid`` if it is no strategy."""
+    cls = imported(name, key="strategy.name")
+    if not (isinstance(cls, type) and issubclass(cls, (Strategy, PortfolioStrategy))):
         raise ConfigInvalid(
             f"strategy.name '{name}' is no tracepaper.Strategy; derive from it, or from "
             "tracepaper.PortfolioStrategy."
         )
-    return made_of
+    return cls
 
 
 def imported(name: str, *, key: str) -> object:
-    """Import ``module:Name``, the value of *key* of the configuration.
+    """Return the object ``module:Name``, which the configuration names in *key*.
 
-    Its module is looked for where Python looks, beside the configuration file and in the working
-    folder, in this order. A class that was passed as an object (:func:`known_class`) is itself.
-    Raises ``ConfigInvalid`` where there is no such name or its module is no Python, and
-    ``StrategyFailed`` where its module fails.
+    The module is searched on Python's path, beside the configuration file and in the working
+    folder, in this order. A class that was passed as an object (:func:`known_class`) is returned
+    itself. Raises ``ConfigInvalid`` if the name does not exist or its module is no Python, and
+    ``StrategyFailed`` if importing the module fails.
     """
-    if (passed := _objects.get().get(name)) is not None:
+    if (passed := _passed.get().get(name)) is not None:
         return passed
     module_name, _, class_name = name.partition(":")
     if module_name == "__main__" and not hasattr(sys.modules["__main__"], class_name):
@@ -140,7 +140,7 @@ def imported(name: str, *, key: str) -> object:
             named: object = getattr(importlib.import_module(module_name), class_name)
     except StrategyFailed as error:
         if isinstance(error.__cause__, SyntaxError):
-            raise ConfigInvalid(str(error)) from error  # no start mends it
+            raise ConfigInvalid(str(error)) from error  # another start cannot succeed either
         if not isinstance(error.__cause__, (ImportError, AttributeError)):
             raise
         if isinstance(error.__cause__, AttributeError) and module_name in sys.modules:
@@ -159,46 +159,44 @@ def make_custom(
 ) -> dict[str, Strategy]:
     """Return guarded objects of the user's class *name*, by symbol.
 
-    Of a portfolio strategy there is one object, and each symbol has a member of it.
+    A portfolio strategy has one object, of which each symbol gets a member.
     """
-    made_of = user_class(name)
-    if issubclass(made_of, PortfolioStrategy):
-        portfolio = user_portfolio(made_of, options, symbols)
+    cls = user_class(name)
+    if issubclass(cls, PortfolioStrategy):
+        portfolio = user_portfolio(cls, options, symbols)
         return {symbol: PortfolioMember(portfolio) for symbol in symbols}
-    return {symbol: user_strategy(made_of, dict(options)) for symbol in symbols}
+    return {symbol: user_strategy(cls, dict(options)) for symbol in symbols}
 
 
-def user_strategy(made_of: type[Strategy], options: dict[str, object]) -> Strategy:
-    """Return an object of the user's class, guarded; its constructor takes *options*.
+def user_strategy(cls: type[Strategy], options: dict[str, object]) -> Strategy:
+    """Return a guarded instance of the user's class, made with *options*.
 
-    They are passed as one dictionary, or as keywords, or not at all, by the constructor's signature
-    (docs/strategies.md, U1).
-
-    Raises ``ConfigInvalid`` where it refuses them or has an impossible declaration, and
-    ``StrategyFailed`` where it fails otherwise.
+    The constructor's signature decides whether it gets them as one dictionary, as keywords, or not
+    at all (docs/strategies.md, U1). Raises ``ConfigInvalid`` if it rejects them or a declaration is
+    invalid, and ``StrategyFailed`` if it fails in another way.
     """
-    return _GuardedStrategy(_built(made_of, options))
+    return _GuardedStrategy(_instance(cls, options))
 
 
 def user_portfolio(
-    made_of: type[PortfolioStrategy],
+    cls: type[PortfolioStrategy],
     options: dict[str, object],
     symbols: Sequence[str],
 ) -> PortfolioStrategy:
-    """Return the one object of the user's portfolio class over *symbols*, guarded as above."""
-    portfolio = _built(made_of, options)
+    """Return the guarded instance of the user's portfolio class over *symbols*, as above."""
+    portfolio = _instance(cls, options)
     portfolio.symbols = tuple(symbols)
     return _GuardedPortfolio(portfolio)
 
 
-def _built(made_of: type[Custom], options: dict[str, object]) -> Custom:
-    declared_files(made_of).require(made_of.__name__)
-    with ForeignCode(made_of.__name__, "when its State was made"):
-        check_declared(made_of.__name__, made_of.State)
-    _check_decide(made_of)
-    instance = made_or_refused(
-        made_of.__name__,
-        lambda: _called(made_of, options),
+def _instance(cls: type[Custom], options: dict[str, object]) -> Custom:
+    declared_files(cls).require(cls.__name__)
+    with ForeignCode(cls.__name__, "when its State was made"):
+        check_declared(cls.__name__, cls.State)
+    _check_decide(cls)
+    instance = make_guarded(
+        cls.__name__,
+        lambda: _construct(cls, options),
         "[strategy.options]",
         "take them as one dictionary, or by their names",
     )
@@ -206,10 +204,12 @@ def _built(made_of: type[Custom], options: dict[str, object]) -> Custom:
     return instance
 
 
-def made_or_refused(name: str, make: Callable[[], _Made], options: str, form: str) -> _Made:
-    """Return the result of *make*; raise ``ConfigInvalid`` where it rejects its *options*.
+def make_guarded(name: str, make: Callable[[], _Instance], options: str, form: str) -> _Instance:
+    """Return the result of *make*, which constructs the user's class *name*.
 
-    Its constructor should take them in a *form*. Raises ``StrategyFailed`` where it fails else.
+    Raises ``ConfigInvalid`` if the constructor rejects its arguments; the message names the
+    configuration key *options* and the *form* that is expected of ``__init__``. Raises
+    ``StrategyFailed`` for any other error.
     """
     try:
         with ForeignCode(name, "when it was made", may_exit=False):
@@ -223,60 +223,62 @@ def made_or_refused(name: str, make: Callable[[], _Made], options: str, form: st
         ) from error
 
 
-def reject_coroutines(made_of: type, *hooks: str) -> None:
-    """Refuse a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
+def reject_coroutines(cls: type, *hooks: str) -> None:
+    """Reject a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
     for name in hooks:
-        hook = getattr(made_of, name, None)
+        hook = getattr(cls, name, None)
         is_generator = inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook)
         if is_generator or inspect.iscoroutinefunction(hook):
             kind = "a generator (it yields)" if is_generator else "a coroutine (async def)"
             raise ConfigInvalid(
-                f"{made_of.__name__}.{name} is {kind}; write it as def {name}, and return its "
-                "answer."
+                f"{cls.__name__}.{name} is {kind}; write it as def {name}, and return its answer."
             )
 
 
-def _check_decide(made_of: CustomClass) -> None:
-    """Refuse a class without a ``decide`` that can be called with a bar's context."""
-    if inspect.isabstract(made_of):
-        raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, context).")
-    reject_coroutines(made_of, "decide", "observe", "adjust", "columns")
+def _check_decide(cls: CustomClass) -> None:
+    """Reject a class without a ``decide`` that can be called with a bar's context."""
+    if inspect.isabstract(cls):
+        raise ConfigInvalid(f"{cls.__name__} has no decide; give it def decide(self, context).")
+    reject_coroutines(cls, "decide", "observe", "adjust", "columns")
     try:
-        signature = inspect.signature(made_of.decide)
+        signature = inspect.signature(cls.decide)
     except ValueError:  # compiled code has none
         return
     try:
         signature.bind(None, None)
     except TypeError as error:
         raise ConfigInvalid(
-            f"{made_of.__name__} has decide{signature}; let it be decide(self, context)."
+            f"{cls.__name__} has decide{signature}; let it be decide(self, context)."
         ) from error
 
 
-def _called(made_of: type[Custom], options: dict[str, object]) -> Custom:
-    """Call the constructor with the options, in the form of its signature.
+def _construct(cls: type[Custom], options: dict[str, object]) -> Custom:
+    """Call the constructor with the options in the form that its signature expects.
 
-    A first argument ``options``, or a single one without a default that the options do not name,
-    is the dictionary; else every option is an argument of its name.
+    The options are passed as one dictionary if the first parameter is called ``options``, or if it
+    is the only one without a default and no option has its name. Otherwise each option is a keyword
+    argument.
     """
     try:
-        parameters = list(inspect.signature(made_of).parameters.values())
+        parameters = list(inspect.signature(cls).parameters.values())
     except (TypeError, ValueError):  # a constructor in compiled code has no signature
         parameters = []
-    by_place = [parameter for parameter in parameters if parameter.kind in _BY_PLACE]
-    needed = [parameter for parameter in by_place if parameter.default is parameter.empty]
-    make = cast("Callable[..., Custom]", made_of)
-    if by_place and by_place[0].name == "options":
+    positional = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
+    required = [parameter for parameter in positional if parameter.default is parameter.empty]
+    make = cast("Callable[..., Custom]", cls)
+    if positional and positional[0].name == "options":
         return make(options)
-    if len(needed) == 1 and needed[0] is by_place[0] and needed[0].name not in options:
+    if len(required) == 1 and required[0] is positional[0] and required[0].name not in options:
         return make(options)
     return make(**options)
 
 
 def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
-    """Return the user's own object behind *strategy*; a built-in strategy as it is."""
-    whole = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
-    return whole.guarded if isinstance(whole, (_GuardedStrategy, _GuardedPortfolio)) else whole
+    """Return the user's object behind *strategy*; a built-in strategy itself."""
+    decider = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
+    return (
+        decider.guarded if isinstance(decider, (_GuardedStrategy, _GuardedPortfolio)) else decider
+    )
 
 
 _DECLARED: Final = (
@@ -286,7 +288,7 @@ _DECLARED: Final = (
 
 
 class _Checks(Generic[Custom]):
-    """Checks each answer of a user's object before it is used."""
+    """Checks each answer of a user's object."""
 
     def __init__(self, guarded: Custom) -> None:
         self.guarded: Custom = guarded
@@ -295,7 +297,7 @@ class _Checks(Generic[Custom]):
         self._deciding = ForeignCode(self._name, "in decide", may_exit=False)
         inherited = (Strategy.observe, PortfolioStrategy.observe)
         self._observes = type(guarded).observe not in inherited
-        self._usual: Signal | None = None  # the newest answer, as it was and was passed on
+        self._checked_answer: Signal | None = None  # the newest answer that passed unchanged
         for name in _DECLARED:
             setattr(self, name, getattr(guarded, name))
         self.gates, self.shadows = frozenset(guarded.gates), tuple(guarded.shadows)
@@ -306,8 +308,8 @@ class _Checks(Generic[Custom]):
         return state
 
     @state.setter
-    def state(self, given: Struct) -> None:
-        self.guarded.state = given
+    def state(self, state: Struct) -> None:
+        self.guarded.state = state
 
     def observe(self, bar: Bar) -> None:
         if self._observes:
@@ -318,29 +320,33 @@ class _Checks(Generic[Custom]):
         with self._observing:
             self.guarded.adjust(action)
 
-    def _fault(self, what: str, advice: str) -> StrategyFailed:
-        return StrategyFailed(f"{self._name} {what}; {advice}.")
+    def _fault(self, problem: str, advice: str) -> StrategyFailed:
+        return StrategyFailed(f"{self._name} {problem}; {advice}.")
 
     def _checked(self, answer: object) -> Signal | Orders:
-        if (usual := self._usual) is not None and answer is usual:
-            return usual  # a signal without a note never changes
+        if (known := self._checked_answer) is not None and answer is known:
+            return known  # a signal without a note is immutable
         if type(answer) is Orders:
             return self._checked_orders(answer)
         action = answer.action if type(answer) is Signal else None
         if type(answer) is not Signal or not isinstance(action, Action) or action is Action.ORDERS:
-            what = f"answered {short(answer)} in decide"
-            raise self._fault(what, "return a Signal with an Action, or Orders")
+            problem = f"answered {short(answer)} in decide"
+            raise self._fault(problem, "return a Signal with an Action, or Orders")
         checked = self._checked_signal(answer)
-        self._usual = checked if checked is answer and answer.note is None else None
+        is_final = checked is answer and answer.note is None
+        self._checked_answer = checked if is_final else None
         return checked
 
     def _checked_orders(self, orders: Orders) -> Orders:
-        """Return *orders* if they have the right types; the broker checks their values."""
+        """Return *orders* with plain numbers, once their types are checked.
+
+        The broker checks the values.
+        """
         self._check_text("reason", orders.reason, REASON_LONGEST)
         requests = orders.requests
         if type(requests) is not tuple or len(requests) > REQUESTS_MOST:
-            what = f"gave the orders {short(requests)}"
-            raise self._fault(what, f"give a tuple of at most {REQUESTS_MOST} requests")
+            problem = f"gave the orders {short(requests)}"
+            raise self._fault(problem, f"give a tuple of at most {REQUESTS_MOST} requests")
         plain = tuple(self._request(request) for request in requests)
         note = None if orders.note is None else self._noted(orders.note)
         return replace(orders, requests=plain, note=note)
@@ -368,9 +374,9 @@ class _Checks(Generic[Custom]):
     def _checked_signal(self, signal: Signal) -> Signal:
         reason, strength = signal.reason, signal.strength
         self._check_text("reason", reason, REASON_LONGEST)
-        if type(strength) is not float or not 0 <= strength <= 1:  # the usual is tested quickly
+        if type(strength) is not float or not 0 <= strength <= 1:  # the fast path
             if (number := _plain_float(strength)) is not None and not math.isfinite(number):
-                # The market can cause it (a division by no volatility), so it is held, not fatal.
+                # The market can cause this (a division by zero volatility): hold, do not fail.
                 return _UNMEASURED
             signal = replace(signal, strength=self._share("strength", strength))
         if is_protected(signal) or signal.reenter is not False:
@@ -378,9 +384,9 @@ class _Checks(Generic[Custom]):
         if not isinstance(signal.position_side, (PositionSide, NoneType)) or (
             signal.position_side is not None and signal.action is not Action.FLAT
         ):
-            what = f"gave the position_side {short(signal.position_side)} with {signal.action}"
+            problem = f"gave the position_side {short(signal.position_side)} with {signal.action}"
             advice = "a FLAT signal names PositionSide.LONG or SHORT, no other does"
-            raise self._fault(what, advice)
+            raise self._fault(problem, advice)
         for name in ("band", "by_forecast", "uncorrelated"):
             if (share := getattr(signal, name)) is not None:
                 signal = replace(signal, **{name: self._share(name, share)})
@@ -389,14 +395,17 @@ class _Checks(Generic[Custom]):
         return replace(signal, note=self._noted(signal.note))
 
     def _share(self, noun: str, value: object) -> float:
-        """Return *value* as a share; sums of shares may miss 0 or 1 by a rounding."""
+        """Return *value* as a share from 0 to 1, allowing for a rounding error."""
         number = _plain_float(value)
         if number is None or not -_ROUNDING <= number <= 1 + _ROUNDING:
             raise self._fault(f"gave the {noun} {short(value)}", "give a number from 0 to 1")
         return min(max(number, 0.0), 1.0)
 
     def _protection(self, signal: Signal) -> Signal:
-        """Return *signal* with plain numbers; refuse wrong types. The engine checks the values."""
+        """Return *signal* with plain numbers, once their types are checked.
+
+        The engine checks the values.
+        """
         levels = {
             name: self._level(name, level)
             for name in ("stop", "target", "trailing")
@@ -412,15 +421,15 @@ class _Checks(Generic[Custom]):
 
     def _level(self, name: str, level: object) -> Distance:
         """Return a stop's, a target's or a trailing stop's *level* with a plain number."""
-        of = type(level) if isinstance(level, (Percent, Volatility)) else float
-        given = getattr(level, "value", getattr(level, "multiple", level))
-        if (number := _plain_float(level if of is float else given)) is None:
+        kind = type(level) if isinstance(level, (Percent, Volatility)) else float
+        value = getattr(level, "value", getattr(level, "multiple", level))
+        if (number := _plain_float(level if kind is float else value)) is None:
             advice = "give a price, Percent(2) or Volatility(2)"
             raise self._fault(f"gave the {name} {short(level)}", advice)
-        return of(number)
+        return kind(number)
 
     def _noted(self, note: object) -> dict[str, float | str | None]:
-        """Return *note* as it is stored: a copy, numbers as floats, null where not finite."""
+        """Return *note* as it is stored: a copy with numbers as floats, null if not finite."""
         if not isinstance(note, (dict, Mapping)) or len(note) > NOTES_MOST:
             advice = f"give a dictionary of at most {NOTES_MOST} entries"
             raise self._fault(f"gave the note {short(note)}", advice)
@@ -437,7 +446,7 @@ class _Checks(Generic[Custom]):
                 number = float(number)
             except OverflowError:
                 return None
-            # The market can cause it (a division by no volatility), so it is null, not fatal.
+            # The market can cause this (a division by zero volatility): store null, do not fail.
             return number + 0.0 if math.isfinite(number) else None
         if type(value) is str and len(value) <= REASON_LONGEST and value.isprintable():
             return value
@@ -446,7 +455,7 @@ class _Checks(Generic[Custom]):
 
 
 class _GuardedStrategy(_Checks[Strategy], Strategy):
-    """Calls the user's strategy and checks each answer before it is used."""
+    """Calls the user's strategy and checks each answer."""
 
     def __init__(self, strategy: Strategy) -> None:
         super().__init__(strategy)
@@ -455,8 +464,8 @@ class _GuardedStrategy(_Checks[Strategy], Strategy):
 
             def columns(history: BarArrays) -> Mapping[str, Column]:
                 with computing:
-                    given = compute(history)
-                return checked_columns(self._name, given, len(history))
+                    answer = compute(history)
+                return checked_columns(self._name, answer, len(history))
 
             self.columns = columns
 
@@ -467,7 +476,7 @@ class _GuardedStrategy(_Checks[Strategy], Strategy):
 
 
 class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
-    """Calls the user's portfolio strategy and checks each part of its answers."""
+    """Calls the user's portfolio strategy and checks the answer for each symbol."""
 
     def __init__(self, portfolio: PortfolioStrategy) -> None:
         super().__init__(portfolio)
@@ -476,7 +485,7 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         with self._deciding:
             answers = self.guarded.decide(contexts)
-            # A user's mapping is the user's code as well.
+            # Reading a user's mapping runs user code too.
             by_symbol = dict(answers) if isinstance(answers, Mapping) else None
         if by_symbol is None:
             advice = "return a mapping from symbols to signals"
@@ -491,7 +500,7 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
 
 
 def _plain_request(request: OrderRequest) -> OrderRequest | None:
-    """Return *request* with plain numbers, or None where a field has a wrong type."""
+    """Return *request* with plain numbers, or None if a field has a wrong type."""
     numbers = {
         name: plain_number(value)
         for name in ("quantity", "price", "trigger", "until")
@@ -513,17 +522,18 @@ def _plain_request(request: OrderRequest) -> OrderRequest | None:
 
 
 _ROUNDING: Final = 1e-9
-"""How far a share may lie beyond 0 or 1: 0.7 + 0.2 + 0.1 is 0.9999999999999999."""
+"""How far a sum of shares may lie outside 0 to 1: 0.7 + 0.2 + 0.1 is 0.9999999999999999."""
 
 
-def plain_number(  # noqa: PLR0911 - one return a kind of number
+def plain_number(  # noqa: PLR0911 - one return for each kind of number
     value: object, *, flags: bool = False
 ) -> int | float | Decimal | None:
-    """Return *value* as a plain number, or None where it is none; *flags* are 0 and 1.
+    """Return *value* as a built-in number, or None if it is none.
 
-    Scalars of NumPy and other libraries count, also those in an array of no dimension; a number of
-    single precision counts as its shortest text. Subclasses of int and float become plain, so that
-    no method of theirs is called later.
+    A ``bool`` becomes 0 or 1 if *flags* is set, else it is no number. Scalars of NumPy and other
+    libraries are numbers, also in an array without dimensions; one of single precision is read from
+    its shortest text. Subclasses of int and float are converted, so that none of their methods is
+    called later.
     """
     kind = type(value)
     if kind is float or kind is int:
@@ -546,7 +556,7 @@ def plain_number(  # noqa: PLR0911 - one return a kind of number
 
 
 def _plain_float(value: object) -> float | None:
-    """Return *value* as a float, or None where it is no number or none that a float can hold."""
+    """Return *value* as a float, or None if it is no number or too large."""
     number = plain_number(value)
     try:
         return None if number is None else float(number)
@@ -555,65 +565,66 @@ def _plain_float(value: object) -> float | None:
 
 
 Declaration = tuple[str, Callable[[Any], bool], str]
-"""An attribute of a user's class, whether its value can be kept, and what to write else."""
+"""An attribute of a user's class, a test of its value, and the advice if the test fails."""
 
 
-def check_declarations(owner: object, rows: Iterable[Declaration]) -> None:
-    """Raise ``ConfigInvalid`` for the first of *rows* that *owner* does not keep."""
-    for name, is_right, advice in rows:
-        if not is_right(value := getattr(owner, name)):
+def check_declarations(owner: object, declarations: Iterable[Declaration]) -> None:
+    """Raise ``ConfigInvalid`` for the first of *declarations* whose test *owner* fails."""
+    for name, is_valid, advice in declarations:
+        if not is_valid(value := getattr(owner, name)):
             raise ConfigInvalid(f"{type(owner).__name__}.{name} is {short(value)}; {advice}.")
 
 
-def whole(least: int, most: int = sys.maxsize) -> Callable[[object], bool]:
-    """Return whether a value is a whole number from *least* to *most*."""
+def is_integer(least: int, most: int = sys.maxsize) -> Callable[[object], bool]:
+    """Return a test whether a value is an ``int`` from *least* to *most*."""
     return lambda value: type(value) is int and least <= value <= most
 
 
-def _named(existing: Collection[str]) -> Callable[[object], bool]:
-    return lambda given: (
-        isinstance(given, Collection)
-        and all(isinstance(name, str) and name in existing for name in given)
+def _are_among(names: Collection[str]) -> Callable[[object], bool]:
+    """Return a test whether a value is a collection of some of *names*."""
+    return lambda values: (
+        isinstance(values, Collection)
+        and all(isinstance(name, str) and name in names for name in values)
     )
 
 
 def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
-    """Return a strategy's declarations in the form that the engine keeps."""
-    is_count = whole(1, WARMUP_MOST)
+    """Return the tests of a strategy's declarations."""
+    is_count, is_positive = is_integer(1, WARMUP_MOST), is_integer(1)
     bars, most = f"of bars from 1 to {WARMUP_MOST:,}", f"{WARMUP_MOST:,}"
     intervals = f"intervals of: {', '.join(INTERVALS)}"
 
-    def are_frames(given: object) -> bool:
-        return isinstance(given, tuple) and _named(INTERVALS)(given)
+    def are_frames(value: object) -> bool:
+        return isinstance(value, tuple) and _are_among(INTERVALS)(value)
 
-    def are_counts(given: object) -> bool:
-        if not isinstance(given, Mapping) or not given.keys() <= set(strategy.frames):
+    def are_counts(value: object) -> bool:
+        if not isinstance(value, Mapping) or not value.keys() <= set(strategy.frames):
             return False
-        return all(map(is_count, given.values()))
+        return all(map(is_count, value.values()))
 
     return [
         ("warmup", is_count, f"give a whole number {bars}"),
-        ("horizon", lambda of: of is None or whole(1)(of), "give a whole number of bars, or None"),
+        ("horizon", lambda n: n is None or is_positive(n), "give a whole number of bars, or None"),
         ("frames", are_frames, f"give a tuple of {intervals}"),
         ("frames_warmup", are_counts, f"map declared frames to whole numbers {bars}"),
-        ("books", whole(0, WARMUP_MOST), f"give a whole number of order books up to {most}"),
-        *((flag, lambda of: type(of) is bool, "give True or False") for flag in _FLAGS),
-        ("gates", _named(GATES), f"name gates of: {', '.join(gate_order())}"),
-        ("gates", lambda of: operator.name in of, f"add {operator.name}: HALT binds by it alone"),
-        ("shadows", _named(SHADOWS), f"name shadow accounts of: {', '.join(SHADOWS)}"),
-    ]  # fmt: skip
+        ("books", is_integer(0, WARMUP_MOST), f"give a whole number of order books up to {most}"),
+        *((flag, lambda value: type(value) is bool, "give True or False") for flag in _FLAGS),
+        ("gates", _are_among(GATES), f"name gates of: {', '.join(gate_order())}"),
+        ("gates", lambda names: operator.name in names, f"add {operator.name}: HALT needs it"),
+        ("shadows", _are_among(SHADOWS), f"name shadow accounts of: {', '.join(SHADOWS)}"),
+    ]
 
 
 _FLAGS: Final = ("needs_forecast", "exits_freely", "sees_account", "reads_history")
 
 
 def network_class(name: str) -> ImportedClass:
-    """Import the class ``module:Class`` that a network is made of; raise as ``imported`` does."""
-    made_of = imported(name, key="architecture.mechanism")
-    if not isinstance(made_of, type):
+    """Import the user's class ``module:Class`` of a network; raise as ``imported`` does."""
+    cls = imported(name, key="architecture.mechanism")
+    if not isinstance(cls, type):
         raise ConfigInvalid(f"architecture.mechanism '{name}' is no class; name one.")
-    if made_of.__module__.startswith("tracepaper."):  # all else of it changes with each version
-        sha256 = hashlib.sha256(inspect.getsource(made_of).encode()).hexdigest()
+    if cls.__module__.startswith("tracepaper."):  # its file also has code that is irrelevant here
+        sha256 = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
     else:
-        sha256 = class_sha256(made_of)
-    return ImportedClass(made_of, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))
+        sha256 = class_sha256(cls)
+    return ImportedClass(cls, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))

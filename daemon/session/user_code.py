@@ -1,4 +1,4 @@
-"""The source files of a user's class, and their hash.
+"""The source files of a user's class and their hash; the guard around a call of user code.
 
 The rule is docs/identity.md, I15.
 """
@@ -27,56 +27,56 @@ from tracepaper.strategies.api.files import DeclaredFiles, module_file
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 
 Code = type | FunctionType
-"""A user's class, or function."""
+"""A user's class or function."""
 
 SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
-"""Files that hold code; a name with the first of them that exists is what Python imports."""
+"""Suffixes of files with code, in the order in which Python tries them at an import."""
 
 INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
-"""Names of the folders that hold installed packages."""
+"""Names of the folders of installed packages."""
 
-_HERE: Final = Path(__file__).resolve().parents[2]
-ROOMS: Final = tuple(
-    f"{_HERE / package}{os.sep}" for package in ("daemon", "replay", "storage", "strategies")
+_ROOT: Final = Path(__file__).resolve().parents[2]
+PACKAGE_FOLDERS: Final = tuple(
+    f"{_ROOT / package}{os.sep}" for package in ("daemon", "replay", "storage", "strategies")
 )
-"""Folders of tracepaper's own sources, each with its separator."""
+"""The folders of tracepaper's packages, each with a final separator."""
 
-_PARSING: Final = threading.Lock()
-"""Held while Python parses: that of 3.11 counts the depth of all threads' trees together."""
+_PARSE_LOCK: Final = threading.Lock()
+"""Held while Python parses: Python 3.11 adds up the depth of the trees of all threads."""
 
-_PARSES: Final = 100
-"""After so many that were disturbed the next one's error is let through."""
+_PARSE_ATTEMPTS: Final = 100
+"""Failures caused by other threads after which the next error is raised."""
 
 _Parsed = TypeVar("_Parsed", ast.Module, str)
 
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
 
-def class_sha256(made_of: Code, files: DeclaredFiles | None = None) -> str:
-    """Return the id of *made_of*: the SHA-256 of its own source files and of what it declares.
+def class_sha256(code: Code, files: DeclaredFiles | None = None) -> str:
+    """Return the id of *code*: the SHA-256 of its source files and its declared files.
 
-    Those are the *files* of a function, and of a class its own. A class that was typed (in a
-    notebook, or after ``python -c``) is hashed by its source, and where not even that is kept, by
-    its compiled code. Raises ``ConfigInvalid`` where a declared file is not there.
+    A class declares files itself; those of a function are *files*. An interactive class (from a
+    notebook, or ``python -c``) is hashed by its source, or by its bytecode if Python has not kept
+    the source. Raises ``ConfigInvalid`` if a declared file does not exist.
     """
     digest = hashlib.sha256()
-    source, root = module_file(made_of), custom_folder(made_of)
+    source, root = module_file(code), custom_folder(code)
     if source is None or root is None:
-        digest.update(_typed_source(made_of))
+        digest.update(_interactive_source(code))
     else:
         for path in custom_sources(source, root):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-    declared = declared_files(made_of) if files is None else files
-    declared.require(made_of.__name__)
+    declared = declared_files(code) if files is None else files
+    declared.require(code.__name__)
     for name, path in sorted(declared.items()):
         digest.update(f"\0{name}\0{file_sha256(path)}".encode())
     return digest.hexdigest()
 
 
-def declared_files(made_of: Code) -> DeclaredFiles:
-    """Return the files that a class declares; none of a class that cannot."""
-    files = getattr(made_of, "files", None)
+def declared_files(code: Code) -> DeclaredFiles:
+    """Return the files that *code* declares as ``files``; none without that attribute."""
+    files = getattr(code, "files", None)
     return files if isinstance(files, DeclaredFiles) else DeclaredFiles()
 
 
@@ -86,14 +86,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def custom_folder(made_of: Code) -> Path | None:
-    """Return the folder of the code of *made_of*; None where it was typed in a session.
+def custom_folder(code: Code) -> Path | None:
+    """Return the folder from which *code* was imported; None for interactive code.
 
-    For a package it is the folder that holds the outermost package.
+    For a module in a package it is the folder of the outermost package.
     """
-    if (source := module_file(made_of)) is None:
+    if (source := module_file(code)) is None:
         return None
-    module, folder = sys.modules[made_of.__module__], source.parent
+    module, folder = sys.modules[code.__module__], source.parent
     depth = module.__name__.count(".") + hasattr(module, "__path__")
     for _ in range(depth if module.__name__ != "__main__" else 0):
         folder = folder.parent
@@ -103,43 +103,43 @@ def custom_folder(made_of: Code) -> Path | None:
 def custom_sources(start: Path, root: Path) -> list[Path]:
     """Return *start* and every file under *root* that it imports, directly or not, sorted."""
     sources: set[Path] = set()
-    waiting = [start.resolve()]
-    while waiting:
-        path = waiting.pop()
+    pending = [start.resolve()]
+    while pending:
+        path = pending.pop()
         if path in sources:
             continue
         sources.add(path)
         if path.suffix == ".py":
-            waiting += _imported(path, root)
+            pending += _imported_files(path, root)
     return sorted(sources)
 
 
-def _imported(path: Path, root: Path) -> Iterator[Path]:
-    """Yield the files below a root that the source at *path* names in an import.
+def _imported_files(path: Path, root: Path) -> Iterator[Path]:
+    """Yield the files below *root* that the source at *path* imports.
 
-    For an installed package only its own files: its folder also holds other packages.
+    For an installed package these are its own files only, since *root* holds other packages too.
     """
-    if str(path).startswith(ROOMS):
-        return  # all of tracepaper is in the code version (docs/identity.md, I13)
+    if str(path).startswith(PACKAGE_FOLDERS):
+        return  # the code version covers all of tracepaper (docs/identity.md, I13)
     package = path.parent.relative_to(root).parts
-    alone = package[:1] or (path.stem,)
+    outermost = package[:1] or (path.stem,)
     try:
-        names = dict.fromkeys(names_of(parsed(path), package))
+        names = dict.fromkeys(imported_modules(parsed(path), package))
     except (SyntaxError, ValueError):
-        return  # Python cannot import it either, so it brings nothing more
+        return  # Python cannot import this file either
     for name in names:
-        if root.name not in INSTALLED or name[:1] == alone:
-            yield from _files_of(root, name)
+        if root.name not in INSTALLED or name[:1] == outermost:
+            yield from _module_files(root, name)
 
 
-def _files_of(root: Path, name: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files below *root* of the module *name*, and of the packages around it."""
+def _module_files(root: Path, name: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files below *root* of module *name* and of the packages that contain it."""
     if any(os.sep in part for part in name):
-        return  # a dynamic import may have any text, and no module has that name
+        return  # the text of a dynamic import that names no module
     for depth, part in enumerate(name):
         folder = root.joinpath(*name[:depth])
         for stem in (folder / part / "__init__", folder / part):
-            # Python takes the first kind that there is, else a library built for its version.
+            # Python prefers the first suffix that exists, else a library built for its version.
             files = (f"{stem}{suffix}" for suffix in SUFFIXES)
             if (first := next(filter(os.path.isfile, files), None)) is not None:
                 yield Path(first)
@@ -148,52 +148,52 @@ def _files_of(root: Path, name: tuple[str, ...]) -> Iterator[Path]:
 
 
 def parsed(path: Path) -> ast.Module:
-    """Return the tree of the source at *path*; raise ``SyntaxError`` or ``ValueError``."""
+    """Return the syntax tree of the file *path*; raise ``SyntaxError`` or ``ValueError``."""
     source = path.read_bytes()
-    return _alone(lambda: ast.parse(source))
+    return _with_parse_lock(lambda: ast.parse(source))
 
 
-def _source(part: Code) -> str:
-    """Return the source of a class or function; raise ``OSError`` or ``TypeError`` without one."""
+def _source(code: Code) -> str:
+    """Return the source of *code*; raise ``OSError`` or ``TypeError`` if Python has none."""
     try:
-        return _alone(lambda: inspect.getsource(part))
+        return _with_parse_lock(lambda: inspect.getsource(code))
     except (OSError, TypeError):
-        if isinstance(part, type) and (typed := _cell_source(part)):
-            return typed
+        if isinstance(code, type) and (source := _cell_source(code)):
+            return source
         raise
 
 
-def _cell_source(part: type) -> str:
-    """Return the source of a class of a notebook's cell, or an empty text.
+def _cell_source(cls: type) -> str:
+    """Return the source of a class from a notebook's cell, or an empty text.
 
-    ``inspect`` looks for a class in its module's file, which a notebook's does not have. IPython
-    keeps each cell under the file name that the code of its functions bears.
+    ``inspect`` looks for a class in its module's file, which a notebook does not have. IPython
+    keeps each cell under the file name that its functions' code objects carry.
     """
-    for method in vars(part).values():
-        if not isinstance(method, FunctionType) or method.__module__ != part.__module__:
+    for method in vars(cls).values():
+        if not isinstance(method, FunctionType) or method.__module__ != cls.__module__:
             continue
         code = method.__code__
         lines = linecache.getlines(code.co_filename)
         try:
-            tree = _alone(partial(ast.parse, "".join(lines)))
+            tree = _with_parse_lock(partial(ast.parse, "".join(lines)))
         except (SyntaxError, ValueError):
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name == part.__name__:
+            if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
                 first = min([node.lineno, *(line.lineno for line in node.decorator_list)])
                 if first <= code.co_firstlineno <= (node.end_lineno or 0):
                     return "".join(lines[first - 1 : node.end_lineno])
     return ""
 
 
-def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
-    """Return the result of *parse*, which runs alone among ours.
+def _with_parse_lock(parse: Callable[[], _Parsed]) -> _Parsed:
+    """Return the result of *parse*, run while no other thread parses here.
 
-    Libraries parse too, as ``inspect.signature`` does, without our lock: where one interferes,
+    Libraries parse without this lock, for instance in ``inspect.signature``. If one interferes,
     Python raises ``SystemError``, and *parse* runs again.
     """
-    with _PARSING:
-        for _ in range(_PARSES):
+    with _PARSE_LOCK:
+        for _ in range(_PARSE_ATTEMPTS):
             try:
                 return parse()
             except SystemError:
@@ -201,23 +201,23 @@ def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
         return parse()
 
 
-def packages_of(made_of: type) -> list[str]:
-    """Return the names of the installed packages that the class's own sources import."""
-    root = custom_folder(made_of)
+def packages_of(cls: type) -> list[str]:
+    """Return the names of the installed packages that the source files of *cls* import."""
+    root = custom_folder(cls)
     if root is None:
         return []
     names: set[str] = set()
-    for path in custom_sources(Path(inspect.getfile(made_of)).resolve(), root):
+    for path in custom_sources(Path(inspect.getfile(cls)).resolve(), root):
         if path.suffix == ".py":
-            names |= {name[0] for name in names_of(parsed(path), ()) if name}
+            names |= {name[0] for name in imported_modules(parsed(path), ()) if name}
     custom_modules = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
     return sorted(names - sys.stdlib_module_names - custom_modules - {"tracepaper"})
 
 
-def versions_of(made_of: type) -> dict[str, str]:
-    """Return the versions of the installed packages that the class's own sources import."""
+def versions_of(cls: type) -> dict[str, str]:
+    """Return the versions of the installed packages that the source files of *cls* import."""
     versions = {}
-    for name in packages_of(made_of):
+    for name in packages_of(cls):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -226,8 +226,11 @@ def versions_of(made_of: type) -> dict[str, str]:
     return versions
 
 
-def names_of(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield every module that *tree* may import, as its parts below the own folder."""
+def imported_modules(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the name, split at its dots, of every module that *tree* may import.
+
+    *package* is the name of the package that holds the module; relative imports start there.
+    """
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=aliases):
@@ -238,69 +241,69 @@ def names_of(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, 
                 yield base
                 yield from ((*base, alias.name) for alias in aliases)
             case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]):
-                called = getattr(function, "attr", getattr(function, "id", ""))
-                if called in _DYNAMIC:
+                function_name = getattr(function, "attr", getattr(function, "id", ""))
+                if function_name in _DYNAMIC:
                     yield tuple(part for part in name.split(".") if part)
             case _:
                 pass
 
 
-def _typed_source(made_of: Code) -> bytes:
-    """Return the source, else the bytecode, of a typed function, or of a class and its bases."""
+def _interactive_source(code: Code) -> bytes:
+    """Return the source, else the bytecode, of an interactive function or class with its bases."""
     parts: list[bytes] = []
-    if isinstance(made_of, FunctionType):
+    if isinstance(code, FunctionType):
         try:
-            return _source(made_of).encode()
+            return _source(code).encode()
         except (OSError, TypeError):
-            return b"\0".join(_codes([made_of]))
-    for part in made_of.__mro__:
-        if custom_folder(part) is None and part.__module__ not in sys.builtin_module_names:
+            return b"\0".join(_bytecode([code]))
+    for cls in code.__mro__:
+        if custom_folder(cls) is None and cls.__module__ not in sys.builtin_module_names:
             try:
-                parts.append(_source(part).encode())
+                parts.append(_source(cls).encode())
             except (OSError, TypeError):
-                parts.append(part.__qualname__.encode())
-                parts += _codes(vars(part).values())
+                parts.append(cls.__qualname__.encode())
+                parts += _bytecode(vars(cls).values())
     return b"\0".join(parts)
 
 
-def _codes(values: Iterable[object]) -> Iterator[bytes]:
+def _bytecode(values: Iterable[object]) -> Iterator[bytes]:
     """Yield the bytecode, names and constants of every function among *values*."""
     for value in values:
         if isinstance(value, FunctionType):
-            value = value.__code__  # noqa: PLW2901 - a function is its code
+            value = value.__code__  # noqa: PLW2901 - hash the code object in its place
         if isinstance(value, CodeType):
             yield value.co_code + repr((value.co_names, value.co_varnames)).encode()
-            yield from _codes(value.co_consts)
+            yield from _bytecode(value.co_consts)
         elif isinstance(value, (int, float, str, bytes, bool, tuple, frozenset)):
             yield repr(value).encode()
 
 
-def has_source(made_of: type) -> bool:
-    """Return whether Python still has the source of *made_of*, in a file or as it was typed."""
+def has_source(cls: type) -> bool:
+    """Return whether Python still has the source of *cls*, from a file or a session."""
     try:
-        _source(made_of)
+        _source(cls)
     except (OSError, TypeError):
         return False
     return True
 
 
-MEND: Final = "; mend it and start again."
-"""The end of the sentence of a failure."""
+ADVICE: Final = "; mend it and start again."
+"""The end of the message of ``StrategyFailed``."""
 
-_WHY_NONE: Final = {
+_WHEN_NONE: Final = {
     "account": "it is None unless the class declares sees_account = True",
     "forecast": "it is None unless the class declares needs_forecast = True and the model answered",
     "explanation": "it is None unless the class declares needs_forecast = True and the model says",
     "verdict": "it is None before the first decision of a run",
 }
-"""The parts of a context that may be None, and when."""
+"""The attributes of a context that may be None, and when."""
 
 
 class ForeignCode:
-    """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
+    """A context manager that turns any exception of user code into ``StrategyFailed``.
 
-    Errors of tracepaper pass, and Ctrl-C does; so do exits, which a signal may have asked for,
-    unless *may_exit* is false.
+    The message has file and line. Errors of tracepaper and Ctrl-C pass unchanged. So does
+    ``SystemExit``, which a signal may have caused, unless *may_exit* is False.
     """
 
     def __init__(self, name: str, doing: str, *, may_exit: bool = True) -> None:
@@ -309,7 +312,7 @@ class ForeignCode:
         self._passing = BaseException if may_exit else KeyboardInterrupt
 
     def __enter__(self) -> None:
-        """Let the user's code begin."""
+        """Do nothing: all work is done at the exit."""
 
     def __exit__(
         self,
@@ -326,17 +329,17 @@ class ForeignCode:
         hint = _hint(error, frames[-1].line or "") if frames else ""
         raise StrategyFailed(
             f"{self._name} failed {self._doing} with {type(error).__name__}: "
-            f"{short(error, quoted=False)}{where}{hint or MEND}"
+            f"{short(error, quoted=False)}{where}{hint or ADVICE}"
         ) from error
 
 
 def _hint(error: Exception, line: str) -> str:
-    """Explain an attribute of None where *line* read a part of the context that may be None."""
+    """Return an explanation if *line* used an attribute of the context that may be None."""
     if not isinstance(error, AttributeError) or error.obj is not None:
         return ""
-    for part, when in _WHY_NONE.items():
-        if re.search(rf"\b{part}\.{re.escape(error.name or '')}\b", line):
-            return f"; context.{part} was read: {when}."
+    for attribute, when in _WHEN_NONE.items():
+        if re.search(rf"\b{attribute}\.{re.escape(error.name or '')}\b", line):
+            return f"; context.{attribute} was read: {when}."
     return ""
 
 
@@ -345,14 +348,14 @@ _SET: Final = re.compile(r"\{((?:(?!: )[^{}])*)\}")
 
 
 def short(value: object, *, quoted: bool = True) -> str:
-    """Return *value* in at most some 80 characters of one line, the same in every process.
+    """Return *value* as one line of at most 80 characters, the same in every process.
 
-    Addresses of objects are left out, and the elements of a set are sorted.
+    Object addresses are replaced and the elements of a set are sorted.
     """
     try:
         raw = _ADDRESS.sub("0x…", repr(value) if quoted else str(value))
         raw = _SET.sub(lambda of: f"{{{', '.join(sorted(of[1].split(', ')))}}}", raw)
         text = " ".join(raw.split())
-    except Exception as error:  # noqa: BLE001 - what a user's object says of itself is foreign too
+    except Exception as error:  # noqa: BLE001 - a user's __repr__ may raise anything
         text = f"({type(value).__name__} has no text: {type(error).__name__})"
-    return text if len(text) <= 80 else text[:77] + "…"  # a line's worth
+    return text if len(text) <= 80 else text[:77] + "…"  # one line of a terminal

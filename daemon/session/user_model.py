@@ -1,6 +1,6 @@
 """A user's model class behind the ``Forecaster`` protocol.
 
-The rules are docs/own_models.md, N1 to N10, and of its id docs/identity.md, I14.
+The rules are docs/own_models.md, N1 to N10; that of its id is docs/identity.md, I14.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tracepaper.daemon.session.user_class import (
     Declaration,
     check_declarations,
     imported,
-    made_or_refused,
+    is_integer,
+    make_guarded,
     reject_coroutines,
-    whole,
 )
 from tracepaper.daemon.session.user_code import (
-    MEND,
+    ADVICE,
     ForeignCode,
     class_sha256,
     custom_folder,
@@ -61,23 +61,23 @@ from tracepaper.strategies.types.market import Bar, Instrument
 
 CONTEXT_MOST: Final = 100_000
 CLASS: Final = "class"
-"""The kind of model on the card of a user's own class."""
+"""The kind of model on the card of a user's class."""
 QUANTILES: Final = 99
 
 log = Logger("model")
 
 
-def say_once() -> Callable[[str], None]:
-    """Return a function that logs why a bar has no answer, unless it was the last reason too."""
+def failure_logger() -> Callable[[str], None]:
+    """Return a function that logs why a bar has no usable answer, but not the same reason twice."""
     last = ""
 
-    def say(sentence: str) -> None:
+    def log_failure(reason: str) -> None:
         nonlocal last
-        if sentence != last:
-            last = sentence
-            log.warning("no usable answer", error=sentence)
+        if reason != last:
+            last = reason
+            log.warning("no usable answer", error=reason)
 
-    return say
+    return log_failure
 
 
 Schema = FeatureSchema | FeatureFunction | None
@@ -87,22 +87,22 @@ Rows = NDArray[np.float32]
 def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     """Return the model that ``[model] class`` names, made with its options and files.
 
-    Raises ``ConfigInvalid`` where it cannot be found, refuses its options or has an impossible
-    declaration, and ``StrategyFailed`` where it fails otherwise.
+    Raises ``ConfigInvalid`` if the class does not exist, rejects its options or has an invalid
+    declaration, and ``StrategyFailed`` if it fails in another way.
     """
     name = config.model.custom_class
-    made_of = model_class(name)
+    cls = model_class(name)
     options = dict(config.model.options)
-    files = model_files(config, made_of)
-    model = made_or_refused(
-        made_of.__name__,
-        lambda: made_of(options, files),
+    files = model_files(config, cls)
+    model = make_guarded(
+        cls.__name__,
+        lambda: cls(options, files),
         "[model.options] or [model] files",
         "take both: options, files",
     )
     _check(model)
     schema, schema_id = _schema(config, model)
-    sources_sha256 = _sources_sha256(made_of, schema)
+    sources_sha256 = _sources_sha256(cls, schema)
     card = {
         "model": {"kind": CLASS, "name": name, "weights_sha256": sources_sha256},
         "architecture": {"context": model.context, "horizons": list(model.horizons)},
@@ -111,7 +111,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
         "calibration": _as_section(model.calibration, model.horizons),
         "measures": {"given": sorted(model.measures), "outside": model.is_outside},
         "options": {"json": json.dumps(config.settings()["model"]["options"], sort_keys=True)},
-        "files": {written: file_sha256(path) for written, path in files.items()},
+        "files": {file: file_sha256(path) for file, path in files.items()},
     }
     if model.trained_until is not None:
         card["split"] = {"train_until": model.trained_until}
@@ -121,7 +121,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
 
 
 def _as_section(calibration: Calibration | None, horizons: Sequence[int]) -> dict[str, Any]:
-    """Return *calibration* as a card's section, as ``gates.card.calibration_of`` reads it."""
+    """Return *calibration* as the section of a card that ``calibration_of`` reads."""
     if calibration is None:
         return {}
     section: dict[str, Any] = to_builtins(calibration)
@@ -131,58 +131,61 @@ def _as_section(calibration: Calibration | None, horizons: Sequence[int]) -> dic
 
 
 def model_class(name: str) -> type[Model]:
-    """Return the model that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
-    made_of = imported(name, key="model.class")
-    if not (isinstance(made_of, type) and issubclass(made_of, Model)):
+    """Return the model class ``module:Class``; raise ``ConfigInvalid`` if it is no model."""
+    cls = imported(name, key="model.class")
+    if not (isinstance(cls, type) and issubclass(cls, Model)):
         raise ConfigInvalid(f"model.class '{name}' is no tracepaper.Model; derive from it.")
-    reject_coroutines(made_of, "predict", "predict_rows")
-    return made_of
+    reject_coroutines(cls, "predict", "predict_rows")
+    return cls
 
 
-def model_files(config: Config, made_of: type[Model]) -> dict[str, Path]:
-    """Find ``[model] files`` beside the configuration, the class, or in the working folder."""
-    is_typed = custom_folder(made_of) is None  # in a session, so it has no file
-    package = None if is_typed else Path(inspect.getfile(made_of)).resolve().parent
+def model_files(config: Config, cls: type[Model]) -> dict[str, Path]:
+    """Return the paths of ``[model] files``.
+
+    They are relative to the configuration, the class's file or the working folder, in this order.
+    """
+    is_interactive = custom_folder(cls) is None  # typed in a session, so it has no file
+    package = None if is_interactive else Path(inspect.getfile(cls)).resolve().parent
     folders = [config.folder, package, Path.cwd()]
     files = {}
-    for written in config.model.files:
-        places = [folder / written for folder in folders if folder is not None]
-        path = next((place for place in places if place.is_file()), None)
+    for name in config.model.files:
+        candidates = [folder / name for folder in folders if folder is not None]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise ConfigInvalid(
-                f"[model] files: there is no {written} beside the configuration or its class; "
+                f"[model] files: there is no {name} beside the configuration or its class; "
                 "put it there, or name its absolute path."
             )
-        files[written] = path.resolve()
+        files[name] = path.resolve()
     return files
 
 
 def feature_function(config: Config, model: Model | type[Model]) -> FeatureFunction | None:
-    """Return the function that the configuration names as features, else the class, if one does."""
-    named: Any = config.features.custom_schema or model.features
-    if isinstance(named, str) and ":" in named:
-        named, name = imported(named, key="features.schema"), named
-        if not isinstance(named, FeatureFunction):
+    """Return the feature function of the configuration, else of the class; None without one."""
+    features: Any = config.features.custom_schema or model.features
+    if isinstance(features, str) and ":" in features:
+        features, name = imported(features, key="features.schema"), features
+        if not isinstance(features, FeatureFunction):
             raise ConfigInvalid(
-                f"features.schema '{name}' is no features; put "
-                "@tracepaper.feature_row(lookback=…) above the function."
+                f"features.schema '{name}' is no feature function; put "
+                "@tracepaper.feature_row(lookback=…) above it."
             )
-    return named if isinstance(named, FeatureFunction) else None
+    return features if isinstance(features, FeatureFunction) else None
 
 
 def _schema(config: Config, model: Model) -> tuple[Schema, str]:
-    """Return the features that the configuration names, else the class, and their name."""
-    if (given := feature_function(config, model)) is not None:
-        if type(given.lookback) is not int or not 1 <= given.lookback <= CONTEXT_MOST:
+    """Return the features of the configuration, else of the class, and their id."""
+    if (function := feature_function(config, model)) is not None:
+        if type(function.lookback) is not int or not 1 <= function.lookback <= CONTEXT_MOST:
             raise ConfigInvalid(
-                f"feature_row(lookback={short(given.lookback)}) is no number of bars; give a "
+                f"feature_row(lookback={short(function.lookback)}) is no number of bars; give a "
                 f"whole number from 1 to {CONTEXT_MOST:,}."
             )
-        return given, f"{given.function.__module__}:{given.function.__qualname__}"
-    named = config.features.custom_schema or model.features
-    if named is None:
+        return function, f"{function.function.__module__}:{function.function.__qualname__}"
+    name = config.features.custom_schema or model.features
+    if name is None:
         return None, ""
-    schema = schema_of(str(named), config.market.interval_ms)
+    schema = schema_of(str(name), config.market.interval_ms)
     return schema, schema.schema_id
 
 
@@ -194,28 +197,28 @@ def _is_date(text: str | None) -> bool:
 
 
 _DECLARATIONS: Final[tuple[Declaration, ...]] = (
-    ("context", whole(1, CONTEXT_MOST), f"give a whole number of bars from 1 to {CONTEXT_MOST:,}"),
-    ("horizons", lambda of: bool(of) and all(map(whole(1), of)), "give whole bars"),
-    ("measures", lambda of: not isinstance(of, str) and bool(of) and {*of} <= MEASURES,
+    ("context", is_integer(1, CONTEXT_MOST), f"give a whole number from 1 to {CONTEXT_MOST:,}"),
+    ("horizons", lambda bars: bool(bars) and all(map(is_integer(1), bars)), "give whole bars"),
+    ("measures", lambda names: not isinstance(names, str) and bool(names) and {*names} <= MEASURES,
      f"name some of: {', '.join(sorted(MEASURES))}"),
     ("trained_until", _is_date, "write a date such as 2025-05-31"),
-    ("calibration", lambda of: isinstance(of, Calibration | None),
+    ("calibration", lambda value: isinstance(value, Calibration | None),
      "give a tracepaper.strategies.types.Calibration, or None"),
 )  # fmt: skip
 
 
 def _check(model: Model) -> None:
-    """Refuse declarations that cannot be kept."""
+    """Raise ``ConfigInvalid`` for invalid or contradictory declarations."""
     name = type(model).__name__
     model.horizons = tuple(model.horizons)
     check_declarations(model, _DECLARATIONS)
     if _answers_rows(model) and model.context != 1:
         raise ConfigInvalid(
-            f"{name} answers by predict_rows and asks for a context of {model.context} rows; "
+            f"{name} has predict_rows, which sees one row, and a context of {model.context} rows; "
             "implement predict instead, or set context = 1."
         )
     if not _answers_rows(model) and type(model).predict is Model.predict:
-        raise ConfigInvalid(f"{name} does not answer; implement predict or predict_rows.")
+        raise ConfigInvalid(f"{name} makes no forecast; implement predict or predict_rows.")
     quantiles = {} if model.calibration is None else model.calibration.quantiles
     for measure, values in quantiles.items():
         rising = all(before <= after for before, after in pairwise(values))
@@ -230,9 +233,9 @@ def _answers_rows(model: Model) -> bool:
     return type(model).predict_rows is not Model.predict_rows
 
 
-def _sources_sha256(made_of: type[Model], schema: Schema) -> str:
-    """Return the hash of the sources of the class and of its features."""
-    digest = hashlib.sha256(class_sha256(made_of).encode())
+def _sources_sha256(cls: type[Model], schema: Schema) -> str:
+    """Return the hash of the sources of the class and of its feature function."""
+    digest = hashlib.sha256(class_sha256(cls).encode())
     if isinstance(schema, FeatureFunction):
         function = schema.function
         assert isinstance(function, FunctionType)
@@ -241,7 +244,7 @@ def _sources_sha256(made_of: type[Model], schema: Schema) -> str:
 
 
 class _Past:
-    """The newest bars of one instrument, and the newest rows of their features."""
+    """The newest bars of one instrument and the newest rows of their features."""
 
     def __init__(self, context: int, schema: Schema, instrument: Instrument, name: str) -> None:
         self._context, self._schema, self._name = context, schema, name
@@ -249,14 +252,14 @@ class _Past:
         self._held = context + self._lookback - 1
         self.bars: deque[Bar] = deque(maxlen=self._held)
         self._columns = BarColumns(instrument, context)
-        self._behind = BarColumns(instrument, self._lookback)  # what a function of features sees
+        self._feature_bars = BarColumns(instrument, self._lookback)  # a feature function's input
         self._rows: deque[Rows] = deque(maxlen=context)
         self._streams: FeatureStreams | None = None
         self._width: int | None = None
         self._featuring = ForeignCode(name, "in its features")
 
-    def take(self, bar: Bar, *, featured: bool = True) -> None:
-        """Take in *bar*, which must follow the last one, and where *featured* its features."""
+    def add(self, bar: Bar, *, featured: bool = True) -> None:
+        """Add *bar*, which must be newer than the last one, and, if *featured*, its features."""
         if self.bars and bar.open_time_ms <= self.bars[-1].open_time_ms:
             raise InvariantBroken(
                 f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
@@ -268,13 +271,13 @@ class _Past:
             case FeatureSchema() as schema:
                 self._rows.append(self._stepped(schema, bar))
             case FeatureFunction() as schema:
-                self._behind.extend((bar,))
+                self._feature_bars.extend((bar,))
                 if len(self.bars) >= self._lookback:
-                    self._rows.append(self._computed(schema, self._behind.at(bar)))
+                    self._rows.append(self._computed(schema, self._feature_bars.at(bar)))
 
     @property
     def is_full(self) -> bool:
-        """Whether it holds all bars on which an answer depends."""
+        """Whether all bars are present on which a forecast depends."""
         return len(self.bars) == self._held
 
     def newest(self) -> BarArrays:
@@ -282,7 +285,7 @@ class _Past:
         return self._columns.at(self.bars[-1])
 
     def features(self) -> Rows:
-        """Return the newest rows [context, feature], as a copy; without columns where none are."""
+        """Return a copy of the newest rows, [context, feature]; no columns without features."""
         shape = (self._context, 0 if self._schema is None else -1)
         rows = np.array(self._rows, dtype=np.float32).reshape(shape)
         rows.flags.writeable = False
@@ -296,12 +299,12 @@ class _Past:
         return values
 
     def _computed(self, schema: FeatureFunction, past: BarArrays) -> Rows:
-        """Return the row of a user's function, checked; the first one is computed twice."""
+        """Return the checked row of a user's function; the first row is computed twice."""
         with self._featuring:
             answer: Any = schema(past)
-            again: Any = schema(past) if self._width is None else None
+            repeated: Any = schema(past) if self._width is None else None
         row = self._as_row(answer)
-        if again is not None and not np.array_equal(row, self._as_row(again), equal_nan=True):
+        if repeated is not None and not np.array_equal(row, self._as_row(repeated), equal_nan=True):
             raise StrategyFailed(
                 f"{self._name}: its features differ when they are computed twice from equal bars; "
                 "let them depend on the bars alone."
@@ -309,7 +312,7 @@ class _Past:
         if self._width not in (None, len(row)):
             raise StrategyFailed(
                 f"{self._name}: its features were {self._width} numbers and are {len(row)}; "
-                "return as many for each bar."
+                "return the same number for each bar."
             )
         self._width = len(row)
         return row
@@ -326,30 +329,27 @@ class _Past:
         return row
 
     def warm(self, bars: Sequence[Bar]) -> None:
-        """Take in *bars*, of which only the last ones matter."""
+        """Add *bars*; those before the kept ones are ignored."""
         newest = bars[-self._held :]
-        # No answer needs a row of ours before the context: of these bars none is computed.
+        # Bars before the context need no rows of a built-in schema, whose streams are warmed later.
         early = len(newest) - self._context if isinstance(self._schema, FeatureSchema) else 0
-        for place, bar in enumerate(newest):
-            self.take(bar, featured=place >= early)
+        for index, bar in enumerate(newest):
+            self.add(bar, featured=index >= early)
 
     def scan(self, bars: Sequence[Bar]) -> list[Rows]:
-        """Take in *bars*; return the rows of features of the last ones.
-
-        The first bars without a whole past have no row.
-        """
+        """Add *bars*; return the feature rows of those that have all bars before them."""
         rows: list[Rows] = []
         if isinstance(self._schema, FeatureSchema):
             past = [*self.bars, *bars]
             first = max(len(self.bars), self._held - 1)
             rows = list(features.compute(self._schema, features.columns(past)).values[first:])
             for bar in bars[-self._held :]:
-                self.take(bar, featured=False)
+                self.add(bar, featured=False)
             self._streams = None
             self._rows.clear()
             return rows
         for bar in bars:
-            self.take(bar)
+            self.add(bar)
             rows += [self._rows[-1]] if self.is_full else []
         return rows
 
@@ -358,9 +358,9 @@ class _Past:
 
 
 class UserForecaster:
-    """A user's ``Model`` as a ``Forecaster``: warmed, asked under guard, and never given a future.
+    """A user's ``Model`` as a ``Forecaster``: guarded, and never shown a later bar.
 
-    It keeps bars alone, so that one warmed with ``context`` bars equals one that ran for a year.
+    It keeps nothing but bars, so one warmed with ``context`` bars equals one that ran for a year.
     """
 
     device = "cpu"
@@ -394,30 +394,30 @@ class UserForecaster:
         self.libraries = versions_of(type(model))
         self._name = type(model).__name__
         self._schema = schema
-        self._asking = ForeignCode(self._name, "in predict")
+        self._predicting = ForeignCode(self._name, "in predict")
         self._instruments: dict[str, Instrument] = {}
         self._past: dict[str, _Past] = {}
-        self._say = say_once()
+        self._log_failure = failure_logger()
 
     def scale(self, instruments: Sequence[Instrument]) -> None:
-        """Set the decimals of prices and volumes in the bars of *instruments*."""
+        """Set *instruments*, whose decimals scale the prices and volumes of bars."""
         self._instruments.update((item.id, item) for item in instruments)
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
-        """Forget *instrument*, then take in *bars* (oldest first); the model is not asked."""
+        """Replace the past of *instrument* by *bars*, oldest first, without a forecast."""
         self._past.pop(instrument, None)
         self._past_of(instrument).warm(bars)
 
     def step(self, bar: Bar) -> Forecast | None:
-        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        """Add one bar; return its forecast, None while there are fewer than ``context`` bars."""
         past = self._past_of(bar.instrument)
-        past.take(bar)
+        past.add(bar)
         if not past.is_full:
             return None
         inputs = self._input(past)
         if not np.isfinite(inputs.features).all():
             return self._unusable()
-        forecast: Forecast | None = self._answered(
+        forecast: Forecast | None = self._forecast(
             lambda: self.model.predict(inputs),
             lambda answer: forecast_of(
                 answer, horizons=self.horizons, measures=self.measures, model_id=self.model_id
@@ -426,10 +426,10 @@ class UserForecaster:
         return forecast
 
     def contributions(self, instrument: str) -> dict[str, float] | None:
-        """Return each feature's part in the newest forecast of *instrument*, with the base.
+        """Return each feature's contribution to the newest forecast of *instrument*.
 
-        None of a model that does not say. Raises ``StrategyFailed`` for anything but numbers by
-        name. The model must be warm.
+        They include the model's base value. None if the model does not explain itself. Raises
+        ``StrategyFailed`` unless the model returns finite numbers by name. The model must be warm.
         """
         inputs = self._input(self._past_of(instrument))
         with ForeignCode(self._name, "in contributions"):
@@ -437,15 +437,15 @@ class UserForecaster:
         if answer is None:
             return None
         try:
-            added = {str(name): float(value) for name, value in answer.items()}
+            contributions = {str(name): float(value) for name, value in answer.items()}
         except (AttributeError, TypeError, ValueError):
-            added = {"": math.nan}
-        if not np.isfinite(list(added.values())).all():
+            contributions = {"": math.nan}
+        if not np.isfinite(list(contributions.values())).all():
             raise StrategyFailed(
                 f"{self._name}: its contributions are {short(answer)}; return a finite number by "
                 "feature, or None."
             )
-        return added
+        return contributions
 
     def _input(self, past: _Past) -> ModelInput:
         bar = past.bars[-1]
@@ -458,18 +458,18 @@ class UserForecaster:
         )
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in one bar of each of several instruments, one after the other, as ``step`` does."""
+        """Step through one bar of each of several instruments, in their order."""
         if len({bar.instrument for bar in bars}) < len(bars):
-            raise InvariantBroken("Two bars of one instrument cannot be stepped at once.")
+            raise InvariantBroken("predict_many takes one bar of an instrument; call step twice.")
         return [self.step(bar) for bar in bars]
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in many bars of one instrument; ask the model for all of their rows at once.
+        """Add many bars of one instrument; return their forecasts from one call of the model.
 
-        Raises ``InvariantBroken`` for a model that answers one bar at a time.
+        Raises ``InvariantBroken`` for a model without ``predict_rows``.
         """
         if not self.causal:
-            raise InvariantBroken(f"{self._name} answers one bar at a time.")
+            raise InvariantBroken(f"{self._name} answers one bar at a time; call step.")
         forecasts: list[Forecast | None] = [None] * len(bars)
         scanned = self._past_of(bars[0].instrument).scan(bars)
         count = len(scanned)
@@ -479,7 +479,7 @@ class UserForecaster:
         if (usable_count := int(usable.sum())) > 0:
             usable_rows = rows[usable]
             usable_rows.flags.writeable = False
-            answers = self._answered(
+            answers = self._forecast(
                 lambda: self.model.predict_rows(usable_rows),
                 lambda answer: forecasts_of(
                     answer,
@@ -489,56 +489,55 @@ class UserForecaster:
                     model_id=self.model_id,
                 ),
             )
-            places = np.flatnonzero(usable) + len(bars) - count
-            for place, answer in zip(places.tolist(), answers, strict=True):
-                forecasts[place] = answer
+            indices = np.flatnonzero(usable) + len(bars) - count
+            for index, answer in zip(indices.tolist(), answers, strict=True):
+                forecasts[index] = answer
         return forecasts
 
     def _past_of(self, instrument: str) -> _Past:
         if (past := self._past.get(instrument)) is None:
             if instrument not in self._instruments:
-                raise InvariantBroken(f"The model was not told the units of {instrument}.")
+                raise InvariantBroken(f"The units of {instrument} are unknown; call scale first.")
             item = self._instruments[instrument]
             past = self._past[instrument] = _Past(
                 self.model.context, self._schema, item, self._name
             )
         return past
 
-    def _answered(self, ask: Callable[[], object], read: Callable[[object], Any]) -> Any:  # noqa: ANN401 - what *read* returns
-        """Return ``read(ask())``, or an unusable forecast where a service fails.
+    def _forecast(self, predict: Callable[[], object], read: Callable[[object], Any]) -> Any:  # noqa: ANN401 - the type that *read* returns
+        """Return ``read(predict())``; an unusable forecast if an external service fails.
 
-        A failure of a service refuses one bar; a failure of the user's own code ends the run.
+        A model that declares ``is_outside`` may fail: only that bar is refused. Any other failure
+        ends the run.
         """
         try:
-            with self._asking:
-                answer = ask()
+            with self._predicting:
+                answer = predict()
             return read(answer)
         except AnswerMalformed as error:
-            sentence = f"{self._name} {error}."
+            reason = f"{self._name} {error}."
             if not self.is_outside:
-                raise StrategyFailed(sentence) from None
+                raise StrategyFailed(reason) from None
         except StrategyFailed as error:
             if not self.is_outside:
                 raise
-            sentence = str(error).removesuffix(MEND) + "."
-        self._say(sentence)
+            reason = str(error).removesuffix(ADVICE) + "."
+        self._log_failure(reason)
         return self._unusable()
 
     def _unusable(self) -> Forecast:
-        """Return a forecast that the gate ``finite`` refuses."""
-        nothing = (math.nan,) * len(self.horizons)
-        return Forecast(
-            self.horizons, nothing, nothing, nothing, nothing, nothing, nothing, self.model_id
-        )
+        """Return a forecast of NaN, which the gate ``finite`` refuses."""
+        nans = (math.nan,) * len(self.horizons)
+        return Forecast(self.horizons, nans, nans, nans, nans, nans, nans, self.model_id)
 
 
 def user_model(forecaster: Forecaster | None) -> UserForecaster | None:
-    """Return the user's model that answers; None for a checkpoint's forecaster, and for none."""
+    """Return *forecaster* if it is a user's model, else None."""
     return forecaster if isinstance(forecaster, UserForecaster) else None
 
 
 def reject_other_model(forecaster: UserForecaster, sha256: str, run_id: str) -> None:
-    """Refuse a class that, or whose files, changed since run *run_id*."""
+    """Raise ``DataInvalid`` if the model or one of its files changed since run *run_id*."""
     if forecaster.model_sha256 != sha256:
         name = forecaster.card["model"]["name"]
         raise DataInvalid(

@@ -64,7 +64,7 @@ class _FrameHeader(Struct):
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_DROPPED: Final = re.compile(r"; (?:it|the book|the frame) was dropped")
+_DROPPED: Final = re.compile(r"; (?:it|the book|the frame|the message) was dropped")
 _decode_line: Final = msgspec.json.Decoder(EventLine).decode
 _decode_date: Final = msgspec.json.Decoder(_FrameHeader).decode
 

@@ -240,7 +240,7 @@ class _SourceBook(BookFollower):
             frame = self.take()
             self.apply(frame, None)
             if not frame.cause and self.frame <= frames:
-                self.goes_on()
+                self.resume()
 
 
 class BookFeed:

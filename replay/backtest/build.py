@@ -34,7 +34,7 @@ from tracepaper.daemon.session.build import (
 )
 from tracepaper.daemon.session.models import card_of, load_forecaster
 from tracepaper.daemon.session.run_row import new_run, reject_size
-from tracepaper.daemon.session.universe import list_of
+from tracepaper.daemon.session.universe import listed_symbols
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive.series import archive_instrument, split_sentences
@@ -274,7 +274,7 @@ def build(
     if needs_forecaster(config):
         forecaster = load_forecaster(config, database=database, mode=mode)
     strategies = make_strategies(config, forecaster)
-    rule, names = config.market.universe, list_of(config)
+    rule, names = config.market.universe, listed_symbols(config)
     books_read = max(
         WANTED if books_read_by(forecaster) else 0,
         *(strategy.books for strategy in strategies.values()),

@@ -30,12 +30,12 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.resume import (
+    engine_lookback,
     engine_of,
-    reach_of,
     recall_lookback,
     restore_at,
 )
-from tracepaper.daemon.session.run_row import OF_THE_PLACE, start_event
+from tracepaper.daemon.session.run_row import ENVIRONMENT_FIELDS, start_event
 from tracepaper.daemon.session.user_model import reject_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
@@ -109,7 +109,7 @@ def open_recorded(
     forecaster = _forecaster(config, database, run) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
     context = 0 if forecaster is None else forecaster.context
-    beginning = _find_beginning(reader, stored, reach_of(engine, context), from_step)
+    beginning = _find_beginning(reader, stored, engine_lookback(engine, context), from_step)
     if beginning is None:
         _restore_parent(reader, run, engine)
         return RecordedRun(run, config, engine, forecaster)
@@ -393,7 +393,7 @@ def rerun_recorded(
         if recorded.forecaster is not None:
             prober = _reload_model(recorded, named.path, into=database)
         here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
-        place = {name: getattr(here, name) for name in OF_THE_PLACE}
+        place = {name: getattr(here, name) for name in ENVIRONMENT_FIELDS}
         run = replace(
             recorded.run,
             run_id=secrets.token_hex(8),

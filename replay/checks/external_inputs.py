@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from tracepaper.daemon.session.user_code import INSTALLED, ROOMS, SUFFIXES
+from tracepaper.daemon.session.user_code import INSTALLED, PACKAGE_FOLDERS, SUFFIXES
 
 NAMES_KEPT: Final = 200
 """Names kept; by then a class that opens a new file at every bar is known as such."""
@@ -143,7 +143,7 @@ def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
         item = read((_source(arguments[0]),) if is_module else arguments)
         if item is None or _is_opened_by_package(event, item, frame):
             return
-        if not is_module or not item.name.startswith(ROOMS):
+        if not is_module or not item.name.startswith(PACKAGE_FOLDERS):
             inputs = _sources if is_module else _opened
             if len(inputs) < NAMES_KEPT:
                 inputs[item] = None
@@ -160,7 +160,7 @@ def _is_for_user(frame: FrameType) -> bool:
     """
     if threading.get_ident() != threading.main_thread().ident:
         return True
-    exempt = ("<", *ROOMS, *_installed(len(sys.path)))
+    exempt = ("<", *PACKAGE_FOLDERS, *_installed(len(sys.path)))
     for each in _outwards(frame):
         module = str(each.f_globals.get("__name__"))
         # An installed class lies among packages, and one of our examples among ours.

@@ -27,8 +27,8 @@ from tracepaper.daemon.session.retraining import (
     with_verdict,
 )
 from tracepaper.daemon.session.run_row import (
+    ENVIRONMENT_FIELDS,
     NO_MODEL,
-    OF_THE_PLACE,
     code_version,
     start_event,
     strategy_sha256,
@@ -68,7 +68,7 @@ DIFFERENCES_KEPT: Final = 100
 PROGRESS_STEPS: Final = 250
 EXACT: Final = frozenset({"sma_cross", "persistence"})
 """Strategies of whole numbers: no library and no machine rounds what they decide."""
-_OF_A_START: Final = ("model_id", "model_sha256", "mode", *OF_THE_PLACE)
+_OF_A_START: Final = ("model_id", "model_sha256", "mode", *ENVIRONMENT_FIELDS)
 """What a run's row and its first start both say."""
 
 Unlike = tuple[str, object, object]

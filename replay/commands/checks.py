@@ -209,9 +209,9 @@ def parity(
         counts = f"{findings.orders:,}. Fills of the run: {findings.rows:,}."
         return _costs(findings, f"Market orders beside recorded books: {counts}")
     if service:
-        from tracepaper.daemon.session.child import stay_behind
+        from tracepaper.daemon.session.child import limit_this_process
 
-        stay_behind()  # before what takes seconds to import
+        limit_this_process()  # before what takes seconds to import
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.storage.database.reader import Reader
 
@@ -230,13 +230,13 @@ def parity(
 
 def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> CommandAnswer | None:
     """Replay one day of a run from its record, and say whether it is the same."""
-    from tracepaper.daemon.session.child import frame_of, take_output
+    from tracepaper.daemon.session.child import frame_of, reserve_stdout
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_span, keep_check, last_day
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.market import ParityOutcome
 
-    output = take_output() if service else None  # a class of the user's may print as well
+    output = reserve_stdout() if service else None  # a class of the user's may print as well
     with Reader.open(place.path) as reader:
         from_ms = last_day(reader, place.run_id) if day is None else instant(day)
         if from_ms is not None and from_ms % DAY_MS:

@@ -301,10 +301,10 @@ def retrain(
 
     given = load(config)
     if service:
-        from tracepaper.daemon.session.child import frame_of, stay_behind, take_output
+        from tracepaper.daemon.session.child import frame_of, limit_this_process, reserve_stdout
 
-        stay_behind(nice=given.retrain.nice, memory_mb=given.retrain.memory_mb)
-        output = take_output()
+        limit_this_process(nice=given.retrain.nice, memory_mb=given.retrain.memory_mb)
+        output = reserve_stdout()
     database = database_path(db, config)
     retraining, number = _request(given, database, run, candidate, against, to, folder, test)
     judgement = train_and_judge(retraining, say=tell)
@@ -337,9 +337,9 @@ def _request(
     """Return the requested judgement, and its number."""
     from tracepaper.daemon.session.retraining import (
         BY_HAND,
+        count_judgements,
         past_retrainings,
         retrain_folder,
-        tests_of,
     )
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.learning.retraining import Retraining
@@ -356,7 +356,7 @@ def _request(
         )
     rules = given.retrain
     symbols = [item.symbol for item in run.instruments]
-    number = test or 1 + tests_of(past_retrainings(place.path, run.kind, symbols))
+    number = test or 1 + count_judgements(past_retrainings(place.path, run.kind, symbols))
     retraining = Retraining(
         database=place.path,
         run_id=run.run_id,

@@ -22,7 +22,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import tell
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.session.child import at_end_of_input
+from tracepaper.daemon.session.child import on_input_end
 from tracepaper.daemon.session.processes import NICE, file_of
 from tracepaper.daemon.session.shutdown import run_loop
 from tracepaper.replay.archive.download import record_live
@@ -77,7 +77,7 @@ def record_session(
             with suppress(OSError):
                 os.nice(NICE)
             # The daemon's end closes the input, however it ends; what is held is written then.
-            at_end_of_input(lambda: loop.call_soon_threadsafe(end))
+            on_input_end(lambda: loop.call_soon_threadsafe(end))
             skips = tell
         clock = SystemClock(exchange.time_scale)
         return await record_live(exchange, requests, clock=clock, done=done, skips=skips)

@@ -37,7 +37,7 @@ from typing import Any, Final, Self
 from aiohttp import web
 
 from tracepaper.daemon.http.server import ConnectionLimits
-from tracepaper.daemon.session.child import at_end_of_input
+from tracepaper.daemon.session.child import on_input_end
 from tracepaper.replay.archive import Candles, merge_candles, read_candles
 from tracepaper.replay.exchange.channels import Channel, FramePace, TopicRequest, encode
 from tracepaper.replay.exchange.fault_kinds import Fault
@@ -313,7 +313,7 @@ async def serve(settings: ExchangeSettings, *, until_eof: bool = False) -> None:
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     if until_eof:
-        at_end_of_input(lambda: loop.call_soon_threadsafe(stopped.set))
+        on_input_end(lambda: loop.call_soon_threadsafe(stopped.set))
     async with EmbeddedExchange(settings) as exchange:
         sys.stdout.write(encode(exchange.announcement()).decode() + "\n")
         sys.stdout.flush()

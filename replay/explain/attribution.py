@@ -16,7 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
+from tracepaper.daemon.session.covariates import recorded_covariates, recorded_covariates_name
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.document.values import (
@@ -514,7 +514,7 @@ def by_model(database: Path, past: Past, model: str) -> Past:
             f"{model} is for bars of {card['market'].get('interval')} minutes and the decision is "
             f"of {minutes}; choose another model."
         )
-    vectors = recorded_covariates(database, kept_covariates_of(past.run.libraries), card)
+    vectors = recorded_covariates(database, recorded_covariates_name(past.run.libraries), card)
     forecaster = attending(
         forecaster_of(folder, restore(past.run.config), mode="step", covariates=vectors)
     )

@@ -24,10 +24,10 @@ from tracepaper.daemon.session.retraining import (
     BARS,
     CANDIDATE,
     CandidateJudgement,
+    incompatibility,
     not_judged,
     one_sided,
-    tidy,
-    unlike,
+    remove_temporary_files,
 )
 from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.archive.candle_file import Lines, file_name, lines_of, write_lines
@@ -91,7 +91,7 @@ def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
     try:
         return _retrained(retraining, run, say)
     finally:
-        tidy(retraining.folder)
+        remove_temporary_files(retraining.folder)
 
 
 def _retrained(retraining: Retraining, run: Run, say: Say) -> CandidateJudgement:
@@ -129,7 +129,7 @@ def clear(folder: Path) -> None:
     """Make *folder*, and remove from it what an earlier retraining left there."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / CANDIDATE, ignore_errors=True)
-    tidy(folder)
+    remove_temporary_files(folder)
 
 
 # --- the bars
@@ -307,7 +307,7 @@ def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Fore
     before = forecaster_of(running, config, mode="scan")
     try:
         candidate = forecaster_of(folder, config, mode="scan")
-        if reason := unlike(candidate, before):
+        if reason := incompatibility(candidate, before):
             return reason
         preflight_engine(config, candidate)
     except (ConfigInvalid, CheckpointMismatch) as error:

@@ -24,9 +24,9 @@ from tracepaper.daemon.session.child import (
     ChildProcess,
     TimeLimits,
     frame_of,
+    limit_this_process,
     messages_of,
-    stay_behind,
-    take_output,
+    reserve_stdout,
 )
 from tracepaper.replay.page.answers import Error
 from tracepaper.storage.database.connection import is_busy_error
@@ -197,8 +197,8 @@ def refused(status: int, sentence: str) -> ReplyFrame:
 
 def main() -> None:
     """Answer requests until the input ends."""
-    out = take_output()
-    stay_behind(nice=NICENESS, reads_input=True)
+    out = reserve_stdout()
+    limit_this_process(nice=NICENESS, reads_input=True)
     messages = cast("Iterator[dict[str, Any]]", messages_of(sys.stdin.buffer))
     opening = next(messages)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
+from tracepaper.daemon.session.covariates import recorded_covariates, recorded_covariates_name
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
 from tracepaper.daemon.session.user_model import load_model, reject_other_model
@@ -193,7 +193,7 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
         return custom_model
     folder = checkpoints.find_kept(database, model_id)
     vectors = recorded_covariates(
-        database, kept_covariates_of(run.libraries), checkpoints.read_card(folder)
+        database, recorded_covariates_name(run.libraries), checkpoints.read_card(folder)
     )
     forecaster: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
     if forecaster.model_id != model_id:

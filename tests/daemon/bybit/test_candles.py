@@ -1,4 +1,4 @@
-"""Candles become bars: exactly, checked, and by the fast path as by the careful one."""
+"""Candles become exact, checked bars, as an independent slow conversion makes them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read(kline_candle: KlineCandle, of: Instrument | None = None) -> tuple[int, 
 
 
 def text(value: int, decimals: int) -> str:
-    """Write a number as the exchange does: trailing zeros left out."""
+    """Write a number like the exchange, without trailing zeros."""
     plain = f"{Decimal(value).scaleb(-decimals):f}"
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
@@ -107,7 +107,7 @@ def test_fast_and_careful_reading_agree_with_decimal_arithmetic(
         {"volume": "0", "turnover": "0"},
         {"turnover": "0"},
         {"turnover": "241712139.4"},
-        {"turnover": "241400.0"},  # a thousandth and a half below what its low makes
+        {"turnover": "241400.0"},  # 0.15 % below volume times low
         {"turnover": "242100.0"},
         {"volume": "0", "turnover": "2", "open": "65114.2", "high": "65114.2"},
     ],

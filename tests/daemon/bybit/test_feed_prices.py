@@ -1,4 +1,4 @@
-"""A feed beside a real engine: which false prices it hands on, and how often."""
+"""A feed with a real engine delivers false prices only when needed, and not too often."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ TODAY_MS = 19_676 * DAY_MS
 PRICE = 10_000  # 1,000.0
 UP, DOWN = 1_300.0, 700.0
 EACH_MS = 100
-"""Between two tickers."""
+"""The time between two tickers."""
 
 
 class Says(Strategy):
-    """Says *action* under a stop at every bar."""
+    """Signals *action* with a stop at every bar."""
 
     gates = CORE_GATES
 
@@ -43,7 +43,7 @@ class Says(Strategy):
 
 
 def held(action: Action, leverage: str = "5") -> Engine:
-    """Return an engine that holds *action* on margin since the last of some daily bars."""
+    """Return an engine that has held *action* on margin since the last of some daily bars."""
     engine = engine_of(
         {
             "market": {"interval": "D"},
@@ -74,7 +74,7 @@ def held(action: Action, leverage: str = "5") -> Engine:
 async def fed(
     engine: Engine, from_ms: int = TODAY_MS + 5_000
 ) -> AsyncIterator[tuple[Stream, Live, list[Fill]]]:
-    """Run a feed of daily bars whose events *engine* takes; yield what it filled as well."""
+    """Run a feed of daily bars whose events *engine* takes; yield its fills too."""
     async with ScriptedServer() as server:
         server.server_ms = from_ms
         start = FeedStart(interval_ms=DAY_MS, period_start_ms=TODAY_MS, warmup_bars=0)
@@ -98,13 +98,13 @@ async def fed(
 
 
 def prices(run: Live) -> list[tuple[type, int]]:
-    """Return what was handed on, as its kind and tenths of a second since the first frame."""
+    """Return the delivered prices: kind, and tenths of a second since the first frame."""
     events = [event for event in run.events if isinstance(event, Quote | Mark)]
     return [(type(price), (price.market_ms - TODAY_MS - 6_000) // EACH_MS) for price in events]
 
 
 class Stream:
-    """Sends frames a tenth of a second apart, and waits until each was taken in."""
+    """Sends frames a tenth of a second apart, and waits until each is processed."""
 
     def __init__(self, server: ScriptedServer, run: Live) -> None:
         self.server = server
@@ -131,17 +131,17 @@ def quoted(price: float) -> dict[str, Any]:
 
 
 def fluttering(price: float, tenths: int) -> float:
-    """Return *price*, never the same twice in a row."""
+    """Return *price*, slightly different each time."""
     return price + tenths % 3 / 10
 
 
 EVERY = [0, 51, 102, 153]
-"""Tenths of a second, each more than five seconds after the one before."""
+"""Tenths of a second, each more than five seconds after the last."""
 
 
 FALSE: dict[str, Callable[[float, int], dict[str, Any]]] = {
     "a mark": lambda price, tenths: mark(fluttering(price, tenths)),
-    # What it shows beside its mark is known since it was one, and it speaks not for itself.
+    # A mark's index and last price are known with it, and are no evidence for it.
     "a ticker": lambda price, tenths: mark(price, index=fluttering(price, tenths), last=price),
     "a book": lambda price, tenths: quoted(fluttering(price, tenths)),
 }
@@ -152,7 +152,7 @@ FALSE: dict[str, Callable[[float, int], dict[str, Any]]] = {
 async def test_a_false_price_that_lasts_is_an_event_once_in_five_seconds(
     kind: str, action: Action, price: float
 ) -> None:
-    """It would liquidate, or fill a stop that a true book does not reach, before the day ends."""
+    """It would liquidate, or fill a stop that no true book reaches, before the day ends."""
     is_book = kind == "a book"
     async with fed(held(action)) as (stream, run, fills):
         if is_book:
@@ -165,7 +165,7 @@ async def test_a_false_price_that_lasts_is_an_event_once_in_five_seconds(
 
 @pytest.mark.parametrize("shows", [quoted(UP + 1), mark(1_000.0, index=UP), mark(UP + 1, last=UP)])
 async def test_what_shows_a_mark_that_lasts_is_an_event_at_once(shows: dict[str, Any]) -> None:
-    """Behind the newest mark, where that one is shown; else the next mark is believed on it."""
+    """It follows the newest mark if it is evidence for that; else the next mark is believed."""
     async with fed(held(Action.SHORT)) as (stream, run, fills):
         for tenths in range(20):
             await stream.send(tenths, mark(fluttering(UP, tenths)))
@@ -204,7 +204,7 @@ EIGHT_MS = TODAY_MS + 8 * HOUR_MS
 
 
 async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> None:
-    """The feed asked the engine while the ticker stood in the queue that changed its mind."""
+    """The feed asked the engine while the ticker that changed its belief was in the queue."""
 
     def announcing(rate: str) -> dict[str, Any]:
         frame = mark(1_000.0)
@@ -238,7 +238,7 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
 
 @pytest.mark.parametrize("together", [True, False])
 async def test_a_mark_that_liquidates_comes_behind_the_newest_of_the_others(together: bool) -> None:
-    """On cross margin alone: there the marks of all instruments count."""
+    """On cross margin alone: only there do the marks of all instruments count."""
     other = replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
 
     def of_other(frame: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Filters become instruments: decimals by tick and step, limits exact, scales for good."""
+"""Filters become instruments with exact limits and the decimals of tick and step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every field of every frame in other forms: read or refused, never an end."""
+"""Any other form of any field of a frame is read or rejected, and never ends the stream."""
 
 from __future__ import annotations
 

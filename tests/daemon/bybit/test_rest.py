@@ -1,4 +1,4 @@
-"""REST against a scripted server: pages, order, finality, codes, bans."""
+"""REST reads pages, order, finality, error codes and bans of a scripted server."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ async def test_a_ban_silences_every_request_for_its_whole_time() -> None:
         assert await first == START_MS
 
 
-async def test_a_refused_connection_is_tried_again() -> None:
+async def test_a_refused_connection_is_a_recoverable_error_with_advice() -> None:
     async with ScriptedServer() as server:
         closed = server.rest_url
     settings = exchange_section(rest_url=closed)

@@ -1,4 +1,4 @@
-"""Every REST call under every status, retCode and body: asked again, and answered in the end."""
+"""Every REST call is retried after any faulty status, retCode or body, until it succeeds."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def serving() -> ScriptedServer:
 
 
 def bad_answers(server: ScriptedServer, wrong: dict[str, Any]) -> dict[str, web.Response]:
-    """Return every answer that a call must not believe."""
+    """Return every answer that a call must reject."""
     good = {"retCode": 0, "retMsg": "OK", "result": {}, "time": NOW_MS}
     answers = {
         f"HTTP {status}": web.Response(
@@ -244,7 +244,7 @@ GOOD: dict[str, tuple[str, Call, dict[str, Any]]] = {
         "risk-limit", lambda rest: rest.risk_tiers(BITCOIN), pages([TIER], nextPageCursor="")
     ),
 }  # fmt: skip
-"""Of a call its path, the call, and a result that is read."""
+"""For each call its path, the call itself, and a valid result."""
 
 
 def document(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The connection against a scripted server: subscribing, pings, watchdog, reconnects, bans."""
+"""A connection to a scripted server subscribes, pings, watches for data and reconnects."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ TOPICS = tuple(f"kline.1.S{number}USDT" for number in range(23))
 
 
 class Listener:
-    """What a stream tells, kept for the test."""
+    """Keeps the calls of a stream."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -79,7 +79,7 @@ class Listener:
 
 
 class Setup:
-    """A running stream with everything around it."""
+    """A running stream with its server, clock and listener."""
 
     def __init__(self, server: ScriptedServer, topics: tuple[str, ...]) -> None:
         self.server = server
@@ -257,7 +257,7 @@ async def test_an_answer_is_waited_for_while_older_frames_are_read() -> None:
                 setup.clock.advance(network_s=1)
                 await server.send(kline(START_MS + second * MINUTE))
                 await until(is_equal(setup.listener.frames.__len__, second))
-                stream.dated(START_MS + (9_999 if second < 31 else 10_000))
+                stream.note_date(START_MS + (9_999 if second < 31 else 10_000))
                 assert not setup.listener.lost, "the answer may be behind these frames"
             await setup.clock.run(lambda: setup.listener.lost)
             assert "did not answer a subscription within 10 s" in str(setup.listener.lost[0])
@@ -265,7 +265,7 @@ async def test_an_answer_is_waited_for_while_older_frames_are_read() -> None:
 
 
 class BelievingFeed:
-    """A feed that believes every date, and keeps why connections were lost."""
+    """A feed that accepts every date, and keeps the causes of lost connections."""
 
     def __init__(self) -> None:
         self.lost: list[GapCause] = []
@@ -326,7 +326,7 @@ async def test_an_answer_is_not_waited_for_where_nothing_is_read() -> None:
         server.is_mute = True
         async with running(server, data_watchdog_s=1e9) as (setup, stream):
             await until(lambda: server.received)
-            stream.dated(START_MS)
+            stream.note_date(START_MS)
             began_s = setup.clock.network_s()
             await setup.clock.run(lambda: setup.listener.lost)
             assert setup.clock.network_s() - began_s < 11

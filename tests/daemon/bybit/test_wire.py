@@ -1,4 +1,4 @@
-"""The reader of a connection: real frames in, typed results out, and nothing worse than refusal."""
+"""The reader of a connection turns frames into typed results or rejects them, and never fails."""
 
 from __future__ import annotations
 
@@ -117,19 +117,19 @@ def ticker(kind: str, ts: int = 5, **fields: str) -> bytes:
 
 def test_a_delta_leaves_unsent_fields_as_they_were() -> None:
     wire = linear()
-    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.0001"))
+    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.5"))
     received = wire.receive(ticker("delta", 6, nextFundingTime="1000"))
     assert isinstance(received, Ticker)
     assert (present(received.mark).price, present(received.mark).market_ms) == (1005, 6)
-    assert (received.funding_rate, received.next_funding_ms) == (1_000_000, 1000)
+    assert (present(received.mark).funding_rate, received.next_funding_ms) == (5 * 10**9, 1000)
 
 
 def test_a_snapshot_forgets_what_came_before() -> None:
     wire = linear()
-    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.0001"))
+    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.5"))
     received = wire.receive(ticker("snapshot", markPrice="101", fundingRate=""))
     assert isinstance(received, Ticker)
-    assert received.funding_rate is None
+    assert present(received.mark).funding_rate is None
 
 
 def test_a_mark_finer_than_the_tick_is_rounded() -> None:
@@ -213,7 +213,7 @@ def trades(ts: int = NOW, **changes: Any) -> bytes:
 
 
 def believing(latest_ms: int = NOW + 2_000) -> tuple[Wire, list[int], list[tuple[str, str]]]:
-    """Return a wire that believes dates up to *latest_ms*, what it learnt, and what it told."""
+    """Return a wire that accepts dates up to *latest_ms*, with its dates and rejections."""
     times: list[int] = []
     refusals: list[tuple[str, str]] = []
 
@@ -297,11 +297,11 @@ def test_what_a_frame_holds_may_not_be_dated_ahead_of_it_either() -> None:
 
 def test_a_ticker_dated_ahead_changes_nothing_that_later_ones_build_on() -> None:
     wire, _, _ = believing()
-    wire.receive(ticker("snapshot", NOW, markPrice="5", fundingRate="0.0001"))
+    wire.receive(ticker("snapshot", NOW, markPrice="5", fundingRate="0.6"))
     wire.receive(ticker("snapshot", NOW + HOUR, markPrice="9", fundingRate="0.5"))
     received = wire.receive(ticker("delta", NOW + 1, lastPrice="5"))
     assert isinstance(received, Ticker)
-    assert (present(received.mark).price, received.funding_rate) == (50, 1_000_000)
+    assert (present(received.mark).price, present(received.mark).funding_rate) == (50, 6 * 10**9)
 
 
 def test_a_funding_time_more_than_a_day_ahead_is_not_announced() -> None:
@@ -340,7 +340,7 @@ def test_an_early_candle_does_not_cost_the_closed_one_beside_it() -> None:
     ("candles", "opens"),
     [
         ((closed(confirm=False),), []),
-        ((closed(), moved(MINUTE, confirm=False)), [OPEN]),  # both candles of the roll
+        ((closed(), moved(MINUTE, confirm=False)), [OPEN]),  # both candles of a close
     ],
 )
 def test_only_closed_candles_become_bars(
@@ -377,7 +377,7 @@ def test_a_book_never_holds_more_than_its_bound_and_asks_for_a_snapshot() -> Non
     wire, _, _ = believing()
     topic = "orderbook.1.BTCUSDT"
     wire.receive(book("snapshot", [["1.0", "1"]], [["90000.0", "1"]]))
-    for first in range(2, 40_000, 1_000):  # deltas that grow the book little by little
+    for first in range(2, 40_000, 1_000):  # deltas that grow the book slowly
         bids = [[str(price), "1"] for price in range(first, first + 999)]
         try:
             wire.receive(book("delta", bids, []))

@@ -78,7 +78,7 @@ def test_a_sound_machine_passes_every_check(tmp_path: Path, cli: Cli) -> None:
     assert {name for name, (verdict, _) in document.items() if verdict == "fail"} == set()
     assert "torch 2" in document["packages"][1]
     assert "sdpa" in document["attention"][1]
-    assert "SHA-256 as its card names" in document["checkpoint"][1]
+    assert "SHA-256 equals its card" in document["checkpoint"][1]
 
 
 def test_people_read_one_line_a_check(tmp_path: Path, cli: Cli) -> None:
@@ -199,9 +199,9 @@ def test_who_ships_a_file_already_is_named(
         verdict, detail = verdict_of(fleet_url, path)
         assert verdict == "warn"
         assert (
-            f", but tracepaper {socket.gethostname()}:{os.getpid()} ships {path} already" in detail
+            f", but tracepaper {socket.gethostname()}:{os.getpid()} already ships {path}" in detail
         )
-        assert "stop it before a daemon begins, or" in detail
+        assert "stop it before you start a daemon, or" in detail
         lock = InstanceLock.acquire(path)  # a daemon runs: that is its shipper
         try:
             assert verdict_of(fleet_url, path)[0] == "ok"

@@ -1,4 +1,4 @@
-"""Holes are filled window by window, merged over symbols, and what stays open is kept open."""
+"""Holes are filled window by window and merged over symbols; unfilled ones stay open."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def asking(server: ScriptedServer) -> AsyncIterator[tuple[BybitClient, Ste
 async def filled(
     server: ScriptedServer, until: int, *states: FeedState, waits_s: list[float] | None = None
 ) -> list[Event]:
-    """Fill *states* up to a minute, in stepped time; *waits_s* gets how long that took."""
+    """Fill *states* up to a minute, in stepped time; append the time that took to *waits_s*."""
 
     async def collect() -> list[Event]:
         sequencer = sequencer_of(clock, client, *states)
@@ -90,7 +90,7 @@ async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> Non
         events = await filled(server, 6, state, waits_s=waits_s)
         assert texts(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4"]
         assert state.sequence.next_open_ms == at(5)
-        assert 30 <= waits_s[0] < 32  # both holes at once
+        assert 30 <= waits_s[0] < 32  # both holes in one request
         assert len(server.queries("kline")) >= 4
 
 
@@ -120,7 +120,7 @@ async def test_a_row_that_cannot_be_read_once_is_asked_for_again(cause: GapCause
 async def test_a_close_at_the_end_that_is_not_plausible_is_asked_for_until_it_is() -> None:
     async with await serving() as server:
         for index in range(40):
-            server.add_candle(at(index), low="100.0")  # which gives it a usual range
+            server.add_candle(at(index), low="100.0")  # so that a usual range is known
         rows = [list(map(str, server.rows["BTCUSDT"][at(39 - i)])) for i in range(40)]
         rows[0][2] = rows[0][4] = str(10 * float(rows[0][4]))
         server.answer_next("kline", server.reply({**PAGE, "list": rows}))

@@ -1,4 +1,4 @@
-"""The bars of one close, gathered: in one group, in the order of the run, never held for ever."""
+"""The bars of one close form one group in the run's order, and are never held for ever."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_bars_of_one_close_go_on_together_in_the_order_of_the_run() -> Non
     async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
         await close(run, 0, "SOLUSDT", "BTCUSDT")
         await until(lambda: run.feed.counters["bars"] == 2)
-        assert not run.bars()  # one of them is still due
+        assert not run.bars()  # one bar is still expected
         await close(run, 0, "ETHUSDT")
         await until(lambda: len(run.bars()) == 3)
         assert texts(run.events) == [(3, []), "BTC", "ETH", "SOL"]
@@ -56,7 +56,7 @@ async def test_bars_of_one_close_go_on_together_in_the_order_of_the_run() -> Non
 
 @pytest.mark.parametrize(
     ("time_scale", "least_s", "most_s"),
-    [(1, 0.25, 1), (1_200, 0.025, 0.2)],  # an interval of the faster takes 0.05 s
+    [(1, 0.25, 1), (1_200, 0.025, 0.2)],  # an interval takes 0.05 s at the fast time
 )
 async def test_who_does_not_come_in_half_an_interval_is_absent_and_goes_on_alone_later(
     time_scale: float, least_s: float, most_s: float
@@ -79,13 +79,13 @@ async def test_an_instrument_with_a_hole_is_not_waited_for() -> None:
         await close(run, 0, "BTCUSDT", "ETHUSDT", "SOLUSDT")
         await until(lambda: len(run.bars()) == 3)
         await close(run, 1)
-        await close(run, 2, "SOLUSDT")  # the frame of minute 1 never came to anyone
+        await close(run, 2, "SOLUSDT")  # no stream brought minute 1
         await close(run, 2, "BTCUSDT", "ETHUSDT")
         await run.expect(lambda: len(run.bars()) == 9)
         assert sorted(bar.open_time_ms for bar in run.bars()) == [
             START_MS + minute * MINUTE for minute in (0, 0, 0, 1, 1, 1, 2, 2, 2)
         ]
-        for item in ALL:  # each instrument's own bars stay in order, its gap before them
+        for item in ALL:  # each instrument's bars stay in order, its gap before them
             events = [
                 event
                 for event in run.events

@@ -1,4 +1,4 @@
-"""Books of a grid become events: whole blocks, each gap with its cause, none bridged."""
+"""Sampled books become events: whole blocks, each gap with its cause, none within a block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def holder() -> DepthHolder:
 
 
 def of_holder(given: list[tuple[Depth, str]]) -> list[Depths]:
-    """Return the events of all books, the last ones as before a bar."""
+    """Return the events of all books, including the flush before a bar."""
     depth_holder = holder()
     events = [event for depth, cause in given for event in depth_holder.add(depth, cause)]
     return [*events, *depth_holder.flush()]

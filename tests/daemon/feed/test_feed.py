@@ -1,4 +1,4 @@
-"""The live feed against a scripted exchange: exactly once, in order, whatever happens."""
+"""The live feed delivers each bar of a scripted exchange exactly once and in order."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
-    Command,
-    CommandKind,
     Funding,
     Gap,
     GapCause,
@@ -175,7 +173,7 @@ async def test_an_overdue_closing_frame_is_replaced_by_rest() -> None:
         run.move_to(START_MS + 2 * MINUTE + 5_000)
         await run.expect(lambda: len(run.bars()) == 2)
         assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
-        await run.server.send(kline(START_MS + MINUTE))  # the frame comes at last
+        await run.server.send(kline(START_MS + MINUTE))  # the frame arrives at last
         await run.close_bar(2)
         await until(lambda: len(run.bars()) == 3)
         assert run.opens() == [0, 1, 2]
@@ -292,7 +290,9 @@ async def test_a_frame_far_from_our_time_has_the_clock_read_anew() -> None:
         await run.close_bar(0)
         await until(run.bars)
         resyncs = run.feed.counters["resyncs"]
-        run.clock.advance(market_ms=60_000)  # we ran ahead of a server that stood still
+        run.clock.advance(
+            market_ms=60_000
+        )  # our clock is ahead of a server whose clock stood still
         await server.send(book(server.server_ms))
         await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
         assert run.clock.market_ms() == server.server_ms
@@ -381,15 +381,6 @@ async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing()
         assert not [event for event in run.events if isinstance(event, InstrumentChange)]
 
 
-async def test_a_command_takes_its_place_in_line() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(run.bars)
-        halt = Command(CommandKind.HALT, "test", START_MS, START_MS)
-        await run.feed.submit(halt)
-        await until(lambda: run.events[-1] is halt)
-
-
 async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:
     spot = structs.replace(BITCOIN, category=Category.SPOT)
     async with ScriptedServer() as server, live(server, instruments=(BITCOIN, spot)) as run:
@@ -415,7 +406,7 @@ async def test_a_mistake_found_in_the_background_ends_the_feed_with_its_sentence
 
 
 async def close_honestly(run: Live, first: int, count: int) -> None:
-    """Close *count* minutes as the exchange does, with a quote in each."""
+    """Close *count* minutes like the real exchange, with a quote in each."""
     for index in range(first, first + count):
         await run.close_bar(index)
         await run.server.send(book(run.clock.market_ms() + index % 7, size=str(index + 1)))
@@ -434,7 +425,7 @@ async def test_a_confirmed_candle_dated_ahead_costs_no_bar() -> None:
         assert run.opens() == [0, 1, 2, 3, 4]
         assert {bar.close for bar in run.bars()} == {1005}
         assert not run.gaps()
-        assert run.feed.counters["early.kline"] == 1  # the minute that is open just now
+        assert run.feed.counters["early.kline"] == 1  # the minute that is open now
 
 
 async def test_what_is_ahead_is_measured_in_network_time() -> None:
@@ -515,16 +506,16 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
         queue=EventQueue(10),
         spawn=lambda work: work.close(),
     )
-    clock.synchronise(START_MS + 1_900)  # as frames have shown
+    clock.synchronise(START_MS + 1_900)  # as the frames' dates show
     await maintenance.synchronise()
     assert clock.market_ms() == START_MS + 1_900
     await maintenance.synchronise()
-    assert clock.market_ms() == START_MS + 899  # a second on its way does not explain more
+    assert clock.market_ms() == START_MS + 899  # a round trip of a second explains no more
     await maintenance.synchronise()
     assert clock.market_ms() == START_MS + 5_000
 
 
-# ---------------------------------------------------------------- closes too far from the last
+# ---------------------------------------------------------------- implausible closes
 
 
 HIGH = "100500"
@@ -532,7 +523,7 @@ HIGH = "100500"
 
 
 async def used_to_the_market(run: Live, count: int = 12) -> None:
-    """Close so many minutes, each with a range, that there is a yardstick."""
+    """Close enough minutes with a range for the usual range to be known."""
     for index in range(count):
         await run.close_bar(index, low="100.4")
     await run.expect(lambda: len(run.bars()) == count)
@@ -542,7 +533,7 @@ async def test_a_close_times_a_thousand_is_replaced_by_what_rest_has() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await used_to_the_market(run)
         await run.close_bar(12, stream=False)
-        for _ in range(3):  # to repeat it makes it no truer
+        for _ in range(3):  # repeating it on the stream proves nothing
             await server.send(kline(START_MS + 12 * MINUTE, HIGH))
         run.move_to(START_MS + 13 * MINUTE + 6_000)
         await run.expect(lambda: len(run.bars()) == 13)
@@ -589,7 +580,7 @@ async def test_an_implausible_close_waits_for_a_rest_that_fails_and_others_behin
 
 
 def lying_page(server: ScriptedServer, *indices: int, close: str = HIGH) -> web.Response:
-    """Return a page of these minutes whose closes are a thousand times the true ones."""
+    """Return a page of these minutes with closes a thousand times too high."""
     rows = [
         [str(START_MS + index * MINUTE), "100.5", close, "100.5", close, "1.5", "150.75"]
         for index in sorted(indices, reverse=True)
@@ -685,7 +676,7 @@ async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -
 
 
 class Wary(PriceBelief):
-    """Doubts quotes below 50, and takes marks below 50 to show them."""
+    """Doubts quotes below 50, for which marks below 50 are evidence."""
 
     def __init__(self) -> None:
         """Know no bars."""
@@ -715,9 +706,9 @@ async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_show
         await server.send(
             ticker(at + 1, "100.4"),
             book(at + 2, "100.4", "100.5"),
-            ticker(at + 3, "100.6"),  # nobody asks for it before the doubt
+            ticker(at + 3, "100.6"),  # not needed before the doubt
             book(at + 4, "40.0", "40.1"),
-            book(at + 5, "40.0", "40.1"),  # the same again: it was not believed
+            book(at + 5, "40.0", "40.1"),  # the same quote again, since it was not believed
             ticker(at + 6, "100.5"),
             ticker(at + 7, "41.0"),
         )
@@ -729,7 +720,7 @@ async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_show
 
 
 class HalfDeafClock(SteppedClock):
-    """Lets what works behind a feed forget once that it was cancelled, as a connection may."""
+    """Lets background work forget a cancellation once, as a connection may."""
 
     def __init__(self) -> None:
         super().__init__()

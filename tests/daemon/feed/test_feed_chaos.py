@@ -1,4 +1,4 @@
-"""Whatever a seeded exchange does wrong, every bar comes exactly once, in order, or is a hole."""
+"""Despite all seeded faults of an exchange every bar arrives exactly once, or is a hole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAULTS = ("send", "send", "drop", "twice", "revise", "late", "malformed", "cut",
 
 
 async def misbehave(run: Live, rng: random.Random) -> tuple[set[int], int]:
-    """Close ``BARS`` minutes in all the wrong ways; return those that never were, and revisions."""
+    """Close ``BARS`` minutes with faults; return the minutes without a bar, and the revisions."""
     holes: set[int] = set()
     revisions = 0
     held: list[int] = []
@@ -54,7 +54,7 @@ async def test_every_bar_comes_once_in_order_or_is_a_hole(seed: int) -> None:
     async with ScriptedServer() as server, live(server) as run:
         holes, _ = await misbehave(run, rng)
         wanted = [index for index in range(BARS) if index not in holes]
-        # The stream may be cut while the last minute closes: REST has it after the grace.
+        # The stream may be cut as the last minute closes: REST has the bar after the grace.
         run.move_to(START_MS + BARS * MINUTE + 6_000)
         await run.expect(lambda: BARS - 1 in run.opens())
         first: list[int] = []

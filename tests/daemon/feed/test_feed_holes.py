@@ -1,4 +1,4 @@
-"""A hole is asked for until it is certain; bars wait behind it, and other instruments go on."""
+"""A hole is requested until it is certain; later bars wait, other instruments continue."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FUNDED = structs.replace(BITCOIN, funding_interval_minutes=480)
 
 
 def page(server: ScriptedServer, *indices: int) -> web.Response:
-    """Return an answer with the candles of these minutes alone."""
+    """Return an answer with only the candles of these minutes."""
     rows = server.rows["BTCUSDT"]
     listed = [[str(cell) for cell in rows[START_MS + i * MINUTE]] for i in sorted(indices)[::-1]]
     return server.reply({"category": "linear", "symbol": "BTCUSDT", "list": listed})
 
 
 def broken_row(server: ScriptedServer) -> web.Response:
-    """Return an answer whose row of minute 1 cannot be read."""
+    """Return an answer whose row of minute 1 is malformed."""
     row = [str(cell) for cell in server.rows["BTCUSDT"][START_MS + MINUTE]]
     listed = [[row[0], "NaN", *row[2:]]]
     return server.reply({"category": "linear", "symbol": "BTCUSDT", "list": listed})
@@ -41,11 +41,11 @@ WAYS: dict[str, Callable[[ScriptedServer], web.Response]] = {
     "a broken row": broken_row,
     "asked again by the client": lambda _: web.Response(status=500),
 }
-"""What REST says at first of a hole at minute 1, behind which 2 and 3 closed."""
+"""First answers of REST to a hole at minute 1, after which 2 and 3 closed."""
 
 
 async def begin(run: Live) -> None:
-    """Hand on minute 0, so that minute 1 can be missing."""
+    """Deliver minute 0, so that minute 1 can be missing."""
     await run.close_bar(0)
     await until(run.bars)
 
@@ -86,7 +86,9 @@ async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
         await run.expect(lambda: len(run.bars()) == 12)
         bitcoins = [bar for bar in run.bars() if bar.instrument == BITCOIN.id]
         assert [(bar.open_time_ms - START_MS) // MINUTE for bar in bitcoins] == [0, 1, 2, 3, 4, 5]
-        assert bitcoins[2].seen_ms > bitcoins[2].close_time_ms + 3 * MINUTE  # late, and said so
+        assert (
+            bitcoins[2].seen_ms > bitcoins[2].close_time_ms + 3 * MINUTE
+        )  # late, and counted as late
 
 
 async def test_what_waits_is_handed_on_when_the_frame_comes_after_all() -> None:
@@ -176,7 +178,7 @@ async def test_a_machine_that_slept_goes_on_with_all_that_it_missed() -> None:
         await begin(run)
         for index in range(1, 120):
             server.add_candle(START_MS + index * MINUTE)
-        server.server_ms = START_MS + 120 * MINUTE + 300  # ours stands where it stood
+        server.server_ms = START_MS + 120 * MINUTE + 300  # our clock is unchanged
         await server.send(kline(START_MS + 119 * MINUTE))
         await run.expect(lambda: run.feed.counters["jumps"])
         assert run.clock.market_ms() == server.server_ms
@@ -219,7 +221,7 @@ async def test_a_time_said_three_times_is_believed_and_what_follows_is_decided(y
         server.server_ms = right_ms + years * 365 * 24 * HOUR
         await run.expect(lambda: run.feed.counters["jumps"] == 1)
         assert run.clock.market_ms() == server.server_ms
-        server.server_ms = right_ms  # and it is right again
+        server.server_ms = right_ms  # and the time is right again
         server.add_candle(START_MS + MINUTE)
         server.server_ms = START_MS + 2 * MINUTE + 300
         await server.send(kline(START_MS + MINUTE))

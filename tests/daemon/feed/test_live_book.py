@@ -1,4 +1,4 @@
-"""Frames and bars as they come live: whenever a bar comes, fills are those of a replay."""
+"""A live book gives the same fills as a replay, however late a bar arrives."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def built(path: Path, market: SeededMarket, response_ms: int, latency_ms: int = 
 def as_they_come(
     book: LiveBook, events: Iterable[Event], frames: Iterable[ReadFrame], late_ms: int
 ) -> Iterator[Event]:
-    """Yield what a feed makes of *frames* and *events* whose bars come *late_ms* after a close."""
+    """Yield a feed's events from *frames* and *events*, whose bars are *late_ms* late."""
     coming = iter(frames)
     frame = next(coming, None)
     for event in events:

@@ -1,4 +1,4 @@
-"""One wrong server time is asked again, and a far one believed once three answers agree."""
+"""A wrong server time is requested again; a distant one is accepted if three answers agree."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def asking(
     "errors_ms", [[], [YEAR_MS], [0, YEAR_MS], [-YEAR_MS, YEAR_MS], [YEAR_MS, 2 * YEAR_MS]]
 )
 async def test_the_first_time_of_all_is_one_on_which_answers_agree(errors_ms: list[int]) -> None:
-    time, clock = asking(errors_ms, market_ms=0)  # the machine's own clock says nothing
+    time, clock = asking(errors_ms, market_ms=0)  # the machine's clock is no evidence
     assert await time.first() == START_MS + int(clock.network_s() * 1_000)
 
 
@@ -120,7 +120,7 @@ def maintaining(
 
 
 def quoted() -> FeedState:
-    """Return an instrument whose quotes are of interest to a bar alone."""
+    """Return an instrument whose quotes are delivered only before a bar."""
     return FeedState(
         instrument(),
         sequence=BarSequence(interval_ms=60_000, next_open_ms=START_MS),
@@ -208,7 +208,7 @@ async def test_what_is_overdue_is_so_in_the_time_of_the_frames() -> None:
 
 
 async def asked_after(frame_ms: int, polls: int) -> bool:
-    """Return whether REST is asked for a bar that is overdue, where frames of *frame_ms* come."""
+    """Return whether an overdue bar is requested while frames dated *frame_ms* arrive."""
     clock = JumpClock(START_MS + 200_000)
     state = quoted()
     maintenance = FeedMaintenance(

@@ -1,4 +1,4 @@
-"""The bounded queue refuses quotes before bars and never what is insisted on."""
+"""The bounded queue drops quotes before bars, and nothing that must not be dropped."""
 
 from __future__ import annotations
 

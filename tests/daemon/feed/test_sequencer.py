@@ -1,4 +1,4 @@
-"""What REST answers late is put in order with what the stream brought meanwhile."""
+"""Late answers of REST are merged in order with the bars of the stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tracepaper.strategies.types.market import (
 
 
 class SilentClient(BybitClient):
-    """A client whose questions about settlements are counted, and never answered."""
+    """A client that counts requests for settlements and never answers them."""
 
     def __init__(self, clock: SteppedClock) -> None:
         super().__init__(exchange_section(), clock=clock, rng=random.Random(1))
@@ -39,7 +39,7 @@ class SilentClient(BybitClient):
 
 
 def without_rest(state: FeedState, clock: SteppedClock) -> BarSequencer:
-    """Return the part of a feed that orders the bars of *state*; REST answers nothing."""
+    """Return a sequencer of *state* whose REST never answers."""
     return sequencer_of(
         clock, BybitClient(exchange_section(), clock=clock, rng=random.Random(1)), state
     )
@@ -60,7 +60,7 @@ def bars_from(first: int, count: int, source: Source = Source.STREAM) -> list[Ba
 
 
 async def opens(events: AsyncIterator[Event]) -> list[int]:
-    """Return the open times of the bars that are delivered, in minutes from the start."""
+    """Return the open times of the delivered bars, in minutes from the start."""
     stream = [event async for event in events]
     return [(event.open_time_ms - START_MS) // MINUTE for event in stream if isinstance(event, Bar)]
 
@@ -100,7 +100,7 @@ async def test_a_stream_that_was_held_is_delivered_behind_the_past_in_order() ->
     for candle in (bar(index=2), bar(index=3)):
         assert await opens(sequencer.bar(candle)) == []
     assert (key in sequencer.held, state.claim_request()) == (True, False)
-    for index in range(3):  # the last of them is the stream's first
+    for index in range(3):  # the last bar is the stream's first
         state.accept(bar(index=index, source=Source.REST))
     assert await opens(sequencer.release(key)) == [3]
     assert (key in sequencer.held, state.claim_request()) == (False, True)
@@ -147,7 +147,7 @@ async def test_a_settlement_that_is_not_answered_is_awaited_before_one_bar_alone
 
 
 async def test_the_bars_of_one_close_share_one_wait_for_settlements() -> None:
-    """Two hundred symbols that are settled at once do not wait one after the other."""
+    """Two hundred symbols that settle at the same time do not wait one after the other."""
     clock = SteppedClock(START_MS)
 
     class Slow(SilentClient):
@@ -169,5 +169,5 @@ async def test_the_bars_of_one_close_share_one_wait_for_settlements() -> None:
         for key in states:
             delivered = await opens(sequencer.bar(bar(index=minute, instrument_id=key)))
             assert delivered == [minute]
-    assert len(client.asked_until) == 4  # two of each close; the background asks for the others
+    assert len(client.asked_until) == 4  # two of each close; background tasks request the others
     assert sorted(set(client.asked_until)) == [START_MS + MINUTE, START_MS + 2 * MINUTE]

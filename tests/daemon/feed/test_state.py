@@ -1,4 +1,4 @@
-"""Which quotes are events, and when a closing frame is overdue."""
+"""The feed's state decides which quotes are events and when a closing frame is overdue."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> Non
     missing.update([1, 2, 5], from_ms=0, until_ms=9, now_s=130.0)
     assert missing.certain_until(1) == 3
     assert missing.certain_until(2) == 3
-    assert missing.certain_until(5) == 5  # it came once in between
+    assert missing.certain_until(5) == 5  # it arrived once in between
     assert missing.due_s() == 160.0
 
 
@@ -195,7 +195,7 @@ def test_of_settlements_that_were_not_booked_none_is_forgotten() -> None:
         funding.learn(due, is_booked=False)
     assert funding.settle(two) == two
     funding.learn(two[1], is_booked=True)
-    funding.learn(two[0], is_booked=False)  # a later one is booked: it never will be
+    funding.learn(two[0], is_booked=False)  # a later one is booked, so this one never will be
     assert not funding.is_overdue(25 * HOUR)
 
 
@@ -210,11 +210,11 @@ def test_an_announced_time_off_the_grid_is_awaited_too() -> None:
     funding = schedule()
     funding.announce(12 * HOUR)
     assert funding.is_overdue(12 * HOUR)
-    funding.announce(20 * HOUR)  # the next one; the first was not settled yet
+    funding.announce(20 * HOUR)  # the next one; the first is not settled yet
     assert funding.is_overdue(12 * HOUR)
     funding.settle([settlement(12)])
     assert not funding.is_overdue(13 * HOUR)
-    funding.announce(14 * HOUR)  # as soon as the one before it was settled
+    funding.announce(14 * HOUR)  # once the previous one is settled
     assert funding.is_overdue(14 * HOUR)
 
 
@@ -252,7 +252,7 @@ def test_a_settlement_that_never_came_is_a_gap_before_the_next_one() -> None:
 
 def test_a_settlement_that_was_announced_later_is_not_missed() -> None:
     funding = schedule()
-    funding.announce(24 * HOUR)  # the interval has become longer
+    funding.announce(24 * HOUR)  # the interval became longer
     assert funding.settle([settlement(24)]) == [settlement(24)]
 
 
@@ -396,7 +396,7 @@ def overdue(state: FeedState, market_ms: int, network_s: float) -> bool:
 
 def test_grace_is_counted_in_market_and_in_network_time() -> None:
     state = market()
-    assert not overdue(state, CLOSE + 60_000, 100.0)  # seen closed only now
+    assert not overdue(state, CLOSE + 60_000, 100.0)  # its close is only noticed now
     assert not overdue(state, CLOSE + 60_000, 100.4)
     assert overdue(state, CLOSE + 60_000, 100.5)
     other = market()

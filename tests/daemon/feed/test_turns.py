@@ -1,4 +1,4 @@
-"""Symbols that are warmed in turn: nothing is lost or doubled, whatever REST and streams do."""
+"""Warming symbols up in turn loses and repeats no bar, whatever REST and streams do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def serve(server: ScriptedServer, *names: str, first: int = -BEFORE, until: int 
 async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
     answers: HeldAnswers,
 ) -> None:
-    """The newest bars of the first are missing, and each answer comes behind one of another."""
+    """The first symbol's newest bars are missing; each answer arrives after one of another."""
     others = [item(f"M{number}USDT") for number in range(12)]
     names = [other.symbol for other in others]
     document, given = answers.questions, answers.given
@@ -53,7 +53,7 @@ async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
 
     def holds(name: str, number: int) -> bool:
         if any(isinstance(event, Bar) and event.instrument != BITCOIN.id for event in events):
-            return False  # the events of the queue are delivered
+            return False  # deliver the events of the queue
         if name in names:
             return number == 1 and document["BTCUSDT"] < 5 + names.index(name)
         return 5 <= number < 5 + len(names) and not given[names[number - 5]]
@@ -95,10 +95,10 @@ async def waiting(
     first: int | None = -BEFORE,
     settles: int = 0,
 ) -> AsyncIterator[Live]:
-    """Run a feed of two symbols, of which the second waits at its first request or the next one.
+    """Run a feed of two symbols; the second waits at its first or second request.
 
-    The second has bars from minute *first* on, and *closes* minutes of both close meanwhile. Their
-    funding is settled every *settles* minutes of the clock.
+    It has bars from minute *first* on, and *closes* minutes of both close meanwhile. Their funding
+    is settled every *settles* minutes of the clock.
     """
     both = [structs.replace(item, funding_interval_minutes=settles) for item in (BITCOIN, ETHER)]
     serve(server, "BTCUSDT")
@@ -160,12 +160,12 @@ async def test_a_stream_that_waits_beyond_the_bound_is_asked_for_again(
     async with ScriptedServer() as server, waiting(answers, server, closes=8) as run:
         assert run.feed.counters["overflow_bars"] == 5
         assert opens(run, ETHER) == list(range(-BEFORE, -BEFORE + PAGE))
-        run.move_to(START_MS + 8 * MINUTE + 3_000)  # REST calls the last of them final
+        run.move_to(START_MS + 8 * MINUTE + 3_000)  # the last of them is final for REST
         answers.limit()
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 8)
         assert not run.gaps()  # its turn ends when REST has no more
         await close(run, 8, "BTCUSDT", "ETHUSDT")
-        run.move_to(START_MS + 9 * MINUTE + 30_000)  # a frame that a reconnection lost is overdue
+        run.move_to(START_MS + 9 * MINUTE + 30_000)  # a frame lost in a reconnection is overdue
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 9)
         assert opens(run, ETHER) == list(range(-BEFORE, 9))
 
@@ -214,7 +214,7 @@ async def test_a_symbol_that_is_not_listed_any_more_ends_its_turn(answers: HeldA
 async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_its_bar(
     answers: HeldAnswers, *, is_late: bool
 ) -> None:
-    """It is published while the symbol waits, or as its bars are asked for."""
+    """The settlement is published while the symbol waits, or as its bars are requested."""
     async with ScriptedServer() as server, waiting(answers, server, closes=0, settles=5) as run:
         rates = [(START_MS + MINUTE, "0.0001")]  # five minutes of the clock
         server.funding = [] if is_late else rates
@@ -237,7 +237,7 @@ async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_it
 async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_were_silent(
     answers: HeldAnswers,
 ) -> None:
-    """Two hundred that wait would take most of the requests by which they are warmed."""
+    """Otherwise two hundred waiting symbols would use up most of their own warm-up requests."""
     async with ScriptedServer() as server, waiting(answers, server, closes=5) as run:
         since_s = run.clock.network_s()
         await run.expect(lambda: run.clock.network_s() > since_s + 3 * FILTERS_AGAIN_S)
@@ -245,12 +245,12 @@ async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_wer
         server.rows["ETHUSDT"].clear()
         answers.limit()
         await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
-        run.move_to(START_MS + 10 * MINUTE)  # by now it is silent indeed, and the other too
+        run.move_to(START_MS + 10 * MINUTE)  # by now both are silent
         await run.expect(lambda: len(server.queries("instruments-info")) >= 2)
 
 
 async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: HeldAnswers) -> None:
-    """What is late and at hand goes into one commit."""
+    """Late bars that are present go into one commit."""
     async with ScriptedServer() as server, waiting(answers, server, closes=0) as run:
         run.is_asked = True
         answers.limit()

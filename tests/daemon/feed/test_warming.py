@@ -1,4 +1,4 @@
-"""What warms a start: counted in requests, asked for in turn, the urgent first."""
+"""A warm-up is divided by its number of requests, urgent instruments first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live orders that the exchange's book fills, as a replay of the recorded events fills them."""
+"""The exchange's book fills live orders, as a replay of the recorded events fills them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SYMBOL = "BTCUSDT"
 
 
 class Quoter(Strategy):
-    """Quote both sides of the close, and take what is held too much of."""
+    """Quotes both sides of the close, and reduces a position that grows too large."""
 
     sees_account = True
 
@@ -79,7 +79,7 @@ async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(tmp_
     folder, path = tmp_path / "kept", tmp_path / "live.db"
     given = sections(record_events=str(folder))
     async with EmbeddedExchange(served()) as exchange, trading(exchange, path, **given) as live:
-        await live.listening(TOPICS + 2)  # those of the process that records
+        await live.listening(TOPICS + 2)  # the topics of the recording process
         for _ in range(12):
             await live.close_bar({SYMBOL})
     fills = rows(path, FILLS)
@@ -122,7 +122,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 async def test_what_was_not_heard_is_a_gap_behind_which_a_limit_is_at_the_back(
     tmp_path: Path, kind: str
 ) -> None:
-    """Planted: a frame of the book, or the connection, is lost while limits rest."""
+    """A frame of the book, or the connection, is lost while limit orders rest."""
     keys, cause = FAULTS[kind]
     path = tmp_path / "live.db"
     async with EmbeddedExchange(served()) as exchange, trading(exchange, path, **far()) as live:
@@ -159,7 +159,7 @@ async def test_a_start_puts_what_rests_at_the_back_and_counts_frames_on(tmp_path
 
 
 def far() -> dict[str, dict[str, Any]]:
-    """Limits so far from the close that they rest."""
+    """Return limit orders so far from the close that they rest."""
     given = sections()
     given["strategy"]["options"]["away"] = 0.002
     return given

@@ -1,6 +1,6 @@
-"""A process beside the daemon: killed, hung or cut at any byte, it is one sentence and begins anew.
+"""A child process that is killed, hangs or stops amid a message gives one error and is restarted.
 
-The programs are scripts of these tests, which speak the messages by hand.
+Its programs are scripts of these tests, which write the messages by hand.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tracepaper.daemon.session.child import (
     ChildProcess,
     TimeLimits,
     frame_of,
-    keep,
+    repeat,
 )
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the programs here answer."""
+    """The answer of the programs here."""
 
     text: str
 
@@ -54,7 +54,7 @@ LIMITS = TimeLimits(deadline_s(30), "a.key")
 
 
 class PlantedEcho:
-    """An echo whose code before an answer a test plants."""
+    """An echo program, with code of a test before its answer."""
 
     def __init__(self, folder: Path) -> None:
         self.program, self._code = folder / "echo.py", folder / "code.py"
@@ -148,7 +148,7 @@ async def test_a_kill_between_two_messages_costs_neither(
 
 
 def state_of(pid: int) -> str:
-    """Return the state of a process; empty where there is none."""
+    """Return the state of a process; empty without one."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
     return ""
@@ -203,7 +203,7 @@ ENDS = {
 
 @pytest.mark.parametrize("name", ENDS)
 async def test_its_end(planted: PlantedEcho, tmp_path: Path, name: str) -> None:
-    """What it writes behind the end of its input is there where it had the time."""
+    """A process may write after the end of its input, if its limit allows the time."""
     limits, late, words = ENDS[name]
     mark, pid = tmp_path / "mark", tmp_path / "pid"
     mark.write_text("")
@@ -214,13 +214,13 @@ async def test_its_end(planted: PlantedEcho, tmp_path: Path, name: str) -> None:
     await child.ask(Answer, Answer("x"))
     number = int(pid.read_text())
     await child.stop()
-    await child.stop()  # a second time nothing is left to do
+    await child.stop()  # a second call does nothing
     if limits.end_s is None:
         await until(lambda: mark.read_text() == "x", poll_s=0.01)
     else:
         assert state_of(number) == ""
         assert mark.read_text() in {words, "x" if not late else ""}
-    gc.collect()  # no process or pipe is left open: a warning is an error of the tests
+    gc.collect()  # an open process or pipe would warn, and warnings fail the tests
 
 
 async def test_a_block_that_is_cancelled_ends_its_process(
@@ -248,8 +248,8 @@ async def test_messages_are_taken_until_the_process_ends(planted: PlantedEcho) -
 
 async def test_what_a_process_prints_is_no_message() -> None:
     code = (
-        "from tracepaper.daemon.session.child import frame_of, take_output\n"
-        "output = take_output()\n"
+        "from tracepaper.daemon.session.child import frame_of, reserve_stdout\n"
+        "output = reserve_stdout()\n"
         "print('a word', flush=True)\n"
         "output.write(frame_of('an answer'))\n"
     )
@@ -270,11 +270,11 @@ async def test_a_fault_is_followed_by_a_pause_that_grows_until_work_goes_well() 
         if calls == 14:
             raise asyncio.CancelledError
         if calls == 13:
-            clock.advance(network_s=60.0)  # at work for so long, it fails for the first time
+            clock.advance(network_s=60.0)  # after so much work a failure counts as the first
         if calls != 3:
             raise RuntimeError("planted")
 
     with suppress(asyncio.CancelledError):
-        await keep(work, clock, lambda _error, pause_s: failed.append(pause_s))
+        await repeat(work, clock, lambda _error, pause_s: failed.append(pause_s))
     assert failed == [1, 2, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1]
     assert clock.slept == failed

@@ -1,4 +1,4 @@
-"""All pairs of what a run is or has: each is refused by its sentence, or builds."""
+"""Every pair of traits is rejected with its message, or the run can be built."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
     Trait.SIZED_BY_VOLATILITY: {"sizing.mode": "volatility", "sizing.volatility": "ewma"},
     Trait.SIZED_BY_STOP: {"sizing.mode": "risk"},
     Trait.NO_STOP: {"strategy.name": "sma_cross"},
-    Trait.ASKS_NONE: {"strategy.name": "sma_cross"},
-    Trait.ASKS_CLOSES: {"strategy.name": "crossasset", "model.checkpoint": "mine"},
+    Trait.WITHOUT_MODEL: {"strategy.name": "sma_cross"},
+    Trait.TRADES_CLOSES: {"strategy.name": "crossasset", "model.checkpoint": "mine"},
     Trait.CUSTOM_CLASS: {"model.class": "mine:Mine"},
     Trait.RETRAIN: {"model.retrain": "7d"},
     Trait.COVARIATES: {"model.covariates": "news.csv"},
@@ -60,10 +60,10 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
     Trait.READS_OTHER: {},
     Trait.READS_CLOSES: {},
 }
-"""Of each trait the keys that give it to a run that has none."""
+"""The keys that give a trait to a run without traits."""
 OF_A_CARD = {Trait.READS_BOOKS, Trait.READS_OTHER, Trait.READS_CLOSES}
 OF_A_MODEL = OF_A_CARD | {
-    Trait.ASKS_CLOSES,
+    Trait.TRADES_CLOSES,
     Trait.CUSTOM_CLASS,
     Trait.RETRAIN,
     Trait.COVARIATES,
@@ -75,7 +75,7 @@ PAIRS = list(combinations(Trait, 2))
 
 
 def configured(*traits: Trait) -> Config | None:
-    """Return a run that has *traits*; None where one key would have to be two things."""
+    """Return a configuration with *traits*; None if they need two values of one key."""
     given: dict[str, dict[str, Any]] = {
         "strategy": {"name": "sma_cross"},
         "model": {"checkpoint": "none"},
@@ -89,13 +89,13 @@ def configured(*traits: Trait) -> Config | None:
     if Trait.SEVERAL in traits:
         del given["strategy"]
         if any(key.startswith(("strategy.", "sizing.")) for key in keys):
-            return None  # they are each strategy's
+            return None  # each strategy has its own sections
     for key, value in keys.items():
         section, _, name = key.partition(".")
         given.setdefault(section, {})[name] = value
     try:
         return Config.model_validate(given)  # as `load` does, in a tenth of its time
-    except ValidationError:  # a section alone refuses it
+    except ValidationError:  # one section rejects it by itself
         return None
 
 
@@ -106,7 +106,7 @@ def pairs() -> list[tuple[Trait, Trait, Config]]:
 
 
 def test_each_trait_is_read_from_its_keys() -> None:
-    for trait in set(Trait) - OF_A_CARD - {Trait.ASKS_NONE, Trait.LIVE}:
+    for trait in set(Trait) - OF_A_CARD - {Trait.WITHOUT_MODEL, Trait.LIVE}:
         config = configured(trait)
         assert config is not None, trait
         assert trait in traits_of(config), trait
@@ -120,17 +120,17 @@ def test_each_row_is_reached_and_says_what_to_do() -> None:
         assert str(refused.value) == row.sentence
         assert not [other for other in COMBINATIONS[:number] if other.traits <= row.traits]
         assert row.sentence.endswith(".")
-        for trait in row.traits:  # none of them is refused without the others
+        for trait in row.traits:  # no fewer traits are rejected
             reject_combination(row.traits - {trait})
 
 
 def test_a_pair_is_refused_by_its_row_or_is_built() -> None:
-    """What no row refuses is built, where that takes no model; as a daemon and as a replay."""
+    """A pair that no row rejects and that needs no model is built, as daemon and as replay."""
     built = 0
     for first, second, config in pairs():
         pair = {first, second}
         for live in (True, False) if Trait.LIVE not in pair else (True,):
-            traits = traits_of(config, live=live) | (pair & (OF_A_CARD | {Trait.ASKS_NONE}))
+            traits = traits_of(config, live=live) | (pair & (OF_A_CARD | {Trait.WITHOUT_MODEL}))
             assert pair <= traits, pair
             if rows := [row for row in COMBINATIONS if row.traits <= traits]:
                 with pytest.raises(ConfigInvalid) as refused:

@@ -1,4 +1,4 @@
-"""A file of covariates that grows: a row counts from when it was read, and the record says so."""
+"""A growing file of covariates: a row is valid from its reading on, and the record has both."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def closing(number: float, symbol: str = "BTC") -> Bar:
 
 
 class CovariateRun:
-    """A growing file, the bars that were answered by it, and the record of both."""
+    """A growing file, the bars whose forecasts used it, and the record of both."""
 
     def __init__(self, path: Path, text: str = "time,mood\n" + line(0, 0.5)) -> None:
         self.path, self.events = path, list[Event]()
@@ -49,13 +49,13 @@ class CovariateRun:
         self.start()
 
     def start(self, since: float = 0) -> None:
-        """Begin, or begin again as after a restart, from the record."""
+        """Start, or restart from the record."""
         self.source = self.recorded()
         self.reader = CovariateReader(
             self.path, self.source, period_start_ms=0, since_ms=close(since), deadline_ms=60_000
         )
-        if not self.reader.has_begun:
-            self.see(self.reader.first(load(None), close(0)))
+        if not self.reader.has_rows:
+            self.see(self.reader.initial(load(None), close(0)))
 
     def see(self, event: Event) -> None:
         self.events.append(event)
@@ -67,7 +67,7 @@ class CovariateRun:
 
     async def answer(self, number: float, symbol: str = "BTC") -> list[float]:
         closed = closing(number, symbol)
-        if (reading := await self.reader.newly(closed)) is not None:
+        if (reading := await self.reader.read_new(closed)) is not None:
             self.see(reading)
         self.see(closed)
         columns = CovariateColumns(SCALE, self.source)
@@ -76,14 +76,14 @@ class CovariateRun:
         return row
 
     def recorded(self) -> RunCovariates:
-        """Return what the record alone says of the rows."""
+        """Return the rows that the record alone gives."""
         source = RunCovariates(SCALE.columns)
         for event in self.events:
             source.see(event)
         return source
 
     def is_derived(self) -> bool:
-        """Whether the record gives what was answered, for all bars at once as well."""
+        """Return whether the record gives the same rows, also for all bars at once."""
         columns = CovariateColumns(SCALE, self.recorded())
         return all(
             np.array_equal(columns.at(symbol, np.array([at]), MINUTE_MS)[0], row, equal_nan=True)
@@ -102,7 +102,7 @@ async def test_a_row_that_is_added_counts_from_the_next_close_or_its_time(
     assert (await traded.answer(1))[0] == 0.5
     traded.add(line(1.5, 2.0))
     assert (await traded.answer(2))[0] == 2.0
-    traded.add(line(2.0, 3.0) + line(5, 4.0))  # the close of the first was answered without it
+    traded.add(line(2.0, 3.0) + line(5, 4.0))  # the forecast at the first close had no row
     assert (await traded.answer(3))[0] == 3.0
     assert (await traded.answer(3))[1] == pytest.approx(np.log(2.0) / 2)
     assert [(await traded.answer(number))[0] for number in (4, 5)] == [3.0, 4.0]
@@ -138,7 +138,7 @@ async def test_a_file_that_is_no_use_leaves_bars_without_vectors_until_it_is(
     before = None if text is None else traded.path.stat().st_mtime_ns
     traded.path.write_text(good + line(3.5, 3.0), encoding="utf-8")
     if before is not None:
-        os.utime(traded.path, ns=(before, before))  # as by a clock that is coarse
+        os.utime(traded.path, ns=(before, before))  # as with a coarse clock
     assert (await traded.answer(4))[0] == 3.0
     assert traded.is_derived()
 
@@ -149,7 +149,7 @@ async def test_a_restart_reads_nothing_for_a_bar_before_one_that_was_answered(
     await traded.answer(3)
     traded.add(line(1.5, 2.0))
     traded.start()
-    assert (await traded.answer(2, "ETH"))[0] == 0.5  # of another instrument, which came late
+    assert (await traded.answer(2, "ETH"))[0] == 0.5  # a late bar of another instrument
     assert (await traded.answer(4))[0] == 2.0
     assert traded.is_derived()
 
@@ -158,7 +158,7 @@ async def test_a_line_that_is_being_written_waits(traded: CovariateRun) -> None:
     traded.add(line(0.5, 12.0)[:-2])
     assert (await traded.answer(1))[0] == 0.5
     traded.add("5\n")
-    assert (await traded.answer(2))[0] == 5.0  # 1.5 times the standard, and clipped
+    assert (await traded.answer(2))[0] == 5.0  # 1.5 standard deviations, and clipped
 
 
 def test_a_first_start_needs_the_file_and_takes_what_its_bars_may_need(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ async def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) 
     for at in (1, 2):
         for symbol in ("BTC", "ETH", "SOL"):
             await traded.answer(at, symbol)
-            # While the others are answered.
+            # During the forecasts of the others.
             traded.add(
                 f"{close(at) + len(traded.answers)},{symbol},{4 if symbol == 'BTC' else 3}\n"
             )
@@ -260,10 +260,10 @@ async def _play(traded: CovariateRun, steps: list[tuple[str, int]]) -> None:
             traded.path.write_text("nothing\n", encoding="utf-8")
         elif what == "restart":
             traded.start()
-        else:  # a bar, or one of another instrument that comes late
+        else:  # a bar, or a late one of another instrument
             at = max(now + number, 1)
             now = max(now, at)
             if ("BTC", close(at)) not in traded.answers:
                 row = await traded.answer(at)
-                assert np.isnan(row[0]) or row[1] >= 0  # never older than no time at all
+                assert np.isnan(row[0]) or row[1] >= 0  # an age below zero counts as zero
     assert traded.is_derived()

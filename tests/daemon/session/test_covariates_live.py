@@ -1,4 +1,4 @@
-"""A daemon that trades by covariates: the file grows, breaks and mends, and the daemon goes on."""
+"""A daemon with covariates keeps running while its file grows, breaks and is repaired."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def write(path: Path, text: str) -> None:
 
 
 def rows_of(database: Path) -> list[tuple[str, float]]:
-    """Return the symbol and value of each row that the newest run knew."""
+    """Return the symbol and value of each row of the newest run."""
     with Reader.open(database) as reader:
         readings = reader.of_type(reader.find("last"), CovariatesRead)
     return [(row.symbol, row.values[0]) for reading in readings for row in reading.rows]
 
 
 def passes(decision: Decision, gate: str) -> bool:
-    """Return whether *gate* let it through."""
+    """Return whether the decision passed *gate*."""
     return bool(decision.passed >> decision.gate_set.gates.index(gate) & 1)
 
 
@@ -91,7 +91,7 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
         run_id = reader.find("last")
         assert verify_chain(reader.connection, run_id).passes
         assert verify_run(reader, database, run_id).differences == []
-        model = SimpleNamespace(vectors=RunCovariates(("mood",)))  # as it is known amid the run
+        model = SimpleNamespace(vectors=RunCovariates(("mood",)))  # during the run
         recall_lookback(model, reader, run_id, steps[-2].sequence)
         assert model.vectors.rows_for("").values.tolist() == [[0.5], [-1.5]]
     assert not kept_covariates(database).exists()
@@ -116,7 +116,7 @@ async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
         made_candles(walk_rows(560, seed=at), symbol=symbol) for at, symbol in enumerate(symbols)
     ]
     begins = int(data[0].open_time_ms[0])
-    text = f"time,symbol,mood\n{begins},BTCUSDT,0.5\n"  # and none of the other yet
+    text = f"time,symbol,mood\n{begins},BTCUSDT,0.5\n"  # and no row of the other symbol yet
     write(file, text)
     served = ExchangeSettings(candles=tuple(data), manual=True, start=550, speed=SPEED)
     async with (
@@ -128,7 +128,7 @@ async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
         text += f"{at},BTCUSDT,2\n{at + 1},ETHUSDT,-2\n"
         write(file, text)
         await live.close_bar(set(symbols))
-        write(file, text + f"{at},ETHUSDT,1\n")  # before the one that it has
+        write(file, text + f"{at},ETHUSDT,1\n")  # earlier than the present row
         await live.close_bar(set(symbols))
     passes_of = [
         (step.event.instrument, passes(step.decision, "finite"))

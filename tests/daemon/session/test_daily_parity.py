@@ -1,7 +1,7 @@
-"""A day is replayed once it is over, in a process behind the daemon; its result is an event.
+"""A day is replayed once it is over, in a process beside the daemon; the result is an event.
 
-The daemon is the real one; but for the last test what replays is a process that answers what a
-test planted.
+The daemon is real. Except in the last test, the replaying process gives an answer that the test
+chose.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ exec((here / "answer.py").read_text())
 
 
 class ParityProgram:
-    """A program in the place of ``tracepaper parity``, and what it was asked."""
+    """A program that replaces ``tracepaper parity`` and records its calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.database = folder, folder / "run.db"
@@ -89,7 +89,7 @@ def checks(steps: list[Step]) -> list[ParityCheck]:
 
 
 async def decide_until_midnight(running: RunningDaemon) -> None:
-    """Let every minute of the first day close; most of them are known by REST alone."""
+    """Let every minute of the first day close; most bars come from REST only."""
     await running.until(lambda: running.server.sockets and running.server.subscribed())
     running.pass_bars(BEFORE - 1)
     await running.close_bars(1)
@@ -142,7 +142,7 @@ async def test_a_check_that_the_stop_cut_off_begins_anew(planted: ParityProgram)
 
 
 class EventQueue:
-    """Takes events as a daemon's queue does."""
+    """Accepts events like the queue of a daemon."""
 
     def __init__(self) -> None:
         self.events: list[ParityCheck] = []
@@ -154,7 +154,7 @@ class EventQueue:
 
 
 def daily(folder: Path, **section: Any) -> tuple[DailyParity, EventQueue]:
-    """Return the check of a run that began at ``START_MS`` and is not stored yet."""
+    """Return the daily check of a run that began at ``START_MS`` and is not stored yet."""
     from tracepaper.storage.audit import SqlAuditLog
 
     SqlAuditLog.open(folder / "run.db").close()
@@ -166,7 +166,7 @@ def daily(folder: Path, **section: Any) -> tuple[DailyParity, EventQueue]:
 
 
 def closed(minute: int) -> Step:
-    """Return the step of the bar that opened so many minutes after midnight."""
+    """Return the step of the bar that opened this many minutes after midnight."""
     return builders.step(builders.bar(open_time_ms=MIDNIGHT_MS + minute * MINUTE))
 
 
@@ -182,7 +182,7 @@ async def test_what_breaks_off_is_a_result_too(
 ) -> None:
     planted.answers(code)
     daily_parity, submitted = daily(planted.folder, time_limit=limit)
-    async with daily_parity.at_work(lambda: None):
+    async with daily_parity.in_background(lambda: None):
         daily_parity.observe(closed(10))
         await until(lambda: submitted.events, poll_s=0.01)
     (event,) = submitted.events
@@ -196,7 +196,7 @@ async def test_what_breaks_off_is_a_result_too(
     ("daily_at", "minutes", "first"),
     [
         ("00:10", range(-3, 30), 9),  # the bar that closes at 00:10
-        ("00:00", range(-3, 30), 0),  # no bar of the day that is checked, which may lack others
+        ("00:00", range(-3, 30), 0),  # no bar of the checked day, which may have holes
         ("23:59", range(1_436, 1_450), 1_438),
     ],
 )
@@ -218,15 +218,15 @@ WEEK = builders.bar(open_time_ms=MIDNIGHT_MS + 5 * DAY_MS, interval_ms=7 * DAY_M
 @pytest.mark.parametrize(
     ("step", "day"),
     [
-        (builders.step(WEEK), "2023-11-13"),  # on which the week's bar before it opened
-        (closed(5 * 1_440 + 9), "2023-11-19"),  # the last of those without the daemon
+        (builders.step(WEEK), "2023-11-13"),  # the day on which the weekly bar before it opened
+        (closed(5 * 1_440 + 9), "2023-11-19"),  # the last day without the daemon
     ],
 )
 async def test_the_day_that_is_checked_is_the_last_that_is_whole(
     planted: ParityProgram, step: Step, day: str
 ) -> None:
     daily_parity, submitted = daily(planted.folder)
-    async with daily_parity.at_work(lambda: None):
+    async with daily_parity.in_background(lambda: None):
         daily_parity.observe(step)
         await until(lambda: submitted.events, poll_s=0.01)
     assert planted.calls()[0].split()[1:3] == ["--day", day]
@@ -237,7 +237,7 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityPr
     wait = f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
     planted.answers(f"{wait}\nprint({msgspec.json.encode(WELL).decode()!r})")
     daily_parity, submitted = daily(planted.folder)
-    async with daily_parity.at_work(lambda: None):
+    async with daily_parity.in_background(lambda: None):
         daily_parity.observe(closed(10))
         await until(planted.calls, poll_s=0.01)
         assert daily_parity.is_checking
@@ -253,7 +253,7 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityPr
     assert days == ["2023-11-14", "2023-11-15"]
 
 
-# ---------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------- status
 
 
 @pytest.mark.parametrize("outcome", ParityOutcome)
@@ -293,7 +293,7 @@ def line_of(monitor: Monitor) -> str:
 
 
 async def test_the_day_of_a_daemon_is_identical_to_its_replay(tmp_path: Path) -> None:
-    """The day has a restart and a command; the process is the one that a daemon starts."""
+    """The day has a restart and a command; the real process replays it."""
     database = tmp_path / "run.db"
     async with ScriptedServer() as server:
         async with daemon(server, database, **AT_MIDNIGHT) as running:
@@ -313,5 +313,5 @@ async def test_the_day_of_a_daemon_is_identical_to_its_replay(tmp_path: Path) ->
     )
     with Reader.open(database) as reader:
         verification = verify_run(reader, database, reader.find("last"))
-        assert verification.passes  # with the result of the check in the record
+        assert verification.passes  # the check is in the record
         assert verify_chain(reader.connection, verification.run_id).passes

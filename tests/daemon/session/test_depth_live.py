@@ -1,4 +1,4 @@
-"""Order books live, on the embedded exchange: stored, traded by, restarted, and derived again."""
+"""Live order books are stored, traded on, and derived again after a restart."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
     tmp_path: Path, checkpoint: Path, kind: str
 ) -> None:
-    """Planted: a frame of the book, or the connection, is lost within the third minute."""
+    """A frame of the book, or the connection, is lost within the third minute."""
     keys, cause = FAULTS[kind]
     data = made_candles(walk_rows(400), symbol="BTCUSDT")
     served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
@@ -131,7 +131,7 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
 async def test_bars_that_rest_brings_after_a_gap_see_no_book_of_it(
     tmp_path: Path, checkpoint: Path
 ) -> None:
-    """Planted: the connection is lost for four minutes, and books come again before their bars."""
+    """The connection is lost for four minutes, and books arrive again before their bars."""
     data = made_candles(walk_rows(400), symbol="BTCUSDT")
     served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
     path = tmp_path / "live.db"
@@ -161,6 +161,6 @@ async def test_bars_that_rest_brings_after_a_gap_see_no_book_of_it(
     assert closes == list(range(closes[0], closes[0] + 60_000 * len(closes), 60_000))
     missed = [row for row in ages if lost_ms + 30_000 < row[0] <= heard_ms]
     assert len(missed) >= 3
-    assert {(source, notes) for _, source, notes in missed} == {("rest", 0)}  # nothing was asked
+    assert {(source, notes) for _, source, notes in missed} == {("rest", 0)}  # no request was sent
     assert ages[1][2] == ages[-1][2] == 8
     check_record(path)

@@ -1,4 +1,4 @@
-"""Order books of several symbols: one object for all sees those of each, live and again."""
+"""A portfolio strategy sees the order books of each symbol, live and in a replay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOPICS = 8  # candles, quotes, marks and books of each
 
 
 class Both(PortfolioStrategy):
-    """Notes of each symbol how old the newest of its books is at the close, and how many."""
+    """Notes the number of books of each symbol at the close and the age of the newest."""
 
     books = 30
     reads_history = False
@@ -71,7 +71,7 @@ def test_each_symbol_of_a_replay_sees_its_own_books(tmp_path: Path) -> None:
         series = made_candles(walk_rows(BARS, seed=number + 1), symbol=symbol)
         shift = FIRST_MS - int(series.open_time_ms[0])
         data.append(replace(series, open_time_ms=series.open_time_ms + shift))
-        if number == 0:  # the other one has no books
+        if number == 0:  # the other symbol has no books
             write(
                 tmp_path / symbol,
                 walk(60 * BARS + 1, seed=number, first_ms=FIRST_MS),

@@ -1,4 +1,4 @@
-"""The real daemon at the embedded exchange: false prices take nothing, a true crash does."""
+"""False prices trigger no stop and no liquidation, a true crash does; with a real daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUICK = 60.0
 
 
 class AlwaysUnderStop(Strategy):
-    """Says LONG or SHORT under a stop, at every bar."""
+    """Signals LONG or SHORT with a stop, at every bar."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._signal = Signal(Action(options["action"]), "now", stop=Percent(options["stop"]))
@@ -113,7 +113,7 @@ async def test_one_false_frame_takes_no_position_away(tmp_path: Path, kind: str)
 
 
 def crashing(minutes: int) -> list[tuple[int, int, int, int, int]]:
-    """Return a walk whose price falls by 30 % within the minute after *minutes*, and stays."""
+    """Return a random walk whose price falls by 30 % in the minute after *minutes*, and stays."""
     rows = walk_rows(200)
     price = rows[minutes][0]
     low = 7 * price // 10
@@ -126,7 +126,7 @@ def crashing(minutes: int) -> list[tuple[int, int, int, int, int]]:
 async def test_a_crash_that_is_true_takes_it_within_its_minute(
     tmp_path: Path, margin: bool
 ) -> None:
-    """By marks a liquidation; on spot, where there are none, a stop by books and trades."""
+    """Marks cause a liquidation; on spot, without marks, books and trades trigger a stop."""
     path = tmp_path / "live.db"
     category = Category.LINEAR if margin else Category.SPOT
     at = WARM + 4

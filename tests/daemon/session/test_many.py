@@ -1,4 +1,4 @@
-"""Two hundred symbols in one run: several connections, one close, and the same again in replay."""
+"""Two hundred symbols in one run use several connections, share a close, and replay equally."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_long_names_are_divided_by_the_characters_that_a_connection_takes() -> N
     assert len(shares) > 200 / websocket.SYMBOLS_PER_CONNECTION
     for share in shares:
         topics = [topic for item in share.instruments for topic in websocket.topics_of(item, share)]
-        assert len(topics) == 5 * len(share.instruments)  # the books' own topic among them
+        assert len(topics) == 5 * len(share.instruments)  # the topic of the books is among them
         assert websocket.characters_of(topics) <= websocket.ARGUMENT_CHARACTERS_MAX
     assert sum(len(request.instruments) for request in shares) == 200
 
@@ -72,7 +72,7 @@ def test_long_names_are_divided_by_the_characters_that_a_connection_takes() -> N
 
 
 async def trade(path: Path, symbols: list[str], *, bars: int, closes: int, shares: int) -> None:
-    """Let *symbols* close twice *closes* times live, over *shares* connections, and a restart."""
+    """Let *symbols* close *closes* times before and after a restart, over *shares* connections."""
     served = ExchangeSettings(candles=walks(symbols, bars), manual=True, start=20, speed=SPEED)
     market = {"symbols": symbols, "gather_ms": 10_000}
     async with EmbeddedExchange(served) as exchange:
@@ -80,13 +80,13 @@ async def trade(path: Path, symbols: list[str], *, bars: int, closes: int, share
             async with trading(exchange, path, market=market, strategy=CROSSES) as live:
                 await live.listening(3 * len(symbols))
                 assert len(exchange.hub.connections) == shares
-                async with deadline():  # those behind the first fifty are warmed in turn
+                async with deadline():  # those after the first fifty are warmed in turn
                     while "warming up until" in str(await asyncio.to_thread(ask, path, "/status")):
                         pass
                 for _ in range(count):
                     await live.close_bar(set(symbols))
                 together = [step.event for step in live.steps if isinstance(step.event, CloseStart)]
-            # REST may have told of the first, while the feed caught up.
+            # REST may have brought the first while the feed caught up.
             assert [event.bars for event in together[1 - count :]] == [len(symbols)] * (count - 1)
 
 

@@ -1,4 +1,4 @@
-"""From the configuration to a model: what it may ask for, and what the run's row then says."""
+"""A configuration's model is checked and loaded, and the run's row describes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import RunKind
 
-# Free memory: what the machine says, what a container leaves of it, and silence elsewhere.
+# Free memory: that of the machine, that of a container, unknown on other systems.
 
 MEMINFO = "MemTotal:       16000 kB\nMemFree:  10 kB\nMemAvailable:   8000 kB\nHugePages_Total: 0\n"
 
@@ -42,7 +42,7 @@ def system(root: Path, *, limit: str | None = None) -> Path:
 def test_what_the_machine_has_is_less_in_a_container(
     tmp_path: Path, limit: str | None, free: int
 ) -> None:
-    assert free_bytes(tmp_path) is None  # a system that does not say so is not guessed at
+    assert free_bytes(tmp_path) is None  # unknown on another system
     assert free_bytes(system(tmp_path, limit=limit)) == free
 
 
@@ -74,7 +74,7 @@ def test_a_backend_that_the_checkpoint_cannot_use_is_refused(backend: str) -> No
 
 
 def test_memory_is_asked_for_before_a_model_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten instruments of the bundled network need more than four of them."""
+    """Two instruments of the bundled network fit the free memory, ten do not."""
     monkeypatch.setattr(models, "free_bytes", lambda: 80 << 20)
     market = {"symbols": ("BTCUSDT", "ETHUSDT")}
     models.load_forecaster(Config(market=MarketSection.model_validate(market)))

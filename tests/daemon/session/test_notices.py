@@ -1,4 +1,4 @@
-"""What of a run a person is told: one notice for each thing that happened, and one for a state."""
+"""Each event of a run makes one notice, and so does each change of a state."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def test_what_others_wrote_stays_one_line_without_control_characters() -> None:
 # ---------------------------------------------------------------- limits and commands
 
 
-@pytest.mark.parametrize(("on_breach", "action"), [("halt", "no new"), ("flatten", "what is held")])
+@pytest.mark.parametrize(
+    ("on_breach", "action"), [("halt", "no new"), ("flatten", "all positions")]
+)
 def test_a_breach_is_told_once_until_it_is_lifted(on_breach: str, action: str) -> None:
     notifier = notices(on_breach)
     steps = [closed(START_MS + minute * MINUTE) for minute in range(3)]
@@ -224,7 +226,7 @@ def test_the_day_is_summed_up_at_its_time() -> None:
 
 
 def everything() -> list[Step]:
-    """Return steps with each kind of notice that a step can have, and the breach of a limit."""
+    """Return steps that make every kind of notice, and the breached limit."""
     check = ParityCheck(ParityOutcome.FAILED, "x", 0, 1, 0, 0, 0)
     return [
         closed(START_MS, LATE),

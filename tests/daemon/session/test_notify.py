@@ -1,6 +1,6 @@
-"""Notices are sent beside a run: none of their faults delays or ends it, and none shows a secret.
+"""Sending notices never delays or ends a run, and shows no secret.
 
-What sends is the real process where a test says so; else a program that a test planted.
+Tests of "the real process" use it; the others use a program that the test supplies.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ for message in messages:
 
 
 class SendingProgram:
-    """A program in the place of the process that sends, and what it was given."""
+    """A program that replaces the sending process and records its input."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,7 +114,7 @@ def messenger(clock: SystemClock | ManualClock | None = None, **section: Any) ->
 
 @asynccontextmanager
 async def working(sender: Messenger) -> AsyncIterator[Messenger]:
-    async with sender.at_work(pytest.fail):
+    async with sender.in_background(pytest.fail):
         yield sender
 
 
@@ -188,7 +188,7 @@ async def test_what_is_not_sent_by_the_end_is_counted(
             sender.observe(command("first"))
             await until(planted.sent, poll_s=0.01)
             sender.observe(command("second"))
-    assert sender.counts["dropped"] == 2  # the one that waits, and the one under way
+    assert sender.counts["dropped"] == 2  # the waiting one and the one being sent
     assert {key: line[key] for line in lines for key in ("event", "count") if "count" in line} == {
         "event": "notices given up at the end",
         "count": 2,
@@ -210,14 +210,14 @@ async def test_a_lost_feed_is_noticed_without_any_step(planted: SendingProgram) 
         clock,
         breach=str,
         set_aside=dict,
-        frame_age_s=lambda: None,  # no frame ever came
+        frame_age_s=lambda: None,  # no frame has arrived
     )
     async with working(sender):
         await until(handled(sender, 1), poll_s=0.01)
     assert "feed lost: no data for 2" in planted.sent()[0]["body"]
 
 
-# ---------------------------------------------------------------- what breaks off
+# ---------------------------------------------------------------- failures
 
 
 async def test_an_address_that_hangs_takes_nothing_from_others_or_the_next_message(
@@ -264,7 +264,7 @@ async def test_what_a_plugin_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
-    """One message at all of them at once takes one time limit; the process then begins anew."""
+    """One message to all receivers takes one time limit; then the process is restarted."""
     clock = SystemClock()
     async with receivers(*TEMPERS) as servers:
         addresses = list(servers.address.values())
@@ -287,17 +287,17 @@ async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
 
 
 async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None:
-    """Bars are decided and stored, and the stop is in order, while a message is under way."""
+    """While a message is being sent, bars are decided and stored, and the stop is orderly."""
     async with receivers(*TEMPERS) as servers, ScriptedServer() as server:
         section: dict[str, Any] = {"addresses": list(servers.address.values()), "timeout_s": 600.0}
         with capture_logs() as lines:
             async with daemon(server, tmp_path / "run.db", notify=section) as running:
                 await running.close_bars(12)
                 await running.until(lambda: servers.connections >= len(section["addresses"]))
-                await running.close_bars(8)  # each is awaited: none waits for an address
+                await running.close_bars(8)  # each decision is awaited: none waits for an address
             assert running.task.result() is None
     check_record(tmp_path / "run.db", bars=20)
-    assert given_up(lines) == 0  # those that hang had not been given up yet
+    assert given_up(lines) == 0  # the hanging ones are not given up yet
 
 
 def files_below(folder: Path) -> list[bytes]:
@@ -311,7 +311,7 @@ def given_up(lines: Sequence[Mapping[str, Any]]) -> int:
 async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A daemon trades while its addresses refuse, hang and close; nothing of it shows a secret."""
+    """A daemon trades while its addresses refuse, hang and close; no output shows a secret."""
     database, export = tmp_path / "run.db", tmp_path / "export"
     async with receivers("takes", "refuses", "hangs") as servers, ScriptedServer() as server:
 
@@ -349,14 +349,14 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
     texts += [printed.out, printed.err]
     written = files_below(tmp_path)
     kept = [text for text in written if not text.startswith(b"json://bob")]
-    assert len(kept) == len(written) - 1  # all but the credential itself
-    assert b"credential:hook" in b"".join(kept)  # what is searched is there
+    assert len(kept) == len(written) - 1  # everything except the credential itself
+    assert b"credential:hook" in b"".join(kept)  # the searched files have content
     for text in [*texts, *(text.decode(errors="replace") for text in kept)]:
         assert SECRET not in text
         assert "bob" not in text
 
 
-# ---------------------------------------------------------------- before a run begins
+# ---------------------------------------------------------------- before a run starts
 
 
 def test_a_run_begins_only_where_its_addresses_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +365,7 @@ def test_a_run_begins_only_where_its_addresses_can_be_read(monkeypatch: pytest.M
     with pytest.raises(ConfigInvalid, match=r"^\[notify\] addresses: env:NOTIFY_A names an"):
         check_notify(section, {})
     monkeypatch.setitem(sys.modules, "apprise", None)
-    check_notify(load(None, {}).notify, {})  # who sends nothing needs nothing
+    check_notify(load(None, {}).notify, {})  # without addresses Apprise is not needed
     with pytest.raises(ConfigInvalid, match=r"tracepaper\[notify\]"):
         check_notify(section, {"NOTIFY_A": "json://x"})
 

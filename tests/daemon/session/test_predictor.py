@@ -1,4 +1,4 @@
-"""Where the model runs: the deadline, the order of its bars, and the warm-up."""
+"""The predictor keeps deadlines and the order of bars, and warms the model up."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def working(
 
 
 def settled(model: Worker) -> None:
-    """Wait until *model* has done what was submitted, while the loop stands still."""
+    """Wait until *model* has done all submitted work, while the loop is blocked."""
     done = threading.Event()
     model.submit(done.set)
     assert done.wait(deadline_s())
 
 
 class GatedForecaster(FixedForecaster):
-    """Answers only while its gate is open."""
+    """Forecasts only while its gate is open."""
 
     def __init__(self) -> None:
         super().__init__(says, context=1)
@@ -114,7 +114,7 @@ async def stopped_amid(
 
     task = asyncio.create_task(drive())
     await asyncio.sleep(0)
-    settled(model)  # the loop stands still: the answer or error is in line when it turns again
+    settled(model)  # the loop is blocked: the answer or error is ready when it continues
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
@@ -124,7 +124,7 @@ async def stopped_amid(
 
 @pytest.mark.parametrize("turns", range(5))
 async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
-    # The flood: an answer has just come, its step is not begun, and SIGTERM cancels the daemon.
+    # An answer has just arrived, its step is not started, and SIGTERM cancels the daemon.
     model = Worker("model")
     worker = working(FixedForecaster(says, context=1), model)
     await worker.predict(start())
@@ -132,7 +132,7 @@ async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
 
 
 class Breaks(FixedForecaster):
-    """Fails, as a user's model does."""
+    """Fails like a user's model."""
 
     def __init__(self) -> None:
         super().__init__(says, context=1)
@@ -152,7 +152,7 @@ async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
     model = Worker("model")
     worker = working(Breaks(), model)
     (item,) = bars(1)
-    await worker.predict(item)  # it is remembered, and asked only once a start has come
+    await worker.predict(item)  # the bar is kept; the model runs only after a start
     if not is_start:
         await worker.predict(start())
     event = start(((KEY, item.open_time_ms),)) if is_start else bars(2)[1]
@@ -177,7 +177,7 @@ async def test_a_bar_before_the_start_is_remembered_before_the_start_names_it() 
 
 
 class FailsOnce(GatedForecaster):
-    """Cannot be warmed for a symbol that comes late, the first time."""
+    """Fails at its first warm-up for a late symbol."""
 
     def __init__(self) -> None:
         super().__init__()

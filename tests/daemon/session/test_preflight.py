@@ -1,4 +1,4 @@
-"""``config check`` builds what ``run`` builds: what it accepts starts, what it refuses is said."""
+"""``config check`` builds all that ``run`` builds, and rejects what could not start."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MADE: list[Strategy] = []
 
 
 class Picky(Strategy):
-    """Takes one option, and no other."""
+    """Accepts one option only."""
 
     def __init__(self, options: dict[str, object]) -> None:
         if set(options) - {"fast"}:
@@ -74,14 +74,14 @@ REFUSED = {
     "a stranger's database": (SMA + '[storage]\nurl = "sqlite:///words.db"\n', "words.db"),
     "a file for a folder": (
         SMA + '[storage]\nurl = "sqlite:///words.db/a/b.db"\n',
-        "cannot be made",
+        "cannot be created",
     ),
 }
 
 
 @pytest.fixture
 def place(here: Path) -> Path:
-    """Stand in a folder with a damaged checkpoint and a file of words."""
+    """Change to a folder with a damaged checkpoint and a text file."""
     shutil.copytree(DEFAULT_CHECKPOINT, here / "damaged")
     weights = here / "damaged" / "weights.safetensors"
     content = bytearray(weights.read_bytes())
@@ -111,7 +111,7 @@ def of_another_version(path: Path) -> None:
 
 
 def locked(path: Path) -> sqlite3.Connection:
-    """Return a connection that keeps the file to itself."""
+    """Return a connection that holds an exclusive lock on the file."""
     open_writer(path).close()
     other = sqlite3.connect(path)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -125,7 +125,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], type[Fatal], str]] = {
     "a folder": (Path.mkdir, ConfigInvalid, "is a folder"),
     "locked": (locked, DataInvalid, "try again when that has ended"),
 }
-"""What lies in the database's place, and whether a later start may do better."""
+"""What is at the database's path, with the error and its message."""
 
 
 @pytest.mark.parametrize("what", UNUSABLE)
@@ -150,7 +150,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda at: (at / WEIGHTS_NAME).unlink(), r"weights.safetensors cannot be read"),
     "a card that was cut off": (lambda at: cut(at / CARD_NAME), "card.toml"),
 }
-"""What befell a checkpoint's folder, and how the sentence names it."""
+"""Faults of a checkpoint's folder, and the part of the message that names each."""
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["configured", "kept"])
@@ -179,7 +179,7 @@ async def test_a_damaged_checkpoint_is_wrong_usage(
         ("{", True),
         ("{STRATEGY}def __init__(self, options): raise ZeroDivisionError", True),
         ("{STRATEGY}shadows = 3", True),
-        # What the world refused may come back.
+        # Errors of the outside world may pass.
         ("{STRATEGY}def __init__(self, options): raise TimeoutError", False),
         ("raise ConnectionError", False),
     ],
@@ -224,7 +224,7 @@ def test_a_database_of_ours_is_accepted(place: Path) -> None:
     assert invoke(["config", "check", "-c", "paper.toml"]) == 0
 
 
-# ---------------------------------------------------------------- what only the exchange knows
+# ---------------------------------------------------------------- rules of the exchange
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A daemon keeps every frame beside its run; what goes wrong there never stops it."""
+"""A daemon records every frame beside its run; a fault there never stops the run."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def texts(path: Path) -> list[str]:
     return [line.data for line in EventsFile(path).lines() if not line.cause]
 
 
-# ---------------------------------------------------------------- the same as by hand
+# ---------------------------------------------------------------- like the command
 
 
 async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
         assert (quality.gaps, quality.torn, quality.source) == ((), "", "loopback")
         assert quality.trades > 0
         sent = [text for text in heard if json.loads(text)["topic"] in topics(symbol)]
-        # The snapshot of a subscription is its own: the last before time moved stands for both.
+        # Each subscription gets its own snapshot: use the last one before time moved for both.
         kept = texts(folder / f"{symbol}.events")
         assert kept[-len(sent) + 1 :] == sent[1:]
         assert len(kept) == len(sent) > 200
@@ -111,7 +111,7 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
     hand, ours = (
         EventsFile(file) for file in (tmp_path / "hand.events", folder / "BTCUSDT.events")
     )
-    # Each believes dates as far ahead as its own [exchange] says.
+    # Each accepts dates as far ahead as its [exchange] allows.
     assert replace(hand.header, ahead_ms=ours.header.ahead_ms) == ours.header
     checked = run(["data", "check", str(folder / "BTCUSDT.events")], tmp_path)
     assert (checked.code, "changed levels" in checked.out) == (0, True)
@@ -158,7 +158,7 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
     assert quality.torn == ""
 
 
-# ---------------------------------------------------------------- no room
+# ---------------------------------------------------------------- full disk
 
 
 async def test_a_full_disk_ends_no_run_and_tears_no_file(

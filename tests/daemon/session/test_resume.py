@@ -1,4 +1,4 @@
-"""Which run a start goes on with, what it refuses, and whether its market was served before."""
+"""A start resumes the right run, rejects broken states, and knows whether its market was served."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SERVED = load(None, {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}})
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({}, True),  # a part of what was traded
+        ({}, True),  # some of the traded symbols
         ({"symbols": ["SOLUSDT"]}, False),
         ({"category": "spot"}, False),
     ],
@@ -38,7 +38,7 @@ def test_a_market_that_was_traded_was_served(
     changed = replace(cases.run("changed"), kind=RunKind.LIVE, config="{}")
     served = replace(cases.run("served"), kind=RunKind.LIVE, config=SERVED.canonical_json())
     cases.write_run(path, cases.plain_steps(3), of=changed)
-    assert not was_served(SERVED, RunKind.LIVE, path)  # a row that says nothing is no traceback
+    assert not was_served(SERVED, RunKind.LIVE, path)  # a broken row raises no error
     cases.write_run(path, cases.plain_steps(3), of=served)
     assert was_served(load(None, {"market": sections}), RunKind.LIVE, path) is expected
 

@@ -1,6 +1,6 @@
-"""A model is trained in service, judged, and promoted within its run, or refused with the reason.
+"""A model is retrained during a run, judged, and promoted or refused with the reason.
 
-The daemon is the real one; what trains is a process of its own that answers what a test planted.
+The daemon is real. The training process gives an answer that the test chose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from waiting import deadline, deadline_s
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import retraining
 from tracepaper.daemon.session.build import needs_forecaster
-from tracepaper.daemon.session.child import ENDED
+from tracepaper.daemon.session.child import DAEMON_GONE
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.retraining import level_of, not_judged, with_verdict
@@ -107,7 +107,7 @@ async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
     steps: list[Step] = []
 
     def watch(step: Step) -> bool:
-        """End the daemon once the promotion is stored, before the model is changed."""
+        """Return False once the promotion is stored, so that the daemon ends before the change."""
         steps.append(step)
         return not isinstance(step.event, RetrainingEnd)
 
@@ -150,7 +150,7 @@ async def test_without_the_key_the_configured_model_decides_again(planted: Plant
     assert f"the model {other} was promoted in service in place of {first}" in warnings
 
 
-# ---------------------------------------------------------------- what is not promoted
+# ---------------------------------------------------------------- no promotion
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,9 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
                 plant()
                 await decide(running, number * 11, 11)
                 await until_has(running, RetrainingEnd, number + 1)
-                if not (planted.folder / "candidate").exists():  # it was moved: refused
+                if not (
+                    planted.folder / "candidate"
+                ).exists():  # it was moved because it was refused
                     written(planted.folder / "candidate", 2)
     planted.check()
     assert [event.outcome.value for event in planted.events()] == [case for _, case, _ in cases]
@@ -211,7 +213,7 @@ async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_
         async with daemon(server, planted.database, **planted.sections) as running:
             await decide(running, 0, 11)
             await running.until(lambda: pid.exists() and pid.read_text())
-            await decide(running, 11, 2)  # while it trains
+            await decide(running, 11, 2)  # during the training
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
         assert planted.events() == []
@@ -229,8 +231,8 @@ async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_
 def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
     code = (
         "import os, time\n"
-        "from tracepaper.daemon.session.child import stay_behind\n"
-        "stay_behind(memory_mb=512)\n"
+        "from tracepaper.daemon.session.child import limit_this_process\n"
+        "limit_this_process(memory_mb=512)\n"
         "import resource\n"
         "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE,\n"
         "      resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20, flush=True)\n"
@@ -245,7 +247,7 @@ def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
     ) as process:
         assert present(process.stdout).readline().split() == ["19", "True", "512"]
         present(process.stdin).close()
-        assert process.wait(timeout=deadline_s()) == ENDED
+        assert process.wait(timeout=deadline_s()) == DAEMON_GONE
 
 
 # ---------------------------------------------------------------- rules
@@ -297,7 +299,7 @@ FORGED = {
     "level ": "replace(replace(content, '0.025', '0.25'), 'in 0.05', 'in 0.5')",  # both alike
     "running_sha256": "json_set(content, '$.running_sha256', 'another')",
 }
-"""What is found, and the forgery of an event that follows from its other figures."""
+"""Forged fields of an event that follow from its other figures, with the finding of each."""
 
 
 async def test_a_forged_promotion_or_a_lost_model_is_found(planted: PlantedTraining) -> None:

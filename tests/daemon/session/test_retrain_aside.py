@@ -1,6 +1,6 @@
-"""A retraining harms no decision: on a full or stalled disk, and where symbols close at once.
+"""A retraining delays no decision, even on a full or stalled disk, or when symbols close together.
 
-The daemon is the real one; what trains is a process of its own that answers what a test planted.
+The daemon is real. The training process gives an answer that the test chose.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlantedTraining:
 async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promoted(
     planted: PlantedTraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First its configuration, then its work, then the copy of the candidate finds no room."""
+    """The disk is full first for its configuration, then its files, then the candidate's copy."""
     work = planted.folder / "run.db.retrain"
     work.mkdir()
     (work / retraining.CONFIG_FILE).symlink_to("/dev/full")
@@ -82,16 +82,16 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
     assert left == {retraining.CONFIG_FILE, retraining.LOG_FILE, retraining.MARK_FILE}
     assert reasons[2].endswith(f"cannot be promoted: {kept}: No space left on device")
     assert siblings == [planted.running.id]
-    # What was judged has spent its share, though the disk had no room for it.
+    # A judged candidate used its level, although the disk had no room for it.
     assert [event.test for event in planted.events()] == [0, 0, 1, 2]
     assert planted.decided_by() == [(planted.running.id, 41), (planted.candidate.id, 1)]
 
 
-# ---------------------------------------------------------------- what waits
+# ---------------------------------------------------------------- waiting stages
 
 
 class Gate:
-    """A place where a thread of the retraining waits until it is let through."""
+    """A point where a thread of the retraining waits until the test opens it."""
 
     def __init__(self) -> None:
         self.reached, self._open = threading.Event(), threading.Event()
@@ -106,7 +106,7 @@ class Gate:
 
 @pytest.fixture
 def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Let the candidate be loaded only when the gate is opened."""
+    """Hold the loading of the candidate until the gate is opened."""
     gate, real = Gate(), forecaster_of
 
     def slow(folder: Path, config: Any, *, mode: str) -> Forecaster:
@@ -120,21 +120,21 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @pytest.fixture
 def warming(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Let the candidate be warmed only when the gate is opened."""
-    gate, real = Gate(), loop.Aside.warm
+    """Hold the warm-up of the candidate until the gate is opened."""
+    gate, real = Gate(), loop.PromotedModel.warm
 
-    def slow(aside: loop.Aside) -> None:
+    def slow(promoted: loop.PromotedModel) -> None:
         gate.wait()
-        real(aside)
+        real(promoted)
 
-    monkeypatch.setattr(loop.Aside, "warm", slow)
+    monkeypatch.setattr(loop.PromotedModel, "warm", slow)
     yield gate
     gate.open()
 
 
 @contextmanager
 def reading(pipe: Path) -> Iterator[None]:
-    """Take what is written to a named pipe, which lets its writer go on."""
+    """Read from a named pipe, so that its writer can continue."""
     place = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
         yield
@@ -145,11 +145,11 @@ def reading(pipe: Path) -> Iterator[None]:
 async def test_no_decision_waits_for_any_stage_of_a_retraining(
     planted: PlantedTraining, loading: Gate, warming: Gate
 ) -> None:
-    """Each stage is held until two bars more are decided: its files, its process, its model."""
+    """Each stage (files, process, model) is held until two more bars are decided."""
     work, go_on = planted.folder / "run.db.retrain", planted.folder / "go_on"
     work.mkdir()
     pipe = work / retraining.CONFIG_FILE
-    os.mkfifo(pipe)  # a disk that stalls: who writes there waits for a reader
+    os.mkfifo(pipe)  # a stalled disk: the writer waits for a reader of the pipe
     planted.judges()
     judgement = (planted.folder / "answer.py").read_text(encoding="utf-8")
     planted.answers(
@@ -177,17 +177,17 @@ async def test_no_decision_waits_for_any_stage_of_a_retraining(
             warming.open()
             await until_has(running, ModelChange, 2)
             await decide(running, 19, 2)
-    planted.check()  # the candidate was stepped through what closed meanwhile, in every bit
+    planted.check()  # the candidate was stepped through the meantime's bars, to the bit
     assert planted.decided_by() == [(planted.running.id, 19), (planted.candidate.id, 2)]
     refused = "SELECT count(*) FROM v_decisions WHERE refused_by IN ('late', 'deadline', 'gap')"
     assert planted.rows(refused) == [(0,)]
 
 
-# ---------------------------------------------------------------- several that close at once
+# ---------------------------------------------------------------- several symbols
 
 
 async def close(live: Live, count: int) -> None:
-    """Close so many minutes of every symbol, and await each decision."""
+    """Close this many minutes of every symbol, and await each decision."""
     for _ in range(count):
         await live.close_bar(set(SYMBOLS))
 
@@ -235,7 +235,7 @@ async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together
             await live.listening(6)
             await close(live, 11)
             await live.until(warming.reached.is_set)
-            await close(live, 2)  # of both at once, stepped behind the candidate afterwards
+            await close(live, 2)  # of both together; the candidate was stepped through it later
             warming.open()
             await live.until(lambda: has(live.steps, ModelChange, 2))
             await close(live, 2)
@@ -253,7 +253,7 @@ async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together
         "SELECT count(DISTINCT model_id), count(*) FROM v_decisions GROUP BY open_time_ms "
         "HAVING count(DISTINCT model_id) > 1 OR count(*) <> 2"
     )
-    assert planted.rows(by_close) == []  # of one close no two models decide
+    assert planted.rows(by_close) == []  # one model decides the whole close
 
 
 # ---------------------------------------------------------------- a symbol that is warmed in turn

@@ -1,4 +1,4 @@
-"""Several symbols and higher frames live, on the embedded exchange: decided, stored, restarted."""
+"""Several symbols and higher timeframes are decided live, stored, and resumed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar, Category, FrameBar, Instrument, InstrumentChange
 
 SEEN: dict[int, tuple[list[int], list[float]]] = {}
-"""By time: when the quarters had closed that a question saw, and their closes."""
+"""By decision time: the close times and closes of the quarter-hour bars that it saw."""
 
 
 class Quarters(Strategy):
-    """Long above the mean of the last quarters of an hour."""
+    """Goes long above the mean of the last quarter-hour closes."""
 
     warmup = 3
     frames = ("15",)
@@ -50,14 +50,14 @@ class Quarters(Strategy):
 
 
 class Pairs(Quarters):
-    """Looks further back on its frame than a prune keeps bars."""
+    """Looks further back on its timeframe than the bars that a prune keeps."""
 
     frames = ("120",)
     frames_warmup = {"120": 20}  # noqa: RUF012 - as a user writes it
 
 
 def check_seen(data: Candles, size: int, frames: int, decided: int) -> None:
-    """Check that each decision saw the newest *frames*, of *size* bars, that had closed."""
+    """Check that each decision saw the newest closed *frames* of *size* bars."""
     every = data.open_time_ms[size - 1 :: size] + data.interval_ms
     closes = data.close[size - 1 :: size] / 10
     assert len(SEEN) == decided
@@ -87,7 +87,7 @@ async def test_frames_are_warmed_from_the_exchange_and_are_the_same_after_a_rest
                 for _ in range(bars):
                     await live.close_bar({"BTCUSDT"})
         frame_bars = [step.event for step in live.steps if isinstance(step.event, FrameBar)]
-    assert frame_bars == []  # the run's own record had them
+    assert frame_bars == []  # the run's record had them
     stored = rows(path, "SELECT count(*) FROM v_events WHERE kind = 'frame_bar'")
     assert stored == [(6,)]
     assert check_record(path) == 17
@@ -134,7 +134,7 @@ def silence(exchange: EmbeddedExchange, *symbols: str) -> None:
 
 
 def delist(exchange: EmbeddedExchange, symbol: str) -> None:
-    """Answer no question about *symbol* any more."""
+    """Answer no more requests about *symbol*."""
     del exchange.venue.markets[Category.LINEAR, symbol]
 
 
@@ -177,11 +177,11 @@ async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
                 )
             )
             assert len(changes) >= len(FIFTY)
-            # Market time, which this test moves, else stands within the wait for a closing frame.
-            # Behind it the one that is gone is the only one whose bars the restart asks for.
+            # Otherwise market time, which the test moves, stays within the wait for a frame.
+            # After it the restart requests only the bars of the delisted symbol.
             await exchange.advance(2 * AFTER_MS)
             await live.until(lambda: live.decided(last) == set(FIFTY) - {GONE})
-        async with trading(exchange, path, **sections) as live:  # a restart asks for each of them
+        async with trading(exchange, path, **sections) as live:  # a restart requests each of them
             await live.listening(3 * len(OTHERS))
             for _ in range(2):
                 await live.close_bar(OTHERS)
@@ -199,7 +199,7 @@ async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
 async def test_what_is_warm_trades_first_and_the_others_say_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Candles of higher timeframes of the third symbol come after the first decisions."""
+    """Higher-timeframe candles of the third symbol arrive after the first decisions."""
     monkeypatch.setattr(warming, "BEFORE_START", 4)
     names = ["AAAUSDT", "BBBUSDT", "CCCUSDT"]
     data = tuple(walk(seed, name) for seed, name in enumerate(names))

@@ -1,4 +1,4 @@
-"""A daemon ships its steps to a real PostgreSQL, and goes on as ever where that fails."""
+"""A daemon ships its steps to a real PostgreSQL, and trades on if that fails."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_daemon_ships_every_step_and_its_end(
         assert run.equity is not None
         assert run.last_decision is not None
         assert "linear:BTCUSDT" in run.last_decision
-    # Its process outlives the daemon until the end of the run has arrived.
+    # The process outlives the daemon until the run's end has arrived there.
     ended = "SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL"
     await until(lambda: postgres.sql(fleet_url, ended) == [(1,)], poll_s=0.1)
     pull(fleet_url, back)

@@ -28,7 +28,7 @@ from tracepaper.strategies.errors import AuditUnwritable, StrategyFailed
 
 SILENT = Notifier()
 ENDLESS = 1 << 46
-"""Bytes of a stack that no address space holds: the thread is refused as where none are left."""
+"""A stack size that no address space can hold, so that no thread can be started."""
 
 
 async def forever() -> None:
@@ -43,7 +43,7 @@ async def test_an_error_beside_the_service_ends_it_and_is_no_orderly_stop() -> N
     supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
 
     async def main() -> None:
-        async with Breaks().at_work(supervisor.stop):
+        async with Breaks().in_background(supervisor.stop):
             await forever()
 
     with pytest.raises(AuditUnwritable, match="cannot be stored"):
@@ -53,7 +53,7 @@ async def test_an_error_beside_the_service_ends_it_and_is_no_orderly_stop() -> N
 async def signalled(
     spend: Callable[[], object], notifier: Notifier, number: int = signal.SIGTERM
 ) -> list[str]:
-    """Run a service that spends something and is told to stop; return what ended."""
+    """Run a service that exhausts a resource and is then stopped; return the ended process."""
     ended: list[str] = []
 
     async def main() -> None:
@@ -103,7 +103,7 @@ async def test_a_stop_that_comes_while_an_error_unwinds_does_not_hide_it(error: 
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(asyncio.Event().wait)  # as a socket that closes slowly
+            stack.push_async_callback(asyncio.Event().wait)  # like a socket that closes slowly
             stack.push(supervisor.keep_failure)
             asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
             raise error
@@ -200,7 +200,7 @@ def heard(channel: socket.socket) -> list[str]:
 async def supervised(
     systemd: socket.socket, pulse: Callable[[], object], wait_s: float
 ) -> list[str]:
-    """Run twelve watchdog periods; return what systemd heard."""
+    """Run twelve watchdog periods; return the messages to systemd."""
     clock = JumpClock()
     notifier = Notifier(systemd.getsockname(), watchdog_s=30.0)
     supervisor = Supervisor(clock=clock, notifier=notifier, pulse=pulse)
@@ -208,7 +208,7 @@ async def supervised(
 
     async def main() -> None:
         supervisor.ready()
-        supervisor.ready()  # said once, however often it is known
+        supervisor.ready()  # sent once, however often it is called
         supervisor.declare("ban", wait_s)
         while clock.network_s() < 120:
             messages.extend(heard(systemd))
@@ -244,7 +244,7 @@ def test_a_notifier_reads_what_systemd_sets() -> None:
     }
     assert Notifier.from_environment(ours) == Notifier("/run/n", 30.0)
     assert Notifier.from_environment({**ours, "WATCHDOG_PID": "1"}).watchdog_s is None
-    for odd in ("x", "\u00b2", "-1", ""):  # the second is a digit, and no number
+    for odd in ("x", "\u00b2", "-1", ""):  # the second is a digit but no number
         assert Notifier.from_environment({**ours, "WATCHDOG_USEC": odd}).watchdog_s is None
     assert Notifier.from_environment({}) == Notifier("", None)
 

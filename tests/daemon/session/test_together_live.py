@@ -1,4 +1,4 @@
-"""Networks over several symbols live, on the embedded exchange: restarted, cut off, and halted."""
+"""Cross-asset networks trade live, through restarts, lost connections and halts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BARS, START = 620, 560
 
 
 def data(*, shorter: int = 0) -> list[Candles]:
-    """Return the candles of all symbols; of the second without the *shorter* first ones."""
+    """Return the candles of all symbols; the second lacks its first *shorter* candles."""
     candles = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(TOGETHER)]
     candles[1] = candles[1][shorter:]
     return candles
@@ -51,13 +51,13 @@ def serving(candles: Sequence[Candles], *, start: int = START) -> EmbeddedExchan
 
 
 def weights(path: Path) -> dict[tuple[int, str], float]:
-    """Return the weight that each decision noted, by open time and instrument."""
+    """Return the noted weight of each decision, by open time and instrument."""
     query = "SELECT open_time_ms, instrument, number FROM v_notes WHERE name = 'weight'"
     return {(at, name): weight for at, name, weight in rows(path, query)}
 
 
 def why(path: Path, open_ms: int) -> set[tuple[Any, ...]]:
-    """Return symbol, action, refusing gate and noted reason of each decision at a close."""
+    """Return symbol, action, refusing gate and reason of each decision at a close."""
     query = (
         "SELECT substr(d.instrument, 8), d.action, d.refused_by, n.text FROM v_decisions d LEFT "
         "JOIN v_notes n ON n.run_id = d.run_id AND n.sequence = d.sequence AND n.name = "
@@ -67,7 +67,7 @@ def why(path: Path, open_ms: int) -> set[tuple[Any, ...]]:
 
 
 def cut(path: Path, copy: Path) -> Path:
-    """Return a copy of a database at work: what is there where its process is killed now."""
+    """Return a copy of a database in use, as if its process were killed now."""
     with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(copy)) as other:
         connection.backup(other)
     return copy
@@ -86,7 +86,7 @@ async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_do
                 await live.close_bar(set(TOGETHER))
             cut(tmp_path / "first.db", killed)
             await live.close_bar(set(TOGETHER))
-        for bars in (6, 5):  # a kill, then a restart in good order
+        for bars in (6, 5):  # a kill, then an orderly restart
             async with trading(exchange, killed, **given) as live:
                 await live.listening(9)
                 for _ in range(bars):
@@ -140,7 +140,7 @@ async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_pa
         await live.listening(9)
         closes = [await live.close_bar(set(TOGETHER)) for _ in range(lacking + TOGETHER_EVERY)]
     check_parity(path, tmp_path)
-    reasons = why(path, closes[1])  # the first may come before there are quotes
+    reasons = why(path, closes[1])  # the first decision may precede the first quotes
     held = TOGETHER_CONTEXT - lacking + 2
     short = f"BBBUSDT has {held} of the {TOGETHER_CONTEXT} bars that are looked back on"
     assert ("AAAUSDT", "HOLD", "finite", short) in reasons

@@ -1,4 +1,4 @@
-"""A universe: chosen by rule at stated times, each choice an event; the others open nothing."""
+"""A universe is chosen by a rule at set times; symbols that are not chosen open no position."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tracepaper.daemon.session.universe import (
     change_of,
     choose,
     known_candidates,
-    list_of,
-    names_of,
+    listed_symbols,
     new_candidates,
     next_choice_ms,
+    read_symbol_list,
 )
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray
@@ -147,7 +147,9 @@ def test_a_rule_that_cannot_be_used_is_refused_in_one_sentence(
 def test_a_universe_decides_a_run() -> None:
     with_rule = load(None, {"market": {"universe": {"top": 1}}})
     assert with_rule.sha256() != load(None).sha256()
-    assert load(None, {"market": {"universe": '{"top": 1}'}}) == with_rule  # as a variable has it
+    assert (
+        load(None, {"market": {"universe": '{"top": 1}'}}) == with_rule
+    )  # as in an environment variable
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_a_universe_decides_a_run() -> None:
             b"\n".join(b"M%dUSDT" % at for at in range(201)),
             "names 201 symbols, and a run trades 200",
         ),
-        (b"#" * 1_000_001, "more than 1,000,000 letters"),
+        (b"#" * 1_000_001, "more than 1,000,000 characters"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(
@@ -171,22 +173,22 @@ def test_a_list_that_cannot_be_used_is_refused(
     file = tmp_path / "list.txt"
     file.write_bytes(content)
     with pytest.raises(ConfigInvalid, match=sentence):
-        names_of(file)
+        read_symbol_list(file)
     with pytest.raises(ConfigInvalid, match="cannot be read"):
-        names_of(tmp_path / "absent.txt")
+        read_symbol_list(tmp_path / "absent.txt")
 
 
 def test_a_list_is_read_in_any_usual_form(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
-    for begin in ("", "\ufeff"):  # some editors begin a file so
+    for begin in ("", "\ufeff"):  # some editors write a byte-order mark
         file.write_text(f"{begin}btcusdt # the first\r\n\nETH/USDT\nBTCUSDT\n", encoding="utf-8")
-        assert names_of(file) == ("BTCUSDT", "ETHUSDT")
+        assert read_symbol_list(file) == ("BTCUSDT", "ETHUSDT")
 
 
 def test_a_list_may_name_as_many_as_a_run_trades(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
     file.write_text("".join(f"A{number}USDT\n" for number in range(SYMBOLS_MAX)))
-    assert len(names_of(file)) == SYMBOLS_MAX
+    assert len(read_symbol_list(file)) == SYMBOLS_MAX
 
 
 def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> N
     (tmp_path / "paper.toml").write_text(model + rule)
     (tmp_path / "list.txt").write_text("ETHUSDT\n")
     config = load(tmp_path / "paper.toml")
-    assert list_of(config) == ("ETHUSDT",)
+    assert listed_symbols(config) == ("ETHUSDT",)
     preflight(config, tmp_path / "run.db")
     (tmp_path / "list.txt").write_text("")
     with pytest.raises(ConfigInvalid, match="names no symbol"):
@@ -265,7 +267,7 @@ def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     assert [row.market_ms for row in changes] == [
         changes[0].market_ms + hour_ms * at for at in range(61)
     ]
-    assert changes[0].chosen == ()  # nothing had closed
+    assert changes[0].chosen == ()  # no bar had closed
     best = [change.chosen for change in changes[1:]]
     assert set(best) == {("linear:BBBUSDT",), ("linear:AAAUSDT",)}
     turned = best.index(("linear:AAAUSDT",))
@@ -360,7 +362,7 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_l
     first = await universe.choose()
     assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
     universe.due_ms = due_ms
-    names.write_text("BBBUSDT\n")  # a list is read at each choice
+    names.write_text("BBBUSDT\n")  # the list is read at each choice
     again = await universe.choose()
     assert (again.market_ms, again.chosen) == (due_ms, ())
     assert next_choice_ms(UniverseRule(top=1), again.market_ms) == due_ms + DAY
@@ -399,7 +401,7 @@ def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
 
 
 async def turns() -> None:
-    """Let the loop turn as often as a choice takes that asks no real exchange, and more."""
+    """Run the loop longer than a choice without a real exchange takes."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -419,7 +421,7 @@ async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_d
     universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
     universe.due_ms = due_ms
     closing = bar(open_time_ms=due_ms - MINUTE)
-    async with universe.at_work(lambda: None):
+    async with universe.in_background(lambda: None):
         for early in (
             undecided(1, bar(open_time_ms=due_ms - 2 * MINUTE)),
             undecided(2, closing, accepted=False),  # a revision

@@ -1,4 +1,4 @@
-"""A user's own class: what it does wrong ends in one sentence; its id covers its sources."""
+"""Faults of a user's class end in one sentence, and its id covers its sources."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SIGNALS = [action for action in Action if action is not Action.ORDERS]
 
 
 class Answers(Strategy):
-    """Answers what its options hold."""
+    """Returns the answer in its options."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.answer = options.get("answer", LONG)
@@ -120,7 +120,7 @@ def test_orders_of_right_types_pass_whatever_their_numbers_are(quantity: float) 
 
 
 class Half(float):
-    """A float of a user's, which must not be asked anything later."""
+    """A user's float, none of whose methods may be called later."""
 
     def __mul__(self, other: object) -> Any:
         raise AssertionError
@@ -163,7 +163,7 @@ def test_a_strength_that_is_not_finite_is_held(strength: float) -> None:
 def test_protection_passes_as_it_is() -> None:
     given = Signal(Action.LONG, "up", 1.0, 3, Percent(2), Volatility(1.5), 5, reenter=True)
     assert parsed(given) == given
-    unknown = Signal(Action.LONG, "up", stop=math.nan)  # the market can cause it
+    unknown = Signal(Action.LONG, "up", stop=math.nan)  # the market can cause this
     assert repr(parsed(unknown)) == repr(unknown)
 
 
@@ -222,7 +222,7 @@ def test_any_answer_is_believed_or_refused_by_an_error_of_ours(answer: object) -
 
 
 class Fails(Strategy):
-    """Fails where its options say."""
+    """Fails in the method that its options name."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.error: BaseException = options["error"]
@@ -292,7 +292,7 @@ def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
 
 
 class ReprStrategy:
-    """Says of itself what is given."""
+    """Has a given text as its representation."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -343,7 +343,7 @@ def test_a_module_that_cannot_be_used_is_named(
         user_class(f"{name}:Mine")
 
 
-# The id of a user's class: it covers what the class is made of, and nothing else.
+# The id of a user's class covers its sources and nothing else.
 
 MINE = """
 import helper
@@ -461,32 +461,32 @@ def test_a_strategy_of_ours_needs_no_id() -> None:
 
 
 class NoDecide(Strategy):
-    """Forgot it."""
+    """Has no ``decide``."""
 
 
 class Frames(Strategy):
-    """Takes what another program gives."""
+    """Has the ``decide`` of another program."""
 
     def decide(self, dataframe: object, metadata: object) -> Signal:  # type: ignore[override]
         return LONG
 
 
 class Blind(Strategy):
-    """Reads an account that it did not ask for."""
+    """Reads the account without declaring it."""
 
     def decide(self, context: BarContext) -> Signal:
         return LONG if context.account.equity else DOWN  # type: ignore[union-attr]
 
 
 class UnrequestedForecast(Strategy):
-    """Reads a forecast that it did not ask for."""
+    """Reads a forecast without declaring it."""
 
     def decide(self, context: BarContext) -> Signal:
         return LONG if context.forecast.horizons else DOWN  # type: ignore[union-attr]
 
 
 class MisspeltName(Strategy):
-    """Reads what a context never has."""
+    """Reads an attribute that no context has."""
 
     def decide(self, context: BarContext) -> Signal:
         return LONG if context.acount else DOWN  # type: ignore[attr-defined]
@@ -543,7 +543,7 @@ def test_what_was_not_asked_for_is_named(made_of: type[Strategy], message: str) 
     "other", [lambda: has_source(Answers), lambda: ast.parse("x = 1")], ids=["ours", "a library's"]
 )
 def test_sources_are_parsed_while_another_thread_parses(other: Callable[[], object]) -> None:
-    """Python 3.11 ends a parse in a SystemError where another thread parsed in its midst."""
+    """In Python 3.11 a parse raises SystemError if another thread parses at the same time."""
     futures: list[Future[object]] = []
 
     def ask(phase: str, _: dict[str, int]) -> None:

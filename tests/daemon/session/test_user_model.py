@@ -1,4 +1,4 @@
-"""A user's own model: found, asked under guard, hashed, and continued by an equal id alone."""
+"""A user's model is imported, guarded and hashed; only an equal one resumes its run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def written(folder: Path, body: str, *, header: str = HEADER) -> str:
-    """Write a module of its own with the class ``Mine`` of that body; return its name."""
+    """Write a module with a class ``Mine`` of that body; return its name."""
     name = f"own_{next(COUNTS)}"
     text = header + body.format(module=name)
     (folder / f"{name}.py").write_text(text, encoding="utf-8")
@@ -67,7 +67,7 @@ def written(folder: Path, body: str, *, header: str = HEADER) -> str:
 
 
 def configured(module: str, folder: Path, **model: Any) -> Config:
-    """Return a configuration read from a file in *folder* that names the class."""
+    """Return a configuration, read from a file in *folder*, that names the class."""
     return load(None, {"model": {"class": f"{module}:Mine", **model}}).in_folder(folder)
 
 
@@ -199,7 +199,7 @@ def test_features_are_held_to_be_pure_of_one_width_and_finite(folder: Path) -> N
     with pytest.raises(StrategyFailed, match="computed twice"):
         answers(model("return [np.random.random()]"), bars(4))
     growing = "global N; N = globals().get('N', 0) + 1; return [1.0] * (1 + (N > 4))"
-    with pytest.raises(StrategyFailed, match="return as many"):
+    with pytest.raises(StrategyFailed, match="return the same number"):
         answers(model(growing), bars(9))
     with pytest.raises(StrategyFailed, match="return a row of numbers"):
         answers(model("return 'high'"), bars(4))
@@ -347,7 +347,7 @@ def test_instruments_are_apart(folder: Path) -> None:
     assert [a and a.mean_return for a, _ in pairs] == [
         a and a.mean_return for a in answers(alone, mine)
     ]
-    with pytest.raises(InvariantBroken, match="Two bars of one instrument"):
+    with pytest.raises(InvariantBroken, match="one bar of an instrument"):
         model.predict_many(mine[:2])
 
 

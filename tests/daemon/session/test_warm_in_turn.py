@@ -1,4 +1,4 @@
-"""Symbols are warmed in turn: what has its bars trades, and the others follow without a loss."""
+"""Symbols are warmed up in turn: those with their bars trade, the others follow without loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session.resume import recorded_reach
+from tracepaper.daemon.session.resume import recorded_lookback
 from tracepaper.daemon.session.run_row import in_stages
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import maintenance
@@ -44,7 +44,7 @@ PAGES = -(-CONTEXT // PAGE)
 
 
 class Case(NamedTuple):
-    """A run of four symbols with a model, of which the first is warmed before the start."""
+    """A run of four symbols with a model; the first is warmed up before the start."""
 
     path: Path
     sections: Mapping[str, Any]
@@ -99,17 +99,17 @@ async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lo
             text = str(status["not_ready"])
             assert [name for name in NAMES if f"{name} is warming up until 20" in text] == NAMES[1:]
             answers.limit()
-            for open_ms in closes:  # those that closed meanwhile are decided too, late
+            for open_ms in closes:  # bars that closed meanwhile are decided too, late
                 await live.until(partial(decided_by_all, live, open_ms))
             async with deadline():
                 while (await asyncio.to_thread(ask, case.path, "/status"))["not_ready"]:
-                    pass  # the last symbol is asked once more whether it has all
+                    pass  # the last symbol needs one more request to know that it is complete
             last = await live.close_bar(set(NAMES))
         opened = {name: [bar.open_time_ms for bar in bars_of(live.steps, name)] for name in NAMES}
         assert all(times == opened["AAAUSDT"] for times in opened.values())
         assert not any(isinstance(step.event, Gap) for step in live.steps)
     check_parity(case.path, tmp_path)
-    # Behind its turn each symbol is answered as if all had been warmed before the start.
+    # After its turn each symbol gets the same forecasts as if all had been warm at the start.
     monkeypatch.setattr(warming, "BEFORE_START", 1_000)
     together = tmp_path / "together.db"
     async with (
@@ -166,7 +166,7 @@ async def test_a_start_names_no_symbol_that_rest_leaves_with_a_part_of_its_past(
             await live.close_bar({"AAAUSDT"})
         case.answers.questions.clear()
         case.answers.limit(BBBUSDT=0)
-        monkeypatch.setattr(warming, "BEFORE_START", 1_000)  # so B is asked for before the start
+        monkeypatch.setattr(warming, "BEFORE_START", 1_000)  # so B is requested before the start
         async with trading(exchange, case.path, **case.sections, **waits) as again:
             await again.listening(12)
             [start] = [step.event for step in again.steps if isinstance(step.event, ModelChange)]
@@ -197,7 +197,7 @@ async def test_a_portfolio_waits_for_the_bars_of_all(case: Case) -> None:
 async def test_what_an_account_holds_is_valued_by_its_past_before_the_first_decision(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run takes over positions in all symbols, and asks for the past of each."""
+    """A run takes over positions in all symbols, and requests the past of each."""
     crossing = {"name": "sma_cross", "fast": 2, "slow": 3, "long_only": False}
     sections = {**case.sections, "strategy": crossing, "model": {"checkpoint": "none"}}
     held = "SELECT DISTINCT instrument FROM v_fills"
@@ -233,7 +233,7 @@ def test_a_model_that_reads_another_symbol_waits_for_the_bars_of_all() -> None:
 
 
 class Idle(Strategy):
-    """Looks back on 150 bars, and stays out."""
+    """Looks back on 150 bars and never trades."""
 
     warmup = 150
 
@@ -248,7 +248,7 @@ class Idle(Strategy):
 async def test_a_prune_amid_the_turns_leaves_what_is_derived_again(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left begins in the turn of the last symbol, hours behind the bars of the others."""
+    """The kept steps begin in the turn of the last symbol, hours after the bars of the others."""
     idle = {"name": f"{__name__}:Idle"}
     sections = {**case.sections, "strategy": idle, "model": {"checkpoint": "none"}}
     data = tuple(
@@ -267,7 +267,7 @@ async def test_a_prune_amid_the_turns_leaves_what_is_derived_again(
                 await live.close_bar(set(NAMES))
     monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
     monkeypatch.setattr(maintenance, "DAY_MS", MINUTE)
-    reach = partial(recorded_reach, case.path)
+    reach = partial(recorded_lookback, case.path)
     done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]
     assert done.steps > 800
     check_record(case.path)

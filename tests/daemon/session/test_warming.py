@@ -1,4 +1,4 @@
-"""A start on an exchange that has too few bars of the past: held, and until when is said."""
+"""A start whose exchange has too few past bars holds the symbol and reports until when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_a_listing_without_a_past_is_held_until_a_time_that_is_said(
         await running.close_bars(2)
         status = await asyncio.to_thread(ask, database, "/status")
         refused = {step.decision.refused_by for step in running.decisions() if step.decision}
-    # Of the hour that has begun a part is missing; 64 days from the next one on.
+    # The current hour is incomplete, so the 64 days begin with the next one.
     until = minute_text(START_MS // HOUR * HOUR + (1 + 64 * 24) * HOUR)
     assert status["not_ready"] == [f"linear:BTCUSDT is warming up until {until}"]
     assert refused == {"warm"}

@@ -258,6 +258,10 @@ FORGED: dict[str, tuple[list[bytes], str]] = {
     ),
     "a trade of the future": ([snapshot(0, 7), trade(3_001)], "it is dated 2,001 ms after"),
     "a topic that is not the file's": ([b'{"topic":"tickers.ETHUSDT","ts":1}'], "of no topic"),
+    "a price that is no number": (
+        [snapshot(0, 7), delta(100, 8, [["1e2", "1"]])],
+        "keeps: '1e2' is not a plain decimal number. Restore the file",
+    ),
     "no frame": ([b"42"], "no recorder keeps"),
 }
 

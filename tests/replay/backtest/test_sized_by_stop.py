@@ -95,6 +95,6 @@ def test_an_entry_without_a_distance_is_not_sent_and_says_why(
 
 def test_a_strategy_that_never_gives_a_stop_is_refused_at_the_start() -> None:
     with pytest.raises(
-        ConfigInvalid, match="sizes by the stop of each signal, and a built-in strategy gives"
+        ConfigInvalid, match="sizes by the stop of each signal, and a built-in strategy sets"
     ):
         backtest("sma_cross", {"AAAUSDT": FALLING}, params={"fast": 1, "slow": 2}, config=SIZED)

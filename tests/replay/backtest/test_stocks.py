@@ -172,7 +172,7 @@ def test_a_run_holds_the_sessions_it_was_counted_by() -> None:
     assert calendars == [("XNAS", sessions.version, sessions.sha256)]
     lost = replace(sessions, days=sessions.days[:-1], opens=sessions.opens[:-1])
     lost = replace(lost, closes=sessions.closes[:-1], offsets=sessions.offsets[:-1])
-    with pytest.raises(DataInvalid, match="are not those that it names"):
+    with pytest.raises(DataInvalid, match="are not those of the calendar"):
         sessions_of(replace(run, sessions=lost.packed()))
 
 
@@ -295,7 +295,7 @@ def test_a_calendar_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
 
 
 def test_shares_are_not_traded_live(cli: Cli) -> None:
-    assert "has no exchange here; trade its candle files by" in cli.err(
+    assert "has no exchange here; replay candle files by" in cli.err(
         "run", "-c", "shares.toml", "--db", "live.db", code=2
     )
     assert not Path("live.db").exists()

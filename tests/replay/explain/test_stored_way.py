@@ -50,7 +50,7 @@ def test_a_run_explained_otherwise_is_derived_again(database: Path) -> None:
 def test_its_row_warns_of_quantiles_that_were_fitted_to_another(database: Path) -> None:
     with Reader.open(database) as reader:
         run = reader.run(explained_runs.run_id(database))
-    assert any("explained by another" in warning for warning in run.warnings)
+    assert any("uses another explanation" in warning for warning in run.warnings)
     kept = json.loads(run.config)["model"]["explanation"]
     assert (kept["method"], kept["residual"]) == ("norm", "0.25")
 
@@ -106,7 +106,7 @@ def test_a_run_by_relevance_is_derived_again_and_says_so(
     database = explained_runs.replayed(tmp_path, mode="step", extra=relevance)
     run_id = explained_runs.run_id(database)
     with Reader.open(database) as reader:
-        assert not any("explained by another" in words for words in reader.run(run_id).warnings)
+        assert not any("uses another explanation" in words for words in reader.run(run_id).warnings)
         rows = [row for batch in reader.explanations(run_id) for row in batch]
         verification = verify_run(reader, database, run_id)
     assert verification.exact

@@ -332,7 +332,7 @@ def test_a_rule_without_correlations_and_its_shadow_account_without_it_are_refus
         record(tmp_path / "run.db", config, data(10))
     shadows = {"name": "portfolio", "shadows": ("uncorrelated",)}
     config = configured(folder, "portfolio", sections={"strategy": shadows})
-    with pytest.raises(ConfigInvalid, match="uncorrelated would be ungated"):
+    with pytest.raises(ConfigInvalid, match="uncorrelated would equal ungated"):
         record(tmp_path / "other.db", config, data(10))
 
 
