@@ -97,9 +97,9 @@ def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Back
     assert only["cost"] == pytest.approx(lost_by(isolated))
     assert only["said"] == (
         "Liquidated: long 5.000 AAAUSDT, triggered at 905 and closed at 900, as the margin of "
-        "504.5 less the loss had fallen to the maintenance margin of 22.6131 of risk tier 1 (0.5 "
-        "%). It cost 504.50: 500.00 of realized loss and 4.50 of fees; 25.00 of the loss is the move "
-        "from trigger to close."
+        "504.5 less the loss had fallen to the maintenance margin of 22.6131 of risk tier 1 "
+        "(0.5 %). It cost 504.50: 500.00 of realized loss and 4.50 of fees; 25.00 of the loss "
+        "is the move from trigger to close."
     )
 
 
