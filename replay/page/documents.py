@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import RESERVE, reserve_of
 from tracepaper.replay.checks.what_if import compare_recorded, what_if_document
-from tracepaper.replay.document.charts import OWN_LINE, WHOLE_LINE, LineLayer, rounded
+from tracepaper.replay.document.charts import FULL_HOLD_LINE, RUN_LINE, LineLayer, rounded
 from tracepaper.replay.document.values import (
     Figure,
     Paragraph,
@@ -157,7 +157,7 @@ def _both(left: ShownRun, right: ShownRun) -> Part:
     columns = [runs.equity(run, None, None, POINTS) for run in (left, right)]
     times = np.unique(np.concatenate([np.array(of.time_ms, dtype=np.int64) for of in columns]))
     curves, held = [], []
-    for run, of, line in zip((left, right), columns, (OWN_LINE, WHOLE_LINE), strict=True):
+    for run, of, line in zip((left, right), columns, (RUN_LINE, FULL_HOLD_LINE), strict=True):
         at = np.searchsorted(times, np.array(of.time_ms, dtype=np.int64))
         equity, share = np.full((2, times.size), np.nan)
         equity[at], share[at] = of.equity[OWN], of.exposure

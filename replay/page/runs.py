@@ -14,9 +14,9 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import BUY_AND_HOLD, SHADOWS
 from tracepaper.replay.document.charts import (
-    OTHER_LINE,
-    OWN_LINE,
-    WHOLE_LINE,
+    BENCHMARK_LINE,
+    FULL_HOLD_LINE,
+    RUN_LINE,
     LineLayer,
     shadow_line,
 )
@@ -364,7 +364,7 @@ def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
                 funding=as_number(row["funding_paid"]),
                 fills=views.count(f"v_{kind}fills", **shadow),
                 mean_exposure=None if place else holding.mean_exposure(shown, "grosses"),
-                **_drawn_as(shadow_line(place - 1) if place else OWN_LINE),
+                **_drawn_as(shadow_line(place - 1) if place else RUN_LINE),
             )
 
 
@@ -379,7 +379,7 @@ def _held_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
             total_return=held.newest / held.start - 1,
             mean_exposure=held.share,
             is_stored=False,
-            **_drawn_as(WHOLE_LINE if held.title == "buy and hold" else OTHER_LINE),
+            **_drawn_as(FULL_HOLD_LINE if held.title == "buy and hold" else BENCHMARK_LINE),
         )
 
 

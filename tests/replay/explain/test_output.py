@@ -53,7 +53,7 @@ def test_full_adds_attribution_features_and_the_deletion_test(database: Path, cl
         "Recomputed from the stored bars, 30 bars ahead",
         "the stored buckets differ by at most",
         "What moved the mean, by feature in bp",
-        "bp that the model says of neutral rows",
+        "bp that the model forecasts for neutral rows",
         "random (mean of",
     ):
         assert words in text

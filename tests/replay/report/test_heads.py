@@ -168,7 +168,7 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     out = cli.out(*words, "--html", tmp_path / "page.html")
     layers = len(heads.activity.readings)
     assert all(f"\n{layer}.2 " in out for layer in range(1, layers + 1))
-    assert f"by the run's own model at decision {heads.sequence:,}" in out
+    assert f"by the run's model at decision {heads.sequence:,}" in out
     page = tmp_path / "page.html"
     assert said_in(page).count("layer 1, head ") == 2
     charts = [part for part in document_in(page)["parts"] if part["kind"] == "chart"]
