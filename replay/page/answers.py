@@ -1,8 +1,8 @@
-"""Every type that the HTTP interface answers with.
+"""The types of the HTTP interface's answers.
 
-Times are UTC milliseconds (``…_ms``), returns are fractions, log returns and shares too. Numbers to
-be drawn are floats; ``…_text`` is the exact decimal as it is stored. Columns of one answer have one
-length; a null in a column is a value that is not known.
+Times are UTC milliseconds (``…_ms``); returns, log returns and shares are fractions. Numbers for
+drawing are floats; ``…_text`` is the exact stored decimal. The columns of an answer have equal
+lengths; a null in a column is an unknown value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Number = float | None
 
 
 class Instrument(Struct, frozen=True):
-    """What is traded."""
+    """A traded instrument."""
 
     id: str  # category:SYMBOL
     symbol: str
@@ -38,18 +38,18 @@ class RunRow(Struct, frozen=True):
     ended_ms: int | None
     first_ms: int | None  # open of the first decided bar
     last_ms: int | None
-    decisions: int | None  # null until a long run is counted; ask with `counted`
+    decisions: int | None  # null until a long run is counted; `counted` waits for it
     fills: int
     equity: Number
     total_return: Number
     model_id: str
     database: str  # the file's name, without its folder
     is_served: bool = False  # the run of the daemon that answers
-    state: str = ""  # damaged, halted by a limit or a person, no bar yet, or pruned
+    state: str = ""  # damaged, halted by a gate, no bar yet, or pruned
 
 
 class UnreadableDatabase(Struct, frozen=True):
-    """A database that could not be read, and why."""
+    """A database that could not be read, with the reason."""
 
     database: str
     error: str
@@ -61,7 +61,7 @@ class SweepRow(Struct, frozen=True):
     sweep_id: str
     strategy: str
     objective: str
-    cells: int  # runs that were made
+    cells: int  # completed runs
     is_whole: bool
     database: str
 
@@ -72,33 +72,33 @@ class Runs(Struct, frozen=True):
     runs: list[RunRow]
     refused: list[UnreadableDatabase] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
-    fleet: str | None = None  # host and database of the fleet whose runs may be opened
+    fleet: str | None = None  # host and database of the fleet from which runs can be opened
 
 
 class GateInfo(Struct, frozen=True):
-    """A gate of a run; ``threshold`` as it was last."""
+    """A gate of a run, with its last ``threshold``."""
 
     gate: str
-    words: str  # what it measures
+    words: str  # describe the measure
     unit: str
     threshold: float
-    is_switch: bool  # answers yes or no
-    is_capped: bool  # once passed, its measure says no more
-    refused: int | None  # decisions that it refused first; null until they are counted
-    key: str = ""  # of the configuration, by which a what-if may move the threshold
+    is_switch: bool  # its answer is yes or no
+    is_capped: bool  # its measure stops at the threshold
+    refused: int | None  # decisions that it was the first to refuse; null until counted
+    key: str = ""  # of the configuration, with which a what-if changes the threshold
 
 
 class AccountFigures(Struct, frozen=True):
-    """An account of the run, or a benchmark beside it."""
+    """An account of the run, or a benchmark."""
 
-    name: str  # of the run's own: "this run"
-    title: str  # its name in words
-    source: str  # where it comes from, in a few words
-    start: float  # its equity then
+    name: str  # "this run" for the run's account
+    title: str  # the name to show
+    source: str  # its origin, in a few words
+    start: float  # its first equity
     equity: float
     total_return: float
     is_stored: bool = True  # else computed: buy and hold
-    tone: ChartRole = "muted"  # of its line, in every chart alike
+    tone: ChartRole = "muted"  # of its line in every chart
     width: float = 1.0
     dash: LineDash = "solid"
     realized: Number = None
@@ -122,17 +122,17 @@ class InstrumentPosition(Struct, frozen=True):
 
 
 class LastRefusal(Struct, frozen=True):
-    """The newest decision that a gate refused once the model was warm."""
+    """The newest refused decision after the warm-up."""
 
     sequence: int
     instrument: str
     open_time_ms: int
     gate: str
-    missed: str  # by how much it failed: "short by .0096"; empty of one without degrees
+    missed: str  # by how much the gate failed: "short by .0096"; empty for a switch
 
 
 class LastFill(Struct, frozen=True):
-    """The newest fill of the run's own account."""
+    """The newest fill of the run's account."""
 
     sequence: int  # of the step
     decision_sequence: int | None
@@ -144,23 +144,23 @@ class LastFill(Struct, frozen=True):
 
 
 class ParityState(Struct, frozen=True):
-    """What the newest comparison of the run with its replay found."""
+    """The result of the newest comparison of the run with its replay."""
 
     identical: int
     decisions: int
-    day: str  # 2025-06-02; empty where the whole run was compared
+    day: str  # 2025-06-02; empty if the whole run was compared
     at_ms: int
     error: str = ""  # why it could not be compared
-    first_difference: str = ""  # with its culprit
+    first_difference: str = ""  # with its cause
 
     @property
     def is_same(self) -> bool:
-        """Whether every decision was compared, and is the same."""
+        """Whether every decision was compared and is the same."""
         return not self.error and self.identical == self.decisions
 
 
 class NoteSeries(Struct, frozen=True):
-    """A name under which the strategy noted numbers."""
+    """A series of numbers that the strategy noted."""
 
     instrument: str
     name: str
@@ -173,30 +173,30 @@ class Run(Struct, frozen=True):
     config: dict[str, dict[str, Any]]
     instruments: list[Instrument]
     gates: list[GateInfo]
-    accounts: list[AccountFigures]  # the run's own first
+    accounts: list[AccountFigures]  # the run's first
     holdings: list[InstrumentPosition]
     last_refusal: LastRefusal | None
     last_fill: LastFill | None
-    parity: ParityState | None  # None where nobody asked
-    damage: str  # in a sentence; empty where there is none
-    halt: str  # what allows no new exposure until the operator's RESUME, as the report says it
-    holes: str  # how long nothing could trade for want of bars, and why; empty where not for long
+    parity: ParityState | None  # None without a comparison
+    damage: str  # in a sentence; empty without damage
+    halt: str  # the sentence of the report on a halt that lasts until RESUME; else empty
+    holes: str  # how long no trade was possible for missing bars, and why; empty if not long
     notes: list[NoteSeries]
     first_sequence: int | None  # of a decision
     last_sequence: int | None
-    warm_sequence: int | None  # of the first decision after the warm-up
-    bars_needed: int  # to be warm
+    warm_sequence: int | None  # the first decision after the warm-up
+    bars_needed: int  # for the warm-up
     has_model: bool
     gate_horizon: int  # bars
-    pulled_ms: int | None = None  # wall time of its pull from a fleet
+    pulled_ms: int | None = None  # wall time when it was pulled from a fleet
 
 
 class Candles(Struct, frozen=True):
     """Candles of one instrument with their decisions and notes, as columns.
 
-    In a cell of several decisions a gate shows its worst one: ``spare`` is the smallest margin ÷
-    threshold, ``failed`` how many decisions it failed. Other columns are the cell's last decision;
-    ``sequence`` is null where none was made.
+    For a cell of several decisions, ``spare`` is the smallest margin ÷ threshold of a gate and
+    ``failed`` the number of decisions that failed it. Other columns are those of the cell's last
+    decision; ``sequence`` is null without a decision.
     """
 
     instrument: str
@@ -217,22 +217,22 @@ class Candles(Struct, frozen=True):
     stdev_return: list[Number]
     spare: dict[str, list[Number]]  # by gate
     failed: dict[str, list[int]]  # by gate
-    numbers: dict[str, list[Number]]  # that the strategy noted, by name
+    numbers: dict[str, list[Number]]  # noted by the strategy, by name
 
 
 class Equity(Struct, frozen=True):
-    """Equity of every account as columns, at the end of each cell; ``low`` is the least in it."""
+    """Equity of every account as columns, at the end of each cell; ``low`` is the cell's lowest."""
 
     interval_ms: int
     time_ms: list[int]
-    equity: dict[str, list[float]]  # by account, the run's own first
+    equity: dict[str, list[float]]  # by account, the run's first
     low: dict[str, list[float]]
-    exposure: list[float]  # of the run's own: held value ÷ equity, gross
+    exposure: list[float]  # of the run's account: gross position value ÷ equity
     net_exposure: list[float] | None  # in hedge mode: long side less short side ÷ equity
 
 
 class FillMark(Struct, frozen=True):
-    """A fill, where it is drawn."""
+    """A fill as a mark on the chart."""
 
     sequence: int
     decision_sequence: int | None
@@ -247,7 +247,7 @@ class FillMark(Struct, frozen=True):
 
 
 class OrderLine(Struct, frozen=True):
-    """An order that rested at a price, from its birth to its end; null where it still rests."""
+    """An order that rested at a price, from its creation to its end; null while it rests."""
 
     order_id: str
     instrument: str
@@ -272,34 +272,34 @@ class GapMark(Struct, frozen=True):
 
 
 class Marks(Struct, frozen=True):
-    """What lies on the candles of a range."""
+    """The marks on the candles of a range."""
 
     fills: list[FillMark]
     orders: list[OrderLine]
     gaps: list[GapMark]
-    is_cut: bool = False  # there are more than are listed
+    is_cut: bool = False  # only the newest are listed
 
 
 class Forecast(Struct, frozen=True):
-    """The model's forecast at the gates' horizon, as it is drawn; returns are log returns."""
+    """The model's forecast at the gates' horizon; returns are log returns."""
 
     horizon: int
     mean_return: float
     stdev_return: Number
-    comes_ms: int  # close of the bar that is forecast
-    realised: Number  # the return of the price; null before it is known
+    comes_ms: int  # close of the forecast bar
+    realised: Number  # the realised return; null before it is known
 
 
 class Bucket(Struct, frozen=True):
     """A block of bars and its share of the rollout."""
 
-    from_ms: int | None  # null: all that is older
+    from_ms: int | None  # null: all older bars
     until_ms: int | None
     weight: float
 
 
 class Decision(Struct, frozen=True):
-    """One decision: where it is drawn, and its document; parts as ``as_parts`` writes them."""
+    """One decision: its place on the chart and its document; parts as ``as_parts`` returns them."""
 
     run_id: str
     sequence: int
@@ -309,42 +309,42 @@ class Decision(Struct, frozen=True):
     close: float
     action: str
     refused_by: str | None
-    title: str  # what it did: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
+    title: str  # its result: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
     parts: list[dict[str, Any]]
     forecast: Forecast | None
-    attended: list[Bucket]  # the newest first; none without an attribution
-    digest: str  # of its commit; empty where a prune took that
-    previous: int | None  # sequences of the decisions beside it, of the same instrument
+    attended: list[Bucket]  # the newest first; empty without an attribution
+    digest: str  # of its commit; empty if that was pruned
+    previous: int | None  # sequences of the neighbouring decisions of the instrument
     following: int | None
 
 
 class Progress(Struct, frozen=True, tag="progress", tag_field="type"):
-    """A line of an answer that takes long."""
+    """The progress of an answer that takes long, as one line."""
 
     share: float  # from 0 to 1
     doing: str
 
 
 class FailedTask(Struct, frozen=True, tag="failed", tag_field="type"):
-    """The last line of one that failed."""
+    """The last line of an answer that failed."""
 
     error: str
 
 
 class FinishedTask(Struct, frozen=True, tag="done", tag_field="type"):
-    """The last line of one that succeeded."""
+    """The last line of an answer that succeeded."""
 
     result: Any
 
 
 class Document(Struct, frozen=True):
-    """What a place of the page says, in reading order; parts as ``as_parts`` writes them."""
+    """A document of the page; parts as ``as_parts`` returns them."""
 
     title: str
     parts: list[dict[str, Any]]
 
 
 class Error(Struct, frozen=True):
-    """Why a request was refused, in a sentence that says what to do."""
+    """The reason of a refused request, in a sentence that says what to do."""
 
     error: str

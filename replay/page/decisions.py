@@ -1,4 +1,4 @@
-"""One decision: where it is drawn, and its document."""
+"""One decision: its place on the chart and its document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracepaper.strategies.errors import DataInvalid
 
 
 def decision(shown: ShownRun, sequence: int) -> answers.Decision:
-    """Return one decision as it is stored; raise ``HttpRefusal`` where the run has none there."""
+    """Return one decision as stored; raise ``HttpRefusal`` if the run has no such decision."""
     stored = decision_at(shown, sequence)
     row, columns = stored.decision, shown.columns
     instrument = row["instrument"]
@@ -54,7 +54,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
 
 
 def decision_at(shown: ShownRun, sequence: int) -> StoredDecision:
-    """Return the record of a decision; raise ``HttpRefusal`` where the run has none there."""
+    """Return the record of a decision; raise ``HttpRefusal`` if the run has no such decision."""
     first, last = shown.columns.span
     if 0 <= sequence < first:
         raise HttpRefusal(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")

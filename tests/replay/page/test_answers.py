@@ -388,7 +388,7 @@ def unusual_run(state: str, folder: Path) -> Path:
         ("halted by risk.drawdown", "This run is halted by risk.drawdown since "),
         ("damaged", "The row of run r-1 counts 40 steps and 39 are stored"),
         ("no bar yet", "No bar was decided yet"),
-        ("pruned", "Its oldest steps were pruned: step 3,000"),
+        ("pruned", "The oldest steps were pruned: step 3,000"),
     ],
 )
 def test_what_is_unusual_of_a_run_begins_each_of_its_documents(

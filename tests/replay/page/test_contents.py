@@ -1,4 +1,4 @@
-"""What a file holds of a run: the interface's own answers, chosen decisions whole."""
+"""Contents of a file of a run: the interface's answers, with selected decisions complete."""
 
 from __future__ import annotations
 

@@ -154,8 +154,8 @@ def test_a_word_without_the_token_is_refused_in_words(page: Page, running: LiveD
     dialog = page.get_by_role("dialog", name="Operator")
     assert dialog.locator("button.danger").is_disabled()  # no token, no word
     assert say(page, "HALT", "", "wrong") == (
-        "The daemon does not know this token: type that of run.db.token, which each start writes "
-        "anew, or one of [http] tokens."
+        "The daemon does not know this token: enter that of run.db.token, which each start rewrites"
+        ", or one of [http] tokens."
     )
     assert running.commands() == []
 

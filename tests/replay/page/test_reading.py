@@ -171,7 +171,7 @@ def test_two_runs_are_chosen_and_compared(browser: Browser, url: str) -> None:
         search.fill(ids(page)["attention 1"])  # its whole id, which no cell shows
         expect(page.locator(".filter")).to_contain_text("1 of 3")
         rows.get_by_role("link", name="compare").click()
-        expect(page.locator("main")).to_contain_text("Choose what stands beside attention ")
+        expect(page.locator("main")).to_contain_text("Choose a run to compare with attention ")
         expect(rows).to_have_count(2)
         search.fill("nobody's")
         expect(page.locator(".filter")).to_contain_text("No row fits the filter")

@@ -81,7 +81,7 @@ def test_a_sweep_that_is_not_whole_says_how_to_go_on(tmp_path: Path) -> None:
     shelf = Databases([path])
     (row,) = runs.runs(shelf).sweeps
     assert (row.cells, row.is_whole) == (1, False)
-    with pytest.raises(HttpRefusal, match="the same command goes on"):
+    with pytest.raises(HttpRefusal, match="run its command again"):
         routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
 
 
@@ -195,9 +195,9 @@ def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
         return next(chart.caption for chart in charts if chart.caption.startswith("Sign wrong"))
 
     helps = forecasts(20_000, spread=0.5, skill=1.0)
-    assert "is lower than of random ones" in caption_of(helps)
+    assert "is lower than for random ones" in caption_of(helps)
     shuffled = replace(helps, confidence=np.random.default_rng(1).permutation(helps.confidence))
-    assert "is no other than of random ones" in caption_of(shuffled)
+    assert "is the same as for random ones" in caption_of(shuffled)
 
 
 def test_outcomes_are_the_closes_that_came(tmp_path: Path, run: ShownRun) -> None:

@@ -1,4 +1,4 @@
-/** What if: a slider for each threshold and for the fee; what they make comes when one is let go. */
+/** What if: a slider for each threshold and for the fee; releasing one computes the result. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { source } from "../api.js";
 import { DocumentView } from "../document.js";
@@ -6,10 +6,10 @@ import { word } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
 
 const FEE = { key: "execution.taker_fee", name: "taker fee", most: 0.002 };
-const USUAL_FEE = 0.00055; // where the run names none
+const USUAL_FEE = 0.00055; // if the run configures none
 const STEPS = 200;
 
-/** The sliders of a run: where each stands, and how far it goes. */
+/** The sliders of a run, with their positions and maxima. */
 const slidersOf = ({ gates, config }) => [
   ...gates.filter((gate) => gate.key).map(({ gate, key, unit, threshold }) => ({ key, name: word(gate), title: unit, at: threshold, most: 2 * Math.abs(threshold) || 1 })),
   { ...FEE, title: "share of the notional", at: Number(config.execution?.taker_fee ?? USUAL_FEE) },
@@ -18,15 +18,15 @@ const slidersOf = ({ gates, config }) => [
 const shown = (value) => String(Number(value.toPrecision(3)));
 
 function Slider({ slider: { name, title, at, most }, value, choose }) {
-  const [moved, setMoved] = useState(null); // while it is held
-  const stands = moved ?? value ?? at;
+  const [moved, setMoved] = useState(null); // while it is dragged
+  const position = moved ?? value ?? at;
   return html`<label class="slider" title=${title}>
     <span>${name}</span>
-    <input type="range" min="0" max=${most} step=${most / STEPS} value=${stands} onInput=${(event) => setMoved(Number(event.target.value))} onChange=${(event) => {
+    <input type="range" min="0" max=${most} step=${most / STEPS} value=${position} onInput=${(event) => setMoved(Number(event.target.value))} onChange=${(event) => {
       setMoved(null);
       choose(Number(event.target.value));
     }} />
-    <output>${shown(stands)}</output>
+    <output>${shown(position)}</output>
   </label>`;
 }
 
