@@ -42,7 +42,7 @@ from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, r
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome
-from tracepaper.strategies.units import duration
+from tracepaper.strategies.units import count_of, duration
 
 Card = dict[str, Any]
 MARKS_MAX: Final = 800
@@ -407,13 +407,12 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         ledger = record.account
         held = sum(ledger.holds(row["instrument"], row["from_ms"]) for row in record.missing)
         sentences.append(
-            f"{len(record.missing):,} funding settlements are missing, {held:,} of them with an "
-            "open position; their amounts are in no account."
+            f"{count_of(len(record.missing), 'funding settlement')} missing, {held:,} with an open "
+            "position; their amounts are in no account."
         )
     if record.settled_twice:
-        sentences.append(
-            f"{record.settled_twice:,} settlements arrived twice and were booked once."
-        )
+        twice = count_of(record.settled_twice, "funding settlement")
+        sentences.append(f"{twice} arrived twice, booked once.")
     if record.splits:
         symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
         sentences.append(

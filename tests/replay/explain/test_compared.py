@@ -1,4 +1,4 @@
-"""Two decisions beside each other, two models on one, and the page of a decision."""
+"""Comparisons of two decisions and of two models on one; the page of a decision."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def past(database: Path, sequence: int = LAST) -> Past:
 
 
 def side(weights: list[float], newest: int, layers: list[list[float]]) -> ComparisonSide:
-    """Return a side of one-minute bars whose decided bar opens at minute *newest*."""
+    """Return a side with one-minute bars; its decided bar opens at minute *newest*."""
     times = tuple(60_000 * (newest - age) for age in reversed(range(len(weights))))
     heads = tuple(np.array([layer]) for layer in layers)
     return ComparisonSide("a", "b", times[-1], 5, 0.0, 0.0, times, tuple(weights), {}, heads)

@@ -1,4 +1,4 @@
-"""What a user's own model says that each feature added is shown, and has to sum."""
+"""Contributions that a custom model reports are shown and must sum to its forecast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importance over a run's time: of bars as the record holds it, of features as the model says."""
+"""Importance over a run: of bars from the record, of features recomputed by the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tracepaper explain`` as it is typed: text, one JSON document, a picture, and its refusals."""
+"""The command ``explain``: text, JSON, a picture and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def modelless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def texts(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[str, str]:
-    """Return what was printed, as single-spaced text, and what was said on stderr."""
+    """Return stdout as single-spaced text, and stderr."""
     answer = cli("explain", f"last:{sequence}", "--db", of, *options)
     assert answer.code == code
     return " ".join(answer.out.split()), answer.err

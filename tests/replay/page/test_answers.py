@@ -1,4 +1,4 @@
-"""What the interface answers about recorded runs, beside the views that say the same."""
+"""The interface's answers about recorded runs equal the views."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tracepaper.strategies.units import without_zeros
 
 
 class StopEveryTenBars(Strategy):
-    """Goes in every ten bars, with a stop beside it."""
+    """Enters every ten bars, with a stop."""
 
     warmup = 10
 
@@ -365,7 +365,7 @@ def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
 
 
 def unusual_run(state: str, folder: Path) -> Path:
-    """Make a run that is halted, damaged, without a bar or pruned; return its database."""
+    """Write a run that is halted, damaged, without a bar or pruned; return its database."""
     database = folder / "run.db"
     match state:
         case "halted by risk.drawdown":

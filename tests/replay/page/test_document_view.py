@@ -1,4 +1,4 @@
-"""What a browser shows of a document: every kind of part and layer, by pointer and by keyboard."""
+"""Documents in a browser: every kind of part and layer, by pointer and by keyboard."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def chart_of(title: str, *panels: ChartPanel, columns: int = 1, is_aligned: bool
 
 
 def looks() -> list[Table]:
-    """Return a table of each look that is drawn by the keys of its figures."""
+    """Return a table of each look that finds its figures by key."""
     gates: dict[str, Form] = {
         "gate": "text", "words": "text", "unit": "text", "measure": "exact", "bound": "text",
         "threshold": "exact", "share": "measure", "passed": "mark", "drawn": "mark",

@@ -1,4 +1,4 @@
-"""An exported file in a real browser: opened from a disk, without a network, it is the page."""
+"""An exported file in a real browser, opened from disk without a network, is the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ready(page: Page) -> None:
 
 
 def held(file: Path) -> tuple[str, dict[str, Any], list[int]]:
-    """Return the run of *file*, its record, and the decisions that are whole."""
+    """Return the run of *file*, its record and its complete decisions."""
     record = record_in(file.read_text(encoding="utf-8"))
     run = record["/api/v1/file"]["run_id"]
     matches = re.findall(rf"/runs/{run}/decisions/(\d+)", " ".join(record))
@@ -113,7 +113,7 @@ def test_tables_sort_and_page_without_a_server(
 
 
 def shown_prices(table: Locator) -> list[float]:
-    """Return the column of prices, as it stands."""
+    """Return the column of prices in its current order."""
     at = next(
         place
         for place, name in enumerate(table.locator("th").all_inner_texts())

@@ -1,4 +1,4 @@
-"""A sweep's file and a run's model as places of the page, and two runs beside each other."""
+"""A sweep and a run's model as places of the page, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADER = {"strategy": "sma_cross", "objective": "sharpe"}
 
 @pytest.fixture
 def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep a small sweep in a file."""
+    """Store a small sweep in a file."""
     monkeypatch.setenv("TRACEPAPER_TRIALS", str(tmp_path / "trials.db"))
     path = tmp_path / "sweep.db"
     space = {"fast": [3, 5], "slow": [20]}
@@ -150,7 +150,7 @@ def test_two_runs_differ_where_their_views_do(
 
 
 def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
-    """Draw outcomes of a normal law around what was said, *spread* times as wide as was said."""
+    """Return outcomes normal around the forecasts, *spread* times as wide as forecast."""
     draw = np.random.default_rng(3)
     mean = draw.normal(0.0, 0.001, count)
     realised = skill * mean + spread * draw.normal(0.0, 0.002, count)
@@ -201,7 +201,7 @@ def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
 
 
 def test_outcomes_are_the_closes_that_came(tmp_path: Path, run: ShownRun) -> None:
-    """Forecasts planted in the rows of a run meet the closes of its own bars."""
+    """Forecasts planted in the rows of a run are compared with the closes of its bars."""
     bars = run.views.rows("v_bars")
     times = np.array([bar["open_time_ms"] for bar in bars])
     closes = np.array([bar["close"] for bar in bars])

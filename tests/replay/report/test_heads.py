@@ -66,7 +66,7 @@ def test_every_layer_passes_on_all_that_reached_it(heads: HeadReport) -> None:
 def test_the_groups_of_the_last_column_agree_with_the_stored_buckets(
     heads: HeadReport, attention_report: Report
 ) -> None:
-    """Age below 1,024 by the flow and by the blocks of the database, within one block."""
+    """The share of ages below 1,024 by the flow equals that of the stored blocks."""
     with sqlite3.connect(attention_report.record.database) as db:
         weights = [
             row[0]
