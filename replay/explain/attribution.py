@@ -104,7 +104,7 @@ class ByFeature(ModelAnswer):
             f"Added by each feature, over {self.horizon} bars",
             {"feature": "text", "value": "exact", "mean, bp": "points", "volatility ×": "exact"},
             [
-                ("the usual bar", "", self.mean_base, f"{self.volatility_base:.3g}"),
+                ("base value", "", self.mean_base, f"{self.volatility_base:.3g}"),
                 *(
                     (
                         feature.feature,

@@ -90,7 +90,7 @@ class StoredDecision:
             return None
         noted = self._noted_numbers
         if TREND not in noted:
-            return "The trend is decided where an hour closes; elsewhere the target stays."
+            return "The trend is decided at the close of each hour; in between the target stays."
         factor = ""
         if (expected := noted.get("volatility")) is not None:
             factor = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
@@ -177,7 +177,7 @@ class StoredDecision:
             if gate["gate"] == warm.name and not gate["passed"]:
                 return (
                     f"The model was not yet warm: {gate['measure']:,.0f} of the "
-                    f"{gate['threshold']:,.0f} bars it looks back on were known."
+                    f"{gate['threshold']:,.0f} bars that it needs were available."
                 )
         return "The model gave no forecast for this bar, so nothing was attributed."
 
@@ -411,14 +411,14 @@ def flips_of(stored: StoredDecision) -> Flips:
     near = [gate for gate in (gates if allowed else failed) if gate.is_gradual]
     nearest = min(near, key=lambda gate: abs(gate.share or 0.0), default=None)
     is_exit = stored.decision["action"] == Action.FLAT and verdict_of(stored.decision)[1]
-    went_on = " The FLAT went on all the same." if is_exit else ""
+    carried_out = " The FLAT was carried out anyway." if is_exit else ""
     return Flips(
         allowed,
         tuple(gate.gate for gate in failed),
         None if nearest is None else nearest.gate,
         gates,
         _side(stored.decision),
-        _allowed_sentence(nearest, failed) if allowed else _refused_sentence(failed) + went_on,
+        _allowed_sentence(nearest, failed) if allowed else _refused_sentence(failed) + carried_out,
     )
 
 
@@ -469,7 +469,7 @@ def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> 
     # A failed lasting gate refuses new exposure alone, and this decision asked for none.
     passed = f"No new exposure, which {failed[0].gate} refuses" if failed else "Every gate passed"
     if near is None or near.margin is None:
-        return f"{passed}." if failed else f"{passed}, and none of them moves by degrees."
+        return f"{passed}." if failed else f"{passed}, and none of them has a margin."
     spare = margin_text(near.gate, near.margin)
     return f"{passed}; nearest {near.gate}, with {spare} to spare."
 

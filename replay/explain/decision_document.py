@@ -302,8 +302,8 @@ def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
         }.get(side.side, "The mean and the classes of the forecast disagreed")
         yield (
             f"{pointed}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
-            f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
-            f"{side.lean:+.3f}; its side turns where both change sign."
+            f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and P(up) − P(down) is "
+            f"{side.lean:+.3f}; the other side needs the other sign of both."
         )
     if stored.decision["horizon"] is not None:
         yield _also_forecast(stored.decision)
@@ -453,7 +453,7 @@ def _attention_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
     if (share := stored.content_share) is not None:
         yield (
             f"The rollout differs from that of uniform attention by {share:.1%}; the rest is the "
-            "profile of a network that looks at everything alike."
+            "profile of a network that attends to all bars equally."
         )
 
 

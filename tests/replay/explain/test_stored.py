@@ -108,7 +108,7 @@ def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
     with console.capture() as capture:
         show(console, stored_parts(refused, explained_runs.told_of(database, refused)))
     assert f": {first}" in capture.get()
-    assert ("The FLAT went on all the same." in capture.get()) is went_on
+    assert ("The FLAT was carried out anyway." in capture.get()) is went_on
 
 
 def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> None:
