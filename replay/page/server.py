@@ -94,7 +94,7 @@ class Page:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer a GET of ``/``, of an asset, or of the interface."""
         if self._at_work >= AT_WORK_MAX:
-            return _refusal(503, "The page has too many simultaneous requests; try again.")
+            return _refusal(503, "The page has too many simultaneous requests; ask again.")
         self._at_work += 1
         try:
             return await self._handle(request)

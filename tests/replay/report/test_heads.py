@@ -175,11 +175,11 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     drawn = [panel["layers"][0]["type"] for chart in charts for panel in chart["panels"]]
     assert {"edges", "flow"} <= set(drawn)
     answer = cli.json(*words)["heads"]
-    assert [head["head"] for head in answer["kinds"]] == [
+    assert [head["head"] for head in answer["head_kinds"]] == [
         f"{layer}.{head}" for layer in range(1, layers + 1) for head in (1, 2)
     ]
     assert answer["rollout"] == heads.activity.rollout.tolist()
-    assert len(answer["figures"]) == len(answer["kinds"])
+    assert len(answer["head_figures"]) == len(answer["head_kinds"])
     assert {len(kinds) for layer in heads.over_run for kinds in layer} == {3}
 
 
