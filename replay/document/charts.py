@@ -1,8 +1,8 @@
 """Charts as values: panels of lines, bars, marks, heat maps, edges and flows.
 
-A chart holds numbers as they are and says what they mean; whoever draws it chooses places and
-colours. Colours are roles, times UTC milliseconds, a missing number is None. On an axis of kind
-``category`` a number is the place of one of its names.
+A chart holds unscaled numbers and their meaning; the renderer chooses positions and colours.
+Colours are roles, times are UTC milliseconds, and a missing number is None. On an axis of kind
+``category`` a number is the index of one of its names.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Numbers = Sequence[float | None]
 ChartRole = Literal[
     "accent", "shadow-1", "shadow-2", "shadow-3", "soft", "ink", "muted", "faint", "gain", "loss"
 ]
-"""``accent`` is the run's own, ``shadow-1`` to ``shadow-3`` its shadow accounts, ``ink`` and
-``muted`` others; ``soft`` and ``faint`` fill areas."""
+"""``accent`` is for the run, ``shadow-1`` to ``shadow-3`` for its shadow accounts, ``ink`` and
+``muted`` for everything else; ``soft`` and ``faint`` fill areas."""
 LineDash = Literal["solid", "dash", "dot", "dashdot"]
 MarkShape = Literal["dot", "ring", "cross", "up", "down", "tick"]
 LEVELS: Final = 254
-"""A packed cell is one byte: its place between the ends of the scale, and 255 for none."""
+"""Byte of a packed cell at the end ``high``; 0 is the end ``low``, 255 a missing value."""
 
 
 class ChartAxis(Struct, frozen=True, omit_defaults=True):
-    """One axis of a panel; ``title`` names what it shows, with the unit."""
+    """One axis of a panel; ``title`` names the quantity and its unit."""
 
     title: str = ""
     kind: Literal["number", "time", "category"] = "number"
     unit: str = ""  # written after a number, such as " %"
-    digits: int | None = None  # decimals of a number; None: as many as it takes
+    digits: int | None = None  # decimals; None: as many as each number needs
     names: Sequence[str] = ()  # of a category axis
-    ticks: Sequence[tuple[float, str]] = ()  # labels and their places; empty: chosen when drawn
+    ticks: Sequence[tuple[float, str]] = ()  # (position, label); empty: the renderer chooses
     is_reversed: bool = False
-    has_zero: bool = False  # zero is in view
+    has_zero: bool = False  # the axis includes zero
     has_labels: bool = True
 
 
@@ -54,7 +54,7 @@ class LineLayer(Struct, frozen=True, omit_defaults=True, tag="line"):
     is_step: bool = False  # each value holds until the next
     is_filled: bool = False  # down to zero
     has_points: bool = False
-    texts: Sequence[str] = ()  # names of the places on x, one a point
+    texts: Sequence[str] = ()  # one label of x per point
 
 
 class BandLayer(Struct, frozen=True, omit_defaults=True, tag="band"):
@@ -68,18 +68,18 @@ class BandLayer(Struct, frozen=True, omit_defaults=True, tag="band"):
 
 
 class BarLayer(Struct, frozen=True, omit_defaults=True, tag="bars"):
-    """Bars from ``base`` (0 where empty) by their length, across the category axis or upwards."""
+    """Bars from ``base`` (0 if empty), perpendicular to the category axis or upwards."""
 
     name: str
     x: Numbers
     y: Numbers
-    roles: Sequence[ChartRole] = ("accent",)  # one for each bar, or one for all
+    roles: Sequence[ChartRole] = ("accent",)  # one per bar, or one for all
     base: Numbers = ()
     texts: Sequence[str] = ()
 
 
 class MarkLayer(Struct, frozen=True, omit_defaults=True, tag="marks"):
-    """Single points; ``errors`` are half lengths of their error bars along x."""
+    """Single points; ``errors`` are half the lengths of error bars along x."""
 
     name: str
     x: Numbers
@@ -100,17 +100,17 @@ class RuleLayer(Struct, frozen=True, omit_defaults=True, tag="rule"):
 
 
 class HeatLayer(Struct, frozen=True, omit_defaults=True, tag="heat"):
-    """Cells by colour: ``rows`` of [y, x], or ``packed`` bytes of them where they are many.
+    """A heat map: cells as ``rows`` [y, x], or ``packed`` into bytes if they are many.
 
-    ``x`` and ``y`` are the cells' middles, or their places on a category axis. Where ``scale`` is a
-    logarithm, rows and ends are logarithms, and people read the number itself. Of the palette
-    ``steps`` a cell is the place of one of ``names``.
+    ``x`` and ``y`` are the cells' centres, or their indices on a category axis. With a logarithmic
+    ``scale``, ``rows``, ``low`` and ``high`` are logarithms, and labels show the number itself.
+    With the palette ``steps``, a cell is an index into ``names``.
     """
 
-    name: str  # what a cell's number is called
+    name: str  # of the quantity in the cells
     x: Numbers
     y: Numbers
-    low: float  # end of the scale without colour; above high, where less is better
+    low: float  # end of the scale without colour; above high if less is better
     high: float
     rows: Sequence[Numbers] = ()
     packed: str = ""  # base64
@@ -118,18 +118,18 @@ class HeatLayer(Struct, frozen=True, omit_defaults=True, tag="heat"):
     palette: Literal["sequential", "steps"] = "sequential"
     names: Sequence[str] = ()
     unit: str = ""
-    times: float = 1.0  # people read the number times this
+    times: float = 1.0  # labels show the number times this
     digits: int | None = None
-    texts: Sequence[Sequence[str]] = ()  # [y][x], what a cell says in place of its number
-    is_written: bool = False  # each cell bears its number
+    texts: Sequence[Sequence[str]] = ()  # [y][x], shown in place of a cell's number
+    is_written: bool = False  # each cell shows its number
 
 
 class EdgeLayer(Struct, frozen=True, omit_defaults=True, tag="edges"):
-    """What each decided bar's heads looked at: decided bars above, bars looked at below."""
+    """Attention of each head from decided bars (above) to earlier bars (below)."""
 
-    firsts: Sequence[int]  # [cell] bars back of its newest bar
-    bars: int  # bars back of the oldest one, and one
-    scale: int  # shares are whole parts of so many
+    firsts: Sequence[int]  # [cell] age of its newest bar, in bars
+    bars: int  # age of the oldest bar, plus one
+    scale: int  # the integer that stands for a share of 1
     times: Sequence[int]  # open times of the decided bars, oldest first
     shares: Sequence[Sequence[Sequence[Sequence[int]]]]  # [layer][head][decided bar][cell]
 
@@ -140,27 +140,27 @@ class FlowLayer(Struct, frozen=True, omit_defaults=True, tag="flow"):
     columns: Sequence[str]
     groups: Sequence[str]
     held: Sequence[Numbers]  # [column][group]
-    flows: Sequence[Sequence[Numbers]]  # [column but the last][from group][to group]
+    flows: Sequence[Sequence[Numbers]]  # [column, without the last][from group][to group]
 
 
 Layer = LineLayer | BandLayer | BarLayer | MarkLayer | RuleLayer | HeatLayer | EdgeLayer | FlowLayer
 
 
 class ChartPanel(Struct, frozen=True, omit_defaults=True):
-    """Layers over one pair of axes, the first the lowest."""
+    """Layers on one pair of axes, drawn in order."""
 
     layers: Sequence[Layer]
     x: ChartAxis = ChartAxis()
     y: ChartAxis = ChartAxis()
     height: int = 240  # pixels
     title: str = ""
-    is_grouped: bool = False  # bars of one place stand side by side, not on each other
+    is_grouped: bool = False  # bars at one position stand side by side, not stacked
 
 
 class Chart(Struct, frozen=True, omit_defaults=True):
-    """Panels in reading order, ``columns`` a row, and the sentence under them.
+    """Panels in reading order, ``columns`` per row, and a caption under them.
 
-    Panels that are ``is_aligned`` stand under each other over one x axis, that of the last.
+    With ``is_aligned``, the panels are stacked and share the x axis of the last.
     """
 
     title: str
@@ -168,13 +168,13 @@ class Chart(Struct, frozen=True, omit_defaults=True):
     panels: Sequence[ChartPanel]
     columns: int = 1
     is_aligned: bool = False
-    lines_first: int | None = None  # of the lines drawn last; others by a tap on the legend
+    lines_first: int | None = None  # so many of the last lines are drawn; the legend adds others
 
 
-OWN_LINE: Final = LineLayer("", (), (), "accent", 2.2)
-WHOLE_LINE: Final = LineLayer("", (), (), "ink", 1.2, "dot")
-OTHER_LINE: Final = LineLayer("", (), (), "muted", 1.3)
-"""How the run's account, buy and hold with all the money, and other benchmarks are drawn."""
+RUN_LINE: Final = LineLayer("", (), (), "accent", 2.2)
+FULL_HOLD_LINE: Final = LineLayer("", (), (), "ink", 1.2, "dot")
+BENCHMARK_LINE: Final = LineLayer("", (), (), "muted", 1.3)
+"""Styles of the run's account, of buy and hold with all the money, and of other benchmarks."""
 SHADOW_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
     ("shadow-1", 1.3, "dash"),
     ("shadow-2", 1.3, "dashdot"),
@@ -182,23 +182,23 @@ SHADOW_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
 )
 
 
-def shadow_line(place: int) -> LineLayer:
-    """Return how the shadow account of that place is drawn: each in a tone and a dash of its own.
+def shadow_line(index: int) -> LineLayer:
+    """Return the style of the shadow account at *index*; no two are equal.
 
-    Past the first three other dashes of the tones follow, then wider lines.
+    The colours repeat after three, with other dashes; the dashes after nine, with wider lines.
     """
-    turn, at = divmod(place, len(SHADOW_STYLES))
+    turn, at = divmod(index, len(SHADOW_STYLES))
     _, width, dash = SHADOW_STYLES[(at + turn) % len(SHADOW_STYLES)]
     return LineLayer("", (), (), SHADOW_STYLES[at][0], width + turn // len(SHADOW_STYLES), dash)
 
 
 def rounded(values: NDArray[np.float64] | Sequence[float], digits: int = 6) -> list[float | None]:
-    """Return *values* to so many significant digits, to keep a page small; NaN becomes None."""
+    """Return *values* to *digits* significant digits, to keep pages small; NaN becomes None."""
     return [None if math.isnan(value) else float(f"{value:.{digits}g}") for value in values]
 
 
 def packed(cells: NDArray[np.float64], low: float, high: float) -> str:
-    """Return *cells* as base64 of a byte each, between *low* and *high*; NaN is none."""
+    """Return *cells* as base64, a byte each, scaled from *low* to *high*; NaN becomes 255."""
     with np.errstate(invalid="ignore"):
         places = (cells - low) / (high - low) * LEVELS
     levels = np.where(np.isnan(places), 255, np.clip(np.round(places), 0, LEVELS))
@@ -206,7 +206,7 @@ def packed(cells: NDArray[np.float64], low: float, high: float) -> str:
 
 
 def percent_axis(title: str, digits: int = 2, *, has_zero: bool = True) -> ChartAxis:
-    """Return an axis of percentages, 0 among them."""
+    """Return an axis of percentages."""
     return ChartAxis(title, unit=" %", digits=digits, has_zero=has_zero)
 
 
@@ -218,8 +218,8 @@ def close_panel(
     return ChartPanel([close], time_axis(), ChartAxis("close"), height)
 
 
-def held_steps(name: str, starts: Sequence[float], end: float, values: Numbers) -> LineLayer:
-    """Return a filled line of *values*, each from one of *starts* until the next, or the *end*."""
+def step_line(name: str, starts: Sequence[float], end: float, values: Numbers) -> LineLayer:
+    """Return a filled step line; each value holds from its start to the next, or to *end*."""
     x, y = [*starts, end], [*values, None]
     return LineLayer(name, x, y, width=1.0, is_step=True, is_filled=True)
 
@@ -229,6 +229,6 @@ def time_axis(title: str = "") -> ChartAxis:
     return ChartAxis(title, kind="time")
 
 
-def named(names: Sequence[str], title: str = "", *, is_reversed: bool = False) -> ChartAxis:
-    """Return an axis of *names*, the first at place 0."""
+def category_axis(names: Sequence[str], title: str = "", *, is_reversed: bool = False) -> ChartAxis:
+    """Return a category axis; the first of *names* is at 0."""
     return ChartAxis(title, kind="category", names=names, is_reversed=is_reversed)

@@ -1,6 +1,6 @@
-"""Charts as pictures by matplotlib: the panels of a ``Chart`` under each other, over one time axis.
+"""Draw a ``Chart`` with matplotlib, its panels stacked over one time axis.
 
-Equal charts give equal files. Lines, bands, bars and marks over time are drawn, the rest on pages.
+Equal charts give equal files. Only lines, bands, bars and marks are drawn; pages draw all layers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KINDS: Final = {".png": "png", ".svg": "svg"}
 DPI: Final = 130
 WIDTH: Final = 12.0
 PIXELS: Final = 60
-"""Of a panel's height in one inch."""
+"""Pixels of a panel's height per inch."""
 _ROLES: Final[dict[ChartRole, str]] = {
     "accent": "#0f6e84", "shadow-1": "#6a4fa3", "shadow-2": "#8a5a00", "shadow-3": "#a83a77",
     "soft": "#0f6e8433", "ink": "#1c2024", "muted": "#666b72", "faint": "#e6e3dd",
@@ -65,9 +65,9 @@ def figure_of(chart: Chart) -> Figure:
 
 
 def write_picture(chart: Chart, path: Path) -> None:
-    """Write *chart* as SVG where *path* ends so, else as PNG.
+    """Write *chart* as SVG if *path* ends in ``.svg``, else as PNG.
 
-    Raises ``ConfigInvalid`` where that cannot be written.
+    Raises ``ConfigInvalid`` if the file cannot be written.
     """
     kind = KINDS.get(path.suffix.lower(), "png")
     undated = {"Date": None} if kind == "svg" else {}
@@ -140,7 +140,7 @@ def _layer(
             if layer.shape == "ring":
                 marks.set(facecolor="none", edgecolor=colours)
         case _:
-            raise TypeError(f"{type(layer).__name__} is drawn on pages alone")
+            raise TypeError(f"{type(layer).__name__} is drawn only on pages")
 
 
 def _numbers(values: Numbers) -> NDArray[np.float64]:
@@ -148,5 +148,5 @@ def _numbers(values: Numbers) -> NDArray[np.float64]:
 
 
 def _places(values: Numbers, axis: ChartAxis) -> NDArray[np.float64]:
-    """Return *values* as matplotlib places them: times in days."""
+    """Return *values* in matplotlib's units: times in days."""
     return _numbers(values) / (DAY_MS if axis.kind == "time" else 1)

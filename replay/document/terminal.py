@@ -29,12 +29,12 @@ from tracepaper.strategies.units import visible
 
 ROWS_SHOWN: Final = 12
 SIDE_BY_SIDE: Final = 4
-"""Rows of a turned table that stand side by side; more go below."""
+"""Rows of a turned table in one grid; the next ones start another grid below."""
 COLOURS: Final = {"": "", "gain": "green", "loss": "red"}
 
 
 def head(console: Console, title: str, text: str) -> None:
-    """Print what the document is about: *text* in a frame that bears *title*."""
+    """Print *text* in a frame with *title*."""
     lines, heading = Text(text), Text(title)
     console.print(Panel(lines, title=heading, title_align="left", border_style="dim"))
 
@@ -48,28 +48,28 @@ def show_document(console: Console, document: TitledParts, *, blank_lines: bool 
 
 
 def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:
-    """Print *parts*, with *blank_lines* before tables; charts and folds are for pages."""
+    """Print *parts*, with *blank_lines* before tables; only pages show charts and folds."""
     for place, part in enumerate(parts):
         match part:
             case Table():
                 if place and blank_lines:
                     console.print()
-                console.print(printed(part))
+                console.print(renderable(part))
             case Paragraph():
                 console.print(_paragraph(part), soft_wrap=part.style == "code")  # to be copied
             case Chart() | FoldedParts():
                 pass
 
 
-def printed(table: Table) -> RenderableType:
-    """Return *table* with its title and its notes; one without rows is these alone."""
+def renderable(table: Table) -> RenderableType:
+    """Return *table* with its title and notes; only these if it has no rows."""
     parts: list[RenderableType] = []
     if table.look == "pairs":
         pairs = (f"{row['name']} {row['value']}" for row in table.records())
         parts.append(Text(visible(f"{table.title}: {', '.join(pairs)}.")))
     elif table.title:
         aside = f", {table.aside}" if table.aside else ""
-        parts.append(Text(table.title + aside + _left_out(table), style="bold"))
+        parts.append(Text(table.title + aside + _shown_rows_text(table), style="bold"))
     if table.rows and table.look != "pairs":
         parts += map(_UnpaddedGrid, _grids(table))
     parts += [_paragraph(Paragraph(note, "note")) for note in table.notes]
@@ -92,20 +92,20 @@ def _paragraph(part: Paragraph) -> RenderableType:
             return Padding(Text(part.text, style="dim"), (0, 0, 0, 2))
 
 
-def _left_out(table: Table) -> str:
-    """Say which rows are shown, where not all are."""
-    most = _most(table)
-    if table.turned or len(table.rows) <= most:
+def _shown_rows_text(table: Table) -> str:
+    """Return which rows are shown, or nothing if all are."""
+    count = _rows_shown(table)
+    if table.turned or len(table.rows) <= count:
         return ""
-    return f" (the {'last' if table.newest else 'first'} {most} of {len(table.rows):,})"
+    return f" (the {'last' if table.newest else 'first'} {count} of {len(table.rows):,})"
 
 
-def _most(table: Table) -> int:
+def _rows_shown(table: Table) -> int:
     return len(table.rows) if table.whole else min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
 
 
 def _grids(table: Table) -> Iterator[rich_table.Table]:
-    """Yield *table*; a turned one in parts that fit side by side."""
+    """Yield *table* as one grid; a turned table as several that fit the width."""
     if not table.turned:
         yield _upright(table)
         return
@@ -139,14 +139,14 @@ def _upright(table: Table) -> rich_table.Table:
             justify="left" if is_text else "right",
             no_wrap=not is_text or figure.form in ("minute", "second"),
         )
-    most = _most(table)
-    for row in table.rows[-most:] if table.newest else table.rows[:most]:
+    count = _rows_shown(table)
+    for row in table.rows[-count:] if table.newest else table.rows[:count]:
         grid.add_row(*(_cell(row[place], figure.form) for place, figure in shown))
     return grid
 
 
 def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Table:
-    """Return the figures as rows, without those that no row has."""
+    """Return the figures as rows, without those that are None in every row."""
     grid = rich_table.Table(box=None, pad_edge=False)
     grid.add_column("")
     for row in rows:

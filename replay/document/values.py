@@ -1,8 +1,8 @@
-"""``Table``, ``Chart`` and ``Paragraph``: what a command says, as values, and as JSON.
+"""The output of a command: tables, charts and paragraphs as values and as JSON.
 
-A ``Figure`` says what a column is called, how it is written, and how it is taken from a row's
-subject. Estimates are pairs (value, standard error). Signed forms write their sign always, and are
-coloured as well, so that a loss is seen without its colour.
+A ``Figure`` declares a column: its title, its form and the function that reads it from the row's
+subject. Estimates are pairs (value, standard error). Signed forms always write the sign besides
+the colour, so a loss is visible without colours.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 
 class Link(str):
-    """Words that lead *to* an address of the page, such as ``#/run/ID``; elsewhere words alone."""
+    """Text that links *to* an address of the page, such as ``#/run/ID``; elsewhere plain text."""
 
     __slots__ = ("to",)
     to: str
 
     def __new__(cls, text: str, to: str) -> Self:
-        """Make *text* lead *to* an address."""
+        """Return *text* with a link *to* an address."""
         self = super().__new__(cls, text)
         self.to = to
         return self
@@ -36,7 +36,7 @@ class Link(str):
 Estimate = tuple[float, float | None]
 Value = str | int | float | Estimate | None
 Cells = Mapping[str, Value]
-"""A row by the keys of its figures."""
+"""One row: each figure's value by its key."""
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
     "gain bp", "share", "days", "measure", "points", "minute", "second", "span", "exact", "bar",
@@ -56,75 +56,73 @@ _WITHOUT_SIGN: Final[dict[Form, Form]] = {
     "signed": "measure",
 }  # fmt: skip
 Look = Literal["table", "tiles", "pairs", "gauges", "stack", "columns", "balance", "timeline"]
-"""How a page draws a table, by the keys of its figures.
+"""How a page draws a table; most looks find their columns by the keys named here.
 
 ``tiles`` show each figure of the only row large, ``pairs`` a ``name`` and its ``value``, ``gauges``
-how far a ``measure`` is from its ``threshold``, a ``stack`` the parts of a whole side by side,
-``columns`` shares over time, a ``balance`` what each ``feature`` has ``added``, and a ``timeline``
-an ``event`` after another. A terminal writes pairs in one line, and all others as tables.
+the distance of a ``measure`` from its ``threshold``, a ``stack`` parts of a whole side by side,
+``columns`` shares over time, a ``balance`` what each ``feature`` ``added``, a ``timeline`` each
+``event`` in order. A terminal prints pairs on one line and the other looks as tables.
 """
-_BY_PLACE: Final = ("table", "tiles")
-"""Looks whose columns are drawn by their places, whatever their keys."""
+_BY_POSITION: Final = ("table", "tiles")
+"""Looks that draw columns by position, not by key."""
 PAIR: Final[Mapping[str, Form]] = {"name": "text", "value": "exact"}
-"""The figures of ``pairs``."""
+"""Columns of the look ``pairs``."""
 BAR_CELLS: Final = 28
 SIGNED_BAR_CELLS: Final = 16
 BARS: Final = ("bar", "gain bar")
 TIMES: Final = ("minute", "second")
 TEXTS: Final = ("text", "alarm", "mark", *TIMES, *BARS)
-"""Forms that are written from the left."""
+"""Forms that are aligned to the left."""
 
 
 @dataclass(frozen=True)
 class Figure(Generic[T]):
-    """One figure: its key in JSON, its name for people, its form, and where it comes from.
+    """A column: its key in JSON, its title, its form, and the function that reads its value.
 
-    Shares and returns are fractions, whatever they are written in; times are UTC ms, spans ms.
-    ``wide`` figures are left out where a terminal or a page has no room for them; ``meaning`` is
-    what a page says of one where its title is pointed at.
+    Shares and returns are fractions in every form; times are UTC ms, spans ms. A terminal omits
+    ``wide`` figures, and so does a narrow page, which shows ``meaning`` over the column's title.
     """
 
     key: str
     title: str
     form: Form
-    of: Callable[[T], Value]
+    read: Callable[[T], Value]
     wide: bool = False
     meaning: str = ""
 
 
 def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[Any]:
-    """Return the figure that a view's row holds in *column*, by default in that called *key*."""
+    """Return the figure in *column* of a view's row, by default the column *key*."""
     return Figure(key, title, form, lambda row: row[column or key])
 
 
 def of_row(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[Any]:
-    """Return the figure that a row holds under *key*; None where the row lacks it."""
+    """Return the figure under *key* of a row; its value is None if the row lacks the key."""
     return Figure(key, title, form, lambda row: row.get(key), wide)
 
 
 def of_field(
     key: str, title: str, form: Form, path: str = "", *, wide: bool = False
 ) -> Figure[Any]:
-    """Return the figure at the end of a dotted *path* of attributes, by default that called *key*.
+    """Return the figure at a dotted *path* of attributes, by default *key*.
 
-    It is None where a part on the way is.
+    Its value is None if an attribute on the path is None.
     """
     names = (path or key).split(".")
 
-    def taken(subject: object) -> Any:  # noqa: ANN401 - a value
+    def read(subject: object) -> Any:  # noqa: ANN401 - a value
         for name in names:
             subject = None if subject is None else getattr(subject, name)
         return subject
 
-    return Figure(key, title, form, taken, wide)
+    return Figure(key, title, form, read, wide)
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph.
+    """A paragraph; a page makes it a link if its text is a ``Link``.
 
-    A ``note`` qualifies what stands above it, a page folds a ``detail``, ``code`` is to be copied.
-    One whose text is a ``Link`` leads there.
+    A ``note`` qualifies the part above it, a page folds a ``detail``, and ``code`` is for copying.
     """
 
     text: str
@@ -135,11 +133,10 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the rows of a table stand among those of an *address* of the interface.
+    """One page of a longer list of rows, which ``address`` of the interface serves.
 
-    That answers with the table of another page, or in another order. ``before`` and ``after`` are
-    its ``after`` for the pages beside this one, None at an end; of several ``symbols`` (names by
-    ids) one may be ``chosen``.
+    ``before`` and ``after`` are the values of the address's parameter ``after`` for the previous
+    and the next page, None at an end. One of the ``symbols`` (names by ids) may be ``chosen``.
     """
 
     address: str
@@ -163,29 +160,29 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     notes: tuple[str, ...] = ()
     turned: bool = False
-    shown: int | None = None  # rows that people are shown; JSON has them all
-    newest: bool = False  # the last rows are shown, not the first
+    shown: int | None = None  # most rows shown to people; JSON has all
+    newest: bool = False  # show the last rows, not the first
     whole: bool = False  # a terminal shows every row
     look: Look = "table"
     aside: str = ""  # words beside the title
-    best: Literal["", "most", "least"] = ""  # of a heat map: which of its numbers is
-    terms: tuple[str, ...] = ()  # by which a page's filter finds each row, besides its cells
-    pages: Pages | None = None  # of rows that come in pages
+    best: Literal["", "most", "least"] = ""  # of a heat map: which number is best
+    terms: tuple[str, ...] = ()  # per row, extra text for a page's filter
+    pages: Pages | None = None  # if rows come in pages
 
     def heading(self, place: int) -> str:
-        """Return the title of the figure at *place*; without errors it promises none."""
+        """Return the title of the figure at *place*, with "± error" only if a cell has one."""
         title = self.figures[place].title
         cells = (row[place] for row in self.rows)
         has_error = any(isinstance(cell, tuple) and cell[1] is not None for cell in cells)
         return title if has_error else title.replace(" ± error", "")
 
     def records(self) -> list[dict[str, Value]]:
-        """Return the rows by the figures' keys."""
+        """Return each row's values by the figures' keys."""
         keys = [figure.key for figure in self.figures]
         return [dict(zip(keys, row, strict=True)) for row in self.rows]
 
     def documents(self) -> list[dict[str, Any]]:
-        """Return the rows as plain values by the figures' keys."""
+        """Return each row's values by the figures' keys, estimates as objects for JSON."""
         return [
             {
                 key: {"value": value[0], "error": value[1]} if isinstance(value, tuple) else value
@@ -197,14 +194,14 @@ class Table:
 
 @dataclass(frozen=True)
 class FoldedParts:
-    """Parts that are shown on request, under a line that says what they are about."""
+    """Parts that a page shows on request, under a one-line summary."""
 
     summary: str
     parts: tuple[Part, ...]
 
 
 Part = Table | Chart | Paragraph | FoldedParts
-"""What a document is made of, in the order in which it is read."""
+"""One part of a document."""
 
 
 @dataclass(frozen=True)
@@ -216,16 +213,16 @@ class TitledParts:
 
 
 def as_document(document: TitledParts) -> dict[str, Any]:
-    """Return *document* as plain values, as the page draws them."""
+    """Return *document* as JSON values for the page."""
     return {"title": document.title, "parts": as_parts(document.parts)}
 
 
 def as_parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
-    """Return *parts* as plain values for the page, numbers of tables as they are written.
+    """Return *parts* as JSON values for the page, with the numbers of tables formatted.
 
-    A cell is its text, or an object of ``text`` with what applies of ``tone``, ``sort`` (the number
-    to sort by), ``time`` (whether that is UTC ms), ``bar`` (a length of 0 to 1), ``tint`` (-1 to
-    1), ``step`` (of a decision) and ``to`` (an address of the page).
+    A cell is its text, or an object with ``text`` and any of ``tone``, ``sort`` (the number to sort
+    by), ``time`` (true if that is UTC ms), ``bar`` (length, 0 to 1), ``tint`` (-1 to 1), ``step``
+    (of a decision) and ``to`` (an address of the page).
     """
     return [_as_part(part) for part in parts]
 
@@ -246,7 +243,7 @@ def _as_part(part: Part) -> dict[str, Any]:
 
 def _table_part(part: Table) -> dict[str, Any]:
     kept = list(enumerate(part.figures))
-    if part.turned:  # without figures that no row has
+    if part.turned:  # omit figures that are None in every row
         kept = [
             (place, figure)
             for place, figure in kept
@@ -261,7 +258,7 @@ def _table_part(part: Table) -> dict[str, Any]:
             {
                 "title": part.heading(place),
                 **({"text": True} if figure.form in TEXTS else {}),
-                **({"key": figure.key} if part.pages or part.look not in _BY_PLACE else {}),
+                **({"key": figure.key} if part.pages or part.look not in _BY_POSITION else {}),
                 **({"meaning": figure.meaning} if figure.meaning else {}),
                 **({"wide": True} if part.pages and figure.wide else {}),
             }
@@ -273,11 +270,11 @@ def _table_part(part: Table) -> dict[str, Any]:
     }  # fmt: skip
     if part.shown is not None:
         content |= {"shown": part.shown, "newest": part.newest}
-    if part.turned and part.rows:  # the figures are the rows
+    if part.turned and part.rows:  # the figures become rows
         titles = [column["title"] for column in content["columns"]]
         names, *values = zip(*content["rows"], strict=True)
         content["columns"] = [{"title": name} for name in ("", *names)]
-        content["rows"] = [[title, *of] for title, of in zip(titles[1:], values, strict=True)]
+        content["rows"] = [[title, *cells] for title, cells in zip(titles[1:], values, strict=True)]
         content["turned"] = True
     if part.look != "table":
         content["look"] = part.look
@@ -291,7 +288,7 @@ def _table_part(part: Table) -> dict[str, Any]:
 
 
 def _tinting(part: Table) -> Callable[[float, Form], float | None]:
-    """Return how a number of *part* is tinted, from -1 to 1; None where it is not."""
+    """Return a function that maps a number and its form to a tint, -1 to 1, or to None."""
     tinted = [
         value
         for row in part.rows
@@ -335,7 +332,7 @@ def _cell(
 
 
 def _text(value: Value, form: Form) -> str:
-    """Return *value* as the page shows it: no bar of letters, and a minus that is as wide as +."""
+    """Return *value* as a page shows it: no text bar, and a minus sign as wide as the plus."""
     if form in BARS:
         return ""
     text = written(value, form)
@@ -353,8 +350,8 @@ def table(
     shown: int | None = None,
     newest: bool = False,
 ) -> Table:
-    """Return the table of *figures* of each of *subjects*."""
-    rows = tuple(tuple(figure.of(subject) for figure in figures) for subject in subjects)
+    """Return a table of *figures* with one row per subject."""
+    rows = tuple(tuple(figure.read(subject) for figure in figures) for subject in subjects)
     return Table(key, title, tuple(figures), rows, tuple(notes), turned, shown, newest)
 
 
@@ -365,13 +362,13 @@ def table_of(
     rows: Iterable[Sequence[Value]],
     notes: Sequence[str] = (),
 ) -> Table:
-    """Return *rows* as a table whose columns bear the names and forms of *forms*."""
+    """Return a table of *rows*; *forms* maps each column's title to its form."""
     figures = tuple(of_row(name, name, form) for name, form in forms.items())
     return Table(key, title, figures, tuple(map(tuple, rows)), tuple(notes), whole=True)
 
 
 def table_of_rows(key: str, title: str, note: str, rows: Sequence[Cells]) -> Table:
-    """Return *rows* as a table whose forms follow from the first row's values."""
+    """Return a table of *rows*; the types in the first row decide the forms."""
     first: Cells = rows[0] if rows else {}
     forms: dict[str, Form] = {name: _form_of(value) for name, value in first.items()}
     cells = [tuple(row.values()) for row in rows]
@@ -391,7 +388,7 @@ def _form_of(value: Value) -> Form:
 
 
 def estimate(value: float | None, error: float | None) -> Estimate | None:
-    """Return a value with its error, unknown where that is not finite; None without the value."""
+    """Return (value, error), with an error that is not finite as None; None without a value."""
     if value is None:
         return None
     return value, error if error is None or math.isfinite(error) else None
@@ -403,12 +400,12 @@ def documents(tables: Iterable[Table]) -> dict[str, Any]:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """Return *value* as JSON has it: arrays are lists, and what is not finite is None."""
+    """Return *value* in JSON types: arrays as lists, numbers that are not finite as None."""
     return json.decode(json.encode(value, enc_hook=lambda array: array.tolist()))
 
 
 def written(value: Value, form: Form) -> str:
-    """Return *value* for people; a dash where there is none or NaN, and no bar."""
+    """Return *value* as text; for None and NaN a dash, or nothing in the form of a bar."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "" if form in BARS else NOTHING
     if isinstance(value, tuple):
@@ -426,14 +423,14 @@ def written(value: Value, form: Form) -> str:
 
 
 def plus_minus(error: float | None, pattern: str, factor: float = 1.0) -> str:
-    """Return a standard *error* after its value in a sentence; one that is unknown is called so."""
+    """Return ``±`` and a standard *error* for a sentence, or ``± unknown``."""
     if error is None or math.isnan(error):
         return "± unknown"
     return f"± {error * factor:{pattern}}"
 
 
 def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:
-    """Return the colour of *value*: only signed forms have one."""
+    """Return the colour role of *value*; only the forms that begin with "gain" have one."""
     number = value[0] if isinstance(value, tuple) else value
     if not form.startswith("gain") or number is None or isinstance(number, str) or not number:
         return ""
@@ -456,4 +453,4 @@ _WRITERS: Final[dict[Form, Callable[[float], str]]] = {
     "gain bar": lambda share: bar_of(abs(share), SIGNED_BAR_CELLS),
     "mark": lambda is_so: "✓" if is_so else "✗",
 }
-"""Forms that are no pattern of one number."""
+"""Forms that need a function instead of a pattern of one number."""

@@ -1,6 +1,6 @@
-"""Attribution of one decision by feature, method and asset; two decisions compared.
+"""Attribution of one decision by feature, method and asset; comparison of two decisions.
 
-The model that decided, as it is kept beside the database, is fed the stored bars of every symbol.
+The model that decided is loaded from beside the database and reads the stored bars of every symbol.
 The rule is docs/several.md, P28.
 """
 
@@ -67,8 +67,8 @@ CONTRIBUTIONS_SHOWN: Final = 8
 
 
 @dataclass(frozen=True)
-class FeatureAdded:
-    """What one feature added: to the mean (log return), and as a factor of the volatility."""
+class FeatureContribution:
+    """Contribution of one feature: a summand of the mean (log return), a factor of volatility."""
 
     feature: str
     value: float  # of the decided bar
@@ -78,11 +78,11 @@ class FeatureAdded:
 
 @dataclass(frozen=True)
 class ByFeature(ModelAnswer):
-    """Contributions at the gates' horizon, those that change the volatility most first.
+    """Contributions at the gates' horizon, the largest change of volatility first.
 
-    ``mean_base`` and all means sum to ``mean_return``, ``volatility_base`` (in σ √h, as the labels
-    are) times all factors and σ √h is ``volatility``; ``gap`` is the largest difference from what
-    was stored.
+    ``mean_base`` plus all means is ``mean_return``. ``volatility_base`` (in units of σ √h, as the
+    labels) times all factors and σ √h is ``volatility``. ``gap`` is the largest difference from the
+    stored forecast.
     """
 
     key: ClassVar = "by_feature"
@@ -92,17 +92,19 @@ class ByFeature(ModelAnswer):
     volatility: float
     volatility_base: float
     gap: float
-    features: tuple[FeatureAdded, ...]
-    share: float | None = None  # of an ensemble's log variance: this model's, the network the rest
+    features: tuple[FeatureContribution, ...]
+    share: float | None = (
+        None  # of this model in an ensemble's log variance; the network has the rest
+    )
 
     def parts(self) -> Iterator[Part]:
-        """Yield the features that added most to mean and volatility."""
+        """Yield the features that contribute most."""
         yield table_of(
             "by_feature",
             f"Added by each feature, over {self.horizon} bars",
             {"feature": "text", "value": "exact", "mean, bp": "points", "volatility ×": "exact"},
             [
-                ("the usual bar", "", self.mean_base, f"{self.volatility_base:.3g}"),
+                ("base value", "", self.mean_base, f"{self.volatility_base:.3g}"),
                 *(
                     (
                         feature.feature,
@@ -123,8 +125,8 @@ class ByFeature(ModelAnswer):
         )
         if self.share is not None:
             yield Paragraph(
-                f"These are of the ensemble's row model, which has {self.share:.2f} of the log "
-                f"variance; the network has {1 - self.share:.2f}, and the mean."
+                f"These are the contributions of the ensemble's row model, which has a share of "
+                f"{self.share:.2f} in the log variance; the network has the rest, and the mean."
             )
 
     @property
@@ -133,10 +135,10 @@ class ByFeature(ModelAnswer):
         return [(feature.feature, feature.mean_return) for feature in self.features]
 
 
-def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
-    """Return *past* of the model of one row that decided, or that was one half; None for others.
+def past_of_row_model(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
+    """Return *past* with the model of single rows that decided; None if no such model did.
 
-    Of an ensemble its forecast is what that half said.
+    For an ensemble with such a member, it has that member and its forecast.
     """
     forecaster, forecast = row_member(past.forecaster), past.forecast
     if forecaster is None:
@@ -150,9 +152,9 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
 
 @dataclass(frozen=True)
 class ModelContributions(ModelAnswer):
-    """What a user's own model says that each feature added, the largest first.
+    """Contributions that a custom model reports for each feature, the largest first.
 
-    Log returns at the gates' horizon, the base value among them, that sum to ``mean_return``.
+    They are log returns at the gates' horizon, include the base value and sum to ``mean_return``.
     """
 
     key: ClassVar = "contributions"
@@ -161,7 +163,7 @@ class ModelContributions(ModelAnswer):
     features: tuple[tuple[str, float], ...]
 
     def parts(self) -> Iterator[Part]:
-        """Yield the largest contributions of a user's own model, and what all of them sum to."""
+        """Yield the largest contributions of a custom model, and the sum of all."""
         yield table_of(
             "contributions",
             f"Added to the mean by each feature, over {self.horizon} bars, as the model says",
@@ -180,10 +182,10 @@ class ModelContributions(ModelAnswer):
         return self.features
 
 
-def contributed(past: PastOf[Forecaster]) -> ModelContributions | None:
-    """Ask a user's own model what each feature added; None where it does not say.
+def model_contributions(past: PastOf[Forecaster]) -> ModelContributions | None:
+    """Return the contributions that a custom model reports; None if it reports none.
 
-    Raises ``DataInvalid`` where that is not the stored forecast.
+    Raises ``DataInvalid`` if they do not sum to the stored forecast.
     """
     model = user_model(past.forecaster)
     added = None if model is None else model.contributions(past.decided.instrument)
@@ -211,7 +213,7 @@ _SUM_TOLERANCE: Final = 1e-6
 
 
 def share_of_rows(past: PastOf[Forecaster]) -> float | None:
-    """Return the row model's share of an ensemble's log variance; None for any other model."""
+    """Return the row model's share of an ensemble's log variance; None if it is no ensemble."""
     shares = network_shares(past.forecaster)
     return None if shares is None else 1.0 - shares[past.horizon_index]
 
@@ -219,7 +221,7 @@ def share_of_rows(past: PastOf[Forecaster]) -> float | None:
 def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> ByFeature:
     """Return the contribution of each feature to the forecast, computed from the stored bars.
 
-    *share* is that of an ensemble, where the model is a half.
+    *share* is the model's share of an ensemble's log variance, if it is a member of one.
     """
     explained = past.forecaster.explain(past.decided.instrument)
     at = past.horizon_index
@@ -228,19 +230,19 @@ def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> By
     mean, log_variance = explained.added.mean[at] * root, explained.added.log_variance[at]
     mean_base = float(explained.added.mean_base[at]) * root
     volatility_base = float(np.exp(0.5 * explained.added.log_variance_base[at]))
-    whole_mean = mean_base + float(mean.sum())
+    total_mean = mean_base + float(mean.sum())
     volatility = volatility_base * float(np.exp(0.5 * log_variance.sum())) * root
     names = past.forecaster.trained.schema.names
     columns = (names, explained.row.tolist(), mean.tolist(), np.exp(0.5 * log_variance).tolist())
-    features = [FeatureAdded(*column) for column in zip(*columns, strict=True)]
+    features = [FeatureContribution(*column) for column in zip(*columns, strict=True)]
     return ByFeature(
         horizon=horizon,
-        mean_return=whole_mean,
+        mean_return=total_mean,
         mean_base=mean_base,
         volatility=volatility,
         volatility_base=volatility_base,
         gap=max(
-            abs(whole_mean - past.forecast.mean_return[at]),
+            abs(total_mean - past.forecast.mean_return[at]),
             abs(volatility - past.forecast.volatility[at]),
         ),
         features=tuple(sorted(features, key=lambda feature: -abs(np.log(feature.volatility)))),
@@ -250,14 +252,14 @@ def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> By
 
 @dataclass(frozen=True)
 class TypedMethod:
-    """The method as it was typed; what is not given stays as it is stored."""
+    """An attribution method as typed by the user; None keeps the stored option."""
 
     method: str | None = None
     fusion: str | None = None
     residual: float | None = None
     start_layer: int | None = None
     discard: float | None = None
-    head_weights: str | None = None  # as 1,0,0,0 or, a layer each, 1,0/0,1
+    head_weights: str | None = None  # as 1,0,0,0, or per layer as 1,0/0,1
 
     def __bool__(self) -> bool:
         """Return whether anything was given."""
@@ -266,7 +268,7 @@ class TypedMethod:
 
 @dataclass(frozen=True)
 class ComparedWith:
-    """What a decision is compared with: another decision, or another model on its bars."""
+    """The comparison of a decision: with another decision, or with another model on its bars."""
 
     decision: str | None = None
     model: str | None = None
@@ -276,7 +278,7 @@ class ComparedWith:
         return self.decision is not None or self.model is not None
 
     def check(self) -> None:
-        """Raise ``ConfigInvalid`` where both were given."""
+        """Raise ``ConfigInvalid`` if both were given."""
         if self.decision is not None and self.model is not None:
             raise ConfigInvalid(
                 "Compare with a decision or with a model; leave --with or --compare out."
@@ -284,15 +286,14 @@ class ComparedWith:
 
 
 ALONE: Final = ComparedWith()
-"""Compared with nothing."""
+"""No comparison."""
 
 
 def method_of(typed: TypedMethod, stored: Rollout = PLAIN) -> Rollout:
-    """Return the method with its options; what was not given is as *stored* has it.
+    """Return the method with its options; an option that was not typed is that of *stored*.
 
-    The options of another method than that which was stored begin with their defaults. Raises
-    ``AttentionInvalid`` for what is no method or no option of it, ``DataInvalid`` for weights that
-    are none.
+    If *typed* names another method than *stored*, its other options have their defaults. Raises
+    ``AttentionInvalid`` for an unknown method or option, ``DataInvalid`` for invalid weights.
     """
     name = typed.method or stored.name
     base = stored if name == stored.name else PLAIN
@@ -308,7 +309,7 @@ def method_of(typed: TypedMethod, stored: Rollout = PLAIN) -> Rollout:
 
 
 def check_method(typed: TypedMethod) -> None:
-    """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
+    """Raise ``ConfigInvalid`` for an unknown method or an option that the method lacks."""
     try:
         method_of(typed)
     except (AttentionInvalid, DataInvalid) as error:
@@ -317,11 +318,11 @@ def check_method(typed: TypedMethod) -> None:
 
 @dataclass(frozen=True)
 class ByMethod(ModelAnswer):
-    """One decision by one method; the weights of its bars, oldest first, sum to 1.
+    """Attribution of one decision by one method; the weights of its bars, oldest first, sum to 1.
 
-    ``rank_correlation`` is Spearman's with the stored explanation over the same past bars,
-    ``common`` the share of the weight that both give to the same bars, over all bars; relevance
-    counts by its size.
+    ``rank_correlation`` is Spearman's, with the stored explanation over the same past bars.
+    ``common`` is the share of the weight that both give to the same bars, over all bars. Relevance
+    counts by its absolute value.
     """
 
     key: ClassVar = "by_method"
@@ -332,27 +333,27 @@ class ByMethod(ModelAnswer):
     common: float
 
     def parts(self) -> Iterator[Part]:
-        """Yield where it looked by that method, and how far it agrees with what was stored."""
-        given = {name: of for name, of in self.options.items() if of}
-        yield Paragraph(f"By the method {self.method} ({_options(given)})")
+        """Yield the attribution, and its agreement with the stored one."""
+        chosen = {name: option for name, option in self.options.items() if option}
+        yield Paragraph(f"By the method {self.method} ({_options(chosen)})")
         yield from self.attribution.parts()
         ranks = self.rank_correlation
         alike = "no order to compare" if ranks is None else f"rank correlation {ranks:+.2f}"
         yield Paragraph(
-            f"Beside the explanation that was stored, over the same bars: {alike}, and "
+            f"Compared with the stored explanation over the same bars: {alike}, and "
             f"{self.common:.0%} of the weight on the same bars."
         )
 
 
 def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
-    """Attribute the decision by the method *typed*; raise ``AttentionInvalid`` if it cannot be."""
+    """Attribute the decision by *typed*; raise ``AttentionInvalid`` if the model cannot do so."""
     horizon = past.forecast.horizons[past.horizon_index]
     method = dataclasses.replace(method_of(typed, past.forecaster.method), horizon=horizon)
     rollout = Probe(past.forecaster, past.bars, horizon=horizon).attended(method)
     weights = rollout.weights[0, 0].double().numpy()
     if (stored := relevance_by_bar(past)) is None:
         stored = np.array(past.forecaster.explain(past.decided.instrument).weights)
-    same = np.abs(stored[-len(weights) :])
+    stored_sizes = np.abs(stored[-len(weights) :])
     bars = past.bars[-len(weights) :]
     return ByMethod(
         method.name,
@@ -364,14 +365,14 @@ def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
             float(rollout.l1_error[0, 0]),
             None,
         ),
-        rank_correlation(weights[:-1], same[:-1]),
-        float(np.minimum(weights, same / same.sum()).sum()),
+        rank_correlation(weights[:-1], stored_sizes[:-1]),
+        float(np.minimum(weights, stored_sizes / stored_sizes.sum()).sum()),
     )
 
 
 @dataclass(frozen=True)
-class MemberView:
-    """One of the two: what it said, where it looked bar by bar, and what each feature added."""
+class ComparisonSide:
+    """One of two compared forecasts, with its attribution by bar, feature and layer."""
 
     name: str
     model_id: str
@@ -380,12 +381,12 @@ class MemberView:
     mean_return: float  # log return
     lean: float  # p_up - p_down
     times_ms: tuple[int, ...]  # of the bars, oldest first
-    weights: tuple[float, ...]  # of the rollout, sum 1
-    features: dict[str, float]  # what each added to the mean return, over all bars
-    layers: tuple[Floats, ...]  # [head, age] of each layer, the newest bar first
+    weights: tuple[float, ...]  # of the rollout; they sum to 1
+    features: dict[str, float]  # contribution to the mean return, over all bars
+    layers: tuple[Floats, ...]  # per layer [head, age], the newest bar first
 
     def by_age(self, ages: int) -> Floats:
-        """Return the weights by age, the decided bar first, as many as *ages*."""
+        """Return the weights of the *ages* newest bars, newest first, padded with zeros."""
         padded = np.zeros(ages)
         newest = np.array(self.weights[::-1])[:ages]
         padded[: newest.size] = newest
@@ -394,34 +395,34 @@ class MemberView:
 
 @dataclass(frozen=True)
 class SideBySide(ModelAnswer):
-    """What two explanations have in common: shares of the weight, from 0 to 1."""
+    """Two forecasts and their overlap: shares of the weight, from 0 to 1."""
 
     key: ClassVar = "compared"
-    first: MemberView
-    second: MemberView
-    common_ages: float  # that both give to the same ages
-    common_bars: float  # that both give to the same bars
-    rank_correlation: float | None  # Spearman's, of the past ages that both have
-    common_by_layer: tuple[float, ...]  # of the mean of a layer's heads, by age, the lowest first
+    first: ComparisonSide
+    second: ComparisonSide
+    common_ages: float  # given by both to the same ages
+    common_bars: float  # given by both to the same bars
+    rank_correlation: float | None  # Spearman's, over the past ages of both
+    common_by_layer: tuple[float, ...]  # by age, of the mean of a layer's heads; lowest first
 
     def parts(self) -> Iterator[Part]:
-        """Yield two decisions, or two models on one, side by side, and what they have in common."""
+        """Yield the two sides and their overlap."""
         first, second = self.first, self.second
         both = [name for name in first.features if name in second.features]
         both.sort(key=lambda name: -max(abs(first.features[name]), abs(second.features[name])))
         figures = (
             of_field("name", "", "text"),
             of_field("model", "model", "text", "model_id"),
-            Figure[MemberView](
+            Figure[ComparisonSide](
                 "decided_bar", "decided bar", "text", lambda side: iso(side.open_time_ms)
             ),
             of_field("horizon", "over, bars", "count"),
-            Figure[MemberView](
+            Figure[ComparisonSide](
                 "expected", "expected, bp", "exact",
                 lambda side: f"{BASIS_POINTS * side.mean_return:+.2f}",
             ),
-            Figure[MemberView]("lean", "up less down", "exact", lambda side: f"{side.lean:+.3f}"),
-            Figure[MemberView](
+            Figure[ComparisonSide]("lean", "up less down", "exact", lambda it: f"{it.lean:+.3f}"),
+            Figure[ComparisonSide](
                 "own_share", "decided bar's share", "exact", lambda side: f"{side.weights[-1]:.1%}"
             ),
             *(_added_by(name) for name in both[:COMPARED_SHOWN]),
@@ -434,7 +435,7 @@ class SideBySide(ModelAnswer):
 
     @property
     def in_common(self) -> str:
-        """What the two have in common, in words."""
+        """The overlap in a sentence."""
         ranks = self.rank_correlation
         alike = "no order to compare" if ranks is None else f"a rank correlation of {ranks:+.2f}"
         return (
@@ -443,7 +444,7 @@ class SideBySide(ModelAnswer):
         )
 
     def document(self) -> dict[str, Any]:
-        """Return its values without the bars' times and the heads of each layer."""
+        """Return the values without the bars' times and the heads of each layer."""
         document = asdict(self)
         sides = [document.pop(name) for name in ("first", "second")]
         for side in sides:
@@ -451,7 +452,7 @@ class SideBySide(ModelAnswer):
         return {"sides": sides, **document}
 
 
-def compare(first: MemberView, second: MemberView) -> SideBySide:
+def compare(first: ComparisonSide, second: ComparisonSide) -> SideBySide:
     """Measure how far *first* and *second* agree."""
     ages = max(len(first.weights), len(second.weights))
     both = min(len(first.weights), len(second.weights))
@@ -468,8 +469,8 @@ def compare(first: MemberView, second: MemberView) -> SideBySide:
         float(bars),
         rank_correlation(left[1:both], right[1:both]),
         tuple(
-            _common(of.mean(axis=0), other.mean(axis=0))
-            for of, other in zip(first.layers, second.layers, strict=False)
+            _common(layer.mean(axis=0), other.mean(axis=0))
+            for layer, other in zip(first.layers, second.layers, strict=False)
         ),
     )
 
@@ -479,14 +480,14 @@ def _common(first: Floats, second: Floats) -> float:
     return float(np.minimum(first[:both], second[:both]).sum())
 
 
-def sided(past: Past, name: str) -> MemberView:
-    """Return one side: the decision of *past* under the *name* that people are shown."""
+def comparison_side(past: Past, name: str) -> ComparisonSide:
+    """Return the decision of *past* as one side, with the *name* to show."""
     attribution = attribute(past)
     horizon = past.forecast.horizons[past.horizon_index]
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
     again, added = probe.figures(), probe.contributions().mean_return.sum(axis=0)
     layers = past.forecaster.attribution_by_layer(past.decided.instrument)
-    return MemberView(
+    return ComparisonSide(
         name,
         past.forecaster.model_id,
         past.decided.open_time_ms,
@@ -501,10 +502,10 @@ def sided(past: Past, name: str) -> MemberView:
 
 
 def by_model(database: Path, past: Past, model: str) -> Past:
-    """Return the same decision as the checkpoint *model* would make it: a bundled name or a folder.
+    """Return the same decision by the checkpoint *model*: a bundled name or a folder.
 
-    Raises ``DataInvalid`` for a model without attention, of other bars, or that needs more bars
-    than the run has.
+    Raises ``DataInvalid`` if the model has no attention, is for another bar interval, or needs more
+    bars than the run has.
     """
     folder = checkpoints.locate(model)
     card = checkpoints.read_card(folder)
@@ -531,12 +532,12 @@ def by_model(database: Path, past: Past, model: str) -> Past:
 
 
 HEAVIEST: Final = 12
-"""Past bars of any asset that are named."""
+"""Past bars of all assets that a table lists."""
 
 
 @dataclass(frozen=True)
 class HeavyToken:
-    """One bar of one asset, and the weight that it holds."""
+    """One bar of one asset, and its weight."""
 
     symbol: str
     open_time_ms: int
@@ -545,11 +546,11 @@ class HeavyToken:
 
 @dataclass(frozen=True)
 class Influence(ModelAnswer):
-    """Where the decided symbol looked, and how much of where each looked is of each other.
+    """The attention of the decided symbol by bar, and of every symbol by symbol.
 
-    Each row of ``matrix``, of a decided asset over all, sums to 1. ``heaviest`` leaves the decided
-    bar out. ``largest_difference`` compares the decided symbol's row with the stored shares, which
-    are those of the usual rollout; ``options`` are what this one has that is not usual.
+    Each row of ``matrix``, [decided asset, attended asset], sums to 1. ``heaviest`` excludes the
+    decided bar. ``largest_difference`` compares the decided symbol's row with the stored shares of
+    the default rollout; ``options`` are those of this rollout that differ from the default.
     """
 
     key: ClassVar = "influence"
@@ -563,11 +564,11 @@ class Influence(ModelAnswer):
 
     @property
     def row(self) -> tuple[float, ...]:
-        """The decided symbol's shares, by ``symbols``."""
+        """The decided symbol's shares, in the order of ``symbols``."""
         return self.matrix[self.symbols.index(self.symbol)]
 
     def parts(self) -> Iterator[Part]:
-        """Yield the decided symbol's heaviest bars, and the matrix of all."""
+        """Yield the decided symbol's heaviest bars, and the matrix."""
         most = self.heaviest[0].weight or 1.0
         yield table_of(
             "heaviest",
@@ -599,9 +600,9 @@ def influence(
 ) -> Influence:
     """Return the influence between assets in a decision, recomputed by the model that decided.
 
-    *typed* are options of the rollout. Raises ``AttentionInvalid`` for another method,
-    ``DataInvalid`` where it has no forecast, the run no longer has the bars or the model is not
-    over several symbols, and ``CheckpointMismatch`` where its checkpoint is gone.
+    *typed* has options of the rollout. Raises ``AttentionInvalid`` for another method,
+    ``DataInvalid`` if the decision has no forecast, the run no longer has the bars or the model
+    reads one symbol, and ``CheckpointMismatch`` if the checkpoint is missing.
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)
@@ -611,16 +612,16 @@ def influence(
         forecaster = over_symbols(kept_forecaster(database, run, forecast.model_id))
         if forecaster is None:
             raise DataInvalid(
-                f"The model {forecast.model_id} sees one symbol; leave --full as it is."
+                f"The model {forecast.model_id} reads one symbol; choose a run over several."
             )
         for item in run.instruments:
-            # The bars of a close are steps in a row, so others' may be stored after this one.
+            # Bars with one close time are consecutive steps; some may be stored after this one.
             until = sequence + len(run.instruments)
             bars = reader.bars(run_id, item.id, forecaster.context + 1, until=until)
             past_bars = [bar for bar in bars if bar.open_time_ms <= event.open_time_ms]
             forecaster.warm(item.id, past_bars)
-    if why := forecaster.lacking:
-        raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {why}.")
+    if lacking := forecaster.lacking:
+        raise DataInvalid(f"Run {run_id} lacks the bars before decision {sequence}: {lacking}.")
     symbol, symbols = event.instrument.partition(":")[2], forecaster.symbols
     method = PLAIN if typed is None else method_of(typed)
     if method.name != "rollout":
@@ -650,16 +651,16 @@ def influence(
             for place in order.tolist()
         ),
         float(np.abs(matrix[at] - SymbolAnswer.of(forecast).shares).max()),
-        {name: of for name, of in asdict(method).items() if of != getattr(PLAIN, name)},
+        {name: option for name, option in asdict(method).items() if option != getattr(PLAIN, name)},
     )
 
 
-def _added_by(feature: str) -> Figure[MemberView]:
+def _added_by(feature: str) -> Figure[ComparisonSide]:
     return Figure(feature, f"{feature} added, bp", "points", lambda side: side.features[feature])
 
 
 def _options(options: Mapping[str, Any]) -> str:
     """Return the options of a method in words: ``residual weight 0.9, fusion max``."""
     return ", ".join(
-        f"{name.replace('_', ' ')} {of}" for name, of in options.items() if of is not None
+        f"{name.replace('_', ' ')} {value}" for name, value in options.items() if value is not None
     )

@@ -1,11 +1,8 @@
 """Auxiliary heads of one decision, and the depth map of an order book decision.
 
-They are in the record; of a run from before that, the network is asked anew with the stored bars.
-
-The rule is docs/models.md, L61.
-
-The strategy is made again from the run's configuration, and sees the books that the run stored.
-The rule is docs/orderbook.md, D18.
+The forecasts of the heads are read from the record, or recomputed from the stored bars if the
+record lacks them (docs/models.md, L61). The depth map is recomputed by the strategy that the run's
+configuration declares, from the stored books (docs/orderbook.md, D18).
 """
 
 from __future__ import annotations
@@ -36,18 +33,18 @@ from tracepaper.strategies.types.market import Bar
 
 
 def auxiliary_tables(forecast: Forecast) -> tuple[Table, ...]:
-    """Return the forecasts of the auxiliary heads, a row a horizon and number; no empty table.
+    """Return the forecasts of the auxiliary heads, one row per horizon and number; no empty table.
 
-    Returns, volatilities and losses are log returns. Drawdown and run-up are of the largest fall
-    and rise from one close to a later one.
+    Returns, volatilities and losses are log returns. Drawdown and run-up are the largest fall and
+    rise from one close to a later one.
     """
     if forecast.heads is None:
         return ()
-    ahead = list(enumerate(forecast.horizons))
+    horizons = list(enumerate(forecast.horizons))
 
     def numbers(head: str, width: int) -> Iterator[tuple[int, int, tuple[float, ...]]]:
-        """Yield horizon, place and each *width* numbers of a head."""
-        for at, horizon in ahead:
+        """Yield (horizon, index, row) for each row of *width* numbers of a head."""
+        for at, horizon in horizons:
             flat = iter(forecast.head(head, at))
             for place, row in enumerate(zip(*[flat] * width, strict=True)):
                 yield horizon, place, row
@@ -81,26 +78,26 @@ def auxiliary_tables(forecast: Forecast) -> tuple[Table, ...]:
         ),
         table_of(
             "paths",
-            "The path that it says, in bp: 5, 50 and 95 % of the return",
+            "The forecast path, in bp: 5, 50 and 95 % of the return",
             {"bars ahead": "count", "after bars": "count", "5 %": "bp", "50 %": "bp",
              "95 %": "bp"},
-            [(horizon, steps[horizon][place], *of) for horizon, place, of in numbers("path", 3)],
+            [(horizon, steps[horizon][place], *row) for horizon, place, row in numbers("path", 3)],
         ),
         table_of(
             "quantiles",
-            "The return that it says, in bp, by the quantiles of the card",
+            "The forecast return, in bp, by the quantiles of the card",
             {"bars ahead": "count", "number": "count", "return": "bp"},
-            [(horizon, place + 1, *of) for horizon, place, of in numbers("quantiles", 1)],
+            [(horizon, place + 1, *row) for horizon, place, row in numbers("quantiles", 1)],
         ),
     )  # fmt: skip
     return tuple(table for table in tables if table.rows)
 
 
 def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecision) -> BookMap:
-    """Return the depth map of a decision, recomputed by the run's own checkpoint.
+    """Return the depth map of a decision, recomputed by the run's checkpoint.
 
-    Raises ``DataInvalid`` where it asked no network or the run no longer has the books, and
-    ``CheckpointMismatch`` where the checkpoint is another one now.
+    Raises ``DataInvalid`` if the decision asked no network or the run no longer has the books, and
+    ``CheckpointMismatch`` if the checkpoint has changed.
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)
@@ -109,8 +106,8 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         bar = reader.step(run_id, sequence).event
         assert isinstance(bar, Bar)
         record = OrderBookHistory(strategy.books)
-        wanted = strategy.books + LATER_BOOKS
-        for depths in reader.depths(run_id, bar.instrument, until=sequence, books=wanted):
+        needed = strategy.books + LATER_BOOKS
+        for depths in reader.depths(run_id, bar.instrument, until=sequence, books=needed):
             record.add(depths)
     books = strategy.fit(record.until(bar.close_time_ms), bar.close_time_ms)
     if isinstance(books, str) and any(row["name"] == "p_up" for row in stored.notes):
@@ -122,7 +119,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         raise DataInvalid(f"Decision {sequence} of run {run_id} asked no network: {books}.")
     (item,) = (item for item in run.instruments if item.id == bar.instrument)
     attribution, card = strategy.model.attribution(books), read_card(checkpoint_folder(config))
-    says = (
+    sentences = (
         *card_sentences(card),
         *_difference(stored, attribution.probabilities[strategy.at].tolist()),
     )
@@ -134,12 +131,12 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         strategy.config.horizons,
         every_ms=strategy.model.every_ms,
         decimals=(item.price_decimals, item.quantity_decimals),
-        says=says,
+        sentences=sentences,
     )
 
 
 def _difference(stored: StoredDecision, odds: Sequence[float]) -> tuple[str, ...]:
-    """Say how far the recomputed odds differ from those noted, where they do."""
+    """Return a sentence on how far the recomputed odds differ from those noted, if they do."""
     noted = {row["name"]: row["number"] for row in stored.notes}
     names = ("p_down", "p_flat", "p_up")
     furthest = max(
@@ -152,7 +149,7 @@ def _difference(stored: StoredDecision, odds: Sequence[float]) -> tuple[str, ...
     )
     if furthest == 0.0:
         return ()
-    return (f"What it says now differs by up to {furthest:.1e} from what was stored.",)
+    return (f"The recomputed odds differ from the stored ones by up to {furthest:.1e}.",)
 
 
 def _config_of(run: Run) -> Config:

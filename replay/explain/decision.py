@@ -1,8 +1,7 @@
 """One decision as stored, and what would have flipped it; needs no torch.
 
-A margin is positive where the gate passed: it says by how much, in the units of its measure, and
-as a share of its threshold (of ``direction``, which is never under one half, of what the
-threshold asks beyond that).
+A margin is the distance from a gate's threshold, positive if the gate passed: in the units of the
+measure, and as a share of the range from the measure's lowest value to the threshold.
 """
 
 from __future__ import annotations
@@ -62,17 +61,17 @@ class StoredDecision:
 
     run: Row  # of ``v_runs``
     decision: Row  # of ``v_decisions``
-    gates: tuple[Row, ...]  # of ``v_gates``, in the order in which they judge
+    gates: tuple[Row, ...]  # of ``v_gates``, in the gates' order
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without an attribution
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
-    orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
-    queues: Mapping[str, QueuePosition] = field(default_factory=dict)  # of those that queued
-    strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: what was netted, by name
-    liquidations: tuple[Liquidation, ...] = ()  # since the decision before, this bar's too
-    halted_by: Command | None = None  # the operator's, which refused it
+    orders: tuple[Row, ...] = ()  # of ``v_orders``: those that its list sent or canceled
+    queues: Mapping[str, QueuePosition] = field(default_factory=dict)  # of the orders that queued
+    strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: the netted ones, by name
+    liquidations: tuple[Liquidation, ...] = ()  # since the previous decision, with this bar's
+    halted_by: Command | None = None  # the operator's command that refused it
     card: Mapping[str, Any] = field(default_factory=dict)
-    """Of the model that decided, where it attended or the gate of entropy judged; as stored."""
-    states: tuple[LastingState, ...] = ()  # what halted the run after this decision
+    """Stored card of the model that decided, if it attended or the entropy gate judged."""
+    states: tuple[LastingState, ...] = ()  # that held the run at this decision
 
     @property
     def has_forecast(self) -> bool:
@@ -81,17 +80,17 @@ class StoredDecision:
 
     @property
     def _asks(self) -> DataSource | None:
-        """What the strategy asks a model of; None where it needs none."""
+        """The data that the strategy gives its model; None if it needs no model."""
         return ASKS.get(self.run["strategy"])
 
     @property
     def trend(self) -> str | None:
-        """How the strategy trend decided, in a sentence or two; None for other strategies."""
+        """How the strategy trend decided; None for other strategies."""
         if self.run["strategy"] != TREND:
             return None
         noted = self._noted_numbers
         if TREND not in noted:
-            return "The trend is decided where an hour closes; elsewhere the target stays."
+            return "The trend is decided at the close of each hour; in between the target stays."
         factor = ""
         lowest = 0 if json.loads(self.run["config"])["strategy"]["long_only"] else -1
         if (expected := noted.get("volatility")) is not None:
@@ -109,7 +108,7 @@ class StoredDecision:
 
     @property
     def entropy_worth(self) -> str:
-        """What the gate of entropy was worth on unseen bars; empty where it did not judge."""
+        """The value of the entropy gate on unseen bars, by the card; empty if it did not judge."""
         if all(row["gate"] != confidence.name for row in self.gates):
             return ""
         figures = self.card.get("figures", {})
@@ -120,7 +119,7 @@ class StoredDecision:
 
     @property
     def halt(self) -> str:
-        """Who halted the run, when and why, and what lifts it; empty where no operator did."""
+        """Who halted the run, when and why, and what lifts it; empty if no operator did."""
         if (command := self.halted_by) is None:
             return ""
         note = f": {command.note.rstrip('.')}" if command.note else ""
@@ -131,18 +130,18 @@ class StoredDecision:
 
     @property
     def reweighting(self) -> str:
-        """What the new weights of a portfolio were expected to gain; empty for other decisions."""
+        """The expected gain of a portfolio's new weights; empty for other decisions."""
         noted = self._noted_numbers
         for rule, name in GAINED.items():
             if (gain := noted.get(name)) is None or (error := noted.get(name + ERROR)) is None:
                 continue
-            what = {
+            aim = {
                 WeightRule.MINIMUM: "to save {} bp of standard deviation",
                 WeightRule.MEAN_VARIANCE: "to gain {} bp of utility after the cost of the trades,",
             }[rule].format(f"{gain:+.2f} ± {error:.2f}")
             return (
-                f"The portfolio's new weights were expected {what} until the next ones, by the "
-                "covariance and means that found them, which flatters them."
+                f"The portfolio's new weights were expected {aim} until the next ones, by the "
+                "covariance and means that they were computed from, which flatters them."
             )
         return ""
 
@@ -152,7 +151,7 @@ class StoredDecision:
 
     @property
     def no_attribution(self) -> str | None:
-        """Why the decision has no attribution, in one sentence; None where it has one."""
+        """Why the decision has no attribution, in one sentence; None if it has one."""
         if self.buckets:
             return None
         if self._asks is DataSource.ORDER_BOOKS:
@@ -180,7 +179,7 @@ class StoredDecision:
             if gate["gate"] == warm.name and not gate["passed"]:
                 return (
                     f"The model was not yet warm: {gate['measure']:,.0f} of the "
-                    f"{gate['threshold']:,.0f} bars it looks back on were known."
+                    f"{gate['threshold']:,.0f} bars that it needs were available."
                 )
         return "The model gave no forecast for this bar, so nothing was attributed."
 
@@ -209,9 +208,9 @@ class StoredDecision:
 
     @property
     def content_share(self) -> float | None:
-        """How far the rollout lies from that of uniform attention, 0 to 1 (A13).
+        """Distance of the rollout from that of uniform attention, 0 to 1 (A13).
 
-        None without one, and for networks or methods to which no such row by age belongs.
+        None without a rollout, and for networks or methods without a row by age.
         """
         explained, built = self.explained, self.card.get("architecture", {})
         if not self.buckets or explained["method"] != "rollout" or built.get("mask") != "window":
@@ -244,8 +243,8 @@ class StoredDecision:
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
     """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``.
 
-    ``RUN`` alone and ``RUN:last`` are the run's last decision, ``RUN:TIME`` that of the bar which
-    opened then.
+    ``RUN`` and ``RUN:last`` are the run's last decision; ``RUN:TIME`` is the decision of the bar
+    that opened at that time.
     """
     if (timed := _TIMED.fullmatch(decision)) is not None:
         named = located(timed["run"], database)
@@ -256,15 +255,15 @@ def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
         return named.path, named.run_id, last_decision(named.path, named.run_id)
     if not re.fullmatch(r"[0-9]{1,18}", sequence):
         raise ConfigInvalid(
-            f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000, RUN:TIME for the bar "
-            "that opened then, or last for the newest."
+            f"{decision!r} is not a decision; write RUN:SEQUENCE such as last:6000, RUN:TIME for "
+            "the bar that opened then, or last for the newest."
         )
     named = located(run, database)
     return named.path, named.run_id, int(sequence)
 
 
 def last_decision(database: Path, run_id: str) -> int:
-    """Return the sequence of the run's last decision; raise ``DataInvalid`` without one."""
+    """Return the sequence of the run's last decision; raise ``DataInvalid`` if it has none."""
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         with views.snapshot():
@@ -283,14 +282,14 @@ def _decision_at(database: Path, run_id: str, time: str) -> int:
         return int(rows[0]["sequence"])
     each = ", ".join(f"{run_id}:{row['sequence']} ({row['instrument']})" for row in rows)
     raise DataInvalid(
-        f"Several decisions are of bars that opened at {iso(open_time_ms)}; choose of {each}."
+        f"Several decisions have bars that opened at {iso(open_time_ms)}; choose one of {each}."
         if rows
         else f"Run {run_id} has no decision of a bar that opened at {iso(open_time_ms)}."
     )
 
 
 def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> StoredDecision:
-    """Read one decision of a run; raise ``DataInvalid`` where it holds none."""
+    """Read one decision of a run; raise ``DataInvalid`` if it has no such decision."""
     views, run_id = columns.views, columns.run.run_id
     with views.snapshot():  # a prune between two reads must not leave half a decision
         decisions = views.rows("v_decisions", sequence=sequence)
@@ -303,7 +302,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
         if decisions[0]["action"] == Action.ORDERS:
             orders = of_decision(reader, views, sequence)
         judged = any(row["gate"] == confidence.name for row in gates)
-        # A user's model may give a confidence, and does not say where it looked.
+        # A custom model may give a confidence without an attribution.
         buckets = tuple(
             row
             for row in views.rows("v_explanations", sequence=sequence)
@@ -322,7 +321,6 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             tuple(views.rows("v_notes", sequence=sequence)),
             orders,
             queue_positions(reader, run_id, orders, config["execution"]),
-            # Of several strategies what was netted; nothing where one alone decides.
             tuple(sorted(netted, key=itemgetter("strategy"))),
             liquidations_of(reader, views, decisions[0], config),
             reader.newest_of(run_id, Command, until=sequence) if is_halted else None,
@@ -331,17 +329,17 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
         )
 
 
-def stand_of(row: Row) -> str:
-    """Return how the gates of one strategy judged its answer, and why its target is not asked."""
-    stand = "all passed"
+def gates_text(row: Row) -> str:
+    """Return how the gates judged one of several strategies, and why its target was not ordered."""
+    text = "all passed"
     if (gate := row["refused_by"]) is not None:
         measure, threshold, _ = json.loads(row["gates"])[gate]
-        stand = f"{gate}: {measured(gate, measure)} of {measured(gate, threshold)}"
-    return stand if (unfilled := row["unfilled_reason"]) is None else f"{stand}; {unfilled}"
+        text = f"{gate}: {measured(gate, measure)} of {measured(gate, threshold)}"
+    return text if (unfilled := row["unfilled_reason"]) is None else f"{text}; {unfilled}"
 
 
 def _no_such_decision(views: RunViews, sequence: int) -> str:
-    """Return the sentence for a step that is no decision, with the nearest that is one."""
+    """Return the error for a step that is no decision; it names the nearest decision."""
     if (nearest := views.nearest("v_decisions", sequence)) is None:
         return f"Run {views.run_id} holds no decision yet; choose another run."
     return (
@@ -350,7 +348,7 @@ def _no_such_decision(views: RunViews, sequence: int) -> str:
 
 
 def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the gates' verdict on a row of ``v_decisions``, and its reason where that adds."""
+    """Return the gates' verdict on a row of ``v_decisions``, and its reason if that says more."""
     refused_by, reason = decision["refused_by"], decision["reason"]
     words = verdict(Action(decision["action"]), refused_by, reason)
     return words, "" if reason in (words, refusal(refused_by or "")) else reason
@@ -358,22 +356,22 @@ def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class GateMargin:
-    """How far one gate was from the other answer; ``margin`` is None where its measure is."""
+    """Distance of one gate from its threshold; ``margin`` is None if the measure is."""
 
     gate: str
     measure: float | None
     threshold: float
     passed: bool
     unit: str
-    words: str  # what it measures
-    margin: float | None  # by how much it passed; negative where it failed
-    share: float | None  # margin ÷ (threshold − where the measure begins); None where that is 0
+    words: str  # describe the measure
+    margin: float | None  # by how much it passed; negative if it failed
+    share: float | None  # margin ÷ (threshold − lowest value of the measure); None if that is 0
 
     @property
     def is_gradual(self) -> bool:
-        """Whether its distance can be compared with another gate's.
+        """Whether the distance is comparable with another gate's.
 
-        The count of bars stops at the warm-up, so a warm model is never near to being cold.
+        The count of bars stops at the warm-up, so a passed ``warm`` has no distance.
         """
         gate = GATES[self.gate]
         is_settled = gate.is_switch or (gate.is_capped and self.passed)
@@ -382,21 +380,21 @@ class GateMargin:
 
 @dataclass(frozen=True)
 class ForecastSide:
-    """The side of the forecast at the gates' horizon, and how far it was from the other one."""
+    """The side of the forecast at the gates' horizon, and its distance from the other side."""
 
     horizon: int  # bars
-    side: str  # LONG, SHORT, or HOLD where the two disagree
-    mean_return: float  # log return; its sign would have to turn
+    side: str  # LONG, SHORT, or HOLD if mean_return and lean disagree
+    mean_return: float  # log return; the other side needs the other sign
     mean_over_stdev: float
-    lean: float  # p_up - p_down; its sign would have to turn as well
+    lean: float  # p_up - p_down; the other side needs the other sign
 
 
 @dataclass(frozen=True)
 class Flips:
-    """What must have differed for the other verdict.
+    """The changes that would have led to the other verdict.
 
-    A refusal turns when every gate of ``must_pass`` passes; an allowed decision turns when any
-    one gate fails. ``nearest`` is the gradual gate that was closest to its threshold among them.
+    A refusal needs every gate of ``must_pass`` to pass; an allowed decision needs one gate to fail.
+    ``nearest`` is the gradual gate among them that was closest to its threshold.
     """
 
     allowed: bool
@@ -408,21 +406,21 @@ class Flips:
 
 
 def flips_of(stored: StoredDecision) -> Flips:
-    """Measure how far one decision was from the other verdict and from the other side."""
+    """Return the distances of one decision from the other verdict and from the other side."""
     gates = tuple(_margin(row) for row in stored.gates)
     allowed = bool(stored.decision["allowed"])
     failed = tuple(gate for gate in gates if not gate.passed)
     near = [gate for gate in (gates if allowed else failed) if gate.is_gradual]
     nearest = min(near, key=lambda gate: abs(gate.share or 0.0), default=None)
     is_exit = stored.decision["action"] == Action.FLAT and verdict_of(stored.decision)[1]
-    went_on = " The FLAT went on all the same." if is_exit else ""
+    carried_out = " The FLAT was carried out anyway." if is_exit else ""
     return Flips(
         allowed,
         tuple(gate.gate for gate in failed),
         None if nearest is None else nearest.gate,
         gates,
         _side(stored.decision),
-        _allowed_sentence(nearest, failed) if allowed else _refused_sentence(failed) + went_on,
+        _allowed_sentence(nearest, failed) if allowed else _refused_sentence(failed) + carried_out,
     )
 
 
@@ -439,7 +437,7 @@ def _margin(row: Mapping[str, Any]) -> GateMargin:
 
 
 def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
-    """Return the side on which mean return and class probabilities agree, None without them."""
+    """Return the side of mean return and class probabilities, or None without them."""
     mean, stdev = decision["mean_return"], decision["stdev_return"]
     up, down = decision["p_up"], decision["p_down"]
     if mean is None or stdev is None or up is None or down is None:
@@ -452,7 +450,7 @@ def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
 
 
 def margin_text(gate: str, margin: float) -> str:
-    """Return by how much a gate failed or passed: no leading zero, two digits of a small one."""
+    """Return the size of a margin: no leading zero, and two digits if it is small."""
     size = abs(margin)
     if GATES[gate].unit in (MILLISECONDS, QUOTE_CURRENCY, SHARE_OF_PEAK):
         return measured(gate, size)
@@ -463,17 +461,17 @@ def margin_text(gate: str, margin: float) -> str:
 
 
 def missed_text(gate: str, margin: float | None) -> str:
-    """Return by how much a gate failed: ``short by .0096``; empty of one without degrees."""
+    """Return by how much a gate failed, ``short by .0096``; empty for a switch."""
     if margin is None or GATES[gate].is_switch:
         return ""
     return f"{'short' if GATES[gate].at_least else 'over'} by {margin_text(gate, margin)}"
 
 
 def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> str:
-    # A lasting gate that failed would have refused new exposure, and none was asked for.
+    # A failed lasting gate refuses new exposure alone, and this decision asked for none.
     passed = f"No new exposure, which {failed[0].gate} refuses" if failed else "Every gate passed"
     if near is None or near.margin is None:
-        return f"{passed}." if failed else f"{passed}, and none of them moves by degrees."
+        return f"{passed}." if failed else f"{passed}, and none of them has a margin."
     spare = margin_text(near.gate, near.margin)
     return f"{passed}; nearest {near.gate}, with {spare} to spare."
 
@@ -482,7 +480,7 @@ def _refused_sentence(failed: Sequence[GateMargin]) -> str:
     if (
         cold := next((failure for failure in failed if failure.gate == warm.name), None)
     ) and cold.margin:
-        # The count stops one short where candles of a frame are lacking.
+        # The count stops one short if candles of a timeframe are missing.
         lacking = f"{-cold.margin:,.0f} more bars"
         if cold.margin == -1:
             lacking = "one more bar, or candles of a higher timeframe"
@@ -494,7 +492,7 @@ def _refused_sentence(failed: Sequence[GateMargin]) -> str:
     name, declared = gate.gate, GATES[gate.gate]
     if gate.margin is None:
         return f"The measure of {name} could not be computed."
-    if declared.is_switch:  # of the operator's command another sentence says who gave it
+    if declared.is_switch:  # another sentence names who gave the operator's command
         return "" if name == operator.name else f"{name} has no margin: it passes or it does not."
     size = margin_text(name, gate.margin)
     comparison = "more" if declared.at_least else "less"

@@ -1,4 +1,4 @@
-"""One decision as a document: what the page's card draws, and ``explain`` prints."""
+"""One decision as a document, which the page's card draws and ``explain`` prints."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tracepaper.replay.explain.decision import (
     GateMargin,
     StoredDecision,
     flips_of,
+    gates_text,
     missed_text,
-    stand_of,
     stored_decision,
 )
 from tracepaper.replay.explain.liquidations import capital
@@ -55,15 +55,15 @@ NOT_WHY: Final = "not why the price will move"
 ATTENDED: Final = f"where attention flowed; {NOT_WHY}"
 ADDED: Final = f"relevance: signed shares, whose sizes sum to 1; {NOT_WHY}"
 _BANDS: Final = ((0.6744897501960817, 50), (1.6448536269514722, 90))
-"""Standard deviations of a normal law on each side, and the per cent within them."""
-_OF_DATA: Final = (late.name, gap.name, stale.name)
-"""Gates that a sound feed never nears."""
-_REASON_MOST: Final = 400
-"""Letters of a strategy's reason that are shown."""
+"""Central intervals of a normal distribution: half width in standard deviations, and per cent."""
+_DATA_GATES: Final = (late.name, gap.name, stale.name)
+"""Gates that are never near their thresholds with a sound feed."""
+_REASON_MAX: Final = 400
+"""Characters of a strategy's reason that are shown."""
 
 
 def read_decision(database: Path, run_id: str, sequence: int) -> tuple[StoredDecision, TitledParts]:
-    """Read one decision of *database*; raise ``DataInvalid`` where it holds none."""
+    """Read one decision of *database*; raise ``DataInvalid`` if it has none."""
     with Reader.open(database) as reader:
         columns = RunColumns(reader, run_id)
         stored = stored_decision(reader, columns, sequence)
@@ -75,24 +75,25 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
     row, sequence = stored.decision, stored.decision["sequence"]
     base = columns.instruments[row["instrument"]].base_coin
     close_ms = columns.times.close_ms(row["open_time_ms"])
-    born = set(columns.rows.born_orders(sequence))
+    sent_ids = set(columns.rows.born_orders(sequence))
     orders = [
         _history(columns, stored, order)
-        for order_id in dict.fromkeys([*sorted(born), *(of["order_id"] for of in stored.orders)])
+        for order_id in dict.fromkeys(
+            [*sorted(sent_ids), *(row["order_id"] for row in stored.orders)]
+        )
         for order in columns.views.rows("v_orders", order_id=order_id)
     ]
-    sent = [of for of in orders if of.order["order_id"] in born]
+    sent = [history for history in orders if history.order["order_id"] in sent_ids]
     before = _held(columns, stored, sequence)
-    filled = [fill["sequence"] for of in sent for fill in of.fills]
+    filled = [fill["sequence"] for history in sent for fill in history.fills]
     after = _held(columns, stored, max(filled)) if filled else before
     flips = flips_of(stored)
     kept = _flip(stored, flips, before, base)
-    parts: list[Part] = [Paragraph(of.sentence, "strong") for of in stored.liquidations]
-    if because := f"{_because(stored, close_ms, before, base)} {kept}".strip():
-        parts.append(Paragraph(because))
+    parts: list[Part] = [Paragraph(each.sentence, "strong") for each in stored.liquidations]
+    if reasons := f"{_reasons(stored, close_ms, before, base)} {kept}".strip():
+        parts.append(Paragraph(reasons))
     parts += [Paragraph(sentence, "detail") for sentence in _details(stored, flips)]
-    parts += [of.table for of in orders]
-    # The margin of a gate is what it had to spare.
+    parts += [history.table for history in orders]
     gates = table("gates", "Gates", _GATES, flips.gates)
     parts.append(replace(gates, look="gauges", whole=True))
     if row["horizon"] is not None and row["mean_return"] is not None:
@@ -104,7 +105,7 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
     if stored.notes:
         noted = table_of("notes", "Noted", PAIR, map(_noted, stored.notes))
         parts.append(replace(noted, look="pairs"))
-    title = _title(stored, flips, [of.order for of in sent], (before, after), base)
+    title = _title(stored, flips, [history.order for history in sent], (before, after), base)
     return TitledParts(title, tuple(parts))
 
 
@@ -112,14 +113,14 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
 
 
 class PositionText(NamedTuple):
-    """A signed position; in hedge mode that of both sides, and what each side holds."""
+    """A signed position; in hedge mode the net of both sides, and the quantity of each."""
 
     text: str
     sides: tuple[str, ...]
     is_hedged: bool = False
 
     def of_side(self, action: str) -> str:
-        """Return the quantity of the side that *action* is for; that of both where it has none.
+        """Return the quantity of the side that *action* is for, or the net if it is for none.
 
         In hedge mode LONG and SHORT are answers for one side (docs/money.md, M95).
         """
@@ -133,7 +134,7 @@ class PositionText(NamedTuple):
         return not any(map(float, self.sides))
 
     def words(self, base: str) -> str:
-        """Return the position: ``long 0.058 BTC``; of both sides ``long 1 BTC, short 1 BTC``."""
+        """Return the position in words: ``long 0.058 BTC``, or ``long 1 BTC, short 1 BTC``."""
         return (
             ", ".join(_signed(quantity, base) for quantity in self.sides if float(quantity))
             or "flat"
@@ -141,7 +142,7 @@ class PositionText(NamedTuple):
 
 
 def _held(columns: RunColumns, stored: StoredDecision, sequence: int) -> PositionText:
-    """Return the position after a step, in its event's instrument."""
+    """Return the position in the event's instrument after a step."""
     for row in columns.views.rows("v_equity", sequence=sequence):
         text = without_zeros(row["quantity_text"] or "0")
         if json.loads(stored.run["config"])["account"]["position_mode"] != "hedge":
@@ -173,15 +174,15 @@ def _title(
 ) -> str:
     before, after = held
     if stored.liquidations and stored.liquidations[0].fills:
-        return f"Liquidated: {'; '.join(map(_taken, stored.liquidations[0].fills))}"
+        return f"Liquidated: {'; '.join(map(_liquidated, stored.liquidations[0].fills))}"
     sent = [order for order in orders if order["status"] != OrderStatus.REJECTED]
-    done = [order for order in sent if float(order["filled"] or 0) > 0]
-    if done:
-        by_side = {order["position_side"]: order for order in reversed(done)}
+    filled = [order for order in sent if float(order["filled"] or 0) > 0]
+    if filled:
+        by_side = {order["position_side"]: order for order in reversed(filled)}
         traded = capital(", ".join(_traded(order, base) for order in reversed(by_side.values())))
         if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
             return f"{traded}, from {before.words(base)} to {after.words(base)}"
-        return f"{traded}: {done[0]['reason']}"
+        return f"{traded}: {filled[0]['reason']}"
     if (refused_by := stored.decision["refused_by"]) is not None:
         return _refused(refused_by, flips)
     if sent:
@@ -202,7 +203,7 @@ def _of_side(order: Row) -> str:
     return "" if side is None else f" of the {side.lower()} side"
 
 
-def _taken(fill: Row) -> str:
+def _liquidated(fill: Row) -> str:
     side = "long" if fill["side"] == Side.SELL else "short"
     symbol = fill["instrument"].partition(":")[2]
     return f"{side} {without_zeros(fill['quantity_text'])} {symbol} at {fill['price_text']}"
@@ -220,7 +221,7 @@ def _share(fraction: float) -> str:
 
 
 def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
-    """Return the numbers that the strategy trend noted where it decided; empty elsewhere."""
+    """Return the numbers that the strategy trend noted; empty if it did not decide here."""
     if stored.run["strategy"] != TREND:
         return {}
     noted = {note["name"]: note["number"] for note in stored.notes}
@@ -230,7 +231,7 @@ def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
 def _trend_words(
     stored: StoredDecision, noted: dict[str, Any], held: PositionText, base: str
 ) -> str:
-    """Say what the strategy trend wanted, beside what was held, and which rule moved it."""
+    """Return what the strategy trend wanted, what was held, and the rule that applied."""
     row, trend, size = stored.decision, noted[TREND], abs(noted[SIZE])
     if trend == 0:
         wants = "There is no trend to follow, so it wants nothing held"
@@ -239,22 +240,22 @@ def _trend_words(
         wants = f"The trend is {direction}: it wants {_share(size)} of a full position"
         if size < abs(trend):
             wants += f", not {_share(abs(trend))}, since the market moves more than the target"
-    now = f"{wants}; {'nothing' if held.is_flat else held.words(base)} was held"
+    text = f"{wants}; {'nothing' if held.is_flat else held.words(base)} was held"
     if row["refused_by"] is not None or row["target_quantity_text"] is None:
-        return f"{now}."
+        return f"{text}."
     target, band = without_zeros(row["target_quantity_text"]), noted.get(BAND)
     share = "" if band is None or trend == 0 else f"{_share(band)} of a full position"
     if float(target) == float(held.of_side(row["action"])):
-        return f"{now}{share and f', within its band of {share}'}, so nothing is traded."
+        return f"{text}{share and f', within its band of {share}'}, so nothing is traded."
     if not share:
-        return f"{now}. The new target is {_signed(target, base)}."
+        return f"{text}. The new target is {_signed(target, base)}."
     return (
-        f"{now}, outside its band of {share}. The new target, at the band's edge, is "
+        f"{text}, outside its band of {share}. The new target, at the band's edge, is "
         f"{_signed(target, base)}."
     )
 
 
-def _because(stored: StoredDecision, close_ms: int, held: PositionText, base: str) -> str:
+def _reasons(stored: StoredDecision, close_ms: int, held: PositionText, base: str) -> str:
     row, parts = stored.decision, [stored.halt]
     noted = _trend_noted(stored)
     if stored.run["strategy"] == TREND:
@@ -264,27 +265,26 @@ def _because(stored: StoredDecision, close_ms: int, held: PositionText, base: st
             following = datetime.fromtimestamp((close_ms // HOUR_MS + 1) * 3600, tz=UTC)
             parts.append(f"The trend next decides at {following:%H:%M} UTC.")
     elif row["reason"] and row["reason"] != refusal(row["refused_by"] or ""):
-        parts.append(f"{capital(row['reason'][:_REASON_MOST]).rstrip('.')}.")
+        parts.append(f"{capital(row['reason'][:_REASON_MAX]).rstrip('.')}.")
     if row["unfilled_reason"] and not noted:
         parts.append(f"The target was not ordered in full: {row['unfilled_reason'].rstrip('.')}.")
-    parts += [_part_words(strategy, base) for strategy in stored.strategies]
+    parts += [_strategy_text(strategy, base) for strategy in stored.strategies]
     return " ".join(part for part in parts if part)
 
 
-def _part_words(strategy: Row, base: str) -> str:
-    """Say what one of several strategies wants of the position, and what it holds of it."""
+def _strategy_text(strategy: Row, base: str) -> str:
+    """Return the part of the position that one of several strategies wants, and that it holds."""
     wants, holds = (
         _signed(without_zeros(strategy[f"{name}_text"]), base) if strategy[name] else "nothing"
         for name in ("target_quantity", "quantity")
     )
-    parts = f"wants and holds {wants}" if wants == holds else f"wants {wants} and holds {holds}"
-    return (
-        f"{strategy['strategy']} {parts}: {strategy['reason'].rstrip('.')} ({stand_of(strategy)})."
-    )
+    text = f"wants and holds {wants}" if wants == holds else f"wants {wants} and holds {holds}"
+    reason = strategy["reason"].rstrip(".")
+    return f"{strategy['strategy']} {text}: {reason} ({gates_text(strategy)})."
 
 
 def _flip(stored: StoredDecision, flips: Flips, held: PositionText, base: str) -> str:
-    """Say what would have flipped it, and what a refusal left as it was."""
+    """Return what would have flipped the verdict, and the position that a refusal kept."""
     kept = held.words(base)
     if flips.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:
         return flips.sentence
@@ -292,7 +292,7 @@ def _flip(stored: StoredDecision, flips: Flips, held: PositionText, base: str) -
 
 
 def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
-    """Yield the numbers behind it, a sentence each."""
+    """Yield the numbers behind the decision, one sentence each."""
     if stored.trend is not None:
         yield stored.trend
     elif (side := flips.side) is not None:
@@ -302,8 +302,8 @@ def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
         }.get(side.side, "The mean and the classes of the forecast disagreed")
         yield (
             f"{pointed}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
-            f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
-            f"{side.lean:+.3f}; its side turns where both change sign."
+            f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and P(up) − P(down) is "
+            f"{side.lean:+.3f}; the other side needs the other sign of both."
         )
     if stored.decision["horizon"] is not None:
         yield _also_forecast(stored.decision)
@@ -311,7 +311,7 @@ def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
 
 
 def _also_forecast(decision: Mapping[str, Any]) -> str:
-    """Say what else the model forecast at the gates' horizon, as far as it gives it."""
+    """Return the model's other forecasts at the gates' horizon, as far as it gives them."""
     parts = [f"The regime is {decision['regime']}"]
     if (learned := decision["learned_regime"]) is not None:
         parts.append(f"the network's regime is {learned}")
@@ -339,9 +339,9 @@ def _bp(value: float) -> str:
 
 
 def _is_drawn(gate: GateMargin) -> bool:
-    """Whether how near a gate was says something."""
+    """Whether a gauge of the gate tells the reader anything."""
     declared = GATES[gate.gate]
-    has_margin = not (declared.is_capped or gate.gate in _OF_DATA)
+    has_margin = not (declared.is_capped or gate.gate in _DATA_GATES)
     return not declared.is_switch and (has_margin or not gate.passed)
 
 
@@ -357,10 +357,7 @@ _GATES: Final = (
         "margin", "margin", "exact", lambda gate: measured(gate.gate, gate.margin, signed=True)
     ),
     Figure[GateMargin](
-        "share",
-        "share",
-        "share",
-        lambda gate: gate.share if gate.is_gradual else None,
+        "share", "share", "share", lambda gate: gate.share if gate.is_gradual else None
     ),
     Figure[GateMargin]("unit", "unit", "text", lambda gate: unit_beside(gate.gate)),
     of_field("passed", "", "mark"),
@@ -374,15 +371,15 @@ _SHARE: Final[Mapping[str, Form]] = {"name": "text", "share": "exact", "bar": "b
 _MOMENT: Final[Mapping[str, Form]] = {"time": "second", "event": "text"}
 
 
-class RealisedForecast(NamedTuple):
-    """When the forecast bar closes, and its log return; None before it has."""
+class ForecastOutcome(NamedTuple):
+    """When the forecast bar closes, and the realised log return; None before that."""
 
     comes_ms: int
     realised: float | None
 
 
-def realised(columns: RunColumns, decision: Row) -> RealisedForecast:
-    """Return the outcome of the forecast of *decision*, at the gates' horizon."""
+def realised(columns: RunColumns, decision: Row) -> ForecastOutcome:
+    """Return the outcome of a decision's forecast at the gates' horizon."""
     opened_ms = np.array([decision["open_time_ms"]])
     target_ms = int(columns.times.opens_later(opened_ms, decision["horizon"])[0])
     change = None
@@ -392,10 +389,10 @@ def realised(columns: RunColumns, decision: Row) -> RealisedForecast:
             for sequence in (decision["sequence"], target)
         ]
         change = math.log(float(closes[1]) / float(closes[0]))
-    return RealisedForecast(columns.times.close_ms(target_ms), change)
+    return ForecastOutcome(columns.times.close_ms(target_ms), change)
 
 
-def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
+def _forecast(row: Row, outcome: ForecastOutcome, close_ms: int) -> Table:
     mean, stdev = row["mean_return"], row["stdev_return"]
     stated = f"{mean * BASIS_POINTS:+,.1f}"
     stated += " bp" if stdev is None else f" ± {_bp(stdev)} bp"
@@ -418,7 +415,7 @@ def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
 def attention_table(stored: StoredDecision, close_ms: int) -> Table:
     """Return the blocks of bars by their share of the attention, or why there are none.
 
-    Of relevance the shares are signed.
+    Shares of relevance are signed.
     """
     heaviest = sorted(stored.buckets, key=lambda row: -abs(row["weight"]))
     sizes = [abs(row["weight"]) for row in heaviest if row["bucket"] != "older"]
@@ -431,7 +428,7 @@ def attention_table(stored: StoredDecision, close_ms: int) -> Table:
         of_row("weight", "weight", "measure"),
         Figure[Row](
             "bar", "", "bar",
-            # All that is older is no block, and has no bar.
+            # "older" is not one block, so it gets no bar.
             lambda row: None if row["bucket"] == "older" else abs(row["weight"]) / most,
         ),
     )  # fmt: skip
@@ -458,12 +455,12 @@ def _attention_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
     if (share := stored.content_share) is not None:
         yield (
             f"The rollout differs from that of uniform attention by {share:.1%}; the rest is the "
-            "profile of a network that looks at everything alike."
+            "profile of a network that attends to all bars equally."
         )
 
 
 def _size(row: Row, held: str, held_after: str, base: str) -> Iterator[Part]:
-    """Yield what was asked for, where it was not had."""
+    """Yield the target, if the position does not have it."""
     target, unfilled = row["target_quantity_text"], row["unfilled_reason"]
     target_text = None if target is None else without_zeros(target)
     if (target_text is None or target_text == held_after) and not unfilled:
@@ -480,17 +477,17 @@ def _noted(row: Row) -> tuple[str, str]:
     return row["name"], text
 
 
-def _clock(time_ms: int, beside_ms: int) -> str:
-    """Return a time with its day, unless that is the day of the other one."""
+def _clock(time_ms: int, reference_ms: int) -> str:
+    """Return a time, with its day unless that is the day of *reference_ms*."""
     text = time_text(time_ms)
-    return text.partition(" ")[2] if time_ms // DAY_MS == beside_ms // DAY_MS else text
+    return text.partition(" ")[2] if time_ms // DAY_MS == reference_ms // DAY_MS else text
 
 
 # ---------------------------------------------------------------- orders
 
 
 class OrderHistory(NamedTuple):
-    """An order with its fills, and the table of its way to them."""
+    """An order, its fills and the table of its events."""
 
     order: Row  # of ``v_orders``
     fills: list[Row]  # of ``v_fills``
@@ -498,11 +495,11 @@ class OrderHistory(NamedTuple):
 
 
 def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHistory:
-    """Return the way of *order* to its fills and their ledger, a step's fills before its ledger.
+    """Return *order* with its fills and ledger lines in time, a step's fills before its ledger.
 
-    An order's ``created_ms`` is when the engine saw its bar, and a fill's ``filled_ms`` the time of
-    its price: the open of a bar that closed later. So that all stand on one clock, the time of
-    a fill here is that at which the engine saw the event that filled.
+    An order's ``created_ms`` is when the engine saw its bar. A fill's ``filled_ms`` is the time of
+    its price, such as the open of a bar that closed later. To have one clock, the time of a fill
+    here is when the engine saw the event that filled it.
     """
     views, order_id = columns.views, order["order_id"]
     fills = views.rows("v_fills", order_id=order_id)
@@ -524,9 +521,9 @@ def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHi
     notes = []
     if (queue := stored.queues.get(order_id)) is not None:
         notes = [f"ahead in its queue {' → '.join(ahead or 'not known' for ahead in queue)}"]
-    direction = table_of("order", f"Order {order_id}", _MOMENT, moments, notes)
+    timeline = table_of("order", f"Order {order_id}", _MOMENT, moments, notes)
     status = order["status"].lower().replace("_", " ")
-    return OrderHistory(order, fills, replace(direction, look="timeline", aside=status))
+    return OrderHistory(order, fills, replace(timeline, look="timeline", aside=status))
 
 
 def _sent(order: Row) -> str:
@@ -539,13 +536,13 @@ def _sent(order: Row) -> str:
 
 
 def _filled(fill: Row, seen_ms: int | None) -> str:
-    """Describe a fill; a bar's open is the price of a time before the bar was seen."""
+    """Return a fill in words, with the time of its price if that was another minute."""
     filled_ms = fill["filled_ms"]
-    was = ""
+    price = ""
     if seen_ms is not None and seen_ms // MINUTE_MS != filled_ms // MINUTE_MS:
-        was = f", the price of {_clock(filled_ms, seen_ms)}"
+        price = f", the price of {_clock(filled_ms, seen_ms)}"
     liquidity = f" ({fill['liquidity'].lower()})" if fill["liquidity"] else ""
     return (
-        f"filled {without_zeros(fill['quantity_text'])} at {Decimal(fill['price_text']):,}{was}, "
+        f"filled {without_zeros(fill['quantity_text'])} at {Decimal(fill['price_text']):,}{price}, "
         f"fee {number(fill['fee'], digits=5)}{liquidity}"
     )

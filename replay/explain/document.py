@@ -26,7 +26,7 @@ from tracepaper.replay.document.charts import (
     Layer,
     LineLayer,
     RuleLayer,
-    named,
+    category_axis,
     percent_axis,
     rounded,
     time_axis,
@@ -39,8 +39,8 @@ from tracepaper.replay.explain.attribution import (
     ByFeature,
     ByMethod,
     ComparedWith,
+    ComparisonSide,
     Influence,
-    MemberView,
     ModelContributions,
     SideBySide,
     TypedMethod,
@@ -48,12 +48,12 @@ from tracepaper.replay.explain.attribution import (
     by_model,
     check_method,
     compare,
-    contributed,
+    comparison_side,
     explain_by,
     influence,
-    of_rows,
+    model_contributions,
+    past_of_row_model,
     share_of_rows,
-    sided,
 )
 from tracepaper.replay.explain.auxiliary_heads import decided_map
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate, verdict_of
@@ -82,14 +82,14 @@ from tracepaper.strategies.units import iso
 Kind = TypeVar("Kind", bound=ModelAnswer)
 ANSWERS: Final[tuple[type[ModelAnswer], ...]] = (
     Full,
-    ByFeature,  # of a tree or a glm
-    ModelContributions,  # of a user's own model
+    ByFeature,  # of a tree or linear model
+    ModelContributions,  # of a custom model
     ByMethod,  # where a network looked, by the method asked for
     SideBySide,
     Influence,  # where a network over several assets looked
-    BookMap,  # where one of order books did
+    BookMap,  # where a network over order books looked
 )
-"""What a model can be asked again, in the order in which it is shown."""
+"""Recomputed answers of a model, in the order in which they are shown."""
 
 
 def explain_decision(
@@ -103,11 +103,11 @@ def explain_decision(
     method: TypedMethod | None = None,
     other: ComparedWith = ALONE,
 ) -> None:
-    """Explain *decision* (``RUN:SEQUENCE``); what was stored is shown even where --full fails.
+    """Explain *decision* (``RUN:SEQUENCE``); print the stored part even if --full fails.
 
-    *method* is an attribution method beside the stored one, *other* what the decision is compared
-    with; a page, which *write_page* writes, takes all that --full does. Raises ``DataInvalid``,
-    ``AttentionInvalid`` or ``CheckpointMismatch`` where what was asked for cannot be had.
+    *method* is an attribution method besides the stored one, *other* the comparison. *write_page*
+    writes a page, which needs all that --full does. Raises ``DataInvalid``, ``AttentionInvalid`` or
+    ``CheckpointMismatch`` if a requested part cannot be computed.
     """
     require("matplotlib", "--png", png)
     other.check()
@@ -195,17 +195,17 @@ def document(
     }
 
 
-def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> SideBySide:
+def _compared(path: Path, run_id: str, sequence: int, with_other: ComparedWith) -> SideBySide:
     past = open_past(path, run_id, sequence)
-    if against.model is not None:
-        other, name = by_model(path, past, against.model), against.model
+    if with_other.model is not None:
+        other, name = by_model(path, past, with_other.model), with_other.model
         label = past.forecaster.model_id
     else:
-        assert against.decision is not None
-        place = locate(against.decision, None if "#" in against.decision else path)
+        assert with_other.decision is not None
+        place = locate(with_other.decision, None if "#" in with_other.decision else path)
         other, name = open_past(*place), f"decision {place[2]:,}"
         label = f"decision {sequence:,}"
-    return compare(sided(past, label), sided(other, name))
+    return compare(comparison_side(past, label), comparison_side(other, name))
 
 
 def ask_again(
@@ -219,7 +219,7 @@ def ask_again(
     other: ComparedWith = ALONE,
     begins: Callable[[str], None] = lambda _doing: None,
 ) -> list[ModelAnswer]:
-    """Return the model's new answer for a decision; *begins* hears of each part of the work.
+    """Return the model's recomputed answers; call *begins* with the name of each part of the work.
 
     Raises as :func:`explain_decision` does.
     """
@@ -228,7 +228,7 @@ def ask_again(
         return [influence(path, run_id, sequence, method)]
     if asks is DataSource.ORDER_BOOKS and not method:
         return [decided_map(path, run_id, sequence, stored)]
-    # On anything but a terminal the status prints nothing.
+    # The status prints only on a terminal.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         chosen = explain_by(open_past(path, run_id, sequence), method) if method else None
         compared = _compared(path, run_id, sequence, other) if other else None
@@ -236,9 +236,9 @@ def ask_again(
         if full:
             past = open_any(path, run_id, sequence)
             if user_model(past.forecaster) is not None:
-                asked = [contributed(past), *asked]
+                asked = [model_contributions(past), *asked]
             else:
-                rows = of_rows(past)
+                rows = past_of_row_model(past)
                 added = None if rows is None else by_feature(rows, share=share_of_rows(past))
                 asked = [added, *asked]
                 if rows is None or rows.forecaster is not past.forecaster:
@@ -248,16 +248,16 @@ def ask_again(
 
 
 def _of_custom_model(path: Path, run_id: str, sequence: int) -> list[ModelAnswer]:
-    """Return the custom model's contributions; nothing where it gives none."""
+    """Return the contributions that a custom model reports, if it does."""
     try:
         past = open_any(path, run_id, sequence)
-    except TracepaperError:  # it says nothing of them, or was changed: --full gives the reason
+    except TracepaperError:  # it has none or was changed; --full gives the reason
         return []
-    return [added] if (added := contributed(past)) is not None else []
+    return [added] if (added := model_contributions(past)) is not None else []
 
 
 def stored_parts(stored: StoredDecision, titled: TitledParts) -> Iterator[Part]:
-    """Yield what the rows of one decision say: *titled*, after what held the run."""
+    """Yield the stored parts of one decision: the run's states, then *titled*."""
     yield from (Paragraph(state.sentence, "warning") for state in stored.states)
     decision = stored.decision
     verdict, reason = verdict_of(decision)
@@ -283,17 +283,17 @@ def _parts(
 
 
 def _of(kind: type[Kind], recomputed: Sequence[ModelAnswer]) -> Kind | None:
-    """Return the answer of *kind* among what was recomputed."""
+    """Return the recomputed answer of *kind*, or None."""
     return next((answer for answer in recomputed if isinstance(answer, kind)), None)
 
 
 FEATURES_MAX: Final = 15
 BINS: Final = 48
-"""Cells of age in a comparison, the older the wider."""
+"""Cells of age in a comparison; older cells are wider."""
 
 
 def attention_chart(full: Full) -> Chart:
-    """Draw the close, each past bar's share of the rollout, and what each added to the mean."""
+    """Draw the close, and each past bar's share of the rollout and contribution to the mean."""
     attribution, moves = full.attribution, full.moves
     times = list(attribution.open_time_ms[:-1])
     moved = [BASIS_POINTS * added for added in moves.by_bar[:-1]]
@@ -328,7 +328,7 @@ def attention_chart(full: Full) -> Chart:
 
 
 def attribution_chart(full: Full) -> Chart:
-    """Draw a bar a feature: what its values at the decided bar and before added to the mean."""
+    """Draw a bar per feature: its contributions at the decided bar and before."""
     moves = full.moves
     features = moves.features[:FEATURES_MAX]
     decided = [BASIS_POINTS * each.decided_bar for each in features]
@@ -346,7 +346,7 @@ def attribution_chart(full: Full) -> Chart:
 def _by_feature(
     names: list[str], sides: dict[str, list[float]], *, is_grouped: bool = False
 ) -> ChartPanel:
-    """Return signed bars, a feature a row, the first on top."""
+    """Return signed bars, one row per feature, the first on top."""
     roles: tuple[ChartRole, ChartRole] = ("accent", "muted")
     layers: list[Layer] = [
         BarLayer(side, rounded(added, 4), range(len(names)), (role,))
@@ -355,14 +355,14 @@ def _by_feature(
     return ChartPanel(
         [*layers, RuleLayer(0.0, "x")],
         ChartAxis("added to the expected return, bp", unit=" bp", digits=3, has_zero=True),
-        named(names, is_reversed=True),
+        category_axis(names, is_reversed=True),
         50 + (26 if is_grouped else 22) * len(names),
         is_grouped=is_grouped,
     )
 
 
 def age_chart(compared: SideBySide) -> Chart:
-    """Draw the rollout of both by age, and the mean attention of each layer's heads, from below."""
+    """Draw both rollouts by age, then the mean attention of the heads of each layer."""
     ages = max(len(compared.first.weights), len(compared.second.weights))
     panels = [_by_age([side.by_age(ages) for side in (compared.first, compared.second)], compared)]
     for layer, common in enumerate(compared.common_by_layer):
@@ -379,14 +379,14 @@ def age_chart(compared: SideBySide) -> Chart:
 
 
 def features_chart(compared: SideBySide) -> Chart | None:
-    """Draw each feature's contribution to both; None where they have none in common."""
+    """Draw each feature's contribution to both; None if they have no feature in common."""
     first, second = compared.first, compared.second
     names = [name for name in first.features if name in second.features]
     names.sort(key=lambda name: -max(abs(side.features[name]) for side in (first, second)))
     names = names[:FEATURES_MAX]
     if not names:
         return None
-    # Both may be called alike.
+    # Both sides may have one name.
     sides = {
         f"{side.name}{mark}": [BASIS_POINTS * side.features[name] for name in names]
         for side, mark in ((first, ""), (second, " " if first.name == second.name else ""))
@@ -396,7 +396,7 @@ def features_chart(compared: SideBySide) -> Chart | None:
 
 
 def _by_age(rows: list[Floats], compared: SideBySide) -> ChartPanel:
-    """Return lines of the share in each cell of age, the cells logarithmic."""
+    """Return lines of the share in each cell of age; the cells are logarithmic."""
     ages = len(rows[0])
     firsts = np.unique(np.geomspace(1, ages + 1, BINS + 1).astype(np.int64))[:-1] - 1
     cells = [np.add.reduceat(row, firsts) for row in rows]
@@ -404,7 +404,7 @@ def _by_age(rows: list[Floats], compared: SideBySide) -> ChartPanel:
     lasts = [*(firsts[1:] - 1).tolist(), ages - 1]
     spans = [f"age {first} to {last}" for first, last in zip(firsts.tolist(), lasts, strict=True)]
     ticks = [(float(place), str(firsts[place])) for place in places[:: max(1, len(places) // 10)]]
-    sides: tuple[MemberView, MemberView] = (compared.first, compared.second)
+    sides: tuple[ComparisonSide, ComparisonSide] = (compared.first, compared.second)
     roles: tuple[ChartRole, ChartRole] = ("accent", "muted")
     return ChartPanel(
         [
@@ -417,13 +417,13 @@ def _by_age(rows: list[Floats], compared: SideBySide) -> ChartPanel:
     )
 
 
-FEWEST: Final = 2
-"""Decisions that heads are read from at least."""
+DECISIONS_MIN: Final = 2
+"""Fewest decisions from which heads are analysed."""
 
 
 def read_heads_at(past: Past) -> HeadReport | None:
-    """Analyse the heads at the decision; None where the run has too few bars before it."""
-    if len(past.read) < past.forecaster.context + FEWEST - 1:
+    """Analyse the heads at the decision; None if the run has too few bars before it."""
+    if len(past.read) < past.forecaster.context + DECISIONS_MIN - 1:
         return None
     return heads_of(past.forecaster, past.read, past.sequence, half=past.is_half)
 
@@ -435,10 +435,7 @@ def full_document(
     heads: HeadReport | None,
     compared: SideBySide | None,
 ) -> TitledParts:
-    """Return one decision as a document, beside another where *compared* is given.
-
-    It is what ``explain --full`` prints, with charts.
-    """
+    """Return the output of ``explain --full`` as a document with charts, and with *compared*."""
     parts: list[Part] = [
         Paragraph(full.deletion.sentence, "lead"),
         Paragraph("The decision", "heading"),
@@ -454,7 +451,9 @@ def full_document(
         parts += filter(None, (age_chart(compared), features_chart(compared)))
     parts.append(Paragraph("Heads", "heading"))
     if heads is None:
-        parts.append(Paragraph("The run has too few bars before it to read its heads.", "note"))
+        parts.append(
+            Paragraph("The run has too few bars before this decision to analyse the heads.", "note")
+        )
     else:
         kinds, by_head, flow, *_ = heads.tables()
         alone = replace(kinds, title="")

@@ -1,9 +1,7 @@
-"""Importance of bars and of features over the time of a run, as tables of one row a span.
+"""Importance of bars and of features over a run, as tables with one row per span of time.
 
-Of bars it is read from what every decision stored of its rollout; of features the model is asked
-again, for some decisions of each span.
-
-The rule is docs/models.md, L69.
+That of bars is read from the rollouts that decisions stored. For that of features the model is
+asked again at some decisions of each span. The rule is docs/models.md, L69.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.document.values import Cells, Estimate, Table, Value, of_row, table
-from tracepaper.replay.explain.attribution import by_feature, of_rows
+from tracepaper.replay.explain.attribution import by_feature, past_of_row_model
 from tracepaper.replay.report.attention import stacked
 from tracepaper.replay.report.past import open_any, open_past
 from tracepaper.replay.run_columns import RunColumns
@@ -32,24 +30,24 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.units import DAY_MS
 
 Floats = npt.NDArray[np.float64]
-SAMPLES_MOST: Final = 100
+SAMPLES_MAX: Final = 100
 SHOWN: Final = 4
-"""Features that a terminal has room for; JSON and frames hold all."""
+"""Features that a terminal shows; JSON and frames have all."""
 _UNITS: Final = {"m": 60_000, "h": 3_600_000, "d": DAY_MS}
 
 
 @dataclass(frozen=True)
 class RunImportance:
-    """The series of a run: of bars by their age, and of features where they were asked for."""
+    """Importance over a run: of bars by age, and of features if samples were requested."""
 
     series: tuple[Table, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return the rows of each table by its key, values unrounded."""
+        """Return the rows of each table by its key, with values not rounded."""
         return {f"importance_{each.key}": each.documents() for each in self.series}
 
     def of(self, key: str) -> Table:
-        """Return the table ``bars`` or ``features``; raise ``DataInvalid`` where there is none."""
+        """Return the table ``bars`` or ``features``; raise ``DataInvalid`` if there is none."""
         for each in self.series:
             if each.key == key:
                 return each
@@ -64,13 +62,13 @@ def read_importance(
     samples: int = 0,
     progress: Callable[[str], object] = lambda _doing: None,
 ) -> RunImportance:
-    """Return the importance of bars over spans of *every*, and of features by *samples* decisions.
+    """Return the importance of bars per span, and that of features at *samples* decisions of each.
 
-    *every* is a time such as ``1d`` or ``4h``, or a number of bars. Raises ``ConfigInvalid`` for
-    another text, and ``DataInvalid`` where the run has nothing to show.
+    *every* is the length of a span: a time such as ``1d`` or ``4h``, or a number of bars. Raises
+    ``ConfigInvalid`` for another text, and ``DataInvalid`` if the run has no importance to show.
     """
-    if not 0 <= samples <= SAMPLES_MOST:
-        raise ConfigInvalid(f"{samples} decisions a span are none; give 0 to {SAMPLES_MOST}.")
+    if not 0 <= samples <= SAMPLES_MAX:
+        raise ConfigInvalid(f"samples is {samples}; give 0 to {SAMPLES_MAX} decisions per span.")
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         with views.snapshot():
@@ -94,12 +92,12 @@ def _span_ms(every: str, interval_ms: int) -> int:
     parsed = re.fullmatch(r"([1-9][0-9]{0,5})([mhd]?)", every)
     if parsed is None:
         raise ConfigInvalid(
-            f"'{every:.40}' is no span; give a time such as 1d or 4h, or bars: 500."
+            f"'{every:.40}' is not a span; give a time such as 1d or 4h, or bars such as 500."
         )
     span_ms = int(parsed[1]) * _UNITS.get(parsed[2], interval_ms)
     if span_ms % interval_ms:
         raise ConfigInvalid(
-            f"A span of {every} is no whole number of the run's bars; give a multiple of them."
+            f"A span of {every} is not a multiple of the run's bar interval; give one that is."
         )
     return span_ms
 
@@ -111,16 +109,16 @@ def _of_bars(
     spans: npt.NDArray[np.int64],
     interval_ms: int,
 ) -> Table | None:
-    """Return the mean rollout by age, in groups of age; None where none was stored."""
+    """Return the mean rollout by groups of age; None if none was stored."""
     names, symbol = np.unique(columns["instrument"], return_inverse=True)
     starts, span = np.unique(spans, return_inverse=True)
     owners, size = symbol * starts.size + span, names.size * starts.size
     counts = np.zeros(size)
-    powers: dict[str, Floats] = {}  # of each age: decisions, sum and sum of squares by owner
+    powers: dict[str, Floats] = {}  # per age group: [count, sum, sum of squares][owner]
     for batch in reader.explanations(run_id):
-        # Models of a run may differ in how far they look and in their heads.
-        for _, alike in groupby(batch, key=lambda row: (len(row[1]), len(row[3]))):
-            sequences, rollout, _ = stacked(list(alike))
+        # Models of a run may differ in lookback and heads.
+        for _, rows_of_model in groupby(batch, key=lambda row: (len(row[1]), len(row[3]))):
+            sequences, rollout, _ = stacked(list(rows_of_model))
             decided = np.isin(sequences, columns["sequence"])
             at = np.searchsorted(columns["sequence"], sequences[decided])
             row_owners = owners[at]
@@ -171,7 +169,7 @@ _FEATURES_NOTE: Final = (
 
 
 def by_age(cells: Floats) -> Iterator[tuple[str, Floats]]:
-    """Yield the shares [decision] of cells of 64 bars, in groups that reach four times as far."""
+    """Yield (name, shares [decision]) of groups of 64-bar cells; each ends 4 times as far back."""
     last = cells.shape[1] - 1
     start, end = 0, 1
     while start < last:
@@ -190,7 +188,7 @@ def _aged(name: str) -> str:
 
 
 def _spread(power: Floats, count: int) -> Estimate:
-    """Return the mean and the standard deviation of *count* values by the sums of their powers."""
+    """Return the mean and standard deviation of *count* values, from the sums of their powers."""
     mean = float(power[0]) / count
     return mean, max(float(power[1]) / count - mean**2, 0.0) ** 0.5 if count > 1 else None
 
@@ -208,27 +206,27 @@ def _of_features(
     samples: int,
     progress: Callable[[str], object],
 ) -> Table:
-    """Return each feature's share of what all of them added, at *samples* decisions of a span."""
+    """Return each feature's share of all contributions, at *samples* decisions of each span."""
     answered = np.isfinite(columns["mean_return"])
     if not answered.any():
         raise DataInvalid(f"No decision of run {run_id} has a forecast to take apart.")
     rows: list[Cells] = []
     total: dict[str, float] = {}
-    what = ""
+    divided = ""
     for instrument in dict.fromkeys(columns["instrument"][answered].tolist()):
         of_symbol = answered & (columns["instrument"] == instrument)
         for span in np.unique(spans[of_symbol]).tolist():
             sequences = columns["sequence"][of_symbol & (spans == span)]
-            # Evenly over the span: the middles of as many equal parts.
+            # Evenly over the span: the middles of equal parts.
             count = min(samples, len(sequences))
             chosen = sequences[((np.arange(count) + 0.5) * len(sequences) / count).astype(int)]
             shares: dict[str, list[float]] = {}
             for sequence in chosen.tolist():
                 progress(f"asking the model again at decision {sequence:,}")
-                what, added = _added(database, run_id, sequence)
-                whole = sum(map(abs, added.values())) or 1.0
+                divided, added = _contributions(database, run_id, sequence)
+                total_size = sum(map(abs, added.values())) or 1.0
                 for name, value in added.items():
-                    shares.setdefault(name, []).append(abs(value) / whole)
+                    shares.setdefault(name, []).append(abs(value) / total_size)
             values = {
                 name: _spread(np.array([sum(every), np.square(every).sum()]), count)
                 for name, every in shares.items()
@@ -243,14 +241,14 @@ def _of_features(
         "Importance of features, over time",
         (*_FIXED, *figures),
         rows,
-        notes=(_FEATURES_NOTE.format(what),),
+        notes=(_FEATURES_NOTE.format(divided),),
     )
 
 
-def _added(database: Path, run_id: str, sequence: int) -> tuple[str, dict[str, float]]:
-    """Attribute one decision's forecast to its features; say in words what is divided."""
+def _contributions(database: Path, run_id: str, sequence: int) -> tuple[str, dict[str, float]]:
+    """Return the name of the quantity that is attributed, and each feature's contribution to it."""
     past = open_any(database, run_id, sequence)
-    if (rows := of_rows(past)) is not None:
+    if (rows := past_of_row_model(past)) is not None:
         features = by_feature(rows).features
         words = "what they added to the log volatility of the tree or linear model"
         return words, {feature.feature: float(np.log(feature.volatility)) for feature in features}

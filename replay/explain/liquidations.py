@@ -1,4 +1,4 @@
-"""Liquidations that a decision's bar brought: what was taken away, why, and what it cost."""
+"""Liquidations since the previous decision: the closed positions, the reason and the cost."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _FEE: Final = LedgerKind.LIQUIDATION_FEE.value
 
 @dataclass(frozen=True)
 class Liquidation:
-    """What one price took away: of one position, or on cross margin of the whole account."""
+    """The liquidation of one position, or with cross margin of the account, at one price."""
 
-    fills: tuple[Row, ...]  # of ``v_fills``; none where canceled orders were enough
-    parts: tuple[Row, ...]  # of ``v_shadow_fills``: what each of several strategies lost of them
-    canceled: int  # resting orders that the account's call ended
-    realized: float  # profit of what was closed, negative where lost
+    fills: tuple[Row, ...]  # of ``v_fills``; empty if canceled orders were enough
+    parts: tuple[Row, ...]  # of ``v_shadow_fills``: each strategy's part of the fills
+    canceled: int  # resting orders that the margin call canceled
+    realized: float  # profit of the closed positions, negative for a loss
     fee: float
 
     @property
     def cost(self) -> float:
-        """What it took of the cash."""
+        """The amount that left the cash balance."""
         return self.fee - self.realized
 
     @property
-    def beyond(self) -> float:
-        """The part of the cost that the way from the price that called to the fills made."""
+    def slippage(self) -> float:
+        """The part of the cost between the price of the call and the prices of the fills."""
         return sum(
             (fill["reference_price"] - fill["price"])
             * fill["quantity"]
@@ -47,7 +47,7 @@ class Liquidation:
 
     @property
     def sentence(self) -> str:
-        """What was liquidated, at which price, why, and what it cost, in two sentences."""
+        """The closed positions, their prices, the reason and the cost, in two sentences."""
         if not self.fills:
             return f"{capital(CALLED)}: {_counted(self.canceled)} canceled, which was enough."
         why = "; ".join(dict.fromkeys(fill["reason"] for fill in self.fills))
@@ -58,8 +58,8 @@ class Liquidation:
             f". It cost {self.cost:,.2f}: {-self.realized:,.2f} of realized loss and "
             f"{self.fee:,.2f} of fees"
         )
-        if round(self.beyond, 2):
-            text += f"; {self.beyond:,.2f} of the loss is the move from trigger to close"
+        if round(self.slippage, 2):
+            text += f"; {self.slippage:,.2f} of the loss is the move from trigger to close"
         return f"{text}."
 
     def _closed(self, fill: Row) -> str:
@@ -75,7 +75,7 @@ class Liquidation:
 
 
 def capital(words: str) -> str:
-    """Return *words* as they begin a sentence."""
+    """Return *words* with a capital first letter."""
     return f"{words[:1].upper()}{words[1:]}"
 
 
@@ -86,9 +86,9 @@ def _counted(orders: int) -> str:
 def liquidations_of(
     reader: Reader, views: RunViews, decision: Row, config: Mapping[str, Any]
 ) -> tuple[Liquidation, ...]:
-    """Return the liquidations between the last decision of *decision*'s instrument and itself.
+    """Return the liquidations since the previous decision of the same instrument.
 
-    On cross margin those of the whole account, else those of that instrument.
+    With cross margin those of the account, else those of the instrument.
     """
     margin = config["account"]["margin"]
     if margin == "none":
@@ -129,5 +129,5 @@ def liquidations_of(
 
 
 def _sum_of(lines: list[Row], name: str) -> float:
-    """Sum the amounts of the ledger's *lines* of that kind."""
+    """Return the sum of the ledger lines of the kind *name*."""
     return sum(line["amount"] for line in lines if name == line["kind"])

@@ -1,4 +1,4 @@
-"""One checkpoint of order books asked about one recorded book: a map of level and time."""
+"""The attention of an order book model at one recorded book: a map of level and time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BookMap(ModelAnswer):
-    """What a model said of books, and where it looked in them."""
+    """A model's forecast from order books, and its attention to them."""
 
     key: ClassVar = "books"
     instrument: str
@@ -35,7 +35,7 @@ class BookMap(ModelAnswer):
     horizons: tuple[int, ...]
     every_ms: int
     decimals: tuple[int, int]  # of prices and quantities
-    says: tuple[str, ...]  # what the card says of itself, and what was left out of the file
+    sentences: tuple[str, ...]  # of the card, and on what was left out of the file
 
     @property
     def model_id(self) -> str:
@@ -44,26 +44,26 @@ class BookMap(ModelAnswer):
 
     @property
     def at_ms(self) -> int:
-        """When the newest book was seen."""
+        """Time of the newest book."""
         return int(self.books.seen_ms[-1])
 
     @property
     def probabilities(self) -> list[list[float]]:
-        """Of each horizon: down, flat, up."""
+        """[horizon][down, flat, up]."""
         rows: list[list[float]] = self.attribution.probabilities.tolist()
         return rows
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """Where it looked: [book, side, level], which sum to 1."""
+        """Attention [book, side, level]; it sums to 1."""
         shape = (len(self.books), len(SIDES), self.books.levels)
         weights: NDArray[np.float32] = self.attribution.weights.numpy().reshape(shape)
         return weights
 
     def parts(self) -> Iterator[Part]:
-        """Yield the answer and the map: ranges of levels down, the newest books first."""
+        """Yield the forecast and the map: rows are ranges of levels, the newest books first."""
         yield Paragraph(f"{self.instrument} at {iso(self.at_ms)}, model {self.model_id}", "strong")
-        yield from map(Paragraph, self.says)
+        yield from map(Paragraph, self.sentences)
         forms: dict[str, Form] = {"books ahead": "count", **dict.fromkeys(MOVES, "exact")}
         answers: list[tuple[Value, ...]] = [
             (horizon, *(f"{share:.1%}" for share in shares))
@@ -73,13 +73,13 @@ class BookMap(ModelAnswer):
         yield _map_table(self)
 
     def document(self) -> dict[str, Any]:
-        """Return the whole map with prices and sizes as texts, oldest book first."""
+        """Return the map with prices and sizes as texts, the oldest book first."""
         books = self.books
         return {
             "instrument": self.instrument,
             "model": self.model_id,
             "at": iso(self.at_ms),
-            "says": list(self.says),
+            "says": list(self.sentences),
             "every_ms": self.every_ms,
             "answers": [
                 {"horizon": horizon, **dict(zip(MOVES, shares, strict=True))}
@@ -99,11 +99,11 @@ class BookMap(ModelAnswer):
 
 
 def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> BookMap:
-    """Ask the model in *folder* about the newest book of *path* until *at_ms*, the last by default.
+    """Ask the model in *folder* about the newest book of *path* at *at_ms*, by default the last.
 
-    It sees the books before it back to the gap, at most its window. Raises ``DataInvalid`` for a
-    file of other books and a time that it does not hold, ``CheckpointMismatch`` for a model of
-    another kind.
+    The model reads the books before it, back to a gap or to the start of its window. Raises
+    ``DataInvalid`` for a file of other books, ``ConfigInvalid`` for a time without a book, and
+    ``CheckpointMismatch`` for a model of another kind.
     """
     import torch
 
@@ -116,22 +116,22 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     check_fits(recorded.header, card, path)
     config = network.config
     books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
-    header, of = recorded.header, recorded.header.instrument
+    header, instrument = recorded.header, recorded.header.instrument
     sentences = card.get("honesty", {}).get("sentences", [])
     return BookMap(
-        of.id,
+        instrument.id,
         card,
         books,
         network.explain(torch.from_numpy(tokens_of(books))),
         config.horizons,
         every_ms=header.every_ms,
-        decimals=(of.price_decimals, of.quantity_decimals),
-        says=(*sentences, *([recorded.torn] if recorded.torn else [])),
+        decimals=(instrument.price_decimals, instrument.quantity_decimals),
+        sentences=(*sentences, *([recorded.torn] if recorded.torn else [])),
     )
 
 
 def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) -> Books:
-    """Return the books of the window that ends at *at_ms*, none from before a gap."""
+    """Return the books of the window that ends at *at_ms*, all after the last gap."""
     times = recorded.times
     end = len(times) if at_ms is None else int(np.searchsorted(times, at_ms, side="right"))
     within = end and (at_ms is None or at_ms - int(times[end - 1]) < recorded.header.every_ms)
@@ -154,7 +154,7 @@ def _texts(numbers: NDArray[np.int64], decimals: int) -> list[str]:
 
 
 def _map_table(mapped: BookMap) -> Table:
-    """Return the share of each range of levels and ages, with a shade by the largest of them."""
+    """Return the share of each range of levels and ages, shaded relative to the largest."""
     ages = ranges(len(mapped.books), AGES_SHOWN)
     levels = ranges(mapped.books.levels, LEVELS_SHOWN)
     newest_first = mapped.weights[::-1]
@@ -166,30 +166,30 @@ def _map_table(mapped: BookMap) -> Table:
         for row, (first, last) in enumerate(levels)
     }
     largest = max(map(max, shares.values()))
-    # As a ladder stands: the deepest ask on top, the touch in the middle.
+    # In the order of a price ladder: the deepest ask on top, the best prices in the middle.
     order = [(1, row) for row in reversed(range(len(levels)))]
     order += [(0, row) for row in range(len(levels))]
     rows: list[tuple[Value, ...]] = []
     for place, row in order:
         first, last = levels[row]
         cells = shares[place, row]
-        named = str(first + 1) if last == first + 1 else f"{first + 1}–{last}"
+        level = str(first + 1) if last == first + 1 else f"{first + 1}–{last}"
         shaded = [f"{100 * share:.1f}{_shade(share, largest)}" for share in cells]
-        rows.append((SIDES[place], named, *shaded, f"{100 * sum(cells):.1f}"))
+        rows.append((SIDES[place], level, *shaded, f"{100 * sum(cells):.1f}"))
     columns = [_age(start, stop, mapped.every_ms) for start, stop in ages]
     forms: dict[str, Form] = {"side": "text", **dict.fromkeys(["level", *columns, "all"], "exact")}
     return table_of("map", f"Where it looked ({ATTENDED}), % of all", forms, rows)
 
 
 def _shade(share: float, largest: float) -> str:
-    """Return the sign of a *share*: the darker, the nearer to the largest."""
+    """Return the shading character of a *share*; the largest is darkest."""
     return SHADES[round((len(SHADES) - 1) * (share / largest) ** 0.5)] if largest else SHADES[0]
 
 
 def ranges(count: int, most: int) -> list[tuple[int, int]]:
-    """Return *count* places as at most *most* ranges, each about twice as wide as the one before.
+    """Return *count* places as at most *most* ranges, each twice as wide as the previous.
 
-    The last holds all that is left.
+    The last range has all remaining places.
     """
     spans: list[tuple[int, int]] = []
     start, width = 0, 1

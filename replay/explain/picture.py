@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import structs
@@ -13,9 +13,9 @@ from tracepaper.replay.document.charts import (
     ChartPanel,
     MarkLayer,
     close_panel,
-    held_steps,
     percent_axis,
     rounded,
+    step_line,
     time_axis,
 )
 from tracepaper.replay.explain.decision import StoredDecision
@@ -24,14 +24,11 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
-    """Draw the close, and under it the stored share of each block of bars.
+    """Draw the close, and below it the stored share of each block of bars.
 
-    Raises ``DataInvalid`` where the decision has no attribution.
+    Raises ``DataInvalid`` if the decision has no attribution.
     """
     if stored.no_attribution is not None:
         raise DataInvalid(
@@ -49,20 +46,20 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     times = [bar.closed_ms for bar in bars]
     closes = np.array([bar.close for bar in bars]) / 10**item.price_decimals
     shares = rounded([100 * row["weight"] for row in rows])
-    what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", ATTENDED)
-    line = held_steps(what, starts, rows[-1]["until_open_time_ms"], shares)
-    up = percent_axis(f"{what} in 64 bars, %")
+    name_of_share, words = ("relevance", ADDED) if stored.is_relevance else ("attention", ATTENDED)
+    line = step_line(name_of_share, starts, rows[-1]["until_open_time_ms"], shares)
+    up = percent_axis(f"{name_of_share} in 64 bars, %")
     panels = [decided_panel(times, closes.tolist(), 190), ChartPanel([line], time_axis(), up, 150)]
     return Chart(
         "",
-        f"Price and {what if stored.is_relevance else 'rollout'}: {words}.",
+        f"Price and {'relevance' if stored.is_relevance else 'rollout'}: {words}.",
         panels,
         is_aligned=True,
     )
 
 
 def decided_panel(times: Sequence[int], closes: Sequence[float], height: int) -> ChartPanel:
-    """Return a panel of the price with a mark at the decided bar, the last."""
+    """Return a panel of the price with a mark at the last bar, the decided one."""
     panel = close_panel(times, closes, height)
     mark = MarkLayer("decided bar", times[-1:], rounded(closes[-1:], 8))
     title = "The dot is the decided bar."

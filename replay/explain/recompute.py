@@ -1,7 +1,7 @@
-"""What the run's own model says of one decision when it is asked again.
+"""One decision recomputed by the run's model.
 
-First where it looked, bar by bar; then what moved its forecast: contributions of features and
-bars, their relevance, and a test that takes and gives the bars that matter most.
+First the attention by bar; then what moved the forecast: contributions of features and bars, their
+relevance, and a test that removes and inserts the bars that matter most.
 """
 
 from __future__ import annotations
@@ -31,39 +31,36 @@ from tracepaper.strategies.units import interval_text, iso
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8
 HEAVIEST: Final = 16
-"""Past bars that a table shows, and whose contributions are summed apart."""
+"""Past bars that a table shows, and whose contributions have a separate sum."""
 
 FRAME_BARS: Final = 3
-"""Bars of each timeframe, or modality, that a table names."""
+"""Bars of each timeframe or modality that a table lists."""
 
 
 @dataclass(frozen=True)
 class HeavyBar:
-    """A closed bar of a timeframe that the network saw as one, and the weight that it holds."""
+    """A closed bar of a timeframe, which the network reads as one token, and its weight."""
 
-    open_time_ms: int  # of the first of its rows
+    open_time_ms: int  # of its first row
     weight: float
 
 
 @dataclass(frozen=True)
 class FrameShare:
-    """What one timeframe holds of where a decision looked, and its heaviest bars.
-
-    It is of the bars' own symbol, or of another that the network asks.
-    """
+    """Attention to one timeframe, of the decided symbol or another, and its heaviest bars."""
 
     interval_ms: int
     weight: float
     bars: int
     heaviest: tuple[HeavyBar, ...]
-    symbol: str = ""  # of another symbol's bars: which
+    symbol: str = ""  # if it is not the decided one
 
 
 @dataclass(frozen=True)
 class ModalityShare:
-    """What one modality of the bars holds of where a decision looked, and its heaviest bars.
+    """Attention to one modality of the bars, and its heaviest bars.
 
-    ``levels`` are the shares of an order book's groups of levels, which sum to the weight.
+    ``levels`` has the shares of an order book's groups of levels; they sum to ``weight``.
     """
 
     modality: str
@@ -74,14 +71,13 @@ class ModalityShare:
 
 @dataclass(frozen=True)
 class FullAttribution:
-    """Where one decision looked, bar by bar (oldest first); weights sum to 1 within ``l1_error``.
+    """Attention of one decision by bar, oldest first; weights sum to 1 within ``l1_error``.
 
-    Where attention flowed, not why the price will move. ``largest_bucket_difference`` compares
-    the sums over 64-bar blocks, of a run by relevance those of its shares, with what was stored;
-    None where another method was asked.
-    ``frames`` are those of a network that sees several, the bars themselves first; the weight of
-    such a frame's bar is shared by its rows. ``modalities`` are those of a network that tells the
-    columns of a bar apart.
+    It shows where attention flowed, not why the price will move. ``largest_bucket_difference`` is
+    that between the sums over 64-bar blocks (of relevance, if the run stores that) and the stored
+    buckets; None for another method. ``frames`` is set for a network with several timeframes, the
+    bars first; the rows of a frame's bar share its weight. ``modalities`` is set for a network that
+    separates the columns of a bar.
     """
 
     open_time_ms: tuple[int, ...]
@@ -93,15 +89,15 @@ class FullAttribution:
     modalities: tuple[ModalityShare, ...] = ()
 
     def heaviest(self, count: int) -> list[int]:
-        """Return the places of the *count* heaviest bars, heaviest first, the decided one not.
+        """Return the indices of the *count* heaviest past bars, heaviest first.
 
-        The decided bar is left out: the residual stream alone gives it a large share.
+        The decided bar is left out, because the residual stream alone gives it a large share.
         """
         past = np.array(self.weights[:-1])
         return [int(place) for place in np.argsort(-past, kind="stable")[:count]]
 
     def parts(self) -> Iterator[Part]:
-        """Yield the decided bar and the heaviest past ones, with their closes."""
+        """Yield the decided bar and the heaviest past bars with their closes, then the shares."""
         newest = len(self.weights) - 1
         heaviest = self.heaviest(HEAVIEST)
         most = self.weights[heaviest[0]] or 1.0
@@ -129,18 +125,18 @@ class FullAttribution:
             yield table_of(
                 "timeframes",
                 "By symbol and timeframe, of closed bars"
-                if any(of.symbol for of in self.frames)
+                if any(frame.symbol for frame in self.frames)
                 else "By timeframe, of closed bars",
                 {"timeframe": "text", "bars": "count", "weight": "measure",
                  "heaviest of them": "text"},
                 [
                     (
-                        f"{of.symbol} {interval_text(of.interval_ms)}".lstrip(),
-                        of.bars,
-                        of.weight,
-                        _heavy_bars(of.heaviest),
+                        f"{frame.symbol} {interval_text(frame.interval_ms)}".lstrip(),
+                        frame.bars,
+                        frame.weight,
+                        _heavy_bars(frame.heaviest),
                     )
-                    for of in self.frames
+                    for frame in self.frames
                 ],
             )  # fmt: skip
         if self.modalities:
@@ -148,20 +144,23 @@ class FullAttribution:
                 "modalities",
                 "By modality of the bars",
                 {"modality": "text", "weight": "measure", "heaviest bars of it": "text"},
-                [(of.modality, of.weight, _heavy_bars(of.heaviest)) for of in self.modalities],
+                [
+                    (each.modality, each.weight, _heavy_bars(each.heaviest))
+                    for each in self.modalities
+                ],
             )
-        for of in self.modalities:
-            if of.levels:
+        for modality in self.modalities:
+            if modality.levels:
                 yield table_of(
                     "levels",
-                    f"By levels of the order book, of its {of.weight:.4f}",
+                    f"By levels of the order book, of its {modality.weight:.4f}",
                     {"levels": "text", "weight": "measure"},
-                    [(name.replace("_", "–"), weight) for name, weight in of.levels.items()],
+                    [(name.replace("_", "–"), weight) for name, weight in modality.levels.items()],
                 )
 
 
 def attribute(past: Past) -> FullAttribution:
-    """Return the attribution at full resolution, compared with the buckets that were stored."""
+    """Return the attribution at full resolution, compared with the stored buckets."""
     attribution = past.forecaster.explain(past.decided.instrument)
     weights = relevance_by_bar(past)
     closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
@@ -178,7 +177,7 @@ def attribute(past: Past) -> FullAttribution:
 
 
 def relevance_by_bar(past: Past) -> Floats | None:
-    """Return the signed shares of the bars of a run by relevance, oldest first; None of others."""
+    """Return the bars' signed shares of relevance, oldest first; None without relevance."""
     for passes in past.forecaster.passes:
         if isinstance(passes, RelevancePasses):
             return passes.by_bar(past.decided.instrument)
@@ -188,7 +187,7 @@ def relevance_by_bar(past: Past) -> Floats | None:
 def _modalities(
     parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[ModalityShare, ...]:
-    """Return the share of each modality; empty of a network that does not tell them apart."""
+    """Return the share of each modality; empty if the network does not separate them."""
     shares = []
     for name in dict.fromkeys(part.modality for part in parts if part.modality):
         chosen = [part for part in parts if part.modality == name]
@@ -213,7 +212,7 @@ def _heaviest(parts: Sequence[AttendedPart], open_time_ms: Sequence[int]) -> tup
 def _frames(
     past: Past, parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[FrameShare, ...]:
-    """Return the share of each timeframe; empty of a network that sees bars of one."""
+    """Return the share of each timeframe; empty if the network reads one."""
     shares = []
     for symbol, frame in sorted({(part.symbol, part.frame) for part in parts if not part.modality}):
         chosen = [part for part in parts if (part.symbol, part.frame) == (symbol, frame)]
@@ -234,7 +233,7 @@ def _difference(
 ) -> float:
     """Return the largest difference between a stored bucket and the sum of its bars' weights.
 
-    Without *weights* they are those of *attribution*.
+    The weights are those of *attribution* if *weights* is None.
     """
     if stored is None or stored.older_mass is None:
         return 0.0
@@ -249,16 +248,16 @@ def _difference(
 # ---------------------------------------------------------------- what moved the forecast
 
 DELETED_SHARE: Final = 0.05
-"""Share of the past bars whose rows the deletion test makes neutral."""
+"""Share of the past bars that the deletion test makes neutral."""
 SEEDS: Final = tuple(range(4))
-"""Seeds of the random bars that the other orders are held against."""
+"""Seeds of the random bars with which the other orders are compared."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The forecast at the gates' horizon as it was stored, and as the model says it again."""
+    """The forecast at the gates' horizon, stored and recomputed."""
 
     horizon: int  # bars
     stored: Figures
@@ -267,25 +266,25 @@ class Agreement:
 
 @dataclass(frozen=True)
 class FeatureMove:
-    """What one feature adds to the mean return (log return), by integrated gradients."""
+    """Contribution of one feature to the mean log return, by integrated gradients."""
 
     feature: str
-    value: float  # of the decided bar, as the network was given it
+    value: float  # at the decided bar, as the network reads it
     decided_bar: float
-    heaviest_bars: float  # of the heaviest past bars, together
+    heaviest_bars: float  # sum over the heaviest past bars
     all_bars: float
 
 
 @dataclass(frozen=True)
 class BarMove:
-    """What one bar adds to the mean return (log return), beside the weight of the rollout."""
+    """Contribution of one bar to the mean log return, and its weight in the rollout."""
 
     open_time_ms: int
     age: int  # bars before the decided one
     added: float
     relevance: float
     weight: float
-    feature: str  # the one that adds most, up or down
+    feature: str  # with the largest contribution, up or down
 
 
 @dataclass(frozen=True)
@@ -293,25 +292,25 @@ class Moves:
     """Integrated gradients of the mean return; they sum to ``forecast - neutral`` within ``gap``.
 
     ``rank_correlation`` is Spearman's between the size of the past bars' contributions and the
-    rollout: how far "where it looked" and "what moved it" agree on this decision. It is None where
-    either is the same for every bar.
+    rollout: the agreement of "where it looked" and "what moved it". It is None if either is the
+    same for every bar.
     """
 
     forecast: float
-    neutral: float  # the mean return of rows that say nothing
+    neutral: float  # the mean return for neutral rows
     gap: float
     rank_correlation: float | None
     features: tuple[FeatureMove, ...]  # largest sum over all bars first
     bars: tuple[BarMove, ...]  # largest first, the decided bar among them
-    by_bar: tuple[float, ...]  # oldest first, beside ``FullAttribution.weights``
+    by_bar: tuple[float, ...]  # oldest first, as ``FullAttribution.weights``
     relevance: tuple[float, ...]  # the same by relevance
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How far the forecast moved when the rows of some bars became neutral (absolute values).
+    """Absolute change of the forecast when the rows of some bars are neutral.
 
-    ``left`` is how far the mean still is when, of the past bars, these alone are there.
+    ``left`` is the change of the mean when all other past bars are neutral instead.
     """
 
     order: str  # rollout, relevance, newest or random; decided: that bar alone; past: all but it
@@ -319,7 +318,7 @@ class Trial:
     bars: int
     mean_return: float
     lean: float
-    left: float | None = None  # None of decided and past
+    left: float | None = None  # None for decided and past
 
 
 RECENCY: Final = "newest"
@@ -327,11 +326,11 @@ RECENCY: Final = "newest"
 
 @dataclass(frozen=True)
 class Deletion:
-    """Deletion and insertion of past bars: as many by rollout, by relevance, by age, by chance.
+    """Deletion and insertion of equally many past bars by rollout, relevance, age and chance.
 
-    The decided bar itself stays in all of them: the others would begin with it, and it outweighs
-    all the rest. ``beat_recency`` names the orders whose bars moved the mean further than the
-    newest when they were taken, and left less when they alone were given.
+    The decided bar stays in all trials, because it outweighs all others. ``beat_recency`` names the
+    orders whose bars moved the mean further than the newest bars when deleted, and less when they
+    alone were kept.
     """
 
     bars: int
@@ -339,20 +338,20 @@ class Deletion:
     beat_recency: tuple[str, ...]
 
     def of(self, order: str) -> tuple[Trial, ...]:
-        """Return the trials of one order; random has one a seed."""
+        """Return the trials of one order; random has one per seed."""
         return tuple(trial for trial in self.trials if trial.order == order)
 
     @property
     def sentence(self) -> str:
-        """Whether rollout or relevance knows more of this decision than the age of a bar."""
-        which = " and ".join(self.beat_recency) or "neither rollout nor relevance"
+        """Whether rollout or relevance finds more important bars than recency does."""
+        orders = " and ".join(self.beat_recency) or "neither rollout nor relevance"
         return (
-            f"By deletion and by insertion, {which} found past bars that matter more to this "
+            f"By deletion and by insertion, {orders} found past bars that matter more to this "
             "forecast than the newest."
         )
 
     def parts(self) -> Iterator[Part]:
-        """Yield the trials, those by chance as their mean."""
+        """Yield the trials, with the mean of the random ones."""
         chance = self.of("random")
         columns = [(each.mean_return, each.lean, each.left or 0.0) for each in chance]
         means = [sum(column) / len(chance) for column in zip(*columns, strict=True)]
@@ -368,8 +367,8 @@ class Deletion:
         trials["random"] = Trial("random", None, self.bars, *means)
         yield table_of(
             "deletion",
-            "Rows made neutral, and how far the forecast then moves (deletion); these past rows "
-            "alone, and how far it still is (insertion)",
+            "How far the forecast moves if these rows are neutral (deletion), and how far it is "
+            "if they are the only past rows (insertion)",
             {"bars": "count", "which": "text", "mean, bp": "exact", "up less down": "measure",
              "insertion, bp": "exact"},
             [
@@ -387,7 +386,7 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Full(ModelAnswer):
-    """Everything about one decision that its own model must be asked again for."""
+    """Everything about one decision that the run's model must recompute."""
 
     key: ClassVar = "full"
     agreement: Agreement
@@ -397,7 +396,7 @@ class Full(ModelAnswer):
     auxiliary: tuple[Table, ...] = ()  # of the auxiliary heads
 
     def parts(self) -> Iterator[Part]:
-        """Yield all that was recomputed: attribution, contributions, deletion test."""
+        """Yield the forecast, attribution, contributions, deletion test and auxiliary heads."""
         agreed, moves = self.agreement, self.moves
         stored, again = agreed.stored, agreed.recomputed
         yield Paragraph(
@@ -410,7 +409,7 @@ class Full(ModelAnswer):
         yield _moved_by_feature(moves)
         yield Paragraph(
             f"All contributions add {_points(moves.forecast - moves.neutral)} bp to the "
-            f"{_points(moves.neutral)} bp that the model says of neutral rows, and so give "
+            f"{_points(moves.neutral)} bp that the model forecasts for neutral rows, and so give "
             f"{_points(moves.forecast)} bp, within {abs(moves.gap) * BASIS_POINTS:.1e} bp."
         )
         yield table_of(
@@ -425,7 +424,7 @@ class Full(ModelAnswer):
             ],
         )  # fmt: skip
         ranks = moves.rank_correlation
-        rank = "none, for either is the same for every bar" if ranks is None else f"{ranks:+.2f}"
+        rank = "none, as one is the same for every bar" if ranks is None else f"{ranks:+.2f}"
         yield Paragraph(
             f"Rank correlation of these contributions with the rollout, over the past bars: {rank}."
         )
@@ -433,9 +432,9 @@ class Full(ModelAnswer):
         yield from self.auxiliary
 
     def document(self) -> dict[str, Any]:
-        """Return its values, and the tables of the auxiliary heads by their keys."""
+        """Return the values, and the tables of the auxiliary heads by their keys."""
         values = {name: value for name, value in vars(self).items() if name != "auxiliary"}
-        return values | {"auxiliary": {of.key: of.documents() for of in self.auxiliary}}
+        return values | {"auxiliary": {table.key: table.documents() for table in self.auxiliary}}
 
     @property
     def added(self) -> Sequence[tuple[str, float]]:
@@ -444,9 +443,9 @@ class Full(ModelAnswer):
 
 
 def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing: None) -> Full:
-    """Return all that can be recomputed of one decision; raise ``DataInvalid`` if it cannot be.
+    """Recompute one decision; raise ``DataInvalid`` if that is not possible.
 
-    *begins* is told of each pass over the network as it begins.
+    *begins* is called with the name of each pass over the network before it.
     """
     begins("where it looked, bar by bar")
     attribution = attribute(past)
@@ -471,7 +470,7 @@ def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing
 
 
 def _auxiliary(past: Past, sigma: float) -> tuple[Table, ...]:
-    """Return the auxiliary heads' forecasts as stored, or as the network says them now.
+    """Return the auxiliary heads' forecasts, stored or else recomputed.
 
     *sigma* is the volatility of a bar.
     """
@@ -530,10 +529,10 @@ def moves_of(
 
 
 def rank_correlation(first: Floats, second: Floats) -> float | None:
-    """Return Spearman's correlation; None where either is the same everywhere."""
+    """Return Spearman's correlation; None if either is constant."""
     if len(first) == 0 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    from scipy.stats import spearmanr  # takes long; a decision that is only read ranks nothing
+    from scipy.stats import spearmanr  # slow to import, and unused by stored decisions
 
     correlation, _p_value = cast("tuple[float, float]", spearmanr(first, second))
     return float(correlation)
@@ -542,7 +541,7 @@ def rank_correlation(first: Floats, second: Floats) -> float | None:
 def delete(
     probe: Probe, whole: Figures, attribution: FullAttribution, relevance: Floats
 ) -> Deletion:
-    """Take and give as many bars by rollout, relevance, age and chance; return how forecasts move.
+    """Delete and insert equally many bars by rollout, relevance, age and chance.
 
     *whole* is the forecast of the window without any neutral bar, *relevance* that of each bar.
     """

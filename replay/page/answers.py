@@ -1,8 +1,8 @@
-"""Every type that the HTTP interface answers with.
+"""The types of the HTTP interface's answers.
 
-Times are UTC milliseconds (``…_ms``), returns are fractions, log returns and shares too. Numbers to
-be drawn are floats; ``…_text`` is the exact decimal as it is stored. Columns of one answer have one
-length; a null in a column is a value that is not known.
+Times are UTC milliseconds (``…_ms``); returns, log returns and shares are fractions. Numbers for
+drawing are floats; ``…_text`` is the exact stored decimal. The columns of an answer have equal
+lengths; a null in a column is an unknown value.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class RunRow(Struct, frozen=True):
     ended_ms: int | None
     first_ms: int | None  # open of the first decided bar
     last_ms: int | None
-    decisions: int | None  # null until a long run is counted; ask with `counted`
+    decisions: int | None  # null until a long run is counted; `counted` waits for it
     fills: int
     equity: Number
     total_return: Number
     model_id: str
     database: str  # the file's name, without its folder
     is_served: bool = False  # the run of the daemon that answers
-    state: str = ""  # damaged, halted by a limit or a person, no bar yet, or pruned
+    state: str = ""  # damaged, halted by a gate, no bar yet, or pruned
 
 
 class UnreadableDatabase(Struct, frozen=True):
-    """A database that could not be read, and why."""
+    """A database that could not be read, with the reason."""
 
     database: str
     error: str
@@ -61,7 +61,7 @@ class SweepRow(Struct, frozen=True):
     sweep_id: str
     strategy: str
     objective: str
-    cells: int  # runs that were made
+    cells: int  # completed runs
     is_whole: bool
     database: str
 
@@ -72,14 +72,14 @@ class Runs(Struct, frozen=True):
     runs: list[RunRow]
     refused: list[UnreadableDatabase] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
-    fleet: str | None = None  # host and database of the fleet whose runs may be opened
+    fleet: str | None = None  # host and database of the fleet from which runs can be opened
 
 
 class GateInfo(Struct, frozen=True):
     """A gate of a run, with its last ``threshold``."""
 
     gate: str
-    words: str  # what it measures
+    words: str  # describe the measure
     unit: str
     threshold: float
     is_switch: bool  # answers yes or no
@@ -92,14 +92,14 @@ class GateInfo(Struct, frozen=True):
 class AccountFigures(Struct, frozen=True):
     """An account of the run, or a benchmark."""
 
-    name: str  # of the run's own: "this run"
-    title: str  # its name in words
-    source: str  # where it comes from, in a few words
-    start: float  # its equity then
+    name: str  # "this run" for the run's account
+    title: str  # the name to show
+    source: str  # its origin, in a few words
+    start: float  # its first equity
     equity: float
     total_return: float
     is_stored: bool = True  # else computed: buy and hold
-    tone: ChartRole = "muted"  # of its line, in every chart alike
+    tone: ChartRole = "muted"  # of its line in every chart
     width: float = 1.0
     dash: LineDash = "solid"
     realized: Number = None
@@ -129,11 +129,11 @@ class LastRefusal(Struct, frozen=True):
     instrument: str
     open_time_ms: int
     gate: str
-    missed: str  # by how much it failed: "short by .0096"; empty of one without degrees
+    missed: str  # by how much the gate failed: "short by .0096"; empty for a switch
 
 
 class LastFill(Struct, frozen=True):
-    """The newest fill of the run's own account."""
+    """The newest fill of the run's account."""
 
     sequence: int  # of the step
     decision_sequence: int | None
@@ -149,19 +149,19 @@ class ParityState(Struct, frozen=True):
 
     identical: int
     decisions: int
-    day: str  # 2025-06-02; empty where the whole run was compared
+    day: str  # 2025-06-02; empty if the whole run was compared
     at_ms: int
     error: str = ""  # why it could not be compared
-    first_difference: str = ""  # with its culprit
+    first_difference: str = ""  # with its cause
 
     @property
     def is_same(self) -> bool:
-        """Whether every decision was compared, and is the same."""
+        """Whether every decision was compared and is the same."""
         return not self.error and self.identical == self.decisions
 
 
 class NoteSeries(Struct, frozen=True):
-    """A name under which the strategy noted numbers."""
+    """A series of numbers that the strategy noted."""
 
     instrument: str
     name: str
@@ -175,22 +175,22 @@ class Run(Struct, frozen=True):
     fees: dict[str, float]  # by their keys in [execution], the usual ones where those are unset
     instruments: list[Instrument]
     gates: list[GateInfo]
-    accounts: list[AccountFigures]  # the run's own first
+    accounts: list[AccountFigures]  # the run's first
     holdings: list[InstrumentPosition]
     last_refusal: LastRefusal | None
     last_fill: LastFill | None
-    parity: ParityState | None  # None where nobody asked
-    damage: str  # in a sentence; empty where there is none
-    halt: str  # what allows no new exposure until the operator's RESUME, as the report says it
-    holes: str  # how long nothing could trade for want of bars, and why; empty where not for long
+    parity: ParityState | None  # None without a comparison
+    damage: str  # in a sentence; empty without damage
+    halt: str  # the sentence of the report on a halt that lasts until RESUME; else empty
+    holes: str  # how long no trade was possible for missing bars, and why; empty if not long
     notes: list[NoteSeries]
     first_sequence: int | None  # of a decision
     last_sequence: int | None
-    warm_sequence: int | None  # of the first decision after the warm-up
-    bars_needed: int  # to be warm
+    warm_sequence: int | None  # the first decision after the warm-up
+    bars_needed: int  # for the warm-up
     has_model: bool
     gate_horizon: int  # bars
-    pulled_ms: int | None = None  # wall time of its pull from a fleet
+    pulled_ms: int | None = None  # wall time when it was pulled from a fleet
 
 
 class Candles(Struct, frozen=True):
@@ -219,7 +219,7 @@ class Candles(Struct, frozen=True):
     stdev_return: list[Number]
     spare: dict[str, list[Number]]  # by gate
     failed: dict[str, list[int]]  # by gate
-    numbers: dict[str, list[Number]]  # that the strategy noted, by name
+    numbers: dict[str, list[Number]]  # noted by the strategy, by name
 
 
 class Equity(Struct, frozen=True):
@@ -227,9 +227,9 @@ class Equity(Struct, frozen=True):
 
     interval_ms: int
     time_ms: list[int]
-    equity: dict[str, list[float]]  # by account, the run's own first
+    equity: dict[str, list[float]]  # by account, the run's first
     low: dict[str, list[float]]
-    exposure: list[float]  # of the run's own: held value ÷ equity, gross
+    exposure: list[float]  # of the run's account: gross position value ÷ equity
     net_exposure: list[float] | None  # in hedge mode: long side less short side ÷ equity
 
 
@@ -279,7 +279,7 @@ class Marks(Struct, frozen=True):
     fills: list[FillMark]
     orders: list[OrderLine]
     gaps: list[GapMark]
-    is_cut: bool = False  # there are more than are listed
+    is_cut: bool = False  # only the newest are listed
 
 
 class Forecast(Struct, frozen=True):
@@ -288,14 +288,14 @@ class Forecast(Struct, frozen=True):
     horizon: int
     mean_return: float
     stdev_return: Number
-    comes_ms: int  # close of the bar that is forecast
-    realised: Number  # the return of the price; null before it is known
+    comes_ms: int  # close of the forecast bar
+    realised: Number  # the realised return; null before it is known
 
 
 class Bucket(Struct, frozen=True):
     """A block of bars and its share of the rollout."""
 
-    from_ms: int | None  # null: all that is older
+    from_ms: int | None  # null: all older bars
     until_ms: int | None
     weight: float
 
@@ -311,12 +311,12 @@ class Decision(Struct, frozen=True):
     close: float
     action: str
     refused_by: str | None
-    title: str  # what it did: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
+    title: str  # its result: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
     parts: list[dict[str, Any]]
     forecast: Forecast | None
-    attended: list[Bucket]  # the newest first; none without an attribution
-    digest: str  # of its commit; empty where a prune took that
-    previous: int | None  # sequences of the decisions beside it, of the same instrument
+    attended: list[Bucket]  # the newest first; empty without an attribution
+    digest: str  # of its commit; empty if that was pruned
+    previous: int | None  # sequences of the neighbouring decisions of the instrument
     following: int | None
 
 

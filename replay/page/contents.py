@@ -1,4 +1,4 @@
-"""What an exported file holds of a run: answers of the interface by the paths of requests."""
+"""The contents of an exported file: the interface's answers for a run, by request path."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, match
 from tracepaper.strategies.gates.declared import warm
 
 CELLS_MAX: Final = 200_000
-"""Cells of all instruments together; each has at most ``POINTS_MAX``."""
+"""Most cells of all instruments together; one has at most ``POINTS_MAX``."""
 LEVELS: Final = (1, 5, 15, 60, 240, 1_440, 10_080)
-"""Lengths of cells, in bars, that columns are held in."""
-POINTS_LEAST: Final = 1_000
+"""Cell lengths, in bars, for which the file has columns."""
+POINTS_MIN: Final = 1_000
 NEWEST: Final = 24
 FILLED: Final = 60
 REFUSED: Final = 24
 TRADED: Final = 10
 SPREAD: Final = 24
-"""So many of the newest decisions, of those that filled, of the newest refusals, of the best and
-of the worst trades, and of all that asked a model are held whole."""
+"""Numbers of complete decisions: the newest, the newest that filled, the newest refusals, the best
+and the worst trades each, and an even spread over those with a forecast."""
 BLOCK: Final = 256
-"""Decisions that are compressed together where all are held."""
+"""Decisions that are compressed together if the file has all."""
 DIGITS: Final = {
     "confidence": 5, "mean_return": 5, "stdev_return": 5, "exposure": 5, "net_exposure": 5,
     "numbers": 7, "equity": 7, "low": 7,
 }  # fmt: skip
-"""Columns that are drawn alone are rounded to so many digits."""
+"""Significant digits of the columns that are only drawn."""
 SPARE_DECIMALS: Final = 3
-"""``spare``, the margin as a share of the threshold, is rounded to so many decimals."""
+"""Decimals of ``spare``, the margin as a share of the threshold."""
 
 Progress = Callable[[str], None]
 Answer = dict[str, Any]
 
 
 class DecisionBlock(NamedTuple):
-    """Whole decisions from *first* to *last*, as :func:`packed` writes them."""
+    """Complete decisions from *first* to *last*, as :func:`packed` returns them."""
 
     first: int
     last: int
@@ -56,7 +56,7 @@ class DecisionBlock(NamedTuple):
 
 
 class FileContents(NamedTuple):
-    """Plain answers by the paths of their requests, and with ``full`` blocks of decisions."""
+    """Answers by request path and, in a full file, blocks of decisions."""
 
     record: Answer
     blocks: list[DecisionBlock]
@@ -70,24 +70,25 @@ def contents_of(
     full: bool = False,
     progress: Progress = lambda _text: None,
 ) -> FileContents:
-    """Return the answers that a file of a run holds, by address.
+    """Return the answers for the file of a run, by address.
 
-    *document* is the run's report, made here where it is not given. *full* holds every decision
-    whole; else chosen ones are, and the others have what the columns say. Raises what the
-    interface refuses with.
+    *document* is the run's report, which is built here by default. With *full*, every decision is
+    complete; otherwise only selected ones are, and the others have the values of the columns.
+    Raises the errors of the interface.
     """
     progress("reading the run")
     asked = _RunAnswers(database, run_id)
     run, shown = asked.hold(""), asked.shown
     candles = [
-        _hold_levels(asked, run, "/candles", instrument=of["id"])[0] for of in run["instruments"]
+        _hold_levels(asked, run, "/candles", instrument=item["id"])[0]
+        for item in run["instruments"]
     ]
     _hold_levels(asked, run, "/equity")
     for rest in ("/marks", "/health", "/refusals", *["/model"] * run["has_model"]):
         asked.hold(rest)
     asked.hold("/account", asked.answer("/account", limit=ROWS_MAX))
     if document is None:
-        progress("working out the report")
+        progress("building the report")
     asked.hold("/report", None if document is None else as_document(document))
     chosen = shown.columns.decisions()["sequence"].tolist() if full else None
     if chosen is None:
@@ -95,22 +96,24 @@ def contents_of(
         for sequence in chosen:
             asked.hold(f"/decisions/{sequence}")
     blocks = list(_blocks(asked, chosen, progress)) if full else []
-    # The list is of this run alone, and what may stand beside it is nothing.
+    # The file lists this run alone, and no run for a comparison.
     listed = runs.runs(asked.shelf)
     rows = [row for row in listed.runs if row.run_id == run_id]
     listed = msgspec.structs.replace(listed, runs=rows, sweeps=[])
-    beside = runs.begun(shown, lists.beside_document(shown, listed))
-    asked.hold("/compare", as_document(beside))
+    comparison = runs.with_warnings(shown, lists.beside_document(shown, listed))
+    asked.hold("/compare", as_document(comparison))
     others = {
         "/runs": msgspec.to_builtins(listed),
         "/overview": as_document(lists.runs_document(listed)),
         "/file": {"database": database.name, "run_id": run_id, "whole": len(chosen)},
     }
-    return FileContents(asked.answers | {PREFIX + path: of for path, of in others.items()}, blocks)
+    return FileContents(
+        asked.answers | {PREFIX + path: each for path, each in others.items()}, blocks
+    )
 
 
 class _RunAnswers:
-    """What the routes of a run, asked in this process, answer for a file, by address."""
+    """The answers of a run's routes, computed in this process, by address."""
 
     def __init__(self, database: Path, run_id: str) -> None:
         self.answers: Answer = {}
@@ -118,12 +121,12 @@ class _RunAnswers:
         self.shown = self.shelf.find(run_id)
 
     def answer(self, rest: str, **query: str | float) -> Any:  # noqa: ANN401 - plain values
-        """Return the answer of *rest* of the run's path."""
+        """Return the answer of the path *rest* below the run's path."""
         call = match(self.path + rest, {name: str(value) for name, value in query.items()})
         return msgspec.to_builtins(call.respond(self.shelf, lambda _share, _doing: None))
 
     def hold(self, rest: str, answer: Any = None) -> Any:  # noqa: ANN401 - plain values
-        """Hold an answer of *rest* of the run's path, by default its own."""
+        """Store *answer* under the path *rest* below the run's path; None: its own answer."""
         held = self.answer(rest) if answer is None else answer
         self.answers[PREFIX + self.path + rest] = held
         return held
@@ -132,33 +135,33 @@ class _RunAnswers:
 # ---------------------------------------------------------------- columns
 
 
-def _hold_levels(asked: _RunAnswers, run: Answer, kind: str, **of: str) -> list[Answer]:
-    """Hold columns in ever longer cells, of each length the newest that a file takes.
+def _hold_levels(asked: _RunAnswers, run: Answer, kind: str, **query: str) -> list[Answer]:
+    """Store columns in ever longer cells, of each length the newest that fit; return these levels.
 
-    ``from_ms`` is where a level begins, 0 of one that holds the whole run. Returns the levels.
+    ``from_ms`` is where a level begins, or 0 if it has the whole run.
     """
-    points = min(POINTS_MAX, max(POINTS_LEAST, CELLS_MAX // max(1, len(run["instruments"]))))
-    begin_ms, end_ms = asked.shown.rollups.bounds_ms(**of) or (0, 0)
+    points = min(POINTS_MAX, max(POINTS_MIN, CELLS_MAX // max(1, len(run["instruments"]))))
+    begin_ms, end_ms = asked.shown.rollups.bounds_ms(**query) or (0, 0)
     levels: dict[int, Answer] = {}
     for bars in LEVELS:
         cell_ms = bars * run["row"]["interval_ms"]
         from_ms = max(begin_ms, end_ms - (points - 3) * cell_ms)
         count = max(2, math.ceil((end_ms - from_ms) / cell_ms) + 1)
-        level = asked.answer(kind, points=count, from_ms=from_ms, **of)
+        level = asked.answer(kind, points=count, from_ms=from_ms, **query)
         if level["interval_ms"] in levels:
             break
         _round(level)
         levels[level["interval_ms"]] = level | {"from_ms": from_ms if from_ms > begin_ms else 0}
-    query = "".join(f"?{name}={quote(value)}" for name, value in of.items())
-    return asked.hold(kind + query, [*levels.values()])
+    text = "".join(f"?{name}={quote(value)}" for name, value in query.items())
+    return asked.hold(kind + text, [*levels.values()])
 
 
 def _round(answer: Answer) -> None:
-    """Round the columns of *answer* that are drawn alone."""
+    """Round the columns of *answer* that are only drawn."""
     for name, digits in DIGITS.items():
         match answer.get(name):
             case dict() as columns:
-                answer[name] = {key: _rounded(of, digits) for key, of in columns.items()}
+                answer[name] = {key: _rounded(each, digits) for key, each in columns.items()}
             case list() as column:
                 answer[name] = _rounded(column, digits)
     for gate, column in answer.get("spare", {}).items():
@@ -184,15 +187,15 @@ def _blocks(
 
 
 def _chosen(shown: ShownRun, run: Answer, candles: list[Answer]) -> list[int]:
-    """Choose the decisions that are held whole."""
+    """Return the decisions that are stored completely."""
     views, first = shown.views, run["first_sequence"] or 0
     picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}
     if run["last_refusal"] is not None:
         picked |= {run["last_refusal"]["sequence"]}
     picked |= {fill["decision_sequence"] for fill in views.rows("v_fills", newest=FILLED)}
-    # A trade outlives a prune, its decision does not.
+    # A prune removes decisions, but not the trades that they opened.
     newest = views.rows("v_trades", newest=ROWS_MAX)
-    trades = [of for of in newest if of["entry_sequence"] >= first]
+    trades = [trade for trade in newest if trade["entry_sequence"] >= first]
     trades.sort(key=lambda trade: trade["net"] or 0.0)
     picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     share = max(1, len(candles))
@@ -202,7 +205,7 @@ def _chosen(shown: ShownRun, run: Answer, candles: list[Answer]) -> list[int]:
 
 
 def _of_instrument(candles: Answer, share: int) -> set[int]:
-    """Choose of one of *share* instruments: the newest, refusals of every gate, and a spread."""
+    """Return decisions of one of *share* instruments: newest, refusals by each gate, a spread."""
     sequences, refused = candles["sequence"], candles["refused_by"]
     judged = [(at, gate) for at, gate in zip(sequences, refused, strict=True) if gate]
     refusals = [at for at, gate in judged if gate != warm.name]

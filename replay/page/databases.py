@@ -1,4 +1,4 @@
-"""The databases that a page shows: found by run, kept open, and read again where they changed."""
+"""The databases of a page: found by run, kept open, and reopened if they changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUNS_KEPT: Final = 8
 
 
 class HttpRefusal(TracepaperError):
-    """A request that is answered with an HTTP *status* and one sentence."""
+    """A refused request: an HTTP *status* and one sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -37,7 +37,7 @@ class HttpRefusal(TracepaperError):
 
 
 class ShownRun(NamedTuple):
-    """A run and the means to read it."""
+    """A run with its reader and roll-ups."""
 
     database: Path
     run_id: str
@@ -51,18 +51,18 @@ class ShownRun(NamedTuple):
 
     @property
     def views(self) -> RunViews:
-        """The run through the stable views."""
+        """The run's documented views."""
         return self.rollups.columns.views
 
 
 class _OpenDatabase(NamedTuple):
-    identity: tuple[int, int]  # of the file: another one may take its place
+    identity: tuple[int, int]  # device and inode; another file may replace it
     reader: Reader
 
 
 @dataclass
 class FleetSource:
-    """A fleet's server, the page's *folder* of the runs pulled from it, and what it said last."""
+    """A fleet's server, its last answer, and the *folder* of the runs pulled from it."""
 
     url: str
     folder: Path
@@ -76,9 +76,9 @@ class FleetSource:
 
 
 class Databases:
-    """Databases open for reading; *builds* says whether roll-ups are made here.
+    """Databases open for reading; with *builds*, this process builds roll-ups.
 
-    Of a *fleet* they are the files that were pulled from it, wherever a process pulled them.
+    With a *fleet*, they are the files that any process pulled from it.
     """
 
     def __init__(
@@ -95,19 +95,21 @@ class Databases:
         self.fleet = fleet
         self.served = served
         self.status: Mapping[str, Any] | None = None  # of the served run's daemon, at a request
-        self.verified: Mapping[str, Any] | None = None  # parity that a reader of the page asked for
+        self.verified: Mapping[str, Any] | None = (
+            None  # parity from a verification that the page requested
+        )
         self._builds = builds
         self._opened: dict[Path, _OpenDatabase] = {}
         self._rollups: OrderedDict[tuple[Path, str], Rollups] = OrderedDict()
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The databases of runs; of a fleet the newest file first."""
+        """The databases of runs; those of a fleet with the newest file first."""
         if self.fleet is None:
             return self._paths
         pulled: list[tuple[int, Path]] = []
         for path in self.fleet.folder.glob("*/*.db"):
-            with contextlib.suppress(OSError):  # another pull has replaced it
+            with contextlib.suppress(OSError):  # another pull replaced it
                 pulled.append((path.stat().st_mtime_ns, path))
         paths = tuple(path for _, path in sorted(pulled, reverse=True))
         for gone in self._opened.keys() - set(paths):
@@ -115,7 +117,7 @@ class Databases:
         return paths
 
     def reader(self, path: Path) -> Reader:
-        """Return the reader of one database; raise ``DataInvalid`` where it cannot be read."""
+        """Return the reader of one database; raise ``DataInvalid`` if it cannot be read."""
         try:
             state = path.stat()
         except OSError as error:
@@ -130,13 +132,13 @@ class Databases:
             self._forget(path)
         try:
             reader = Reader.open(path)
-        except DataInvalid as error:  # an answer names no folder of this machine
+        except DataInvalid as error:  # do not show folders of this machine
             raise DataInvalid(str(error).replace(str(path), path.name)) from None
         self._opened[path] = _OpenDatabase(identity, reader)
         return reader
 
     def find(self, run_id: str) -> ShownRun:
-        """Return the run *run_id*; raise ``HttpRefusal`` where no database has it."""
+        """Return the run *run_id*; raise ``HttpRefusal`` if no database has it."""
         unread: Exception | None = None
         for path in self.paths:
             try:
@@ -154,15 +156,15 @@ class Databases:
         raise HttpRefusal(404, "There is no such run; /api/v1/runs lists all.")
 
     def listed(self, path: Path, run_id: str) -> ShownRun:
-        """Return the run of one database for a list, which takes no other run's place here."""
+        """Return the run of one database for a list, without evicting another run."""
         return self._shown(path, run_id, self.reader(path), is_listed=True)
 
     def pulled_ms(self, path: Path) -> int | None:
-        """Return the wall time at which *path* was pulled from the fleet, None without one."""
+        """Return the wall time at which *path* was pulled from the fleet, or None."""
         return None if self.fleet is None else path.stat().st_mtime_ns // 1_000_000
 
     def sweep(self, sweep_id: str) -> StoredSweep:
-        """Return the sweep *sweep_id*; raise ``HttpRefusal`` where no file has it."""
+        """Return the sweep *sweep_id*; raise ``HttpRefusal`` if no file has it."""
         for path in self.sweeps:
             with contextlib.suppress(DataInvalid):
                 if (sweep := read_sweep(path)).sweep_id == sweep_id:
@@ -188,17 +190,17 @@ class Databases:
 
     def _forget(self, path: Path) -> None:
         if (opened := self._opened.pop(path, None)) is not None:
-            with contextlib.suppress(DataInvalid):  # written to since: it is read anew
+            with contextlib.suppress(DataInvalid):  # it was written to and is read anew
                 opened.reader.close()
         for key in [key for key in self._rollups if key[0] == path]:
             del self._rollups[key]
 
 
 def as_number(value: float | str | None) -> float | None:
-    """Return *value* as a float, None where it is null."""
+    """Return *value* as a float, or None."""
     return None if value is None else float(value)
 
 
 def from_row(struct: type[S], row: Mapping[str, Any], **changed: Any) -> S:  # noqa: ANN401
-    """Return a *row* of a view as *struct*, its fields columns but for what is *changed*."""
+    """Return a *row* of a view as *struct*; *changed* replaces or adds fields."""
     return struct(**{name: row[name] for name in struct.__struct_fields__ if name in row} | changed)

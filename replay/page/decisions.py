@@ -1,4 +1,4 @@
-"""One decision: where it is drawn, and its document."""
+"""One decision: its place on the chart and its document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracepaper.strategies.errors import DataInvalid
 
 
 def decision(shown: ShownRun, sequence: int) -> answers.Decision:
-    """Return one decision as it is stored; raise ``HttpRefusal`` where the run has none there."""
+    """Return one decision as stored; raise ``HttpRefusal`` if the run has no such decision."""
     stored = decision_at(shown, sequence)
     row, columns = stored.decision, shown.columns
     instrument = row["instrument"]

@@ -1,4 +1,4 @@
-"""What takes seconds: one decision or a run derived again, the model asked again, the report."""
+"""Answers that take seconds: replays of a decision or a run, recomputed models, reports."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ FEATURES_SHOWN: Final = 5
 
 
 def load_libraries(shelf: Databases) -> None:
-    """Load what decisions of *shelf* need: torch alone takes a second or two."""
+    """Load the libraries for the decisions of *shelf*; torch alone takes a second or two."""
     has_model = False
     for path in shelf.paths:
-        with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request says so
+        with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request reports it
             query = "SELECT 1 FROM v_runs WHERE model_id != ''"
             has_model |= shelf.reader(path).connection.execute(query).fetchone() is not None
     if has_model:
         from tracepaper.strategies.forecasters.build import model_kinds
 
-        model_kinds()  # the modules of all of them: the first answer would load them
+        model_kinds()  # loads the modules of all kinds before the first request
 
 
 def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
@@ -65,7 +65,7 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
         shown.run_id,
         from_ms=open_ms,
         until_ms=open_ms + 1,
-        probes=False,  # twice the time, and no later bar is at hand to be seen
+        probes=False,  # they double the time, and no later bar is loaded
         progressed=progressed,
     )
     if not verification.passes:
@@ -76,16 +76,16 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
                 f"culprit is {verification.to_blame or 'not known'}."
             )
         return TitledParts("✗ Differs", (Paragraph(text, "warning"),))
-    taken = seconds_text(time.perf_counter() - began)
-    how = "to the last bit"
+    duration = seconds_text(time.perf_counter() - began)
+    precision = "to the last bit"
     if verification.tolerated or not verification.exact:
-        how = f"floats within tolerances, since {verification.elsewhere}"
-    text = f"derived again from the record in {taken}: the same decision, {how}."
+        precision = f"floats within tolerances, since {verification.elsewhere}"
+    text = f"derived again from the record in {duration}: the same decision, {precision}."
     return TitledParts("✓ Same", (Paragraph(text),))
 
 
 def verify(shown: ShownRun, report: Report) -> answers.ParityState:
-    """Derive the whole run again, and say what was found as the daily replay says it."""
+    """Derive the whole run again; return the result in the form of the daily replay."""
 
     def progressed(done: int, total: int) -> None:
         report(done / max(total, 1), f"{done:,} of {total:,} steps derived again")
@@ -100,7 +100,7 @@ def verify(shown: ShownRun, report: Report) -> answers.ParityState:
 
 
 def report_of(shown: ShownRun) -> TitledParts:
-    """Return the report of the run, as ``report --html`` shows it."""
+    """Return the report of the run, as in ``report --html``."""
     from tracepaper.replay.report.document import report_document
     from tracepaper.replay.report.report import build_report
 
@@ -108,7 +108,7 @@ def report_of(shown: ShownRun) -> TitledParts:
 
 
 def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) -> TitledParts:
-    """Return the run with a change, as ``whatif`` reports it."""
+    """Return the report of ``whatif`` on the run with a change."""
     from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import what_if, what_if_document
@@ -141,11 +141,11 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
         begins=lambda doing: report(next(shares), doing),
     )
     return TitledParts(
-        "What the model said again",
+        "Recomputed by the model",
         (
             *_added(recomputed),
             FoldedParts(
-                "All that explain --full says",
+                "The full output of explain --full",
                 tuple(part for answer in recomputed for part in answer.parts()),
             ),
         ),
@@ -153,11 +153,11 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
 
 
 def _added(recomputed: Sequence[ModelAnswer]) -> Iterator[Part]:
-    """Yield what each feature added to the mean, the largest first.
+    """Yield the contribution of each feature to the mean, the largest first.
 
-    Of an ensemble the network, which answers first, has the mean.
+    In an ensemble the mean is the network's, whose answer is the first.
     """
-    features = next((list(of) for answer in recomputed if (of := answer.added)), [])
+    features = next((list(answer.added) for answer in recomputed if answer.added), [])
     if features:
         features.sort(key=lambda feature: -abs(feature[1]))
         forms: dict[str, Form] = {"feature": "text", "added": "points"}

@@ -1,4 +1,4 @@
-"""Places of the page that are documents."""
+"""Documents of the page: the account of a run, and the comparison of two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import RESERVE, reserve_of
 from tracepaper.replay.checks.what_if import compare_recorded, what_if_document
-from tracepaper.replay.document.charts import OWN_LINE, WHOLE_LINE, LineLayer, rounded
+from tracepaper.replay.document.charts import FULL_HOLD_LINE, RUN_LINE, LineLayer, rounded
 from tracepaper.replay.document.values import (
     Figure,
     Paragraph,
@@ -30,15 +30,13 @@ from tracepaper.replay.report.figures import shortfall_tables
 from tracepaper.replay.run_columns import Floats
 
 POINTS: Final = 1_500
-"""Cells of a chart."""
+"""Most cells of a chart."""
 ACCOUNTS: Final = (
     of_field("account", "account", "text", "title"),
     of_field("equity", "equity", "money"),
     Figure[answers.AccountFigures](
-        "return",
-        "return",
-        "gain percent",
-        lambda of: None if of.name == RESERVE else of.total_return,
+        "return", "return", "gain percent",
+        lambda account: None if account.name == RESERVE else account.total_return,
     ),
     of_field("realized", "realized", "gain"),
     of_field("unrealized", "unrealized", "gain"),
@@ -46,7 +44,7 @@ ACCOUNTS: Final = (
     of_field("funding", "funding", "money"),
     of_field("fills", "fills", "count"),
     of_field("mean_exposure", "mean exposure", "percent"),
-)
+)  # fmt: skip
 POSITIONS: Final = (
     of_field("instrument", "symbol", "text"),
     of_field("side", "side", "text"),
@@ -59,25 +57,25 @@ POSITIONS: Final = (
 
 
 def account(shown: ShownRun, limit: int = ROWS) -> TitledParts:
-    """Return the run's accounts, their curves, what is held, its lists, and a trader's own fills.
+    """Return the run's accounts, curves, positions, lists, and a trader's real fills.
 
-    Each list has *limit* rows at most, the newest.
+    Each list has the newest *limit* rows.
     """
     return TitledParts("Account", tuple(_account(shown, limit)))
 
 
 def _account(shown: ShownRun, limit: int) -> Iterator[Part]:
     figures = runs.accounts(shown)
-    stored = [of for of in figures if of.is_stored]
-    rows = [*stored, *_reserve(stored), *(of for of in figures if not of.is_stored)]
-    sources = "; ".join(f"{of.title}: {of.source}" for of in figures) + "."
+    stored = [each for each in figures if each.is_stored]
+    rows = [*stored, *_reserve(stored), *(each for each in figures if not each.is_stored)]
+    sources = "; ".join(f"{each.title}: {each.source}" for each in figures) + "."
     yield table("accounts", "", ACCOUNTS, rows, notes=(sources,) if figures else ())
     yield from _curves(shown, figures)
     yield Paragraph("Positions", "heading")
     if held := [position for position in runs.holdings(shown) if position.side != "FLAT"]:
         yield table("positions", "", POSITIONS, held)
     else:
-        yield Paragraph("Flat: nothing is held.", "note")
+        yield Paragraph("No open position.", "note")
     page = RowsPage(descending=True, limit=limit)
     lists = {name: view_table(shown, name, {}, page) for name in LISTS}
     for name, listed in lists.items():
@@ -85,7 +83,7 @@ def _account(shown: ShownRun, limit: int) -> Iterator[Part]:
             yield Paragraph(name.capitalize(), "heading")
             yield listed
     if empty := [name for name, listed in lists.items() if not listed.rows]:
-        yield Paragraph(f"Nothing is recorded of: {', '.join(empty)}.", "note")
+        yield Paragraph(f"Nothing is recorded for {', '.join(empty)}.", "note")
     yield from shortfall_tables(shown.views.rows("v_shortfall"))
 
 
@@ -103,15 +101,16 @@ def _curves(shown: ShownRun, figures: list[answers.AccountFigures]) -> Iterator[
     if not columns.time_ms:
         return
     curves = []
-    for of in figures:
-        if of.name not in columns.equity:
+    for account in figures:
+        if account.name not in columns.equity:
             continue
-        equity = np.array(columns.equity[of.name], dtype=np.float64)
-        low = np.array(columns.low.get(of.name, columns.equity[of.name]), dtype=np.float64)
+        values = columns.equity[account.name]
+        equity = np.array(values, dtype=np.float64)
+        low = np.array(columns.low.get(account.name, values), dtype=np.float64)
         curves.append(
             charts.AccountCurve(
-                LineLayer(of.title, (), (), of.tone, of.width, of.dash),
-                equity / of.start - 1,
+                LineLayer(account.title, (), (), account.tone, account.width, account.dash),
+                equity / account.start - 1,
                 _lost(equity, np.minimum(low, equity)),
             )
         )
@@ -130,10 +129,10 @@ def _percent(shares: list[float]) -> list[float | None]:
     return rounded(100 * np.array(shares, dtype=np.float64))
 
 
-def _lost(equity: Floats, least: Floats) -> Floats:
-    """Return the share that each cell's *least* is under the highest *equity* before it."""
+def _lost(equity: Floats, low: Floats) -> Floats:
+    """Return the share by which each cell's *low* is below the highest earlier *equity*."""
     peak = np.maximum.accumulate(np.concatenate([equity[:1], equity[:-1]]))
-    lost: Floats = np.where(peak > 0, np.maximum(1 - least / peak, 0.0), 0.0)
+    lost: Floats = np.where(peak > 0, np.maximum(1 - low / peak, 0.0), 0.0)
     return lost
 
 
@@ -141,7 +140,7 @@ def _lost(equity: Floats, least: Floats) -> Floats:
 
 
 def compare(left: ShownRun, right: ShownRun) -> TitledParts:
-    """Return where two runs decided the same bars differently, and the equity of both."""
+    """Return the bars that two runs decided differently, and the equity of both."""
     both = (left.reader, left.columns), (right.reader, right.columns)
     compared = what_if_document(compare_recorded(*both, (_name(left), _name(right))))
     lead, sentence, *tables = compared.parts
@@ -153,14 +152,14 @@ def _name(run: ShownRun) -> str:
 
 
 def _both(left: ShownRun, right: ShownRun) -> Part:
-    """Draw the equity of both runs over the times of both."""
+    """Draw the equity of both runs over all their times."""
     columns = [runs.equity(run, None, None, POINTS) for run in (left, right)]
-    times = np.unique(np.concatenate([np.array(of.time_ms, dtype=np.int64) for of in columns]))
+    times = np.unique(np.concatenate([np.array(each.time_ms, dtype=np.int64) for each in columns]))
     curves, held = [], []
-    for run, of, line in zip((left, right), columns, (OWN_LINE, WHOLE_LINE), strict=True):
-        at = np.searchsorted(times, np.array(of.time_ms, dtype=np.int64))
+    for run, cells, line in zip((left, right), columns, (RUN_LINE, FULL_HOLD_LINE), strict=True):
+        at = np.searchsorted(times, np.array(cells.time_ms, dtype=np.int64))
         equity, share = np.full((2, times.size), np.nan)
-        equity[at], share[at] = of.equity[OWN], of.exposure
+        equity[at], share[at] = cells.equity[OWN], cells.exposure
         start = runs.accounts(run)[0].start
         peak = np.fmax.accumulate(equity)
         drawn = replace(line, name=_name(run))

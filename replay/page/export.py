@@ -1,4 +1,4 @@
-"""Pages as single files: assets and data inside, opened from a disk without a network."""
+"""Pages as single files, with assets and data inside, that open without a network."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ DOCUMENT_START: Final = "document/alone.js"
 PAGE_START: Final = "main.js"
 PACKED: Final = "application/gzip+base64"
 _PLAIN: Final = " !\"$&'()*+,-./:;<=>?@[\\]^_`{|}~"
-"""What stays as it is in a ``data:`` URL; ``%``, ``#`` and what is no visible ASCII does not."""
+"""Characters that a ``data:`` URL keeps; ``%``, ``#`` and all but visible ASCII are quoted."""
 _RELATIVE: Final = re.compile(r"""(\bfrom\s*|\bimport\s*\(?\s*)(["'])(\.{1,2}/[^"']+)\2""")
 
 
 def write_document_page(document: TitledParts, path: Path) -> None:
-    """Write *document* as one file; raise ``ConfigInvalid`` where *path* cannot be written."""
+    """Write *document* as one file; raise ``ConfigInvalid`` if *path* cannot be written."""
     record = {"/api/v1/document": as_document(document)}
     styles = ("page.css", "document.css", "document/alone.css")
     write_page(one_file(document.title, DOCUMENT_START, styles, record), path)
@@ -47,7 +47,7 @@ def run_page(
     full: bool = False,
     progress: Progress = lambda _text: None,
 ) -> str:
-    """Return the page of ``tracepaper ui`` as one file that holds one run.
+    """Return the page of ``tracepaper ui`` as one file with one run.
 
     The arguments are those of :func:`tracepaper.replay.page.contents.contents_of`.
     """
@@ -61,7 +61,7 @@ def run_page(
 
 
 def write_page(page: str, path: Path) -> None:
-    """Write *page*; raise ``ConfigInvalid`` where *path* cannot be written."""
+    """Write *page*; raise ``ConfigInvalid`` if *path* cannot be written."""
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -79,12 +79,12 @@ def one_file(
 ) -> str:
     """Return a page that runs the module *start* (an asset), with *styles* and *record* inside.
 
-    Every module that *start* imports is inside too. *record* maps the path of a request to its
-    answer; *blocks* hold whole decisions beside it. The policy lets nothing load from anywhere and
-    names the hash of each script and style, so what stands in the record cannot run.
+    The page contains every module that *start* imports. *record* maps request paths to answers;
+    *blocks* add complete decisions. The policy forbids every load and lists the hash of each script
+    and style, so the record's contents cannot run.
     """
     imports = {f"tracepaper/{name}": _as_url(text) for name, text in modules_of(start).items()}
-    # Within a script element no markup begins: every < of a module is written by its number.
+    # Escape every < of a module, so that no markup begins within the script element.
     names = json.dumps({"imports": imports}, separators=(",", ":")).replace("<", "\\u003c")
     run = f'import "tracepaper/{start}";'
     style = "\n".join(_text(name) for name in styles)
@@ -110,21 +110,21 @@ def one_file(
 
 
 def modules_of(start: str) -> dict[str, str]:
-    """Return the module *start* and all that it imports by name, each with absolute imports.
+    """Return the module *start* and all that it imports, by name, with absolute imports.
 
-    A module that is a ``data:`` URL has no folder to which another could be relative.
+    A module in a ``data:`` URL has no folder, so its imports cannot be relative.
     """
     modules: dict[str, str] = {}
-    wanted = [start]
-    while wanted:
-        name = wanted.pop()
+    pending = [start]
+    while pending:
+        name = pending.pop()
         if name in modules:
             continue
 
         def absolute(relative: re.Match[str], folder: str = posixpath.dirname(name)) -> str:
             before, quote, path = relative.groups()
             place = posixpath.normpath(posixpath.join(folder, path))
-            wanted.append(place)
+            pending.append(place)
             return f"{before}{quote}tracepaper/{place}{quote}"
 
         modules[name] = _RELATIVE.sub(absolute, _text(name))
@@ -132,9 +132,9 @@ def modules_of(start: str) -> dict[str, str]:
 
 
 def packed(record: Mapping[str, Any]) -> str:
-    """Return *record*, plain values by the paths of their requests, as base64 of compressed JSON.
+    """Return *record*, answers by request path, as base64 of compressed JSON.
 
-    A number that is not finite is null.
+    Numbers that are not finite become null.
     """
     return base64.b64encode(gzip.compress(msgspec.json.encode(record), mtime=0)).decode()
 
@@ -144,7 +144,7 @@ def _text(name: str) -> str:
 
 
 def _as_url(module: str) -> str:
-    """Return a ``data:`` URL; text grows less by ``%`` than by base64, and a person can read it."""
+    """Return a ``data:`` URL; quoting with ``%`` is shorter than base64 and readable."""
     return f"data:text/javascript,{quote(module, safe=_PLAIN)}"
 
 

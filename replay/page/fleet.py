@@ -1,4 +1,4 @@
-"""The runs of a fleet, as ``tracepaper fleet`` lists them, and files of those that are opened.
+"""The runs of a fleet, as ``tracepaper fleet`` lists them, and the files of opened runs.
 
 The rules are docs/fleet.md, F20 to F22.
 """
@@ -24,7 +24,7 @@ from tracepaper.storage.record.columns import TABLES
 from tracepaper.strategies.errors import TracepaperError
 
 KEPT: Final = 8
-"""Runs of a fleet whose files are kept; those that were opened before are removed."""
+"""Most files of a fleet's runs; the oldest are removed."""
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -37,7 +37,7 @@ class PulledRun(Struct, frozen=True):
 
 
 def list_fleet(shelf: Databases) -> TitledParts:
-    """Ask the server of *shelf* now; what it said last stays where it cannot be asked."""
+    """Return the fleet's runs by its server; its last answer stays if it cannot be reached."""
     fleet, sentence = _source(shelf), None
     try:
         fleet.runs = overview(fleet.url, needed_by="--fleet")
@@ -50,16 +50,16 @@ def list_fleet(shelf: Databases) -> TitledParts:
 def pull_run(
     shelf: Databases, database_id: str, run_id: str, report: Callable[[float, str], None]
 ) -> PulledRun:
-    """Pull one run into a new file of the page's folder, where it replaces an older one.
+    """Pull one run into a new file of the page's folder; it replaces an older file of the run.
 
-    Raises ``HttpRefusal`` with one sentence where it cannot be pulled; then an older file stays.
+    Raises ``HttpRefusal`` if the run cannot be pulled; then an older file stays.
     """
-    from tracepaper.storage.fleet.pull import pull  # it loads SQLAlchemy: not for a page
+    from tracepaper.storage.fleet.pull import pull  # loads SQLAlchemy, which other answers need not
 
     fleet = _source(shelf)
     name = run_id if NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:16]
     try:
-        _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # pulls given up
+        _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # canceled pulls
         place = Path(tempfile.mkdtemp(prefix="run-", dir=fleet.folder))
     except OSError as error:
         raise HttpRefusal(

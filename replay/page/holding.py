@@ -1,4 +1,4 @@
-"""Buy and hold beside a run: the report's figure, brought up to date while the run goes on."""
+"""Buy and hold for comparison with a run: the report's figure, updated while the run continues."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ HELD_ALIKE: Final = "held"
 
 
 class HeldUnits(NamedTuple):
-    """A unit of each instrument, bought as soon as the run could have bought it."""
+    """One unit of each instrument, bought as soon as the run could have bought it."""
 
-    start: float  # the money that the run began with
+    start: float  # the run's initial money
     bought: dict[str, HeldUnit]
     newest: dict[str, tuple[float, float]]  # open time and close of the last bar
     splits: dict[str, list[SuspectedSplit]]
 
     def adjusted(self, name: str, opens_ms: Ints | Floats, prices: Floats) -> Floats:
-        """Return *prices* of bars, those before a split by its ratio."""
+        """Return *prices* of bars; those before a split are divided by its ratio."""
         for split in self.splits[name]:
             ratio = split.new / split.old
             prices = np.where(opens_ms < split.open_time_ms, prices / ratio, prices)
@@ -43,7 +43,7 @@ class HeldUnits(NamedTuple):
 
 @dataclass(frozen=True)
 class HoldingAccount:
-    """An account that bought a *share* of the start's money in equal parts, and holds it."""
+    """An account that buys for a *share* of the initial money in equal parts, and holds."""
 
     name: str
     title: str
@@ -53,11 +53,11 @@ class HoldingAccount:
 
     @property
     def start(self) -> float:
-        """The money that it began with."""
+        """The initial money."""
         return self.units.start
 
     def equity(self, opens_ms: Floats, closes: dict[str, Floats]) -> Floats:
-        """Return the equity after the bars that open last by *opens_ms*, at their *closes*."""
+        """Return the equity at *closes*, after the last bars that open until *opens_ms*."""
         gains = np.zeros(opens_ms.size)
         for name, unit in self.units.bought.items():
             gains += unit.gain(opens_ms, self.units.adjusted(name, opens_ms, closes[name]))
@@ -80,7 +80,7 @@ def _units(shown: ShownRun) -> HeldUnits:
         cash if decided is None else columns.equity_before(decided), {}, {}, _splits(shown)
     )
     (rates, _), cost_rate = columns.settled(), _cost_rate(shown, costs_for(config))
-    for place, (name, of) in enumerate(rates.items()):
+    for place, (name, settlements) in enumerate(rates.items()):
         last = columns.rows.bar_at(place, columns.span, newest=True)
         if last is not None:
             bar = columns.bars(name, (last.sequence, last.sequence))
@@ -88,14 +88,14 @@ def _units(shown: ShownRun) -> HeldUnits:
         if (first := _first_bar(shown, place)) is None:
             continue
         bar = columns.bars(name, (first, first))
-        # Looked up once: a run of a year settles its funding a thousand times.
+        # Cache the places: a run of a year has a thousand funding settlements.
         places = shown.rollups.followed.setdefault(f"settled {name}", {})
         settled: list[tuple[int, int, float, float]] = []
-        for market_ms, rate in of.items():
+        for market_ms, rate in settlements.items():
             if market_ms not in places:
-                places |= _around(shown, name, (first, end), market_ms)
-            if (around := places.get(market_ms)) is not None:
-                settled.append((*around, rate / RATE_SCALE))
+                places |= _bar_of_settlement(shown, name, (first, end), market_ms)
+            if (place_of := places.get(market_ms)) is not None:
+                settled.append((*place_of, rate / RATE_SCALE))
         within_ms, before_ms, closes, paid = np.array(sorted(settled)).reshape(-1, 4).T
         price = units.adjusted(name, bar[TIME], bar["open"])[0] * (1.0 + cost_rate)
         paid = (units.adjusted(name, before_ms, closes) * paid).cumsum()
@@ -105,13 +105,13 @@ def _units(shown: ShownRun) -> HeldUnits:
     return units
 
 
-def _around(
+def _bar_of_settlement(
     shown: ShownRun, name: str, span: Span, market_ms: int
 ) -> dict[int, tuple[int, int, float] | None]:
-    """Return by *market_ms* the opens of the bar within which it lies and of that before.
+    """Return {market_ms: (open of its bar, open of the previous bar, close of the previous bar)}.
 
-    With the close of that before; None where it came before *span*, nothing where the bar is still
-    to come.
+    The value is None if the settlement is before *span*. The result is empty if its bar is still
+    missing.
     """
     columns, rows = shown.columns, shown.columns.rows
     place = columns.place(name)
@@ -127,10 +127,12 @@ def _around(
 
 
 def _splits(shown: ShownRun) -> dict[str, list[SuspectedSplit]]:
-    """Return the splits that the run's warnings name or that were applied, by instrument."""
+    """Return the splits in the run's warnings and those that were applied, by instrument."""
     columns = shown.columns
-    named = named_splits(json.loads(shown.views.run()["warnings"] or "[]"))
-    splits = {name: named.get(of.symbol, []).copy() for name, of in columns.instruments.items()}
+    warned = named_splits(json.loads(shown.views.run()["warnings"] or "[]"))
+    splits = {
+        name: warned.get(item.symbol, []).copy() for name, item in columns.instruments.items()
+    }
     for _, action in columns.actions():
         if action.is_split:
             split = SuspectedSplit(action.market_ms, action.new, action.old)
@@ -139,7 +141,7 @@ def _splits(shown: ShownRun) -> dict[str, list[SuspectedSplit]]:
 
 
 def _cost_rate(shown: ShownRun, terms: ExecutionCosts) -> float:
-    """Return the cost of one fill by its notional, as ``RunRecord.cost_rate`` has it."""
+    """Return the cost of one fill as a fraction of its notional, as ``RunRecord.cost_rate``."""
     rate = terms.round_trip / 2
     if terms.per_share:
         until, opens = shown.rollups.followed.get("opens", (-1, np.empty(0)))
@@ -153,7 +155,7 @@ def _cost_rate(shown: ShownRun, terms: ExecutionCosts) -> float:
 
 
 def _first_bar(shown: ShownRun, place: int) -> int | None:
-    """Return the sequence of an instrument's bar after its first that was no warm-up."""
+    """Return the sequence of an instrument's bar after its first bar past the warm-up."""
     rows, last = shown.columns.rows, shown.columns.span[1]
     if (since := shown.rollups.warm_sequence()) is None:
         return None
@@ -166,16 +168,16 @@ def _first_bar(shown: ShownRun, place: int) -> int | None:
 
 
 def shadows(shown: ShownRun) -> list[str]:
-    """Name the shadow accounts, by the account rows of the newest step."""
+    """Return the names of the shadow accounts, from the rows of the newest step."""
     rows = shown.views.rows("v_shadow_equity", newest=16)
     return sorted({row["shadow"] for row in rows})
 
 
 def mean_exposure(shown: ShownRun, sums: str = "exposures") -> float | None:
-    """Return the mean exposure that buy and hold is compared at, from the first warm bar on.
+    """Return the mean exposure for buy and hold, from the first warm bar on.
 
-    Of ``grosses`` that of all that is held by the equity; in hedge mode both sides added up. None
-    where there is none yet, the equity was used up, or a roll-up is not made yet.
+    With *sums* ``grosses`` it is the gross exposure, in hedge mode of both sides. None without a
+    position so far, if the equity was used up, or if a roll-up is still missing.
     """
     try:
         return shown.rollups.kept_value(sums, lambda: _mean(shown, sums))
@@ -184,7 +186,7 @@ def mean_exposure(shown: ShownRun, sums: str = "exposures") -> float | None:
 
 
 def _mean(shown: ShownRun, sums: str) -> float | None:
-    block = shown.rollups.whole(ACCOUNTS)
+    block = shown.rollups.full_range(ACCOUNTS)
     bars = float(np.sum(block.get("exposed", 0.0)))
     if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
         return None
@@ -194,7 +196,7 @@ def _mean(shown: ShownRun, sums: str) -> float | None:
 def held(shown: ShownRun) -> list[HoldingAccount]:
     """Return the accounts that buy and hold: at the run's mean exposure, and with all the money.
 
-    Where the run has the shadow account that holds its exposure so far, it stands for the first.
+    The first is left out if the run has the shadow account that holds its exposure so far.
     """
     share = mean_exposure(shown)
     return shown.rollups.kept_value(f"held {share}", lambda: _held_by(shown, share))
@@ -204,11 +206,11 @@ def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
     units = _units(shown)
     if not units.bought:
         return []
-    left = ", of what is left of a pruned run" if shown.columns.span[0] else ""
+    pruned = ", over the rest of a pruned run" if shown.columns.span[0] else ""
     has_shadow, accounts = BUY_AND_HOLD in shadows(shown), []
     if share and not has_shadow:
-        source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{left}"
+        source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{pruned}"
         accounts.append((HELD_ALIKE, "buy and hold at its own exposure", source, share))
     name = f"{BUY_AND_HOLD} in full" if has_shadow else BUY_AND_HOLD
-    accounts.append((name, "buy and hold", f"computed: all the money, {BOUGHT}{left}", 1.0))
+    accounts.append((name, "buy and hold", f"computed: all the money, {BOUGHT}{pruned}", 1.0))
     return [HoldingAccount(*account, units) for account in accounts]

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the HTTP interface, made from its routes."""
+"""The OpenAPI document of the HTTP interface, generated from its routes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,7 @@ def _operation(route: ReadRoute) -> dict[str, Any]:
         "summary": route.sentence,
         "parameters": [
             *(
-                {
-                    "name": name,
-                    "in": "path",
-                    "required": True,
-                    "description": MEANINGS[name],
-                    "schema": {"type": "string"},
-                }
+                _parameter(name, "path", MEANINGS[name], {"type": "string"})
                 for name in route.places
             ),
             *_query(route.parameters),
@@ -61,34 +55,29 @@ def _operation(route: ReadRoute) -> dict[str, Any]:
 
 
 def _stream() -> dict[str, Any]:
+    run = "a run's id; by default the served or else the newest run"
     return {
-        "summary": "A WebSocket: StreamHello, then a StreamStep for each stored step, "
-        "of many at once the newest 200.",
-        "parameters": [
-            {
-                "name": "run",
-                "in": "query",
-                "required": False,
-                "description": "a run's id; the served or else the newest run",
-                "schema": {"type": "string"},
-            }
-        ],
+        "summary": "A WebSocket: StreamHello, then a StreamStep for each stored step; "
+        "at most the newest 200 at once.",
+        "parameters": [_parameter("run", "query", run, {"type": "string"})],
         "responses": {"101": {"description": "The messages are JSON, one value each."}},
     }
 
 
 def _query(parameters: type[Struct]) -> list[dict[str, Any]]:
     schema = msgspec.json.schema(parameters)["$defs"]["Parameters"]
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "description": MEANINGS[name],
-            "schema": shape,
-        }
-        for name, shape in schema["properties"].items()
-    ]
+    shapes = schema["properties"].items()
+    return [_parameter(name, "query", MEANINGS[name], shape) for name, shape in shapes]
+
+
+def _parameter(name: str, place: str, meaning: str, schema: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "description": meaning,
+        "schema": schema,
+    }
 
 
 def _of(type_: type[Struct]) -> dict[str, str]:

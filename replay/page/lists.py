@@ -1,4 +1,4 @@
-"""Lists as documents: every run and sweep, the runs beside one, and the runs of a fleet."""
+"""Lists as documents: all runs and sweeps, the runs to compare with one, the runs of a fleet."""
 
 from __future__ import annotations
 
@@ -47,65 +47,66 @@ def address(*names: str) -> str:
 
 
 def run_name(strategy: str, run_id: str) -> str:
-    """Return how people tell a run from others: its strategy, and the beginning of its id."""
+    """Return a short name of a run: its strategy and the beginning of its id."""
     return f"{strategy.rpartition(':')[2]} {run_id[:8]}"
 
 
 def runs_document(listed: answers.Runs) -> TitledParts:
-    """Return all runs and sweeps, each as a link to it, and what could not be read."""
+    """Return all runs and sweeps as links, and the databases that could not be read."""
     parts: list[Part] = [Paragraph("No run is recorded here.", "note")]
     if listed.runs:
         parts = [_runs_table(listed.runs, are_compared=len(listed.runs) > 1)]
     if listed.sweeps:
         rows = [
             (
-                Link(run_name(of.strategy, of.sweep_id), address("sweep", of.sweep_id)),
-                *(of.objective, of.cells, "whole" if of.is_whole else "not finished", of.database),
+                Link(run_name(sweep.strategy, sweep.sweep_id), address("sweep", sweep.sweep_id)),
+                *(sweep.objective, sweep.cells),
+                *("complete" if sweep.is_whole else "not finished", sweep.database),
             )
-            for of in listed.sweeps
+            for sweep in listed.sweeps
         ]
         parts += [Paragraph("Sweeps", "heading"), table_of("sweeps", "", SWEEPS, rows)]
-    parts += [Paragraph(f"{of.database}: {of.error}", "warning") for of in listed.refused]
+    parts += [Paragraph(f"{each.database}: {each.error}", "warning") for each in listed.refused]
     return TitledParts("Runs", tuple(parts))
 
 
 def beside_document(shown: ShownRun, listed: answers.Runs) -> TitledParts:
-    """Return the runs that may stand beside a run, each as a link to both."""
+    """Return the runs to compare with a run, each as a link to the comparison."""
     others = [row for row in listed.runs if row.run_id != shown.run_id]
-    lead = f"Choose what stands beside {run_name(shown.views.run()['strategy'], shown.run_id)}."
-    alone = 'There is one run only; "tracepaper ui --db ONE --db OTHER" serves several databases.'
+    lead = f"Choose a run to compare with {run_name(shown.views.run()['strategy'], shown.run_id)}."
+    alone = 'There is only one run; "tracepaper ui --db ONE --db OTHER" serves several databases.'
     part = _runs_table(others, shown.run_id, "compare") if others else Paragraph(alone, "note")
     return TitledParts("Compare", (Paragraph(lead, "lead"), part))
 
 
 def _runs_table(runs: Iterable[answers.RunRow], *path: str, are_compared: bool = False) -> Table:
-    """Return *runs* as a table that may be filtered, each as a link to it at the end of *path*."""
+    """Return *runs* as a table with a filter, each as a link to its address below *path*."""
     rows, terms = [], []
-    for of in runs:
-        links = [Link(run_name(of.strategy, of.run_id), address("run", *path, of.run_id))]
-        links += [Link("compare", address("run", of.run_id, "compare"))] * are_compared
-        symbols = [name.rpartition(":")[2] for name in of.instruments]
+    for run in runs:
+        links = [Link(run_name(run.strategy, run.run_id), address("run", *path, run.run_id))]
+        links += [Link("compare", address("run", run.run_id, "compare"))] * are_compared
+        symbols = [name.rpartition(":")[2] for name in run.instruments]
         more = len(symbols) - SYMBOLS_SHOWN
         row = (
-            ", ".join([of.kind, *["running"] * of.is_served, *filter(None, [of.state])]),
+            ", ".join([run.kind, *["running"] * run.is_served, *filter(None, [run.state])]),
             ", ".join(symbols[:SYMBOLS_SHOWN]) + f" +{more}" * (more > 0),
-            *(interval_text(of.interval_ms), of.first_ms, of.last_ms, of.decisions, of.fills),
-            *(of.equity, of.total_return, of.database),
+            *(interval_text(run.interval_ms), run.first_ms, run.last_ms, run.decisions, run.fills),
+            *(run.equity, run.total_return, run.database),
         )
         rows.append((*links, *row))
-        terms.append(" ".join([of.run_id, of.strategy, of.model_id, *of.instruments]))
+        terms.append(" ".join([run.run_id, run.strategy, run.model_id, *run.instruments]))
     names = ("run", "")[: 1 + are_compared]
     listed = table_of("runs", "", {**dict.fromkeys(names, "text"), **RUNS}, rows)
     return replace(listed, terms=tuple(terms))
 
 
 def fleet_document(fleet: FleetSource, error: str | None) -> TitledParts:
-    """Return the last answer of *fleet*'s server, and the *error* of one that does not answer."""
+    """Return the runs by the last answer of *fleet*'s server, and its *error*, if any."""
     as_of_ms, parts = fleet.as_of_ms, list[Part]()
     at = "never read" if as_of_ms is None else f"as of {written(as_of_ms, 'second')} UTC"
     if error is not None:
-        rows_are = f" The rows are {at}; they go on by themselves." if as_of_ms else ""
-        parts.append(Paragraph(f"{error}{rows_are}", "warning"))
+        age = f" The rows are {at}; the page updates them by itself." if as_of_ms else ""
+        parts.append(Paragraph(f"{error}{age}", "warning"))
     alarmed = sum(bool(run.alarms) for run in fleet.runs)
     state = f"{alarmed:,} with an alarm" if alarmed else "no alarm"
     lead = f"{count_of(len(fleet.runs), 'run')}, {state}; {fleet.server}, {at}"
@@ -118,18 +119,19 @@ def fleet_document(fleet: FleetSource, error: str | None) -> TitledParts:
     return TitledParts("Fleet", tuple(parts))
 
 
-def _fleet_row(of: FleetRun) -> tuple[Value, ...]:
+def _fleet_row(run: FleetRun) -> tuple[Value, ...]:
     held = [
         f"{position.instrument} {position.quantity}, "
         f"unrealized {written(float(position.unrealized_pnl), 'money')}"
-        for position in of.positions
+        for position in run.positions
     ]
     return (
-        Link(of.run_id, address("fleet", of.database_id, of.run_id)),
-        *(of.host, of.file, f"{of.strategy.rpartition(':')[2]}, {of.kind}", of.health, of.steps),
-        f"{of.lag_steps:,} in {of.lag_s:.1f} s" if of.lag_steps else "0",
-        None if of.equity is None else float(of.equity),
+        Link(run.run_id, address("fleet", run.database_id, run.run_id)),
+        *(run.host, run.file, f"{run.strategy.rpartition(':')[2]}, {run.kind}"),
+        *(run.health, run.steps),
+        f"{run.lag_steps:,} in {run.lag_s:.1f} s" if run.lag_steps else "0",
+        None if run.equity is None else float(run.equity),
         "; ".join(held).replace(" -", " \N{MINUS SIGN}") or "flat",
-        of.last_decision,
-        " ".join(f"alarm: {alarm}" for alarm in of.alarms),
+        run.last_decision,
+        " ".join(f"alarm: {alarm}" for alarm in run.alarms),
     )

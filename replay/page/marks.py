@@ -1,4 +1,4 @@
-"""What lies on the candles of a range: fills, orders that rested at a price, gaps."""
+"""Marks on the candles of a range: fills, orders that rested at a price, gaps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _RESTING: Final = ("NEW", "ACCEPTED", "PARTIALLY_FILLED")
 def marks(
     shown: ShownRun, from_ms: int | None, until_ms: int | None, instrument: str | None = None
 ) -> answers.Marks:
-    """Return fills, orders that rested at a price, and gaps of a range; the newest of too many.
+    """Return fills, resting orders and gaps of a range, of one *instrument* or of all.
 
-    Of one *instrument*, or of all.
+    If there are too many, only the newest are returned.
     """
     columns, views, rows_of = shown.columns, shown.views, shown.columns.rows
     low, high = columns.span
@@ -40,7 +40,7 @@ def marks(
     fills = [
         dict(zip(_FILL, row, strict=True)) for batch in batches for row in zip(*batch, strict=True)
     ]
-    # An order that was sent in the range may have ended long after it.
+    # An order sent in the range may end long after it.
     before_ms = 2**62 if until_ms is None else until_ms
     sequences = rows_of.rested_orders((first, high), places, before_ms, MARKS_MAX + 1)
     rested = list(dict.fromkeys(sequences))
@@ -84,6 +84,6 @@ def marks(
 
 
 def fill_mark(row: Row, role: str) -> answers.FillMark:
-    """Return a row of ``v_fills`` as it is drawn."""
+    """Return a row of ``v_fills`` as a mark."""
     quantity = without_zeros(row["quantity_text"])
     return from_row(answers.FillMark, row, quantity_text=quantity, role=role)

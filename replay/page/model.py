@@ -1,4 +1,4 @@
-"""A run's model, as a document: its card, and its forecasts in this run against the outcomes."""
+"""A run's model as a document: its card, and its forecasts in the run against the outcomes."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, count_of, duration
 
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95)
-"""Shares of the central intervals whose coverage is counted."""
+"""Shares of the central intervals whose coverage is measured."""
 DRAWN_LEVEL: Final = 0.9
 BINS: Final = 10
-BINNED_LEAST: Final = 50
-"""Bars of a bin under which nothing is said: its share would be luck."""
+BIN_BARS_MIN: Final = 50
+"""Fewest bars of a bin that is shown; the share of fewer would be luck."""
 FEW_DAYS: Final = 2 * BLOCK_DAYS
-"""Days under which an error over blocks of days is not known."""
+"""Fewest days for an error over blocks of days."""
 
 
 @dataclass(frozen=True)
 class RunForecasts:
-    """What the model said at each bar whose outcome is known; returns are logarithms."""
+    """The forecasts at the bars whose outcomes are known; returns are log returns."""
 
     open_time_ms: npt.NDArray[np.int64]
     mean: Array
     stdev: Array
-    up: Array  # of up or down, the probability of up; NaN where the model says none
+    up: Array  # P(up) ÷ (P(up) + P(down)); NaN without probabilities
     confidence: Array
     realised: Array
 
     @property
     def days(self) -> npt.NDArray[np.int64]:
-        """The UTC day of each."""
+        """The UTC day of each forecast."""
         return self.open_time_ms // DAY_MS
 
 
 def model_document(shown: ShownRun) -> TitledParts:
-    """Return the card of the run's model and how its forecasts came true."""
+    """Return the card of the run's model, and its forecasts compared with the outcomes."""
     model_id = shown.views.run()["model_id"]
     if not model_id:
         return TitledParts("Model", (Paragraph("This run uses no model.", "note"),))
@@ -86,9 +86,7 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
     usable = np.isfinite(decisions["mean_return"])
     horizons = np.unique(decisions["horizon"][usable])
     horizon = int(horizons[-1]) if horizons.size else 0
-    usable &= (
-        decisions["horizon"] == horizon
-    )  # a run keeps to one, but for a model that was replaced
+    usable &= decisions["horizon"] == horizon  # only a replaced model has another one
     outcomes = np.full(usable.size, np.nan)
     for name in np.unique(decisions["instrument"][usable]):
         rows = usable & (decisions["instrument"] == name)
@@ -113,7 +111,7 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
 
 
 def places_of(times: Array, wanted: Array) -> npt.NDArray[np.int64]:
-    """Return the place of each *wanted* time in *times*, ascending; -1 where it is missing."""
+    """Return the index of each *wanted* time in ascending *times*; -1 if it is missing."""
     place = np.searchsorted(times, wanted)
     inside = np.minimum(place, max(0, times.size - 1))
     return np.where((place < times.size) & (times[inside] == wanted), inside, -1)
@@ -126,14 +124,14 @@ def _card(card: Mapping[str, Any]) -> Iterator[Part]:
         )
         return
     yield Paragraph(f"{'; '.join(card_facts(card))}.", "lead")
-    if why := experimental(card):
-        yield Paragraph(f"Experimental: {why}.", "warning")
-    yield Paragraph("What its card says", "heading")
+    if reason := experimental(card):
+        yield Paragraph(f"Experimental: {reason}.", "warning")
+    yield Paragraph("Caveats of its card", "heading")
     yield from (Paragraph(sentence, "item") for sentence in card_sentences(card) if sentence)
 
 
 def realised(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
-    """Yield calibration, intervals, and risk by coverage of *forecasts*, with errors over days."""
+    """Yield the calibration, intervals and risk by coverage of *forecasts*, with errors by day."""
     yield Paragraph("In this run", "heading")
     if not forecasts.realised.size:
         yield Paragraph("No forecast of this run has an outcome yet.", "note")
@@ -146,7 +144,7 @@ def realised(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterato
     )
     if days < FEW_DAYS:
         yield Paragraph(
-            f"{days} days are too few for an error: read none of this as proof.", "warning"
+            f"{days} days are too few for a standard error, so this proves nothing.", "warning"
         )
     yield from _direction(forecasts)
     yield from _intervals(forecasts)
@@ -154,23 +152,23 @@ def realised(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterato
 
 
 def _direction(forecasts: RunForecasts) -> Iterator[Part]:
-    """Yield how often the price rose, by the forecast probability."""
+    """Yield the share of bars after which the price rose, by forecast probability."""
     moved = np.isfinite(forecasts.up) & (forecasts.realised != 0)
     yield Paragraph("Calibration of the direction", "heading")
     if not moved.any():
-        yield Paragraph("The model says no probability of a direction.", "note")
+        yield Paragraph("The model forecasts no direction.", "note")
         return
     probability, rose, days = (
         forecasts.up[moved],
         (forecasts.realised[moved] > 0).astype(np.float64),
         forecasts.days[moved],
     )
-    # Bins of as many bars each: most of what is said lies near one half.
+    # Bins have equally many bars, because most probabilities are near one half.
     edges = np.quantile(probability, np.linspace(0, 1, BINS + 1)[1:-1])
     place = np.searchsorted(edges, probability, side="right")
-    masks = [mask for mask in (place == at for at in range(BINS)) if mask.sum() >= BINNED_LEAST]
+    masks = [mask for mask in (place == at for at in range(BINS)) if mask.sum() >= BIN_BARS_MIN]
     if not masks:
-        yield Paragraph(f"No bin has {BINNED_LEAST} bars yet.", "note")
+        yield Paragraph(f"No bin has {BIN_BARS_MIN} bars yet.", "note")
         return
     across = [float(probability[mask].mean()) for mask in masks]
     shares = [statistics.mean(rose[mask], days[mask]) for mask in masks]
@@ -187,28 +185,28 @@ def _direction(forecasts: RunForecasts) -> Iterator[Part]:
     )
     yield Chart("", "", [panel])
     rows = [
-        (said, (share.value, share.error), int(mask.sum()))
-        for said, share, mask in zip(across, shares, masks, strict=True)
+        (forecast, (share.value, share.error), int(mask.sum()))
+        for forecast, share, mask in zip(across, shares, masks, strict=True)
     ]
     forms: dict[str, Form] = {"forecast": "measure", "rose ± error": "measure", "bars": "count"}
     yield table_of("direction", "", forms, rows)
 
 
 def _intervals(forecasts: RunForecasts) -> Iterator[Part]:
-    """Yield how often the outcome lay inside the intervals of a normal law of the spread."""
+    """Yield the coverage of the intervals of a normal distribution with the forecast spread."""
     usable = np.isfinite(forecasts.stdev) & (forecasts.stdev > 0)
     yield Paragraph("Intervals", "heading")
     if not usable.any():
-        yield Paragraph("The model says no spread.", "note")
+        yield Paragraph("The model forecasts no spread.", "note")
         return
-    away = np.abs(forecasts.realised[usable] - forecasts.mean[usable]) / forecasts.stdev[usable]
+    distance = np.abs(forecasts.realised[usable] - forecasts.mean[usable]) / forecasts.stdev[usable]
     days = forecasts.days[usable]
     rows: list[tuple[Value, ...]] = []
     for level in LEVELS:
-        share = statistics.mean((away <= ndtri(0.5 + level / 2)).astype(np.float64), days)
+        share = statistics.mean((distance <= ndtri(0.5 + level / 2)).astype(np.float64), days)
         rows.append((level, (share.value, share.error)))
     yield table_of("intervals", "", {"claimed": "share", "inside ± error": "share"}, rows)
-    inside = (away <= ndtri(0.5 + DRAWN_LEVEL / 2)).astype(np.float64)
+    inside = (distance <= ndtri(0.5 + DRAWN_LEVEL / 2)).astype(np.float64)
     names, at = np.unique(days, return_inverse=True)
     daily = np.bincount(at, inside) / np.bincount(at)
     layers: list[Layer] = [
@@ -223,7 +221,7 @@ def _intervals(forecasts: RunForecasts) -> Iterator[Part]:
 
 
 def _selective(forecasts: RunForecasts) -> Iterator[Part]:
-    """Yield the risk of the bars of which the attention was surest, against random bars."""
+    """Yield the risk of the bars with the most confidence, compared with random bars."""
     yield Paragraph("Risk and coverage", "heading")
     ranked = {
         "sign wrong": 1.0 - statistics.hits_of(forecasts.mean, forecasts.realised),
@@ -238,7 +236,7 @@ def _selective(forecasts: RunForecasts) -> Iterator[Part]:
         is not None
     }
     if not curves:
-        yield Paragraph("The model says no confidence.", "note")
+        yield Paragraph("The model gives no confidence.", "note")
         return
     shares = [float(100 * share) for share in RISK_COVERAGES]
     for name, curve in curves.items():
@@ -247,7 +245,7 @@ def _selective(forecasts: RunForecasts) -> Iterator[Part]:
             LineLayer(name, shares, rounded(curve.excess), width=2.2),
         ]
         across = ChartAxis(
-            "share of bars answered, the surest first, %", unit=" %", digits=0, is_reversed=True
+            "share of bars, most confident first, %", unit=" %", digits=0, is_reversed=True
         )
         yield Chart(
             "",
@@ -257,12 +255,12 @@ def _selective(forecasts: RunForecasts) -> Iterator[Part]:
 
 
 def _verdict(name: str, curve: RiskCurve) -> str:
-    """Say in one sentence whether refusing the unsure bars lowered the risk."""
+    """Return a sentence on whether refusing the least confident bars lowers the risk."""
     value, error = curve.area.pair
-    verb = "no other than of"
+    comparison = "the same as for"
     if is_credible(value, error):
-        verb = "lower than of" if value < 0 else "higher than of"
+        comparison = "lower than for" if value < 0 else "higher than for"
     return (
-        f"{name[0].upper()}{name[1:]}: {curve.risk:.3f} over all bars; of the bars of most "
-        f"confidence it is {verb} random ones ({value:+.4f} {plus_minus(error, '.4f')})."
+        f"{name[0].upper()}{name[1:]}: {curve.risk:.3f} over all bars; for the most confident bars "
+        f"it is {comparison} random ones ({value:+.4f} {plus_minus(error, '.4f')})."
     )

@@ -1,4 +1,4 @@
-"""What the stream tells: the steps of a run since a sequence."""
+"""The messages of the stream: the steps of a run since a sequence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracepaper.replay.page.records import event_text
 from tracepaper.storage.record.rows import HALTED
 
 STEPS_MAX: Final = 200
-"""More steps at once are not told one by one: the page asks for what lies between."""
+"""Most steps that are sent at once; a reader requests the earlier ones itself."""
 DecidedBar = tuple[int, float, float, float, float, float]
 _BAR: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar")
@@ -31,9 +31,9 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
     market_ms: int
     instrument: str | None = None
     bar: DecidedBar | None = None
-    """The bar that was decided: open time, open, high, low, close, volume."""
+    """The decided bar: open time, open, high, low, close, volume."""
     fills: list[answers.FillMark] = field(default_factory=list)
-    happening: str = ""  # a start, a gap, a command, a retraining or alike, in one line
+    happening: str = ""  # a start, gap, command, retraining or similar event, in one line
 
 
 class StreamHello(Struct, frozen=True, tag="hello", tag_field="type"):
@@ -45,14 +45,14 @@ class StreamHello(Struct, frozen=True, tag="hello", tag_field="type"):
 
 
 class News(Struct, frozen=True):
-    """The newest step, and those since the one that was asked for."""
+    """The newest step, and the steps since the requested one."""
 
     hello: StreamHello
     steps: list[StreamStep]
 
 
 def since(shelf: Databases, run_id: str, after: int | None) -> News:
-    """Return the steps of *run_id* (the newest run where it is empty) behind *after*."""
+    """Return the steps of *run_id* (if empty, of the served or newest run) after *after*."""
     shown = shelf.find(run_id or shelf.served or _newest(shelf))
     end = shown.columns.span[1]
     newest = (shown.views.rows("v_events", sequence=end) or [{"market_ms": 0}])[0]
@@ -83,7 +83,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
         happening = ""
         if kind not in _QUIET:
             happening = event_text(kind, json.loads(event["content"]))
-        if kind == HALTED:  # of the step that was just told
+        if kind == HALTED:  # it belongs to the previous step
             steps[-1] = msgspec.structs.replace(steps[-1], happening=happening)
             continue
         steps.append(

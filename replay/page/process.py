@@ -1,6 +1,6 @@
-"""The processes that read for the page: the interpreter that serves, or decides, reads nothing.
+"""The processes that read databases for the page, so that the serving process reads nothing.
 
-A child answers one request at a time, in frames, of which the last is the answer.
+A child answers one request at a time, in frames; the last frame is the answer.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
     from tracepaper.replay.page.routes import Report
 
 ANSWER, PROGRESS, LATER, REFUSED = "answer", "progress", "later", "refused"
-"""What a frame is: the answer, how far it is, for the heavy process, or an error."""
+"""Kinds of frames: the answer, progress, a request for the heavy process, an error."""
 STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))|/fleet/pull")
-"""What is answered in lines, as they come."""
+"""Paths that are answered in lines, with progress."""
 HEAVY: Final = re.compile(r"/runs/[^/]+/(refusals|report|model|what-if|compare/[^/]+)")
-"""What the second process answers, so that the chart stays quick."""
+"""Paths that the second process answers, so that the chart stays quick."""
 NICENESS: Final = 5
 QUICK_LIMIT_S: Final = 30.0
 HEAVY_LIMIT_S: Final = 3_600.0
 IDLE_S: Final = 600.0
-"""A child that nobody asked for so long ends, and gives its memory back."""
+"""A child without a request for so long ends and releases its memory."""
 FRAME_MAX: Final = 512 << 20
 
 log = Logger("page")
 
 
 class ReplyFrame(NamedTuple):
-    """A part of an answer; *status* is that of HTTP, *trace* that of an error of the program."""
+    """A part of an answer, with an HTTP *status* and the *trace* of a program error."""
 
     kind: str
     status: int
@@ -64,11 +64,11 @@ class ReplyFrame(NamedTuple):
 
 
 class ReaderProcess:
-    """One child, started at the first request and again where it died or was ended.
+    """One child, started at the first request and again if it died or was stopped.
 
-    A heavy one may take long; one of them *builds* roll-ups, which another would write over; one
-    *derives* decisions, and loads what that needs before it is asked. One that does not stay ends
-    with each answer of :meth:`ask`. *late* says what an answer that takes too long means.
+    A heavy child may take long. Only one child *builds* roll-ups, since two would overwrite each
+    other's. A child that *derives* decisions loads the libraries before the first request. Without
+    *stays*, the child ends after each answer of :meth:`ask`. *late* is the error after a timeout.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ReaderProcess:
         self._is_closed = False
 
     async def ask(self, request: dict[str, Any]) -> AsyncIterator[ReplyFrame]:
-        """Yield the frames of one answer; a caller that leaves early ends a heavy child."""
+        """Yield the frames of one answer; closing the generator early ends a heavy child."""
         async with self._turn, contextlib.aclosing(self._frames(request)) as frames:
             async for frame in frames:
                 yield frame
@@ -109,25 +109,25 @@ class ReaderProcess:
                 await self._child.stop()
 
     async def prepare(self) -> None:
-        """Start the child, which takes a second, before the first request."""
+        """Start the child before the first request; that takes a second."""
         async with self._turn:
-            if self._is_closed:  # while this waited for its turn
+            if self._is_closed:  # closed while this waited for its turn
                 return
-            with contextlib.suppress(ChildFailed):  # the first request says so
+            with contextlib.suppress(ChildFailed):  # the first request reports it
                 async with self._child.exchange():
                     self._wait_idle()
 
     async def answer(self, request: dict[str, Any]) -> ReplyFrame:
         """Return the last frame of an answer.
 
-        A caller that leaves before its turn is forgotten; one that leaves later does not end the
-        child.
+        A caller that is cancelled before its turn sends no request; later cancellation does not end
+        the child.
         """
         await self._turn.acquire()
         return await asyncio.shield(asyncio.create_task(self._last(request)))
 
     async def _last(self, request: dict[str, Any]) -> ReplyFrame:
-        """Return the last frame of an answer, and give the turn to the next."""
+        """Return the last frame of an answer, and release the turn."""
         try:
             *_, frame = [frame async for frame in self._frames(request)]
             return frame
@@ -138,8 +138,8 @@ class ReaderProcess:
         """Yield the frames of one answer; the caller holds the turn."""
         deadline_s = asyncio.get_running_loop().time() + self._limit_s
         self._forget_idle()
-        if self._is_closed:  # while this request waited for its turn
-            yield refused(503, "The server is ending.")
+        if self._is_closed:  # closed while this request waited for its turn
+            yield refused(503, "The server is stopping; start it again.")
             return
         try:
             async with self._child.exchange():
@@ -166,7 +166,7 @@ class ReaderProcess:
         return frame
 
     def _wait_idle(self) -> None:
-        """End the child where no request comes for long."""
+        """End the child if no request comes for long."""
         self._forget_idle()
         if not self._is_closed:
             self._idle = asyncio.create_task(self._end_idle())
@@ -223,7 +223,7 @@ def main() -> None:
 
 
 def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
-    """Write the frames of one answer, or its refusal, to *out*."""
+    """Write the frames of one answer, or an error, to *out*."""
     from tracepaper.replay.page.databases import HttpRefusal
     from tracepaper.replay.page.rollups import RollupMissing
 
@@ -254,9 +254,9 @@ def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
         _reject(
             out,
             409,
-            f"The record holds what no run writes ({type(error).__name__}: {reason}); {_NEXT}",
+            f"The record has invalid values ({type(error).__name__}: {reason}); {_NEXT}",
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next request is answered
+    except Exception as error:  # noqa: BLE001 - the next request must be answered
         reason = " ".join(str(error).split()).rstrip(".")
         sentence = f"This cannot be answered ({type(error).__name__}: {reason}); see the log."
         _write(out, refused(500, sentence)._replace(trace=traceback.format_exc()))

@@ -43,12 +43,12 @@ from tracepaper.strategies.units import DAY_MS, NOTHING, count_of, duration, num
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
 COUNTED_MAX: Final = 100_000
-"""Rows beyond these are not counted: a view of a year has millions."""
+"""Most rows that are counted, because a view of a year has millions."""
 HAPPENINGS_MAX: Final = 200
 ROWS: Final = 50
 ROWS_MAX: Final = 5_000
 FIRST_ROWS: Final = 10
-"""Rows of a page of a view that a person is shown before the others are asked for."""
+"""Rows of a page of a view that are shown until the reader requests the others."""
 LISTS: Final = {
     "trades": (
         "sequence instrument side quantity opened_ms closed_ms entry_price exit_price gross costs "
@@ -64,7 +64,7 @@ LISTS: Final = {
     ),
     "ledger": "sequence market_ms instrument kind position_side amount balance order_id",
 }
-"""Views that an account lists, and the columns of each that people look for."""
+"""Views that an account lists, with the columns that are shown."""
 _FORMS: Final[Mapping[str, Form]] = {"TEXT": "text", "INTEGER": "count", "REAL": "exact"}
 _TIMES: Final = ("open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_ms", "from_ms")
 _ORDER: Final = ("sequence", "ordinal")
@@ -73,7 +73,7 @@ _ORDER: Final = ("sequence", "ordinal")
 
 
 class RowsPage(NamedTuple):
-    """A range of time, an order, and which rows of them."""
+    """A page of rows: a time range, an order, and the place in it."""
 
     from_ms: int | None = None
     until_ms: int | None = None
@@ -84,9 +84,9 @@ class RowsPage(NamedTuple):
 
 
 def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> Table:
-    """Return a page of one view of the run, of the lists those columns that people look for.
+    """Return a page of one view of the run; a view of ``LISTS`` has only the columns listed there.
 
-    Raises ``HttpRefusal`` for a view or a column that there is not.
+    Raises ``HttpRefusal`` for an unknown view or column.
     """
     if (stored := SHOWN_VIEWS.get(f"v_{name}")) is None:
         raise HttpRefusal(404, f"There is no view {name[:40]!r}; docs/views.md lists all.")
@@ -101,7 +101,7 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
     ordered = ", ".join(f"{field}{direction}" for field in dict.fromkeys(order))
     offset = _offset(page.after)
     connection = shown.reader.connection
-    read = connection.execute(
+    records = connection.execute(
         f"SELECT * FROM {stored.name} WHERE {condition} ORDER BY {ordered} LIMIT ? OFFSET ?",
         (*values, page.limit, offset),
     ).fetchall()
@@ -109,9 +109,9 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
         f"SELECT count(*) FROM (SELECT 1 FROM {stored.name} WHERE {condition} LIMIT ?)",
         (*values, COUNTED_MAX),
     ).fetchone()
-    end = offset + len(read)
-    has_more = len(read) == page.limit and (end < total or total == COUNTED_MAX)
-    symbols = {of.id: of.symbol for of in shown.columns.instruments.values()}
+    end = offset + len(records)
+    has_more = len(records) == page.limit and (end < total or total == COUNTED_MAX)
+    symbols = {item.id: item.symbol for item in shown.columns.instruments.values()}
     pages = Pages(
         address=f"/runs/{quote(shown.run_id, safe='')}/views/{name}",
         total=total,
@@ -124,7 +124,7 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
         chosen=filters.get("instrument", ""),
     )
     figures = [_figure(columns[each], columns) for each in _shown_columns(shown, name, columns)]
-    rows = [dict(zip(columns, row, strict=True)) for row in read]
+    rows = [dict(zip(columns, record, strict=True)) for record in records]
     nothing = () if rows else ("None is recorded.",)
     return replace(table(name, "", figures, rows, notes=nothing, shown=FIRST_ROWS), pages=pages)
 
@@ -135,14 +135,14 @@ def _condition(
     filters: Mapping[str, str],
     page: RowsPage,
 ) -> tuple[str, list[str | float]]:
-    """Return the condition of the wanted rows, and its values."""
+    """Return the SQL condition of the requested rows, and its values."""
     where, values = ["run_id = ?"], list[str | float]([shown.run_id])
-    for column, wanted in filters.items():
-        if wanted == "":
+    for column, text in filters.items():
+        if text == "":
             where.append(f"{column} IS NULL")
         else:
             where.append(f"{column} = ?")
-            values.append(_typed(column, columns[column].kind, wanted))
+            values.append(_typed(column, columns[column].kind, text))
     time = next((field for field in _TIMES if field in columns), None)
     for bound, sign in ((page.from_ms, ">="), (page.until_ms, "<")):
         if bound is None:
@@ -154,7 +154,7 @@ def _condition(
 
 
 def _shown_columns(shown: ShownRun, name: str, columns: Mapping[str, ViewColumn]) -> list[str]:
-    """Name the columns of a view that a page shows: of a list the chosen ones, of others all."""
+    """Return the columns of a view that a page shows: all, or for a list the chosen ones."""
     exact = ("_text", "_iso")
     if (chosen := LISTS.get(name)) is None:
         return [each for each in columns if each != "run_id" and not each.endswith(exact)]
@@ -166,19 +166,19 @@ def _shown_columns(shown: ShownRun, name: str, columns: Mapping[str, ViewColumn]
 
 
 def _figure(column: ViewColumn, columns: Mapping[str, ViewColumn]) -> Figure[Row]:
-    """Return how the values of a column are written: exact decimals where the view has them."""
+    """Return the figure of a column; its numbers are exact decimals if the view has them."""
     name, form = column.name, _FORMS[column.kind]
-    of: Callable[[Row], Value] = itemgetter(name)
+    read: Callable[[Row], Value] = itemgetter(name)
     if name.endswith("sequence"):
         form = "step"
     elif name.endswith("_ms"):
         form = "second"
     elif name == "instrument":
-        of = _symbol
+        read = _symbol
     elif column.kind == "REAL":
-        of = partial(_decimal, name, f"{name}_text" if f"{name}_text" in columns else "")
+        read = partial(_decimal, name, f"{name}_text" if f"{name}_text" in columns else "")
     title = name.removesuffix("_ms").removesuffix("_sequence").replace("_", " ")
-    return Figure(name, title, form, of, name.endswith("reason"), column.doc)
+    return Figure(name, title, form, read, name.endswith("reason"), column.doc)
 
 
 def _symbol(row: Row) -> str:
@@ -186,7 +186,7 @@ def _symbol(row: Row) -> str:
 
 
 def _decimal(name: str, exact: str, row: Row) -> str:
-    """Return a number as its *exact* column has it, else with seven digits."""
+    """Return the number of the *exact* column, or else *name* with seven digits."""
     if (text := row.get(exact)) is None:
         return number(row[name], digits=7).replace("-", "\N{MINUS SIGN}")
     return f"{Decimal(without_zeros(text)):,f}".replace("-", "\N{MINUS SIGN}")
@@ -198,7 +198,7 @@ def _typed(column: str, kind: str, text: str) -> str | float:
     try:
         value = int(text) if kind == "INTEGER" else float(text)
     except ValueError:
-        raise HttpRefusal(400, f"{column} is a number, and {text[:40]!r} is none.") from None
+        raise HttpRefusal(400, f"{column} is a number; {text[:40]!r} is not one.") from None
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise HttpRefusal(400, f"{column} takes whole numbers of 64 bits, not {text[:40]}.")
     return value
@@ -208,7 +208,7 @@ def _offset(after: str | None) -> int:
     if after is None:
         return 0
     if not after.isdecimal() or len(after) > 12:
-        raise HttpRefusal(400, "Give as after what a page of rows has as after or before.")
+        raise HttpRefusal(400, "Give as `after` the value of after or before in a page of rows.")
     return int(after)
 
 
@@ -216,7 +216,7 @@ def _offset(after: str | None) -> int:
 
 
 def refusals(shown: ShownRun) -> TitledParts:
-    """Return refusals by day, what each gate saved or cost, and why no order was sent."""
+    """Return refusals by day, what each gate saved or cost, and reasons of unfilled targets."""
     from tracepaper.replay.document.charts import Chart
     from tracepaper.replay.report import benchmarks, charts, figures
     from tracepaper.replay.report.record import read_record
@@ -227,7 +227,9 @@ def refusals(shown: ShownRun) -> TitledParts:
     for day, key, count in columns.rows.outcome_days(columns.span):
         days.setdefault(day, Counter())[refused_by[key] or ""] += count
     parts: list[Part] = [Paragraph("Refusals by day", "heading")]
-    if not any(gates := [gate for gate in columns.gates if any(of[gate] for of in days.values())]):
+    if not any(
+        gates := [gate for gate in columns.gates if any(day[gate] for day in days.values())]
+    ):
         parts.append(Paragraph("Nothing refused yet.", "note"))
     else:
         times = [day * DAY_MS for day in sorted(days)]
@@ -238,8 +240,8 @@ def refusals(shown: ShownRun) -> TitledParts:
         parts.append(Paragraph("What each gate saved or cost", "heading"))
         record = read_record(shown.reader, shown.database, shown.run_id)
         refused = benchmarks.refusals(record)
-        if (worth := charts.refusal_chart(refused)) is not None:
-            parts.append(worth)
+        if (chart := charts.refusal_chart(refused)) is not None:
+            parts.append(chart)
         parts += figures.refusal_tables(record, refused)
     return TitledParts("Gates", tuple(parts))
 
@@ -262,15 +264,15 @@ def health(
     status: Mapping[str, Any] | None = None,
     verified: answers.ParityState | None = None,
 ) -> TitledParts:
-    """Return whether the run is sound, as its record says, and the *status* of its daemon.
+    """Return whether the run is sound by its record, and the *status* of its daemon.
 
-    *verified* is its comparison with a replay as this page made it.
+    *verified* is the comparison with a replay that this page made.
     """
     row, events = shown.views.run(), happenings(shown)
     gaps, lost = _gaps(shown)
     parity = newest_parity(shown, verified)
     not_ready = [] if status is None else status["not_ready"]
-    what = f"{row['kind'].capitalize()} run, {_standing(shown, served, status)}"
+    subject = f"{row['kind'].capitalize()} run, {_standing(shown, served, status)}"
     starts = count_of(len(shown.reader.of_type(shown.run_id, ModelChange)), "start")
     verdict = "Nothing wrong is known."
     if damage_of(shown) or lost or (parity is not None and not parity.is_same):
@@ -283,21 +285,21 @@ def health(
     gates, account = (address("run", shown.run_id, name) for name in ("gates", "account"))
     forms: dict[str, Form] = {"time": "second", "kind": "text", "symbol": "text", "what": "text"}
     parts = (
-        *(Paragraph(f"Not ready: {why}", "warning") for why in not_ready),
+        *(Paragraph(f"Not ready: {reason}", "warning") for reason in not_ready),
         _parity(parity),
         Paragraph("Feed and speed", "heading"),
         *_feed(status),
         Paragraph("What happened", "heading"),
-        table_of("happenings", "", forms, events, [] if events else ["Nothing but bars."]),
+        table_of("happenings", "", forms, events, [] if events else ["No event but bars."]),
         Paragraph(steps, "note"),
         Paragraph(Link("Refusals, and what each gate saved or cost", gates)),
         Paragraph(Link("Account", account)),
     )
-    return TitledParts(f"{verdict} {what}; {gaps}; {starts}.", parts)
+    return TitledParts(f"{verdict} {subject}; {gaps}; {starts}.", parts)
 
 
 def _gaps(shown: ShownRun) -> tuple[str, int]:
-    """Say what gaps the run has; return that, and how many bars never came."""
+    """Return the run's gaps in words, and the number of missing bars."""
     lost, count = 0, 0
     for gap in shown.views.rows("v_gaps"):
         if gap["cause"] != GapCause.FUNDING:
@@ -307,14 +309,14 @@ def _gaps(shown: ShownRun) -> tuple[str, int]:
                 lost += int(shown.columns.times.bars_between(*edges))
     gaps = count_of(count, "gap")
     if lost:
-        return f"{count_of(lost, 'bar')} of {gaps} never came", lost
+        return f"{count_of(lost, 'bar')} of {gaps} missing", lost
     return (f"{gaps}, repaired" if count else "no gap"), 0
 
 
 def _standing(shown: ShownRun, served: str, status: Mapping[str, Any] | None) -> str:
-    """Say whether the run goes on, and what halts it: ``ended, halted by operator``."""
+    """Return whether the run is running, and its halt: ``ended, halted by operator``."""
     halted_by = None if (held := halt(shown)) is None else held.by
-    # Whoever holds the file writes one run of it, and any other was killed.
+    # The process that holds the file writes one run; any other unfinished run was killed.
     is_written = shown.run_id in (served, *shown.reader.run_ids()[-1:])
     is_running = is_written and holder_of(shown.database) is not None
     has_ended = shown.views.run()["ended_at"] is not None
@@ -323,12 +325,12 @@ def _standing(shown: ShownRun, served: str, status: Mapping[str, Any] | None) ->
         state = "halted"
     if status is not None:
         state, halted_by = status["state"], status["halted_by"]
-    stands = [state] if state != "halted" or not halted_by else []
-    return ", ".join(stands + [f"halted by {halted_by}"] * bool(halted_by))
+    states = [state] if state != "halted" or not halted_by else []
+    return ", ".join(states + [f"halted by {halted_by}"] * bool(halted_by))
 
 
 def _parity(parity: answers.ParityState | None) -> Paragraph:
-    """Say what the newest comparison with a replay found."""
+    """Return the result of the newest comparison with a replay."""
     if parity is None:
         return Paragraph(
             "The record holds no comparison with a replay; tracepaper verify and tracepaper "
@@ -348,11 +350,11 @@ def _parity(parity: answers.ParityState | None) -> Paragraph:
 
 
 def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
-    """Yield what only a running daemon knows."""
+    """Yield the figures that only a running daemon has."""
     if status is None:
         yield Paragraph(
-            "Feed age and latency are known of a daemon while it runs, on its own page; this is "
-            "read from the record.",
+            "Only the page of a running daemon shows feed age and latency; this page reads the "
+            "record.",
             "note",
         )
         return
@@ -368,14 +370,18 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
     quantiles = ("mean", "p50", "p90", "p99")
     forms = {"what": "text", "count": "count", **dict.fromkeys(quantiles, "exact")}
     latencies = [
-        (of["name"].replace("_", " "), of["count"], *(seconds_text(of[name]) for name in quantiles))
-        for of in status["latencies"]
+        (
+            row["name"].replace("_", " "),
+            row["count"],
+            *(seconds_text(row[key]) for key in quantiles),
+        )
+        for row in status["latencies"]
     ]
     note = "A quantile is the upper bound of its class."
     yield table_of("latencies", "Latency", forms, latencies, [note])
-    counters = {_COUNTED.get(name, name): of for name, of in status["counters"].items()}
-    counters |= {f"notices {name}": of for name, of in (status["notices"] or {}).items()}
-    pairs = [(name.replace("_", " "), f"{of:,}") for name, of in counters.items()]
+    counters = {_COUNTED.get(name, name): count for name, count in status["counters"].items()}
+    counters |= {f"notices {name}": count for name, count in (status["notices"] or {}).items()}
+    pairs = [(name.replace("_", " "), f"{count:,}") for name, count in counters.items()]
     yield replace(table_of("counters", "Counters", PAIR, pairs), look="pairs")
     if (parity := status["parity"]) is not None:
         runs = " A replay of the last day runs." if parity["checking"] else ""
@@ -384,7 +390,7 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
 
 
 def seconds_text(value: float | None) -> str:
-    """Return a span of time as people read it: ``4.1 ms``, ``1.2 s``, ``2.0 h``."""
+    """Return a span of time as text: ``4.1 ms``, ``1.2 s``, ``2.0 h``."""
     if value is None:
         return NOTHING
     if value < 1:
@@ -399,25 +405,25 @@ _HAPPENINGS: Final = (
 
 
 def happenings(shown: ShownRun) -> list[tuple[Value, ...]]:
-    """Return the newest events that are worth a line: time, kind, symbol and words of each."""
+    """Return the newest events other than data: time, kind, symbol and text of each."""
     rows, span, names = shown.columns.rows, shown.columns.span, list(shown.columns.instruments)
     events = [
-        (of.sequence, of.market_ms, of.kind, of.instrument, json.loads(of.content))
-        for of in rows.newest_events(_HAPPENINGS, span, HAPPENINGS_MAX)
+        (event.sequence, event.market_ms, event.kind, event.instrument, json.loads(event.content))
+        for event in rows.newest_events(_HAPPENINGS, span, HAPPENINGS_MAX)
     ]
     events += [
-        (of.sequence, of.market_ms, HALTED, None, {"limit": of.limit})
-        for of in rows.halts((0, span[1]))
+        (halted.sequence, halted.market_ms, HALTED, None, {"limit": halted.limit})
+        for halted in rows.halts((0, span[1]))
     ]
     events.sort(key=itemgetter(0), reverse=True)
     return [
-        (at_ms, kind.replace("_", " "), "" if place is None else names[place], event_text(kind, of))
-        for _, at_ms, kind, place, of in events[:HAPPENINGS_MAX]
+        (ms, kind.replace("_", " "), "" if at is None else names[at], event_text(kind, content))
+        for _, ms, kind, at, content in events[:HAPPENINGS_MAX]
     ]
 
 
 def event_text(kind: str, content: dict[str, Any]) -> str:
-    """Return an event in one line."""
+    """Return an event as one line of text."""
     if kind == "command":
         command = command_of(content)
         return f"{command.kind} {command.giver}" + (f": {command.note}" if command.note else "")
@@ -429,5 +435,5 @@ def event_text(kind: str, content: dict[str, Any]) -> str:
         return f"Halted by {content['limit']} until RESUME"
     if kind == "model_change":
         return f"Started with {content.get('model_id') or 'no model'}"
-    plain = {"end": "Ended in good order", "prune": "Older steps were pruned"}
-    return str(content.get("reason") or plain.get(kind) or kind.replace("_", " "))
+    texts = {"end": "Ended in good order", "prune": "Older steps were pruned"}
+    return str(content.get("reason") or texts.get(kind) or kind.replace("_", " "))

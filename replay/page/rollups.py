@@ -1,10 +1,10 @@
-"""A run in cells of any length; wide ranges come from roll-ups that are kept.
+"""A run in cells of any length; wide ranges are read from stored roll-ups.
 
-A roll-up lies beside the database, in ``FILE.page/RUN.npz``, else in memory. It is a cache: it is
-made anew where it is missing, damaged, of other code, or not of the stored steps.
+A roll-up is a cache beside the database, in ``FILE.page/RUN.npz``, or in memory if that cannot be
+written. It is built anew if it is missing, damaged, of another version, or not of the stored steps.
 
-A cell of the run's own interval is a bar, and opens when the bar does; longer ones begin at whole
-multiples of their length.
+A cell of the run's interval is a bar and opens with it; longer cells begin at multiples of their
+length.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Block = dict[str, Floats]
-"""Columns of one length by name; NaN is a value that is not known, times are exact as floats."""
+"""Columns of one length by name; NaN is an unknown value, times are exact as floats."""
 
 TIME: Final = "open_time_ms"
 VERSION: Final = 6
 GRAIN: Final = 15
-"""Bars in a cell of a roll-up; longer cells are made of it where they are a multiple."""
+"""Bars in a cell of a roll-up; cells of multiples are computed from these."""
 SHORT_BARS: Final = 40_000
-"""A run of so many steps is held bar by bar, and needs no roll-up."""
+"""A run with fewer steps is kept bar by bar and needs no roll-up."""
 AT_ONCE: Final = 20_000
-"""Steps that are read before they are rolled up; bounds the memory."""
+"""Steps that are read at once, to bound the memory."""
 DIRECT_BARS: Final = 60_000
-"""More bars than these are not read for one answer without a roll-up."""
+"""Most bars that are read for one answer without a roll-up."""
 FOLDED_BARS: Final = 256
 OWN: Final = "this run"
 ACCOUNTS: Final = ""
-"""Stands for the accounts where an instrument's id could stand."""
+"""Names the accounts in place of an instrument's id."""
 FORECAST: Final = ("confidence", "mean_return", "stdev_return")
 MULTIPLES: Final = (1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080)
 """Lengths of a cell, in intervals of the run."""
@@ -69,20 +69,20 @@ _RULES: Final = {
     "grosses": "sum",
 }
 _RULE_OF: Final = {"spare": "min", "failed": "sum", "low": "min"}
-"""Of columns ``prefix:name``; all others keep the last value that is known."""
+"""Rules of columns ``prefix:name``; other columns keep the last known value."""
 
 
 class RollupMissing(Exception):
-    """The answer needs a roll-up that is not made yet, which takes longer than a reader may."""
+    """The answer needs a missing roll-up, and building it takes too long for this process."""
 
 
 @dataclass
 class _CellBlock:
-    """Cells of one instrument, or of the accounts, of all bars that opened before ``until_ms``."""
+    """Cells of one instrument or of the accounts, for all bars that open before ``until_ms``."""
 
     block: Block
     until_ms: float = -np.inf
-    after: int = -1  # the last sequence that is in it
+    after: int = -1  # the last included sequence
 
 
 @dataclass
@@ -94,29 +94,29 @@ class Totals:
 
     @property
     def decisions(self) -> int:
-        """How many decisions there are."""
+        """The number of decisions."""
         return sum(outcome.times for outcome in self.outcomes.values())
 
 
 class Rollups:
-    """Cells and counts of one run; lives as long as the process that answers, and follows it."""
+    """Cells and counts of one run, updated as the run grows."""
 
     def __init__(self, database: Path, columns: RunColumns, *, builds: bool) -> None:
         self.columns = columns
         self._rows = columns.rows
         self._database, self._builds = database, builds
         self._kept: dict[str, _CellBlock] = {}
-        self._loaded: tuple[int, int] | None = None  # which file of roll-ups
+        self._loaded: tuple[int, int] | None = None  # identity of the loaded file
         self._saved: dict[str, int] = {}
         self._totals = Totals()
         self._values: tuple[object, dict[str, Any]] = (None, {})
         self._first = columns.span[0]
         self.followed: dict[str, Any] = {}
-        """What others keep of the run, and bring up to date themselves, until it is pruned."""
+        """Values that other modules cache and update themselves; cleared by a prune."""
         self._load()
 
     def refresh(self) -> None:
-        """Take note of what the run has by now."""
+        """Update the run's span; clear the caches after a prune; load a newer file."""
         self.columns.refresh()
         if self.span[0] != self._first:
             self._first = self.span[0]
@@ -127,13 +127,13 @@ class Rollups:
 
     @property
     def span(self) -> Span:
-        """The first and the last sequence that is kept."""
+        """The first and the last stored sequence."""
         return self.columns.span
 
     def totals(self) -> Totals:
-        """Count the decisions up to now; only what is new is counted.
+        """Return the counts of all decisions; only new decisions are counted.
 
-        Raises ``RollupMissing`` where that is more than this process counts.
+        Raises ``RollupMissing`` if there are too many for this process.
         """
         kept = self._totals
         since = (max(kept.after + 1, self.span[0]), self.span[1])
@@ -152,7 +152,7 @@ class Rollups:
         return kept
 
     def kept_value(self, name: str, make: Callable[[], T]) -> T:
-        """Return the value of *make*, computed once for each state of database and roll-up."""
+        """Return the value of *make*, computed once per state of database and roll-up."""
         state = (self._rows.version, self.span, self._loaded)
         if state != self._values[0]:
             self._values = (state, {})
@@ -162,14 +162,14 @@ class Rollups:
         return values[name]
 
     def known_totals(self) -> Totals | None:
-        """Return :meth:`totals`, None where they take a roll-up that is not made yet."""
+        """Return :meth:`totals`, or None if that needs a missing roll-up."""
         try:
             return self.totals()
         except RollupMissing:
             return None
 
     def refusals(self) -> Counter[str] | None:
-        """Count the decisions that each gate refused first; None where that takes a roll-up."""
+        """Return the number of refusals by gate, or None if that needs a missing roll-up."""
         if (totals := self.known_totals()) is None:
             return None
         refused: Counter[str] = Counter()
@@ -181,7 +181,7 @@ class Rollups:
     def newest_of(self, keys: Sequence[int]) -> int | None:
         """Return the last decision with one of the outcomes *keys*.
 
-        Where they are not counted yet, only the ``AT_ONCE`` newest steps are looked at.
+        Before they are counted, only the newest ``AT_ONCE`` steps are searched.
         """
         if (totals := self.known_totals()) is not None:
             counts = [totals.outcomes[key].last for key in keys if key in totals.outcomes]
@@ -190,13 +190,13 @@ class Rollups:
         return self._rows.decided_at(span, keys, newest=True)
 
     def warm_keys(self) -> list[int]:
-        """Return the keys of the outcomes that were not refused as cold."""
+        """Return the keys of the outcomes that the gate warm did not refuse."""
         return [outcome.key for outcome in self._rows.outcomes if outcome.refused_by != warm.name]
 
     def warm_sequence(self) -> int | None:
-        """Return the first decision that was not refused as cold, None before it."""
+        """Return the first decision that the gate warm did not refuse, or None."""
         keys = self.warm_keys()
-        # An outcome's key is the sequence that first had it; a prune leaves the key.
+        # An outcome's key is its first sequence, also after a prune.
         if keys and min(keys) >= self.span[0]:
             return min(keys)
         return self._rows.decided_at(self.span, keys, newest=False)
@@ -208,8 +208,8 @@ class Rollups:
     ) -> tuple[int, Block]:
         """Return the length of a cell, in ms, and an instrument's cells of a range.
 
-        The whole run where no range is given; *instrument* may be ``ACCOUNTS``. Raises
-        ``RollupMissing`` where that takes a roll-up that this process does not make.
+        The default range is the whole run; *instrument* may be ``ACCOUNTS``. Raises
+        ``RollupMissing`` if that needs a roll-up that this process does not build.
         """
         columns, interval_ms = self.columns, self.columns.interval_ms
         first, end = self.bounds_ms(instrument) or (0, 0)
@@ -218,7 +218,7 @@ class Rollups:
         if end <= first:
             return interval_ms, {TIME: np.empty(0)}
         cell_ms = cell_length(interval_ms, int(end - first), points)
-        # A cell at the edge is whole.
+        # Cells at the edges are complete.
         if cell_ms == interval_ms:
             first = columns.times.open_closing_after(int(first))
         else:
@@ -227,30 +227,30 @@ class Rollups:
                 end = -(-end // cell_ms) * cell_ms
         span = columns.sequences(first, end)
         if span[1] - span[0] > FOLDED_BARS and cell_ms % self._grain_ms == 0:
-            block = self.whole(instrument)
+            block = self.full_range(instrument)
         else:
             block = self.read(instrument, span)
         return cell_ms, self._rolled(within(block, first, end), cell_ms)
 
     def bounds_ms(self, instrument: str = ACCOUNTS) -> tuple[int, int] | None:
-        """Return where the bars of *instrument*, or of all, begin and end; None without any."""
+        """Return the begin and end of the bars of *instrument*, or of all; None without bars."""
         names = [instrument] if instrument else list(self.columns.instruments)
         bounds = [bound for bound in map(self.columns.bounds_ms, names) if bound is not None]
-        return (min(of[0] for of in bounds), max(of[1] for of in bounds)) if bounds else None
+        return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
 
     def _rolled(self, block: Block, cell_ms: int) -> Block:
         return block if cell_ms == self.columns.interval_ms else rolled(block, cell_ms)
 
     @property
     def _grain_ms(self) -> int:
-        """The length of what is kept: a bar, or of a long run a cell of ``GRAIN`` bars."""
+        """The length of a stored cell: a bar, or ``GRAIN`` bars for a long run."""
         is_short = self.span[1] - self.span[0] < SHORT_BARS
         return self.columns.interval_ms * (1 if is_short else GRAIN)
 
-    def whole(self, instrument: str) -> Block:
-        """Return the whole run, of a long one in short cells: what is kept, and the newest bars.
+    def full_range(self, instrument: str) -> Block:
+        """Return the stored cells of the whole run, updated with the newest bars.
 
-        Raises ``RollupMissing`` where more is missing than this process reads.
+        Raises ``RollupMissing`` if more bars are missing than this process reads.
         """
         grain_ms = self._grain_ms
         kept = self._kept.get(instrument) or _CellBlock({TIME: np.empty(0)})
@@ -264,16 +264,16 @@ class Rollups:
             end = min(at + AT_ONCE - 1, self.span[1])
             fresh = within(self.read(instrument, (at, end)), kept.until_ms, np.inf)
             if tail is not None and fresh[TIME].size:
-                # The rest of a close that was cut has the account after all of it.
+                # The later part of a split close has the account after the whole close.
                 fresh = joined([within(tail, -np.inf, fresh[TIME][0]), fresh])
             tail = fresh if tail is None or fresh[TIME].size else tail
             if tail[TIME].size > FOLDED_BARS:
                 edge = tail[TIME][-1]
                 if grain_ms != self.columns.interval_ms:
                     edge = np.floor(edge / grain_ms) * grain_ms
-                whole, tail = within(tail, -np.inf, edge), within(tail, edge, np.inf)
-                if whole[TIME].size:
-                    parts.append(self._rolled(whole, grain_ms))
+                complete, tail = within(tail, -np.inf, edge), within(tail, edge, np.inf)
+                if complete[TIME].size:
+                    parts.append(self._rolled(complete, grain_ms))
                     kept.until_ms = edge
                     kept.after = self.columns.sequences(edge, np.inf)[0] - 1
             at = end + 1
@@ -284,22 +284,22 @@ class Rollups:
         return kept.block if tail is None else joined([kept.block, self._rolled(tail, grain_ms)])
 
     def build(self) -> None:
-        """Make or extend every roll-up, and write them down."""
+        """Build or extend every roll-up, and write the file."""
         self.totals()
         if self.span[1] - self.span[0] < SHORT_BARS:
             return
         for name in (*self.columns.instruments, ACCOUNTS):
-            self.whole(name)
+            self.full_range(name)
         self._save()
 
     def _after(self, name: str) -> int:
-        """Return the last sequence that is in the roll-up of an instrument or the accounts."""
+        """Return the last sequence in the roll-up of an instrument or the accounts."""
         return max(self._kept[name].after if name in self._kept else -1, self.span[0] - 1)
 
     # ------------------------------------------------------------ reading
 
     def read(self, instrument: str, span: Span) -> Block:
-        """Read the bars of *instrument*, or the accounts, bar by bar."""
+        """Return the bars of *instrument*, or the accounts, bar by bar."""
         if not instrument:
             return self._accounts(span)
         columns, gates = self.columns, self.columns.gates
@@ -325,7 +325,7 @@ class Rollups:
         return block
 
     def _judge(self, outcome: Ints, measures: Block, block: Block) -> None:
-        """Add by how much every gate passed, and where it failed."""
+        """Add each gate's margin (``spare``) and failures to *block*."""
         decided = outcome >= 0
         sets, passed = (self.columns.of_outcomes(outcome, name) for name in ("gate_set", "passed"))
         for gate, measure in measures.items():
@@ -345,19 +345,19 @@ class Rollups:
             block[f"spare:{gate}"], block[f"failed:{gate}"] = spare, failed
 
     def _accounts(self, span: Span) -> Block:
-        """Read the equity of every account after each close, and the run's own exposure.
+        """Return every account's equity after each close, and the exposure of the run's account.
 
-        ``exposure`` is what is held, long and short alike, by the equity; ``exposures`` is its
-        sum over the bars from the first that was no warm-up, and ``exposed`` their number. In hedge
-        mode ``exposure`` adds up both sides, ``grosses`` is its sum, ``net_exposure`` has the long
-        side less the short one, and ``exposures`` that of each symbol without its sign.
+        ``exposure`` is the gross position by equity; ``exposures`` is its sum over the bars after
+        the warm-up, and ``exposed`` their number. In hedge mode ``exposure`` adds both sides,
+        ``grosses`` is its sum, ``net_exposure`` is the long side less the short one, and
+        ``exposures`` sums the absolute net position of each symbol.
         """
         accounts = self.columns.accounts(span)
         times = [columns[TIME] for columns in accounts.values()]
         axis = np.unique(np.concatenate([np.empty(0), *times]))
         block: Block = {TIME: axis}
         for name, account in accounts.items():
-            # Several instruments close at one time: the last step of that time stands.
+            # Several instruments may close at one time: the last of these steps counts.
             column = np.full(axis.size, np.nan)
             column[np.searchsorted(axis, account[TIME])] = account["equity"]
             block[f"equity:{name or OWN}"], block[f"low:{name or OWN}"] = column, column.copy()
@@ -385,10 +385,7 @@ class Rollups:
         return block
 
     def _worth(self, span: Span, axis: Floats, account: Columns, name: str, *, net: bool) -> Floats:
-        """Return the value of an account's positions at the times *axis*, each at its last close.
-
-        The value is gross, or *net*.
-        """
+        """Return the gross or *net* value of the positions at *axis*, by their last closes."""
         worth, values = np.zeros(axis.size), self._holding_value(account, net=net)
         for place in range(len(self.columns.instruments)):
             column = np.full(axis.size, np.nan)
@@ -404,7 +401,7 @@ class Rollups:
         return worth
 
     def _holding_value(self, account: Columns, *, net: bool) -> Floats:
-        """Return the value of what *account* holds after each bar, without dust."""
+        """Return the value of the positions of *account* after each bar, without dust."""
         if not account:
             return np.empty(0)
         steps = np.array([self.columns.quantity_step(name) for name in self.columns.instruments])
@@ -419,7 +416,7 @@ class Rollups:
         return Path(f"{self._database}.page") / f"{self.columns.run.run_id}.npz"
 
     def _mark(self, after: int) -> dict[str, Any]:
-        """Return the key of a roll-up up to step *after*."""
+        """Return the identity of a roll-up of the steps until *after*."""
         return {
             "version": VERSION,
             "run_id": self.columns.run.run_id,
@@ -429,7 +426,7 @@ class Rollups:
         }
 
     def _save(self) -> None:
-        """Write the roll-ups beside the database; where that cannot be they stay in memory."""
+        """Write the roll-ups beside the database; if that fails they stay in memory."""
         arrays = {
             f"{place}|{name}": column
             for place, kept in enumerate(self._kept.values())
@@ -459,9 +456,9 @@ class Rollups:
         return state.st_mtime_ns, state.st_ino
 
     def _load(self) -> None:
-        """Read the roll-ups where another process wrote them, if they are whole and of these steps.
+        """Load the file of another process, if it is complete and of the stored steps.
 
-        What is known here is kept where it reaches further.
+        Values in memory are kept if they include later steps.
         """
         if self.span[1] - self.span[0] < SHORT_BARS:
             return
@@ -491,19 +488,19 @@ class Rollups:
             return
 
     def _is_of(self, mark: dict[str, Any]) -> bool:
-        """Whether what *mark* says of itself is true of the steps that are stored."""
+        """Whether *mark* identifies a roll-up of the stored steps."""
         return mark["digest"] is not None and mark == self._mark(mark["after"])
 
 
 def numbers_of(values: Floats) -> list[float | None]:
-    """Return *values* as a list, None where one is not finite."""
+    """Return *values* as a list; numbers that are not finite become None."""
     if np.isfinite(values).all():
         return list(values.tolist())
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def cell_length(interval_ms: int, span_ms: int, points: int) -> int:
-    """Return the shortest length of a cell, in ms, by which *span_ms* makes at most *points*."""
+    """Return the shortest cell, in ms, with which *span_ms* has at most *points* cells."""
     for step in MULTIPLES:
         if -(-span_ms // (interval_ms * step)) + 1 <= points:
             return interval_ms * step
@@ -513,9 +510,9 @@ def cell_length(interval_ms: int, span_ms: int, points: int) -> int:
 
 
 def rolled(block: Block, cell_ms: int) -> Block:
-    """Return *block* in cells of *cell_ms*, which begin at whole multiples of it.
+    """Return *block* in cells of *cell_ms*, which begin at multiples of it.
 
-    Cells of cells are the cells of the bars: every column keeps what such a sum needs.
+    Rolling up cells gives the same result as rolling up their bars.
     """
     times = block[TIME]
     if not times.size:
@@ -561,7 +558,7 @@ def _last_known(column: Floats, starts: npt.NDArray[np.intp], ends: npt.NDArray[
 
 
 def filled(column: Floats) -> Floats:
-    """Return *column* with each unknown value as the one before it, or the first that is known."""
+    """Return *column* with each unknown value replaced by the last known one, or by the first."""
     has_value = ~np.isnan(column)
     if has_value.all() or not has_value.any():
         return column
@@ -570,7 +567,7 @@ def filled(column: Floats) -> Floats:
 
 
 def joined(blocks: Sequence[Block]) -> Block:
-    """Return *blocks* one after another; a column that one lacks is unknown there."""
+    """Return the concatenation of *blocks*; a column that a block lacks is unknown there."""
     kept = [block for block in blocks if block[TIME].size] or list(blocks[:1])
     names = dict.fromkeys(name for block in kept for name in block)
     return {
@@ -580,6 +577,6 @@ def joined(blocks: Sequence[Block]) -> Block:
 
 
 def within(block: Block, from_ms: float, until_ms: float) -> Block:
-    """Return the rows of *block* that open from *from_ms* on and before *until_ms*."""
+    """Return the rows of *block* with *from_ms* <= open < *until_ms*."""
     first, end = np.searchsorted(block[TIME], [from_ms, until_ms])
     return {name: column[first:end] for name, column in block.items()}

@@ -1,8 +1,8 @@
-"""The route table of the HTTP interface: path, parameters, answer and one sentence each.
+"""The route table of the HTTP interface: path, parameters, answer and a sentence for each route.
 
-Dispatch, checks of parameters, the OpenAPI document and ``docs/http.md`` follow from it. What
-responds is called by name: with the names within its path, what it takes of the query, the ``run``
-that the path names, and ``shelf``, ``report``, ``filters``, ``query``, ``status`` or ``verified``.
+Dispatch, checks of parameters, the OpenAPI document and ``docs/http.md`` are derived from it. A
+route's function gets by name: names in its path, parameters of the query, the run as ``shown``, and
+``shelf``, ``report``, ``filters``, ``query``, ``status`` or ``verified``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ POINTS_MAX: Final = 20_000
 
 Time = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 Report = Callable[[float, str], None]
-"""``(share, doing)``: says how far an answer that takes long has come."""
+"""``(share, doing)``: reports the progress of a long answer."""
 
 
 class Parameter(NamedTuple):
-    """A parameter of the query; one without a default must be given."""
+    """A parameter of the query; it is required without a default."""
 
     kind: Any
     default: Any
@@ -48,7 +48,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         "first open time, UTC ms; by default the beginning"),
     "until_ms": Parameter(Time | None, None,
         "end of the range, exclusive, UTC ms; by default after the newest bar"),
-    "points": Parameter(Annotated[int, Meta(ge=2, le=POINTS_MAX)], POINTS, "most cells to return"),
+    "points": Parameter(Annotated[int, Meta(ge=2, le=POINTS_MAX)], POINTS,
+        "maximum number of cells"),
     "changes": Parameter(str, "", "`section.key=value`, separated by semicolons"),
     "drop": Parameter(str, "", "names of gates, separated by commas"),
     "counted": Parameter(bool, default=False,
@@ -56,7 +57,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "sort": Parameter(str | None, None, "the column to sort by"),
     "descending": Parameter(bool, default=False, meaning="whether the last row comes first"),
     "limit": Parameter(Annotated[int, Meta(ge=1, le=records.ROWS_MAX)], records.ROWS,
-        "most rows to return"),
+        "maximum number of rows"),
     "after": Parameter(str | None, None, "`after` or `before` of the previous answer"),
     "database_id": Parameter(Annotated[str, Meta(min_length=1)], NODEFAULT,
         "the id of the run's database, from `/fleet`"),
@@ -67,20 +68,20 @@ MEANINGS: Final[Mapping[str, str]] = {
     "run": "the run's full id, from `/runs`",
     "left": "a run's id",
     "right": "another run's id",
-    "sequence": "the decision's place in its run",
+    "sequence": "the decision's sequence number",
     "sweep": "a sweep's id, from `/runs`",
     "view": "a documented view without `v_`, such as `decisions` ([storage](storage.md))",
     **{name: parameter.meaning for name, parameter in PARAMETERS.items()},
 }
-"""What each name within a path, and each parameter, means."""
+"""Meaning of each name in a path and of each parameter."""
 
 
 @dataclass(frozen=True)
 class ReadRoute:
-    """One address of the interface; what it responds with may be a document's parts.
+    """One address of the interface; ``respond`` returns an answer or a document.
 
-    One that is open takes columns of a view as further parameters; one that stands within another
-    document of its run does not say again what is unusual of the run.
+    With ``is_open``, columns of a view are further parameters. With ``is_within``, the document is
+    part of another one and does not repeat the warnings on the run.
     """
 
     path: str
@@ -93,7 +94,7 @@ class ReadRoute:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """What a path must match."""
+        """The pattern of its paths."""
         return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path))
 
     @property
@@ -108,19 +109,19 @@ class ReadRoute:
 
     @property
     def streams(self) -> bool:
-        """Whether it is answered in lines, as they come."""
+        """Whether the answer comes in lines, with progress."""
         return STREAMS.fullmatch(self.path) is not None
 
 
 @cache
 def _parameters(names: str) -> type[Struct]:
-    taken = [(name, PARAMETERS[name]) for name in names.split()]
-    fields = [(name, of.kind, of.default) for name, of in taken]
+    declared = [(name, PARAMETERS[name]) for name in names.split()]
+    fields = [(name, parameter.kind, parameter.default) for name, parameter in declared]
     return msgspec.defstruct("Parameters", fields, kw_only=True)
 
 
 def _instrument(shown: ShownRun, name: str | None) -> str | None:
-    """Check that the run has the instrument *name*, where one is named."""
+    """Return *name*; raise ``HttpRefusal`` if the run has no such instrument."""
     instruments = shown.columns.instruments
     if name is not None and name not in instruments:
         listed = ", ".join(instruments)
@@ -130,7 +131,7 @@ def _instrument(shown: ShownRun, name: str | None) -> str | None:
 
 def _sequence(text: str) -> int:
     if not text.isdecimal() or len(text) > 12:
-        raise HttpRefusal(404, "A decision is named by its sequence, a whole number.")
+        raise HttpRefusal(404, "Name a decision by its sequence, a whole number.")
     return int(text)
 
 
@@ -151,7 +152,7 @@ def _run(
 
 
 def _late(name: str = "derivations") -> ModuleType:
-    """Return a module that takes seconds to import, and is asked for by few."""
+    """Import a module that takes seconds to load and is rarely needed."""
     return import_module(f"tracepaper.replay.page.{name}")
 
 
@@ -159,7 +160,8 @@ def _sweep(shelf: Databases, sweep: str) -> Struct:
     document = shelf.sweep(sweep).document
     if document is None:
         raise HttpRefusal(
-            409, "This sweep is not whole; the same command goes on, and its page comes with it."
+            409,
+            "This sweep is not finished; run its command again to complete it and get its page.",
         )
     return answers.Document(**document)
 
@@ -215,12 +217,12 @@ ROUTES: Final = (
     ReadRoute("/fleet/pull", "Pulls one run of the fleet, so that the other addresses can "
           "serve it; lines of JSON.", fleet.pull_run, fleet.PulledRun, "database_id run_id"),
 )  # fmt: skip
-"""Every address that reads; ``/stream`` and ``/openapi.json`` are the server's own."""
+"""All addresses that read; the server itself answers ``/stream`` and ``/openapi.json``."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request that was matched and checked."""
+    """A request with its route and checked parameters."""
 
     route: ReadRoute
     query: Mapping[str, Any]
@@ -229,27 +231,27 @@ class Call:
 
     def respond(self, shelf: Databases, report: Report) -> Struct:
         """Return the answer."""
-        given: dict[str, Any] = {"shelf": shelf, "report": report, "filters": self.filters}
-        given |= {"query": self.query, "served": shelf.served, **self.query, **self.names}
+        values: dict[str, Any] = {"shelf": shelf, "report": report, "filters": self.filters}
+        values |= {"query": self.query, "served": shelf.served, **self.query, **self.names}
         if (run := self.names.get("run")) is not None:
-            given["shown"] = shown = shelf.find(run)
-            given["status"] = shelf.status if run == shelf.served else None
-            given["verified"] = msgspec.convert(shelf.verified, answers.ParityState | None)
+            values["shown"] = shown = shelf.find(run)
+            values["status"] = shelf.status if run == shelf.served else None
+            values["verified"] = msgspec.convert(shelf.verified, answers.ParityState | None)
             if "instrument" in self.query:
-                given["instrument"] = _instrument(shown, self.query["instrument"])
+                values["instrument"] = _instrument(shown, self.query["instrument"])
         if "sequence" in self.names:
-            given["sequence"] = _sequence(self.names["sequence"])
-        wanted = signature(self.route.respond).parameters
-        answer = self.route.respond(**{name: given[name] for name in wanted if name in given})
+            values["sequence"] = _sequence(self.names["sequence"])
+        names = signature(self.route.respond).parameters
+        answer = self.route.respond(**{name: values[name] for name in names if name in values})
         if not isinstance(answer, TitledParts):
             return answer
         if self.names.keys() == {"run"} and not self.route.is_within:
-            answer = runs.begun(shown, answer)
+            answer = runs.with_warnings(shown, answer)
         return answers.Document(**as_document(answer))
 
 
 def match(path: str, query: Mapping[str, str]) -> Call:
-    """Find the route of *path* (without the prefix) and check *query*; raise ``HttpRefusal``."""
+    """Return the call for *path* (without the prefix) and *query*, or raise ``HttpRefusal``."""
     for route in ROUTES:
         if matched := route.pattern.fullmatch(path):
             return _checked(route, matched.groupdict(), query)

@@ -14,9 +14,9 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import BUY_AND_HOLD, SHADOWS
 from tracepaper.replay.document.charts import (
-    OTHER_LINE,
-    OWN_LINE,
-    WHOLE_LINE,
+    BENCHMARK_LINE,
+    FULL_HOLD_LINE,
+    RUN_LINE,
     LineLayer,
     shadow_line,
 )
@@ -42,7 +42,7 @@ from tracepaper.strategies.units import BASE_FEES, DAY_MS, without_zeros
 
 
 def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
-    """List every run of every database, the newest first; *counted* waits for every count."""
+    """Return all runs of all databases, the newest first; *counted* waits for all counts."""
     rows: list[answers.RunRow] = []
     sweeps: list[answers.SweepRow] = []
     refused: list[answers.UnreadableDatabase] = []
@@ -91,7 +91,7 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
 
 
 def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
-    """Return one run as it stands in a list."""
+    """Return one run as a row of the list."""
     row = shown.views.run()
     first, last = _decided(shown)
     totals = shown.rollups.known_totals()
@@ -120,7 +120,7 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
 
 
 def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
-    if is_counted and damage_of(shown):  # it counts the steps as well
+    if is_counted and damage_of(shown):  # the check counts the steps as well
         return "damaged"
     if (held := halt(shown)) is not None:
         return f"halted by {held.by}"
@@ -130,17 +130,17 @@ def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
 
 
 def damage_of(shown: ShownRun) -> str:
-    """Return one sentence where the record is damaged, else an empty text."""
+    """Return a sentence on the damage of the record, or an empty text."""
     return shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
 
 
-def begun(shown: ShownRun, document: TitledParts) -> TitledParts:
-    """Return a document of the run, with what is unusual of the run first."""
-    states = [part for part in _unusual(shown) if part not in document.parts]
+def with_warnings(shown: ShownRun, document: TitledParts) -> TitledParts:
+    """Return a document of the run that begins with the warnings on the run."""
+    states = [part for part in _warnings(shown) if part not in document.parts]
     return TitledParts(document.title, (*states, *document.parts))
 
 
-def _unusual(shown: ShownRun) -> Iterator[Paragraph]:
+def _warnings(shown: ShownRun) -> Iterator[Paragraph]:
     if damage := damage_of(shown):
         yield Paragraph(damage, "warning")
     if (held := halt(shown)) is not None:
@@ -148,7 +148,7 @@ def _unusual(shown: ShownRun) -> Iterator[Paragraph]:
     if _decided(shown) == (None, None):
         yield Paragraph("No bar was decided yet; the first that closes makes a decision.", "note")
     elif first := shown.columns.span[0]:
-        since = f"Its oldest steps were pruned: step {first:,} is the first of what is left."
+        since = f"The oldest steps were pruned: step {first:,} is the first that is left."
         yield Paragraph(since, "note")
 
 
@@ -170,7 +170,7 @@ def run(
     pulled_ms: int | None = None,
     verified: answers.ParityState | None = None,
 ) -> answers.Run:
-    """Return one run: its summary, configuration and accounts; *counted* waits for its counts."""
+    """Return a run's summary, configuration and accounts; *counted* waits for its counts."""
     if counted:
         shown.rollups.build()
     row, columns = shown.views.run(), shown.columns
@@ -192,7 +192,7 @@ def run(
             answers.GateInfo(
                 gate=gate,
                 threshold=thresholds[gate],
-                **{name: getattr(GATES[gate], name) for name in _OF_GATE},
+                **{name: getattr(GATES[gate], name) for name in _GATE_FIELDS},
                 refused=None if refused is None else refused[gate],
                 key=key_of(GATES[gate]) if is_movable(GATES[gate]) else "",
                 is_count=getattr(GATES[gate].threshold, "form", "") == ThresholdForm.COUNT,
@@ -218,7 +218,7 @@ def run(
     )  # fmt: skip
 
 
-_OF_GATE: Final = ("words", "unit", "is_switch", "is_capped")
+_GATE_FIELDS: Final = ("words", "unit", "is_switch", "is_capped")
 
 
 def _fees(config: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -231,11 +231,11 @@ def _fees(config: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
-    """List the names under which the strategy noted numbers anywhere in the run."""
+    """Return the names of all series of numbers that the strategy noted."""
     columns, last = shown.columns, shown.columns.span[1]
     until, noted = shown.rollups.followed.get("noted", (-1, {}))
     noted |= dict.fromkeys(columns.rows.noted((until + 1, last)))
-    shown.rollups.followed["noted"] = max(until, last), noted  # a live run goes on from there
+    shown.rollups.followed["noted"] = max(until, last), noted  # a live run continues from there
     names = list(columns.instruments)
     return [
         answers.NoteSeries(names[place], name) for place, name in sorted(noted, key=itemgetter(0))
@@ -243,20 +243,20 @@ def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
 
 
 def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
-    """Return the newest position of every instrument; in hedge mode both sides of it."""
+    """Return the newest position of every instrument, in hedge mode of both sides."""
     nothing: Row = {"side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
     return [
         answers.InstrumentPosition(
             instrument=name,
             side=row["side"] if row["quantity"] else "FLAT",
             quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
-            average_price_text=row.get("average_price_text")  # else it is no decimal of a price
-            or (row.get("average_price") and f"{row['average_price']:.{of.price_decimals}f}"),
+            average_price_text=row.get("average_price_text")  # None if it is not an exact decimal
+            or (row.get("average_price") and f"{row['average_price']:.{item.price_decimals}f}"),
             unrealized=as_number(row.get("unrealized_pnl")),
             margin=as_number(row.get("margin")),
             liquidation_price=as_number(row.get("liquidation_price")),
         )
-        for name, of in shown.columns.instruments.items()
+        for name, item in shown.columns.instruments.items()
         for row in shown.views.last_positions(name) or [nothing]
     ]
 
@@ -283,7 +283,7 @@ def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
 def _last_fill(views: RunViews) -> answers.LastFill | None:
     for row in views.rows("v_fills", newest=1):
         quantity, reason = without_zeros(row["quantity_text"]), row["reason"]
-        # Of the strategy trend the reason is a direction, which selling less has too.
+        # The reason of the strategy trend is a direction, also if it only reduces the position.
         if (row["side"], reason) in ((Side.BUY, "trend down"), (Side.SELL, "trend up")):
             reason = "a smaller target"
         return from_row(answers.LastFill, row, quantity_text=quantity, reason=reason)
@@ -291,7 +291,7 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
 
 
 def halt(shown: ShownRun) -> LastingState | None:
-    """Return the state that holds the run, the operator's first; None where it may trade."""
+    """Return the state that halts the run, the operator's first, or None."""
     return next((state for state in _states(shown) if state.is_halt), None)
 
 
@@ -302,10 +302,10 @@ def _states(shown: ShownRun) -> tuple[LastingState, ...]:
 def newest_parity(
     shown: ShownRun, verified: answers.ParityState | None = None
 ) -> answers.ParityState | None:
-    """Return the newest comparison of the run with its replay; None where there is none.
+    """Return the newest comparison of the run with its replay, or None.
 
-    A check that was made on the run's last step is newer than every event of the run, and what was
-    *verified* for a reader of this page newer than what is stored, until the run compares itself.
+    *verified*, made for this page, is used until the run stores a newer one. Otherwise a stored
+    check of the run's last step is newer than every event of the run.
     """
     event = shown.reader.newest_of(shown.run_id, ParityCheck)
     if verified is not None and (event is None or event.market_ms <= verified.at_ms):
@@ -318,7 +318,7 @@ def newest_parity(
 
 
 def parity_state(check: ParityCheck, at_ms: int) -> answers.ParityState:
-    """Return a comparison with a replay, made at *at_ms*, as the page shows it."""
+    """Return a comparison with a replay, made at *at_ms*, for the page."""
     difference = ""
     if check.differs_at or check.field:
         difference = (
@@ -348,7 +348,7 @@ _TITLES: Final = {
 
 
 def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
-    """Return the run's account, its shadow accounts, and buy and hold, for every chart."""
+    """Return the run's account, its shadow accounts, and buy and hold."""
     return [*_stored_accounts(shown), *_held_accounts(shown)]
 
 
@@ -360,22 +360,22 @@ def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
         source = SHADOWS.get(name, "a shadow account of the run") if place else _OWN_SOURCE
         if name in SIDES:
             source = f"the {name.lower()} side of the account, from half of its first cash"
-        began = _start(shown, shadow.get("shadow", ""))
-        for row in views.rows(f"v_{kind}equity", newest=1, **shadow) if began else ():
+        start = _start(shown, shadow.get("shadow", ""))
+        for row in views.rows(f"v_{kind}equity", newest=1, **shadow) if start else ():
             yield answers.AccountFigures(
                 name=name,
                 title=_TITLES.get(name, name.replace("_", " ")),
                 source=source,
-                start=began,
+                start=start,
                 equity=float(row["equity"]),
-                total_return=float(row["equity"]) / began - 1,
+                total_return=float(row["equity"]) / start - 1,
                 realized=as_number(row["realized_pnl"]),
                 unrealized=as_number(row["unrealized_pnl"]),
                 fees=as_number(row["fees_paid"]),
                 funding=as_number(row["funding_paid"]),
                 fills=views.count(f"v_{kind}fills", **shadow),
                 mean_exposure=None if place else holding.mean_exposure(shown, "grosses"),
-                **_drawn_as(shadow_line(place - 1) if place else OWN_LINE),
+                **_style(shadow_line(place - 1) if place else RUN_LINE),
             )
 
 
@@ -390,16 +390,16 @@ def _held_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
             total_return=held.newest / held.start - 1,
             mean_exposure=held.share,
             is_stored=False,
-            **_drawn_as(WHOLE_LINE if held.title == "buy and hold" else OTHER_LINE),
+            **_style(FULL_HOLD_LINE if held.title == "buy and hold" else BENCHMARK_LINE),
         )
 
 
-def _drawn_as(line: LineLayer) -> dict[str, Any]:
+def _style(line: LineLayer) -> dict[str, Any]:
     return {"tone": line.role, "width": line.width, "dash": line.dash}
 
 
 def _start(shown: ShownRun, shadow: str = "") -> float:
-    """Return an account's first equity: its configured cash where its first steps are pruned."""
+    """Return an account's first equity, or the configured cash if its first steps are pruned."""
     first, _ = _decided(shown)
     if first is None or shown.columns.span[0]:
         return float(json.loads(shown.views.run()["config"])["account"]["cash"])
@@ -412,13 +412,13 @@ def _start(shown: ShownRun, shadow: str = "") -> float:
 def candles(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Candles:
-    """Return candles of one instrument with what was decided and noted, at most *points*."""
+    """Return candles of one instrument with decisions and notes, at most *points*."""
     cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
 
     def column(name: str) -> Floats:
         return block.get(name, np.empty(0))
 
-    def named(prefix: str) -> dict[str, Floats]:
+    def with_prefix(prefix: str) -> dict[str, Floats]:
         return {
             name.removeprefix(prefix): values
             for name, values in block.items()
@@ -433,23 +433,23 @@ def candles(
     return answers.Candles(
         instrument=instrument,
         interval_ms=cell_ms,
-        open_time_ms=_whole(block[TIME]),
-        open=_plain(column("open")),
-        high=_plain(column("high")),
-        low=_plain(column("low")),
-        close=_plain(column("close")),
-        volume=_plain(column("volume")),
-        sequence=[None if of is None else int(of) for of in numbers_of(column("sequence"))],
+        open_time_ms=_integers(block[TIME]),
+        open=_numbers(column("open")),
+        high=_numbers(column("high")),
+        low=_numbers(column("low")),
+        close=_numbers(column("close")),
+        volume=_numbers(column("volume")),
+        sequence=[None if at is None else int(at) for at in numbers_of(column("sequence"))],
         action=action,
         refused_by=[gate or None for gate in refused_by],
         regime=regime,
         confidence=numbers_of(column("confidence")),
-        held=_plain(column("quantity")),
+        held=_numbers(column("quantity")),
         mean_return=numbers_of(column("mean_return")),
         stdev_return=numbers_of(column("stdev_return")),
-        spare={gate: numbers_of(values) for gate, values in named("spare:").items()},
-        failed={gate: _whole(values) for gate, values in named("failed:").items()},
-        numbers={name: numbers_of(values) for name, values in named("note:").items()},
+        spare={gate: numbers_of(values) for gate, values in with_prefix("spare:").items()},
+        failed={gate: _integers(values) for gate, values in with_prefix("failed:").items()},
+        numbers={name: numbers_of(values) for name, values in with_prefix("note:").items()},
     )
 
 
@@ -477,7 +477,7 @@ def equity(
     }
     return answers.Equity(
         interval_ms=cell_ms,
-        time_ms=_whole(ends),
+        time_ms=_integers(ends),
         equity=stored | held,
         low={name: columns[f"low:{name}"].tolist() for name in names if f"low:{name}" in columns},
         exposure=columns.get("exposure", times).tolist(),
@@ -485,9 +485,9 @@ def equity(
     )
 
 
-def _whole(values: Floats) -> list[int]:
+def _integers(values: Floats) -> list[int]:
     return list(np.nan_to_num(values).astype(np.int64).tolist())
 
 
-def _plain(values: Floats) -> list[float]:
+def _numbers(values: Floats) -> list[float]:
     return list(np.nan_to_num(values).tolist())

@@ -1,4 +1,4 @@
-"""Serves the page, the HTTP interface and the stream, over processes that read.
+"""The server of the page, the HTTP interface and the stream; child processes read the databases.
 
 The rule is docs/http.md.
 """
@@ -51,17 +51,17 @@ HEARTBEAT_S: Final = 30.0
 CLOSE_WITHIN_S: Final = 1.0
 QUERY_MAX: Final = 64
 AT_WORK_MAX: Final = 56
-"""Requests and streams at work at once; of the server's connections the others are left to
-``/status``, ``/metrics`` and ``/command``."""
+"""Most simultaneous requests and streams; the server's other connections are for ``/status``,
+``/metrics`` and ``/command``."""
 
 Status = Callable[[], Mapping[str, Any]]
 
 
 class Page:
-    """The page over *paths*, whose run *served* is being written, or over a *fleet*; close it.
+    """The page over the databases *paths* or over a *fleet*; the caller must close it.
 
-    *status* gives what only a running daemon knows. ``wake`` says that a step was stored; without
-    it the database is asked once a second.
+    *served* is the run that this process writes. *status* returns the state of the running daemon.
+    ``wake`` announces a stored step; without it the database is read once a second.
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class Page:
         self._heavy = reader(is_heavy=True, builds=True)
         self._of_runs = reader(is_heavy=True, stays=False)
         self._of_decisions = reader(is_heavy=True, derives=True)
-        # A server that is slow or away keeps those waiting who ask for the fleet, and nobody else.
+        # A slow or absent fleet server must delay only requests for the fleet.
         self._of_fleet = self._pulling = self._quick
         if fleet is not None:
             self._of_fleet = reader(is_heavy=False, late="The fleet's server does not answer.")
             long = "The pull took too long; `tracepaper db pull` waits for longer."
             self._pulling = reader(is_heavy=True, stays=False, late=long)
         self._served, self._status = served, status
-        self._woken: asyncio.Event | None = None  # for the next step, once ``wake`` tells of one
-        self._verified: dict[str, Any] = {}  # what readers had derived again, by run
+        self._woken: asyncio.Event | None = None  # set at the next step, once ``wake`` was called
+        self._verified: dict[str, Any] = {}  # parity of the runs that readers verified, by run
         self._at_work = 0
         self._preparing: asyncio.Task[None] | None = None
         self.readers = 0
@@ -94,7 +94,7 @@ class Page:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer a GET of ``/``, of an asset, or of the interface."""
         if self._at_work >= AT_WORK_MAX:
-            return _refusal(503, "The page is asked more at once than it answers; ask again.")
+            return _refusal(503, "The page has too many simultaneous requests; ask again.")
         self._at_work += 1
         try:
             return await self._handle(request)
@@ -115,24 +115,24 @@ class Page:
         return await self._api(request, path.removeprefix(PREFIX))
 
     def prepare(self) -> None:
-        """Start the processes that read, where they are not started yet."""
+        """Start the reader processes that are not started yet."""
         if self._preparing is None or self._preparing.done():
             self._preparing = asyncio.create_task(self._prepare())
 
     async def _prepare(self) -> None:
         await self._quick.prepare()
-        # Who looks at a decision may have it derived next; beside a daemon memory is spared.
+        # A reader may verify a decision next; beside a daemon this would cost memory.
         if not self._served:
             await self._of_decisions.prepare()
 
     def wake(self) -> None:
-        """Say that a step of the served run was stored."""
+        """Announce that a step of the served run was stored."""
         woken, self._woken = self._woken, asyncio.Event()
         if woken is not None:
             woken.set()
 
     async def close(self) -> None:
-        """End the processes that read; the server that leads to the page has ended before."""
+        """End the reader processes; call this after the server has stopped."""
         readers = (
             *(self._quick, self._heavy, self._of_runs, self._of_decisions),
             *(self._of_fleet, self._pulling),
@@ -163,10 +163,9 @@ class Page:
         return _json(frame.status, frame.body)
 
     async def _lines(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
-        """Answer in lines as they come; a client that goes away ends the work.
+        """Answer in lines, with progress; the work ends if the client disconnects.
 
-        Processes of their own do it: charts that wait for a roll-up do not wait for this, nor a
-        decision for the run.
+        Separate processes do the work, so that neither charts nor decisions wait for it.
         """
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         _secure(response)
@@ -188,7 +187,7 @@ class Page:
         return response
 
     def _note(self, message: dict[str, Any], frame: ReplyFrame) -> None:
-        """Keep what the whole of a run was found to be; one that is pulled anew is another."""
+        """Keep the parity of a verified run; forget it when the run is pulled again."""
         if frame.kind != process.ANSWER:
             return
         if matched := VERIFIED.fullmatch(message["path"]):
@@ -201,7 +200,7 @@ class Page:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         run_id, transport = request.query.get("run", ""), request.transport
         is_full = self.readers >= READERS_MAX
-        # A reader who is sent away is not waited for.
+        # Do not wait for the close of a rejected reader.
         within_s = 0.0 if is_full else CLOSE_WITHIN_S
         socket = web.WebSocketResponse(
             heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_MAX, timeout=within_s
@@ -218,21 +217,21 @@ class Page:
             if hello.status != 200:
                 return _json(hello.status, hello.body)
             await socket.prepare(request)
-            telling = asyncio.create_task(self._tell(socket, hello))
+            sender = asyncio.create_task(self._send_steps(socket, hello))
             try:
-                async for _ in socket:  # it ends when the reader goes; nothing is asked over it
+                async for _ in socket:  # until the reader disconnects; messages are ignored
                     pass
             finally:
-                telling.cancel()
+                sender.cancel()
         finally:
             self.readers -= 1
-            # To close would wait for a reader that never reads, and keep its connection.
+            # A close would wait for a reader that never reads, and keep its connection.
             if transport is not None and transport.get_write_buffer_size():
                 transport.abort()
         return socket
 
-    async def _tell(self, socket: web.WebSocketResponse, hello: ReplyFrame) -> None:
-        """Send the steps of a run as they are stored; a reader that is slow gets the newest."""
+    async def _send_steps(self, socket: web.WebSocketResponse, hello: ReplyFrame) -> None:
+        """Send the steps of a run as they are stored; a slow reader gets the newest."""
         greeting = msgspec.json.decode(hello.body)["hello"]
         run_id, after = greeting["run_id"], greeting["sequence"]
         after = -1 if after is None else after
@@ -263,7 +262,7 @@ def _file(name: str) -> web.StreamResponse:
         if not path.is_relative_to(ASSETS.resolve()) or path.suffix not in _TYPES:
             raise FileNotFoundError
         body = path.read_bytes()
-    except (OSError, ValueError):  # of a name with NUL, or of one that no file can have
+    except (OSError, ValueError):  # ValueError: a name with NUL or one that is too long
         return _refusal(404, "There is no such file.")
     response = web.Response(body=body, content_type=_TYPES[path.suffix], charset="utf-8")
     return _secure(response)
@@ -326,10 +325,10 @@ async def serve_until_ended(
     listening_at: Callable[[str], Awaitable[None] | None],
     fleet: FleetSource | None = None,
 ) -> None:
-    """Serve recorded databases, or a fleet, until a signal ends it; say at which address."""
+    """Serve databases, or a fleet, until a signal; call *listening_at* with the address."""
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with serving(paths, host=host, port=port, fleet=fleet) as url:
         announcement = listening_at(url)

@@ -3,4 +3,4 @@
 from typing import Final
 
 BARS_DRAWN: Final = 1_000
-"""Bars of a chart, the newest, where nobody says how many."""
+"""Newest bars in a chart, by default."""

@@ -1,7 +1,7 @@
 """Attention of a run: over time, by regime, by head, between symbols.
 
-Read from what every decision noted of its exact rollout; nothing is asked again. A decision notes
-its eight largest shares: what is left of it is counted as that of others.
+It is read from the exact rollout that every decision noted; no model is asked again. A decision
+over several symbols notes its eight largest shares; the rest counts as "others".
 
 The rule is docs/several.md, P32.
 """
@@ -36,60 +36,60 @@ from tracepaper.strategies.api.strategy import SHARE_OF
 from tracepaper.strategies.time_buckets import cells_by_age
 
 COLUMNS_MAX: Final = 240
-"""Columns of the heatmap over time; each is the mean of the decisions in it."""
+"""Columns of the heatmap over time; each is the mean of its decisions."""
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """The mean rollout of one instrument, by age and time; a column's cells sum to 1."""
+    """The mean rollout of one instrument by age and time; each column sums to 1."""
 
     instrument: str
     times_ms: Ints  # the open time of each column's last decision
     weights: Floats  # [cell of 64 bars of age, column]; the last cell is everything older
     confidence: Floats  # [column]
-    close: Floats  # [column] of its last bar
-    heads: Floats  # [layer · head, column] the mean confidence of each head
+    close: Floats  # [column] at its last bar
+    heads: Floats  # [layer · head, column] mean confidence of each head
 
 
 @dataclass(frozen=True)
-class Group:
-    """Mean measures at the entries of some trades, with their standard errors over these."""
+class EntryGroup:
+    """Means of measures at the entries of a group of trades, with standard errors."""
 
     name: str
     trades: int
-    means: dict[str, Estimate]  # without an error below two trades
+    means: dict[str, Estimate]  # without an error for one trade
     rollout: tuple[float, ...] = ()  # by age, in cells of 64 bars
 
 
 @dataclass(frozen=True)
 class RunAttention:
-    """What a run's explanations say, read in one pass over its answers."""
+    """The attention of a run, read in one pass over its explanations."""
 
     explained: int  # decisions with an explanation
     heatmaps: tuple[Heatmap, ...]
-    head_confidence: Floats  # [layer · head], the mean over all decisions, layer by layer
-    rollout_by_age: dict[int, Floats]  # a wanted decision's rollout by age
+    head_confidence: Floats  # [layer · head], mean over all decisions, layer by layer
+    rollout_by_age: dict[int, Floats]  # by sequence, of the requested decisions
 
 
 def read_attention(
-    reader: Reader, record: RunRecord, wanted: Collection[int]
+    reader: Reader, record: RunRecord, sequences_kept: Collection[int]
 ) -> RunAttention | None:
-    """Go over the run's answers once; None where no decision has an explanation.
+    """Return the run's attention; None if no decision has an explanation.
 
-    *wanted* are the sequences whose own rollout is kept. Where the model was changed for one of
-    another size, the decisions of the first size are shown.
+    The rollouts of the decisions *sequences_kept* are kept separately. If the model was replaced by
+    one of another size, only the decisions of the first size are read.
     """
     if not record.run["model_id"]:
         return None
     decisions = record.decisions
-    chosen = np.array(sorted(wanted), dtype=np.int64)
+    chosen = np.array(sorted(sequences_kept), dtype=np.int64)
     column_of, spans = _columns(record)
-    last = np.zeros(column_of.max() + 1, dtype=np.int64)  # [column] its last decision
+    last = np.zeros(column_of.max() + 1, dtype=np.int64)  # [column] index of its last decision
     counts = np.zeros_like(last)
-    sums: Floats | None = None  # [column, measure]: cells by age, then heads, then the confidence
-    widths = 0, 0  # of the cells and of the heads
+    sums: Floats | None = None  # [column, measure]: cells by age, heads, confidence
+    widths = 0, 0  # numbers of cells and of heads
     ages: dict[int, Floats] = {}
-    # Summed while read, as the rows of a year of minutes fill a gigabyte.
+    # Sum while reading: the rows of a year of minutes would take a gigabyte.
     for batch in reader.explanations(str(record.run["run_id"])):
         sequences, rollout, entropy = stacked(batch)
         at = np.searchsorted(decisions.sequence, sequences).clip(max=decisions.sequence.size - 1)
@@ -100,7 +100,7 @@ def read_attention(
         at, opened = at[decided], decisions.open_time_ms[at[decided]]
         by_age = cells_by_age(rollout[decided], opened // record.bar_times.interval_ms)
         for place in np.flatnonzero(np.isin(decisions.sequence[at], chosen)).tolist():
-            # A copy, as a view of a row keeps its whole batch.
+            # Copy, because a view of one row would keep the whole batch in memory.
             ages[int(decisions.sequence[at[place]])] = by_age[place].copy()
         measures = np.column_stack((by_age, entropy[decided], decisions.confidence[at]))
         if sums is None:
@@ -127,8 +127,8 @@ def read_attention(
 def _columns(record: RunRecord) -> tuple[Ints, dict[str, Ints]]:
     """Return the column of every decision, and the columns of each instrument.
 
-    Those of one instrument hold as many explained decisions each, the last one what is left. That
-    a decision is explained shows in its confidence, before any explanation is read.
+    Each column of an instrument has equally many explained decisions, the last has the rest.
+    Explained decisions are those with a finite confidence.
     """
     decisions = record.decisions
     column_of = np.zeros(decisions.sequence.size, dtype=np.int64)
@@ -147,9 +147,9 @@ def _columns(record: RunRecord) -> tuple[Ints, dict[str, Ints]]:
 def stacked(
     batch: Sequence[tuple[int, bytes, float, bytes]],
 ) -> tuple[Ints, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return sequences, rollouts with their older mass last, and entropies, a row a decision.
+    """Return sequences, rollouts with the older mass last, and entropies, one row per decision.
 
-    Of shares of relevance they are the sizes.
+    Shares of relevance become absolute values.
     """
     sizes = [len(buckets) + len(entropy) for _, buckets, _, entropy in batch]
     same = [row for row, size in zip(batch, sizes, strict=True) if size == sizes[0]]
@@ -164,8 +164,8 @@ def stacked(
 
 def winners_and_losers(
     record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention
-) -> tuple[Group, ...]:
-    """Return the mean measures at the entries of trades that earned, and of those that lost."""
+) -> tuple[EntryGroup, ...]:
+    """Return the mean measures at the entries of winning trades, and of losing ones."""
     explained = [trade for trade in trades if trade.entry_sequence in attention.rollout_by_age]
     return tuple(
         _group(record, name, [trade for trade in explained if (trade.profit > 0) is won], attention)
@@ -175,7 +175,7 @@ def winners_and_losers(
 
 def _group(
     record: RunRecord, name: str, trades: Sequence[ClosedTrade], attention: RunAttention
-) -> Group:
+) -> EntryGroup:
     decisions = record.decisions
     at = np.searchsorted(decisions.sequence, [trade.entry_sequence for trade in trades])
     columns = {
@@ -187,11 +187,11 @@ def _group(
     }
     rows = [attention.rollout_by_age[trade.entry_sequence] for trade in trades]
     rollout = tuple(np.mean(rows, axis=0).tolist()) if rows else ()
-    return Group(name, len(trades), _means(columns), rollout)
+    return EntryGroup(name, len(trades), _means(columns), rollout)
 
 
 def _means(columns: Mapping[str, Floats]) -> dict[str, Estimate]:
-    """Return the mean of each measure where it is finite, with its standard error."""
+    """Return the mean and standard error of the finite values of each measure."""
     finite = {name: column[np.isfinite(column)] for name, column in columns.items()}
     return {
         name: (
@@ -207,14 +207,17 @@ def entry_table(
     key: str,
     title: str,
     measure: Figure[Cells],
-    groups: Sequence[Group],
+    groups: Sequence[EntryGroup],
     form: Form,
     notes: Sequence[str] = (),
 ) -> Table:
-    """Hold the means of *groups* beside each other, a row a *measure* of the first of them."""
-    columns = [of_row(of.name, f"{of.trades:,} {of.name}", form) for of in groups]
+    """Return a table with a column for the means of each group, and a row for each measure."""
+    columns = [of_row(group.name, f"{group.trades:,} {group.name}", form) for group in groups]
     rows: list[Cells] = [
-        {measure.key: name.replace("_", " "), **{of.name: of.means.get(name) for of in groups}}
+        {
+            measure.key: name.replace("_", " "),
+            **{group.name: group.means.get(name) for group in groups},
+        }
         for name in groups[0].means
     ]
     return table(key, title, (measure, *columns), rows, notes=notes)
@@ -222,64 +225,63 @@ def entry_table(
 
 QUARTERS: Final = 4
 COLUMNS_SHOWN: Final = 4
-"""Symbols whose columns a terminal has room for; the rest are summed."""
+"""Symbols with a column on a terminal; the others are summed."""
 LEFT_OUT: Final = 5e-7
-"""A share that is left below it is that of rounding."""
-
+"""A smaller rest of the shares is a rounding error."""
 
 OWN: Final = "its own"
-"""What of an entry's look is of the traded symbol itself."""
+"""Name of the attention of an entry to the traded symbol itself."""
 
 
 @dataclass(frozen=True)
 class InfluenceReport:
-    """How much of where each symbol (row) looked is of each (column), over a run's decisions.
+    """Attention of the forecasts of each symbol (row) to the bars of each symbol (column).
 
-    Rows of ``mean`` and their ``rest`` sum to 1; ``spread`` is the standard deviation over the
-    decisions. ``quarters`` has as many decisions each, and NaN where a symbol decided none.
+    A row of ``mean`` plus its ``rest`` is 1; ``spread`` is the standard deviation over decisions.
+    ``quarters`` have equally many closes; the row of a symbol without a decision is NaN.
     """
 
     symbols: tuple[str, ...]
     decisions: tuple[int, ...]  # of each symbol
     mean: Floats  # [symbol, symbol]
     spread: Floats
-    rest: Floats  # [symbol]: of symbols that decisions did not note
+    rest: Floats  # [symbol]: attention to symbols that decisions did not note
     quarters: Floats  # [quarter, symbol, symbol]
-    quarter_from_ms: tuple[int, ...]  # when the first bar that each decided opened
-    groups: tuple[Group, ...]  # winners and losers: the shares of ``OWN`` and of each symbol
+    quarter_from_ms: tuple[int, ...]  # open time of the first decided bar of each
+    groups: tuple[EntryGroup, ...]  # winners and losers, with the shares of ``OWN`` and each symbol
     key: ClassVar = "influence"
-    """Where it stands in the JSON of a report."""
+    """Key in the JSON of a report."""
 
     @property
     def by_others(self) -> Floats:
-        """How much of where the others looked is of each symbol, the mean over them: [symbol]."""
+        """Mean attention of the other symbols to each symbol: [symbol]."""
         return _of_others(self.mean)
 
     def tables(self) -> tuple[Table, ...]:
-        """Return the mean matrix, who is looked at, the largest shares, and those at entries."""
-        tables = (_matrix(self), _led(self), _pairs(self))
+        """Return the mean matrix, the most attended symbols, the largest shares and the entries."""
+        tables = (_matrix(self), _attended(self), _pairs(self))
         return (*tables, _entries(self)) if self.groups else tables
 
     def document(self) -> dict[str, Any]:
-        """Return plain values: shares are fractions, rows and columns in order of ``symbols``."""
+        """Return JSON values: shares are fractions, rows and columns are in ``symbols``' order."""
         tables = {table.key: table.documents() for table in self.tables()}
         return plain(vars(self)) | {"by_others": self.by_others.tolist(), "tables": tables}
 
 
 def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> InfluenceReport | None:
-    """Return who swayed whom over the run, and at the entries of *trades*.
+    """Return the attention between symbols over the run, and at the entries of *trades*.
 
-    None where the run is of no network over several symbols, or no decision noted where it looked.
+    None if the strategy has no network over several symbols, or no decision noted its attention.
     """
     if ASKS.get(record.config.strategy.name) is not DataSource.CLOSES:
         return None
-    every = {
-        of.symbol: _noted(record.notes.get(name, {})) for name, of in record.instruments.items()
+    by_symbol = {
+        item.symbol: _noted(record.notes.get(name, {})) for name, item in record.instruments.items()
     }
-    if not any(every.values()):
+    if not any(by_symbol.values()):
         return None
-    symbols = tuple(every)
-    times = {row: _times(noted) for row, noted in every.items()}
+    symbols = tuple(by_symbol)
+    times = {row: _times(noted) for row, noted in by_symbol.items()}
     closes = np.unique(np.concatenate(list(times.values())))
     quarter_of = np.arange(closes.size) * QUARTERS // closes.size
     count = min(QUARTERS, closes.size)
@@ -289,8 +291,8 @@ def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> Inf
         decided = times[symbol].size
         each = np.bincount(quarter_of[np.searchsorted(closes, times[symbol])], minlength=QUARTERS)
         quarters[each[:count] > 0, row] = 0.0
-        for of, noted in every[symbol].items():
-            column = symbols.index(of)
+        for attended, noted in by_symbol[symbol].items():
+            column = symbols.index(attended)
             mean[row, column] = noted.number.sum() / decided
             square[row, column] = (noted.number**2).sum() / decided
             place = quarter_of[np.searchsorted(closes, noted.open_time_ms)]
@@ -307,12 +309,12 @@ def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> Inf
         np.where(rest > LEFT_OUT, rest, 0.0),
         quarters,
         tuple(firsts.tolist()),
-        _groups(record, trades, every),
+        _groups(record, trades, by_symbol),
     )
 
 
 def _noted(notes: Mapping[str, NoteColumns]) -> dict[str, NoteColumns]:
-    """Return the shares that decisions of one symbol noted, by the symbol whose they are."""
+    """Return the shares that decisions of one symbol noted, by attended symbol."""
     return {
         name.removeprefix(SHARE_OF): noted
         for name, noted in notes.items()
@@ -323,7 +325,7 @@ def _noted(notes: Mapping[str, NoteColumns]) -> dict[str, NoteColumns]:
 def _times(noted: Mapping[str, NoteColumns]) -> Ints:
     if not noted:
         return np.empty(0, dtype=np.int64)
-    return np.unique(np.concatenate([of.open_time_ms for of in noted.values()]))
+    return np.unique(np.concatenate([column.open_time_ms for column in noted.values()]))
 
 
 def _of_others(matrix: Floats) -> Floats:
@@ -334,17 +336,19 @@ def _of_others(matrix: Floats) -> Floats:
 
 
 def _groups(
-    record: RunRecord, trades: Sequence[ClosedTrade], every: Mapping[str, Mapping[str, NoteColumns]]
-) -> tuple[Group, ...]:
-    """Return the shares at the entries of trades that earned and of those that lost."""
-    symbols, decisions = list(every), record.decisions
+    record: RunRecord,
+    trades: Sequence[ClosedTrade],
+    by_symbol: Mapping[str, Mapping[str, NoteColumns]],
+) -> tuple[EntryGroup, ...]:
+    """Return the shares at the entries of winning and of losing trades."""
+    symbols, decisions = list(by_symbol), record.decisions
     attended: dict[str, list[Floats]] = {"winners": [], "losers": []}
     for trade in trades:
         symbol = record.instruments[trade.instrument].symbol
         at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
         opened = int(decisions.open_time_ms[at])
-        shares = np.zeros(len(symbols) + 1)  # the last is of the traded symbol itself
-        for name, noted in every[symbol].items():
+        shares = np.zeros(len(symbols) + 1)  # the last is that of the traded symbol
+        for name, noted in by_symbol[symbol].items():
             place = int(np.searchsorted(noted.open_time_ms, opened))
             if place < noted.open_time_ms.size and noted.open_time_ms[place] == opened:
                 shares[symbols.index(name)] = noted.number[place]
@@ -353,7 +357,7 @@ def _groups(
             attended["winners" if trade.profit > 0 else "losers"].append(shares)
     names = [*symbols, OWN]
     return tuple(
-        Group(name, len(rows), _means(dict(zip(names, np.array(rows).T, strict=True))))
+        EntryGroup(name, len(rows), _means(dict(zip(names, np.array(rows).T, strict=True))))
         for name, rows in attended.items()
         if rows
     )
@@ -363,20 +367,20 @@ def _groups(
 
 
 def _matrix(influence: InfluenceReport) -> Table:
-    """Make a row a symbol, and a column each of those that others look at most."""
+    """Return a table with a row per symbol, and columns for the symbols that others attend to."""
     shown = sorted(np.argsort(-influence.by_others, kind="stable")[:COLUMNS_SHOWN].tolist())
     is_cut = len(influence.symbols) > COLUMNS_SHOWN
-    # Where not all symbols are shown, those come first that look at others most.
-    given = influence.mean.sum(axis=1) + influence.rest - np.diag(influence.mean)
-    order = np.argsort(-given, kind="stable") if is_cut else np.arange(given.size)
+    # If columns are left out, sort rows by their attention to others.
+    to_others = influence.mean.sum(axis=1) + influence.rest - np.diag(influence.mean)
+    order = np.argsort(-to_others, kind="stable") if is_cut else np.arange(to_others.size)
     rows = []
     for at in order.tolist():
         values: dict[str, Value] = {"symbol": influence.symbols[at]}
         for column in shown:
             pair = (float(influence.mean[at, column]), float(influence.spread[at, column]))
             values[influence.symbols[column]] = pair
-        whole = float(influence.rest[at] + influence.mean[at].sum())
-        values["others"] = whole - float(influence.mean[at, shown].sum())
+        total = float(influence.rest[at] + influence.mean[at].sum())
+        values["others"] = total - float(influence.mean[at, shown].sum())
         rows.append(values)
     columns = [of_row("symbol", "forecast of", "text")]
     columns += [of_row(influence.symbols[at], influence.symbols[at], "share") for at in shown]
@@ -386,11 +390,11 @@ def _matrix(influence: InfluenceReport) -> Table:
     if max(influence.decisions) > min(influence.decisions):
         counts += f" to {max(influence.decisions):,}"
     note = (
-        "How much of where a forecast looked is of each symbol's bars, by the rollout that "
+        "Attention of a forecast to the bars of each symbol, by the rollout that "
         f"{counts} decisions of each symbol noted; ± is the standard deviation over decisions."
     )
-    left = "A decision notes its eight largest shares; what is left is of others."
-    notes = (note, *([left] if influence.rest.any() else ()))
+    rest_note = 'A decision notes its eight largest shares; the rest counts as "others".'
+    notes = (note, *([rest_note] if influence.rest.any() else ()))
     return table("influence", "Influence between symbols", columns, rows, notes=notes)
 
 
@@ -400,12 +404,12 @@ def _quarter_columns(influence: InfluenceReport) -> list[Figure[Cells]]:
 
 
 def _by_quarter(values: Floats) -> dict[str, Value]:
-    finite = enumerate((None if np.isnan(of) else of for of in values.tolist()), start=1)
+    finite = enumerate((None if np.isnan(each) else each for each in values.tolist()), start=1)
     return {f"quarter_{at}": value for at, value in finite}
 
 
-def _led(influence: InfluenceReport) -> Table:
-    """List who is looked at by the others, the most first."""
+def _attended(influence: InfluenceReport) -> Table:
+    """Return the table of symbols by the attention of the others, the largest first."""
     others, over = influence.by_others, _of_others(influence.quarters)
     rows = [
         {
@@ -418,31 +422,32 @@ def _led(influence: InfluenceReport) -> Table:
     ]
     columns = [
         of_row("symbol", "bars of", "text"),
-        of_row("own", "own look", "share"),
-        of_row("others", "others' looks", "share"),
+        of_row("own", "own attention", "share"),
+        of_row("others", "others' attention", "share"),
         *_quarter_columns(influence),
     ]
     note = (
-        "Its share of where it looked itself, and of where the others looked, the mean over them: "
-        "of the run and of each quarter of its decisions."
+        "The symbol's share in its own attention, and its mean share in that of the others: over "
+        "the run and in each quarter of its decisions."
     )
-    return table("influence_led", "Who is looked at", columns, rows, notes=(note,))
+    return table("influence_led", "Most attended symbols", columns, rows, notes=(note,))
 
 
 def _pairs(influence: InfluenceReport) -> Table:
-    """List the largest shares of one symbol in where another looked."""
+    """Return the table of the largest shares of one symbol in the attention of another."""
     pairs = influence.mean.copy()
     np.fill_diagonal(pairs, -1.0)
     order = np.argsort(-pairs, axis=None, kind="stable")[: pairs.size - len(pairs)]
     rows = []
     for place in order[:PAIRS_KEPT].tolist():
-        at, of = divmod(place, len(pairs))
+        row, column = divmod(place, len(pairs))
+        mean, spread = influence.mean[row, column], influence.spread[row, column]
         rows.append(
             {
-                "forecast": influence.symbols[at],
-                "bars": influence.symbols[of],
-                "share": (float(influence.mean[at, of]), float(influence.spread[at, of])),
-                **_by_quarter(influence.quarters[:, at, of]),
+                "forecast": influence.symbols[row],
+                "bars": influence.symbols[column],
+                "share": (float(mean), float(spread)),
+                **_by_quarter(influence.quarters[:, row, column]),
             }
         )
     columns = [
@@ -456,18 +461,18 @@ def _pairs(influence: InfluenceReport) -> Table:
 
 
 PAIRS_KEPT: Final = 100
-"""Of the pairs, as many rows as the document lists by themselves; it has the whole matrix too."""
+"""Pairs in the table; the document has the full matrix too."""
 
 
 def _entries(influence: InfluenceReport) -> Table:
-    """Compare where the entries of winners and of losers looked, the largest share first."""
+    """Return the table of attention at the entries of winners and losers, largest first."""
     groups = influence.groups
     most = sorted(
         groups[0].means,
         key=lambda name: (name != OWN, -max(group.means[name][0] for group in groups)),
     )
     ranked = [replace(group, means={name: group.means[name] for name in most}) for group in groups]
-    note = "Shares of where the decisions that opened trades looked; errors over the trades."
+    note = "Shares in the attention of the decisions that opened trades; errors over the trades."
     bars = of_row("bars", "bars of", "text")
     return entry_table(
         "influence_entries", "Influence at the entries", bars, ranked, "share", [note]

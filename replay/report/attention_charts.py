@@ -21,8 +21,8 @@ from tracepaper.replay.document.charts import (
     Layer,
     LineLayer,
     RuleLayer,
+    category_axis,
     close_panel,
-    named,
     packed,
     percent_axis,
     rounded,
@@ -41,24 +41,23 @@ if TYPE_CHECKING:
 
 CONFIDENCE_BINS: Final = 60
 SCALE: Final = 10_000
-"""Shares of edges are whole parts of so many."""
+"""Integer that stands for an edge's share of 1."""
 SHOWN_SHARE: Final = 0.995
-"""Of the attention by age; the oldest cells beyond it are noise as tall as all others."""
+"""Share of the attention that is drawn by age; the oldest cells beyond it are noise."""
 REGIMES: Final = (Regime.MEAN_REVERSION, Regime.MIXED, Regime.MOMENTUM)
 
 
 def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
-    """Draw price, regimes, the rollout by age and the confidence over one axis of time."""
+    """Draw price, regimes, rollout by age and confidence over one time axis."""
     times = heatmap.times_ms.tolist()
-    # The newest cells of age that together hold most of the rollout.
+    # The newest cells of age, which together have most of the rollout.
     by_age = heatmap.weights[:-1].mean(axis=1)
     newest = 1 + int(np.searchsorted(np.cumsum(by_age), SHOWN_SHARE * by_age.sum()))
     weights = heatmap.weights[:newest]
     usual = weights.mean(axis=1, keepdims=True)
     shown = np.log2(np.maximum(weights, 1e-9) / np.maximum(usual, 1e-9))
-    # Bars that a hole hides have no share at all: they must not stretch the scale of the others.
-    # Nor may the oldest, of which a few hundredths of a percent are twice as many by next to
-    # nothing: a cell counts by the attention that lies there as a rule.
+    # Weigh each cell by its mean attention. Otherwise bars in a hole, which have no share, and the
+    # oldest bars, whose tiny shares double by chance, would stretch the scale of all others.
     order = np.argsort(np.abs(shown), axis=None)
     mass = np.cumsum(np.broadcast_to(usual, shown.shape).ravel()[order])
     at_98 = np.abs(shown).ravel()[order][np.searchsorted(mass, 0.98 * mass[-1])]
@@ -73,7 +72,7 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     by_age = ChartAxis("age, bars", unit=" bars", digits=0, is_reversed=True)
     panels = [
         close_panel(at, close, 130),
-        ChartPanel([regimes], time_axis(), named(["regime"]), 36),
+        ChartPanel([regimes], time_axis(), category_axis(["regime"]), 36),
         ChartPanel([_usual("usual", times, ages, shown, far)], time_axis(), by_age, 300),
         ChartPanel(confident, time_axis(), ChartAxis("confidence"), 100),
     ]
@@ -87,13 +86,13 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
 def _usual(
     name: str, x: Sequence[float], y: Sequence[float], logarithms: Floats, far: float
 ) -> HeatLayer:
-    """Return cells as multiples of what is usual, from 2^-far to 2^far."""
+    """Return cells as multiples of the mean, from 2^-far to 2^far; *logarithms* have base 2."""
     rows = [rounded(row, 3) for row in logarithms]
     return HeatLayer(name, x, y, -far, far, rows, scale="log2", unit=" ×", digits=2)
 
 
 def _regimes(report: Report, heatmap: Heatmap) -> list[float | None]:
-    """Return the commonest regime of each column, as a place in ``REGIMES``; null if unknown."""
+    """Return the most frequent regime of each column, as an index of ``REGIMES`` or None."""
     decisions = report.record.decisions
     places = decisions.places[heatmap.instrument]
     places = places[np.isfinite(decisions.confidence[places])]
@@ -119,13 +118,13 @@ def confidence_chart(report: Report) -> Chart:
         layers.append(RuleLayer(threshold, "x", "gate", "ink"))
     across = ChartAxis("confidence: 1 less the normalised entropy", digits=4)
     panel = ChartPanel(layers, across, ChartAxis("bars", digits=0, has_zero=True))
-    return Chart("", "Decisions by confidence; pale is refused.", [panel])
+    return Chart("", "Decisions by confidence; pale bars are refused.", [panel])
 
 
 def groups_chart(report: Report) -> Chart | None:
-    """Draw the mean rollout by age at the entries of winners and losers; None without both."""
+    """Draw the mean rollout by age at the entries of winners and losers; None if one has none."""
     groups = [group for group in report.groups if group.rollout]
-    if len(groups) < 2:  # a comparison takes two
+    if len(groups) < 2:
         return None
     roles: tuple[ChartRole, ...] = ("accent", "muted")
     ages = (np.arange(len(groups[0].rollout) - 1) * BLOCK_BARS).tolist()
@@ -139,7 +138,7 @@ def groups_chart(report: Report) -> Chart | None:
 
 
 def _stored(report: Report) -> str:
-    """Name the shares that the decisions store; of relevance they are drawn without signs."""
+    """Return the name of the stored shares; relevance is drawn without signs."""
     return "size of relevance" if report.record.config.model.by_relevance else "rollout"
 
 
@@ -148,21 +147,21 @@ def _cells(
     rows: Floats,
     ends: tuple[float, float],
     figures: int = 3,
-    **how: Any,  # noqa: ANN401 - fields of ``HeatLayer``
+    **options: Any,  # noqa: ANN401 - fields of ``HeatLayer``
 ) -> HeatLayer:
-    """Return the cells of *rows* [row, column], both by number, on a scale between its *ends*."""
+    """Return a heat map of *rows* [row, column] on a scale between *ends*."""
     cells = [rounded(row, figures) for row in rows]
-    return HeatLayer(name, range(rows.shape[1]), range(len(rows)), *ends, cells, **how)
+    return HeatLayer(name, range(rows.shape[1]), range(len(rows)), *ends, cells, **options)
 
 
 def head_confidence_chart(report: Report, heads: int) -> Chart | None:
-    """Draw the mean confidence of every layer and head over the whole run."""
+    """Draw the mean confidence of every layer and head over the run."""
     if report.attention is None or not heads:
         return None
     table = report.attention.head_confidence.reshape(-1, heads)
     ends = float(table.min()), float(table.max())
-    across = named([f"head {head + 1}" for head in range(heads)])
-    down = named([f"layer {layer + 1}" for layer in range(len(table))])
+    across = category_axis([f"head {head + 1}" for head in range(heads)])
+    down = category_axis([f"layer {layer + 1}" for layer in range(len(table))])
     cells = _cells("confidence", table, ends, 4, digits=3, is_written=True)
     panel = ChartPanel([cells], across, down, 30 + 44 * len(table))
     caption = "Mean confidence of every layer and head over the run."
@@ -170,7 +169,7 @@ def head_confidence_chart(report: Report, heads: int) -> Chart | None:
 
 
 def heads_over_time_chart(heatmap: Heatmap, heads: int) -> Chart | None:
-    """Draw each head's confidence over the run, as a multiple of its own mean; None of none."""
+    """Draw each head's confidence over the run as a multiple of its mean; None without heads."""
     if not heads or not heatmap.heads.size:
         return None
     usual = heatmap.heads.mean(axis=1, keepdims=True)
@@ -178,7 +177,9 @@ def heads_over_time_chart(heatmap: Heatmap, heads: int) -> Chart | None:
     far = float(np.clip(np.quantile(np.abs(shown), 0.98), 0.1, 3.0))
     names = [f"{at // heads + 1}.{at % heads + 1}" for at in range(len(shown))]
     cells = _usual("usual", heatmap.times_ms.tolist(), range(len(names)), shown, far)
-    panel = ChartPanel([cells], time_axis(), named(names, "layer.head"), 40 + 16 * len(names))
+    panel = ChartPanel(
+        [cells], time_axis(), category_axis(names, "layer.head"), 40 + 16 * len(names)
+    )
     caption = f"{heatmap.instrument}: how the confidence of each head moved over the run."
     return Chart("Heads over time", caption, [panel])
 
@@ -186,14 +187,11 @@ def heads_over_time_chart(heatmap: Heatmap, heads: int) -> Chart | None:
 COLUMNS_MAX: Final = 512
 HEIGHT: Final = 480
 FAINTEST: Final = 1e-3
-"""Shares a bar below this part of the even one are drawn alike."""
+"""Shares per bar below this fraction of an even share have one colour."""
 
 
 def by_age_of(rollout_map: RolloutMap) -> Floats:
-    """Return the map over the age of the bars [row, age], as each row sees them; NaN are no bars.
-
-    Later bars than the row's own are not seen.
-    """
+    """Return the map as [row, age of the attended bar]; NaN if the window has no such bar."""
     bars = rollout_map.weights.shape[1]
     source = bars - 1 - rollout_map.ages[:, None] - np.arange(bars)
     aged = np.take_along_axis(rollout_map.weights, np.maximum(source, 0), axis=1)
@@ -201,9 +199,9 @@ def by_age_of(rollout_map: RolloutMap) -> Floats:
 
 
 def cells_of(weights: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the mean share of a bar [row, cell] of *weights* [row, bar], and where cells begin.
+    """Return the mean share per bar [row, cell] of *weights* [row, bar], and the cells' first bars.
 
-    There are at most ``COLUMNS_MAX`` cells; NaN are no bars.
+    There are at most ``COLUMNS_MAX`` cells; a cell without bars is NaN.
     """
     bars = weights.shape[1]
     cells = np.linspace(0, bars, min(bars, COLUMNS_MAX), endpoint=False)
@@ -216,23 +214,23 @@ def cells_of(weights: Floats) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def position_map_chart(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
-    """Draw the map by position; *open_time_ms* are those of its bars, oldest first."""
+    """Draw the map by position; *open_time_ms* has its bars' open times, oldest first."""
     shares, firsts = cells_of(rollout_map.weights)
     times = [int(open_time_ms[place]) for place in firsts]
-    across = time_axis("bar that it looked at, UTC")
+    across = time_axis("attended bar, UTC")
     caption = (
-        f"{len(rollout_map.ages):,} bars of the window: a row is where that bar's own decision "
-        "looked, exactly; the newest is below."
+        f"{len(rollout_map.ages):,} bars of the window: a row is the exact attention of a decision "
+        "at that bar; the newest is at the bottom."
     )
     panel = _map(rollout_map, shares, open_time_ms, times, across)
     return Chart("Rollout of every bar, by position", caption, [panel])
 
 
 def age_map_chart(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
-    """Draw the map by age; *open_time_ms* are those of its bars, oldest first."""
+    """Draw the map by age; *open_time_ms* has its bars' open times, oldest first."""
     shares, firsts = cells_of(by_age_of(rollout_map))
-    across = ChartAxis("age of the bar that it looked at, bars", unit=" bars", digits=0)
-    caption = "The same rows over the age of the bars. What lies before the window is left out."
+    across = ChartAxis("age of the attended bar, bars", unit=" bars", digits=0)
+    caption = "The same rows by the age of the bars. Bars before the window are left out."
     panel = _map(rollout_map, shares, open_time_ms, firsts.tolist(), across)
     return Chart("Rollout of every bar, by age", caption, [panel])
 
@@ -258,18 +256,18 @@ def _map(
 def _by_logarithm(
     x: Sequence[float], y: Sequence[float], low: float, high: float, cells: str
 ) -> HeatLayer:
-    """Return packed shares of a bar between powers of ten, in percent."""
+    """Return a heat map of packed shares per bar; *low* and *high* are powers of ten."""
     return HeatLayer(
         "a bar", x, y, low, high, packed=cells, scale="log10", unit=" %", times=100.0, digits=3
     )
 
 
 NAMED_MOST: Final = 40
-"""Symbols that an axis has room to name."""
+"""Most symbols with which an axis has labels."""
 
 
 def influence_chart(influence: InfluenceReport) -> Chart:
-    """Draw the mean matrix: whose forecast downwards, whose bars to the right."""
+    """Draw the mean matrix: rows are forecasts of a symbol, columns are bars of a symbol."""
     count = len(influence.symbols)
     texts = [
         [f"{100 * mean:.2f} ± {100 * spread:.2f} %" for mean, spread in zip(*rows, strict=True)]
@@ -280,24 +278,24 @@ def influence_chart(influence: InfluenceReport) -> Chart:
     across, down = _symbol_axes(influence, *titles, has_labels=has_labels)
     cells = _matrix(influence.mean, influence, texts)
     caption = (
-        "Whose forecast downwards, whose bars to the right; the mean share of the look. The scale "
-        "ends at the largest share of another symbol."
+        "Rows: forecasts of a symbol. Columns: bars of a symbol. A cell is the mean share of the "
+        "attention. The scale ends at the largest share of another symbol."
     )
     panel = ChartPanel([cells], across, down, 60 + min(24 * count, 480))
-    return Chart("Who looks at whom", caption, [panel])
+    return Chart("Attention between symbols", caption, [panel])
 
 
 def influence_quarters_chart(influence: InfluenceReport) -> Chart | None:
-    """Draw the matrix of each quarter of the run side by side; None of a single decision."""
+    """Draw the matrices of the run's quarters side by side; None for a single decision."""
     if len(influence.quarters) < 2:
         return None
     across, down = _symbol_axes(influence)
-    begins = [f"from {iso(of)[:16].replace('T', ' ')}" for of in influence.quarter_from_ms]
+    begins = [f"from {iso(ms)[:16].replace('T', ' ')}" for ms in influence.quarter_from_ms]
     panels = [
         ChartPanel([_matrix(matrix, influence)], across, down, 220, begin)
         for matrix, begin in zip(influence.quarters, begins, strict=True)
     ]
-    caption = "The same in each quarter of the run's decisions, by one scale."
+    caption = "The same in each quarter of the run's decisions, on one scale."
     return Chart("By quarter", caption, panels, columns=len(panels))
 
 
@@ -314,15 +312,15 @@ def _symbol_axes(
 def _matrix(
     matrix: Floats, influence: InfluenceReport, texts: Sequence[Sequence[str]] = ()
 ) -> HeatLayer:
-    """Return a heat map of *matrix*; the scale is that of what is not a symbol's own look."""
+    """Return a heat map of *matrix*; the scale ends at the largest share of another symbol."""
     count = len(influence.symbols)
     others = influence.mean[~np.eye(count, dtype=np.bool_)]
     far = 100 * float(max(others.max(initial=0.0), 1.0 / count))
-    return _cells("of the look", 100 * matrix, (0.0, far), unit=" %", digits=2, texts=texts)
+    return _cells("of the attention", 100 * matrix, (0.0, far), unit=" %", digits=2, texts=texts)
 
 
 def heads_chart(heads: HeadReport) -> Chart:
-    """Draw a panel a head, the highest layer on top: age downwards, decisions to the right."""
+    """Draw one panel per head, the highest layer on top: age down, decisions to the right."""
     layers, count = heads.maps.shape[:2]
     shown = np.log10(np.maximum(heads.maps, 1e-7))
     low, high = map(float, np.quantile(shown, (0.02, 0.995)))
@@ -331,21 +329,21 @@ def heads_chart(heads: HeadReport) -> Chart:
     across = ChartAxis("decisions", digits=0, has_labels=False)
     panels = []
     for layer, head in product(reversed(range(layers)), range(count)):
-        bytes_of = packed(shown[layer, head], low, high)
-        heat = _by_logarithm(range(rows), range(cells), low, high, bytes_of)
+        packed_cells = packed(shown[layer, head], low, high)
+        heat = _by_logarithm(range(rows), range(cells), low, high, packed_cells)
         down = ChartAxis("age, bars", ticks=ticks, is_reversed=True, has_labels=head == 0)
         kind = heads.activity.readings[layer][head].kind.value
         title = f"layer {layer + 1}, head {head + 1}: {kind}"
         panels.append(ChartPanel([heat], across, down, 140, title))
     caption = (
-        "A panel a head: age in bars downwards (logarithmic), decisions to the right, fuller "
-        "colour is a greater share a bar (logarithmic)."
+        "One panel per head: age in bars downwards (logarithmic), decisions to the right; a fuller "
+        "colour is a larger share per bar (logarithmic)."
     )
     return Chart("Each head by age", caption, panels, columns=count)
 
 
 def layers_chart(heads: HeadReport) -> Chart:
-    """Draw a row a head, the highest layer on top: its share in each cell of age."""
+    """Draw one row per head, the highest layer on top: its share in each cell of age."""
     layers, count = heads.maps.shape[:2]
     widths = np.diff([*heads.cell_ages, heads.window])
     shares = (heads.maps[..., -1] * widths).reshape(layers * count, -1)
@@ -357,7 +355,10 @@ def layers_chart(heads: HeadReport) -> Chart:
     far = float(100 * shares.max())
     cells = _cells("of the head", 100 * shares, (0.0, far), unit=" %", digits=2)
     panel = ChartPanel(
-        [cells], named(spans, "age, bars"), named(names, "layer.head"), 40 + 18 * len(names)
+        [cells],
+        category_axis(spans, "age, bars"),
+        category_axis(names, "layer.head"),
+        40 + 18 * len(names),
     )
     caption = (
         "Where each head of each layer looked from the decided bar, by age in bars (logarithmic): "
@@ -367,7 +368,7 @@ def layers_chart(heads: HeadReport) -> Chart:
 
 
 def edges_chart(heads: HeadReport) -> Chart:
-    """Draw the edges of attention of the newest decided bars."""
+    """Draw the attention of the newest decided bars as edges."""
     edges = heads.edges
     drawn = EdgeLayer(
         edges.firsts,
@@ -377,15 +378,15 @@ def edges_chart(heads: HeadReport) -> Chart:
         np.round(edges.shares * SCALE).astype(int).tolist(),
     )
     caption = (
-        "Decided bars above, the bars that they looked at below, a colour a head; the wider and "
-        "fuller a line, the larger the share."
+        "Decided bars above, the bars that they attended to below, one colour per head; a wider "
+        "and fuller line is a larger share."
     )
     return Chart("One bar's edges", caption, [ChartPanel([drawn], height=330)])
 
 
 def flow_chart(heads: HeadReport, title: str) -> Chart:
     """Draw the decision's attention flowing through the layers, by groups of age."""
-    from tracepaper.replay.report.heads import FLOW_NOTE, held_by_level, levels  # brings torch
+    from tracepaper.replay.report.heads import FLOW_NOTE, held_by_level, levels  # imports torch
 
     flow = FlowLayer(
         levels(heads),
@@ -397,7 +398,7 @@ def flow_chart(heads: HeadReport, title: str) -> Chart:
 
 
 def head_charts(heads: HeadReport, flow: str) -> list[Chart]:
-    """Return the charts of heads: by age, edges, the *flow* down the layers, and the map."""
+    """Return the charts of heads; *flow* is the title of the flow through the layers."""
     mapped = heads.open_time_ms[-heads.activity.map.weights.shape[1] :]
     return [
         heads_chart(heads),

@@ -1,26 +1,25 @@
-"""Benchmarks of a run: buy and hold, randomized accounts; what gates refused.
+"""Benchmarks of a run: buy and hold, random timings; results of the gates' refusals.
 
-Both trade at the opens of the run's own bars, at its configured fee, half spread and slippage,
-and pay the funding that the run recorded. They are computed here, not stored by the run.
+Buy and hold and random timings trade at the opens of the run's bars with its configured fee, half
+spread and slippage, and pay the recorded funding. They are computed here, not stored by the run.
 
-A random timing holds the run's own positions, each with its side, its sizes and its length, at
-times drawn by chance. What the run earned beyond its random timings is timing; what both earned is
-the side of the market and the costs. A change of a position costs a timing what its own fills cost:
-as taker fee, spread and slippage, as maker the maker's fee alone. A limit that is met without
-knowledge is as fair a price as an open, so with a taker's costs makers without any timing would
-beat most of their timings.
+A random timing holds the run's positions, each with its side, sizes and length, at random times.
+The difference between the run and its random timings is timing; what both earn is market direction
+less costs. Each change of a position costs a timing what the run's own fills cost: fee, spread and
+slippage as taker, the fee alone as maker. With a taker's costs, makers without any timing would
+beat most of their timings, because a limit that is met by chance is as fair a price as an open.
 
 A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
-strategy asks; of the strategy trend it is the trend's. It is entered at the next bar's open and
-left at the open one horizon later: a forward return, each signal for itself. Refused and other
-signals pay the same costs, so the gross returns are compared: where every signal loses its fee, a
-gate that refuses at random would seem to save it. A gate sees only what the gates before it let
-pass, so what those refused is left out: else it would be credited with their choice.
+strategy requires; for the strategy trend it is the side of the trend. Its return is that from the
+next bar's open to the open one horizon later. Gates are judged by gross returns, because all
+signals pay the same costs: if every signal lost its fee, a gate that refuses at random would seem
+to save it. A gate is compared only with the signals that the gates before it let pass; otherwise
+it would be credited with their choice.
 
-A gate is said to have saved, or to have cost, only where both hold at 95 %: the difference lies
-beyond its error, which counts blocks of days and not signals, for those share their market;
-and it lies beyond what random gates make, which refuse as many signals in the same pattern, moved
-along the run by chance.
+The verdict is that a gate saved or cost money only if two conditions hold at 95 %. The difference
+exceeds its error, which counts blocks of days because signals of one time share their market. And
+it exceeds the differences of random gates, which refuse the same pattern of signals at random
+other times of the run.
 
 The rule is docs/decisions.md, G21.
 """
@@ -47,20 +46,20 @@ from tracepaper.strategies.types.market import Side
 RANDOM_TIMINGS: Final = 200
 RANDOM_SEED: Final = 1
 EQUAL: Final = 1e-10
-"""Ends that differ by less of the start's equity are equal."""
+"""Final equities that differ by a smaller fraction of the initial equity are equal."""
 BOUGHT: Final = "bought at the open after the first decidable bar at the run's costs, not sold"
-"""How a benchmark that buys and holds came to its position, in an account's source."""
+"""How a benchmark bought its position, as part of an account's source."""
 BAND: Final = (0.05, 0.5, 0.95)
 """The quantiles of the random timings' equity that are shown."""
 
 
 @dataclass(frozen=True)
 class RandomTimings:
-    """What ``count`` random timings of one account came to; money in quote currency.
+    """The results of ``count`` random timings of one account; money in quote currency.
 
-    ``low``, ``median`` and ``high`` are quantiles of their equity at the marked bars, and
-    ``beaten`` the share of them that ended with less than the account; one that ended with as much
-    counts a half, for a position that fits at one place alone is no worse than chance.
+    ``low``, ``median`` and ``high`` are quantiles of their equity at the marked bars. ``beaten`` is
+    the share that ended with less than the account. Equal ends count half: a position that fits at
+    one time only is no worse than chance.
     """
 
     of: str
@@ -75,7 +74,7 @@ class RandomTimings:
 
 
 def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
-    """Return both sides of *ledger* in hedge mode, else itself; of all but the run's by fills."""
+    """Return both sides of *ledger* in hedge mode (a shadow's by its fills), else itself."""
     stored = [shadow for shadow in record.shadows if shadow.name in SIDES]
     if not stored or ledger.name in SIDES:
         return [ledger]
@@ -88,7 +87,7 @@ def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
 
 
 def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> Floats:
-    """Return the position on the *side* of instrument *name* after each of its bars."""
+    """Return the position on *side* of the instrument *name* after each of its bars."""
     at, held = [-1], [Decimal(0)]
     for fill in ledger.fills:
         if (fill["instrument"], fill["position_side"]) == (name, side):
@@ -102,57 +101,54 @@ def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> 
 def exposures(
     record: RunRecord, ledger: AccountRecord, held_by: Sequence[AccountRecord] | None = None
 ) -> tuple[Floats, Floats]:
-    """Return the exposure of *ledger* at each of the record's times: net, and gross.
+    """Return the net and the gross exposure of *ledger* at each of the record's times.
 
-    The second counts what is held long and what is held short alike, so it is not negative: in
-    hedge mode both sides of a symbol, which *held_by* are by default.
+    The gross exposure adds long and short positions, in hedge mode those of both sides of a symbol;
+    *held_by* has these sides by default.
     """
     held_by = sides_of(record, ledger) if held_by is None else held_by
-    net, every = np.zeros((2, record.times_ms.size))
+    net, gross = np.zeros((2, record.times_ms.size))
     for name, held in ((name, held) for account in held_by for name, held in account.held.items()):
         bars = record.bars[name]
         closes_ms = record.bar_times.closes_of(bars.open_time_ms)
         at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
         notional = np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
         net += notional
-        every += np.abs(notional)
+        gross += np.abs(notional)
     equity = np.where(ledger.equity[1:] > 0, ledger.equity[1:], np.nan)
-    return net / equity, every / equity
+    return net / equity, gross / equity
 
 
 def mean_exposure(record: RunRecord) -> float:
-    """Return the mean exposure that buy and hold is compared at; NaN without any bar.
+    """Return the mean exposure for the comparison with buy and hold; NaN without any bar.
 
-    It is the gross one over the bars that the run could decide, in hedge mode of each symbol's long
-    side less its short one: what moves with the market.
+    It is the gross exposure over the bars that the run could decide. In hedge mode the sides of a
+    symbol are netted first, since only their difference moves with the market.
     """
-    every = exposures(record, record.account, [record.account])[1][record.decidable_from :]
-    return float(np.mean(every)) if every.size else float("nan")
+    gross = exposures(record, record.account, [record.account])[1][record.decidable_from :]
+    return float(np.mean(gross)) if gross.size else float("nan")
 
 
 @dataclass(frozen=True)
 class HeldUnit:
-    """One unit of an instrument that was bought and is held; prices in quote currency."""
+    """One unit of an instrument, bought and held; prices in quote currency."""
 
     price: float  # with the cost of trading
-    opened_ms: int  # open of the bar at whose open it was bought
-    settled_ms: Ints  # opens of the bars within which funding was settled since, oldest first
-    paid: Floats  # [settled + 1] what the unit has paid after so many of them
+    opened_ms: int  # open time of the bar at which it was bought
+    settled_ms: Ints  # opens of the later bars that contain a funding settlement
+    paid: Floats  # [settled + 1] sum paid per unit after so many of them
 
     def gain(self, opens_ms: Ints | Floats, closes: Floats) -> Floats:
-        """Return the gain by the *closes* of the bars that open at *opens_ms*, by the price.
+        """Return the gain by each of *closes*, as a fraction of the price.
 
-        It is 0 before the unit was bought.
+        *opens_ms* are the open times of their bars. The gain is 0 before the purchase.
         """
         paid = self.paid[np.searchsorted(self.settled_ms, opens_ms, side="right")]
         return np.where(opens_ms >= self.opened_ms, (closes - paid) / self.price - 1.0, 0.0)
 
 
 def bought(bars: Bars, at: int, cost_rate: float) -> HeldUnit:
-    """Return a unit bought at the open of the bar *at*.
-
-    Of the other *bars* it needs those within which funding was settled, each with the one before.
-    """
+    """Return a unit bought at the open of bar *at*; later *bars* give the funding that it pays."""
     due = at + 1 + np.flatnonzero(bars.funding[at + 1 :])
     return HeldUnit(
         price=float(bars.open[at]) * (1.0 + cost_rate),
@@ -163,11 +159,11 @@ def bought(bars: Bars, at: int, cost_rate: float) -> HeldUnit:
 
 
 def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
-    """Return the equity [times + 1] of *share* of the start's money held in equal parts, with fee.
+    """Return the equity [times + 1] of holding *share* of the initial money in equal parts.
 
-    Bought at the open after an instrument's first bar that was not warm-up, the earliest at which
-    the run could have bought. The rest of the money stays as it is; a share above 1 is bought on
-    credit that costs nothing.
+    Each instrument is bought at the open after its first bar past the warm-up, which is the
+    earliest open at which the run could buy, and pays a fee. The rest is cash; a share above 1 is
+    bought on credit without interest.
     """
     start = float(record.account.equity[0])
     equity = np.full(record.times_ms.size + 1, start)
@@ -183,16 +179,16 @@ def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
 
 
 class Episodes(NamedTuple):
-    """The stretches of a position that keep one sign, as the changes that each is made of.
+    """The stretches in which a position keeps one sign, with the changes of each.
 
-    A stretch of *size* bars has its changes at *offset* bars after its start; the last of them,
-    at its size, closes it.
+    A change is at ``offset`` bars after the start of its stretch. The last change of a stretch is
+    at its size and closes the position.
     """
 
     sizes: Ints  # [stretch], in bars
-    first: Ints  # [stretch], place of its first change
-    counts: Ints  # [stretch], how many changes it has
-    offset: Ints  # [change]
+    first: Ints  # [stretch], index of its first change
+    counts: Ints  # [stretch], number of its changes
+    offset: Ints  # [change], in bars
     delta: Floats  # [change], signed
     cost: Floats  # [change], as a fraction of its notional
 
@@ -200,16 +196,15 @@ class Episodes(NamedTuple):
 def episodes(held: Floats, cost: Floats) -> Episodes:
     """Return the stretches of *held* [bar] in which it keeps one sign, in order.
 
-    *cost* [bar] is what changes at each bar cost by notional.
+    *cost* [bar] is the cost of a change at each bar, as a fraction of its notional.
     """
     edges = np.flatnonzero(np.diff(np.sign(held))) + 1
-    every = zip((0, *edges.tolist()), np.split(held, edges), strict=True)
     starts, parts = [], []
-    for start, part in every:
+    for start, part in zip((0, *edges.tolist()), np.split(held, edges), strict=True):
         if part.size and part[0] != 0.0:
             starts.append(start)
             parts.append(part)
-    # The last step of each closes it, so that a stretch can be moved anywhere as a whole.
+    # The last step closes the position, so a stretch can be moved anywhere.
     steps = [np.diff(part, prepend=0.0, append=0.0) for part in parts]
     offsets = [np.flatnonzero(step) for step in steps]
     counts = np.array([offset.size for offset in offsets], dtype=np.int64)
@@ -221,21 +216,21 @@ def episodes(held: Floats, cost: Floats) -> Episodes:
         counts,
         offset,
         np.concatenate([np.empty(0), *(step[at] for step, at in zip(steps, offsets, strict=True))]),
-        cost[bars.clip(max=held.size - 1)],  # of one that is still open it may be any
+        cost[bars.clip(max=held.size - 1)],  # the cost of closing an open stretch is not used
     )
 
 
 def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints, Floats, Floats]:
-    """Return (bar, change, cost) of *parts* at random places, in random order, none on another.
+    """Return (bar, change, cost) of *parts* in random order at random places without overlap.
 
-    Every way to share out the free bars is as likely as any other. A part that reaches the last
-    bar stays open there, as the run's own last position may.
+    All distributions of the free bars are equally likely. A part that reaches the last bar stays
+    open there, as the run's last position may.
     """
     order = chance.permutation(parts.sizes.size)
     sizes = parts.sizes[order]
     free = bars - int(sizes.sum())
     cuts = np.sort(chance.choice(free + sizes.size, sizes.size, replace=False))
-    # A cut leaves as many free bars before a part as places before it; the parts come on top.
+    # The free bars before a part are its cut less the earlier cuts; earlier parts come on top.
     starts = cuts - np.arange(sizes.size) + sizes.cumsum() - sizes
     counts = parts.counts[order]
     before = counts.cumsum() - counts
@@ -246,13 +241,14 @@ def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints
 
 
 def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) -> Floats:
-    """Return the profit of the changes *delta* of a position at the bars *at*, by each of *closed*.
+    """Return the profit of a position that changes by *delta* at the bars *at*.
 
-    *closed* counts the bars that have closed; *cost* [change] is by notional.
+    The profit is that after each number of *closed* bars. *cost* [change] is a fraction of the
+    notional.
     """
     position = np.concatenate(([0.0], delta.cumsum()))
-    turned = delta * bars.open[at]
-    cash = np.concatenate(([0.0], (-turned - np.abs(turned) * cost).cumsum()))
+    notional = delta * bars.open[at]
+    cash = np.concatenate(([0.0], (-notional - np.abs(notional) * cost).cumsum()))
     settled = np.flatnonzero(bars.funding[1:]) + 1
     paid = position[np.searchsorted(at, settled)] * bars.close[settled - 1] * bars.funding[settled]
     paid = np.concatenate(([0.0], paid.cumsum()))
@@ -262,9 +258,10 @@ def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) ->
 
 
 def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
-    """Return the cost of *ledger*'s fills in each bar [bar] of an instrument, by notional.
+    """Return the cost rate of *ledger*'s fills in each bar [bar] of an instrument.
 
-    Where several filled in one bar it is their mean by notional; a bar without any has a taker's.
+    Several fills in one bar have their mean, weighted by notional. A bar without a fill has the
+    cost of a taker.
     """
     closes_ms = record.bar_times.closes_of(record.bars[name].open_time_ms)
     fills = [fill for fill in ledger.fills if fill["instrument"] == name]
@@ -282,44 +279,44 @@ def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
 def random_timings(
     record: RunRecord, ledger: AccountRecord, marks: Ints, *, count: int = RANDOM_TIMINGS
 ) -> RandomTimings | None:
-    """Return *count* random timings of *ledger*; None where it never held a position.
+    """Return *count* random timings of *ledger*; None if it never held a position.
 
-    Nor are there any over a split that was not adjusted: its sizes are of other shares after it.
-    *marks* are places in the equity curve at which the quantiles are taken.
+    Also None over a split that was not adjusted, because sizes mean other shares after it. *marks*
+    are the indices of the equity curve at which the quantiles are taken.
     """
     parts = [
         (name, episodes(held * record.shares_of(name), change_costs(record, ledger, name)))
         for account in sides_of(record, ledger)
         for name, held in account.held.items()
     ]
-    positions = sum(of.sizes.size for _, of in parts)
+    positions = sum(stretches.sizes.size for _, stretches in parts)
     if not positions or record.splits:
         return None
     chance = np.random.default_rng(RANDOM_SEED)
     times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
-    wanted = times[np.append(marks, record.times_ms.size)]
+    marks_ms = times[np.append(marks, record.times_ms.size)]
     closed = {
         name: np.searchsorted(
-            record.bar_times.closes_of(record.bars[name].open_time_ms), wanted, "right"
+            record.bar_times.closes_of(record.bars[name].open_time_ms), marks_ms, "right"
         )
         for name in ledger.held
     }
     early = [
-        # Never so late that the stretches no longer fit behind it.
-        min(record.warm_from[name] + 1, record.bars[name].open.size - int(of.sizes.sum()))
-        for name, of in parts
+        # Early enough for all stretches to fit behind it.
+        min(record.warm_from[name] + 1, record.bars[name].open.size - int(stretches.sizes.sum()))
+        for name, stretches in parts
     ]
     adjusted = {name: record.adjusted(name) for name in ledger.held}
-    curves = np.full((count, wanted.size), float(ledger.equity[0]))
+    curves = np.full((count, marks_ms.size), float(ledger.equity[0]))
     for shadow in range(count):
-        for (name, of), first in zip(parts, early, strict=True):
+        for (name, stretches), first in zip(parts, early, strict=True):
             bars = adjusted[name]
-            at, delta, cost = place(of, bars.open.size - first, chance)
+            at, delta, cost = place(stretches, bars.open.size - first, chance)
             curves[shadow] += value_at(bars, at + first, delta, closed[name], cost)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
     finals = curves[:, -1]
     ahead = ledger.equity[-1] - finals
-    ahead[np.abs(ahead) < EQUAL * ledger.equity[0]] = 0.0  # sums of floats in another order
+    ahead[np.abs(ahead) < EQUAL * ledger.equity[0]] = 0.0  # equal sums of floats in another order
     return RandomTimings(
         of=ledger.name,
         count=count,
@@ -336,7 +333,7 @@ def random_timings(
 ALLOWED: Final = "allowed"
 LEVEL: Final = 0.95
 LEAST_DAYS: Final = 10
-"""Days with refused signals, and days with others, below which nothing is judged."""
+"""Fewest days with refused signals, and with others, for a verdict."""
 SAVED: Final = "saved"
 COST: Final = "cost"
 BETTER: Final = "better"
@@ -349,39 +346,39 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class RefusalJudgement:
-    """How much more the other signals made than the chosen ones; returns as fractions."""
+    """Mean return of the other signals less that of the chosen ones, as a fraction."""
 
     difference: float | None
     error: float | None  # its standard error by day
-    days: int  # with chosen signals
-    low: float | None  # what random gates of equal coverage make, 95 % of them
+    days: int  # that have chosen signals
+    low: float | None  # 95 % range of random gates of equal coverage
     high: float | None
-    sign: int  # 1 or -1 where the difference is credible, else 0
+    sign: int  # 1 or -1 if the difference is credible, else 0
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The decisions of one gate, or the allowed ones; returns as fractions of the notional.
+    """The decisions that one gate refused, or the allowed ones; returns are fractions of notional.
 
-    ``judged`` compares with the signals that the gate saw and let pass, the allowed ones with all
-    refused ones. ``verdict`` is ``saved`` or ``cost`` of a gate, ``better`` or ``worse`` of what
-    was allowed, where that is credible; ``no evidence`` or ``too few days`` where it is not; empty
-    without signals.
+    ``judged`` compares them with the signals that reached the gate and passed; the allowed ones
+    with all refused ones. ``verdict`` is ``saved`` or ``cost`` for a gate, ``better`` or ``worse``
+    for the allowed ones; ``no evidence`` or ``too few days`` if that is not credible; empty without
+    signals.
     """
 
     gate: str
     decisions: int
-    signals: int | None  # with a side; None in a run where nothing gives one
-    measured: int  # whose horizon lies within the run, without a hole
+    signals: int | None  # with a side; None if no decision of the run has one
+    measured: int  # signals whose horizon lies within the run, without a hole
     gross: float | None
     net: float | None
-    passed: float | None  # gross, of those that it let pass; of the allowed, all refused
+    passed: float | None  # gross, of those that it let pass (for the allowed, of all refused)
     judged: RefusalJudgement
     verdict: str
 
 
 def refusals(record: RunRecord) -> list[Refusal]:
-    """Return a row a gate that refused, in the order of the gates, and one of what was allowed."""
+    """Return a row for each gate that refused, in the gates' order, and one for the allowed."""
     refused = record.decisions.refused_by
     signals = forward_returns(record)
     reached, rows = signals[0] != 0, []
@@ -393,16 +390,16 @@ def refusals(record: RunRecord) -> list[Refusal]:
 
 
 def sides(record: RunRecord) -> Floats:
-    """Return the side of each decision's signal: 1 up, -1 down, 0 where there is none."""
+    """Return the side of each decision's signal: 1 up, -1 down, 0 without a signal."""
     decisions = record.decisions
-    if record.config.strategy.name == TREND:  # which notes its trend wherever it decides
+    if record.config.strategy.name == TREND:  # it notes its trend whenever it decides
         trend_sides = np.zeros(decisions.sequence.size)
         for instrument, noted in record.notes.items():
             places = decisions.places[instrument]
             at = np.searchsorted(decisions.open_time_ms[places], noted[TREND].open_time_ms)
             trend_sides[places[at]] = np.sign(noted[TREND].number)
         return trend_sides
-    # A model that gives a mean return alone, or probabilities alone, has the side of that.
+    # A model may give a mean return or probabilities alone; then these decide the side.
     mean, lean = decisions.mean_return, decisions.p_up - decisions.p_down
     mean, lean = np.where(np.isnan(mean), lean, mean), np.where(np.isnan(lean), mean, lean)
     up, down = (mean > 0) & (lean > 0), (mean < 0) & (lean < 0)
@@ -412,8 +409,8 @@ def sides(record: RunRecord) -> Floats:
 def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     """Return each decision's side (1, -1, 0), and its gross and net return to the horizon.
 
-    Returns are fractions of the notional, NaN where the run ends before the horizon or has a hole
-    within it: what came after a hole of months was not the signal's.
+    Returns are fractions of the notional; NaN if the run ends before the horizon or has a hole in
+    it, because a move over a hole of months is not the signal's.
     """
     decisions, horizon = record.decisions, record.config.gate.horizon
     side = sides(record)
@@ -423,9 +420,11 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
         ahead = np.full(places.size, np.nan)
         reached = max(places.size - horizon - 1, 0)
         opens = bars.open_time_ms
-        whole = record.bar_times.bars_between(opens[:reached], opens[1 + horizon :]) == 1 + horizon
+        unbroken = (
+            record.bar_times.bars_between(opens[:reached], opens[1 + horizon :]) == 1 + horizon
+        )
         change = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
-        ahead[:reached] = np.where(whole, change, np.nan)
+        ahead[:reached] = np.where(unbroken, change, np.nan)
         ratio[places] = ahead
     gross = side * (ratio - 1.0)
     return side, gross, gross - record.cost_rate * (1.0 + ratio)
@@ -438,9 +437,9 @@ def _row(
     signals: tuple[Floats, Floats, Floats],
     record: RunRecord,
 ) -> Refusal:
-    """Return the figures of the *chosen* decisions among the *signals* that *reached* their gate.
+    """Return the figures of the *chosen* decisions among those that *reached* the gate.
 
-    These are every decision's of ``forward_returns``.
+    *signals* is the result of ``forward_returns``.
     """
     side, gross, net = signals
     measured = reached & np.isfinite(gross)
@@ -461,12 +460,12 @@ def _row(
 
 
 def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
-    """Return how the *chosen* of some signals did against the others.
+    """Compare the returns of the *chosen* signals with those of the others.
 
-    *gross* [signal] is in order of time, and *days* [signal] numbers the days, each of them long
-    enough that a signal ends on its own or on the next.
+    *gross* [signal] is in order of time. *days* [signal] is the number of the signal's day; days
+    are so long that a signal ends on its own or on the next.
     """
-    from scipy.special import stdtrit  # takes long, and few reports have refusals
+    from scipy.special import stdtrit  # slow to import, and few reports have refusals
 
     count = int(np.count_nonzero(chosen))
     lengths = np.diff(np.append(_starts(days), days.size))
@@ -476,17 +475,17 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
         return RefusalJudgement(None, None, int(days_here), None, None, 0)
     means = gross[chosen].mean(), gross[~chosen].mean()
     difference = float(means[1] - means[0])
-    # Each signal's own part in the error of the difference of the two means; together nothing.
+    # Each signal's contribution to the error of the difference of the means; they sum to 0.
     pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
-    # Summed by blocks of days before it is squared: signals of near days share their market.
+    # Sum by blocks of days before squaring: signals of near days share their market.
     error = mean_error(pull * pull.size, days)
     if error is None or min(days_here, days_there) < LEAST_DAYS:
         return RefusalJudgement(difference, None, int(days_here), None, None, 0)
     low, high = _random(gross, chosen, int(lengths.max()))
     outside = difference > high or difference < low
-    # Blocks of equal size that these counts weigh, less one: a few hold the most.
-    counts = [_sums(of, blocks_of(days)) for of in (chosen, ~chosen)]
-    freedom = min(max(1.0, float(of.sum() ** 2 / (of**2).sum()) - 1.0) for of in counts)
+    # Effective number of blocks, less one: a few blocks may have most signals.
+    sizes = [_sums(mask, blocks_of(days)) for mask in (chosen, ~chosen)]
+    freedom = min(max(1.0, float(size.sum() ** 2 / (size**2).sum()) - 1.0) for size in sizes)
     clear = abs(difference) > float(stdtrit(freedom, 0.5 + LEVEL / 2)) * error
     sign = int(np.sign(difference)) if outside and clear else 0
     return RefusalJudgement(difference, error, int(days_here), low, high, sign)
@@ -501,13 +500,13 @@ def _sums(values: npt.NDArray[Any], days: Ints) -> Floats:
 
 
 def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
-    """Return the range of differences that random gates of equal coverage make.
+    """Return the range of differences of random gates of equal coverage.
 
-    They are the gate's own pattern of refusals, moved along the signals in a circle by every step
-    that takes it further than the longest *day* from where it was: as many refused, as clustered.
+    A random gate has the gate's pattern of refusals, rotated along the signals by more than the
+    longest *day*: it refuses as many signals, as clustered.
     """
     size, count = gross.size, int(np.count_nonzero(chosen))
-    # A circular correlation: entry k is the gross sum under the pattern moved on by k signals.
+    # Circular correlation: entry k is the gross sum under the pattern rotated by k signals.
     moved = np.fft.irfft(
         np.fft.rfft(gross) * np.conj(np.fft.rfft(chosen.astype(np.float64))), n=size
     )
@@ -518,7 +517,7 @@ def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
 
 
 def verdict_on(judged: RefusalJudgement, *, allowed: bool) -> str:
-    """Return the word for a gate's refusals, or for what was *allowed*."""
+    """Return the verdict on a gate's refusals, or on the *allowed* decisions."""
     if judged.difference is None:
         return ""
     if judged.error is None:

@@ -1,4 +1,4 @@
-"""Charts of money, prices and trades; a run's price as a picture."""
+"""Charts of money, prices and trades; the picture of a run's price."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from tracepaper.replay.document.charts import (
-    OTHER_LINE,
-    OWN_LINE,
-    WHOLE_LINE,
+    BENCHMARK_LINE,
+    FULL_HOLD_LINE,
+    RUN_LINE,
     BandLayer,
     BarLayer,
     Chart,
@@ -27,7 +27,7 @@ from tracepaper.replay.document.charts import (
     MarkLayer,
     MarkShape,
     RuleLayer,
-    named,
+    category_axis,
     percent_axis,
     rounded,
     shadow_line,
@@ -59,7 +59,7 @@ from tracepaper.strategies.units import count_of, iso
 
 LINES_FIRST: Final = 4
 LEAST_HEIGHT: Final = 0.2
-"""An account beside which the run would fill less of a panel's height has a panel of its own."""
+"""Least share of a panel's height for the run; other accounts that leave it less are separate."""
 
 
 def broken(
@@ -67,8 +67,8 @@ def broken(
 ) -> tuple[list[int], list[Floats]]:
     """Return *times* and *columns* with a missing value in every hole, so that no line crosses it.
 
-    A hole is a step of more than five usual ones; with a *calendar* a step is in session bars, so
-    that a night is none.
+    A hole is a step longer than five median steps; with a *calendar* steps count session bars, so
+    a night is not a hole.
     """
     steps = np.diff(times if calendar is None else calendar.places(times - 1))
     if not steps.size:
@@ -79,7 +79,7 @@ def broken(
 
 
 def equity_chart(report: Report) -> Chart:
-    """Draw equity against the other accounts and the random timings, drawdown and exposure."""
+    """Draw the returns of all accounts and random timings, drawdowns and the position."""
     times = report.marks_ms.tolist()
     returns: list[Layer] = []
     for timings in report.random:
@@ -87,7 +87,7 @@ def equity_chart(report: Report) -> Chart:
         role: ChartRole = "soft" if timings is report.random[0] else "faint"
         name = f"random timings of {timings.of}, 5–95 %"
         returns.append(BandLayer(name, times, rounded(low), rounded(high), role))
-    labels = {of.name: of.label for of in report.accounts}
+    labels = {account.name: account.label for account in report.accounts}
     curves = [
         AccountCurve(
             replace(_line_of(report, curve.name), name=labels[curve.name]),
@@ -103,7 +103,7 @@ def equity_chart(report: Report) -> Chart:
 
 
 class AccountCurve(NamedTuple):
-    """How an account is drawn, its return since the start and its share lost from the peak."""
+    """An account's line style, return since the start and share lost from the peak."""
 
     line: LineLayer  # without its points
     change: Floats
@@ -118,9 +118,9 @@ def accounts_chart(
     below: Sequence[Layer] = (),
     calendar: Calendar | None = None,
 ) -> Chart:
-    """Draw accounts at *times_ms*, the run's own first, over the position *held*.
+    """Draw accounts at *times_ms*, the run's first, and the position *held*.
 
-    *below* lies under their returns. Accounts that dwarf the run have a panel of their own.
+    The layers *below* are drawn under the returns. Accounts that dwarf the run have another panel.
     """
     returns, dwarfed, losses = [*below], list[Layer](), list[Layer]()
     dwarfs = _dwarfing([curve.change for curve in curves])
@@ -132,11 +132,11 @@ def accounts_chart(
         (dwarfed if place in dwarfs else returns).append(replace(drawn, y=rounded(change)))
         losses.append(replace(drawn, y=rounded(lost), width=1.0))
     across = time_axis()
-    of_return = percent_axis("return, %", has_zero=False)
-    of_others = percent_axis("return of accounts that went further, %", has_zero=False)
+    return_axis = percent_axis("return, %", has_zero=False)
+    others_axis = percent_axis("return of accounts with larger moves, %", has_zero=False)
     panels = [
-        ChartPanel(returns, across, of_return, 300),
-        *([ChartPanel(dwarfed, across, of_others, 140)] if dwarfed else []),
+        ChartPanel(returns, across, return_axis, 300),
+        *([ChartPanel(dwarfed, across, others_axis, 140)] if dwarfed else []),
         ChartPanel(losses, across, percent_axis("drawdown, %", has_zero=False), 110),
         ChartPanel(held, across, percent_axis("position, %", 1), 90),
     ]
@@ -145,22 +145,22 @@ def accounts_chart(
 
 
 def _line_of(report: Report, account: str) -> LineLayer:
-    """Return how *account* is drawn, without its points."""
+    """Return the line style of *account*, without points."""
     if account == report.record.account.name:
-        return OWN_LINE
-    shadows = [of.name for of in report.record.shadows]
+        return RUN_LINE
+    shadows = [shadow.name for shadow in report.record.shadows]
     if account in shadows:
         return shadow_line(shadows.index(account))
-    return WHOLE_LINE if account == BUY_AND_HOLD else OTHER_LINE
+    return FULL_HOLD_LINE if account == BUY_AND_HOLD else BENCHMARK_LINE
 
 
 def _dwarfing(changes: Sequence[Floats]) -> set[int]:
-    """Return the places of *changes* that would leave the first too little of a panel's height."""
-    (low, high), *others = ((float(of.min()), float(of.max())) for of in changes)
-    reach = dict(enumerate(others, start=1))
+    """Return the indices of *changes* that would leave the first too little of a panel's height."""
+    (low, high), *others = ((float(change.min()), float(change.max())) for change in changes)
+    ranges = dict(enumerate(others, start=1))
     dwarfing: set[int] = set()
-    for place in sorted(reach, key=lambda of: max(map(abs, reach[of])), reverse=True):
-        kept = [(low, high), *(of for other, of in reach.items() if other not in dwarfing)]
+    for place in sorted(ranges, key=lambda index: max(map(abs, ranges[index])), reverse=True):
+        kept = [(low, high), *(ends for index, ends in ranges.items() if index not in dwarfing)]
         height = max(top for _, top in kept) - min(bottom for bottom, _ in kept)
         if high > low and high - low < LEAST_HEIGHT * height:
             dwarfing.add(place)
@@ -168,9 +168,9 @@ def _dwarfing(changes: Sequence[Floats]) -> set[int]:
 
 
 def exposure_share(report: Report) -> Floats:
-    """Return the run's net position by equity at the report's marks, as a fraction.
+    """Return the run's net position at the report's marks, as a fraction of equity.
 
-    Of every stretch up to a mark the largest position is taken, so that a short one is not lost.
+    A mark has the largest position since the previous mark, so brief positions are visible.
     """
     record = report.record
     share = np.concatenate(([0.0], np.nan_to_num(exposures(record, record.account)[0])))
@@ -181,17 +181,18 @@ def exposure_share(report: Report) -> Floats:
 
 
 def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
-    """Draw how much better the signals were that a gate let pass, beside a random gate.
+    """Draw how much better the signals were that each gate let pass, and the range of random gates.
 
-    None where no gate refused enough signals to be judged.
+    None if no gate refused enough signals to be judged.
     """
     rows = [row for row in refused if row.judged.error is not None]
     if not rows:
         return None
     roles: dict[str, ChartRole] = {SAVED: "gain", WORSE: "loss", COST: "loss", BETTER: "gain"}
     places = list(range(len(rows)))
-    measures = ((of.low, of.high, of.difference, of.error) for of in (row.judged for row in rows))
-    low, high, better, error = 1e4 * np.array([*measures], dtype=np.float64).T
+    judged = [row.judged for row in rows]
+    measures = [(each.low, each.high, each.difference, each.error) for each in judged]
+    low, high, better, error = 1e4 * np.array(measures, dtype=np.float64).T
     layers: list[Layer] = [
         BarLayer("random gate, 95 %", rounded(high - low), places, ("faint",), rounded(low)),
         MarkLayer(
@@ -208,12 +209,12 @@ def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
     panel = ChartPanel(
         layers,
         ChartAxis("passed better by, gross bp", unit=" bp", digits=1, has_zero=True),
-        named(names, is_reversed=True),
+        category_axis(names, is_reversed=True),
         50 + 34 * len(rows),
     )
     caption = (
-        "Right of zero the gate kept the better signals; of the allowed, the refused were better. "
-        "Within the pale bar is what a random gate makes."
+        "Right of zero the gate kept the better signals; for the allowed, the refused were better. "
+        "The pale bar is the range of random gates."
     )
     return Chart("What each gate saved or cost", caption, [panel])
 
@@ -235,7 +236,7 @@ COLUMNS: Final = 200
 def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[ClosedTrade]:
     """Return the trades of *instrument* that its price chart marks: all, or evenly chosen ones.
 
-    Those that were left before *since_ms* are none of them.
+    Trades closed before *since_ms* are left out.
     """
     trades = [
         trade
@@ -247,15 +248,15 @@ def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[Clo
 
 
 def price_chart(report: Report, instrument: str, last: int | None = None) -> Chart | None:
-    """Draw the price with its trades, over what each gate refused there; None where too short.
+    """Draw the price with its trades, and below the refusals of each gate; None for one bar.
 
-    With *last* only the newest bars are drawn, so many.
+    With *last* only so many of the newest bars are drawn.
     """
     record, bars = report.record, report.record.bars[instrument]
     if last is not None:
-        newest = {of.name: getattr(bars, of.name)[-last:] for of in fields(bars)}
+        newest = {field.name: getattr(bars, field.name)[-last:] for field in fields(bars)}
         bars = records.Bars(**newest)
-    if bars.close.size < 2:  # a line takes two points
+    if bars.close.size < 2:  # a line needs two points
         return None
     closes_ms = record.bar_times.closes_of(bars.open_time_ms)
     times, low, high, close = _stretches(bars, closes_ms)
@@ -277,7 +278,7 @@ def price_chart(report: Report, instrument: str, last: int | None = None) -> Cha
 
 
 def _stretches(bars: records.Bars, closes_ms: Ints) -> tuple[Ints, Floats, Floats, Floats]:
-    """Return closes' times, lowest, highest and last price of even stretches of bars."""
+    """Return the close time, lowest, highest and last price of equal stretches of bars."""
     size = bars.close.size
     starts = np.linspace(0, size, min(size, POINTS_MAX), endpoint=False).astype(np.int64)
     ends = np.append(starts[1:], size) - 1
@@ -292,10 +293,10 @@ def _stretches(bars: records.Bars, closes_ms: Ints) -> tuple[Ints, Floats, Float
 def _folded(
     times: Ints, low: Floats, high: Floats, close: Floats, calendar: Calendar | None
 ) -> tuple[list[int], tuple[Floats, Floats]]:
-    """Return the band between *low* and *high* folded to nothing over every hole."""
+    """Return the band between *low* and *high* with no height over every hole."""
     _, (shown,) = broken(times, close, calendar=calendar)
     holes = np.flatnonzero(np.isnan(shown))
-    holes -= np.arange(holes.size)  # places in times of the first point after each
+    holes -= np.arange(holes.size)  # indices in times of the first point after each
     edges = np.concatenate((times[holes - 1] + 1, times[holes] - 1))
     prices = np.concatenate((close[holes - 1], close[holes]))
     places = np.concatenate((holes, holes))
@@ -304,41 +305,42 @@ def _folded(
 
 
 def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
-    """Mark entries by side, and exits by their result."""
+    """Return marks of entries by side, and of exits by result."""
     layers = []
     entries: tuple[tuple[str, MarkShape], ...] = (("LONG", "up"), ("SHORT", "down"))
     for side, shape in entries:
-        of = [trade for trade in trades if trade.side == side]
-        times = [trade.opened_ms for trade in of]
-        prices = rounded([trade.entry_price for trade in of], 8)
-        texts = [trade.entry_reason for trade in of]
+        entered = [trade for trade in trades if trade.side == side]
+        times = [trade.opened_ms for trade in entered]
+        prices = rounded([trade.entry_price for trade in entered], 8)
+        texts = [trade.entry_reason for trade in entered]
         layers.append(MarkLayer(f"entry {side.lower()}", times, prices, shape, texts=texts))
     exits: tuple[tuple[str, bool, ChartRole, MarkShape], ...] = (
         ("exit, gain", True, "gain", "ring"),
         ("exit, loss", False, "loss", "cross"),
     )
     for name, won, role, shape in exits:
-        of = [trade for trade in trades if (trade.profit > 0) is won]
-        times = [trade.closed_ms for trade in of]
-        prices = rounded([trade.exit_price for trade in of], 8)
-        texts = [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in of]
+        left = [trade for trade in trades if (trade.profit > 0) is won]
+        times = [trade.closed_ms for trade in left]
+        prices = rounded([trade.exit_price for trade in left], 8)
+        texts = [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in left]
         layers.append(MarkLayer(name, times, prices, shape, (role,), texts))
     return [each for each in layers if each.x]
 
 
 def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[Layer], list[Layer]]:
-    """Return the strategy's notes: numbers as lines, texts as points where they change.
+    """Return layers of the strategy's notes: numbers as lines, changes of texts as marks.
 
-    A number that moves where the price does is drawn over it (the first list), any other one below.
+    The first list is drawn over the price: texts, and numbers in the range of the price. The second
+    is drawn below it.
     """
     record = report.record
     notes = record.notes.get(instrument, {})
     low, high = bars.low.min(), bars.high.max()
     above: list[Layer] = []
     below: list[Layer] = []
-    for place, (name, whole) in enumerate(list(notes.items())[:NOTES_DRAWN]):
-        inside = whole.open_time_ms >= bars.open_time_ms[0]
-        noted = NoteColumns(*(getattr(whole, of.name)[inside] for of in fields(whole)))
+    for place, (name, column) in enumerate(list(notes.items())[:NOTES_DRAWN]):
+        inside = column.open_time_ms >= bars.open_time_ms[0]
+        noted = NoteColumns(*(getattr(column, field.name)[inside] for field in fields(column)))
         times = record.bar_times.closes_of(noted.open_time_ms)
         has_number = ~np.isnan(noted.number)
         if has_number.any():
@@ -365,7 +367,7 @@ def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[La
 
 
 def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel | None:
-    """Count the signals that each gate refused over time, a gate a row; None without any."""
+    """Draw the number of signals that each gate refused over time; None without any."""
     record, decisions = report.record, report.record.decisions
     places, opens = decisions.places[instrument], bars.open_time_ms
     places = places[(sides(record)[places] != 0) & (decisions.open_time_ms[places] >= opens[0])]
@@ -385,36 +387,36 @@ def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel 
 def counts_panel(
     name: str, times_ms: Sequence[int], gates: Sequence[str], counts: Sequence[Sequence[int]]
 ) -> ChartPanel:
-    """Draw *counts* by gate and time, the darker, the more."""
+    """Draw *counts* [gate][time]; darker is more."""
     most = float(max(map(max, counts)))
     cells = HeatLayer(name, times_ms, range(len(gates)), 0.0, most, counts, digits=0)
     height = 30 + 24 * len(gates)
-    return ChartPanel([cells], time_axis(), named(gates, is_reversed=True), height)
+    return ChartPanel([cells], time_axis(), category_axis(gates, is_reversed=True), height)
 
 
 def rolling_chart(report: Report) -> Chart | None:
-    """Draw the Sharpe ratio of the thirty days before each day's end; None for a shorter run."""
+    """Draw the Sharpe ratio of the thirty days up to each day's end; None for a shorter run."""
     times, ratio = report.rolling
-    if times.size < 2:  # a line takes two points
+    if times.size < 2:  # a line needs two points
         return None
     at, (shown,) = broken(times, ratio, calendar=report.record.bar_times.calendar)
     layers: list[Layer] = [RuleLayer(0.0), LineLayer("Sharpe of 30 days", at, rounded(shown))]
     panel = ChartPanel(
         layers, time_axis(), ChartAxis("Sharpe, 30 days", digits=2, has_zero=True), 200
     )
-    return Chart("Rolling Sharpe", "The Sharpe ratio of the thirty days before.", [panel])
+    return Chart("Rolling Sharpe", "The Sharpe ratio of the previous thirty days.", [panel])
 
 
 def caption(report: Report, instrument: str) -> str:
-    """Caption the price chart: what it shows, and what it leaves out."""
-    every = sum(trade.instrument == instrument for trade in report.trades[report.shown])
+    """Return the caption of the price chart."""
+    count = sum(trade.instrument == instrument for trade in report.trades[report.shown])
     drawn = len(drawn_trades(report, instrument))
-    marked = f"{drawn:,} of the {every:,}" if drawn < every else f"the {every:,}"
+    marked = f"{drawn:,} of the {count:,}" if drawn < count else f"the {count:,}"
     first = iso(int(report.record.bars[instrument].open_time_ms[0]))[:10]
     text = f"{instrument} from {first}: {marked} closed trades of {report.shown}"
     if _refused(report, instrument, report.record.bars[instrument]) is None:
         return f"{text}."
-    return f"{text}; below, fuller colour is more signals refused by that gate."
+    return f"{text}; below, a fuller colour is more signals refused by that gate."
 
 
 # --- a run's price as a picture
@@ -424,38 +426,40 @@ LEVELS: Final[dict[str, ChartRole]] = {
     OrderRole.TRAILING.value: "loss",
     OrderRole.TARGET.value: "gain",
 }
-"""Roles of the orders whose prices are drawn while their trade was open, with their colours."""
-BARS_LEAST: Final = 2  # a line takes two points
+"""Order roles whose prices are drawn while the trade was open, with their colours."""
+BARS_MIN: Final = 2  # a line needs two points
 
 
 def check_bars(last: int) -> None:
-    """Raise ``ConfigInvalid`` where no picture of *last* bars can be drawn."""
-    if type(last) is not int or last < BARS_LEAST:
+    """Raise ``ConfigInvalid`` if no picture of *last* bars can be drawn."""
+    if type(last) is not int or last < BARS_MIN:
         raise ConfigInvalid(
-            f"last is {shortened(last)}; give a number of bars, at least {BARS_LEAST}."
+            f"last is {shortened(last)}; give a number of bars, at least {BARS_MIN}."
         )
 
 
 def check(path: Path, last: int, option: str = "--chart") -> None:
-    """Raise ``ConfigInvalid`` where no picture of *last* bars can be written to *path*.
+    """Raise ``ConfigInvalid`` if no picture of *last* bars can be written to *path*.
 
-    *option* is what asked for it.
+    *option* is the command's option that requests it.
     """
     check_bars(last)
     if path.suffix.lower() not in KINDS:
-        raise ConfigInvalid(f"{path} is no picture; name a .png or .svg file.")
+        raise ConfigInvalid(f"{path} is not a picture; give a .png or .svg file.")
     require("matplotlib", option)
 
 
 def picture_chart(report: Report, *, last: int) -> Chart:
-    """Return the newest *last* bars of the run's first instrument, with trades and their levels.
+    """Draw the newest *last* bars of the run's first instrument, with trades and their levels.
 
-    Raises ``DataInvalid`` where the run has fewer than two bars.
+    Raises ``DataInvalid`` if the run has fewer than two bars.
     """
     record = report.record
     instrument = next(iter(record.bars))
     if (chart := price_chart(report, instrument, last)) is None:
-        raise DataInvalid(f"Run {record.run['run_id']} holds no two bars in a row to draw.")
+        raise DataInvalid(
+            f"Run {record.run['run_id']} has fewer than two bars; choose a longer run."
+        )
     since_ms = int(record.bar_times.closes_of(record.bars[instrument].open_time_ms)[-last:][0])
     trades = drawn_trades(report, instrument, since_ms)
     with Reader.open(record.database) as reader:
@@ -469,14 +473,14 @@ def picture_chart(report: Report, *, last: int) -> Chart:
 
 
 def _levels(trades: Sequence[ClosedTrade], orders: Sequence[Row]) -> Iterator[LineLayer]:
-    """Yield the prices at which orders of each role protected *trades*, while they were open."""
+    """Yield the prices of the orders that protected *trades*, by role, while they were open."""
     for role, colour in LEVELS.items():
         x, y = list[float](), list[float | None]()
         for trade in trades:
             for order in orders:
                 level = order["trigger_price"] or order["limit_price"]
-                is_of = trade.opened_ms <= order["created_ms"] < trade.closed_ms
-                if order["role"] == role and level is not None and is_of:
+                is_during = trade.opened_ms <= order["created_ms"] < trade.closed_ms
+                if order["role"] == role and level is not None and is_during:
                     x += [trade.opened_ms, trade.closed_ms, trade.closed_ms]
                     y += [level, level, None]
         if x:

@@ -1,4 +1,4 @@
-"""The report as a document: what its page shows, in reading order."""
+"""The report as a document, in the order of its page."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ def report_document(
         parts += _attention(report, remaining)
     if isinstance(analysis, InfluenceReport):
         matrix, *others = analysis.tables()
-        whole, quarters = influence_chart(analysis), influence_quarters_chart(analysis)
+        over_run, quarters = influence_chart(analysis), influence_quarters_chart(analysis)
         parts += _present(
-            [_section(matrix.title), whole, replace(matrix, title=""), quarters, *others]
+            [_section(matrix.title), over_run, replace(matrix, title=""), quarters, *others]
         )
     elif analysis is not None:
         kinds, by_head, flow, *subjects = analysis.tables()
         parts += [_section(kinds.title), replace(kinds, title=""), by_head, *subjects]
         parts += head_charts(analysis, flow.title)
     parts += [_section("Trades"), _trades(report)]
-    parts += _taken(remaining, "shortfall", "shortfall_decisions")
+    parts += _pop(remaining, "shortfall", "shortfall_decisions")
     parts += [_section("Gaps in the data")]
-    parts += _taken(remaining, "gaps", otherwise="The data have no gap.")
-    for drawn in ("months", "last_trades"):  # a calendar, and more trades
-        remaining.pop(drawn, None)
+    parts += _pop(remaining, "gaps", otherwise="The data have no gap.")
+    for replaced in ("months", "last_trades"):  # by the calendar, and by more trades
+        remaining.pop(replaced, None)
     if remaining:
         parts += [_section("Others"), *remaining.values()]
     parts += _identity(report)
@@ -92,32 +92,32 @@ def _present(parts: Iterable[Part | None]) -> list[Part]:
     return [part for part in parts if part is not None]
 
 
-def _taken(remaining: dict[str, Table], *keys: str, otherwise: str = "") -> list[Part]:
-    """Take tables out of *remaining* and return them; *otherwise* where the report has none."""
-    taken: list[Part] = [remaining.pop(key) for key in keys if key in remaining]
-    return taken or ([Paragraph(otherwise, "note")] if otherwise else [])
+def _pop(remaining: dict[str, Table], *keys: str, otherwise: str = "") -> list[Part]:
+    """Remove the tables of *keys* from *remaining* and return them, or else the *otherwise*."""
+    popped: list[Part] = [remaining.pop(key) for key in keys if key in remaining]
+    return popped or ([Paragraph(otherwise, "note")] if otherwise else [])
 
 
 def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
-    sources = "; ".join(f"{of.name}: {of.source}" for of in report.accounts) + "."
+    sources = "; ".join(f"{each.name}: {each.source}" for each in report.accounts) + "."
     prices = [price_chart(report, name) for name in list(report.record.bars)[:INSTRUMENTS_MAX]]
     return _present(
         [
             _section("Money"),
             equity_chart(report),
-            *_taken(remaining, "accounts", "stretches"),
+            *_pop(remaining, "accounts", "stretches"),
             Paragraph(sources, "note"),
-            *_taken(remaining, "random_timings"),
+            *_pop(remaining, "random_timings"),
             rolling_chart(report),
             months(report),
-            *_taken(remaining, "drawdowns", "costs"),
+            *_pop(remaining, "drawdowns", "costs"),
             _section("Trading"),
             *prices,
-            *_taken(remaining, "trade_groups", "trade_returns", "holding_times"),
+            *_pop(remaining, "trade_groups", "trade_returns", "holding_times"),
             _section("Refusals"),
-            Paragraph("What the gates refused, held against what they let pass."),
+            Paragraph("The signals that gates refused, compared with those that they let pass."),
             refusal_chart(report.refusals),
-            *_taken(remaining, "refusals", "unfilled"),
+            *_pop(remaining, "refusals", "unfilled"),
         ]
     )  # fmt: skip
 
@@ -135,8 +135,8 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
             _section("Attention"),
             Paragraph(
                 f"{attended}, by the age of the bars. The ribbon "
-                "is the regime: full colour where attention lay on recent bars (MOMENTUM), pale "
-                "between, grey where on distant ones (MEAN_REVERSION)."
+                "is the regime: full colour for attention on recent bars (MOMENTUM), grey for "
+                "attention on distant bars (MEAN_REVERSION), pale between them."
             ),
             *(rollout_chart(report, heatmap) for heatmap in shown),
             Paragraph(f"{left_out} more instruments are not drawn.", "note")
@@ -145,8 +145,8 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
             _section("Confidence"),
             confidence_chart(report),
             groups_chart(report),
-            *_taken(
-                remaining, "entries", otherwise="There are not both winners and losers to compare."
+            *_pop(
+                remaining, "entries", otherwise="No entries of winners and losers can be compared."
             ),
             head_confidence_chart(report, report.heads),
             *(heads_over_time_chart(heatmap, report.heads) for heatmap in shown),
@@ -155,7 +155,7 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
 
 
 def _trades(report: Report) -> Part:
-    """List the newest closed trades; each opens the decision that opened it."""
+    """Return the newest closed trades; a row links to the decision that opened the trade."""
     if not (closed := report.trades[report.shown]):
         return Paragraph("No trade was closed.", "note")
     newest = closed[-TRADES_MAX:]
@@ -174,7 +174,7 @@ MONTHS: Final = (
 
 
 def _heading(report: Report) -> Iterator[Part]:
-    """Yield the run, the figures that matter first, and what to know before believing."""
+    """Yield the run, the main figures and the caveats."""
     record = report.record
     yield from (Paragraph(state.sentence, "warning") for state in record.states)
     yield Paragraph(
@@ -192,51 +192,49 @@ def _heading(report: Report) -> Iterator[Part]:
 
 
 def _tiles(report: Report) -> Table:
-    """Return the figures that matter first."""
+    """Return the main figures."""
     account = report.accounts[0]
-    figures, done, spent = account.performance, account.activity, account.costs
+    figures, activity, costs = account.performance, account.activity, account.costs
     shadow = report.record.held_shadow
-    alike = BUY_AND_HOLD_AT if shadow is None else shadow.name
-    held = [of for of in report.accounts if of.name.startswith(alike)]
+    prefix = BUY_AND_HOLD_AT if shadow is None else shadow.name
+    held = [each for each in report.accounts if each.name.startswith(prefix)]
     tiles: list[tuple[str, Value, Form]] = [("return", figures.total_return, "gain percent")]
-    for of in held:
-        share = "" if of.mean_exposure is None else f" ({written(of.mean_exposure, 'percent')})"
-        name = f"{BUY_AND_HOLD_AT}its own exposure so far{share}" if shadow else of.name
-        tiles.append((name, of.performance.total_return, "gain percent"))
-    whole = report.accounts[-1]
-    assert whole.name == BUY_AND_HOLD
+    for each in held:
+        share = "" if each.mean_exposure is None else f" ({written(each.mean_exposure, 'percent')})"
+        name = f"{BUY_AND_HOLD_AT}its own exposure so far{share}" if shadow else each.name
+        tiles.append((name, each.performance.total_return, "gain percent"))
+    fully_held = report.accounts[-1]
+    assert fully_held.name == BUY_AND_HOLD
     tiles += [
-        (BUY_AND_HOLD, whole.performance.total_return, "gain percent"),
+        (BUY_AND_HOLD, fully_held.performance.total_return, "gain percent"),
         (f"bp a day, over {figures.days:,.1f} days", estimate(figures.mean_day, figures.error_day),
          "gain bp"),
         ("Sharpe a year", estimate(figures.sharpe, figures.sharpe_error), "gain ratio"),
         ("worst drawdown", figures.max_drawdown, "percent"),
-        ("closed trades", done.trades if done else None, "count"),
-        ("paid in costs", spent.gross - spent.net if spent else None, "money"),
+        ("closed trades", activity.trades if activity else None, "count"),
+        ("paid in costs", costs.gross - costs.net if costs else None, "money"),
     ]  # fmt: skip
     if not held:
-        tiles.append(("time in the market", done.exposure if done else None, "share"))
-    figures_of = tuple(of_row(name, name, form) for name, _, form in tiles)
-    return Table("tiles", "", figures_of, (tuple(value for _, value, _ in tiles),), look="tiles")
+        tiles.append(("time in the market", activity.exposure if activity else None, "share"))
+    columns = tuple(of_row(name, name, form) for name, _, form in tiles)
+    return Table("tiles", "", columns, (tuple(value for _, value, _ in tiles),), look="tiles")
 
 
 def months(report: Report) -> Table:
-    """Return the monthly returns, a year a row, tinted by their size."""
+    """Return the monthly returns, one row per year, tinted by their size."""
     years = sorted({year for year, *_ in report.monthly})
-    earned = {(year, month): value for year, month, value in report.monthly}
+    by_month = {(year, month): value for year, month, value in report.monthly}
     rows: list[tuple[Value, ...]] = []
     for year in years:
-        returns = [earned.get((year, month), "") for month in range(1, 13)]
-        whole = float(
-            np.prod([1.0 + value for value in returns if not isinstance(value, str)]) - 1.0
-        )
-        rows.append((str(year), *returns, whole))
+        returns = [by_month.get((year, month), "") for month in range(1, 13)]
+        factors = [1.0 + value for value in returns if not isinstance(value, str)]
+        rows.append((str(year), *returns, float(np.prod(factors) - 1.0)))
     forms: dict[str, Form] = {"": "text", **dict.fromkeys(MONTHS, "gain tint")}
     return table_of("calendar", "Months", {**forms, "year": "gain percent"}, rows)
 
 
 def _identity(report: Report) -> list[Part]:
-    """Return the run's identity, and how to check it."""
+    """Return the run's identity, and the command that checks it."""
     run = report.record.run
     rows = [
         (name.replace("_", " "), str(run[name]))

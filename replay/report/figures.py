@@ -68,11 +68,11 @@ _QUANTILES: Final = ((0.0, "least"), (0.05, "5 %"), (0.25, "25 %"), (0.5, "media
 
 _MEAN_DAY: Final = Figure[AccountReport | Stretch](
     "mean_day", "a day, bp ± error", "gain bp",
-    lambda of: estimate(of.performance.mean_day, of.performance.error_day),
+    lambda row: estimate(row.performance.mean_day, row.performance.error_day),
 )  # fmt: skip
 _SHARPE: Final = Figure[AccountReport | Stretch](
     "sharpe", "Sharpe a year ± error", "gain ratio",
-    lambda of: estimate(of.performance.sharpe, of.performance.sharpe_error),
+    lambda row: estimate(row.performance.sharpe, row.performance.sharpe_error),
 )  # fmt: skip
 ACCOUNTS: Final = (
     of_field("account", "account", "text", "name"),
@@ -142,7 +142,7 @@ DRAWDOWNS: Final = (
     of_field("peak_ms", "from", "minute"),
     of_field("trough_ms", "deepest", "minute"),
     of_field("recovered_ms", "made good", "minute"),
-    Figure[Drawdown]("lost", "lost", "gain percent", lambda of: -of.depth),
+    Figure[Drawdown]("lost", "lost", "gain percent", lambda drawdown: -drawdown.depth),
 )
 
 TRADE_GROUPS: Final = (
@@ -155,7 +155,6 @@ TRADE_GROUPS: Final = (
     of_row("median_held_ms", "held, median", "span"),
 )
 
-
 MAKERS: Final = (
     of_row("after", "after", "text"),
     of_row("count", "fills", "count"),
@@ -165,14 +164,13 @@ MAKERS: Final = (
     of_row("mean_against", "bp where against", "gain bp"),
 )
 
-
 LAST: Final = (
     of_field("closed_ms", "exit", "minute"),
     of_field("side", "side", "text"),
     of_field("entry_reason", "why in", "text"),
     of_field("exit_reason", "why out", "text"),
     of_field("profit", "profit", "gain"),
-    Figure[ClosedTrade]("return", "bp", "gain bp", lambda of: of.return_bp / 1e4),
+    Figure[ClosedTrade]("return", "bp", "gain bp", lambda trade: trade.return_bp / 1e4),
 )
 
 REFUSALS: Final = (
@@ -186,7 +184,7 @@ REFUSALS: Final = (
     of_field("net", "net bp", "gain bp", wide=True),
     Figure[Refusal](
         "kept_better", "better by", "gain bp",
-        lambda of: estimate(of.judged.difference, of.judged.error),
+        lambda row: estimate(row.judged.difference, row.judged.error),
     ),
     of_field("random_low", "random gate from", "gain bp", "judged.low", wide=True),
     of_field("random_high", "to", "gain bp", "judged.high", wide=True),
@@ -207,29 +205,29 @@ GAPS: Final = (
     of_view("from_ms", "from", "minute"),
     of_view("until_ms", "until", "minute"),
     of_view("cause", "cause", "text"),
-    Figure[Row]("repaired_by", "repaired by", "text", lambda of: of["repaired_by"] or "nothing"),
+    Figure[Row]("repaired_by", "repaired by", "text", lambda row: row["repaired_by"] or "nothing"),
 )
 
 
 Make = Callable[[Report], Iterable[Table]]
 TABLES: Final[list[Make]] = []
-"""What makes the tables of a report, in the order shown; each makes those it has something for."""
+"""Functions that yield a report's tables, in order; each yields only tables with content."""
 
 
 def declared(make: Make) -> Make:
-    """Add the decorated function: its tables are on the terminal, the page, in JSON and frames."""
+    """Register a function; its tables appear on the terminal, the page, in JSON and frames."""
     TABLES.append(make)
     return make
 
 
 def tables(report: Report) -> dict[str, Table]:
-    """Return the tables that *report* has something for, by their keys, in the order shown."""
+    """Return the tables of *report* by their keys, in the order shown."""
     return {table.key: table for make in TABLES for table in make(report)}
 
 
 @declared
 def _performance(report: Report) -> Iterator[Table]:
-    """Yield the tables on the accounts: what they earned, against chance, and what they paid."""
+    """Yield the tables of the accounts: results, comparison with chance, and costs."""
     notes = _annual(report) + _reserve(report)
     yield table(
         "accounts", "Accounts", (*ACCOUNTS, *MARGIN), report.accounts, turned=True, notes=notes
@@ -238,28 +236,29 @@ def _performance(report: Report) -> Iterator[Table]:
         yield table("stretches", "Parts of the run", STRETCHES, report.stretches, turned=True)
     if report.random:
         yield table("random_timings", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
-    spent = [of for of in report.accounts if of.costs is not None]
-    yield _costs(spent)
-    months = ((f"{year}-{month:02}", earned) for year, month, earned in report.monthly)
+    with_costs = [account for account in report.accounts if account.costs is not None]
+    yield _costs(with_costs)
+    months = ((f"{year}-{month:02}", value) for year, month, value in report.monthly)
     forms: dict[str, Form] = {"month": "text", "return": "gain percent"}
     yield replace(table_of("months", "Months", forms, months), whole=False, newest=True)
     if report.drawdowns:
         yield table("drawdowns", "Worst drawdowns", DRAWDOWNS, report.drawdowns)
 
 
-def _costs(spent: Sequence[AccountReport]) -> Table:
-    """Return the table of costs; a terminal shows liquidations where there were any."""
-    was_called = any(of.costs is not None and of.costs.liquidation for of in spent)
+def _costs(accounts: Sequence[AccountReport]) -> Table:
+    """Return the table of costs; a terminal shows liquidations only if there were any."""
+    is_liquidated = any(each.costs is not None and each.costs.liquidation for each in accounts)
     figures = tuple(
-        replace(of, wide=not was_called) if of.key == "liquidation" else of for of in COSTS
+        replace(figure, wide=not is_liquidated) if figure.key == "liquidation" else figure
+        for figure in COSTS
     )
-    notes = (_COSTS_NOTE, _LIQUIDATIONS_NOTE) if was_called else (_COSTS_NOTE,)
-    return table("costs", "Costs (quote currency)", figures, spent, notes=notes)
+    notes = (_COSTS_NOTE, _LIQUIDATIONS_NOTE) if is_liquidated else (_COSTS_NOTE,)
+    return table("costs", "Costs (quote currency)", figures, accounts, notes=notes)
 
 
 @declared
 def _closed(report: Report) -> Iterator[Table]:
-    """Yield the tables on closed trades: by side and reason, their spread, and the last ones."""
+    """Yield the tables of closed trades: by side and exit, quantiles, markouts, the last ones."""
     if closed := report.trades[report.shown]:
         whose = "" if report.shown == report.record.account.name else f" of {report.shown}"
         title = f"Closed trades{whose}: by side, and by why they were left"
@@ -268,9 +267,11 @@ def _closed(report: Report) -> Iterator[Table]:
         rows = [group_row(name, trades) for name, trades in groups.items()]
         yield table("trade_groups", title, TRADE_GROUPS, rows, notes=notes)
         shown = {name: groups[name] for name in ("all", "long", "short") if groups[name]}
-        returns = {name: [of.return_bp / 1e4 for of in trades] for name, trades in shown.items()}
+        returns = {
+            name: [each.return_bp / 1e4 for each in trades] for name, trades in shown.items()
+        }
         yield _spread("trade_returns", f"Spread of returns{whose}, bp", "gain bp", returns)
-        spans = {name: [of.held_ms for of in trades] for name, trades in shown.items()}
+        spans = {name: [each.held_ms for each in trades] for name, trades in shown.items()}
         yield _spread("holding_times", f"Spread of holding times{whose}", "span", spans)
     if rows := markouts(report.record):
         title = "After fills as maker: the close against their price"
@@ -283,17 +284,17 @@ def _closed(report: Report) -> Iterator[Table]:
 
 @declared
 def _decided(report: Report) -> Iterator[Table]:
-    """Yield the tables on decisions: refusals, targets not ordered, regimes, entries."""
+    """Yield the tables of decisions: refusals, unfilled targets, regimes, entries."""
     yield from refusal_tables(report.record, report.refusals)
     if report.attention is not None:
-        every = sum(report.regimes.values())
-        rows = [(name, count, count / every) for name, count in report.regimes.items()]
+        total = sum(report.regimes.values())
+        rows = [(name, count, count / total) for name, count in report.regimes.items()]
         forms: dict[str, Form] = {"regime": "text", "bars": "count", "share": "share"}
         yield table_of("regimes", "Regimes (where attention lay)", forms, rows)
     if gains := _reweightings(report.record):
         title = "What new weights were expected to gain"
         yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
-    if (groups := report.groups) and all(of.trades for of in groups):
+    if (groups := report.groups) and all(group.trades for group in groups):
         title = f"At the entries of {report.shown}: mean ± standard error"
         measure = of_row("measure", "measure", "text")
         yield entry_table("entries", title, measure, groups, "measure")
@@ -301,7 +302,7 @@ def _decided(report: Report) -> Iterator[Table]:
 
 @declared
 def _heads(report: Report) -> Iterator[Table]:
-    """Yield the tables on what auxiliary heads said, and whether it held in the run."""
+    """Yield the tables of the auxiliary heads' forecasts and their outcomes."""
     yield from tables_of(report.head_outcomes)
 
 
@@ -324,7 +325,7 @@ def _gaps(report: Report) -> Iterator[Table]:
 
 
 def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Table]:
-    """Yield what each gate *refused*, and why targets were not ordered."""
+    """Yield the table of what each gate *refused*, and that of unfilled targets by reason."""
     if refused:
         title = f"Refused by gate, and what the signals made in {record.config.gate.horizon} bars"
         yield table("refusals", title, REFUSALS, refused, notes=_refusal_notes(record, refused))
@@ -337,24 +338,24 @@ def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Ta
 
 
 def _spread(key: str, title: str, form: Form, values: Mapping[str, Sequence[float]]) -> Table:
-    """Return the quantiles of *values* by the group of trades that they are of."""
+    """Return the quantiles of *values*, one row per group of trades."""
     figures = [of_row("trades_of", "trades", "text")]
     figures += [of_row(name.replace(" %", "_percent"), name, form) for _, name in _QUANTILES]
-    keys, at = [of.key for of in figures[1:]], [quantile for quantile, _ in _QUANTILES]
+    keys, levels = [each.key for each in figures[1:]], [quantile for quantile, _ in _QUANTILES]
     rows: list[Cells] = [
-        {"trades_of": name, **dict(zip(keys, np.quantile(each, at).tolist(), strict=True))}
+        {"trades_of": name, **dict(zip(keys, np.quantile(each, levels).tolist(), strict=True))}
         for name, each in values.items()
     ]
     return table(key, title, figures, rows)
 
 
 def _reweightings(record: RunRecord) -> list[Cells]:
-    """Return the gains that a portfolio's notes expected of its new weights, a row a rule."""
+    """Return the gains that a portfolio expected of its new weights, one row per rule."""
     rows: list[Cells] = []
     for rule, name in GAINED.items():
-        # Every symbol's decision at a close notes the same; the first one's are read.
-        every = (of for of in record.notes.values() if name in of and name + ERROR in of)
-        if (noted := next(every, None)) is not None:
+        # The decisions of all symbols at a close note the same numbers; read those of the first.
+        noting = (notes for notes in record.notes.values() if {name, name + ERROR} <= notes.keys())
+        if (noted := next(noting, None)) is not None:
             gain, error = noted[name].number, noted[name + ERROR].number
             row: dict[str, Value] = {"gained": str(rule), "count": len(gain)}
             row |= {"mean_bp": float(gain.mean()), "error_bp": float(np.sqrt((error**2).mean()))}
@@ -364,9 +365,9 @@ def _reweightings(record: RunRecord) -> list[Cells]:
 
 
 _REWEIGHTINGS_NOTE: Final = (
-    "Expected by the covariance and means that found the weights, which flatters them: utility "
-    "less the cost of the way (mean_variance), or standard deviation saved (minimum), until the "
-    "next weights. The error is of one reweighting's gain."
+    "Expected by the covariance and means from which the weights were computed, which flatters "
+    "them: utility less trading costs (mean_variance), or saved standard deviation (minimum), "
+    "until the next weights. The error is that of one reweighting."
 )
 _CHANCE: Final = (
     "A random timing holds the same positions, each with its side, sizes and length, at random "
@@ -390,17 +391,17 @@ _MAKERS_NOTE: Final = (
 
 
 def _reserve(report: Report) -> tuple[str, ...]:
-    """Say what the sub-accounts do not add up to, where shares leave a reserve."""
-    ends = {of.name: Decimal(of.end) for of in report.accounts}
+    """Return a note on the reserve, if the shares of the strategies leave one."""
+    ends = {account.name: Decimal(account.end) for account in report.accounts}
     equity = ends[report.record.account.name]
-    reserve = reserve_of(equity, {of.name: ends[of.name] for of in report.record.shadows})
+    reserve = reserve_of(equity, {each.name: ends[each.name] for each in report.record.shadows})
     if round(reserve, 2) == 0:
         return ()
     return (f"The reserve, of which no strategy has a share, is {reserve:,.2f} in cash.",)
 
 
 def _annual(report: Report) -> tuple[str, ...]:
-    """Say what the figures by day and by year are made of, and why some are missing."""
+    """Return notes on the days, years and errors of the figures, and on missing figures."""
     record, performance = report.record, report.accounts[0].performance
     bars = count_of(performance.bars, "bar")
     too_few = ", too few for one" if performance.error_day is None else ""
@@ -412,20 +413,20 @@ def _annual(report: Report) -> tuple[str, ...]:
         sentence += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
         calendar = record.bar_times.calendar
-        what = "days" if calendar is None or calendar.sessions.name == MONTHS_OF else "sessions"
+        unit = "days" if calendar is None or calendar.sessions.name == MONTHS_OF else "sessions"
         days = f"{YEAR_DAYS}" if calendar is None else f"{year_days(calendar):.1f}"
         rate = (
             f"a risk-free rate of {record.risk_free:.2%}"
             if record.risk_free
             else "no risk-free rate"
         )
-        sentence += f"A year has {days} {what}; {rate}."
+        sentence += f"A year has {days} {unit}; {rate}."
     if record.bar_times.interval_ms > DAY_MS:
         sentence += " A bar is longer than a day: its return is spread evenly over its days."
     gone = [
-        of.name
-        for of in report.accounts
-        if of.performance.mean_day is None and of.performance.total_return is not None
+        account.name
+        for account in report.accounts
+        if account.performance.mean_day is None and account.performance.total_return is not None
     ]
     if gone:
         sentence += f" Where nothing was left ({', '.join(gone)}) returns mean nothing (–)."
@@ -466,19 +467,19 @@ _LAST: Final = np.zeros(1, dtype=np.int64)
 
 
 def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
-    """Return the figures of *record*'s own account; *closed* are its closed trades.
+    """Return the figures of the run's account; *closed* are its closed trades.
 
-    They have the keys of ``tracepaper report --json``; an estimate ``x`` has its standard error by
-    day beside it as ``x_error``. To them come ``bars``; ``held_return``, of buy and hold at the
-    run's own mean exposure (where the run has the shadow account ``buy_and_hold``, what it did);
-    ``buy_and_hold_return``, of all the money; and ``random_beaten``, the share of
-    ``random_timings`` that ended with less (docs/python.md, Y7). What a run is too short for,
-    or did not do, is None.
+    The keys are those of ``tracepaper report --json``; an estimate ``x`` has its standard error by
+    day as ``x_error``. Further keys are ``bars``; ``held_return``, that of buy and hold at the
+    run's mean exposure (or of the shadow account ``buy_and_hold``, if the run has it);
+    ``buy_and_hold_return``, with all the money; and ``random_beaten``, the share of
+    ``random_timings`` that ended with less (docs/python.md, Y7). A figure is None if the run is too
+    short for it or has nothing to measure.
     """
     account = account_report(record, record.account, closed)
     values: Headline = {"bars": account.performance.bars}
     for figure in ACCOUNTS[1:]:  # the first is the account's name
-        value = figure.of(account)
+        value = figure.read(account)
         if isinstance(value, tuple):
             values[figure.key], values[f"{figure.key}_error"] = value
         else:
@@ -492,10 +493,10 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     values["held_return"] = (
         next(iter(held.values()), None) if shadow is None else metrics.total_return(shadow.equity)
     )
-    drawn = random_timings(record, record.account, _LAST)
-    values["random_timings"] = RANDOM_TIMINGS if drawn else 0
-    values["random_beaten"] = drawn.beaten if drawn else None
-    halted = next((of for of in stretches(record, closed) if of.name == UNTIL_HALT), None)
+    timings = random_timings(record, record.account, _LAST)
+    values["random_timings"] = RANDOM_TIMINGS if timings else 0
+    values["random_beaten"] = timings.beaten if timings else None
+    halted = next((part for part in stretches(record, closed) if part.name == UNTIL_HALT), None)
     figures = None if halted is None else halted.performance
     values["halted_ms"] = None if halted is None else halted.until_ms
     for key, name in (("mean_day", "error_day"), ("sharpe", "sharpe_error")):
@@ -505,13 +506,12 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     return values
 
 
-# --- a trader's own fills beside those of paper: docs/money.md, M107 to M109
+# --- a trader's real fills compared with paper fills: docs/money.md, M107 to M109
 
 WHOLE: Final = "shortfall"
 
 
 def _mean_price(whose: str, row: Row) -> float | None:
-    """Return the mean price of the fills."""
     quantity: float = row[f"{whose}_quantity"]
     return float(row[f"{whose}_notional"]) / quantity if quantity else None
 
@@ -546,7 +546,7 @@ _SHORTFALL_NOTE: Final = (
 
 
 def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """Yield the parts over all decisions, and the newest decisions; nothing without *rows*."""
+    """Yield the parts over all decisions, then the newest decisions; nothing without *rows*."""
     if not rows:
         return
     notional = np.array([row["paper_notional"] or row["account_notional"] for row in rows])
@@ -568,7 +568,8 @@ def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
     newest = sorted(rows, key=lambda row: (row["decided_ms"], row["sequence"], row["ordinal"]))
     is_one = len({row["instrument"] for row in rows}) == 1
     figures = [
-        replace(of, wide=of.wide or (is_one and of.key == "instrument")) for of in _DECISIONS
+        replace(each, wide=each.wide or (is_one and each.key == "instrument"))
+        for each in _DECISIONS
     ]
     title = "Shortfall by decision"
     yield table("shortfall_decisions", title, figures, newest, shown=LAST_TRADES, newest=True)

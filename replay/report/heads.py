@@ -1,10 +1,8 @@
 """Head analysis at one decision, and the edges of its attention.
 
-Recomputed: the run's own checkpoint is asked again, with the stored bars up to the last decision
-that was explained, where each head looked.
-
-A view after BertViz (Vig, 2019, arXiv:1906.05714): the decided bars above, what they looked at
-below, one colour a head, the stronger the line the larger the share.
+The run's checkpoint recomputes the attention of each head from the stored bars up to the last
+explained decision. The view follows BertViz (Vig, 2019, arXiv:1906.05714): decided bars above, the
+bars that they attend to below, one colour per head, a stronger line for a larger share.
 """
 
 from __future__ import annotations
@@ -34,15 +32,15 @@ from tracepaper.strategies.forecasters.attribution import (
 from tracepaper.strategies.types.market import Bar
 
 EDGE_CELLS: Final = 64
-"""Cells of the bars that are looked at, the further back the wider."""
+"""Cells of the attended bars; older cells are wider."""
 
 
 @dataclass(frozen=True)
 class Edges:
-    """What each decided bar's heads looked at; cells count back from the newest bar."""
+    """Attention of the heads at each decided bar; cells count back from the newest bar."""
 
-    firsts: tuple[int, ...]  # [cell] bars back of its newest bar
-    bars: int  # bars back of the oldest one, and one
+    firsts: tuple[int, ...]  # [cell] age of its newest bar, in bars
+    bars: int  # age of the oldest bar, plus one
     shares: Floats  # [layer, head, decision, cell], the oldest decision first; a row sums to 1
 
 
@@ -51,7 +49,7 @@ def edges_of(by_age: Floats) -> Edges:
     layers, heads, decisions, ages = by_age.shape
     back = np.zeros((layers, heads, decisions, ages + decisions - 1))
     for decision in range(decisions):
-        later = decisions - 1 - decision  # bars that came after it
+        later = decisions - 1 - decision  # number of later bars
         back[:, :, decision, later : later + ages] = by_age[:, :, decision]
     bars = back.shape[-1]
     firsts = np.unique(np.geomspace(1, bars + 1, EDGE_CELLS + 1).astype(np.int64))[:-1] - 1
@@ -61,53 +59,53 @@ def edges_of(by_age: Floats) -> Edges:
 CELLS: Final = 40
 EVENTS_SHOWN: Final = 8
 PLACES: Final = 3
-"""Places of a run at which the kinds of its heads are told, the last decision among them."""
+"""Decisions of a run at which heads are classified, including the last."""
 DECISIONS_BEFORE: Final = 16
-"""The newest decisions that heads are read from at the other places."""
+"""Decisions up to each of the other places from which heads are analysed."""
 AGE_EDGES: Final = (0, 16, 64, 256, 1_024, 2_048, 4_096)
 """First ages, in bars, of the groups between which the flow is summed."""
 FLOW_NOTE: Final = (
-    "Half of what a bar holds stays with it, half passes to the bars that its layer attends to: at "
-    "the end, the decision's rollout."
+    "Half of a bar's share stays with it, half passes to the bars that its layer attends to; the "
+    "last level is the decision's rollout."
 )
 
 
 @dataclass(frozen=True)
 class HeadReport:
-    """What the heads do; layers from the lowest, ages in bars."""
+    """The behaviour of the heads; layers from the lowest, ages in bars."""
 
     instrument: str
     sequence: int  # of the decision
     half: bool  # whether the heads are those of an ensemble's network
     activity: HeadActivity  # at the newest decisions
-    over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] the kind, oldest first
-    maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
+    over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] kind, oldest first
+    maps: Floats  # [layer, head, cell of age, row] mean share per bar, oldest row first
     cell_ages: tuple[int, ...]  # the first age of each cell
-    groups: tuple[str, ...]  # what the groups of age are called
+    groups: tuple[str, ...]  # names of the groups of age
     edges: Edges
-    open_time_ms: tuple[int, ...]  # of the newest bars, as many as the map or the decisions have
-    features: dict[str, float]  # each one's share of what moves the mean return, over the places
+    open_time_ms: tuple[int, ...]  # of the newest bars, for the map and the decisions
+    features: dict[str, float]  # share in the attribution of the mean return, mean over the places
     horizon: int  # bars ahead of that mean return
-    note: str  # how the run stores where it looked, where the flow is another; else empty
+    note: str  # if the run stores another attribution than the flow's, which; else empty
     key: ClassVar = "heads"
-    """Where it stands in the JSON of a report."""
+    """Key in the JSON of a report."""
 
     @property
     def decisions(self) -> int:
-        """The newest decisions, from which the heads look back."""
+        """Number of the newest decisions at which the heads are analysed."""
         return int(self.activity.by_age.shape[2])
 
     @property
     def window(self) -> int:
-        """How many bars a head sees."""
+        """Number of bars that a head can attend to."""
         return int(self.activity.by_age.shape[3])
 
     def tables(self) -> tuple[Table, ...]:
-        """Return kinds, looks and flow of the heads, then features and bars that they look at."""
+        """Return kinds, figures and flow of the heads, then the attended features and bars."""
         return (*head_tables(self), *subject_tables(self))
 
     def document(self) -> dict[str, Any]:
-        """Return plain values: shares are fractions, layers from the lowest."""
+        """Return JSON values: shares are fractions, layers from the lowest."""
         figures = {
             "instrument": self.instrument,
             "sequence": self.sequence,
@@ -124,16 +122,16 @@ class HeadReport:
 def read_heads(record: RunRecord) -> HeadReport:
     """Analyse the heads of the run's model, at its last explained decision and before.
 
-    Raises ``DataInvalid`` where the run has no model that attends, or too few bars.
+    Raises ``DataInvalid`` if the run has no attention model, or too few bars.
     """
     decisions = record.decisions
     explained = np.flatnonzero(np.isfinite(decisions.confidence))
     if not record.run["model_id"] or not explained.size:
         raise DataInvalid(
-            f"Run {record.run['run_id']} has no attention to look into; leave --heads out."
+            f"Run {record.run['run_id']} has no attention to analyse; leave --heads out."
         )
     if record.config.model.custom_class:
-        raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
+        raise DataInvalid("A custom model has no heads to analyse; leave --heads out.")
     last, run_id = int(explained[-1]), str(record.run["run_id"])
     instrument, sequence = str(decisions.instrument[last]), int(decisions.sequence[last])
     past = open_past(record.database, run_id, sequence, earlier=None)
@@ -155,8 +153,8 @@ def heads_of(
 ) -> HeadReport:
     """Analyse the heads at the last of *bars*, which is decision *sequence*.
 
-    Their kinds are told at so many *places*, evenly spread over those of *bars* that open at times
-    that were *answered*, by default all. Raises ``DataInvalid`` where the bars are too few.
+    Their kinds are determined at *places* of the bars, evenly spread over those whose open times
+    are in *answered*, by default over all. Raises ``DataInvalid`` for too few bars.
     """
     first = min(forecaster.context + DECISIONS_BEFORE - 1, len(bars))
     candidates = [
@@ -169,18 +167,18 @@ def heads_of(
     )
     parts = [bars[end - first : end] for end in ends]
     parts.append(bars[max(0, last - forecaster.context - DECISIONS + 1) :])
-    *_, newest = every = [head_activity(forecaster, part, AGE_EDGES) for part in parts]
+    *_, newest = activities = [head_activity(forecaster, part, AGE_EDGES) for part in parts]
     horizon = forecaster.horizons[len(forecaster.horizons) // 2]
     shares = [
         Probe(forecaster, part, horizon=horizon).shares(activity.rollout)
-        for part, activity in zip(parts, every, strict=True)
+        for part, activity in zip(parts, activities, strict=True)
     ]
     window = newest.by_age.shape[-1]
     edges = np.unique(np.geomspace(1, window + 1, CELLS + 1).astype(np.int64)) - 1
     cells = np.add.reduceat(newest.by_age, edges[:-1], axis=-1) / np.diff(edges)
     decisions = newest.by_age.shape[2]
     kinds = [[[head.kind.value for head in layer] for layer in each.readings]
-             for each in every]  # fmt: skip
+             for each in activities]  # fmt: skip
     kept = max(newest.map.weights.shape[1], decisions)
     return HeadReport(
         instrument=bars[-1].instrument,
@@ -193,17 +191,17 @@ def heads_of(
         groups=group_names(newest.rollout.size),
         edges=edges_of(newest.by_age),
         open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
-        features={name: float(np.mean([of[name] for of in shares])) for name in shares[0]},
+        features={name: float(np.mean([each[name] for each in shares])) for name in shares[0]},
         horizon=horizon,
         note=""
         if forecaster.streams or forecaster.method == PLAIN
-        else f"The run stores where it looked by {forecaster.method.name} with options of its own; "
-        "the flow and the map here are the usual rollout's.",
+        else f"The run stores its attribution by {forecaster.method.name} with other options; the "
+        "flow and the map here are those of the default rollout.",
     )
 
 
 def group_names(time: int) -> tuple[str, ...]:
-    """Name the groups of age among *time* bars."""
+    """Return the names of the groups of age among *time* bars."""
     firsts = [edge for edge in AGE_EDGES if edge < time]
     lasts = [*(edge - 1 for edge in firsts[1:]), time - 1]
     return tuple(f"{first}–{last}" for first, last in zip(firsts, lasts, strict=True))
@@ -221,13 +219,13 @@ class _Head(NamedTuple):
 
     @property
     def marks(self) -> str:
-        """What it is, and what it is tied to."""
+        """The head's properties, and the quantities that its attention depends on."""
         tied = () if self.ties is None else self.ties.marks
         return ", ".join((*self.figures.marks, *(f"tied to {name}" for name in tied)))
 
     @property
     def over_run(self) -> str:
-        """What kind it was at how many places of the run."""
+        """The head's kinds, with the number of places of the run for each."""
         counts = Counter(self.kinds).most_common()
         return ", ".join(f"{kind} {count}" for kind, count in counts)
 
@@ -238,7 +236,7 @@ KINDS: Final = (
     of_field("confidence", "confidence", "measure", "reading.confidence"),
     of_field("local_mass", "local mass", "share", "reading.local_mass"),
     Figure[_Head](
-        "period_bars", "period, bars", "count", lambda of: of.reading.period_bars or None
+        "period_bars", "period, bars", "count", lambda head: head.reading.period_bars or None
     ),
     of_field("period_correlation", "correlation", "ratio", "reading.period_correlation"),
     of_field("event_share", "event share", "share", "reading.event_share"),
@@ -265,7 +263,6 @@ FIGURES: Final = (
     of_field("marks", "is", "text"),
 )
 
-
 FEATURES: Final = (
     of_row("feature", "feature", "text"),
     of_row("share", "share", "share"),
@@ -279,10 +276,11 @@ EVENTS: Final = (
 
 
 def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[Cells]:
-    """Return the bars of a map that its rows looked at most, once they were no longer recent.
+    """Return the bars with the most attention from rows for which they were no longer recent.
 
-    Recent is the newest quarter of the map. A bar's mean weight is held to that which the same rows
-    gave to all their bars that were no longer recent; ``decisions`` counts these rows.
+    Recent is the newest quarter of the map. ``times_even`` is a bar's mean weight divided by the
+    mean weight that the same rows give to all bars that are not recent; ``decisions`` counts these
+    rows.
     """
     bars = rollout_map.weights.shape[1]
     age = (bars - 1 - rollout_map.ages)[:, None] - np.arange(bars)
@@ -304,43 +302,42 @@ def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[Cel
 
 
 def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
-    """Return the features that move the mean return, and the bars that many decisions looked at."""
+    """Return the tables of features that move the mean, and of the most attended bars."""
     ranked = sorted(heads.features.items(), key=lambda item: -item[1])
     note = (
-        f"Shares of |value × gradient| of the mean return to {heads.horizon} bars, bars weighed by "
-        "the rollout, at the places where heads are read."
+        f"Shares of |value × gradient| of the mean return to {heads.horizon} bars, bars weighted "
+        "by the rollout, at the places where heads are analysed."
     )
-    rows: list[Cells] = [{"feature": of, "share": share, "bar": share} for of, share in ranked]
-    features = table(
-        "feature_shares", "Features that move it", FEATURES, rows, notes=(note,),
-    )  # fmt: skip
+    rows: list[Cells] = [{"feature": name, "share": share, "bar": share} for name, share in ranked]
+    title = "Features that move the mean return"
+    features = table("feature_shares", title, FEATURES, rows, notes=(note,))
     events = table(
         "event_bars", "Bars that many decisions looked at", EVENTS,
         event_bars(heads.activity.map, heads.open_time_ms),
-        notes=("Of the map's bars older than its newest quarter; 1 is an even look.",),
+        notes=("Of the map's bars older than its newest quarter; 1 is even attention.",),
     )  # fmt: skip
     return features, events
 
 
 def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
-    """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
+    """Return the tables of each head's kind, of its figures, and of the flow through the layers."""
     activity = heads.activity
-    every = zip(activity.readings, activity.figures, activity.ties, heads.over_run, strict=True)
-    read = [
+    layers = zip(activity.readings, activity.figures, activity.ties, heads.over_run, strict=True)
+    rows = [
         _Head(f"{layer}.{head}", *parts)
-        for layer, of in enumerate(every, start=1)
-        for head, parts in enumerate(zip(*of, strict=True), start=1)
+        for layer, columns in enumerate(layers, start=1)
+        for head, parts in enumerate(zip(*columns, strict=True), start=1)
     ]
-    whose = "the network of the run's ensemble" if heads.half else "the run's own model"
+    whose = "the network of the run's ensemble" if heads.half else "the run's model"
     note = (
         f"Recomputed by {whose} at decision {heads.sequence:,}, over its last {heads.decisions} "
         "bars."
     )
     notes = (note, *([heads.note] if heads.note else ()))
-    kinds = table("head_kinds", "Heads", KINDS, read, notes=notes, shown=len(read))
+    kinds = table("head_kinds", "Heads", KINDS, rows, notes=notes, shown=len(rows))
     by_head = table(
-        "head_figures", "How far, on how few, how steadily", FIGURES, read, notes=(LEGEND,),
-        shown=len(read),
+        "head_figures", "Range, focus and stability of heads", FIGURES, rows, notes=(LEGEND,),
+        shown=len(rows),
     )  # fmt: skip
     held: list[Cells] = [
         {"level": name, **dict(zip(heads.groups, shares.tolist(), strict=True))}
@@ -353,7 +350,7 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
 
 
 def levels(heads: HeadReport) -> list[str]:
-    """Name the columns of the flow, from the decision down."""
+    """Return the names of the flow's levels, from the decision down."""
     return [
         "the decision",
         *(f"below layer {at}" for at in range(len(heads.activity.flow), 1, -1)),
@@ -362,5 +359,5 @@ def levels(heads: HeadReport) -> list[str]:
 
 
 def held_by_level(heads: HeadReport) -> list[Floats]:
-    """Return the share of each group of age at each of these levels; a level sums to 1."""
+    """Return the share of each group of age at each level; a level sums to 1."""
     return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.activity.flow)]

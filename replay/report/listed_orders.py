@@ -1,4 +1,4 @@
-"""Orders by list: what became of each, and what stood ahead of it in its queue at a book."""
+"""Orders by list: their outcomes, and their positions in the queues of an order book."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tracepaper.strategies.types.market import BookUpdate, Instrument, Side
 from tracepaper.strategies.units import unscaled
 
 LISTED_MAX: Final = 1_000
-"""Orders that a report lists: a strategy may send some at every bar."""
+"""Most orders in a report; a strategy may send some at every bar."""
 _VIEW: Final = "v_orders"
 
 
 def outcome(row: Row) -> str:
-    """Describe the outcome of an order in a few words."""
+    """Return the outcome of an order in words."""
     filled = ""
     if row["price"] is not None:
         part = "" if row["filled"] == row["quantity"] else f"{row['filled_text']} "
@@ -75,8 +75,9 @@ _TIME_FIGURES: Final = (
 def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ...]:
     """Return the rows of ``v_orders`` that a list at *sequence* sent or canceled.
 
-    A request with the tag of a resting order cancels that one and sends another: both are returned.
-    Where an order book fills, a cancellation is on its way first, and a bar does nothing else.
+    A request with the tag of a resting order cancels it and sends another; both are returned. If an
+    order book fills orders, cancellations take time and a bar changes orders in no other way, so
+    all changed orders are returned.
     """
     by_book = json.loads(views.run()["config"])["execution"]["model"] == FillModel.BOOK
     changed = reader.step(views.run_id, sequence).orders
@@ -95,13 +96,13 @@ def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ..
 
 
 def newest(views: RunViews) -> tuple[Row, ...]:
-    """Return the orders by list that changed last, at most ``LISTED_MAX``, as they were sent."""
+    """Return the last changed orders by list, at most ``LISTED_MAX``, in the order of sending."""
     rows = views.rows(_VIEW, newest=LISTED_MAX, role=OrderRole.LIST.value)
     return tuple(sorted(rows, key=lambda row: tuple(map(int, row["order_id"].split("-")))))
 
 
 def listed(rows: tuple[Row, ...], *, title: str, shown: int | None = None) -> Table:
-    """Return a table of the orders of *rows*; with *shown* only the last so many, with times."""
+    """Return a table of orders; with *shown* it has times and shows the last *shown* rows."""
     figures: tuple[Figure[Row], ...] = (
         _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
     )
@@ -114,10 +115,10 @@ _ENDED: Final = (OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED)
 
 
 class QueuePosition(NamedTuple):
-    """How much stood ahead of a limit; None where its level had not come into view."""
+    """The quantity ahead of a limit order; None if the book did not show its level."""
 
-    joined: str | None  # when it came to rest
-    ahead: str | None  # when it ended, or now
+    joined: str | None  # at the start of resting
+    ahead: str | None  # at its end, or now
 
 
 def queue_positions(
@@ -125,10 +126,8 @@ def queue_positions(
 ) -> dict[str, QueuePosition]:
     """Return the queue positions of *orders* (of ``v_orders``), by the ids of those that queued.
 
-    *execution* is that section of the run's configuration.
-
-    A state of the engine holds the places after each event of a book; the event at which an order
-    ended holds what happened at its price before.
+    *execution* is that section of the run's configuration. The engine's states store the places
+    after each book event; the changes within the event that ended an order are applied here.
     """
     stored = reader.stored_run(run_id)
     rows = RunRows(reader.connection, stored.run_key)
@@ -162,10 +161,12 @@ def _birth(row: Row) -> int:
 
 
 def _places(rows: RunRows, row: Row, until: int, *, newest: bool = False) -> Iterator[QueuePlace]:
-    """Yield the places of an order by the states up to a step, the oldest or the *newest* first."""
+    """Yield the order's places in the states until a step, oldest or *newest* first."""
     for state in rows.states((_birth(row), until), newest=newest):
         decoded = decode_state(state)
-        account = next(iter(sides_of(decoded).values()), decoded.account)  # both have one queue
+        account = next(
+            iter(sides_of(decoded).values()), decoded.account
+        )  # both sides have one queue
         queues = account.books[row["instrument"]].queues
         if queues is None:  # no order book fills orders
             return
@@ -175,7 +176,7 @@ def _places(rows: RunRows, row: Row, until: int, *, newest: bool = False) -> Ite
 def _moved(
     place: QueuePlace, event: BookUpdate, row: Row, item: Instrument, rules: QueueRules
 ) -> QueuePlace:
-    """Let *event*, at which an order ended, move its *place* as far as the order rested."""
+    """Return *place* after the moves of *event*, which ended the order, until the order's end."""
     side, price = (
         Side(row["side"]),
         int(Decimal(row["limit_price_text"]).scaleb(item.price_decimals)),

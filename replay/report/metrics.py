@@ -1,12 +1,11 @@
 """Performance metrics of plain arrays.
 
-What is said of returns is said by UTC day: the mean day with its standard error, and, from thirty
-days on, annual figures that take a year of 365 days, as these markets never close. Where the run
-has a calendar, a day is a session, and a year has as many as the exchange's. A figure that
-is not defined (no loss to divide by, a single day) is None. The definitions are those of
-empyrical, with which the tests compare: sample standard deviation (one degree of freedom less);
-Sharpe and Sortino ratios are of the returns over the risk-free rate, by default 0, and downside is
-measured against it over all days.
+Returns are measured by UTC day: the mean day with its standard error and, from thirty days on,
+annual figures with 365 days a year, because these markets never close. With a calendar, a day is a
+session, and a year has the exchange's number of them. An undefined figure (no loss to divide by, a
+single day) is None. The definitions are those of empyrical, with which the tests compare: the
+standard deviation is that of a sample (ddof 1); Sharpe and Sortino ratios use the returns in
+excess of the risk-free rate, by default 0; downside is measured over all days.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from tracepaper.strategies.units import DAY_MS
 
 YEAR_DAYS: Final = 365
 DAYS_TO_ANNUALISE: Final = 30
-"""Under so many days no figure of a year is given: it would be a daily one times luck."""
+"""Fewest days for annual figures; with fewer they would mostly show luck."""
 BLOCK_DAYS: Final = 5
-"""Days near each other are alike: errors take stretches of at least so many as independent."""
+"""Standard errors treat blocks of at least so many days as independent; near days are not."""
 CSCV_GROUPS: Final = 16
-"""Stretches of time that the probability of overfitting halves in every way, as its authors do."""
+"""Stretches of time in the probability of overfitting; its authors use as many."""
 
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Sequence[int]
@@ -39,19 +38,21 @@ Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Se
 
 @dataclass(frozen=True)
 class Performance:
-    """Figures of one equity curve; shares are fractions (0.1 is 10 %), never percent."""
+    """Figures of one equity curve; shares are fractions (0.1 is 10 %)."""
 
     bars: int  # steps of the equity curve
-    days: float  # that had bars; the first and the last count by their part
-    total_return: float | None  # None where the equity means nothing
-    mean_day: float | None  # of the simple returns of UTC days; a longer bar's is spread over it
-    error_day: float | None  # its standard error, by blocks of days; None of a single one
+    days: float  # with bars; the first and the last count in part
+    total_return: float | None  # None if the equity is not meaningful
+    mean_day: (
+        float | None
+    )  # simple return of UTC days; that of a longer bar is spread over its days
+    error_day: float | None  # its standard error, by blocks of days; None for one block
     volatility_day: float | None
     cagr: float | None  # compound annual growth
     volatility: float | None  # annual
     sharpe: float | None  # annual
     sharpe_error: float | None  # its standard error
-    probabilistic_sharpe: float | None  # the probability that the true one is above zero
+    probabilistic_sharpe: float | None  # probability that the true ratio is above zero
     sortino: float | None  # annual
     max_drawdown: float | None  # share lost from a peak, not negative
     drawdown_bars: int | None  # longest time under an earlier peak
@@ -60,7 +61,7 @@ class Performance:
 
 @dataclass(frozen=True)
 class Drawdown:
-    """One stretch under an earlier peak; ``recovered_ms`` is None where it lasts."""
+    """One stretch under an earlier peak; ``recovered_ms`` is None if it lasts."""
 
     depth: float  # share lost, positive
     peak_ms: int
@@ -70,10 +71,10 @@ class Drawdown:
 
 @dataclass(frozen=True)
 class Activity:
-    """How much was traded, and how the closed trades went."""
+    """How much was traded, and the results of closed trades."""
 
-    exposure: float | None  # share of bars with a position, of those that could be decided
-    mean_exposure: float | None  # of the same bars: what is held, long or short, by the equity
+    exposure: float | None  # share of the decidable bars with a position
+    mean_exposure: float | None  # gross position by equity, over the same bars
     turnover: float | None  # traded notional a year, in multiples of the mean equity
     trades: int  # closed
     hit_rate: float | None  # share of closed trades with a profit after costs
@@ -81,9 +82,9 @@ class Activity:
 
 
 def is_annual(days: float) -> bool:
-    """Whether *days* are enough for figures of a year: thirty, at the tenth that is shown.
+    """Whether *days* are enough for annual figures: thirty, rounded to a tenth.
 
-    A month of candles whose first or last one is missing is a month.
+    So a month of candles without its first or last candle is enough.
     """
     return round(days, 1) >= DAYS_TO_ANNUALISE
 
@@ -94,7 +95,7 @@ def year_days(calendar: Calendar | None = None) -> float:
 
 
 def days_in_year(interval_ms: int, calendar: Calendar | None = None) -> float:
-    """Return the returns of a year: by day, or by bar where a bar is longer."""
+    """Return the number of returns in a year: of days, or of bars if these are longer."""
     return year_days(calendar) / _days_a_bar(interval_ms, calendar)
 
 
@@ -105,10 +106,10 @@ def _days_a_bar(interval_ms: int, calendar: Calendar | None) -> float:
 
 
 def blocks_of(days: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the block of each of *days* [row], from 0 on without holes: the same shape.
+    """Return the number of the block of each of *days* [row], from 0 without holes.
 
-    Blocks are equally long stretches of the calendar, at least ``BLOCK_DAYS`` long, from the first
-    day to the last; fewer than ten days are one block.
+    Blocks are equal stretches of the calendar from the first day to the last, of at least
+    ``BLOCK_DAYS``; fewer than ten days are one block.
     """
     if not days.size:
         return days
@@ -118,9 +119,9 @@ def blocks_of(days: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
-    """Return the standard error of the mean of *values* [row], summed by blocks of *days* [row].
+    """Return the standard error of the mean of *values* [row], by blocks of *days* [row].
 
-    None for a single block. It is that of a ratio of sums, with one degree of freedom less.
+    None for a single block. It is the error of a ratio of sums, with one degree of freedom less.
     """
     if not values.size:
         return None
@@ -136,7 +137,7 @@ def mean_of(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> float | 
 
 
 def finite_mean(values: Floats) -> float | None:
-    """Return the mean of *values*; None without any, and where one is not finite."""
+    """Return the mean of *values*; None if there is none or one is not finite."""
     mean = mean_of(values)
     return mean if mean is not None and math.isfinite(mean) else None
 
@@ -147,21 +148,21 @@ def mean_by_day(values: Floats, days: npt.NDArray[np.int64]) -> tuple[float, flo
 
 
 def is_credible(value: float, error: float | None) -> bool:
-    """Return whether *value* lies more than two standard errors from zero; unknown *error*: not."""
+    """Return whether *value* is over two standard errors from zero; False if *error* is None."""
     return error is not None and abs(value) > 2.0 * error > 0.0
 
 
 def day_ends(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
-    """Return the places of the last close of each day; midnight ends the UTC day before."""
+    """Return the indices of the last close of each day; midnight ends the previous UTC day."""
     times = np.asarray(times_ms, dtype=np.int64)
     days = (times - 1) // DAY_MS if calendar is None else calendar.days_at(times)
     return np.append(np.flatnonzero(np.diff(days)), days.size - 1) if days.size else days
 
 
 def days_of(times_ms: Numbers, interval_ms: int, calendar: Calendar | None = None) -> float:
-    """Return the days that the bars that close at *times_ms* cover, holes left out.
+    """Return the number of days that the bars closing at *times_ms* cover, without holes.
 
-    The first and the last UTC day count by their part only where that makes fewer.
+    The first and the last UTC day count in part, if that gives fewer days.
     """
     values = np.asarray(times_ms, dtype=np.int64)
     if not values.size:
@@ -177,9 +178,9 @@ def days_of(times_ms: Numbers, interval_ms: int, calendar: Calendar | None = Non
 
 
 def daily_returns(times_ms: Numbers, equity: Numbers, calendar: Calendar | None = None) -> Floats:
-    """Return the simple return of each day of *equity*, which has its start before all times.
+    """Return the simple return of each day; *equity* has its initial value before all times.
 
-    Empty where the equity was gone: a return on nothing means nothing.
+    Empty if the equity reached 0, after which returns are not defined.
     """
     values = np.asarray(equity, dtype=np.float64)
     ends = np.concatenate((values[:1], values[1:][day_ends(times_ms, calendar)]))
@@ -199,7 +200,7 @@ def total_return(equity: Numbers) -> float:
 
 
 def cagr(growth: float, days: float, year: float = YEAR_DAYS) -> float | None:
-    """Return the compound annual growth of a factor *growth* over *days* of a *year*.
+    """Return the annual growth rate of a factor *growth* over *days*, with *year* days a year.
 
     It is -1 if nothing is left.
     """
@@ -213,20 +214,20 @@ def cagr(growth: float, days: float, year: float = YEAR_DAYS) -> float | None:
 
 
 def volatility(returns: Numbers, a_year: float) -> float | None:
-    """Return the annual standard deviation of *returns*, of which *a_year* make a year."""
+    """Return the annual standard deviation of *returns*; a year has *a_year* of them."""
     values = np.asarray(returns, dtype=np.float64)
-    if values.size < 2:  # one degree of freedom is spent
+    if values.size < 2:
         return None
     return float(values.std(ddof=1) * np.sqrt(a_year))
 
 
 def rate_of_return(risk_free: float, a_year: float) -> float:
-    """Spread a compounded yearly rate over the *a_year* returns of a year."""
+    """Return the rate per period that compounds to *risk_free* over *a_year* periods."""
     return float((1.0 + risk_free) ** (1.0 / a_year) - 1.0)
 
 
 def sharpe(returns: Numbers, a_year: float) -> float | None:
-    """Return the annual Sharpe ratio of excess returns; None where nothing varies."""
+    """Return the annual Sharpe ratio of excess returns; None if they are constant."""
     values = np.asarray(returns, dtype=np.float64)
     if values.size < 2 or float(np.ptp(values)) == 0.0:
         return None
@@ -234,14 +235,14 @@ def sharpe(returns: Numbers, a_year: float) -> float | None:
 
 
 def sharpe_error(returns: Numbers) -> float | None:
-    """Return the standard error of the Sharpe ratio of one of *returns*: skew and tails count.
+    """Return the standard error of the Sharpe ratio of *returns* per period, with skew and tails.
 
     Mertens (2002): (1 - skew x SR + (kurtosis - 1) / 4 x SR^2) / (n - 1), under the root.
     """
     values = np.asarray(returns, dtype=np.float64)
-    if values.size < 3 or float(np.ptp(values)) == 0.0:  # skew takes three
+    if values.size < 3 or float(np.ptp(values)) == 0.0:  # skew needs three
         return None
-    # Skew and kurtosis are moments of these values; the ratio spends a degree of freedom.
+    # Skew and kurtosis use the population standard deviation, the ratio that of a sample.
     standard = (values - values.mean()) / values.std()
     ratio = float(values.mean() / values.std(ddof=1))
     skew, kurtosis = float(np.mean(standard**3)), float(np.mean(standard**4))
@@ -251,19 +252,18 @@ def sharpe_error(returns: Numbers) -> float | None:
 def ratio_error(ratio: float, *, count: int, skew: float, kurtosis: float) -> float:
     """Return the standard error of a Sharpe *ratio* of *count* returns with these moments.
 
-    *kurtosis* is that which is 3 for normal returns. Where a long tail leaves nothing under the
-    root it is 0.
+    *kurtosis* is 3 for normal returns. The error is 0 if a long tail makes the variance negative.
     """
     variance = (1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2) / (count - 1)
     return float(np.sqrt(max(variance, 0.0)))
 
 
 def best_by_chance(trials: int, variance: float) -> float:
-    """Return the Sharpe ratio that the best of *trials* without skill is expected to reach.
+    """Return the expected best Sharpe ratio of *trials* without skill; 0 for one trial.
 
-    *variance* is that of the trials' ratios, in the same unit of time. Bailey and Lopez de Prado
-    (2014), "The deflated Sharpe ratio": with g the Euler-Mascheroni constant and Z the inverse of
-    the normal distribution, sqrt(V) x ((1 - g) Z(1 - 1/N) + g Z(1 - 1/(N e))). 0 for one trial.
+    *variance* is that of the trials' ratios, per the same unit of time. Bailey and Lopez de Prado
+    (2014), "The deflated Sharpe ratio": sqrt(V) x ((1 - g) Z(1 - 1/N) + g Z(1 - 1/(N e))), where g
+    is the Euler-Mascheroni constant and Z the inverse of the normal distribution.
     """
     if trials < 2 or variance <= 0:
         return 0.0
@@ -274,10 +274,10 @@ def best_by_chance(trials: int, variance: float) -> float:
 
 
 def deflated_sharpe(returns: Numbers, *, trials: int, variance: float) -> float | None:
-    """Return the probability that the true Sharpe ratio of *returns*, the best found, is no luck.
+    """Return the deflated Sharpe ratio of *returns*, the best of *trials*, as a probability.
 
-    That is: that it lies above what the best of *trials* without skill is expected to reach, whose
-    ratios of one of *returns* have this *variance*. Same source; None where nothing varies.
+    It is the probability that the true ratio exceeds the expected best of *trials* without skill;
+    *variance* is that of the trials' ratios per return. Same source; None for constant returns.
     """
     ratio, error = sharpe(returns, 1.0), sharpe_error(returns)
     if ratio is None or not error:
@@ -286,20 +286,20 @@ def deflated_sharpe(returns: Numbers, *, trials: int, variance: float) -> float 
 
 
 def lost_elsewhere(groups: Floats, score: Callable[[Floats], Floats]) -> float:
-    """Return the share of splits in which one half's best candidate is in the other's worse half.
+    """Return the share of splits whose best candidate is below the median on the other half.
 
-    *groups* [group, sum, candidate] are sums that add up, of an even number of groups; *score*
-    makes of the sums of a half [sum, candidate] a score of each candidate, of which more is better.
-    Every half of the groups is taken once. A candidate in the very middle counts half.
-    Combinatorially symmetric cross-validation: Bailey, Borwein, Lopez de Prado and Zhu (2015).
+    *groups* [group, sum, candidate] has additive sums of an even number of groups. *score* maps the
+    sums of a half [sum, candidate] to a score per candidate; more is better. Every half of the
+    groups is used once, and a candidate at the median counts half. Combinatorially symmetric
+    cross-validation: Bailey, Borwein, Lopez de Prado and Zhu (2015).
     """
     count, candidates = len(groups), groups.shape[-1]
     halves = list(itertools.combinations(range(count), count // 2))
-    every, lost = set(range(count)), 0.0
+    all_groups, lost = set(range(count)), 0.0
     for half in halves:
         best = int(score(groups[list(half)].sum(axis=0)).argmax())
-        outside = score(groups[sorted(every.difference(half))].sum(axis=0))
-        # Its rank from the worst, from 1; equals share the mean of theirs.
+        outside = score(groups[sorted(all_groups.difference(half))].sum(axis=0))
+        # Rank from the worst, starting at 1; ties share their mean rank.
         under = int(np.count_nonzero(outside < outside[best]))
         rank = under + (int(np.count_nonzero(outside == outside[best])) + 1) / 2
         lost += 1.0 if 2 * rank < candidates + 1 else 0.5 * (2 * rank == candidates + 1)
@@ -309,9 +309,8 @@ def lost_elsewhere(groups: Floats, score: Callable[[Floats], Floats]) -> float:
 def overfitting_probability(daily: Floats) -> float | None:
     """Return the probability of backtest overfitting of *daily* returns [day, candidate].
 
-    The best is that of the highest Sharpe ratio by day; the days are cut into ``CSCV_GROUPS``
-    stretches. None for fewer than two candidates, under thirty days, and for candidates that all
-    made the same.
+    The best candidate has the highest daily Sharpe ratio; the days are cut into ``CSCV_GROUPS``
+    stretches. None for fewer than two candidates or thirty days, and for equal candidates.
     """
     days, candidates = daily.shape
     if candidates < 2 or days < DAYS_TO_ANNUALISE or not np.ptp(daily, axis=1).any():
@@ -320,7 +319,7 @@ def overfitting_probability(daily: Floats) -> float | None:
     sums = np.stack([np.stack((part.sum(axis=0), (part**2).sum(axis=0))) for part in parts])
 
     def ratio(sums: Floats) -> Floats:
-        """Mean ÷ root mean square, which ranks as the Sharpe ratio does; 0 of what never moved."""
+        """Mean ÷ root mean square, which ranks as the Sharpe ratio does; 0 without any return."""
         total, squares = sums
         root = np.sqrt(squares)
         return np.divide(total, root, out=np.zeros_like(total), where=root > 0)
@@ -343,9 +342,9 @@ def rolling_sharpe(
     calendar: Calendar | None = None,
     risk_free: float = 0.0,
 ) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Return the closes at which thirty days with bars end, and their annual Sharpe ratio.
+    """Return the closes that end thirty days with bars, and the annual Sharpe ratios of these days.
 
-    It is NaN where nothing varied; a shorter curve has none.
+    A ratio is NaN if the returns are constant; a shorter curve has none.
     """
     a_year = days_in_year(interval_ms, calendar)
     returns = daily_returns(times_ms, equity, calendar) - rate_of_return(risk_free, a_year)
@@ -361,7 +360,7 @@ def rolling_sharpe(
 
 
 def sortino(returns: Numbers, a_year: float) -> float | None:
-    """Return the annual Sortino ratio of excess returns; None where nothing was lost."""
+    """Return the annual Sortino ratio of excess returns; None without a loss."""
     values = np.asarray(returns, dtype=np.float64)
     downside = np.minimum(values, 0.0)
     if values.size < 2 or not downside.any():
@@ -371,18 +370,18 @@ def sortino(returns: Numbers, a_year: float) -> float | None:
 
 
 def drawdowns(equity: Numbers) -> Floats:
-    """Return the share lost from the highest equity so far, at every value; never negative."""
+    """Return the share lost from the highest equity so far, at every value; not negative."""
     values = np.asarray(equity, dtype=np.float64)
     peaks = np.maximum.accumulate(values)
     return (peaks - values) / peaks
 
 
 def longest_drawdown(equity: Numbers) -> int:
-    """Return the most bars that *equity* stayed below an earlier peak in one stretch."""
+    """Return the most consecutive bars of *equity* below an earlier peak."""
     under = drawdowns(equity) > 0.0
     at_peak = np.flatnonzero(~under)
     ends = np.append(at_peak, under.size)
-    # Between two peaks that are n bars apart lie n - 1 bars under the first.
+    # Between two peaks at a distance of n bars lie n - 1 bars under the first.
     return int(np.diff(ends).max(initial=1)) - 1
 
 
@@ -395,7 +394,7 @@ def worst_drawdowns(times_ms: Numbers, equity: Numbers) -> list[Drawdown]:
     *times_ms* has a time for every value of *equity*.
     """
     times, lost = np.asarray(times_ms, dtype=np.int64), drawdowns(equity)
-    # With an end put on both sides every stretch has two edges: its first bar, one past its last.
+    # Padded on both sides, every stretch has two edges: its first bar, and one past its last.
     edges = np.flatnonzero(np.diff(np.concatenate(([False], lost > 0, [False])).astype(np.int8)))
     worst = []
     for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
@@ -417,32 +416,32 @@ def performance(
 ) -> Performance:
     """Return the figures of an equity curve: a value before any trade, then one at each time.
 
-    *times_ms* are closes. A day is one of UTC, or a session of *calendar*. *risk_free* is a rate
-    a year.
+    *times_ms* are closes. A day is a UTC day, or a session of *calendar*. *risk_free* is an annual
+    rate.
     """
     values = np.asarray(equity, dtype=np.float64)
     days = days_of(times_ms, interval_ms, calendar)
     returns = daily_returns(times_ms, values, calendar)
     error = mean_error(returns, return_days(times_ms, calendar))
-    each = _days_a_bar(interval_ms, calendar)  # a return of a bar that is longer is no day's
+    bar_days = _days_a_bar(interval_ms, calendar)  # over 1 if a bar is longer than a day
     a_year = days_in_year(interval_ms, calendar)
     annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
     growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
     worst = float(drawdowns(values).max(initial=0.0))
     excess = annual - rate_of_return(risk_free, a_year)
-    of_ratio = sharpe_error(excess)
+    ratio_stderr = sharpe_error(excess)
     return Performance(
         bars=max(values.size - 1, 0),
         days=days,
         total_return=earned,
-        mean_day=float(returns.mean()) / each if returns.size else None,
-        error_day=None if error is None else error / each,
-        volatility_day=volatility(returns, 1.0 / each),
+        mean_day=float(returns.mean()) / bar_days if returns.size else None,
+        error_day=None if error is None else error / bar_days,
+        volatility_day=volatility(returns, 1.0 / bar_days),
         cagr=growth,
         volatility=volatility(annual, a_year),
         sharpe=sharpe(excess, a_year),
-        sharpe_error=None if of_ratio is None else of_ratio * float(np.sqrt(a_year)),
+        sharpe_error=None if ratio_stderr is None else ratio_stderr * float(np.sqrt(a_year)),
         probabilistic_sharpe=probabilistic_sharpe(excess),
         sortino=sortino(excess, a_year),
         max_drawdown=worst,
@@ -452,7 +451,7 @@ def performance(
 
 
 def unknown(figures: Performance) -> Performance:
-    """Return *figures* of an equity that means nothing: how many bars and days, and no more."""
+    """Return only the bars and days of *figures*, for an equity that is not meaningful."""
     return Performance(figures.bars, figures.days, *[None] * (len(fields(Performance)) - 2))
 
 
@@ -465,11 +464,10 @@ def activity(
     days: float,
     year_days: float = YEAR_DAYS,
 ) -> Activity:
-    """Measure how much was traded.
+    """Return the activity of an account.
 
-    *exposures* is what was held at each bar that could be decided by equity, not negative,
-    *notionals* each fill's, *equity* one value a bar in the same money, *profits* each closed
-    trade's after costs.
+    *exposures* has the gross position by equity at each decidable bar, *notionals* that of each
+    fill, *equity* one value per bar, *profits* the profit of each closed trade after costs.
     """
     values = np.asarray(profits, dtype=np.float64)
     held = np.asarray(exposures, dtype=np.float64)
@@ -487,10 +485,10 @@ def activity(
 
 
 def monthly_returns(times_ms: Numbers, equity: Numbers) -> list[tuple[int, int, float]]:
-    """Return (year, month, return) of every UTC month that *times_ms* touch, in order.
+    """Return (year, month, return) of every UTC month in *times_ms*, in order.
 
-    A month's return is its last equity over the last of the month before (the first value for
-    the first month), so that the months compound to the total.
+    A month's return is from the last equity of the previous month (or the first value) to its own
+    last, so that the months compound to the total.
     """
     values = np.asarray(equity, dtype=np.float64)
     instants = np.asarray(times_ms, dtype=np.int64).astype("datetime64[ms]")
@@ -504,12 +502,12 @@ def monthly_returns(times_ms: Numbers, equity: Numbers) -> list[tuple[int, int, 
 
 
 def kupiec(breaches: int, count: int, share: float) -> float | None:
-    """Return Kupiec's p value (1995): of so many *breaches* of *count* if *share* is right.
+    """Return Kupiec's p value (1995) of *breaches* out of *count*, if *share* is the probability.
 
-    None without any to count.
+    None if *count* is 0.
     """
     if not count:
         return None
     parts = ((breaches, share), (count - breaches, 1.0 - share))
-    more = sum(of * math.log(of / count / expected) for of, expected in parts if of)
-    return math.erfc(math.sqrt(max(more, 0.0)))  # chi-squared of one degree, at twice that
+    ratio = sum(part * math.log(part / count / expected) for part, expected in parts if part)
+    return math.erfc(math.sqrt(max(ratio, 0.0)))  # chi-squared of one degree, at 2 × ratio

@@ -51,21 +51,21 @@ class Bars:
     high: Floats
     low: Floats
     close: Floats
-    funding: Floats  # the rates settled since the bar before closed, summed; longs pay where > 0,
-    # and a dividend is a rate below 0
+    funding: Floats  # sum of the rates settled since the previous close; longs pay if it is
+    # positive, and a dividend is a negative rate
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """One decision a closed bar, in the order of the run; figures of the model NaN without one."""
+    """One decision per closed bar, in the run's order; without a model its figures are NaN."""
 
     sequence: Ints
     instrument: Texts
     open_time_ms: Ints
     action: Texts
     allowed: npt.NDArray[np.bool_]
-    refused_by: Texts  # empty where allowed
-    unfilled: Texts  # why no order was sent for the target; empty where one was, or none needed
+    refused_by: Texts  # empty if allowed
+    unfilled: Texts  # why no order was sent for the target; empty if one was sent or not needed
     regime: Texts
     mean_return: Floats  # at the gate's horizon
     p_up: Floats
@@ -78,11 +78,11 @@ class Decisions:
     @cached_property
     def places(self) -> dict[str, Ints]:
         """The indices of each instrument's decisions, by its id; computed once for the report."""
-        names, which = np.unique(self.instrument, return_inverse=True)
+        names, inverse = np.unique(self.instrument, return_inverse=True)
         if names.size == 1:
-            return {str(names[0]): np.arange(which.size)}
-        order = np.argsort(which, kind="stable")
-        parts = np.split(order, np.cumsum(np.bincount(which))[:-1])
+            return {str(names[0]): np.arange(inverse.size)}
+        order = np.argsort(inverse, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
         return dict(zip(names.tolist(), parts, strict=True))
 
 
@@ -90,9 +90,9 @@ class Decisions:
 class AccountRecord:
     """One account of the run; money in quote currency.
 
-    ``equity`` has a value before the first decided bar and then one at each of ``times_ms``,
-    the closes of the decided bars. ``held`` is the signed position of every instrument after
-    each of its own decided bars.
+    ``equity`` has a value before the first decided bar, then one at each of ``times_ms``, the
+    closes of the decided bars. ``held`` is the signed position of each instrument after each of its
+    decided bars.
     """
 
     name: str
@@ -115,13 +115,13 @@ class AccountRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a report reads of a run."""
+    """All data of a run that a report uses."""
 
     database: Path
     run: Row
     instruments: dict[str, Instrument]
     bar_times: BarTimes
-    thresholds: dict[str, float]  # of every gate, as they were last
+    thresholds: dict[str, float]  # the last threshold of every gate
     config: Config
     terms: ExecutionCosts
     times_ms: Ints
@@ -130,13 +130,13 @@ class RunRecord:
     account: AccountRecord
     shadows: tuple[AccountRecord, ...]
     gaps: tuple[Row, ...]
-    missing: tuple[Row, ...]  # gaps in the settlements of funding
-    settled_twice: int  # settlements that came again, and were booked once
+    missing: tuple[Row, ...]  # missing funding settlements
+    settled_twice: int  # repeated settlements, which were booked once
     notes: dict[str, dict[str, NoteColumns]]  # by instrument and name
-    margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
+    margins: tuple[Row, ...]  # of ``v_positions``: positions on margin at the end
     actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
-    states: tuple[LastingState, ...] = ()  # what lets the run look idle at its end
-    fitted: tuple[FittedSpan, ...] = ()  # where the run's model was fitted
+    states: tuple[LastingState, ...] = ()  # that hold the run at its end
+    fitted: tuple[FittedSpan, ...] = ()  # periods on which the run's model was fitted
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
@@ -167,34 +167,34 @@ class RunRecord:
 
     @cached_property
     def splits(self) -> dict[str, list[tuple[int, float]]]:
-        """The splits that the run's warnings name, by instrument: (place of the bar, new per old).
+        """The splits in the run's warnings, by instrument: (index of the bar, new per old).
 
-        Unadjusted candles jump there by the ratio, although a holder neither wins nor loses.
+        Unadjusted candles jump by the ratio there, although a holder neither wins nor loses.
         """
-        named = named_splits(json.loads(self.run["warnings"] or "[]"))
+        warned = named_splits(json.loads(self.run["warnings"] or "[]"))
         splits = {}
         for name, bars in self.bars.items():
             size = bars.open_time_ms.size
             places = [
                 (int(np.searchsorted(bars.open_time_ms, split.open_time_ms)), split.new / split.old)
-                for split in named.get(self.instruments[name].symbol, ())
+                for split in warned.get(self.instruments[name].symbol, ())
             ]
             if inside := [split for split in places if 0 < split[0] < size]:
                 splits[name] = inside
         return splits
 
     def holds_over_split(self, ledger: AccountRecord) -> bool:
-        """Whether *ledger* held an instrument over its split: its equity is wrong from there on."""
+        """Whether *ledger* held an instrument over a split, which makes its later equity wrong."""
         return any(
             ledger.held[name][place - 1] != 0
-            for name, every in self.splits.items()
-            for place, _ in every
+            for name, splits in self.splits.items()
+            for place, _ in splits
         )
 
     def adjusted(self, instrument: str) -> Bars:
         """Return the bars of *instrument*; prices before a split are divided by its ratio.
 
-        That is one that the warnings name, or one that was applied.
+        The splits are those in the warnings and those that were applied.
         """
         bars = self.bars[instrument]
         ratio = self.shares_of(instrument)
@@ -204,7 +204,7 @@ class RunRecord:
         return replace(bars, **prices)
 
     def shares_of(self, instrument: str) -> Floats:
-        """Return [bar] how many shares at the end one share of that bar is, by applied splits."""
+        """Return, per bar, how many final shares one share of that bar became by applied splits."""
         opens_ms = self.bars[instrument].open_time_ms
         shares = np.ones(opens_ms.size)
         for _, action in self.actions:
@@ -214,7 +214,7 @@ class RunRecord:
 
     @property
     def held_shadow(self) -> AccountRecord | None:
-        """The shadow that bought and held the run's exposure so far, if the run has it."""
+        """The shadow account that holds the run's mean exposure so far, if the run has it."""
         return next((shadow for shadow in self.shadows if shadow.name == BUY_AND_HOLD), None)
 
     @property
@@ -226,7 +226,7 @@ class RunRecord:
     def cost_rate(self) -> float:
         """The configured cost of one fill, as a fraction of its notional.
 
-        A fee per share is taken at the median open; a minimum fee is left out.
+        A fee per share is converted at the median open; a minimum fee is ignored.
         """
         return self.terms.round_trip / 2 + self._share_rate
 
@@ -243,7 +243,7 @@ class RunRecord:
         return self.terms.per_share / RATE_SCALE / float(np.median(opens))
 
     def spans_of(self, opens_ms: Ints, bars: int) -> Ints:
-        """Return the number of the span of whole days, at least *bars* long, that has each open."""
+        """Return the number of each open's span of whole days; a span has at least *bars* bars."""
         calendar = self.bar_times.calendar
         if calendar is None:
             length_ms = DAY_MS * max(1, math.ceil(bars * self.bar_times.interval_ms / DAY_MS))
@@ -263,12 +263,12 @@ _PREDICTED: Final = (
 
 
 def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
-    """Return the record of *run_id*; raise ``DataInvalid`` where it has no decision yet."""
+    """Return the record of *run_id*; raise ``DataInvalid`` if it has no decision yet."""
     with RunViews(reader.connection, run_id).snapshot():
         columns = RunColumns(reader, run_id)
         views, run = columns.views, columns.views.run()
-        every = {name: columns.bars(name) for name in columns.instruments}
-        decisions = _decisions(columns, every)
+        bar_columns = {name: columns.bars(name) for name in columns.instruments}
+        decisions = _decisions(columns, bar_columns)
         config = restore(run["config"])
         account, *shadows = _accounts(columns, decisions)
         gaps, (rates, settled_twice) = views.rows("v_gaps"), columns.settled()
@@ -281,19 +281,19 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             config=config,
             terms=costs_for(config),
             times_ms=columns.times.closes_of(np.unique(decisions.open_time_ms)),
-            bars=_bars(columns, every, decisions, rates),
+            bars=_bars(columns, bar_columns, decisions, rates),
             decisions=decisions,
             account=account,
             shadows=tuple(shadows),
             gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
             missing=tuple(row for row in gaps if row["cause"] == GapCause.FUNDING),
             settled_twice=settled_twice,
-            notes={name: of for name in columns.instruments if (of := columns.notes(name))},
+            notes={name: notes for name in columns.instruments if (notes := columns.notes(name))},
             margins=tuple(
-                of
+                position
                 for name in columns.instruments
-                for of in views.last_positions(name)  # in hedge mode both
-                if of["margin"] is not None
+                for position in views.last_positions(name)  # in hedge mode of both sides
+                if position["margin"] is not None
             ),
             actions=tuple(columns.actions()),
             states=lasting_states(columns),
@@ -301,14 +301,14 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         )
 
 
-def _decisions(columns: RunColumns, every: Mapping[str, Columns]) -> Decisions:
+def _decisions(columns: RunColumns, bar_columns: Mapping[str, Columns]) -> Decisions:
     run_id = columns.run.run_id
     counts = columns.rows.outcome_counts(columns.span).values()
     if not (decided := sum(outcome.times for outcome in counts)):
         raise DataInvalid(
             f"Run {run_id} has decided no bar yet; let it run on, or choose another run."
         )
-    arrays = columns.decisions(_PREDICTED if columns.run.model_id else (), every)
+    arrays = columns.decisions(_PREDICTED if columns.run.model_id else (), bar_columns)
     if arrays["sequence"].size != decided:
         raise DataInvalid(
             f"Run {run_id} holds decisions without their bars; run `tracepaper audit verify` "
@@ -325,28 +325,28 @@ def _decisions(columns: RunColumns, every: Mapping[str, Columns]) -> Decisions:
 
 def _bars(
     columns: RunColumns,
-    every: Mapping[str, Columns],
+    bar_columns: Mapping[str, Columns],
     decisions: Decisions,
     rates: Mapping[str, Mapping[int, float]],
 ) -> dict[str, Bars]:
     bars = {}
     for name in decisions.places:
-        decided = every[name]["outcome"] >= 0
+        decided = bar_columns[name]["outcome"] >= 0
         chosen = ("sequence", "open_time_ms", "open", "high", "low", "close")
-        kept = {key: every[name][key][decided] for key in chosen}
+        kept = {key: bar_columns[name][key][decided] for key in chosen}
         closes_ms = columns.times.closes_of(kept["open_time_ms"])
         bars[name] = Bars(**kept, funding=funding_in_bars(closes_ms, rates[name].items()))
     return bars
 
 
 def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountRecord]:
-    """Yield the run's own account, and then the others by their names."""
+    """Yield the run's account, then the shadow accounts by name."""
     views, times_ms = columns.views, np.unique(decisions.open_time_ms)
     for name, steps in sorted(columns.accounts().items()):
-        of: dict[str, Any] = {"shadow": name} if name else {}
-        (last,) = views.rows("v_shadow_equity" if name else "v_equity", newest=1, **of)
+        of_account: dict[str, Any] = {"shadow": name} if name else {}
+        (last,) = views.rows("v_shadow_equity" if name else "v_equity", newest=1, **of_account)
         at = np.searchsorted(steps["sequence"], decisions.sequence, side="right") - 1
-        # Several instruments close at one time: the last step of that time has the whole account.
+        # Several instruments may close at one time; the last of these steps has the final equity.
         curve = np.empty(times_ms.size)
         curve[np.searchsorted(times_ms, decisions.open_time_ms)] = steps["equity"][at]
         before = columns.equity_before(int(decisions.sequence[0]), name)
@@ -358,7 +358,7 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
             name=name or "this run",
             equity=np.concatenate(([before], curve)),
             held=held,
-            fills=tuple(views.rows("v_shadow_fills" if name else "v_fills", **of)),
+            fills=tuple(views.rows("v_shadow_fills" if name else "v_fills", **of_account)),
             trades=tuple(
                 views.shadow_trades(name)
                 if name and name not in SIDES

@@ -15,7 +15,7 @@ import numpy as np
 from tracepaper.daemon.engine import state
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import (
-    Group,
+    EntryGroup,
     RunAttention,
     read_attention,
     winners_and_losers,
@@ -42,14 +42,14 @@ from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, r
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome
-from tracepaper.strategies.units import duration
+from tracepaper.strategies.units import count_of, duration
 
 Card = dict[str, Any]
 MARKS_MAX: Final = 800
-"""Points of a curve that are shown; figures are taken from all of them."""
+"""Points of a drawn curve; figures use all points."""
 BUY_AND_HOLD: Final = "buy and hold"
 BUY_AND_HOLD_AT: Final = f"{BUY_AND_HOLD} at "
-"""Begins the name of buy and hold at the run's own mean exposure, which follows."""
+"""Prefix of the name of buy and hold at the run's mean exposure."""
 HELD: Final = frozenset({BUY_AND_HOLD, state.BUY_AND_HOLD})
 REGIMES_SENTENCE: Final = (
     "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
@@ -65,35 +65,35 @@ PAPER_SENTENCE: Final = "Paper trading only: nothing here shows that money can b
 
 @dataclass(frozen=True)
 class MarginHeld:
-    """What an account's positions bind at its end, and where each is liquidated."""
+    """The margin of an account's positions at its end, and their liquidation prices."""
 
     used: float
     leverage: float
-    liquidation: str  # a price, or one a symbol
+    liquidation: str  # a price, or one per symbol
 
 
 @dataclass(frozen=True)
 class AccountReport:
-    """One account's figures; ``source`` says where it comes from."""
+    """One account's figures; ``source`` names their origin."""
 
     name: str
     source: str
     end: float
     performance: Performance
-    activity: Activity | None  # None where no fills are known
+    activity: Activity | None  # None for a computed benchmark
     costs: Costs | None
-    margin: MarginHeld | None = None  # None where nothing is held on margin
-    net_exposure: float | None = None  # of both sides of hedge mode: long less short, in the mean
-    bought: float | None = None  # the share of the start's money, of an account that is computed
+    margin: MarginHeld | None = None  # None without a position on margin
+    net_exposure: float | None = None  # in hedge mode, mean of long less short
+    bought: float | None = None  # of a computed benchmark, the share of the initial money
 
     @property
     def mean_exposure(self) -> float | None:
-        """The mean of what it held, by its equity; of a computed account what it bought."""
+        """The mean position by equity; of a computed benchmark the share that it bought."""
         return self.bought if self.activity is None else self.activity.mean_exposure
 
     @property
     def label(self) -> str:
-        """Its name in a legend; of buy and hold with how much was held."""
+        """The name in a legend; for buy and hold with its exposure."""
         if self.name not in HELD or self.mean_exposure is None:
             return self.name
         return f"{self.name}, {self.mean_exposure * 100:.3g} % held"
@@ -101,7 +101,7 @@ class AccountReport:
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of the run's time that is also judged by itself; estimates are by day."""
+    """A part of the run's time with separate figures; estimates are by day."""
 
     name: str
     from_ms: int
@@ -113,7 +113,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Curve:
-    """An equity curve at the report's marks, and the worst drawdown of each stretch to a mark."""
+    """An equity curve at the report's marks, and the worst drawdown since the previous mark."""
 
     name: str
     equity: Floats
@@ -122,33 +122,33 @@ class Curve:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is shown of a run; money in quote currency, shares are fractions."""
+    """All contents of a report; money in quote currency, shares are fractions."""
 
     record: RunRecord
     warnings: tuple[str, ...]  # of the run
-    sentences: tuple[str, ...]  # what a reader must know before believing any of it
-    accounts: tuple[AccountReport, ...]  # the run's own first, buy and hold last
+    sentences: tuple[str, ...]  # caveats
+    accounts: tuple[AccountReport, ...]  # the run's first, buy and hold last
     marks_ms: Ints  # UTC ms of the curves' points
     curves: tuple[Curve, ...]
     random: tuple[RandomTimings, ...]
-    monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's own account
-    drawdowns: tuple[Drawdown, ...]  # the worst of the run's own account
-    rolling: tuple[Ints, Floats]  # closes, and the Sharpe ratio of the 30 days before each
+    monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's account
+    drawdowns: tuple[Drawdown, ...]  # the worst of the run's account
+    rolling: tuple[Ints, Floats]  # closes, and the Sharpe ratio of the 30 days up to each
     trades: dict[str, tuple[ClosedTrade, ...]]  # closed, by account
     refusals: tuple[Refusal, ...]
     regimes: dict[str, int]  # decisions
     attention: RunAttention | None
-    shown: str  # the account whose trades are grouped and listed: the first that has any
-    groups: tuple[Group, ...]
-    listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
-    heads: int  # of a layer of the run's model; 0 where its card is not at hand
-    head_outcomes: HeadOutcomes | None  # what auxiliary heads said; None of a run without them
-    stretches: tuple[Stretch, ...]  # up to a halt, and by what the model was fitted on
-    shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's own fills beside the run's
+    shown: str  # the first account with trades: those that are grouped and listed
+    groups: tuple[EntryGroup, ...]
+    listed: tuple[Row, ...]  # of ``v_orders``: the newest orders by list
+    heads: int  # per layer of the run's model; 0 without its card
+    head_outcomes: HeadOutcomes | None  # None without auxiliary heads
+    stretches: tuple[Stretch, ...]  # until a halt, and by the periods of the model's fit
+    shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's real fills compared with the run's
 
     @property
     def own_trades(self) -> tuple[ClosedTrade, ...]:
-        """The run's own closed trades."""
+        """The closed trades of the run's account."""
         return self.trades[self.record.account.name]
 
 
@@ -157,18 +157,18 @@ def build_report(
 ) -> Report:
     """Return the report of *run_id*, from the views and the reader alone.
 
-    *progress* is told what is done next. Raises ``DataInvalid`` where the run does not exist or
-    has decided nothing.
+    *progress* is called with the name of each stage. Raises ``DataInvalid`` if the run does not
+    exist or has no decision.
     """
     progress("reading the run")
     with Reader.open(database) as reader:
         record = read_record(reader, database, run_id)
         ledgers = (record.account, *record.shadows)
-        closed = {of.name: tuple(closed_trades(of)) for of in ledgers}
-        wanted = {trade.entry_sequence for of in closed.values() for trade in of}
-        progress("reading where attention lay")
-        attention = read_attention(reader, record, wanted)
-        grouped = next((name for name, of in closed.items() if of), record.account.name)
+        closed = {ledger.name: tuple(closed_trades(ledger)) for ledger in ledgers}
+        entries = {trade.entry_sequence for trades in closed.values() for trade in trades}
+        progress("reading the attention")
+        attention = read_attention(reader, record, entries)
+        grouped = next((name for name, trades in closed.items() if trades), record.account.name)
         views = RunViews(reader.connection, run_id)
         listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
         retrained = reader.of_type(run_id, RetrainingEnd)
@@ -178,31 +178,33 @@ def build_report(
     times, marks = _times(record), _marks(record)
     held = held_alike(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
-    equity, divided = record.account.equity, record.holds_over_split(record.account)
+    equity, is_split = record.account.equity, record.holds_over_split(record.account)
     return Report(
         record=record,
         warnings=tuple(f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")),
         sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
         accounts=(
-            *(account_report(record, of, closed[of.name]) for of in ledgers),
-            *(_held_account(record, of) for of in held),
+            *(account_report(record, ledger, closed[ledger.name]) for ledger in ledgers),
+            *(_held_account(record, benchmark) for benchmark in held),
         ),
         marks_ms=times[marks],
         curves=(
-            *(_curve(of.name, of.equity, marks) for of in ledgers),
-            *(_curve(of.name, of.equity, marks) for of in held),
+            *(_curve(ledger.name, ledger.equity, marks) for ledger in ledgers),
+            *(_curve(benchmark.name, benchmark.equity, marks) for benchmark in held),
         ),
         random=tuple(
-            timings for of in ledgers if (timings := random_timings(record, of, marks)) is not None
+            timings
+            for ledger in ledgers
+            if (timings := random_timings(record, ledger, marks)) is not None
         ),
-        # Midnight belongs to the day before: every close lies in the bar that it ends.
+        # Subtract 1 ms: a close belongs to its bar, so midnight belongs to the previous month.
         monthly=()
-        if divided
+        if is_split
         else tuple(metrics.monthly_returns(np.append(times[:1], times[1:] - 1), equity)),
-        drawdowns=() if divided else tuple(metrics.worst_drawdowns(times, equity)),
+        drawdowns=() if is_split else tuple(metrics.worst_drawdowns(times, equity)),
         rolling=metrics.rolling_sharpe(
-            record.times_ms[:0] if divided else record.times_ms,
-            equity[:1] if divided else equity,
+            record.times_ms[:0] if is_split else record.times_ms,
+            equity[:1] if is_split else equity,
             record.bar_times.interval_ms,
             record.bar_times.calendar,
             record.risk_free,
@@ -225,9 +227,9 @@ UNTIL_HALT: Final = "until the halt"
 
 
 def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch, ...]:
-    """Return the parts of the run's time that are judged by themselves too, *closed* its trades.
+    """Return the parts of the run's time with separate figures; *closed* are the run's trades.
 
-    A halted run earns nothing, which thins every mean: what it did before is told apart.
+    A halted run earns nothing, which lowers every mean, so the time before a halt is one part.
     """
     parts: list[tuple[str, int, int]] = []
     first_ms, last_ms = int(_times(record)[0]), int(record.times_ms[-1])
@@ -236,28 +238,28 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
     parts += _fitted_parts(record.fitted, first_ms, last_ms)
     if not parts:
         return ()
-    exposed, every = exposures(record, record.account)[1], list[Stretch]()
+    exposed, separate = exposures(record, record.account)[1], list[Stretch]()
     for name, since, until in parts:
         if since >= until:
             continue
-        # The bars that close after the one and not after the other.
+        # Bars that close after since, and not after until.
         first, end = np.searchsorted(record.times_ms, (since, until), side="right").tolist()
         held = exposed[max(first, record.decidable_from) : end]
         exposure = float(np.mean(held != 0)) if held.size else None
         count = sum(since < trade.closed_ms <= until for trade in closed)
         figures = _figures(record, record.account, first, end)
-        every.append(Stretch(name, since, until, figures, exposure, count))
-    return tuple(every)
+        separate.append(Stretch(name, since, until, figures, exposure, count))
+    return tuple(separate)
 
 
 def _fitted_parts(
     fitted: Sequence[FittedSpan], first_ms: int, last_ms: int
 ) -> list[tuple[str, int, int]]:
-    """Cut the run's time where its model's fit begins and ends; not where no bar lies in it."""
-    if not any((of.from_ms or first_ms) < last_ms and first_ms < of.until_ms for of in fitted):
+    """Return the run's time, cut by the periods of its model's fit; empty without overlap."""
+    if not any((fit.from_ms or first_ms) < last_ms and first_ms < fit.until_ms for fit in fitted):
         return []
     begin = fitted[0].from_ms
-    parts = [(of.name, of.from_ms or first_ms, of.until_ms) for of in fitted]
+    parts = [(fit.name, fit.from_ms or first_ms, fit.until_ms) for fit in fitted]
     parts.append((f"after {fitted[-1].name}", fitted[-1].until_ms, last_ms))
     if begin is not None:
         parts.insert(0, ("before training", first_ms, begin))
@@ -274,9 +276,9 @@ def _figures(
 
 
 def _performance(record: RunRecord, times_ms: Ints, equity: Floats) -> Performance:
-    at = record.bar_times
+    bars = record.bar_times
     return metrics.performance(
-        times_ms, equity, at.interval_ms, at.calendar, risk_free=record.risk_free
+        times_ms, equity, bars.interval_ms, bars.calendar, risk_free=record.risk_free
     )
 
 
@@ -286,7 +288,7 @@ def _times(record: RunRecord) -> Ints:
 
 
 def _marks(record: RunRecord) -> Ints:
-    """Return the places in an equity curve that are shown: evenly, ends included."""
+    """Return the indices of the points of an equity curve that are drawn: even, with both ends."""
     size = record.times_ms.size + 1
     return np.unique(np.linspace(0, size - 1, min(size, MARKS_MAX)).round().astype(np.int64))
 
@@ -301,7 +303,7 @@ def account_report(
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
     is_own = ledger is record.account
-    net, gross = (of[record.decidable_from :] for of in exposures(record, ledger))
+    net, gross = (each[record.decidable_from :] for each in exposures(record, ledger))
     figures = _figures(record, ledger)
     return AccountReport(
         name=ledger.name,
@@ -320,13 +322,13 @@ def account_report(
         ),
         costs=costs(ledger, record.terms),
         margin=_margin(record) if is_own else None,
-        # Only in hedge mode the long side less the short one is another.
+        # Only hedge mode has a net exposure that differs from the gross one.
         net_exposure=metrics.finite_mean(net) if len(sides_of(record, ledger)) > 1 else None,
     )
 
 
 def _margin(record: RunRecord) -> MarginHeld | None:
-    """Sum the margin of the run's own positions at its end."""
+    """Return the margin of the run's positions at its end."""
     if not (held := record.margins):
         return None
     is_hedged = record.config.account.position_mode == "hedge"
@@ -348,7 +350,7 @@ def _margin(record: RunRecord) -> MarginHeld | None:
 
 
 class HoldBenchmark(NamedTuple):
-    """A benchmark that buys a share of the start's money and holds it."""
+    """A benchmark that buys for a share of the initial money and holds."""
 
     name: str
     source: str
@@ -357,9 +359,9 @@ class HoldBenchmark(NamedTuple):
 
 
 def held_alike(record: RunRecord) -> list[HoldBenchmark]:
-    """Return buy and hold at the run's own exposure, and with all the money.
+    """Return buy and hold at the run's mean exposure, and with all the money.
 
-    A shadow account that holds the run's exposure so far stands for the first.
+    The first is left out if a shadow account holds the run's exposure so far.
     """
     held = []
     if record.held_shadow is None:
@@ -388,7 +390,7 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
 
 
 def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
-    """List the caveats of this report and of the model's card."""
+    """Return the caveats of this report and of the model's card."""
     sentences = [PAPER_SENTENCE]
     if record.gaps:
         lost = sum(
@@ -398,60 +400,62 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         )
         longest = max(row["until_ms"] - row["from_ms"] for row in record.gaps)
         sentences.append(
-            f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Bars "
-            f"that never came: {lost:,}; annual figures do not count them."
+            f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Missing "
+            f"bars: {lost:,}; annual figures do not count them."
         )
     if record.missing:
         ledger = record.account
         held = sum(ledger.holds(row["instrument"], row["from_ms"]) for row in record.missing)
         sentences.append(
-            f"{len(record.missing):,} settlements of funding never came, {held:,} of them while a "
-            "position was held: what they would have moved is in no account."
+            f"{count_of(len(record.missing), 'funding settlement')} missing, {held:,} with an open "
+            "position; their amounts are in no account."
         )
     if record.settled_twice:
-        sentences.append(f"{record.settled_twice:,} settlements came twice and were booked once.")
+        twice = count_of(record.settled_twice, "funding settlement")
+        sentences.append(f"{twice} arrived twice, booked once.")
     if record.splits:
         symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
         sentences.append(
-            f"Over the split of {symbols} that was not adjusted, an account that held it has no "
-            "returns (–) and its trade is left out; buy and hold is computed as if adjusted, and "
-            "random timings are not drawn."
+            f"The candles are not adjusted for the split of {symbols}. An account that held it has "
+            "no returns (–) and its trade is left out; buy and hold is computed as if adjusted; "
+            "there are no random timings."
         )
     if record.run["ended_at"] is None:
-        sentences.append("The run has not ended; this is how it stood when the report was made.")
+        sentences.append("The run has not ended; the figures are those at the time of this report.")
     if record.run["kind"] != "live":
         sentences.append(OPENS_SENTENCE)
     if record.run["model_id"] and not record.config.model.custom_class:
-        of_card = card_sentences(card) or [card["model"].get("notice", "")] if card else []
-        sentences += [f"The model's card: {text}" for text in of_card if text]
+        caveats = card_sentences(card) or [card["model"].get("notice", "")] if card else []
+        sentences += [f"The model's card: {text}" for text in caveats if text]
         if not card:
             sentences.append(
-                "The checkpoint is no longer beside the database, so its card says nothing here."
+                "The checkpoint is no longer beside the database, so the caveats of its card are "
+                "missing."
             )
         sentences += [REGIMES_SENTENCE, ROLLOUT_SENTENCE]
     return tuple(sentences)
 
 
 def _retrained_sentences(events: Sequence[RetrainingEnd]) -> Iterator[str]:
-    """Say whether the model was replaced, and whose the decisions are."""
+    """Yield whether the model was retrained, and which model decides from when."""
     if not events:
         return
     counts = Counter(event.outcome.value for event in events)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    yield f"The model was retrained in service: {outcomes}. Each is an event of the kind retrained."
+    yield f"The model was retrained in service: {outcomes}. The record has an event for each."
     for event in events:
         if event.takes_over:
             at = datetime.fromtimestamp(event.market_ms / 1000, UTC)
-            how = "promoted by" if event.outcome is RetrainOutcome.PROMOTED else "after"
+            link = "promoted by" if event.outcome is RetrainOutcome.PROMOTED else "after"
             yield (
                 f"From {at:%Y-%m-%d %H:%M} UTC on model {event.candidate_sha256[:ID_DIGITS]} "
-                f"decides, {how} {event.reason}. The card is the first model's, the "
-                "thresholds are the last's."
+                f"decides, {link} {event.reason}. The card is that of the first model, the "
+                "thresholds are those of the last."
             )
 
 
 def _card(record: RunRecord) -> Card:
-    """Return the card of the run's model; empty without a model, or where it is not kept."""
+    """Return the card of the run's model; empty without a model or if it was not kept."""
     if not record.run["model_id"]:
         return {}
     folder = kept_folder(record.database, str(record.run["model_id"]))

@@ -1,8 +1,8 @@
-"""What the auxiliary heads of a run's network forecast of risk, beside what the run realised.
+"""Risk forecasts of the auxiliary heads of a run's network, compared with the outcomes.
 
-All of it is at the gates' horizon, from the close of a decided bar: the return, the largest fall of
-the closes on the way, and the volatility of the one-bar returns. Bars whose horizon the run does
-not reach, or that have a hole within it, are left out.
+All are over the gates' horizon, from the close of a decided bar: the return, the largest fall and
+rise of the closes, and the volatility of the one-bar returns. Bars are left out if their horizon
+is not within the run or has a hole.
 
 The rules are docs/models.md, L59 to L61.
 """
@@ -28,25 +28,25 @@ HEADS: Final = ("tails", "drawdown", "runup", "regimes", "quantiles")
 
 @dataclass(frozen=True)
 class HeadOutcomes:
-    """Rows [row] in the order of the run: the heads' forecasts by name, and the outcomes."""
+    """The heads' forecasts by name, and the outcomes; one row per decided bar, in order."""
 
     horizon: int
     days: Ints  # spans of whole days, at least as long as the horizon
-    separate: Ints  # rows of which no two of an instrument share a future bar
+    separate: Ints  # rows; no two of an instrument share a future bar
     forecasts: Mapping[str, Floats]  # [row, number of the head], log returns
-    levels: Sequence[float]  # of the quantiles; empty where the model's card is not at hand
+    levels: Sequence[float]  # of the quantiles; empty without the model's card
     returned: Floats  # log return
     fallen: Floats  # largest fall of the logarithm of the close
-    risen: Floats  # largest rise of it
+    risen: Floats  # largest rise of the logarithm of the close
     volatility: Floats  # to the horizon
 
 
 def read_head_outcomes(
     reader: Reader, record: RunRecord, card: Mapping[str, Any]
 ) -> HeadOutcomes | None:
-    """Return the heads' forecasts in a run beside the outcomes; None of a run without heads.
+    """Return the heads' forecasts and the outcomes in a run; None if it has no heads.
 
-    *card* is the model's, or empty.
+    *card* is that of the model, or empty.
     """
     run_id = str(record.run["run_id"])
     columns = ("expected_shortfall_long", "learned_regime")
@@ -69,15 +69,15 @@ def read_head_outcomes(
     rows = np.flatnonzero(np.isfinite(outcomes[0]) & np.isin(sequences, list(kept)))
     if not rows.size:
         return None
-    every = [kept[sequence] for sequence in sequences[rows].tolist()]
-    at = every[0].horizons.index(horizon)
-    by_head = {name: [forecast.head(name, at) for forecast in every] for name in HEADS}
+    forecasts = [kept[sequence] for sequence in sequences[rows].tolist()]
+    at = forecasts[0].horizons.index(horizon)
+    by_head = {name: [forecast.head(name, at) for forecast in forecasts] for name in HEADS}
     returned, fallen, risen, volatility, place = outcomes[:, rows]
     return HeadOutcomes(
         horizon=horizon,
         days=record.spans_of(record.decisions.open_time_ms[rows], horizon),
         separate=np.flatnonzero(place % horizon == 0),
-        # A model that a retraining put in the place of another may have other heads.
+        # A model from a retraining may have other heads.
         forecasts={
             name: np.array(numbers)
             for name, numbers in by_head.items()
@@ -94,33 +94,33 @@ def read_head_outcomes(
 def _outcomes(record: RunRecord, horizon: int) -> Floats:
     """Return [5, decision]: return, fall, rise and volatility to the horizon, and the bar's number.
 
-    The first four are NaN where the horizon is not within the run, or has a hole.
+    The first four are NaN if the horizon is not within the run or has a hole.
     """
     outcomes = np.full((5, record.decisions.sequence.size), np.nan)
     for name, places in record.decisions.places.items():
         bars = record.adjusted(name)
         logs = np.log(bars.close)
-        whole = max(logs.size - horizon, 0)
-        first = logs[:whole]
+        count = max(logs.size - horizon, 0)
+        first = logs[:count]
         peak, trough = first.copy(), first.copy()
-        fall, rise, variance = np.zeros((3, whole))
+        fall, rise, variance = np.zeros((3, count))
         for step in range(1, horizon + 1):
-            here, before = logs[step : step + whole], logs[step - 1 : step - 1 + whole]
+            here, before = logs[step : step + count], logs[step - 1 : step - 1 + count]
             peak = np.maximum(peak, here)
             fall = np.maximum(fall, peak - here)
             trough = np.minimum(trough, here)
             rise = np.maximum(rise, here - trough)
             variance += (here - before) ** 2
         opens = bars.open_time_ms
-        unbroken = record.bar_times.bars_between(opens[:whole], opens[horizon:]) == horizon
+        unbroken = record.bar_times.bars_between(opens[:count], opens[horizon:]) == horizon
         moves = np.stack((logs[horizon:] - first, fall, rise, np.sqrt(variance)))
-        outcomes[:4, places[:whole]] = np.where(unbroken, moves, np.nan)
+        outcomes[:4, places[:count]] = np.where(unbroken, moves, np.nan)
         outcomes[4, places] = record.bar_times.bars_between(np.full_like(opens, opens[0]), opens)
     return outcomes
 
 
 def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
-    """Yield each value at risk and shortfall, forecast and realised, in log returns."""
+    """Yield each value at risk and expected shortfall, forecast and realised, in log returns."""
     tails = comparison.forecasts["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
     for at, (position, sign) in enumerate(zip(TAILS, (-1.0, 1.0), strict=True)):
         for place, share in enumerate(SHARES):
@@ -140,25 +140,25 @@ def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
 
 
 def _covered(comparison: HeadOutcomes) -> Iterator[Cells]:
-    """Yield how often the outcome lay below each quantile."""
-    every = {
+    """Yield the share of outcomes below each quantile."""
+    by_head = {
         "drawdown": (DRAWDOWN_LEVELS, comparison.fallen),
         "runup": (DRAWDOWN_LEVELS, comparison.risen),
         "quantiles": (comparison.levels, comparison.returned),
     }
-    for head, (levels, outcome) in every.items():
+    for head, (levels, outcome) in by_head.items():
         quantiles = comparison.forecasts.get(head)
         if quantiles is not None and quantiles.shape[1] == len(levels):
             for at, level in enumerate(levels):
                 below = mean_by_day(
                     (outcome <= quantiles[:, at]).astype(np.float64), comparison.days
                 )
-                of = "return" if head == "quantiles" else head
-                yield {"of": of, "forecast": level, "realised": below}
+                outcome_name = "return" if head == "quantiles" else head
+                yield {"of": outcome_name, "forecast": level, "realised": below}
 
 
 def _regimes(comparison: HeadOutcomes) -> Iterator[Cells]:
-    """Yield the bars of each regime of the network's own."""
+    """Yield the bars of each learned regime."""
     odds = comparison.forecasts["regimes"][:, ::2]
     probable = odds.argmax(axis=1)
     for number in range(odds.shape[1]):
@@ -175,7 +175,7 @@ _TAIL_FIGURES: Final = (
     of_row("position", "side", "text"),
     of_row("forecast", "beyond, forecast", "share"),
     of_row("realised", "realised ± error", "share"),
-    of_row("bars", "bars apart", "count"),
+    of_row("bars", "separate bars", "count"),
     of_row("p", "p", "measure"),
     of_row("lost", "lost there, bp", "bp"),
     of_row("expected", "forecast, bp", "bp"),
@@ -196,23 +196,23 @@ _TAILS_NOTE: Final = (
     "symbols that fall together make it too small."
 )
 _REGIMES_NOTE: Final = (
-    "1 is the calmest; a bar counts to its most probable regime. The volatility of the one-bar "
+    "1 is the calmest; a bar counts to its most probable regime. Volatility is that of the one-bar "
     "returns to the horizon; errors by day."
 )
 
 
 def tables_of(comparison: HeadOutcomes | None) -> Iterator[Table]:
-    """Yield the tables of heads' forecasts and the outcomes; none of a run without heads."""
+    """Yield the tables of heads' forecasts and outcomes; none without heads."""
     if comparison is None:
         return
     forecasts, ahead = comparison.forecasts, f"in {comparison.horizon} bars"
     if "tails" in forecasts:
-        title = f"Tails that the network forecast, and losses {ahead}"
+        title = f"Forecast tails, and losses {ahead}"
         yield table("head_tails", title, _TAIL_FIGURES, _tails(comparison), notes=(_TAILS_NOTE,))
     if rows := list(_covered(comparison)):
-        title = f"Quantiles that the network forecast, and what was realised {ahead}"
+        title = f"Forecast quantiles, and outcomes {ahead}"
         yield table("head_quantiles", title, _COVERED_FIGURES, rows)
     if "regimes" in forecasts:
-        title = f"Regimes of the network's own, and the volatility {ahead}"
+        title = f"Learned regimes, and the volatility {ahead}"
         rows = list(_regimes(comparison))
         yield table("learned_regimes", title, _REGIME_FIGURES, rows, notes=(_REGIMES_NOTE,))

@@ -1,4 +1,4 @@
-"""What lets a run look idle at one of its steps: what halts it, and long holes in its data.
+"""Lasting states that make a run look idle: halts, and long holes in its data.
 
 The rules are docs/decisions.md, G22 and G27.
 """
@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +25,7 @@ LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
 """The gates that refuse while a limit halts the run."""
 _ENTRIES: Final = (Action.LONG, Action.SHORT, Action.ORDERS)
 LONG_HOLES: Final = 0.01
-"""The share of a run's time from which on its holes are said first."""
+"""Share of a run's time from which its holes count as a state."""
 HOLE: Final = "hole"
 _CAUSES: Final = {
     GapCause.DISCONNECTED: "the feed was disconnected",
@@ -41,30 +42,30 @@ _LENGTHS: Final = ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes"))
 
 @dataclass(frozen=True)
 class LastingState:
-    """One state that lasts; ``refused`` is None of holes."""
+    """One lasting state; ``refused`` is None for holes."""
 
     kind: str  # limit, operator or hole
-    by: str  # the gate; of holes the cause of the longest
-    since_ms: int  # market time; of holes the first open time that the longest lacks
-    sequence: int  # of the step at which this run recorded it
+    by: str  # the gate; for holes the cause of the longest
+    since_ms: int  # market time; for holes the open time of the first bar missing in the longest
+    sequence: int  # of the step that recorded the state
     refused: int | None
-    idle_ms: int  # since nothing was entered; how long all holes last
+    idle_ms: int  # since the last entry; for holes their total length
     sentence: str
-    ends_by: str  # the command; empty of holes, which are over
-    word: str = ""  # of the operator: HALT or FLATTEN
+    ends_by: str  # the command; empty for holes, which have ended
+    word: str = ""  # the operator's command, HALT or FLATTEN
     note: str = ""
-    giver: str = ""  # the operator and the means
+    giver: str = ""  # who gave the command, and by which means
 
     @property
     def is_halt(self) -> bool:
-        """Whether it goes on until RESUME."""
+        """Whether the state lasts until RESUME."""
         return bool(self.ends_by)
 
 
 def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[LastingState, ...]:
-    """Return the states that held a run after step *until*, by default after its newest.
+    """Return the states that hold a run after step *until*, by default after its newest step.
 
-    The last of them are the holes in its data up to there, where these are long.
+    The last one is that of the holes in the data until then, if these are long.
     """
     views = columns.views
     newest = views.rows("v_events", newest=1) if until is None else ()
@@ -77,10 +78,12 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
         (event.sequence, event.market_ms, command_of(json.loads(event.content), event.market_ms))
         for event in columns.rows.events("command", (0, last))
     ]
-    resumed = max((at for at, _, of in commands if of.kind is CommandKind.RESUME), default=-1)
+    resumed = max(
+        (at for at, _, command in commands if command.kind is CommandKind.RESUME), default=-1
+    )
     states = []
-    if words := [command for command in commands if command[0] > resumed]:
-        (sequence, since_ms, _), (_, _, newest_command) = words[0], words[-1]
+    if lasting := [command for command in commands if command[0] > resumed]:
+        (sequence, since_ms, _), (_, _, newest_command) = lasting[0], lasting[-1]
         states.append(span.state("operator", operator.name, since_ms, sequence, newest_command))
     halts = columns.rows.halts((resumed + 1, last))
     if halts:
@@ -94,12 +97,12 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
 
 
 def command_of(content: dict[str, Any], market_ms: int = 0) -> Command:
-    """Return the operator's command of an event's *content*."""
+    """Return the operator's command in an event's *content*."""
     return msgspec.convert({**content, "market_ms": market_ms, "seen_ms": market_ms}, Command)
 
 
 class _Span:
-    """The steps of a run up to one of them, as far as they are kept."""
+    """The kept steps of a run until a given one."""
 
     def __init__(self, columns: RunColumns, last: int, now_ms: int) -> None:
         self._columns, self._views, self._rows = columns, columns.views, columns.rows
@@ -113,16 +116,16 @@ class _Span:
         sequence: int,
         command: Command | None = None,
     ) -> LastingState:
-        """Return the state that *gate* holds the run in since step *sequence*, by any *command*."""
-        gates, what, by = LIMITS, "entries", gate
+        """Return the halt by *gate* since step *sequence*; *command* is the operator's, if any."""
+        gates, subject, by = LIMITS, "entries", gate
         word = note = giver = ""
         if command is not None:
             word, note, giver = command.kind.value, command.note, command.giver
-            gates, what = (gate,), "decisions"
+            gates, subject = (gate,), "decisions"
             by = f"the operator's {word} {giver}" + (f" ({note})" if note else "")
         refused = self._refused(gates, sequence)
         least = "at least " if self._columns.span[0] > sequence else ""
-        count = f"; {least}{refused:,} {what} refused"
+        count = f"; {least}{refused:,} {subject} refused"
         idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
         sentence = (
             f"This run is halted by {by} since {time_text(since_ms)}{count}; nothing entered for "
@@ -134,9 +137,9 @@ class _Span:
         )  # fmt: skip
 
     def refused_by_drawdown(self, after: int) -> LastingState | None:
-        """Return the state of a run without position that a drawdown only refuses; else None.
+        """Return the state of a run without a position whose entries a drawdown refuses, or None.
 
-        Nothing is earned without a position, so the drawdown lasts as a halt does.
+        Nothing is earned without a position, so the drawdown lasts as long as a halt would.
         """
         gates = self._columns.gates
         if risk_drawdown.name not in gates or risk_halt.name in gates:
@@ -162,9 +165,9 @@ class _Span:
         return LastingState("limit", by, since_ms, sequence, refused, idle_ms, sentence, lifted)
 
     def holes(self) -> LastingState | None:
-        """Return the holes of the instrument that lacks most, where they are long; else None.
+        """Return the holes of the instrument with the most missing time, or None if they are short.
 
-        Bars that came late, by REST, count for as long as they were later than an interval.
+        Bars that arrived late, by REST, count for their delay beyond one interval.
         """
         lost: dict[str, list[tuple[int, Row]]] = {}
         for row in self._views.rows("v_gaps"):
@@ -176,46 +179,46 @@ class _Span:
                 lost.setdefault(row["instrument"], []).append((until_ms - row["from_ms"], row))
         if not lost:
             return None
-        name, holes = max(lost.items(), key=lambda of: sum(length for length, _ in of[1]))
+        name, holes = max(lost.items(), key=lambda item: sum(length for length, _ in item[1]))
         total_ms = sum(length for length, _ in holes)
         lasted_ms = self._now_ms - self._columns.run.period_start_ms
         if total_ms < max(LONG_HOLES * lasted_ms, 2 * self._columns.interval_ms):
             return None
-        length_ms, longest = max(holes, key=lambda of: of[0])
-        of = f" of {name}" if len(self._columns.instruments) > 1 else ""
+        length_ms, longest = max(holes, key=itemgetter(0))
+        of_name = f" of {name}" if len(self._columns.instruments) > 1 else ""
         begin, cause = time_text(longest["from_ms"]), longest["cause"]
-        where = f"the data{of} have a hole from {begin} on"
+        where = f"the data{of_name} have a hole from {begin}"
         if len(holes) > 1:
             lasted = span_text(length_ms)
             where = (
-                f"the data{of} have {len(holes):,} holes, the longest of {lasted} from {begin} on"
+                f"the data{of_name} have {len(holes):,} holes, the longest of {lasted} from {begin}"
             )
         sentence = f"No decision could trade for {span_text(total_ms)}: {where} ({_CAUSES[cause]})."
         first = longest["from_ms"], longest["sequence"]
         return LastingState(HOLE, cause, *first, None, total_ms, sentence, "")
 
     def _is_held(self) -> bool:
-        """Whether a position was held after the last of the steps."""
+        """Whether a position was held after the last step."""
         steps = [item.quantity_step for item in self._columns.instruments.values()]
         held = self._rows.held(self._last)
         return any(abs(quantity) >= steps[place] for place, quantity in held)
 
     def _keys(self, gates: Collection[str]) -> list[int]:
-        """Return the outcomes that one of *gates* refused.
+        """Return the keys of the outcomes that one of *gates* refused.
 
-        What was refused is stored as HOLD: its action says nothing.
+        A refused decision is stored as HOLD, so its action is of no use here.
         """
         return [each.key for each in self._rows.outcomes if each.refused_by in gates]
 
     def _refused(self, gates: Collection[str], sequence: int) -> int:
-        """Count the decisions from step *sequence* on that one of *gates* refused."""
+        """Return the number of decisions from step *sequence* on that one of *gates* refused."""
         counts = self._rows.outcome_counts((sequence, self._last))
         return sum(counts[key].times for key in self._keys(gates) if key in counts)
 
     def _entered_ms(self, sequence: int) -> int:
-        """Return when the newest fill after step *sequence* opened or added to a position; else 0.
+        """Return the time of the newest fill after step *sequence* that added to a position, or 0.
 
-        An order that rested before may do so.
+        An order that rested before the step may still fill.
         """
         for at in self._rows.filled((sequence + 1, self._last)):
             held = self._views.rows("v_positions", sequence=at)
@@ -226,7 +229,7 @@ class _Span:
 
 
 def _adds(fill: Row, held: Row) -> bool:
-    """Whether *fill* opened or added to the position that was *held* after it."""
+    """Whether *fill* opened or added to the position *held* after it."""
     if held["instrument"] != fill["instrument"] or fill["position_side"] not in (
         None,
         held["side"],
@@ -237,12 +240,12 @@ def _adds(fill: Row, held: Row) -> bool:
 
 
 def time_text(time_ms: int) -> str:
-    """Return a time, UTC milliseconds, to the minute: ``2025-01-19 23:20 UTC``."""
+    """Return a time in UTC milliseconds as text, to the minute: ``2025-01-19 23:20 UTC``."""
     return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def span_text(ms: int) -> str:
-    """Return a span in whole days from two on, else in hours or minutes: ``254 days``."""
+    """Return a span in the largest unit of which it has at least two: ``254 days``."""
     for length, name in _LENGTHS:
         if ms >= 2 * length:
             return f"{ms // length:,} {name}"

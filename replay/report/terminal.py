@@ -48,7 +48,7 @@ def show_report(
     notes: bool = False,
     analysis: HeadReport | InfluenceReport | None = None,
 ) -> None:
-    """Print the report: caveats (all of them with *notes*), then its tables, *analysis* last."""
+    """Print the report: caveats (all with *notes*), then its tables, then those of *analysis*."""
     record = report.record
     title = f"run {record.run['run_id']} · {record.run['kind']} · {record.run['strategy']}"
     head(console, title, f"{record.run['instruments']}, {counted(report)}\n{span(report)}")
@@ -63,7 +63,7 @@ def show_report(
 
 
 def counted(report: Report) -> str:
-    """Count the bars decided and those allowed."""
+    """Return the numbers of decided and of allowed bars as text."""
     decisions = report.record.decisions
     bars = count_of(decisions.sequence.size, "bar")
     return f"{bars} decided, {int(decisions.allowed.sum()):,} allowed"
@@ -78,9 +78,9 @@ def span(report: Report) -> str:
 def as_document(
     report: Report, analysis: HeadReport | InfluenceReport | None = None
 ) -> dict[str, Any]:
-    """Return the report as plain values: shares are fractions, times UTC ms, money in quote.
+    """Return the report as JSON values: shares are fractions, times UTC ms, money in quote.
 
-    Every table is a list of its rows under its key, an *analysis* stands under its own.
+    Each table is a list of rows under its key; *analysis* is under its key.
     """
     record = report.record
     shown = tables(report).values()
@@ -118,7 +118,7 @@ FILLS_SHOWN: Final = 8
 
 
 def program_name() -> str:
-    """Return the command that starts this program: its name, or its path where PATH lacks it."""
+    """Return the command that starts this program: its name, or its path if PATH lacks it."""
     program = Path(sys.argv[0])
     on_path = shutil.which("tracepaper")
     if program.name != "tracepaper" or (on_path and Path(on_path).resolve() == program.resolve()):
@@ -130,7 +130,7 @@ def program_name() -> str:
 
 
 def decision_to_explain(database: Path, run_id: str) -> int | None:
-    """Return the sequence of the last decision that opened a trade, or else the last explained."""
+    """Return the sequence of the last allowed entry, else of the last explained decision or any."""
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         explained = ("confidence",)
@@ -145,9 +145,9 @@ def decision_to_explain(database: Path, run_id: str) -> int | None:
 
 
 def summary_document(database: Path, run_id: str) -> TitledParts:
-    """Return the end of *run_id*: accounts, newest fills and refusals.
+    """Return the summary of *run_id*: accounts, newest fills and refusals.
 
-    The first part is the line under its title. Raises ``DataInvalid`` where there is no such run.
+    The first part is the line under the title. Raises ``DataInvalid`` if there is no such run.
     """
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
@@ -171,8 +171,8 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))
     if fills := list(_with_held(views, views.rows("v_fills", newest=FILLS_SHOWN))):
         several = len({fill["instrument"] for fill in fills}) > 1
-        every = FILLS if fills[0]["position_side"] is None else OF_SIDES
-        figures = [figure for figure in every if several or figure.key != "instrument"]
+        columns = FILLS if fills[0]["position_side"] is None else FILLS_OF_SIDES
+        figures = [figure for figure in columns if several or figure.key != "instrument"]
         title = f"Fills (the last {len(fills)} of {filled})"
         yield table("fills", title, figures, fills)
     if refusals := list(views.counts("v_decisions", "refused_by")):
@@ -182,7 +182,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         title = "Unfilled (every gate passed, but no order was possible)"
         yield _counts_table("unfilled", "reason", title, unfilled, decisions)
     if rejected := list(views.counts("v_orders", "reason", status="REJECTED")):
-        title = "Rejected orders (refused when they came, by the rules of the venue)"
+        title = "Rejected orders (by the rules of the venue)"
         yield table_of("rejected", title, {"reason": "text", "orders": "count"}, rejected)
     if refusals == [(warm.name, decisions)]:
         (gate,) = views.rows("v_gates", newest=1, gate=warm.name)
@@ -192,12 +192,12 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         )
     instruments = reader.stored_run(run_id).run.instruments
     for cause in largest_causes(decisions, refusals, unfilled, instruments):
-        if cause.remedy:  # the tables name what needs none
+        if cause.remedy:  # the tables name causes without a remedy
             yield Paragraph(f"M{str(cause)[1:]}.")
 
 
 def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
-    """Yield *fills*, each with what the position held after its step."""
+    """Yield *fills*, each with the position after its step."""
     sequences = tuple({fill["sequence"] for fill in fills})
     positions = views.rows("v_positions", sequence=sequences) if fills else ()
     for fill in fills:
@@ -211,7 +211,7 @@ def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
-    """Yield the newest equity of the run's and each shadow account, and what has no share."""
+    """Yield the newest equity of the run's account, of each shadow account and of the reserve."""
     equity, parts = Decimal(0), {}
     for equity_row in views.rows("v_equity", newest=1):
         equity = Decimal(equity_row["equity_text"])
@@ -247,25 +247,25 @@ FILLS: Final = (
     of_view("held", "then held", "exact"),
     of_view("reason", "why", "text"),
 )
-OF_SIDES: Final = (
+FILLS_OF_SIDES: Final = (
     FILLS[0],
-    Figure[Row]("instrument", "symbol", "text", lambda of: of["instrument"].partition(":")[2]),
+    Figure[Row]("instrument", "symbol", "text", lambda row: row["instrument"].partition(":")[2]),
     FILLS[2],
     of_view("position_side", "of", "text"),
     *FILLS[3:],
 )
-"""In hedge mode, where each fill is of one side; all symbols are of one category there."""
+"""Columns in hedge mode: each fill is of one side, and all symbols are of one category."""
 
 
 def _counts_table(
     key: str, name: str, title: str, counts: Sequence[tuple[str, int]], decisions: int
 ) -> Table:
-    # A rare refusal that is alone in its table must not draw a full bar.
+    # A rare refusal that is the only row must not have a full bar.
     most = max(decisions / 100, *(count for _, count in counts))
     columns = [of_row(name, name, "text"), of_row("bars", "bars", "count")]
     columns += [of_row("of_most", "", "bar"), of_row("share", "", "share")]
     rows = [
-        {name: of, "bars": count, "of_most": count / most, "share": count / decisions}
-        for of, count in counts
+        {name: value, "bars": count, "of_most": count / most, "share": count / decisions}
+        for value, count in counts
     ]
     return table(key, title, columns, rows)

@@ -42,7 +42,7 @@ _WARMER: Final = "let warmup hold a day of bars and one more (docs/protection.md
 
 
 def remedies_for(instruments: Iterable[Instrument]) -> dict[str, str]:
-    """Return by an unfilled reason, as the broker writes it, what lets such a target be ordered."""
+    """Return the remedy for each reason of an unfilled target, as the broker writes the reason."""
     remedies = {NO_VOLATILITY: _WARMER, NO_CASH: _SMALLER, NO_MARGIN: _SMALLER}
     remedies |= {waits_after(role): _ANOTHER for role in PROTECTIVE}
     for item in instruments:
@@ -53,21 +53,21 @@ def remedies_for(instruments: Iterable[Instrument]) -> dict[str, str]:
     return remedies | of_sides
 
 
-_WORTH_SAYING: Final = 0.01
-"""Share of the bars below which the largest cause is not named."""
+_CAUSE_MIN: Final = 0.01
+"""Least share of the bars for the largest cause to be reported."""
 
 
 class LargestCause(NamedTuple):
-    """What most of a run's bars without a position were refused by, or left unfilled for."""
+    """The gate that refused most bars of a run, or the reason that left most unfilled."""
 
     kind: str  # "refused" or "unfilled"
     name: str  # the gate, or the reason
     bars: int
     decisions: int
-    remedy: str  # what lets such a target be ordered; empty where nothing is known
+    remedy: str  # empty if none is known
 
     def __str__(self) -> str:
-        """Return it as a line: the count first."""
+        """Return one line that begins with the count."""
         share = (
             f"{self.bars:,} of {self.decisions:,} bars ({100 * self.bars / self.decisions:.1f} %)"
         )
@@ -80,15 +80,15 @@ def largest_causes(
     unfilled: Iterable[tuple[str, int]],
     instruments: Iterable[Instrument] = (),
 ) -> Iterator[LargestCause]:
-    """Yield what refused most of so many *decisions*, and what left most unfilled.
+    """Yield the gate that refused most *decisions*, and the reason that left most unfilled.
 
-    *refused* counts them by gate, *unfilled* by reason, of *instruments*. What was rare is left
-    out, and so is the warm-up, in which there is no signal yet.
+    *refused* has counts by gate, *unfilled* by reason; *instruments* give the reasons their
+    remedies. Rare causes are left out, and so is the warm-up, which has no signals.
     """
     judged = [(name, count) for name, count in refused if name != warm.name]
     for kind, counts in (("refused", judged), ("unfilled", unfilled)):
         name, count = max(counts, key=lambda pair: pair[1], default=("", 0))
-        if count >= max(_WORTH_SAYING * decisions, 1):
+        if count >= max(_CAUSE_MIN * decisions, 1):
             remedy = remedies_for(instruments).get(name, "")
             if kind == "refused" and isinstance(key := GATES[name].threshold, ThresholdKey):
                 remedy = f"its threshold is [{GATES[name].section}] {key.name}"
@@ -101,7 +101,7 @@ class ClosedTrade:
 
     instrument: str
     side: str  # LONG or SHORT
-    quantity: float  # the most that it held, not negative
+    quantity: float  # largest position, not negative
     opened_ms: int
     closed_ms: int
     entry_price: float
@@ -117,32 +117,32 @@ class ClosedTrade:
 
     @property
     def return_bp(self) -> float:
-        """Profit by what it held cost, in basis points."""
+        """Profit as a fraction of the stake, in basis points."""
         return 1e4 * self.profit / self.stake
 
     @property
     def exit_cause(self) -> str:
-        """Why it was left, without the amounts of a liquidation."""
+        """The reason of the exit, without the amounts of a liquidation."""
         return "liquidated" if self.exit_model == FillModel.LIQUIDATION else self.exit_reason
 
     @property
     def held_ms(self) -> int:
-        """How long it was held."""
+        """Time from entry to exit."""
         return self.closed_ms - self.opened_ms
 
 
 def groups_of(closed: Sequence[ClosedTrade]) -> dict[str, list[ClosedTrade]]:
-    """Return all of the *closed* trades, the long, the short, and those of each exit's cause."""
+    """Return groups of *closed* trades: all, long, short, and one per cause of exit."""
     groups = {"all": list(closed)}
     for side in ("LONG", "SHORT"):
         groups[side.lower()] = [trade for trade in closed if trade.side == side]
-    for why, _ in Counter(trade.exit_cause for trade in closed).most_common():
-        groups[f"left: {why}"] = [trade for trade in closed if trade.exit_cause == why]
+    for cause, _ in Counter(trade.exit_cause for trade in closed).most_common():
+        groups[f"left: {cause}"] = [trade for trade in closed if trade.exit_cause == cause]
     return groups
 
 
 def group_row(name: str, trades: Sequence[ClosedTrade]) -> Cells:
-    """Measure a group of closed trades; the error counts the UTC days of their exits."""
+    """Return the figures of a group of closed trades; the error is by UTC day of exit."""
     returns = np.array([trade.return_bp for trade in trades]) / 1e4
     profits = np.array([trade.profit for trade in trades])
     days = np.array([trade.closed_ms // DAY_MS for trade in trades], dtype=np.int64)
@@ -153,18 +153,18 @@ def group_row(name: str, trades: Sequence[ClosedTrade]) -> Cells:
         "won": mean_of(profits > 0),
         "mean_return": mean_by_day(returns, days),
         "profit": sum(profits.tolist()),
-        "median_held_ms": float(np.median([of.held_ms for of in trades])) if trades else None,
+        "median_held_ms": float(np.median([trade.held_ms for trade in trades])) if trades else None,
     }
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of trading, in quote currency: positive where paid.
+    """The costs of trading, in quote currency: positive if paid.
 
-    Spread and slippage are the distance from each fill's reference price (the bar's open, or the
-    middle of the quote), rounding to whole ticks included; of a liquidation that distance, from the
-    price that called it, is ``liquidation``, and below zero where the exchange's fund bore a part.
-    ``gross`` is the profit without any.
+    Spread and slippage are the distance of each fill from its reference price (the bar's open, or
+    the middle of the quote), including rounding to whole ticks. For a liquidation, the distance
+    from the price of the call is ``liquidation``, negative if the exchange's fund paid a part.
+    ``gross`` is the profit without any of these.
     """
 
     fee: float
@@ -179,14 +179,14 @@ class Costs:
 def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* in the order of their exits."""
     rows = sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
-    return [ClosedTrade(*_OF_TRADE(row)) for row in rows]
+    return [ClosedTrade(*_TRADE_COLUMNS(row)) for row in rows]
 
 
-_OF_TRADE: Final = itemgetter(*(of.name for of in fields(ClosedTrade)))
+_TRADE_COLUMNS: Final = itemgetter(*(field.name for field in fields(ClosedTrade)))
 
 
 def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
-    """Sum the costs of the fills of *ledger* under *terms*."""
+    """Return the costs of the fills of *ledger* under *terms*."""
     spread = slippage = liquidation = 0.0
     for fill in ledger.fills:
         if fill["model"] == FillModel.LIQUIDATION:
@@ -222,13 +222,13 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
 
 
 AFTER_BARS: Final = (1, 5, 30)
-"""After how many bars a markout compares the close with the price of a fill."""
+"""Bars from a fill to the close with which a markout compares its price."""
 
 
 def markouts(record: RunRecord) -> list[Cells]:
-    """Measure the returns from the run's fills as maker to the close some bars later.
+    """Return the returns from the run's maker fills to the close some bars later.
 
-    Above 0 they are in the maker's favour. Empty where it has no such fill.
+    Positive returns are in the maker's favour. Empty without such a fill.
     """
     fills = [fill for fill in record.account.fills if fill["liquidity"] == Liquidity.MAKER]
     closes = {

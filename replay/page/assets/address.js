@@ -1,4 +1,4 @@
-/** The address of a state: `#/run/ID/decision/SEQUENCE`, to be sent to somebody. */
+/** The shareable address of a state: `#/run/ID/decision/SEQUENCE`. */
 import { useState } from "./vendor/htm-preact.js";
 import { useEvent } from "./hooks.js";
 
@@ -8,10 +8,10 @@ import { useEvent } from "./hooks.js";
  * @property {string|null} run
  * @property {string} view one of VIEWS
  * @property {number|null} sequence of the pinned decision
- * @property {string|null} other the run beside it, in a comparison
+ * @property {string|null} other the other run of a comparison
  * @property {string|null} instrument
  * @property {string|null} sweep
- * @property {{database_id: string, run_id: string}|null} pulled the run of the fleet that is to be opened
+ * @property {{database_id: string, run_id: string}|null} pulled the run of the fleet to open
  */
 
 export const VIEWS = ["now", "account", "gates", "health", "model", "report", "compare"];
@@ -20,7 +20,7 @@ function partsOf(path) {
   try {
     return path.split("/").map(decodeURIComponent);
   } catch {
-    return []; // a lone %: no address
+    return []; // an invalid % escape
   }
 }
 
@@ -41,7 +41,7 @@ export function parseAddress(hash) {
   return address;
 }
 
-/** The hash of an address. */
+/** Return the hash of an address. */
 export function formatAddress({ place, run, view = "now", sequence, other, instrument, sweep }) {
   if (place === "runs" || place === "fleet") return `#/${place}`;
   if (place === "sweep") return `#/sweep/${encodeURIComponent(sweep)}`;
@@ -53,18 +53,18 @@ export function formatAddress({ place, run, view = "now", sequence, other, instr
   return instrument ? `${hash}?${new URLSearchParams({ instrument })}` : hash;
 }
 
-/** Go to an address; `quietly` leaves no entry in the browser's history. */
+/** Go to an address; with `quietly`, without an entry in the browser's history. */
 export function go(address, quietly = false) {
   const hash = formatAddress({ place: "run", ...address });
   if (hash === location.hash) return;
   if (quietly) {
-    // The whole address: within a notebook a relative one would be the notebook's.
+    // Use the full URL: in a notebook a relative one would be the notebook's.
     history.replaceState(null, "", location.href.split("#")[0] + hash);
     dispatchEvent(new HashChangeEvent("hashchange"));
   } else location.hash = hash;
 }
 
-/** The present address, as state. @returns {Address} */
+/** The current address, as state. @returns {Address} */
 export function useAddress() {
   const [address, setAddress] = useState(() => parseAddress(location.hash));
   useEvent(window, "hashchange", () => setAddress(parseAddress(location.hash)));

@@ -1,16 +1,16 @@
 /**
- * The answers of `/api/v1`, from a server or from the record that an exported file holds.
+ * The answers of `/api/v1`, from a server or from the record in an exported file.
  *
- * Both sources have one method, `get(path, parameters)`; a view does not know which it reads.
+ * Both sources have the method `get(path, parameters)`; views do not know which one they use.
  */
 import { isHedged } from "./accounts.js";
 import { cut } from "./cells.js";
 import { recorded } from "./record.js";
 
 const ROOT = "/api/v1";
-const BLOCKS = 4; // blocks of whole decisions that are kept open
+const BLOCKS = 4; // blocks of complete decisions that stay unpacked
 
-/** An answer that was refused; its message is a sentence for the reader. */
+/** A refused request; its message is a sentence for the reader. */
 export class ApiError extends Error {
   constructor(message, status) {
     super(message);
@@ -33,7 +33,7 @@ class Server {
     return response.json();
   }
 
-  /** Lines of an answer that takes long; `told` hears the progress. Resolves to the result. */
+  /** Read the lines of a long answer; call `progressed` with each progress. Resolves to the result. */
   async ask(path, progressed, signal) {
     const response = await this.#fetch(path, {}, { signal });
     let rest = "";
@@ -49,7 +49,7 @@ class Server {
         else if (message.type === "failed") throw new ApiError(message.error, 500);
         else if (message.type === "done") return message.result;
       }
-      if (done) throw new ApiError("The answer broke off; ask again.", 500);
+      if (done) throw new ApiError("The answer was cut off; try again.", 500);
     }
   }
 
@@ -60,7 +60,7 @@ class Server {
     return rows[0]?.[at].step ?? null;
   }
 
-  /** Send one of the operator's words. */
+  /** Send an operator command. */
   async command(word, note, token) {
     const response = await this.#send("/command", {
       method: "POST",
@@ -80,7 +80,7 @@ class Server {
       response = await fetch(address, options);
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new ApiError("The server does not answer; start it again, this page goes on by itself.", 0);
+      throw new ApiError("The server does not answer; start it again, and this page continues by itself.", 0);
     }
     if (response.ok) return response;
     const text = await response.text();
@@ -96,12 +96,12 @@ class Embedded {
   #opened = new Map();
 
   constructor(element) {
-    this.#answers = recorded(element).then(named);
+    this.#answers = recorded(element).then(byPlainKey);
     this.#blocks = [...document.querySelectorAll("script[data-first]")];
   }
 
   async get(path, parameters = {}) {
-    // Marks are held for all symbols and times together.
+    // The file has one answer with the marks of all symbols and times.
     const answer = await this.#held(path.endsWith("/marks") ? path : path + queryOf({ instrument: parameters.instrument }));
     return Array.isArray(answer) ? cut(answer, parameters) : answer;
   }
@@ -111,26 +111,26 @@ class Embedded {
     const key = plainKey(`${ROOT}${path}`);
     const answer = answers.get(key) ?? (await this.#ofBlock(key));
     if (answer === undefined)
-      throw new ApiError('This file does not hold that; "tracepaper ui" serves the whole record.', 404);
+      throw new ApiError('This file does not have that; "tracepaper ui" serves the full record.', 404);
     return answer;
   }
 
-  /** A decision of a file that holds all: blocks are opened as they are asked for, the last few kept. */
+  /** A decision of a full file: blocks are unpacked on request, and the last few are kept. */
   async #ofBlock(key) {
     const sequence = Number(/\/decisions\/(\d+)$/.exec(key)?.[1] ?? NaN);
     const block = this.#blocks.find(({ dataset }) => sequence >= dataset.first && sequence <= dataset.last);
     if (!block) return undefined;
     if (!this.#opened.has(block)) {
-      this.#opened.set(block, recorded(block).then(named));
+      this.#opened.set(block, recorded(block).then(byPlainKey));
       if (this.#opened.size > BLOCKS) this.#opened.delete(this.#opened.keys().next().value);
     }
     return (await this.#opened.get(block)).get(key);
   }
 
-  /** A decision of a range as the columns have it. */
+  /** Find a decision of a range in the columns. */
   async find(run, view, { instrument, refused_by: gate, from_ms = 0, until_ms = Infinity, descending }) {
     let found = null;
-    let before = Infinity; // what finer columns say is not said again
+    let before = Infinity; // ignore coarse cells that finer ones cover
     for (const { sequence, open_time_ms: times, refused_by: refused } of await this.#candles(runPath(run), instrument)) {
       const fits = (at, place) => at != null && at < before && times[place] >= from_ms && times[place] < until_ms && (gate == null || refused[place] === gate);
       const at = descending ? sequence.findLast(fits) : sequence.find(fits);
@@ -146,7 +146,7 @@ class Embedded {
     return this.#held(`${run}/candles${queryOf({ instrument })}`);
   }
 
-  /** What columns say of a decision that the file does not hold whole. */
+  /** A decision from the columns, if the file does not have it complete. */
   async partial(run, sequence) {
     const { row, gate_horizon: horizon, instruments, config } = await this.#held(`/runs/${run}`);
     for (const { id, base } of instruments) {
@@ -155,7 +155,7 @@ class Embedded {
       if (!candles) continue;
       const at = candles.sequence.indexOf(sequence);
       const isDecided = (each) => each != null;
-      // A cell of several bars holds its last decision, and no close within it to say what was realised.
+      // A cell of several bars has only its last decision, and no closes within it for the realised return.
       const isBar = candles.interval_ms === row.interval_ms;
       const time = candles.open_time_ms[at] + candles.interval_ms - row.interval_ms;
       const ahead = isBar ? candles.open_time_ms.indexOf(time + horizon * row.interval_ms) : -1;
@@ -164,7 +164,7 @@ class Embedded {
       const held = candles.held[at];
       const [mean, stdev] = [candles.mean_return[at], candles.stdev_return[at]];
       const size = held ? `${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "flat";
-      const stands = isHedged({ config }) ? `Net ${size}` : held ? `Holds ${size}` : "Flat"; // columns have the sum of both sides
+      const position = isHedged({ config }) ? `Net ${size}` : held ? `Holds ${size}` : "Flat"; // columns have the sum of both sides
       return {
         run_id: run,
         sequence,
@@ -174,9 +174,9 @@ class Embedded {
         close: candles.close[at],
         action: candles.action[at],
         refused_by: refused,
-        title: refused ? `Refused by ${refused}` : stands,
+        title: refused ? `Refused by ${refused}` : position,
         parts: [
-          { kind: "paragraph", style: "plain", text: `This file holds chosen decisions whole, and of this one only what the chart shows; "tracepaper explain ${run}:${sequence}" beside the record says the rest.` },
+          { kind: "paragraph", style: "plain", text: `This file has only selected decisions complete, and for this one what the chart shows; for the rest, run "tracepaper explain ${run}:${sequence}" beside the record.` },
         ],
         forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, realised },
         attended: [],
@@ -185,25 +185,25 @@ class Embedded {
         following: candles.sequence.slice(at + 1).find(isDecided) ?? null,
       };
     }
-    throw new ApiError(`This file holds no decision ${sequence}; "tracepaper explain ${run}:${sequence}" beside the record looks for it.`, 404);
+    throw new ApiError(`This file has no decision ${sequence}; run "tracepaper explain ${run}:${sequence}" beside the record.`, 404);
   }
 }
 
 const plainKey = (key) => decodeURIComponent(key.replaceAll("+", " "));
 
-const named = (answers) => new Map(Object.entries(answers).map(([key, answer]) => [plainKey(key), answer]));
+const byPlainKey = (answers) => new Map(Object.entries(answers).map(([key, answer]) => [plainKey(key), answer]));
 
 const element = document.getElementById("record");
 
-/** Where answers come from. */
+/** The source of all answers. */
 export const source = element ? new Embedded(element) : new Server();
 
 const runPath = (run, rest = "") => `/runs/${encodeURIComponent(run)}${rest}`;
 
-/** @returns {Promise<Object>} Run; `{counted: true}` waits for counts that a long run has not yet */
+/** @returns {Promise<Object>} Run; `{counted: true}` waits for the counts of a long run */
 export const getRun = (run, parameters) => source.get(runPath(run), parameters);
 
-/** The first decision of those that a documented view lists of a range, or the last; null of none. */
+/** Return the first (or last) decision in a range of a documented view, or null. */
 export const findDecision = (run, view, isLast, wanted) => source.find(run, view, { ...wanted, sort: "sequence", descending: isLast || null, limit: 1 });
 
 /** Another answer of a run: candles, equity, marks, account, health, report, compare/OTHER. */
@@ -212,14 +212,14 @@ export const getOf = (run, rest, options, parameters) => source.get(runPath(run,
 export const verifyDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), progressed, signal);
 export const askDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), progressed, signal);
 
-/** Derive the whole run again; what was found is its parity from then on. */
+/** Derive the whole run again; the result becomes its parity. */
 export async function verifyRun(run, progressed, signal) {
   const parity = await source.ask(runPath(run, "/verify"), progressed, signal);
   dispatchEvent(new Event("verified"));
   return parity;
 }
 
-/** Pull a run of the fleet; what was read of a run of that id before is read anew. */
+/** Pull a run of the fleet, and forget what was read of an earlier pull. */
 export async function pullRun(pulled, progressed, signal) {
   await source.ask(`/fleet/pull?${new URLSearchParams(pulled)}`, progressed, signal);
   decisions.clear();
@@ -228,12 +228,12 @@ export async function pullRun(pulled, progressed, signal) {
 
 const KEPT = 400;
 const decisions = new Map();
-const awaited = new Map(); // decisions that are on their way
+const awaited = new Map(); // requests of decisions without an answer yet
 
-/** A decision that is here already, or undefined. */
+/** A cached decision, or undefined. */
 export const knownDecision = (run, sequence) => decisions.get(`${run}/${sequence}`);
 
-/** One decision, whole; asked for once, and kept, since it never changes but for the realised return of its forecast. */
+/** One complete decision. It is cached, since only the realised return of its forecast may still change. */
 export function getDecision(run, sequence) {
   const key = `${run}/${sequence}`;
   const kept = decisions.get(key);
@@ -247,7 +247,7 @@ async function readDecision(run, sequence, key) {
     if (source.isRecord) return source.partial(run, sequence);
     throw error;
   });
-  // What is still to come, and the decision that follows, are asked again next time.
+  // Do not cache a decision without its realised return or its following decision.
   if (decision.following != null && (!decision.forecast || decision.forecast.realised != null || source.isRecord))
     decisions.set(key, decision);
   if (decisions.size > KEPT) decisions.delete(decisions.keys().next().value);

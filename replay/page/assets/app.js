@@ -1,4 +1,4 @@
-/** The frame: the line of places, what is open, and what may be opened over it. */
+/** The frame: the line of places, the open place, and the dialogs over it. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { go, useAddress } from "./address.js";
 import { getRun, source } from "./api.js";
@@ -15,12 +15,12 @@ import { FleetView } from "./places/fleet.js";
 import { toggleTheme } from "./theme.js";
 
 const NARROW = "(max-width: 759px)";
-const REFRESH = 15_000; // ms between two readings of a run that grows
-const RETRY = 3_000; // ms between two readings while there is nothing to show
+const REFRESH = 15_000; // ms between two requests for a growing run
+const RETRY = 3_000; // ms between two requests while there is nothing to show
 
 const VIEWS = { now: NowView, account: AccountView, gates: GatesView, health: HealthView, compare: CompareView, model: ModelView, report: ReportView };
 
-/** Whether a media query holds, as state. */
+/** Whether a media query matches, as state. */
 function useMedia(query) {
   const media = useMemo(() => matchMedia(query), [query]);
   const [holds, setHolds] = useState(media.matches);
@@ -51,19 +51,19 @@ function Places({ address, run, fleet, openPalette, openOperator }) {
   </header>`;
 }
 
-/** What a file holds, and what shows the rest. */
+/** A note on the contents of a file, and on how to see the rest. */
 function FileNote() {
   const { value } = useAnswer(() => source.get("/file"), []);
   if (!value) return null;
   const { database, whole } = value;
   const rounded = `Equity and noted numbers are rounded to 7 digits, confidence, forecasts and exposure to 5, margins to thousandths; prices, volumes, positions and tables are exact. tracepaper ui --db ${database} shows all.`;
-  return html`<span class="file" title=${rounded}>A file of ${database}, ${count(whole)} decisions whole; lines are rounded.</span>`;
+  return html`<span class="file" title=${rounded}>A file of ${database}, ${count(whole)} complete decisions; lines are rounded.</span>`;
 }
 
-/** The sentence's place while the run is read, as index.html shows it before any script runs. */
+/** A placeholder while the run is read, the same as in index.html. */
 const Reading = () => html`<div class="now"><header class="top"><p class="sentence awaited" role="status">Reading the run…</p></header></div>`;
 
-/** Which run an address without one means: the daemon's own, else the newest. */
+/** The run of an address without one: that of the daemon, else the newest. */
 const newestOf = (runs) => runs.find((row) => row.is_served) ?? runs[0] ?? null;
 
 function Nothing({ refused }) {
@@ -89,7 +89,7 @@ export function App() {
   const id = address.run ?? newestOf(runs.value?.runs ?? [])?.run_id ?? null;
   const answer = useAnswer(() => (id ? getRun(id) : null), [id, connected, refreshed]);
   const first = answer.value?.row.run_id === id ? answer.value : null;
-  // Counts of a long run are asked for behind what is shown at once.
+  // Show the run at once, and request the counts of a long run behind it.
   const isUncounted = first != null && first.row.decisions == null;
   const counted = useAnswer(() => (isUncounted ? getRun(id, { counted: true }) : null), [id, isUncounted]);
   const run = isUncounted && counted.value?.row.run_id === id ? counted.value : first;
@@ -150,7 +150,7 @@ export function App() {
 
   const instrument = address.instrument ?? run?.instruments[0]?.id;
   const toSequence = (sequence) => go({ run: id, sequence, instrument: address.instrument });
-  const key = `${id} ${run?.pulled_ms}`; // a run that is pulled again is another
+  const key = `${id} ${run?.pulled_ms}`; // rebuild the view of a run that is pulled again
   const counts = { version, lacksCounts: runs.value?.runs.some((row) => row.decisions == null) };
   const place = () => {
     if (address.place === "fleet") return html`<${FleetView} address=${address} go=${go} />`;
@@ -165,7 +165,7 @@ export function App() {
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
     <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${() => setOpen("palette")} openOperator=${() => setOpen("operator")} />
     <main>${place()}</main>
-    <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`}${run?.pulled_ms && address.place === "run" && html`<span class="file">Pulled from the fleet ${moment(run.pulled_ms)}; open it there again for what came since.</span>`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
+    <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`}${run?.pulled_ms && address.place === "run" && html`<span class="file">Pulled from the fleet ${moment(run.pulled_ms)}; open it there again for newer steps.</span>`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
     ${open === "palette" &&
     html`<${Palette} entries=${entries} toTime=${run && ((ms) => sequenceAt(id, instrument, ms).then((sequence) => sequence != null && toSequence(sequence)))} toSequence=${run && toSequence} last=${run?.row.last_ms} isLocal=${isLocal()} close=${() => setOpen(null)} />`}
     ${open === "keys" && html`<${KeyList} close=${() => setOpen(null)} />`}

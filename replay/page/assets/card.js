@@ -1,11 +1,11 @@
-/** The why card: what one decision did, why, and what would have changed it. */
+/** The why card: the result of one decision, its reasons, and what would have changed it. */
 import { html } from "./vendor/htm-preact.js";
 import { askDecision, source, verifyDecision } from "./api.js";
 import { Parts } from "./document.js";
 import { moment, number, word, zoneName } from "./format.js";
 import { useTask } from "./hooks.js";
 
-/** Name in red where the title names the gate that refused. */
+/** The title, with the name of the refusing gate in red. */
 function Title({ decision }) {
   const name = decision.refused_by;
   const at = name ? decision.title.indexOf(name) : -1;
@@ -15,7 +15,7 @@ function Title({ decision }) {
   </h2>`;
 }
 
-/** What the model says when it is asked again: features and heads. */
+/** The recomputed answer of the model: features and heads. */
 function Ask({ decision }) {
   const { progress, result, error, ask, cancel } = useTask([decision.run_id, decision.sequence]);
   if (!decision.forecast) return null;
@@ -41,7 +41,7 @@ const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 
 function Verify({ decision, verify }) {
   const { progress, result: derived, error, ask } = useTask([decision.run_id, decision.sequence]);
-  // It goes on where another decision is looked at: the process that derives stays.
+  // No signal: the check continues if the reader goes to another decision.
   const run = () => source.isRecord || progress || ask((progressed) => verifyDecision(decision.run_id, decision.sequence, progressed), "asking for the record");
   verify.current = run;
   const differs = derived?.parts[0].style === "warning";
@@ -63,7 +63,7 @@ function Verify({ decision, verify }) {
 
 /**
  * @param {{decision: Object, run: Object, gate: string|null, viewFrom: number, isOld: boolean}} props
- *   isOld: another decision was asked for, and is not here yet
+ *   isOld: another decision was requested and has not arrived yet
  */
 export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld, verify, error }) {
   if (error) return html`<aside class="card" aria-label="Why"><div class="body"><p class="loss">${error.message}</p></div></aside>`;

@@ -1,4 +1,4 @@
-/** Ranges of columns and rows: what the server does, for a record that is all here. */
+/** Ranges of columns, as the server returns them, for a record in a file. */
 
 /** The first index whose value is at least `value`; `times` ascends. */
 export function lowerBound(times, value) {
@@ -16,16 +16,16 @@ export function lowerBound(times, value) {
 export const indexAt = (times, value) => lowerBound(times, value + 1) - 1;
 
 /**
- * Columns of a range, in the shortest cells that are held there and are at most `points`.
- * @param {Object[]} levels Candles, Series, Equity or Noted in ever longer cells, with `from_ms`
- * @returns {Object} one of them, cut
+ * Return the columns of a range, in the shortest stored cells of which there are at most `points`.
+ * @param {Object[]} levels Candles or Equity in ever longer cells, with `from_ms`
+ * @returns {Object} one of the levels, cut to the range
  */
 export function cut(levels, { from_ms, until_ms, points }) {
   const [from, until] = [from_ms ?? 0, until_ms ?? Infinity];
   const fits = (level) => level.from_ms <= from && Math.ceil((until - from) / level.interval_ms) + 1 <= (points ?? Infinity);
   const level = levels.find(fits) ?? levels.at(-1);
   const step = level.interval_ms;
-  // Equity is dated at the end of its cell; a bar belongs to the range where it opened.
+  // Equity has the time of its cell's end; a bar belongs to the range in which it opens.
   const [times, shift] = level.time_ms ? [level.time_ms, 1] : [level.open_time_ms, 0];
   const start = lowerBound(times, Math.floor(from / step) * step + shift);
   const end = lowerBound(times, until + shift);
@@ -36,10 +36,10 @@ export function cut(levels, { from_ms, until_ms, points }) {
   return within(level);
 }
 
-/** Columns from `from` on: those of `before`, and from its first cell on those of `after`. */
+/** Columns from the time `from`: those of `before` until the first cell of `after`, then those of `after`. */
 export function joined(before, after, from) {
   const times = ({ time_ms, open_time_ms }) => time_ms ?? open_time_ms;
-  const start = lowerBound(times(before), from + (before.time_ms ? 1 : 0)); // equity is dated at the end of its cell
+  const start = lowerBound(times(before), from + (before.time_ms ? 1 : 0)); // equity has the time of its cell's end
   const end = Math.max(start, lowerBound(times(before), times(after)[0] ?? Infinity));
   const nothing = (answer) => new Array(times(answer).length).fill(null);
   const both = (earlier, later) => {

@@ -6,9 +6,9 @@ import { TableView, pressed } from "./document/table.js";
 import { Folded } from "./hooks.js";
 
 /**
- * Draws `document`: {title, parts}, as `as_parts` of tracepaper.replay.document.values writes it;
- * `onStep` hears of a decision that is to be opened, `ask` turns pages of tables, `children` stand
- * before the first heading.
+ * Draws `document`: {title, parts}, as returned by `as_document` of tracepaper.replay.document.values.
+ * `onStep` is called with the decision to open, `ask` loads pages of tables, and `children` are
+ * placed before the first heading.
  */
 export function DocumentView({ document: shown, onStep, ask, children }) {
   const article = useRef();
@@ -32,7 +32,7 @@ export function DocumentView({ document: shown, onStep, ask, children }) {
   </article>`;
 }
 
-/** `links` say where tables with a look lead: {gate, toGate, refusedBy, viewFrom, at}. */
+/** `links` connect tables that have a look with the chart: {gate, toGate, refusedBy, viewFrom, at}. */
 export function Parts({ parts, links, ask }) {
   return gathered(parts).map((part) => {
     switch (part.kind) {
@@ -52,7 +52,7 @@ export function Parts({ parts, links, ask }) {
   });
 }
 
-/** Puts neighbouring items of a list together, and neighbouring details. */
+/** Groups neighbouring list items, and neighbouring details. */
 function gathered(parts) {
   const groups = [];
   for (const part of parts) {

@@ -9,7 +9,7 @@ let local = kept(ZONE_KEY) === "local";
 
 export const isLocal = () => local;
 
-/** Show times of this computer's zone, or UTC. */
+/** Show times in this computer's zone, or in UTC. */
 export function setLocal(value) {
   local = value;
   keep(ZONE_KEY, value ? "local" : "utc");
@@ -19,7 +19,7 @@ export const zoneName = () => (local ? "local time" : "UTC");
 
 const signed = (text) => text.replace("-", MINUS);
 
-/** Formats are kept, since making one costs more than all else that a move of the pointer does. */
+/** Cached formats: creating one costs more than all other work of a pointer move. */
 const formats = new Map();
 
 function formatted(value, options) {
@@ -46,7 +46,7 @@ export function plain(value, digits = 4) {
   return signed(formatted(value, { maximumSignificantDigits: digits }));
 }
 
-/** A fraction as a percentage: `.00412` as `+0.41 %` where `sign`, else `0.41 %`. */
+/** A fraction as a percentage: `.00412` as `0.41 %`, with `sign` as `+0.41 %`. */
 export function percent(value, { sign = false, decimals = 2 } = {}) {
   if (value == null || !Number.isFinite(value)) return "–";
   const text = number(value * 100, decimals);
@@ -54,7 +54,7 @@ export function percent(value, { sign = false, decimals = 2 } = {}) {
   return `${plus}${text}${NARROW}%`;
 }
 
-/** A quantity's exact text without a sign and without zeros after its last digit. */
+/** A quantity's exact text without sign and trailing zeros. */
 export function quantity(text) {
   const bare = String(text ?? "0").replace(/^[-\u2212]/, "");
   return bare.includes(".") ? bare.replace(/0+$/, "").replace(/\.$/, "") : bare;
@@ -77,13 +77,13 @@ export const clock = (ms) => iso(ms).slice(11, 16);
 /** `3 Jun` */
 export const day = (ms) => `${Number(iso(ms).slice(8, 10))} ${MONTHS[Number(iso(ms).slice(5, 7)) - 1]}`;
 
-/** `3 Jun 09:33`, with the year where it is not that of `beside` */
+/** `3 Jun 09:33`, with the year if it is not that of `near` */
 export function moment(ms, near = ms) {
   if (ms == null) return "–";
   return [day(ms), ...(year(near ?? ms) === year(ms) ? [] : [year(ms)]), clock(ms)].join(" ");
 }
 
-/** A time beside the `newest` one: with its date, unless both are of one day. */
+/** A time, with its date unless that is the date of `newest`. */
 export function when(ms, newest) {
   const isSameDay = ms != null && newest != null && iso(ms).slice(0, 10) === iso(newest).slice(0, 10);
   return isSameDay ? clock(ms) : moment(ms, newest);
@@ -100,7 +100,7 @@ export function interval(ms) {
   return minutes % 60 === 0 ? `${minutes / 60}h` : `${minutes}m`;
 }
 
-/** A record's name as a word: without suffixes, underscores as spaces. */
+/** A name of the record as words: without prefixes and suffixes, underscores as spaces. */
 export const word = (name) =>
   name.replace(/^confidence_(margin|calibrated)$/, "confidence").replace(/^risk[._]/, "").replaceAll("_", " ");
 

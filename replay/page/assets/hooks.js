@@ -1,15 +1,15 @@
 /** Hooks that several views share. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 
-const RETRY = 3_000; // ms before a server that was away is asked again
+const RETRY = 3_000; // ms before a request is repeated after a passing failure
 
-/** Whether a server may answer later what it does not now: it is away, busy or ending. */
+/** Whether an error may pass: the server is away, busy or stopping. */
 const isPassing = (error) => !error.status || error.status === 503;
 
 /**
- * The value of a promise: `{value, error, isLoading}`. `ask(signal)` runs again when `keys` change;
- * the old value stays until the new one is here, and while the server is away; `lost` is why then.
- * It is asked again so many ms after each answer, where `again` says so, and soon of a server that is away.
+ * The value of a promise: `{value, error, isLoading, lost}`. `ask(signal)` runs again when `keys`
+ * change, `again` ms after each answer, and soon after a passing failure. The old value stays until
+ * the new one arrives; after a passing failure `lost` is the error.
  */
 export function useAnswer(ask, keys, again = null) {
   const [state, setState] = useState({ value: null, error: null, isLoading: true });
@@ -33,7 +33,7 @@ export function useAnswer(ask, keys, again = null) {
   return state;
 }
 
-/** Hear an event of `target` while mounted. */
+/** Listen for an event of `target` while mounted. */
 export function useEvent(target, name, hear) {
   const heard = useRef();
   heard.current = hear;
@@ -44,7 +44,7 @@ export function useEvent(target, name, hear) {
   }, [target, name]);
 }
 
-/** Call `measure(element)` once it is drawn, and where its size changes. @returns {Object} its ref */
+/** Call `measure(element)` after drawing and after size changes. @returns {Object} the element's ref */
 export function useSize(measure) {
   const box = useRef();
   useLayoutEffect(() => {
@@ -57,8 +57,8 @@ export function useSize(measure) {
 }
 
 /**
- * An answer in lines, which takes long: `{progress, result, error, ask, cancel}`. `ask(work, doing)`
- * ends the one before, and so does a change of `keys`; `work(told, signal)` is a promise.
+ * A long task: `{progress, result, error, ask, cancel}`. `ask(work, doing)` starts one and cancels the
+ * previous, as does a change of `keys`; `work(progressed, signal)` returns a promise.
  */
 export function useTask(keys) {
   const [state, setState] = useState({});
@@ -85,10 +85,10 @@ export function useTask(keys) {
   return { ...state, ask, cancel };
 }
 
-/** What stands in the place of an answer until it comes; only a long wait is shown. */
+/** A placeholder for an answer, which appears only after a while. */
 export const Waiting = ({ doing = "Reading the record" }) => html`<p class="muted late" role="status">${doing}</p>`;
 
-/** Details whose inside, `make()`, is made where somebody opens them. */
+/** A details element whose content, `make()`, is created when it is opened. */
 export function Folded({ class: name, summary, make }) {
   const [isOpen, setOpen] = useState(false);
   return html`<details class=${name} onToggle=${(event) => setOpen(event.currentTarget.open)}>

@@ -1,4 +1,4 @@
-/** Keys: one list that is both what is heard and what `?` shows. */
+/** Keys: the list that `?` shows, the handler of keys, and dialogs. */
 import { html, useLayoutEffect, useRef } from "./vendor/htm-preact.js";
 import { useEvent } from "./hooks.js";
 
@@ -17,7 +17,7 @@ export const KEYS = [
   { keys: "w", words: "the whole run" },
   { keys: "space", words: "play, pause" },
   { keys: "< >", words: "play slower, faster" },
-  { keys: "c", words: "panes: confidence, what the strategy noted" },
+  { keys: "c", words: "panes of confidence and the strategy's notes" },
   { keys: "t", words: "light, dark" },
   { keys: "u", words: "UTC, local time" },
   { keys: "Ctrl K", words: "go to" },
@@ -25,18 +25,18 @@ export const KEYS = [
   { keys: "Esc", words: "close, go back" },
 ];
 
-/** Whether a key is typed into something. */
+/** Whether a key is typed into an input. */
 const isTyped = (event) => event.target.matches?.("input, textarea, select, [contenteditable]");
 
 /**
- * Hear keys while a view is open.
+ * Handle keys while a view is mounted.
  * @param {Object<string, Function>} actions by `event.key`, with "Shift+" before arrows
  */
 export function useKeys(actions) {
   useEvent(window, "keydown", (event) => {
     if (isTyped(event) || event.altKey || document.querySelector("dialog[open]")) return;
     const name = `${event.ctrlKey || event.metaKey ? "Ctrl+" : ""}${event.shiftKey && event.key.length > 1 ? "Shift+" : ""}${event.key}`;
-    // Space presses a button that has the focus, and scrolls nothing else.
+    // Space must press a focused button.
     if (event.key === " " && event.target.matches?.("button, summary, a")) return;
     if (!actions[name]) return;
     event.preventDefault();
@@ -47,7 +47,7 @@ export function useKeys(actions) {
 /** A modal dialog, open while it is mounted. */
 export function Dialog({ label, close, children, class: name = "" }) {
   const element = useRef();
-  // Before the next key: one typed at once belongs to the dialog.
+  // In a layout effect, so that a key typed at once goes to the dialog.
   useLayoutEffect(() => {
     element.current.showModal();
   }, []);

@@ -1,20 +1,20 @@
-/** The stream of stored steps: one WebSocket, which comes back by itself and says so. */
+/** The stream of stored steps: one WebSocket, which reconnects by itself. */
 import { useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { source } from "./api.js";
 
 const WAITS = [500, 1000, 2000, 5000, 10000]; // ms between attempts
-const ORDERLY = [1000, 1001]; // the server closed: its daemon ends in good order
+const ORDERLY = [1000, 1001]; // close codes of a daemon that ends in good order
 const TRY_AGAIN_LATER = 1013; // the server has too many readers
 
 /**
- * Listen while mounted. `onStep(step)` hears each; `onHello(isAgain)` tells of each connection, so
- * that what was missed can be asked for.
+ * Listen while mounted. Calls `onStep(step)` for each step and `onHello(isAgain)` for each
+ * connection, so that missed steps can be requested.
  * @returns {{state: "none"|"connecting"|"live"|"lost"|"ended"|"refused", since: number|null}}
  */
 export function useStream({ isWanted, run, onStep, onHello }) {
   const [state, setState] = useState({ state: "none", since: null });
-  const hears = useRef();
-  hears.current = { onStep, onHello };
+  const listeners = useRef();
+  listeners.current = { onStep, onHello };
   useEffect(() => {
     if (!isWanted || source.isRecord) {
       setState({ state: "none", since: null });
@@ -33,14 +33,14 @@ export function useStream({ isWanted, run, onStep, onHello }) {
         if (message.type === "hello") {
           attempts = 0;
           setState({ state: "live", since: null });
-          hears.current.onHello(wasLive);
+          listeners.current.onHello(wasLive);
           wasLive = true;
-        } else if (message.type === "step") hears.current.onStep(message);
+        } else if (message.type === "step") listeners.current.onStep(message);
       };
       socket.onclose = ({ code }) => {
         if (isOver) return;
         const closed = code === TRY_AGAIN_LATER ? "refused" : ORDERLY.includes(code) ? "ended" : "lost";
-        // Once it said that it ends, nobody answers, and that is no news.
+        // After an orderly end, failed reconnections are no news.
         setState((now) => {
           const state = closed === "lost" && now.state === "ended" ? "ended" : closed;
           return { state, since: (now.state === state ? now.since : null) ?? Date.now() };

@@ -4,7 +4,7 @@ import { App } from "./app.js";
 import { applyTheme } from "./theme.js";
 
 const isToken = location.hash.startsWith("#token=");
-// What a sign-in leaves in the address: a link with a token, or the mark that it went through.
+// Remove what a sign-in leaves in the address: a token, or the mark of its success.
 if (isToken || location.search === "?in") history.replaceState(null, "", isToken ? "/" : `/${location.hash}`);
 applyTheme();
 render(html`<${App} />`, document.getElementById("page"));

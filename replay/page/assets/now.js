@@ -12,12 +12,12 @@ import { useAnswer } from "./hooks.js";
 import { useKeys } from "./keys.js";
 import { SecondLine, Sentence } from "./sentence.js";
 
-const REST = 25; // ms that the pointer rests before a decision is asked for
-const MOMENT = 3_000; // ms that a sentence of the moment stays
-const ROOM = 4; // cells right of the newest decision, or of its fan
+const REST = 25; // ms that the pointer must rest before a decision is requested
+const MOMENT = 3_000; // ms that a notice stays
+const ROOM = 4; // cells right of the newest decision or its fan
 const SPEEDS = [1, 2, 5, 10, 30]; // decisions a second
 
-/** A decision by its sequence, asked for once the pointer has rested; the newest answer stays until it is here. */
+/** A decision by its sequence, requested once the pointer rests; the last one stays until it arrives. */
 function useDecision(run, sequence, rest = 0) {
   const { current: latest } = useRef({});
   const cached = knownDecision(run, sequence);
@@ -25,7 +25,7 @@ function useDecision(run, sequence, rest = 0) {
   const ask = async (signal) => {
     if (cached || sequence == null) return cached;
     if (rest) await new Promise((resolve) => setTimeout(resolve, rest));
-    await latest.request?.catch(() => null); // one at a time: steps may come faster than answers
+    await latest.request?.catch(() => null); // one request at a time: keys may be faster than answers
     if (signal.aborted) return null;
     return (latest.decision = await (latest.request = getDecision(run, sequence)));
   };
@@ -33,7 +33,7 @@ function useDecision(run, sequence, rest = 0) {
   return { decision: error ? null : latest.decision, error };
 }
 
-/** A sentence that stays for a moment: the present one, and what says another. */
+/** A notice that stays for a moment: the current one, and a function that sets it. */
 function useNotice() {
   const [notice, setNotice] = useState("");
   const timer = useRef(null);
@@ -46,7 +46,7 @@ function useNotice() {
   return [notice, say];
 }
 
-/** The next decision after or before a time that was refused, or that was filled. */
+/** The next refused or filled decision after or before a decision. */
 async function seek({ run, frame, from, direction, kind, gate, instrument }) {
   const isLater = direction > 0;
   const after = (ms) => (isLater ? { from_ms: ms + 1 } : { until_ms: ms });
@@ -62,7 +62,7 @@ async function seek({ run, frame, from, direction, kind, gate, instrument }) {
   return sequences.length ? Math[isLater ? "min" : "max"](...sequences) : null;
 }
 
-/** The decision on the bar at or before a time. */
+/** The decision of the bar at or before a time. */
 export const sequenceAt = (run, instrument, ms) => findDecision(run, "decisions", true, { instrument, until_ms: ms + 1 });
 
 function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
@@ -90,15 +90,15 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
   </div>`;
 }
 
-/** Banners: what, since when, what it means. */
+/** The most urgent banner on the run or the connection. */
 function Banner({ run, connection, isCold }) {
   if (run.damage) return html`<p class="banner" role="alert">${run.damage}</p>`;
   if (connection.state === "lost")
-    return html`<p class="banner" role="alert"><b>The daemon has not answered since ${when(connection.since, Date.now())}.</b> What is shown is what it said last; this page connects again by itself.</p>`;
+    return html`<p class="banner" role="alert"><b>The daemon has not answered since ${when(connection.since, Date.now())}.</b> This page shows its last answer and reconnects by itself.</p>`;
   if (connection.state === "ended")
-    return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
+    return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page continues when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
-    return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers. What is shown is read again every 15 s.</p>`;
+    return html`<p class="banner" role="alert"><b>This page receives no steps since ${when(connection.since, Date.now())}:</b> it has too many readers. It is refreshed every 15 s.</p>`;
   if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt}</b> Decisions go on.</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
@@ -117,7 +117,7 @@ function PhoneBar({ earlier, later, refusal, newest, fill }) {
   </nav>`;
 }
 
-/** Steps of the length of cells: the run's own, then the usual multiples. */
+/** Least lengths of cells, in bars. */
 const LEAST = [1, 5, 15, 60, 240, 1440];
 
 /**
@@ -145,7 +145,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   const frame = handle.current?.frame;
   const interval = run.row.interval_ms;
 
-  // The run's newest decision may be of another symbol; then the frame says which is this one's.
+  // With several symbols the newest decision may be of another one; then the frame sets this symbol's.
   useEffect(() => {
     if (run.instruments.length === 1) setNewest((now) => Math.max(now ?? 0, run.last_sequence ?? 0) || null);
   }, [run.last_sequence]);
@@ -165,13 +165,13 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     handle.current?.chart.frame && handle.current.goTo(run.row.last_ms, (run.has_model ? (run.gate_horizon * interval) / frame.step : 0) + ROOM);
   };
 
-  // An address may name a decision alone: the chart is of its symbol.
+  // An address may have a decision without a symbol: show the chart of its symbol.
   useEffect(() => {
     if (pinnedDecision?.run_id !== id || pinnedDecision.sequence !== address.sequence || pinnedDecision.instrument === instrument) return;
     pin(pinnedDecision.sequence, pinnedDecision.instrument);
   }, [pinnedDecision]);
 
-  // A pinned decision outside the view is brought into it.
+  // Bring a pinned decision into view.
   useEffect(() => {
     if (pinnedDecision && pinnedDecision.run_id === id && pinnedDecision.sequence === pinned && address.sequence != null) {
       const room = pinnedDecision.forecast ? (pinnedDecision.forecast.comes_ms - pinnedDecision.close_time_ms) / (handle.current?.frame?.step ?? interval) : 0;
@@ -179,9 +179,9 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     }
   }, [pinnedDecision, frameVersion === 0]);
 
-  // What the stream tells: the chart follows; the newest decision moves on while none is pinned.
+  // On a step of the stream, the chart follows; without a pinned decision the newest is shown.
   steps.current = (step) => {
-    if (!step.bar) return; // a quote, a mark: nothing of it is drawn
+    if (!step.bar) return; // quotes and mark prices are not drawn
     handle.current?.follow(step);
     if (step.instrument === instrument) setNewest(step.sequence);
   };
@@ -211,7 +211,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     pin(pinnedDecision && address.sequence != null ? await sequenceAt(id, other, pinnedDecision.open_time_ms).catch(() => null) : null, other);
   };
 
-  // Play: a decision after another, until the newest.
+  // Play the decisions one after another until the newest.
   const player = () => setPlaying((now) => (now ? null : SPEEDS[1]));
   const faster = (by) => setPlaying((now) => SPEEDS[Math.max(0, Math.min(SPEEDS.length - 1, SPEEDS.indexOf(now ?? SPEEDS[1]) + by))]);
   useEffect(() => {

@@ -1,11 +1,11 @@
-/** The operator's words: HALT, RESUME, FLATTEN, with a note, a token and a second click. */
+/** Operator commands: HALT, RESUME, FLATTEN, with a note, a token and a second click. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { source } from "./api.js";
 import { useTask } from "./hooks.js";
 import { Dialog } from "./keys.js";
 
 const TOKEN = "tracepaper.token";
-const NOTE_MOST = 500; // characters, as the daemon takes them
+const NOTE_MOST = 500; // characters, the daemon's limit
 
 const WORDS = {
   HALT: "No new orders until RESUME. Positions stay.",
@@ -13,10 +13,10 @@ const WORDS = {
   FLATTEN: "Closes every position at the market, and halts.",
 };
 
-/** A sentence for what the daemon answered; 401 is also that of a token of an earlier start. */
-const refusal = (error, file) => (error.status === 401 ? `The daemon does not know this token: type that of ${file}, which each start writes anew, or one of [http] tokens.` : error.message);
+/** The sentence for a refused command; 401 may also be a token from an earlier start. */
+const refusal = (error, file) => (error.status === 401 ? `The daemon does not know this token: enter that of ${file}, which each start rewrites, or one of [http] tokens.` : error.message);
 
-/** Send one of the operator's words to the daemon. */
+/** A dialog that sends an operator command to the daemon. */
 export function Operator({ run, close }) {
   const [name, setName] = useState(run.halt ? "RESUME" : "HALT");
   const [note, setNote] = useState("");

@@ -1,11 +1,11 @@
-/** Ctrl-K: everything that has no place of its own. Runs, views, times, decisions, symbols. */
+/** The Ctrl-K palette: runs, views, times, decisions, symbols, commands. */
 import { html, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { moment, stamp } from "./format.js";
 import { Dialog } from "./keys.js";
 
 const SHOWN = 12;
 
-/** A time as it is typed, on the day of `near` or the day before: `09:33`, `2025-06-03 09:33`. */
+/** Parse a typed time, `2025-06-03 09:33` or `09:33`, the last one at or before `near`. */
 export function parseTime(text, near, isLocal) {
   const parts = /^(?:(\d{4})-(\d\d?)-(\d\d?)[ T])?(\d\d?):(\d\d)$/.exec(text.trim());
   if (!parts) return null;
@@ -16,17 +16,17 @@ export function parseTime(text, near, isLocal) {
   return year || ms <= near ? ms : ms - 864e5;
 }
 
-/** Every letter of the search in order, the nearer together the better; null where it does not fit. */
+/** The distance of a text from a search whose letters it has in order; less is better, null is no match. */
 function fit(text, search) {
   let at = -1;
-  let far = 0;
+  let distance = 0;
   for (const letter of search) {
     const next = text.indexOf(letter, at + 1);
     if (next < 0) return null;
-    far += next - at - 1;
+    distance += next - at - 1;
     at = next;
   }
-  return far + (text.includes(search) ? 0 : 1000);
+  return distance + (text.includes(search) ? 0 : 1000);
 }
 
 /**
@@ -44,9 +44,9 @@ export function Palette({ entries, toTime, toSequence, last, isLocal, close }) {
     if (ms != null && toTime) typed.push({ kind: "time", words: moment(ms), act: () => toTime(ms) });
     if (/^\d+$/.test(text) && toSequence) typed.push({ kind: "decision", words: `decision ${text}`, act: () => toSequence(Number(text)) });
     const ranked = entries
-      .map((entry) => ({ entry, far: fit(`${entry.words} ${entry.kind}`.toLowerCase(), text.replaceAll(" ", "")) }))
-      .filter(({ far }) => far != null)
-      .sort((left, right) => left.far - right.far)
+      .map((entry) => ({ entry, distance: fit(`${entry.words} ${entry.kind}`.toLowerCase(), text.replaceAll(" ", "")) }))
+      .filter(({ distance }) => distance != null)
+      .sort((left, right) => left.distance - right.distance)
       .map(({ entry }) => entry);
     return [...typed, ...(text ? ranked : entries)].slice(0, SHOWN);
   }, [search, entries, last]);

@@ -4,11 +4,11 @@ import { count, moment, number, percent, quantity, when, word, zoneName } from "
 
 const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base ?? id;
 
-/** What is held: "Long 0.5 BTC, short 0.4 BTC", of more than two symbols how many. */
+/** The position in words: "Long 0.5 BTC, short 0.4 BTC"; for more than two symbols their number. */
 export function heldWords(run) {
   const open = run.holdings.filter((each) => each.side !== "FLAT");
   if (!open.length) return "Flat";
-  const symbols = new Set(open.map((each) => each.instrument)); // in hedge mode one has two sides
+  const symbols = new Set(open.map((each) => each.instrument)); // in hedge mode a symbol has two sides
   if (symbols.size > 2) return `Holds ${symbols.size} of ${run.instruments.length}`;
   const texts = open.map((each) => `${each.side.toLowerCase()} ${quantity(each.quantity_text)} ${baseOf(run, each.instrument)}`);
   const text = texts.join(", ");

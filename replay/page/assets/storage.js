@@ -1,4 +1,4 @@
-/** What this browser keeps; a file opened from disk may have no storage, so it may keep nothing. */
+/** Browser storage; a file opened from disk may have none. */
 const attempt = (act) => {
   try {
     return act();

@@ -1,4 +1,4 @@
-/** Light and dark, and the tokens of page.css as colours for a canvas. */
+/** The light or dark theme, and the tokens of page.css as colours for a canvas. */
 import { keep, kept } from "./storage.js";
 
 const KEY = "tracepaper.theme";
@@ -12,10 +12,10 @@ function show(choice) {
   for (const hear of listeners) hear();
 }
 
-/** Set the theme that was chosen; without a choice the system's holds. */
+/** Apply the chosen theme, by default the system's. */
 export const applyTheme = () => show(kept(KEY));
 
-/** The other theme, from now on. */
+/** Switch to the other theme. */
 export function toggleTheme() {
   const now = document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light");
   const theme = now === "dark" ? "light" : "dark";

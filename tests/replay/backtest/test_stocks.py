@@ -375,7 +375,7 @@ def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_can
     )
     assert report["months"] == []
     assert "random_timings" not in report.document
-    assert "Over the split of ACME that was not adjusted" in " ".join(report["sentences"])
+    assert "not adjusted for the split of ACME" in " ".join(report["sentences"])
 
 
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])

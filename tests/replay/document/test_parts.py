@@ -1,4 +1,4 @@
-"""A document's parts as the terminal and the page write them."""
+"""Parts of a document on the terminal and on the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two decisions beside each other, two models on one, and the page of a decision."""
+"""Comparisons of two decisions and of two models on one; the page of a decision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from explained_runs import LAST
 from msgspec import structs
 from pages import document_in, layers_of, said_in
 
-from tracepaper.replay.explain.attribution import MemberView, by_model, compare, sided
+from tracepaper.replay.explain.attribution import ComparisonSide, by_model, compare, comparison_side
 from tracepaper.replay.explain.document import (
     age_chart,
     attention_chart,
@@ -35,11 +35,11 @@ def past(database: Path, sequence: int = LAST) -> Past:
     return open_past(database, explained_runs.run_id(database), sequence)
 
 
-def side(weights: list[float], newest: int, layers: list[list[float]]) -> MemberView:
-    """Return a side of one-minute bars whose decided bar opens at minute *newest*."""
+def side(weights: list[float], newest: int, layers: list[list[float]]) -> ComparisonSide:
+    """Return a side with one-minute bars; its decided bar opens at minute *newest*."""
     times = tuple(60_000 * (newest - age) for age in reversed(range(len(weights))))
     heads = tuple(np.array([layer]) for layer in layers)
-    return MemberView("a", "b", times[-1], 5, 0.0, 0.0, times, tuple(weights), {}, heads)
+    return ComparisonSide("a", "b", times[-1], 5, 0.0, 0.0, times, tuple(weights), {}, heads)
 
 
 def test_what_two_have_in_common_is_counted_by_age_by_bar_and_by_layer() -> None:
@@ -55,13 +55,13 @@ def test_what_two_have_in_common_is_counted_by_age_by_bar_and_by_layer() -> None
 
 
 def test_a_decision_has_all_in_common_with_itself_and_less_with_another(database: Path) -> None:
-    view = sided(past(database), "own")
-    same = compare(view, sided(past(database), "again"))
+    view = comparison_side(past(database), "own")
+    same = compare(view, comparison_side(past(database), "again"))
     assert same.common_ages == pytest.approx(1.0)
     assert same.common_bars == pytest.approx(1.0)
     assert same.common_by_layer == pytest.approx([1.0, 1.0])
     assert same.rank_correlation == pytest.approx(1.0)
-    other = compare(view, sided(past(database, LAST - 30), "earlier"))
+    other = compare(view, comparison_side(past(database, LAST - 30), "earlier"))
     assert other.common_ages < 0.999
     assert other.common_bars < other.common_ages
     full = explain_fully(past(database))
@@ -76,7 +76,9 @@ def test_another_model_is_asked_on_the_same_bars(database: Path, tmp_path: Path)
     assert other_past.decided == past(database).decided
     assert other_past.bars[-1] == past(database).bars[-1]
     assert len(other_past.bars) == other_past.forecaster.context < past(database).forecaster.context
-    comparison = compare(sided(past(database), "own"), sided(other_past, "other"))
+    comparison = compare(
+        comparison_side(past(database), "own"), comparison_side(other_past, "other")
+    )
     assert comparison.common_bars == pytest.approx(comparison.common_ages)
     assert 0.0 < comparison.common_bars < 0.99
     assert len(comparison.common_by_layer) == 1
@@ -129,7 +131,7 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
     text = said_in(page)
     for title in ("Where it looked", "What moved it", "Beside another", "One bar's edges"):
         assert title in text
-    assert "Recomputed by the run's own model" in text
+    assert "Recomputed by the run's model" in text
 
 
 def test_the_charts_show_what_was_recomputed(database: Path) -> None:
@@ -148,7 +150,7 @@ def test_the_charts_show_what_was_recomputed(database: Path) -> None:
     largest = full.moves.features[0]
     assert chart.panels[0].y.names[0] == largest.feature
     assert decided.x[0] + before.x[0] == pytest.approx(1e4 * largest.all_bars, rel=1e-3)
-    first, second = (sided(past(database, at), str(at)) for at in (LAST, LAST - 30))
+    first, second = (comparison_side(past(database, at), str(at)) for at in (LAST, LAST - 30))
     comparison = compare(first, second)
     chart = age_chart(comparison)
     for panel in chart.panels:

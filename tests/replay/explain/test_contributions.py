@@ -1,4 +1,4 @@
-"""What a user's own model says that each feature added is shown, and has to sum."""
+"""Contributions that a custom model reports are shown and must sum to its forecast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from command_line import Cli
 from tracepaper.models import BASE, LightGBM, tree_shap
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.explain.attribution import contributed
+from tracepaper.replay.explain.attribution import model_contributions
 from tracepaper.replay.report.past import open_any
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
@@ -69,9 +69,9 @@ def test_contributions_are_shown_and_have_to_sum_to_the_forecast(
     if base != 0.001:
         assert answer.code != 0
         with pytest.raises(DataInvalid, match="let them sum to it"):
-            contributed(past)
+            model_contributions(past)
         return
-    parts = contributed(past)
+    parts = model_contributions(past)
     assert answer.code == 0
     assert parts is not None
     assert {name for name, _ in parts.features} == {"price", "volume", "base"}

@@ -1,4 +1,4 @@
-"""What would have flipped a decision: margins agree with verdicts, the nearest is nearest."""
+"""What would have flipped a decision: margins agree with verdicts; the nearest gate."""
 
 from __future__ import annotations
 

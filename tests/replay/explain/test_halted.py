@@ -1,4 +1,4 @@
-"""A decision that the operator's command refused says who gave it, when, why, and what lifts it."""
+"""A decision refused by the operator says who gave the command, when, why, and what lifts it."""
 
 from __future__ import annotations
 

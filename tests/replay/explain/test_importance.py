@@ -1,4 +1,4 @@
-"""Importance over a run's time: of bars as the record holds it, of features as the model says."""
+"""Importance over a run: of bars from the record, of features recomputed by the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from programs import ROOT
 
 import tracepaper
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.explain.attribution import by_feature, of_rows
+from tracepaper.replay.explain.attribution import by_feature, past_of_row_model
 from tracepaper.replay.explain.importance import by_age, read_importance
 from tracepaper.replay.report.past import open_any
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -84,7 +84,7 @@ def test_features_are_those_of_the_decisions_that_are_asked(tmp_path: Path, cli:
         run_id = db.execute("SELECT run_id FROM v_runs").fetchone()[0]
     shares = []
     for sequence in (sequences[15], sequences[45]):  # the middles of the two halves of an hour
-        rows = of_rows(open_any(path, run_id, sequence))
+        rows = past_of_row_model(open_any(path, run_id, sequence))
         assert rows is not None
         sizes = {row.feature: abs(math.log(row.volatility)) for row in by_feature(rows).features}
         shares.append({name: size / sum(sizes.values()) for name, size in sizes.items()})

@@ -1,4 +1,4 @@
-"""What explain says of a bar that liquidated: what was taken, why, and at what cost."""
+"""Liquidations in explain: the closed positions, the reason and the cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def minute_of(context: Any) -> int:
 
 
 class Buys(Strategy):
-    """Long from its second bar on."""
+    """Goes long at its second bar."""
 
     warmup = 1
 
@@ -31,7 +31,7 @@ class Buys(Strategy):
 
 
 class BothSides(Strategy):
-    """Holds both sides of hedge mode."""
+    """Holds both sides in hedge mode."""
 
     warmup = 1
 
@@ -43,7 +43,7 @@ class BothSides(Strategy):
 
 
 class Waits(Strategy):
-    """Holds a little, and lets a large limit rest that margin answers for."""
+    """Holds a small position, and rests a large limit order that needs margin."""
 
     warmup = 1
 
@@ -67,7 +67,7 @@ def configured(**sections: Any) -> dict[str, Any]:
 
 
 def liquidations(run: Backtest) -> dict[int, list[dict[str, Any]]]:
-    """Return what explain says of the decisions that say anything of it, by instrument's minute."""
+    """Return explain's sentences on liquidations, by instrument and minute."""
     by_bar: dict[int, list[dict[str, Any]]] = {}
     for row in run.decisions.to_dicts():
         if rows := run.explain(int(row["sequence"]))["liquidations"]:
@@ -76,7 +76,7 @@ def liquidations(run: Backtest) -> dict[int, list[dict[str, Any]]]:
 
 
 def lost_by(run: Backtest) -> float:
-    """Return what liquidations moved of the cash, by the ledger of the record alone."""
+    """Return the cash changes of liquidations, from the record's ledger alone."""
     rows = run.frames.ledger().to_dicts()
     ids = {row["order_id"] for row in rows if row["kind"] == "liquidation_fee"}
     return -sum(row["amount"] for row in rows if row["order_id"] in ids)

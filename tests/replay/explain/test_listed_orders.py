@@ -1,4 +1,4 @@
-"""The orders of a decision by list: what each asked for and became, in explain and report."""
+"""Orders by list in explain and report: their requests and outcomes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CANDLES = {
 
 
 class Lists(Strategy):
-    """Two lists; all else waits."""
+    """Sends two lists of orders, and waits otherwise."""
 
     warmup = 1
 

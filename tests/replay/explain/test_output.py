@@ -1,4 +1,4 @@
-"""``tracepaper explain`` as it is typed: text, one JSON document, a picture, and its refusals."""
+"""The command ``explain``: text, JSON, a picture and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def modelless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def texts(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[str, str]:
-    """Return what was printed, as single-spaced text, and what was said on stderr."""
+    """Return stdout as single-spaced text, and stderr."""
     answer = cli("explain", f"last:{sequence}", "--db", of, *options)
     assert answer.code == code
     return " ".join(answer.out.split()), answer.err
@@ -53,7 +53,7 @@ def test_full_adds_attribution_features_and_the_deletion_test(database: Path, cl
         "Recomputed from the stored bars, 30 bars ahead",
         "the stored buckets differ by at most",
         "What moved the mean, by feature in bp",
-        "bp that the model says of neutral rows",
+        "bp that the model forecasts for neutral rows",
         "random (mean of",
     ):
         assert words in text

@@ -1,4 +1,4 @@
-"""How much stood ahead of a limit, by explain, against a queue kept from the file alone."""
+"""Queue positions in explain equal those of a queue recomputed from the file alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = ("RiskAdverseQueueModel", "PowerProbQueueModel")
 
 
 class Quotes(Strategy):
-    """Quotes near and far at every third close, and cancels what is left at the next."""
+    """Quotes near and far at every third close, and cancels the rest at the next."""
 
     sees_account = True
     warmup = 1
@@ -64,7 +64,7 @@ def run(
 
 
 class ReferenceQueue:
-    """Independent code: one limit in its queue, by the frames of the file."""
+    """Independent code: one limit order in its queue, by the frames of the file."""
 
     def __init__(
         self, order: dict[str, Any], model: str, books: tuple[dict[Decimal, Decimal], ...]
@@ -112,7 +112,7 @@ class ReferenceQueue:
 def set_levels(
     data: dict[str, Any], books: tuple[dict[Decimal, Decimal], ...]
 ) -> set[tuple[int, Decimal]]:
-    """Set the levels of a frame in *books*; return which they are, by side and price."""
+    """Set the levels of a frame in *books*; return them by side and price."""
     changed = set()
     for side, name in enumerate(("b", "a")):
         for price, size in data[name]:
@@ -127,7 +127,7 @@ def set_levels(
 def queues_of(
     orders: list[dict[str, Any]], market: SeededMarket, model: str
 ) -> dict[str, ReferenceQueue]:
-    """Return the queue of each of *orders* as it ended, in one reading of the file."""
+    """Return the queue of each of *orders* at its end, from one reading of the file."""
     books: tuple[dict[Decimal, Decimal], ...] = ({}, {})
     queues = [ReferenceQueue(order, model, books) for order in orders]
     for line in EventsFile(market.events).lines():

@@ -1,4 +1,4 @@
-"""One decision recomputed from its run: it repeats what was stored, and its sums are complete."""
+"""One recomputed decision: it equals the stored one, and its sums are complete."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
     full: Full,
 ) -> None:
     class Additive(Probe):
-        """Says the sum of its rows, and *alone* where the second is there without the first."""
+        """Forecasts the sum of its rows, plus *alone* if the second is there without the first."""
 
         def __init__(self) -> None:
             self.added = np.array([0.0, 8.0, 0.0, 4.0, 1.0])

@@ -1,4 +1,4 @@
-"""A decision is found by name, and one without an attribution says why in a sentence."""
+"""Decisions are found by name, and one without an attribution says why."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
     with console.capture() as capture:
         show(console, stored_parts(refused, explained_runs.told_of(database, refused)))
     assert f": {first}" in capture.get()
-    assert ("The FLAT went on all the same." in capture.get()) is went_on
+    assert ("The FLAT was carried out anyway." in capture.get()) is went_on
 
 
 def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> None:
-    """The count of bars stops one short of the warm-up where a frame's candles are lacking."""
+    """The count of bars stops one short of the warm-up if a timeframe's candles are missing."""
     stored = read_decision(database, explained_runs.run_id(database), 40)[0]
     [warm] = [row for row in stored.gates if row["gate"] == "warm"]
 
@@ -143,7 +143,7 @@ def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
 
 
 def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_path: Path) -> None:
-    """The copy beside the database may go; the figure is the shipped card's own."""
+    """The copy beside the database may be deleted; the figure is that of the shipped card."""
     sample = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
     database = tmp_path / "run.db"
     given = ["--data", str(sample), "--to", "2025-05-26T07:50", "--db", str(database)]

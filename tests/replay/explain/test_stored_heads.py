@@ -1,4 +1,4 @@
-"""What auxiliary heads say is stored, judged by gates, sized by, explained and verified."""
+"""Forecasts of auxiliary heads are stored, gated, used for sizing, explained and verified."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tracepaper.strategies.networks.trading import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 
 LATER = ("correlations", "dropout_spread", "runup")
-"""What a network of one symbol without passes of dropout and runup does not say."""
+"""Measures that a network of one symbol without dropout passes and runup does not give."""
 HEADS = tuple(name for name in HeadForecasts.__struct_fields__ if name not in LATER)
 
 NETWORK = TradingConfig(
@@ -57,7 +57,7 @@ def replayed(folder: Path, mode: str, *, network: TradingConfig = NETWORK, **sec
 
 @pytest.fixture(scope="module", params=MODES)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of a network with every head, sized by one of them or by none."""
+    """Return a run of a network with all heads, sized by one of them or by none."""
     return replayed(tmp_path_factory.mktemp(request.param), request.param)
 
 
@@ -164,7 +164,7 @@ def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
 
 
 def test_a_number_that_no_head_could_give_agrees_with_none_alone(run: Path) -> None:
-    """A replay samples a bar without a book or volatility, and no later bar is to blame for it."""
+    """A sampled bar without a book or volatility is not reported as depending on later bars."""
     forecast = forecasts(run)[0]
     count = len(forecast.horizons)
     for name in HEADS:

@@ -1,4 +1,4 @@
-"""A run that stores another explanation: kept, derived again, and what is compared with it."""
+"""A run that stores another explanation method: stored, derived again, and compared."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_another_method_begins_with_its_own_defaults(database: Path) -> None:
 def test_a_record_that_says_another_explanation_does_not_hold(
     tmp_path: Path, database: Path
 ) -> None:
-    """The explanation of the configuration is what verify derives: another gives other rows."""
+    """Verify derives the configured explanation; another method gives other rows."""
     run_id = explained_runs.run_id(database)
     forged = tmp_path / "forged.db"
     forged.write_bytes(database.read_bytes())
@@ -101,7 +101,7 @@ def test_a_record_that_says_another_explanation_does_not_hold(
 def test_a_run_by_relevance_is_derived_again_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Signs are kept, what gates measure is the rollout's, and no quantile of the card is off."""
+    """Signs are kept, gates measure the rollout, and quantiles of the card stay valid."""
     relevance = '[model.explanation]\nmethod = "relevance"\n'
     database = explained_runs.replayed(tmp_path, mode="step", extra=relevance)
     run_id = explained_runs.run_id(database)

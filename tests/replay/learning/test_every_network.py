@@ -151,7 +151,7 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     for title in ("The loss that a share", "The largest fall and rise", "The odds of each regime"):
         assert title in output
     assert "…" not in output.split("The loss that a share", 1)[1]
-    assert "The path that it says, in bp" in output
+    assert "The forecast path, in bp" in output
 
 
 def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(

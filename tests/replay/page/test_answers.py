@@ -1,4 +1,4 @@
-"""What the interface answers about recorded runs, beside the views that say the same."""
+"""The interface's answers about recorded runs equal the views."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tracepaper.strategies.units import without_zeros
 
 
 class StopEveryTenBars(Strategy):
-    """Goes in every ten bars, with a stop beside it."""
+    """Enters every ten bars, with a stop."""
 
     warmup = 10
 
@@ -369,7 +369,7 @@ def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
 
 
 def unusual_run(state: str, folder: Path) -> Path:
-    """Make a run that is halted, damaged, without a bar or pruned; return its database."""
+    """Write a run that is halted, damaged, without a bar or pruned; return its database."""
     database = folder / "run.db"
     match state:
         case "halted by risk.drawdown":
@@ -392,7 +392,7 @@ def unusual_run(state: str, folder: Path) -> Path:
         ("halted by risk.drawdown", "This run is halted by risk.drawdown since "),
         ("damaged", "The row of run r-1 counts 40 steps and 39 are stored"),
         ("no bar yet", "No bar was decided yet"),
-        ("pruned", "Its oldest steps were pruned: step 3,000"),
+        ("pruned", "The oldest steps were pruned: step 3,000"),
     ],
 )
 def test_what_is_unusual_of_a_run_begins_each_of_its_documents(

@@ -1,4 +1,4 @@
-"""The page's files: small, from where they say, and free of what its policy refuses."""
+"""The page's files: small, with known origins, and allowed by the content policy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ OWN: Final = sorted(path for path in ASSETS.rglob("*.js") if path.parent != VEND
 
 
 def stated(text: str) -> dict[str, str]:
-    """List the files of the table with the hash that stands beside each."""
+    """Return the files in the table with their hashes."""
     return dict(re.findall(r"^\| `(\S+)` \|.*\| `([0-9a-f]{64})` \|$", text, re.MULTILINE))
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """List the scripts of a folder with their hash."""
+    """Return the scripts of a folder with their hashes."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.js")
     }
@@ -47,7 +47,7 @@ REFUSED: Final = {
 
 
 def refused(script: str) -> set[str]:
-    """Name what the policy, or a file on a disk, would refuse of a script."""
+    """Return the parts of a script that the policy, or a file on disk, would not allow."""
     return {what for what, pattern in REFUSED.items() if pattern.search(script)}
 
 

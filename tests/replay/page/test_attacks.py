@@ -1,4 +1,4 @@
-"""Attacks on the page and its interface, each planted: every one ends in a sentence."""
+"""Planted attacks on the page and its interface all end in a sentence."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TOKEN: Final = "only-the-owner-knows"
 
 @dataclass
 class AttackedServer:
-    """The server of a daemon that stores what a test tells it."""
+    """A daemon's server that stores the steps of a test."""
 
     url: str
     page: Page
@@ -191,7 +191,7 @@ UPGRADE: Final = (
 
 
 async def plugs(port: int, count: int, stack: ExitStack) -> list[socket.socket]:
-    """Ask for the stream *count* times, by readers that never read."""
+    """Open the stream *count* times with readers that never read."""
     loop = asyncio.get_running_loop()
     sockets = []
     for _ in range(count):
@@ -357,7 +357,7 @@ async def reading(cross_database: Path) -> AsyncIterator[ReaderProcess]:
 
 
 def working() -> list[int]:
-    """Return the processes that read for this one, and have not ended."""
+    """Return the running reader processes of this one."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = []
     for pid in {int(part) for file in children for part in file.read_text().split()}:
@@ -442,12 +442,12 @@ def copied(database: Path, folder: Path, *changes: str) -> Path:
 
 
 def address(route: ReadRoute, run: str) -> str:
-    """Return the address that the tests ask of *route*."""
+    """Return the address of *route* for the tests."""
     return route.path.format(run=run, sequence=1400, view="fills", left=run, right=run, sweep="x")
 
 
 def refusal(path: str, status: int, document: Any) -> dict[str, str]:
-    """Return the sentence, by its path, where *path* is refused; it must be one."""
+    """Return {path: sentence} if *path* is refused; the error must be one sentence."""
     if status == 200:
         return {}
     assert 400 <= status < 500 or status == 503, (path, status)
@@ -457,7 +457,7 @@ def refusal(path: str, status: int, document: Any) -> dict[str, str]:
 
 
 def every_answer(database: Path, run: str) -> dict[str, str]:
-    """Ask every address of what a reading process runs, here; return what was refused."""
+    """Request every address in this process; return the refusals."""
     refused: dict[str, str] = {}
     shelf = Databases([database])
     for route in ROUTES:
@@ -560,7 +560,7 @@ PLACES: Final = ("", "/account", "/gates", "/health", "/report", "/compare")
 
 @contextmanager
 def shown_in_browser(database: Path) -> Iterator[tuple[PageOfBrowser, str, list[str]]]:
-    """Serve *database* by ``tracepaper ui``; yield a page, its address and its complaints."""
+    """Serve *database* by ``tracepaper ui``; yield a page, its address and its errors."""
     command = [str(BIN / "tracepaper"), "ui", "--db", str(database)]
     program = Program(command, database.parent, name="ui")
     try:

@@ -1,4 +1,4 @@
-"""The page in a real browser shows what is stored: by pointer, by keys and on a phone."""
+"""The page in a real browser shows the record: by pointer, by keys and on a phone."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_it_opens_on_one_sentence_one_chart_and_the_newest_decision(
 
 
 def red(page: Page) -> tuple[float, float]:
-    """Find the refusal that is drawn furthest to the right in the rows of gates."""
+    """Return the rightmost refusal in the rows of gates."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     box = present(page.locator("ul.rows").bounding_box())
     for x in range(int(box["x"]) - 4, 30, -1):
@@ -156,7 +156,7 @@ SLOWLY: Final = """
         return quick(address, options).finally(() => window.requests--);
     };
 """
-"""Answers of decisions later, and counts how many requests are out at once."""
+"""Delays answers of decisions, and counts simultaneous requests."""
 
 STEPS: Final = """async (count) => {
     const cards = new Set();
@@ -167,7 +167,7 @@ STEPS: Final = """async (count) => {
     }
     return cards.size;
 }"""
-"""Steps from decision to decision; counts the cards that were shown meanwhile."""
+"""Steps from decision to decision, and counts the cards shown on the way."""
 
 
 def test_steps_that_come_faster_than_answers_show_some_and_ask_for_one_at_a_time(

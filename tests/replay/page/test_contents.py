@@ -1,4 +1,4 @@
-"""What a file holds of a run: the interface's own answers, chosen decisions whole."""
+"""Contents of a file of a run: the interface's answers, with selected decisions complete."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opened(database: Path) -> Databases:
 
 
 def answer(database: Path, path: str, **query: Any) -> Any:
-    """Return what the interface answers, as plain values."""
+    """Return the interface's answer as JSON values."""
     given = {name: str(value) for name, value in query.items()}
     document = routes.match(path, given).respond(opened(database), lambda _share, _doing: None)
     return msgspec.json.decode(msgspec.json.encode(document))

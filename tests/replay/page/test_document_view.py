@@ -1,4 +1,4 @@
-"""What a browser shows of a document: every kind of part and layer, by pointer and by keyboard."""
+"""Documents in a browser: every kind of part and layer, by pointer and by keyboard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tracepaper.replay.document.charts import (
     LineLayer,
     MarkLayer,
     RuleLayer,
-    named,
+    category_axis,
     packed,
     time_axis,
 )
@@ -58,7 +58,7 @@ def chart_of(title: str, *panels: ChartPanel, columns: int = 1, is_aligned: bool
 
 
 def looks() -> list[Table]:
-    """Return a table of each look that is drawn by the keys of its figures."""
+    """Return a table of each look that finds its figures by key."""
     gates: dict[str, Form] = {
         "gate": "text", "words": "text", "unit": "text", "measure": "exact", "bound": "text",
         "threshold": "exact", "share": "measure", "passed": "mark", "drawn": "mark",
@@ -102,20 +102,22 @@ def gallery() -> list[Part]:
     flow = FlowLayer(["decision", "bars"], ["0–15", "16–63"], [[1.0, 0.0], [0.25, 0.75]],
                      [[[0.25, 0.75], [0.0, 0.0]]])  # fmt: skip
     columns = [of_row(key, key, "gain") for key in ("name", "end", "fees")]
+    gates = category_axis(GATES)
+    fast, slow = category_axis(["5", "10"], "fast"), category_axis(["20", "40"])
     return [
         Paragraph(EVIL, "lead"),
         table("tiles", "", columns, [{"name": 1.0, "end": -2.0, "fees": 3.0}]),
         Paragraph("Money", "heading"),
         chart_of("Equity", ChartPanel([band, line, RuleLayer(0.0)], time_axis(), ChartAxis("%")),
                  ChartPanel([line, marks], time_axis()),
-                 ChartPanel([flags], time_axis(), named(GATES, is_reversed=True), 60),
+                 ChartPanel([flags], time_axis(), category_axis(GATES, is_reversed=True), 60),
                  is_aligned=True),
         Paragraph("Gates", "heading"),
-        chart_of("Bars", ChartPanel([bars, RuleLayer(0.0, "x")], ChartAxis("bp"), named(GATES))),
-        chart_of("Judged", ChartPanel([judged], ChartAxis("bp", unit=" bp"), named(GATES))),
+        chart_of("Bars", ChartPanel([bars, RuleLayer(0.0, "x")], ChartAxis("bp"), gates)),
+        chart_of("Judged", ChartPanel([judged], ChartAxis("bp", unit=" bp"), gates)),
         Paragraph("Maps", "heading"),
         chart_of("Map", ChartPanel([map_], time_axis(), ChartAxis("age"))),
-        chart_of("Sweep", ChartPanel([sweep], named(["5", "10"], "fast"), named(["20", "40"]), 80)),
+        chart_of("Sweep", ChartPanel([sweep], fast, slow, 80)),
         chart_of("Two", *[ChartPanel([line], time_axis(), title=side) for side in "ab"], columns=2),
         chart_of("Edges", ChartPanel([EdgeLayer(list(range(8)), 11, 10_000, TIMES[:4], shares)])),
         chart_of("Flow", ChartPanel([flow])),

@@ -1,4 +1,4 @@
-"""A page as one file: everything inside, nothing loaded, and nothing of a record runs."""
+"""A page as one file: everything is inside, nothing loads, and no text of a record runs."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_every_module_that_is_imported_is_inside_as_it_is_served(start: str) -> 
 
 
 def test_the_page_in_a_file_is_all_of_the_served_one() -> None:
-    """A module that only the server could load would be missing from a disk."""
+    """A module that only the server could load would be missing in a file."""
     served = {str(path.relative_to(ASSETS)) for path in ASSETS.rglob("*.js")}
     assert served == set(modules_of(PAGE_START)) | set(modules_of(DOCUMENT_START))
 

@@ -1,4 +1,4 @@
-"""An exported file in a real browser: opened from a disk, without a network, it is the page."""
+"""An exported file in a real browser, opened from disk without a network, is the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ready(page: Page) -> None:
 
 
 def held(file: Path) -> tuple[str, dict[str, Any], list[int]]:
-    """Return the run of *file*, its record, and the decisions that are whole."""
+    """Return the run of *file*, its record and its complete decisions."""
     record = record_in(file.read_text(encoding="utf-8"))
     run = record["/api/v1/file"]["run_id"]
     matches = re.findall(rf"/runs/{run}/decisions/(\d+)", " ".join(record))
@@ -47,7 +47,9 @@ def test_it_opens_on_the_newest_decision_and_every_place_opens(
         ready(page)
         newest = record[f"/api/v1/runs/{run}/decisions/{whole[-1]}"]
         expect(page.locator(".card h2")).to_have_text(newest["title"])
-        expect(page.locator(".attribution .file")).to_contain_text(f"{len(whole)} decisions whole")
+        expect(page.locator(".attribution .file")).to_contain_text(
+            f"{len(whole)} complete decisions"
+        )
         for place in PLACES:
             page.evaluate("address => { location.hash = address; }", f"#/run/{run}/{place}")
             expect(page.locator("main h1").first).to_be_visible()
@@ -81,7 +83,7 @@ def test_a_whole_card_has_measures_and_a_partial_one_says_what_shows_the_rest(
         expect(page.locator(".card .action")).to_be_disabled()
         expect(page.locator(".card footer")).to_contain_text(f"tracepaper verify {run}")
         page.evaluate("address => { location.hash = address; }", f"#/run/{run}/decision/{other}")
-        expect(page.locator(".because")).to_contain_text("chosen decisions whole")
+        expect(page.locator(".because")).to_contain_text("only selected decisions complete")
         expect(page.locator(".because")).to_contain_text(f"tracepaper explain {run}:{other}")
         expect(page.locator(".card h2")).to_contain_text("Refused by")
 
@@ -111,7 +113,7 @@ def test_tables_sort_and_page_without_a_server(
 
 
 def shown_prices(table: Locator) -> list[float]:
-    """Return the column of prices, as it stands."""
+    """Return the column of prices in its current order."""
     at = next(
         place
         for place, name in enumerate(table.locator("th").all_inner_texts())

@@ -1,4 +1,4 @@
-"""The page over a fleet in a real browser: rows, news, a server that is away, a run opened."""
+"""The page over a fleet in a real browser: rows, updates, an absent server, an opened run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fleet(fleet_url: str, postgres: Cluster, replay: Path, tmp_path: Path) -> str:
-    """Ship a replay, a run that is halted with hostile names, and one that runs; return the URL."""
+    """Ship a replay, a halted run with hostile names, and a running one; return the URL."""
     ship_once(replay, fleet_url, needed_by="--to")
     for name, host, daemon in (
         ("halted", PLANT, {"halted_by": PLANT, "not_ready": [LONG]}),
@@ -80,7 +80,7 @@ def rows(page: Page) -> list[dict[str, str]]:
 
 
 def check_reading(page: Page) -> None:
-    """Nothing lies beside the screen, and a screen reader and weak eyes can use all of it."""
+    """Nothing is off-screen, and screen readers and people with weak sight can use it."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     axe = Axe().run(page)
     assert axe.violations_count == 0, axe.generate_report()

@@ -38,7 +38,7 @@ PLANT: Final = "<img src=x onerror=window.planted=1>"
 
 
 def ignore(_share: float, _doing: str) -> None:
-    """Hear of no progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def source(fleet_url: str, tmp_path: Path) -> FleetSource:
 
 
 class FleetPage:
-    """A page over a fleet, and who asks it."""
+    """A page over a fleet with its client."""
 
     def __init__(self, client: aiohttp.ClientSession, url: str) -> None:
         self._client, self.url = client, url
@@ -75,7 +75,7 @@ async def page_over(source: FleetSource) -> AsyncIterator[FleetPage]:
 
 
 def rows(document: dict[str, Any]) -> list[dict[str, str]]:
-    """Return what the cells of a fleet's document say, by the titles of their columns."""
+    """Return the cells of a fleet's document by column titles."""
     (table,) = (part for part in document["parts"] if part["kind"] == "table")
     titles = [column["title"] for column in table["columns"]]
     texts = ([of if isinstance(of, str) else of["text"] for of in row] for row in table["rows"])
@@ -271,7 +271,7 @@ def test_the_oldest_files_and_those_of_a_pull_that_was_given_up_are_removed(
 
 @pytest.fixture
 def served(fleet_url: str, tmp_path: Path) -> Iterator[tuple[Program, Path]]:
-    """Start ``tracepaper ui --fleet`` with a folder of its own for temporary files."""
+    """Start ``tracepaper ui --fleet`` with a separate folder for temporary files."""
     shipped(tmp_path, fleet_url)
     (temporary := tmp_path / "temporary").mkdir()
     command = [str(BIN / "tracepaper"), "ui", "--fleet", fleet_url]

@@ -1,4 +1,4 @@
-"""Buy and hold on the page is the report's, to the last bar, as a run grows and after a prune."""
+"""Buy and hold on the page equals the report's, as a run grows and after a prune."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARTS = 3
 
 
 class Sides(Strategy):
-    """Holds each side for a while, by chance."""
+    """Holds a random side for a while."""
 
     warmup = 10
 
@@ -75,7 +75,7 @@ def events(bars: int, most: int, *, seed: int) -> list[Event]:
 
 
 def check(run: ShownRun) -> None:
-    """Compare what the page says of holding with the report."""
+    """Compare buy and hold on the page with the report."""
     report = build_report_of(run.database).record
     expected = {f"{held.share:.9f}": held for held in held_alike(report)}
     by_share = {f"{held.share:.9f}": held for held in holding.held(run)}

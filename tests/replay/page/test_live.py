@@ -1,4 +1,4 @@
-"""A running daemon's page in a real browser: news, the operator's words, a death and a start."""
+"""A running daemon's page in a real browser: updates, operator commands, a crash, a restart."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ AWAY: Final = "ERR_(CONNECTION|EMPTY|INCOMPLETE|NETWORK)|status of (401|503)|Web
 
 @dataclass
 class LiveDaemon:
-    """A daemon beside an exchange, on a port that it has again after each start."""
+    """A daemon and an exchange; the daemon keeps its port over restarts."""
 
     folder: Path
     url: str
@@ -120,7 +120,7 @@ def page(browser: Browser, running: LiveDaemon) -> Iterator[Page]:
 
 
 def say(page: Page, word: str, note: str, token: str) -> str:
-    """Give one of the operator's words in the dialog; return what it answers."""
+    """Send an operator command in the dialog; return its answer."""
     if not page.get_by_role("dialog").count():
         page.locator("header .tools button").first.click()
     dialog = page.get_by_role("dialog", name="Operator")
@@ -139,7 +139,7 @@ CHART_AT_CARD: Final = """() => {
     const text = (one) => document.querySelector(one).textContent;
     return text(".card .when span").includes(text(".legend .values b"));
 }"""
-"""Whether the newest bar of the chart is the one that the card is of."""
+"""Whether the card shows the newest bar of the chart."""
 
 
 def test_the_newest_card_and_bar_move_by_what_the_stream_tells(page: Page) -> None:
@@ -154,8 +154,8 @@ def test_a_word_without_the_token_is_refused_in_words(page: Page, running: LiveD
     dialog = page.get_by_role("dialog", name="Operator")
     assert dialog.locator("button.danger").is_disabled()  # no token, no word
     assert say(page, "HALT", "", "wrong") == (
-        "The daemon does not know this token: type that of run.db.token, which each start writes "
-        "anew, or one of [http] tokens."
+        "The daemon does not know this token: enter that of run.db.token, which each start rewrites"
+        ", or one of [http] tokens."
     )
     assert running.commands() == []
 
@@ -247,5 +247,5 @@ def test_a_killed_daemon_is_said_and_the_page_goes_on_when_it_is_back(
     banner.filter(has_text="has not answered since").wait_for(state="detached")
     expect(time).not_to_have_text(before)
     page.wait_for_function(CHART_AT_CARD)  # the bars that came meanwhile are asked for
-    assert "which each start writes anew" in say(page, "HALT", "", former)
+    assert "which each start rewrites" in say(page, "HALT", "", former)
     assert "of the record" in say(page, "HALT", "", running.token)

@@ -1,4 +1,4 @@
-"""What a browser shows of liquidations, both sides, several strategies and queues at a book."""
+"""Liquidations, both sides, several strategies and queues at a book in a browser."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def liquidated(database: Path) -> list[int]:
 
 
 def first(database: Path, where: str) -> int:
-    """Return the decision that asked for the first order of *where*."""
+    """Return the decision of the first order with the condition *where*."""
     query = f"SELECT min(o.decision_sequence) FROM v_orders o WHERE {where}"
     return int(rows(database, query)[0][0])
 

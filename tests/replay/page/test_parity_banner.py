@@ -1,4 +1,4 @@
-"""A replay that was verified shows its parity until it goes on; a locked file keeps none."""
+"""A verified replay shows its parity until it continues; a locked file stores none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person reads of the page: no word is cut, and lines, keys and pointer say what they do."""
+"""The page as a person reads it: no word is cut; lines, keys and pointer explain themselves."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SMALL_TARGETS: Final = """() => {
         return width && height && !isWord(element) && Math.min(width, height) < 44;
     }).map((element) => element.outerHTML);
 }"""
-"""What a finger misses, but for words of a sentence."""
+"""Targets too small for a finger, except words of a sentence."""
 PLACES: Final = ("", "/account", "/gates", "/health", "/model", "/report", "/compare")
 
 
@@ -129,7 +129,7 @@ FRAMES: Final = """(count) => new Promise((done) => {
     const next = () => (count-- > 0 ? requestAnimationFrame(next) : done());
     next();
 })"""
-"""So many drawings of the page."""
+"""Waits for a number of redraws of the page."""
 
 
 FOCUSED: Final = """async () => {
@@ -171,7 +171,7 @@ def test_two_runs_are_chosen_and_compared(browser: Browser, url: str) -> None:
         search.fill(ids(page)["attention 1"])  # its whole id, which no cell shows
         expect(page.locator(".filter")).to_contain_text("1 of 3")
         rows.get_by_role("link", name="compare").click()
-        expect(page.locator("main")).to_contain_text("Choose what stands beside attention ")
+        expect(page.locator("main")).to_contain_text("Choose a run to compare with attention ")
         expect(rows).to_have_count(2)
         search.fill("nobody's")
         expect(page.locator(".filter")).to_contain_text("No row fits the filter")

@@ -31,7 +31,7 @@ PARTS = 5
 
 
 class Dice(Strategy):
-    """Decides by chance, for several reasons."""
+    """Decides at random, for several reasons."""
 
     warmup = 10
 
@@ -45,7 +45,7 @@ class Dice(Strategy):
 
 
 def spent(shelf: Databases) -> int:
-    """List the runs; return how many instructions SQLite spent on it, in hundreds."""
+    """List the runs; return the number of SQLite instructions that took, in hundreds."""
     counted = [0]
 
     def tick() -> int:
@@ -113,7 +113,7 @@ def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
         assert run.row.total_return == run.accounts[0].total_return
         computed = [account.source for account in run.accounts if not account.is_stored]
         assert computed
-        assert all("left of a pruned run" in source for source in computed)
+        assert all("rest of a pruned run" in source for source in computed)
 
 
 async def _append(parts: Any, events: list[Any]) -> None:
@@ -141,7 +141,7 @@ def check(of_run: ShownRun, database: Path) -> None:
 async def test_a_chart_is_answered_while_a_long_run_is_verified(
     tmp_path: Path, client: aiohttp.ClientSession
 ) -> None:
-    """The chart waits for a roll-up that is not made yet, and for nothing else."""
+    """Only the chart waits for a missing roll-up."""
     database = tmp_path / "run.db"
     record(rollups.DIRECT_BARS + 5_000, database)
     run = f"/api/v1/runs/{shown_of(database, builds=False).run_id}"

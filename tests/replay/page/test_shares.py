@@ -30,7 +30,7 @@ LOST = ("2014-11-11", "2014-11-28")
 
 @pytest.fixture(scope="module", params=[HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Replay shares that grow dear, from the second week on, without two sessions."""
+    """Replay rising shares from the second week on, without two sessions."""
     folder = tmp_path_factory.mktemp("shares")
     times = opens("2014-11-03", "2014-12-31", request.param)
     times = [at for at in times if date_alone(at) not in LOST]

@@ -1,4 +1,4 @@
-"""A sweep's file and a run's model as places of the page, and two runs beside each other."""
+"""A sweep and a run's model as places of the page, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADER = {"strategy": "sma_cross", "objective": "sharpe"}
 
 @pytest.fixture
 def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep a small sweep in a file."""
+    """Store a small sweep in a file."""
     monkeypatch.setenv("TRACEPAPER_TRIALS", str(tmp_path / "trials.db"))
     path = tmp_path / "sweep.db"
     space = {"fast": [3, 5], "slow": [20]}
@@ -81,7 +81,7 @@ def test_a_sweep_that_is_not_whole_says_how_to_go_on(tmp_path: Path) -> None:
     shelf = Databases([path])
     (row,) = runs.runs(shelf).sweeps
     assert (row.cells, row.is_whole) == (1, False)
-    with pytest.raises(HttpRefusal, match="the same command goes on"):
+    with pytest.raises(HttpRefusal, match="run its command again"):
         routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
 
 
@@ -150,7 +150,7 @@ def test_two_runs_differ_where_their_views_do(
 
 
 def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
-    """Draw outcomes of a normal law around what was said, *spread* times as wide as was said."""
+    """Return outcomes normal around the forecasts, *spread* times as wide as forecast."""
     draw = np.random.default_rng(3)
     mean = draw.normal(0.0, 0.001, count)
     realised = skill * mean + spread * draw.normal(0.0, 0.002, count)
@@ -195,13 +195,13 @@ def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
         return next(chart.caption for chart in charts if chart.caption.startswith("Sign wrong"))
 
     helps = forecasts(20_000, spread=0.5, skill=1.0)
-    assert "is lower than of random ones" in caption_of(helps)
+    assert "is lower than for random ones" in caption_of(helps)
     shuffled = replace(helps, confidence=np.random.default_rng(1).permutation(helps.confidence))
-    assert "is no other than of random ones" in caption_of(shuffled)
+    assert "is the same as for random ones" in caption_of(shuffled)
 
 
 def test_outcomes_are_the_closes_that_came(tmp_path: Path, run: ShownRun) -> None:
-    """Forecasts planted in the rows of a run meet the closes of its own bars."""
+    """Forecasts planted in the rows of a run are compared with the closes of its bars."""
     bars = run.views.rows("v_bars")
     times = np.array([bar["open_time_ms"] for bar in bars])
     closes = np.array([bar["close"] for bar in bars])

@@ -28,7 +28,7 @@ part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
 
 
 def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
-    """Return what a position held from each bar's open on earned in it; *traded* changed hands."""
+    """Return the profit in each bar of positions *held* from its open, after trades of *traded*."""
     before = np.concatenate(([0.0], held[:-1]))
     last_close = np.concatenate((bars.open[:1], bars.close[:-1]))
     earned: Floats = (
@@ -43,7 +43,7 @@ def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
 def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
     cross_report: Report, pair_report: Report, funded_report: Report
 ) -> None:
-    """The last of them pays funding, on what was held before each settlement."""
+    """The last run pays funding on the position before each settlement."""
     for report in (cross_report, pair_report, funded_report):
         record = report.record
         equity = np.full(record.times_ms.size + 1, record.account.equity[0])
@@ -54,26 +54,6 @@ def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
             closed = np.searchsorted(closes_ms, record.times_ms, side="right")
             equity += np.append(0.0, earned.cumsum())[np.append(0, closed)]
         assert equity == pytest.approx(record.account.equity, abs=1e-6)
-
-
-def test_funding_is_paid_by_what_was_held_before_the_open_at_the_close_before() -> None:
-    closes, rates = np.array([100.0, 110.0, 120.0, 130.0]), np.array([0.0, 0.01, 0.02, 0.03])
-    flat = Bars(np.arange(4), np.arange(4) * 60_000, closes + 1, closes, closes, closes, rates)
-    free = Bars(flat.sequence, flat.open_time_ms, flat.open, closes, closes, closes, np.zeros(4))
-    held, traded = np.array([0.0, 1.0, 1.0, 0.0]), np.zeros(4)
-    paid = gains(free, held, traded, 0.0) - gains(flat, held, traded, 0.0)
-    # Bought at the second open, after its settlement; sold at the fourth, after that one.
-    assert paid.tolist() == pytest.approx([0.0, 0.0, 110 * 0.02, 120 * 0.03])
-    short = gains(free, -held, traded, 0.0) - gains(flat, -held, traded, 0.0)
-    assert short == pytest.approx(-paid)
-
-
-def test_a_bar_earns_its_gap_for_what_was_held_before_and_its_range_for_what_is_held() -> None:
-    opens, closes = np.array([100.0, 105.0, 107.0]), np.array([101.0, 106.0, 104.0])
-    some = Bars(np.arange(3), np.arange(3) * 60_000, opens, closes, closes, closes, np.zeros(3))
-    held, traded = np.array([2.0, 3.0, 0.0]), np.array([2.0, 1.0, 3.0])
-    earned = gains(some, held, traded, 0.001)
-    assert earned.tolist() == pytest.approx([2 * 1 - 0.2, 2 * 4 + 3 * 1 - 0.105, 3 * 1 - 3 * 0.107])
 
 
 def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
@@ -99,7 +79,7 @@ def test_episodes_are_the_stretches_of_one_sign() -> None:
     assert episodes.counts.tolist() == [3, 2, 2]
     assert episodes.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
     assert episodes.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
-    # A change costs what those of its own bar do.
+    # A change has the cost of its bar.
     assert episodes.cost.tolist() == [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 0.7]
     assert benchmarks.episodes(np.zeros(3), np.zeros(3)).sizes.size == 0
 
@@ -169,7 +149,7 @@ def test_random_timings_repeat_and_have_as_many_positions_as_the_run(cross_repor
 def test_a_shadow_at_the_only_possible_places_earns_what_the_run_earned(
     cross_report: Report,
 ) -> None:
-    """One position over all warm bars has nowhere else to go."""
+    """One position over all warm bars fits at one place only."""
     record = cross_report.record
     bars = record.bars["linear:BTCUSDT"]
     held = np.zeros(bars.open.size)

@@ -129,7 +129,7 @@ TIMES = [60_000 * bar for bar in range(BARS)]
 
 
 def triangle() -> RolloutMap:
-    """Return rows that rest on the bar three before, or on the oldest, and on themselves."""
+    """Return rows that attend to the bar three before (or the oldest) and to themselves."""
     weights = np.zeros((BARS, BARS))
     for row in range(BARS):
         weights[row, row] += 0.25

@@ -1,4 +1,4 @@
-"""The engine's reasons are causes, which are counted; refused orders are told."""
+"""Reasons of the engine are counted as causes; rejected orders are shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz
 
 
 class OfEveryKind(Strategy):
-    """Enters under levels of every kind, each time elsewhere, and sometimes where none can be."""
+    """Enters with levels of every kind at changing prices, some of them invalid."""
 
     warmup = 1
 
@@ -46,7 +46,7 @@ def test_no_reason_of_the_engine_holds_a_number_that_another_bar_changes() -> No
 
 
 class OffStep(Strategy):
-    """Orders what no step divides."""
+    """Orders a quantity that is no multiple of the step."""
 
     def decide(self, context: BarContext) -> Orders:
         return Orders((buy(0.1 + context.time % 7 / 1e5 + 1e-5),), "off the step")
@@ -64,7 +64,7 @@ def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> Non
 
 
 class Once(Strategy):
-    """Enters once under a stop, and says LONG ever after."""
+    """Enters once with a stop, and signals LONG at every later bar."""
 
     def decide(self, context: BarContext) -> Signal:
         return Signal(Action.LONG, "always", stop=context.close * 0.999)

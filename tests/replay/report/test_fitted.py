@@ -1,4 +1,4 @@
-"""A replay over bars that its model was fitted on says so, and gives its figures apart."""
+"""A replay over bars on which its model was fitted says so, and has separate figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Mine(tracepaper.Model):
 
 
 def columns() -> dict[str, list[float]]:
-    """Return ten days of hours of a walk as a frame's columns."""
+    """Return ten days of hourly bars of a random walk, as columns of a frame."""
     names = ("open", "high", "low", "close", "volume")
     rows = walk_rows(BARS)
     values = {name: [float(row[place]) for row in rows] for place, name in enumerate(names)}

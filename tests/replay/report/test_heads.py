@@ -66,7 +66,7 @@ def test_every_layer_passes_on_all_that_reached_it(heads: HeadReport) -> None:
 def test_the_groups_of_the_last_column_agree_with_the_stored_buckets(
     heads: HeadReport, attention_report: Report
 ) -> None:
-    """Age below 1,024 by the flow and by the blocks of the database, within one block."""
+    """The share of ages below 1,024 by the flow equals that of the stored blocks."""
     with sqlite3.connect(attention_report.record.database) as db:
         weights = [
             row[0]
@@ -168,18 +168,18 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     out = cli.out(*words, "--html", tmp_path / "page.html")
     layers = len(heads.activity.readings)
     assert all(f"\n{layer}.2 " in out for layer in range(1, layers + 1))
-    assert f"by the run's own model at decision {heads.sequence:,}" in out
+    assert f"by the run's model at decision {heads.sequence:,}" in out
     page = tmp_path / "page.html"
     assert said_in(page).count("layer 1, head ") == 2
     charts = [part for part in document_in(page)["parts"] if part["kind"] == "chart"]
     drawn = [panel["layers"][0]["type"] for chart in charts for panel in chart["panels"]]
     assert {"edges", "flow"} <= set(drawn)
     answer = cli.json(*words)["heads"]
-    assert [head["head"] for head in answer["kinds"]] == [
+    assert [head["head"] for head in answer["head_kinds"]] == [
         f"{layer}.{head}" for layer in range(1, layers + 1) for head in (1, 2)
     ]
     assert answer["rollout"] == heads.activity.rollout.tolist()
-    assert len(answer["figures"]) == len(answer["kinds"])
+    assert len(answer["head_figures"]) == len(answer["head_kinds"])
     assert {len(kinds) for layer in heads.over_run for kinds in layer} == {3}
 
 

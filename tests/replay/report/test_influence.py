@@ -1,4 +1,4 @@
-"""Who sways whom over a run: identity where none sees another, the leader where one leads."""
+"""Attention between symbols: identity if each sees itself alone, or the leader if one leads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHARP = 200.0
 
 
 def alone(weights: dict[str, Tensor]) -> None:
-    """Let each asset see itself alone: its key is its own query."""
+    """Let each asset attend to itself alone: its key equals its query."""
     for head in range(2):
         for place in range(3):
             for of in (0, 8):  # query and key
@@ -44,7 +44,7 @@ def alone(weights: dict[str, Tensor]) -> None:
 
 
 def led(weights: dict[str, Tensor]) -> None:
-    """Let every asset look at the first one."""
+    """Let every asset attend to the first one."""
     for head in range(2):
         weights["over_assets.0.project_in.bias"][4 * head] = SHARP
         weights["over_assets.0.project_in.weight"][8 + 4 * head, 0] = SHARP
@@ -57,14 +57,14 @@ PLANTED: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[list[float]]]
 
 
 def _quantiles() -> dict[str, list[float]]:
-    """Return quantiles of every measure by which the gates let all through."""
+    """Return quantiles of every measure with which all gates pass."""
     low, high = [-1.0 + place / 100 for place in range(1, 100)], [1.0] * 99
     mass = [place / 100 for place in range(1, 100)]
     return {"confidence": low, "collapsed": low, "shift": high, "recent_mass": mass}
 
 
 def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
-    """Write a network whose states are its assets' embeddings and whose look is planted."""
+    """Write a network with the assets' embeddings as states and planted attention."""
     torch.manual_seed(0)
     config = CrossAssetConfig(
         symbols=SYMBOLS, features=len(schema("v2-1m").names), dim=8, layers=1, heads=2, window=16,
@@ -90,7 +90,7 @@ def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
-    """Return what replays a planted network, once for all tests: its database and run."""
+    """Return a function that replays a planted network once and returns its database and run."""
     data = [learnable(BARS, seed=seed, symbol=symbol) for seed, symbol in enumerate(SYMBOLS)]
 
     @cache
@@ -140,7 +140,7 @@ def test_what_is_planted_is_the_matrix(
 def test_the_mean_is_that_of_what_explain_says_of_each_decision(
     report: Report, swayed: InfluenceReport, run: Callable[[str], tuple[Path, str]]
 ) -> None:
-    """Asked again of the network, decision by decision."""
+    """The expected values are recomputed by the network, decision by decision."""
     path, run_id = run("led")
     notes = report.record.notes["linear:BBBUSDT"]["from_AAAUSDT"]
     decisions = report.record.decisions
@@ -153,7 +153,7 @@ def test_the_mean_is_that_of_what_explain_says_of_each_decision(
 
 
 def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
-    """Entries of the leader look at it alone, those of the others half at it and half at theirs."""
+    """Entries of the leader attend to it alone, others to it and to themselves, half each."""
     decisions = report.record.decisions
     notes = report.record.notes["linear:AAAUSDT"]["from_AAAUSDT"]
 
@@ -199,7 +199,7 @@ def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
 
 
 def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> None:
-    """A hundred symbols of which each decision notes eight; what is shown is bounded."""
+    """Each decision notes eight of a hundred symbols; the size of the tables is bounded."""
     rng = np.random.default_rng(3)
     names = [f"S{number:02}USDT" for number in range(100)]
     times = np.arange(40) * 300_000 + 60_000

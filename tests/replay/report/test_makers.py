@@ -1,4 +1,4 @@
-"""What followed fills as maker: prices some bars later, for and against, with their error."""
+"""Returns after maker fills: prices some bars later, for and against, with their error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "linear:BTCUSDT"
 
 
 def with_fills(record: RunRecord, *fills: tuple[int, Side, float]) -> RunRecord:
-    """Return *record* with fills as maker alone: in the bar at a place, of a side, at a price."""
+    """Return *record* with only maker fills, each given by the bar's index, side and price."""
     opens = record.bars[KEY].open_time_ms
     rows = tuple(
         {

@@ -22,12 +22,12 @@ def near(number: float) -> object:
 
 
 def curve(values: list[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return an equity curve of a million that makes these returns."""
+    """Return an equity curve that starts at a million and has these returns."""
     return 1_000_000.0 * np.concatenate(([1.0], np.cumprod(1.0 + np.array(values))))
 
 
 def closes(count: int, interval_ms: int = DAY) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the closes of so many bars from the first of January on."""
+    """Return the closes of *count* bars from the first of January on."""
     return START + interval_ms * np.arange(1, count + 1)
 
 
@@ -101,7 +101,7 @@ def test_midnight_ends_the_day_before() -> None:
 
 
 def test_the_error_of_a_sharpe_ratio_is_its_spread_over_many_samples() -> None:
-    """Drawn from returns with tails and skew, as paper accounts have them."""
+    """The samples are returns with tails and skew, as in paper accounts."""
     chance = np.random.default_rng(7)
     drawn = chance.gamma(2.0, 0.01, size=(4_000, 250)) - 0.018
     ratios = drawn.mean(axis=1) / drawn.std(axis=1, ddof=1)

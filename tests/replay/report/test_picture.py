@@ -1,4 +1,4 @@
-"""The chart of a run: its trades, the stops that protected them, and what was noted."""
+"""The chart of a run: its trades, their stops, and the strategy's notes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracepaper.daemon.cli import invoke
 ROOT = Path(__file__).parents[3]
 CANDLES = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 RSI = ROOT / "strategies/examples/rsi_reversion.toml"
-STOP = "stroke-dasharray: 1"  # how a dotted line is written
+STOP = "stroke-dasharray: 1"  # of a dotted line
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def world(days: int, seed: int, a_day: int = 60) -> tuple[Floats, Ints]:
 
 
 def blocks(size: int, share: float, length: int, seed: int) -> Mask:
-    """Return refusals by chance in stretches of *length* signals."""
+    """Return random refusals in stretches of *length* signals."""
     chance = np.random.default_rng(seed)
     return np.repeat(chance.random(-(-size // length)) < share, length)[:size]
 
@@ -131,7 +131,7 @@ def test_a_gate_that_refuses_by_chance_is_called_saved_no_more_often_than_chance
 
 
 def test_a_gate_is_not_credited_with_what_every_signal_loses() -> None:
-    """Every signal loses its fee: by the net return of its refusals each gate would have saved."""
+    """If every signal loses its fee, each gate would seem to save money by net returns."""
     gross, days = world(60, 1)
     chosen = blocks(gross.size, 0.9, 7, 2)
     net = gross - 11e-4
@@ -157,7 +157,7 @@ def test_a_gate_that_refuses_bad_signals_saved_and_one_that_refuses_good_ones_co
 
 
 def test_one_lucky_day_of_many_signals_proves_nothing() -> None:
-    """Thousands of refusals on one terrible day are one observation, not thousands."""
+    """Thousands of refusals on one day of losses are one observation."""
     gross, days = world(60, 5)
     chosen = blocks(gross.size, 0.02, 1, 6)
     crash = days == 30
@@ -171,7 +171,7 @@ def test_one_lucky_day_of_many_signals_proves_nothing() -> None:
 
 
 def test_one_bad_month_proves_nothing_though_its_days_agree() -> None:
-    """Days of one market resemble each other: moved along, the gate finds other such months."""
+    """Near days are similar: a rotated gate finds other months like those of the gate."""
     gross, days = world(100, 11)
     month = days // 20
     gross += np.array([-6e-4, 5e-4, -5e-4, 6e-4, 0.0])[month]
@@ -188,7 +188,7 @@ def test_one_bad_month_proves_nothing_though_its_days_agree() -> None:
 def test_a_planted_gate_is_named_for_what_it_did(
     attention_report: Report, refused_luck: int, words: tuple[str, str]
 ) -> None:
-    """It refuses signals that turn out badly (or well); two other gates refuse by chance."""
+    """One gate refuses losing (or winning) signals; two other gates refuse at random."""
     size = 288 * 40  # five-minute bars of forty days
     chance = np.random.default_rng(12)
     record = attention_report.record

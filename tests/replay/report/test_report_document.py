@@ -1,4 +1,4 @@
-"""The report as a document: each thing that its page shows, as values."""
+"""The report as a document: text of the record stays text; the monthly calendar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVIL = '</script><img src="https://evil.example/x" onerror="alert(1)">'
 
 @pytest.fixture(scope="module")
 def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Return a run in whose record every free text is an attack."""
+    """Return a run whose free texts are all attacks."""
     path = tmp_path_factory.mktemp("evil") / "run.db"
     steps = [
         structs.replace(

@@ -1,4 +1,4 @@
-"""What auxiliary heads said, held to what came in the run: right where right, found where not."""
+"""Forecasts of auxiliary heads against outcomes: true ones pass, false ones are detected."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> N
         assert row["bars"] == len(inside)
         if inside:
             assert row["volatility"]["value"] == pytest.approx(np.mean(inside))
-    assert "Tails that the network forecast" in cli.out("report", "last", "--db", run)
+    assert "Forecast tails" in cli.out("report", "last", "--db", run)
 
 
 def planted(factor: float = 1.0) -> HeadOutcomes:
-    """Return normal returns of 60 days, and tails that are right times *factor*."""
+    """Return normal returns of 60 days, and their true tails times *factor*."""
     rng, rows = np.random.default_rng(1), 12_000
     scale = np.exp(0.3 * rng.normal(size=rows))
     returned = scale * rng.normal(size=rows)
@@ -166,7 +166,7 @@ def test_kupiec_is_the_likelihood_ratio() -> None:
 
 
 def test_of_one_day_a_mean_has_no_error() -> None:
-    """Of one day no spread by days is known: nothing is printed for it, and no NaN."""
+    """One day has no standard error by day: nothing is printed for it, and no NaN."""
     outcomes = HeadOutcomes(
         horizon=HORIZON,
         days=np.zeros(4, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""A run that lasts in a state says so wherever it is shown, from the step on at which it began."""
+"""A lasting state of a run is shown everywhere, from the step at which it begins."""
 
 from __future__ import annotations
 

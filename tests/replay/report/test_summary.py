@@ -1,4 +1,4 @@
-"""The end of a run: its newest fills, and what is held after each."""
+"""The summary of a run: its newest fills, and the position after each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The closed trades of a record: by its fills in exact fractions, by its ledger, over restarts."""
+"""Closed trades equal those recomputed from fills in exact fractions and from the ledger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tracepaper.strategies.types.market import CorporateAction
 
 @dataclass
 class Book:
-    """One position, and the trade that is open in it."""
+    """One position with its open trade."""
 
     held: Fraction = Fraction(0)
     entries: list[tuple[Fraction, Fraction]] = field(default_factory=list)
@@ -67,7 +67,7 @@ def mean(parts: list[tuple[Fraction, Fraction]]) -> Fraction:
 
 
 def ledger(path: Path) -> tuple[list[tuple[Any, ...]], Fraction]:
-    """Return the closed trades by fills, payments and splits, and what moved of open ones."""
+    """Return the closed trades by fills, payments and splits, and the amounts of open ones."""
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
         query = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
@@ -143,7 +143,7 @@ def check(path: Path, least: int) -> None:
 
 
 class Adds(Strategy):
-    """Buys, sells and goes flat by dice: in parts, over splits and dividends."""
+    """Buys, sells and goes flat at random: in parts, over splits and dividends."""
 
     warmup = 1
     sees_account = True
@@ -185,7 +185,7 @@ def test_over_splits_and_dividends(here: Path) -> None:
 
 
 class Dice(Strategy):
-    """Long, short or flat by dice, on thin margin."""
+    """Goes long, short or flat at random, on thin margin."""
 
     warmup = 1
 

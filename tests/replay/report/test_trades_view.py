@@ -23,7 +23,7 @@ FORECAST = ("mean_return", "stdev_return", "volatility", "horizon")
 
 
 class StopNextBars(Strategy):
-    """Goes in after each bar, under a stop that lies within the next bars."""
+    """Enters after each bar, with a stop that the next bars reach."""
 
     warmup = 1
 

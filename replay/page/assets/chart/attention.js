@@ -1,17 +1,17 @@
-/** Where the model looked: a strip under the candles, and a tint along them. */
+/** The model's attention: a strip under the candles, and a tint along them. */
 
-/** Blocks with their density a bar, from 0 to 1 of the densest whole block. */
+/** Blocks with their attention per bar `v`, relative to the densest complete block, 0 to 1. */
 export function densities(attended, interval) {
   const blocks = attended
     .filter((bucket) => bucket.from_ms != null)
     .map((bucket) => ({ ...bucket, density: Math.abs(bucket.weight) / Math.max(1, (bucket.until_ms - bucket.from_ms) / interval) }));
-  // The newest block has few bars and would outshine all.
-  const whole = blocks.slice(1).map((block) => block.density);
-  const most = Math.max(...(whole.length ? whole : blocks.map((block) => block.density)), 1e-12);
+  // The newest block has few bars and would outshine all others.
+  const complete = blocks.slice(1).map((block) => block.density);
+  const most = Math.max(...(complete.length ? complete : blocks.map((block) => block.density)), 1e-12);
   return blocks.map((block) => ({ ...block, v: Math.min(1, block.density / most) }));
 }
 
-/** The share of the attention, or of the size of relevance, that lies between two times. */
+/** The share of the attention, or of the absolute relevance, between two times. */
 export function shareBetween(attended, from, until) {
   let share = 0;
   for (const bucket of attended) {
@@ -36,8 +36,8 @@ export function drawStrip(context, { blocks, frame, across, top, height, colours
   context.globalAlpha = 1;
 }
 
-const REACH = 3; // bars on each side that the marker pen covers
-const EDGE = 5; // px above and below them
+const REACH = 3; // neighbouring bars on each side whose range the tint covers
+const EDGE = 5; // px above and below that range
 
 export function drawTint(context, { blocks, frame, across, y, colours, last }) {
   const [first, end] = across.span(frame.length);

@@ -1,6 +1,6 @@
 /**
- * The chart: one lightweight-charts instance with panes for price, rows and equity, and the layers
- * that draw what the program thought. It knows frames, cells and pixels, and nothing of views.
+ * The chart: one lightweight-charts instance with panes for price, rows and equity, and layers for
+ * decisions. It knows frames, cells and pixels, but not the views of the page.
  */
 import {
   CandlestickSeries,
@@ -20,15 +20,15 @@ import { drawFills, drawGaps, drawOrders, drawRefusals } from "./marks.js";
 import { ROW, drawGateRow, drawRegimes } from "./rows.js";
 import { Across, Layer } from "./scale.js";
 
-const AXIS = 94; // px at least; the column of row labels too
-const LEGEND = 16; // px a line of the legend over the equity
-const SPACING = 2.25; // px a bar in the first view
+const AXIS = 94; // least px of the right axis and of the column of row labels
+const LEGEND = 16; // px per line of the legend over the equity
+const SPACING = 2.25; // px per bar in the first view
 const ROOM = 4; // bars right of the fan
 const EQUITY = { tall: 84, low: 74 };
 const NOTE = 64;
 const TIME_AXIS = 26;
-const PRICE_LEAST = 120; // px of the price pane
-const SLIP = 5; // px that a click may move
+const PRICE_LEAST = 120; // least px of the price pane
+const SLIP = 5; // px that the pointer may move during a click
 
 export class Chart {
   frame = null;
@@ -43,7 +43,7 @@ export class Chart {
   #layers = [];
   #blocks = { decision: null, list: [] };
   #cache = { key: "", canvas: document.createElement("canvas") };
-  #hears;
+  #listeners;
   #overlays = [];
   #hasMouse = false;
   #hasMoved = false;
@@ -56,12 +56,12 @@ export class Chart {
    * @param {HTMLElement} element
    * @param {{decimals: number, onHover: Function, onPick: Function, onView: Function, onLayout: Function}} options
    */
-  constructor(element, { decimals, ...hears }) {
+  constructor(element, { decimals, ...listeners }) {
     this.#element = element;
-    this.#hears = hears;
+    this.#listeners = listeners;
     this.#chart = createChart(element, {
       autoSize: true,
-      layout: { attributionLogo: false }, // it would insert a style and markup that the policy refuses
+      layout: { attributionLogo: false }, // it would insert a style and markup that the content policy refuses
       crosshair: {
         mode: CrosshairMode.Normal,
         vertLine: { visible: false, labelVisible: false },
@@ -72,7 +72,7 @@ export class Chart {
       timeScale: {
         borderVisible: false,
         barSpacing: SPACING,
-        minBarSpacing: 0.05, // a year of minutes may be passed on the way to longer cells
+        minBarSpacing: 0.05, // small enough to zoom out over a year of minutes before the cells get longer
         rightOffset: 0,
         timeVisible: true,
         secondsVisible: false,
@@ -99,11 +99,11 @@ export class Chart {
     this.theme();
     this.#chart.subscribeCrosshairMove((event) => this.#moved(event));
     this.#chart.subscribeClick((event) => this.#hasMouse || this.#clicked(this.#cellAt(event), event.paneIndex, event.point?.y));
-    // A pointer that rests where the chart appears is no choice of a bar: it counts once it moves.
+    // Ignore a pointer that rests where the chart appears, until it moves.
     element.addEventListener("pointermove", (event) => (this.#hasMoved ||= event.movementX !== 0 || event.movementY !== 0), { capture: true });
     element.addEventListener("pointerdown", (event) => this.#pressed(event));
     element.addEventListener("pointerup", (event) => this.#released(event));
-    this.#chart.timeScale().subscribeVisibleLogicalRangeChange(() => this.#hears.onView());
+    this.#chart.timeScale().subscribeVisibleLogicalRangeChange(() => this.#listeners.onView());
     this.observer = new ResizeObserver(() => this.layout());
     this.observer.observe(element);
   }
@@ -145,14 +145,14 @@ export class Chart {
     this.#pointIn(this.#chart.panes()[2]);
   }
 
-  /** Have the pointer's line drawn in a pane. */
+  /** Add the layer of the pointer's line to a pane. */
   #pointIn(pane) {
     const layer = new Layer(this.#drawn((context, view) => this.#drawPointer(context, view)));
     pane.attachPrimitive(layer);
     this.#layers.push(layer);
   }
 
-  /** What a layer calls, of a `draw` of the frame within its pane. */
+  /** Wrap `draw` as the function of a layer, clipped to its pane. */
   #drawn(draw) {
     const y = (price) => this.#candles.priceToCoordinate(price) ?? 0;
     return (context, size) => {
@@ -165,7 +165,7 @@ export class Chart {
     };
   }
 
-  /** The newest fan, and orders that lie near the candles, have their room on the price scale. */
+  /** Return the prices that the scale must include: the newest fan, and orders near the candles. */
   #priceRange(from, to) {
     if (!this.frame?.length) return null;
     const first = Math.max(0, Math.floor(from));
@@ -173,11 +173,11 @@ export class Chart {
     if (end < first) return null;
     const low = Math.min(...this.frame.low.slice(first, end + 1));
     const high = Math.max(...this.frame.high.slice(first, end + 1));
-    const reach = (high - low) / 2;
+    const margin = (high - low) / 2;
     const prices = this.frame.orders
       .filter((order) => this.frame.position(order.from_ms) <= to && (order.until_ms == null || this.frame.position(order.until_ms) >= from))
       .map((order) => order.price)
-      .filter((price) => price > low - reach && price < high + reach);
+      .filter((price) => price > low - margin && price < high + margin);
     const { decision } = this.#shown;
     const index = this.#decidedIndex();
     if (decision && decision.following == null && index >= from && index <= to) prices.push(...(fanRange(decision) ?? []));
@@ -218,7 +218,7 @@ export class Chart {
     }
   }
 
-  /** Gate rows are drawn once a view, not once a hover: only strip and pointer are of the moment. */
+  /** Draw gate rows once per view, into a cache; only strip and pointer change on hover. */
   #drawRows(context, view) {
     const { frame, across, colours, width, height } = view;
     const ratio = devicePixelRatio || 1;
@@ -249,7 +249,7 @@ export class Chart {
     return 5 + row * ROW;
   }
 
-  /** Colours of the theme, on everything that the library draws. */
+  /** Apply the colours of the theme to all that the library draws. */
   theme() {
     const tokens = themeColours();
     const { paper, muted, rule, up, down, grid, font } = tokens;
@@ -272,7 +272,7 @@ export class Chart {
     this.#update();
   }
 
-  /** Whose rows and lines are drawn. */
+  /** Set the run whose rows and lines are drawn. */
   setRun({ interval, rows, accounts, extras, axis = AXIS, legendLines = 1 }) {
     this.interval = interval;
     this.#rows = rows;
@@ -301,7 +301,7 @@ export class Chart {
         series.createPriceLine({ price: threshold, color: tokens.muted, lineStyle: LineStyle.Dotted, lineWidth: 1, axisLabelVisible: false });
       this.#lines.set(key, { series, tone, column });
     };
-    // The own account is drawn over the others.
+    // Draw the run's account over the others.
     accounts.toReversed().forEach((account) => add(`account ${account.name}`, 2, account));
     while (this.#chart.panes().length > 3) this.#chart.removePane(this.#chart.panes().length - 1);
     this.#extraPanes = [];
@@ -319,7 +319,7 @@ export class Chart {
     this.layout();
   }
 
-  /** Pane heights in pixels, and where their labels lie. */
+  /** Set the pane heights in pixels, and report the positions of their labels. */
   layout() {
     const height = this.#element.clientHeight;
     if (!height) return;
@@ -327,8 +327,8 @@ export class Chart {
     const equity = (height < 560 ? EQUITY.low : EQUITY.tall) + (this.#legendLines - 1) * LEGEND;
     const extras = this.#extraPanes.map(() => NOTE);
     const panes = this.#chart.panes();
-    const taken = rows + equity + extras.reduce((sum, each) => sum + each, 0);
-    const heights = [Math.max(PRICE_LEAST, height - TIME_AXIS - taken - panes.length + 1), rows, equity, ...extras];
+    const others = rows + equity + extras.reduce((sum, each) => sum + each, 0);
+    const heights = [Math.max(PRICE_LEAST, height - TIME_AXIS - others - panes.length + 1), rows, equity, ...extras];
     panes.forEach((pane, index) => pane.setStretchFactor(heights[index] ?? NOTE));
     requestAnimationFrame(() => {
       if (this.#isRemoved || !this.#element.isConnected) return;
@@ -338,17 +338,17 @@ export class Chart {
         top += pane.getHeight() + 1;
         return at;
       });
-      this.#hears.onLayout({
+      this.#listeners.onLayout({
         tops: this.#overlays,
         axis: this.#chart.priceScale("right").width(),
         extras: this.#extraPanes,
-        missing: PRICE_LEAST + taken + TIME_AXIS + panes.length - 1 - height, // px that the chart is too low
+        missing: PRICE_LEAST + others + TIME_AXIS + panes.length - 1 - height, // px by which the chart is too low
       });
       this.#update();
     });
   }
 
-  /** Draw a frame. The view stays over the same times, or goes to the newest bar. */
+  /** Draw a frame, and go to `view` if it is given. */
   setFrame(frame, { view = null } = {}) {
     this.frame = frame;
     this.#wanted = null;
@@ -365,7 +365,7 @@ export class Chart {
     if (view) this.setView(view);
   }
 
-  /** The cells in view, or those that will be at the next drawing: the library sets them then. */
+  /** The range of cells in view, or the requested one, which the library applies at the next drawing. */
   #range() {
     return this.#wanted ?? this.#chart.timeScale().getVisibleLogicalRange();
   }
@@ -373,10 +373,10 @@ export class Chart {
   #go(range) {
     this.#wanted = range;
     this.#chart.timeScale().setVisibleLogicalRange(range);
-    requestAnimationFrame(() => (this.#wanted = null)); // after the library's own, asked for before
+    requestAnimationFrame(() => (this.#wanted = null)); // after the library's request, which was made first
   }
 
-  /** The visible times, and how many pixels wide they are. */
+  /** The visible times, and their width in pixels. */
   view() {
     const range = this.#range();
     if (!range || !this.frame?.length) return null;
@@ -387,7 +387,7 @@ export class Chart {
     this.#go({ from: this.frame.position(from_ms), to: this.frame.position(until_ms) });
   }
 
-  /** The newest bars at the first spacing, with room for the fan. */
+  /** Show the newest bars with the first spacing, and room for the fan. */
   showNewest(horizon) {
     const width = this.#chart.timeScale().width();
     const room = (horizon * this.interval) / this.frame.step + ROOM;
@@ -396,7 +396,7 @@ export class Chart {
     this.#go({ from: to - bars, to });
   }
 
-  /** Scroll only when a cell, or the room right of it, would leave the view; `bounds` are the run's ends. */
+  /** Scroll if a cell, or the room right of it, is not in view; `bounds` are the run's ends. */
   reveal(index, room = 0, bounds = [-Infinity, Infinity]) {
     const range = this.#range();
     if (!range || (Math.max(index - 4, bounds[0]) >= range.from && index + room <= range.to)) return;
@@ -405,7 +405,7 @@ export class Chart {
     this.#go(within({ from, to: from + span }, bounds));
   }
 
-  /** Zoom by a factor; the right edge stays. */
+  /** Zoom by a factor, with a fixed right edge. */
   zoom(factor) {
     const range = this.#range();
     if (!range) return;
@@ -413,7 +413,7 @@ export class Chart {
     this.#go({ from: to - (range.to - range.from) * factor, to });
   }
 
-  /** What is of the moment; every pane is drawn again, so only where something of it changed. */
+  /** Set the momentary state; redraw all panes only if something changed. */
   show(shown) {
     if (Object.entries(shown).every(([name, value]) => this.#shown[name] === value)) return;
     this.#shown = { ...this.#shown, ...shown };
@@ -431,7 +431,7 @@ export class Chart {
 
   #moved(event) {
     if (!this.#hasMoved) return;
-    this.#hears.onHover(event.point && event.point.x >= 0 ? this.#cellAt(event) : null, event);
+    this.#listeners.onHover(event.point && event.point.x >= 0 ? this.#cellAt(event) : null, event);
   }
 
   #pressed(event) {
@@ -439,10 +439,10 @@ export class Chart {
     this.#press = event.button === 0 ? event : null;
   }
 
-  /** A mouse's click, heard here: the library keeps a second one within half a second to itself. */
+  /** Handle a mouse click here, since the library swallows a second click within half a second. */
   #released(event) {
     const { left, top } = this.#element.getBoundingClientRect();
-    // In whole pixels, as the library hears of the mouse: or the bar beside the one under the pointer is taken.
+    // In whole pixels, as in the library; otherwise a neighbouring bar could be chosen.
     const [x, y] = [Math.floor(event.clientX) - left, Math.floor(event.clientY) - top];
     const isClick = this.#hasMouse && this.#press && Math.abs(event.clientX - this.#press.clientX) + Math.abs(event.clientY - this.#press.clientY) < SLIP;
     this.#press = null;
@@ -452,26 +452,26 @@ export class Chart {
     this.#clicked(this.#cellAt({ point: { x }, logical: time.coordinateToLogical(x) }), pane, y - this.#overlays[pane]);
   }
 
-  /** A click in a gate's row goes to the refusal within 5 px, where there is one. */
+  /** Choose a cell; a click in a gate's row chooses a refusal within 5 px, if there is one. */
   #clicked(cell, pane, y) {
     let index = cell;
     if (index == null) return;
     if (pane === 1) {
       const row = this.#rows[Math.floor((y - 5) / ROW)];
-      const reach = Math.ceil(5 / this.#chart.timeScale().options().barSpacing);
-      for (let away = 0; row && away <= reach; away++) {
-        const hit = [index - away, index + away].find((each) => row.gates.some((gate) => this.frame.failed[gate]?.[each] > 0));
+      const margin = Math.ceil(5 / this.#chart.timeScale().options().barSpacing);
+      for (let distance = 0; row && distance <= margin; distance++) {
+        const hit = [index - distance, index + distance].find((each) => row.gates.some((gate) => this.frame.failed[gate]?.[each] > 0));
         if (hit != null) {
           index = hit;
           break;
         }
       }
     }
-    this.#hears.onPick(index);
+    this.#listeners.onPick(index);
   }
 }
 
-/** A range moved to lie between two bounds; where it is longer, its end is the bounds'. */
+/** Move a range between two bounds; a longer range ends at the upper bound. */
 export function within({ from, to }, [low, high]) {
   const end = Math.min(Math.max(to, low + to - from), high);
   return { from: end - (to - from), to: end };

@@ -1,11 +1,11 @@
-/** The forecast drawn forward: 50 % and 90 % of the law, its mean, and the realised return. */
+/** The forecast as a fan: its 50 % and 90 % intervals, its mean, and the realised return. */
 
 const BANDS = [
   { z: 1.645, opacity: 0.11 },
   { z: 0.674, opacity: 0.16 },
 ];
 
-/** The log returns between which a forecast lies so many standard deviations wide, or nulls. */
+/** The log returns `z` standard deviations below and above the mean, or nulls. */
 const between = ({ mean_return: mean, stdev_return: stdev }, z) => (stdev == null ? [null, null] : [mean - z * stdev, mean + z * stdev]);
 
 /** Lowest and highest price of a decision's fan, or null. */

@@ -1,29 +1,29 @@
 /**
  * A frame: the columns of one instrument over a loaded range, all as long as its candles.
  *
- * A frame is loaded around the visible range at a cell length that fits the width, so that a year
- * of minutes costs no more than a day.
+ * It is loaded around the visible range with a cell length that fits the width, so a year of
+ * minutes costs no more than a day.
  */
 import { getOf } from "../api.js";
 import { indexAt, joined } from "../cells.js";
 
-const MULTIPLES = [1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080]; // bars of a cell, as the server makes them
-const SPACING_LEAST = 0.9; // px a cell, below which cells get longer
-const SPACING_MOST = 9; // px a cell, above which they get shorter again
-const SPACING_WANTED = 1.6;
-const TAIL = 8; // cells that are asked for again where a frame goes on: of fewer the server would make shorter ones
+const MULTIPLES = [1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080]; // bars per cell, the same as in the server
+const SPACING_LEAST = 0.9; // px per cell, below which cells get longer
+const SPACING_MOST = 9; // px per cell, above which they get shorter again
+const SPACING_NEW = 1.6;
+const TAIL = 8; // cells that are requested again to extend a frame; for fewer the server would return shorter cells
 
 export class Frame {
   constructor({ run, instrument, from_ms, answers }) {
     const { candles, equity, marks } = answers;
     Object.assign(this, candles, { run, instrument, from_ms, answers, step: candles.interval_ms, times: candles.open_time_ms });
     this.equity = mapped(equity.equity, (values) => this.#byClose(equity.time_ms, values));
-    // A file holds the marks of every symbol together.
+    // A file has the marks of all symbols in one answer.
     for (const kind of ["fills", "orders", "gaps"]) this[kind] = marks[kind].filter((mark) => mark.instrument === instrument);
     this.isCut = marks.is_cut;
   }
 
-  /** Equity is dated at its cell's end, which may lie before the cell's last bar would close. */
+  /** Align equity, which has the time of its cell's end, with the candles. */
   #byClose(times, values) {
     const column = new Array(this.times.length).fill(null);
     times.forEach((time, index) => {
@@ -38,12 +38,12 @@ export class Frame {
     return this.times.length;
   }
 
-  /** When the last cell opens. */
+  /** Open time of the last cell. */
   get lastMs() {
     return this.times[this.length - 1];
   }
 
-  /** Where a time lies, in cells; fractional, and beyond the ends as if bars went on. */
+  /** The position of a time, in cells; fractional, and extrapolated beyond the ends. */
   position(ms) {
     const index = indexAt(this.times, ms);
     if (index < 0) return (ms - this.times[0]) / this.step;
@@ -57,7 +57,7 @@ export class Frame {
     return this.times[index] + (position - index) * this.step;
   }
 
-  /** The cell that holds the decision on a bar opened at `ms`, or -1. */
+  /** The cell with the decision of the bar that opened at `ms`, or -1. */
   indexOf(ms) {
     const index = indexAt(this.times, ms);
     return index >= 0 && ms < this.times[index] + this.step ? index : -1;
@@ -67,22 +67,22 @@ export class Frame {
 const mapped = (columns, each) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, each(values, name)]));
 
 /**
- * The cell length for a span that is `width` pixels wide: the present one while its cells are
- * neither too narrow nor too wide.
+ * The cell length for a span that is `width` pixels wide: the current one if its cells are neither
+ * too narrow nor too wide.
  */
-export function stepFor({ interval, least = interval, span, width, present = null }) {
-  if (present && present >= least) {
-    const spacing = (width * present) / span;
-    if (spacing >= SPACING_LEAST && (spacing <= SPACING_MOST || present === least)) return present;
+export function stepFor({ interval, least = interval, span, width, current = null }) {
+  if (current && current >= least) {
+    const spacing = (width * current) / span;
+    if (spacing >= SPACING_LEAST && (spacing <= SPACING_MOST || current === least)) return current;
   }
-  const multiple = MULTIPLES.find((each) => interval * each >= least && (width * interval * each) / span >= SPACING_WANTED);
+  const multiple = MULTIPLES.find((each) => interval * each >= least && (width * interval * each) / span >= SPACING_NEW);
   return interval * (multiple ?? MULTIPLES[MULTIPLES.length - 1]);
 }
 
-/** By what a mark is known where a range tells of it again. */
+/** Keys that identify a mark in overlapping ranges. */
 const KEYS = { fills: (mark) => [mark.sequence, mark.order_id, mark.price, mark.quantity_text].join(), orders: (mark) => mark.order_id, gaps: (mark) => mark.from_ms };
 
-/** Marks of both, each once and as it was told last, without those that ended before `from`. */
+/** The newest version of each mark of both, without those that ended before `from`. */
 const joinedMarks = (before, after, from) => ({
   is_cut: before.is_cut || after.is_cut,
   ...mapped(KEYS, (keyOf, kind) => {
@@ -92,15 +92,15 @@ const joinedMarks = (before, after, from) => ({
 });
 
 /**
- * Load the frame of a range; `step` is the length of its cells. What a frame that is `held` has of
- * it is not asked for again: cells of the past stay as they are.
+ * Load the frame of a range; `step` is the length of its cells. Cells of the frame `held` are not
+ * requested again, because past cells do not change.
  * @returns {Promise<Frame>}
  */
 export async function loadFrame({ run, instrument, from_ms, until_ms, step, held, signal }) {
   const from = Math.floor(from_ms / step) * step;
   const until = Math.ceil(until_ms / step) * step;
-  const goesOn = held?.step === step && held.from_ms <= from && from < held.times.at(-TAIL) && until > held.lastMs;
-  const since = goesOn ? Math.floor(held.times.at(-TAIL) / step) * step : from;
+  const isExtended = held?.step === step && held.from_ms <= from && from < held.times.at(-TAIL) && until > held.lastMs;
+  const since = isExtended ? Math.floor(held.times.at(-TAIL) / step) * step : from;
   const range = { instrument, from_ms: since, until_ms: until, points: Math.round((until - since) / step) + 2 };
   const ask = (kind, parameters = range) => getOf(run, kind, { signal }, parameters);
   const [candles, equity, marks] = await Promise.all([
@@ -109,6 +109,6 @@ export async function loadFrame({ run, instrument, from_ms, until_ms, step, held
     ask("marks", { instrument, from_ms: since, until_ms: until }),
   ]);
   const answers = { candles, equity, marks };
-  if (goesOn) for (const kind of Object.keys(answers)) answers[kind] = (kind === "marks" ? joinedMarks : joined)(held.answers[kind], answers[kind], from);
+  if (isExtended) for (const kind of Object.keys(answers)) answers[kind] = (kind === "marks" ? joinedMarks : joined)(held.answers[kind], answers[kind], from);
   return new Frame({ run, instrument, from_ms: from, answers });
 }

@@ -1,7 +1,7 @@
-/** What lies on the candles: fills, orders that rest, refusals of the selected gate, gaps. */
+/** Marks on the candles: fills, resting orders, refusals by the selected gate, gaps. */
 
 const SIZE = 5;
-const APART = 4; // px, below which fills of one side are drawn once
+const FILL_SPACING = 4; // px; of closer fills of one side only the first is drawn
 
 function triangle(context, x, y, isUp, size) {
   const sign = isUp ? 1 : -1;
@@ -12,7 +12,7 @@ function triangle(context, x, y, isUp, size) {
   context.closePath();
 }
 
-/** Bought: a filled triangle under the bar. Sold: a hollow one over it. */
+/** Draw a filled triangle below the bar for a buy, a hollow one above it for a sale. */
 export function drawFills(context, { frame, across, y, colours }) {
   const [first, end] = across.span(frame.length);
   const inView = frame.fills.filter((fill) => fill.filled_ms >= frame.times[first] && fill.filled_ms < frame.times[end] + frame.step);
@@ -25,7 +25,7 @@ export function drawFills(context, { frame, across, y, colours }) {
     const index = Math.min(frame.length - 1, Math.floor(frame.position(fill.filled_ms)));
     if (index < first || index > end) continue;
     const x = across.x(index);
-    if (x - before[fill.side] < APART && x > before[fill.side]) continue;
+    if (x - before[fill.side] < FILL_SPACING && x > before[fill.side]) continue;
     before[fill.side] = x;
     if (fill.side === "BUY") {
       triangle(context, x, y(Math.min(frame.low[index], fill.price)) + 4, true, size);
@@ -40,7 +40,7 @@ export function drawFills(context, { frame, across, y, colours }) {
   }
 }
 
-/** How an order's line looks, by its role: pattern and word. */
+/** The dash pattern and the label of an order's line, by its role. */
 const LINES = {
   STOP: { dash: [2, 3], word: "stop" },
   TRAILING: { dash: [2, 3], word: "trailing stop" },
@@ -48,9 +48,9 @@ const LINES = {
   LIST: { dash: [6, 3, 2, 3], word: "order" },
   LIQUIDATION: { dash: [1, 5], word: "liquidation" },
 };
-const OTHER_LINE = { dash: [6, 3, 2, 3], word: "order" };
+const DEFAULT_LINE = { dash: [6, 3, 2, 3], word: "order" };
 
-/** A line from an order's birth to its end, at its price. */
+/** Draw a line from an order's creation to its end, at its price. */
 export function drawOrders(context, { frame, across, y, colours }) {
   const [first, end] = across.span(frame.length);
   context.lineWidth = 1;
@@ -60,7 +60,7 @@ export function drawOrders(context, { frame, across, y, colours }) {
     const from = frame.position(order.from_ms);
     const until = order.until_ms == null ? frame.length : frame.position(order.until_ms);
     if (until < first || from > end) continue;
-    const { dash, word } = LINES[order.role] ?? OTHER_LINE;
+    const { dash, word } = LINES[order.role] ?? DEFAULT_LINE;
     const left = Math.max(0, across.edge(from));
     const right = across.edge(until);
     const level = Math.round(y(order.price)) + 0.5;
@@ -71,7 +71,7 @@ export function drawOrders(context, { frame, across, y, colours }) {
     context.moveTo(left, level);
     context.lineTo(Math.max(right, left + 2), level);
     context.stroke();
-    // A label only where its line is longer than it, or lines of minutes would become a text.
+    // Label only lines that are longer than the label.
     if (right - left > 70) {
       context.fillStyle = colours.muted;
       context.globalAlpha = 1;
@@ -82,7 +82,7 @@ export function drawOrders(context, { frame, across, y, colours }) {
   context.globalAlpha = 1;
 }
 
-/** Hollow rings over the bars that the selected gate refused. */
+/** Draw hollow rings over the bars that the selected gate refused. */
 export function drawRefusals(context, { frame, gate, across, y, colours }) {
   const [first, end] = across.span(frame.length);
   context.strokeStyle = colours.loss;
@@ -100,7 +100,7 @@ export function drawRefusals(context, { frame, gate, across, y, colours }) {
   }
 }
 
-/** Hatched over a hole in the data; at least 5 px, since no bar may lie in it. */
+/** Hatch the gaps in the data; at least 5 px, since a gap may have no cell. */
 export function drawGaps(context, { frame, across, height, colours }) {
   for (const gap of frame.gaps) {
     const middle = (across.edge(frame.position(gap.from_ms)) + across.edge(frame.position(gap.until_ms))) / 2;

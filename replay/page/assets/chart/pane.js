@@ -1,4 +1,4 @@
-/** The chart as a component: it keeps a frame loaded around the view, and tells what is pointed at. */
+/** The chart as a component: it keeps a frame loaded around the view, and reports the cell under the pointer. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { Swatch, hasParts } from "../accounts.js";
 import { interval as intervalText, number, percent, plain, word } from "../format.js";
@@ -7,16 +7,16 @@ import { Chart, within } from "./chart.js";
 import { loadFrame, stepFor } from "./frame.js";
 import { ROW, rowsOf } from "./rows.js";
 
-const FIRST_BARS = 1440; // the last day first
-const CELLS_MOST = 4000; // of a frame that grows
+const FIRST_BARS = 1440; // of the first view, a day of minutes
+const CELLS_MOST = 4000; // of a growing frame
 const MARGIN = 1; // spans loaded on each side of the view
-const SETTLE = 90; // ms without a move before the range is asked for
-const FREE = 4; // cells that stay free beyond the ends of the run
+const SETTLE = 90; // ms without a move before the range is requested
+const FREE = 4; // empty cells beyond the ends of the run
 const LINES = 3; // accounts in the equity pane
-const LINES_OF_PARTS = 6; // where it has sides or strategies
-const AXIS = 94; // px at least that the right axis is wide
-const LEGEND_ROOM = 85; // px of an account in the legend of the equity pane, beside its name
-const COUNT_ROOM = 40; // px for the count of a row's refusals, and around it
+const LINES_OF_PARTS = 6; // with sides or strategies
+const AXIS = 94; // least px of the right axis
+const LEGEND_ROOM = 85; // px of an account in the legend of the equity pane, without its name
+const COUNT_ROOM = 40; // px for the count of a row's refusals, with its margins
 const measuring = document.createElement("canvas").getContext("2d");
 
 function textWidth(text) {
@@ -24,20 +24,20 @@ function textWidth(text) {
   return Math.ceil(measuring.measureText(text).width);
 }
 
-/** Pixels that the label of a row takes, with its count. */
+/** The width of a row's label with its count, in pixels. */
 const labelWidth = ({ label }) => textWidth(label) + COUNT_ROOM;
 
-/** Lines that the legend of the equity pane takes in so many pixels. */
+/** The number of lines of the equity pane's legend in a width of pixels. */
 const legendHeight = (lines, width) => {
   const widest = Math.max(...lines.map(({ name }) => textWidth(name))) + LEGEND_ROOM;
   return Math.ceil(lines.length / Math.max(1, Math.floor(width / widest)));
 };
 
-/** The accounts of the equity pane: own, a shadow account or the parts that it consists of, a benchmark. */
+/** The accounts of the equity pane: the run's, a shadow account or its parts, and a benchmark. */
 export function accountLines(run) {
   const [main, ...others] = run.accounts;
-  const began = new Map(run.accounts.map((each) => [each.name, each.start]));
-  const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(main.name)) - 1) * 100));
+  const starts = new Map(run.accounts.map((each) => [each.name, each.start]));
+  const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (starts.get(name) ?? starts.get(main.name)) - 1) * 100));
   const shadows = others.filter((each) => each.is_stored);
   const first = hasParts(run) ? shadows.length : 1;
   const rest = others.filter((each) => !each.is_stored);
@@ -52,7 +52,7 @@ export function accountLines(run) {
   }));
 }
 
-/** Confidence, and what the strategy noted: on the price where it is a price, else a pane each. */
+/** Lines of confidence and of the strategy's notes: prices on the price pane, each other in its own. */
 function extraLines(run, instrument, frame, { hasPanes }) {
   const extras = [];
   if (hasPanes && run.has_model) {
@@ -90,12 +90,12 @@ function EquityLegend({ lines, chart, index, isCompact }) {
  * @param {Object} props
  * @param {Object} props.run Run
  * @param {string} props.instrument
- * @param {Object|null} props.decision under the pointer, or pinned
- * @param {number|null} props.pinnedMs open of the pinned bar
+ * @param {Object|null} props.decision the one under the pointer, or the pinned one
+ * @param {number|null} props.pinnedMs open time of the pinned bar
  * @param {Function} props.onHover (sequence|null, cell)
  * @param {Function} props.onPick (sequence)
- * @param {number} props.connected how often the stream came back
- * @param {{current: Object}} props.handle gets `{chart, frame, follow, goTo}`
+ * @param {number} props.connected number of reconnections of the stream
+ * @param {{current: Object}} props.handle is set to `{chart, frame, follow, goTo, showWhole, reload}`
  */
 export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, toGate, tint, least, isCompact, hasPanes, connected, onHover, onPick, onFrame, onSettled, handle }) {
   const element = useRef();
@@ -107,11 +107,11 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   const rows = useMemo(() => rowsOf(run, { compact: isCompact }), [run.row.run_id, isCompact]);
   const lines = useMemo(() => accountLines(run), [run.row.run_id]);
   const decimals = run.instruments.find((each) => each.id === instrument)?.price_decimals ?? 2;
-  const hears = useRef({});
+  const listeners = useRef({});
   const lastMs = useRef(run.row.last_ms);
   lastMs.current = Math.max(lastMs.current ?? 0, run.row.last_ms);
 
-  /** Load the range and draw it; `view` is what shall be in view after it. */
+  /** Load the range and draw it; `view` is the range to show then. */
   const load = async ({ from_ms, until_ms, step, view }) => {
     const { current } = work;
     current.abort?.abort();
@@ -130,7 +130,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         setState({ isLoading: false, error: null, isEmpty: true });
         return;
       }
-      // The view may have moved on while the range was on its way.
+      // The view may have moved while the range was loading.
       const wanted = view === undefined ? chart.current.view() : view;
       if (current.isFirst) {
         const extras = extraLines(run, instrument, frame, { hasPanes });
@@ -140,7 +140,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         const legendLines = legendHeight(lines, element.current.clientWidth - Math.max(AXIS, axis));
         chart.current.setRun({ interval, rows, accounts: lines, axis, legendLines, extras: extras.filter((each) => each.onPrice || panes++ < most) });
       }
-      // Who looked at the newest bar goes on doing so, though bars came while the range did.
+      // Keep the newest bar in view, even if bars arrived while the range was loading.
       const ahead = isNewest && view === undefined && wanted && wanted.until_ms >= before.lastMs ? Math.max(0, frame.lastMs - before.lastMs) : 0;
       const moved = wanted && { from_ms: wanted.from_ms + ahead, until_ms: wanted.until_ms + ahead };
       chart.current.setFrame(frame, { view: current.isFirst ? null : moved });
@@ -149,7 +149,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         chart.current.showNewest(run.has_model ? run.gate_horizon : 8);
       }
       setState({ isLoading: false, error: null });
-      hears.current.onFrame?.(frame);
+      listeners.current.onFrame?.(frame);
       if (current.isDue) catchUp();
     } catch (error) {
       if (abort.signal.aborted) return;
@@ -163,41 +163,41 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     return view != null && view.until_ms >= chart.current.frame.lastMs;
   };
 
-  /** Read the newest bars where they are in view, once what is on its way is here. */
+  /** Load the newest bars if they are in view, after a pending load. */
   const catchUp = () => {
     const { loaded, loading } = work.current;
     work.current.isDue = loading != null;
     if (loaded && !loading && (!chart.current.frame || isAtNewest())) handle.current.reload();
   };
 
-  /** What is loaded of the run for a view: the same again on each side. */
+  /** The range to load for a view: as much again on each side, within the run. */
   const around = ({ from_ms, until_ms }) => {
     const room = MARGIN * (until_ms - from_ms);
     return { from_ms: Math.max(run.row.first_ms, from_ms - room), until_ms: Math.min(lastMs.current + interval, until_ms + room) };
   };
 
-  /** Ask for what the view needs and the frame has not. */
+  /** Load the range that the view needs, if the frame lacks it. */
   const settle = () => {
     const view = chart.current?.view();
     if (!view || work.current.isFirst) return;
-    hears.current.onSettled?.();
+    listeners.current.onSettled?.();
     const span = view.until_ms - view.from_ms;
-    const present = chart.current.frame.step;
-    const step = stepFor({ interval, least: hears.current.least, span, width: view.width, present });
+    const shownStep = chart.current.frame.step;
+    const step = stepFor({ interval, least: listeners.current.least, span, width: view.width, current: shownStep });
     const { loaded } = work.current;
     const first = run.row.first_ms;
     const end = lastMs.current + interval;
-    const wants = { from_ms: Math.max(first, view.from_ms - span / 4), until_ms: Math.min(end, view.until_ms + span / 4) };
-    // A file gives longer cells than were asked for where it holds none that are shorter.
-    const isAsked = step === present || (step === loaded.step && present > step);
-    if (isAsked && wants.from_ms >= loaded.from_ms && wants.until_ms <= loaded.until_ms) return;
-    if (wants.until_ms <= first || wants.from_ms >= end) return;
+    const needed = { from_ms: Math.max(first, view.from_ms - span / 4), until_ms: Math.min(end, view.until_ms + span / 4) };
+    // A file returns longer cells than requested if it has no shorter ones.
+    const isLoaded = step === shownStep || (step === loaded.step && shownStep > step);
+    if (isLoaded && needed.from_ms >= loaded.from_ms && needed.until_ms <= loaded.until_ms) return;
+    if (needed.until_ms <= first || needed.from_ms >= end) return;
     const { loading } = work.current;
-    if (loading && loading.step === step && loading.from_ms <= wants.from_ms && loading.until_ms >= wants.until_ms) return;
+    if (loading && loading.step === step && loading.from_ms <= needed.from_ms && loading.until_ms >= needed.until_ms) return;
     load({ ...around(view), step });
   };
 
-  hears.current = {
+  listeners.current = {
     least,
     onFrame,
     onSettled,
@@ -209,7 +209,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     onPick: (index) => onPick(chart.current.frame.sequence[index]),
   };
 
-  /** Below the height that its rows need the page scrolls: rows that shrink would overlap. */
+  /** Let the page scroll if the chart is too low, because shrunk rows would overlap. */
   const giveRoom = (missing) => {
     const page = element.current?.closest(".whole");
     if (page) page.style.minHeight = `${page.clientHeight + missing}px`;
@@ -218,9 +218,9 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   useLayoutEffect(() => {
     const drawing = new Chart(element.current, {
       decimals,
-      onView: () => hears.current.onView(),
-      onHover: (index) => hears.current.onHover(index),
-      onPick: (index) => hears.current.onPick(index),
+      onView: () => listeners.current.onView(),
+      onHover: (index) => listeners.current.onHover(index),
+      onPick: (index) => listeners.current.onPick(index),
       onLayout: ({ missing, ...placed }) => {
         setLayout(placed);
         giveRoom(missing);
@@ -234,12 +234,12 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       get frame() {
         return drawing.frame;
       },
-      /** A bar was stored: what is drawn up to the newest is read again. */
+      /** A bar was stored: load the newest bars again. */
       follow: (step) => {
         lastMs.current = Math.max(lastMs.current, step.bar[0]);
         if (step.instrument === instrument) catchUp();
       },
-      /** Bring a bar into view, loading what lies around it. */
+      /** Bring a bar into view, and load its surroundings. */
       goTo: (ms, room = 0) => {
         if (!drawing.frame?.length) return;
         const { step } = drawing.frame;
@@ -255,13 +255,13 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         const wanted = { from_ms: from, until_ms: to };
         load({ ...around(wanted), step, view: wanted });
       },
-      /** The whole run in view. */
+      /** Show the whole run. */
       showWhole: () => {
         const whole = { from_ms: run.row.first_ms, until_ms: lastMs.current + interval };
-        const step = stepFor({ interval, least: hears.current.least, span: whole.until_ms - whole.from_ms, width: drawing.view().width });
+        const step = stepFor({ interval, least: listeners.current.least, span: whole.until_ms - whole.from_ms, width: drawing.view().width });
         load({ ...whole, step, view: whole });
       },
-      /** All again: after a connection that was lost. */
+      /** Load all again, after a lost connection. */
       reload: () => {
         const { loaded } = work.current;
         if (!loaded) return;
@@ -284,7 +284,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     };
   }, [run.row.run_id, instrument, isCompact, hasPanes]);
 
-  // Once the run is read again after a connection that was lost, so is what is drawn.
+  // Reload the chart once the run was read again after a lost connection.
   const wasConnected = useRef(connected);
   useEffect(() => {
     if (wasConnected.current === connected) return;
@@ -292,7 +292,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     handle.current?.reload();
   }, [run]);
 
-  // Cells of another length: as many of them as before, up to the same time.
+  // For another cell length, show as many cells as before, until the same time.
   useEffect(() => {
     const drawing = chart.current;
     if (!drawing?.frame || work.current.isFirst) return;
@@ -314,7 +314,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     });
   });
 
-  // Which rows there are stays as it was drawn; their counts go on.
+  // The rows stay as first drawn; their counts are updated.
   const counts = useMemo(() => new Map(run.gates.map((each) => [each.gate, each.gate === "warm" ? 0 : each.refused])), [run]);
   const refused = (row) => row.gates.reduce((sum, each) => sum + counts.get(each), 0);
   const drawn = chart.current?.frame;
@@ -348,7 +348,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     ${state.isLoading && html`<p class="reading late" role="status">reading the bars</p>`}
     ${state.error && html`<p class="reading loss" role="alert">${state.error.message}</p>`}
     ${state.isEmpty && html`<p class="reading">No bar of ${instrument} lies here.</p>`}
-    ${drawn && drawn.step > interval && html`<p class="cell">${intervalText(drawn.step)} a cell${drawn.isCut ? "; of the fills the newest" : ""}</p>`}
+    ${drawn && drawn.step > interval && html`<p class="cell">${intervalText(drawn.step)} a cell${drawn.isCut ? "; newest fills only" : ""}</p>`}
   </div>`;
 }
 

@@ -4,11 +4,11 @@ import { word } from "../format.js";
 export const ROW = 17;
 const DRAWN = 9;
 
-/** Gates of the data, which a sound feed never nears; they are a row, or a line, only once they refuse. */
-const OF_DATA = new Set(["late", "gap", "stale"]);
+/** Gates on the data, which a sound feed never comes near; they have a row only after a refusal. */
+const DATA_GATES = new Set(["late", "gap", "stale"]);
 
-/** Whether how near a gate was says something: not of yes or no, nor of what only fills up. */
-const isGraded = (gate) => !gate.is_switch && !gate.is_capped && (gate.refused > 0 || !OF_DATA.has(gate.gate));
+/** Whether the distance from a gate's threshold is worth a row: not for a switch or a count. */
+const isGraded = (gate) => !gate.is_switch && !gate.is_capped && (gate.refused > 0 || !DATA_GATES.has(gate.gate));
 
 /**
  * The rows of a run, top to bottom.
@@ -37,7 +37,7 @@ export function rowsOf(run, { compact = false } = {}) {
   return rows;
 }
 
-/** One pixel column of the cells that fall into it: the worst counts. */
+/** Draw a gate's row; a pixel column shows the worst of its cells. */
 export function drawGateRow(context, { gates, frame, across, top, colours }) {
   const [first, end] = across.span(frame.length);
   const y = top + (ROW - DRAWN) / 2;
@@ -52,7 +52,7 @@ export function drawGateRow(context, { gates, frame, across, top, colours }) {
     if (column == null) return;
     const width = Math.max(1, until - column);
     if (hasFailed) {
-      // One refusal stands out; of many in a row the first does, or they would be a wall.
+      // Emphasise a single refusal, and only the first of consecutive ones.
       const isNew = column > refusedUntil;
       context.globalAlpha = isNew ? 1 : 0.4;
       context.fillStyle = colours.loss;
@@ -87,7 +87,7 @@ export function drawGateRow(context, { gates, frame, across, top, colours }) {
 const LEVELS = { MOMENTUM: 0, MIXED: 1, MEAN_REVERSION: 2 };
 const SHADES = [0.75, 0.45, 0.22];
 
-/** High and dark: momentum; middle: mixed; low and pale: mean reversion. */
+/** Draw regimes: momentum high and dark, mixed in the middle, mean reversion low and pale. */
 export function drawRegimes(context, { frame, across, top, colours }) {
   const [first, end] = across.span(frame.length);
   context.fillStyle = colours.ink;

@@ -1,6 +1,6 @@
-/** Pixels of a view: from cells and prices to the canvas. */
+/** Conversion of cells and prices to pixels of the canvas. */
 
-/** Where cells lie; reckoned from one whole cell, since the library misplaces fractions. */
+/** Horizontal positions of cells, computed from a whole cell because the library misplaces fractions. */
 export class Across {
   constructor(timeScale) {
     const range = timeScale.getVisibleLogicalRange();
@@ -11,17 +11,17 @@ export class Across {
     this.origin = timeScale.logicalToCoordinate(this.base) ?? 0;
   }
 
-  /** The middle of a cell; fractions allowed. */
+  /** The x of a cell's middle; `index` may be fractional. */
   x(index) {
     return this.origin + (index - this.base) * this.spacing;
   }
 
-  /** The left edge of what starts at a fractional position in cells. */
+  /** The x of the left edge at a fractional position in cells. */
   edge(position) {
     return this.x(position - 0.5);
   }
 
-  /** First and last whole cells in view, within `length`. */
+  /** The first and the last cell in view, within `length`. */
   span(length) {
     return [Math.max(0, Math.floor(this.from)), Math.min(length - 1, Math.ceil(this.to))];
   }

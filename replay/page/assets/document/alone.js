@@ -1,4 +1,4 @@
-/** A document alone in a file: its record lies in the page. */
+/** Entry of a file with one document, whose record is in the page. */
 import { html, render } from "../vendor/htm-preact.js";
 import { DocumentView } from "../document.js";
 import { recorded } from "../record.js";
@@ -16,7 +16,7 @@ try {
     place,
   );
 } catch (error) {
-  place.textContent = `This browser cannot show the page (${error}); take one of 2023 or newer.`;
+  place.textContent = `This browser cannot show the page (${error}); use one from 2023 or later.`;
 }
 addEventListener("beforeprint", () => {
   for (const fold of document.querySelectorAll("details.fold")) fold.open = true;

@@ -1,4 +1,4 @@
-/** Axes: from numbers to pixels, the ticks between, and numbers and times as text. */
+/** Axes: scales, ticks, and numbers and times as text. */
 import { MONTHS, number, plain as rounded } from "../format.js";
 
 const MINUTE = 60_000;
@@ -7,17 +7,17 @@ const DAY = 24 * HOUR;
 const STEPS = [1, 2, 5, 10, 15, 30].map((n) => n * MINUTE)
   .concat([1, 2, 4, 6, 12].map((n) => n * HOUR))
   .concat([1, 2, 5, 7, 14, 30, 90, 180, 365].map((n) => n * DAY));
-export const LETTER = 6.3; // pixels of a letter of an axis, about
+export const LETTER = 6.3; // approximate width of a letter on an axis, in pixels
 const TICK_ROOM = { time: 86, number: 64 };
-const LINE_ROOM = 38; // between labels above each other
+const LINE_ROOM = 38; // pixels between labels of a vertical axis
 
 /** A time as "2025-06-02 09:33", UTC. */
 export const minute = (ms) => new Date(ms).toISOString().slice(0, 16).replace("T", " ");
 
-/** A number with so many decimals, else with four significant digits. */
+/** A number with `decimals`, by default with four significant digits. */
 export const plain = (value, decimals) => (decimals === undefined ? rounded(value, Math.abs(value) >= 1000 ? 8 : 4) : number(value, decimals));
 
-/** What stands at `value` of `axis`: a name, a time, or a number with its unit. */
+/** The text of `value` on `axis`: a name, a time, or a number with its unit. */
 export function textAt(axis, value) {
   if (axis.kind === "category") return axis.names[Math.round(value)] ?? "";
   if (axis.kind === "time") return `${minute(value)} UTC`;
@@ -25,8 +25,8 @@ export function textAt(axis, value) {
 }
 
 /**
- * A scale of `axis` over `extent` [low, high] onto pixels [first, last].
- * `at(value)` gives the pixel, `value(pixel)` goes back.
+ * A scale from `extent` [low, high] of `axis` to pixels [first, last].
+ * `at(value)` returns the pixel, `value(pixel)` is the inverse.
  */
 export function scale(axis, extent, first, last) {
   const [low, high] = extent;
@@ -56,7 +56,7 @@ function names(axis, at, isAcross) {
   return spread(axis.names.map((name, place) => [place, name]), at, isAcross ? 12 + LETTER * longest : 14);
 }
 
-/** Leaves labels out until they are `room` pixels apart. */
+/** Keeps labels that are at least `room` pixels from the kept ones. */
 function spread(labels, at, room) {
   const kept = [];
   for (const [value, text] of labels) {

@@ -1,4 +1,4 @@
-/** A chart of a document: panels in SVG, heat maps on a canvas under it, one pointer for all panels. */
+/** A chart of a document: panels in SVG, heat maps on a canvas below, one pointer for all panels. */
 import { html, useEffect, useMemo, useState } from "../vendor/htm-preact.js";
 import { Folded, useSize } from "../hooks.js";
 import { onTheme } from "../theme.js";
@@ -13,7 +13,7 @@ const [RIGHT, LABELS_MOST] = [12, 210];
 const NARROW = 620;
 const LABEL_ROOM = 58;
 
-/** Draws `chart` as tracepaper.replay.document.charts.Chart says it. */
+/** Draws `chart`, a Chart of tracepaper.replay.document.charts. */
 export function ChartView({ chart }) {
   const [width, setWidth] = useState(0);
   const box = useSize(({ clientWidth }) => setWidth(clientWidth));
@@ -30,10 +30,10 @@ export function ChartView({ chart }) {
   </figure>`;
 }
 
-/** What a chart is called where it cannot be seen. */
+/** The accessible name of a chart. */
 const nameOf = (chart, panel) => [chart.title, panel?.title, chart.caption].filter(Boolean).join(". ") || "chart";
 
-/** A number that changes with the colours of the page. */
+/** A number that changes with the theme. */
 function useTheme() {
   const [turns, setTurns] = useState(0);
   useEffect(() => onTheme(() => setTurns((before) => before + 1)), []);
@@ -41,25 +41,25 @@ function useTheme() {
 }
 
 function Panels({ chart, width, theme }) {
-  const [pointer, setPointer] = useState(null); // {panel, x, y} in the panel's own numbers
+  const [pointer, setPointer] = useState(null); // {panel, x, y} in the units of the panel's axes
   const [zoom, setZoom] = useState(null); // [low, high] on x
   const wanted = chart.columns ?? 1;
   const columns = width < NARROW ? Math.min(wanted, 2) : wanted;
   const gap = columns > 1 ? 18 : 0;
   const each = (width - gap * (columns - 1)) / columns;
   const left = Math.max(...chart.panels.map(leftOf));
-  const together = chart.is_aligned ? joined(chart.panels.map((panel) => extentOf(panel, "x"))) : null;
+  const shared = chart.is_aligned ? joined(chart.panels.map((panel) => extentOf(panel, "x"))) : null;
   const reading = pointer && readingOf(chart, pointer);
   const legend = legendOf(chart);
   const first = chart.lines_first ?? Infinity;
-  const among = chart.panels.map((panel) => panel.layers.filter((layer) => layer.type === "line")).filter((layers) => layers.length > 1).flat();
-  const lines = [...new Set(among.map((layer) => layer.name))];
-  const [turned, setTurned] = useState(new Set()); // names that were tapped
-  // The last ones are drawn over the others, the run's own account above all.
-  const isShown = (name) => !lines.includes(name) || lines.slice(-first).includes(name) !== turned.has(name);
-  const tap = (name) => setTurned((before) => new Set(before.has(name) ? [...before].filter((each) => each !== name) : [...before, name]));
+  const comparable = chart.panels.map((panel) => panel.layers.filter((layer) => layer.type === "line")).filter((layers) => layers.length > 1).flat();
+  const lines = [...new Set(comparable.map((layer) => layer.name))];
+  const [toggled, setToggled] = useState(new Set()); // names that were tapped
+  // The last lines are shown first; they are drawn over the others, the run's account last.
+  const isShown = (name) => !lines.includes(name) || lines.slice(-first).includes(name) !== toggled.has(name);
+  const tap = (name) => setToggled((before) => new Set(before.has(name) ? [...before].filter((each) => each !== name) : [...before, name]));
   const kept = (panel) => ({ ...panel, layers: panel.layers.filter((layer) => layer.type !== "line" || isShown(layer.name)) });
-  const panels = useMemo(() => (lines.length > first ? chart.panels.map(kept) : chart.panels), [chart, turned]);
+  const panels = useMemo(() => (lines.length > first ? chart.panels.map(kept) : chart.panels), [chart, toggled]);
   const heats = chart.panels.flatMap((panel) => panel.layers.filter((layer) => layer.type === "heat"));
   const scales = [...new Map(heats.filter((heat) => !heat.texts || heat.name).map((heat) => [`${heat.name} ${heat.low}`, heat])).values()];
   return html`<div class="plot">
@@ -70,7 +70,7 @@ function Panels({ chart, width, theme }) {
           name=${nameOf(chart, panel)}
           width=${each}
           theme=${theme}
-          together=${together}
+          shared=${shared}
           room=${left}
           zoom=${zoom}
           onZoom=${panel.x?.kind === "category" || !(chart.is_aligned || wanted === 1) ? null : setZoom}
@@ -105,7 +105,7 @@ function leftOf({ y = {} }) {
   return Math.min(LABELS_MOST, 14 + LETTER * Math.max(...y.names.map((name) => name.length)));
 }
 
-function PanelView({ panel, name, width, theme, together, room, zoom, onZoom, is_last, pointer, onPointer }) {
+function PanelView({ panel, name, width, theme, shared, room, zoom, onZoom, is_last, pointer, onPointer }) {
   const [drag, setDrag] = useState(null);
   const xAxis = panel.x ?? {};
   const yAxis = panel.y ?? {};
@@ -117,10 +117,10 @@ function PanelView({ panel, name, width, theme, together, room, zoom, onZoom, is
   const [wide, high] = [Math.max(20, width - left - RIGHT), panel.height ?? 240];
   const height = top + high + bottom;
   const geometry = useMemo(() => {
-    const x = scale(xAxis, zoom ?? together ?? extentOf(panel, "x"), left, left + wide);
+    const x = scale(xAxis, zoom ?? shared ?? extentOf(panel, "x"), left, left + wide);
     const y = scale(yAxis, extentOf(panel, "y", zoom), top + high, top); // pixels count downwards
     return { x, y };
-  }, [panel, zoom, together?.join(), left, wide, top, high]);
+  }, [panel, zoom, shared?.join(), left, wide, top, high]);
   const { x, y } = geometry;
   const heat = panel.layers.find((layer) => layer.type === "heat");
   const toNumbers = (event) => {
@@ -186,7 +186,7 @@ function PanelView({ panel, name, width, theme, together, room, zoom, onZoom, is
       ${has_title && html`<text class="axis" x=${left + wide / 2} y=${height - 4} text-anchor="middle">${xAxis.title}</text>`}
       <svg x=${left} y=${top - 4} width=${wide} height=${high + 8} viewBox=${`${left} ${top - 4} ${wide} ${high + 8}`}>
         ${drawn(panel, x, y, { top, bottom: top + high, left, right: left + wide })}
-        ${heat && html`<${OnCells} heat=${heat} x=${x} y=${y} />`}
+        ${heat && html`<${CellNumbers} heat=${heat} x=${x} y=${y} />`}
         ${pointer && html`<line class="pointer" x1=${x.at(pointer.x)} x2=${x.at(pointer.x)} y1=${top} y2=${top + high} />`}
         ${drag && html`<rect class="drag" x=${Math.min(drag.from, drag.until)} y=${top} width=${Math.abs(drag.until - drag.from)} height=${high} />`}
       </svg>
@@ -204,14 +204,14 @@ const inside = (place, text, low, high) => {
   return Math.min(Math.max(place, low + half - 20), high - half + 10);
 };
 
-/** The places on x that the arrow keys step through. */
+/** The positions on x through which the arrow keys step. */
 function stepsOf(panel) {
   const places = panel.layers.flatMap((layer) => (layer.x && layer.type !== "rule" ? [...layer.x] : []));
   return [...new Set(places)].sort((left, right) => left - right);
 }
 
-/** Numbers on cells. */
-function OnCells({ heat, x, y }) {
+/** The numbers on the cells of a heat map. */
+function CellNumbers({ heat, x, y }) {
   if (!heat.is_written) return null;
   const numbers = heat.y.flatMap((down, row) => heat.x.map((across, column) => ({ across, down, text: cellText(heat, row, column) })));
   return numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle">${cell.text}</text>`);

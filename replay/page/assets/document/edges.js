@@ -1,9 +1,9 @@
-/** Edges of attention: decided bars above, what they looked at below, a colour a head. */
+/** Edges of attention: decided bars above, the bars that they attended to below, one colour per head. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { minute } from "./axis.js";
 
 const [WIDTH, LEFT, RIGHT, TOP, BOTTOM, HEIGHT] = [960, 16, 944, 52, 262, 330];
-const FAINTEST = 1 / 500; // of a look; thinner lines are not seen
+const FAINTEST = 1 / 500; // share of a head's attention; thinner lines would not be visible
 
 export function EdgesView({ edges, name }) {
   const { firsts, bars, scale, times, shares } = edges;
@@ -79,7 +79,7 @@ export function EdgesView({ edges, name }) {
         ${firsts.map((_, cell) => html`<rect class=${`bar ${cell === shown.cell ? "chosen" : ""}`} x=${RIGHT - (cell + 1) * narrow + 0.5} y=${BOTTOM} width=${Math.max(narrow - 1, 1)} height="22" onPointerEnter=${() => setShown({ cell })} />`)}
       </g>
       ${firsts.map((first, cell) => cell % 8 === 0 && html`<text class="axis" x=${below(cell)} y=${BOTTOM + 38} text-anchor="middle">${first}</text>`)}
-      <text class="axis" x=${LEFT} y=${BOTTOM + 58}>bars back from the newest, wider cells further back; point at one for who looked at it</text>
+      <text class="axis" x=${LEFT} y=${BOTTOM + 58}>bars back from the newest, wider cells further back; point at one to see which decisions attended to it</text>
     </svg>
     </div>
     <p class="plot-reading" aria-live="polite">${whose}, layer ${layer + 1}, most: ${strongest.join("; ")}.</p>

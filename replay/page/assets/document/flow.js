@@ -1,9 +1,9 @@
-/** Shares that flow between groups: a column a level, bands between, the newest group on top. */
+/** Flow of shares between groups: one column per level, bands between, the newest group on top. */
 import { html } from "../vendor/htm-preact.js";
 
 const [WIDTH, HEIGHT, TOP, PAD, NODE, SIDE] = [960, 340, 28, 8, 8, 110];
-const LEAST = 0.002; // a group of less is not drawn
-const SEEN = 0.5; // pixels
+const LEAST = 0.002; // smaller groups are not drawn
+const BAND_LEAST = 0.5; // pixels; thinner bands are not drawn
 
 export function FlowView({ flow: { columns, groups, held, flows }, name }) {
   const room = HEIGHT - (groups.length - 1) * PAD;
@@ -29,7 +29,7 @@ export function FlowView({ flow: { columns, groups, held, flows }, name }) {
   </div>`;
 }
 
-/** The bands between two columns; they leave and arrive in the order of their groups. */
+/** The bands between two columns, in the order of the groups on both sides. */
 function bands(matrix, room, [from, to], [left, right]) {
   const [leaves, arrives] = [[...from], [...to]];
   const middle = (left + right) / 2;
@@ -39,7 +39,7 @@ function bands(matrix, room, [from, to], [left, right]) {
       const [first, last] = [leaves[source], arrives[target]];
       leaves[source] += tall;
       arrives[target] += tall;
-      return tall >= SEEN && html`<path class="area soft" d=${`M${left} ${first}C${middle} ${first} ${middle} ${last} ${right} ${last}v${tall}C${middle} ${last + tall} ${middle} ${first + tall} ${left} ${first + tall}z`} />`;
+      return tall >= BAND_LEAST && html`<path class="area soft" d=${`M${left} ${first}C${middle} ${first} ${middle} ${last} ${right} ${last}v${tall}C${middle} ${last + tall} ${middle} ${first + tall} ${left} ${first + tall}z`} />`;
     }),
   );
 }

@@ -1,4 +1,4 @@
-/** Heat maps on a canvas: a colour for each pixel, looked up by its row and column of cells. */
+/** Heat maps on a canvas; each pixel has the colour of its cell. */
 import { html, useLayoutEffect, useRef } from "../vendor/htm-preact.js";
 import { plain } from "./axis.js";
 
@@ -10,13 +10,13 @@ const PALETTES = {
 };
 const paletteOf = (heat) => PALETTES[heat.palette ?? "sequential"];
 
-/** The share of the scale at which `number` stands, 0 to 1. */
+/** The position of `number` on the scale, 0 to 1. */
 export const share = (heat, number) =>
   heat.high === heat.low ? 0.5 : Math.min(1, Math.max(0, (number - heat.low) / (heat.high - heat.low)));
 
 const unpacked = new WeakMap();
 
-/** The cell's number as it was sent (a logarithm where the scale is one), or null. */
+/** The cell's number (a logarithm if the scale is logarithmic), or null. */
 export function cellOf(heat, row, column) {
   if (heat.rows) return heat.rows[row]?.[column] ?? null;
   if (!unpacked.has(heat)) {
@@ -26,20 +26,20 @@ export function cellOf(heat, row, column) {
   return level === NONE ? null : heat.low + ((heat.high - heat.low) * level) / LEVELS;
 }
 
-/** What people read of a number of the scale. */
+/** The text of a number on the scale. */
 export function written(heat, number) {
   if (heat.palette === "steps") return heat.names[number] ?? "";
   const power = { log2: 2 ** number, log10: 10 ** number }[heat.scale] ?? number;
   return `${plain(power * (heat.times ?? 1), heat.digits)}${heat.unit ?? ""}`;
 }
 
-/** What people read of one cell; empty where there is none. */
+/** The text of one cell; empty without a number. */
 export function cellText(heat, row, column) {
   const number = cellOf(heat, row, column);
   return number === null ? "" : (heat.texts?.[row]?.[column] ?? written(heat, number));
 }
 
-/** The edges between cells whose middles are `middles`. */
+/** The edges of cells with the centres `middles`. */
 export function edgesOf(middles) {
   const count = middles.length;
   if (count < 2) return [middles[0] - 0.5, middles[0] + 0.5];
@@ -47,7 +47,7 @@ export function edgesOf(middles) {
   return [2 * middles[0] - inner[0], ...inner, 2 * middles[count - 1] - inner[count - 2]];
 }
 
-/** The index of the cell in which each pixel of a scale lies; -1 between and outside cells. */
+/** The index of the cell at each pixel of a scale; -1 between and outside cells. */
 function places(middles, { at }, length, gap) {
   const cells = new Int32Array(length).fill(-1);
   const edges = edgesOf(middles).map(at);
@@ -59,12 +59,12 @@ function places(middles, { at }, length, gap) {
   return cells;
 }
 
-/** 256 colours from one end of the scale to the other: red, green, blue and opacity of each in turn. */
+/** 256 colours along the scale, as a flat array of red, green, blue and opacity. */
 function shadesOf(heat) {
   const drawing = new OffscreenCanvas(256, 1).getContext("2d");
   const gradient = drawing.createLinearGradient(0, 0, 256, 0);
   const style = getComputedStyle(document.documentElement);
-  // A canvas knows no variables of CSS.
+  // A canvas does not resolve CSS variables.
   const solid = (colour) => colour.replace(/var\((.*?)\)/g, (_, name) => style.getPropertyValue(name).trim());
   paletteOf(heat).forEach((colour, at) => gradient.addColorStop(at / 2, solid(colour)));
   drawing.fillStyle = gradient;
@@ -72,7 +72,7 @@ function shadesOf(heat) {
   return drawing.getImageData(0, 0, 256, 1).data;
 }
 
-/** The cells, `width` by `height` pixels; `theme` changes where colours do. */
+/** The cells on a canvas of `width` by `height` pixels; a new `theme` redraws them. */
 export function Cells({ heat, x, y, left, top, width, height, theme }) {
   const canvas = useRef();
   useLayoutEffect(() => {
@@ -102,7 +102,7 @@ export function Cells({ heat, x, y, left, top, width, height, theme }) {
   return html`<canvas ref=${canvas} style=${style} aria-hidden="true"></canvas>`;
 }
 
-/** The scale of colours, with its ends. */
+/** The colour scale with its ends. */
 export function ColourBar({ heat }) {
   const isSteps = heat.palette === "steps";
   const ends = isSteps

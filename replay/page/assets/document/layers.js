@@ -1,4 +1,4 @@
-/** The layers of a panel: their reach, their drawing, what they say at a place, and their numbers. */
+/** The layers of a panel: their extent, drawing, text under the pointer, and numbers. */
 import { html } from "../vendor/htm-preact.js";
 import { count } from "../format.js";
 import { plain, textAt } from "./axis.js";
@@ -6,9 +6,9 @@ import { cellText, edgesOf } from "./heat.js";
 
 const DASHES = { dash: "6 4", dot: "2 3", dashdot: "7 3 2 3" };
 const ROWS_MOST = 200;
-const PAD = 0.08; // beyond what is drawn
+const PAD = 0.08; // margin around the data, as a share of the extent
 
-/** Each kind of layer by what charts need of it. */
+/** The functions of each kind of layer: extents, drawing, legend sign, text under the pointer. */
 const KINDS = {
   line: {
     x: (layer) => layer.x,
@@ -89,17 +89,17 @@ const isFlat = (panel) => panel.y?.kind === "category";
 const ends = (layer, side = "x") => layer[side].flatMap((length, at) => [layer.base?.[at] ?? 0, (layer.base?.[at] ?? 0) + length]);
 const roleOf = (layer, at) => (layer.roles ? layer.roles[at % layer.roles.length] : "accent");
 
-/** The values whose x lies within the view, and are known. */
+/** The known values whose x is in view. */
 function kept(x, y, within) {
   return y.filter((value, at) => value !== null && (!within || (x[at] >= within[0] && x[at] <= within[1])));
 }
 
-/** The index whose place on `xs` is nearest to `x`, and whose value is known; null of none. */
+/** The index with a known value whose `xs` is nearest to `x`, or null. */
 function nearest(xs, x, values) {
   let [best, least] = [null, Infinity];
   for (let at = 0; at < xs.length; at++) {
-    const far = Math.abs(xs[at] - x);
-    if (far < least && values[at] !== null) [best, least] = [at, far];
+    const distance = Math.abs(xs[at] - x);
+    if (distance < least && values[at] !== null) [best, least] = [at, distance];
   }
   return best;
 }
@@ -107,7 +107,7 @@ function nearest(xs, x, values) {
 const least = (values) => values.reduce((left, right) => Math.min(left, right), Infinity);
 const most = (values) => values.reduce((left, right) => Math.max(left, right), -Infinity);
 
-/** What the panel's axis ("x" or "y") reaches from and to, `within` what is in view on x. */
+/** The extent of the panel's axis ("x" or "y") for the data with x `within` a range. */
 export function extentOf(panel, side, within = null) {
   const axis = panel[side] ?? {};
   if (axis.kind === "category") return [-0.5, axis.names.length - 0.5];
@@ -127,13 +127,13 @@ export function extentOf(panel, side, within = null) {
 /** The layers in SVG. */
 export function drawn(panel, x, y, frame) {
   const bars = panel.layers.filter((layer) => layer.type === "bars");
-  const piled = new Map(); // where the next bar of a place begins, by place and sign
+  const piled = new Map(); // end of the stacked bars, by place and sign
   return panel.layers.map((layer) => KINDS[layer.type].draw(layer, x, y, frame, { panel, piled, bars }));
 }
 
 const point = (x, y, across, value) => `${x.at(across).toFixed(1)} ${y.at(value).toFixed(1)}`;
 
-/** The points of a line in pixels, a list for each stretch without a hole; steps have their corners. */
+/** The points of a line in pixels, one list per stretch without a hole, with the corners of steps. */
 function stretchesOf(layer, x, y) {
   const stretches = [];
   let points = null;
@@ -248,7 +248,7 @@ export function legendOf(chart) {
   return keys.size > 1 ? [...keys.values()] : [];
 }
 
-/** One sentence of what stands under the pointer. */
+/** The text of the values under the pointer. */
 export function readingOf(chart, pointer) {
   const panels = chart.is_aligned ? chart.panels : [chart.panels[pointer.panel]];
   const words = panels.flatMap((panel) => {
@@ -263,7 +263,7 @@ export function readingOf(chart, pointer) {
   return reading && where ? `${where}: ${reading}` : reading || where;
 }
 
-/** The chart's numbers as a table: at most so many rows, evenly chosen. */
+/** The chart's numbers as a table of at most ROWS_MOST evenly chosen rows. */
 export function numbersOf(chart) {
   const numbers = [];
   for (const panel of chart.panels) {

@@ -1,13 +1,13 @@
-/** Tables that are drawn by the keys of their figures: gauges, shares, timelines and pairs. */
+/** Tables with a look, which find their figures by key: gauges, shares, timelines and pairs. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { moment, percent, when, word } from "../format.js";
 
-const LINE = 22; // % of a gauge at which every threshold stands
+const LINE = 22; // position of the threshold in every gauge, in %
 
 const recordsOf = ({ columns, rows }) =>
   rows.map((row) => Object.fromEntries(columns.map(({ key }, at) => [key, typeof row[at] === "string" ? { text: row[at] } : row[at]])));
 
-/** Words with their numbers in bold, and a minus that is as wide as a plus. */
+/** Text with bold numbers and typographic minus signs. */
 const numbered = (text) =>
   text
     .replace(/(^|\s)-(?=\d)/g, "$1−")
@@ -20,7 +20,7 @@ function Gauge({ share, passed }) {
   return html`<span class="gauge" aria-hidden="true"><i class=${passed ? "" : "failed"} style=${style}></i></span>`;
 }
 
-/** A gate as a gauge; `links` {gate, toGate, refusedBy} make its name a button of the row in a chart. */
+/** A gate as a gauge; `links` {gate, toGate, refusedBy} make its name a button that marks its refusals. */
 function GateLine({ row, links }) {
   const { text: name } = row.gate;
   const passed = row.passed.sort;
@@ -66,7 +66,7 @@ function Stack({ rows, notes }) {
     <p class="spread">${notes.map((note) => html`<span>${numbered(note)}</span>`)}</p>`;
 }
 
-/** Shares of the blocks of bars, oldest first; those before what is in view are pale. */
+/** Shares of the blocks of bars, oldest first; blocks before the view are pale. */
 function Columns({ rows, notes, links }) {
   if (!rows.length) return notes.map((note) => html`<p class="muted">${note}</p>`);
   const blocks = rows.slice().sort((left, right) => (left.from.sort ?? 0) - (right.from.sort ?? 0));
@@ -96,7 +96,7 @@ const Pairs = ({ rows, notes }) => html`<ul class="switches">
   </ul>
   ${notes.map((note) => html`<p class="muted">${note}</p>`)}`;
 
-/** Signed bars about the middle; the rest of the rows on request. */
+/** Signed bars from the middle; further rows on request. */
 function Balance({ rows, shown }) {
   const [isWhole, setWhole] = useState(false);
   const most = Math.max(...rows.map(({ added }) => Math.abs(added.sort)), 1e-12);
@@ -116,7 +116,7 @@ function Balance({ rows, shown }) {
 const LOOKS = { gauges: Gauges, stack: Stack, columns: Columns, balance: Balance, timeline: Timeline, pairs: Pairs };
 const ASIDES = { gauges: "right of the line passes", stack: "the fan: 50 % and 90 %" };
 
-/** Whether a table has a look of its own. */
+/** Whether a table has a look that is drawn here. */
 export const isDrawn = (table) => table.look in LOOKS;
 
 /** A table by its look, under its title. */

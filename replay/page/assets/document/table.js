@@ -1,12 +1,12 @@
-/** Tables: whole ones, and pages that whoever answers sorts. */
+/** Tables: complete ones, and pages of longer ones, which the server sorts. */
 import { html, useMemo, useState } from "../vendor/htm-preact.js";
 import { stamp } from "../format.js";
 import { useAnswer, useSize } from "../hooks.js";
 
 const ROWS_AT_ONCE = 200;
-const LONG = 32; // letters beyond which a column of text breaks its lines
+const LONG = 32; // letters; longer texts in a column wrap
 
-/** What a cell shows; a time in the zone that was chosen. */
+/** The text of a cell; a time is in the chosen zone. */
 const textOf = (cell) => (typeof cell === "string" ? cell : cell.time ? stamp(cell.sort).slice(0, cell.text.length) : cell.text);
 const toneOf = (cell) => cell.tone ?? "";
 
@@ -14,16 +14,16 @@ export function Figure({ cell }) {
   return html`<span class=${`number ${toneOf(cell)}`}>${textOf(cell)}</span>`;
 }
 
-/** Hears the button of a cell with a `step`, of the decision that it opens, and a link within the page. */
+/** Handles clicks on a cell with a `step`, which opens that decision, and on links within the page. */
 export const pressed = (onStep) => (event) => {
   const { target } = event;
   if (target.dataset.step) onStep?.(Number(target.dataset.step));
   if (!target.hash || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault(); // within a notebook a relative address would be the notebook's
+  event.preventDefault(); // in a notebook a relative URL would be the notebook's
   location.hash = target.hash;
 };
 
-/** A table, called `name` without a title; of one in pages `ask(path, parameters, options)` answers with another. */
+/** A table; `name` is its label without a title, and `ask(path, parameters, options)` loads another page. */
 export function TableView({ table, ask, name }) {
   const title = table.title && html`<h3>${table.title}</h3>`;
   const notes = table.notes.map((note) => html`<p class="note">${note}</p>`);
@@ -33,13 +33,13 @@ export function TableView({ table, ask, name }) {
   return [title, html`<${Upright} table=${table} name=${name} />`, notes];
 }
 
-/** A page of rows; the first follows the document in which it came. */
+/** A page of rows; the first page is that of the document. */
 function Paged({ table: first, ask }) {
   const [asked, setAsked] = useState(null);
   const { value, error } = useAnswer((signal) => asked && ask(first.pages.address, asked, { signal }), [asked, asked?.after ? null : first]);
   const table = (asked && value?.parts[0]) || first;
   const { total, before, after, limit, sort, descending, symbols, chosen } = table.pages;
-  // What was asked last stays asked, whether or not it was answered yet.
+  // Change the last request, even if it has no answer yet.
   const turn = (change) => setAsked((last) => ({ limit, descending, ...last, after: null, ...change }));
   const served = {
     order: { place: table.columns.findIndex(({ key }) => key === sort), isDown: descending },
@@ -72,7 +72,7 @@ function Tiles({ table: { columns, rows } }) {
   </dl>`;
 }
 
-/** A box that scrolls where its table is wide or long, by keyboard as well. */
+/** A box that scrolls a wide or long table, also by keyboard. */
 function Scrolled({ name, children }) {
   const [isWide, setWide] = useState(false);
   const box = useSize(({ scrollWidth, clientWidth, scrollHeight, clientHeight }) => setWide(scrollWidth > clientWidth || scrollHeight > clientHeight));
@@ -80,7 +80,7 @@ function Scrolled({ name, children }) {
   return html`<div class="sideways" ref=${box} ...${reached}>${children}</div>`;
 }
 
-/** `served` {order: {place, isDown}, turn(place), pager} where the rows come in an order. */
+/** A table with sorting; `served` {order: {place, isDown}, turn(place), pager} if the server sorts. */
 function Upright({ table, served, name }) {
   const [chosen, setOrder] = useState(null); // {place, isDown}
   const order = served?.order ?? chosen;
@@ -146,10 +146,10 @@ function Upright({ table, served, name }) {
   ];
 }
 
-/** The rows whose cells or terms hold a text. */
+/** The rows whose cells or terms contain a text. */
 const fits = ({ rows, terms }, text) => (text ? rows.filter((row, at) => [terms?.[at], ...row.map(textOf)].join(" ").toLowerCase().includes(text)) : rows);
 
-/** The number that a text begins with, else the text. */
+/** The number at the beginning of a text, else the text. */
 function numberIn(text) {
   const digits = /^[+−-]?[\d,]*\.?\d+(?=$|\s)/.exec(text);
   return digits ? Number(digits[0].replaceAll(",", "").replace("−", "-")) : text;
@@ -163,7 +163,7 @@ function sorted(rows, order) {
   };
   const by = (first, second) => {
     const [left, right] = [keyOf(first), keyOf(second)];
-    if (typeof left !== typeof right) return typeof left === "number" ? -1 : 1; // none goes last
+    if (typeof left !== typeof right) return typeof left === "number" ? -1 : 1; // texts, such as a dash, go last
     const compared =
       typeof left === "number" ? left - right : left.localeCompare(right, "en", { numeric: true });
     return order.isDown ? -compared : compared;

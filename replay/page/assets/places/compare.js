@@ -1,4 +1,4 @@
-/** Compare: the runs to choose from, then two runs over the bars that both decided. */
+/** Compare: a list of runs to choose from, or two runs over the bars that both decided. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { formatAddress } from "../address.js";
 import { getDecision, getOf, getRun } from "../api.js";
@@ -15,7 +15,7 @@ function Beside({ run, sequence }) {
 function Compared({ run, other }) {
   const right = useAnswer(() => getRun(other), [other]);
   const answer = useAnswer((signal) => getOf(run.row.run_id, `compare/${encodeURIComponent(other)}`, { signal }), [run.row.run_id, other]);
-  const [chosen, setChosen] = useState(null); // the row of a decision that differs
+  const [chosen, setChosen] = useState(null); // the row of a differing decision
   const choose = (sequence) => setChosen(answer.value.parts.flatMap(({ rows = [] }) => rows).find(([, , cell]) => cell?.step === sequence));
   return html`<p><a class="plain" href=${formatAddress({ place: "run", run: run.row.run_id, view: "compare" })}>Another run</a></p>
     <${Answered} answer=${right.error ? right : answer} doing="reading both runs" onStep=${choose} />

@@ -1,15 +1,15 @@
-/** Fleet: every run of the server as `tracepaper fleet` lists it; an address with a run pulls and opens it. */
+/** Fleet: all runs of the server, as in `tracepaper fleet`; an address with a run pulls and opens it. */
 import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { pullRun, source } from "../api.js";
 import { useAnswer, useTask } from "../hooks.js";
 import { Answered } from "./documents.js";
 
-const AGAIN = 2_000; // ms between an answer and the next question
+const AGAIN = 2_000; // ms between an answer and the next request
 
 export function FleetView({ address: { pulled }, go }) {
   const answer = useAnswer((signal) => source.get("/fleet", {}, { signal }), [], AGAIN);
   const { progress, error, ask, cancel } = useTask([]);
-  const [run, setRun] = useState(""); // that is being opened, or could not be
+  const [run, setRun] = useState(""); // the one that is opened or that failed
   const leave = () => go({ place: "fleet" }, true);
   useEffect(() => {
     if (!pulled) return;
@@ -18,7 +18,7 @@ export function FleetView({ address: { pulled }, go }) {
       pullRun(pulled, progressed, signal).then(
         () => signal.aborted || go({ run: pulled.run_id }, true),
         (failure) => {
-          if (!signal.aborted) leave(); // so that the same row may be tried again
+          if (!signal.aborted) leave(); // so that a click on the same row tries again
           throw failure;
         },
       );

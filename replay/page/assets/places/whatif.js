@@ -1,4 +1,4 @@
-/** What if: a slider for each threshold and fee; what they make comes when one is let go. */
+/** What if: a slider for each threshold and fee; releasing one computes the result. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { source } from "../api.js";
 import { DocumentView } from "../document.js";
@@ -10,7 +10,7 @@ const MOST_FEE = 0.002;
 
 const sliderOf = (key, name, title, at, most, isCount) => ({ key, name, title, at, most, least: isCount ? 1 : Math.min(0, 2 * at), step: isCount ? 1 : most / STEPS });
 
-/** The sliders of a run: where each stands, and how far it goes. */
+/** The sliders of a run: with their positions and ranges. */
 const slidersOf = ({ gates, fees }) => [
   ...gates.filter((gate) => gate.key).map((gate) => sliderOf(gate.key, word(gate.gate), gate.unit, gate.threshold, 2 * Math.abs(gate.threshold) || 1, gate.is_count)),
   ...Object.entries(fees).map(([key, fee]) => sliderOf(`execution.${key}`, word(key), "share of the notional", fee, Math.max(MOST_FEE, 2 * fee))),
@@ -19,15 +19,15 @@ const slidersOf = ({ gates, fees }) => [
 const shown = (value) => String(Number(value.toPrecision(3)));
 
 function Slider({ slider: { name, title, at, most, least, step }, value, choose }) {
-  const [moved, setMoved] = useState(null); // while it is held
-  const stands = moved ?? value ?? at;
+  const [moved, setMoved] = useState(null); // while it is dragged
+  const position = moved ?? value ?? at;
   return html`<label class="slider" title=${title}>
     <span>${name}</span>
-    <input type="range" min=${least} max=${most} step=${step} value=${stands} onInput=${(event) => setMoved(Number(event.target.value))} onChange=${(event) => {
+    <input type="range" min=${least} max=${most} step=${step} value=${position} onInput=${(event) => setMoved(Number(event.target.value))} onChange=${(event) => {
       setMoved(null);
       choose(Number(event.target.value));
     }} />
-    <output>${shown(stands)}</output>
+    <output>${shown(position)}</output>
   </label>`;
 }
 
