@@ -10,7 +10,7 @@ const MOST_FEE = 0.002;
 
 const sliderOf = (key, name, title, at, most, isCount) => ({ key, name, title, at, most, least: isCount ? 1 : Math.min(0, 2 * at), step: isCount ? 1 : most / STEPS });
 
-/** The sliders of a run: with their positions and ranges. */
+/** The sliders of a run, with their positions and ranges. */
 const slidersOf = ({ gates, fees }) => [
   ...gates.filter((gate) => gate.key).map((gate) => sliderOf(gate.key, word(gate.gate), gate.unit, gate.threshold, 2 * Math.abs(gate.threshold) || 1, gate.is_count)),
   ...Object.entries(fees).map(([key, fee]) => sliderOf(`execution.${key}`, word(key), "share of the notional", fee, Math.max(MOST_FEE, 2 * fee))),
