@@ -1,4 +1,4 @@
-"""Trees are fitted the same by any number of threads, and what cannot be stored is refused."""
+"""Trees do not depend on the number of threads; trees that cannot be stored are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``evaluate`` on spans and folds; a figure of trading stands beside a second span alone."""
+"""``evaluate`` on holdouts and folds; results of trading need a second holdout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tails, drawdown, regimes and path: labels, losses, and what a network learns of planted ones."""
+"""Auxiliary heads (tails, drawdown, regimes, path): labels, losses, and planted signals."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def judged(trained: TradingNetwork, material: Dataset) -> Forecasts:
 
 
 def wild(forecasts: Forecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return whether the planted volatility of the coming bars is above its middle."""
+    """Return whether the planted volatility of the next bars is above its median."""
     minute = (forecasts.keys >> 32) % 60 + 3
     return np.asarray(np.sin(2 * np.pi * minute / 60) > 0)
 
