@@ -289,7 +289,7 @@ def nothing(_: Training) -> Arrays:
 class Baseline(NamedTuple):
     """A simple forecast that every table compares with the model."""
 
-    of: Measure
+    measure: Measure
     read: Read
     fit: Callable[[Training], Arrays] = nothing
     needs_lightgbm: bool = False  # for the fit only
@@ -372,7 +372,7 @@ def _boosted(
         rows = np.concatenate([rows_of(part, at) for part in range(len(training.rows))])
         values = np.concatenate([part[:, at : at + 1] for part in training.variances])
         labelled = LabelledRows(rows, np.nan_to_num(values, nan=1.0), np.isfinite(values) * 1.0)
-        parts.append(boost(labelled, None, TREES, of="variance", threads=1))
+        parts.append(boost(labelled, None, TREES, target="variance", threads=1))
     return joined(parts).arrays()
 
 

@@ -84,7 +84,7 @@ def boost(
     validation: LabelledRows | None,
     options: BoostingOptions,
     *,
-    of: str,
+    target: str,
     threads: int,
 ) -> Trees:
     """Return an ensemble for each horizon, of ``"variance"`` (log) or ``"mean"``.
@@ -94,7 +94,7 @@ def boost(
     """
     return joined(
         [
-            _ensemble(training, validation, horizon, options, of=of, threads=threads)
+            _ensemble(training, validation, horizon, options, target=target, threads=threads)
             for horizon in range(training.values.shape[1])
         ]
     )
@@ -106,7 +106,7 @@ def _ensemble(
     horizon: int,
     options: BoostingOptions,
     *,
-    of: str,
+    target: str,
     threads: int,
 ) -> Trees:
     lightgbm = import_lightgbm()
@@ -123,13 +123,15 @@ def _ensemble(
                 table.rows[labelled],
                 table.values[labelled, horizon],
                 weight=table.weights[labelled, horizon],
-                params=_parameters(options, of=of, count=len(training.rows), threads=threads),
+                params=_parameters(
+                    options, target=target, count=len(training.rows), threads=threads
+                ),
                 reference=sets[0] if sets else None,
                 free_raw_data=True,
             )
         )
     booster = lightgbm.train(
-        _parameters(options, of=of, count=len(training.rows), threads=threads),
+        _parameters(options, target=target, count=len(training.rows), threads=threads),
         sets[0],
         options.rounds,
         valid_sets=sets[1:],
@@ -139,8 +141,10 @@ def _ensemble(
     return trees_of(booster.model_to_string(num_iteration=booster.best_iteration or None))
 
 
-def _parameters(options: BoostingOptions, *, of: str, count: int, threads: int) -> dict[str, Any]:
-    is_variance = of == "variance"
+def _parameters(
+    options: BoostingOptions, *, target: str, count: int, threads: int
+) -> dict[str, Any]:
+    is_variance = target == "variance"
     return {
         "objective": "gamma" if is_variance else "regression",
         "boost_from_average": is_variance,

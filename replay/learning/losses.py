@@ -51,7 +51,7 @@ class Loss(NamedTuple):
     """The training loss and score of a task."""
 
     title: str
-    of: Elementwise
+    function: Elementwise
     is_price: bool
     """Whether it is about the price's direction rather than its volatility; see ``loss_shares``."""
 
@@ -60,7 +60,7 @@ CONSTANTS: Final = {"flat_band": FLAT_BAND, "variance_floor": VARIANCE_FLOOR}
 """The constants of the labels of bars."""
 
 
-class AddedLoss(NamedTuple):
+class AuxiliaryLoss(NamedTuple):
     """The loss of an auxiliary head, which is added to that of the task *to*.
 
     It is trained as long as that task, and has no score.
@@ -68,7 +68,7 @@ class AddedLoss(NamedTuple):
 
     title: str
     to: str
-    of: OfHead
+    function: OfHead
     """``(output of the head, labels) -> losses [batch, time, horizon]``."""
 
 
@@ -170,22 +170,22 @@ LOSSES: Final = {
     ),
 }
 """Every task's loss by name, in the order of the axis *task*."""
-ADDED: Final = {
-    "tails": AddedLoss("joint loss of VaR and ES", "volatility", tails_loss),
-    "drawdown": AddedLoss(
+AUXILIARY_LOSSES: Final = {
+    "tails": AuxiliaryLoss("joint loss of VaR and ES", "volatility", tails_loss),
+    "drawdown": AuxiliaryLoss(
         "pinball of the drawdown",
         "volatility",
         lambda output, labels: pinball(labels["drawdown"], output, DRAWDOWN_LEVELS),
     ),
-    "runup": AddedLoss(
+    "runup": AuxiliaryLoss(
         "pinball of the run-up",
         "volatility",
         lambda output, labels: pinball(labels["runup"], output, DRAWDOWN_LEVELS),
     ),
-    "regimes": AddedLoss(
+    "regimes": AuxiliaryLoss(
         "likelihood of a mixture of gamma distributions", "volatility", regimes_loss
     ),
-    "path": AddedLoss(
+    "path": AuxiliaryLoss(
         "pinball of the path",
         "volatility",
         lambda output, labels: pinball(labels["path"], output, PATH_LEVELS).mean(-1),
@@ -215,10 +215,10 @@ def elementwise(
 
 def _of_task(task: str, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
     """Return the loss of *task* plus those of its auxiliary heads."""
-    total = LOSSES[task].of(outputs, labels, levels)
-    for head, auxiliary in ADDED.items():
+    total = LOSSES[task].function(outputs, labels, levels)
+    for head, auxiliary in AUXILIARY_LOSSES.items():
         if auxiliary.to == task and (output := getattr(outputs, head)) is not None:
-            total = total + auxiliary.of(output, labels)
+            total = total + auxiliary.function(output, labels)
     return total
 
 
@@ -346,7 +346,7 @@ def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -
 
 def titles(heads: Collection[str]) -> str:
     """Return the names of the losses of a network with these auxiliary *heads*, for a card."""
-    added = [each.title for head, each in ADDED.items() if head in heads]
+    added = [each.title for head, each in AUXILIARY_LOSSES.items() if head in heads]
     return ", ".join([*(each.title for each in LOSSES.values()), *added])
 
 

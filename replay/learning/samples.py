@@ -44,7 +44,7 @@ return, logits of the direction, and outputs of auxiliary heads."""
 class Label(NamedTuple):
     """A quantity to learn at each time of a panel."""
 
-    of: LabelFunction
+    function: LabelFunction
     missing: float
     """The placeholder for an unknown label in a batch; its loss is not counted."""
     head: str = ""
@@ -66,7 +66,7 @@ def targets(
     """
     price, unit = panel.price, panel.unit
     return {
-        name: np.stack([each.of(price, unit, horizon) for horizon in horizons], axis=2)
+        name: np.stack([each.function(price, unit, horizon) for horizon in horizons], axis=2)
         for name, each in LABELS.items()
         if each.head in heads
     }

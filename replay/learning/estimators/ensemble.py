@@ -54,7 +54,7 @@ _SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
     """Fit both members and their scales, then the shares on the calibration slice.
 
-    *data* has the row model's features; ``data.narrow`` has the network's, if they are fewer.
+    *data* has the wider features of both; ``data.narrow`` has the network's, if they are fewer.
     """
     network, rows = (
         member.kind.fit(material, member, run._replace(name=member.name)).scaled(material)

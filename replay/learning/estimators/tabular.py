@@ -211,10 +211,10 @@ def fit_tree(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], di
             table_of(training, label),
             table_of(validation, label),
             recipe.options,
-            of=of,
+            target=target,
             threads=recipe.threads,
         )
-        for of, label in (("variance", "variance"), ("mean", "returns"))
+        for target, label in (("variance", "variance"), ("mean", "returns"))
     ]
     counts = [part.trees.tolist() for part in parts]
     section = {**asdict(recipe.options), "variance_trees": counts[0], "mean_trees": counts[1]}

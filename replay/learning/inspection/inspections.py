@@ -124,7 +124,7 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
             f"Context ablation, {len(decisions)} decisions of {len(np.unique(forecasts.day))} days",
             forecasts,
             {LOSSES[key].title: LOSSES[key] for key in COMPARED},
-            of="figure",
+            label_column="figure",
             others=forecasts.compared,
             notes=[note, NOTE],
         )

@@ -300,9 +300,9 @@ def segment_rows(
         MODEL: {name: _as_column(field[used, column], name) for name, field in fields.items()}
     }
     for name, answer in baselines.items():
-        is_score = BASELINES[name].of == "mean" and name not in SIZED
+        is_score = BASELINES[name].measure == "mean" and name not in SIZED
         question = BaselineQuestion(segment, rows, past[:, rows], horizon, column)
-        values[name] = {"score" if is_score else BASELINES[name].of: answer(question)[used]}
+        values[name] = {"score" if is_score else BASELINES[name].measure: answer(question)[used]}
     chosen = rows[used]
     labels: dict[str, NDArray[Any]] = {
         "returns": samples.labels["returns"][0, chosen, column].astype(np.float64),

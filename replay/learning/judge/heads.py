@@ -262,7 +262,7 @@ def head_tables(forecasts: Forecasts) -> Iterator[Table]:
     metrics = {head: HEAD_LOSSES[head] for head in heads}
     title = "Losses of auxiliary heads, against simpler forecasts (less is better)"
     notes = [NOTE, _LOSSES_NOTE]
-    yield forecaster_table("further", title, forecasts, metrics, of="head", notes=notes)
+    yield forecaster_table("further", title, forecasts, metrics, label_column="head", notes=notes)
 
 
 _COVERED: Final = {

@@ -25,7 +25,7 @@ from tracepaper.replay.document.values import Cells, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
-from tracepaper.replay.learning.losses import ADDED
+from tracepaper.replay.learning.losses import AUXILIARY_LOSSES
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
@@ -666,7 +666,8 @@ def head_loss(head: str) -> Terms:
 
     def terms(view: MetricView) -> Array:
         labels = {name: torch.from_numpy(column) for name, column in view.labels.items()}
-        return ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
+        output = torch.from_numpy(view[head]).double()
+        return AUXILIARY_LOSSES[head].function(output, labels).numpy()
 
     return terms
 
@@ -696,7 +697,7 @@ HEAD_LOSSES: Final[Mapping[str, Metric]] = {
         references=_SIMPLER.get(head, {}),
         of_model=(head,),
     )
-    for head, added in ADDED.items()
+    for head, added in AUXILIARY_LOSSES.items()
 }
 """The loss of each auxiliary head, which compares it with simpler forecasts."""
 
@@ -850,7 +851,7 @@ def forecaster_table(
     forecasts: Forecasts,
     metrics: Metric | Mapping[str, Metric],
     *,
-    of: str = "",
+    label_column: str = "",
     model: str = MODEL,
     others: tuple[str, ...] | None = None,
     notes: Sequence[str] = (NOTE,),
@@ -858,8 +859,8 @@ def forecaster_table(
     """Return the table of *metrics*: a row for each horizon and forecaster.
 
     A row has the forecaster's value on the rows that it answers, and the difference of *model* to
-    it with p and verdict. *others* are those of ``compare``. The column *of* names each of several
-    metrics.
+    it with p and verdict. *others* are those of ``compare``. With several metrics, *label_column*
+    names the column of their titles.
     """
     rows: list[Cells] = []
     names = None if others is None else (model, *others)
@@ -873,7 +874,7 @@ def forecaster_table(
                 if not (usable := answered(metric, view)).any():
                     continue
                 row: dict[str, Value] = {
-                    of: label,
+                    label_column: label,
                     "forecaster": name if name in at.compared else words(name),
                     "horizon": horizon,
                     "value": estimate(metric, view.where(usable)),
@@ -889,7 +890,7 @@ def forecaster_table(
                     }
                 rows.append(row)
     columns = [
-        *([of_row(of, of, "text")] if of else []),
+        *([of_row(label_column, label_column, "text")] if label_column else []),
         of_row("forecaster", "forecaster", "text"),
         of_row("horizon", forecasts.unit, "count"),
         of_row("value", "value", "measure"),

@@ -285,10 +285,10 @@ def density_tables(judgement: Judgement) -> Iterable[Table]:
         at_levels = crps_at(rows.levels)
         crps[at_levels.title] = at_levels
     notes = [NOTE, _DENSITY_NOTE]
-    yield forecaster_table("crps", CRPS.title, rows, crps, of="CRPS", notes=notes)
+    yield forecaster_table("crps", CRPS.title, rows, crps, label_column="CRPS", notes=notes)
     quantiles = {f"{level:g}": pinball(level) for level in rows.levels or QUANTILES}
     title = "Pinball loss of quantiles of the return, in basis points"
-    yield forecaster_table("pinball", title, rows, quantiles, of="quantile", notes=notes)
+    yield forecaster_table("pinball", title, rows, quantiles, label_column="quantile", notes=notes)
 
 
 _DENSITY_NOTE: Final = (
@@ -350,7 +350,9 @@ def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[T
         weights = {metric.title: metric for metric in PORTFOLIOS.values()}
         title = f"Weights, net of the same fees{suffix}"
         notes = [NOTE, counts]
-        yield forecaster_table(f"{prefix}weights", title, held, weights, of="figure", notes=notes)
+        yield forecaster_table(
+            f"{prefix}weights", title, held, weights, label_column="figure", notes=notes
+        )
 
 
 def _calibration(judgement: Judgement) -> Iterable[Table]:

@@ -80,7 +80,7 @@ def test_it_is_judged_after_it_was_trained_and_says_so(
     document = judged(tmp_path, waves, cli, "oracle_dated", more=until)
     after = BARS - 36 * 60
     assert document["figures"]["30"]["bars"] == after - 30 - 30  # embargo, and the last horizon
-    assert document["sentences"][0].startswith("Judged on bars after 2025-05-27T12:00:00Z")
+    assert document["sentences"][0].startswith("Judged on the bars after 2025-05-27T12:00:00Z")
     assert any("no attention" in sentence for sentence in document["sentences"])
     undated = judged(tmp_path, waves, cli, "oracle_undated")
     assert "does not say until when it was trained" in undated["sentences"][0]
