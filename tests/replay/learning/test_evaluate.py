@@ -155,7 +155,7 @@ def test_the_terminal_says_what_the_document_says(
     [
         (["--from", "2023-11-15"], "begins before 2023-11-20"),
         (["--from", "2030-01-01"], "no bar of the span"),
-        (["--folds", "walk:2", "--from", "2023-11-15"], "and no span"),
+        (["--folds", "walk:2", "--from", "2023-11-15"], "and no holdout"),
         (["--folds", "combinatorial:40/2"], "cannot be cut"),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
     kept = {table.key: table.documents() for table in tables(refitted)}
     assert kept["folds_qlike"][0]["forecaster"] == "model"
     for text in ("combinatorial:4/2", "walk:4"):
-        with pytest.raises(ConfigInvalid, match="at most 3 times"):
+        with pytest.raises(ConfigInvalid, match="at most 3 walk-forward folds"):
             refit(network.card, material, text, say=quiet)
 
 
@@ -237,17 +237,17 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     kept = {table.key: table.documents() for table in tables(refitted)}
     names = {row["forecaster"] for row in kept["folds_qlike"]}
     assert names >= {"model", "network member", "row member", "har", "gamma glm"}
-    with pytest.raises(ConfigInvalid, match="at most 3 times"):
+    with pytest.raises(ConfigInvalid, match="at most 3 walk-forward folds"):
         refit(both.card, material, "combinatorial:4/2", say=quiet)
 
 
 def test_trades_are_shown_with_a_second_holdout_alone(judgements: list[Judgement]) -> None:
     (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
     assert alone.rows == ()
-    assert "give a second untouched one" in alone.notes[0]
+    assert "need a second holdout" in alone.notes[0]
     (both,) = [t for t in tables_across(judgements) if t.key == "trades"]
     rows = both.documents()
-    assert [row["span"] for row in rows[:2]] == ["A", "B"]
+    assert [row["holdout"] for row in rows[:2]] == ["A", "B"]
     traded = [row for row in rows if row["trades"]]
     assert traded
     for row in traded:
