@@ -1,1 +1,1 @@
-"""What is learnt from data: datasets, recipes, estimators, fits, evaluation, inspection."""
+"""Learning from data: datasets, recipes, estimators, fits, evaluation, inspection."""

@@ -1,8 +1,8 @@
-"""What a forecast must beat: persistence, ridge, EWMA, HAR, a gamma regression, and trees.
+"""Baselines to compare forecasts with: persistence, ridge, EWMA, HAR, gamma regression, trees.
 
-Returns are in units of σ √h and variances of that unit squared, as the network's are. Each
-baseline is fitted on the training part alone, and is plain arrays from then on, which are stored
-beside a checkpoint, so that any candles do.
+Returns are in units of σ √h and variances in that unit squared, as a network's. Baselines are
+fitted on the training part only. Their arrays are stored with a checkpoint, so judging it later
+does not need the training candles.
 
 The rule is docs/models.md, L35.
 """
@@ -38,26 +38,26 @@ from tracepaper.strategies.forecasters.trees import Scorer, Trees, joined
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
 
 HAR_TIMES: Final = (5 * MINUTE_MS, 30 * MINUTE_MS, 4 * HOUR_MS, DAY_MS, 5 * DAY_MS, 20 * DAY_MS)
-"""Windows of past variance, milliseconds; one that is shorter than a bar is that bar's."""
+"""Windows of past variance in milliseconds; a window has at least one bar."""
 SEASONS: Final = 5
-"""Days whose same hour a seasonal variance is the mean of."""
+"""Past days in the mean of a seasonal variance."""
 EWMA_DECAY: Final = 0.98
 RIDGE: Final = 1e-3
-"""Ridge penalty per row, in units of the features' own variance of about one."""
+"""Ridge penalty per row, for features with a variance of about one."""
 Arrays = Mapping[str, NDArray[Any]]
-"""What a fitted baseline is: numbers by name, which are stored beside the checkpoint."""
+"""A fitted baseline: arrays by name."""
 
 
 def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
-    """Return [time]: the scaled return over the last *horizon* bars, or that *days* ago.
+    """Return [time]: the scaled return over the last *horizon* bars.
 
-    Zero where the segment does not reach back so far. With *days*, the return over the same
-    clock time as the one forecast.
+    With *days*, it is the return *days* ago at the clock time of the forecast. Zero where the
+    segment does not reach back far enough.
     """
     lag = days * segment.bars_a_day
     ends = np.arange(len(segment)) - lag + (horizon if days else 0)
     starts = ends - horizon
-    # A horizon longer than the lag would end after the bar: that return is the future.
+    # If the horizon exceeds the lag, the return ends after the bar, in the future.
     inside = (starts >= 0) & (ends < len(segment)) & (ends <= np.arange(len(segment)))
     logs = np.log(segment.close)
     returns = np.zeros(len(segment))
@@ -67,7 +67,7 @@ def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
 
 
 def har_windows(interval_ms: int) -> tuple[int, ...]:
-    """Return ``HAR_TIMES`` in bars of *interval_ms*, a bar at least."""
+    """Return ``HAR_TIMES`` in bars of *interval_ms*, at least one."""
     return tuple(max(time_ms // interval_ms, 1) for time_ms in HAR_TIMES)
 
 
@@ -81,7 +81,7 @@ def past_variances(segment: Segment) -> Array:
     for window in har_windows(segment.interval_ms):
         starts = np.maximum(stops - window, 0)
         rows.append((total[stops] - total[starts]) / (stops - starts))
-    # The filter begins at a usual variance: from zero it would take hundreds of bars to warm.
+    # The filter begins at a typical variance; from zero it would need hundreds of bars.
     start = np.full(1, squares[:60].mean() * EWMA_DECAY)
     smoothed, _ = lfilter([1 - EWMA_DECAY], [1, -EWMA_DECAY], squares, zi=start)
     scaled: Array = np.stack([*rows, smoothed]) / segment.sigma**2
@@ -90,7 +90,7 @@ def past_variances(segment: Segment) -> Array:
 
 @dataclass(frozen=True)
 class Ridge:
-    """A linear answer [horizon] to a row; columns are centred on the training part."""
+    """A linear model from a row to [horizon]; columns are centred on the training part."""
 
     centre: Array
     weights: Array
@@ -103,9 +103,9 @@ class Ridge:
 
 
 def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floating]]) -> Ridge:
-    """Fit *values* [time, horizon] on *rows* [time, column], segment by segment, in closed form.
+    """Fit *values* [time, horizon] on *rows* [time, column], each by segment, in closed form.
 
-    Values that are NaN are left out, a horizon at a time.
+    NaN values are left out for their horizon.
     """
     columns, horizons = rows[0].shape[1], values[0].shape[1]
     count = sum(len(part) for part in rows)
@@ -121,7 +121,7 @@ def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floa
         )
         intercept[column] = total / size
         for part, value, mask in zip(rows, values, masks, strict=True):
-            # Sums over a million float32 squares lose the digits that the solution needs.
+            # Float32 sums over a million squares would lose digits that the solution needs.
             shifted = part[mask].astype(np.float64) - centre
             gram += shifted.T @ shifted / size
             moment += shifted.T @ (value[mask, column] - intercept[column]) / size
@@ -132,14 +132,14 @@ def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floa
 def log_variance(
     rows: Sequence[NDArray[np.floating]], variances: Sequence[NDArray[np.floating]]
 ) -> Arrays:
-    """Fit log variances; the factor, the mean of v ÷ f, minimises QLIKE on the training part."""
+    """Fit log variances by ridge; then the factor mean(v ÷ f) minimises QLIKE in training."""
     linear = ridge(rows, [np.log(np.maximum(part, VARIANCE_FLOOR)) for part in variances])
     ratios = [part / np.exp(linear.predict(row)) for row, part in zip(rows, variances, strict=True)]
     return {**vars(linear), "factor": np.nanmean(np.concatenate(ratios), axis=0)}
 
 
 def variances_of(fitted: Arrays, rows: NDArray[np.floating]) -> Array:
-    """Return [time, horizon] variances for [time, column] *rows*, by what ``log_variance`` fits."""
+    """Return [time, horizon] variances for [time, column] *rows* by a fit of ``log_variance``."""
     linear = Ridge(*(fitted[name] for name in ("centre", "weights", "intercept")))
     variances: Array = np.exp(linear.predict(rows)) * fitted["factor"]
     return variances
@@ -148,10 +148,10 @@ def variances_of(fitted: Arrays, rows: NDArray[np.floating]) -> Array:
 # --- a gamma regression with log link
 
 GAMMA_RIDGE: Final = 1e-2
-"""Penalty a row on squared weights, in units of features whose variance is about one."""
+"""Penalty per row of squared weights, for features with a variance of about one."""
 _STEPS_MOST: Final = 50
-_CLOSE: Final = 1e-9  # change of a weight at which the fit has arrived
-_STEP_LONGEST: Final = 2.0  # change of a log variance that one step may ask for, at the mean row
+_TOLERANCE: Final = 1e-9  # largest change of a weight at convergence
+_STEP_LONGEST: Final = 2.0  # largest change of a weight in one step
 _BLOCK_ROWS: Final = 65_536
 
 
@@ -170,10 +170,9 @@ def fit_gamma(
 ) -> GammaFit:
     """Fit the mean of *variances* [row] given *rows* [row, column], segment by segment.
 
-    Minimises Σ w (v e^-s + s) ÷ Σ w + GAMMA_RIDGE ‖β‖² ÷ 2 over s = base + β · (row - centre),
+    It minimises Σ w (v e^-s + s) ÷ Σ w + GAMMA_RIDGE ‖β‖² ÷ 2 over s = base + β · (row - centre),
     which is QLIKE up to constants, by Newton's method with expected curvature (IRLS: McCullagh and
-    Nelder, 1989, chapter 8). Rows of no weight are left out. Raises ``DataInvalid`` where none is
-    left.
+    Nelder, 1989, chapter 8). Rows without weight are left out. Raises ``DataInvalid`` without rows.
     """
     total = float(sum(part.sum(dtype=np.float64) for part in weights))
     if total <= 0:
@@ -187,7 +186,7 @@ def fit_gamma(
         level += float(weight[used].astype(np.float64) @ variance[used]) / total
     beta = np.zeros(columns + 1)
     beta[-1] = np.log(level)
-    # The expected curvature is that of least squares whatever the weights: it is made once.
+    # The expected curvature does not depend on the coefficients, so it is computed once.
     curvature = np.zeros((columns + 1, columns + 1))
     for inputs, _, weight in _blocks(pieces, centre):
         curvature += inputs.T @ (inputs * weight[:, None]) / total
@@ -200,7 +199,7 @@ def fit_gamma(
         step = solve(curvature, slope, assume_a="pos")
         longest = max(float(np.abs(step).max()), 1e-300)
         beta -= step * min(1.0, _STEP_LONGEST / longest)
-        if longest < _CLOSE:
+        if longest < _TOLERANCE:
             break
     return GammaFit(centre, beta[:-1], float(beta[-1]))
 
@@ -208,7 +207,7 @@ def fit_gamma(
 def _blocks(
     pieces: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], centre: Array
 ) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield (inputs with a column of ones, variances, weights) of the rows in use, some at once."""
+    """Yield (inputs with a column of ones, variances, weights) of weighted rows, in blocks."""
     for rows, variances, weights in pieces:
         used = np.flatnonzero(weights > 0)
         for start in range(0, len(used), _BLOCK_ROWS):
@@ -224,10 +223,10 @@ def log_rows(variances: Array) -> Array:
 
 
 def seasonal_variances(segment: Segment, horizon: int) -> Array:
-    """Return [2, time]: what the next *horizon* bars' variance was yesterday, and in five days.
+    """Return [2, time]: the variance at the forecast's clock time yesterday and over ``SEASONS``.
 
-    The mean squared return over the same clock time, ÷ σ²; NaN where the segment does not reach
-    back so far, or the horizon is longer than a day.
+    It is the mean squared return ÷ σ². NaN where the segment does not reach back far enough, or
+    the horizon is longer than a day.
     """
     logs = np.log(segment.close)
     squares = np.diff(logs, prepend=logs[0]) ** 2
@@ -248,7 +247,7 @@ def seasonal_variances(segment: Segment, horizon: int) -> Array:
 
 
 class Training(NamedTuple):
-    """What baselines are fitted on, a part a segment; what is not labelled is NaN."""
+    """The data that baselines are fitted on, by segment; unlabelled values are NaN."""
 
     samples: Sequence[Samples]
     rows: list[NDArray[np.float32]]  # [time, feature]
@@ -258,11 +257,11 @@ class Training(NamedTuple):
 
 
 Measure = Literal["mean", "variance"]
-"""What a baseline forecasts: of the scaled return."""
+"""The moment of the scaled return that a baseline forecasts."""
 
 
 class BaselineQuestion(NamedTuple):
-    """Some bars of one segment that are to be forecast at one horizon."""
+    """Bars of one segment to forecast at one horizon."""
 
     segment: Segment
     rows: NDArray[np.int64]
@@ -277,26 +276,26 @@ class BaselineQuestion(NamedTuple):
 
 
 Answer = Callable[[BaselineQuestion], Array]
-"""What a fitted baseline says of each row: [row]."""
+"""A fitted baseline: question → forecast [row]."""
 Read = Callable[[Arrays], Answer]
-"""What was fitted → what answers by it."""
+"""Fitted arrays → forecasts by them."""
 
 
 def nothing(_: Training) -> Arrays:
-    """Fit nothing."""
+    """Return no arrays, for a baseline without a fit."""
     return {}
 
 
 class Baseline(NamedTuple):
-    """A forecast without a network that every table shows beside the network's."""
+    """A simple forecast that every table compares with the model."""
 
-    of: Measure
+    measure: Measure
     read: Read
     fit: Callable[[Training], Arrays] = nothing
-    needs_lightgbm: bool = False  # to be fitted; answering needs nothing
+    needs_lightgbm: bool = False  # for the fit only
 
 
-# --- of the mean
+# --- the mean
 
 
 def _ridge(fitted: Arrays) -> Answer:
@@ -311,7 +310,7 @@ def _past(sign: float, days: int = 0) -> Read:
     )
 
 
-# --- of the variance
+# --- the variance
 
 
 def _har(fitted: Arrays) -> Answer:
@@ -352,28 +351,28 @@ def _fit_glm(training: Training) -> Arrays:
 
 def _gamma_glm(fitted: Arrays) -> Answer:
     def answer(question: BaselineQuestion) -> Array:
-        of = question.column
-        shifted = question.values - fitted["centre"][of]
-        variances: Array = np.exp(shifted @ fitted["weights"][of] + fitted["base"][of])
+        at = question.column
+        shifted = question.values - fitted["centre"][at]
+        variances: Array = np.exp(shifted @ fitted["weights"][at] + fitted["base"][at])
         return variances
 
     return answer
 
 
 TREES: Final = BoostingOptions(rounds=100, leaves=15)
-"""Enough to be level with a network (docs/models.md, L8), and fixed: nothing is chosen by hand."""
+"""Fixed options that make trees about as good as a network (docs/models.md, L8)."""
 
 
 def _boosted(
     training: Training, rows_of: Callable[[int, int], NDArray[np.floating[Any]]]
 ) -> Arrays:
-    """Boost trees on the rows that *rows_of* gives by the places of a segment and a horizon."""
+    """Boost trees for each horizon; ``rows_of(segment, horizon)``, by index, gives the rows."""
     parts = []
     for at in range(training.variances[0].shape[1]):
         rows = np.concatenate([rows_of(part, at) for part in range(len(training.rows))])
         values = np.concatenate([part[:, at : at + 1] for part in training.variances])
         labelled = LabelledRows(rows, np.nan_to_num(values, nan=1.0), np.isfinite(values) * 1.0)
-        parts.append(boost(labelled, None, TREES, of="variance", threads=1))
+        parts.append(boost(labelled, None, TREES, target="variance", threads=1))
     return joined(parts).arrays()
 
 
@@ -403,10 +402,10 @@ def _wide(values: NDArray[np.float32], past: Array, seasonal: Array) -> Array:
 
 def _fit_tree_seasonal(training: Training) -> Arrays:
     def rows_of(part: int, at: int) -> Array:
-        of = training.samples[part]
-        seasonal = seasonal_variances(of.segment, of.horizons[at])
+        samples = training.samples[part]
+        seasonal = seasonal_variances(samples.segment, samples.horizons[at])
         past = training.past[part]
-        return _wide(training.rows[part], past, seasonal[:, of.start : of.stop])
+        return _wide(training.rows[part], past, seasonal[:, samples.start : samples.stop])
 
     return _boosted(training, rows_of)
 
@@ -419,43 +418,43 @@ def _tree_seasonal(fitted: Arrays) -> Answer:
     return _tree_answer(fitted, rows_of)
 
 
-# --- all of them, as they are stored
+# --- every baseline, and its file
 
 BASELINES: Final = {
-    "ridge": Baseline("mean", _ridge, lambda given: vars(ridge(given.rows, given.returns))),
+    "ridge": Baseline("mean", _ridge, lambda data: vars(ridge(data.rows, data.returns))),
     "persistence": Baseline("mean", _past(1.0)),
     "reversed_persistence": Baseline("mean", _past(-1.0)),
     "seasonal_naive": Baseline("mean", _past(1.0, days=1)),
     "har": Baseline(
-        "variance", _har, lambda given: log_variance([*map(log_rows, given.past)], given.variances)
+        "variance", _har, lambda data: log_variance([*map(log_rows, data.past)], data.variances)
     ),
     "log_linear": Baseline(
-        "variance", _log_linear, lambda given: log_variance(given.rows, given.variances)
+        "variance", _log_linear, lambda data: log_variance(data.rows, data.variances)
     ),
     "ewma": Baseline("variance", _ewma, _fit_ewma),
     "gamma_glm": Baseline("variance", _gamma_glm, _fit_glm),
     "tree": Baseline("variance", _tree, _fit_tree, needs_lightgbm=True),
     "tree_seasonal": Baseline("variance", _tree_seasonal, _fit_tree_seasonal, needs_lightgbm=True),
 }
-"""Every baseline by its name, in the order of the tables."""
+"""Every baseline by name, in the order of the tables."""
 FILE_NAME: Final = "baselines.safetensors"
 NO_TREES: Final = (
-    "LightGBM was not installed when this was judged, so no baseline of trees stands beside it."
+    "LightGBM was not installed when this was judged, so it is not compared with trees."
 )
 
 FittedBaselines = Mapping[str, Arrays]
-"""Each baseline's arrays by its name."""
+"""Each baseline's arrays, by the baseline's name."""
 
 
 def fit_baselines(samples: Sequence[Samples]) -> FittedBaselines:
     """Fit every baseline to *samples* of the training part; trees need LightGBM."""
-    pairs = [(of, slice(of.start, of.stop)) for of in samples]
+    pairs = [(each, slice(each.start, each.stop)) for each in samples]
     returns, variances = (
-        [np.where(of.weights[at] == 0, np.nan, of.labels[name][0, at]) for of, at in pairs]
+        [np.where(each.weights[at] == 0, np.nan, each.labels[name][0, at]) for each, at in pairs]
         for name in ("returns", "variance")
     )
-    rows = [of.segment.values[at] for of, at in pairs]
-    past = [past_variances(of.segment)[:, at] for of, at in pairs]
+    rows = [each.segment.values[at] for each, at in pairs]
+    past = [past_variances(each.segment)[:, at] for each, at in pairs]
     training = Training(samples, rows, returns, variances, past)
     has_lightgbm = _has_lightgbm()
     return {
@@ -466,7 +465,7 @@ def fit_baselines(samples: Sequence[Samples]) -> FittedBaselines:
 
 
 def unfitted() -> FittedBaselines:
-    """Return the baselines that nothing is fitted of, for candles without a bar of the training."""
+    """Return the baselines without a fit, for data without the training part."""
     return {name: {} for name, each in BASELINES.items() if each.fit is nothing}
 
 
@@ -479,7 +478,7 @@ def _has_lightgbm() -> bool:
 
 
 def answers(fitted: FittedBaselines) -> dict[str, Answer]:
-    """Return the forecasts of each of the *fitted* baselines, in the order of the tables."""
+    """Return the *fitted* baselines as functions, in the order of the tables."""
     return {name: each.read(fitted[name]) for name, each in BASELINES.items() if name in fitted}
 
 
@@ -489,9 +488,9 @@ def save_judged(
     card: Mapping[str, Any],
     fitted: FittedBaselines,
 ) -> Checkpoint:
-    """Write a checkpoint with the baselines that its *card*'s figures stand beside; return it.
+    """Write a checkpoint with the *fitted* baselines of its figures; return the checkpoint.
 
-    Where trees are missing among them, the card says why.
+    If trees are missing, a sentence is added to the card.
     """
     about = _about(fitted, card["features"]["schema_id"], card["architecture"]["horizons"])
     file = save_arrays(
@@ -503,18 +502,18 @@ def save_judged(
         metadata=about,
     )
     section = {"file": FILE_NAME, "sha256": checkpoints.sha256_of(file), "names": list(fitted)}
-    whole = {**card, "baselines": section}
+    card = {**card, "baselines": section}
     if any(each.needs_lightgbm and name not in fitted for name, each in BASELINES.items()):
         sentences = [*card["honesty"]["sentences"], NO_TREES]
-        whole["honesty"] = {**card["honesty"], "sentences": sentences}
-    return checkpoints.save(folder, tensors, whole, extra={FILE_NAME: file})
+        card["honesty"] = {**card["honesty"], "sentences": sentences}
+    return checkpoints.save(folder, tensors, card, extra={FILE_NAME: file})
 
 
 def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines | None:
-    """Return the baselines beside the checkpoint in *folder*; None where its card names none.
+    """Return the baselines stored in the checkpoint's *folder*; None if its card has none.
 
-    Raises ``CheckpointMismatch`` for a file that is gone, was changed, or is of other features or
-    horizons than the card's.
+    Raises ``CheckpointMismatch`` for a missing or changed file, and for features or horizons that
+    differ from the card's.
     """
     section = card.get("baselines")
     if not isinstance(section, Mapping):
@@ -525,7 +524,7 @@ def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines |
     if file.metadata != wanted:
         raise CheckpointMismatch(
             f"{folder / FILE_NAME} is of {shown(file.metadata.get('of'))}, and the checkpoint of "
-            f"{shown(wanted['of'])}; restore the file from where it came."
+            f"{shown(wanted['of'])}; restore the file."
         )
     fitted: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, array in file.arrays.items():
@@ -539,6 +538,6 @@ def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines |
 
 
 def _about(names: Iterable[str], schema_id: str, horizons: Sequence[int]) -> dict[str, str]:
-    """Return the file's description: one entry, for a file keeps several in any order."""
+    """Return the file's metadata; it has a single entry, since entries have no fixed order."""
     text = f"features {schema_id}, horizons {' '.join(map(str, horizons))}: {' '.join(names)}"
     return {"of": text}

@@ -1,7 +1,7 @@
-"""Boosted trees fitted by LightGBM, an ensemble a horizon, and handed over as plain arrays.
+"""Boosted trees fitted by LightGBM, an ensemble for each horizon, as plain arrays.
 
 The variance is fitted by gamma loss with a log link, which equals QLIKE up to constants. LightGBM
-is imported here and nowhere else of the product, and only when trees are fitted.
+is imported only here, and only when trees are fitted.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tracepaper.strategies.forecasters.trees import LEAVES_MOST, Trees, joined
 
 Floats = NDArray[np.float64]
 
-_DECISION_DEFAULT_LEFT: Final = 2  # the bits of LightGBM's ``decision_type``
+_DECISION_DEFAULT_LEFT: Final = 2  # bits of LightGBM's ``decision_type``
 _DECISION_CATEGORICAL: Final = 1
-_MISSING_ZERO, _MISSING_NAN = 1, 2  # its third and fourth bit
+_MISSING_ZERO, _MISSING_NAN = 1, 2  # values of its third and fourth bit
 
 
 @dataclass(frozen=True)
 class BoostingOptions:
-    """How ensembles are fitted; the seed fixes them, whatever the number of threads."""
+    """Options of boosting; results depend on the seed, but not on the number of threads."""
 
     rounds: Annotated[int, Meta(description="Trees of a horizon.")] = 100
     patience: Annotated[
@@ -57,7 +57,7 @@ class BoostingOptions:
 class LabelledRows:
     """Labelled rows: [row, column] inputs, and [row, horizon] values and weights.
 
-    A weight of zero says that the row has no label for that horizon.
+    A weight of zero marks a row without a label at that horizon.
     """
 
     rows: NDArray[np.floating[Any]]
@@ -66,7 +66,7 @@ class LabelledRows:
 
 
 def import_lightgbm(needed_by: str = "A fit of trees") -> ModuleType:
-    """Return LightGBM; raise ``ConfigInvalid`` that says what is missing where it is not there."""
+    """Return LightGBM; raise ``ConfigInvalid`` if it or one of its libraries is missing."""
     try:
         import lightgbm
     except ImportError:
@@ -84,17 +84,17 @@ def boost(
     validation: LabelledRows | None,
     options: BoostingOptions,
     *,
-    of: str,
+    target: str,
     threads: int,
 ) -> Trees:
-    """Return one ensemble a horizon of ``"variance"`` (log) or ``"mean"``.
+    """Return an ensemble for each horizon, of ``"variance"`` (log) or ``"mean"``.
 
-    It is stopped early by *validation*; without that, or patience, it has all of its rounds.
-    Raises ``DataInvalid`` where a horizon has no row to learn from or to stop by.
+    *validation* stops it early; without it, or without patience, all rounds are done. Raises
+    ``DataInvalid`` if a horizon has no label for training or validation.
     """
     return joined(
         [
-            _ensemble(training, validation, horizon, options, of=of, threads=threads)
+            _ensemble(training, validation, horizon, options, target=target, threads=threads)
             for horizon in range(training.values.shape[1])
         ]
     )
@@ -106,7 +106,7 @@ def _ensemble(
     horizon: int,
     options: BoostingOptions,
     *,
-    of: str,
+    target: str,
     threads: int,
 ) -> Trees:
     lightgbm = import_lightgbm()
@@ -123,24 +123,28 @@ def _ensemble(
                 table.rows[labelled],
                 table.values[labelled, horizon],
                 weight=table.weights[labelled, horizon],
-                params=_parameters(options, of=of, count=len(training.rows), threads=threads),
+                params=_parameters(
+                    options, target=target, count=len(training.rows), threads=threads
+                ),
                 reference=sets[0] if sets else None,
                 free_raw_data=True,
             )
         )
     booster = lightgbm.train(
-        _parameters(options, of=of, count=len(training.rows), threads=threads),
+        _parameters(options, target=target, count=len(training.rows), threads=threads),
         sets[0],
         options.rounds,
         valid_sets=sets[1:],
         callbacks=[lightgbm.early_stopping(options.patience, verbose=False)] if sets[1:] else [],
     )
-    # Without a validation set there is no best iteration: all are kept.
+    # Without a validation set there is no best iteration, and all are kept.
     return trees_of(booster.model_to_string(num_iteration=booster.best_iteration or None))
 
 
-def _parameters(options: BoostingOptions, *, of: str, count: int, threads: int) -> dict[str, Any]:
-    is_variance = of == "variance"
+def _parameters(
+    options: BoostingOptions, *, target: str, count: int, threads: int
+) -> dict[str, Any]:
+    is_variance = target == "variance"
     return {
         "objective": "gamma" if is_variance else "regression",
         "boost_from_average": is_variance,
@@ -159,15 +163,15 @@ def _parameters(options: BoostingOptions, *, of: str, count: int, threads: int) 
 
 
 def trees_of(text: str) -> Trees:
-    """Return a LightGBM model, as it writes itself, as one ensemble.
+    """Return the ensemble of a LightGBM model's text.
 
-    Raises ``ConfigInvalid`` for categorical columns, linear leaves, zeros that stand for missing
-    values, and trees of more than 64 leaves.
+    Raises ``ConfigInvalid`` for categorical columns, linear leaves, zeros as missing values, and
+    trees of more than 64 leaves.
     """
     blocks = [_lines(block) for block in text.split("\nTree=")[1:]]
     parts = [_tree(block) for block in blocks]
     if not parts:
-        raise ConfigInvalid("The LightGBM model has no tree; train it for one round at least.")
+        raise ConfigInvalid("The LightGBM model has no tree; train it for at least one round.")
     leaves = [len(part["value"]) for part in parts]
     return Trees(
         **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
@@ -199,12 +203,12 @@ def _tree(block: dict[str, str]) -> dict[str, NDArray[Any]]:
     ):
         raise ConfigInvalid(
             f"A tree has more than {LEAVES_MOST} leaves, categorical columns, linear leaves or "
-            "zeros that stand for missing values; train without them."
+            "zeros as missing values; train without them."
         )
     rows = column("leaf_count")
     return {
         "feature": column("split_feature").astype(np.int32),
-        # An endless threshold lets all that is known go left; stored numbers are finite.
+        # An infinite threshold sends every known value left; stored numbers must be finite.
         "threshold": np.minimum(column("threshold"), np.finfo(np.float64).max),
         "left": column("left_child").astype(np.int32),
         "right": column("right_child").astype(np.int32),
@@ -212,6 +216,6 @@ def _tree(block: dict[str, str]) -> dict[str, NDArray[Any]]:
         "nan_is_missing": (missing == _MISSING_NAN).astype(np.uint8),
         "node_rows": column("internal_count").astype(np.int64),
         "value": value,
-        # A tree that found nothing to split does not say how many rows it saw.
+        # A tree without a split has no row counts.
         "leaf_rows": (rows if rows.sum() > 0 else np.ones(len(value))).astype(np.int64),
     }

@@ -1,8 +1,6 @@
-"""The model card: its sections, its sentences, and whether the model has beaten persistence.
+"""The model card: its sections and sentences, and whether the model has beaten persistence.
 
-Calibration (temperature, slopes, quantiles of every measure) comes first, then each section.
-
-The rules are docs/models.md, L57; docs/models.md, L7 and L14.
+The rules are docs/models.md, L7, L14 and L57.
 """
 
 from __future__ import annotations
@@ -30,10 +28,10 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.side_inputs import SideInputs
 
 RECENT_MASS: Final = "recent_mass"
-"""The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
+"""The only measure on the card without a gate; its quantiles are the thresholds of regimes."""
 PERCENTS: Final = tuple(range(1, 100))
 ROUND_TRIP_COST: Final = 0.0011
-"""Two taker fees of 5.5 basis points: the cost that the quantiles of ``edge`` are taken at."""
+"""Two taker fees of 5.5 basis points: the cost in ``edge``."""
 _TEMPERATURE_RANGE: Final = (0.2, 5.0)
 
 
@@ -42,13 +40,13 @@ def temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> floa
 
     *logits* is [row, class]; source: Guo et al., 2017.
     """
-    from scipy.optimize import minimize_scalar  # takes long; a report only reads cards
+    from scipy.optimize import minimize_scalar  # slow to import, and reading cards needs none
 
     rows = np.arange(len(classes))
-    wide = logits.astype(np.float64)
+    exact = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        scaled = log_softmax(wide / np.exp(log_temperature), axis=1)
+        scaled = log_softmax(exact / np.exp(log_temperature), axis=1)
         return -float(scaled[rows, classes].mean())
 
     low, high = np.log(_TEMPERATURE_RANGE)
@@ -57,16 +55,16 @@ def temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> floa
 
 
 def slope(forecast: Array, value: Array) -> float:
-    """Return the slope through the origin of realised on predicted means, never below zero.
+    """Return the slope through the origin of realised on forecast means, at least zero.
 
-    A negative slope says that the means carry no signal, not that they should be reversed.
+    A negative slope shows a lack of signal, and is no reason to reverse forecasts.
     """
     squared = float((forecast * forecast).sum())
     return rounded(max(float((forecast * value).sum()) / squared, 0.0)) if squared > 0 else 0.0
 
 
 def quantiles(values: Array) -> tuple[float, ...]:
-    """Return the 1 % … 99 % quantiles of a measure; raise ``DataInvalid`` where there is none."""
+    """Return the 1 % … 99 % quantiles of a measure; raise ``DataInvalid`` without values."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         raise DataInvalid("A measure has no value on the calibration slice; make it longer.")
@@ -74,7 +72,7 @@ def quantiles(values: Array) -> tuple[float, ...]:
 
 
 def rounded(value: float) -> float:
-    """Return *value* to seven significant digits, as a card states it."""
+    """Return *value* to seven significant digits, for a card."""
     return float(f"{value:.7g}")
 
 
@@ -94,12 +92,12 @@ def interval_name(interval_ms: int) -> str:
 
 
 def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
-    """Return ``[model]``; the store adds id and SHA-256."""
+    """Return ``[model]``; ``checkpoints.save`` adds id and SHA-256."""
     return {"kind": kind, "name": name, "created": iso(created_ms // 1000 * 1000), "notice": NOTICE}
 
 
 def features_section(schema: FeatureSchema, vectors: SideInputs | None = None) -> dict[str, object]:
-    """Return ``[features]``, with what is known of a user's *vectors*."""
+    """Return ``[features]``, with a description of the side inputs *vectors*."""
     section: dict[str, object] = {
         "schema_id": schema.schema_id,
         "lookback": schema.lookback,
@@ -111,7 +109,7 @@ def features_section(schema: FeatureSchema, vectors: SideInputs | None = None) -
 
 
 def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
-    """Return ``[data]``: each file with its SHA-256 and its span."""
+    """Return ``[data]``: each file with its SHA-256 and its time."""
     files = [
         {
             "name": source.name,
@@ -130,13 +128,13 @@ def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
 
 
 def split_section(split: Split) -> dict[str, object]:
-    """Return ``[split]``: the end of each part of the calendar, the start of the second holdout."""
+    """Return ``[split]``: the end of each part, and the start of the second holdout."""
     second = split.second_holdout_ms
     return parts_section(split) | ({} if second is None else {"second_holdout": iso(second)})
 
 
 def parts_section(split: Split) -> dict[str, object]:
-    """Return of ``[split]`` what a fit depends on: its parts, and the embargo after each."""
+    """Return the keys of ``[split]`` that a fit depends on: its parts, and the embargo."""
     return {
         "train_until": iso(split.train_until_ms),
         "validation_until": iso(split.validation_until_ms),
@@ -147,7 +145,7 @@ def parts_section(split: Split) -> dict[str, object]:
 
 
 def versions_section() -> dict[str, object]:
-    """Return ``[versions]`` of the libraries that trained it."""
+    """Return ``[versions]`` of the installed libraries."""
     return {library: version(library) for library in _LIBRARIES}
 
 
@@ -158,10 +156,7 @@ def sentences(
     horizon: int,
     name: str = "network",
 ) -> list[str]:
-    """Return the sentences that a reader must know, as they follow from the figures.
-
-    *name* is what the figures call the model.
-    """
+    """Return the sentences that follow from the figures; *name* is the model's in *figures*."""
     entropy = entropy_sentence(gates)
     lines = [NOTICE, REGIMES if entropy else NO_ATTENTION]
     lines += compared_sentences(figures, horizon, name)
@@ -172,7 +167,7 @@ def sentences(
 
 
 def _edge(passed: Mapping[str, Any]) -> str:
-    """Say what a calibrated edge above the costs let through."""
+    """Return a sentence about the trades with a calibrated edge above the costs."""
     cost = 1e4 * ROUND_TRIP_COST
     edge = f"calibrated edge above a round trip of {cost:.0f} basis points"
     if not passed["bars_per_1000"]:
@@ -189,10 +184,9 @@ def _edge(passed: Mapping[str, Any]) -> str:
 
 
 def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return ``[seeds]``: the same training from several seeds, as [mean, standard deviation].
+    """Return ``[seeds]``: figures over several seeds as [mean, standard deviation].
 
-    Where two seeds of one network differ, what separates them is luck; so one seed's figures are
-    never the whole story.
+    Differences between seeds are luck, so the figures of a single seed hide how large luck is.
     """
     section: dict[str, Any] = {
         "seeds": [card["training"]["seed"] for card in cards],
@@ -205,10 +199,10 @@ def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
-    """Return each figure of the cards of several seeds: its mean, spread and extremes."""
+    """Return each figure's mean, spread and extremes over the cards of several seeds."""
     rows = []
     for horizon, name, values in _of_seeds(cards):
-        spread = stdev(values) if len(values) > 1 else None  # luck is not known of one
+        spread = stdev(values) if len(values) > 1 else None
         rows.append((horizon, name, fmean(values), spread, min(values), max(values)))
     titles: dict[str, Form] = {
         "bars": "text", "figure": "text", "mean": "measure", "standard deviation": "measure",
@@ -220,15 +214,15 @@ def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _of_seeds(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[float]]]:
-    """Yield each figure of the model itself by horizon and name, with its values over *cards*."""
+    """Yield (horizon, name, values over *cards*) of each figure of the judged model."""
     for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
-        every = [_own_figures(card["figures"][horizon]) for card in cards]
-        for name in every[0]:
-            yield horizon, name, [figures[name] for figures in every if name in figures]
+        by_card = [_model_figures(card["figures"][horizon]) for card in cards]
+        for name in by_card[0]:
+            yield horizon, name, [figures[name] for figures in by_card if name in figures]
 
 
-def _own_figures(section: Mapping[str, Any]) -> dict[str, float]:
-    """Return every figure of the network itself at one horizon, by its name."""
+def _model_figures(section: Mapping[str, Any]) -> dict[str, float]:
+    """Return every figure of the judged model at one horizon, by name."""
     figures: dict[str, float] = {}
     for name, figure in section.items():
         if isinstance(figure, Mapping) and (pair := _of_model(figure)) is not None:
@@ -241,12 +235,12 @@ def _own_figures(section: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _of_model(figure: Mapping[str, Any]) -> Sequence[float] | None:
-    """Return the figure of the judged model itself: of a network, or of any other."""
+    """Return the judged model's figure, whose name is "network" or "model"."""
     return figure.get("network", figure.get("model"))
 
 
 def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
-    """Say what other seeds of the same training reached."""
+    """Return a sentence with the sign accuracy of each seed."""
     pairs = [_of_model(card["figures"][str(horizon)]["sign_accuracy"]) for card in cards]
     accuracies = [pair[0] for pair in pairs if pair is not None]
     signs = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
@@ -257,19 +251,19 @@ def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
 
 
 def _net(card: Mapping[str, Any]) -> list[float]:
-    """Return the net result of the edge's trades, [mean, error]; empty where there were none."""
+    """Return the net result of the edge's trades, [mean, error]; empty without trades."""
     traded = card["figures"]["gates"].get("traded", {})
     return list(traded.get("edge", {}).get("net_bp", []))
 
 
 def card_facts(table: Mapping[str, Any]) -> tuple[str, ...]:
-    """List kind, reach, horizons, interval, features and date of a checkpoint, a phrase each."""
+    """Return phrases about kind, context, horizons, interval, features and date of a checkpoint."""
     card = msgspec.convert(table, Card)
     model, architecture, shares = card.model, card.architecture, card.ensemble.network_share
     kind, layers, horizons = f"{model.kind:.20}", architecture.layers, architecture.horizons[:16]
     facts = (
         f"{kind}: {layers} layers, window {architecture.window}" if layers else kind,
-        _reach(card),
+        _context(card),
         f"horizons {', '.join(map(str, horizons))}",
         f"interval {card.market.get('interval')!s:.20}",
         f"features {card.features.schema_id:.40}",
@@ -281,10 +275,10 @@ def card_facts(table: Mapping[str, Any]) -> tuple[str, ...]:
     return (*facts, f"the network's share of the log variance {mixed}")
 
 
-def _reach(card: Card) -> str:
-    """Return how many rows an answer depends on, and how many bars these look back on.
+def _context(card: Card) -> str:
+    """Return a phrase with the rows and bars that a forecast depends on.
 
-    Layers of a sliding window reach further back than one window.
+    The receptive field of stacked sliding windows is longer than one window.
     """
     layers, window, bars = (
         card.architecture.layers,
@@ -299,29 +293,27 @@ def _reach(card: Card) -> str:
     if bars is None:
         return f"receptive field {rows} bars"
     network = card.parts.get("network")
-    of_network = None if network is None else network.features.lookback
-    context = rows + bars - 1 if of_network is None else max(rows + of_network - 1, bars)
+    lookback = None if network is None else network.features.lookback
+    context = rows + bars - 1 if lookback is None else max(rows + lookback - 1, bars)
     return f"receptive field {rows} bars, context {context}"
 
 
 COINS: Final = ("persistence", "reversed_persistence", "random")
-"""Forecasts of the sign that know nothing: the last move goes on, turns, or a coin."""
+"""Naive forecasts of the sign: the last move repeated, reversed, or a random sign."""
 STEADY: Final = "ewma"
-"""Persistence of volatility: what it was goes on."""
+"""The naive forecast of the volatility: its past value."""
 
 
 def experimental(table: Mapping[str, Any] | Card, *, of: str = "model") -> str:
-    """Return the sentence that says why a checkpoint is experimental; empty where it is not.
+    """Return a sentence that says why a checkpoint is experimental; empty if it is not.
 
-    *of* is the name of its figures: ``network_member`` is an ensemble's network by itself.
-
-    A checkpoint is, unless at the gates' horizon its QLIKE and one standard error lie below that of
-    the volatility that goes on, or its share of signs named right, less one, above what knows
-    nothing.
+    *of* is the name of its figures: ``network_member`` is an ensemble's network by itself. A
+    checkpoint is not experimental if, at the gates' horizon, its QLIKE plus one standard error is
+    below that of ``STEADY``, or its sign accuracy minus one is above those of ``COINS``.
     """
     card = msgspec.convert(table, Card)
     if any(each.is_better for each in card.figures.values()):
-        return ""  # of order books, held to the frequencies of the moves
+        return ""  # a model of order books, better than the frequencies of moves
     by_horizon = [name for name in card.figures if name.isdigit()]
     if not by_horizon:
         return _NO_FIGURES
@@ -353,8 +345,8 @@ _NO_FIGURES: Final = "its card has no figures on untouched time beside persisten
 
 
 def _pair(figures: Mapping[str, CardPair], name: str) -> tuple[float, float] | None:
-    """Return the figure of *name* with its error; None where the card does not know both."""
-    # A network alone is called so, any other the model.
+    """Return the figure of *name* with its error; None if the card lacks either."""
+    # A network's card calls it "network", any other "model".
     pair = figures.get(name, figures.get("network") if name == "model" else None)
     if pair is None or pair[0] is None or pair[1] is None:
         return None

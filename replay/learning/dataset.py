@@ -1,4 +1,4 @@
-"""``Dataset``: what is learnt from and judged on, of several symbols and intervals, split in time.
+"""``Dataset``: the data to learn from and judge on, of several symbols and intervals.
 
 The rules are docs/models.md, L32 to L34.
 """
@@ -57,18 +57,19 @@ if TYPE_CHECKING:
 
 
 NO_BASELINES: Final = (
-    "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
-    "beside what needs no fitting alone; give candles from before {until}, or train it again."
+    "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it is "
+    "compared only with baselines that need no fit; give candles from before {until}, or train it "
+    "again."
 )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is learnt from: files, panels, the split, and samples by part.
+    """The files, panels and split of the data, with samples by part.
 
-    ``panels`` are bars of the interval that a model is made for, ``others`` of further ones, which
-    only training sees. Each is of one symbol, or where a model answers for all of them at once, of
-    the closes that all have. ``horizons`` are bars of the first.
+    ``panels`` have the model's interval; ``others`` have further intervals, for training only. A
+    panel is of one symbol or, for a model that forecasts all symbols together, of their common
+    closes. ``horizons`` count bars of the model's interval.
     """
 
     sources: Sequence[TrainingFile]
@@ -78,21 +79,21 @@ class Dataset:
     horizons: tuple[int, ...]
     others: Sequence[Panel] = ()
     stored: FittedBaselines | None = None
-    """Baselines that were fitted before; None fits them on the training part."""
+    """Fitted baselines; None fits them on the training part."""
     heads: frozenset[str] = EVERY_HEAD
-    """The heads that are learnt, whose labels are needed."""
+    """The heads that need labels."""
     vectors: SideInputs | None = None
-    """What stands beside the bars, such as covariates; the schema has it joined."""
+    """Side inputs, such as covariates; panels and schema include them."""
     fold: Fold | None = None
-    """Its parts stand in place of the split's."""
+    """Replaces the parts of ``split``."""
     only: NDArray[np.int64] | None = field(default=None, compare=False)
-    """Where given, the samples are those of these bars alone, by their ``Segment.keys``."""
+    """Restricts the samples to these bars, by ``Segment.keys``."""
     notes: tuple[str, ...] = ()
-    """What must be said of closes that are not used, a sentence each."""
+    """Sentences about closes that are not used."""
     narrow: Dataset | None = None
-    """The same bars by the features of one member of an ensemble, where the others have more."""
+    """The same bars with the fewer features of one member of an ensemble."""
     unit: ClassVar[str] = "rows of features"
-    """What a network sees, in words."""
+    """A network's inputs, for messages."""
     bar: ClassVar[str] = "bar"
 
     @classmethod
@@ -109,14 +110,12 @@ class Dataset:
         stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
     ) -> Dataset:
-        """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
+        """Load *paths* and split their time; *stored* are baselines that were fitted before.
 
-        *vectors* are joined to the bars that could know them.
-
-        *schema_id* names a schema, or a family of which the interval's is taken. The model is made
-        for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
-        else of the first file. Raises ``ConfigInvalid`` and
-        ``DataInvalid`` for what cannot be learnt from.
+        *vectors* are joined to the bars at which they are known. *schema_id* names a schema or a
+        family of schemas. The model's interval is the first of *intervals*, in milliseconds; by
+        default that of the schema, else of the first file. Raises ``ConfigInvalid`` and
+        ``DataInvalid`` for files and options that do not fit.
         """
         interval_ms = own_interval(schema_id, intervals)
         wanted = tuple(intervals) or ((interval_ms,) if interval_ms else ())
@@ -133,7 +132,7 @@ class Dataset:
         main_ms, *other_intervals = files.candles
         if not segments[main_ms]:
             raise DataInvalid(
-                f"No file holds {schemas[main_ms].lookback} bars without a hole; give --data longer"
+                f"No file has {schemas[main_ms].lookback} bars without a gap; give --data longer"
                 " candles."
             )
         bars = tuple(sorted(horizons))
@@ -150,33 +149,32 @@ class Dataset:
             raise ConfigInvalid(
                 "A network that asks another symbol learns from bars of one interval; name one."
             )
-        beside_bars = vectors.of_bars(main, data.schema.names)
-        data = data.joined_with(beside_bars, data.split.train_until_ms)
+        data = data.joined_with(vectors.of_bars(main, data.schema.names), data.split.train_until_ms)
         if not data.panels:
             raise DataInvalid(
-                "--covariates or --depth has nothing that a bar of the candles could know; give "
+                "--covariates or --depth has no value that is known at a bar of the candles; give "
                 "files of their symbols and time."
             )
         return data
 
     def joined_with(self, vectors: SideInputs, until_ms: int) -> Self:
-        """Return the same with *vectors*; those without a scale are fitted before *until_ms*."""
+        """Return a copy with *vectors*; missing scales are fitted on rows before *until_ms*."""
         joined, count = vectors.joined(until_ms), len(self.schema.recipe.names)
 
-        def anew(panels: Sequence[Panel]) -> Sequence[Panel]:
+        def rejoined(panels: Sequence[Panel]) -> Sequence[Panel]:
             plain = [replace(s, values=s.values[:, :count]) for p in panels for s in p.segments]
             return alone(joined_to(plain, joined))
 
         return replace(
             self,
-            panels=anew(self.panels),
-            others=anew(self.others),
+            panels=rejoined(self.panels),
+            others=rejoined(self.others),
             schema=with_covariates(self.schema, joined),
             vectors=vectors,
         )
 
     def standardised(self, until_ms: int) -> Self:
-        """Return the same with vectors standardised by their rows before *until_ms* alone."""
+        """Return a copy with vectors standardised by their rows before *until_ms*."""
         if self.vectors is None:
             return self
         return self.joined_with(self.vectors.fitted(until_ms), until_ms)
@@ -188,25 +186,25 @@ class Dataset:
 
     @property
     def interval_ms(self) -> int:
-        """The interval that a model is made for."""
+        """The interval of the model's bars."""
         return self.segments[0].interval_ms
 
     @property
     def intervals(self) -> tuple[int, ...]:
-        """Every interval that is learnt from, the model's first."""
-        every = (*self.panels, *self.others)
-        return tuple(dict.fromkeys(panel.segments[0].interval_ms for panel in every))
+        """Every interval of the training data, the model's first."""
+        panels = (*self.panels, *self.others)
+        return tuple(dict.fromkeys(panel.segments[0].interval_ms for panel in panels))
 
     @property
     def read_as(self) -> dict[str, Any]:
-        """How the files were read, as a card keeps it."""
+        """The calendar and intervals of reading the files, for a card."""
         calendar = self.segments[0].candles.calendar
-        named: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if calendar is not None:
-            named["calendar"] = calendar.sessions.name
+            options["calendar"] = calendar.sessions.name
         if self.others:
-            named |= {"intervals": [interval_text(interval) for interval in self.intervals]}
-        return named
+            options["intervals"] = [interval_text(interval) for interval in self.intervals]
+        return options
 
     @property
     def times(self) -> tuple[str, ...]:
@@ -215,36 +213,36 @@ class Dataset:
 
     @property
     def parts(self) -> Parts:
-        """What says which bars are in which part."""
+        """The parts of the fold, else of the split."""
         return self.fold or self.split
 
     @property
     def panel_symbols(self) -> tuple[str, ...]:
-        """The symbols of panels of several, in their order; none where each is of one."""
+        """The symbols of panels over several symbols, in order; empty if each has one."""
         symbols = self.panels[0].symbols
         return symbols if len(symbols) > 1 else ()
 
     def folded(self, fold: Fold) -> Self:
-        """Return the same by *fold*, whose baselines are fitted anew.
+        """Return a copy with the parts of *fold*; its baselines are refitted.
 
-        Covariates are standardised by what the fold learns from alone.
+        Covariates are standardised by the fold's training part only.
         """
         data = self.standardised(max(until for _, until in fold.train))
         narrow = self.narrow
-        if narrow is not None:  # its baselines would stand beside no figure
+        if narrow is not None:  # its baselines are never used
             narrow = replace(narrow.folded(fold), stored=unfitted())
         return replace(data, fold=fold, stored=None, narrow=narrow)
 
     def spanned(self, span: Holdout) -> Self:
-        """Return the same whose test part is *span*.
+        """Return a copy with *span* as the test part.
 
-        Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
+        Raises ``ConfigInvalid`` if the span begins before the test part or has no labelled bar.
         """
-        split, begun = self.split, self.split.calibration_until_ms
-        if span.from_ms is not None and span.from_ms < begun:
+        split, test_ms = self.split, self.split.calibration_until_ms
+        if span.from_ms is not None and span.from_ms < test_ms:
             raise ConfigInvalid(
-                f"The span {span.text} begins before {date_of(begun)}, until when the model had "
-                "seen all; judge it on later time."
+                f"The span {span.text} begins before {date_of(test_ms)}, and the model was fitted "
+                "on data until then; judge it on later time."
             )
         spanned = replace(
             split,
@@ -260,30 +258,30 @@ class Dataset:
         return data
 
     def with_known_baselines(self) -> tuple[Self, tuple[str, ...]]:
-        """Return the same with its baselines, and a sentence where only unfitted ones remain."""
+        """Return a copy with available baselines, and a note if only unfitted ones remain."""
         if self.stored is not None or self.has(Part.TRAIN):
             return self, ()
         until = date_of(self.split.train_until_ms)
         return replace(self, stored=unfitted()), (NO_BASELINES.format(until=until),)
 
     def compared(self, keys: NDArray[np.int64]) -> Self:
-        """Return the same of the bars *keys* alone, with the baselines that need no fitting."""
+        """Return a copy restricted to the bars *keys*, with baselines that need no fit."""
         return replace(self, stored=unfitted(), only=keys)
 
     @property
     def torn(self) -> Sequence[str]:
-        """What is left out of files whose recorder was killed (D4)."""
+        """Sentences about incomplete files of a killed recorder (D4)."""
         return () if self.vectors is None else self.vectors.torn
 
     @property
     def of_network(self) -> dict[str, Any]:
-        """What of a network's keys follows from the data."""
+        """The values of a network's keys that the data determine."""
         minutes = self.interval_ms // MINUTE_MS
         return {"interval_minutes": minutes, "symbols": self.panel_symbols}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What tells a fit from others: a kept state is taken up by one with the same alone."""
+        """The identity of the data: a fit resumes only from a state with equal facts."""
         return {
             "candles": [source.sha256 for source in self.sources],
             "split": cards.parts_section(self.split),
@@ -293,7 +291,7 @@ class Dataset:
 
     @property
     def card(self) -> dict[str, Any]:
-        """The sections of a card that say what was learnt from."""
+        """The sections of a card that describe the data."""
         return {
             "features": cards.features_section(self.schema, self.vectors) | self.read_as,
             "market": {
@@ -306,11 +304,11 @@ class Dataset:
         }
 
     def bars(self, part: Part) -> int:
-        """Return how many labelled bars *part* has."""
-        return sum(len(of.rows) * len(of.panel.segments) for of in self.samples(part))
+        """Return the number of labelled bars of *part*."""
+        return sum(len(each.rows) * len(each.panel.segments) for each in self.samples(part))
 
     def require(self, config: Any) -> None:  # noqa: ANN401 - of any network
-        """Raise ``ConfigInvalid`` where no answer of that network can be calibrated, or judged."""
+        """Raise ``ConfigInvalid`` if calibration or test is too short for the network's window."""
         field = config.receptive_field
         for part in (Part.CALIBRATION, Part.TEST) if self.fold is None else ():
             if not any(len(samples.whole_rows(field)) for samples in self.samples(part)):
@@ -318,30 +316,30 @@ class Dataset:
 
     @property
     def embargo_ms(self) -> int:
-        """What is left out between parts."""
+        """The time left out between parts."""
         return self.split.embargo_bars * self.interval_ms
 
     def before(self) -> Span:
-        """Return the time from the first bar that has features until the untouched time."""
+        """Return the time from the first bar with features until the untouched time."""
         first = min(int(segment.open_time_ms[segment.first]) for segment in self.segments)
         last = max(int(segment.close_time_ms[-1]) for segment in self.segments)
         return first, min(last, self.split.calibration_until_ms)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle what it was made of, not what follows from it: baselines answer by functions."""
+        """Pickle only the fields: the cached baselines are functions, which cannot be pickled."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def fitted(self) -> FittedBaselines:
-        """The baselines as arrays, fitted on the training part when first asked for."""
+        """The baselines as arrays, fitted on the training part at first use."""
         if self.stored is not None:
             return self.stored
         training = self.samples(Part.TRAIN)
-        return fit_baselines([of_asset for samples in training for of_asset in samples.each])
+        return fit_baselines([asset for samples in training for asset in samples.each])
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:
-        """What the baselines answer."""
+        """The baselines as functions, by name."""
         return answers(self.fitted)
 
     def horizons_at(self, interval_ms: int) -> tuple[int, ...]:
@@ -349,28 +347,25 @@ class Dataset:
         return tuple(bars * self.interval_ms // interval_ms for bars in self.horizons)
 
     def untrained(self) -> list[str]:
-        """Return why nothing can be said of what is learnt from it; empty where it can."""
+        """Return sentences if an input is from an untrained model; such a fit is not judged."""
         return [] if self.vectors is None else self.vectors.untrained()
 
     def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
-        """Return the symbols of the test part, and from and until when it may be.
-
-        None where nothing is judged.
-        """
+        """Return symbols, start and end of the untouched time; None if nothing is judged."""
         if self.untrained():
             return None
         last = max(int(segment.close_time_ms[-1]) for segment in self.segments)
-        # The card names the time to the second.
+        # Rounded down to the second, as in the card.
         return self.symbols(Part.TEST), instant(iso(self.split.calibration_until_ms)), last
 
     def symbols(self, part: Part) -> tuple[str, ...]:
-        """Return the symbols that *part* has labelled bars of."""
-        of_part = [
+        """Return the symbols with labelled bars in *part*."""
+        symbols = {
             segment.candles.symbol
             for segment in self.segments
             if self.parts.labelled(segment, self.horizons, part).any()
-        ]
-        return tuple(sorted(set(of_part)))
+        }
+        return tuple(sorted(symbols))
 
     def has(self, part: Part) -> bool:
         """Return whether *part* has a labelled bar."""
@@ -379,18 +374,18 @@ class Dataset:
         )
 
     def panels_of(self, part: Part) -> Sequence[Panel]:
-        """Return the panels of which some time is in *part*; a window may begin before it."""
+        """Return the panels that overlap *part*; a window may begin before it."""
         del part
         return self.panels
 
     def samples(self, part: Part) -> list[Samples]:
-        """Return the samples of one part; of training, those of every interval.
+        """Return the samples of one part; the training part includes those of other intervals.
 
         Raises ``DataInvalid`` where a horizon has no label in it.
         """
         samples = self.labelled(part)
         self.require_every_horizon(part, samples)
-        if self.only is None or self.panel_symbols:  # labels of the others stay in a panel
+        if self.only is None or self.panel_symbols:  # a panel keeps the labels of all bars
             return samples
         kept = []
         for labelled in samples:
@@ -412,7 +407,7 @@ class Dataset:
                 )
 
     def labelled(self, part: Part) -> list[Samples]:
-        """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
+        """Return ``samples`` of one part without the check that every horizon has a label."""
         samples = self.native(part)
         if not samples:
             raise DataInvalid(
@@ -425,7 +420,7 @@ class Dataset:
         return samples
 
     def native(self, part: Part) -> list[Samples]:
-        """Return the samples of one part at the model's own interval; none where there are none."""
+        """Return the samples of one part at the model's interval, which may be empty."""
         return samples_in(self.panels_of(part), self.horizons, self.parts, part, self._labels)
 
     def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
@@ -433,7 +428,7 @@ class Dataset:
 
 
 SYMBOLS_LEAST: Final = 2
-"""Symbols of a network over several."""
+"""The least number of symbols of a network over several assets."""
 
 
 def alone(segments: Iterable[Segment]) -> list[Panel]:
@@ -444,8 +439,8 @@ def alone(segments: Iterable[Segment]) -> list[Panel]:
 def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Segment]:
     """Return *segments* with the features of vectors, each from the first bar that has some.
 
-    One of which no bar has any is left out. A later bar that has none is no sample, and neutral to
-    those after it, as it is in a run.
+    A segment without any such bar is left out. A later bar without features is no sample, and its
+    features are 0 in the windows of later bars, as in a run.
     """
     kept = []
     for segment in segments:
@@ -465,14 +460,15 @@ def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Seg
     return kept
 
 
-# --- closes that several symbols have
+# --- common closes of several symbols
 
 
 def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
-    """Return *data* at the closes that all of its symbols have, which *split* cuts anew.
+    """Return *data* at the common closes of all symbols, with the parts of *split*.
 
-    A close counts where every symbol has a bar and a row of features. Raises ``ConfigInvalid`` or
-    ``DataInvalid`` where nothing is common. The rules are docs/several.md, P23 and P26.
+    At a common close every symbol has a bar and a row of features. Raises ``ConfigInvalid`` for a
+    single symbol and ``DataInvalid`` without a common close. The rules are docs/several.md, P23 and
+    P26.
     """
     symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in data.segments))
     if len(symbols) < SYMBOLS_LEAST:
@@ -484,7 +480,7 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
         symbol: [segment for segment in data.segments if segment.candles.symbol == symbol]
         for symbol in symbols
     }
-    times_by_symbol = [  # where a row of features is
+    times_by_symbol = [  # of bars with features
         np.concatenate([segment.open_time_ms[segment.first :] for segment in by_symbol[symbol]])
         for symbol in symbols
     ]
@@ -494,10 +490,10 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
             f"There is no close at which all of {', '.join(symbols)} have a bar and "
             f"{data.schema.lookback} bars before it; give --data of one time."
         )
-    holes = np.flatnonzero(np.diff(times) != data.interval_ms) + 1
+    gaps = np.flatnonzero(np.diff(times) != data.interval_ms) + 1
     panels = [
         Panel(tuple(_cut(by_symbol[symbol], run) for symbol in symbols))
-        for run in np.split(times, holes)
+        for run in np.split(times, gaps)
     ]
     return replace(
         data,
@@ -509,12 +505,14 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
 
 
 def _cut(segments: Sequence[Segment], times: NDArray[np.int64]) -> Segment:
-    """Return the bars of these *times*, and before them as many as rows of features look back on.
+    """Return the bars at consecutive *times*, with the lookback of their features before them.
 
-    Bars that follow one another are of one segment: where one ends, the next lacks its lookback.
+    Consecutive bars are in one segment, since a new segment starts with a lookback without rows.
     """
     (segment,) = [
-        of for of in segments if of.open_time_ms[of.first] <= times[0] <= of.open_time_ms[-1]
+        each
+        for each in segments
+        if each.open_time_ms[each.first] <= times[0] <= each.open_time_ms[-1]
     ]
     first = int(np.searchsorted(segment.open_time_ms, times[0]))
     rows = slice(first - segment.first, first + len(times))
@@ -529,15 +527,15 @@ def _cut(segments: Sequence[Segment], times: NDArray[np.int64]) -> Segment:
 
 
 def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
-    """Return a sentence that says how many closes are not used; none where all are."""
-    held = {name: np.concatenate([s.open_time_ms for s in by_symbol[name]]) for name in by_symbol}
-    every = np.unique(np.concatenate(list(held.values())))
-    unused = len(every) - sum(len(panel) - panel.first for panel in panels)
+    """Return a sentence with the number of unused closes; empty if all are used."""
+    opened = {name: np.concatenate([s.open_time_ms for s in by_symbol[name]]) for name in by_symbol}
+    closes = len(np.unique(np.concatenate(list(opened.values()))))
+    unused = closes - sum(len(panel) - panel.first for panel in panels)
     if not unused:
         return ()
-    listing = ", ".join(f"{name} {len(times):,}" for name, times in held.items())
+    listing = ", ".join(f"{name} {len(times):,}" for name, times in opened.items())
     why = "for not every symbol has a bar with its features there"
-    return (f"Of {len(every):,} closes {unused:,} are not used, {why}; their bars are {listing}.",)
+    return (f"Of {closes:,} closes {unused:,} are not used, {why}; their bars are {listing}.",)
 
 
 # --- files
@@ -545,7 +543,7 @@ def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tup
 
 @dataclass(frozen=True)
 class CandleFiles:
-    """What the files hold, and their candles by interval: a series an instrument, oldest first."""
+    """The files, and their candles by interval: one series per instrument, oldest first."""
 
     sources: tuple[TrainingFile, ...]
     candles: dict[int, list[Candles]]
@@ -560,14 +558,14 @@ def read_files(
 ) -> CandleFiles:
     """Read candle files (PATH or SYMBOL=PATH) as bars of *intervals*, in milliseconds.
 
-    Without *intervals* they are bars of the first file's. With a *calendar*, such as ``XNAS``, bars
-    are those of its sessions; *columns* are choices as of ``read_candles``. Raises ``DataInvalid``
-    for a file that makes bars of none of them, whose price never moves or that holds no volume, and
-    ``ConfigInvalid`` for one whose symbol cannot be known.
+    *intervals* defaults to that of the first file. A *calendar*, such as ``XNAS``, keeps the bars
+    of its sessions. *columns* are the choices of ``read_candles``. Raises ``DataInvalid`` for a
+    file that makes bars of no interval, has a constant price or no volume, and ``ConfigInvalid``
+    for a file without a symbol.
     """
     parts = _read(paths, calendar, columns)
     for part in parts:
-        _reject_dead(part)
+        _reject_flat(part)
     wanted = tuple(intervals) or (parts[0].interval_ms,)
     if MONTH_MS in wanted:
         raise DataInvalid(
@@ -581,10 +579,10 @@ def read_files(
                 f" {names}; leave it out, or train on a multiple of its interval."
             )
     by_interval: dict[int, list[Candles]] = {interval_ms: [] for interval_ms in wanted}
-    for interval_ms, held in by_interval.items():
+    for interval_ms, series in by_interval.items():
         for part in parts:
             if _makes(part, (interval_ms,)):
-                _add(held, part.resampled(interval_ms))
+                _add(series, part.resampled(interval_ms))
     return CandleFiles(tuple(_source(part, columns) for part in parts), by_interval)
 
 
@@ -603,8 +601,8 @@ def _makes(part: Candles, intervals: Sequence[int]) -> bool:
     return any(interval_ms % part.interval_ms == 0 for interval_ms in intervals)
 
 
-def _reject_dead(part: Candles) -> None:
-    """Raise ``DataInvalid`` where there is nothing to learn from."""
+def _reject_flat(part: Candles) -> None:
+    """Raise ``DataInvalid`` for a constant price or no volume."""
     if int(part.high.max()) == int(part.low.min()):
         raise DataInvalid(
             f"{part.path}: the price never moves in {len(part)} bars; give candles of a market "
@@ -616,20 +614,20 @@ def _reject_dead(part: Candles) -> None:
         )
 
 
-def _add(held: list[Candles], part: Candles) -> None:
-    """Add to the series *held* the bars of *part* that no other file had."""
-    used = [candles.open_time_ms for candles in held if candles.symbol == part.symbol]
+def _add(series: list[Candles], part: Candles) -> None:
+    """Add to *series* the bars of *part* whose time the symbol does not have yet."""
+    used = [candles.open_time_ms for candles in series if candles.symbol == part.symbol]
     fresh = np.ones(len(part), dtype=np.bool_)
     for times in used:
         fresh &= ~np.isin(part.open_time_ms, times, assume_unique=True)
     if fresh.any():
         new = part[fresh]
-        for at, candles in enumerate(held):
+        for at, candles in enumerate(series):
             if candles.instrument == new.instrument:
-                held[at] = replace(merge_candles([candles, new])[0], path=candles.path)
+                series[at] = replace(merge_candles([candles, new])[0], path=candles.path)
                 break
         else:
-            held.append(new)
+            series.append(new)
 
 
 def _source(part: Candles, columns: Sequence[str]) -> TrainingFile:
@@ -650,12 +648,12 @@ def _source(part: Candles, columns: Sequence[str]) -> TrainingFile:
 
 
 def own_interval(schema_id: str, intervals: Sequence[int]) -> int:
-    """Return the interval that a model is made for; 0 where only the data say."""
+    """Return the model's interval; 0 if it follows from the data."""
     return intervals[0] if intervals else interval_of(schema_id)
 
 
 def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
-    """Return the schema of each interval; raise ``ConfigInvalid`` where the first is of another."""
+    """Return each interval's schema; raise ``ConfigInvalid`` if *schema_id* is of another."""
     main_ms, *other_intervals = intervals
     family = schema_id.partition("-")[0]
     return {
@@ -667,7 +665,7 @@ def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSch
 def intervals_of(texts: Iterable[str]) -> tuple[int, ...]:
     """Return the intervals that *texts* name, in milliseconds.
 
-    Raises ``ConfigInvalid`` for what is no interval, or no list of texts.
+    Raises ``ConfigInvalid`` for an invalid interval, and for a text in place of a list.
     """
     if isinstance(texts, str):
         raise ConfigInvalid(f'intervals is the text {texts!r}; write a list, such as ["15m"].')
@@ -675,15 +673,15 @@ def intervals_of(texts: Iterable[str]) -> tuple[int, ...]:
     for text in texts:
         length_ms = time_of(text) or INTERVALS.get(text.strip(), 0)
         if not length_ms:
-            raise ConfigInvalid(f"The interval {text!r} is none; write one such as 15m or 1h.")
+            raise ConfigInvalid(f"{text!r} is no interval; write one such as 15m or 1h.")
         lengths.append(length_ms)
     return tuple(dict.fromkeys(lengths))
 
 
 def in_bars(text: str, interval_ms: int) -> tuple[int, ...]:
-    """Return the horizons of *text*, bars and times by commas such as ``5m,30``, in bars, rising.
+    """Return the horizons of *text* in bars, ascending; ``5m,30`` is a time and a number of bars.
 
-    Raises ``ConfigInvalid`` for what is no whole number of bars, or none at all.
+    Raises ``ConfigInvalid`` for a horizon that is no positive whole number of bars.
     """
     return tuple(sorted({bars_in(each, interval_ms, name="horizons") for each in text.split(",")}))
 

@@ -1,6 +1,6 @@
-"""One fit loop for every network: objective, policy, and a state that survives a kill.
+"""The fit loop of every network: objective, policy, and a state that survives a kill.
 
-The loop is AdamW with clipping. A head is one (task, horizon) pair.
+The optimiser is AdamW with gradient clipping. A head is one (task, horizon) pair.
 
 The rules are docs/models.md, L28.
 """
@@ -45,18 +45,18 @@ from tracepaper.strategies.networks.checks import GradientFlow, gradient_rows, g
 
 
 def use_threads(count: int) -> None:
-    """Let PyTorch compute with *count* threads; results repeat only for the same number."""
+    """Set the number of PyTorch threads; results repeat only for the same number."""
     torch.set_num_threads(count)
 
 
 def threads_used() -> int:
-    """Return with how many threads PyTorch computes here."""
+    """Return the number of PyTorch threads."""
     return torch.get_num_threads()
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How long and how to fit; ``accumulate`` batches make one step of the optimiser.
+    """Options of a fit; ``accumulate`` batches make one optimiser step.
 
     A batch is *batch* chunks of *length* bars, or *windows* single windows.
     """
@@ -97,7 +97,7 @@ class FitOptions:
     seed: Annotated[int, Meta(ge=0, description="Random seed.")] = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be fitted with, with one sentence each."""
+        """Raise ``ConfigInvalid`` for a weight or precision out of range."""
         if not 0.0 <= self.entropy_weight < math.inf:
             raise ConfigInvalid("training.entropy_weight must be a number of at least 0.")
         if self.precision not in PRECISIONS:
@@ -111,7 +111,7 @@ PRECISIONS: Final = ("auto", "float32", "bfloat16")
 
 @dataclass
 class Progress:
-    """What is known while fitting, for the caller's ``observe``."""
+    """The progress of a fit, for the caller's ``observe``."""
 
     step: int = 0
     steps: int = 0
@@ -121,42 +121,43 @@ class Progress:
     best_score: float = -math.inf
     validated: bool = False
     improved: bool = False
-    stopped: str = ""  # why it ended before its time, in words; empty where it did not
+    stopped: str = ""  # why it ended early; empty if it did not
     gradients: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Of each part of the network, at each validation: norms of gradient (median) and weights."""
+    """By part of the network, at each validation: [median gradient norm, weight norm]."""
 
     def gradients_section(self) -> dict[str, object]:
-        """Return ``[gradients]`` of a card: a row a part, and a warning where one is due."""
+        """Return ``[gradients]`` of a card: a row for each part, and any warning."""
         warning = gradient_warning(self.gradients)
         note = {"warning": warning} if warning else {}
         return {"parts": gradient_rows(self.gradients), **note}
 
     @property
     def relative_gradients(self) -> dict[str, float]:
-        """Return the last norm of each part's gradient, relative to that of its weights."""
+        """The newest gradient norm of each part over its weight norm."""
         newest = {part: each[-1] for part, each in self.gradients.items()}
         return {part: norm / (weights or 1.0) for part, (norm, weights) in newest.items()}
 
     @property
     def gradient_warning(self) -> str:
-        """Say which layer's gradient vanished or exploded since the validation before, if any."""
+        """A sentence if a gradient vanished or exploded since the last validation, else empty."""
         return gradient_warning({part: each[-1:] for part, each in self.gradients.items()})
 
 
 def learning_rate(step: int, options: FitOptions) -> float:
-    """Return the rate at *step*: a straight warm-up, then a cosine to a hundredth of the peak."""
-    warm = max(round(options.warm_up * options.steps), 1)
-    if step < warm:
-        return options.learning_rate * (step + 1) / warm
-    done = min((step - warm) / max(options.steps - warm, 1), 1.0)
+    """Return the rate at *step*: linear warm-up, then a cosine to a hundredth of the peak."""
+    warm_up = max(round(options.warm_up * options.steps), 1)
+    if step < warm_up:
+        return options.learning_rate * (step + 1) / warm_up
+    done = min((step - warm_up) / max(options.steps - warm_up, 1), 1.0)
     return options.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def loss_shares(horizons: Sequence[int], options: FitOptions) -> Array:
     """Return [task, horizon] weights of the losses in their sum.
 
-    Labels that overlap h-fold say as much as 1 ÷ h of their number about where the price goes;
-    of volatility, which lasts, each says nearly all. And the trunk overfits by way of the price.
+    Price losses weigh less at long horizons: labels of h bars overlap, so they have 1 ÷ h of their
+    number of independent outcomes, and the trunk would overfit. Volatility persists, so its labels
+    keep their weight.
     """
     ratio = horizons[0] / np.asarray(horizons, dtype=np.float64)
     share = options.price_weight * ratio**options.uniqueness_power
@@ -168,18 +169,18 @@ Observe = Callable[[Progress], None]
 
 
 class Objective(ABC):
-    """What a network learns, from what, and by what it is judged."""
+    """A network's training batches, loss and validation score."""
 
     network: Any
-    """What learns: a module of the objective's own type."""
+    """The module that is trained."""
     titles: str
-    """What it is trained by, as a card names it."""
+    """The names of its losses, for a card."""
     constants: Mapping[str, float] = {}
-    """What its labels are made by, as a card names it."""
+    """The constants of its labels and losses, for a card."""
 
     @abstractmethod
     def batches(self, done: int) -> Iterator[Batch]:
-        """Yield batches without an end, those that come after so many."""
+        """Yield batches without end, after skipping the first *done*."""
 
     @abstractmethod
     def gradient(self, batch: Batch, /) -> float:
@@ -187,42 +188,42 @@ class Objective(ABC):
 
     @abstractmethod
     def validate(self, network: nn.Module) -> float:
-        """Return a score of *network*, higher is better."""
+        """Return the validation score of *network*; higher is better."""
 
     def finished(self) -> bool:
-        """Return whether nothing is left to learn."""
+        """Return whether training should stop."""
         return False
 
     def state(self) -> dict[str, Any]:
-        """Return tensors and plain values that change while it learns, beside the network."""
+        """Return the tensors and plain values, except the network, that change in training."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state`` returned."""
+        """Restore what ``state`` returned."""
         del state
 
 
 @dataclass
 class MeanLoss(Objective):
-    """One loss of whole batches that are drawn by a seed; its score is the mean one, below 0."""
+    """A single loss on seeded random batches; the score is minus its mean on validation."""
 
     network: Any
     titles: str
     chunks: Chunks
-    """What is drawn of the training part, *batch* windows at a time."""
+    """The chunks of the training part, drawn *batch* at a time."""
     taken: Callable[[Cuts], Batch]
-    """The windows of the training part at some cuts."""
+    """The positions of chunks → their batch."""
     judged: Callable[[], Iterable[Batch]]
-    """The batches of the validation part."""
+    """Returns the batches of the validation part."""
     loss: Callable[[Any, Batch], Tensor]
-    """That of a network on a batch."""
+    """A network and a batch → the mean loss."""
     seed: int
     batch: int = 1
     accumulate: int = 1
     constants: Mapping[str, float] = field(default_factory=dict)
 
     def batches(self, done: int) -> Iterator[Batch]:
-        """Yield the batches after *done* others."""
+        """Yield the batches after the first *done*."""
         generator = np.random.default_rng(self.seed)
         drawn = (self.chunks.drawn(generator, self.batch) for _ in count())
         return map(self.taken, islice(drawn, done, None))
@@ -234,7 +235,7 @@ class MeanLoss(Objective):
         return float(loss.detach())
 
     def validate(self, network: nn.Module) -> float:
-        """Return the mean loss over the validation part, below 0."""
+        """Return minus the mean loss over the validation part."""
         network.eval()
         with torch.inference_mode():
             losses = [float(self.loss(network, batch)) for batch in self.judged()]
@@ -242,25 +243,25 @@ class MeanLoss(Objective):
 
 
 class Policy(NamedTuple):
-    """How an objective is fitted: all that moves bits and is none of what is learnt."""
+    """How an objective is fitted: optimiser, schedule, validation and seed."""
 
     steps: int
-    groups: Sequence[Mapping[str, Any]]  # of parameters, with their decay
-    rate: Callable[[int], float]  # of a step
+    groups: Sequence[Mapping[str, Any]]  # parameters with their weight decay
+    rate: Callable[[int], float]  # step → learning rate
     clip: float
     validate_every: int
     accumulate: int = 1  # batches of a step
-    averaged: AveragedModel | None = None  # what is judged and kept; None: the network itself
-    seed: int | None = None  # of what is drawn in the fit; None draws on where the weights ended
-    keeps_later: bool = False  # of equal scores
-    patience: float = math.inf  # validations in a row that are not better before it ends
+    averaged: AveragedModel | None = None  # is validated and kept; None: the network itself
+    seed: int | None = None  # of dropout; None continues PyTorch's generator
+    keeps_later: bool = False  # the later of equal scores is the best
+    patience: float = math.inf  # validations without a better score before the fit ends
 
 
 class Fit:
-    """One fitting of an objective's network; ``run`` goes from the last saved state to the end.
+    """A fit of an objective's network; ``run`` continues from the current state to the end.
 
-    ``best`` holds the weights of the best score so far. The state is kept in *folder*; *about* says
-    what is fitted to what: a state of something else is not taken up.
+    ``best`` holds the weights of the best score so far. The state is saved in *folder* with
+    *about*, which identifies data and options: ``resume`` rejects a state with another *about*.
     """
 
     def __init__(
@@ -286,11 +287,11 @@ class Fit:
     def run(self, observe: Observe) -> None:
         """Fit until the steps are done or nothing improves any more.
 
-        Where a loss or a gradient is not finite it stops and says so in ``progress.stopped``; the
-        weights of that step are thrown away. Raises ``InvariantBroken`` if none were good before.
+        A loss or gradient that is not finite ends the fit: ``progress.stopped`` has the reason, and
+        the step is discarded. Raises ``InvariantBroken`` if no weights were validated before.
         """
         progress, policy = self.progress, self._policy
-        self._draw_on()
+        self._set_random_state()
         batches = self.objective.batches(progress.step * policy.accumulate)
         while progress.step < policy.steps and not self.finished():
             loss = self._step(batches)
@@ -307,8 +308,8 @@ class Fit:
                 self.save()
             observe(progress)
 
-    def _draw_on(self) -> None:
-        """Draw dropout from where the saved state left off, or from the seed."""
+    def _set_random_state(self) -> None:
+        """Set the random state of dropout from the saved state, or from the seed."""
         if "cpu" not in self._random:
             if self._policy.seed is not None:
                 torch.manual_seed(self._policy.seed)
@@ -324,13 +325,15 @@ class Fit:
         place = f", first in {at}," if at else ""
         reason = f"The training loss or its gradient{place} was not finite ({loss}) at step {step}"
         if not self.best:
-            raise InvariantBroken(f"{reason}, and no weights were good before; lower the rate.")
+            raise InvariantBroken(
+                f"{reason}, before the first validation; lower training.learning_rate."
+            )
         self.progress.stopped = f"{reason}; kept are the weights of step {best}."
 
     def _step(self, batches: Iterator[Any]) -> float:
-        """Make one step of the optimiser; return its mean loss.
+        """Make one optimiser step; return its mean loss.
 
-        Where that or the gradient is not finite the weights stay as they were.
+        If loss or gradient is not finite, the weights do not change, and the result is not finite.
         """
         policy = self._policy
         self.network.train()
@@ -348,11 +351,11 @@ class Fit:
         return total / policy.accumulate
 
     def _validate(self) -> None:
-        """Score what is judged; keep its weights where they are the best."""
+        """Validate the network, or its average; keep its weights if they are the best."""
         averaged, progress = self._policy.averaged, self.progress
         judged = self.network if averaged is None else averaged.module
         progress.score = score = self.objective.validate(judged)
-        # Made anew, for a state that was read has its parts in another order.
+        # A restored state has its parts in another order, so the dictionary is rebuilt.
         progress.gradients = {
             part: [*progress.gradients.get(part, []), list(norms)]
             for part, norms in self._flow.medians().items()
@@ -367,11 +370,11 @@ class Fit:
             }
 
     def finished(self) -> bool:
-        """Return whether it has waited long enough for a better score."""
+        """Return whether the objective is finished or patience has run out."""
         return self.objective.finished() or self._waited >= self._policy.patience
 
     def save(self) -> None:
-        """Write the whole state into the folder, where there is one."""
+        """Write the whole state into the folder, if there is one."""
         if self._path is None:
             return
         device, averaged = device_of(self.network), self._policy.averaged
@@ -394,14 +397,17 @@ class Fit:
         )
 
     def resume(self) -> bool:
-        """Take up the state in the folder, if there is one; raise where it is of another fit."""
+        """Restore the state in the folder; return whether there is one.
+
+        Raises ``CheckpointMismatch`` for the state of another fit.
+        """
         if self._path is None or not self._path.exists():
             return False
         state = read_state(self._path)
         for name in sorted({*self._about, *state["about"]}):
             if state["about"].get(name) != self._about.get(name):
                 raise CheckpointMismatch(
-                    f"{self._path} was written with other {name}; repeat those, or delete it."
+                    f"{self._path} was written with other {name}; use the same, or delete it."
                 )
         self.progress = Progress(**state["progress"])
         self._waited, self.best, self._random = state["waits"], state["best"], state["random"]
@@ -422,18 +428,18 @@ def heads_fit(
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Fit:
-    """Return the fit of a network's heads to one symbol's bars."""
+    """Return the fit of a network's heads to the samples of single symbols."""
     heads = HeadLosses(network, training, validation, options)
     policy = policy_of(network, options)
     return Fit(heads, policy, folder=folder, about={"options": asdict(options), **(about or {})})
 
 
 class HeadLosses(Objective):
-    """The heads of a network over one symbol's bars: each learns until it no longer improves.
+    """The heads of a network over one symbol's bars; each learns until it no longer improves.
 
-    A validation gain over the best constant answer is in units of that loss's noise (``scores``),
-    so that the longest horizon weighs no more than any other. A head that has stopped improving no
-    longer pulls at the trunk.
+    A score is the validation gain over the best constant answer, in units of that loss's noise
+    (``head_scores``), so that all horizons count alike. The loss of a head that has stopped
+    improving no longer changes the trunk.
     """
 
     def __init__(
@@ -459,23 +465,23 @@ class HeadLosses(Objective):
         self.waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
 
     def batches(self, done: int) -> Iterator[Batch]:
-        """Yield the batches after *done* others."""
+        """Yield the batches after the first *done*."""
         return self._chunks.stream(done)
 
     def gradient(self, batch: Batch) -> float:
         """Add the gradient of one batch; return its mean loss over active heads.
 
-        A batch is learnt from in pieces where the network asks for that: their gradients add up
-        to the whole batch's.
+        If the network limits its rows per pass, the batch is processed in pieces, and their
+        gradients add up to the batch's.
         """
         options = self._options
         active = torch.from_numpy(self.active() * self._shares).float().to(self._device)
         pieces = self._pieces(batch)
-        whole = batch.weights.sum((0, 1)).to(self._device)  # [horizon]
+        total_weight = batch.weights.sum((0, 1)).to(self._device)  # [horizon]
         total = 0.0
         for piece in pieces:
-            each, wrong_where_sure = self._losses(piece, whole)
-            loss = (each * active).sum() + options.entropy_weight * wrong_where_sure / len(pieces)
+            each, correlation = self._losses(piece, total_weight)
+            loss = (each * active).sum() + options.entropy_weight * correlation / len(pieces)
             (loss / options.accumulate).backward()
             total += float((each.detach() * active).sum() / active.sum())
         return total
@@ -485,18 +491,18 @@ class HeadLosses(Objective):
         return not self.active().any()
 
     def state(self) -> dict[str, Any]:
-        """Return the best score of each head, and how long it waits for a better one."""
+        """Return each head's best score and its validations without a better one."""
         return {"best": self.best.tolist(), "waited": self.waited.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state`` returned."""
+        """Restore what ``state`` returned."""
         self.best, self.waited = np.array(state["best"]), np.array(state["waited"])
 
     def validate(self, network: nn.Module) -> float:
         """Score every head, and stop those that no longer improve; return the mean score."""
         assert isinstance(network, Network)
         scores = head_scores(network, self._validation, self._constant)
-        self._learn(scores)
+        self._update_patience(scores)
         return float(scores.mean())
 
     def _pieces(self, batch: Batch) -> list[Batch]:
@@ -505,11 +511,11 @@ class HeadLosses(Objective):
             return [batch]
         return batch.pieces(max(rows // batch.values.shape[1], 1))
 
-    def _losses(self, batch: Batch, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Return [task, horizon] losses of one batch, a piece of one whose weights are *whole*.
+    def _losses(self, batch: Batch, total_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses [task, horizon] and the correlation of confidence with loss.
 
-        Beside them the correlation of confidence with loss, zero where it has no weight. Weights
-        and losses are float32.
+        *total_weight* [horizon] is that of the whole batch, of which *batch* may be a piece. The
+        correlation is zero if it has no weight in the options. Weights and losses are float32.
         """
         batch, reads = batch.to(self._device), None
         weights = batch.weights
@@ -519,18 +525,14 @@ class HeadLosses(Objective):
                 outputs, reads = trace.outputs, trace.reads
             else:
                 outputs = self.network(batch.values, batch.positions)
-        outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
-        each = elementwise(
-            outputs.map(Tensor.float),
-            batch.labels,
-            weights > 0,
-            self._levels,
-        )
-        averages = averaged(each, weights, whole)
+        # Single windows have a weight for their last bar only.
+        outputs = outputs.map(lambda part: part[:, -weights.shape[1] :].float())
+        each = elementwise(outputs, batch.labels, weights > 0, self._levels)
+        averages = averaged(each, weights, total_weight)
         if reads is None:
             return averages, averages.new_zeros(())
-        sure = trained_confidence(reads)
-        return averages, confidence_loss(sure[:, -weights.shape[1] :], each, weights)
+        confidence = trained_confidence(reads)
+        return averages, confidence_loss(confidence[:, -weights.shape[1] :], each, weights)
 
     @property
     def _is_half(self) -> bool:
@@ -539,19 +541,19 @@ class HeadLosses(Objective):
         return self._options.precision == "bfloat16"
 
     def active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return which heads still learn: [task, horizon]."""
+        """Return whether each head still learns: [task, horizon]."""
         return np.asarray(self.waited < self._options.patience)
 
-    def _learn(self, scores: Array) -> None:
+    def _update_patience(self, scores: Array) -> None:
         better = scores > self.best
         stopped = self.waited >= self._options.patience
         self.best = np.maximum(self.best, scores)
-        # What has stopped stays so: its loss no longer counts, and a late gain would be luck.
+        # A stopped head stays stopped: its loss has no weight, so a late gain is luck.
         self.waited = np.where(better & ~stopped, 0, self.waited + 1)
 
 
 def batches_for(network: Network, training: Sequence[Samples], options: FitOptions) -> Epochs:
-    """Return the batches of *network*: chunks if it answers every row, else windows of a bar."""
+    """Return the batches of *network*: chunks if it answers every row, else single windows."""
     if network.answers_every_row:
         length = min(options.length, max(each.stop - each.start for each in training))
         return Epochs(training, length=length, batch=options.batch, seed=options.seed)
@@ -560,32 +562,32 @@ def batches_for(network: Network, training: Sequence[Samples], options: FitOptio
 
 
 def policy_of(network: nn.Module, options: FitOptions) -> Policy:
-    """Return how *options* say to fit: matrices decay; biases and norms do not."""
+    """Return the policy of *options*; weight decay applies to matrices, not to biases or norms."""
     matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    vectors = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     return Policy(
         options.steps,
         [
             {"params": matrices, "weight_decay": options.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+            {"params": vectors, "weight_decay": 0.0},
         ],
         lambda step: learning_rate(step, options),
         clip=options.clip,
         validate_every=options.validate_every,
         accumulate=options.accumulate,
-        # Buffers are copied: an average would truncate those that hold whole numbers.
+        # Buffers are copied, not averaged: an average would truncate integers.
         averaged=AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average)),
         seed=options.seed,
     )
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Return where the weights of *network* lie."""
+    """Return the device of *network*."""
     return next(network.parameters()).device
 
 
 def device_called(name: str) -> torch.device:
-    """Return the device of that name; raise ``ConfigInvalid`` where there is none."""
+    """Return the device *name*; raise ``ConfigInvalid`` if it is unknown or missing."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigInvalid("No CUDA device was found; train with training.device=cpu.")
     if name not in ("cpu", "cuda"):
@@ -593,19 +595,19 @@ def device_called(name: str) -> torch.device:
     return torch.device(name)
 
 
-# --- the kept state of a fit: one file, whole or not there
+# --- the saved state of a fit
 #
-# A hash and what PyTorch writes, beside their place, synced and renamed: a process that is killed
-# at any moment leaves the state before or the state after. Nothing in it can run when it is read.
+# The file is a hash and PyTorch's format. It is written to a temporary file, synced and renamed, so
+# a kill leaves the old state or the new one. It is loaded without running code (weights_only).
 
 
 STATE_NAME: Final = "training.state"
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write *state*, of tensors and plain values, to *path*, in place of what was there.
+    """Write *state*, of tensors and plain values, to *path*, atomically.
 
-    Raises ``OSError`` that names *path* where the disk is full; what was there is left.
+    Raises ``OSError`` that names *path* if the disk is full; the old file stays.
     """
     content = BytesIO()
     torch.save(state, content)
@@ -613,7 +615,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state in *path*; raise ``CheckpointMismatch`` unless it is whole."""
+    """Return the state in *path*; raise ``CheckpointMismatch`` if its hash does not match."""
     content = path.read_bytes()
     if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
         raise CheckpointMismatch(f"{path} is not the state of a fit; delete it and start again.")

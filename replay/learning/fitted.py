@@ -1,4 +1,4 @@
-"""What was fitted, whatever its kind; how a fit goes, and what it is given.
+"""Fitted models of any kind, with the options and data of a fit.
 
 The rules are docs/models.md, L25 to L27.
 """
@@ -24,7 +24,7 @@ from tracepaper.replay.learning.judge.gates import (
     explained_rows,
     gates_section,
     judged_gates,
-    selective,
+    selective_gains,
 )
 from tracepaper.replay.learning.judge.heads import (
     correlation_figures,
@@ -49,17 +49,17 @@ if TYPE_CHECKING:
 
 
 EXPLAINED_BARS: Final = 120_000
-"""Bars of calibration and test to explain."""
+"""The default number of bars to explain, in the calibration and in the test part."""
 Say = Callable[[str], None]
 U = TypeVar("U")
 R = TypeVar("R")
 
 
 class Each(Protocol):
-    """Calls a function for each unit, here or elsewhere; values come in the order of the units.
+    """Calls a function for each unit, here or in other processes; values have the units' order.
 
-    *keep* is given the place and the value of each as it is there. Elsewhere the function is
-    pickled, and what it says is said at its end.
+    *keep* receives the index and value of each as soon as it is ready. For other processes the
+    function is pickled, and its messages appear when it ends.
     """
 
     def __call__(
@@ -81,7 +81,7 @@ def one_by_one(
     keep: Callable[[int, R], None] = lambda _place, _value: None,
     /,
 ) -> list[R]:
-    """Call *function* here, unit after unit."""
+    """Call *function* in this process, one unit after another."""
     results = []
     for place, unit in enumerate(units):
         results.append(function(unit, say))
@@ -90,7 +90,7 @@ def one_by_one(
 
 
 class FitRun(NamedTuple):
-    """How one fit goes; *folder* holds the state of an unfinished one."""
+    """The options of one fit; *folder* holds the state of an unfinished fit."""
 
     folder: Path
     name: str = ""
@@ -100,19 +100,19 @@ class FitRun(NamedTuple):
     resume: bool = False
 
     def complete(self, fit: Fit) -> None:
-        """Run *fit* to its end, from its kept state where this resumes; say why it stopped early.
+        """Run *fit* to its end, with ``resume`` from its saved state; report an early stop.
 
-        Raises ``CheckpointMismatch`` for a state of another fit.
+        Raises ``CheckpointMismatch`` for the state of another fit.
         """
         if self.resume and fit.resume():
-            self.say(f"Taking up the fit at step {fit.progress.step}.")
+            self.say(f"Resuming the fit at step {fit.progress.step}.")
         fit.run(self.observe)
         if fit.progress.stopped:
             self.say(fit.progress.stopped)
 
 
 class DataRequest(NamedTuple):
-    """The files that a model is fitted to, and how they are read."""
+    """The files that a model is fitted to, with the options of reading them."""
 
     paths: Sequence[str]
     inputs: SideInputs | None = None
@@ -121,79 +121,79 @@ class DataRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class FittedModel(ABC):
-    """What was fitted; each step returns it with more of its card: calibrated, then evaluated.
+    """A fitted model; its steps, calibrated and evaluated, return copies with more of the card.
 
-    *data* are what its kind reads; a model of order books says of each step what it does instead.
+    *data* is the material that the model's kind reads. Models of order books override the steps.
     """
 
-    card: Mapping[str, Any]  # complete once it is evaluated
+    card: Mapping[str, Any]  # complete after evaluation
     tensors: Mapping[str, Tensor]
-    stopped: str = ""  # why the fit ended before its time; else empty
+    stopped: str = ""  # why the fit ended early; else empty
     called: ClassVar[str] = OF_MODEL
-    """What its figures call it."""
+    """The model's name in its figures."""
     members: ClassVar[tuple[str, ...]] = ()
-    """Of the forecasters in its tables those that it is made of."""
+    """The forecasters in its tables that are its members."""
     shows_gates: ClassVar[bool] = True
-    """Whether rules of trading by its gates are shown."""
+    """Whether tables show trading rules by its gates."""
 
     def with_card(self, **sections: Any) -> Self:  # noqa: ANN401 - sections of a card
-        """Return it with these *sections* on its card."""
+        """Return a copy with these *sections* of the card."""
         return type(self)({**self.card, **sections}, self.tensors, self.stopped)
 
     @property
     def horizon(self) -> int:
-        """The horizon that the gates judge."""
+        """The gates' horizon in bars."""
         return int(self.card["calibration"]["horizon"])
 
     @cached_property
     def network(self) -> Any:  # noqa: ANN401 - of its kind
-        """The network of bars that can be examined; None where there is none."""
+        """The network of bars that can be inspected, or None."""
         return None
 
     @cached_property
     def rows(self) -> TrainedRows | None:
-        """The model of one row of features that can be examined; None where there is none."""
+        """The model of one row of features that can be inspected, or None."""
         return None
 
     @property
     def mix(self) -> Mix | None:
-        """How both make one forecast; None where only one is there."""
+        """How an ensemble mixes network and row model; None for any other model."""
         return None
 
-    # --- what a kind says
+    # --- methods that kinds override
 
     @abstractmethod
     def answers(self, data: Any, part: Part) -> Forecasts:  # noqa: ANN401
-        """Return its forecasts of *part*, beside every baseline."""
+        """Return its forecasts of *part*, with every baseline."""
 
     def calibrated_forecasts(self, data: Any, part: Part) -> Forecasts:  # noqa: ANN401
-        """Forecast *part* by the scales of the calibration slice: by default as ``answers``."""
+        """Return calibrated forecasts of *part*; by default ``answers``."""
         return self.answers(data, part)
 
     def scaled(self, data: Any) -> Self:  # noqa: ANN401
-        """Return it with the scales of its forecasts, fitted on the calibration slice."""
+        """Return a copy with the scales of its forecasts, fitted on the calibration slice."""
         del data
         return self
 
     def for_fold(self, data: Any) -> Self:  # noqa: ANN401
-        """Return it with what its answers need beside its weights: by default nothing."""
+        """Return a copy with the calibration that its answers need; by default itself."""
         del data
         return self
 
     def forecaster(self, data: Any) -> Forecaster | None:  # noqa: ANN401
-        """Return the forecaster of a run over *data*; None where nothing of it is explained."""
+        """Return the forecaster of a run over *data*; None if its forecasts have no explanation."""
         del data
         return None
 
     @property
     def usually_explained(self) -> int:
-        """How many bars are explained where no number is asked for: as many as in minutes."""
+        """The default number of bars to explain, which takes minutes."""
         return EXPLAINED_BARS
 
     def explained(self, data: Any, part: Part, bars: int | None) -> Forecasts | None:  # noqa: ANN401
-        """Return a run's forecasts at up to so many *bars* of *part*, as ``explained_rows``.
+        """Return a run's forecasts at up to *bars* bars of *part*, as ``explained_rows``.
 
-        None where nothing is explained.
+        None without a forecaster.
         """
         if (forecaster := self.forecaster(data)) is None:
             return None
@@ -207,21 +207,21 @@ class FittedModel(ABC):
         )
 
     def pairs(self, data: Any) -> Forecasts | None:  # noqa: ANN401
-        """Return the correlations of the test part's symbols beside others; None without any."""
+        """Return forecasts of correlations in the test part; None without any."""
         return correlations_of(data, Part.TEST, self.card["calibration"].get("correlation", {}))
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
-        """Return the sentences that follow from the figures *results*; add those of its kind.
+        """Return sentences that follow from the figures *results*; kinds may add figures there.
 
-        *judgement* has the forecasts, the figures of gates, and what weights made.
+        *judgement* has the forecasts and the figures of gates.
         """
         gates = judgement.figures
         return cards.sentences(results, gates, horizon=self.horizon, name=self.called)
 
-    # --- what follows
+    # --- the steps
 
     def calibrated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
-        """Return it with what the calibration slice says; *bars* of it are explained."""
+        """Return a copy with ``[calibration]`` complete; *bars* bars of the slice are explained."""
         model = self.scaled(data)
         explained = model.explained(data, Part.CALIBRATION, bars)
         if explained is None:
@@ -229,12 +229,12 @@ class FittedModel(ABC):
         return model.with_card(calibration=gates_section(explained, model.card["calibration"]))
 
     def judge(self, data: Any, *, bars: int | None = None) -> Judgement:  # noqa: ANN401
-        """Return its forecasts of the test part and figures; *bars* are explained for gates."""
+        """Return the judgement on the test part; *bars* bars are explained for the gates."""
         section, horizon = self.card["calibration"], self.horizon
         table = self.calibrated_forecasts(data, Part.TEST)
         explained = self.explained(data, Part.TEST, bars)
         if explained is None:
-            judged = Judgement(table, {"selective": selective(table.at(horizon))}, [])
+            judged = Judgement(table, {"selective": selective_gains(table.at(horizon))}, [])
         else:
             judged = judged_gates(table, explained, section, data.split.second_holdout_ms)
             if not self.shows_gates:
@@ -249,9 +249,9 @@ class FittedModel(ABC):
         return replace(judged, figures=results, sentences=[*sentences, *judged.sentences])
 
     def tails(self, data: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand.
+        """Return ``[calibration.tails]`` of the card, else fitted on the calibration slice.
 
-        Empty of a model that forecasts no distribution.
+        Empty if the data lack the slice.
         """
         if TAILS in self.card["calibration"]:
             return dict(self.card["calibration"][TAILS])
@@ -260,9 +260,9 @@ class FittedModel(ABC):
         return tail_factors(self.calibrated_forecasts(data, Part.CALIBRATION))
 
     def evaluated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
-        """Return it with the figures of the test part and the sentences that follow from them.
+        """Return a copy with figures and sentences of the test part.
 
-        Of too few order books there is neither, and the card says why.
+        An untrained model has no figures, and the card says why.
         """
         stopped = [self.stopped] if self.stopped else []
         if untrained := data.untrained():
@@ -277,7 +277,7 @@ class FittedModel(ABC):
         )
 
     def save(self, folder: Path, data: Any) -> Checkpoint:  # noqa: ANN401
-        """Write the checkpoint, with the baselines that its figures stand beside; return it."""
+        """Write the checkpoint with its baselines; return it."""
         return save_judged(folder, self.tensors, self.card, data.fitted)
 
 
@@ -308,10 +308,10 @@ def read_dataset(
     *,
     folder: Path | None = None,
 ) -> Dataset:
-    """Return the data that *recipe* is fitted to, by the source of its kind.
+    """Return the data of *recipe*, read as its kind needs.
 
-    With the *card* of its model they are split as that says, and hold what it reads beside its
-    bars; the baselines are those stored in *folder*, where it is judged and not fitted anew.
+    A model's *card* determines the split and the side inputs. *folder* is given to judge the model
+    rather than refit it: the baselines stored there are used.
     """
     source, horizons = recipe.kind.model.source, recipe.horizons
     if source is DataSource.ORDER_BOOKS:
@@ -338,16 +338,16 @@ def read_dataset(
             vectors=plain if card is None else inputs_of(card, request.inputs),
         )
 
-    def given(segments: Sequence[Segment]) -> Split:
+    def split(segments: Sequence[Segment]) -> Split:
         return split_by(recipe.split, horizons)(segments) if card is None else split_of(card)
 
-    data = read(card["features"]["schema_id"] if card and folder else recipe.schema_id, given)
+    data = read(card["features"]["schema_id"] if card and folder else recipe.schema_id, split)
     if source is DataSource.CLOSES:
-        return close_by_close(data, given)
+        return close_by_close(data, split)
     if not recipe.members or folder:
         return data
     schemas = (schema_of(member.schema_id, data.interval_ms) for member in recipe.members)
     if (wide := wider(*schemas).schema_id) == data.schema.schema_id:
         return data
-    # The baselines of the narrow ones would stand beside no figure.
+    # The baselines of the narrow data are never used.
     return replace(read(wide, lambda _: data.split), narrow=replace(data, stored=unfitted()))

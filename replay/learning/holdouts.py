@@ -1,4 +1,4 @@
-"""Named holdouts, and how often each was used: once by each recipe.
+"""Named holdouts, and the count of recipes that used each.
 
 The rule is docs/models.md, L47.
 """
@@ -25,7 +25,7 @@ FILE_NAME: Final = "holdout_uses.toml"
 
 
 class Holdout(NamedTuple):
-    """From, inclusive, and until, exclusive, in UTC milliseconds; None for as far as there is."""
+    """Start (inclusive) and end (exclusive) in UTC milliseconds; None for no limit."""
 
     name: str
     from_ms: int | None
@@ -33,10 +33,10 @@ class Holdout(NamedTuple):
 
     @property
     def text(self) -> str:
-        """It in words: its name, and from when until when where that is said."""
+        """The name, and the dates if there are any, as in ``--holdout``."""
         if self.from_ms is None and self.until_ms is None:
             return self.name
-        start, until = ("" if of is None else date_of(of) for of in (self.from_ms, self.until_ms))
+        start, until = ("" if ms is None else date_of(ms) for ms in (self.from_ms, self.until_ms))
         return f"{self.name} {start}:{until}".strip()
 
 
@@ -48,17 +48,17 @@ def read_holdouts(
 ) -> list[Holdout]:
     """Return the holdouts of ``A=2024-10-01:2024-12-01,B=…:…``, or the one from *start* to *end*.
 
-    Dates are UTC, the second is exclusive. Raises ``ConfigInvalid`` for anything else, for a name
-    that comes twice, and for holdouts that overlap.
+    Dates are UTC; the second is exclusive. Raises ``ConfigInvalid`` for anything else, for
+    duplicate names, and for holdouts that overlap.
     """
     if text is None:
-        whole = WHOLE._replace(
+        holdout = WHOLE._replace(
             from_ms=None if start is None else date_ms(start),
             until_ms=None if end is None else date_ms(end),
         )
-        return _ordered([whole])
+        return _checked([holdout])
     if start or end:
-        raise ConfigInvalid("--holdout says from when until when; leave --from and --to out.")
+        raise ConfigInvalid("--holdout has dates of its own; leave --from and --to out.")
     holdouts = []
     for part in text.split(","):
         name, _, dates = part.strip().partition("=")
@@ -69,14 +69,14 @@ def read_holdouts(
                 "A=2024-10-01:2024-12-01,B=2025-04-23:2025-06-03."
             )
         holdouts.append(Holdout(name, date_ms(first), date_ms(last)))
-    return _ordered(holdouts)
+    return _checked(holdouts)
 
 
-def _ordered(holdouts: list[Holdout]) -> list[Holdout]:
+def _checked(holdouts: list[Holdout]) -> list[Holdout]:
     for place, holdout in enumerate(holdouts):
         if None not in holdout[1:] and (holdout.from_ms or 0) >= (holdout.until_ms or 0):
             raise ConfigInvalid(
-                f"The holdout {holdout.text} ends before it begins; mend its dates."
+                f"The holdout {holdout.text} ends before it begins; correct its dates."
             )
         for other in holdouts[:place]:
             if other.name == holdout.name:
@@ -97,7 +97,7 @@ def _ordered(holdouts: list[Holdout]) -> list[Holdout]:
 
 
 class HoldoutUse(NamedTuple):
-    """One recipe's frozen weights judged on a holdout of some symbols."""
+    """A judgement of one recipe's model on a holdout and its symbols."""
 
     recipe: str
     model: str
@@ -106,36 +106,35 @@ class HoldoutUse(NamedTuple):
     until_ms: int
 
     def overlaps(self, other: HoldoutUse) -> bool:
-        """Return whether both are of one time and a symbol of both."""
-        is_one_time = self.from_ms < other.until_ms and other.from_ms < self.until_ms
-        return is_one_time and bool(set(self.symbols) & set(other.symbols))
+        """Return whether both share time and a symbol."""
+        shares_time = self.from_ms < other.until_ms and other.from_ms < self.until_ms
+        return shares_time and bool(set(self.symbols) & set(other.symbols))
 
 
 def uses_path(folder: Path | None) -> Path:
-    """Return the file that counts for the checkpoint in *folder*; None is a class of one's own."""
+    """Return the file of uses for the checkpoint in *folder*; None is a custom class."""
     if folder is None or folder.resolve().parent == BUNDLED.resolve():
         return registry_path().with_name(FILE_NAME)
     return folder.resolve().parent / FILE_NAME
 
 
 def count_use(path: Path, new: HoldoutUse) -> tuple[int, str]:
-    """Keep *new* in *path*; return how many recipes used its holdout, this one among them.
+    """Add *new* to *path*; return the number of recipes that used its holdout, including this one.
 
-    Beside it a sentence where it could not be kept; else an empty text. Raises ``ConfigInvalid``
-    for a file that is no list of uses.
+    The second result is a warning if the file could not be written, else empty. Raises
+    ``ConfigInvalid`` for an invalid file.
     """
     uses = read_uses(path)
-    kept = [use for use in uses if use != new]
-    recipes = {use.recipe for use in (*kept, new) if use.overlaps(new)}
+    recipes = {use.recipe for use in (*uses, new) if use.overlaps(new)}
     warning = "" if new in uses else _write(path, [*uses, new])
     return len(recipes), warning
 
 
 def count_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> str:
-    """Count the untouched part of *data*, on which a training judged the model in *folder*.
+    """Count the use of *data*'s untouched part by the training of the model in *folder*.
 
-    Returns a sentence where it could not be kept; else an empty text. A training
-    that judged nothing uses nothing.
+    Returns a warning if the use could not be written, else empty. A training without a judgement
+    is no use.
     """
     holdout = data.untouched()
     if holdout is None:
@@ -147,7 +146,7 @@ def count_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> str:
 
 
 def read_uses(path: Path) -> list[HoldoutUse]:
-    """Return the uses that *path* holds; none where there is no file."""
+    """Return the uses in *path*; empty if there is no file."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))["use"]
         return [
@@ -164,13 +163,13 @@ def read_uses(path: Path) -> list[HoldoutUse]:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigInvalid(
-            f"{path} is no list of uses ({shown(error)}); restore it, or move it away to count "
-            "anew."
+            f"{path} is no list of uses ({shown(error)}); restore it, or move it away to start a "
+            "new count."
         ) from None
 
 
-def _write(path: Path, every: Sequence[HoldoutUse]) -> str:
-    """Write the list whole, by a rename; return a sentence where that cannot be."""
+def _write(path: Path, uses: Sequence[HoldoutUse]) -> str:
+    """Write the list atomically; return a sentence if that fails, else empty."""
     rows = [
         {
             "recipe": use.recipe,
@@ -179,7 +178,7 @@ def _write(path: Path, every: Sequence[HoldoutUse]) -> str:
             "from": iso(use.from_ms),
             "until": iso(use.until_ms),
         }
-        for use in every
+        for use in uses
     ]
     try:
         write_whole((dump({"use": rows}).encode(),), path)

@@ -1,8 +1,8 @@
-"""The losses that networks are trained by, and the entropy of their attention.
+"""The training losses of networks, and the entropy of their attention.
 
-Scores are in units of the noise of the loss: the standard error, over calendar days, of the
-constant answer's own loss. It does not depend on the network, so that scores of one head can be
-compared from one step to the next.
+Scores are in units of the loss's noise: the standard error over calendar days of the loss of a
+constant answer. The noise does not depend on the network, so a head's scores are comparable between
+steps.
 
 The rules are docs/models.md, L52.
 """
@@ -48,28 +48,28 @@ OfHead = Callable[[Tensor, Labelled], Tensor]
 
 
 class Loss(NamedTuple):
-    """What a head is trained and judged by."""
+    """The training loss and score of a task."""
 
     title: str
-    of: Elementwise
+    function: Elementwise
     is_price: bool
-    """Whether it says where the price goes; of volatility each label says more."""
+    """Whether it is about the price's direction rather than its volatility; see ``loss_shares``."""
 
 
 CONSTANTS: Final = {"flat_band": FLAT_BAND, "variance_floor": VARIANCE_FLOOR}
-"""What the labels of bars are made by."""
+"""The constants of the labels of bars."""
 
 
-class AddedLoss(NamedTuple):
-    """What a head that not every network has is trained by, together with the task *to*.
+class AuxiliaryLoss(NamedTuple):
+    """The loss of an auxiliary head, which is added to that of the task *to*.
 
-    It adds to the loss of that task while the task is learnt, and has no score of its own.
+    It is trained as long as that task, and has no score.
     """
 
     title: str
     to: str
-    of: OfHead
-    """``(what the head says, labels) -> losses [batch, time, horizon]``."""
+    function: OfHead
+    """``(output of the head, labels) -> losses [batch, time, horizon]``."""
 
 
 def student_t_nll(value: Tensor, mean: Tensor, log_scale: Tensor, dof: Tensor) -> Tensor:
@@ -100,15 +100,15 @@ def pinball(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tensor
 def lost_utility(value: Tensor, allocation: Tensor, cost: Tensor) -> Tensor:
     """Return the negative quadratic utility of holding *allocation* units of the scaled return.
 
-    Each unit pays *cost*, in the unit of the return. Without it the best answer is the mean divided
-    by the mean square: Kelly's share, cut at one; a mean below the cost is worth no position.
+    Each unit pays *cost*, in the unit of the return. At no cost the optimum is the mean over the
+    mean square, which is Kelly's share; where the mean is below the cost it is 0.
     """
     gain = allocation * value - allocation.abs() * cost
     return 0.5 * gain * gain - gain
 
 
 def return_loss(outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
-    """Return the return's loss; quantiles and allocation add to it where the network has them."""
+    """Return the return's loss, plus those of quantiles and allocation if the network has them."""
     value = labels["returns"]
     price = student_t_nll(value, outputs.mean, outputs.log_scale, outputs.dof)
     if outputs.quantiles is not None:
@@ -132,22 +132,21 @@ def direction_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Te
 def tails_loss(tails: Tensor, labels: Labelled) -> Tensor:
     """Return the mean over tails and shares of the joint loss of value at risk and shortfall.
 
-    With a loss l, V and E of a share a it is ``(l - V)+ ÷ (a E) + V ÷ E + ln E - 1``, least in
-    expectation at both true ones; no unit moves a difference of two. Source: Fissler and Ziegel,
-    2016; Patton, Ziegel and Chen, 2019 (FZ0).
+    For a loss l, value at risk V, shortfall E and tail share a it is ``(l - V)+ ÷ (a E) + V ÷ E +
+    ln E - 1``. Its expectation is least at the true V and E, and differences do not depend on the
+    unit. Source: Fissler and Ziegel, 2016; Patton, Ziegel and Chen, 2019 (FZ0).
     """
-    lost = torch.stack((-labels["returns"], labels["returns"]), dim=-1)[..., None]
+    realised = torch.stack((-labels["returns"], labels["returns"]), dim=-1)[..., None]
     at_risk, shortfall = tails.unbind(-1)  # [.., long and short, share]
     share = torch.tensor(SHARES, dtype=tails.dtype, device=tails.device)
-    beyond = functional.relu(lost - at_risk) / (share * shortfall)
-    return (beyond + at_risk / shortfall + torch.log(shortfall) - 1.0).mean((-2, -1))
+    excess = functional.relu(realised - at_risk) / (share * shortfall)
+    return (excess + at_risk / shortfall + torch.log(shortfall) - 1.0).mean((-2, -1))
 
 
 def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
-    """Return the negative log density of the variance, a mixture of what it is in each regime.
+    """Return the negative log density of the variance under a mixture over regimes.
 
-    No regime is labelled: what each is follows from the likelihood (mixture density network,
-    Bishop, 1994).
+    Regimes have no labels; the likelihood defines them (mixture density network, Bishop, 1994).
     """
     value = torch.clamp(labels["variance"], min=VARIANCE_FLOOR)[..., None]
     share, log_mean, log_shape = regimes.unbind(-2)
@@ -170,65 +169,64 @@ LOSSES: Final = {
         is_price=False,
     ),
 }
-"""Every loss by its name; their order is that of the axis *task*."""
-ADDED: Final = {
-    "tails": AddedLoss("joint loss of VaR and ES", "volatility", tails_loss),
-    "drawdown": AddedLoss(
+"""Every task's loss by name, in the order of the axis *task*."""
+AUXILIARY_LOSSES: Final = {
+    "tails": AuxiliaryLoss("joint loss of VaR and ES", "volatility", tails_loss),
+    "drawdown": AuxiliaryLoss(
         "pinball of the drawdown",
         "volatility",
-        lambda given, labels: pinball(labels["drawdown"], given, DRAWDOWN_LEVELS),
+        lambda output, labels: pinball(labels["drawdown"], output, DRAWDOWN_LEVELS),
     ),
-    "runup": AddedLoss(
+    "runup": AuxiliaryLoss(
         "pinball of the run-up",
         "volatility",
-        lambda given, labels: pinball(labels["runup"], given, DRAWDOWN_LEVELS),
+        lambda output, labels: pinball(labels["runup"], output, DRAWDOWN_LEVELS),
     ),
-    "regimes": AddedLoss(
+    "regimes": AuxiliaryLoss(
         "likelihood of a mixture of gamma distributions", "volatility", regimes_loss
     ),
-    "path": AddedLoss(
+    "path": AuxiliaryLoss(
         "pinball of the path",
         "volatility",
-        lambda given, labels: pinball(labels["path"], given, PATH_LEVELS).mean(-1),
+        lambda output, labels: pinball(labels["path"], output, PATH_LEVELS).mean(-1),
     ),
 }
-"""The loss of each head that not every network has, by the head's name."""
+"""The loss of each auxiliary head, by name."""
 
 
 def elementwise(
     outputs: Outputs, labels: Labelled, used: Tensor, levels: Sequence[float] = ()
 ) -> Tensor:
-    """Return [task, batch, time, horizon] losses; labels [batch, time, horizon, ..] are as *used*.
+    """Return [task, batch, time, horizon] losses of labels [batch, time, horizon, ..].
 
-    *outputs* are in float32, in which losses are computed.
-    *levels* are those of the quantiles. Where *used* is false a label may hold anything, and its
-    losses mean nothing.
+    *outputs* are float32, and so are the losses. *levels* are those of the quantiles. Where *used*
+    [batch, time, horizon] is false, a label may be anything and its losses are meaningless.
     """
     filled = {
         name: torch.where(
-            used[(..., *(None,) * (given.ndim - used.ndim))],
-            given,
-            torch.full_like(given, LABELS[name].missing),
+            used[(..., *(None,) * (label.ndim - used.ndim))],
+            label,
+            torch.full_like(label, LABELS[name].missing),
         )
-        for name, given in labels.items()
+        for name, label in labels.items()
     }
     return torch.stack([_of_task(task, outputs, filled, levels) for task in LOSSES])
 
 
 def _of_task(task: str, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
-    """Return the loss of a task, and of the auxiliary heads that are learnt with it."""
-    total = LOSSES[task].of(outputs, labels, levels)
-    for head, auxiliary in ADDED.items():
+    """Return the loss of *task* plus those of its auxiliary heads."""
+    total = LOSSES[task].function(outputs, labels, levels)
+    for head, auxiliary in AUXILIARY_LOSSES.items():
         if auxiliary.to == task and (output := getattr(outputs, head)) is not None:
-            total = total + auxiliary.of(output, labels)
+            total = total + auxiliary.function(output, labels)
     return total
 
 
 def averaged(each: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
     """Return [task, horizon] means of [task, batch, time, horizon] losses by *weights*.
 
-    *total* [horizon] are the weights of a whole batch, of which these are a piece: the results
-    of its pieces add up to the whole batch's.
+    *total* [horizon] is the sum of weights to divide by. For a piece of a batch it is the batch's,
+    so that the results of the pieces add up.
     """
     if total is None:
         total = weights.sum((0, 1))
@@ -237,11 +235,11 @@ def averaged(each: Tensor, weights: Tensor, total: Tensor | None = None) -> Tens
 
 # --- scores
 
-_FIT_ROWS = 20_000  # labels that the constant Student t is fitted to; more changes nothing
+_FIT_ROWS = 20_000  # labels for the fit of the constant Student t
 
 
 def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
-    """Return the best constant answers to the labels of *training*, of shape [1, 1, horizon]."""
+    """Return the best constant answers to the labels of *training*: [1, 1, horizon]."""
     generator = np.random.default_rng(seed)
     horizons = training[0].weights.shape[1]
     fitted: list[tuple[float, ...]] = []
@@ -275,26 +273,26 @@ def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
 def head_scores(network: Network, validation: Sequence[Samples], constant: Outputs) -> Array:
     """Return [task, horizon] gains of the mean losses over *constant*, in units of its noise.
 
-    Days are calendar days across all segments, since they share one market.
+    Days are shared by all segments, since they are of one market.
     """
-    mine, reference, weight, day = [], [], [], []
+    losses, reference, weight, day = [], [], [], []
     labelled = [samples.rows for samples in validation]
     total = sum(map(len, labelled))
-    for samples, every in zip(validation, labelled, strict=True):
-        rows = thinned(every, total, network)
+    for samples, all_rows in zip(validation, labelled, strict=True):
+        rows = thinned(all_rows, total, network)
         fields = predict(network, samples.segment, rows)
-        mine.append(_elementwise(outputs_of(fields), samples, rows))
+        losses.append(_elementwise(outputs_of(fields), samples, rows))
         reference.append(_elementwise(constant, samples, rows))
         weight.append(samples.weights[rows])
         day.append(samples.segment.open_time_ms[rows] // DAY_MS)
     weights, days = np.concatenate(weight), np.concatenate(day)
     baseline = np.concatenate(reference, axis=1)
-    gains: Array = _means(baseline, weights) - _means(np.concatenate(mine, axis=1), weights)
+    gains: Array = _means(baseline, weights) - _means(np.concatenate(losses, axis=1), weights)
     return gains / _noise(baseline, weights, days)
 
 
 def outputs_of(fields: Fields) -> Outputs:
-    """Return fields [time, ..] as a network's outputs [1, time, ..]."""
+    """Convert fields [time, ..] to a network's outputs [1, time, ..]."""
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(fields[name])[None]
@@ -330,25 +328,25 @@ def _means(each: Array, weights: NDArray[np.float32]) -> Array:
 def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -> Array:
     """Return [task, horizon] standard errors by day of the mean losses.
 
-    Where too few days give none it is the deviation of the rows' losses, and 1 where those are all
-    the same: a unit that no score is divided to pieces by.
+    With too few days the unit is the standard deviation of the rows' losses; if all are equal, it
+    is 1, so that no score is divided by zero.
     """
     errors = np.ones(each.shape[::2])
     deviations = each - _means(each, weights)[:, None]
     for task, column in np.ndindex(*errors.shape):
-        weight, off = weights[:, column], deviations[task, :, column]
+        weight, deviation = weights[:, column], deviations[task, :, column]
         used = weight > 0
-        pull = (weight * off)[used] / weight.sum() * used.sum()  # sums to nothing
-        error = mean_error(pull, days[used])
+        weighted = (weight * deviation)[used] / weight.sum() * used.sum()  # has the mean 0
+        error = mean_error(weighted, days[used])
         if error is None:
-            error = float(np.sqrt((weight * off**2).sum() / weight.sum()))
+            error = float(np.sqrt((weight * deviation**2).sum() / weight.sum()))
         errors[task, column] = error if error > _TINY else 1.0
     return errors
 
 
 def titles(heads: Collection[str]) -> str:
-    """Name what a network with these auxiliary *heads* is trained by, as its card does."""
-    added = [each.title for head, each in ADDED.items() if head in heads]
+    """Return the names of the losses of a network with these auxiliary *heads*, for a card."""
+    added = [each.title for head, each in AUXILIARY_LOSSES.items() if head in heads]
     return ", ".join([*(each.title for each in LOSSES.values()), *added])
 
 
@@ -357,7 +355,7 @@ _CUT: Final = 3.0
 
 
 def traced(network: Network) -> FlashNetwork:
-    """Return *network*, whose attention can be trained by its entropy; refuse any other."""
+    """Return *network* if its attention can be trained by entropy; else raise ``ConfigInvalid``."""
     if not isinstance(network, FlashNetwork) or network.config.checkpointing:
         raise ConfigInvalid(
             "training.entropy_weight is for the kind flash without checkpointing; leave it out."
@@ -369,7 +367,7 @@ def trained_confidence(layers: Sequence[Read]) -> Tensor:
     """Return each row's confidence, the mean over layers and heads: [batch, time]."""
     shares = []
     for layer in layers:
-        assert isinstance(layer, Layer), "what a flash network attends by"
+        assert isinstance(layer, Layer), "flash networks have layers of this type only"
         time = layer.shape[2]
         visible = layer.mask.visible(time, time).to(layer.query.device)
         entropy = trained_entropy(layer.query, layer.key, layer.logsumexp, layer.mask)
@@ -380,20 +378,20 @@ def trained_confidence(layers: Sequence[Read]) -> Tensor:
 def confidence_loss(confidence: Tensor, each: Tensor, weights: Tensor) -> Tensor:
     """Return the correlation of *confidence* [batch, time] with the losses of its rows.
 
-    *each* are losses [task, batch, time, horizon], which are taken as given: the gradient reaches
-    the attention by its entropy alone. *weights* [batch, time, horizon] are above 0 where a label
-    is. Each loss is standardised over its rows and cut at three deviations, and a row has the mean
-    of them. It is 0 where nothing varies.
+    *each* are losses [task, batch, time, horizon]. They are detached, so the gradient reaches the
+    attention only through its entropy. *weights* [batch, time, horizon] are above 0 for labels. A
+    row's loss is the mean of its losses, each standardised and cut at three deviations. The result
+    is 0 without variation.
     """
     used = (weights > 0).all(dim=-1)
-    given = each.detach()[:, used]  # [task, row, horizon]
-    if given.shape[1] < 2:
+    losses = each.detach()[:, used]  # [task, row, horizon]
+    if losses.shape[1] < 2:
         return confidence.new_zeros(())
-    centred = given - given.mean(dim=1, keepdim=True)
+    centred = losses - losses.mean(dim=1, keepdim=True)
     spread = centred.square().mean(dim=1, keepdim=True).sqrt()
-    wrong = (centred / spread.clamp_min(_TINY)).clamp(-_CUT, _CUT).mean(dim=(0, 2))  # [row]
+    loss = (centred / spread.clamp_min(_TINY)).clamp(-_CUT, _CUT).mean(dim=(0, 2))  # [row]
     sure = confidence[used]
     sure = sure - sure.mean()
-    wrong = wrong - wrong.mean()
-    scale = (sure.square().mean() * wrong.square().mean()).clamp_min(_TINY**2).sqrt()
-    return (sure * wrong).mean() / scale
+    loss = loss - loss.mean()
+    scale = (sure.square().mean() * loss.square().mean()).clamp_min(_TINY**2).sqrt()
+    return (sure * loss).mean() / scale

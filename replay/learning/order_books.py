@@ -1,4 +1,4 @@
-"""Files of order books → a dataset whose panels are books on a grid; the parts of their time."""
+"""Datasets of order books: files → panels of books on a grid, split in time."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
 from tracepaper.strategies.units import DAY_MS
 
 SHARES: Final = (0.7, 0.8)
-"""Of all books: where training and validation end; the rest stays untouched for the figures."""
+"""Shares of all books at which training and validation end; the rest is the test part."""
 SCHEMA: Final = "book-1"
-"""Of the columns of a token (``strategies/order_book.py``)."""
+"""The schema of a token's columns (``strategies/order_book.py``)."""
 FEATURES: Final = {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
-"""``[features]`` of a card, which no recipe chooses."""
+"""``[features]`` of a card, which is fixed."""
 HEADS: Final = frozenset({"move"})
 
 
 class BookSchema(NamedTuple):
-    """What a dataset asks of its features."""
+    """The interface of a ``FeatureSchema`` for books."""
 
     schema_id: str = SCHEMA
     names: tuple[str, ...] = COLUMNS
@@ -46,41 +46,41 @@ class BookSchema(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BookPanel(Panel):
-    """Books without a hole on a grid of ``every_ms``: bars of the doubled mid, in units of 1."""
+    """Books without a gap on a grid of ``every_ms``; a bar's prices are twice the mid in ticks."""
 
     books: Books
     header: RecordingHeader
 
     @classmethod
     def of(cls, books: Books, header: RecordingHeader) -> Self:
-        """Return *books* as a panel of one."""
-        mid, of = books.doubled_mid, header.instrument
-        scale = header.every_ms, of.price_decimals, of.quantity_decimals, 0
+        """Return *books* as a panel of one instrument."""
+        mid, item = books.doubled_mid, header.instrument
+        scale = header.every_ms, item.price_decimals, item.quantity_decimals, 0
         prices = (mid, mid, mid, mid, np.zeros_like(mid))
-        candles = Candles("", of.category, of.symbol, *scale, books.seen_ms, *prices, None)
+        candles = Candles("", item.category, item.symbol, *scale, books.seen_ms, *prices, None)
         values = np.empty((len(mid), 0), dtype=np.float32)
         segment = Segment(candles, mid.astype(np.float64), values, np.ones(len(mid)), 0)
         return cls((segment,), books=books, header=header)
 
     def part(self, start: int, stop: int) -> Self:
-        """Return the books from *start* until *stop*; no label reaches out of them."""
+        """Return the books from *start* until *stop*; labels end within them."""
         return self.of(self.books.part(start, stop), self.header)
 
     def shallower(self, levels: int) -> Self:
-        """Return them with at most *levels* a side; no number is copied."""
+        """Return views of the books with at most *levels* levels per side."""
         return self.of(self.books.shallower(levels), self.header)
 
     def values(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the tokens [1, book, side * level, column] of a window.
 
-        The first book knows none before it.
+        The first book has no book before it.
         """
         return tokens_of(self.books.part(start, stop))[None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BookDataset(Dataset):
-    """What files of one instrument's books hold together, oldest first."""
+    """The books of one instrument from several files, oldest first."""
 
     panels: Sequence[BookPanel]
     header: RecordingHeader
@@ -99,10 +99,10 @@ class BookDataset(Dataset):
         torn: Sequence[str] = (),
         untouched_ms: int | None = None,
     ) -> Self:
-        """Return *stretches* of books without a hole, split by ``SHARES`` of all.
+        """Return *stretches* of books without a gap, split by ``SHARES``.
 
-        Of a model that has seen all until *untouched_ms* the last part begins there. Raises
-        ``DataInvalid`` where the books are too few for three parts.
+        With *untouched_ms*, the end of a model's training data, the test part begins there. Raises
+        ``DataInvalid`` if the books are too few for three parts.
         """
         seen_ms = np.concatenate([books.seen_ms for books in stretches])
         places = [round(len(seen_ms) * share) for share in SHARES]
@@ -119,7 +119,7 @@ class BookDataset(Dataset):
         return cls(
             sources=sources,
             panels=[BookPanel.of(books, header) for books in stretches],
-            # No book lies in the millisecond that calibrates: their scale is fitted by none.
+            # The calibration part is one millisecond without books: nothing is calibrated.
             split=Split(trained_ms, stopped_ms - 1, stopped_ms, embargo_bars=0),
             schema=schema,
             horizons=tuple(horizons),
@@ -131,44 +131,41 @@ class BookDataset(Dataset):
 
     @property
     def recorded_ms(self) -> int:
-        """How long was recorded, without the gaps."""
+        """The recorded time without gaps."""
         return sum(map(len, self.panels)) * self.header.every_ms
 
     def untrained(self) -> list[str]:
-        """Return why nothing can be said of what is learnt from it; empty where it can."""
+        """Return why a model fitted to the books counts as untrained; empty if it does not."""
         return untrained_by(self.recorded_ms, {file.source for file in self.sources})
 
     @property
     def torn(self) -> Sequence[str]:
-        """What is left out of files whose recorder was killed (D4)."""
+        """Sentences about incomplete files of a killed recorder (D4)."""
         return self.torn_files
 
     @property
     def of_network(self) -> dict[str, Any]:
-        """What of a network's keys follows from the data: levels, as many as the files hold.
-
-        A recipe that is fitted anew keeps its own.
-        """
+        """The files' levels, which a network reads; a fold keeps those of its recipe."""
         return {} if self.fold is not None else {"levels": self.header.levels}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What tells a fit from others: a kept state is taken up by one with the same alone."""
+        """The identity of the data: a fit resumes only from a state with equal facts."""
         return {"books": [file.sha256 for file in self.sources]}
 
     @property
     def card(self) -> dict[str, Any]:
-        """The sections of a card that say what was learnt from."""
-        header, of = self.header, self.header.instrument
+        """The sections of a card that describe the data."""
+        header, item = self.header, self.header.instrument
         return {
             "features": FEATURES,
             "market": {
-                "symbols": [of.symbol],
-                "category": of.category,
+                "symbols": [item.symbol],
+                "category": item.category,
                 "interval": f"{header.every_ms} ms",
                 "every_ms": header.every_ms,
-                "price_decimals": of.price_decimals,
-                "quantity_decimals": of.quantity_decimals,
+                "price_decimals": item.price_decimals,
+                "quantity_decimals": item.quantity_decimals,
             },
             "data": {
                 "recorded_ms": self.recorded_ms,
@@ -178,7 +175,7 @@ class BookDataset(Dataset):
         }
 
     def panels_of(self, part: Part) -> list[BookPanel]:
-        """Return the books of *part*: a window sees none of another."""
+        """Return the books of *part*, cut so that no window sees another part."""
         return [panel for span in self.parts.spans(part) for panel in self.within(span)]
 
     def within(self, span: Span) -> list[BookPanel]:
@@ -188,11 +185,11 @@ class BookDataset(Dataset):
         return [panel.part(start, stop) for panel, (start, stop) in cuts if stop > start]
 
     def bars(self, part: Part) -> int:
-        """Return how many books *part* has."""
+        """Return the number of books of *part*."""
         return sum(map(len, self.panels_of(part)))
 
     def require(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
-        """Raise ``ConfigInvalid`` where books are too shallow for that network."""
+        """Raise ``ConfigInvalid`` if the books have too few levels for the network."""
         if config.levels > self.header.levels:
             raise ConfigInvalid(
                 f"architecture.levels is {config.levels}, and the files hold {self.header.levels}; "
@@ -200,7 +197,7 @@ class BookDataset(Dataset):
             )
 
     def before(self) -> Span:
-        """Return the time of the books before the untouched, at least seven days of them."""
+        """Return the time before the untouched books; raise ``ConfigInvalid`` below seven days."""
         earlier = replace(self, panels=self.within((0, self.split.calibration_until_ms)))
         if (days := earlier.recorded_ms / DAY_MS) < DAYS_LEAST:
             raise ConfigInvalid(
@@ -213,10 +210,10 @@ class BookDataset(Dataset):
 def read_books(
     paths: Sequence[str | Path], horizons: Sequence[int], card: Mapping[str, Any] | None = None
 ) -> BookDataset:
-    """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong.
+    """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files of different kinds.
 
-    For the model of *card* they are what the exchange itself sent of its instrument and pace; what
-    it has seen is all from before its untouched time.
+    The model of *card* is judged from the start of its untouched time, on recordings of the
+    exchange only, with its instrument, depth and pace.
     """
     if not paths:
         raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
@@ -260,7 +257,7 @@ def read_books(
 
 
 def check_fits(header: RecordingHeader, card: Mapping[str, Any], path: Path) -> None:
-    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
+    """Raise ``DataInvalid`` unless *path* has the instrument, depth and pace of *card*'s model."""
     market, levels = card["market"], card["architecture"]["levels"]
     wanted = f"{market['category']}:{market['symbols'][0]}"
     if header.instrument.id != wanted:
@@ -271,5 +268,5 @@ def check_fits(header: RecordingHeader, card: Mapping[str, Any], path: Path) -> 
     if header.every_ms != market["every_ms"] or header.levels < levels:
         raise DataInvalid(
             f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
-            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
+            f"{levels} each {market['every_ms']:,} ms; record these, or train on this file."
         )

@@ -1,7 +1,7 @@
-"""Everything that is chosen before training starts, as TOML and back; and the kinds that choose it.
+"""Recipes, which hold every choice before training, as TOML and back; and kinds of models.
 
-A kind of model is a record, ``Kind``, registered by a module of ``estimators``; no other module
-asks for a kind. A card is a recipe with its results: handed in as one, these are left aside.
+A ``Kind`` is registered by a module of ``estimators``; no other module asks for a kind. A card is a
+recipe with results, and can be read as a recipe.
 
 The rules are docs/models.md, L25 to L27.
 """
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 Document = Mapping[str, Any]
 Section = Mapping[str, Key]
 Chosen = Mapping[str, Mapping[str, Any]]
-"""What is chosen, section by section."""
+"""The chosen values, by section and key."""
 
 SCHEMA: Final = "v2"
 DROPOUT: Final = 0.1
@@ -55,7 +55,7 @@ THREADS: Final = 2
 DEFAULT_KIND: Final = "flash"
 
 
-# --- the sections of a recipe that kinds share
+# --- the shared sections of recipes
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class _Ensemble:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: what its recipe may choose, and how it is fitted and loaded."""
+    """A kind of model: the keys of its recipe, and how it is fitted and loaded."""
 
     model: ModelKind
     Keys: type[Any]
@@ -156,52 +156,52 @@ class Kind:
     Options: type[Any]
     """The dataclass of ``[training]``."""
     fit: Callable[[Any, Recipe, FitRun], FittedModel]
-    """Data and recipe → what was fitted, not yet calibrated."""
+    """Data and recipe → the fitted model, not yet calibrated."""
     load: Callable[[Document, Mapping[str, Tensor]], FittedModel]
-    """Card and tensors → what a checkpoint holds; raises ``CheckpointMismatch``."""
+    """Card and tensors of a checkpoint → its model; raises ``CheckpointMismatch``."""
     architecture: Callable[[ModelKind, Chosen], Any] | None = None
-    """What is chosen → the ``Keys``; None where they follow from their section alone."""
+    """All chosen sections → the ``Keys``; None if only their own section matters."""
     listed: Callable[[Any], dict[str, Any]] = listed
     """The ``Keys`` → ``[architecture]`` of a recipe."""
     shared: Sequence[str] = ("threads", "device", "explained_bars")
-    """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
+    """Keys of ``[training]`` besides those of ``Options``, in the order of a recipe."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values of ``[training]`` in place of those of ``Options``."""
+    """Replaces defaults of ``Options``."""
     explained_bars: int | None = None
-    """Bars to explain where none are chosen; None is as many as can be in minutes."""
+    """The default number of bars to explain; None is as many as a few minutes allow."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Sections that no recipe chooses and its hash covers."""
+    """Sections that the hash of a recipe covers but no recipe chooses."""
     needs: Callable[[str], object] = lambda _: None
-    """Raises ``ConfigInvalid``, with what asked for it, where an optional package is missing."""
+    """Raises ``ConfigInvalid``, with the option's name, if an optional package is missing."""
     suits: Callable[[Recipe, Any], object] = lambda _recipe, _data: None
-    """Raises ``ConfigInvalid`` where its data cannot give what a recipe chooses."""
+    """Raises ``ConfigInvalid`` if the data do not have what the recipe needs."""
     walks_only: bool = True
-    """Whether it is fitted on few folds that walk, for each costs a training."""
+    """Whether only a few walk-forward folds are allowed, as each costs a training."""
     joins_rows: bool = False
     """Whether an ensemble may join it with a model of rows."""
     holds_out_calibration: bool = False
-    """Whether a fold needs a part of its own to calibrate on."""
+    """Whether each fold needs a separate calibration part."""
     make: Callable[[Any], Any] | None = None
     """The ``Keys`` → its network; None for that of ``model``."""
     learn: Callable[..., Fit] = no_network
-    """A network, data, options, folder and facts → the fit of what is a network."""
+    """Network, data, options, folder and facts → the fit of the network."""
 
     def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
-        """Pickle its name: each process has the kinds that are registered."""
+        """Pickle the name only: each process registers the kinds."""
         return _registered, (self.name,)
 
     def network(self, config: Any) -> Any:  # noqa: ANN401 - of the kind
-        """Return its untrained network of that configuration."""
+        """Return the untrained network of *config*."""
         return (self.make or self.model.make)(config)
 
     @property
     def name(self) -> str:
-        """The name that a card gives as ``[model] kind``."""
+        """The ``[model] kind`` of a card."""
         return self.model.name
 
     @cached_property
     def sections(self) -> Mapping[str, Section]:
-        """Every key of its recipe by section."""
+        """Every key of a recipe, by section."""
         shared = keys_of(_Training)
         sections: dict[str, Section] = {
             "model": keys_of(_Model),
@@ -223,7 +223,7 @@ class Kind:
         return sections
 
     def recipe(self, document: Document) -> Recipe:
-        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
+        """Read a recipe or a card; raise ``ConfigInvalid`` for an invalid key or value."""
         if self.model.members:
             return _recipe_of_members(self, document)
         document = with_bars(document) if "features" in self.sections else document
@@ -243,9 +243,9 @@ class Kind:
         )
         horizon: Any = 0
         if "calibration" in chosen:
-            usual = getattr(keys, "every", keys.horizons[len(keys.horizons) // 2])
-            given = chosen["calibration"].get("horizon", usual)
-            horizon = checked(self.sections["calibration"]["horizon"], given, "calibration")
+            default = getattr(keys, "every", keys.horizons[len(keys.horizons) // 2])
+            value = chosen["calibration"].get("horizon", default)
+            horizon = checked(self.sections["calibration"]["horizon"], value, "calibration")
         key = keys_of(_Training)["threads"]
         threads: Any = checked(key, training.get("threads", THREADS), "training")
         return Recipe(
@@ -277,36 +277,36 @@ class Kind:
             "calibration": {"horizon": recipe.horizon},
             "split": dict(recipe.split or {}),
         }
-        return {name: of for name, of in sections.items() if of and name in self.sections}
+        return {name: keys for name, keys in sections.items() if keys and name in self.sections}
 
     def shared_training(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the keys of ``[training]`` that are not those of ``Options``, where chosen."""
+        """Return the ``shared`` keys of ``[training]`` that are set."""
         return _set(recipe, self.shared)
 
     def _chosen(self, document: Document) -> dict[str, dict[str, Any]]:
-        """Return the choices, section by section, without the rest of a card.
+        """Return the choices by section, without the results of a card.
 
-        Raises ``ConfigInvalid`` for a section or a key that is none of it.
+        Raises ``ConfigInvalid`` for an unknown section or key.
         """
         is_card = "weights_sha256" in document.get("model", {})
         sections = {name: keys for name, keys in self.sections.items() if name != ENSEMBLE}
         if (unknown := sorted(set(document) - set(sections))) and not is_card:
             raise ConfigInvalid(
                 f"A recipe of the kind {self.name} has no section "
-                f"[{unknown[0]}]{nearest(unknown[0], sections)}; mend it."
+                f"[{unknown[0]}]{nearest(unknown[0], sections)}; correct it."
             )
         chosen: dict[str, dict[str, Any]] = {}
         for name, keys in sections.items():
             section = document.get(name, {})
             if not isinstance(section, Mapping):
                 raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
-            if name == "architecture":  # read by its kind, which knows what follows from the data
+            if name == "architecture":  # the kind checks it: a card has keys from the data too
                 chosen[name] = dict(section)
                 continue
             if not is_card and (unknown := sorted(set(section) - set(keys))):
                 raise ConfigInvalid(
-                    f"The recipe's {name}.{unknown[0]} is unknown{nearest(unknown[0], keys)}; mend "
-                    "it."
+                    f"The recipe's {name}.{unknown[0]} is unknown{nearest(unknown[0], keys)}; "
+                    "correct it."
                 )
             chosen[name] = {key: value for key, value in section.items() if key in keys}
         return chosen
@@ -316,7 +316,7 @@ _KINDS: Final[Registry[Kind]] = Registry()
 
 
 def register(kind: Kind) -> Kind:
-    """Make *kind* known; raise ``ConfigInvalid`` for a name that is taken."""
+    """Register *kind*; raise ``ConfigInvalid`` if its name is taken."""
     return _KINDS.add(kind.name, kind)
 
 
@@ -326,9 +326,9 @@ def kinds() -> Mapping[str, Kind]:
 
 
 def _every_kind() -> Mapping[str, Kind]:
-    from tracepaper.replay.learning import estimators as room
+    from tracepaper.replay.learning import estimators
 
-    registered = _KINDS.of(room)
+    registered = _KINDS.of(estimators)
     return {name: registered[name] for name in model_kinds() if name in registered}
 
 
@@ -339,7 +339,7 @@ def _registered(name: str) -> Kind:
 def kind_of(document: Document, *, is_member: bool = False) -> Kind:
     """Return the kind of a recipe or a card; raise ``ConfigInvalid`` for an unknown one.
 
-    With *is_member* it is that of the network of an ensemble.
+    With *is_member*, an ensemble's document gives the kind of its network.
     """
     if not is_member and {ENSEMBLE, "parts"} & document.keys():
         return _every_kind()[ENSEMBLE]
@@ -348,45 +348,45 @@ def kind_of(document: Document, *, is_member: bool = False) -> Kind:
     if not isinstance(name, str) or name not in registered:
         raise ConfigInvalid(
             f"There is no kind of model called {name!r}{nearest(str(name), registered)}; "
-            "`tracepaper train --init ?` says what each is."
+            "`tracepaper train --init ?` lists them."
         )
     return registered[name]
 
 
 def recipe_of(document: Document) -> Recipe:
-    """Read a recipe or a card of any kind; raise ``ConfigInvalid`` for what it cannot have."""
+    """Read a recipe or a card of any kind; raise ``ConfigInvalid`` for an invalid one."""
     return kind_of(document).recipe(document)
 
 
 def as_recipe(document: Document) -> Document:
-    """Return a document whose sections can be laid over: the card of an ensemble as its recipe."""
+    """Return *document* with the sections of a recipe; only an ensemble's card needs conversion."""
     return recipe_of(document).document() if "parts" in document else document
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is chosen before a model is fitted; *split* may be left to the data.
+    """The choices before a model is fitted; without *split* the data are split by shares.
 
-    ``architecture`` and ``options`` are the ``Keys`` and ``Options`` of the kind, of which the data
-    say the rest. ``members`` are those of an ensemble.
+    ``architecture`` and ``options`` are the kind's ``Keys`` and ``Options``; the data complete
+    them. ``members`` are those of an ensemble.
     """
 
     kind: Kind
     architecture: Any
     options: Any
-    horizon: int = 0  # of the gates; 0 where none judge
+    horizon: int = 0  # of the gates; 0 for a kind without gates
     name: str = ""
     schema_id: str = SCHEMA
-    intervals: tuple[str, ...] = ()  # the model's, then others to learn from
+    intervals: tuple[str, ...] = ()  # the model's, then others for training
     calendar: str | None = None
-    explained_bars: int | None = None  # None: as many as can be explained in minutes
+    explained_bars: int | None = None  # None: as many as a few minutes allow
     device: str = "cpu"
     threads: int = THREADS
     split: Mapping[str, Any] | None = None
     members: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a horizon of the gates that the model does not forecast."""
+        """Raise ``ConfigInvalid`` for a horizon of the gates that the model does not forecast."""
         if self.horizon and self.horizon not in self.horizons:
             raise ConfigInvalid(
                 f"The gates' horizon of {self.horizon} bars is none of the model's"
@@ -395,38 +395,38 @@ class Recipe:
 
     @property
     def horizons(self) -> tuple[int, ...]:
-        """Bars ahead that are forecast."""
+        """The forecast horizons in bars."""
         return tuple(self.architecture.horizons)
 
     def check(self, option: str) -> None:
-        """Raise ``ConfigInvalid``, which names *option*, where an optional package is missing."""
+        """Raise ``ConfigInvalid``, which names *option*, if an optional package is missing."""
         for each in self.members or (self,):
             each.kind.needs(option)
 
     def document(self) -> dict[str, Any]:
-        """Return it as the sections of a file, every key with its value."""
+        """Return the recipe as the sections of a file, every key with its value."""
         return self.kind.document(self)
 
     @property
     def hash(self) -> str:
-        """The hash of all that was chosen: twelve hexadecimal digits.
+        """The hash of the choices: twelve hexadecimal digits.
 
-        Seed, name, threads and device are left out: repeats of one recipe are one candidate.
+        Seed, name, threads and device are left out, so that repeats of one recipe are equal.
         """
         if self.members:
             return _digest(" ".join(member.hash for member in self.members))
         document = {**self.document(), **self.kind.fixed, "model": {"kind": self.kind.name}}
         training = document["training"]
-        document["training"] = {key: training[key] for key in training if key not in _LUCK}
+        document["training"] = {key: training[key] for key in training if key not in _UNHASHED}
         return _digest(json.dumps(document, sort_keys=True, default=str))
 
 
-_LUCK: Final = ("seed", "threads", "device", "explained_bars")
-"""Keys of ``[training]`` that make no other recipe."""
+_UNHASHED: Final = ("seed", "threads", "device", "explained_bars")
+"""Keys of ``[training]`` that do not change the hash."""
 
 
 def _set(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    """Return the chosen values of *names*, tuples as lists."""
+    """Return the values of *names* that are set, tuples as lists."""
     values = {name: getattr(recipe, name) for name in names}
     return {
         name: list(value) if isinstance(value, tuple) else value
@@ -440,32 +440,32 @@ def _digest(text: str) -> str:
 
 
 def with_bars(document: Document) -> Document:
-    """Return *document* with horizons in bars, where they are text with times or bars.
+    """Return *document* with horizons that are text, such as ``5m,30``, as numbers of bars.
 
-    Raises ``ConfigInvalid`` where times are given and no interval is named.
+    Raises ``ConfigInvalid`` for times without an interval.
     """
     architecture, calibration = document.get("architecture", {}), document.get("calibration", {})
     if not (isinstance(architecture, Mapping) and isinstance(calibration, Mapping)):
-        return document  # refused by ``Kind.recipe``
-    given, of_gates = architecture.get("horizons"), calibration.get("horizon")
-    if not isinstance(given, str) and not isinstance(of_gates, str):
+        return document  # ``Kind.recipe`` rejects it
+    horizons, of_gates = architecture.get("horizons"), calibration.get("horizon")
+    if not isinstance(horizons, str) and not isinstance(of_gates, str):
         return document
     features = document.get("features", {})
     interval_ms = own_interval(
         str(features.get("schema_id", SCHEMA)), intervals_of(features.get("intervals", ()))
     )
-    if not interval_ms and any(time_of(text) for text in f"{given},{of_gates}".split(",")):
+    if not interval_ms and any(time_of(text) for text in f"{horizons},{of_gates}".split(",")):
         raise ConfigInvalid(
             "Horizons that are times need the interval: set features.intervals, such as 15m, or a "
             "schema that names one, such as v2-15m."
         )
-    if features.get("calendar") and "d" in f"{given},{of_gates or ''}".lower():
+    if features.get("calendar") and "d" in f"{horizons},{of_gates or ''}".lower():
         raise ConfigInvalid(
-            "A calendar of sessions counts days in bars of its own; give horizons in bars, or"
-            " hours."
+            "With a calendar a day has no fixed number of bars; give horizons in bars or hours."
         )
-    if isinstance(given, str):
-        document = over(document, {"architecture": {"horizons": in_bars(given, interval_ms or 1)}})
+    if isinstance(horizons, str):
+        bars_ahead = in_bars(horizons, interval_ms or 1)
+        document = over(document, {"architecture": {"horizons": bars_ahead}})
     if isinstance(of_gates, str):
         bars = in_bars(of_gates, interval_ms or 1)[0]
         document = over(document, {"calibration": {"horizon": bars}})
@@ -473,29 +473,29 @@ def with_bars(document: Document) -> Document:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the document in a TOML file; raise ``ConfigInvalid`` where it cannot be read."""
+    """Return the document in a TOML file; raise ``ConfigInvalid`` if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigInvalid(f"The recipe {path} cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"The recipe {path} is not TOML ({error}); mend it.") from None
+        raise ConfigInvalid(f"The recipe {path} is not TOML ({error}); correct it.") from None
 
 
-def over(document: Document, given: Document) -> dict[str, Any]:
-    """Return *document* with the sections of *given* laid over it, key by key."""
-    names = dict.fromkeys((*document, *given))
+def over(document: Document, changes: Document) -> dict[str, Any]:
+    """Return *document* with the keys of *changes* replaced, section by section."""
+    names = dict.fromkeys((*document, *changes))
     return {
-        name: {**document.get(name, {}), **given[name]} if name in given else document[name]
+        name: {**document.get(name, {}), **changes[name]} if name in changes else document[name]
         for name in names
     }
 
 
-# --- an ensemble: the recipe of a network, and of a model of rows beside it
+# --- an ensemble: the recipes of a network and a model of rows
 
 
 def member_as_card(card: Document, name: str) -> dict[str, Any]:
-    """Return the part of an ensemble's card as a recipe: a card with its results."""
+    """Return the member *name* of an ensemble's card as a card."""
     part = card["parts"][name]
     return {**part, "model": {"weights_sha256": "", **part["model"]}}
 
@@ -508,7 +508,7 @@ def _recipe_of_members(kind: Kind, document: Document) -> Recipe:
         network, rows = recipe_of(first), recipe_of(second)
     else:
         chosen = dict(document[ENSEMBLE])
-        network = recipe_of({name: of for name, of in document.items() if name != ENSEMBLE})
+        network = recipe_of({name: keys for name, keys in document.items() if name != ENSEMBLE})
         shared, name = network.document(), chosen.pop("kind", "tree")
         if name not in ROW_KINDS:
             raise ConfigInvalid(
@@ -529,20 +529,17 @@ def _recipe_of_members(kind: Kind, document: Document) -> Recipe:
     return replace(network, kind=kind, members=(network, rows))
 
 
-# --- a recipe as a file: ``--set`` over it, and every key with its text
+# --- settings over a recipe
 
 
 ARCHITECTURE: Final = "architecture"
 _TIMED: Final = (("architecture", "horizons"), ("calibration", "horizon"))
-"""Keys that take times such as 4h beside numbers of bars."""
+"""Keys that take times such as 4h as well as numbers of bars."""
 _DATES: Final = ("train_until", "validation_until", "calibration_until")
 
 
-# --- from what is written
-
-
 class KeyValue(NamedTuple):
-    """``SECTION.KEY=VALUE`` as it was written; without a section it is of the architecture."""
+    """An option's ``SECTION.KEY=VALUE``; the default section is the architecture."""
 
     option: str
     text: str
@@ -552,7 +549,7 @@ class KeyValue(NamedTuple):
 
     @classmethod
     def read(cls, option: str, text: str) -> KeyValue:
-        """Part *text*; raise ``ConfigInvalid`` where it sets no key."""
+        """Parse *text*; raise ``ConfigInvalid`` if it sets no key."""
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().rpartition(".")
         if not equals or not key or (dot and not section):
@@ -565,12 +562,11 @@ class KeyValue(NamedTuple):
     def typed(
         self, sections: Mapping[str, Section], owner: str, *, derived: bool = False
     ) -> object:
-        """Return its value as a document of *sections*, the *owner*'s, holds it.
+        """Return the value with its key's type in *sections*; *owner* names these in errors.
 
-        With *derived* it may be of a key that training takes from the data.
-
-        A list is its entries by commas, or TOML's; a number or a flag is TOML's; text is itself.
-        Raises ``ConfigInvalid`` for a key that the recipe does not have, or a value out of range.
+        *derived* allows keys that training takes from the data. A list is written with commas or as
+        TOML, a number or a flag as TOML, text as itself. Raises ``ConfigInvalid`` for an unknown
+        key or a value out of range.
         """
         section = sections.get(self.section)
         if section is None:
@@ -609,7 +605,7 @@ def _value(key: Key, text: str) -> object:
 
 def _scalar(key: Key, text: str) -> object:
     value = _toml(text)
-    # A name, a date or an interval is text though TOML would read 5 or 2025-01-01 otherwise.
+    # TOML would read the texts 5 and 2025-01-01 as a number and a date.
     return text if key.type == TEXT and not isinstance(value, str) else value
 
 
@@ -621,12 +617,12 @@ def _toml(text: str) -> object:
 
 
 def with_settings(document: Document, texts: Sequence[str]) -> dict[str, Any]:
-    """Return *document* with each ``SECTION.KEY=VALUE`` of *texts* laid over it.
+    """Return *document* with each setting ``SECTION.KEY=VALUE`` of *texts*.
 
-    Raises ``ConfigInvalid`` for a key or a value that the recipe of its kind cannot have.
+    Raises ``ConfigInvalid`` for a key or a value that a recipe of its kind cannot have.
     """
     settings = [KeyValue.read("--set", text) for text in texts]
-    for setting in settings:  # the kind says which other keys there are
+    for setting in settings:  # the kind first, as it determines the other keys
         if (setting.section, setting.key) == ("model", "kind"):
             document = over(document, {"model": {"kind": setting.value}})
     kind = kind_of(document, is_member=True)
@@ -641,7 +637,7 @@ def with_settings(document: Document, texts: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How ``evaluate`` works, beside what it is asked."""
+    """The options ``evaluation.KEY`` of ``evaluate``."""
 
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = THREADS
     explained_bars: (
@@ -659,22 +655,22 @@ def evaluation_options(texts: Sequence[str]) -> tuple[EvaluationOptions, list[st
     return EvaluationOptions(**values), [text for text in texts if not text.startswith(prefix)]
 
 
-# --- to what is read
+# --- a recipe as a file
 
 
 def commented(document: Document, kind: Kind) -> str:
-    """Return a recipe's *document* as TOML with the text of each key above it.
+    """Return a recipe's *document* as TOML with the description of each key above it.
 
-    Keys that are not set stand at the end of their section, and sections without one at the end
-    of the text, as comments.
+    Unset keys are comments at the end of their section; sections without a set key are comments at
+    the end of the file.
     """
     blocks = []
     for name in dict.fromkeys((*document, *kind.sections)):
-        section, given = kind.sections[name], document.get(name, {})
-        lines = [f"[{name}]" if given else f"# [{name}]"]
-        for key, value in given.items():
+        section, values = kind.sections[name], document.get(name, {})
+        lines = [f"[{name}]" if values else f"# [{name}]"]
+        for key, value in values.items():
             lines += [_comment(section[key]), dump({key: value}).rstrip()]
-        unset = (key for key in section.values() if key.name not in given and not key.derived)
+        unset = (key for key in section.values() if key.name not in values and not key.derived)
         lines += [line for key in unset for line in (_comment(key), f"# {key.name} =")]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"

@@ -1,6 +1,6 @@
-"""Train a model on a database's bars, and judge it beside the running one on untouched time.
+"""Train a candidate on a database's bars, and compare it with the running model on untouched time.
 
-Any checkpoint is judged by what the daemon would have stored of it.
+Both models make their forecasts as in a run.
 
 The rules are docs/operations.md, O11 to O19.
 """
@@ -51,7 +51,7 @@ from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import DAY_MS, iso
 
 SHARES: Final = (0.8, 0.9)
-"""Of the bars before the judged time: until where is trained, and until where is validated."""
+"""Shares of the bars before the judged time at which training and validation end."""
 _RUNNING: Final = "running"
 
 Say = Callable[[str], None]
@@ -60,20 +60,20 @@ Times = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Retraining:
-    """What is asked for: whose bars and model, what to train by, and how to judge it.
+    """The options of one retraining: bars, running model, recipe and judgement.
 
-    ``candidate`` is judged as it is, where one is named; else one is trained in ``folder``.
+    An existing ``candidate`` is only judged; without one, a candidate is trained in ``folder``.
     """
 
     database: Path
     run_id: str
-    running: Path  # the folder of the model to beat
-    folder: Path  # in which it works
+    running: Path  # the folder of the running model
+    folder: Path  # for temporary files and the candidate
     judge_ms: int
     min_days: int
     min_bars: int
     data: Sequence[str] = ()
-    recipe: Path | None = None  # that of the running model, where none is named
+    recipe: Path | None = None  # None: the running model's
     threads: int = 1
     until_ms: int | None = None
     candidate: Path | None = None
@@ -82,8 +82,8 @@ class Retraining:
 def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
     """Return the judgement of the candidate.
 
-    Raises ``DataInvalid``, ``ConfigInvalid`` or ``CheckpointMismatch`` for what cannot be read or
-    trained. What cannot be judged is no error: the judgement's reason says it.
+    Raises ``DataInvalid``, ``ConfigInvalid`` or ``CheckpointMismatch`` if reading or training
+    fails. A candidate that cannot be judged is no error: the judgement has a reason.
     """
     with Reader.open(retraining.database) as reader:
         run = reader.run(retraining.run_id)
@@ -96,7 +96,7 @@ def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
 
 def _retrained(retraining: Retraining, run: Run, say: Say) -> CandidateJudgement:
     with Reader.open(retraining.database) as reader:
-        paths = [*_own_bars(reader, run, retraining), *retraining.data]
+        paths = [*_recorded_bars(reader, run, retraining), *retraining.data]
     running = checkpoints.load(retraining.running)
     for card in (
         running.card,
@@ -104,7 +104,7 @@ def _retrained(retraining: Retraining, run: Run, say: Say) -> CandidateJudgement
     ):
         if symbol := other_of(card):
             raise ConfigInvalid(
-                f"A model that asks another symbol, {symbol}, is not retrained in service; train "
+                f"A model that reads another symbol, {symbol}, is not retrained in service; train "
                 "one by `tracepaper train`, and start the run with it."
             )
     judgement = not_judged("", running.sha256)
@@ -126,7 +126,7 @@ def _retrained(retraining: Retraining, run: Run, say: Say) -> CandidateJudgement
 
 
 def clear(folder: Path) -> None:
-    """Make *folder*, and remove from it what an earlier retraining left there."""
+    """Make *folder*, and remove the files of an earlier retraining from it."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / CANDIDATE, ignore_errors=True)
     remove_temporary_files(folder)
@@ -135,33 +135,33 @@ def clear(folder: Path) -> None:
 # --- the bars
 
 
-def _own_bars(reader: Reader, run: Run, retraining: Retraining) -> list[str]:
-    """Write the bars that the runs of the kind of *run* hold, a file a symbol; return these.
+def _recorded_bars(reader: Reader, run: Run, retraining: Retraining) -> list[str]:
+    """Write the bars of all runs of the same kind and interval; return a file for each symbol.
 
-    A bar that several runs hold is that of the first: what it was decided on stays what it was.
+    If several runs have a bar, the first run's is used, since decisions were made on it.
     """
     runs = [other for name in reader.run_ids() if (other := reader.run(name)).kind is run.kind]
     runs = [other for other in runs if other.interval_ms == run.interval_ms]
     series, until_ms = [], retraining.until_ms
     for item in run.instruments:
         lines: Lines = {}
-        for instrument, bars in _held(reader, runs, item.id):
+        for instrument, bars in _bars_by_run(reader, runs, item.id):
             closed = (bar for bar in bars if until_ms is None or bar.close_time_ms <= until_ms)
             lines = lines_of(instrument, closed) | lines
         if lines:
             path = retraining.folder / BARS / file_name(item, run.interval_ms)
             rows = [lines[time] for time in sorted(lines)]
-            if any(row.endswith(",\n") for row in rows):  # a turnover is of all bars or of none
+            if any(row.endswith(",\n") for row in rows):  # if a bar has no turnover, drop all
                 rows = [row.rpartition(",")[0] + ",\n" for row in rows]
             write_lines(path, rows)
             series.append(f"{item.symbol}={path}")
     return series
 
 
-def _held(
+def _bars_by_run(
     reader: Reader, runs: Sequence[Run], instrument_id: str
 ) -> Iterator[tuple[Instrument, list[Bar]]]:
-    """Yield the instrument as each of *runs* counts it, with the bars of that run."""
+    """Yield each run's bars of the instrument, with the instrument in that run's units."""
     for run in runs:
         item = next(
             (instrument for instrument in run.instruments if instrument.id == instrument_id), None
@@ -171,7 +171,7 @@ def _held(
 
 
 def _times(paths: Sequence[str], run: Run, until_ms: int | None) -> dict[str, Times]:
-    """Return when the bars of each of the run's symbols opened, in order."""
+    """Return the opening times of the bars of each of the run's symbols, in order."""
     times = {item.symbol: np.empty(0, dtype=np.int64) for item in run.instruments}
     if not paths:
         return times
@@ -187,7 +187,7 @@ def _times(paths: Sequence[str], run: Run, until_ms: int | None) -> dict[str, Ti
 def _too_few(
     retraining: Retraining, times: Mapping[str, Times], judgement: CandidateJudgement
 ) -> str:
-    """Return why the bars cannot train and judge a model; empty where they may."""
+    """Return why there are too few bars to train and judge a model; empty if there are enough."""
     for symbol, opened_ms in times.items():
         before = int((opened_ms < judgement.from_ms).sum())
         if before < retraining.min_bars:
@@ -198,8 +198,9 @@ def _too_few(
     days = (judgement.until_ms - judgement.from_ms) / DAY_MS
     if days < retraining.min_days:
         return (
-            f"the running model learnt until {iso(judgement.from_ms)}, so {max(days, 0):.1f} days "
-            f"are untouched, and retrain.min_days is {retraining.min_days}; wait"
+            f"the running model was trained on data until {iso(judgement.from_ms)}, so "
+            f"{max(days, 0):.1f} days are untouched, and retrain.min_days is "
+            f"{retraining.min_days}; wait"
         )
     return ""
 
@@ -214,8 +215,8 @@ def _train(
     judgement: CandidateJudgement,
 ) -> None:
     """Train the candidate on the bars before the judged time, as ``tracepaper train`` does."""
-    every = np.sort(np.concatenate(list(times.values())))
-    before = every[every < judgement.from_ms]
+    opened_ms = np.sort(np.concatenate(list(times.values())))
+    before = opened_ms[opened_ms < judgement.from_ms]
     train_until, validate_until = (int(before[int(share * len(before))]) for share in SHARES)
     path = retraining.recipe or retraining.running / checkpoints.CARD_NAME
     document = over(
@@ -230,7 +231,7 @@ def _train(
         },
     )
     recipe = recipe_of(document)
-    recipe.check(f"The tree of {path}")
+    recipe.check(f"The recipe {path}")
     request = DataRequest(paths)
     with FitView(recipe) as view:
         folder, now_ms = retraining.folder / CANDIDATE, SystemClock().wall_ms()
@@ -238,7 +239,7 @@ def _train(
         train_seeds([recipe], request, run)
 
 
-# --- both, side by side
+# --- the judgement
 
 
 def _judged(
@@ -260,10 +261,11 @@ def _judged(
     )
     split = split_of(checkpoint.card)
     if split.calibration_until_ms > judgement.from_ms:
-        reason = f"the candidate learnt until {iso(split.calibration_until_ms)}, of the judged time"
-        return msgspec.structs.replace(
-            judgement, reason=f"{reason}; name an earlier one, or train it"
+        reason = (
+            f"the candidate was trained on data until {iso(split.calibration_until_ms)}, inside "
+            "the judged time; name an earlier one, or train one"
         )
+        return msgspec.structs.replace(judgement, reason=reason)
     models = _both(config, retraining.running, folder)
     if isinstance(models, str):
         return msgspec.structs.replace(judgement, reason=models)
@@ -285,15 +287,16 @@ def _judged(
     judgement = msgspec.structs.replace(judgement, bars=int(shared.sum()), days=days)
     if days < retraining.min_days:
         reason = (
-            f"both models answer bars of {days} days, and retrain.min_days is {retraining.min_days}"
+            f"both models forecast bars on {days} days, and retrain.min_days is "
+            f"{retraining.min_days}; wait"
         )
-        return msgspec.structs.replace(judgement, reason=f"{reason}; wait")
-    if retraining.candidate is not None:  # a training counts by itself
+        return msgspec.structs.replace(judgement, reason=reason)
+    if retraining.candidate is not None:  # ``train_seeds`` counts the use of a trained one
         symbols = tuple(item.symbol for item in run.instruments)
-        new = HoldoutUse(
+        use = HoldoutUse(
             judgement.recipe, checkpoint.id, symbols, judgement.from_ms, judgement.until_ms
         )
-        if warning := count_use(uses_path(folder), new)[1]:
+        if warning := count_use(uses_path(folder), use)[1]:
             say(warning)
     difference = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
     p = one_sided(difference.value, difference.p)
@@ -303,7 +306,7 @@ def _judged(
 
 
 def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Forecaster] | str:
-    """Return candidate and running model, or why the one cannot take the other's place."""
+    """Return candidate and running model, or why the candidate cannot replace the other."""
     before = forecaster_of(running, config, mode="scan")
     try:
         candidate = forecaster_of(folder, config, mode="scan")
@@ -313,19 +316,19 @@ def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Fore
     except (ConfigInvalid, CheckpointMismatch) as error:
         return f"the candidate cannot run: {str(error).rstrip('.')}"
     if "volatility" not in candidate.measures:
-        return "the models forecast no volatility, by which they would be judged"
+        return "the models forecast no volatility, which the judgement compares"
     return candidate, before
 
 
 def _forecasts(model: Forecaster, material: Dataset) -> Forecasts:
-    """Return the variances of *model* on every bar of the judged time that it answers.
+    """Return the variances that *model* forecasts in the judged time.
 
-    Raises ``DataInvalid`` where that is none.
+    Raises ``DataInvalid`` without a forecast.
     """
     answers = answers_of(model, material, {"volatility"})
     if not answers:
         raise DataInvalid(
-            f"No bar of the judged time has {model.context} bars before it without a hole; fetch "
+            f"No bar of the judged time has {model.context} bars before it without a gap; fetch "
             "the missing candles, and name their file in retrain.data."
         )
     return forecasts_of(answers, {}, material.horizons)

@@ -1,10 +1,11 @@
 """Labels over [asset, time], and the samples of a part with their weights.
 
-The return from this close to the close *h* bars later is measured in units of σ √h, where σ is the
-volatility that the features report at this bar; the variance is that of the h one-bar returns in
-the same unit. Labels look forward and features back: they share no bar but the one decided.
+The return from this close to the close *h* bars later is in units of σ √h, where σ is the
+volatility that the features report at this bar. The variance is that of the h one-bar returns, in
+the same unit squared. Labels look forward and features look back, so they share only the decided
+bar's close.
 
-The rules are docs/models.md, L25; docs/models.md, L5 and L6.
+The rules are docs/models.md, L5, L6 and L25.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ from tracepaper.strategies.types.decisions import path_steps
 from tracepaper.strategies.units import BASE_FEES
 
 FLAT_BAND: Final = 0.2
-"""A scaled return within ±0.2 is flat: about a fifth of a fat-tailed bell."""
+"""A scaled return within ±0.2 is flat: about a fifth of all returns."""
 RETURN_LIMIT: Final = 20.0
-"""Scaled returns are cut here: one crash minute must not outweigh a month."""
+"""The limit of scaled returns, so that one minute of a crash does not outweigh a month."""
 DOWN, FLAT, UP, NO_LABEL = 0, 1, 2, -1
 
 
 Ids = NDArray[np.int64]
 Column = NDArray[Any]
-"""[.., time] of float32, or int64 where a label is a class."""
+"""[.., time] as float32, or as int64 for classes."""
 Labels = Mapping[str, Column]
 """Each label's name → [asset, time, horizon, ..]; unknown futures are NaN, or ``NO_LABEL``."""
 Fields = Mapping[str, NDArray[np.float32]]
 """Each field's name → [row, horizon, ..], in units of σ √h: mean, scale, dof and variance of the
-return, logits of the direction, and those of heads that not every network has."""
+return, logits of the direction, and outputs of auxiliary heads."""
 
 
 class Label(NamedTuple):
-    """A quantity that is learnt at each time of a panel."""
+    """A quantity to learn at each time of a panel."""
 
-    of: LabelFunction
+    function: LabelFunction
     missing: float
-    """Its value in a batch where it is not known; no loss is taken there."""
+    """The placeholder for an unknown label in a batch; its loss is not counted."""
     head: str = ""
-    """The head that learns from it, where not every network has one."""
+    """The auxiliary head that needs the label; empty if every network does."""
 
 
 LabelFunction = Callable[[Array, Array, int], Column]
@@ -59,27 +60,27 @@ EVERY_HEAD: Final = frozenset({""})
 def targets(
     panel: Panel, horizons: Sequence[int], heads: Collection[str] = EVERY_HEAD
 ) -> dict[str, Column]:
-    """Return the labels that *heads* learn from, of every time of *panel* and horizon, in steps.
+    """Return the labels that *heads* need, at every time of *panel* and horizon in bars.
 
     Each is [asset, time, horizon], or [asset, time, horizon, width].
     """
     price, unit = panel.price, panel.unit
     return {
-        name: np.stack([each.of(price, unit, horizon) for horizon in horizons], axis=2)
+        name: np.stack([each.function(price, unit, horizon) for horizon in horizons], axis=2)
         for name, each in LABELS.items()
         if each.head in heads
     }
 
 
 def moves(price: Array, horizon: int) -> Array:
-    """Return the log returns to *horizon* of those of [.., time] that know it, the first ones."""
+    """Return the log returns over the next *horizon* steps, [.., time - horizon]."""
     logs = np.log(price)
     returns: Array = logs[..., horizon:] - logs[..., : max(price.shape[-1] - horizon, 0)]
     return returns
 
 
 def ahead(values: Array, horizon: int) -> Array:
-    """Return the sums of the *horizon* values after each of [.., time] that knows them."""
+    """Return the sums of the next *horizon* values of [.., time], [.., time - horizon]."""
     total = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
     count = max(values.shape[-1] - horizon, 0)
     sums: Array = total[..., horizon + 1 :] - total[..., 1 : count + 1]
@@ -93,7 +94,7 @@ def _steps(price: Array) -> Array:
 
 
 def padded(values: Array, time: int, dtype: type[np.floating[Any]] = np.float64) -> Column:
-    """Return *values* [.., some of time] as [.., time], NaN where nothing is known."""
+    """Return *values* padded with NaN to [.., time]."""
     column = np.full((*values.shape[:-1], time), np.nan, dtype=dtype)
     column[..., : values.shape[-1]] = values
     return column
@@ -116,7 +117,7 @@ def direction(price: Array, unit: Array, horizon: int) -> NDArray[np.int64]:
 
 
 def realised_variance(price: Array, unit: Array, horizon: int) -> Column:
-    """Return the variance of the one-bar returns to *horizon* in units of σ² h, floored."""
+    """Return the sum of squared one-bar returns to *horizon* in units of σ² h, within limits."""
     steps = _steps(price)
     realised = ahead(steps * steps, horizon)
     scale = unit[..., : realised.shape[-1]] * np.sqrt(horizon)
@@ -125,17 +126,17 @@ def realised_variance(price: Array, unit: Array, horizon: int) -> Column:
 
 
 def drawdown(price: Array, unit: Array, horizon: int) -> Column:
-    """Return the largest fall of a close below an earlier one until *horizon*, in units of σ √h.
+    """Return the largest fall between two closes from this bar to *horizon*, in units of σ √h.
 
-    The close of the bar itself is the first; cut at ``RETURN_LIMIT``.
+    It is cut at ``RETURN_LIMIT``.
     """
     return _largest_fall(np.log(price), unit, horizon)
 
 
 def runup(price: Array, unit: Array, horizon: int) -> Column:
-    """Return the largest rise of a close above an earlier one until *horizon*, in units of σ √h.
+    """Return the largest rise between two closes from this bar to *horizon*, in units of σ √h.
 
-    The close of the bar itself is the first; cut at ``RETURN_LIMIT``.
+    It is cut at ``RETURN_LIMIT``.
     """
     return _largest_fall(-np.log(price), unit, horizon)
 
@@ -152,34 +153,34 @@ def _largest_fall(logs: Array, unit: Array, horizon: int) -> Column:
 
 
 def path(price: Array, unit: Array, horizon: int) -> Column:
-    """Return [.., time, step]: the return to each of ``path_steps`` in units of σ √(its bars)."""
+    """Return [.., time, step]: the return over each of ``path_steps`` in units of σ √step."""
     return np.stack([scaled_return(price, unit, step) for step in path_steps(horizon)], axis=-1)
 
 
 def round_trip_cost(_: Array, unit: Array, horizon: int) -> Column:
-    """Return the taker fees of a position that is opened and closed, in units of σ √h."""
+    """Return the taker fees of opening and closing a position, in units of σ √h."""
     scale = unit * np.sqrt(horizon)
     return (2.0 * float(BASE_FEES["linear"][0]) / scale).astype(np.float32)
 
 
 def relative_return(price: Array, unit: Array, horizon: int) -> Column:
-    """Return each return less the mean over the assets, in its own unit σ √h."""
+    """Return each asset's return minus the mean over assets, in the asset's unit σ √h."""
     returns = moves(price, horizon)
     return _scaled(returns - returns.mean(axis=0), unit, horizon)
 
 
 def gains(price: Array, horizon: int) -> Array:
-    """Return the simple returns to *horizon*: [.., time], NaN where they are not known."""
+    """Return the simple returns to *horizon*: [.., time], NaN if unknown."""
     return padded(np.expm1(moves(price, horizon)), price.shape[-1])
 
 
 def gain(price: Array, _: Array, horizon: int) -> Column:
-    """Return the simple return to *horizon*."""
+    """Return ``gains`` as a label."""
     return gains(price, horizon).astype(np.float32)
 
 
 def move(price: Array, _: Array, horizon: int) -> NDArray[np.int64]:
-    """Return DOWN, FLAT or UP of the price to *horizon*, exactly: no rounding is in it."""
+    """Return DOWN, FLAT or UP of the exact price to *horizon*; FLAT is no change at all."""
     column = np.full(price.shape, NO_LABEL, dtype=np.int64)
     count = max(price.shape[-1] - horizon, 0)
     column[..., :count] = np.sign(price[..., horizon:] - price[..., :count]) + FLAT
@@ -187,41 +188,41 @@ def move(price: Array, _: Array, horizon: int) -> NDArray[np.int64]:
 
 
 def products(price: Array) -> dict[tuple[int, int], Array]:
-    """Return products of the one-step log returns of each pair of assets, itself too: [time]."""
+    """Return the product [time] of one-step log returns of each pair, and each asset's square."""
     steps = _steps(price)
     places = combinations_with_replacement(range(len(steps)), 2)
     return {(first, second): steps[first] * steps[second] for first, second in places}
 
 
 LEAST_BARS: Final = 5
-"""Horizons of fewer bars have no correlation: two or three returns have none to speak of."""
+"""The shortest horizon with a correlation: fewer returns are too noisy."""
 
 
 def correlations(price: Array, horizon: int) -> Array:
-    """Return the correlation of each pair's one-step returns to *horizon*, about 0: [pair, time].
+    """Return the uncentred correlation of each pair's one-step returns to *horizon*: [pair, time].
 
-    NaN where one is not known, where nothing moved, and at horizons below ``LEAST_BARS``.
+    NaN if unknown, without any move, and at horizons below ``LEAST_BARS``.
     """
     assets, time = price.shape
     if not LEAST_BARS <= horizon < time:
         return np.full((assets * (assets - 1) // 2, time), np.nan)
-    sums = {pair: ahead(of, horizon) for pair, of in products(price).items()}
+    sums = {pair: ahead(product, horizon) for pair, product in products(price).items()}
     return padded(correlated(sums), time)
 
 
 def correlation(price: Array, _: Array, horizon: int) -> Column:
-    """Return the ``correlations`` of each pair in place of each asset: [pair, time]."""
+    """Return ``correlations`` as a label, with the axis *pair* in place of *asset*."""
     return correlations(price, horizon).astype(np.float32)
 
 
 def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:
-    """Return the correlations [pair, time] by sums of products; NaN where nothing has moved."""
+    """Return the correlations [pair, time] from sums of products; NaN without any move."""
     parts = []
-    for (first, second), shared in sums.items():
+    for (first, second), product in sums.items():
         if first != second:
             spread = np.sqrt(sums[first, first] * sums[second, second])
             with np.errstate(divide="ignore", invalid="ignore"):
-                parts.append(np.where(spread > 0, shared / spread, np.nan))
+                parts.append(np.where(spread > 0, product / spread, np.nan))
     return np.clip(np.stack(parts), -1.0, 1.0)
 
 
@@ -238,7 +239,7 @@ LABELS: Final = {
     "move": Label(move, NO_LABEL, "move"),
     "correlation": Label(correlation, np.nan, "correlation"),
 }
-"""Every label by its name."""
+"""Every label by name."""
 
 
 def direction_of(returns: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -251,7 +252,7 @@ def direction_of(returns: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
-    """Return the uniqueness of each label: the mean over its span of 1 ÷ labels alive there.
+    """Return the uniqueness of each label: the mean over its bars of 1 ÷ labels that span the bar.
 
     *labelled* is [time]; label t spans the *horizon* bars after t. Zero where there is no label.
     Source: López de Prado, Advances in Financial Machine Learning, section 4.4.
@@ -261,7 +262,7 @@ def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
     starts = np.flatnonzero(labelled)
     np.add.at(alive, starts + 1, 1.0)
     np.add.at(alive, starts + 1 + horizon, -1.0)
-    # +1 where a label begins and -1 where it ends: the running sum counts those alive.
+    # +1 where a label begins and -1 where it ends: the cumulative sum counts the labels of a bar.
     share = 1.0 / np.maximum(np.cumsum(alive), 1.0)
     total = np.concatenate([[0.0], np.cumsum(share)])
     weights = np.zeros(count)
@@ -271,9 +272,9 @@ def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
 
 @dataclass(frozen=True)
 class Samples:
-    """One panel's labels [asset, time, horizon, ..], and the weight of each in one part.
+    """One panel's labels [asset, time, horizon, ..], and their weights in one part.
 
-    ``weights`` are [time, horizon]; a network may see the rows from ``start`` until ``stop``.
+    ``weights`` are [time, horizon]. Rows from ``start`` until ``stop`` are a network's inputs.
     """
 
     panel: Panel
@@ -285,7 +286,7 @@ class Samples:
 
     @property
     def segment(self) -> Segment:
-        """The bars of the first asset; of a panel of one those that there are."""
+        """The bars of the first asset."""
         return self.panel.segments[0]
 
     @property
@@ -294,18 +295,18 @@ class Samples:
         return np.flatnonzero(self.weights.any(axis=1))
 
     def whole_rows(self, window: int) -> Ids:
-        """Return the labelled rows with *window* rows of features up to them, themselves one."""
+        """Return the labelled rows that end a window of *window* rows of features."""
         rows = self.rows
         return rows[rows >= self.panel.first + window - 1]
 
     @property
     def each(self) -> list[Samples]:
-        """Those of each asset alone."""
+        """The samples of each asset separately."""
         return [
             replace(
                 self,
                 panel=Panel((segment,)),
-                labels={name: of[place : place + 1] for name, of in self.labels.items()},
+                labels={name: label[place : place + 1] for name, label in self.labels.items()},
             )
             for place, segment in enumerate(self.panel.segments)
         ]
@@ -318,7 +319,7 @@ def samples_in(
     part: Part,
     labels: Callable[[Panel, Sequence[int]], Labels] = targets,
 ) -> list[Samples]:
-    """Return the labelled samples of *part*, if there are any; *labels* are those of a panel."""
+    """Return the samples of *part* for each panel with a label there, which *labels* computes."""
     samples = []
     for panel in panels:
         mask = split.labelled(panel.segments[0], horizons, part)

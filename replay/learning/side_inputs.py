@@ -1,4 +1,4 @@
-"""What networks learn from beside the bars: covariates, order books, or another symbol's bars.
+"""Side inputs of networks: covariates, order books, or another symbol's bars.
 
 The rules are docs/models.md, L63, and docs/orderbook.md, D21 to D24.
 """
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 
 DAYS_LEAST: Final = 7
-"""Days of depth, without the gaps, below which nothing is said of a model."""
+"""A model that was fitted to fewer days of depth, without gaps, is not judged."""
 JUDGED_SOURCE: Final = "exchange"
 
 
 def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
-    """Return why nothing can be said of what is learnt from so much depth of these *sources*."""
+    """Return why a model fitted to these recordings counts as untrained; empty if it does not."""
     reasons = []
     if recorded_ms < DAYS_LEAST * DAY_MS:
         reasons.append(
@@ -66,10 +66,10 @@ def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
 
 
 def read_stored(paths: Sequence[Path]) -> list[tuple[Path, RecordedDepth]]:
-    """Read files of books of one depth and pace, oldest first.
+    """Read files of books with the same depth and pace, oldest first.
 
-    Raises ``DataInvalid`` for damage, for files that do not belong together, and for those of one
-    instrument that overlap or count it in other units.
+    Raises ``DataInvalid`` for damage, for files that differ in depth or pace, and for files of one
+    instrument that overlap or differ in units.
     """
     files = sorted(
         ((path, read_depth(path)) for path in paths), key=lambda each: int(each[1].times[0])
@@ -90,62 +90,62 @@ def read_stored(paths: Sequence[Path]) -> list[tuple[Path, RecordedDepth]]:
             raise DataInvalid(
                 f"{before.name} and {path.name} hold books of the same time; leave one out."
             )
-        counted = (each.header.instrument for each in (file, older))
-        units = {(of.price_decimals, of.quantity_decimals) for of in counted}
+        instruments = (each.header.instrument for each in (file, older))
+        units = {(each.price_decimals, each.quantity_decimals) for each in instruments}
         if len(units) > 1:
             raise DataInvalid(
-                f"{path} counts {header.instrument.id} in other units than {before.name}; the "
-                "exchange changed its filters between them, so give files of one side of it."
+                f"{path} has {header.instrument.id} in other units than {before.name}; the "
+                "exchange changed its filters between them, so leave one out."
             )
     return files
 
 
 class SideInputs(ABC):
-    """What stands beside the bars, and how it is standardised; most need little of this."""
+    """Inputs besides the bars, and their standardisation."""
 
     torn: Sequence[str] = ()
-    """What is left out of files whose recorder was killed (D4)."""
+    """Sentences about incomplete files of a killed recorder (D4)."""
 
     @property
     @abstractmethod
     def sha256(self) -> str:
-        """The hash of what it was read from."""
+        """The hash of the source."""
 
     def of_card(self, card: Mapping[str, Any]) -> SideInputs | None:
-        """Return it as *card*'s model reads and scales it; None where that takes none."""
+        """Return the inputs with *card*'s columns and scale; None if its model takes none."""
         del card
         return self
 
     def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
-        """Return it beside the bars of *segments*, whose features are called *names*.
+        """Return the inputs for the bars of *segments*, with features *names*.
 
-        Raises ``DataInvalid`` where it does not belong there.
+        Raises ``DataInvalid`` if they do not fit the bars.
         """
         del segments, names
         return self
 
     def fitted(self, until_ms: int) -> Self:
-        """Return it standardised as the rows before *until_ms* are, and by no later one."""
+        """Return the inputs with a standardisation fitted on rows before *until_ms* only."""
         del until_ms
         return self
 
     @abstractmethod
     def joined(self, until_ms: int) -> CovariateColumns:
-        """Return it as features; where nothing is fitted yet, that is, before *until_ms*."""
+        """Return the inputs as features; a missing scale is fitted before *until_ms*."""
 
     def untrained(self) -> list[str]:
-        """Return why nothing can be said of what is learnt from it; empty where it can."""
+        """Return why a model fitted to them counts as untrained; empty if it does not."""
         return []
 
     def section(self, scale: CovariateScale) -> dict[str, Any]:
-        """Return the part of a card's ``[features]`` that names it."""
+        """Return the part of a card's ``[features]`` that describes the inputs."""
         del scale
         return {}
 
 
 @dataclass(frozen=True)
 class CovariateInputs(SideInputs):
-    """A user's covariates, and how they are standardised; None before that is fitted."""
+    """A user's covariates; ``scale`` is None before it is fitted."""
 
     file: CovariateFile
     scale: CovariateScale | None = None
@@ -156,31 +156,32 @@ class CovariateInputs(SideInputs):
         return self.file.sha256
 
     def of_card(self, card: Mapping[str, Any]) -> Self | None:
-        """Return them scaled as *card* says; a model that takes none leaves them aside."""
+        """Return the covariates with *card*'s scale; None if its model takes none."""
         return replace(self, scale=vector_scale(card)) if takes_vectors(card) else None
 
     def section(self, scale: CovariateScale) -> dict[str, Any]:
-        """Return the part of a card's ``[features]`` that names them."""
-        of = {"file": self.file.path.name, "sha256": self.file.sha256}
-        return {"vectors": {**of, **scale.section()}}
+        """Return ``[features.vectors]`` of a card."""
+        file = {"file": self.file.path.name, "sha256": self.file.sha256}
+        return {"vectors": {**file, **scale.section()}}
 
     def fitted(self, until_ms: int) -> Self:
-        """Return them standardised as the rows before *until_ms* are, and by no later one."""
+        """Return the covariates with a scale fitted on rows before *until_ms* only."""
         columns = self.file.columns if self.scale is None else self.scale.columns
-        every = list(self.file.chosen(columns).values())
-        return replace(self, scale=CovariateScale.fitted(columns, every, until_ms))
+        rows = list(self.file.chosen(columns).values())
+        return replace(self, scale=CovariateScale.fitted(columns, rows, until_ms))
 
     def joined(self, until_ms: int) -> CovariateColumns:
-        """Return them as features."""
+        """Return the covariates as features."""
         if self.scale is None:
             return self.fitted(until_ms).joined(until_ms)
         return CovariateColumns(self.scale, self.file.standing(self.scale.columns))
 
 
 class DepthRows:
-    """The row of each bar by recorded books: a ``CovariateSource`` that reads a part at a time.
+    """A ``CovariateSource`` of recorded books: a row of features for each bar.
 
-    Each row is computed once, from the newest book at or before the close and the one before it.
+    A row comes from the newest book at or before the close and the book before that. Rows are
+    computed in parts and cached.
     """
 
     _AT_ONCE: Final = 256
@@ -192,7 +193,7 @@ class DepthRows:
         self._kept: dict[str, dict[int, tuple[int, Floats] | None]] = {}
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
-        """Return the rows of *symbol* at these closes."""
+        """Return the rows of *symbol* at the closes *closes_ms*."""
         rows = self._kept.setdefault(symbol, {})
         closes = closes_ms.tolist()
         if new := sorted(set(closes) - rows.keys()):
@@ -223,16 +224,16 @@ class DepthRows:
             newest = joined([pair.part(len(pair) - 1, len(pair)) for pair in pairs])
             before = joined([pair.part(0, 1) for pair in pairs])
             rows = rows_of_books(newest, before, has_before[cut])
-            of = zip(closes_ms[cut].tolist(), newest.seen_ms.tolist(), rows, strict=True)
-            by_close |= {close_ms: (time_ms, row) for close_ms, time_ms, row in of}
+            dated = zip(newest.seen_ms.tolist(), rows, strict=True)
+            by_close |= dict(zip(closes_ms[cut].tolist(), dated, strict=True))
         return by_close
 
 
 @dataclass(frozen=True)
 class BookInputs(SideInputs):
-    """Recorded books beside candles, and how their rows are standardised; None before it is fitted.
+    """Recorded books with one depth and pace, of any number of symbols.
 
-    They are of one depth and pace, and any number of symbols.
+    ``scale`` is None before it is fitted.
     """
 
     paths: tuple[Path, ...]
@@ -241,11 +242,11 @@ class BookInputs(SideInputs):
     source: DepthRows = field(compare=False)
     scale: CovariateScale | None = None
     bars: Mapping[str, Ids] = field(default_factory=dict, compare=False)
-    """The closes of each symbol's bars of the interval that a model is made for."""
+    """The closes of each symbol's bars at the model's interval."""
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
-        """Read *paths* as ``read_stored``."""
+        """Read *paths* with ``read_stored``."""
         files: dict[str, list[RecordedDepth]] = {}
         for _, file in read_stored(paths):
             files.setdefault(file.header.instrument.symbol, []).append(file)
@@ -253,9 +254,10 @@ class BookInputs(SideInputs):
         return cls(tuple(paths), files, reading, DepthRows(files, reading))
 
     def of_card(self, card: Mapping[str, Any]) -> Self:
-        """Return them as *card*'s model reads and scales them.
+        """Return the books with *card*'s depth, pace and scale.
 
-        Raises ``DataInvalid`` where these are other books.
+        Raises ``ConfigInvalid`` for a model without books, and ``DataInvalid`` for books that are
+        too shallow or have another pace.
         """
         wanted = reading_of(card)
         if wanted is None:
@@ -263,23 +265,24 @@ class BookInputs(SideInputs):
         if self.reading.levels < wanted.levels or self.reading.every_ms != wanted.every_ms:
             raise DataInvalid(
                 f"{self.paths[0]} holds {self.reading.words}, and the model reads {wanted.words}; "
-                "record so, or train on this file."
+                "record these, or train on this file."
             )
         source = DepthRows(self.files, wanted)
         return replace(self, reading=wanted, source=source, scale=scale_of(card))
 
     def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
-        """Return them beside the bars of *segments*.
+        """Return the books for the bars of *segments*.
 
-        Raises ``DataInvalid`` for books too far apart for these, or of another market.
+        Raises ``DataInvalid`` for fewer books than bars, or another market.
         """
         del names
         traded = {segment.candles.symbol: segment.candles.instrument for segment in segments}
         for symbol, group in self.files.items():
             for file in group:
-                if (books_of := file.header.instrument.id) != traded.get(symbol, books_of):
+                instrument = file.header.instrument.id
+                if instrument != traded.get(symbol, instrument):
                     raise DataInvalid(
-                        f"--depth holds books of {books_of}, and the candles are of "
+                        f"--depth holds books of {instrument}, and the candles are of "
                         f"{traded[symbol]}; give books and candles of one market."
                     )
         if self.reading.every_ms > segments[0].interval_ms:
@@ -287,29 +290,20 @@ class BookInputs(SideInputs):
                 f"{self.paths[0]} holds a book each {self.reading.every_ms:,} ms, longer than a "
                 "bar; record more often, or give candles of longer bars."
             )
-        symbols = dict.fromkeys(segment.candles.symbol for segment in segments)
-        return replace(
-            self,
-            bars={
-                symbol: np.concatenate(
-                    [
-                        segment.close_time_ms
-                        for segment in segments
-                        if segment.candles.symbol == symbol
-                    ]
-                )
-                for symbol in symbols
-            },
-        )
+        closes: dict[str, list[Ids]] = {}
+        for segment in segments:
+            closes.setdefault(segment.candles.symbol, []).append(segment.close_time_ms)
+        bars = {symbol: np.concatenate(each) for symbol, each in closes.items()}
+        return replace(self, bars=bars)
 
     def fitted(self, until_ms: int) -> Self:
-        """Return them standardised as the rows before *until_ms* are, and by no later one."""
-        every = [self.source.at(symbol, closes) for symbol, closes in self.bars.items()]
+        """Return the books with a scale fitted on rows before *until_ms* only."""
+        rows = [self.source.at(symbol, closes) for symbol, closes in self.bars.items()]
         columns = self.reading.columns
-        return replace(self, scale=CovariateScale.fitted(columns, every, until_ms, PREFIX))
+        return replace(self, scale=CovariateScale.fitted(columns, rows, until_ms, PREFIX))
 
     def joined(self, until_ms: int) -> CovariateColumns:
-        """Return them as features."""
+        """Return the books as features."""
         if self.scale is None:
             return self.fitted(until_ms).joined(until_ms)
         return CovariateColumns(self.scale, self.source)
@@ -322,7 +316,7 @@ class BookInputs(SideInputs):
 
     @property
     def recorded_ms(self) -> int:
-        """How long was recorded at bars, without gaps, of the symbol with the least."""
+        """The recorded time at bars, without gaps, of the symbol with the shortest."""
         durations = []
         for symbol, closes_ms in self.bars.items():
             books = sum(len(file.times) for file in self.files.get(symbol, ()))
@@ -333,16 +327,16 @@ class BookInputs(SideInputs):
 
     @property
     def torn(self) -> list[str]:  # type: ignore[override]
-        """What is left out of files whose recorder was killed (D4)."""
+        """Sentences about incomplete files of a killed recorder (D4)."""
         return [file.torn for group in self.files.values() for file in group if file.torn]
 
     def untrained(self) -> list[str]:
-        """Return why nothing can be said of what is learnt from them; empty where it can."""
+        """Return why a model fitted to them counts as untrained; empty if it does not."""
         sources = {file.header.source for group in self.files.values() for file in group}
         return untrained_by(self.recorded_ms, sources)
 
     def section(self, scale: CovariateScale) -> dict[str, Any]:
-        """Return the part of a card's ``[features]`` that names them."""
+        """Return the part of a card's ``[features]`` that describes the books."""
         files = [
             {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             for path in self.paths
@@ -360,26 +354,26 @@ class BookInputs(SideInputs):
 
 @dataclass(frozen=True)
 class OtherInputs(SideInputs):
-    """The bars of another symbol, which are among the candles; None before these are read."""
+    """Another symbol's bars, which the candles include; ``bars`` is None before they are read."""
 
     symbol: str
     bars: KnownOtherBars | None = None
 
     def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
-        """Return the symbol's own bars of *segments*, whose features are called *names*.
+        """Return the inputs with the symbol's bars of *segments*, with features *names*.
 
-        Raises ``DataInvalid`` where there are none, and where no bar of another symbol closes with
-        one of them.
+        Raises ``DataInvalid`` if there are none, or if no bar of another symbol closes with one of
+        them.
         """
         matching = [segment for segment in segments if segment.candles.symbol == self.symbol]
         if not matching:
             raise DataInvalid(
-                f"The network asks {self.symbol}, and no --data holds enough bars of it without a "
-                f"hole; give candles of {self.symbol} of the same time as well."
+                f"The network reads {self.symbol} too, and no --data holds enough bars of it "
+                f"without a gap; give candles of {self.symbol} of the same time as well."
             )
         matching.sort(key=lambda segment: int(segment.open_time_ms[0]))
         closes = np.concatenate([segment.close_time_ms[segment.first :] for segment in matching])
-        closes, first = np.unique(closes, return_index=True)  # of files that overlap
+        closes, first = np.unique(closes, return_index=True)  # files may overlap
         values = np.concatenate([segment.values[segment.first :] for segment in matching])[first]
         if not any(
             np.isin(segment.close_time_ms[segment.first :], closes).any()
@@ -387,54 +381,51 @@ class OtherInputs(SideInputs):
             if segment.candles.symbol != self.symbol
         ):
             raise DataInvalid(
-                f"The network asks {self.symbol}, and --data holds no bars of a symbol of the same "
-                "time that would ask it; give those as well."
+                f"The network forecasts other symbols than {self.symbol}, and --data holds no bars "
+                "of another symbol at the same time; give those as well."
             )
         return replace(self, bars=KnownOtherBars(self.symbol, names, closes, values))
 
     def joined(self, until_ms: int) -> OtherColumns:
-        """Return them as features."""
+        """Return the symbol's bars as features."""
         del until_ms
         assert self.bars is not None
         return OtherColumns.of(self.bars.names, self.bars)
 
     @property
     def sha256(self) -> str:
-        """The symbol: its candles are hashed with the others."""
+        """The symbol; its candles are hashed with all candles."""
         return self.symbol
 
 
 class SideFiles(NamedTuple):
-    """The files that are given beside candles: of covariates, or of order books."""
+    """The files of side inputs: covariates or order books."""
 
     covariates: Path | None
     depth: Sequence[Path]
 
     def read(self) -> CovariateInputs | BookInputs | None:
-        """Read them; raise ``ConfigInvalid`` where both are given."""
+        """Read the files; raise ``ConfigInvalid`` if both kinds are given."""
         if self.covariates is not None and self.depth:
-            raise ConfigInvalid(
-                "A network learns from --covariates or from --depth beside its bars; give one of "
-                "them."
-            )
+            raise ConfigInvalid("A network takes either --covariates or --depth; give one of them.")
         if self.depth:
             return BookInputs.read(self.depth)
-        return (
-            None if self.covariates is None else CovariateInputs(read_covariates(self.covariates))
-        )
+        if self.covariates is None:
+            return None
+        return CovariateInputs(read_covariates(self.covariates))
 
 
 def inputs_of(card: Mapping[str, Any], given: SideInputs | None) -> SideInputs | None:
-    """Return the inputs of *given* that the model of *card* reads beside its bars."""
+    """Return the side inputs of *card*'s model, from *given* or another symbol's bars."""
     if symbol := other_of(card):
         return OtherInputs(symbol)
     return None if given is None else given.of_card(card)
 
 
 def source_for(card: Mapping[str, Any], given: SideInputs | None) -> CovariateSource | None:
-    """Return the source that the model of *card* is built with, of what is *given*.
+    """Return the source of *given* inputs to build *card*'s model with.
 
-    Raises ``ConfigInvalid`` or ``DataInvalid`` where the model needs another, or none.
+    Raises ``ConfigInvalid`` or ``DataInvalid`` if the model needs other inputs, or none.
     """
     reading = reading_of(card)
     if reading is not None and not isinstance(given, BookInputs):
@@ -444,8 +435,7 @@ def source_for(card: Mapping[str, Any], given: SideInputs | None) -> CovariateSo
         )
     if given is not None and (symbol := other_of(card)):
         raise ConfigInvalid(
-            f"The model asks {symbol}, whose candles --data gives; leave --covariates and --depth "
-            "out."
+            f"The model reads {symbol} too, from --data; leave --covariates and --depth out."
         )
     if isinstance(given, CovariateInputs):
         return given.file.standing(vector_scale(card).columns if takes_vectors(card) else ())

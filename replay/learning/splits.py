@@ -1,9 +1,9 @@
-"""Segments of candles without holes, and the split of their calendar into parts and folds.
+"""Segments of candles without gaps, and the split of their time into parts and folds.
 
-A label that reaches into a held-out span would carry its outcome into the training, and features of
-the bars after it look back into it. So a training label ends before each held-out span begins, or
-its bar opens an embargo after that span's end. Source: López de Prado, Advances in Financial
-Machine Learning, chapters 7 and 12.
+A label that reaches into a held-out span would carry its outcome into training. Features of the
+bars after the span look back into it. So each training label ends before a held-out span begins, or
+its bar opens at least an embargo after the span's end. Source: López de Prado, Advances in
+Financial Machine Learning, chapters 7 and 12.
 
 The rules are docs/models.md, L5 and L44.
 """
@@ -29,13 +29,13 @@ from tracepaper.strategies.features.rows import CandleArrays, FeatureSchema, com
 from tracepaper.strategies.units import DAY_MS, iso
 
 SYMBOL_BITS: Final = 32
-"""Of ``Segment.keys``: what lies above is the place in time, what lies below the symbol."""
+"""The low bits of ``Segment.keys``, which hold the symbol; the bar's number is above them."""
 SYMBOL_MASK: Final = (1 << SYMBOL_BITS) - 1
 
 
 @dataclass(frozen=True)
 class TrainingFile:
-    """One candle file that was learnt from, as the card lists it."""
+    """A candle file of the training, as the card lists it."""
 
     name: str
     sha256: str
@@ -45,14 +45,14 @@ class TrainingFile:
     until_ms: int
     interval_ms: int
     columns: tuple[str, ...] = ()
-    """What ``--columns`` chose of its columns."""
+    """The choices of ``--columns``."""
     source: str = ""
-    """Of order books: who sent them."""
+    """For order books: who sent them."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive bars of one symbol without a hole; arrays over [time].
+    """Consecutive bars of one symbol without a gap; arrays over [time].
 
     ``values`` is float32 [time, feature]; rows before ``first`` lack their lookback and are NaN.
     """
@@ -63,7 +63,7 @@ class Segment:
     sigma: Array
     first: int
     lacks: NDArray[np.bool_] | None = None
-    """[time]: a bar that lacks what a user supplies, and is no sample; None where none does."""
+    """[time]: the bar lacks side inputs, so it is no sample; None if no bar does."""
 
     def __len__(self) -> int:
         """Return the number of bars."""
@@ -76,7 +76,7 @@ class Segment:
 
     @property
     def open_time_ms(self) -> NDArray[np.int64]:
-        """When each bar opened."""
+        """The opening time of each bar."""
         return self.candles.open_time_ms
 
     @property
@@ -86,23 +86,23 @@ class Segment:
 
     @property
     def keys(self) -> NDArray[np.int64]:
-        """Each bar's own number: its place in time beside its instrument's checksum."""
+        """A unique number of each bar: its number in time, then its instrument's checksum."""
         asset = crc32(self.candles.instrument.encode())
         keys: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << SYMBOL_BITS) + asset
         return keys
 
     @property
     def bars_a_day(self) -> int:
-        """How many bars a day has; with a calendar, a day of sessions."""
+        """The number of bars of a day; with a calendar, of a day of sessions."""
         calendar = self.candles.calendar
         return DAY_MS // self.interval_ms if calendar is None else calendar.bars_a_day
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Consecutive bars that all assets have: a segment of each, of the same times.
+    """Consecutive bars that all assets have: one segment for each, at the same times.
 
-    The bars of one symbol are a panel of one.
+    A single symbol is a panel of one asset.
     """
 
     segments: tuple[Segment, ...]
@@ -128,7 +128,7 @@ class Panel:
 
     @property
     def unit(self) -> Array:
-        """The volatility of a bar, in which labels are measured: [asset, time]."""
+        """The volatility per bar, the unit of labels: [asset, time]."""
         return np.stack([segment.sigma for segment in self.segments])
 
     def values(self, start: int, stop: int) -> NDArray[np.float32]:
@@ -136,16 +136,16 @@ class Panel:
         return np.stack([segment.values[start:stop] for segment in self.segments])
 
     def decisions(self, rows: NDArray[np.int64], every: int) -> NDArray[np.int64]:
-        """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
+        """Return the *rows* that close at a multiple of *every* bars since 1970."""
         first = int(self.segments[0].open_time_ms[0]) // self.segments[0].interval_ms
         chosen: NDArray[np.int64] = rows[(first + rows + 1) % every == 0]
         return chosen
 
 
 def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
-    """Cut *candles* at every hole; parts too short for a single feature row are left out.
+    """Cut *candles* at every gap; pieces too short for a row of features are left out.
 
-    With a calendar the night between two sessions is no hole.
+    With a calendar the night between two sessions is no gap.
     """
     cuts = np.flatnonzero(candles.steps != 1) + 1
     segments = []
@@ -153,7 +153,7 @@ def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
         if stop - start < schema.lookback:
             continue
         part = candles[start:stop]
-        columns = CandleArrays(  # units fall out of every feature
+        columns = CandleArrays(  # features do not depend on the units
             open_time_ms=part.open_time_ms,
             open=part.open.astype(np.float64),
             high=part.high.astype(np.float64),
@@ -173,7 +173,7 @@ def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
 
 
 class Part(StrEnum):
-    """The four parts of the calendar, in order."""
+    """The four parts of the time, in order."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -183,13 +183,12 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Split:
-    """Where each part ends (exclusive, UTC milliseconds); the test part runs to the data's end.
+    """The end of each part (exclusive, UTC milliseconds); the test part runs to the data's end.
 
-    Unless a span of it is asked for by ``test_from_ms`` and ``test_until_ms``, beside the parts.
-
-    ``embargo_bars`` at the start of every later part belong to none: their features overlap
-    with labels of the part before. The verdict on confidence needs two holdouts: the second begins
-    at ``second_holdout_ms``; by default, after half of the days of the test part.
+    ``test_from_ms`` and ``test_until_ms`` restrict the test part. The first ``embargo_bars`` of
+    every later part belong to none, as their features overlap with labels of the part before. The
+    verdict on confidence needs two holdouts. The second begins at ``second_holdout_ms``, by default
+    after half of the days of the test part.
     """
 
     train_until_ms: int
@@ -201,7 +200,7 @@ class Split:
     second_holdout_ms: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse parts that are not in order."""
+        """Raise ``ConfigInvalid`` for parts that are not in order."""
         ends = (self.train_until_ms, self.validation_until_ms, self.calibration_until_ms)
         if not ends[0] < ends[1] < ends[2]:
             raise ConfigInvalid(
@@ -211,7 +210,7 @@ class Split:
         if self.second_holdout_ms is not None and self.second_holdout_ms <= ends[2]:
             raise ConfigInvalid(
                 "split.second_holdout must be after split.calibration_until; give a later date, or"
-                " leave it out, and the second holdout is the second half of the days."
+                " leave it out for the second half of the days."
             )
 
     def span(self, part: Part) -> tuple[int, int]:
@@ -225,9 +224,9 @@ class Split:
         return (self.span(part),)
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
-        """Return [time, horizon]: the bar lies in *part*, past its embargo, and so does its label.
+        """Return [time, horizon]: whether bar and label lie in *part*, after its embargo.
 
-        False as well where the features lack their lookback or the label its future.
+        False where the features lack their lookback or the label its future.
         """
         start, stop = self.span(part)
         if part is not Part.TRAIN:
@@ -241,9 +240,9 @@ class Split:
 def by_shares(
     segments: Sequence[Segment], *, embargo_bars: int, shares: tuple[float, float, float]
 ) -> Split:
-    """Return the split whose first three parts hold these *shares* of all bars, cut at midnights.
+    """Return the split whose first three parts have these *shares* of all bars, cut at midnights.
 
-    Raises ``ConfigInvalid`` where the data are too short for four parts.
+    Raises ``ConfigInvalid`` if the data are too short for four parts.
     """
     times = np.sort(np.concatenate([segment.open_time_ms for segment in segments]))
     ends = []
@@ -259,7 +258,7 @@ def by_shares(
 
 
 SHARES: Final = (0.65, 0.1, 0.1)
-"""Of all bars: training, validation and calibration; the rest stays untouched for the figures."""
+"""Shares of all bars for training, validation and calibration; the rest is the test part."""
 
 
 def split_by(
@@ -273,20 +272,20 @@ def split_by(
         return lambda segments: replace(
             by_shares(segments, embargo_bars=embargo, shares=SHARES), second_holdout_ms=second
         )
-    first, last, third = (
+    train, validation, calibration = (
         date_ms(str(section.get(name)))
         for name in ("train_until", "validation_until", "calibration_until")
     )
-    return lambda _: Split(first, last, third, embargo, second_holdout_ms=second)
+    return lambda _: Split(train, validation, calibration, embargo, second_holdout_ms=second)
 
 
 def second_holdout(section: Mapping[str, Any]) -> int | None:
-    """Return where the second holdout begins; None where ``[split]`` is silent."""
+    """Return the start of the second holdout; None if ``[split]`` does not set it."""
     return date_ms(str(section["second_holdout"])) if "second_holdout" in section else None
 
 
 def split_of(card: Mapping[str, Any]) -> Split:
-    """Return the split that a card names; raise ``CheckpointMismatch`` where it names none."""
+    """Return the split of a card; raise ``CheckpointMismatch`` if it has none."""
     try:
         section = card["split"]
         return Split(
@@ -298,8 +297,7 @@ def split_of(card: Mapping[str, Any]) -> Split:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointMismatch(
-            f"The model's card does not say its split ({shown(error)}); judge a checkpoint that "
-            "does."
+            f"The model's card has no valid split ({shown(error)}); judge another checkpoint."
         ) from None
 
 
@@ -315,23 +313,23 @@ def date_ms(text: str) -> int:
 
 
 def date_of(ms: int) -> str:
-    """Return UTC milliseconds as a date, with the time where it is no midnight."""
+    """Return UTC milliseconds as a date, with the time unless it is midnight."""
     return iso(ms).removesuffix("T00:00:00Z")
 
 
 Span = tuple[int, int]
-"""From, inclusive, and until, exclusive: UTC milliseconds."""
+"""Start (inclusive) and end (exclusive) in UTC milliseconds."""
 FIRST_SHARE: Final = 0.5
-"""Of the time before the first test of a walk."""
+"""Share of the time before the first test of walk-forward folds."""
 STOP_SHARE: Final = 0.1
-"""Of the time that is learnt from: it stops the fit, or calibrates, and is its end."""
+"""Share of the training time, at its end, for validation or calibration."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Spans of time that are learnt from, that stop the fit, and that are tested.
+    """Spans for training, for validation, which stops the fit, and for test.
 
-    Where nothing is set aside for ``calibration``, what stops the fit is.
+    Without ``calibration`` spans, the validation spans calibrate.
     """
 
     train: tuple[Span, ...]
@@ -350,63 +348,63 @@ class Fold:
         }[part]
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
-        """Return [time, horizon]: bar and label lie in *part*, clear of what is held out.
+        """Return [time, horizon]: whether bar and label lie in *part*, purged of later parts.
 
-        Each part keeps clear of those after it: training, validation, calibration, test. False as
-        well where the features lack their lookback or the label its future.
+        The order of parts is training, validation, calibration, test. False where the features lack
+        their lookback or the label its future.
         """
         later = (*self.calibration, *self.test)
-        held: tuple[Span, ...] = {
+        held_out: tuple[Span, ...] = {
             Part.TRAIN: (*self.validation, *later),
             Part.VALIDATION: later,
             Part.CALIBRATION: self.test,
             Part.TEST: (),
         }[part]
 
-        def lies(rows: slice, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+        def inside(rows: slice, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
             begins, within = segment.open_time_ms[rows], np.zeros(len(ends), dtype=np.bool_)
             for start, stop in self.spans(part):
                 within |= (begins >= start) & (ends <= stop)
-            for start, stop in held:
+            for start, stop in held_out:
                 within &= (ends <= start) | (begins >= stop + self.embargo_ms)
             return within
 
-        return _labelled(segment, horizons, lies)
+        return _labelled(segment, horizons, inside)
 
 
 Parts = Split | Fold
-"""What says which bars are in which part."""
+"""The assignment of bars to parts."""
 
 
 def _labelled(
     segment: Segment,
     horizons: Sequence[int],
-    lies: Callable[[slice, NDArray[np.int64]], NDArray[np.bool_]],
+    inside: Callable[[slice, NDArray[np.int64]], NDArray[np.bool_]],
 ) -> NDArray[np.bool_]:
-    """Return [time, horizon]: ``lies(rows, ends)`` where features and the end of the label are."""
+    """Return [time, horizon]: ``inside(rows, ends of labels)``; False without features or label."""
     mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
     for column, horizon in enumerate(horizons):
         rows = slice(segment.first, max(len(segment) - horizon, segment.first))
-        mask[rows, column] = lies(rows, segment.close_time_ms[segment.first + horizon :])
+        mask[rows, column] = inside(rows, segment.close_time_ms[segment.first + horizon :])
     return mask
 
 
 def with_calibration(fold: Fold) -> Fold:
-    """Return *fold* whose last time before the test calibrates, and the time before stops the fit.
+    """Return *fold* with its validation part for calibration, and a new one before it.
 
-    Each is ``STOP_SHARE`` of what is left to learn from.
+    The new validation part is the last ``STOP_SHARE`` of the training part.
     """
-    train, validation = _stopped(fold.train)
+    train, validation = _with_end_apart(fold.train)
     return replace(fold, train=train, validation=validation, calibration=fold.validation)
 
 
 def walk_forward(
     span: Span, count: int, *, embargo_ms: int, is_rolling: bool = False
 ) -> list[Fold]:
-    """Return *count* folds whose tests follow one another over the second half of *span*.
+    """Return *count* folds with consecutive tests over the second half of *span*.
 
-    Each learns from all of *span* before its test, or with *is_rolling* from as long a time as the
-    first. Cut at midnights; raises ``ConfigInvalid`` where a test would have no day.
+    Each trains on all of *span* before its test; with *is_rolling*, on the same length of time as
+    the first fold. Cut at midnights. Raises ``ConfigInvalid`` if a test would have no day.
     """
     first, last = _days(span)
     begin = first + round((last - first) * FIRST_SHARE)
@@ -414,12 +412,12 @@ def walk_forward(
     if count < 1 or min(np.diff([first, *cuts])) < 1:
         raise ConfigInvalid(
             f"The candles hold {last - first} days before the untouched time, too few for {count} "
-            "folds that walk; give longer candles or fewer folds."
+            "walk-forward folds; give longer candles or fewer folds."
         )
     folds = []
     for start, stop in itertools.pairwise(cuts):
         past = ((start - (begin - first) if is_rolling else first) * DAY_MS, start * DAY_MS)
-        train, validation = _stopped((past,))
+        train, validation = _with_end_apart((past,))
         folds.append(Fold(train, validation, ((start * DAY_MS, stop * DAY_MS),), embargo_ms))
     return folds
 
@@ -427,13 +425,13 @@ def walk_forward(
 def combinatorial(span: Span, groups: int, tests: int, *, embargo_ms: int) -> list[Fold]:
     """Return a fold for each choice of *tests* of *groups* equal parts of *span*, in order.
 
-    The other parts are learnt from. Cut at midnights; raises ``ConfigInvalid`` where a group would
-    have no day, or where nothing is left to learn from.
+    The fold trains on the other parts. Cut at midnights. Raises ``ConfigInvalid`` if a group would
+    have no day, or there would be no training part.
     """
     first, last = _days(span)
     if not 1 <= tests < groups or last - first < groups:
         raise ConfigInvalid(
-            f"{groups} groups of which {tests} are tested cannot be cut of {last - first} days; "
+            f"{last - first} days cannot be cut into {groups} groups, {tests} tested at a time; "
             "give fewer groups, and fewer tests than groups."
         )
     cuts = (np.linspace(first, last, groups + 1).astype(np.int64) * DAY_MS).tolist()
@@ -441,29 +439,29 @@ def combinatorial(span: Span, groups: int, tests: int, *, embargo_ms: int) -> li
     folds = []
     for chosen in itertools.combinations(range(groups), tests):
         rest = _merged([part for at, part in enumerate(parts) if at not in chosen])
-        train, validation = _stopped(rest)
+        train, validation = _with_end_apart(rest)
         tested = tuple(parts[at] for at in chosen)
         folds.append(Fold(train, validation, tested, embargo_ms))
     return folds
 
 
 def paths(groups: int, tests: int) -> list[list[int]]:
-    """Return the paths of combinatorial folds: for each, the fold that answers every group.
+    """Return the paths of combinatorial folds: for each path, the fold of every group.
 
-    A group is tested in several folds; the j-th path takes the j-th of them, so that each path
-    covers the whole time once: C(groups - 1, tests - 1) of them.
+    Each group is tested in several folds, and path j takes the j-th of them. So each of the
+    C(groups - 1, tests - 1) paths covers the whole time once.
     """
-    every = list(itertools.combinations(range(groups), tests))
+    folds = list(itertools.combinations(range(groups), tests))
     by_group = [
-        [at for at, chosen in enumerate(every) if group in chosen] for group in range(groups)
+        [at for at, tested in enumerate(folds) if group in tested] for group in range(groups)
     ]
     return [list(path) for path in zip(*by_group, strict=True)]
 
 
 def read_folds(text: str, span: Span, *, embargo_ms: int) -> list[Fold]:
-    """Return the folds that *text* names: ``walk:3``, ``rolling:3`` or ``combinatorial:6/2``.
+    """Return the folds of ``walk:3``, ``rolling:3`` or ``combinatorial:6/2``.
 
-    Raises ``ConfigInvalid`` for anything else.
+    Raises ``ConfigInvalid`` for any other *text*.
     """
     kind, numbers = folds_named(text)
     if kind == COMBINATORIAL:
@@ -486,17 +484,17 @@ def folds_named(text: str) -> tuple[str, tuple[int, ...]]:
         )
     numbers = tuple(map(int, parts))
     if 0 in numbers:
-        raise ConfigInvalid(f"--folds is {text}, and 0 folds judge nothing; ask for at least 1.")
+        raise ConfigInvalid(f"--folds is {text}; write numbers of at least 1.")
     return kind, numbers
 
 
 def _days(span: Span) -> Span:
-    """Return the first midnight in *span* and the last, in days."""
+    """Return the first and the last midnight in *span*, in days since 1970."""
     return -(-span[0] // DAY_MS), span[1] // DAY_MS
 
 
 def _merged(parts: Sequence[Span]) -> tuple[Span, ...]:
-    """Return *parts*, in order, with those that touch as one."""
+    """Return *parts*, in order, with adjacent ones merged."""
     spans: list[Span] = []
     for start, stop in parts:
         if spans and spans[-1][1] == start:
@@ -506,16 +504,16 @@ def _merged(parts: Sequence[Span]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _stopped(spans: Sequence[Span]) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Return *spans* without its last share, and that share."""
-    left = round(STOP_SHARE * sum(stop - start for start, stop in spans))
-    train = list(spans)
-    validation: list[Span] = []
-    while left > 0:
-        start, stop = train.pop()
-        cut = max(start, stop - left)
-        validation.insert(0, (cut, stop))
-        left -= stop - cut
+def _with_end_apart(spans: Sequence[Span]) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Return *spans* without the last ``STOP_SHARE`` of their time, and that end."""
+    missing = round(STOP_SHARE * sum(stop - start for start, stop in spans))
+    rest = list(spans)
+    end: list[Span] = []
+    while missing > 0:
+        start, stop = rest.pop()
+        cut = max(start, stop - missing)
+        end.insert(0, (cut, stop))
+        missing -= stop - cut
         if cut > start:
-            train.append((start, cut))
-    return tuple(train), tuple(validation)
+            rest.append((start, cut))
+    return tuple(rest), tuple(end)

@@ -1,4 +1,4 @@
-"""From a recipe and files to checkpoints; what a training would learn from, in figures.
+"""Training: from a recipe and files to checkpoints; and figures about the training data.
 
 The rules are docs/models.md, L7 to L29 and L34.
 """
@@ -41,7 +41,8 @@ from tracepaper.strategies.units import DAY_MS, interval_text, iso
 def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401 - what its kind reads
     """Fit *recipe* to *data*, calibrate, evaluate and write a checkpoint; return it.
 
-    It lies in the folder of *run*, and the state of an unfinished fit in ``<folder>.training``.
+    The checkpoint is in the folder of *run*, the state of an unfinished fit in
+    ``<folder>.training``.
     """
     name, bars = run.folder.name, recipe.explained_bars
     state = run.folder.with_name(name + ".training")
@@ -54,14 +55,14 @@ def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401
 
 @dataclass(frozen=True)
 class _SeedFit:
-    """Trains a recipe on *data* where no folder of ours is: returns what belongs into one."""
+    """Trains a recipe on *data* in a temporary folder, perhaps in another process."""
 
-    data: Any  # what the recipe's kind reads
+    data: Any  # the material of the recipe's kind
     created_ms: int
     threads: int
 
     def __call__(self, unit: tuple[Recipe, str], say: Say) -> tuple[Checkpoint, dict[str, bytes]]:
-        """Return the checkpoint of a recipe, under the name of its folder, and files beside it."""
+        """Return the checkpoint of a (recipe, folder name), and the extra files of its folder."""
         recipe, name = unit
         use_threads(self.threads)
         with tempfile.TemporaryDirectory(prefix="tracepaper-seed-") as parent:
@@ -79,11 +80,11 @@ def train_seeds(
     *,
     each: Each | None = None,
 ) -> list[tuple[Path, Checkpoint]]:
-    """Train a checkpoint of each recipe, which differ in their seeds; return folders and them.
+    """Train each recipe; they differ only in their seeds. Return (folder, checkpoint) of each.
 
-    One lies in the folder of *run*, several in ``seed-N`` there, each with what the others reached
-    on its card. *each* is where they are trained, by default here one by one; elsewhere what a fit
-    resumes with is the checkpoints that are whole.
+    A single checkpoint is in the folder of *run*. Several are in its subfolders ``seed-N``, and
+    their cards compare the seeds. *each* runs the trainings, by default in this process; if it is
+    given, a resumed run repeats all trainings without a finished checkpoint.
     """
     first = recipes[0]
     use_threads(first.threads)
@@ -96,16 +97,15 @@ def train_seeds(
         for recipe, seed_folder in places:
             train(recipe, data, run._replace(folder=seed_folder))
     else:
-        left = [pair for pair in places if not (run.resume and _is_whole(*pair, data))]
+        missing = [pair for pair in places if not (run.resume and _is_finished(*pair, data))]
 
         def keep(place: int, result: tuple[Checkpoint, dict[str, bytes]]) -> None:
             checkpoint, extra = result
-            save(left[place][1], checkpoint.tensors, checkpoint.card, extra=extra)
+            save(missing[place][1], checkpoint.tensors, checkpoint.card, extra=extra)
 
         fit = _SeedFit(data, run.created_ms, first.threads)
-        each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in left], run.say, keep)
+        each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in missing], run.say, keep)
     checkpoints = [load(seed_folder) for seed_folder in folders]
-    # An order book's card has no horizon of the gates, and a regression draws nothing by a seed.
     if len(checkpoints) > 1 and draws_by_seed(checkpoints[0].card):
         checkpoints = compare_seeds(folders)
     for seed_folder, checkpoint in zip(folders, checkpoints, strict=True):
@@ -115,13 +115,16 @@ def train_seeds(
 
 
 def draws_by_seed(card: Mapping[str, Any]) -> bool:
-    """Return whether *card* has figures of a training that another seed changes."""
+    """Return whether *card* has figures that depend on a seed.
+
+    A regression has no seed, and a card of order books has no horizon of the gates.
+    """
     is_judged = bool(card.get("figures")) and "horizon" in card["calibration"]
     return is_judged and "seed" in card["training"]
 
 
-def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 - as ``train``'s
-    """Return whether *folder* holds what *recipe* gives on *data*, of candles."""
+def _is_finished(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 - as ``train``'s
+    """Return whether *folder* holds a checkpoint of *recipe* on *data*."""
     if not is_checkpoint(folder):
         return False
     card = load(folder).card
@@ -129,7 +132,7 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
     def full(key: str, value: object) -> object:
         return schema_of(str(value), data.interval_ms).schema_id if key == "schema_id" else value
 
-    # What the recipe leaves open follows from the data.
+    # Keys that the recipe does not set follow from the data.
     trained, chosen = recipe_of(card).document(), recipe.document()
     return card["data"] == data.card["data"] and all(
         trained.get(section, {}).get(key) == full(key, value)
@@ -140,18 +143,18 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
 
 
 def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
-    """Write into the card of each checkpoint what the others, of other seeds, reached."""
-    checkpoints = [_alone(load(folder)) for folder in folders]
-    every: list[Mapping[str, Any]] = [checkpoint.card for checkpoint in checkpoints]
-    section = cards.seeds_section(every)
-    sentences = cards.seeds_sentence(every, horizon=int(every[0]["calibration"]["horizon"]))
+    """Write the comparison of all seeds into the card of each checkpoint; return these."""
+    checkpoints = [_without_seeds(load(folder)) for folder in folders]
+    of_seeds: list[Mapping[str, Any]] = [checkpoint.card for checkpoint in checkpoints]
+    section = cards.seeds_section(of_seeds)
+    sentence = cards.seeds_sentence(of_seeds, horizon=int(of_seeds[0]["calibration"]["horizon"]))
     return [
         save(
             folder,
             checkpoint.tensors,
             checkpoint.card
             | {
-                "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], sentences]},
+                "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], sentence]},
                 "seeds": section,
             },
             extra={FILE_NAME: (folder / FILE_NAME).read_bytes()},
@@ -160,8 +163,8 @@ def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
     ]
 
 
-def _alone(checkpoint: Checkpoint) -> Checkpoint:
-    """Return *checkpoint* without what an earlier comparison wrote into its card."""
+def _without_seeds(checkpoint: Checkpoint) -> Checkpoint:
+    """Return *checkpoint* without an earlier comparison of seeds in its card."""
     card = checkpoint.card
     if "seeds" not in card:
         return checkpoint
@@ -171,10 +174,10 @@ def _alone(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class FitView:
-    """Shows a fit on stderr: a bar on a terminal, a line a validation elsewhere."""
+    """Shows a fit on stderr: a progress bar on a terminal, and a line for each validation."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Show the fit of *recipe*; where it has no steps, sentences alone."""
+        """Show the fit of *recipe*; a fit without steps has no bar."""
         steps = getattr(recipe.options, "steps", 0)
         self.console = Console(stderr=True)
         self._bar = Progress(
@@ -188,7 +191,7 @@ class FitView:
             disable=not (steps and self.console.is_terminal),
         )
         self._task = self._bar.add_task("training", total=steps, loss="")
-        self._warned = ""  # the last warning about gradients, said once
+        self._warned = ""  # the last warning about gradients, which is not repeated
 
     def __enter__(self) -> Self:
         """Start the bar."""
@@ -204,7 +207,7 @@ class FitView:
         self.console.print(sentence)
 
     def observe(self, progress: FitProgress) -> None:
-        """Move the bar on; after a validation print its score."""
+        """Update the bar; after a validation print its score."""
         loss = f"loss {progress.training_loss:.4f}"
         self._bar.update(self._task, completed=progress.step, loss=loss)
         if progress.validated:
@@ -222,7 +225,7 @@ class FitView:
 
 
 def described(data: Dataset) -> list[Table]:
-    """Return the contents of *data*: their files, and the labels of each part."""
+    """Return tables of the files of *data* and of the labels of each part."""
     files: list[Cells] = [
         {
             "file": source.name,
@@ -247,7 +250,7 @@ def described(data: Dataset) -> list[Table]:
 
 
 def _labels(data: Dataset, part: Part) -> Iterator[Cells]:
-    """Yield a row for each interval that *part* has labels of, and each horizon."""
+    """Yield a row for each interval with labels in *part*, and each horizon."""
     samples = data.labelled(part) if data.has(part) else []
     for interval_ms, (column, time) in product(data.intervals, enumerate(data.times)):
         pieces = [piece for piece in samples if piece.segment.interval_ms == interval_ms]
@@ -255,7 +258,7 @@ def _labels(data: Dataset, part: Part) -> Iterator[Cells]:
             continue
         labelled = [np.flatnonzero(piece.weights[:, column]) for piece in pieces]
         opened, ends = (
-            np.concatenate([of[rows] for of, rows in zip(times, labelled, strict=True)])
+            np.concatenate([each[rows] for each, rows in zip(times, labelled, strict=True)])
             for times in (
                 [piece.segment.open_time_ms for piece in pieces],
                 [piece.segment.close_time_ms for piece in pieces],

@@ -1,7 +1,7 @@
-"""Batches: windows of a part, by the order in which they are learnt from; and forecasts of rows.
+"""Batches of windows for training, in seeded random order, and forecasts of rows.
 
-Every labelled bar is a sample whose window ends at it. An epoch visits all of them in an order
-drawn from the seed, so that a step is an even subsample of the time that is learnt from.
+Every labelled bar is a sample; its window ends at it. An epoch visits all samples in an order drawn
+from the seed, so that each step samples the training time evenly.
 
 The rules are docs/models.md, L25, and docs/several.md, P26.
 """
@@ -25,15 +25,15 @@ from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network, Outputs
 
 Cuts = NDArray[np.int64]
-"""Windows [window, 3]: the place of its samples in a part, its first row, and one past its last."""
+"""Windows [window, 3]: the index of its samples in the part, its first row, its last plus one."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Tensors [batch, time, ..]: features, labels by name and sample weights by horizon.
 
-    ``positions`` int64 [batch, time] are absolute bar numbers, ``open_time_ms // interval_ms``. Of
-    several assets features and labels are [batch, asset or pair, time, ..].
+    ``positions`` int64 [batch, time] are absolute bar numbers, ``open_time_ms // interval_ms``.
+    With several assets, features and labels are [batch, asset or pair, time, ..].
     """
 
     values: Tensor
@@ -45,7 +45,7 @@ class Batch:
         """Return the batch on *device*."""
         return Batch(
             self.values.to(device),
-            {name: of.to(device) for name, of in self.labels.items()},
+            {name: label.to(device) for name, label in self.labels.items()},
             self.weights.to(device),
             self.positions.to(device),
         )
@@ -56,29 +56,29 @@ class Batch:
             dict(zip(self.labels, parts, strict=True))
             for parts in zip(*(label.split(size) for label in self.labels.values()), strict=True)
         ]
-        kept = (self.values.split(size), labels, self.weights.split(size))
-        return [Batch(*parts) for parts in zip(*kept, self.positions.split(size), strict=True)]
+        pieces = (self.values.split(size), labels, self.weights.split(size))
+        return [Batch(*piece) for piece in zip(*pieces, self.positions.split(size), strict=True)]
 
 
 def windows(
     part: Sequence[Samples], cuts: Cuts, length: int, *, learnt: int | None = None
 ) -> Batch:
-    """Return the windows of *part* at *cuts* as a batch: the one maker of batches.
+    """Return the windows of *part* at *cuts* as a batch.
 
-    A window that is shorter than *length* is padded at its end without weight. Of each the last
-    *learnt* rows are learnt from, by default all.
+    A window that is shorter than *length* is padded at its end without weight. Labels and weights
+    are those of the last *learnt* rows of each window, by default of all.
     """
     rows, has_assets = learnt or length, len(part[0].panel.symbols) > 1
-    of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
-    taken = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in of]
+    spans = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
+    labelled = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in spans]
     labels = {}
-    for name in of[0][0].labels:
-        each = [np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken]
+    for name in part[0].labels:
+        missing = LABELS[name].missing
+        each = [np.nan_to_num(samples.labels[name][:, at], nan=missing) for samples, at in labelled]
         labels[name] = _stacked(each, rows, has_assets=has_assets)
-    values, positions = inputs(
-        [(samples.panel, start, stop) for samples, start, stop in of], length, by_last=learnt == 1
-    )
-    weights = _stacked([samples.weights[None, at] for samples, at in taken], rows)
+    panels = [(samples.panel, start, stop) for samples, start, stop in spans]
+    values, positions = inputs(panels, length, by_last=learnt == 1)
+    weights = _stacked([samples.weights[None, at] for samples, at in labelled], rows)
     return Batch(values, labels, weights, positions)
 
 
@@ -87,11 +87,11 @@ def inputs(
 ) -> tuple[Tensor, Tensor]:
     """Return the features [window, time, ..] of rows of panels, and their positions [window, time].
 
-    A window that is shorter than *length* has zeros after its rows; *by_last*, where its last row
-    alone is asked for, before them. Zeros are neutral.
+    A window that is shorter than *length* is padded with zeros, which are neutral: at its end, or
+    with *by_last*, for a forecast of the last row, at its start.
     """
     parts = [panel.values(start, stop) for panel, start, stop in cuts]
-    # With sessions, bars that follow one another may have numbers that do not.
+    # Count from one bar: with sessions, consecutive bars may have numbers that are not.
     at = -1 if by_last else 0
     firsts = [
         first_position(panel.segments[0], (start, stop - 1)[at]) for panel, start, stop in cuts
@@ -103,29 +103,29 @@ def inputs(
 def _stacked(
     parts: Sequence[NDArray[Any]], count: int, *, has_assets: bool = False, by_last: bool = False
 ) -> Tensor:
-    """[asset, some of time, ..] each as [window, asset, time, ..]; of one asset without its axis.
+    """Stack [asset, time, ..] arrays, padded to *count*, as [window, asset, time, ..].
 
-    *has_assets* says that it stays: two assets have one pair.
+    The axis of a single asset is dropped, unless *has_assets*: two assets have a single pair.
     """
-    whole = np.zeros((len(parts), len(parts[0]), count, *parts[0].shape[2:]), parts[0].dtype)
-    for row, column in zip(whole, parts, strict=True):
-        begin = count - column.shape[1] if by_last else 0
-        row[:, begin : begin + column.shape[1]] = column
-    return torch.from_numpy(whole if has_assets or len(parts[0]) > 1 else whole[:, 0])
+    stack = np.zeros((len(parts), len(parts[0]), count, *parts[0].shape[2:]), parts[0].dtype)
+    for row, part in zip(stack, parts, strict=True):
+        begin = count - part.shape[1] if by_last else 0
+        row[:, begin : begin + part.shape[1]] = part
+    return torch.from_numpy(stack if has_assets or len(parts[0]) > 1 else stack[:, 0])
 
 
 def first_position(segment: Segment, row: int) -> int:
-    """Return the absolute number of the bar at *row*; those after it follow one by one."""
+    """Return the absolute number of the bar at *row*."""
     return int(segment.open_time_ms[row]) // segment.interval_ms
 
 
 class Epochs:
-    """Every window of a part once an epoch, *batch* at a time, in orders that are drawn by a seed.
+    """Every window of a part once per epoch, in batches and in seeded random order.
 
-    Where every row is learnt from, each epoch cuts every panel into windows at another phase, so
-    that it holds each position once. With *last_row* a window ends at each labelled bar, which
-    alone is learnt from. The last batch of an epoch may be smaller. Raises ``DataInvalid`` where
-    no labelled bar has a whole window before it.
+    By default a window has labels at all its rows, and each epoch cuts every panel into windows at
+    a random phase. With *last_row*, a window ends at each labelled bar and has its label only. The
+    last batch of an epoch may be smaller. Raises ``DataInvalid`` if no labelled bar has a full
+    window.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Epochs:
         self._part, self._length, self._batch, self._seed = part, length, batch, seed
         self._learnt = 1 if last_row else None
         rows = [each.whole_rows(length) for each in part] if last_row else []
-        ends = [np.stack([np.full_like(of, at), of - length + 1, of + 1], axis=1)
-                for at, of in enumerate(rows)]  # fmt: skip
+        ends = [np.stack([np.full_like(last, at), last - length + 1, last + 1], axis=1)
+                for at, last in enumerate(rows)]  # fmt: skip
         self._ends = np.concatenate(ends) if ends else np.empty((0, 3), dtype=np.int64)
         if last_row and not len(self._ends):
             raise DataInvalid(
@@ -150,7 +150,7 @@ class Epochs:
             )
 
     def stream(self, skipped: int = 0) -> Iterator[Batch]:
-        """Yield batches epoch after epoch without end, from the *skipped*-th on."""
+        """Yield batches epoch after epoch without end, after skipping *skipped*."""
         for number in itertools.count():
             order = self._order(number)
             yield from map(self._taken, order[skipped:])
@@ -180,10 +180,10 @@ class Epochs:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Windows of *length* rows that are drawn at random, those of a batch from one panel.
+    """Random windows of *length* rows; those of a batch are from one panel.
 
-    ``begins`` [panel, 2] are the first row at which a window may begin, and one past the last;
-    ``shares`` how often each panel is drawn.
+    ``begins`` [panel, 2] are the first row at which a window may begin, and one past the last.
+    ``shares`` [panel] are proportional to the probability of drawing each panel.
     """
 
     begins: Cuts
@@ -210,23 +210,23 @@ class Chunks:
         return np.stack([np.full_like(starts, place), starts, starts + self.length], axis=1)
 
 
-# --- what a network answers at rows of a segment
+# --- forecasts at rows of a segment
 
 
-_CHUNK_ROWS: Final = 8_192  # rows answered at once; bounds memory
+_CHUNK_ROWS: Final = 8_192  # rows of one pass; bounds memory
 WINDOWS_JUDGED: Final = 20_000
-"""Bars of a part that a network of whole windows is judged on: each costs a pass."""
+"""The most bars per part to judge a network of whole windows on: each costs a pass."""
 HEADS: Final = ("quantiles", "tails", "drawdown", "runup", "regimes", "path")
-"""Fields that not every network has."""
+"""The fields of auxiliary heads."""
 
 
 def predict(network: Network, segment: Segment, rows: Ids, *, dropout: bool = False) -> Fields:
-    """Return the fields at *rows* (ascending) of *segment*, which has features there.
+    """Return the fields at ascending *rows* of *segment*, which must have features.
 
-    Each row sees the receptive field that ends at it, or all there is of it; before that a network
-    of whole windows is given zeros, which are neutral. It takes the first columns of the features,
-    as many as it has. With *dropout* it drops as in training, by
-    PyTorch's seed. Leaves it in evaluation mode.
+    Each row sees the receptive field that ends at it, or as much as the segment has; a network of
+    whole windows gets neutral zeros before that. The network reads the first columns of the
+    features. *dropout* applies dropout as in training, with PyTorch's seed. The network is left in
+    evaluation mode.
     """
     if not len(rows):
         raise DataInvalid("There is no bar to forecast; give longer candles.")
@@ -242,13 +242,13 @@ def predict(network: Network, segment: Segment, rows: Ids, *, dropout: bool = Fa
 
 
 def joined(parts: Sequence[Fields]) -> Fields:
-    """Return the fields one after another."""
+    """Return the concatenated fields of *parts*."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def fields_of(outputs: Outputs) -> Fields:
     """Return *outputs* [row, horizon, ..] as fields."""
-    every = {
+    fields = {
         "mean": outputs.mean,
         "scale": torch.exp(outputs.log_scale),
         "dof": outputs.dof,
@@ -256,13 +256,13 @@ def fields_of(outputs: Outputs) -> Fields:
         "variance": torch.exp(outputs.log_variance),
         **{name: getattr(outputs, name) for name in HEADS},
     }
-    return {name: part.float().cpu().numpy() for name, part in every.items() if part is not None}
+    return {name: part.float().cpu().numpy() for name, part in fields.items() if part is not None}
 
 
 def passes(rows: Ids, first: int, field: int, at_once: int) -> Iterator[tuple[Ids, int, int]]:
-    """Yield those of *rows* that one pass answers, with the first bar that it sees and its end.
+    """Yield for each pass its *rows*, the first bar that it sees and its end.
 
-    A pass spans *at_once* bars, and sees *field* bars up to its first, from *first* on.
+    A pass spans *at_once* bars. It sees *field* bars up to its first row, but none before *first*.
     """
     for begin in range(int(rows[0]), int(rows[-1]) + 1, at_once):
         chosen = rows[(rows >= begin) & (rows < begin + at_once)]
@@ -271,7 +271,7 @@ def passes(rows: Ids, first: int, field: int, at_once: int) -> Iterator[tuple[Id
 
 
 def _by_row(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
-    """Yield the outputs of chunks of *rows*, each of one pass over all bars between."""
+    """Yield the outputs of chunks of *rows*, each from one pass over consecutive bars."""
     device, config, panel = network.device, network.config, Panel((segment,))
     for chosen, start, stop in passes(rows, segment.first, config.receptive_field, _CHUNK_ROWS):
         x, positions = inputs([(panel, start, stop)], stop - start)
@@ -281,7 +281,7 @@ def _by_row(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
 
 
 def _by_window(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
-    """Yield the outputs of batches of *rows*, each of its window alone."""
+    """Yield the outputs of batches of *rows*, each row from its window."""
     window, device, panel = network.config.window, network.device, Panel((segment,))
     batch, columns = max(_CHUNK_ROWS // window, 1), network.config.features
     for start in range(0, len(rows), batch):
@@ -295,28 +295,29 @@ def _by_window(network: Network, segment: Segment, rows: Ids) -> Iterator[Output
 
 
 def thinned(rows: Ids, total: int, network: Network) -> Ids:
-    """Return *rows*, of *total* in a part; evenly fewer where each costs a whole window."""
+    """Return *rows*, thinned evenly if each costs a window; the part has *total* rows."""
     return rows if network.answers_every_row else rows[:: -(-total // WINDOWS_JUDGED)]
 
 
 def judged_rows(
     network: Network | None, part: Sequence[Samples], at_most: int | None = None
 ) -> list[tuple[Samples, Ids]]:
-    """Return the labelled rows with a full context of each segment that has some, ``thinned``.
+    """Return for each segment its labelled rows with a full context, ``thinned``.
 
-    Evenly fewer where there are more than *at_most*. A model without a network sees one row.
+    They are thinned evenly to *at_most*. A model without a network sees one row. Segments without
+    such rows are left out.
     """
     context = 1 if network is None else network.config.receptive_field
     rows = [samples.whole_rows(context) for samples in part]
     total = sum(map(len, rows))
     step = 1 if at_most is None else max(-(-total // at_most), 1)
     if network is not None and step == 1:
-        rows = [thinned(of, total, network) for of in rows]
-    return [(s, of[::step]) for s, of in zip(part, rows, strict=True) if len(of)]
+        rows = [thinned(each, total, network) for each in rows]
+    return [(samples, each[::step]) for samples, each in zip(part, rows, strict=True) if len(each)]
 
 
 def no_context(part: Part, rows: int) -> ConfigInvalid:
-    """Return the error of a *part* without a bar that has the *rows* an answer depends on."""
+    """Return the error of a *part* without a bar that has a full context of *rows* rows."""
     return ConfigInvalid(
         f"The {part.value} part has no bar with {rows:,} bars before it, on which an answer "
         "depends; narrow the window, move the split's dates or give more candles."

@@ -54,7 +54,7 @@ def test_it_is_evaluated_compared_fitted_on_folds_and_ablated(outputs: dict[str,
 
 def test_what_examines_a_network_refuses_it(outputs: dict[str, str]) -> None:
     assert outputs["inspect"] == (
-        "The model shows no network and no arrays of its own to examine; leave that out.\n"
+        "The model has neither a network nor a model of rows to inspect; leave --inspect out.\n"
         "exit code 2\n"
     )
 

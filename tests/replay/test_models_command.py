@@ -118,7 +118,7 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
     for layer, alone in zip(earlier.layers, stored.attention(short).layers, strict=True):
         assert layer == pytest.approx(alone, abs=1e-5)
         assert np.abs(layer - maps.layers[0]).max() > 1e-3
-    with pytest.raises(DataInvalid, match=r"hold no .* bars of 1m without a hole.*give more"):
+    with pytest.raises(DataInvalid, match=r"hold no .* bars of 1m without a gap.*give more"):
         stored.attention(path, at=bars[300].open_time_ms)
 
 

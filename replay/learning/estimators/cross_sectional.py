@@ -1,8 +1,8 @@
-"""Networks over several assets, which answer for all symbols of a close, and their weights.
+"""Networks over several assets, which forecast all symbols at a close, and their weights.
 
-The network and each rule hold their weights for the same bars and pay the same fee for what they
-trade, drift included. Losses are those of the other networks, over all assets alike, and Huber's of
-the relative return.
+The network and each rule hold their weights for the same bars and pay the same fee on trades, which
+include the correction of drift. The losses are those of the other networks, averaged over assets,
+and Huber's loss of the relative return.
 
 The rules are docs/several.md, P23 to P31.
 """
@@ -101,7 +101,7 @@ from tracepaper.strategies.units import DAY_MS
 
 
 def rank_sentences(by_horizon: Mapping[str, Any], *, horizon: int) -> list[str]:
-    """Return the caveats of the forecasts at the gates' horizon, as sentences."""
+    """Return sentences about the forecasts at *horizon*, with the rank correlation."""
     main = by_horizon[str(horizon)]
     rank, noise = main["relative_rank_ic"]["relative"]
     is_above = rank > 0 and is_credible(rank, noise) and main["days"] >= FEW_DAYS
@@ -117,23 +117,23 @@ def rank_sentences(by_horizon: Mapping[str, Any], *, horizon: int) -> list[str]:
 
 
 AT_ONCE: Final = 2_048
-"""Bars that are answered in one pass; bounds memory."""
+"""The most bars of one pass, which bounds memory."""
 
 
 class PanelFields(NamedTuple):
-    """What a network answers at some bars of a panel, as arrays; in units of σ √h."""
+    """A network's outputs at some bars of a panel, in units of σ √h."""
 
     rows: Ids
-    each: tuple[Fields, ...]  # one an asset, with its relative return: [row, horizon, ..]
+    each: tuple[Fields, ...]  # by asset, with its relative return: [row, horizon, ..]
     heads: Mapping[str, NDArray[np.float32]]
-    """relative [asset, row, horizon]; where it has them allocation [asset, row] and loadings
-    [asset, row, horizon, factor]."""
+    """relative [asset, row, horizon]; optional: allocation [asset, row], loadings [asset, row,
+    horizon, factor]."""
 
 
 def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelFields:
-    """Return the fields of *network* at *rows*, ascending, each of its receptive field alone.
+    """Return the fields of *network* at ascending *rows*, each from its receptive field.
 
-    Raises ``DataInvalid`` where there is no row.
+    Raises ``DataInvalid`` without rows.
     """
     if not len(rows):
         raise DataInvalid("There is no close to forecast; give longer candles.")
@@ -146,14 +146,14 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
             x, positions = inputs([(panel, start, stop)], stop - start)
             outputs: CrossOutputs = network(x, assets, positions[0])
             at = torch.from_numpy(chosen - start)
-            if not is_joint:  # which answers its last bar alone
+            if not is_joint:  # joint attention answers only the last bar
                 outputs = outputs.map(partial(torch.index_select, dim=2, index=at))
             parts.append(outputs)
     heads = {}
     for name in ("relative", "allocation", "loadings"):
-        of = [given[0] for part in parts if (given := getattr(part, name)) is not None]
-        if of:
-            heads[name] = torch.cat(of, dim=1).float().numpy()
+        outputs_of = [head[0] for part in parts if (head := getattr(part, name)) is not None]
+        if outputs_of:
+            heads[name] = torch.cat(outputs_of, dim=1).float().numpy()
     each = tuple(
         {
             **joined([fields_of(part.each.map(itemgetter((0, asset)))) for part in parts]),
@@ -166,11 +166,11 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
 
 FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240
-"""Bars from which the rules' covariance is estimated."""
+"""The number of bars in the rules' covariance."""
 RULES: Final = (WeightRule.EQUAL, WeightRule.INVERSE, WeightRule.MINIMUM)
 
 WeightsAt = Callable[[Panel, Ids], Array]
-"""The weights [asset, decision] at some rows of a panel."""
+"""A panel and its rows → the weights [asset, decision] at these rows."""
 
 
 class PanelDecisions(NamedTuple):
@@ -183,7 +183,7 @@ class PanelDecisions(NamedTuple):
 
 
 def portfolio_decisions(part: Sequence[Samples], *, every: int, field: int) -> list[PanelDecisions]:
-    """Return the decisions of *part*, each with *field* bars before it and a known outcome."""
+    """Return the decisions of *part* that have *field* bars before them and a known outcome."""
     decisions = []
     for samples in part:
         panel = samples.panel
@@ -201,14 +201,14 @@ def portfolio_returns(
 ) -> Forecasts:
     """Simulate holding each of *weights*, net of fees; a panel begins without positions.
 
-    A row is a day: the sums of its decisions' net returns, turnover and gross.
+    A row is a day, with the sums of its decisions' net returns, turnover and gross exposure.
     """
     days, day, counts = np.unique(
         np.concatenate([panel.days for panel in decisions]), return_inverse=True, return_counts=True
     )
     values = {}
     for name, weigh in weights.items():
-        parts = [_held(of, weigh(of.panel, of.rows)) for of in decisions]
+        parts = [_held(panel, weigh(panel.panel, panel.rows)) for panel in decisions]
         values[name] = {
             field: np.bincount(day, np.concatenate([part[field] for part in parts]), len(days))
             for field in parts[0]
@@ -236,7 +236,7 @@ def _held(decisions: PanelDecisions, weights: Array) -> dict[str, Array]:
 
 
 def rule_weights(rule: WeightRule) -> WeightsAt:
-    """Weigh by *rule* over the covariance of the last ``COVARIANCE_BARS``."""
+    """Return weights by *rule* from the covariance of the last ``COVARIANCE_BARS``."""
 
     def risks(panel: Panel, rows: Ids) -> list[Array]:
         steps = moves(panel.price, 1)
@@ -246,9 +246,9 @@ def rule_weights(rule: WeightRule) -> WeightsAt:
 
 
 def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool) -> WeightsAt:
-    """Weigh by the least variance that *network* forecasts at the horizon in place *at*.
+    """Return minimum-variance weights by the forecasts of *network* at its horizon number *at*.
 
-    Without *is_correlated* by its volatilities alone, as if no two symbols moved together.
+    Without *is_correlated*, correlations are taken as 0.
     """
 
     def risks(panel: Panel, rows: Ids) -> list[Array]:
@@ -270,9 +270,9 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
 
 
 def _daily(rule: WeightRule, risks: Callable[[Panel, Ids], Sequence[Array]]) -> WeightsAt:
-    """Weigh by *rule* at the first decision of each day, which favours its costs.
+    """Return weights by *rule*, computed at each day's first decision and kept for the day.
 
-    *risks* are the covariances at some rows of a panel.
+    Few changes save costs, which favours the rule. *risks* gives the covariances at some rows.
     """
 
     def weights_at(panel: Panel, rows: Ids) -> Array:
@@ -284,8 +284,8 @@ def _daily(rule: WeightRule, risks: Callable[[Panel, Ids], Sequence[Array]]) -> 
     return weights_at
 
 
-def rules_here() -> tuple[WeightRule, ...]:
-    """Return the rules that can be solved: without cvxpy all but minimum variance."""
+def solvable_rules() -> tuple[WeightRule, ...]:
+    """Return the rules that can be solved; minimum variance needs cvxpy."""
     try:
         require_solver(WeightRule.MINIMUM)
     except ConfigInvalid:
@@ -294,12 +294,12 @@ def rules_here() -> tuple[WeightRule, ...]:
 
 
 def with_rules(weights: WeightsAt, network: CrossAssetNetwork, at: int) -> dict[str, WeightsAt]:
-    """Return the model's *weights* and those of every rule that can be solved here, by name.
+    """Return the model's *weights* and those of every solvable rule, by name.
 
-    Of a *network* with correlations also least variance by its forecasts at the horizon in place
-    *at*, with them and without.
+    A *network* with correlations adds minimum variance by its forecasts at the horizon number *at*,
+    with and without correlations.
     """
-    rules = {MODEL: weights, **{rule.value: rule_weights(rule) for rule in rules_here()}}
+    rules = {MODEL: weights, **{rule.value: rule_weights(rule) for rule in solvable_rules()}}
     if network.config.factors and WeightRule.MINIMUM in rules:
         rules["correlated minimum"] = forecast_weights(network, at, is_correlated=True)
         rules["uncorrelated minimum"] = forecast_weights(network, at, is_correlated=False)
@@ -307,9 +307,9 @@ def with_rules(weights: WeightsAt, network: CrossAssetNetwork, at: int) -> dict[
 
 
 def portfolio_figures(held: Forecasts) -> dict[str, Any]:
-    """Return the figures of the network's weights and every rule's, as a card has them.
+    """Return the figures of the network's weights and every rule's, for a card.
 
-    Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
+    Net returns are in basis points a day. ``against_bp_a_day`` is the network's minus the rule's.
     """
     views = {name: MetricView(held, name) for name in held.values}
     means = {
@@ -320,9 +320,9 @@ def portfolio_figures(held: Forecasts) -> dict[str, Any]:
         "decisions": int(held.labels["decisions"].sum()),
         "days": len(held),
         "fee": FEE,
-        "net_bp_a_day": {name: of.rounded(3) for name, of in means["net"].items()},
-        "turnover_a_day": {name: of.rounded(4)[0] for name, of in means["turnover"].items()},
-        "gross": {name: of.rounded(4)[0] for name, of in means["gross"].items()},
+        "net_bp_a_day": {name: mean.rounded(3) for name, mean in means["net"].items()},
+        "turnover_a_day": {name: mean.rounded(4)[0] for name, mean in means["turnover"].items()},
+        "gross": {name: mean.rounded(4)[0] for name, mean in means["gross"].items()},
         "against_bp_a_day": {
             name: DailyEstimate(*difference.pair).rounded(3)
             for name, difference in compare(held, PORTFOLIOS["net"]).items()
@@ -331,7 +331,7 @@ def portfolio_figures(held: Forecasts) -> dict[str, Any]:
 
 
 def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
-    """Compare the weights' return with the rules', and say where that proves nothing."""
+    """Return sentences that compare the weights' return with the rules'."""
     net, error = figures["net_bp_a_day"][MODEL]
     days = figures["days"]
     if figures["gross"][MODEL] == 0.0:
@@ -358,23 +358,23 @@ def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
 
 
 _UNKNOWN: Final = ("?",)
-"""Stands for the symbols in a recipe: the candles name them."""
+"""Placeholder for a recipe's symbols, which the candles name."""
 JOINT_CLOSES: Final = 4_000
-"""Closes of a part that joint attention is judged on: each costs a pass over its window."""
+"""The most closes per part to judge joint attention on: each costs a pass over its window."""
 EXPLAINED_CLOSES: Final = 6_000
-"""Closes that are explained of a part, each by a pass over all symbols."""
+"""The most closes to explain per part: each costs a pass over all symbols."""
 
 
 AVERSION: Final = 0.1
-"""Price of variance in a portfolio's loss, in units of a usual return over the time held."""
+"""Price of variance in a portfolio's loss, in units of the typical return over the time held."""
 _VALIDATED: Final = 8
-"""Batches of the validation part that are judged at a time."""
+"""Batches in one validation."""
 
 
 def read_config(kind: ModelKind, chosen: Chosen) -> CrossAssetConfig:
     """Return the configuration for symbols that are not known yet.
 
-    Weights are held for the horizon of the gates, where none is chosen for them.
+    By default weights are held for the horizon of the gates.
     """
     section = dict(chosen["architecture"])
     horizons = section.get("horizons", CrossAssetConfig(symbols=_UNKNOWN).horizons)
@@ -384,14 +384,14 @@ def read_config(kind: ModelKind, chosen: Chosen) -> CrossAssetConfig:
 
 
 def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
-    """Return ``[architecture]`` of a recipe: without what the candles and the kind say."""
+    """Return ``[architecture]`` of a recipe, without keys that candles and kind determine."""
     section = listed(config)
     del section["symbols"], section["allocation"]
     return section
 
 
 class CrossAssetModel(NetworkModel):
-    """A fitted network over several assets, which answers at closes that all of them have."""
+    """A fitted network over several assets, which forecasts at their common closes."""
 
     shows_gates = False
 
@@ -411,28 +411,24 @@ class CrossAssetModel(NetworkModel):
 
     @property
     def usually_explained(self) -> int:
-        """Those that its training explained; of all assets, each close by a pass over all."""
+        """The number that training explained; by default ``EXPLAINED_CLOSES`` of each asset."""
         chosen = self.card["training"].get("explained_bars")
         return chosen or EXPLAINED_CLOSES * len(self.model.config.symbols)
 
     def for_fold(self, data: Dataset) -> Self:
-        """Return it with the slopes that its weights are scaled by."""
+        """Return the model calibrated: its weights need the slopes."""
         return self.scaled(data)
 
     def scaled(self, data: Dataset) -> Self:
-        """Return it with the slopes of relative returns and correlations, too."""
+        """Return the calibrated model, with slopes of relative returns and correlations too."""
         answered, relative = self._answered(data, Part.CALIBRATION), {}
         for at, horizon in enumerate(data.horizons):
-            forecast, value = (
-                np.concatenate([of.ravel() for of in every])
-                for every in (
-                    [fields.heads["relative"][..., at] for _, fields in answered],
-                    [
-                        relative_return(of.panel.price, of.panel.unit, horizon)[:, fields.rows]
-                        for of, fields in answered
-                    ],
-                )
-            )
+            forecasts, values = [], []
+            for samples, fields in answered:
+                returns = relative_return(samples.panel.price, samples.panel.unit, horizon)
+                forecasts.append(fields.heads["relative"][..., at].ravel())
+                values.append(returns[:, fields.rows].ravel())
+            forecast, value = np.concatenate(forecasts), np.concatenate(values)
             finite = np.isfinite(value)
             relative[str(horizon)] = cards.slope(
                 forecast[finite].astype(np.float64), value[finite].astype(np.float64)
@@ -444,9 +440,9 @@ class CrossAssetModel(NetworkModel):
         return model.with_card(calibration=section)
 
     def _answered(self, data: Dataset, part: Part) -> list[tuple[Samples, PanelFields]]:
-        """Return the answers at every labelled close of *part* with a whole field before it.
+        """Return the answers at every labelled close of *part* that has a full receptive field.
 
-        Where *data* are some bars only, at their closes alone.
+        If *data* is restricted to some bars, only their closes are answered.
         """
         network, answers = self.network, []
         closes = None if data.only is None else np.unique(data.only >> SYMBOL_BITS)
@@ -466,12 +462,12 @@ class CrossAssetModel(NetworkModel):
     def answers(self, data: Dataset, part: Part) -> Forecasts:
         """Return the network's forecasts of each asset at the closes of *part*.
 
-        Of the test part with what its weights and every rule's made of the decisions.
+        The test part has the results of the weights and of every rule too, as ``held``.
         """
         answers = [
-            SegmentFields(of_asset, fields.rows, answer)
+            SegmentFields(asset, fields.rows, answer)
             for samples, fields in self._answered(data, part)
-            for of_asset, answer in zip(samples.each, fields.each, strict=True)
+            for asset, answer in zip(samples.each, fields.each, strict=True)
         ]
         forecasts = forecasts_of(answers, data.baselines, data.horizons)
         return replace(forecasts, held=self._held(data)) if part is Part.TEST else forecasts
@@ -488,7 +484,7 @@ class CrossAssetModel(NetworkModel):
         return portfolio_returns(decisions, weights)
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
-        """Return the sentences of ranks across the assets, and of what weights made."""
+        """Return sentences about ranks across the assets and the weights' returns."""
         sentences = [cards.NOTICE, *rank_sentences(results, horizon=self.horizon)]
         if (held := judgement.forecasts.held) is not None:
             results["weights"] = portfolio_figures(held)
@@ -496,7 +492,7 @@ class CrossAssetModel(NetworkModel):
         return sentences
 
     def pairs(self, data: Dataset) -> Forecasts | None:
-        """Return the correlations of a head beside others; None of a network without one."""
+        """Return the head's and other forecasts of correlations; None without such a head."""
         table = super().pairs(data)
         if table is None:
             return None
@@ -507,15 +503,15 @@ class CrossAssetModel(NetworkModel):
             pairs = correlations_of(loadings)[0].double().numpy()  # [pair, row, horizon]
             opened = samples.segment.open_time_ms[fields.rows]
             parts += [
-                pair_rows(name, opened, horizon, data.interval_ms, {MODEL: of[:, at]})
-                for name, of in zip(names, pairs, strict=True)
+                pair_rows(name, opened, horizon, data.interval_ms, {MODEL: values[:, at]})
+                for name, values in zip(names, pairs, strict=True)
                 for at, horizon in enumerate(data.horizons)
             ]
         return with_head(table, concatenated(parts))
 
 
 def _weights_of(model: TogetherModel) -> WeightsAt:
-    """Return a rule that weighs as the strategy of *model* does."""
+    """Return the weights that a strategy with *model* holds."""
 
     def weigh(panel: Panel, rows: Ids) -> Array:
         heads = predicted(model.network, panel, rows).heads
@@ -531,11 +527,8 @@ def _weights_of(model: TogetherModel) -> WeightsAt:
 # --- the fit
 
 
-def usual_return(training: Sequence[Samples], every: int) -> float:
-    """Return the standard deviation of equal weights' returns over *every* bars in *training*.
-
-    Of returns that end within the part.
-    """
+def typical_return(training: Sequence[Samples], every: int) -> float:
+    """Return the standard deviation of equal weights' returns over *every* bars in *training*."""
     returns = []
     for samples in training:
         within = np.flatnonzero(samples.weights[:, samples.horizons.index(every)] > 0)
@@ -546,22 +539,22 @@ def usual_return(training: Sequence[Samples], every: int) -> float:
 
 
 def correlation_variance(training: Sequence[Samples]) -> Tensor:
-    """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
-    errors = np.ones(len(training[0].horizons))
-    for at in range(len(errors)):
-        parts = [of.labels["correlation"][:, of.rows, at] for of in training]
+    """Return the mean variance over time of correlations in *training*: [horizon]; 1 if unknown."""
+    variances = np.ones(len(training[0].horizons))
+    for at in range(len(variances)):
+        parts = [samples.labels["correlation"][:, samples.rows, at] for samples in training]
         realised = np.concatenate(parts, axis=1)
         realised = realised[:, np.isfinite(realised).all(axis=0)]
-        if realised.shape[1] and (usual := float(realised.var(axis=1).mean())) > 0.0:
-            errors[at] = usual
-    return torch.from_numpy(errors).float()
+        if realised.shape[1] and (variance := float(realised.var(axis=1).mean())) > 0.0:
+            variances[at] = variance
+    return torch.from_numpy(variances).float()
 
 
 class ClosesPart:
-    """A part of the closes, in chunks of *length*: what is drawn of it, and as batches.
+    """The closes of a part, drawn as batches of chunks of *length* bars.
 
-    Of a network that answers every row each close of a chunk is a sample; of joint attention a
-    window for each decision, as many as *length* bars hold.
+    For a network that answers every row, each close of a chunk is a sample. For joint attention, a
+    chunk has a window for each decision that fits in it.
     """
 
     def __init__(self, part: Sequence[Samples], network: CrossAssetNetwork, *, length: int) -> None:
@@ -580,9 +573,9 @@ class ClosesPart:
         least = config.every + (config.window if self._joint else 0)
         if length < least + config.every:
             raise DataInvalid(
-                f"A part has at most {max(lengths):,} closes in a row, of which chunks are "
-                f"{length:,}, and weights held for {config.every} bars need "
-                f"{least + config.every:,}; give longer candles, or lower every."
+                f"Weights held for {config.every} bars need chunks of {least + config.every:,} "
+                f"closes; a part has at most {max(lengths):,} in a row, and chunks have "
+                f"{length:,}. Give longer candles, or lower every."
             )
 
     def taken(self, cuts: Cuts) -> Batch:
@@ -591,25 +584,25 @@ class ClosesPart:
             return windows(self._part, cuts, self.chunks.length)
         window, place = self._config.window, int(cuts[0, 0])
         samples = self._part[place]
-        every = [
+        by_chunk = [
             samples.panel.decisions(np.arange(start + window - 1, stop), self._config.every)
             for _, start, stop in cuts.tolist()
         ]
-        ends = np.concatenate([of[: min(map(len, every))] for of in every])
+        ends = np.concatenate([rows[: min(map(len, by_chunk))] for rows in by_chunk])
         each = np.stack([np.full_like(ends, place), ends - window + 1, ends + 1], axis=1)
         batch = windows(self._part, each, window, learnt=1)
         return Batch(  # [batch * decision, asset, 1, ..] as [batch, asset, decision, ..]
             batch.values,
-            {name: folded(of, len(cuts)) for name, of in batch.labels.items()},
+            {name: folded(label, len(cuts)) for name, label in batch.labels.items()},
             batch.weights[:, 0].unflatten(0, (len(cuts), -1)),
             first_position(samples.segment, 0) + torch.arange(window)[None],
         )
 
 
 def folded(part: Tensor, count: int) -> Tensor:
-    """[batch * window, asset, 1, ..] as [batch, asset, window, ..]."""
-    of_batch: Tensor = part[:, :, 0].unflatten(0, (count, -1))
-    return of_batch.transpose(1, 2)
+    """Reshape [batch * window, asset, 1, ..] to [batch, asset, window, ..]."""
+    batches: Tensor = part[:, :, 0].unflatten(0, (count, -1))
+    return batches.transpose(1, 2)
 
 
 def answered(network: CrossAssetNetwork, assets: Tensor, batch: Batch) -> CrossOutputs:
@@ -621,16 +614,16 @@ def answered(network: CrossAssetNetwork, assets: Tensor, batch: Batch) -> CrossO
 
 
 def decided(batch: Batch, config: CrossAssetConfig) -> tuple[Tensor, Tensor]:
-    """Return the decisions of *batch*, as many as the window with the fewest has.
+    """Return the decisions of *batch*; all windows are cut to the fewest decisions of any.
 
-    Their rows, int64 [batch, decision], at which weights are held until the next; and the simple
-    returns of each asset meanwhile [batch, asset, decision], 0 where they reach out of the part.
+    The first result is their rows, int64 [batch, decision]. The second is each asset's simple
+    return until the next decision, [batch, asset, decision]; 0 where it ends outside the part.
     """
     count = batch.weights.shape[1]
     rows = torch.arange(count, device=batch.weights.device).expand(len(batch.weights), -1)
-    if config.attention != JOINT:  # whose rows are its decisions
-        every = [torch.nonzero((row + 1) % config.every == 0)[:, 0] for row in batch.positions]
-        rows = torch.stack([of[: min(map(len, every))] for of in every])
+    if config.attention != JOINT:  # every row of joint attention is a decision
+        by_window = [torch.nonzero((row + 1) % config.every == 0)[:, 0] for row in batch.positions]
+        rows = torch.stack([decisions[: min(map(len, by_window))] for decisions in by_window])
     at = config.horizons.index(config.every)
     held = batch.labels["gain"][..., at] * (batch.weights[:, None, :, at] > 0)
     return rows, held.gather(2, rows[:, None].expand(-1, held.shape[1], -1))
@@ -642,52 +635,53 @@ def cross_section(
     validation: Sequence[Samples],
     options: FitOptions,
 ) -> MeanLoss:
-    """Return the objective of a network over several assets: all losses by their shares."""
+    """Return the objective of a network over several assets: the weighted sum of all losses."""
     config, device = network.config, device_of(network)
-    learnt = {
+    is_used = {
         titles(()): True,
         "Huber of the relative return": True,
         "squared error of correlations": config.factors,
         "negative utility net of fees": config.allocation,
     }
-    ours, judged = (
+    drawn, judged = (
         ClosesPart(part, network, length=options.length) for part in (training, validation)
     )
     count = len(config.symbols)
     assets = torch.arange(count, device=device)
     shares = torch.from_numpy(loss_shares(config.horizons, options)).float().to(device)
-    unit = usual_return(training, config.every)
-    costs = PortfolioCosts(fee=cards.ROUND_TRIP_COST / 2.0, unit=unit, aversion=AVERSION)
-    usual = (correlation_variance(training) if config.factors else torch.ones(1)).to(device)
+    unit = typical_return(training, config.every)
+    costs = PortfolioCosts(fee=FEE, unit=unit, aversion=AVERSION)
+    variance = (correlation_variance(training) if config.factors else torch.ones(1)).to(device)
 
     def loss(network: CrossAssetNetwork, batch: Batch) -> Tensor:
         batch = batch.to(device)
         outputs = answered(network, assets, batch)
         weights = batch.weights.repeat_interleave(count, dim=0)  # [batch * asset, row, horizon]
-        labels = {name: of for name, of in batch.labels.items() if name != "correlation"}
-        each = elementwise(
-            outputs.each.map(lambda part: part.flatten(0, 1).float()),
-            {name: label.flatten(0, 1) for name, label in labels.items()},
-            weights > 0,
-        )
+        labels = {
+            name: label.flatten(0, 1)
+            for name, label in batch.labels.items()
+            if name != "correlation"
+        }
+        flat = outputs.each.map(lambda part: part.flatten(0, 1).float())
+        each = elementwise(flat, labels, weights > 0)
         total = (averaged(each, weights) * shares).sum()
         relative = relative_loss(outputs, batch.labels["relative"]).flatten(0, 1)[None]
         total = total + (averaged(relative, weights)[0] * shares[0]).sum()
         if outputs.loadings is not None:
             realised = batch.labels["correlation"]
             error = correlated_error(outputs.loadings, realised, batch.weights)
-            total = total + (error / usual * shares[0]).sum()
+            total = total + (error / variance * shares[0]).sum()
         if outputs.allocation is None:
             return total
-        rows, gained = decided(batch, config)
+        rows, returns = decided(batch, config)
         held = outputs.allocation.gather(2, rows[:, None].expand(-1, count, -1))
-        return total + portfolio_loss(held, gained, costs)
+        return total + portfolio_loss(held, returns, costs)
 
     return MeanLoss(
         network,
-        ", ".join(title for title, is_learnt in learnt.items() if is_learnt),
-        ours.chunks,
-        ours.taken,
+        ", ".join(title for title, used in is_used.items() if used),
+        drawn.chunks,
+        drawn.taken,
         lambda: map(judged.taken, judged.chunks.spread(_VALIDATED, options.batch)),
         loss,
         seed=options.seed,
@@ -698,7 +692,7 @@ def cross_section(
 
 
 def correlated_error(loadings: Tensor, realised: Tensor, weights: Tensor) -> Tensor:
-    """Return the correlations' mean squared error: [horizon], 0 where none is known."""
+    """Return the correlations' mean squared error: [horizon], 0 where none is realised."""
     usable = realised.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
     errors = correlation_loss(loadings, realised).mean(dim=-1) * usable
     mean: Tensor = errors.sum(dim=(0, 1)) / usable.sum(dim=(0, 1)).clamp_min(1)
@@ -713,7 +707,7 @@ def learn_closes(
     folder: Path,
     about: Mapping[str, Any],
 ) -> Fit:
-    """Return the fit of a network to the closes that all symbols have."""
+    """Return the fit of a network to the common closes of all symbols."""
     config = network.config
     heads = {
         "relative",
@@ -722,9 +716,9 @@ def learn_closes(
     }
     data = replace(data, heads=EVERY_HEAD | heads)
     training, validation = (data.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
-    learnt = cross_section(network, training, validation, options)
+    objective = cross_section(network, training, validation, options)
     policy = policy_of(network, options)._replace(patience=options.patience)
-    return Fit(learnt, policy, folder=folder, about={"options": asdict(options), **about})
+    return Fit(objective, policy, folder=folder, about={"options": asdict(options), **about})
 
 
 for _kind in KINDS.values():

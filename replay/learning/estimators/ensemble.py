@@ -1,4 +1,4 @@
-"""Ensembles: a network and a model of rows as one, by shares fitted on the calibration slice.
+"""Ensembles: a mix of a network and a model of rows, with shares from the calibration slice.
 
 The rules are docs/models.md, L36, L37 and L49.
 """
@@ -44,21 +44,21 @@ from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ENSEMBLE_KIND, T
 from tracepaper.strategies.networks.architecture import Network
 
 NAMES: Final = ("network_member", "row_member")
-"""What tables call the two members beside the mix."""
+"""The names of the two members in tables."""
 _KEPT: Final = ("model", "architecture", "features", "market", "training", "split", "data")
-"""Sections of a member's card that stay, beside its scales: what it is, how it is made again."""
+"""Sections that an ensemble's card keeps of a member's card, besides the scales."""
 _SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
-"""Of a member's calibration; quantiles of gates are those of the whole."""
+"""Keys that it keeps of a member's calibration; gates use quantiles of the ensemble."""
 
 
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
-    """Fit both members and their scales, then the shares, on the calibration slice.
+    """Fit both members and their scales, then the shares on the calibration slice.
 
-    *data* are of the wider of their features.
+    *data* has the wider features of both; ``data.narrow`` has the network's, if they are fewer.
     """
     network, rows = (
-        member.kind.fit(of_member, member, run._replace(name=member.name)).scaled(of_member)
-        for member, of_member in zip(recipe.members, (data.narrow or data, data), strict=True)
+        member.kind.fit(material, member, run._replace(name=member.name)).scaled(material)
+        for member, material in zip(recipe.members, (data.narrow or data, data), strict=True)
     )
     run.say("Combining the members.")
     return join(network, rows, data, run)
@@ -76,7 +76,7 @@ def join(network: FittedModel, rows: FittedModel, data: Dataset, run: FitRun) ->
 
 
 class EnsembleModel(NetworkModel):
-    """A network and a model of rows as one."""
+    """A fitted ensemble of a network and a model of rows."""
 
     called = OF_MODEL
     members = NAMES
@@ -96,7 +96,7 @@ class EnsembleModel(NetworkModel):
 
     @property
     def mix(self) -> Mix:
-        """The network's shares, and what the mix's scale is multiplied by."""
+        """The network's shares, and the factors of the mix's scale."""
         horizons = self.card["architecture"]["horizons"]
         shares, spreads = (
             np.array([self.card[section][key][str(h)] for h in horizons])
@@ -105,7 +105,7 @@ class EnsembleModel(NetworkModel):
         return Mix(shares, spreads)
 
     def scaled(self, data: Dataset) -> EnsembleModel:
-        """Return it with the shares and the spread that the calibration slice asks for."""
+        """Return a copy with shares and spread fitted on the calibration slice."""
         table = self._of_members(data, Part.CALIBRATION)
         shares, gains = {}, {}
         for horizon, rows in table.by_horizon():
@@ -122,36 +122,33 @@ class EnsembleModel(NetworkModel):
         )
 
     def _of_members(self, data: Dataset, part: Part) -> Forecasts:
-        """Return the network's forecasts of *part* beside the row model's and the baselines'.
-
-        The members' variances stand there by ``NAMES``.
-        """
+        """Return the forecasts of *part* by the network, both members (``NAMES``) and baselines."""
         table = network_forecasts(self.network, data, part)
         columns, chosen = len(self.rows.schema.names), judged_rows(self.network, data.samples(part))
         variances = [
             row_fields(self.rows.model, samples.segment.values[rows, :columns])["variance"]
             for samples, rows in chosen
         ]
-        of_rows = [
+        labelled = [
             variance[samples.weights[rows, column] > 0, column].astype(np.float64)
             for column in range(len(data.horizons))
             for (samples, rows), variance in zip(chosen, variances, strict=True)
         ]
         table = table.holding(NAMES[0], variance=table.value("variance"))
-        return table.holding(NAMES[1], variance=np.concatenate(of_rows))
+        return table.holding(NAMES[1], variance=np.concatenate(labelled))
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Return the mix's forecasts of *part*, beside its members' and the baselines'."""
+        """Return the mix's forecasts of *part*, with its members' and the baselines'."""
         section, shares = self.card["calibration"], self.card[ENSEMBLE]["network_share"]
         mix = _mixed(self._of_members(data, part), shares)
         return spreading(mix, section["spread"]).cooled(section["temperature"])
 
     def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
-        """Return the mix's forecasts, which its members' scales have calibrated already."""
+        """Return ``answers``, which are calibrated already."""
         return self.answers(data, part)
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
-        """Return the sentences of every network, and what the mix gains over each member."""
+        """Return the sentences of every model, and one that compares the mix with its members."""
         for horizon, rows in judgement.forecasts.by_horizon():
             results[str(horizon)]["qlike_gain"] = _gains(rows)
         sentences = FittedModel.findings(self, results, judgement)
@@ -163,7 +160,7 @@ class EnsembleModel(NetworkModel):
 def _first_card(
     network: FittedModel, rows: FittedModel, data: Dataset, run: FitRun
 ) -> dict[str, Any]:
-    """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
+    """Return the card of an ensemble without shares; ``[parts]`` has the members' cards."""
     parts = {}
     for name, member in zip(MEMBERS, (network, rows), strict=True):
         scales = member.card["calibration"]
@@ -171,26 +168,23 @@ def _first_card(
         kept["model"] = {key: kept["model"].get(key, "") for key in ("kind", "name")}
         kept["calibration"] = {key: scales[key] for key in _SCALES if key in scales}
         parts[name] = kept
-    of_network = parts[MEMBERS[0]]
+    first = parts[MEMBERS[0]]
     return {
         "model": cards.model_section(ENSEMBLE, run.name, run.created_ms),
-        "architecture": of_network["architecture"],
+        "architecture": first["architecture"],
         "features": cards.features_section(data.schema) | data.read_as,
-        "market": of_network["market"],
-        "training": {
-            "seed": of_network["training"]["seed"],
-            "threads": of_network["training"]["threads"],
-        },
-        "calibration": of_network["calibration"],
-        "split": of_network["split"],
-        "data": of_network["data"],
+        "market": first["market"],
+        "training": {key: first["training"][key] for key in ("seed", "threads")},
+        "calibration": first["calibration"],
+        "split": first["split"],
+        "data": first["data"],
         "versions": cards.versions_section(),
         "parts": parts,
     }
 
 
 class NetworkShare(NamedTuple):
-    """The network's share of the log variance; QLIKE of the mix less that of the better member."""
+    """The network's share of the log variance; QLIKE of the mix minus the better member's."""
 
     share: float
     gain: DailyEstimate  # below zero: the mix is better
@@ -199,10 +193,11 @@ class NetworkShare(NamedTuple):
 def network_share(
     network: Array, rows: Array, realised: Array, days: NDArray[np.int64]
 ) -> NetworkShare:
-    """Return the share w at which exp(w · *network* + (1 − w) · *rows*) has the least QLIKE.
+    """Return the share w at which exp(w · *network* + (1 - w) · *rows*) has the least QLIKE.
 
-    All are [row]: log variances, what was realised, and the day of each row. QLIKE of v is
-    v e^-s + s up to constants, convex in the log variance s and so in w: there is one minimum.
+    *network* and *rows* are log variances, *realised* variances; all are [row]. For a realised
+    variance v and a log variance s, QLIKE is v e^-s + s up to constants. It is convex in s and so
+    in w, so there is one minimum.
     """
     value = np.maximum(realised, VARIANCE_FLOOR)
 
@@ -213,14 +208,14 @@ def network_share(
     optimum = minimize_scalar(
         lambda share: float(each(share).mean()), bounds=(0.0, 1.0), method="bounded"
     )
-    candidates = (0.0, 1.0, float(optimum.x))  # the search never reaches the bounds themselves
+    candidates = (0.0, 1.0, float(optimum.x))  # the search never reaches the bounds
     share = min(candidates, key=lambda candidate: float(each(candidate).mean()))
     better = min((each(0.0), each(1.0)), key=lambda losses: float(losses.mean()))
     return NetworkShare(share, statistics.mean(each(share) - better, days))
 
 
 def _mixed(table: Forecasts, shares: Mapping[str, float]) -> Forecasts:
-    """Return *table* with the mix of the members in place of the network, by its *shares*."""
+    """Return *table* with the mix in place of the network, by the network's *shares*."""
     network = table.by_row(shares)
     variance = table.mix({NAMES[0]: network, NAMES[1]: 1.0 - network})
     normal = np.full(len(table), NORMAL)
@@ -228,17 +223,17 @@ def _mixed(table: Forecasts, shares: Mapping[str, float]) -> Forecasts:
 
 
 def _gains(rows: Forecasts) -> dict[str, list[float | None]]:
-    """Return the mix's QLIKE less that of each member on the same bars, with errors by day."""
-    every = compare(rows, LOSSES["qlike"], others=NAMES)
-    return {name: DailyEstimate(*difference.pair).rounded() for name, difference in every.items()}
+    """Return the mix's QLIKE minus each member's on the same bars, with errors by day."""
+    differences = compare(rows, LOSSES["qlike"], others=NAMES)
+    return {name: DailyEstimate(*each.pair).rounded() for name, each in differences.items()}
 
 
 def _members_sentence(
     card: Mapping[str, Any], gains: Mapping[str, Sequence[float]], horizon: int, days: int
 ) -> str:
-    """Say what share each member has, and whether the mix is credibly better than both.
+    """Return a sentence with the members' shares, and whether the mix is better than both.
 
-    On few *days* it is not.
+    On few *days* it is not credibly better.
     """
     share = card[ENSEMBLE]["network_share"][str(horizon)]
     kind = card["parts"][MEMBERS[1]]["model"]["kind"]

@@ -1,4 +1,4 @@
-"""Networks over bars, of one symbol or of all symbols of a close: fitted, scaled and judged alike.
+"""Networks over bars, of one symbol or of all symbols at a close: fit, calibration, forecasts.
 
 The rules are docs/models.md, L7 to L28.
 """
@@ -39,13 +39,13 @@ from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.keys import listed
 
 EXPLAINED_WINDOWS: Final = 12_000
-"""Bars of calibration and test to explain, where each costs a pass over its window."""
+"""The default number of bars to explain where each costs a pass over its window."""
 
 
 def read_config(kind: ModelKind, chosen: Chosen) -> Any:  # noqa: ANN401 - any configuration
-    """Return the configuration; where no dropout is chosen, that of training.
+    """Return the configuration, with ``DROPOUT`` if a recipe does not choose dropout.
 
-    A card that names none was made without, so it is no default of the network's own.
+    It is no default of the network's keys, since a card without dropout means none.
     """
     section = {
         name: value for name, value in chosen["architecture"].items() if name not in kind.follows
@@ -57,10 +57,7 @@ def read_config(kind: ModelKind, chosen: Chosen) -> Any:  # noqa: ANN401 - any c
 
 
 def derived(recipe: Recipe, names: Sequence[str], **of_data: Any) -> Recipe:  # noqa: ANN401
-    """Return *recipe* with a network for features of these *names*.
-
-    *of_data* is what else of its keys follows from the data.
-    """
+    """Return *recipe* with a network for the features *names*; *of_data* are other derived keys."""
     kind, section = recipe.kind, listed(recipe.architecture)
     of_data["features"] = len(names)
     section |= {name: value for name, value in of_data.items() if name in section}
@@ -69,9 +66,9 @@ def derived(recipe: Recipe, names: Sequence[str], **of_data: Any) -> Recipe:  # 
 
 
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
-    """Fit the network, whose unfinished state lies in the folder of *run*.
+    """Fit the network; the folder of *run* holds the state of an unfinished fit.
 
-    Of too few order books nothing that the fit measures is said.
+    If the data make an untrained model, the fit reports no losses or scores.
     """
     untrained, is_fold = data.untrained(), data.fold is not None
     for sentence in (*data.torn, *untrained, *(() if is_fold else data.notes)):
@@ -86,20 +83,20 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
     symbols = data.panel_symbols
     if not run.resume:
         weights = sum(parameter.numel() for parameter in network.parameters())
-        of_each = f" of each of {len(symbols)} symbols" if symbols else ""
+        per_symbol = f" of each of {len(symbols)} symbols" if symbols else ""
         run.say(
             f"{kind.name}: {weights:,} weights; an answer depends on {config.receptive_field:,} "
-            f"{data.unit}{of_each}."
+            f"{data.unit}{per_symbol}."
         )
     about = {
         "options": asdict(options),
         "network": {"kind": kind.name, **listed(config)},
         **data.facts,
     }
-    running = kind.learn(network, data, options, folder=run.folder, about=about)
-    run.complete(running)
-    bars, untaught = data.bars(Part.TRAIN), kind.network(config)
-    has_even = hasattr(untaught, "content_free")
+    fitting = kind.learn(network, data, options, folder=run.folder, about=about)
+    run.complete(fitting)
+    bars, fresh = data.bars(Part.TRAIN), kind.network(config)
+    has_baseline = hasattr(fresh, "content_free")
     card = card_of(
         data,
         recipe,
@@ -107,17 +104,17 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
         architecture=listed(config),
         training={
             **recipe.document()["training"],
-            "best_step": running.progress.best_step,
-            "last_step": running.progress.step,
+            "best_step": fitting.progress.best_step,
+            "last_step": fitting.progress.step,
             "bars": bars,
             **({"closes": bars // len(symbols), "not_used": list(data.notes)} if symbols else {}),
-            **running.objective.constants,
-            "losses": running.objective.titles,
+            **fitting.objective.constants,
+            "losses": fitting.objective.titles,
         },
-        calibration={"content_free": untaught.content_free()} if has_even else {},
+        calibration={"content_free": fresh.content_free()} if has_baseline else {},
     )
-    card["gradients"] = running.progress.gradients_section()
-    return replace(kind.load(card, running.best), stopped=running.progress.stopped)
+    card["gradients"] = fitting.progress.gradients_section()
+    return replace(kind.load(card, fitting.best), stopped=fitting.progress.stopped)
 
 
 def learn_bars(network: Network, data: Dataset, options: FitOptions, **where: Any) -> Fit:  # noqa: ANN401
@@ -138,7 +135,7 @@ class NetworkModel(FittedModel):
         return restore(self.card, self.tensors)
 
     def forecaster(self, data: Dataset) -> Forecaster:
-        """Return the forecaster of a run; it sees the covariates of *data* where it takes some."""
+        """Return the forecaster of a run, with the side inputs of *data*."""
         joined = data.schema.covariates
         source = None if joined is None else joined.source
         options = RunOptions(threads=torch.get_num_threads(), vectors=source)
@@ -146,16 +143,16 @@ class NetworkModel(FittedModel):
 
     @property
     def usually_explained(self) -> int:
-        """Fewer bars where each costs a pass over its window."""
+        """The default number of bars to explain; fewer where each costs a pass over its window."""
         streams = isinstance(self.network, FlashNetwork) and self.network.answers_every_row
         return EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Return the network's forecasts of *part*, as it makes them."""
+        """Return the network's uncalibrated forecasts of *part*."""
         return network_forecasts(self.network, data, part)
 
     def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
-        """Return its forecasts of *part* by temperature, slopes and levels of its card."""
+        """Return its forecasts of *part* with temperature, slopes and levels of its card."""
         section = self.card["calibration"]
         table = self.answers(data, part).cooled(section["temperature"])
         table = table.holding(
@@ -164,7 +161,7 @@ class NetworkModel(FittedModel):
         return levelled(table, section.get("further", {}))
 
     def scaled(self, data: Dataset) -> Self:
-        """Return it with temperature, slopes and tails of the calibration slice."""
+        """Return a copy with temperature, slopes and tails of the calibration slice."""
         table = self.answers(data, Part.CALIBRATION)
         temperature, slope = {}, {}
         for horizon, rows in table.by_horizon():
@@ -180,7 +177,7 @@ class NetworkModel(FittedModel):
         return self.with_card(calibration=section)
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
-        """Return the sentences of every network's figures, and of heads that it has."""
+        """Return the sentences of every model, and those of auxiliary heads."""
         sentences, table = super().findings(results, judgement), judgement.forecasts
         if heads_of(table):
             results["further"] = head_figures(table)
@@ -190,9 +187,9 @@ class NetworkModel(FittedModel):
 
 
 def network_forecasts(network: Network, data: Dataset, part: Part) -> Forecasts:
-    """Return a network's forecasts of *part*, beside every baseline.
+    """Return a network's forecasts of *part*, with every baseline.
 
-    Raises ``ConfigInvalid`` where no bar has a full context.
+    Raises ``ConfigInvalid`` if no bar has a full context.
     """
     answers = [
         SegmentFields(samples, rows, predict(network, samples.segment, rows))

@@ -1,7 +1,7 @@
 """Networks over order books: fitted on windows of recorded depth, judged on untouched books.
 
-Below seven days of the exchange's own depth a network is called untrained, and nothing is measured
-of it. Errors are by calendar day.
+With less than seven days of depth from the exchange a network counts as untrained and is not
+judged. Errors are by calendar day.
 
 The rules are docs/orderbook.md, D10 to D12.
 """
@@ -45,19 +45,19 @@ WARMUP: Final = 0.05
 CLIP: Final = 1.0
 WEIGHT_DECAY: Final = 0.01
 VALIDATIONS: Final = 20
-"""Times that a fit looks at its validation part."""
+"""Validations during a fit."""
 VALIDATED_WINDOWS: Final = 16
 
 
 SMOOTHED: Final = 1.0
-"""Added to the count of each move in the training part."""
+"""Additive smoothing of the moves' counts in the training part."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class BookFitOptions:
-    """How to fit: windows a step, and where the seed of all chance stands."""
+    """Options of a fit of an order-book network."""
 
     steps: Annotated[int, Meta(ge=1, description="Optimiser steps.")] = 200
     windows: Annotated[int, Meta(ge=1, description="Windows per step.")] = 4
@@ -71,27 +71,27 @@ class OrderBookModel(FittedModel):
 
     @cached_property
     def network(self) -> OrderBookNetwork:
-        """The network with its weights; raises as ``BookModel.read`` where it is none."""
+        """The network with its weights; raises like ``BookModel.read``."""
         return BookModel.read(self.card, self.tensors).network
 
     def for_fold(self, data: BookDataset) -> Self:
-        """Return it with the frequencies of the moves that it was fitted to, for comparison."""
+        """Return a copy with the moves' frequencies in the training part, for comparison."""
         horizons = self.card["architecture"]["horizons"]
         return self.with_card(frequencies=frequencies_of(data.labelled(Part.TRAIN), horizons))
 
     def scaled(self, data: BookDataset) -> Self:
-        """Return it with what its judgement needs; its probabilities are not scaled."""
+        """Return a copy with frequencies and split for its judgement; nothing is scaled."""
         if data.untrained():
             return self
         split = {"untouched_from": iso(data.split.calibration_until_ms)}
         return self.with_card(split=split).for_fold(data)
 
     def answers(self, data: BookDataset, part: Part) -> Forecasts:
-        """Return its forecasts of *part*, beside frequencies and the last move."""
+        """Return its forecasts of *part*, with those of the frequencies and the last move."""
         return book_forecasts(self.network, data.samples(part), self.card["frequencies"])
 
     def judge(self, data: BookDataset, *, bars: int | None = None) -> Judgement:
-        """Return its forecasts of the untouched books, and their figures."""
+        """Return the judgement on the untouched books."""
         del bars
         table = self.answers(data, Part.TEST)
         figures = {str(at): figures_of(rows) for at, rows in table.by_horizon()}
@@ -104,7 +104,7 @@ class OrderBookModel(FittedModel):
 
 
 def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
-    """Return the network in *folder* and its card; raise as ``BookModel.read`` for others."""
+    """Return the network in *folder* and its card; raise like ``BookModel.read``."""
     checkpoint = load(folder)
     return BookModel.read(checkpoint.card, checkpoint.tensors).network, checkpoint.card
 
@@ -120,21 +120,21 @@ def learn_books(
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Fit:
-    """Return the fit to windows of *data*, every book of which is a sample."""
+    """Return the fit to windows of *data*; every book of a window is a sample."""
     training, validation = (
         shallow(part, network) for part in (data.samples(Part.TRAIN), data.native(Part.VALIDATION))
     )
     window, horizons = network.config.window, network.config.horizons
     lengths = np.array([len(samples.panel) for samples in training])
-    # A window that can is drawn so that each of its books knows every move.
+    # If the stretch is long enough, every book of a window has a label at every horizon.
     begins = np.maximum(lengths - window - horizons[-1], 0) + 1
-    order = [
+    validated = [
         np.array([[place, start, start + window]])
         for place, samples in enumerate(validation)
         for start in range(0, len(samples.panel) - horizons[0], window)
     ]
-    chosen = order[:: max(1, len(order) // VALIDATED_WINDOWS)]  # spread evenly over the stretches
-    learnt = MeanLoss(
+    chosen = validated[:: max(1, len(validated) // VALIDATED_WINDOWS)]
+    objective = MeanLoss(
         network,
         "cross-entropy of the moves",
         Chunks(np.stack([np.zeros_like(begins), begins], axis=1), lengths, window),
@@ -144,22 +144,22 @@ def learn_books(
         seed=options.seed,
         accumulate=options.windows,
     )
-    return Fit(learnt, _policy(network, options), folder=folder, about=about)
+    return Fit(objective, _policy(network, options), folder=folder, about=about)
 
 
 def moves_loss(network: OrderBookNetwork, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy over the books of *batch* and the horizons that they know."""
+    """Return the mean cross-entropy over the labels of *batch*."""
     logits, moves = network(batch.values)[0], batch.labels["move"].flatten()
     return cross_entropy(logits.flatten(0, 1), moves, ignore_index=NO_LABEL)
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
-    """Return how a fit of books goes: all decay, and none is averaged."""
+    """Return the policy of *options*: weight decay on all parameters, no averaged weights."""
     steps = options.steps
-    warm = max(1, int(WARMUP * steps))
+    warm_up = max(1, int(WARMUP * steps))
 
     def rate(step: int) -> float:
-        share = min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * step / steps))
+        share = min((step + 1) / warm_up, 0.5 + 0.5 * np.cos(np.pi * step / steps))
         return options.learning_rate * float(share)
 
     return Policy(
@@ -184,17 +184,17 @@ def shallow(part: Sequence[Samples], network: OrderBookNetwork) -> list[Samples]
 
 
 def _window(part: Sequence[Samples], cuts: Cuts) -> Batch:
-    """Return the one window at *cuts*, no longer than its stretch."""
+    """Return the single window at *cuts*, cut at the end of its stretch."""
     [[place, start, stop]] = cuts.tolist()
     stop = min(stop, len(part[place].panel))
     return windows(part, np.array([[place, start, stop]]), stop - start)
 
 
-# --- what it is worth
+# --- forecasts and figures
 
 
 def frequencies_of(training: Sequence[Samples], horizons: Sequence[int]) -> dict[str, list[float]]:
-    """Return how often the mid went down, nowhere and up in *training*, by horizon."""
+    """Return the frequencies of down, flat and up moves of the mid in *training*, by horizon."""
     frequencies: dict[str, list[float]] = {}
     for column, horizon in enumerate(horizons):
         counts = np.full(len(MOVES), SMOOTHED)
@@ -210,16 +210,16 @@ def book_forecasts(
     part: Sequence[Samples],
     frequencies: Mapping[str, Sequence[float]],
 ) -> Forecasts:
-    """Return the forecasts of *network* at the books of *part* whose move is known.
+    """Return the forecasts of *network* at the labelled books of *part*.
 
-    Beside them stand the moves' frequencies in the training part, and the last move.
+    The other forecasters are the moves' frequencies in the training part, and the last move.
     """
     logs = [answers(network, samples.panel) for samples in shallow(part, network)]
     parts = []
     for column, horizon in enumerate(network.config.horizons):
-        usual = np.log(np.array(frequencies[str(horizon)]))
+        constant = np.log(np.array(frequencies[str(horizon)]))
         parts += [
-            _of_stretch(samples, log[:, column], column, usual)
+            _of_stretch(samples, log[:, column], column, constant)
             for samples, log in zip(part, logs, strict=True)
         ]
     return concatenated(parts)
@@ -227,9 +227,9 @@ def book_forecasts(
 
 @torch.no_grad()
 def answers(network: OrderBookNetwork, panel: Panel) -> Floats:
-    """Return log probabilities [book, horizon, move]; each from half a window or more, if it can.
+    """Return log probabilities [book, horizon, move].
 
-    Windows overlap by half; a book is answered by the first that shows so much before it.
+    Windows overlap by half, so every book but the first has at least half a window before it.
     """
     window = network.config.window
     half = max(1, window // 2)
@@ -241,11 +241,11 @@ def answers(network: OrderBookNetwork, panel: Panel) -> Floats:
     return np.concatenate(parts)
 
 
-def _of_stretch(samples: Samples, log: Floats, column: int, usual: Floats) -> Forecasts:
-    """Return the rows of those books whose move is known; *usual* are log frequencies."""
+def _of_stretch(samples: Samples, log: Floats, column: int, constant: Floats) -> Forecasts:
+    """Return the rows of the labelled books; *constant* are log frequencies."""
     segment, horizon = samples.segment, samples.horizons[column]
     moves = samples.labels["move"][0, :, column]
-    past = np.full_like(moves, FLAT)  # where no move before is known
+    past = np.full_like(moves, FLAT)  # the default without an earlier move
     past[horizon:] = moves[:-horizon]
     rows = np.flatnonzero(samples.weights[:, column] > 0)
     count, opened = len(rows), segment.open_time_ms[rows]
@@ -258,15 +258,15 @@ def _of_stretch(samples: Samples, log: Floats, column: int, usual: Floats) -> Fo
         {"move": moves[rows]},
         {
             MODEL: {"log_probability": log[rows], "move": log[rows].argmax(axis=1)},
-            "frequencies": {"log_probability": np.tile(usual, (count, 1))},
-            "most frequent": {"move": np.full(count, usual.argmax())},
+            "frequencies": {"log_probability": np.tile(constant, (count, 1))},
+            "most frequent": {"move": np.full(count, constant.argmax())},
             "last move": {"move": past[rows]},
         },
     )
 
 
 def figures_of(rows: Forecasts) -> dict[str, Any]:
-    """Return the means over all books, and the difference of the losses with its error by day."""
+    """Return mean losses and accuracies, and the difference of losses with its error by day."""
     loss, hit = (
         {name: metric.terms(view) for name, view in views(metric, rows).items()}
         for metric in BOOKS.values()
@@ -288,11 +288,11 @@ def figures_of(rows: Forecasts) -> dict[str, Any]:
 
 
 def sentences_of(figures: Mapping[str, Any]) -> list[str]:
-    """Return the sentences that a reader must know, as they follow from the figures."""
+    """Return the sentences that follow from the figures."""
     lines = [NOTICE]
     for horizon, section in figures.items():
         verdict = "better" if section["is_better"] else "not credibly better"
-        few = "; so few days tell nothing" if section["days"] < BOOK_DAYS else ""
+        few = "; too few days to judge" if section["days"] < BOOK_DAYS else ""
         lines.append(
             f"At {horizon} books its log loss on {section['days']} untouched days is {verdict} "
             f"than that of the moves' frequencies ({section['log_loss']:.4f} against "

@@ -67,7 +67,7 @@ class RowKeys:
 
 
 RowFit = Callable[[Dataset, Recipe], tuple[dict[str, NDArray[Any]], dict[str, Any]]]
-"""Data and recipe → the model's arrays, and what ``[training]`` says of the fit."""
+"""Data and recipe → the model's arrays, and keys of ``[training]`` about the fit."""
 
 
 def row_kind(
@@ -77,13 +77,13 @@ def row_kind(
     keys: type[Any] = RowKeys,
     needs: Callable[[str], object] = lambda _: None,
 ) -> Kind:
-    """Return a kind of model of one bar's features, fitted in one go; see ``Kind``."""
+    """Return a kind of model of one bar's features; its fit cannot be resumed."""
 
     def fitted(data: Dataset, recipe: Recipe, run: FitRun) -> VarianceModel:
         run.say(f"Fitting the {model.name}{', from its beginning' if run.resume else ''}.")
-        arrays, of_fit = fit(data, recipe)
+        arrays, training = fit(data, recipe)
         training = {
-            **of_fit,
+            **training,
             **recipe.kind.shared_training(recipe),
             "bars": data.bars(Part.TRAIN),
             "variance_floor": VARIANCE_FLOOR,
@@ -95,7 +95,7 @@ def row_kind(
     return Kind(
         model,
         keys,
-        BoostingOptions,  # a regression chooses nothing
+        BoostingOptions,  # a regression ignores them
         fitted,
         load,
         shared=("threads", "explained_bars"),
@@ -106,22 +106,22 @@ def row_kind(
 
 
 class VarianceModel(FittedModel):
-    """A fitted model that forecasts mean and variance, and no more."""
+    """A fitted model of mean and variance only."""
 
     @abstractmethod
     def forecaster(self, data: Dataset) -> Forecaster:
-        """Return the forecaster of a run, by which the measures of gates are taken."""
+        """Return the forecaster of a run, which gives the gates' measures."""
 
     def explained(self, data: Dataset, part: Part, bars: int | None) -> Forecasts | None:
-        """Return a run's forecasts of the calibration slice: no untouched bar is explained."""
+        """Return a run's forecasts of the calibration slice; None for the test part."""
         return None if part is Part.TEST else super().explained(data, part, bars)
 
     def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
-        """Forecast *part*, with scales by the calibrated spread."""
+        """Return the forecasts of *part* with calibrated scales."""
         return spreading(self.answers(data, part), self.card["calibration"]["spread"])
 
     def scaled(self, data: Dataset) -> Self:
-        """Return it with slopes and spreads of the calibration slice."""
+        """Return a copy with slopes and spreads of the calibration slice."""
         table = self.answers(data, Part.CALIBRATION)
         spreads = {str(horizon): spread(rows) for horizon, rows in table.by_horizon()}
         section = {
@@ -155,12 +155,12 @@ class RowsModel(VarianceModel):
         return trained_rows(self.card, self.tensors, ROW_KINDS[self.card["model"]["kind"]])
 
     def forecaster(self, data: Dataset) -> Forecaster:
-        """Return the forecaster of a run, by which the measures of gates are taken."""
+        """Return the forecaster of a run, which gives the gates' measures."""
         del data
         return RowForecaster(self.rows, mode="scan", threads=1)
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Forecast *part*."""
+        """Return the forecasts of *part*, with every baseline."""
         answers = []
         for samples in data.samples(part):
             fields = row_fields(self.rows.model, samples.segment.values[samples.rows])
@@ -169,18 +169,18 @@ class RowsModel(VarianceModel):
 
 
 def spread(rows: Forecasts) -> float:
-    """Return standard deviation ÷ root of the forecast variance that covers 90 % of returns."""
+    """Return the factor of the forecast deviation whose normal interval covers 90 % of returns."""
     missed = np.abs(rows.labels["returns"] - rows.value("mean")) / np.sqrt(rows.value("variance"))
     return cards.rounded(float(np.quantile(missed, COVERAGE) / norm.ppf(0.5 + COVERAGE / 2)))
 
 
 def spreading(table: Forecasts, spreads: Mapping[str, float]) -> Forecasts:
-    """Return *table* with the model's scales times *spreads*, by horizon."""
+    """Return *table* with the model's scales times *spreads* by horizon."""
     return table.holding(MODEL, scale=table.value("scale") * table.by_row(spreads))
 
 
 def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:
-    """Return the forecasts of *model* for *rows*; their scale is the root of the variance."""
+    """Return the fields of *model* for *rows*; the scale is the root of the variance."""
     mean, log_variance = model.answer(rows)
     return {
         "mean": mean.astype(np.float32),
@@ -194,7 +194,7 @@ def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:
 
 
 def table_of(samples: Sequence[Samples], label: str) -> LabelledRows:
-    """Return every labelled row of *samples* with its label of that name."""
+    """Return every labelled row of *samples* with its *label*."""
     parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     for each in samples:
         rows = each.rows
@@ -204,17 +204,17 @@ def table_of(samples: Sequence[Samples], label: str) -> LabelledRows:
 
 
 def fit_tree(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Boost an ensemble a horizon for the variance and one for the mean, stopped early."""
+    """Boost trees for the variance and for the mean of each horizon, with early stopping."""
     training, validation = (data.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
     parts = [
         boost(
             table_of(training, label),
             table_of(validation, label),
             recipe.options,
-            of=of,
+            target=target,
             threads=recipe.threads,
         )
-        for of, label in (("variance", "variance"), ("mean", "returns"))
+        for target, label in (("variance", "variance"), ("mean", "returns"))
     ]
     counts = [part.trees.tolist() for part in parts]
     section = {**asdict(recipe.options), "variance_trees": counts[0], "mean_trees": counts[1]}
@@ -222,15 +222,15 @@ def fit_tree(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], di
 
 
 def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Fit a gamma regression a horizon for the variance, and a ridge for the mean."""
-    del recipe  # nothing about it is chosen
+    """Fit a gamma regression for the variance of each horizon, and a ridge for the mean."""
+    del recipe  # it has no options
     training = data.samples(Part.TRAIN)
     arrays = glm_arrays(*(table_of(training, label) for label in ("variance", "returns")))
     return arrays, {"variance_ridge": baselines.GAMMA_RIDGE, "mean_ridge": baselines.RIDGE}
 
 
 def glm_arrays(variance: LabelledRows, returned: LabelledRows) -> dict[str, NDArray[Any]]:
-    """Fit what ``GlmModel`` reads to rows labelled with their variances, and with their returns."""
+    """Return the arrays of a ``GlmModel``, fitted to rows with their variances and returns."""
     fits = [
         baselines.fit_gamma([variance.rows], [values], [weights])
         for values, weights in zip(variance.values.T, variance.weights.T, strict=True)

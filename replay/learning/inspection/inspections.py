@@ -1,6 +1,6 @@
 """Inspections of a checkpoint beyond its figures: context, deletion, permutation, attribution.
 
-Every share is judged on the same decisions, so that differences are paired. Sources: deletion and
+All variants are judged on the same decisions, so differences are paired. Sources: deletion and
 insertion, Petsiuk, Das and Saenko, 2018; permutation, Breiman, 2001; adaptive conformal inference,
 Gibbs and Candès, 2021.
 
@@ -62,13 +62,15 @@ from tracepaper.strategies.networks.keys import nearest
 from tracepaper.strategies.units import DAY_MS
 
 PARTS: Final = (1, 2, 4, 8, 16, 32, 64)
-"""Divisors of the window; one that leaves less than a bar leaves one."""
+"""Divisors of the window; at least one bar remains."""
 
 
-def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> NetworkForecast:
-    """Return the forecast of *decision* when *network* sees the last *bars* rows alone.
+def forecast_with_context(
+    subject: Subject, network: Network, decision: DecidedBar, bars: int
+) -> NetworkForecast:
+    """Return the forecast of *decision* when *network* sees only the last *bars* rows.
 
-    An ensemble's row model sees its own row whatever they are.
+    An ensemble's row model always sees its whole row.
     """
     window, count = decision.rows(bars), bars
     if not network.takes_any_length:
@@ -84,7 +86,7 @@ def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) 
 
 
 def context_ablation(subject: Subject, count: int) -> list[Table]:
-    """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
+    """Return QLIKE and sign over *count* decisions by the share of the window that it sees."""
     network = subject.need_network("--inspect context")
     decisions = subject.decisions(count)
     parts = [
@@ -94,32 +96,35 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
     ]
     forecasts: Forecasts | None = None
     field = network.config.receptive_field
-    parts_of = {max(field // part, 1): part for part in reversed(PARTS)}  # a number of bars once
-    for bars, part in sorted(parts_of.items(), reverse=True):
+    divisors = {max(field // part, 1): part for part in reversed(PARTS)}  # each length once
+    for bars, part in sorted(divisors.items(), reverse=True):
         fields: list[Fields] = []
         for samples, ids in parts:
-            each = [seeing(subject, network, DecidedBar(samples, at), bars) for at in ids.tolist()]
-            mean, logs = (np.concatenate(of) for of in zip(*each, strict=True))
+            each = [
+                forecast_with_context(subject, network, DecidedBar(samples, at), bars)
+                for at in ids.tolist()
+            ]
+            mean, logs = (np.concatenate(values) for values in zip(*each, strict=True))
             fields.append({"mean": mean, "variance": np.exp(logs)})
         rows = forecasts_at(subject, parts, fields)
         forecasts = rows if forecasts is None else forecasts.join(rows, f"1/{part}: {bars} bars")
     assert forecasts is not None
-    how = (
-        "its stream restarted so many bars before the decision"
+    method = (
+        "Its stream restarts that many bars before the decision."
         if network.takes_any_length
-        else "all earlier rows neutral, the mean of each feature over the training part"
+        else "Earlier rows are neutral: the mean of each feature over the training part."
     )
     of_mix = ""
     if subject.mix is not None:
-        of_mix = " The variance is the ensemble's, whose row model sees its row as it is."
-    note = f"A part of the window is seen alone: {how}.{of_mix} The model sees it all."
+        of_mix = " The variance is the ensemble's; its row model always sees the whole row."
+    note = f"The network sees the last part of its window, the model all of it. {method}{of_mix}"
     return [
         forecaster_table(
             "ablation",
             f"Context ablation, {len(decisions)} decisions of {len(np.unique(forecasts.day))} days",
             forecasts,
             {LOSSES[key].title: LOSSES[key] for key in COMPARED},
-            of="figure",
+            label_column="figure",
             others=forecasts.compared,
             notes=[note, NOTE],
         )
@@ -129,27 +134,27 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
 def forecasts_at(
     subject: Subject, parts: Sequence[tuple[Samples, Ids]], fields: Sequence[Fields] = ()
 ) -> Forecasts:
-    """Return the labelled rows of *parts* with the subject's answers, or with *fields*."""
+    """Return the labelled rows of *parts* with *fields*, by default the subject's answers."""
     fields = fields or [subject.predict(samples.segment, rows) for samples, rows in parts]
-    answers = [SegmentFields(*pair, of) for pair, of in zip(parts, fields, strict=True)]
+    answers = [SegmentFields(*pair, each) for pair, each in zip(parts, fields, strict=True)]
     return forecasts_of(answers, {}, subject.material.horizons)
 
 
 SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Of the window's bars, at least one; an area is the mean over these."""
+"""Shares of the window's past bars, at least one bar; an area is the mean over these."""
 DRAWS: Final = 4
-"""Random orders of each decision; their mean counts as one."""
+"""Random orders of each decision; their mean counts as one order."""
 RANDOM: Final = "random"
 DECIDED: Final = "decided bar"
-"""The row that tells what the decided bar alone moves."""
+"""The table row for the effect of the decided bar alone."""
 _SEED: Final = 20_170_817
 _SIDES: Final = ("deletion", "insertion")
 
 
 class BarOrder(NamedTuple):
-    """Past bars of a window by rank, the first one first, and the targets that it is judged by.
+    """Past bars of a window, the most important first, and the targets to judge the order by.
 
-    The decided bar is of no order: it outweighs any other, and an order is judged by the rest.
+    Orders leave out the decided bar, since it outweighs all others.
     """
 
     name: str
@@ -158,7 +163,7 @@ class BarOrder(NamedTuple):
 
 
 def ranked(scores: Array) -> Ids:
-    """Return the bars from the highest score to the lowest; of equal ones the newest first."""
+    """Return the bars from the highest score to the lowest; the newest first among equals."""
     count = len(scores)
     return count - 1 - np.argsort(-scores[::-1], kind="stable")
 
@@ -166,7 +171,7 @@ def ranked(scores: Array) -> Ids:
 def orders(
     subject: Subject, network: Network, decision: DecidedBar, generator: np.random.Generator
 ) -> list[BarOrder]:
-    """Return every order of the bars before the decided one, and that bar alone."""
+    """Return every order of the past bars, and the decided bar as an order of its own."""
     count = network.config.receptive_field
     both = tuple(range(len(TARGETS)))
     past = count - 1
@@ -189,15 +194,18 @@ def orders(
         scores = added.sum(dim=1).abs().cpu().numpy()
         candidates.append(BarOrder("integrated gradients", ranked(scores[:-1]), (at,)))
         if network.has_attention:
-            given = window.clone().requires_grad_()
+            leaf = window.clone().requires_grad_()
             with relevance_rules(network):
-                scores = relevance(answer(given[None])[0], given).sum(dim=1).abs().cpu().numpy()
+                scores = relevance(answer(leaf[None])[0], leaf).sum(dim=1).abs().cpu().numpy()
             candidates.append(BarOrder("relevance", ranked(scores[:-1]), (at,)))
     return candidates
 
 
 def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) -> Array:
-    """Return how far the forecast moved, [side, target, share], as *bars* are taken or given."""
+    """Return the forecast's absolute change [side, target, share].
+
+    Side 0 replaces a share of *bars* by neutral rows; side 1 keeps only that share.
+    """
     count = network.config.receptive_field
     window = decision.rows(count)
     changed = np.repeat(window[None], 2 * len(SHARES), axis=0)
@@ -205,53 +213,53 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
         first, rest = np.split(bars, [max(round(share * len(bars)), 1)])
         changed[at, first] = subject.neutral
         changed[len(SHARES) + at, rest] = subject.neutral
-    every = np.concatenate([window[None], changed])
-    forecasts = ask(network, every, decision.positions(count)).targets(subject.column)
+    rows = np.concatenate([window[None], changed])
+    forecasts = ask(network, rows, decision.positions(count)).targets(subject.column)
     moved: Array = np.abs(forecasts[:, 1:] - forecasts[:, :1]).reshape(len(TARGETS), 2, len(SHARES))
     return moved.swapaxes(0, 1)
 
 
 def perturbations(subject: Subject, count: int) -> list[Table]:
-    """Return areas and curves over *count* decisions, in orders that are paired by decision."""
+    """Return the areas and curves of deletion and insertion over *count* decisions."""
     network = subject.need_network("--inspect deletion")
     decisions = subject.decisions(count)
-    by_order = defaultdict[tuple[str, int], list[Array]](list)  # of an order and a target
+    by_order = defaultdict[tuple[str, int], list[Array]](list)  # by (order, target)
     for number, decision in enumerate(decisions):
         drawn = defaultdict[tuple[str, int], list[Array]](list)
         for order in orders(subject, network, decision, np.random.default_rng((_SEED, number))):
             moved = curves(subject, network, decision, order.bars)
             for target in order.targets:
                 drawn[order.name, target].append(moved[:, target])
-        for key, several in drawn.items():
-            by_order[key].append(np.mean(several, axis=0))
-    every = sorted(by_order.items(), key=lambda item: item[0][1])
-    measured = {key: np.stack(each) for key, each in every}  # [decision, side, share]
-    return [_areas(subject, measured, decisions), _points(measured, decisions)]
+        for key, draws in drawn.items():
+            by_order[key].append(np.mean(draws, axis=0))
+    by_target = sorted(by_order.items(), key=lambda item: item[0][1])
+    changes = {key: np.stack(each) for key, each in by_target}  # [decision, side, share]
+    return [_areas(subject, changes, decisions), _points(changes, decisions)]
 
 
 def _areas(
-    subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
+    subject: Subject, changes: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
 ) -> Table:
     """Return the areas of every order, and their differences from random and recency.
 
-    Better than recency is what differs from it by two standard errors on both sides.
+    An order beats recency if it differs from it by two standard errors on both sides.
     """
     days = days_of(decisions)
     count = len(np.unique(days))
-    areas = {key: moved.mean(axis=2) for key, moved in measured.items()}  # [decision, side]
+    areas = {key: moved.mean(axis=2) for key, moved in changes.items()}  # [decision, side]
     rows: list[dict[str, Value]] = []
     better: list[str] = []
     for (name, target), area in areas.items():
         row: dict[str, Value] = {"of": TARGETS[target], "order": name}
-        # What one bar alone gives is no insertion of a share, and no order's rival.
-        is_alone, against = name == DECIDED, []
+        # The decided bar alone has no insertion of shares, and is not compared with orders.
+        is_alone, beats = name == DECIDED, []
         for side, (word, sign) in enumerate(zip(_SIDES, (1.0, -1.0), strict=True)):
             row[word] = None if is_alone and side else estimate(area[:, side], days)
             for other in (RANDOM, "recency"):
                 value, error = estimate(area[:, side] - areas[other, target][:, side], days)
                 row[f"{word} - {other}"] = None if is_alone else (value, error)
-            against.append(error is not None and sign * value > 2 * error)  # the last, recency
-        if name not in {RANDOM, "recency", DECIDED} and all(against):
+            beats.append(error is not None and sign * value > 2 * error)  # of recency
+        if name not in {RANDOM, "recency", DECIDED} and all(beats):
             better.append(f"{name} (of the {TARGETS[target]})")
         rows.append(row)
     words = "No order beats recency by both deletion and insertion."
@@ -261,20 +269,19 @@ def _areas(
         "explanations",
         f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
         f"{count} days",
-        f"{words} A neutral row is the mean of each feature over the"
-        " training part. Areas are means over"
-        f" 1/64 to 1/2 of the past bars; the decided bar stays, and is a row of its own. Random is"
-        f" the mean of {DRAWS} draws. An order that finds"
-        " what matters has more deletion than random, and less insertion.",
+        f"{words} A neutral row is the mean of each feature over the training part. Areas are means"
+        f" over 1/64 to 1/2 of the past bars; the decided bar stays, and has its own row. Random is"
+        f" the mean of {DRAWS} draws. A good order has more deletion than random, and less"
+        " insertion.",
         rows,
     )
 
 
-def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
-    """Return the curves, a row an order, side and target."""
+def _points(changes: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
+    """Return the curves, a row for each order, side and target."""
     days = days_of(decisions)
     rows: list[dict[str, Value]] = []
-    for (name, target), moved in measured.items():
+    for (name, target), moved in changes.items():
         for side, word in enumerate(_SIDES[: 1 if name == DECIDED else 2]):
             cells = {
                 f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
@@ -283,7 +290,7 @@ def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedB
             rows.append({"of": TARGETS[target], "order": name, "curve": word, **cells})
     return table_of_rows(
         "explanation_curves",
-        "How far the forecast moved, by the share of bars taken (deletion) or given (insertion)",
+        "Change of the forecast, by the share of bars deleted or inserted",
         "Absolute changes of the log variance, and of the mean in units of σ √h.",
         rows,
     )
@@ -296,7 +303,7 @@ _ENDING: Final = re.compile(r"(_(\d+[mhd]?|z|level|sin|cos))+$")
 
 
 def families(names: Sequence[str]) -> dict[str, list[int]]:
-    """Return the columns that are one measure over several windows, by its name.
+    """Return the columns of each measure that has several, by the measure's name.
 
     ``return_1`` and ``return_4h`` are ``return``; ``hour_sin`` and ``hour_cos`` are ``hour``.
     """
@@ -307,7 +314,7 @@ def families(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
-    """Return which row's features each row is given: blocks change places within a day."""
+    """Return for each row the row to take features from: blocks are permuted within a day."""
     span_ms = max(DAY_MS, BLOCKS_A_DAY * segment.interval_ms)
     block = segment.open_time_ms // (span_ms // BLOCKS_A_DAY)
     edges = [*np.flatnonzero(np.diff(block, prepend=block[0] - 1)).tolist(), len(block)]
@@ -317,7 +324,7 @@ def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
             np.arange(start, stop)
         )
     sources = np.arange(len(segment))
-    # Rows without features stay where they are, so that none is carried into a later row.
+    # Blocks with rows that lack features stay in place, so that no later row lacks them.
     for blocks in by_day.values():
         usable = [rows for rows in blocks if rows[0] >= segment.first]
         if usable:
@@ -327,22 +334,22 @@ def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
 
 
 def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
-    """Return the worth of each column and each family, on up to *at_most* bars of the test."""
+    """Return the loss added by permuting each column and family, on up to *at_most* test bars."""
     parts = subject.labelled(Part.TEST, at_most)
-    whole = forecasts_at(subject, parts)
+    original = forecasts_at(subject, parts)
     names = subject.material.schema.names
     single = {name: [column] for column, name in enumerate(names)}
-    several = {f"all of {name}": of for name, of in families(names).items()}
+    several = {f"all of {name}": columns for name, columns in families(names).items()}
     rows: list[dict[str, Value]] = []
-    alike: list[str] = []
+    constant: list[str] = []
     for name, columns in {**single, **several}.items():
-        changed = list(_changed(parts, columns))
+        changed = list(_permuted(parts, columns))
         if all(
             np.array_equal(new.values, samples.segment.values, equal_nan=True)
             for (samples, _), segments in zip(parts, changed, strict=True)
             for new in segments
         ):
-            alike.append(name)
+            constant.append(name)
             continue
         drawn = [
             forecasts_at(
@@ -352,17 +359,18 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
             )
             for each in zip(*changed, strict=True)
         ]
-        rows.append({"feature": name, **_losses_added(subject, whole, drawn)})
+        rows.append({"feature": name, **_losses_added(subject, original, drawn)})
     main = f"QLIKE {subject.material.times[subject.column]}"
     rows.sort(key=lambda row: -_value(row[main]))
-    left = f" Left out, for they do not vary within a day: {', '.join(alike)}." if alike else ""
+    omitted = f" Constant within a day, left out: {', '.join(constant)}." if constant else ""
     return [
         table_of_rows(
             "permutation",
             f"Permutation of features, {sum(len(ids) for _, ids in parts):,} bars of "
-            f"{len(np.unique(whole.day))} days",
-            f"Blocks of a 24th of a day change places within it, {PERMUTATIONS} draws; how much "
-            f"QLIKE rises and the share of right signs falls: above 0 the feature is used.{left}",
+            f"{len(np.unique(original.day))} days",
+            f"Blocks of a 24th of a day are permuted within the day, {PERMUTATIONS} draws. Values "
+            "are the rise of QLIKE and the fall of the share of right signs: above 0 the model "
+            f"uses the feature.{omitted}",
             rows,
         )
     ]
@@ -373,10 +381,10 @@ def _value(cell: Value) -> float:
     return cell[0]
 
 
-def _changed(
+def _permuted(
     parts: Sequence[tuple[Samples, Ids]], columns: Sequence[int]
 ) -> Iterator[list[Segment]]:
-    """Yield, for each of *parts*, its segment with *columns* permuted together, a draw each."""
+    """Yield for each of *parts* its segment with *columns* permuted together, once per draw."""
     for number, (samples, _) in enumerate(parts):
         segment, segments = samples.segment, []
         for draw in range(PERMUTATIONS):
@@ -388,11 +396,11 @@ def _changed(
 
 
 def _losses_added(
-    subject: Subject, whole: Forecasts, drawn: Sequence[Forecasts]
+    subject: Subject, original: Forecasts, drawn: Sequence[Forecasts]
 ) -> dict[str, Value]:
-    """Return how much QLIKE rises and the share of right signs falls, at each horizon."""
+    """Return the rise of QLIKE and the fall of the share of right signs, at each horizon."""
     cells: dict[str, Value] = {}
-    for (horizon, rows), time in zip(whole.by_horizon(), subject.material.times, strict=True):
+    for (horizon, rows), time in zip(original.by_horizon(), subject.material.times, strict=True):
         for title, name, sign in (("QLIKE", "qlike", 1.0), ("sign", "sign_accuracy", -1.0)):
             terms = METRICS[name].terms
             changed = np.mean([terms(MetricView(draw.at(horizon))) for draw in drawn], axis=0)
@@ -402,13 +410,13 @@ def _losses_added(
     return cells
 
 
-# --- others' attributions
+# --- captum's attributions
 
 
 GROUPS: Final = 16
-"""Blocks of a window's bars, of equal length but for rounding."""
-SAMPLES_A_GROUP: Final = 8
-"""Of KernelSHAP and LIME: how often the model is asked for each group."""
+"""The number of equal blocks of a window's bars."""
+SAMPLES_PER_GROUP: Final = 8
+"""Model evaluations of KernelSHAP and LIME for each group."""
 _AT_ONCE: Final = 8
 
 Answer = Callable[[Tensor], Tensor]
@@ -416,16 +424,17 @@ Answer = Callable[[Tensor], Tensor]
 
 
 class Game(NamedTuple):
-    """One decision as a function of its groups, beside what we say of each."""
+    """One decision as a function of its groups, with our attribution of each."""
 
     answer: Answer
     ours: Array  # [group]
 
 
 class WeightedLinear:
-    """Weighted least squares with an intercept, as captum's surrogates ask for it.
+    """Weighted least squares with an intercept, with the interface of captum's surrogate models.
 
-    Captum's own need scikit-learn. KernelSHAP is exact with it, LIME has no further penalty.
+    It replaces those of captum, which need scikit-learn. KernelSHAP is exact with it; LIME has no
+    penalty.
     """
 
     def fit(self, data: Iterable[Sequence[Tensor]]) -> None:
@@ -443,9 +452,9 @@ class WeightedLinear:
 
 
 def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
-    """Return captum's methods by name: (answer, groups) → attribution [group].
+    """Return captum's methods by name: (answer, number of groups) → attribution [group].
 
-    Raises ``ConfigInvalid`` where captum is missing.
+    Integrated gradients need *is_smooth*. Raises ``ConfigInvalid`` if captum is not installed.
     """
     try:
         from captum.attr import IntegratedGradients, KernelShap, Lime
@@ -458,13 +467,13 @@ def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
     }
 
     def attribution(kind: type[Any], answer: Answer, groups: int) -> Array:
-        method, given = kind(answer), torch.ones(1, groups)
+        method, present = kind(answer), torch.ones(1, groups)
         options: dict[str, Any] = path
         if kind is not IntegratedGradients:
             method.interpretable_model = WeightedLinear()
-            samples = SAMPLES_A_GROUP * groups
+            samples = SAMPLES_PER_GROUP * groups
             options = {"n_samples": samples, "perturbations_per_eval": _AT_ONCE}
-        scores = method.attribute(given, baselines=torch.zeros_like(given), **options)
+        scores = method.attribute(present, baselines=torch.zeros_like(present), **options)
         return scores[0].detach().double().numpy()
 
     kinds = {"KernelSHAP": KernelShap, "LIME": Lime}
@@ -479,7 +488,7 @@ def blocks(bars: int) -> Ids:
 
 
 def network_games(subject: Subject, network: Network, decision: DecidedBar) -> list[Game]:
-    """Return, for each of ``TARGETS``, a network's decision as a function of blocks of bars."""
+    """Return for each of ``TARGETS`` a network's decision as a function of blocks of bars."""
     count = network.config.receptive_field
     of_bar, positions, rows = blocks(count), decision.positions(count), decision.rows(count)
     ours = np.bincount(of_bar, attended(network, rows, positions)).astype(np.float64)
@@ -488,28 +497,28 @@ def network_games(subject: Subject, network: Network, decision: DecidedBar) -> l
 
     def answer(target: str, present: Tensor) -> Tensor:
         shares = present.float()[:, group][:, :, None]
-        whole = answer_of(network, positions, target, subject.column)
-        return whole(neutral + shares * (window - neutral)).cpu()
+        network_answer = answer_of(network, positions, target, subject.column)
+        return network_answer(neutral + shares * (window - neutral)).cpu()
 
     return [Game(partial(answer, target), ours) for target in TARGETS]
 
 
 def row_games(subject: Subject, trained: TrainedRows, decision: DecidedBar) -> list[Game]:
-    """Return, for each of ``TARGETS``, a row model's decision as a function of its features."""
-    row, neutral = (subject.own_rows(of) for of in (decision.rows(1)[0], subject.neutral))
+    """Return for each of ``TARGETS`` a row model's decision as a function of its features."""
+    row, neutral = (subject.own_rows(row) for row in (decision.rows(1)[0], subject.neutral))
     added, column = trained.model.added(row), subject.column
 
     def answer(place: int, present: Tensor) -> Tensor:
         rows = neutral + present.numpy().astype(np.float32) * (row - neutral)
         return torch.from_numpy(trained.model.answer(rows)[place][:, column].copy())
 
-    # A model answers with the mean first.
-    both = zip((1, 0), (added.log_variance[column], added.mean[column]), strict=True)
-    return [Game(partial(answer, place), ours) for place, ours in both]
+    # Row models answer (mean, log variance); targets are in the opposite order.
+    targets = zip((1, 0), (added.log_variance[column], added.mean[column]), strict=True)
+    return [Game(partial(answer, place), ours) for place, ours in targets]
 
 
 def agreement(ours: Array, theirs: Array) -> float:
-    """Return Spearman's correlation of the sizes; 0 where one of them is constant."""
+    """Return Spearman's correlation of absolute values; 0 if either side is constant."""
     first, second = rankdata(np.abs(ours)), rankdata(np.abs(theirs))
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
@@ -517,9 +526,9 @@ def agreement(ours: Array, theirs: Array) -> float:
 
 
 def attributions(subject: Subject, count: int) -> list[Table]:
-    """Return rank correlations over *count* decisions.
+    """Return rank correlations of our attributions with captum's over *count* decisions.
 
-    Of an ensemble both members are compared, each by its own.
+    Each member of an ensemble is compared separately.
     """
     network, trained, tables = subject.network, subject.trained, list[Table]()
     decisions = subject.decisions(count)
@@ -535,8 +544,8 @@ def attributions(subject: Subject, count: int) -> list[Table]:
         tables.append(replace(of_rows, key=key))
     if not tables:
         raise ConfigInvalid(
-            "--inspect attribution compares with a rollout, and this network has no attention; "
-            "leave it out."
+            "--inspect attribution needs a rollout, and this network has no attention; leave it "
+            "out."
         )
     return tables
 
@@ -546,7 +555,7 @@ def _compared(
     decisions: Sequence[DecidedBar],
     rivals: Mapping[str, Callable[[Answer, int], Array]],
 ) -> dict[tuple[str, str], list[float]]:
-    """Return each decision's agreement by target and method of *rivals*."""
+    """Return each decision's agreement with *rivals*, by (target, method)."""
     torch.manual_seed(_SEED)
     agreed: dict[tuple[str, str], list[float]] = {}
     for decision in decisions:
@@ -569,8 +578,9 @@ def _agreements(
         "attributions",
         f"Rank correlation of the {ours} with captum's attributions, {len(decisions)} decisions"
         f" of {len(np.unique(days))} days",
-        "Spearman's, of sizes, a decision at a time; 0 is what chance gives. What is absent is the"
-        f" mean of each feature over the training part; {SAMPLES_A_GROUP} samples a group.",
+        "Spearman's correlation of absolute values in each decision; chance gives 0. An absent"
+        " feature has its mean over the training part;"
+        f" {SAMPLES_PER_GROUP} samples per group.",
         rows,
     )
 
@@ -579,18 +589,17 @@ def _agreements(
 
 
 STEP: Final = 0.005
-"""γ of adaptive conformal inference: how far one bar moves the level."""
+"""γ of adaptive conformal inference: the level's step after one bar."""
 SCORES_KEPT: Final = 1_000
-"""Scores that the adaptive quantile is taken over: the newest."""
+"""The number of newest scores in the adaptive quantile."""
 PASSES: Final = 20
-"""Of MC dropout."""
+"""Passes of MC dropout."""
 
 
 def interval_width(scores: Array, misses: float = 1.0 - COVERAGE) -> float:
-    """Return how many scales to either side cover a next score, but for a share *misses*.
+    """Return the half width, in scales, that a next score exceeds with probability *misses*.
 
-    Source: Vovk, 2005. Infinite where no miss at all may happen or too little is known, zero where
-    every bar may be missed.
+    Source: Vovk, 2005. Infinite if *misses* is 0 or there are too few scores, zero if it is 1.
     """
     if misses >= 1.0:
         return 0.0
@@ -603,49 +612,49 @@ def interval_width(scores: Array, misses: float = 1.0 - COVERAGE) -> float:
 def adaptive_widths(scores: Array, times: Ids, outcome_times: Ids, before: Array) -> Array:
     """Return the adaptive width of each bar of one instrument, [bar], oldest first.
 
-    *times* are those of the decisions and *outcome_times* those at which each score is known;
-    both ascend. *before* are scores of the calibration part.
+    *times* are those of the decisions. *outcome_times* are those at which each score is known. Both
+    ascend. *before* are scores of the calibration part.
     """
-    every, aim, learnt = np.concatenate([before, scores]), 1.0 - COVERAGE, 0
-    widths, misses = np.empty(len(scores)), aim  # misses is α_t, the share that is aimed at now
+    all_scores, target, learnt = np.concatenate([before, scores]), 1.0 - COVERAGE, 0
+    widths, misses = np.empty(len(scores)), target  # misses is α_t, the current level
     for at, now in enumerate(times.tolist()):
         while learnt < at and outcome_times[learnt] <= now:
-            misses += STEP * (aim - float(scores[learnt] > widths[learnt]))
+            misses += STEP * (target - float(scores[learnt] > widths[learnt]))
             learnt += 1
         end = len(before) + learnt
-        widths[at] = interval_width(every[max(end - SCORES_KEPT, 0) : end], misses)
+        widths[at] = interval_width(all_scores[max(end - SCORES_KEPT, 0) : end], misses)
     return widths
 
 
 def intervals(subject: Subject) -> list[Table]:
-    """Return the coverage and width of every interval on the test part, in all and by day."""
+    """Return the coverage and width of every interval on the test part, overall and by day."""
     test = subject.labelled(Part.TEST)
     before, bars = (
         forecasts_at(subject, parts).at(subject.horizon)
         for parts in (subject.labelled(Part.CALIBRATION), test)
     )
     past_scores, all_scores = _scores(before), _scores(bars)
-    names = {"own": t.ppf(0.5 + COVERAGE / 2, bars.value("dof"))}
+    widths = {"own": t.ppf(0.5 + COVERAGE / 2, bars.value("dof"))}
     fixed, adaptive = np.empty_like(all_scores), np.empty_like(all_scores)
     for asset in np.unique(bars.asset):
-        mine, past = bars.asset == asset, before.asset == asset
+        inside, past = bars.asset == asset, before.asset == asset
         learnt = past_scores[past if past.any() else slice(None)]
-        fixed[mine] = interval_width(learnt)
-        order = np.flatnonzero(mine)[np.argsort(bars.open_ms[mine], kind="stable")]
+        fixed[inside] = interval_width(learnt)
+        order = np.flatnonzero(inside)[np.argsort(bars.open_ms[inside], kind="stable")]
         adaptive[order] = adaptive_widths(
             all_scores[order], bars.open_ms[order], bars.until_ms[order], learnt
         )
-    names |= {"fixed conformal": fixed, "adaptive conformal": adaptive}
-    covered = {name: (all_scores <= widths).astype(np.float64) for name, widths in names.items()}
-    halves = {name: widths * bars.value("scale") for name, widths in names.items()}
-    left = ""
+    widths |= {"fixed conformal": fixed, "adaptive conformal": adaptive}
+    covered = {name: (all_scores <= width).astype(np.float64) for name, width in widths.items()}
+    halves = {name: width * bars.value("scale") for name, width in widths.items()}
+    no_dropout = ""
     if subject.network is not None and (dropped := _dropout(subject, subject.network, test)):
         mean, half = dropped
         name = "MC dropout" if subject.mix is None else "MC dropout of the network"
         covered[name] = (np.abs(bars.labels["returns"] - mean) <= half).astype(np.float64)
         halves[name] = half
     else:
-        left = " The model was trained without dropout, so it has no MC dropout interval."
+        no_dropout = " The model was trained without dropout, so it has no MC dropout interval."
     days, day, counts = np.unique(bars.day, return_inverse=True, return_counts=True)
     daily = {name: np.bincount(day, hit) / counts for name, hit in covered.items()}
     rows: list[dict[str, Value]] = [
@@ -671,8 +680,8 @@ def intervals(subject: Subject) -> list[Table]:
             "intervals",
             f"Intervals of {COVERAGE:.0%}, {subject.material.times[subject.column]} ahead,"
             f" {len(bars):,} bars of {len(days)} days",
-            f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} scores that"
-            f" were known, begun with the calibration part's.{left}",
+            f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} known scores,"
+            f" at first those of the calibration part.{no_dropout}",
             rows,
         ),
         table_of_rows("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", by_day),
@@ -687,9 +696,9 @@ def _scores(rows: Forecasts) -> Array:
 def _dropout(
     subject: Subject, network: Network, parts: Sequence[tuple[Samples, Ids]]
 ) -> tuple[Array, Array] | None:
-    """Return mean and half width [bar] of MC dropout (Gal and Ghahramani, 2016), if there is any.
+    """Return mean and half width [bar] by MC dropout (Gal and Ghahramani, 2016); None without it.
 
-    Of the passes' normal mixture: the mean of their variances and the variance of their means.
+    The variance of the passes' mixture is the mean of variances plus the variance of means.
     """
     if not network.dropping():
         return None
@@ -705,7 +714,7 @@ def _dropout(
     return np.mean(means, axis=0), norm.ppf(0.5 + COVERAGE / 2) * np.sqrt(total)
 
 
-# --- all, by the names that ask for each
+# --- inspections by name
 
 
 INSPECTIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
@@ -715,19 +724,19 @@ INSPECTIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
     "attribution": attributions,
     "intervals": lambda subject, _: intervals(subject),
 }
-"""What ``--inspect`` names: each takes the subject and a number of decisions, or bars."""
+"""The names of ``--inspect``; each function takes the subject and a number of decisions or bars."""
 _DECISIONS: Final = 200
 
 
 def examined(subject: Subject, counts: Mapping[str, int]) -> Iterator[Table]:
-    """Yield the findings of every inspection of *counts*, by name, with its number."""
+    """Yield the tables of every inspection in *counts*, which has its number of decisions."""
     for name, inspect in INSPECTIONS.items():
         if name in counts:
             yield from inspect(subject, counts[name])
 
 
 def read_inspections(texts: Sequence[str]) -> dict[str, int]:
-    """Return how many decisions each ``NAME`` or ``NAME=N`` asks for, by name."""
+    """Return the number of decisions of each inspection ``NAME`` or ``NAME=N``, by name."""
     counts = {}
     for text in texts:
         name, equals, count = text.partition("=")

@@ -1,7 +1,7 @@
-"""The model that is inspected: what it says of untouched bars as they are, and when changed.
+"""The model under inspection: its forecasts of real and changed inputs, and its network.
 
-Of an ensemble it is the network. Rows are the features of candles that the caller names,
-else of the bundled ones at the network's interval.
+An ensemble's network is inspected. By default its inputs are rows of features of the bundled
+candles at its interval.
 
 The rules are docs/models.md, L38 to L42.
 """
@@ -56,26 +56,26 @@ from tracepaper.strategies.other_symbol import KnownOtherBars, OtherColumns, oth
 from tracepaper.strategies.units import DAY_MS, INTERVALS, interval_text
 
 TARGETS: Final = ("log variance", "mean")
-"""What of a forecast is looked at; the mean is in units of σ √h."""
-_ROWS_AT_ONCE: Final = 16_384  # of all windows of one pass; bounds memory
+"""The forecast values that inspections explain; the mean is in units of σ √h."""
+_ROWS_AT_ONCE: Final = 16_384  # rows over all windows of one pass; bounds memory
 
 Ids = NDArray[np.int64]
 Rows = NDArray[np.float32]
 
 
 class DecidedBar(NamedTuple):
-    """One bar that is decided, by its row in a segment."""
+    """A bar at which the model decides, as a row of a segment."""
 
     samples: Samples
     row: int
 
     @property
     def day(self) -> int:
-        """The number of its day."""
+        """The bar's day, counted from 1970."""
         return int(self.samples.segment.open_time_ms[self.row]) // DAY_MS
 
     def rows(self, count: int) -> Rows:
-        """Return a copy of the last *count* rows of features up to it: [count, feature]."""
+        """Return a copy of the last *count* rows of features, this bar's last: [count, feature]."""
         return self.samples.segment.values[self.row - count + 1 : self.row + 1].copy()
 
     def positions(self, count: int) -> Tensor:
@@ -91,31 +91,29 @@ class Mix(NamedTuple):
     spread: Array
 
     def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the ensemble's of both members' log variances [.., horizon]."""
+        """Return the ensemble's log variance from those of its members [.., horizon]."""
         return self.shares * network + (1.0 - self.shares) * rows
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, or a model of one row of features, or both, and what it is examined on."""
+    """A network, a model of one row of features, or both, with the data to inspect it on."""
 
     material: Dataset
     horizon: int
-    """Bars ahead, that of the gates."""
+    """The gates' horizon, in bars."""
     network: Network | None = None
     trained: TrainedRows | None = None
     mix: Mix | None = None
-    """Of an ensemble, which has both."""
+    """Only an ensemble, which has both members, has a mix."""
 
     @classmethod
     def of(cls, model: FittedModel, material: Dataset) -> Self:
-        """Return that of *model*.
-
-        Raises ``ConfigInvalid`` where the kind of model shows nothing to examine.
-        """
+        """Return the subject of *model*; raise ``ConfigInvalid`` if nothing can be inspected."""
         if model.network is None and model.rows is None:
             raise ConfigInvalid(
-                "The model shows no network and no arrays of its own to examine; leave that out."
+                "The model has neither a network nor a model of rows to inspect; leave --inspect "
+                "out."
             )
         network = None if model.network is None else model.network.eval()
         mix: Any = model.mix  # Pyright follows this module by two names
@@ -123,74 +121,74 @@ class Subject:
 
     @property
     def column(self) -> int:
-        """The place of ``horizon`` among the model's."""
+        """The index of ``horizon`` among the model's horizons."""
         return self.material.horizons.index(self.horizon)
 
     @property
     def of_network(self) -> str:
-        """What a title says where an ensemble's network alone is examined."""
+        """A title's addition where only the network of an ensemble is inspected."""
         return "" if self.mix is None else " (the ensemble's network)"
 
     def need_network(self, option: str) -> Network:
-        """Return the network; raise ``ConfigInvalid`` where the model sees one row alone."""
+        """Return the network; raise ``ConfigInvalid`` for a model of single rows."""
         if self.network is None:
             raise ConfigInvalid(
-                f"{option} changes the bars that a model sees, and this one sees the features of "
-                f"one bar alone; leave {option} out."
+                f"{option} needs a model that sees several bars, and this one sees the features of "
+                f"one bar; leave {option} out."
             )
         return self.network
 
     def predict(self, segment: Segment, rows: Ids) -> Fields:
-        """Return its fields at *rows* of *segment*."""
+        """Return the model's fields at *rows* of *segment*."""
         if self.trained is None:
             assert self.network is not None
             return predict(self.network, segment, rows)
-        of_rows = row_fields(self.trained.model, self.own_rows(segment.values[rows]))
+        member = row_fields(self.trained.model, self.own_rows(segment.values[rows]))
         if self.network is None:
             spread = np.array(self.trained.spread, dtype=np.float32)
-            return {**of_rows, "scale": of_rows["scale"] * spread}
+            return {**member, "scale": member["scale"] * spread}
         assert self.mix is not None
         fields = predict(self.network, segment, rows)
-        mixed = self.mix.log_variance(np.log(fields["variance"]), np.log(of_rows["variance"]))
+        mixed = self.mix.log_variance(np.log(fields["variance"]), np.log(member["variance"]))
         return {
             **fields,
             "variance": np.exp(mixed).astype(np.float32),
             "scale": (np.exp(0.5 * mixed) * self.mix.spread).astype(np.float32),
-            "dof": of_rows["dof"],
+            "dof": member["dof"],
         }
 
     def own_rows(self, rows: Rows) -> Rows:
-        """Return the columns of *rows* [.., feature] that the row model sees: the first."""
+        """Return the row model's columns of *rows* [.., feature], which are the first."""
         assert self.trained is not None
         return rows[..., : len(self.trained.schema.names)]
 
     def labelled(self, part: Part, at_most: int | None = None) -> list[tuple[Samples, Ids]]:
-        """Return the labelled rows of *part* with a whole context, by segment.
+        """Return the labelled rows of *part* with a full context, by segment.
 
-        Evenly fewer where there are more than *at_most*, or a network takes a pass for each.
+        They are thinned evenly to *at_most*, and for a network that needs a pass for each row.
         """
         try:
-            every = self.material.samples(part)
+            samples = self.material.samples(part)
         except DataInvalid:
             raise DataInvalid(
                 f"The candles hold no labelled bar of the card's {part.value} part; give --data of"
-                " that time too, or leave out what is examined on it."
+                " that time too, or leave out the inspections that need it."
             ) from None
-        if labelled := judged_rows(self.network, every, at_most):
+        if labelled := judged_rows(self.network, samples, at_most):
             return labelled
         raise no_context(part, 1 if self.network is None else self.network.config.receptive_field)
 
     def decisions(self, count: int) -> list[DecidedBar]:
-        """Return *count* decisions of the test part, evenly spread; all where there are fewer."""
-        every = [(s, row) for s, rows in self.labelled(Part.TEST) for row in rows.tolist()]
-        chosen = np.unique(np.linspace(0, len(every) - 1, count).round().astype(np.int64))
-        return [DecidedBar(*every[at]) for at in chosen.tolist()]
+        """Return up to *count* decisions of the test part, evenly spread."""
+        bars = [(s, row) for s, rows in self.labelled(Part.TEST) for row in rows.tolist()]
+        chosen = np.unique(np.linspace(0, len(bars) - 1, count).round().astype(np.int64))
+        return [DecidedBar(*bars[at]) for at in chosen.tolist()]
 
     @cached_property
     def neutral(self) -> Rows:
         """The neutral row [feature]: the mean of each feature over the training part.
 
-        The ridge that stands beside a checkpoint is centred there, so that any candles do.
+        A checkpoint's ridge baseline stores it, so the training candles are not needed.
         """
         if "ridge" in (stored := self.material.stored or {}):
             return stored["ridge"]["centre"].astype(np.float32)
@@ -203,7 +201,7 @@ class Subject:
 
 
 class NetworkForecast(NamedTuple):
-    """What a network says of the last bar of each window: [window, horizon]."""
+    """A network's forecast of the last bar of each window: [window, horizon]."""
 
     mean: NDArray[np.float32]
     log_variance: NDArray[np.float32]
@@ -215,9 +213,9 @@ class NetworkForecast(NamedTuple):
 
 
 def ask(network: Network, windows: Rows, positions: Tensor) -> NetworkForecast:
-    """Ask *network* about *windows* [window, bar, feature], all at int64 *positions* [bar].
+    """Return the forecasts of *windows* [window, bar, feature], all at int64 *positions* [bar].
 
-    Its features are the first of those.
+    The network sees the first of the features.
     """
     step = max(_ROWS_AT_ONCE // windows.shape[1], 1)
     place = positions.to(network.device)
@@ -236,7 +234,7 @@ def ask(network: Network, windows: Rows, positions: Tensor) -> NetworkForecast:
 def answer_of(
     network: Network, positions: Tensor, target: str, column: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return [window, bar, feature] → the *target* [window] at one horizon, differentiably."""
+    """Return a differentiable function: [window, bar, feature] → *target* [window]."""
     place = positions.to(network.device)
 
     def answer(windows: Tensor) -> Tensor:
@@ -249,7 +247,7 @@ def answer_of(
 
 
 def attended(network: Network, window: Rows, positions: Tensor) -> Array:
-    """Return where *network* looks in one *window* [bar, feature]: the rollout's weights [bar]."""
+    """Return the attention rollout [bar] of *network* over one *window* [bar, feature]."""
     x = torch.from_numpy(window[None, :, : network.config.features])
     with torch.inference_mode():
         rollout = network.explain(x.to(network.device), positions.to(network.device)).rollout
@@ -262,29 +260,29 @@ def days_of(decisions: Sequence[DecidedBar]) -> Ids:
 
 
 WINDOWS: Final = 4
-"""Decisions whose heads are looked at, spread over the rows."""
+"""Windows of a check, evenly spread."""
 RUNTIMES: Final = {"onnx": ".onnx", "torch": ".pt2"}
-"""The runtimes that a network is exported for, with what the names of their files end in."""
+"""The runtimes of an exported network, with their file suffixes."""
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
     """The attention of a network at one bar, layer by layer; bars are oldest first."""
 
-    open_time_ms: Ids  # [bar] of the network's rows; the last is the bar that it answered
+    open_time_ms: Ids  # [bar] of the network's rows; the last is the decided bar
     layers: tuple[Rows, ...]
-    """[head, bar] of each layer, the lowest first: a head's weights sum to 1."""
+    """[head, bar] by layer, the lowest first; a head's weights sum to 1."""
 
 
 NO_FILE: Final = FixedCovariates("", {})
-"""Vectors of which the names alone are known: no rows can be made of them."""
+"""Stands for covariates that are not given: their names are known, their rows are not."""
 
 Window = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A stored network; ``rows`` is how many rows a forecast depends on."""
+    """The network of a checkpoint."""
 
     folder: Path
     model_id: str
@@ -292,17 +290,15 @@ class StoredNetwork:
     schema: FeatureSchema
     interval_ms: int
     gradients: Mapping[str, Any]
-    """``[gradients]`` of its card: the flow while it was fitted; empty of older checkpoints."""
+    """``[gradients]`` of its card, from the fit; may be empty."""
 
     @classmethod
     def open(cls, name: str, inputs: SideInputs | None = None) -> Self:
-        """Return that of the checkpoint *name*: a bundled one, or a folder.
+        """Return the network of the checkpoint *name*: a bundled one, or a folder.
 
-        *inputs* are covariates or order books of which rows are made, as those that it was trained
-        with were.
-
-        Raises ``CheckpointMismatch`` for a checkpoint that is not whole, and ``ConfigInvalid`` for
-        one without a network and for none.
+        *inputs* are covariates or order books, if it was trained with such. Raises
+        ``CheckpointMismatch`` for a damaged checkpoint, and ``ConfigInvalid`` if there is no
+        checkpoint or no network in it.
         """
         folder = checkpoints.locate(name)
         if not folder.is_dir():
@@ -331,44 +327,45 @@ class StoredNetwork:
 
     @property
     def rows(self) -> int:
-        """How many rows a forecast depends on."""
+        """The number of rows that a forecast depends on."""
         return self.network.config.receptive_field
 
     @property
-    def _one_answer(self) -> str:
+    def _needed_bars(self) -> str:
         return (
             f"{self.rows + self.schema.lookback - 1:,} bars of {interval_text(self.interval_ms)} "
-            "without a hole, which one answer of this model depends on"
+            "without a gap, which a forecast of this model needs"
         )
 
     def windows(self, data: Sequence[str] = (), columns: Sequence[str] = ()) -> list[Window]:
-        """Return rows [1, rows, features] at positions [rows], oldest first, of up to WINDOWS bars.
+        """Return up to WINDOWS windows: rows [1, row, feature] and positions [row], oldest first.
 
-        *data* are candle files, by default the bundled ones, and *columns* choices as of
-        ``read_candles``. Raises ``DataInvalid`` where they hold
-        too few bars without a hole.
+        *data* are candle files, by default the bundled ones. *columns* are the choices of
+        ``read_candles``. Raises ``DataInvalid`` if there are too few bars without a gap.
         """
-        whole = [
+        long_enough = [
             segment
             for segment in self._segments(self._candles(data, columns))
             if len(segment) - segment.first >= self.rows
         ]
-        if not whole:
-            given = ", ".join(data) or "the bundled candles"
-            raise DataInvalid(f"{given} hold no {self._one_answer}; name longer files with --data.")
-        longest = max(whole, key=len)
+        if not long_enough:
+            source = ", ".join(data) or "the bundled candles"
+            raise DataInvalid(
+                f"{source} hold no {self._needed_bars}; name longer files with --data."
+            )
+        longest = max(long_enough, key=len)
         first, last = longest.first + self.rows, len(longest)
         ends = sorted({first + (last - first) * place // (WINDOWS - 1) for place in range(WINDOWS)})
         return [_window(longest, end - self.rows, end) for end in ends]
 
     def _segments(self, candles: Sequence[Candles]) -> list[Segment]:
-        """Return *candles* with features; raise ``ConfigInvalid`` where vectors are missing."""
+        """Return *candles* with features; raise ``ConfigInvalid`` if side inputs are missing."""
         joined = self.schema.covariates
         schema = features.schema(self.schema.schema_id)
         plain = [segment for series in candles for segment in segments_of(series, schema)]
         if joined is None:
             return plain
-        if isinstance(joined, OtherColumns):  # whose bars are among the candles
+        if isinstance(joined, OtherColumns):  # the candles include the other symbol's bars
             others = OtherInputs(joined.source.symbol).of_bars(plain, schema.names)
             return joined_to(plain, others.joined(0))
         if joined.source == NO_FILE:
@@ -382,7 +379,7 @@ class StoredNetwork:
         return joined_to(plain, joined)
 
     def _candles(self, data: Sequence[str | Candles], columns: Sequence[str] = ()) -> list[Candles]:
-        """Return the candles of *data*, or the bundled ones that have this interval or a finer."""
+        """Return the candles of *data* at the network's interval; by default bundled ones."""
         if columns and not data:
             raise ConfigInvalid("The bundled candles need no --columns; leave it out.")
         series = []
@@ -399,9 +396,9 @@ class StoredNetwork:
     def attention(self, bars: Any, *, at: str | int | None = None) -> AttentionMaps:  # noqa: ANN401
         """Return the attention of each head of each layer at the newest of *bars*.
 
-        *bars* are a candle file, or a frame of any library. With *at*, ISO text or UTC
-        milliseconds, it is the newest bar that opened until then. Raises ``ConfigInvalid`` for a
-        network without attention, and ``DataInvalid`` if there are too few bars before it.
+        *bars* are a candle file, or a frame of any library. *at*, ISO text or UTC milliseconds,
+        chooses the newest bar that opened by then. Raises ``ConfigInvalid`` for a network without
+        attention, and ``DataInvalid`` if there are too few bars before that bar.
         """
         if not self.network.has_attention:
             raise ConfigInvalid(
@@ -409,16 +406,16 @@ class StoredNetwork:
                 "that attends."
             )
         until_ms = None if at is None else instant(str(at))
-        given = candles_of_frame(bars, symbol="BARS") if is_frame(bars) else bars
+        candles = candles_of_frame(bars, symbol="BARS") if is_frame(bars) else bars
         segments = [
             (segment, len(segment) if until_ms is None else int(end))
-            for segment in self._segments(self._candles([given]))
+            for segment in self._segments(self._candles([candles]))
             for end in (np.searchsorted(segment.open_time_ms, until_ms or 0, "right"),)
         ]
-        whole = [(series, end) for series, end in segments if end - series.first >= self.rows]
-        if not whole:
-            raise DataInvalid(f"The bars hold no {self._one_answer}; give more of them.")
-        segment, end = max(whole, key=lambda of: int(of[0].open_time_ms[of[1] - 1]))
+        long_enough = [(each, end) for each, end in segments if end - each.first >= self.rows]
+        if not long_enough:
+            raise DataInvalid(f"The bars hold no {self._needed_bars}; give more of them.")
+        segment, end = max(long_enough, key=lambda pair: int(pair[0].open_time_ms[pair[1] - 1]))
         rows, positions = _window(segment, end - self.rows, end)
         with torch.inference_mode():
             layers = self.network.eval().attribution_by_layer(rows, positions)
@@ -428,16 +425,15 @@ class StoredNetwork:
         )
 
     def examined(self, data: Sequence[str] = (), columns: Sequence[str] = ()) -> NetworkCheck:
-        """Return the condition of the network over real rows; raise as ``windows``."""
+        """Return the check of the network over real rows; raises like ``windows``."""
         return check_network(self.network, self.windows(data, columns))
 
     def exported(self, to: str, path: Path, *, bars: int | None = None) -> dict[str, Any]:
-        """Write the network to *path* for another runtime; return what was written, as a document.
+        """Write the network to *path* for another runtime; return a description of the file.
 
-        Windows have *bars* rows, by default as many as an answer depends on. Raises
-        ``AttentionInvalid`` where the exported network would answer otherwise, ``ConfigInvalid``
-        for a file that exists or cannot be written, a length that the network cannot take, or an
-        unknown runtime.
+        Windows have *bars* rows, by default as many as a forecast needs. Raises
+        ``AttentionInvalid`` if the exported network would answer differently, and ``ConfigInvalid``
+        for a file that exists or cannot be written, an invalid length, or an unknown runtime.
         """
         if to not in RUNTIMES:
             raise ConfigInvalid(f"--to is {to!r}; choose one of {', '.join(RUNTIMES)}.")
@@ -477,10 +473,10 @@ class StoredNetwork:
 
 
 def _schema(card: Mapping[str, Any], inputs: SideInputs | None) -> FeatureSchema:
-    """Return the features of *card*, with those of what is given as *inputs* beside candles."""
+    """Return the feature schema of *card*, with those of side *inputs*."""
     if inputs is None and (symbol := other_of(card)):
-        nothing = np.empty((0, 0), np.float32)
-        return known_schema(card, KnownOtherBars(symbol, (), np.empty(0, np.int64), nothing))
+        no_rows = np.empty((0, 0), np.float32)
+        return known_schema(card, KnownOtherBars(symbol, (), np.empty(0, np.int64), no_rows))
     takes_files = takes_vectors(card) or book_features.reading_of(card) is not None
     if inputs is None:
         return known_schema(card, NO_FILE if takes_files else None)
@@ -492,7 +488,7 @@ def _schema(card: Mapping[str, Any], inputs: SideInputs | None) -> FeatureSchema
 
 
 def _begun(path: Path) -> Path:
-    """Return an empty file beside *path*; raise ``ConfigInvalid`` where nothing can be written."""
+    """Return an empty temporary file beside *path*; raise ``ConfigInvalid`` if that fails."""
     part = path.with_name(f".part-{path.name}")
     try:
         if path.exists():
@@ -519,8 +515,8 @@ def open_checkpoint(
 ) -> StoredNetwork:
     """Return the network of the checkpoint *name*, a bundled one or a folder.
 
-    *covariates* is a file of the covariates that it was trained with, *depth* are files of order
-    books for a network that reads them. Raises like ``StoredNetwork.open``.
+    *covariates* is a file of the covariates that it was trained with. *depth* are files of order
+    books, for a network that reads them. Raises like ``StoredNetwork.open``.
     """
     files = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
     return StoredNetwork.open(name, files.read())

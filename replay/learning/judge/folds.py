@@ -1,4 +1,4 @@
-"""Recipes fitted anew on folds, of candles and of order books, and what changes are worth.
+"""Recipes refitted on folds of candles or order books, and the effect of changes to a recipe.
 
 The rules are docs/models.md, L44 and L55.
 """
@@ -60,12 +60,12 @@ from tracepaper.strategies.forecasters.build import MEMBERS
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
-"""Folds of a network, which walk: each costs a training."""
+"""The most folds of a network, which must be walk-forward: each costs a training."""
 
 
 @dataclass(frozen=True)
 class Refits:
-    """The forecasts of each fold's test; *combination* is (groups, tests)."""
+    """The forecasts of each fold's test; *combination* is (groups, tests), or None."""
 
     text: str
     folds: Sequence[Fold]
@@ -78,7 +78,7 @@ class Refits:
         return concatenated(self.tests)
 
     def joined(self, others: Mapping[str, Refits]) -> Refits:
-        """Return it with the forecasts of *others* on the same folds as compared models."""
+        """Return a copy with the forecasts of *others* on the same folds as compared models."""
         tests = list(self.tests)
         for name, other in others.items():
             tests = [test.join(rival, name) for test, rival in zip(tests, other.tests, strict=True)]
@@ -87,7 +87,7 @@ class Refits:
 
 @dataclass(frozen=True)
 class _FoldFit:
-    """Fits the recipe of *card* on one of *count* folds of *data*, and asks it about its test."""
+    """Fits the recipe of *card* on one of *count* folds of *data*, and forecasts its test."""
 
     card: Mapping[str, Any]
     data: Dataset
@@ -114,34 +114,34 @@ def refit(
     say: Say,
     each: Each = one_by_one,
 ) -> Refits:
-    """Fit the recipe of *card* on the folds that *text* names, of the time before the untouched.
+    """Fit the recipe of *card* on the folds *text* of the data before the untouched part.
 
-    *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the data, or a
-    network, cannot have.
+    *each* runs the fits. Raises ``ConfigInvalid`` for folds that the data or the kind of model do
+    not allow.
     """
-    kind, numbers = folds_named(text)
-    of_card = kind_of(card)
-    if of_card.walks_only and (kind == COMBINATORIAL or numbers[0] > REFITS_MOST):
+    scheme, numbers = folds_named(text)
+    kind = kind_of(card)
+    if kind.walks_only and (scheme == COMBINATORIAL or numbers[0] > REFITS_MOST):
         raise ConfigInvalid(
-            f"A network is fitted anew at most {REFITS_MOST} times, on folds that walk: write "
+            f"A network is fitted on at most {REFITS_MOST} walk-forward folds: write "
             f"--folds walk:{REFITS_MOST}. Combinatorial folds are for tree and glm."
         )
     for sentence in data.notes:
         say(sentence)
     folds = read_folds(text, data.before(), embargo_ms=data.embargo_ms)
-    if of_card.holds_out_calibration:
+    if kind.holds_out_calibration:
         folds = [with_calibration(fold) for fold in folds]
     fit = _FoldFit(card, data, len(folds), threads_used())
     forecasts = each(fit, list(enumerate(folds, start=1)), say)
-    combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
+    combination = (numbers[0], numbers[1]) if scheme == COMBINATORIAL else None
     return Refits(text, folds, forecasts, combination)
 
 
-# --- what the folds say
+# --- tables of the folds
 
 
 def tables(refits: Refits) -> list[Table]:
-    """Return each metric by forecaster and horizon, and how likely a choice by it is luck."""
+    """Return the tables of each metric, and of the probability that choosing by it overfits."""
     rows, findings, suffix = refits.pooled, [], f", over {refits.text}"
     for key in COMPARED if rows.unit == "bars" else ():
         metric = LOSSES[key]
@@ -156,7 +156,7 @@ _FIT_NOTE: Final = "Each fold fits the model and every baseline on its own train
 
 
 def _selected(refits: Refits, key: str, metric: Metric) -> Table:
-    """Return for each horizon the probability that the best forecaster is so by luck, by path."""
+    """Return for each horizon the probability over paths that the best forecaster is luck."""
     assert refits.combination is not None
     rows = []
     routes = paths(*refits.combination)
@@ -171,18 +171,18 @@ def _selected(refits: Refits, key: str, metric: Metric) -> Table:
         of_row("horizon", "bars ahead", "text"),
         of_row("paths", "paths", "count"),
         of_row("mean", "probability", "measure"),
-        of_row("most", "highest of a path", "measure"),
+        of_row("most", "highest path", "measure"),
     ]
     note = (
-        "How often the forecaster that is best on half of the groups is in the worse half on the "
-        "others; a half is what chance makes. At least four groups."
+        "How often the best forecaster on half of the groups is in the worse half on the other "
+        "groups; chance makes 0.5. It needs at least four groups."
     )
     title = f"{metric.title}: is the best forecaster chosen by luck?"
     return table(key, title, columns, rows, notes=[note])
 
 
 def _scores(refits: Refits, route: Sequence[int], horizon: int, metric: Metric) -> Array:
-    """Return [group, forecaster]: the mean loss on each group by the fold that the path takes."""
+    """Return [group, forecaster]: the mean loss on each group, from the fold on the path."""
     scores, spans = [], sorted({span for each in refits.folds for span in each.test})
     for group, place in enumerate(route):
         fold, rows = refits.folds[place], refits.tests[place].at(horizon)
@@ -206,14 +206,14 @@ _KEPT: Final = frozenset(
         "training.threads",
     }
 )
-"""Keys that follow from the candles and the judgement, so that no fold is fitted by another."""
+"""Keys that the candles or the judgement fix; folds cannot change them."""
 
 
 def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Return *card* with the key of *text*, ``KEY=VALUE``, changed; an ensemble's in its network.
+    """Return *card* with the change ``KEY=VALUE`` of *text*; in an ensemble, to its network.
 
-    A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for a key or
-    value that the recipe cannot have, one that the folds keep, and one that changes nothing.
+    A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for an
+    unknown key or value, for a key that folds keep, and for a change without effect.
     """
     change = KeyValue.read("--ablate", text)
     section, key = change.section, change.key
@@ -224,8 +224,8 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
         )
     if (name := f"{section}.{key}") in _KEPT:
         raise ConfigInvalid(
-            f"--ablate {text} is no change that folds are fitted by: they keep {name} as it is; "
-            "change another key."
+            f"--ablate {text} is no change that folds can make: they keep {name}; change another "
+            "key."
         )
     member = member_as_card(card, MEMBERS[0]) if "parts" in card else card
     kind = kind_of(member, is_member=True)
@@ -236,16 +236,16 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     if now is None:
         raise ConfigInvalid(f"--ablate {text}: {section}.{key} is no key of the recipe.")
     if now == before:
-        raise ConfigInvalid(f"--ablate {text} changes nothing; {section}.{key} is so already.")
+        raise ConfigInvalid(f"--ablate {text} changes nothing; write another value.")
     if member is card:
         return other
     return {**card, "parts": {**card["parts"], MEMBERS[0]: other}}
 
 
 def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]:
-    """Return for each metric what the recipe has less each change of *others*, by horizon.
+    """Return a table for each metric: the recipe minus each change of *others*, by horizon.
 
-    Each change is fitted anew on the same folds with the same seed.
+    All are fitted on the same folds with the same seed.
     """
     joined = refits.joined(others).pooled
     return [
@@ -263,20 +263,20 @@ def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]
 
 
 class FoldTables(NamedTuple):
-    """What folds say of the recipe of a checkpoint."""
+    """The tables of a checkpoint's recipe on folds."""
 
     model_id: str
     recipe: str  # its hash
-    text: str  # which folds
+    text: str  # the folds, such as walk:3
     tables: Sequence[Table]
 
 
 def folds_of(
     checkpoint: Checkpoint, request: DataRequest, text: str, changes: Sequence[str], each: Each
 ) -> FoldTables:
-    """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
+    """Refit the recipe of a checkpoint on folds, then the recipe with each of *changes*."""
     card: Mapping[str, Any] = checkpoint.card
-    # First, for they refuse what cannot be had before minutes have passed.
+    # The checks come first, before minutes of fitting.
     recipe = recipe_of(card)
     recipe.check("--folds")
     cards = {change: ablated(card, change) for change in changes}

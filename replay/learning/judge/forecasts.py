@@ -1,4 +1,4 @@
-"""``Forecasts``: what every forecaster says beside what was realised, as columns over rows.
+"""``Forecasts``: every forecaster's fields and the outcomes, as columns over rows.
 
 A row is an asset, the open of a bar and a horizon. Returns are in units of σ √h, variances in that
 unit squared. An asset may be a pair of symbols or a portfolio.
@@ -29,22 +29,21 @@ Ints = NDArray[np.int64]
 Columns = Mapping[str, NDArray[Any]]
 """Each column's name → [row, ..]."""
 MODEL: Final = "network"
-"""The judged model among the forecasters, whatever its kind."""
+"""The judged model's name among the forecasters, whatever its kind."""
 OF_MODEL: Final = "model"
-"""What tables, and cards of all but networks, call it."""
+"""Its name in tables, and in cards of all kinds but networks."""
 SIZED: Final = ("ridge", "persistence")
-"""Baselines of the mean whose size means something, not its sign and order alone."""
-_WEAKER: Final[Mapping[str, tuple[str, ...]]] = {
+"""Baselines that forecast the size of the mean, not only its sign and order."""
+_STRONGER: Final[Mapping[str, tuple[str, ...]]] = {
     "size": ("mean",), "score": ("mean",), "sign": ("score", "mean")
 }  # fmt: skip
-"""What a field follows from: a sign from a score, which is a mean of any size; a size alone is of a
-forecaster whose sign and order another one has already."""
-_UNITS: Final = {
+"""Fields that imply a field: a score has the sign and order of a mean, and a mean has its size."""
+_UNIT_POWERS: Final = {
     "mean": 1, "score": 1, "scale": 1, "quantiles": 1, "relative": 1, "tails": 1, "variance": 2
 }  # fmt: skip
-"""The power of the unit of the return that each field is in."""
+"""Each field's power of the unit of the return."""
 _ROW: Final = ("asset", "open_ms", "until_ms", "horizon")
-"""The columns that say which row it is."""
+"""The columns that identify a row."""
 _SEED: Final = 20_170_817  # of the random baseline
 NORMAL: Final = 1e6
 """Degrees of freedom at which a Student-t is a normal distribution."""
@@ -57,7 +56,7 @@ def words(name: str) -> str:
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Columns over [row]; a field of a forecaster is NaN where it did not answer."""
+    """Columns over [row]; a forecaster's field is NaN where it has no answer."""
 
     asset: Ints  # a symbol's checksum
     open_ms: Ints  # of the bar
@@ -68,13 +67,13 @@ class Forecasts:
     values: Mapping[str, Columns]
     """Each forecaster's fields, the judged model's first."""
     levels: tuple[float, ...] = ()
-    """Of the quantiles that the model's head names."""
+    """The levels of the model's head of quantiles."""
     names: Mapping[int, str] = field(default_factory=dict)
-    """Of assets, where tables name them."""
+    """Names of assets, for tables."""
     compared: tuple[str, ...] = ()
-    """Names of ``values`` that are other models on the same rows, and no baselines."""
+    """The names in ``values`` of compared models; the others are baselines."""
     held: Forecasts | None = None
-    """What a model's weights and every rule's made, a row a day; None of one without weights."""
+    """Daily results of the model's weights and of every rule's; None if there are no weights."""
     cache: dict[int, Forecasts] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -88,7 +87,7 @@ class Forecasts:
 
     @cached_property
     def keys(self) -> Ints:
-        """Each bar's own number, as ``Segment.keys``."""
+        """A unique number of each asset's bar, as ``Segment.keys``."""
         return (self.open_ms // self.interval_ms << SYMBOL_BITS) + self.asset
 
     @cached_property
@@ -98,7 +97,7 @@ class Forecasts:
 
     @property
     def unit(self) -> str:
-        """What horizons count: bars, or order books."""
+        """The unit of horizons: bars or order books."""
         return "books" if "move" in self.labels else "bars"
 
     def where(self, chosen: NDArray[np.bool_] | Ints | slice) -> Forecasts:
@@ -107,9 +106,9 @@ class Forecasts:
         return replace(
             self,
             **columns,
-            labels={name: of[chosen] for name, of in self.labels.items()},
+            labels={name: column[chosen] for name, column in self.labels.items()},
             values={
-                name: {key: of[chosen] for key, of in fields.items()}
+                name: {key: column[chosen] for key, column in fields.items()}
                 for name, fields in self.values.items()
             },
             held=None,
@@ -119,8 +118,9 @@ class Forecasts:
         """Return the rows of one horizon."""
         if horizon not in self.cache:
             rows = np.flatnonzero(self.horizon == horizon)
-            is_one = len(rows) and rows[-1] - rows[0] + 1 == len(rows)  # a view costs nothing
-            chosen = slice(int(rows[0]), int(rows[-1]) + 1) if is_one else rows
+            # A slice makes views instead of copies.
+            is_slice = len(rows) and rows[-1] - rows[0] + 1 == len(rows)
+            chosen = slice(int(rows[0]), int(rows[-1]) + 1) if is_slice else rows
             self.cache[horizon] = self.where(chosen)
         return self.cache[horizon]
 
@@ -129,42 +129,42 @@ class Forecasts:
         return [(horizon, self.at(horizon)) for horizon in self.horizons]
 
     def gives(self, field: str, name: str = MODEL) -> bool:
-        """Return whether a forecaster has a field, or one that it follows from."""
+        """Return whether a forecaster has a field, or one that implies it."""
         fields = self.values.get(name, {})
-        return any(each in fields for each in (field, *_WEAKER.get(field, ())))
+        return any(each in fields for each in (field, *_STRONGER.get(field, ())))
 
     def value(self, field: str, name: str = MODEL) -> NDArray[Any]:
-        """Return a forecaster's field: [row, ..]."""
+        """Return a forecaster's field [row, ..], or the one that implies it."""
         fields = self.values[name]
-        return next(fields[each] for each in (field, *_WEAKER.get(field, ())) if each in fields)
+        return next(fields[each] for each in (field, *_STRONGER.get(field, ())) if each in fields)
 
     def holding(self, name: str, **fields: NDArray[Any]) -> Forecasts:
-        """Return it with more *fields* of the forecaster *name*."""
+        """Return a copy with more *fields* of the forecaster *name*."""
         values = {**self.values, name: {**self.values.get(name, {}), **fields}}
         return replace(self, values=values)
 
     def by_row(self, values: Mapping[str, float]) -> Array:
-        """Return the number of each row's horizon, of *values* as a card has them; else 1."""
-        each = np.array([values.get(str(horizon), 1.0) for horizon in self.horizons])
-        return each[np.searchsorted(self.horizons, self.horizon)]
+        """Return by row the value of its horizon in *values*, which a card has by text; else 1."""
+        by_horizon = np.array([values.get(str(horizon), 1.0) for horizon in self.horizons])
+        return by_horizon[np.searchsorted(self.horizons, self.horizon)]
 
     def cooled(self, temperature: Mapping[str, float]) -> Forecasts:
-        """Return it with the model's probabilities of its logits, calibrated by horizon."""
+        """Return a copy with probabilities from the model's logits over each *temperature*."""
         if not self.gives("logits"):
             return self
         cooled = self.value("logits") / self.by_row(temperature)[:, None].astype(np.float32)
         return self.holding(MODEL, probability=softmax(cooled.astype(np.float64), axis=-1))
 
     def mix(self, shares: Mapping[str, Array]) -> Array:
-        """Return the variance of a mix: of log variances by *shares* [row] of forecasters."""
+        """Return the geometric mean of the forecasters' variances, weighted by *shares* [row]."""
         logs = [share * np.log(self.value("variance", name)) for name, share in shares.items()]
         return np.exp(sum(logs[1:], logs[0]))
 
     def join(self, other: Forecasts, name: str) -> Forecasts:
-        """Return it with the judged model of *other* as the compared model *name*.
+        """Return a copy with the judged model of *other* as the compared model *name*.
 
-        Its fields are in the units of these rows, and NaN at those that it has not. Raises
-        ``InvariantBroken`` where a row is there twice.
+        Its fields are converted to the units of these rows, and NaN at rows that *other* lacks.
+        Raises ``InvariantBroken`` for a duplicate row.
         """
         place = self.places(other)
         both = place >= 0
@@ -175,38 +175,38 @@ class Forecasts:
         for key, values in other.values[MODEL].items():
             column = np.full((len(self), *values.shape[1:]), np.nan)
             column[both] = values[place[both]]
-            if power := _UNITS.get(key, 0):
+            if power := _UNIT_POWERS.get(key, 0):
                 column *= (ratio**power).reshape(-1, *(1,) * (column.ndim - 1))
             fields[key] = column
-        whole, held = self.holding(name, **fields), self.held
+        joined, held = self.holding(name, **fields), self.held
         if held is not None and other.held is not None:
             held = held.join(other.held, name)
-        return replace(whole, compared=(*self.compared, name), held=held)
+        return replace(joined, compared=(*self.compared, name), held=held)
 
     def places(self, other: Forecasts) -> Ints:
-        """Return the place of each row among those of *other*, -1 where it is not there."""
+        """Return for each row its index in *other*, -1 where *other* lacks it."""
         place = np.full(len(self), -1, dtype=np.int64)
         for horizon in self.horizons:
-            mine, theirs = (np.flatnonzero(of.horizon == horizon) for of in (self, other))
-            keys = self.keys[mine], other.keys[theirs]
-            if any(len(np.unique(of)) < len(of) for of in keys):
-                raise InvariantBroken("A row of the forecasts is there twice; join distinct rows.")
-            _, at, there = np.intersect1d(*keys, return_indices=True)
-            place[mine[at]] = theirs[there]
+            rows, others = (np.flatnonzero(table.horizon == horizon) for table in (self, other))
+            keys = self.keys[rows], other.keys[others]
+            if any(len(np.unique(each)) < len(each) for each in keys):
+                raise InvariantBroken("A row of the forecasts is a duplicate; join distinct rows.")
+            _, first, second = np.intersect1d(*keys, return_indices=True)
+            place[rows[first]] = others[second]
         return place
 
 
 def named_asset(name: str) -> int:
-    """Return the number of a symbol, a pair or a portfolio among the assets."""
+    """Return the asset number of a symbol, a pair or a portfolio."""
     return crc32(name.encode())
 
 
 def concatenated(parts: Sequence[Forecasts]) -> Forecasts:
-    """Return *parts*, which have the same columns, one after another."""
+    """Return the rows of *parts*, which have the same columns, in order."""
     first = parts[0]
 
-    def whole(columns: Sequence[Columns]) -> dict[str, NDArray[Any]]:
-        return {name: np.concatenate([of[name] for of in columns]) for name in columns[0]}
+    def joined(tables: Sequence[Columns]) -> dict[str, NDArray[Any]]:
+        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
     columns: dict[str, Any] = {
         key: np.concatenate([getattr(part, key) for part in parts]) for key in _ROW
@@ -214,10 +214,10 @@ def concatenated(parts: Sequence[Forecasts]) -> Forecasts:
     return replace(
         first,
         **columns,
-        labels=whole([part.labels for part in parts]),
-        values={name: whole([part.values[name] for part in parts]) for name in first.values},
+        labels=joined([part.labels for part in parts]),
+        values={name: joined([part.values[name] for part in parts]) for name in first.values},
         names={asset: name for part in parts for asset, name in part.names.items()},
-        held=concatenated(held) if (held := [of.held for of in parts if of.held]) else None,
+        held=concatenated(held) if (held := [part.held for part in parts if part.held]) else None,
     )
 
 
@@ -241,9 +241,9 @@ class SegmentFields(NamedTuple):
         root = samples.segment.sigma[rows][:, None] * np.sqrt(samples.horizons)
 
         def column(name: str) -> Array:
-            nothing = (np.nan,) * len(forecasts[0].horizons)
-            every = [getattr(forecast, name) or nothing for forecast in forecasts]
-            return np.array(every, dtype=np.float64)[:, at]
+            missing = (np.nan,) * len(forecasts[0].horizons)
+            values = [getattr(forecast, name) or missing for forecast in forecasts]
+            return np.array(values, dtype=np.float64)[:, at]
 
         fields: dict[str, Any] = {}
         if "mean_return" in measures:
@@ -261,10 +261,11 @@ class SegmentFields(NamedTuple):
 
     def finite(self) -> SegmentFields:
         """Return the rows at which every field is finite."""
-        each = [np.isfinite(of.reshape(len(self.rows), -1)) for of in self.fields.values()]
-        chosen = np.logical_and.reduce([of.all(axis=1) for of in each])
-        fields = {name: of[chosen] for name, of in self.fields.items()}
-        return SegmentFields(self.samples, self.rows[chosen], fields)
+        fields = self.fields.items()
+        finite = [np.isfinite(values.reshape(len(self.rows), -1)) for _, values in fields]
+        chosen = np.logical_and.reduce([each.all(axis=1) for each in finite])
+        kept = {name: values[chosen] for name, values in fields}
+        return SegmentFields(self.samples, self.rows[chosen], kept)
 
 
 def forecasts_of(
@@ -280,28 +281,28 @@ def forecasts_of(
     generator = np.random.default_rng(_SEED)
     parts = []
     for column, horizon in enumerate(horizons):
-        whole = concatenated([segment_rows(of, baselines, column, horizon) for of in answers])
-        value = whole.labels["returns"]
+        rows = concatenated([segment_rows(each, baselines, column, horizon) for each in answers])
+        value = rows.labels["returns"]
         rises = np.count_nonzero(value > 0) >= np.count_nonzero(value < 0)
-        whole = whole.holding("random", score=generator.normal(size=len(whole)))
-        parts.append(whole.holding(MAJORITY, sign=np.full(len(whole), 1.0 if rises else -1.0)))
+        rows = rows.holding("random", score=generator.normal(size=len(rows)))
+        parts.append(rows.holding(MAJORITY, sign=np.full(len(rows), 1.0 if rises else -1.0)))
     return replace(concatenated(parts), levels=tuple(levels))
 
 
 def segment_rows(
     answers: SegmentFields, baselines: Mapping[str, Answer], column: int, horizon: int
 ) -> Forecasts:
-    """Return the rows of *answers* that are labelled at the *horizon* in place *column*."""
+    """Return the rows of *answers* with a label at *horizon*, the horizon number *column*."""
     samples, rows, fields = answers
     segment, used = samples.segment, samples.weights[rows, column] > 0
     past = past_variances(segment)
     values: dict[str, dict[str, NDArray[Any]]] = {
-        MODEL: {name: _as_column(of[used, column], name) for name, of in fields.items()}
+        MODEL: {name: _as_column(field[used, column], name) for name, field in fields.items()}
     }
     for name, answer in baselines.items():
-        is_score = BASELINES[name].of == "mean" and name not in SIZED
+        is_score = BASELINES[name].measure == "mean" and name not in SIZED
         question = BaselineQuestion(segment, rows, past[:, rows], horizon, column)
-        values[name] = {"score" if is_score else BASELINES[name].of: answer(question)[used]}
+        values[name] = {"score" if is_score else BASELINES[name].measure: answer(question)[used]}
     chosen = rows[used]
     labels: dict[str, NDArray[Any]] = {
         "returns": samples.labels["returns"][0, chosen, column].astype(np.float64),
@@ -329,9 +330,9 @@ def segment_rows(
 
 
 _HEAD_LABELS: Final = {"drawdown": drawdown, "runup": runup, "path": path}
-_KEPT_SMALL: Final = ("logits", "tails", "drawdown", "runup", "regimes", "path")
+_KEPT_FLOAT32: Final = ("logits", "tails", "drawdown", "runup", "regimes", "path")
 
 
 def _as_column(values: NDArray[np.float32], name: str) -> NDArray[Any]:
-    """Return *values*; what figures are computed from is float64."""
-    return values if name in _KEPT_SMALL else values.astype(np.float64)
+    """Return *values* as float64 for figures, except wide heads, which stay float32."""
+    return values if name in _KEPT_FLOAT32 else values.astype(np.float64)

@@ -1,7 +1,7 @@
 """The judgement gates: their measures at explained bars, confidence, regimes, and a card's section.
 
-What is said of a calibrated probability is said of folds that its fit did not see, purged by the
-label; its penalty counts labels which share no bar.
+Figures of a calibrated probability come from folds that its fit did not see, without labels that
+overlap them. The fit's penalty is weighed against the number of labels that share no bar.
 
 The rules are docs/decisions.md, G18 and G32 to G36.
 """
@@ -98,36 +98,36 @@ _BASIS_POINTS: Final = 1e4
 _GOLDEN: Final = 0.618034  # its multiples fill a unit evenly
 _BUSY_SHARE: Final = 0.033  # a gate as loose as 33 bars in 1,000, to compare with
 RULES: Final = ("ungated", "largest_edges", "edge", "all_gates")
-"""Rules of trading, each a forecaster of explained rows: its ``chosen``, and the ``net`` of those
-that open a trade, NaN of others."""
+"""Trading rules, each a forecaster of explained rows. Its fields are ``chosen``, and ``net``, the
+net log return where a trade opens, else NaN."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a model said of one part beside what happened, and what is said of it.
+    """A model's forecasts and outcomes on one part of the data, with figures and sentences.
 
-    Its forecasts have those of compared models too.
+    ``forecasts`` includes those of compared models.
     """
 
     forecasts: Forecasts
-    figures: dict[str, Any]  # by horizon, and those of gates
+    figures: dict[str, Any]  # by horizon; "gates" holds those of the gates
     sentences: list[str]
-    explained: Forecasts | None = None  # of the bars that were explained, with ``RULES``
+    explained: Forecasts | None = None  # the explained bars, with ``RULES``
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    """The card's section, with the verdict of this part."""
-    pairs: Forecasts | None = None  # correlations of its symbols, where it has such heads
+    """The card's ``[calibration]``, with the verdict of this part."""
+    pairs: Forecasts | None = None  # correlations between symbols, if they were forecast
     holdout: Holdout = WHOLE
     symbols: tuple[str, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
     tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
     uses: int = 1
-    """Recipes that were judged on the span, this one among them."""
+    """The number of recipes that were judged on the holdout, including this one."""
     missing: tuple[str, ...] = ()
-    """Sentences about what could not be compared, or counted."""
+    """Sentences about comparisons and counts that could not be made."""
 
     @property
     def days(self) -> int:
-        """How many calendar days were judged."""
+        """The number of calendar days judged."""
         return len(np.unique(self.forecasts.day))
 
     @property
@@ -142,7 +142,7 @@ class Judgement:
 
     @property
     def heading(self) -> str:
-        """What was judged, from when until when."""
+        """The holdout, its symbols and its dates."""
         return (
             f"{self.holdout.name}: {', '.join(self.symbols)}, {iso(self.from_ms)[:10]} until "
             f"{iso(self.until_ms)[:10]}, {self.days} days"
@@ -150,23 +150,20 @@ class Judgement:
 
     @property
     def caveats(self) -> list[str]:
-        """All that is said of it.
-
-        Not every bar is explained, and a bar that a baseline needs more context for is no other.
-        """
+        """All sentences, including how many bars the figures of gates rest on."""
         if (explained := self.explained) is None:
             return [*self.sentences, *self.missing]
         rows = self.forecasts.at(explained.horizons[0]).day
         gates, rest = (
-            f"{count_of(len(of), 'bar')} on {count_of(len(np.unique(of)), 'day')}"
-            for of in (explained.day, rows)
+            f"{count_of(len(days), 'bar')} on {count_of(len(np.unique(days)), 'day')}"
+            for days in (explained.day, rows)
         )
         more = " evaluation.explained_bars takes more." if len(explained) < len(rows) else ""
         sentence = f"The figures of gates are of {gates} that were explained, all others of {rest}."
         return [*self.sentences, sentence + more, *self.missing]
 
     def compared_with(self, name: str, other: Forecasts) -> Judgement:
-        """Return it with the forecasts of another model on the same rows."""
+        """Return a copy with the forecasts of another model on the same rows."""
         return replace(self, forecasts=self.forecasts.join(other, name))
 
 
@@ -175,8 +172,8 @@ def spread_rows(
 ) -> list[NDArray[np.int64]]:
     """Return up to *count* rows with a label at *horizon* and *context* bars, spread evenly.
 
-    They are stretches [row] in order, as many as the rows have UTC days: each stretch costs the
-    bars that warm the model. Where all rows are taken they are one stretch; empty without any row.
+    The result is one stretch [row] per UTC day, in order: each stretch costs the bars that warm the
+    model. If *count* covers all rows, they are one stretch. Without rows the result is empty.
     """
     labelled = np.flatnonzero(samples.weights[:, samples.horizons.index(horizon)] > 0)
     labelled = labelled[labelled >= context - 1]
@@ -185,16 +182,16 @@ def spread_rows(
     days = min(len(np.unique(samples.segment.open_time_ms[labelled] // DAY_MS)), count)
     sizes = np.diff(np.linspace(0, count, days + 1).astype(np.int64)).tolist()
     stretches = []
-    for nth, (part, size) in enumerate(zip(np.array_split(labelled, days), sizes, strict=True)):
-        # Each begins at another place of its part, so that no hour of the day is preferred.
-        begin = int(nth * _GOLDEN % 1.0 * (len(part) - size + 1))
-        stretches.append(part[begin : begin + size])
+    for nth, (rows, size) in enumerate(zip(np.array_split(labelled, days), sizes, strict=True)):
+        # The stretches start at different offsets, so that no hour of the day is preferred.
+        begin = int(nth * _GOLDEN % 1.0 * (len(rows) - size + 1))
+        stretches.append(rows[begin : begin + size])
     return stretches
 
 
 def explained_rows(
     forecaster: Forecaster,
-    part: Sequence[Sequence[Samples]],
+    groups: Sequence[Sequence[Samples]],
     *,
     horizon: int,
     slope: float,
@@ -202,30 +199,30 @@ def explained_rows(
 ) -> Forecasts:
     """Return the forecasts of *forecaster* at up to *bars* labelled rows, with their outcomes.
 
-    *part* are the samples of each segment, or of all symbols in each stretch of common closes;
-    these share the *bars* equally. Of each the rows are those of ``spread_rows``, after the bars
-    that warm the model; one that is too short is left out.
+    A group holds the samples of one segment, or of all symbols in one stretch of common closes. All
+    groups share the *bars* equally. ``spread_rows`` picks the rows of each, after the bars that
+    warm the model; a group that is too short is left out.
 
-    Labels are those of all rows, with ``traded``, the log return from the next bar's open, and the
-    ``place`` of the bar, further apart between segments. Beside the forecast's own fields stand
-    every gate's measure, and the inputs of a fitted confidence where probabilities are forecast;
-    NaN where one is not known. Raises ``DataInvalid`` where there is no row, or one has no answer.
+    Two labels are added: ``traded``, the log return from the next bar's open, and ``place``, the
+    bar's number, with a gap between segments. Added fields are every gate's measure and, where
+    probabilities are forecast, the inputs of a fitted confidence; NaN where one is unknown. Raises
+    ``DataInvalid`` where there is no row, or a row has no forecast.
     """
-    share = max(bars // len(part[0]) // len(part), 1)
+    share = max(bars // len(groups[0]) // len(groups), 1)
     parts: list[Forecasts] = []
-    for assets in part:
+    for assets in groups:
         stretches = spread_rows(assets[0], horizon, forecaster.context, share)
         if not stretches:
             continue
         rows = np.concatenate(stretches)
         each = [_as_run(forecaster, assets, stretch) for stretch in stretches]
-        for samples, of in zip(assets, zip(*each, strict=True), strict=True):
+        for samples, by_stretch in zip(assets, zip(*each, strict=True), strict=True):
             place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
-            answers = list(chain.from_iterable(of))
+            answers = list(chain.from_iterable(by_stretch))
             parts.append(_with_outcomes(forecaster, samples, rows, answers, horizon, slope, place))
     if not parts:
         raise DataInvalid(
-            f"No segment holds {forecaster.context} bars before a labelled one; give more data."
+            f"No segment has {forecaster.context} bars before a labelled bar; give more data."
         )
     return concatenated(parts)
 
@@ -233,16 +230,16 @@ def explained_rows(
 def _as_run(
     forecaster: Forecaster, assets: Sequence[Samples], rows: Ints
 ) -> list[list[Forecast | None]]:
-    """Return a run's forecasts at *rows* of each asset, all bars up to them taken in."""
+    """Return a run's forecasts at *rows* of each asset, warmed with the bars before them."""
     before, first, stop = forecaster.context - 1, int(rows[0]), int(rows[-1]) + 1
-    taken = slice(first - before, stop)
-    series = [of.segment.candles[taken].bars() for of in assets]
+    window = slice(first - before, stop)
+    series = [samples.segment.candles[window].bars() for samples in assets]
     for bars in series:
         forecaster.warm(bars[0].instrument, bars[:before])
     if len(series) > 1:
         closes = zip(*(bars[before:] for bars in series), strict=True)
-        every = zip(*map(forecaster.predict_many, closes), strict=True)
-        return [[of_asset[row - first] for row in rows.tolist()] for of_asset in every]
+        by_asset = zip(*map(forecaster.predict_many, closes), strict=True)
+        return [[answers[row - first] for row in rows.tolist()] for answers in by_asset]
     scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
     answers = list(scan(series[0][before:]))
     return [[answers[row - first] for row in rows.tolist()]]
@@ -257,92 +254,93 @@ def _with_outcomes(
     slope: float,
     place: int,
 ) -> Forecasts:
-    """Return the *answers* at *rows* of one segment beside what happened, as ``explained_rows``."""
+    """Return the *answers* at *rows* of one segment with their outcomes, as ``explained_rows``."""
     forecasts = [forecast for forecast in answers if forecast is not None]
     if len(forecasts) != len(answers):
         raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
     fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
     fields = measures(
         forecasts,
-        given=forecaster.measures,
+        available=forecaster.measures,
         horizon=horizon,
         slope=slope,
         fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
     )
-    law = SegmentFields.of_run(samples, rows, forecasts, forecaster.measures)
-    whole = segment_rows(law, {}, samples.horizons.index(horizon), horizon)
+    answered = SegmentFields.of_run(samples, rows, forecasts, forecaster.measures)
+    table = segment_rows(answered, {}, samples.horizons.index(horizon), horizon)
     candles = samples.segment.candles
     traded = np.log(candles.close[rows + horizon] / candles.open[rows + 1])
-    labels = {**whole.labels, "traded": traded, "place": rows - rows[0] + place}
-    return replace(whole, labels=labels).holding(MODEL, **fields)
+    labels = {**table.labels, "traded": traded, "place": rows - rows[0] + place}
+    return replace(table, labels=labels).holding(MODEL, **fields)
 
 
 def measures(
     forecasts: Sequence[Forecast],
     *,
-    given: Collection[str],
+    available: Collection[str],
     horizon: int,
     slope: float,
     fitted: FittedConfidence | None = None,
 ) -> dict[str, Array]:
-    """Return a confidence's inputs, and the measure of every calibrated gate, by name.
+    """Return the inputs of a confidence and the measure of every calibrated gate, by name.
 
-    *given* are the measures of the forecaster, which gates need; ``edge`` is taken at
-    ``ROUND_TRIP_COST``. The fitted confidence has a measure where one is *fitted*.
+    *available* names the forecaster's measures; a gate whose measures are missing is left out.
+    ``edge`` assumes ``ROUND_TRIP_COST``. Without *fitted*, its gate has no measure.
     """
     gates = [
         gate
         for gate in GATES.values()
         if gate.calibrated_as
-        and gate.needs <= set(given)
+        and gate.needs <= set(available)
         and (fitted is not None or gate.chosen_by != CALIBRATED)
     ]
     at, first = forecasts[0].horizons.index(horizon), forecasts[0]
     names = names_for(first) if first.p_up else ()
     rows = []
-    for of in forecasts:
-        if of.explanation is None and RECENT_MASS in given:
+    for forecast in forecasts:
+        if forecast.explanation is None and RECENT_MASS in available:
             raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
         inputs = GateInputs(
-            forecast=of,
-            explanation=of.explanation,
+            forecast=forecast,
+            explanation=forecast.explanation,
             horizon_index=at,
             slope=slope,
             fitted=fitted,
             round_trip_cost=ROUND_TRIP_COST,
         )
-        rows.append([*values_of(names, of, at), *(gate.measure(inputs) for gate in gates)])
+        rows.append([*values_of(names, forecast, at), *(gate.measure(inputs) for gate in gates)])
     columns = np.array(rows, dtype=np.float64).T
     fields = (*names, *(gate.calibrated_as for gate in gates))
-    return dict(zip(fields, columns, strict=True))  # of one name twice both are the same
+    return dict(zip(fields, columns, strict=True))  # two columns of one name are equal
 
 
 def inputs_of(explained: Forecasts) -> dict[str, Array]:
-    """Return the inputs of a confidence, in their order; the last are those of heads."""
-    return {name: of for name, of in explained.values[MODEL].items() if is_known(name)}
+    """Return the inputs of a confidence, in order; those of heads are last."""
+    fields = explained.values[MODEL]
+    return {name: values for name, values in fields.items() if is_known(name)}
 
 
-def measured(explained: Forecasts) -> dict[str, Array]:
+def gate_measures(explained: Forecasts) -> dict[str, Array]:
     """Return the measure of every calibrated gate, and the recent mass, by the card's names."""
     names = [gate.calibrated_as for gate in GATES.values()] + [RECENT_MASS]
     return {name: explained.value(name) for name in names if explained.gives(name)}
 
 
-def selective(rows: Forecasts) -> dict[str, Any]:
+def selective_gains(rows: Forecasts) -> dict[str, Any]:
     """Return the accuracy gained by each measure of sureness at equal coverage, and its area."""
     if rows.gives("probability") and not rows.gives("sign"):
         down, _, up = rows.value("probability").T
         rows = rows.holding(MODEL, sign=up - down)
-    if rows.gives("mean") and not rows.gives("scale"):  # a mean alone is as sure as it is large
+    if rows.gives("mean") and not rows.gives("scale"):  # then a larger mean is surer
         rows = rows.holding(MODEL, scale=np.ones(len(rows)))
     curves = {name: curve_of(rows, "sign", name) for name in MEASURES}
     return {name: curve.gained() for name, curve in curves.items() if curve is not None}
 
 
-def separate(
+def opened_trades(
     chosen: NDArray[np.bool_], place: NDArray[np.int64], horizon: int
 ) -> NDArray[np.bool_]:
-    """Return the chosen rows that open a trade: those after the last trade's *horizon* bars."""
+    """Return the chosen rows that open a trade: none within *horizon* bars of the trade before."""
     opened = np.zeros(len(chosen), dtype=np.bool_)
     free = -1
     for row in np.flatnonzero(chosen).tolist():
@@ -352,8 +350,8 @@ def separate(
     return opened
 
 
-def traded(explained: Forecasts) -> dict[str, Any]:
-    """Return the trades that gates let through, and their net result in basis points a trade."""
+def trade_results(explained: Forecasts) -> dict[str, Any]:
+    """Return for each trading rule its trades and their mean net result in basis points."""
     results: dict[str, Any] = {"bars": len(explained)}
     for rule in RULES:
         opened = np.isfinite(explained.value("net", rule))
@@ -369,10 +367,10 @@ def traded(explained: Forecasts) -> dict[str, Any]:
 
 
 def with_rules(explained: Forecasts, thresholds: Mapping[str, float]) -> Forecasts:
-    """Return the rows with what each rule of trading by *thresholds* chose, and its trades.
+    """Return the rows with the fields of ``RULES``; ``all_gates`` uses *thresholds*, by gate.
 
     A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
-    no slippage; no two overlap. *thresholds* are by gate.
+    no slippage. Trades do not overlap.
     """
     net = np.sign(explained.value("mean")) * explained.labels["traded"] - ROUND_TRIP_COST
     is_edge = explained.value("edge") >= 1.0
@@ -380,13 +378,13 @@ def with_rules(explained: Forecasts, thresholds: Mapping[str, float]) -> Forecas
     gated = is_edge & passing(explained, thresholds)
     with_all = explained
     for rule, chosen in zip(RULES, (np.ones_like(is_edge), largest, is_edge, gated), strict=True):
-        opened = separate(chosen, explained.labels["place"], explained.horizons[0])
+        opened = opened_trades(chosen, explained.labels["place"], explained.horizons[0])
         with_all = with_all.holding(rule, chosen=chosen, net=np.where(opened, net, np.nan))
     return with_all
 
 
 def passing(explained: Forecasts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
-    """Return which rows pass every gate of *thresholds*."""
+    """Return whether each row passes every gate of *thresholds*."""
     passed = np.ones(len(explained), dtype=np.bool_)
     for name, threshold in thresholds.items():
         values = explained.value(GATES[name].calibrated_as)
@@ -395,10 +393,10 @@ def passing(explained: Forecasts, thresholds: Mapping[str, float]) -> NDArray[np
 
 
 def daily_net(explained: Forecasts, rule: str) -> Array:
-    """Return the net log return of each day that was judged, 0 where *rule* opened no trade."""
-    names, day = np.unique(explained.day, return_inverse=True)
+    """Return the net log return of each judged day, 0 where *rule* opened no trade."""
+    days, day = np.unique(explained.day, return_inverse=True)
     net = np.nan_to_num(explained.value("net", rule))
-    return np.bincount(day, net, len(names)).astype(np.float64)
+    return np.bincount(day, net, len(days)).astype(np.float64)
 
 
 # --- calibrated confidence and regimes
@@ -406,20 +404,20 @@ def daily_net(explained: Forecasts, rule: str) -> Array:
 
 Rows = NDArray[np.bool_]
 FOLDS: Final = 5
-"""Stretches of time of which each is judged by a fit to the others."""
+"""Stretches of time; a fit to the others judges each."""
 PENALTY: Final = 10.0
-"""Of squared weights, in labels that share no bar: some dozens of them say nothing."""
-CELLS: Final = 5
-"""Equal shares of the slice, by confidence in the volatility, whose intervals are compared."""
+"""Weight of squared coefficients, in independent labels, so that a few dozen labels fit little."""
+CONFIDENCE_CELLS: Final = 5
+"""Equal shares of the slice by confidence in the volatility; each has its own interval width."""
 ROWS_LEAST: Final = 200
-"""With fewer rows of the calibration slice nothing is fitted."""
+"""With fewer rows in the calibration slice nothing is fitted."""
 
 
 def outcomes(explained: Forecasts) -> Forecasts:
-    """Return the explained rows that moved and whose inputs are all known, with what followed each.
+    """Return the explained rows with a price move and all inputs, and three more labels.
 
-    ``hit`` and ``loss`` are the sign accuracy and the QLIKE of ``METRICS``, and ``missed`` how many
-    deviations the return lay from the mean.
+    ``hit`` and ``loss`` are the sign accuracy and the QLIKE of ``METRICS``. ``missed`` is the
+    distance of the return from the mean in forecast deviations.
     """
     hit = METRICS["sign_accuracy"].terms(MetricView(explained))
     finite = np.isfinite(hit)
@@ -434,25 +432,25 @@ def outcomes(explained: Forecasts) -> Forecasts:
     return replace(rows, labels={**rows.labels, **labels})
 
 
-def independent(rows: Forecasts) -> float:
-    """Return how many labels share no bar."""
+def independent_labels(rows: Forecasts) -> float:
+    """Return the number of labels that share no bar."""
     return len(rows) / rows.horizons[0]
 
 
-def gained(rows: Forecasts, risk: str, sure: Array, rival: Array | None = None) -> RiskCurve:
-    """Return the curve of *rows* ranked by *sure*, less that by a *rival* measure of the same."""
+def gain_curve(rows: Forecasts, risk: str, sure: Array, rival: Array | None = None) -> RiskCurve:
+    """Return the risk curve of *rows* ranked by *sure*, minus the curve ranked by *rival*."""
     costs = RISKS[risk].terms(MetricView(rows))
-    curves = [[RankedBars(costs, of, rows.day)] for of in (sure, rival) if of is not None]
-    curve = risk_curve(*curves)
-    assert curve is not None, "there are rows, and what is ranked is known of all of them"
+    measures = [measure for measure in (sure, rival) if measure is not None]
+    curve = risk_curve(*([RankedBars(costs, measure, rows.day)] for measure in measures))
+    assert curve is not None, "there are rows, and risk and measure are known at all of them"
     return curve
 
 
-def standardised(wide: Array) -> tuple[Array, tuple[float, ...], tuple[float, ...]]:
-    """Return the columns of [row, input] in their deviations, at most four, with both of each."""
-    center, scale = wide.mean(axis=0), wide.std(axis=0)
+def standardised(inputs: Array) -> tuple[Array, tuple[float, ...], tuple[float, ...]]:
+    """Return [row, input] as z scores within ±4, and the mean and deviation of each input."""
+    center, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
-    z = np.clip((wide - center) / scale, -4.0, 4.0)
+    z = np.clip((inputs - center) / scale, -4.0, 4.0)
     return z, tuple(map(rounded, center.tolist())), tuple(map(rounded, scale.tolist()))
 
 
@@ -461,15 +459,16 @@ def fit_score(
 ) -> LinearScore:
     """Return the penalised logistic fit of *happened* (0 or 1, [row]) on the inputs *names*.
 
-    Where *signed*, the weights of inputs that must rise with it are never below 0.
+    If *signed*, inputs that must raise the probability get no negative weight.
     """
     z, center, scale = standardised(np.stack([rows.value(name) for name in names], axis=1))
+    count = independent_labels(rows)
 
     def loss(weights: Array) -> tuple[float, Array]:
         score = z @ weights[1:] + weights[0]
-        fit = independent(rows) * float((np.logaddexp(0.0, score) - happened * score).mean())
-        away = independent(rows) * (expit(score) - happened) / len(happened)
-        slope = np.concatenate([[away.sum()], z.T @ away + PENALTY * weights[1:]])
+        fit = count * float((np.logaddexp(0.0, score) - happened * score).mean())
+        residual = count * (expit(score) - happened) / len(happened)
+        slope = np.concatenate([[residual.sum()], z.T @ residual + PENALTY * weights[1:]])
         return fit + 0.5 * PENALTY * float(weights[1:] @ weights[1:]), slope
 
     bounds = [(None, None)] + [(0.0 if signed and rises(name) else None, None) for name in names]
@@ -484,17 +483,17 @@ def fit_score(
     )
 
 
-def scored(score: LinearScore, rows: Forecasts) -> Array:
-    """Return the probability at every row, as a run computes it."""
+def probabilities_by(score: LinearScore, rows: Forecasts) -> Array:
+    """Return the probability at every row, computed as in a run."""
     columns = [rows.value(name).tolist() for name in score.names]
     probabilities = [score.probability(row) for row in zip(*columns, strict=True)]
     return np.array(probabilities, dtype=np.float64)
 
 
 def folds(rows: Forecasts) -> list[tuple[Rows, Rows]]:
-    """Return (judged, fitted) of ``FOLDS`` stretches of time, across all symbols.
+    """Return the masks (judged, fitted) of each of ``FOLDS`` stretches of time, all symbols alike.
 
-    What is fitted shares no moment of its label with any label that is judged.
+    No fitted label overlaps a judged one in time.
     """
     cuts = np.quantile(rows.open_ms, np.linspace(0, 1, FOLDS + 1)[1:-1])
     fold = np.searchsorted(cuts, rows.open_ms, side="right")
@@ -515,19 +514,19 @@ def cross_fitted(
     *,
     signed: bool,
 ) -> Array:
-    """Return the probability at every row by a fit that saw none of its fold, one of *parts*."""
+    """Return the probability at every row by a fit without the row's fold, one of *parts*."""
     probabilities = np.full(len(happened), np.nan)
     for judged, fitted in parts:
         fit = fit_score(rows.where(fitted), happened[fitted], names, signed=signed)
-        probabilities[judged] = scored(fit, rows.where(judged))
+        probabilities[judged] = probabilities_by(fit, rows.where(judged))
     return probabilities
 
 
 def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[str, Any]]:
-    """Return the fitted confidence of the calibration slice, and what its folds say of it.
+    """Return the fitted confidence of the calibration slice, and the evidence of its folds.
 
-    The chosen measure is the one whose gain is largest against its error. There is none where rows
-    are too few, or the forecaster names no probabilities.
+    The chosen measure has the largest ratio of gain to standard error. The confidence is None where
+    rows are too few or the forecaster gives no probabilities.
     """
     rows = outcomes(explained)
     names = tuple(inputs_of(rows))
@@ -537,13 +536,13 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
     calm = (loss <= np.median(loss)).astype(np.float64)  # the error of the volatility was small
     if any(fitted.sum() < ROWS_LEAST // FOLDS for _, fitted in parts):
         return None, {}
-    # Of all inputs, and of those without attention.
+    # All inputs, then those without attention.
     both = names, tuple(name for name in names if not is_of_attention(name))
     of_sign = [cross_fitted(rows, parts, hit, inputs, signed=True) for inputs in both]
     of_calm = [cross_fitted(rows, parts, calm, inputs, signed=False) for inputs in both]
     gains = _gains(rows, of_sign[0])
-    chosen = max(gains, key=lambda name: _surprise(gains[name].gain))
-    if _surprise(gains[chosen].gain) <= 0:
+    chosen = max(gains, key=lambda name: _gain_over_error(gains[name].gain))
+    if _gain_over_error(gains[chosen].gain) <= 0:
         chosen = ENTROPY if ENTROPY in gains else MARGIN
     edges, spread = _widening(rows, of_calm[0])
     fitted = FittedConfidence(
@@ -557,11 +556,11 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
     )
     evidence = {
         "rows": len(rows),
-        "independent": round(independent(rows)),
-        **_worth(rows, gains, of_calm[0]),
+        "independent": round(independent_labels(rows)),
+        **_gain_figures(rows, gains, of_calm[0]),
         "attention_adds": {
-            "sign": gained(rows, "sign", *of_sign).gain.rounded(),
-            "volatility": gained(rows, "qlike_rank", *of_calm).gain.rounded(),
+            "sign": gain_curve(rows, "sign", *of_sign).gain.rounded(),
+            "volatility": gain_curve(rows, "qlike_rank", *of_calm).gain.rounded(),
         },
     }
     return fitted, evidence
@@ -569,40 +568,42 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
 
 def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
     """Return each confidence's gain in accuracy over chance, averaged over coverages."""
-    measured = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
+    measures = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
     if rows.gives("confidence"):
-        measured[ENTROPY] = rows.value("confidence")
-    return {name: gained(rows, "sign", measured[name]) for name in CONFIDENCES if name in measured}
+        measures[ENTROPY] = rows.value("confidence")
+    names = [name for name in CONFIDENCES if name in measures]
+    return {name: gain_curve(rows, "sign", measures[name]) for name in names}
 
 
 def _widening(rows: Forecasts, sure: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return edges of cells of confidence, and by how much intervals must be widened in each.
+    """Return edges of cells of confidence, and the factor that widens the intervals in each.
 
-    Measured by the same share of the returns in every cell; it never grows with confidence.
+    The widened intervals cover the same share of returns in every cell. Factors never rise with
+    confidence.
     """
-    edges = np.quantile(sure, np.linspace(0, 1, CELLS + 1)[1:-1])
+    edges = np.quantile(sure, np.linspace(0, 1, CONFIDENCE_CELLS + 1)[1:-1])
     edges = np.array([rounded(float(edge)) for edge in edges])
     cell = np.searchsorted(edges, sure, side="right")
-    usual = float(np.quantile(rows.labels["missed"], COVERAGE))
-    counts = np.bincount(cell, minlength=CELLS)
-    wide = [
-        float(np.quantile(rows.labels["missed"][cell == number], COVERAGE)) / usual
-        if counts[number] and usual > 0
+    overall = float(np.quantile(rows.labels["missed"], COVERAGE))
+    counts = np.bincount(cell, minlength=CONFIDENCE_CELLS)
+    factors = [
+        float(np.quantile(rows.labels["missed"][cell == number], COVERAGE)) / overall
+        if counts[number] and overall > 0
         else 1.0
-        for number in range(CELLS)
+        for number in range(CONFIDENCE_CELLS)
     ]
-    falling = isotonic_regression(wide, weights=np.maximum(counts, 1), increasing=False).x
+    falling = isotonic_regression(factors, weights=np.maximum(counts, 1), increasing=False).x
     return tuple(edges.tolist()), tuple(rounded(max(float(factor), 1e-3)) for factor in falling)
 
 
 def judge_holdouts(
     explained: Forecasts, fitted: FittedConfidence, second_holdout_ms: int | None = None
 ) -> tuple[bool, dict[str, Any]]:
-    """Return whether the chosen confidence has earned a strict threshold, and what shows it.
+    """Return whether the chosen confidence deserves a strict threshold, and the evidence.
 
-    The untouched rows are two holdouts: the second begins on the UTC day of *second_holdout_ms*, by
-    default after half of the days. A gain over a random gate of equal coverage must be credible on
-    both, corrected by Holm over the candidates, and there must be enough days.
+    The untouched rows are split into two holdouts. The second begins on the UTC day of
+    *second_holdout_ms*, by default after half of the days. A strict threshold needs enough days and
+    a credible gain over a random gate of equal coverage on both, after Holm over the candidates.
     """
     rows = outcomes(explained)
     days = np.unique(rows.day)
@@ -610,35 +611,35 @@ def judge_holdouts(
         return False, {}
     middle = days[len(days) // 2] if second_holdout_ms is None else second_holdout_ms // DAY_MS
     if not days[0] < middle <= days[-1]:
-        return False, {}  # all of them in one holdout: nothing is repeated
+        return False, {}  # one holdout has no days, so nothing is repeated
     parts = (rows.where(rows.day < middle), rows.where(rows.day >= middle))
-    holdouts = [_judged(part, fitted) for part in parts]
+    holdouts = [_holdout_evidence(part, fitted) for part in parts]
     is_credible = all(holdout["holm"][fitted.chosen] < LEVEL for holdout in holdouts)
     return is_credible and len(days) >= FEW_DAYS, {"holdouts": holdouts}
 
 
-def _judged(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
-    gains = _gains(rows, scored(fitted.sign, rows))
-    worth = _worth(rows, gains, scored(fitted.volatility, rows))
-    # How probable chance alone leaves so little or less, where there is no gain.
+def _holdout_evidence(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
+    gains = _gains(rows, probabilities_by(fitted.sign, rows))
+    evidence = _gain_figures(rows, gains, probabilities_by(fitted.volatility, rows))
+    # One-sided p: the probability of an area this low without any gain.
     areas = [gain.area for gain in gains.values()]
     chances = [area.p / 2 if area.value < 0 else 1.0 - area.p / 2 for area in areas]
-    by_luck = {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)}
-    return {**worth, "holm": by_luck}
+    corrected = {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)}
+    return {**evidence, "holm": corrected}
 
 
-def _worth(rows: Forecasts, gains: Mapping[str, RiskCurve], calm: Array) -> dict[str, Any]:
+def _gain_figures(rows: Forecasts, gains: Mapping[str, RiskCurve], calm: Array) -> dict[str, Any]:
     """Return the gains of the confidences, and of *calm*, the confidence in the volatility."""
     return {
         "days": len(np.unique(rows.day)),
         "sign": {name: curve.gain.rounded() for name, curve in gains.items()},
-        "volatility": gained(rows, "qlike_rank", calm).gain.rounded(),
+        "volatility": gain_curve(rows, "qlike_rank", calm).gain.rounded(),
     }
 
 
-def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
-    """Say in one sentence what the confidence is worth, and what follows from it."""
-    measure = _LIST[fitted.chosen]
+def confidence_sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
+    """Return one sentence about the confidence's gain and the default that follows from it."""
+    measure = _CONFIDENCE_WORDS[fitted.chosen]
     holdouts = evidence.get("holdouts", ())
     gained = " and ".join(
         f"{100 * gain:+.1f} {plus_minus(error, '.1f', 100)}"
@@ -661,8 +662,8 @@ def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
-def ablation(evidence: Mapping[str, Any]) -> str:
-    """Say in one sentence what attention adds to the other inputs, as ``fit_confidence`` found."""
+def attention_sentence(evidence: Mapping[str, Any]) -> str:
+    """Return one sentence about the gain of attention's inputs, from ``fit_confidence``."""
     (sign, sign_error), (calm, calm_error) = (
         evidence["attention_adds"][name] for name in ("sign", "volatility")
     )
@@ -675,41 +676,41 @@ def ablation(evidence: Mapping[str, Any]) -> str:
     )
 
 
-_LIST: Final = {
+_CONFIDENCE_WORDS: Final = {
     ENTROPY: "entropy of attention",
     CALIBRATED: "the fitted probability",
     MARGIN: "the margin between the directions",
 }
 
 
-def _surprise(gain: DailyEstimate) -> float:
-    if gain.error is None:  # of one block of days, as that of every candidate then is
+def _gain_over_error(gain: DailyEstimate) -> float:
+    if gain.error is None:  # one block of days, so no candidate has an error
         return gain.value
     return gain.value / gain.error if gain.error > 0 else 0.0
 
 
-COUNT: Final = 5
-"""Cells that are looked for, of at most ``REGIMES_MOST``."""
+REGIME_COUNT: Final = 5
+"""Cells to fit; at most ``REGIMES_MOST``."""
 _ROUNDS: Final = 100
-_ROWS_A_CELL: Final = 40
+_ROWS_PER_CELL: Final = 40
 
 
-def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
+def fit_cells(explained: Forecasts, count: int = REGIME_COUNT) -> RegimeCells | None:
     """Return *count* cells by k-means++ (Arthur, 2007) on standardised measures of attention.
 
-    They are ordered by realised over forecast variance. None where rows or days are too few, or
+    Cells are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
     """
     if not 2 <= count <= REGIMES_MOST or not all(map(explained.gives, REGIME_MEASURES)):
         return None
-    wide = np.stack([explained.value(name) for name in REGIME_MEASURES], axis=1)
-    usable = np.isfinite(wide.sum(axis=1))
-    wide, rows = wide[usable], explained.where(usable)
-    if len(rows) < _ROWS_A_CELL * count:
+    measures = np.stack([explained.value(name) for name in REGIME_MEASURES], axis=1)
+    usable = np.isfinite(measures.sum(axis=1))
+    measures, rows = measures[usable], explained.where(usable)
+    if len(rows) < _ROWS_PER_CELL * count:
         return None
-    places, center, scale = standardised(wide)
-    with catch_warnings(action="ignore"):  # of a cell that has lost its places
-        middles, cell = kmeans2(places, count, iter=_ROUNDS, minit="++", rng=_SEED)
+    points, center, scale = standardised(measures)
+    with catch_warnings(action="ignore"):  # about an empty cell, which is rejected below
+        centroids, cell = kmeans2(points, count, iter=_ROUNDS, minit="++", rng=_SEED)
     if len(np.unique(cell)) < count:
         return None
     ratios = [_ratio(rows.where(cell == number)) for number in range(count)]
@@ -721,21 +722,22 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
         names=REGIME_MEASURES,
         center=center,
         scale=scale,
-        cells=tuple(tuple(map(rounded, middles[number].tolist())) for number in order),
+        cells=tuple(tuple(map(rounded, centroids[number].tolist())) for number in order),
         ratio=tuple(rounded(ratios[number].value) for number in order),
         error=tuple(rounded(errors[number]) for number in order),
     )
 
 
 def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
-    """Return for each cell its share of the rows *explained*, and what followed there, by day."""
-    at: list[int] = []
-    now: int | None = None
-    wide = np.stack([explained.value(name) for name in cells.names], axis=1)
-    for row in wide.tolist():
-        now = cells.next_cell(now, [None if np.isnan(of) else of for of in row], hysteresis)
-        at.append(now or 0)
-    cell = np.array(at)
+    """Return for each cell its share of the rows *explained*, its days and its variance ratio."""
+    path: list[int] = []
+    current: int | None = None
+    measures = np.stack([explained.value(name) for name in cells.names], axis=1)
+    for row in measures.tolist():
+        known = [None if np.isnan(value) else value for value in row]
+        current = cells.next_cell(current, known, hysteresis)
+        path.append(current or 0)
+    cell = np.array(path)
     figures = {}
     for number in range(1, len(cells.cells) + 1):
         rows = explained.where(cell == number)
@@ -748,7 +750,7 @@ def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> 
 
 
 def regime_sentence(figures: Mapping[str, Any]) -> str:
-    """Say in one sentence what followed in the first and the last cell of ``judge_cells``."""
+    """Return one sentence about the first and the last cell of ``judge_cells``."""
     parts = [
         f"{ratio[0]:.2f} ({plus_minus(ratio[1], '.2f')} by days) in regime {number}"
         for number in (min(figures, key=int), max(figures, key=int))
@@ -760,9 +762,9 @@ def regime_sentence(figures: Mapping[str, Any]) -> str:
 
 
 def _ratio(rows: Forecasts) -> DailyEstimate:
-    """Return realised over forecast variance of *rows*, with its error."""
+    """Return the mean of realised over forecast variance of *rows*, with its error."""
     ratios = rows.labels["variance"] / rows.value("variance")
-    # Each bar counts alike: a few violent days would decide a ratio of sums.
+    # A mean of ratios: in a ratio of sums a few violent days would decide.
     terms = np.stack([ratios, np.ones_like(ratios)])
     return figure(terms, rows.day, lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
 
@@ -776,9 +778,10 @@ HYSTERESIS: Final = float(RegimeSection().hysteresis)
 def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``[calibration]`` with what gates need: quantiles, confidence, regimes, coverage.
 
-    *explained* are what a run's own forecaster said of the calibration slice.
+    *explained* holds the forecasts of the calibration slice, made as in a run.
     """
-    percentiles = {name: list(quantiles(values)) for name, values in measured(explained).items()}
+    measures = gate_measures(explained)
+    percentiles = {name: list(quantiles(values)) for name, values in measures.items()}
     section = {
         **section,
         "bars": len(explained),
@@ -789,7 +792,7 @@ def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str,
     fitted, evidence = fit_confidence(explained)
     if fitted is not None:
         name = confidence_calibrated.calibrated_as
-        explained = explained.holding(MODEL, **{name: scored(fitted.sign, explained)})
+        explained = explained.holding(MODEL, **{name: probabilities_by(fitted.sign, explained)})
         percentiles[name] = list(quantiles(explained.value(name)))
         section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
     if (cells := fit_cells(explained)) is not None:
@@ -803,28 +806,29 @@ def judged_gates(
     section: Mapping[str, Any],
     second_holdout_ms: int | None,
 ) -> Judgement:
-    """Return the result of the gates by ``[calibration]`` on untouched rows *explained* of *table*.
+    """Return the judgement of the gates by ``[calibration]`` on untouched rows *explained*.
 
-    Its figures and sentences are those of the gates alone.
+    *explained* are rows of *table*. Figures and sentences are about gates alone.
     """
     section, figures, sentences = judged_section(
         explained, section, second_holdout_ms=second_holdout_ms
     )
     explained = with_rules(explained, default_thresholds(section))
-    every = {"selective": selective(explained), "traded": traded(explained), **figures}
-    if explained.gives("confidence"):  # NaN of the bars that were not explained
+    gains, trades = selective_gains(explained), trade_results(explained)
+    figures = {"selective": gains, "traded": trades, **figures}
+    if explained.gives("confidence"):  # NaN at bars that were not explained
         place = table.places(explained)
         confidence = np.where(place >= 0, explained.value("confidence")[place], np.nan)
         table = table.holding(MODEL, confidence=confidence)
-    return Judgement(table, every, sentences, explained, section)
+    return Judgement(table, figures, sentences, explained, section)
 
 
 def judged_section(
     explained: Forecasts, section: Mapping[str, Any], *, second_holdout_ms: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Return ``[calibration]`` with its verdict, the figures of *explained*, and what they say.
+    """Return ``[calibration]`` with its verdict, the figures of *explained*, and sentences.
 
-    *explained* are untouched rows; what they are not asked for is left as it was.
+    *explained* are untouched rows; only the verdict on the confidence changes the section.
     """
     judged, figures, sentences = dict(section), {}, []
     if "confidence" in section:
@@ -833,7 +837,8 @@ def judged_section(
         fitted = msgspec.structs.replace(fitted, strict=strict)
         judged["confidence"] = msgspec.to_builtins(fitted)
         figures["confidence"] = evidence
-        sentences += [sentence(fitted, evidence), ablation(section["cross_fitted"])]
+        sentences.append(confidence_sentence(fitted, evidence))
+        sentences.append(attention_sentence(section["cross_fitted"]))
     if "regimes" in section:
         cells = msgspec.convert(section["regimes"], RegimeCells)
         figures["regimes"] = judge_cells(explained, cells, HYSTERESIS)
@@ -846,8 +851,8 @@ def default_thresholds(
 ) -> dict[str, float]:
     """Return the default thresholds of the calibrated gates, by gate.
 
-    Of the confidences only the chosen one's, as *strict* as *section* says that it has earned.
-    Regimes are left out: by default none is refused.
+    Of the confidences only the chosen one has a threshold; *strict* defaults to the verdict in
+    *section*. Regimes are left out: by default none is refused.
     """
     fitted, thresholds = section.get("confidence"), {}
     chosen = ENTROPY if fitted is None else fitted["chosen"]
@@ -870,44 +875,43 @@ def _quantile(text: str, name: str, section: Mapping[str, Any]) -> float:
 
 
 def coverage(explained: Forecasts, section: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the share of rows that pass every judgement gate: by strict, by mildest confidence.
+    """Return the share of rows that pass every judgement gate, with strict and mildest confidence.
 
-    In the default regimes, where the model has some; empty where recent mass does not move, which
-    no run by default thresholds takes.
+    A model with recent mass must also be in a default regime. Empty where recent mass is constant:
+    a run with default thresholds rejects that.
     """
-    every: list[dict[str, Any]] = []
-    usual = _in_usual_regimes(explained, section) if explained.gives(RECENT_MASS) else None
-    if explained.gives(RECENT_MASS) and usual is None:
-        return every
+    shares: list[dict[str, Any]] = []
+    inside = _in_default_regimes(explained, section) if explained.gives(RECENT_MASS) else None
+    if explained.gives(RECENT_MASS) and inside is None:
+        return shares
     for strict in (True, False):
         thresholds = default_thresholds(section, strict=strict)
         passed = passing(explained, thresholds)
-        if usual is not None:
-            passed &= usual
+        if inside is not None:
+            passed &= inside
             thresholds[regime.name] = 1.0
-        share, regimes_of = rounded(float(passed.mean())), list(GateSection().regimes)
-        counted = {"share": share, "thresholds": thresholds, "regimes": regimes_of}
-        every += [counted] if counted not in every else []
-    return every
+        share, regimes = rounded(float(passed.mean())), list(GateSection().regimes)
+        counted = {"share": share, "thresholds": thresholds, "regimes": regimes}
+        shares += [counted] if counted not in shares else []
+    return shares
 
 
-def _in_usual_regimes(explained: Forecasts, section: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-    """Return which rows lie in one of the default ``gate.regimes``.
-
-    None where recent mass does not move.
-    """
+def _in_default_regimes(
+    explained: Forecasts, section: Mapping[str, Any]
+) -> NDArray[np.bool_] | None:
+    """Return whether each row is in a default ``gate.regimes``; None if recent mass is constant."""
     rules = RegimeSection()
     low = _quantile(str(rules.mean_reversion), RECENT_MASS, section)
     high = _quantile(str(rules.momentum), RECENT_MASS, section)
     if low >= high:
         return None
     bounds = RegimeBounds.between(mean_reversion=low, momentum=high, hysteresis=HYSTERESIS)
-    usual, now, before = GateSection().regimes, Regime.UNKNOWN, None
+    allowed, current, before = GateSection().regimes, Regime.UNKNOWN, None
     inside = np.zeros(len(explained), dtype=np.bool_)
     places, masses = explained.labels["place"].tolist(), explained.value(RECENT_MASS).tolist()
     for row, (place, mass) in enumerate(zip(places, masses, strict=True)):
         if before is not None and place != before + 1:
-            now = Regime.UNKNOWN
-        now, before = bounds.next_regime(now, mass), place
-        inside[row] = now.value in usual
+            current = Regime.UNKNOWN
+        current, before = bounds.next_regime(current, mass), place
+        inside[row] = current.value in allowed
     return inside

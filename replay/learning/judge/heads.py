@@ -1,9 +1,9 @@
-"""Heads that only some networks have, and correlations of symbols, beside simpler forecasts.
+"""Auxiliary heads, and correlations of symbols, compared with simpler forecasts.
 
-Beside each head stands EWMA volatility times constants of the calibration slice (filtered
-historical simulation; Hull and White, 1998). What is learnt of correlations is ``a·mean + b·EWMA``
-with a and b at least 0 and at most 1 together: with one minus both times the identity that is a
-correlation matrix, as all three are.
+Each head is compared with EWMA volatility times constants of the calibration slice (filtered
+historical simulation; Hull and White, 1998). Learnt correlations are ``a·mean + b·EWMA`` with
+a, b ≥ 0 and a + b ≤ 1. Adding 1 - a - b times the identity makes a weighted mean of correlation
+matrices, which is one too.
 
 The rules are docs/models.md, L59 to L62.
 """
@@ -64,7 +64,7 @@ from tracepaper.strategies.types.decisions import (
 )
 
 EXTREMES: Final = ("drawdown", "runup")
-"""Heads whose quantiles are those of a largest move, at ``DRAWDOWN_LEVELS``."""
+"""Heads that forecast quantiles of a largest move, at ``DRAWDOWN_LEVELS``."""
 _INSIDE: Final = PATH_LEVELS[-1] - PATH_LEVELS[0]
 
 
@@ -73,22 +73,22 @@ def heads_of(rows: Forecasts) -> list[str]:
     return sorted(head for head in HEAD_LOSSES if rows.gives(head))
 
 
-# --- what the calibration slice gives
+# --- factors of the calibration slice
 
 
 def levels_of(table: Forecasts) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Return ``calibration.further`` of a card: what heads and EWMA need to cover *table*."""
+    """Return ``calibration.further`` of a card: the factors of heads and of EWMA on *table*."""
     return {
-        name: {str(horizon): _factors(rows, is_ewma=name == "ewma") for horizon, rows in each}
+        name: {str(horizon): _factors(rows, is_ewma=name == "ewma") for horizon, rows in horizons}
         for name in ("ewma", "factors")
-        if (each := table.by_horizon())
+        if (horizons := table.by_horizon())
     }
 
 
 def _factors(rows: Forecasts, *, is_ewma: bool) -> dict[str, list[float]]:
-    """Return by head what it is multiplied by, so that it covers what it should.
+    """Return by head the factors that give it its nominal coverage.
 
-    EWMA volatility says itself at every level, so that its factors are levels in units of it.
+    EWMA forecasts its volatility at every level, so its factors are the levels in that unit.
     """
     factors: dict[str, Array] = {}
     for head in heads_of(rows):
@@ -102,33 +102,32 @@ def _factors(rows: Forecasts, *, is_ewma: bool) -> dict[str, list[float]]:
         elif head in EXTREMES:
             ratio = realised[:, None] / values
             levels = zip(ratio.T, DRAWDOWN_LEVELS, strict=True)
-            factors[head] = np.array([np.quantile(of_level, level) for of_level, level in levels])
+            factors[head] = np.array([np.quantile(ratios, level) for ratios, level in levels])
         elif head == "path" and is_ewma:
             factors[head] = np.quantile(realised / values[..., 0], PATH_LEVELS, axis=0).T
         elif head == "path":
             low, middle, high = values.transpose(2, 0, 1)
-            away = realised - middle
-            beyond = np.maximum(-away / (middle - low), away / (high - middle))
-            factors[head] = np.quantile(beyond, _INSIDE, axis=0)
-    return {
-        head: [rounded(factor) for factor in of.ravel().tolist()] for head, of in factors.items()
-    }
+            distance = realised - middle
+            widths = np.maximum(-distance / (middle - low), distance / (high - middle))
+            factors[head] = np.quantile(widths, _INSIDE, axis=0)
+    return {head: list(map(rounded, each.ravel().tolist())) for head, each in factors.items()}
 
 
 def _tail_factors(rows: Forecasts, tails: Array) -> Array:
-    """Return the factors that make values at risk and shortfalls right, [tail, share, 2]."""
-    factors, lost = np.ones((len(TAILS), len(SHARES), 2)), losses(rows)
+    """Return the factors that calibrate values at risk and shortfalls, [tail, share, 2]."""
+    factors, realised = np.ones((len(TAILS), len(SHARES), 2)), losses(rows)
     for at in range(len(TAILS)):
         for place, share in enumerate(SHARES):
             at_risk, shortfall = tails[:, at, place].T
-            edge = np.quantile(lost[:, at] / at_risk, 1.0 - share)
-            beyond = lost[:, at] >= edge * at_risk
-            factors[at, place] = edge, lost[beyond, at].sum() / shortfall[beyond].sum()
+            factor = np.quantile(realised[:, at] / at_risk, 1.0 - share)
+            breached = realised[:, at] >= factor * at_risk
+            mean_ratio = realised[breached, at].sum() / shortfall[breached].sum()
+            factors[at, place] = factor, mean_ratio
     return factors
 
 
 def levelled(table: Forecasts, levels: Levels) -> Forecasts:
-    """Return *table* with heads times the factors of the calibration slice, and EWMA beside them.
+    """Return *table* with calibrated heads, and EWMA as a forecaster of the same fields.
 
     Raises ``CheckpointMismatch`` for levels that do not fit the heads.
     """
@@ -137,10 +136,11 @@ def levelled(table: Forecasts, levels: Levels) -> Forecasts:
     parts = []
     for horizon, rows in table.by_horizon():
         fields = {head: rows.value(head) for head in heads}
-        usual = levels_for("ewma", levels, fields, horizon)
-        scaled = {head: np.multiply.outer(rows.labels["ewma"], of) for head, of in usual.items()}
-        parts.append(rows.holding("network", **with_factors(fields, levels, horizon)))
-        parts[-1] = parts[-1].holding(EWMA, **scaled)
+        constants = levels_for("ewma", levels, fields, horizon)
+        ewma = rows.labels["ewma"]
+        scaled = {head: np.multiply.outer(ewma, each) for head, each in constants.items()}
+        calibrated = rows.holding(MODEL, **with_factors(fields, levels, horizon))
+        parts.append(calibrated.holding(EWMA, **scaled))
     return concatenated(parts)
 
 
@@ -155,29 +155,30 @@ def head_figures(table: Forecasts) -> dict[str, Any]:
 def _figures(rows: Forecasts) -> dict[str, Any]:
     sections: dict[str, dict[str, list[float | None]]] = {}
     for head in heads_of(rows):
-        section = sections[head] = {key: of.rounded() for key, of in coverage(rows, head).items()}
-        difference = compare(rows, HEAD_LOSSES[head])
+        shares = coverage(rows, head)
+        section = sections[head] = {key: share.rounded() for key, share in shares.items()}
+        differences = compare(rows, HEAD_LOSSES[head])
         for key, other in (("less_ewma", EWMA), ("less_average_odds", AVERAGE_ODDS)):
-            if other in difference:
-                section[key] = DailyEstimate(*difference[other].pair).rounded()
+            if other in differences:
+                section[key] = DailyEstimate(*differences[other].pair).rounded()
     return sections
 
 
 def likeliest(rows: Forecasts) -> NDArray[np.int64]:
-    """Return the most probable regime of each row, from 0, the calmest."""
+    """Return the most probable regime of each row; 0 is the calmest."""
     return rows.value("regimes")[:, 0].argmax(axis=1)
 
 
 def coverage(rows: Forecasts, head: str) -> dict[str, DailyEstimate]:
-    """Return how often what was realised lay where *head* said, by its levels."""
+    """Return how often the outcome lay in the range that *head* forecast, by level."""
     values = rows.value(head).astype(np.float64)
     hits: dict[str, NDArray[np.bool_]] = {}
     match head:
         case "tails":
-            lost = losses(rows)
+            realised = losses(rows)
             for at, tail in enumerate(TAILS):
                 for place, share in enumerate(SHARES):
-                    hits[f"{tail}_{100 * share:g}"] = lost[:, at] > values[:, at, place, 0]
+                    hits[f"{tail}_{100 * share:g}"] = realised[:, at] > values[:, at, place, 0]
         case "drawdown" | "runup":
             for place, level in enumerate(DRAWDOWN_LEVELS):
                 hits[f"below_{100 * level:g}"] = rows.labels[head] <= values[:, place]
@@ -185,7 +186,7 @@ def coverage(rows: Forecasts, head: str) -> dict[str, DailyEstimate]:
             realised = rows.labels["path"]
             for step, bars in enumerate(path_steps(rows.horizons[0])):
                 low, _, high = values[:, step].T
-                # Steps of a horizon of few bars may end together.
+                # Steps of a short horizon may end at the same bar and share a key.
                 hits[f"inside_{bars}"] = (realised[:, step] >= low) & (realised[:, step] <= high)
         case _:
             for number in range(values.shape[-1]):
@@ -194,9 +195,9 @@ def coverage(rows: Forecasts, head: str) -> dict[str, DailyEstimate]:
 
 
 def head_sentences(by_horizon: Mapping[str, Any], *, horizon: int, days: int) -> list[str]:
-    """Say what the figures of ``head_figures`` come to at one horizon; nothing of none.
+    """Return sentences about the figures of ``head_figures`` at one horizon; empty without them.
 
-    On few *days* every head is level with the others.
+    On few *days* every verdict is "level".
     """
     if not (main := by_horizon.get(str(horizon))):
         return []
@@ -207,30 +208,30 @@ def head_sentences(by_horizon: Mapping[str, Any], *, horizon: int, days: int) ->
             f"The loss exceeded its value at risk of 5 % at {horizon} bars on {shares[0]} of"
             f" untouched bars for a long position and on {shares[1]} for a short one."
         )
-    words = [
+    verdicts = [
         f"{name} {plain_verdict(section['less_ewma'], days)}"
         for name, section in main.items()
         if "less_ewma" in section
     ]
-    if words:
+    if verdicts:
         lines.append(
-            f"Compared with EWMA volatility times constants at {horizon} bars: {', '.join(words)}"
-            " (level: within two standard errors by day)."
+            f"Compared with EWMA volatility times constants at {horizon} bars:"
+            f" {', '.join(verdicts)} (level: within two standard errors by day)."
         )
     if "regimes" in main:
-        word = _compared(main["regimes"]["less_average_odds"], days)
-        lines.append(f"Its probabilities of regimes at {horizon} bars are {word} constant ones.")
+        phrase = _compared(main["regimes"]["less_average_odds"], days)
+        lines.append(f"Its probabilities of regimes at {horizon} bars are {phrase} constant ones.")
     return lines
 
 
 def _compared(pair: Sequence[float | None], days: int) -> str:
-    """Return the verdict with the word that follows it before what it is compared with."""
+    """Return "better than", "worse than" or "level with"."""
     verdict = plain_verdict(pair, days)
     return f"{verdict} {'with' if verdict == 'level' else 'than'}"
 
 
 def plain_verdict(pair: Sequence[float | None], days: int) -> str:
-    """Return whether a difference is better, worse, or level: within two errors or on few days."""
+    """Return "better", "worse", or "level": within two standard errors, or on few days."""
     value, error = pair
     if value is None or days < FEW_DAYS or not is_credible(value, error):
         return "level"
@@ -241,27 +242,27 @@ def plain_verdict(pair: Sequence[float | None], days: int) -> str:
 
 
 def head_tables(forecasts: Forecasts) -> Iterator[Table]:
-    """Yield every table of the heads that only some networks have."""
+    """Yield every table of the auxiliary heads."""
     heads = heads_of(forecasts)
     if not heads:
         return
-    every = [rows for _, rows in forecasts.by_horizon()]
+    horizons = [rows for _, rows in forecasts.by_horizon()]
 
-    def of(head: str, lines: Callable[[Forecasts], Iterable[Cells]]) -> list[Cells]:
-        return [row for rows in every if head in heads for row in lines(rows)]
+    def cells(head: str, lines: Callable[[Forecasts], Iterable[Cells]]) -> list[Cells]:
+        return [row for rows in horizons if head in heads for row in lines(rows)]
 
     title = "Value at risk and expected shortfall, by the head of tails"
-    tails = of("tails", lambda rows: breach_rows(rows, rows.value("tails").astype(np.float64)))
-    notes = ["Read as the table of risk, which is of the Student t."]
+    tails = cells("tails", lambda rows: breach_rows(rows, rows.value("tails").astype(np.float64)))
+    notes = ["The table of risk has the same columns for the Student t."]
     yield table("tails", title, BREACHES, tails, notes=notes)
     for head, title in _COVERED.items():
-        yield table(head, title, _COVERAGE, of(head, partial(_covered, head)))
+        yield table(head, title, _COVERAGE, cells(head, partial(_covered, head)))
     title = "Regimes of the coming variance"
-    yield table("regimes", title, _REGIMES, of("regimes", _regimes), notes=[_REGIMES_NOTE])
+    yield table("regimes", title, _REGIMES, cells("regimes", _regimes), notes=[_REGIMES_NOTE])
     metrics = {head: HEAD_LOSSES[head] for head in heads}
     title = "Losses of auxiliary heads, against simpler forecasts (less is better)"
     notes = [NOTE, _LOSSES_NOTE]
-    yield forecaster_table("further", title, forecasts, metrics, of="head", notes=notes)
+    yield forecaster_table("further", title, forecasts, metrics, label_column="head", notes=notes)
 
 
 _COVERED: Final = {
@@ -284,26 +285,26 @@ _REGIMES: Final = (
     of_row("days", "days", "count"),
 )
 _REGIMES_NOTE: Final = (
-    "A bar counts to its most probable regime; variances in units of σ² of the bar, a bar."
+    "A bar belongs to its most probable regime; variances are per bar, in units of the bar's σ²."
 )
 _LOSSES_NOTE: Final = (
-    "Tails by the joint loss of both, drawdown, run-up and path by pinball, regimes by likelihood. "
-    f"{EWMA}: its volatility times constants of the calibration slice."
+    "Tails: joint loss of value at risk and shortfall; drawdown, run-up, path: pinball; regimes: "
+    f"log loss. {EWMA}: its volatility times constants of the calibration slice."
 )
 
 
 def _covered(head: str, rows: Forecasts) -> Iterator[Cells]:
-    """Yield how often what was realised lay where *head* said, at each of its levels."""
+    """Yield the ``coverage`` of *head* at each of its levels, a table row each."""
     shares = coverage(rows, head)
     levels = DRAWDOWN_LEVELS if head in EXTREMES else (_INSIDE,) * len(shares)
-    of = "quantile" if head in EXTREMES else "bars"
+    noun = "quantile" if head in EXTREMES else "bars"
     for (key, share), level in zip(shares.items(), levels, strict=True):
-        name = f"{key.partition('_')[2]} {of}"
+        name = f"{key.partition('_')[2]} {noun}"
         yield {"horizon": rows.horizons[0], "of": name, "forecast": level, "realised": share}
 
 
 def _regimes(rows: Forecasts) -> Iterator[Cells]:
-    """Yield what was realised where each regime was the most probable."""
+    """Yield the realised variance where each regime was the most probable."""
     levels = np.exp(rows.value("regimes")[0, 1].astype(np.float64)).tolist()
     for number, share in enumerate(coverage(rows, "regimes").values()):
         inside = rows.where(likeliest(rows) == number)
@@ -324,23 +325,25 @@ def _regimes(rows: Forecasts) -> Iterator[Cells]:
 
 LEARNT: Final = "learnt"
 OTHERS: Final = ("EWMA", "mean of the training part")
-"""What the learnt correlations are made of, and held against."""
-_OF: Final = {LEARNT: "learnt of EWMA and the training part", MODEL: "the network's own"}
-_BESIDE: Final = {OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"}
+"""The forecasters that the learnt correlations blend and are compared with."""
+_JUDGED_WORDS: Final = {LEARNT: "learnt of EWMA and the training part", MODEL: "the network's own"}
+_OTHER_WORDS: Final = {
+    OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"
+}  # fmt: skip
 
 
 def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
-    """Return ``calibration.correlation`` of a card, learnt of the training part, by horizon.
+    """Return ``calibration.correlation`` of a card, learnt from the training part, by horizon.
 
-    Empty of a single symbol, and of symbols without enough bars in common.
+    Empty for a single symbol, and for symbols with too few common bars.
     """
     table, by_horizon = _pairs(material, Part.TRAIN), {}
     for horizon, rows in [] if table is None else table.by_horizon():
         realised = rows.labels[CORRELATION]
         mean = {asset: float(realised[rows.asset == asset].mean()) for asset in rows.names}
-        usual = np.array([mean[asset] for asset in rows.asset.tolist()])
-        sides = np.stack([usual, rows.value(CORRELATION, OTHERS[0])], axis=1)
-        weights = _weights(sides, realised)
+        means = np.array([mean[asset] for asset in rows.asset.tolist()])
+        forecasts = np.stack([means, rows.value(CORRELATION, OTHERS[0])], axis=1)
+        weights = _weights(forecasts, realised)
         by_horizon[str(horizon)] = {
             "pairs": list(rows.names.values()),
             "mean": [rounded(value) for value in mean.values()],
@@ -350,13 +353,13 @@ def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
     return by_horizon
 
 
-def _weights(sides: Array, realised: Array) -> tuple[float, float]:
-    """Return the weights of least squares of *sides* [row, 2], at least 0, at most 1 together."""
-    first, second = nnls(sides, realised)[0].tolist()
+def _weights(forecasts: Array, realised: Array) -> tuple[float, float]:
+    """Return the least-squares weights of *forecasts* [row, 2]: each ≥ 0, the sum at most 1."""
+    first, second = nnls(forecasts, realised)[0].tolist()
     if first + second <= 1.0:
         return first, second
-    along = sides[:, 1] - sides[:, 0]
-    share = float(along @ (realised - sides[:, 0]) / max(float(along @ along), 1e-300))
+    gap = forecasts[:, 1] - forecasts[:, 0]
+    share = float(gap @ (realised - forecasts[:, 0]) / max(float(gap @ gap), 1e-300))
     share = min(max(share, 0.0), 1.0)
     return 1.0 - share, share
 
@@ -364,23 +367,23 @@ def _weights(sides: Array, realised: Array) -> tuple[float, float]:
 def correlations_of(
     material: Dataset, part: Part, learnt: Mapping[str, Mapping[str, Any]]
 ) -> Forecasts | None:
-    """Return the correlations of *part* by *learnt*, of a card, beside what was realised.
+    """Return correlations of *part* by the card's *learnt* section, with the realised ones.
 
-    Each row is a pair, of those that the card knows and the candles hold; None where there is none.
-    Raises ``CheckpointMismatch`` for what cannot be read.
+    Rows are of pairs that both the card and the candles have; None without such a pair. Raises
+    ``CheckpointMismatch`` for a section that cannot be read.
     """
     table, parts = _pairs(material, part) if learnt else None, []
-    for horizon, every in [] if table is None else table.by_horizon():
+    for horizon, all_pairs in [] if table is None else table.by_horizon():
         if (section := learnt.get(str(horizon))) is None:
             continue
         mean, mean_weight, ewma_weight = _read(section)
-        names = {asset: pair for asset, pair in every.names.items() if pair in mean}
-        rows = replace(every.where(np.isin(every.asset, list(names))), names=names)
+        names = {asset: pair for asset, pair in all_pairs.names.items() if pair in mean}
+        rows = replace(all_pairs.where(np.isin(all_pairs.asset, list(names))), names=names)
         ewma = rows.value(CORRELATION, OTHERS[0])
-        usual = np.array([mean[names[asset]] for asset in rows.asset.tolist()])
-        forecast = {LEARNT: mean_weight * usual + ewma_weight * ewma, OTHERS[0]: ewma}
-        forecast[OTHERS[1]] = usual
-        values = {name: {CORRELATION: of} for name, of in forecast.items()}
+        means = np.array([mean[names[asset]] for asset in rows.asset.tolist()])
+        forecasts = {LEARNT: mean_weight * means + ewma_weight * ewma, OTHERS[0]: ewma}
+        forecasts[OTHERS[1]] = means
+        values = {name: {CORRELATION: forecast} for name, forecast in forecasts.items()}
         parts += [replace(rows, values=values)] if len(rows) else []
     return concatenated(parts) if parts else None
 
@@ -402,22 +405,19 @@ def pair_rows(
         np.full(count, horizon),
         interval_ms,
         {} if realised is None else {CORRELATION: realised},
-        {name: {CORRELATION: of} for name, of in correlations.items()},
+        {name: {CORRELATION: values} for name, values in correlations.items()},
         names={asset: pair},
     )
 
 
 def with_head(table: Forecasts, head: Forecasts) -> Forecasts | None:
-    """Return the rows of *table* at which a network's *head* answers too, with its correlations.
-
-    None where there is no such row.
-    """
+    """Return the rows that *table* and *head* share, with the head's correlations; None if none."""
     place = table.places(head)
-    both = place >= 0
-    if not both.any():
+    shared = place >= 0
+    if not shared.any():
         return None
-    correlation = head.value(CORRELATION)[place[both]]
-    return table.where(both).holding(MODEL, **{CORRELATION: correlation})
+    correlation = head.value(CORRELATION)[place[shared]]
+    return table.where(shared).holding(MODEL, **{CORRELATION: correlation})
 
 
 def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
@@ -444,25 +444,25 @@ def correlation_figures(table: Forecasts) -> dict[str, Any]:
 
 
 def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
-    """Say how the judged correlations stand beside others at one horizon; nothing of none."""
+    """Return sentences that compare the correlations with others at *horizon*; empty without it."""
     if horizon not in table.horizons:
         return []
     rows = table.at(horizon)
     judged = MODEL if MODEL in rows.values else LEARNT
     differences = compare(rows, PAIRS[CORRELATION], judged)
     return [
-        f"Correlations to {horizon} bars, {_OF[judged]}, are "
+        f"Correlations to {horizon} bars, {_JUDGED_WORDS[judged]}, are "
         f"{_compared(differences[name].pair, differences[name].days)} {words} "
         f"({len(rows.names)} pairs)."
-        for name, words in _BESIDE.items()
+        for name, words in _OTHER_WORDS.items()
         if name == OTHERS[0] or judged == MODEL
     ]
 
 
 def _pairs(material: Dataset, part: Part) -> Forecasts | None:
-    """Return EWMA's correlations at the labelled closes of *part*, beside the realised.
+    """Return EWMA's and the realised correlations at the labelled closes of *part*.
 
-    None of fewer than two symbols, and where no close that all have knows any at all horizons.
+    None with fewer than two symbols, and without a common close that has both.
     """
     if len({segment.candles.symbol for segment in material.segments}) < 2:
         return None
@@ -474,19 +474,19 @@ def _pairs(material: Dataset, part: Part) -> Forecasts | None:
         return None
     parts = []
     for column, horizon in enumerate(material.horizons):
-        for of in closes if horizon >= LEAST_BARS else ():
-            panel, rows = of.panel, np.flatnonzero(of.weights[:, column] > 0)
-            # From zero at the start of the panel: ratios of it count.
-            smooth = {
+        for samples in closes if horizon >= LEAST_BARS else ():
+            panel, rows = samples.panel, np.flatnonzero(samples.weights[:, column] > 0)
+            # Averages start at zero; the bias cancels in the ratios that correlations are.
+            averages = {
                 pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
                 for pair, product in products(panel.price).items()
             }
-            realised, ewma = correlations(panel.price, horizon)[:, rows], correlated(smooth)
+            realised, ewma = correlations(panel.price, horizon)[:, rows], correlated(averages)
             usable = np.isfinite(realised).all(axis=0) & np.isfinite(ewma).all(axis=0)
             opened = panel.segments[0].open_time_ms[rows][usable]
             names = [" ".join(sorted(pair)) for pair in combinations(panel.symbols, 2)]
             for place in np.argsort(names).tolist() if usable.any() else ():
-                of_pair = {OTHERS[0]: ewma[place, usable]}
-                cells = names[place], opened, horizon, material.interval_ms, of_pair
+                forecast = {OTHERS[0]: ewma[place, usable]}
+                cells = names[place], opened, horizon, material.interval_ms, forecast
                 parts.append(pair_rows(*cells, realised[place, usable]))
     return concatenated(parts) if parts else None

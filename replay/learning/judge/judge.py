@@ -1,6 +1,6 @@
 """Models judged on holdouts, alone and compared with others on the same bars.
 
-Features of another schema have another unit of return, which is divided out.
+Feature schemas differ in the unit of return; a comparison converts to the judged model's.
 
 The rules are docs/models.md, L54, and docs/own_models.md, N11.
 """
@@ -48,17 +48,17 @@ from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.units import interval_text, iso
 
 SHARE_UNJUDGED: Final = 0.8
-"""Of the bars of a model that does not say until when it was trained: the rest is judged."""
+"""Share of bars assumed as training where a class has no ``trained_until``; the rest is judged."""
 SCANNED_BARS: Final = 4_096
-"""Forecasts held at a time."""
+"""Bars scanned at a time, which bounds the forecasts in memory."""
 _MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
-"""What a class may give."""
+"""The measures that a class may give."""
 
 
 def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
-    """Return the split of which training and test are used: before and after it was trained.
+    """Return a split whose test begins where the training of *forecaster* ended.
 
-    The embargo is the longest horizon, so that no label of a bar before reaches into the test.
+    The embargo is the longest horizon, so that no earlier label reaches into the test.
     """
     trained_until = forecaster.model.trained_until
     if trained_until is None:
@@ -71,22 +71,22 @@ def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
 
 @dataclass(frozen=True)
 class ClassModel(FittedModel):
-    """A user's class, which is judged as what is fitted is; its card names horizons alone."""
+    """A user's class, judged like a fitted model; its card has only the horizons."""
 
     user_model: Any = None  # the ``UserForecaster``
 
     @classmethod
     def of(cls, forecaster: UserForecaster, horizon: int) -> Self:
-        """Return it, judged at the *horizon* of the gates where the class forecasts that."""
+        """Return the model, judged at *horizon* if the class forecasts it, else its first."""
         horizons = forecaster.horizons
         chosen = horizon if horizon in horizons else horizons[0]
         card = {"architecture": {"horizons": horizons}, "calibration": {"horizon": chosen}}
         return cls(card, {}, user_model=forecaster)
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Return the forecasts of the class for the test part, beside every baseline.
+        """Return the forecasts of the class for the test part, with every baseline.
 
-        Raises ``ConfigInvalid`` where no bar of that part was forecast.
+        Raises ``ConfigInvalid`` where no bar of that part has a forecast.
         """
         del part
         answers = answers_of(self.user_model, data, self.user_model.measures)
@@ -98,7 +98,7 @@ class ClassModel(FittedModel):
         return forecasts_of(answers, data.baselines, data.horizons)
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
-        """Say until when it was trained, how it stands beside others, and what it does not give."""
+        """Return sentences about the training's end, the baselines and missing measures."""
         model, chosen, rows = self.user_model.model, results[str(self.horizon)], judgement.forecasts
         if model.trained_until is None:
             when = (
@@ -110,18 +110,18 @@ class ClassModel(FittedModel):
             until = iso(date_ms(model.trained_until))
             when = f"Judged on the bars after {until}, the trained_until of the class."
         lines = [when, *compared_sentences(results, self.horizon, self.called)]
-        if left := sorted(_MEASURES - frozenset(self.user_model.measures)):
-            lines.append(f"It gives no {', '.join(left)}: their figures are left out.")
+        if missing := sorted(_MEASURES - frozenset(self.user_model.measures)):
+            lines.append(f"It gives no {', '.join(missing)}: their figures are left out.")
         return [*lines, NO_ATTENTION, *few_days(chosen["days"])]
 
 
 def answers_of(
     forecaster: Forecaster, material: Dataset, measures: Collection[str]
 ) -> list[SegmentFields]:
-    """Return the *measures* that any forecaster gives of the labelled bars of the test part.
+    """Return the *measures* of *forecaster* at the labelled bars of the test part.
 
-    In units of σ √h, of those bars alone at which all are finite, and volatilities above 0. It is
-    asked in stretches, so that few forecasts with their explanations are held at a time.
+    They are in units of σ √h. Bars without a forecast, with a value that is not finite, or with a
+    volatility of 0 are left out. Bars are scanned in stretches to bound the forecasts in memory.
     """
     parts = []
     for samples in material.samples(Part.TEST):
@@ -142,9 +142,9 @@ def answers_of(
             rows = labelled[(labelled >= start) & (labelled < stop)]
             rows = rows[[answers[row] is not None for row in rows.tolist()]]
             if len(rows):
-                every: Any = [answers[row] for row in rows.tolist()]
-                parts.append(SegmentFields.of_run(samples, rows, every, measures).finite())
-    return [answers for answers in parts if len(answers.rows)]
+                known: Any = [answers[row] for row in rows.tolist()]
+                parts.append(SegmentFields.of_run(samples, rows, known, measures).finite())
+    return [fields for fields in parts if len(fields.rows)]
 
 
 # --- a model of any kind on one holdout
@@ -153,25 +153,25 @@ def answers_of(
 def counted(
     every: Sequence[Judgement], folder: Path | None, recipe: str, model_id: str
 ) -> list[Judgement]:
-    """Return the judgements with how many recipes used each holdout, and keep these uses.
+    """Record a use of each holdout, and return the judgements with the number of its uses.
 
-    *folder* holds the checkpoint; None is a class of one's own.
+    *folder* holds the checkpoint; it is None for a custom class.
     """
     judgements = []
-    for of in every:
-        new = HoldoutUse(recipe, model_id, of.symbols, of.from_ms, of.until_ms)
-        count, sentence = count_use(uses_path(folder), new)
-        missing = (*of.missing, *([sentence] if sentence else []))
-        judgements.append(replace(of, uses=count, missing=missing))
+    for each in every:
+        use = HoldoutUse(recipe, model_id, each.symbols, each.from_ms, each.until_ms)
+        count, sentence = count_use(uses_path(folder), use)
+        missing = (*each.missing, *([sentence] if sentence else []))
+        judgements.append(replace(each, uses=count, missing=missing))
     return judgements
 
 
 def judge_model(
     model: FittedModel, data: Dataset, holdout: Holdout = WHOLE, *, bars: int | None = None
 ) -> Judgement:
-    """Return the judgement of *model* on *holdout* of the time that it did not learn from.
+    """Return the judgement of *model* on *holdout*, a span of its untouched time.
 
-    *bars* are explained, for the gates; by default as many as can be in minutes.
+    *bars* bars are explained for the gates; the default takes a few minutes.
     """
     data, missing = data.spanned(holdout).with_known_baselines()
     return replace(
@@ -188,69 +188,72 @@ def judge_model(
 
 
 def rival_forecasts(model: FittedModel, data: Dataset, judgement: Judgement) -> Forecasts:
-    """Return the forecasts of *model* of the rows of *judgement*, of the same interval.
+    """Return the forecasts of *model* at the rows of *judgement*; both have the same interval.
 
-    Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
+    Raises ``ConfigInvalid`` where the model was trained on that time, or answers no such row.
     """
     rows, horizons = judgement.forecasts, model.card["architecture"]["horizons"]
     if not set(horizons) & set(rows.horizons):
-        theirs, ours = (", ".join(map(str, every)) for every in (horizons, rows.horizons))
+        theirs, judged = (", ".join(map(str, each)) for each in (horizons, rows.horizons))
         raise ConfigInvalid(
-            f"it forecasts {theirs} {rows.unit} ahead, and the judged model {ours}; name models of "
-            "a common horizon"
+            f"it forecasts {theirs} {rows.unit} ahead, and the judged model {judged}; name models "
+            "with a common horizon"
         )
-    # The judged rows alone, with the baselines that need no fitting.
-    same = data.spanned(judgement.holdout).compared(np.unique(rows.keys))
-    rival = model.answers(same, Part.TEST)
+    # Only the judged rows, and no baseline that needs a fit.
+    common = data.spanned(judgement.holdout).compared(np.unique(rows.keys))
+    rival = model.answers(common, Part.TEST)
     if not (rows.places(rival) >= 0).any():
-        raise ConfigInvalid(f"it answers none of the {rows.unit} that the judged model answers")
+        raise ConfigInvalid(
+            f"it forecasts none of the {rows.unit} that the judged model forecasts; name a model "
+            "of the same symbols"
+        )
     return rival
 
 
-# --- models by their names
+# --- models by name
 
 
 def source_of(name: str) -> DataSource:
-    """Return the kind of input of the checkpoint *name*; a custom class reads bars."""
+    """Return the data source of the checkpoint *name*; a custom class reads bars."""
     folder = locate(name)
     return kind_of(read_card(folder)).model.source if is_checkpoint(folder) else DataSource.BARS
 
 
 def untrained(name: str) -> Sequence[str]:
-    """Return why nothing can be said of the checkpoint *name*; empty where it can."""
+    """Return sentences that say why the checkpoint *name* is untrained; empty if it is trained."""
     folder = locate(name)
     card = read_card(folder) if is_checkpoint(folder) else {"model": {}}
     return card["honesty"]["sentences"] if card["model"].get("trained") is False else ()
 
 
 class NamedModel(NamedTuple):
-    """A model, and what it is judged on."""
+    """A model and its data."""
 
     model: FittedModel
-    data: Any  # what its kind reads
+    data: Any  # the material of its kind
     model_id: str
     recipe: str  # its hash
     folder: Path | None  # None of a class
 
 
 class ModelReader(NamedTuple):
-    """How models and their data are read."""
+    """The options for reading models and their data."""
 
     request: DataRequest
     files: SideFiles
-    config: Given  # of classes
+    config: Given  # for classes
     threads: int
 
     def checkpoint(self, name: str, inputs: SideInputs | None) -> tuple[Path, Checkpoint]:
-        """Return a checkpoint and its folder; reject one that cannot be built, or other files."""
+        """Return a checkpoint with its folder, after a check that it builds with *inputs*."""
         use_threads(self.threads)
         folder = locate(name)
         model = load_checkpoint(folder)
         kind = kind_of(model.card)
         if kind.model.source != DataSource.BARS:
             if inputs is not None:
-                raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
-            _ = kind.load(model.card, model.tensors).network  # reading it is the check
+                raise ConfigInvalid(f"{name} reads no additional files; leave them out.")
+            _ = kind.load(model.card, model.tensors).network  # fails if the network cannot be built
             return folder, model
         source = source_for(model.card, inputs)
         build(model.card, model.tensors, RunOptions(threads=self.threads, vectors=source))
@@ -259,7 +262,7 @@ class ModelReader(NamedTuple):
     def read(
         self, name: str, *, interval_ms: int | None = None, is_rival: bool = False
     ) -> NamedModel:
-        """Read a checkpoint or a class; files that a compared model does not take are not its."""
+        """Read a checkpoint or a class; a rival gets additional files only if it takes them."""
         if MODULE_CLASS.match(name) is not None:
             return self._class(name, interval_ms)
         if is_rival and (sentences := untrained(name)):
@@ -296,7 +299,7 @@ class ModelReader(NamedTuple):
 
 
 class ModelJudgement(NamedTuple):
-    """One model's judgement of every holdout, and the others compared, by name and id."""
+    """A model's judgement on every holdout; ``compared`` holds name and id of other models."""
 
     model_id: str
     recipe: str  # its hash
@@ -306,31 +309,32 @@ class ModelJudgement(NamedTuple):
     compared: tuple[tuple[str, str], ...] = ()
 
     def compared_with(self, name: str, reader: ModelReader) -> ModelJudgement:
-        """Return it with what the model *name* says of the same bars, which uses each holdout."""
-        of = reader.read(name, interval_ms=self.interval_ms, is_rival=True)
-        if of.model_id in (self.model_id, *(other for _, other in self.compared)):
+        """Return a copy with forecasts of the model *name*; this counts as its holdout use."""
+        rival = reader.read(name, interval_ms=self.interval_ms, is_rival=True)
+        if rival.model_id in (self.model_id, *(other for _, other in self.compared)):
             raise ConfigInvalid(
                 f"--compare {name} is a model that is judged already; leave it out."
             )
-        if of.data.interval_ms != self.interval_ms:
+        if rival.data.interval_ms != self.interval_ms:
             raise ConfigInvalid(
-                f"--compare {name}: it forecasts bars of {interval_text(of.data.interval_ms)}, and "
-                f"the judged model bars of {interval_text(self.interval_ms)}; name models of one "
-                "interval."
+                f"--compare {name}: it forecasts bars of {interval_text(rival.data.interval_ms)}, "
+                f"and the judged model bars of {interval_text(self.interval_ms)}; name models of "
+                "one interval."
             )
         try:
             every = [
-                judgement.compared_with(name, rival_forecasts(of.model, of.data, judgement))
+                judgement.compared_with(name, rival_forecasts(rival.model, rival.data, judgement))
                 for judgement in self.every
             ]
         except (ConfigInvalid, DataInvalid) as error:
             raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
-        opened = counted(every, of.folder, of.recipe, of.model_id)
         every = [
-            replace(judgement, uses=before.uses)
-            for judgement, before in zip(opened, self.every, strict=True)
+            replace(judgement, uses=before.uses)  # the judged model's
+            for judgement, before in zip(
+                counted(every, rival.folder, rival.recipe, rival.model_id), self.every, strict=True
+            )
         ]
-        return self._replace(every=every, compared=(*self.compared, (name, of.model_id)))
+        return self._replace(every=every, compared=(*self.compared, (name, rival.model_id)))
 
 
 def judge_named(
@@ -342,20 +346,20 @@ def judge_named(
     *,
     rivals: Sequence[str] = (),
 ) -> ModelJudgement:
-    """Judge the model *name* on every holdout beside *rivals*, and make its *inspections*."""
+    """Judge the model *name* on every holdout with *rivals*, and run its *inspections*."""
     for rival in rivals:
-        kinds = [source_of(of) == DataSource.ORDER_BOOKS for of in (name, rival)]
-        if kinds[0] is not kinds[1]:
+        reads_books = [source_of(each) == DataSource.ORDER_BOOKS for each in (name, rival)]
+        if reads_books[0] is not reads_books[1]:
             raise ConfigInvalid(
                 f"--compare {rival}: of it and {name} one forecasts the mid of an order book and "
                 "one bars; name two models of order books, or two of bars."
             )
-    of = reader.read(name)
-    # First, for they refuse what cannot be had before minutes have passed.
-    findings = list(examined(Subject.of(of.model, of.data), inspections)) if inspections else []
-    every = [judge_model(of.model, of.data, holdout, bars=bars) for holdout in holdouts]
-    every = counted(every, of.folder, of.recipe, of.model_id)
-    judged = ModelJudgement(of.model_id, of.recipe, of.data.interval_ms, every, findings)
+    model, data, model_id, recipe, folder = reader.read(name)
+    # Inspections come first: they reject impossible requests before minutes of judging.
+    findings = list(examined(Subject.of(model, data), inspections)) if inspections else []
+    every = [judge_model(model, data, holdout, bars=bars) for holdout in holdouts]
+    every = counted(every, folder, recipe, model_id)
+    judged = ModelJudgement(model_id, recipe, data.interval_ms, every, findings)
     for rival in rivals:
         judged = judged.compared_with(rival, reader)
     return judged

@@ -1,8 +1,8 @@
-"""``METRICS``: every figure of a forecaster, as terms of each row of ``Forecasts``; comparisons.
+"""``METRICS``, every figure of a forecaster by row of ``Forecasts``, and comparisons by them.
 
-A metric needs fields of a forecaster; every forecaster that gives them stands in its table, and its
-references, which are constants known in hindsight. Most are means of their terms; others combine
-sums of them, which are resampled by blocks of days.
+A metric's table holds every forecaster that gives the fields it needs, and the metric's references,
+simpler forecasts to compare with. Most figures are means of [row] terms; others combine sums of
+terms. Blocks of days are resampled for the errors.
 
 The rules are docs/models.md, L14, L45, L54 and L56.
 """
@@ -25,7 +25,7 @@ from tracepaper.replay.document.values import Cells, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
-from tracepaper.replay.learning.losses import ADDED
+from tracepaper.replay.learning.losses import AUXILIARY_LOSSES
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
@@ -52,22 +52,22 @@ TAILS: Final = "tails"
 SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
 BREACHES_LEAST: Final = 5
-"""With fewer losses that share no future a value at risk is not calibrated."""
+"""With fewer independent breaches expected, a value at risk is not calibrated."""
 LEAST_PROBABILITY: Final = 1e-9
-"""A class that came is never taken to have had less: its log loss is finite."""
+"""Floor of the realised class's probability, which keeps its log loss finite."""
 _SYMBOL: Final = 1 << SYMBOL_BITS
-"""A key is its bar's number times this, plus the number of its symbol."""
+"""A key is the bar's number times this, plus the symbol's number."""
 
 
 def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tuple[Array, Array]:
-    """Return the loss that a *share* exceeds, and the mean loss beyond it, of Student t losses.
+    """Return value at risk and expected shortfall of Student t losses at the tail *share*.
 
     The degrees of freedom must be above 1. Source: McNeil, Frey and Embrechts, Quantitative Risk
     Management, 2005, chapter 2.
     """
-    edge = stats.t.isf(share, dof)
-    beyond = stats.t.pdf(edge, dof) / share * (dof + edge**2) / (dof - 1.0)
-    return location + scale * edge, location + scale * beyond
+    quantile = stats.t.isf(share, dof)
+    shortfall = stats.t.pdf(quantile, dof) / share * (dof + quantile**2) / (dof - 1.0)
+    return location + scale * quantile, location + scale * shortfall
 
 
 def losses(rows: Forecasts) -> Array:
@@ -86,54 +86,55 @@ def student_tails(rows: Forecasts) -> Array:
 
 
 def scaled_tails(rows: Forecasts, factors: Mapping[str, Any]) -> Array:
-    """Return ``student_tails`` whose distances from the mean are multiplied by a card's factors."""
+    """Return ``student_tails`` with their distances from the mean times a card's *factors*."""
     mean = np.multiply.outer(rows.value("mean"), list(SIDES.values()))[:, :, None, None]
     return mean + np.array([factors[side] for side in SIDES]) * (student_tails(rows) - mean)
 
 
 def tail_factors(table: Forecasts) -> dict[str, Any]:
-    """Return ``[calibration.tails]`` of the calibration slice's forecasts."""
+    """Return ``[calibration.tails]``, fitted on the calibration slice's forecasts."""
     return {str(horizon): _factors(rows, horizon) for horizon, rows in table.by_horizon()}
 
 
 def _factors(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
-    tails, lost, mean = student_tails(rows), losses(rows), rows.value("mean")
+    tails, realised, mean = student_tails(rows), losses(rows), rows.value("mean")
     factors: dict[str, list[list[float]]] = {}
     for at, (side, sign) in enumerate(SIDES.items()):
         pairs = factors[side] = [[1.0, 1.0] for _ in SHARES]
-        distance = lost[:, at] - sign * mean
+        distance = realised[:, at] - sign * mean
         for place, share in enumerate(SHARES):
             if share * len(rows) / horizon < BREACHES_LEAST:
                 continue
-            edge, beyond = tails[:, at, place].T - sign * mean
-            # The higher of two rows leaves no more than the share beyond it.
-            ratio = distance / edge
+            at_risk, expected = tails[:, at, place].T - sign * mean
+            ratio = distance / at_risk
+            # "higher": no more than the share of rows may exceed the limit.
             limit = max(float(np.quantile(ratio, 1.0 - share, method="higher")), 0.0)
-            if (outside := ratio > limit).any():
-                shortfall = float((distance[outside] / beyond[outside]).mean())
+            if (breached := ratio > limit).any():
+                shortfall = float((distance[breached] / expected[breached]).mean())
                 pairs[place] = [rounded(limit), rounded(shortfall)]
     return factors
 
 
 def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
-    """Yield the tests of *tails* [row, side, share, 2] of one horizon's *rows*, a row each."""
+    """Yield the tests of *tails* [row, side, share, 2] on one horizon, a table row each."""
     (horizon,) = rows.horizons
-    alone = without_overlap(rows.keys, horizon)
-    in_turn, lost = follows(rows.keys[alone], horizon), losses(rows)
+    independent = without_overlap(rows.keys, horizon)
+    adjacent, realised = follows(rows.keys[independent], horizon), losses(rows)
     for at, side in enumerate(SIDES):
         for place, share in enumerate(SHARES):
             limit, expected = tails[:, at, place].T
-            beyond, ratio = lost[:, at] > limit, lost[:, at] / expected
+            breached, ratio = realised[:, at] > limit, realised[:, at] / expected
+            tested = breached[independent]
             yield {
                 "horizon": horizon,
                 "tail": f"of a {side} position",
                 "share": share,
-                "realised": statistics.mean(beyond.astype(np.float64), rows.day),
-                "bars": len(alone),
-                "often": metrics.kupiec(int(beyond[alone].sum()), len(alone), share),
-                "apart": christoffersen(beyond[alone], in_turn),
-                "shortfall": statistics.mean(ratio[beyond], rows.day[beyond])
-                if beyond.any()
+                "realised": statistics.mean(breached.astype(np.float64), rows.day),
+                "bars": len(independent),
+                "often": metrics.kupiec(int(tested.sum()), len(tested), share),
+                "apart": christoffersen(tested, adjacent),
+                "shortfall": statistics.mean(ratio[breached], rows.day[breached])
+                if breached.any()
                 else None,
             }
 
@@ -143,17 +144,18 @@ BREACHES: Final = (
     of_row("tail", "value at risk", "text"),
     of_row("share", "forecast", "measure"),
     of_row("realised", "realised", "measure"),
-    of_row("bars", "bars apart", "count"),
-    of_row("often", "p, as often", "measure"),
-    of_row("apart", "p, apart", "measure"),
-    of_row("shortfall", "loss beyond ÷ forecast", "measure"),
+    of_row("bars", "independent bars", "count"),
+    of_row("often", "p, Kupiec", "measure"),
+    of_row("apart", "p, Christoffersen", "measure"),
+    of_row("shortfall", "loss of breaches ÷ forecast", "measure"),
 )
-"""``often`` is the p of Kupiec's test, ``apart`` of Christoffersen's, on ``bars`` that share no
-future; ``shortfall`` the mean loss of breaches over what was expected, 1 where that is right."""
+"""``often`` is the p of Kupiec's test and ``apart`` that of Christoffersen's, on ``bars`` with no
+future in common. ``shortfall`` is the mean of a breach's loss over the expected shortfall; 1 is
+right."""
 
 
 def without_overlap(keys: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
-    """Return rows of which no two of a symbol share a future bar, by symbol and time."""
+    """Return rows by symbol and time; no two of a symbol share a future bar."""
     order = np.lexsort((keys // _SYMBOL, keys % _SYMBOL))
     return order[keys[order] // _SYMBOL % horizon == 0]
 
@@ -165,18 +167,18 @@ def follows(keys: NDArray[np.int64], horizon: int) -> NDArray[np.bool_]:
     return is_same_symbol & is_next
 
 
-def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> float | None:
-    """Return Christoffersen's p value: of breaches that follow one another as these do by chance.
+def christoffersen(breached: NDArray[np.bool_], adjacent: NDArray[np.bool_]) -> float | None:
+    """Return the p value of Christoffersen's test that breaches are independent over time.
 
-    *in_turn* says for each row but the first whether it follows the row before. None where no row
-    follows a breach, or nothing was one.
+    *adjacent* holds for each row but the first whether it follows the row before. None where no row
+    follows a breach, or nothing is a breach.
     """
-    before, after = beyond[:-1][in_turn], beyond[1:][in_turn]
+    before, after = breached[:-1][adjacent], breached[1:][adjacent]
     counts = np.array([[(a & b).sum() for b in (~after, after)] for a in (~before, before)])
     if not counts.sum(axis=1).all() or not counts[:, 1].any():
         return None
     if not counts[:, 0].any():
-        return 1.0  # every row was one: none follows another more often
+        return 1.0  # every row is a breach, so breaches do not cluster
     return float(stats.chi2_contingency(counts, correction=False, lambda_="log-likelihood").pvalue)
 
 
@@ -184,8 +186,8 @@ def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> flo
 
 
 RELATIVE: Final = "relative"
-"""The head of relative returns among the forecasters that rank the assets."""
-_POINTS: Final = 1e4  # basis points of one
+"""The name of the head of relative returns, as a field and as a forecaster of ranks."""
+_POINTS: Final = 1e4  # basis points per one
 
 
 @dataclass(frozen=True)
@@ -200,17 +202,17 @@ class MetricView:
         return self.rows.value(field, self.name)
 
     def where(self, mask: NDArray[np.bool_]) -> MetricView:
-        """Return it on the rows of *mask*."""
+        """Return a view of the rows where *mask* is true."""
         return self if mask.all() else MetricView(self.rows.where(mask), self.name)
 
     @property
     def labels(self) -> Mapping[str, NDArray[Any]]:
-        """What was realised, [row, ..] by name."""
+        """The outcomes, [row, ..] by name."""
         return self.rows.labels
 
     @property
     def points(self) -> Array:
-        """The return of one unit in basis points."""
+        """The unit of each row's return in basis points."""
         return _POINTS * self.rows.labels["unit"]
 
 
@@ -221,9 +223,9 @@ Reference = Callable[[MetricView], Mapping[str, NDArray[Any]]]
 
 
 class Metric(NamedTuple):
-    """A figure of a forecaster; ``terms`` are [row], NaN where a row does not count.
+    """A figure of a forecaster. ``terms`` are [row]; NaN leaves a row out, and the mean is taken.
 
-    With ``combine`` they are [term, row], and it maps sums [.., term] to values [..].
+    With ``combine``, terms are [term, row], and ``combine`` maps sums [.., term] to values [..].
     """
 
     name: str
@@ -234,14 +236,14 @@ class Metric(NamedTuple):
     references: Mapping[str, Reference] = MappingProxyType({})
     less_is_better: bool | None = True  # None: neither is better
     least_days: int = 0
-    """Days below which none is better than another."""
+    """With fewer days there is no verdict."""
     of_model: Collection[str] = ()
-    """Fields that the judged model must give, or the figure is not shown."""
+    """Fields that the judged model must give; otherwise the figure is left out."""
     is_alone: bool = False
-    """Whether it is of the judged model alone, beside its references."""
+    """Whether only the judged model and the references have it."""
 
 
-def by_name(*metrics: Metric) -> dict[str, Metric]:
+def named(*metrics: Metric) -> dict[str, Metric]:
     """Return *metrics* by their names."""
     return {metric.name: metric for metric in metrics}
 
@@ -249,9 +251,9 @@ def by_name(*metrics: Metric) -> dict[str, Metric]:
 def views(
     metric: Metric, rows: Forecasts, names: tuple[str, ...] | None = None
 ) -> dict[str, MetricView]:
-    """Return each forecaster of one horizon's *rows* that gives what *metric* needs, by name.
+    """Return by name the forecasters of one horizon's *rows* that give what *metric* needs.
 
-    Without *names* they are the judged model, the baselines and the references.
+    By default they are the judged model, the baselines and the references.
     """
     if not all(rows.gives(field) for field in metric.of_model):
         return {}
@@ -259,16 +261,16 @@ def views(
     if metric.is_alone:
         chosen = [name for name in chosen if name == MODEL]
     able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
-    every = {name: MetricView(rows, name) for name in able}
-    if names is None and (every or not metric.is_alone):
+    by_name = {name: MetricView(rows, name) for name in able}
+    if names is None and (by_name or not metric.is_alone):
         for name, reference in metric.references.items():
             if fields := reference(MetricView(rows)):
-                every[name] = MetricView(rows.holding(name, **fields), name)
-    return every
+                by_name[name] = MetricView(rows.holding(name, **fields), name)
+    return by_name
 
 
 def estimate(metric: Metric, view: MetricView) -> DailyEstimate:
-    """Return the metric of a view with its error over days."""
+    """Return the value of *metric* for *view*, with its error over days."""
     terms, days = metric.terms(view), view.rows.day
     if metric.combine is not None:
         return figure(terms, days, metric.combine)
@@ -277,9 +279,9 @@ def estimate(metric: Metric, view: MetricView) -> DailyEstimate:
 
 
 def figures(table: Forecasts, model: str = MODEL) -> dict[str, Any]:
-    """Return every figure by horizon as [value, standard error], as a card holds them.
+    """Return every figure by horizon as [value, standard error], for a card.
 
-    *model* is what the judged model is called there.
+    *model* is the card's name of the judged model.
     """
     return {str(horizon): _figures(rows, model) for horizon, rows in table.by_horizon()}
 
@@ -287,29 +289,28 @@ def figures(table: Forecasts, model: str = MODEL) -> dict[str, Any]:
 def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
     results: dict[str, Any] = {"bars": len(rows), "days": len(np.unique(rows.day))}
     for metric in METRICS.values():
-        every = views(metric, rows)
+        forecasters = views(metric, rows)
         section, _, key = metric.name.rpartition(".")
-        at = results.setdefault(section, {}) if section and every else results
+        target = results.setdefault(section, {}) if section and forecasters else results
         if metric.is_alone:
-            for name, view in every.items():
+            for name, view in forecasters.items():
                 suffix = "" if name == MODEL else f"_{name}"
-                at[f"{key}{suffix}"] = estimate(metric, view).rounded()
+                target[f"{key}{suffix}"] = estimate(metric, view).rounded()
                 if suffix:
-                    difference = metric.terms(every[MODEL]) - metric.terms(view)
-                    at[f"{key}_less{suffix}"] = mean(difference, rows.day).rounded()
-        elif every:
-            at[key] = {
+                    difference = metric.terms(forecasters[MODEL]) - metric.terms(view)
+                    target[f"{key}_less{suffix}"] = mean(difference, rows.day).rounded()
+        elif forecasters:
+            target[key] = {
                 model if name == MODEL else name: estimate(metric, view).rounded()
-                for name, view in every.items()
+                for name, view in forecasters.items()
             }
     return results
 
 
-# --- of the return
+# --- the return
 
 
 def _hits(view: MetricView) -> Array:
-    """Half a hit where no sign is given; a bar that did not move does not count."""
     return statistics.hits_of(view["sign"], view.labels["returns"])
 
 
@@ -334,7 +335,7 @@ def _r_squared(view: MetricView) -> Array:
 
 
 def _missed(view: MetricView) -> Array:
-    """Return by how many basis points the mean missed the return."""
+    """Return the return minus its forecast mean, in basis points."""
     return view.points * view.labels["returns"] - view.points * view["mean"]
 
 
@@ -342,7 +343,7 @@ _STILL: Final[Mapping[str, Reference]] = {
     "no_move": lambda view: {"mean": np.zeros(len(view.rows))}
 }
 
-# --- of the variance
+# --- the variance
 
 
 def _qlike(view: MetricView) -> Array:
@@ -350,7 +351,7 @@ def _qlike(view: MetricView) -> Array:
 
 
 def _log_variance(view: MetricView) -> Array:
-    """Each about its own mean: the logarithm of a mean is biased."""
+    """Return the terms of R²; each series is centred, as the log of a mean is biased."""
     value, forecast = (
         logs - logs.mean()
         for logs in (
@@ -366,7 +367,7 @@ def _volatility_error(view: MetricView) -> Array:
     return np.abs(view.points * np.sqrt(view.labels["variance"]) - moves)
 
 
-# --- of the whole law
+# --- the distribution
 
 
 LAW: Final = ("mean", "scale", "dof")
@@ -374,7 +375,7 @@ LAW: Final = ("mean", "scale", "dof")
 
 
 def interval(share: float) -> Metric:
-    """Return how often the return lay in the law's central interval of that *share*."""
+    """Return the metric of how often the return lies in the central interval of *share*."""
 
     def terms(view: MetricView) -> Array:
         return inside(view["mean"], view["scale"], view["dof"], view.labels["returns"], share)
@@ -383,7 +384,7 @@ def interval(share: float) -> Metric:
     return Metric(name, "", LAW, terms, is_alone=True, less_is_better=False)
 
 
-# --- of the direction
+# --- the direction
 
 
 _ODDS: Final = ("probability",)
@@ -398,16 +399,16 @@ def _accuracy(view: MetricView) -> Array:
 
 
 def _f1(view: MetricView) -> Array:
-    """Take the mean over classes of the harmonic mean of precision and recall."""
-    top, classes, rows = _top(view), view.labels["direction"], []
+    """Return the terms of macro F1: by class, hits, then forecasts plus occurrences."""
+    top, classes, terms = _top(view), view.labels["direction"], []
     for kind in range(view["probability"].shape[1]):
         forecast, realised = top == kind, classes == kind
-        rows += [forecast & realised, forecast.astype(np.int64) + realised]
-    return np.stack(rows).astype(np.float64)
+        terms += [forecast & realised, forecast.astype(np.int64) + realised]
+    return np.stack(terms).astype(np.float64)
 
 
 def climatology(view: MetricView) -> Mapping[str, Array]:
-    """Return each class's share of all rows as the probability of every row."""
+    """Return a constant forecast: each class's share of all rows as its probability."""
     classes, kinds = view.labels["direction"], view["probability"].shape[1]
     shares = np.bincount(classes, minlength=kinds) / len(classes)
     return {"probability": np.broadcast_to(shares, (len(classes), kinds))}
@@ -423,7 +424,7 @@ def _log_loss(view: MetricView) -> Array:
 
 
 def _calibration_error(view: MetricView) -> Array:
-    """Take the calibration error of the top class over 15 equal bins (Guo, 2017)."""
+    """Return the terms of the top class's calibration error by equal bins (Guo, 2017)."""
     top, count = _top(view), statistics.ECE_BINS
     sure = view["probability"][np.arange(len(top)), top]
     hit = (top == view.labels["direction"]).astype(np.float64)
@@ -443,29 +444,29 @@ _SCORES: Final = (
 
 
 def ranks(view: MetricView, expected: Array) -> Array:
-    """Return Spearman's correlation of *expected* with realised log returns across the assets.
+    """Return by row Spearman's correlation of *expected* and realised log returns across assets.
 
-    *expected* are in the units of each row. It stands at one row of each close where every asset
-    has one, NaN elsewhere, and is 0 where either is the same for all.
+    *expected* is in the unit of each row. A close with every asset has its value at one row; all
+    other rows are NaN. The value is 0 where either side is the same for all assets.
     """
     rows = view.rows
     order = np.argsort(rows.keys)
     _, counts = np.unique(rows.open_ms[order], return_counts=True)
     assets = int(counts.max())
-    whole = order[np.repeat(counts == assets, counts)].reshape(-1, assets).T  # [asset, close]
+    complete = order[np.repeat(counts == assets, counts)].reshape(-1, assets).T  # [asset, close]
     unit = view.labels["unit"]
     correlations = np.full(len(rows), np.nan)
     if assets > 1:
-        correlations[whole[0]] = rank_correlations(
-            (expected * unit)[whole], (view.labels["returns"] * unit)[whole]
+        correlations[complete[0]] = rank_correlations(
+            (expected * unit)[complete], (view.labels["returns"] * unit)[complete]
         )
     return correlations
 
 
 def rank_correlations(expected: Array, realised: Array) -> Array:
-    """Return Spearman's correlation across the assets, one a close, of [asset, close].
+    """Return Spearman's correlation across assets for each close of [asset, close].
 
-    0 where either is the same for all.
+    It is 0 where either side is the same for all assets.
     """
     first, second = (rankdata(values, axis=0) for values in (expected, realised))
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)
@@ -478,7 +479,7 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
 # --- every figure
 
 
-METRICS: Final = by_name(
+METRICS: Final = named(
     Metric(
         "sign_accuracy", "Signs predicted right, against always predicting the more frequent sign",
         ("sign",), _hits,
@@ -529,28 +530,28 @@ METRICS: Final = by_name(
         references={RELATIVE: lambda view: {"score": view[RELATIVE]}},
     ),
 )  # fmt: skip
-"""Every figure by its name, in the order of a card; ``direction.brier`` stands in a section."""
+"""Every figure by name, in the order of a card; a dot separates the card's section and key."""
 RANKS: Final = METRICS["relative_rank_ic"]._replace(
-    # By relative returns where the model has them, else by its mean.
+    # Relative returns where the model forecasts them, else its mean.
     terms=lambda view: ranks(
         view, view[RELATIVE if view.rows.gives(RELATIVE, view.name) else "score"]
     ),
     references={},
     of_model=(),
 )
-"""How other models are held to the judged one where either ranks several assets."""
+"""The metric that compares models where one of them ranks several assets."""
 _WRONG: Final = Metric(
     "sign",
     "Signs predicted wrong",
     ("sign",),
     lambda view: 1.0 - METRICS["sign_accuracy"].terms(view),
 )
-LOSSES: Final = by_name(METRICS["qlike"]._replace(title="QLIKE"), *_SCORES, _WRONG)
-"""Losses by which forecasters are compared row by row."""
+LOSSES: Final = named(METRICS["qlike"]._replace(title="QLIKE"), *_SCORES, _WRONG)
+"""The losses that compare forecasters row by row."""
 
 
 def qlike_rank(view: MetricView) -> Array:
-    """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
+    """Return the rank of each bar's QLIKE from 0 to 1, so that no single crash dominates."""
     loss = _qlike(view)
     order = np.argsort(np.argsort(loss, kind="stable"), kind="stable")
     return order / max(len(loss) - 1, 1)
@@ -561,7 +562,7 @@ def _margin(view: MetricView) -> Array:
     return np.abs(up - down) / (up + down)
 
 
-RISKS: Final = by_name(
+RISKS: Final = named(
     _WRONG._replace(title="sign wrong"),
     Metric("qlike_rank", "volatility error (rank)", ("variance",), qlike_rank),
     Metric(
@@ -569,8 +570,8 @@ RISKS: Final = by_name(
         lambda view: 1.0 - METRICS["coverage_90"].terms(view),
     ),
 )  # fmt: skip
-"""Losses of a bar that is answered, by which a measure of sureness is judged."""
-MEASURES: Final = by_name(
+"""The cost of answering a bar, which a good measure of sureness ranks."""
+MEASURES: Final = named(
     Metric("entropy", "", ("confidence",), lambda view: view["confidence"]),
     Metric("margin", "", _ODDS, _margin),
     Metric(
@@ -578,7 +579,7 @@ MEASURES: Final = by_name(
     ),
     Metric("predicted_calm", "", ("variance",), lambda view: -view["variance"]),
 )
-"""How sure a model was of each row: higher is surer, NaN where it is not known."""
+"""Measures of how sure a model is of each row: higher is surer, NaN is unknown."""
 
 
 def curve_of(forecasts: Forecasts, risk: str, measure: str) -> statistics.RiskCurve | None:
@@ -592,11 +593,11 @@ def curve_of(forecasts: Forecasts, risk: str, measure: str) -> statistics.RiskCu
     return risk_curve(parts)
 
 
-# --- of pairs, portfolios and order books
+# --- pairs, portfolios and order books
 
 CORRELATION: Final = "correlation"
 BOOK_DAYS: Final = 2 * BLOCK_DAYS
-"""Days of order books below which an error is not known."""
+"""With fewer days of order books there is no verdict."""
 
 
 def _move_log_loss(view: MetricView) -> Array:
@@ -604,14 +605,14 @@ def _move_log_loss(view: MetricView) -> Array:
     return -view["log_probability"][np.arange(len(moves)), moves]
 
 
-PAIRS: Final = by_name(
+PAIRS: Final = named(
     Metric(
         CORRELATION, "Mean squared error of correlations to the horizon", (CORRELATION,),
         lambda view: (view[CORRELATION] - view.labels[CORRELATION]) ** 2,
     ),
 )  # fmt: skip
 """The metrics of pairs of symbols."""
-PORTFOLIOS: Final = by_name(
+PORTFOLIOS: Final = named(
     Metric(
         "net", "Net of fees, bp a day", ("net",), lambda view: _POINTS * view["net"],
         less_is_better=False, least_days=FEW_DAYS,
@@ -627,7 +628,7 @@ PORTFOLIOS: Final = by_name(
     ),
 )  # fmt: skip
 """The metrics of portfolios, whose rows are days."""
-BOOKS: Final = by_name(
+BOOKS: Final = named(
     Metric(
         "log_loss", "Log loss of the mid's move (less is better)", ("log_probability",),
         _move_log_loss, least_days=BOOK_DAYS,
@@ -642,11 +643,11 @@ BOOKS: Final = by_name(
 
 
 COMPARED: Final = ("qlike", "sign")
-"""Losses of bars by which models are compared with other models."""
+"""The losses that compare models with other models on bars."""
 
 
 def compared_by(rows: Forecasts) -> dict[str, Metric]:
-    """Return the metrics by which models are compared on *rows*, by what these are of."""
+    """Return the metrics that compare models on *rows*, which are bars, books or portfolios."""
     if "move" in rows.labels:
         return BOOKS
     if "decisions" in rows.labels:
@@ -657,15 +658,16 @@ def compared_by(rows: Forecasts) -> dict[str, Metric]:
     return metrics
 
 
-# --- of the heads that not every network has
+# --- auxiliary heads
 
 
 def head_loss(head: str) -> Terms:
-    """Return the terms of the loss that *head* was trained by."""
+    """Return the terms of the training loss of *head*."""
 
     def terms(view: MetricView) -> Array:
-        labels = {name: torch.from_numpy(of) for name, of in view.labels.items()}
-        return ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
+        labels = {name: torch.from_numpy(column) for name, column in view.labels.items()}
+        output = torch.from_numpy(view[head]).double()
+        return AUXILIARY_LOSSES[head].function(output, labels).numpy()
 
     return terms
 
@@ -676,7 +678,7 @@ AVERAGE_ODDS: Final = "its average odds"
 
 
 def average_odds(view: MetricView) -> Mapping[str, NDArray[Any]]:
-    """Return a forecast of regimes that gives each bar the rows' mean odds."""
+    """Return a constant forecast of regimes: the mean probabilities of all rows."""
     regimes = view["regimes"].copy()
     regimes[:, 0] = np.log(np.exp(regimes[:, 0]).mean(axis=0))
     return {"regimes": regimes}
@@ -695,16 +697,16 @@ HEAD_LOSSES: Final[Mapping[str, Metric]] = {
         references=_SIMPLER.get(head, {}),
         of_model=(head,),
     )
-    for head, added in ADDED.items()
+    for head, added in AUXILIARY_LOSSES.items()
 }
-"""The loss of each such head, by which it is held to simpler forecasts."""
+"""The loss of each auxiliary head, which compares it with simpler forecasts."""
 
 
-# --- of quantiles and the whole law, in basis points
+# --- quantiles and the distribution, in basis points
 
 
 def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
-    """Return a normal law of no mean and the volatility of EWMA."""
+    """Return a normal distribution with mean 0 and the volatility of EWMA."""
     if not view.rows.gives("variance", "ewma"):
         return {}
     scale = np.sqrt(view.rows.value("variance", "ewma"))
@@ -712,7 +714,7 @@ def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
 
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of a Student t that are judged where no head names others."""
+"""The levels that are judged if the model has no head of quantiles."""
 
 
 def _crps(view: MetricView) -> Array:
@@ -725,11 +727,11 @@ CRPS: Final = Metric(
     "crps", "CRPS of the return, in basis points (less is better)", LAW, _crps,
     references={"EWMA": _law_of_ewma},
 )  # fmt: skip
-"""The score of the whole law."""
+"""The score of the whole distribution."""
 
 
 def pinball(level: float) -> Metric:
-    """Return the pinball loss of the quantile of that *level*: a head's, else that of the law.
+    """Return the pinball loss of the quantile at *level*: the head's, else the distribution's.
 
     Source: Koenker and Bassett, 1978.
     """
@@ -743,7 +745,7 @@ def pinball(level: float) -> Metric:
         missed = points * view.labels["returns"] - quantile
         return np.maximum(level * missed, (level - 1.0) * missed)
 
-    references: dict[str, Reference] = {  # the law, where a head of quantiles stands in its place
+    references: dict[str, Reference] = {  # the Student t is a reference to a head of quantiles
         STUDENT_T: lambda view: {name: view[name] for name in LAW} if view.rows.levels else {},
         "EWMA": _law_of_ewma,
     }
@@ -751,7 +753,7 @@ def pinball(level: float) -> Metric:
 
 
 def crps_at(levels: Sequence[float]) -> Metric:
-    """Return twice the mean pinball loss at *levels*: the CRPS of a head that knows no others."""
+    """Return twice the mean pinball loss at *levels*, which estimates CRPS from these quantiles."""
     each = [pinball(level) for level in levels]
 
     def terms(view: MetricView) -> Array:
@@ -760,7 +762,7 @@ def crps_at(levels: Sequence[float]) -> Metric:
     return each[0]._replace(name="crps_at", title=f"at {len(levels)} levels", terms=terms)
 
 
-# --- forecasters on the rows that both answer, by day
+# --- comparisons on common rows, by day
 
 
 def compare(
@@ -770,39 +772,39 @@ def compare(
     others: tuple[str, ...] | None = None,
     leave: tuple[str, ...] = (),
 ) -> dict[str, DayDifference]:
-    """Return the *metric* of *model* less that of each other, by name, Holm over the others.
+    """Return *metric* of *model* minus that of each other, by name; p by Holm over the others.
 
-    Of each pair on the rows that both answer. Without *others* they are the baselines and the
-    references; *leave* are names that are none. One that does not give what it needs is left out.
+    Each pair is compared on the rows that both answer. *others* defaults to the baselines and the
+    references, without those in *leave*. Forecasters without the needed fields are left out.
     """
-    every = views(metric, rows, None if others is None else (model, *others))
-    if model not in every or metric.less_is_better is None:
+    forecasters = views(metric, rows, None if others is None else (model, *others))
+    if model not in forecasters or metric.less_is_better is None:
         return {}
     differences = {}
-    for name, view in every.items():
+    for name, view in forecasters.items():
         if name in (model, *leave):
             continue
-        pair = _shared(metric, every[model], view)
+        pair = _common_terms(metric, forecasters[model], view)
         if pair is not None:
             differences[name] = difference(*pair)
     return corrected(differences)
 
 
-def _shared(
+def _common_terms(
     metric: Metric, first: MetricView, second: MetricView
 ) -> tuple[Array, Array, NDArray[Any]] | None:
-    """Return both terms and the days, of the rows that both answer; None where there is none."""
+    """Return both terms and the days of the rows that both answer; None without such a row."""
     both = answered(metric, first) & answered(metric, second)
     if not both.any():
         return None
-    first, second = (of.where(both) for of in (first, second))
-    ours, other = metric.terms(first), metric.terms(second)
-    counts = np.isfinite(ours) & np.isfinite(other)
-    return (ours[counts], other[counts], first.rows.day[counts]) if counts.any() else None
+    first, second = first.where(both), second.where(both)
+    terms, other_terms = metric.terms(first), metric.terms(second)
+    counts = np.isfinite(terms) & np.isfinite(other_terms)
+    return (terms[counts], other_terms[counts], first.rows.day[counts]) if counts.any() else None
 
 
 def answered(metric: Metric, view: MetricView) -> NDArray[np.bool_]:
-    """Return the rows at which the fields that *metric* needs are known."""
+    """Return whether each row has all fields that *metric* needs."""
     finite = np.ones(len(view.rows), dtype=np.bool_)
     for field in metric.needs:
         values = view[field]
@@ -811,10 +813,9 @@ def answered(metric: Metric, view: MetricView) -> NDArray[np.bool_]:
 
 
 def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Compare the model with every other forecaster, by horizon and loss, as a card keeps it.
+    """Return the model compared with every forecaster but *leave*, by horizon and loss, for a card.
 
-    *leave* are names that are no others. Each entry is [difference, error, p], p by Holm over the
-    others; less is better.
+    Each entry is [difference, error, p], p by Holm over the others; less is better.
     """
     return {
         PAIRED: {
@@ -838,7 +839,7 @@ NOTE: Final = (
 
 
 def verdict_of(metric: Metric, difference: DayDifference) -> str:
-    """Return the verdict of a difference of *metric*; none of too few days."""
+    """Return the verdict on a difference of *metric*, or ``FEW`` if there are too few days."""
     if difference.days < metric.least_days:
         return FEW
     return verdict(difference, is_less_better=metric.less_is_better is not False)
@@ -850,34 +851,36 @@ def forecaster_table(
     forecasts: Forecasts,
     metrics: Metric | Mapping[str, Metric],
     *,
-    of: str = "",
+    label_column: str = "",
     model: str = MODEL,
     others: tuple[str, ...] | None = None,
     notes: Sequence[str] = (NOTE,),
 ) -> Table:
-    """Return a row a horizon and forecaster: its metric, what *model* has less it, p, the verdict.
+    """Return the table of *metrics*: a row for each horizon and forecaster.
 
-    *others* are those of ``compare``; each is measured on the rows that it answers. Of several
-    *metrics* their names stand in the column *of*.
+    A row has the forecaster's value on the rows that it answers, and the difference of *model* to
+    it with p and verdict. *others* are those of ``compare``. With several metrics, *label_column*
+    names the column of their titles.
     """
     rows: list[Cells] = []
     names = None if others is None else (model, *others)
-    each = {"": metrics} if isinstance(metrics, Metric) else metrics
-    for label, metric in each.items():
+    by_label = {"": metrics} if isinstance(metrics, Metric) else metrics
+    for label, metric in by_label.items():
         for horizon, at in forecasts.by_horizon():
-            against, every = compare(at, metric, model, others), views(metric, at, names)
-            for name in sorted(every, key=model.__ne__):
-                view = every[name]
+            differences = compare(at, metric, model, others)
+            forecasters = views(metric, at, names)
+            for name in sorted(forecasters, key=model.__ne__):
+                view = forecasters[name]
                 if not (usable := answered(metric, view)).any():
                     continue
                 row: dict[str, Value] = {
-                    of: label,
+                    label_column: label,
                     "forecaster": name if name in at.compared else words(name),
                     "horizon": horizon,
                     "value": estimate(metric, view.where(usable)),
                 }
-                if name in against:
-                    difference = against[name]
+                if name in differences:
+                    difference = differences[name]
                     verdict = verdict_of(metric, difference)
                     row |= {
                         "difference": difference.pair,
@@ -887,7 +890,7 @@ def forecaster_table(
                     }
                 rows.append(row)
     columns = [
-        *([of_row(of, of, "text")] if of else []),
+        *([of_row(label_column, label_column, "text")] if label_column else []),
         of_row("forecaster", "forecaster", "text"),
         of_row("horizon", forecasts.unit, "count"),
         of_row("value", "value", "measure"),

@@ -1,7 +1,7 @@
-"""Every table and chart of a judgement, named once: terminal, page and JSON follow.
+"""Every table and chart of a judgement, for terminal, page and JSON.
 
-A row of ``SHOWN`` makes the tables of one holdout and may draw a chart, one of ``ACROSS`` makes
-those of all holdouts. Estimates are pairs of value and standard error by day.
+An entry of ``SHOWN`` makes the tables of one holdout and may draw a chart; an entry of ``ACROSS``
+makes tables of all holdouts. Estimates are pairs of value and standard error by day.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ _ROLES: Final[tuple[ChartRole, ...]] = ("accent", "ink", "gain", "loss", "muted"
 _DASHES: Final[tuple[LineDash, ...]] = ("solid", "dash", "dot", "dashdot")
 BINS: Final = 15
 BINNED_LEAST: Final = 50
-"""Bars of a bin under which nothing is drawn: its share would be luck."""
+"""A bin with fewer bars is left out: its share would be luck."""
 WEEK_DAYS: Final = 7
 
 
 def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | None:
-    """Draw excess risk by coverage, a line a measure, a dash a risk."""
+    """Draw excess risk by coverage; colours are measures and dashes are risks."""
     if not curves:
         return None
     names = list(dict.fromkeys(name for _, name in curves))
@@ -110,7 +110,7 @@ def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | N
         for (risk, name), curve in curves.items()
     ]
     across = ChartAxis("share of bars answered, %", unit=" %", digits=0, is_reversed=True)
-    up = ChartAxis("risk less a random gate's", has_zero=True)
+    up = ChartAxis("risk minus a random gate's", has_zero=True)
     return ChartPanel([RuleLayer(0.0), *lines], across, up, _HEIGHT + 100)
 
 
@@ -120,16 +120,16 @@ def bins_of(judgement: Judgement) -> list[dict[str, float]]:
     if not rows.gives("probability"):
         return []
     probability = rows.value("probability")
-    sure, hit = probability.max(axis=1), probability.argmax(axis=1) == rows.labels["direction"]
-    place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+    top, hit = probability.max(axis=1), probability.argmax(axis=1) == rows.labels["direction"]
+    bins = np.minimum((top * BINS).astype(np.int64), BINS - 1)
     return [
         {
-            "forecast": float(sure[inside].mean()),
+            "forecast": float(top[inside].mean()),
             "realised": float(hit[inside].mean()),
             "bars": int(inside.sum()),
         }
-        for at in range(BINS)
-        if (inside := place == at).sum() >= BINNED_LEAST
+        for number in range(BINS)
+        if (inside := bins == number).sum() >= BINNED_LEAST
     ]
 
 
@@ -153,10 +153,10 @@ def has_law(rows: Forecasts) -> bool:
 
 
 def coverage_by_week(judgement: Judgement) -> ChartPanel | None:
-    """Draw the coverage of the 90 % interval by week, a line a horizon."""
+    """Draw the coverage of the 90 % interval by week, a line for each horizon."""
     if not has_law(judgement.forecasts):
         return None
-    # The claim is the wide pale line: over the others it would hide them.
+    # The nominal coverage comes first, under the other lines.
     layers: list[Layer] = [RuleLayer(figures.COVERAGE, name="claimed", role="faint")]
     for place, (horizon, rows) in enumerate(judgement.forecasts.by_horizon()):
         weeks, at = np.unique(rows.day // WEEK_DAYS, return_inverse=True)
@@ -169,9 +169,9 @@ def coverage_by_week(judgement: Judgement) -> ChartPanel | None:
 
 
 def qlike_by_day(judgement: Judgement) -> ChartPanel | None:
-    """Draw by day the sum so far of the model's QLIKE less each baseline's, middle horizon."""
-    every = judgement.forecasts.by_horizon()
-    horizon, rows = every[len(every) // 2]
+    """Draw the cumulative QLIKE of the model minus each baseline's, by day, middle horizon."""
+    horizons = judgement.forecasts.by_horizon()
+    horizon, rows = horizons[len(horizons) // 2]
     metric = LOSSES["qlike"]
     losses = {name: metric.terms(view) for name, view in views(metric, rows).items()}
     if MODEL not in losses or len(losses) < 2:
@@ -193,7 +193,7 @@ def qlike_by_day(judgement: Judgement) -> ChartPanel | None:
 
 
 def _columns(first: str, judgement: Judgement) -> list[Figure[Cells]]:
-    """Return the column *first*, and one a horizon, whose values stand under its number."""
+    """Return the column *first*, and one for each horizon, with its number as the key."""
     return [
         of_row(first, first, "text"),
         *(of_row(str(at), f"{at} bars", "measure") for at in judgement.forecasts.horizons),
@@ -201,7 +201,7 @@ def _columns(first: str, judgement: Judgement) -> list[Figure[Cells]]:
 
 
 def _rows(first: str, judgement: Judgement, key: str) -> list[Cells]:
-    """Return a row a name in the column *first*, of its pair of the figure *key* by horizon."""
+    """Return a row for each name in the figure *key*: the name as *first*, and its estimates."""
     rows: dict[str, dict[str, Value]] = {}
     for horizon in map(str, judgement.forecasts.horizons):
         section = judgement.figures.get(horizon, {})
@@ -210,11 +210,11 @@ def _rows(first: str, judgement: Judgement, key: str) -> list[Cells]:
     return list(rows.values())
 
 
-# --- how good the forecasts are
+# --- forecasts
 
 
 def _forecasts(judgement: Judgement) -> Iterable[Table]:
-    """One table a figure: a row a forecaster, a column a horizon."""
+    """Yield a table for each figure: rows are forecasters, columns horizons."""
     columns = _columns("forecaster", judgement)
     for metric in METRICS.values():
         if not metric.is_alone and not metric.of_model:
@@ -223,7 +223,7 @@ def _forecasts(judgement: Judgement) -> Iterable[Table]:
 
 
 def _probabilities(judgement: Judgement) -> Iterable[Table]:
-    """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
+    """Yield accuracy, F1, ECE, Brier score and log loss of the direction, with climatology's."""
     rows = _rows("figure", judgement, "direction")
     notes = [_CLIMATOLOGY] if rows else []
     columns = _columns("figure", judgement)
@@ -231,20 +231,20 @@ def _probabilities(judgement: Judgement) -> Iterable[Table]:
 
 
 _CLIMATOLOGY: Final = (
-    "Climatology gives every bar the shares of the classes on the judged bars: the best constant, "
-    "known in hindsight."
+    "Climatology forecasts the classes' shares of the judged bars: the best constant, known in "
+    "hindsight."
 )
 
 
 def _paired(judgement: Judgement) -> Iterable[Table]:
-    """Return the model minus each baseline on the same bars, a table a loss."""
+    """Yield a table for each loss: the model minus each baseline on the same bars."""
     for key, metric in LOSSES.items():
         title = f"{metric.title}: the model minus each baseline"
         yield forecaster_table(f"paired_{key}", title, judgement.forecasts, metric)
 
 
 def _rivals(judgement: Judgement) -> Iterable[Table]:
-    """Return the model minus each other model on the rows that both answer, a table a metric."""
+    """Yield a table for each metric: the model minus each other model on common rows."""
     for rows in (judgement.forecasts, judgement.forecasts.held):
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
@@ -252,30 +252,30 @@ def _rivals(judgement: Judgement) -> Iterable[Table]:
                 yield forecaster_table(f"beside_{key}", title, rows, metric, others=rows.compared)
 
 
-# --- how well it knows how far it may be off
+# --- uncertainty
 
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
 def _intervals(judgement: Judgement) -> Iterable[Table]:
-    """How often the return lay inside the central intervals."""
+    """Yield how often the return lay inside the central intervals."""
     if not has_law(judgement.forecasts):
         return
-    rows = []
+    table_rows = []
     for level in LEVELS:
         row: dict[str, Value] = {"interval": f"{100 * level:.0f} %"}
-        for horizon, each in judgement.forecasts.by_horizon():
-            row[str(horizon)] = estimate(interval(level), MetricView(each))
-        rows.append(row)
+        for horizon, rows in judgement.forecasts.by_horizon():
+            row[str(horizon)] = estimate(interval(level), MetricView(rows))
+        table_rows.append(row)
     columns = _columns("interval", judgement)
-    yield table("intervals", "Share of returns inside the interval", columns, rows)
+    yield table("intervals", "Share of returns inside the interval", columns, table_rows)
 
 
 def density_tables(judgement: Judgement) -> Iterable[Table]:
-    """Yield CRPS and pinball loss of the law and of a head of quantiles, beside EWMA's normal law.
+    """Yield CRPS and pinball loss of the distribution, with EWMA's normal distribution.
 
-    A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is there that of
-    what it stands beside. That of a law is exact.
+    The CRPS of a distribution is exact. A head of quantiles has a few levels; its CRPS, and that of
+    the forecasters compared with it, is twice the mean pinball loss at these levels.
     """
     rows = judgement.forecasts
     if not has_law(rows) or not rows.gives("variance", "ewma"):
@@ -285,61 +285,61 @@ def density_tables(judgement: Judgement) -> Iterable[Table]:
         at_levels = crps_at(rows.levels)
         crps[at_levels.title] = at_levels
     notes = [NOTE, _DENSITY_NOTE]
-    yield forecaster_table("crps", CRPS.title, rows, crps, of="CRPS", notes=notes)
+    yield forecaster_table("crps", CRPS.title, rows, crps, label_column="CRPS", notes=notes)
     quantiles = {f"{level:g}": pinball(level) for level in rows.levels or QUANTILES}
     title = "Pinball loss of quantiles of the return, in basis points"
-    yield forecaster_table("pinball", title, rows, quantiles, of="quantile", notes=notes)
+    yield forecaster_table("pinball", title, rows, quantiles, label_column="quantile", notes=notes)
 
 
 _DENSITY_NOTE: Final = (
-    "EWMA's is a normal law of no mean and its volatility. At levels a CRPS is twice the mean "
-    "pinball loss."
+    "EWMA forecasts a normal distribution with mean 0. At levels, CRPS is twice the mean pinball "
+    "loss."
 )
 
 
 _UNCALIBRATED: Final = (
-    "The card keeps no calibration of its tails, and the candles hold no bar of its calibration "
+    "The card has no calibration of its tails, and the candles contain no bar of its calibration "
     "slice: train it again, or give these candles too."
 )
 
 
 def _risk(judgement: Judgement) -> Iterable[Table]:
-    """Value at risk and expected shortfall of both tails, held to the realised losses."""
+    """Yield the tests of value at risk and expected shortfall of both tails."""
     if not has_law(judgement.forecasts):
         return
-    every = judgement.forecasts.by_horizon()
+    horizons = judgement.forecasts.by_horizon()
     note = (
-        "Share of returns beyond, its error by days, and the mean of those over the expected "
-        "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
-        "symbols that breach together make both too small."
+        "Realised: share of losses beyond the value at risk, its error by days. Kupiec tests how "
+        "often, Christoffersen whether these breaches cluster, on bars without a common future. "
+        "Symbols that breach together make both p too small."
     )
     notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
     title = "Value at risk and expected shortfall"
-    breaches = [row for _, rows in every for row in breach_rows(rows, student_tails(rows))]
+    breaches = [row for _, rows in horizons for row in breach_rows(rows, student_tails(rows))]
     yield table("risk", title, BREACHES, breaches, notes=notes)
     scaled = [
         row
-        for horizon, rows in every
+        for horizon, rows in horizons
         if (factors := judgement.tails.get(str(horizon)))
         for row in breach_rows(rows, scaled_tails(rows, factors))
     ]
     if scaled:
-        whole = f"{title}, by what the calibration slice asked of each tail"
-        yield table("risk_calibrated", whole, BREACHES, scaled, notes=[note])
+        title = f"{title}, scaled by the calibration slice"
+        yield table("risk_calibrated", title, BREACHES, scaled, notes=[note])
 
 
 def _scores(judgement: Judgement) -> Iterable[Table]:
-    """Return the tables of books, assets, their pairs and portfolios, beside others."""
+    """Yield the tables of books, assets, their pairs and portfolios, with other forecasters."""
     yield from scores_of(judgement.forecasts)
     if (pairs := judgement.pairs) is not None:
-        note = f"Of one-bar returns to the horizon, pairs {', '.join(pairs.names.values())}."
+        note = f"Correlations of one-bar returns, pairs {', '.join(pairs.names.values())}."
         metric, notes = PAIRS[CORRELATION], [NOTE, note]
         judged = MODEL if MODEL in pairs.values else LEARNT
         yield forecaster_table(CORRELATION, metric.title, pairs, metric, model=judged, notes=notes)
 
 
 def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[Table]:
-    """Yield tables of the forecasters of books, or of those that rank or weigh several assets."""
+    """Yield tables of forecasters of books, or of forecasters that rank or weight assets."""
     metrics = BOOKS if "move" in rows.labels else {}
     if rows.gives(RELATIVE):
         metrics = {"across": RANKS}
@@ -350,29 +350,31 @@ def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[T
         weights = {metric.title: metric for metric in PORTFOLIOS.values()}
         title = f"Weights, net of the same fees{suffix}"
         notes = [NOTE, counts]
-        yield forecaster_table(f"{prefix}weights", title, held, weights, of="figure", notes=notes)
+        yield forecaster_table(
+            f"{prefix}weights", title, held, weights, label_column="figure", notes=notes
+        )
 
 
 def _calibration(judgement: Judgement) -> Iterable[Table]:
-    """Forecast beside realised probability, in bins over all horizons."""
+    """Yield forecast and realised probability, in bins over all horizons."""
     if bins := bins_of(judgement):
         columns = [of_row(name, name, "measure") for name in ("forecast", "realised")]
         columns.append(of_row("bars", "bars", "count"))
         yield table("calibration", "Forecast and realised probability", columns, bins)
 
 
-# --- whether it knows when it is right
+# --- confidence
 
 
 def curves_of(judgement: Judgement) -> dict[tuple[str, str], RiskCurve]:
     """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
-    every = ((risk, measure) for risk in RISKS for measure in MEASURES)
-    curves = {key: curve_of(judgement.forecasts, *key) for key in every}
+    keys = ((risk, measure) for risk in RISKS for measure in MEASURES)
+    curves = {key: curve_of(judgement.forecasts, *key) for key in keys}
     return {key: curve for key, curve in curves.items() if curve is not None}
 
 
 def confidence_areas(judgement: Judgement) -> dict[str, dict[str, DayDifference]]:
-    """Return by risk and measure the area against random, corrected over the measures of a risk."""
+    """Return by risk and measure the area minus a random gate's, p by Holm over the measures."""
     curves = sorted(curves_of(judgement).items(), key=lambda item: list(RISKS).index(item[0][0]))
     return {
         risk: corrected({name: curve.area for (_, name), curve in group})
@@ -381,21 +383,21 @@ def confidence_areas(judgement: Judgement) -> dict[str, dict[str, DayDifference]
 
 
 def _confidence(judgement: Judgement) -> Iterable[Table]:
-    """Return the area under risk–coverage of each measure, a table a risk."""
+    """Yield a table for each risk: the area under risk–coverage of each measure."""
     note = (
-        "Area under risk–coverage, pooled over horizons, less that of a random gate of equal "
+        "Area under risk–coverage, pooled over horizons, minus that of a random gate of equal "
         f"coverage; below zero helps. p is Holm's over the measures; below {LEVEL} is credible."
     )
     for risk, areas in confidence_areas(judgement).items():
         title = f"Does it know when it is right? {RISKS[risk].title.capitalize()}"
         rows: list[Cells] = [
-            {"measure": words(name), "difference": of.pair, "p": of.p, "verdict": verdict(of)}
-            for name, of in areas.items()
+            {"measure": words(name), "difference": area.pair, "p": area.p, "verdict": verdict(area)}
+            for name, area in areas.items()
         ]
-        yield table(f"confidence_{risk}", title, _MEASURES, rows, notes=[note])
+        yield table(f"confidence_{risk}", title, _CONFIDENCE, rows, notes=[note])
 
 
-_MEASURES: Final = (
+_CONFIDENCE: Final = (
     of_row("measure", "measure", "text"),
     of_row("difference", "area", "measure"),
     of_row("p", "p", "measure"),
@@ -405,7 +407,9 @@ _MEASURES: Final = (
 
 def _gates(judgement: Judgement) -> Iterable[Table]:
     columns = [of_row("gate", "gate", "text")]
-    columns += [of_row(f"{of:g}", f"{100 * of:.0f} %", "share") for of in figures.COVERAGES]
+    columns += [
+        of_row(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES
+    ]
     rows: list[Cells] = []
     for name, section in judgement.figures.get("gates", {}).get("selective", {}).items():
         pairs = zip(section["gained"], section["error"], strict=True)
@@ -418,17 +422,17 @@ def _gates(judgement: Judgement) -> Iterable[Table]:
 # --- all holdouts together
 
 
-def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Return which measures of confidence are credible on every holdout."""
+def _confidence_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
+    """Yield whether each measure of confidence is credible on every holdout."""
     if len(every) < 2:
         return
     areas = [confidence_areas(judgement) for judgement in every]
     rows: list[Cells] = []
     for name in MEASURES:
         verdicts: dict[str, Value] = {
-            risk: "yes" if all(verdict(of[risk][name]) == "better" for of in areas) else "no"
+            risk: "yes" if all(verdict(each[risk][name]) == "better" for each in areas) else "no"
             for risk in RISKS
-            if all(name in of.get(risk, {}) for of in areas)
+            if all(name in each.get(risk, {}) for each in areas)
         }
         rows += [{"measure": words(name), **verdicts}] if verdicts else []
     columns = [of_row("measure", "measure", "text")]
@@ -439,17 +443,18 @@ def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
 
 
 def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Return against which other models the verdict is one on every holdout."""
+    """Yield the verdict against each other model on every holdout, or "mixed"."""
     if len(every) < 2:
         return
     first, rows = every[0].forecasts, list[Cells]()
     for metric in compared_by(first).values():
         for horizon in first.horizons:
-            holdouts = [
-                compare(of.forecasts.at(horizon), metric, others=first.compared) for of in every
-            ]
-            for name in (each for each in first.compared if all(each in of for of in holdouts)):
-                verdicts = {verdict_of(metric, of[name]) for of in holdouts}
+            tables = [judgement.forecasts.at(horizon) for judgement in every]
+            holdouts = [compare(each, metric, others=first.compared) for each in tables]
+            for name in first.compared:
+                if not all(name in differences for differences in holdouts):
+                    continue
+                verdicts = {verdict_of(metric, differences[name]) for differences in holdouts}
                 verdict = verdicts.pop() if len(verdicts) == 1 else "mixed"
                 cells = {"model": name, "metric": metric.title, "verdict": verdict}
                 rows.append({**cells, "horizon": horizon})
@@ -465,15 +470,14 @@ def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
 
 
 def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Return the results of rules of trading, where a second holdout stands beside the first."""
+    """Yield the results of the trading rules; only with at least two holdouts."""
     traded = [judgement for judgement in every if judgement.explained is not None]
     if not traded:
         return
     title = "Trades of the gates' horizon, net of the taker's round trip and before slippage"
     if len(traded) < 2:
         note = (
-            "No figure of trading is shown of one holdout: give a second one to repeat it, "
-            "--holdout A=…,B=…."
+            "Results of trading need a second holdout that repeats them; write --holdout A=…,B=…."
         )
         yield Table("trades", title, (), (), (note,))
         return
@@ -481,9 +485,9 @@ def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
 
 
 _TRADE_NOTE: Final = (
-    "Ungated is what a random gate is expected to make. Repeated: of one sign, and credible by "
-    f"{FEW_DAYS} days or more, on every holdout. Sharpe probabilities are by day, from thirty days "
-    "on, and not of a year; deflated by the rules tried times the recipes that used the holdout."
+    "Ungated is the expected result of a random gate. Repeated: the same sign, and credible on "
+    f"{FEW_DAYS} days or more, on every holdout. Sharpe probabilities are of daily results, not "
+    "annualised, from thirty days on. Trials: the rules times the recipes that used the holdout."
 )
 
 
@@ -503,15 +507,15 @@ _TRADES: Final = (
 
 
 def _trade_rows(traded: Sequence[Judgement]) -> Iterator[Cells]:
-    """Yield what each rule of trading made on each holdout."""
+    """Yield the result of each trading rule on each holdout."""
     for rule in RULES:
         results = [judgement.figures["gates"]["traded"][rule] for judgement in traded]
         repeated = _repeated(results)
         for judgement, each in zip(traded, results, strict=True):
             assert judgement.explained is not None
             nets = {name: daily_net(judgement.explained, name) for name in RULES}
-            every = (metrics.sharpe(net, 1.0) for net in nets.values())
-            ratios = [ratio for ratio in every if ratio is not None]  # of the rules that traded
+            sharpes = (metrics.sharpe(net, 1.0) for net in nets.values())
+            ratios = [ratio for ratio in sharpes if ratio is not None]  # of the rules that traded
             variance = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
             daily, trials = nets[rule], len(RULES) * judgement.uses
             row: dict[str, Value] = {
@@ -534,19 +538,18 @@ def _trade_rows(traded: Sequence[Judgement]) -> Iterator[Cells]:
 
 
 def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
-    """Return whether a result is credible and of one sign on every holdout, by its own days."""
+    """Return whether a result is credible, of one sign, and on enough days on every holdout."""
     net = [each["net_bp"] for each in traded if "net_bp" in each]
     if len(net) < len(traded):
         return "not traded on every holdout"
-    sure = [metrics.is_credible(value, error) for value, error in net]
-    signs = {np.sign(value) for value, _ in net}
-    if not all(sure) or len(signs) > 1:
+    is_credible = all(metrics.is_credible(value, error) for value, error in net)
+    if not is_credible or len({np.sign(value) for value, _ in net}) > 1:
         return "no"
     return "yes" if min(each["days"] for each in traded) >= FEW_DAYS else "too few days"
 
 
-def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
-    """Name what was judged, with its rows and how many recipes used each holdout."""
+def _holdouts(every: Sequence[Judgement]) -> Iterable[Table]:
+    """Yield the dates, rows, symbols and uses of each holdout."""
     unit = every[0].forecasts.unit
     columns: list[Figure[Judgement]] = [
         Figure("holdout", "holdout", "text", lambda judgement: judgement.holdout.name),
@@ -567,7 +570,7 @@ def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
 
 
 class HoldoutFigure(NamedTuple):
-    """What is shown of a holdout: its tables, and a chart with the sentence under it."""
+    """Tables of a holdout, and maybe a chart with its caption."""
 
     tables: Callable[[Judgement], Iterable[Table]]
     chart: Callable[[Judgement], ChartPanel | None] | None = None
@@ -580,14 +583,14 @@ SHOWN: Final = (
     HoldoutFigure(
         _paired,
         qlike_by_day,
-        "QLIKE by day: the sum so far of the model's less that of each baseline. A line that falls "
-        "is a baseline that the model beats.",
+        "QLIKE by day: cumulative sum of the model minus each baseline. The model beats a baseline "
+        "while its line falls.",
     ),
     HoldoutFigure(_rivals),
     HoldoutFigure(
         _intervals,
         coverage_by_week,
-        "Coverage of the 90 % interval by week; the pale line is what it claims.",
+        "Coverage of the 90 % interval by week; the pale line is 90 %.",
     ),
     HoldoutFigure(density_tables),
     HoldoutFigure(_risk),
@@ -602,23 +605,23 @@ SHOWN: Final = (
         _confidence,
         lambda judgement: risk_coverage(curves_of(judgement)),
         "Risk of the most confident bars by the share answered, minus that of a random gate of "
-        "equal coverage; pooled over horizons. Below zero the measure knows.",
+        "equal coverage; pooled over horizons. Below zero the measure helps.",
     ),
     HoldoutFigure(_gates),
 )
-"""What is shown of each holdout, in order."""
-ACROSS: Final = (_on_both, _rivals_on_every, _trades, _spans)
-"""What makes the tables of all holdouts together."""
+"""The tables and charts of each holdout, in order."""
+ACROSS: Final = (_confidence_on_every, _rivals_on_every, _trades, _holdouts)
+"""The tables of all holdouts together, in order."""
 
 
 def tables_of(judgement: Judgement) -> list[Table]:
-    """Return every table of one holdout that has rows, or something to say instead."""
+    """Return every table of one holdout that has rows or notes."""
     return _present(each for entry in SHOWN for each in entry.tables(judgement))
 
 
 def tables_across(every: Sequence[Judgement]) -> list[Table]:
-    """Return every table of all holdouts together that has rows, or something to say instead."""
-    return _present(each for of in ACROSS for each in of(every))
+    """Return every table of all holdouts together that has rows or notes."""
+    return _present(each for tables in ACROSS for each in tables(every))
 
 
 def _present(tables: Iterable[Table]) -> list[Table]:
@@ -629,7 +632,7 @@ def _present(tables: Iterable[Table]) -> list[Table]:
 
 
 def show(console: Console, every: Sequence[Judgement], findings: Sequence[Table]) -> None:
-    """Print the tables and caveats of each holdout, those of all together, and the *findings*."""
+    """Print the tables and caveats of each holdout, the tables of all, and the *findings*."""
     parts: list[Part] = []
     for judgement in every:
         sentences = [Paragraph(f"• {sentence}") for sentence in judgement.caveats]
@@ -640,7 +643,8 @@ def show(console: Console, every: Sequence[Judgement], findings: Sequence[Table]
 def as_document(model_id: str, recipe: str, every: Sequence[Judgement]) -> dict[str, Any]:
     """Return the judgement as plain values; estimates are ``{"value", "error"}``.
 
-    ``figures`` and ``sentences`` are the first holdout's; every table is a list of rows by its key.
+    Top-level ``figures`` and ``sentences`` are the first holdout's. A table is a list of rows under
+    its key.
     """
     return {
         "id": model_id,

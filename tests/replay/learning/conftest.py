@@ -1,4 +1,4 @@
-"""What the tests of learning share."""
+"""Shared fixtures of the tests of learning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from learning import Say
 
 @pytest.fixture
 def say(cli: Cli) -> Say:
-    """Return a function that calls a command; it gives the exit code, output and error line."""
+    """Return a function that runs a command and returns exit code, output and error line."""
 
     def run(*words: object) -> tuple[int, str, str]:
         answer = cli(*words)

@@ -1,4 +1,4 @@
-"""Baselines use the past alone and agree with their formulas."""
+"""Baselines use only the past and agree with their formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``evaluate --compare``: other models on the same bars, by the labels of the first."""
+"""``evaluate --compare``: other models on the same bars, with the labels of the judged model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SPANS = [
 ]
 LAST_DAY = 16
 TEN_DAYS = Holdout("ten", SPANS[0].from_ms, START_MS + LAST_DAY * DAY_MS)
-"""As many days as an error by blocks of five needs."""
+"""Enough days for an error over blocks of five."""
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )
@@ -80,7 +80,7 @@ def glm(
     schema_id: str = "v2-1m",
     horizons: tuple[int, ...] = HORIZONS,
 ) -> Path:
-    """Train a glm on features of that schema; return its folder."""
+    """Train a glm on features of the schema; return its folder."""
     material = Dataset.read([candles], lambda _: parts, horizons, schema_id)
     document = {
         "model": {"kind": "glm", "name": folder.name},
@@ -93,7 +93,7 @@ def glm(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder of models beside which a class of one's own can be imported."""
+    """Return a folder of models, next to a custom class that can be imported."""
     root = tmp_path_factory.mktemp("beside")
     (root / "beside_mine.py").write_text(CLASS, encoding="utf-8")
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def first(folder: Path, candles: str) -> Path:
 
 @pytest.fixture(scope="module")
 def other(folder: Path, candles: str) -> Path:
-    """Return a model of fewer bars of training."""
+    """Return a model that was trained on fewer bars."""
     return glm(folder / "other", candles, split(3, 4.6, 5.3))
 
 
@@ -164,7 +164,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
 def test_the_difference_is_that_of_losses_in_log_returns(
     first: Path, other: Path, candles: str, cli: Cli
 ) -> None:
-    """By the definition, from each model judged alone."""
+    """Compare with the definition, computed from separate judgements of both models."""
     words = ["evaluate", str(first), "--data", candles, "--compare", str(other), "--json"]
     dates = ["--from", iso(TEN_DAYS.from_ms or 0), "--to", iso(TEN_DAYS.until_ms or 0)]
     tables = json.loads(cli.out(*words, *dates))["holdouts"][0]["tables"]

@@ -1,4 +1,4 @@
-"""Order books learnt from: parts, labels, cards that claim nothing, and figures where they may."""
+"""Training on order books: parts, labels, cards of untrained models, and figures of others."""
 
 from __future__ import annotations
 
@@ -68,23 +68,23 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(recorded: Path) -> tuple[Path, str]:
-    """Return a checkpoint of it, and all that its making printed."""
+    """Return a checkpoint trained on it, and the printed output."""
     folder = recorded.parent / "model"
     return folder, printed(*train(recorded, folder))
 
 
 def train(data: Path, out: Path, *more: str) -> list[object]:
-    """Return the words of a training of few and small steps."""
+    """Return the arguments of a short training."""
     return ["train", *choose("model.kind=orderbook"), "--data", data, "--out", out, *TINY, *more]
 
 
 def evaluate(data: Path, folder: Path, *more: str) -> list[object]:
-    """Return the words of an evaluation."""
+    """Return the arguments of an evaluation."""
     return ["evaluate", folder, "--data", data, *choose("evaluation.threads=1"), *more]
 
 
 def printed(*words: object, code: int = 0) -> str:
-    """Run a command that ends with *code*; return all that it prints."""
+    """Run a command, check its exit *code*, and return its output."""
     with io.StringIO() as out, redirect_stdout(out), redirect_stderr(out):
         ended, text = invoke([str(word) for word in words]), out.getvalue()
     assert ended == code, text
@@ -139,7 +139,7 @@ def test_eight_days_of_another_source_are_untrained_too(tmp_path: Path, source: 
 
 
 def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
-    """The file claims what no test can have; what is in it is planted, so figures are known."""
+    """The file pretends to be a recording; its moves are planted, so the figures are known."""
     books, of = long("exchange")
     write(tmp_path / "a", books, of=of)
     steps = choose("training.steps=30", "horizons=1", "window=24", "training.learning_rate=0.02")
@@ -155,7 +155,7 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     assert figures["log_loss_of_frequencies"] > 0.6
     assert figures["is_better"] is False  # by two days nothing is told
     assert "its log loss on 2 untouched days is not credibly better than" in output
-    assert "so few days tell nothing" in output
+    assert "too few days to judge" in output
     assert "experimental" in printed("models", "list", str(tmp_path / "m"))
     table = printed(*evaluate(tmp_path / "a", tmp_path / "m"))
     assert "Accuracy" in table
@@ -184,7 +184,7 @@ def fitted(data: BookDataset, config: OrderBookConfig, options: BookFitOptions) 
 
 
 def learnt_from(books: Books) -> BookDataset:
-    """Return books of two levels that are all learnt from."""
+    """Return books of two levels, all in the training part."""
     data = BookDataset.of(header(2, every_ms=3_600_000), [books], (1,))
     return replace(data, fold=Fold(((0, 2**62),), (), (), 0))
 
@@ -264,7 +264,7 @@ def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
 
 
 def spoilt(at: int) -> Callable[..., Policy]:
-    """Return how a fit goes whose rate is too high from a step on: the next loss overflows."""
+    """Return a policy whose rate is too high from a step on, so that the next loss overflows."""
     policy_of = order_book._policy  # noqa: SLF001 - no option is let through that overflows
 
     def policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
     assert all(bool(torch.isfinite(weights).all()) for weights in network.parameters())
     monkeypatch.setattr(order_book, "_policy", spoilt(0))
     wild = printed(*train(recorded, tmp_path / "n", *choose("training.steps=6")), code=1)
-    assert "no weights were good before" in wild
+    assert "before the first validation" in wild
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded: Path) -> None:

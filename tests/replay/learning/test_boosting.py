@@ -1,4 +1,4 @@
-"""Trees are fitted the same by any number of threads, and what cannot be stored is refused."""
+"""Trees do not depend on the number of threads; trees that cannot be stored are rejected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def table(seed: int, count: int = 2_000) -> LabelledRows:
 
 
 def test_the_fit_is_the_same_for_any_number_of_threads_and_finds_the_variance() -> None:
-    trees, two = (boost(table(0), table(1), TINY, of="variance", threads=n) for n in (1, 2))
+    trees, two = (boost(table(0), table(1), TINY, target="variance", threads=n) for n in (1, 2))
     for name, array in trees.arrays().items():
         np.testing.assert_array_equal(array, two.arrays()[name])
     probe = table(2)
@@ -43,17 +43,17 @@ def test_the_fit_is_the_same_for_any_number_of_threads_and_finds_the_variance() 
 def test_it_stops_early_where_there_is_nothing_to_find() -> None:
     noise = np.random.default_rng(3).normal(size=(2_000, 1))
     rows, other = (LabelledRows(t.rows, noise, np.ones_like(noise)) for t in (table(4), table(5)))
-    assert boost(rows, other, TINY, of="mean", threads=1).trees[0] < TINY.rounds
+    assert boost(rows, other, TINY, target="mean", threads=1).trees[0] < TINY.rounds
 
 
 def test_rows_of_no_weight_are_not_learnt_from() -> None:
     rows = table(6)
     wild = np.where(np.arange(2_000)[:, None] % 2, rows.values, 1e6)
     weights = np.where(np.arange(2_000)[:, None] % 2, rows.weights, 0.0)
-    trees = boost(LabelledRows(rows.rows, wild, weights), rows, TINY, of="variance", threads=1)
+    trees = boost(LabelledRows(rows.rows, wild, weights), rows, TINY, target="variance", threads=1)
     assert Scorer(trees).scores(rows.rows).max() < np.log(1e3)
     with pytest.raises(DataInvalid, match="The validation part has no label"):
-        boost(rows, LabelledRows(rows.rows, wild, 0 * weights), TINY, of="variance", threads=1)
+        boost(rows, LabelledRows(rows.rows, wild, 0 * weights), TINY, target="variance", threads=1)
 
 
 @pytest.mark.parametrize(

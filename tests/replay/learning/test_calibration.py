@@ -1,4 +1,4 @@
-"""Calibration undoes a known miscalibration, and measures as the gate does."""
+"""Calibration undoes a known miscalibration, and its measures are the gates'."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_measures_are_those_of_the_gates() -> None:
     forecast = builders.forecast(explained=builders.explanation())
     horizon = forecast.horizons[-1]
     at = forecast.horizons.index(horizon)
-    document = measures([forecast, forecast], given=MEASURES, horizon=horizon, slope=0.4)
+    document = measures([forecast, forecast], available=MEASURES, horizon=horizon, slope=0.4)
     gate_inputs = GateInputs(
         forecast=forecast,
         explanation=forecast.explanation,
@@ -77,9 +77,9 @@ def test_measures_are_those_of_the_gates() -> None:
 def test_a_forecast_without_an_explanation_is_refused() -> None:
     bare = replace(builders.forecast(), explanation=None)
     with pytest.raises(DataInvalid, match="no explanation"):
-        measures([bare], given=MEASURES, horizon=bare.horizons[0], slope=1.0)
+        measures([bare], available=MEASURES, horizon=bare.horizons[0], slope=1.0)
     unexplained = MEASURES - set(EXPLAINED)
-    document = measures([bare], given=unexplained, horizon=bare.horizons[0], slope=1.0)
+    document = measures([bare], available=unexplained, horizon=bare.horizons[0], slope=1.0)
     assert {"confidence_margin", "direction", "edge"} < document.keys()
     assert {"confidence", "collapsed", "shift", "recent_mass"}.isdisjoint(document)
 

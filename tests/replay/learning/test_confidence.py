@@ -1,4 +1,4 @@
-"""A planted confidence is found, a useless one refuses next to nothing, no bar judges itself."""
+"""A planted confidence is found, a useless one refuses almost nothing, and no bar fits itself."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import (
+    confidence_sentence,
     cross_fitted,
     fit_cells,
     fit_confidence,
@@ -22,9 +23,8 @@ from tracepaper.replay.learning.judge.gates import (
     judge_holdouts,
     judged_section,
     outcomes,
+    probabilities_by,
     regime_sentence,
-    scored,
-    sentence,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, names_for, values_of
@@ -44,7 +44,7 @@ def rows(
     horizon: int = 2,
     days: int = DAYS,
 ) -> Forecasts:
-    """Return rows whose sign is right the more often, and volatility the truer, by one input."""
+    """Return rows in which one input raises the accuracy of sign and volatility."""
     drawn = np.random.default_rng(seed)
     inputs = {name: drawn.normal(size=ROWS) for name in NAMES}
     likely = 1 / (1 + np.exp(-gain * inputs[sure_by])) if sure_by else np.full(ROWS, 0.5)
@@ -94,7 +94,9 @@ def test_an_entropy_that_tells_right_from_wrong_is_found_and_is_strict() -> None
     strict, untouched = judge_holdouts(rows(sure_by="entropy_0", gain=1.0, seed=1), fitted)
     assert strict
     assert [holdout["days"] for holdout in untouched["holdouts"]] == [DAYS // 2] * 2
-    assert "strict by default (q0.5)" in sentence(replace(fitted, strict=True), untouched)
+    assert "strict by default (q0.5)" in confidence_sentence(
+        replace(fitted, strict=True), untouched
+    )
 
 
 @pytest.mark.parametrize("days", [FEW_DAYS - 1, FEW_DAYS])
@@ -111,7 +113,7 @@ def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -
     assert abs(added) < 2.5 * error
     strict, untouched = judge_holdouts(rows(seed=1), fitted)
     assert not strict
-    text = sentence(fitted, untouched)
+    text = confidence_sentence(fitted, untouched)
     assert "did not credibly choose surer signs" in text
     assert text.endswith("by default (q0.01).")
 
@@ -148,7 +150,7 @@ def test_the_errors_of_the_volatility_are_found_and_widen_its_intervals() -> Non
     assert fitted.spread[0] > 1.3
     assert fitted.spread[-1] < 1.0
     _, untouched = judge_holdouts(rows(calm_by="entropy_1", seed=1), fitted)
-    assert sentence(fitted, untouched).endswith("which sizing.by_confidence uses.")
+    assert confidence_sentence(fitted, untouched).endswith("which sizing.by_confidence uses.")
 
 
 def test_more_of_a_rising_input_never_means_less() -> None:
@@ -201,7 +203,7 @@ def test_the_gate_computes_what_was_fitted() -> None:
     assert values[:2] == [0.003 / 0.004, (0.6 - 0.3) / (0.6 + 0.3)]
     columns = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
     row = table(np.zeros(1, np.int64), {}, {MODEL: columns})
-    assert GATES["confidence_calibrated"].measure(inputs) == scored(score, row)[0]
+    assert GATES["confidence_calibrated"].measure(inputs) == probabilities_by(score, row)[0]
     unknown = builders.forecast(explained=builders.explanation(shift=None))
     assert GATES["confidence_calibrated"].measure(replace_forecast(inputs, unknown)) is None
 

@@ -1,4 +1,4 @@
-"""Correlations of several symbols: what EWMA and a horizon hold, and how far EWMA is believed."""
+"""Correlations of several symbols: EWMA, realised correlations, and the learnt blend."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def error(rows: Forecasts, name: str) -> float:
 
 
 def over_a_month(rows: Forecasts) -> Forecasts:
-    """Return the rows as if they were of thirty days."""
+    """Return the rows spread over thirty days."""
     return replace(rows, open_ms=np.arange(len(rows)) * (30 * 86_400_000 // len(rows)))
 
 

@@ -1,4 +1,4 @@
-"""Dataset of several intervals: horizons are times, and what is kept equals what is computed."""
+"""Datasets of several intervals: horizons, samples, recipes and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def joint(paths: list[str]) -> Dataset:
-    """Return them as bars of 15 minutes, with those of 5 and 30 minutes to learn from."""
+    """Return them as bars of 15 minutes, with bars of 5 and 30 minutes for training."""
     return Dataset.read(paths, lambda _: SPLIT, (4, 16), "v2", intervals=(FIFTEEN, FIVE, HALF))
 
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_learnt_is_one_sentence(
 
 def test_too_few_bars_are_one_sentence(tmp_path: Path) -> None:
     path = str(write_csv(learnable(400), tmp_path))
-    with pytest.raises(DataInvalid, match="480 bars without a hole"):
+    with pytest.raises(DataInvalid, match="480 bars without a gap"):
         Dataset.read([path], lambda _: SPLIT, (30,), "v2")
 
 
@@ -119,7 +119,7 @@ def test_horizons_and_intervals_are_read_from_text() -> None:
         with pytest.raises(ConfigInvalid, match=sentence):
             in_bars(text, FIFTEEN)
     assert intervals_of(["15m", "5", "1h", "15", "D"]) == (FIFTEEN, FIVE, HOUR, 24 * HOUR)
-    with pytest.raises(ConfigInvalid, match="'often' is none"):
+    with pytest.raises(ConfigInvalid, match="'often' is no interval"):
         intervals_of(["15m", "often"])
 
 
@@ -155,7 +155,7 @@ def test_a_training_without_a_folder_describes_its_data(paths: list[str], cli: C
 def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
     network: str, paths: list[str], tmp_path: Path, cli: Cli
 ) -> None:
-    """Two days of validation hold no label of two days: all scores had been NaN."""
+    """Two days of validation have no label of two days; without the check all scores are NaN."""
     chosen = choose(
         f"model.kind={network}",
         "features.intervals=15m",
@@ -196,7 +196,7 @@ def test_a_recipe_may_say_horizons_as_times(
     ("features", "sentence"),
     [
         ({}, "set features.intervals"),
-        ({"intervals": ["5m"], "calendar": "XNAS"}, "counts days in bars"),
+        ({"intervals": ["5m"], "calendar": "XNAS"}, "no fixed number of bars"),
     ],
 )
 def test_a_recipe_of_times_needs_their_bars(features: dict[str, object], sentence: str) -> None:
@@ -207,7 +207,7 @@ def test_a_recipe_of_times_needs_their_bars(features: dict[str, object], sentenc
 def test_a_network_is_trained_on_two_intervals_by_one_command(
     paths: list[str], tmp_path: Path, cli: Cli
 ) -> None:
-    """Its card is a recipe, and says how to read the files again."""
+    """Its card can be read as a recipe that includes the intervals."""
     out = tmp_path / "made"
     command = ["train", "--data", paths[0], "--out", str(out)]
     command += [

@@ -1,4 +1,4 @@
-"""A network on the first columns of its tree's features: one command, and the longer context."""
+"""Ensembles of a network and a tree, which reads more features: training, runs, judgement."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_restart_from_exactly_the_context_goes_on(model: Checkpoint, bars: lis
 
 
 def present(forecast: Forecast | None) -> Forecast:
-    """Return a forecast that is there."""
+    """Return *forecast*, which must not be None."""
     assert forecast is not None
     return forecast
 

@@ -1,4 +1,4 @@
-"""The auxiliary loss: what it is, where its gradient goes, and that it teaches what it is for."""
+"""The auxiliary loss of entropy: its definition, its gradient and its effect."""
 
 from __future__ import annotations
 

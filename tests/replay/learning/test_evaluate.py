@@ -1,4 +1,4 @@
-"""``evaluate`` on spans and folds; a figure of trading stands beside a second span alone."""
+"""``evaluate`` on holdouts and folds; results of trading need a second holdout."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
     kept = {table.key: table.documents() for table in tables(refitted)}
     assert kept["folds_qlike"][0]["forecaster"] == "model"
     for text in ("combinatorial:4/2", "walk:4"):
-        with pytest.raises(ConfigInvalid, match="at most 3 times"):
+        with pytest.raises(ConfigInvalid, match="at most 3 walk-forward folds"):
             refit(network.card, material, text, say=quiet)
 
 
@@ -237,14 +237,14 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     kept = {table.key: table.documents() for table in tables(refitted)}
     names = {row["forecaster"] for row in kept["folds_qlike"]}
     assert names >= {"model", "network member", "row member", "har", "gamma glm"}
-    with pytest.raises(ConfigInvalid, match="at most 3 times"):
+    with pytest.raises(ConfigInvalid, match="at most 3 walk-forward folds"):
         refit(both.card, material, "combinatorial:4/2", say=quiet)
 
 
 def test_trades_are_shown_with_a_second_holdout_alone(judgements: list[Judgement]) -> None:
     (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
     assert alone.rows == ()
-    assert "give a second one to repeat it" in alone.notes[0]
+    assert "need a second holdout" in alone.notes[0]
     (both,) = [t for t in tables_across(judgements) if t.key == "trades"]
     rows = both.documents()
     assert [row["holdout"] for row in rows[:2]] == ["A", "B"]

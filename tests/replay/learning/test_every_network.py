@@ -46,7 +46,7 @@ def test_every_kind_has_a_form_here() -> None:
 
 @pytest.fixture(scope="module")
 def trained(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return what trains a form by its name, once for all tests, into the folder it returns."""
+    """Return a function that trains a form by name, once for all tests, and returns its folder."""
 
     @cache
     def of(name: str) -> Path:
@@ -63,7 +63,7 @@ def trained(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 def prepared(out: Path, folder: Path) -> tuple[Path, Path]:
-    """Return a configuration that trades by the checkpoint *out*, and candles to trade."""
+    """Return a configuration that trades the checkpoint *out*, and its candles."""
     config = folder / "config.toml"
     config.write_text(
         f'[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'

@@ -1,4 +1,4 @@
-"""Examinations find what was planted: bars, a window, a column, a shift; and nothing else."""
+"""Inspections find what was planted: bars, a window, a column, a shift; and nothing else."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PlantedConfig:
 
 
 class PlantedNetwork(Network):
-    """Answers by ``return_1`` of the bars at AGES alone; *marked* is where its rollout points."""
+    """Answers from ``return_1`` of the bars at AGES only; its rollout points at *marked*."""
 
     def __init__(self, marked: tuple[int, ...] = AGES, *, any_length: bool = True) -> None:
         super().__init__(PlantedConfig())
@@ -107,7 +107,7 @@ def material(plain: Segment) -> Dataset:
 
 @pytest.fixture(scope="module")
 def leaking(plain: Segment) -> Dataset:
-    """Return bars whose ``return_1`` tells, AGES[2] bars ahead, the log variance to the horizon."""
+    """Return bars whose ``return_1`` is the log variance to the horizon, AGES[2] bars later."""
     values = plain.values.copy()
     labels = targets(alone([plain])[0], HORIZONS)["variance"][0, :, HORIZONS.index(HORIZON)]
     logs = np.nan_to_num(np.log(labels), nan=0.0)
@@ -117,7 +117,7 @@ def leaking(plain: Segment) -> Dataset:
 
 
 def knowing() -> PlantedNetwork:
-    """Return a network that reads what ``leaking`` holds."""
+    """Return a network that reads the columns of ``leaking``."""
     network = PlantedNetwork()
     network.weight = torch.nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
     return network
@@ -130,7 +130,7 @@ def cells(finding: Table, **chosen: str) -> dict[str, Any]:
 
 
 def value(cell: Any) -> float:
-    """Return a cell's number, without its error."""
+    """Return a cell's value without its error."""
     return float(cell[0] if isinstance(cell, tuple) else cell)
 
 
@@ -330,7 +330,7 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
     for row in table.records():
         assert value(row["rank correlation"]) > 0.9
     assert {row["method"] for row in table.records()} == {"KernelSHAP", "LIME"}
-    with pytest.raises(ConfigInvalid, match="--inspect context changes the bars"):
+    with pytest.raises(ConfigInvalid, match="--inspect context needs a model that sees"):
         context_ablation(Subject(material, HORIZON, trained=trained), 2)
 
 
@@ -353,7 +353,7 @@ def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
 
 
 def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) -> None:
-    """The planted network depends on old bars, the glm on column 1 of its own row alone."""
+    """The planted network depends on old bars, the glm only on column 1 of its row."""
     count = len(leaking.schema.names)
     arrays: dict[str, Any] = {}
     arrays |= {name: np.zeros((2, count)) for name in ("log_variance_weights", "mean_weights")}

@@ -1,4 +1,4 @@
-"""What gates would have traded is counted once, after its cause, and after costs."""
+"""Trades of gates do not overlap, open after the decision, and pay costs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from learning import table
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
-from tracepaper.replay.learning.judge.gates import separate, spread_rows, traded, with_rules
+from tracepaper.replay.learning.judge.gates import (
+    opened_trades,
+    spread_rows,
+    trade_results,
+    with_rules,
+)
 from tracepaper.strategies.units import DAY_MS
 
 ROWS = 600
@@ -57,7 +62,7 @@ def explained(*, edge: np.ndarray, mean: float = 0.01) -> Forecasts:
 @given(st.lists(st.booleans(), min_size=1, max_size=80), st.integers(1, 9))
 def test_trades_never_overlap_and_none_is_missed(flags: list[bool], horizon: int) -> None:
     chosen, place = np.array(flags), np.arange(len(flags))
-    opened = np.flatnonzero(separate(chosen, place, horizon))
+    opened = np.flatnonzero(opened_trades(chosen, place, horizon))
     assert (np.diff(opened) >= horizon).all()
     assert chosen[opened].all()
     for row in np.flatnonzero(chosen):
@@ -66,8 +71,8 @@ def test_trades_never_overlap_and_none_is_missed(flags: list[bool], horizon: int
 
 def test_a_result_is_net_of_the_round_trip_and_signed_by_the_forecast() -> None:
     always = np.full(ROWS, 2.0)
-    up = traded(with_rules(explained(edge=always), {}))["edge"]
-    down = traded(with_rules(explained(edge=always, mean=-0.01), {}))["edge"]
+    up = trade_results(with_rules(explained(edge=always), {}))["edge"]
+    down = trade_results(with_rules(explained(edge=always, mean=-0.01), {}))["edge"]
     cost = 1e4 * ROUND_TRIP_COST
     assert up["trades"] == ROWS // 30
     assert up["net_bp"] == pytest.approx([20 - cost, 0.0], abs=1e-3)
@@ -75,13 +80,13 @@ def test_a_result_is_net_of_the_round_trip_and_signed_by_the_forecast() -> None:
 
 
 def test_a_closed_gate_trades_nothing() -> None:
-    result = traded(with_rules(explained(edge=np.zeros(ROWS)), {}))["edge"]
+    result = trade_results(with_rules(explained(edge=np.zeros(ROWS)), {}))["edge"]
     assert result == {"bars_per_1000": 0.0, "trades": 0, "days": 0}
 
 
 def test_shift_is_an_upper_bound_and_the_others_are_lower() -> None:
     rows = explained(edge=np.full(ROWS, 2.0))
-    open_gates = traded(with_rules(rows, {"shifted": 0.6, "confidence": 0.4}))
+    open_gates = trade_results(with_rules(rows, {"shifted": 0.6, "confidence": 0.4}))
     assert open_gates["all_gates"]["trades"] > 0
     for closed in ({"shifted": 0.4}, {"confidence": 0.6}):
-        assert traded(with_rules(rows, closed))["all_gates"]["trades"] == 0
+        assert trade_results(with_rules(rows, closed))["all_gates"]["trades"] == 0

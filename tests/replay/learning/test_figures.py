@@ -52,10 +52,6 @@ def test_an_error_is_that_of_blocks_of_five_days() -> None:
     assert figures.mean(values[few], DAYS[few]).error is None
 
 
-def test_a_figure_repeats() -> None:
-    assert figures.mean(VALUE, DAYS) == figures.mean(VALUE, DAYS)
-
-
 def test_sign_accuracy_leaves_out_what_did_not_move_and_halves_what_was_not_said() -> None:
     daily_estimate = figure_of(
         "sign_accuracy", np.array([2.0, 2.0, 1.0, 0.0]), sign=np.array([1.0, -1.0, 0.0, 5.0])

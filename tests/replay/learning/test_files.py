@@ -1,4 +1,4 @@
-"""Files of several symbols and intervals become one series an instrument and interval."""
+"""Files of several symbols and intervals become one series per instrument and interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fit learns what can be learnt, repeats for its seed, and goes on where it was left."""
+"""A fit learns a planted signal, repeats for its seed, and resumes from its state."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def fit(
 
 
 def ignore(_: Progress) -> None:
-    """Show nothing."""
+    """Ignore the progress."""
 
 
 def test_a_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_heads_that_no_longer_improve_end_the_fit(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path: Path) -> None:
     fitted = fit(tmp_path, options(learning_rate=1e30))
-    with pytest.raises(InvariantBroken, match="step 2, and no weights were good before"):
+    with pytest.raises(InvariantBroken, match="step 2, before the first validation"):
         fitted.run(ignore)
 
 

@@ -1,4 +1,4 @@
-"""Baselines lie beside a checkpoint as they were fitted, and serve on any candles."""
+"""Baselines are stored with a checkpoint bit for bit, and are used on any candles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No label that is learnt from touches a bar that is tested, nor its embargo."""
+"""No training label overlaps a tested bar or its embargo."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LEARNT = (Part.TRAIN, Part.VALIDATION)
 
 
 def leaks(fold: Fold, segments: list[Segment]) -> int:
-    """Return how many labels that are learnt from span a held-out bar, or open in its embargo.
+    """Return the number of training labels that span a held-out bar or open in its embargo.
 
     By the definition, bar by bar: a label of bar t at horizon h spans the bars t + 1 to t + h.
     """
@@ -187,12 +187,12 @@ def test_folds_are_cut_at_midnights_within_the_span() -> None:
     [
         ("walk", "write walk:3"),
         ("walk:3/2", "write walk:3"),
-        ("walk:0", "0 folds judge nothing; ask for at least 1"),
+        ("walk:0", "write numbers of at least 1"),
         ("walk:9", "fewer folds"),
         ("rolling:x", "write walk:3"),
         ("combinatorial:6", "write walk:3"),
         ("combinatorial:3/3", "fewer tests than groups"),
-        ("combinatorial:30/2", "cannot be cut of 8 days"),
+        ("combinatorial:30/2", "8 days cannot be cut"),
         ("k:3", "write walk:3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tails, drawdown, regimes and path: labels, losses, and what a network learns of planted ones."""
+"""Auxiliary heads (tails, drawdown, regimes, path): labels, losses, and planted signals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tracepaper.replay.learning.judge.metrics import (
     average_odds,
     breach_rows,
 )
-from tracepaper.replay.learning.losses import ADDED, AddedLoss
+from tracepaper.replay.learning.losses import AUXILIARY_LOSSES, AuxiliaryLoss
 from tracepaper.replay.learning.samples import EVERY_HEAD, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.windows import Epochs, predict
@@ -154,7 +154,7 @@ def test_the_joint_loss_is_least_at_the_value_at_risk_and_the_shortfall(share: f
     def loss(at_risk: float, shortfall: float) -> float:
         tails = torch.ones(len(drawn), 2, 2, 2, dtype=torch.float64) * torch.tensor([1.0, 2.0])
         tails[:, 0, at] = torch.tensor([at_risk, shortfall])
-        return float(ADDED["tails"].of(tails, {"returns": drawn}).mean())
+        return float(AUXILIARY_LOSSES["tails"].function(tails, {"returns": drawn}).mean())
 
     least = loss(edge, beyond)
     for factor in (0.93, 1.07):
@@ -172,7 +172,10 @@ def test_the_losses_agree_with_their_formulas() -> None:
         "drawdown": torch.from_numpy(np.abs(fell)), "path": torch.from_numpy(moves),
         "runup": torch.from_numpy(np.abs(fell)),
     }  # fmt: skip
-    terms = {name: ADDED[name].of(getattr(outputs, name), labels).numpy() for name in HEADS}
+    terms = {
+        name: AUXILIARY_LOSSES[name].function(getattr(outputs, name), labels).numpy()
+        for name in HEADS
+    }
     tails, regimes, path = (
         part.numpy() for part in (outputs.tails, outputs.regimes, outputs.path) if part is not None
     )
@@ -207,8 +210,10 @@ def test_a_further_head_is_one_loss_and_its_label() -> None:
     labels = {"returns": value, "direction": value.long(), "variance": value + 1.0, "cost": value}
     used = value == 0
     before = losses.elementwise(outputs, labels, used)
-    new = AddedLoss("distance", "return", absolute)
-    with registered(losses.ADDED, lambda: losses.ADDED.update(allocation=new)):
+    new = AuxiliaryLoss("distance", "return", absolute)
+    with registered(
+        losses.AUXILIARY_LOSSES, lambda: losses.AUXILIARY_LOSSES.update(allocation=new)
+    ):
         given = outputs._replace(allocation=value + 0.25)
         without = losses.elementwise(outputs, labels, used)
         after = losses.elementwise(given, labels, used)
@@ -271,7 +276,7 @@ def judged(trained: TradingNetwork, material: Dataset) -> Forecasts:
 
 
 def wild(forecasts: Forecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return whether the planted volatility of the coming bars is above its middle."""
+    """Return whether the planted volatility of the next bars is above its median."""
     minute = (forecasts.keys >> 32) % 60 + 3
     return np.asarray(np.sin(2 * np.pi * minute / 60) > 0)
 

@@ -1,4 +1,4 @@
-"""The gamma regression is at the minimum of its own loss, and finds what made the data."""
+"""The gamma regression minimises its loss, and recovers planted coefficients."""
 
 from __future__ import annotations
 

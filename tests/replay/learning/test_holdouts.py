@@ -1,4 +1,4 @@
-"""Spans are read as they are written, and each recipe counts once as an use of its holdout."""
+"""Holdouts are parsed, and each recipe counts once as a use of its holdout."""
 
 from __future__ import annotations
 
@@ -111,6 +111,6 @@ def test_seeds_and_names_are_one_recipe_and_another_window_is_another() -> None:
 def changed(
     card: dict[str, Any], half: str, section: str, chosen: dict[str, int]
 ) -> dict[str, Any]:
-    """Return an ensemble's *card* with *chosen* in a section of one of its halves."""
+    """Return an ensemble's *card* with *chosen* in a section of one member."""
     part = {**card["parts"][half], section: {**card["parts"][half][section], **chosen}}
     return {**card, "parts": {**card["parts"], half: part}}

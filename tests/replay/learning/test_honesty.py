@@ -1,4 +1,4 @@
-"""What a shown card says in comparison: from the paired figures by day, never from two points."""
+"""Comparisons on a card come from paired figures by day, never from two separate figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACE_MS = 2_160_000  # forty bars a day
 
 
 def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> Forecasts:
-    """Variances that are right but for noise; of the model the noise is less by *better*."""
+    """Return true variances with noise; the model's noise is less by *better*."""
     rng = np.random.default_rng(3)
     rows = 40 * days
     variance = np.exp(rng.normal(size=rows))

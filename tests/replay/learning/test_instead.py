@@ -1,4 +1,4 @@
-"""What a change of a recipe is worth: found where it is planted, refused where it is none."""
+"""``--ablate``: the effect of a planted change is found; a change without effect is rejected."""
 
 from __future__ import annotations
 

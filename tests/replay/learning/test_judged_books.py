@@ -1,4 +1,4 @@
-"""Networks of order books on spans, beside another, and on folds; of embedded books never a figure.
+"""Networks of order books on holdouts and folds; embedded books never have figures.
 
 The files claim to be of the exchange, which no test can have; what is in them is planted.
 """
@@ -38,17 +38,17 @@ from tracepaper.strategies.types.market import Depth
 from tracepaper.strategies.units import DAY_MS
 
 WHOLE, UNTOUCHED = 20, 40
-"""Days that are recorded from end to end, and days after them."""
+"""Days with a full recording, and days after them."""
 PACE_MS = 3_600_000
 A_DAY = 24
 LATER = 3
-"""Books of each day of the untouched time; the days before hold all."""
+"""Books of each day of the untouched time; earlier days have all."""
 AS_TEXT = "A=2025-01-21:2025-02-10,B=2025-02-10:2025-03-02"
 CLAIM = re.compile(r"accurac|log.?loss|better|\d %|\bhits?\b|model less", re.IGNORECASE)
 
 
 def planted(seen_ms: Sequence[int], *, mirrored_from: int | None = None) -> list[Depth]:
-    """Return books whose mid moves as the book before leans; against it from a row on."""
+    """Return books whose mid follows the lean of the book before, and from a row on opposes it."""
     rng = np.random.default_rng(4)
     books, bid = [], 10_000
     for row, at_ms in enumerate(seen_ms):
@@ -219,7 +219,7 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
 
 
 def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: Path) -> None:
-    """From the middle of a test on the mid goes against the lean; all before it stays."""
+    """From the middle of a test on, the mid moves against the lean; earlier books stay."""
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
     plain, other = (
@@ -327,7 +327,7 @@ def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
 
 
 def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:
-    """Reading the network is the check, and stands in no ``assert``."""
+    """The check reads the network outside any ``assert``."""
     script = """
 from tracepaper.replay.learning.estimators.order_book import OrderBookModel
 from tracepaper.strategies.errors import ConfigInvalid

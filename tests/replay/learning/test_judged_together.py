@@ -1,4 +1,4 @@
-"""Networks over several assets on spans, beside other models, and fitted anew on folds."""
+"""Networks over several assets on holdouts, against other models, and refitted on folds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
     CrossAssetModel,
     cross_section,
     predicted,
-    usual_return,
+    typical_return,
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
@@ -84,7 +84,7 @@ AS_TEXT = ",".join(
 
 
 def candles(*, changed_from: int | None = None) -> list[Candles]:
-    """Return the candles of every symbol; from the bar *changed_from* on prices are others."""
+    """Return the candles of every symbol; from the bar *changed_from* on, prices differ."""
     series = [
         learnable(DAYS * DAY_BARS, seed=seed, symbol=symbol) for seed, symbol in enumerate(SYMBOLS)
     ]
@@ -201,7 +201,7 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
 def test_a_single_instruments_model_stands_beside_one_of_several(
     models: dict[str, Path], paths: list[str], cli: Cli
 ) -> None:
-    """The difference is that of the other order, with its sign turned."""
+    """Both orders of a comparison have the same difference with opposite signs."""
     dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
     pair = [models["flash"], models["crossasset"]]
     values = []
@@ -247,7 +247,7 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> No
 
 
 def ranked(judged: Judgement) -> list[dict[str, Any]]:
-    """Return the model beside others by rank correlations."""
+    """Return the comparison of the model with others by rank correlation."""
     [table] = [table for table in tables_of(judged) if table.key == "beside_across"]
     return table.documents()
 
@@ -320,7 +320,7 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
 
 
 class LeakingFold(Fold):
-    """A fold that learns from what it tests."""
+    """A fold that trains on its test."""
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> np.ndarray:
         values = super().labelled(segment, horizons, part)
@@ -333,7 +333,7 @@ def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
     aligned: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(network: torch.nn.Module, options: FitOptions) -> Policy:
-        """Return how a fit goes whose third step overflows its weights."""
+        """Return a policy whose third step overflows the weights."""
         policy = policy_of(network, options)
         return policy._replace(rate=lambda step: policy.rate(step) if step < 2 else math.inf)
 
@@ -367,7 +367,7 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
         train(chosen, aligned, FitRun(tmp_path / "cut", observe=cut))
     lines: list[str] = []
     rest = train(chosen, aligned, FitRun(tmp_path / "cut", say=lines.append, resume=True))
-    assert "Taking up the fit at step 4." in lines
+    assert "Resuming the fit at step 4." in lines
     for name, tensor in whole.tensors.items():
         assert torch.equal(rest.tensors[name], tensor)
     other = replace(chosen, options=replace(chosen.options, learning_rate=1e-4))
@@ -463,7 +463,7 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
     files = [str(write_csv(candle, tmp_path)) for candle in candles(changed_from=start)]
     both = [close_by_close(data, lambda _: cut) for data in (material, material_of(files))]
     for part, is_same in ((Part.TRAIN, True), (Part.VALIDATION, False)):
-        units = [usual_return(data.samples(part), 30) for data in both]
+        units = [typical_return(data.samples(part), 30) for data in both]
         assert (units[0] == units[1]) is is_same
 
 
@@ -471,13 +471,13 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
     ("more", "sentence"),
     [
         (["--folds", "combinatorial:4/2"], "write --folds walk:3"),
-        (["--folds", "walk:9"], "fitted anew at most 3 times"),
+        (["--folds", "walk:9"], "fitted on at most 3 walk-forward"),
         (["--folds", "walk:1", "--ablate", "symbols=9"], "architecture.symbols is no key"),
         (["--folds", "walk:1", "--ablate", "every=7"], "architecture.every is 7; weights are"),
         (["--folds", "walk:1", "--ablate", "every=5"], "changes nothing"),
         (["--ablate", "every=30"], "give --folds walk:1 as well"),
         (["--folds", "walk:1", "--from", "2024-01-01"], "and no holdout nor --compare"),
-        (["--holdout", "A=2023-11-15:2023-11-20"], "until when the model had seen all"),
+        (["--holdout", "A=2023-11-15:2023-11-20"], "the model was fitted on data until then"),
         (
             [*choose("evaluation.explained_bars=600")],
             "--set evaluation.explained_bars examines what a model",

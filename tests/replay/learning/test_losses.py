@@ -1,4 +1,4 @@
-"""Losses agree with their textbooks and ignore what they must."""
+"""Losses agree with their definitions and ignore unlabelled rows."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_nothing_used_costs_nothing() -> None:
 
 
 def test_a_score_of_one_day_of_validation_is_of_the_size_of_its_losses() -> None:
-    """The error over days is not known: what does not vary is no unit, however small it is."""
+    """There is no error over days; losses that do not vary have the unit 1."""
     losses = np.stack([np.linspace(0.0, 2.0, 50), np.full(50, 3.0)])[:, :, None]
     losses = np.concatenate([losses, losses, losses])[: len(LOSSES)]
     unit = _noise(losses, np.ones((50, 1), dtype=np.float32), np.zeros(50, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""``evaluate module:Class``: a model that knows is told from one that does not, on later bars."""
+"""``evaluate module:Class``: a model with foresight beats its opposite, on later bars."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEAN = {"measures": '("mean_return",)', "answer": '{"mean_return": -mean}', "sig
 
 @pytest.fixture(scope="module")
 def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return candles of one wave an hour, so that thirty bars ahead all is turned around."""
+    """Return candles of one wave per hour, so that returns over thirty bars are reversed."""
     path = tmp_path_factory.mktemp("waves") / "WAVEUSDT_1m.csv"
     lines = ["open_time,open,high,low,close,volume"]
     before = 100.0
@@ -47,7 +47,7 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judged(folder: Path, data: Path, cli: Cli, name: str, **parts: str) -> Any:
-    """Write a model, evaluate it, and return what is said as JSON."""
+    """Write a model, evaluate it, and return the output as JSON."""
     (folder / f"{name}.py").write_text(ORACLE.format(**{**MEAN, **parts}), encoding="utf-8")
     with importable(folder):
         return cli.json("evaluate", f"{name}:Mine", "--data", data)
@@ -80,7 +80,7 @@ def test_it_is_judged_after_it_was_trained_and_says_so(
     document = judged(tmp_path, waves, cli, "oracle_dated", more=until)
     after = BARS - 36 * 60
     assert document["figures"]["30"]["bars"] == after - 30 - 30  # embargo, and the last horizon
-    assert document["sentences"][0].startswith("Judged on bars after 2025-05-27T12:00:00Z")
+    assert document["sentences"][0].startswith("Judged on the bars after 2025-05-27T12:00:00Z")
     assert any("no attention" in sentence for sentence in document["sentences"])
     undated = judged(tmp_path, waves, cli, "oracle_undated")
     assert "does not say until when it was trained" in undated["sentences"][0]

@@ -1,4 +1,4 @@
-"""Candles of several symbols on common closes, their labels, and what weights of them make."""
+"""Candles of several symbols on common closes, their labels, and the returns of weights."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_rank_correlation_is_by_close() -> None:
 
 
 def led_by_volatility(bars: int) -> list[Candles]:
-    """Return three symbols that move as one while they move much, and each by itself else."""
+    """Return three symbols that move together when volatile and independently otherwise."""
     rng = np.random.default_rng(5)
     is_wild = np.sin(2 * np.pi * np.arange(bars) / 240) > 0
     shared = rng.normal(size=bars)

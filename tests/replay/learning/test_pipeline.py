@@ -1,4 +1,4 @@
-"""From candle files to a checkpoint that a forecaster is built from, and back to its figures."""
+"""From candle files to a checkpoint, its forecaster and its figures."""
 
 from __future__ import annotations
 
@@ -163,12 +163,12 @@ def test_an_unfinished_training_is_taken_up(
         trained(material, target, observe=cut)
     assert not target.exists()
     rest = trained(material, target, say=lines.append, resume=True)
-    assert lines[0] == "Taking up the fit at step 3."
+    assert lines[0] == "Resuming the fit at step 3."
     assert rest.sha256 == checkpoint.sha256
 
 
 def test_a_card_without_a_split_cannot_be_judged() -> None:
-    with pytest.raises(CheckpointMismatch, match="does not say its split"):
+    with pytest.raises(CheckpointMismatch, match="has no valid split"):
         split_of({"model": {}})
 
 
@@ -252,7 +252,7 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
 
 
 def seeds(out: Path, path: str, *words: str) -> str:
-    """Train two or more seeds of a small network by the command."""
+    """Train several seeds of a small network by the command."""
     return run(
         train_command,
         "--data",
@@ -300,7 +300,7 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
 def test_a_study_of_seeds_is_the_same_in_processes_and_goes_on_with_what_is_whole(
     folder: Path, paths: list[str]
 ) -> None:
-    """Bit for bit the weights and figures that one process gives."""
+    """Weights and figures equal those of one process bit for bit."""
     out, alone = folder / "study", folder / "alone"
     seeds(alone, paths[0], "--seeds", "2")
     output = seeds(out, paths[0], "--seeds", "2", "--jobs", "2", "--json")

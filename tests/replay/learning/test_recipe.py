@@ -1,4 +1,4 @@
-"""A recipe reads back as printed, ``--set`` sets it as a file would; what cannot be is refused."""
+"""A recipe reads back as printed, ``--set`` equals a file, and invalid choices are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A label, a loss and a baseline are one function and one row each: a fake of each is found."""
+"""A label, a loss and a baseline are one function and one entry each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SPLIT = learning.split(1.5, 2.5, 3.2)
 
 
 def crossed(price: NDArray[Any], _: NDArray[Any], horizon: int) -> NDArray[np.float32]:
-    """Return whether the close went back to where it is now within the horizon: 0 or 1."""
+    """Return 1 where the close returns to its current value within the horizon, else 0."""
     values = np.full(price.shape, np.nan, dtype=np.float32)
     for asset, row in np.ndindex(len(price), price.shape[1] - horizon):
         ahead = np.sign(price[asset, row + 1 : row + 1 + horizon] - price[asset, row])

@@ -1,4 +1,4 @@
-"""A candidate is trained on the bars before the judged time, and judged beside the old model."""
+"""A candidate is trained on the bars before the judged time, and compared with the old model."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_candidate_that_saw_the_judged_time_is_not_judged(
     card = {k: v for k, v in good.card.items() if k != "baselines"} | {"split": section}
     save(tmp_path / "seen", good.tensors, card)
     judgement = judged(replace(retraining, candidate=tmp_path / "seen"))
-    assert "the candidate learnt until 2023-11-20" in judgement.reason
+    assert "the candidate was trained on data until 2023-11-20" in judgement.reason
     assert not judgement.is_judged
 
 

@@ -1,4 +1,4 @@
-"""Tails held to what came: right where they are right, found where they are not."""
+"""Tests of tails accept correct tails and reject wrong ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def keys_of(places: NDArray[np.int64], symbol: int | NDArray[np.int64]) -> NDArr
 
 
 def forecasts(*, horizon: int = 1, dof: float = 4.0, seed: int = 0) -> Forecasts:
-    """Return forecasts of Student t returns that are right."""
+    """Return correct forecasts of Student t returns."""
     source, bars = np.random.default_rng(seed), DAYS * A_DAY
     scale = np.exp(0.3 * source.normal(size=bars))
     mean = 0.05 * source.normal(size=bars)
@@ -64,7 +64,7 @@ def test_the_shortfall_is_the_mean_of_what_lies_beyond(dof: float, share: float)
 
 
 def breaches(rows: Forecasts, factors: dict[str, Any] | None = None) -> list[Any]:
-    """Return the tests of the tails of the Student t, by attributes; calibrated by *factors*."""
+    """Return the tests of the Student t tails, calibrated by *factors*."""
     tails = student_tails(rows) if factors is None else scaled_tails(rows, factors["1"])
     return [SimpleNamespace(**row) for row in breach_rows(rows, tails)]
 

@@ -1,4 +1,4 @@
-"""A tree and a glm from candles to a checkpoint, to every verb that takes one, and back."""
+"""A tree and a glm from candles to a checkpoint, and every command that takes one."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_changed_trees_are_refused(models: dict[str, Checkpoint], tmp_path: Path
 
 
 def test_seeds_of_a_tree_compare_each_other_on_their_cards(candles: str, tmp_path: Path) -> None:
-    """A regression draws nothing by a seed, so its cards compare nothing."""
+    """A regression has no randomness, so its cards compare no seeds."""
     cards = {}
     for kind in ("tree", "glm"):
         recipes = [rows_recipe(kind, 300, replace(OPTIONS, rounds=3, seed=seed)) for seed in (1, 2)]

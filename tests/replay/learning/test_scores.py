@@ -1,4 +1,4 @@
-"""Heads are scored against the best constant, in units that do not depend on the network."""
+"""Heads are scored against the best constant, in units of its noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments end at every hole; with a calendar, at none that is a night."""
+"""Segments end at every gap; with a calendar, a night is no gap."""
 
 from __future__ import annotations
 

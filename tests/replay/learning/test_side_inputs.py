@@ -1,4 +1,4 @@
-"""What networks learn from beside bars: covariates, order books, and another symbol's bars.
+"""Side inputs of networks: covariates, order books, and another symbol's bars.
 
 Each is a scene: a small network that was trained by it, and a run. What holds of all is asked of
 every scene; what is of one alone stands below. Covariates say the next half hour's volatility
@@ -94,7 +94,7 @@ FEW = choose("evaluation.explained_bars=500", "evaluation.threads=1")
 
 
 def written(path: Path, names: Sequence[str] = ("mood", "heat"), *, changed_after: int = 0) -> Path:
-    """Write the covariates with columns in any order; those after a time, where given, others."""
+    """Write the covariates with columns in any order; values after a given time differ."""
     series: dict[str, Any] = {"mood": NUMBERS[:, 0], "heat": NUMBERS[:, 1]}
     rows = [",".join(("time", *names))]
     for place, at in enumerate(AT.tolist()):
@@ -107,29 +107,29 @@ def written(path: Path, names: Sequence[str] = ("mood", "heat"), *, changed_afte
 
 @dataclass(frozen=True)
 class Scene:
-    """A network that learns from something beside the bars, in a folder with all that it needs."""
+    """A network with side inputs, in a folder with all its files."""
 
     name: str
     folder: Path
     candles: dict[str, Candles]
-    """By symbol, as many bars as are trained on."""
+    """The training bars by symbol."""
     options: tuple[object, ...]
-    """The words that name its files to ``train`` and ``evaluate``."""
+    """The options that name its files for ``train`` and ``evaluate``."""
     warm: int
     """Bars of a run before the first answer."""
     lacks: Sequence[int]
-    """Bars of a run that lack what stands beside them."""
+    """Bars of a run that lack side inputs."""
     bars: int = SHORT
     """Of a run."""
 
     def data(self, *symbols: str, folder: Path | None = None) -> list[object]:
-        """Return the words that name candle files, by default of all symbols."""
+        """Return the options that name candle files, by default of all symbols."""
         root = self.folder if folder is None else folder
         names = [f"bybit_linear_{symbol}_1m.csv.gz" for symbol in symbols or self.candles]
         return [word for name in names for word in ("--data", root / name)]
 
     def training(self, out: Path, *more: object) -> list[str]:
-        """Return the words of a training."""
+        """Return the arguments of a training."""
         words = ("train", self.folder / "recipe.toml", *self.data(), *self.options, "--out", out)
         return [str(word) for word in (*words, *more)]
 
@@ -148,7 +148,7 @@ class Scene:
         return load_config(None, sections)
 
     def fed(self, *, books: Path | None = None, other_from: int | None = None) -> MarketData:
-        """Return what a run is fed; from the leader's bar *other_from* on closes are others."""
+        """Return a run's events; from the leader's bar *other_from* on, closes differ."""
         series = [candles[: self.bars] for candles in self.candles.values()]
         if self.name != "another symbol":
             file = books or self.folder / "books.depth"
@@ -161,7 +161,7 @@ class Scene:
         return MarketData([led, leader[np.delete(np.arange(self.bars), self.lacks)]])
 
     def run(self, path: Path, mode: str = "scan", **changed: Any) -> Path:
-        """Record a run into *path*, of which something is *changed*; return it."""
+        """Record a run with the changes *changed* into *path*; return it."""
         config = self.config(file=changed.pop("file", None))
         data = self.fed(**changed)
         record(path, config, data.candles, depth=data.depth, mode=mode)
@@ -169,7 +169,7 @@ class Scene:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """What was trained."""
+        """The trained checkpoint."""
         return load(self.folder / "out")
 
     @cached_property
@@ -204,7 +204,7 @@ def _another(folder: Path) -> Scene:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path], Scene]], Scene]:
-    """Return what makes a scene, trained once for all tests."""
+    """Return a function that makes a scene, trained once for all tests."""
 
     @cache
     def of(make: Callable[[Path], Scene]) -> Scene:
@@ -246,7 +246,7 @@ def other(scenes: Callable[..., Scene]) -> Scene:
 
 
 def answers(database: Path) -> dict[int, float | None]:
-    """Return the mean that was forecast of each bar of the symbol that is asked, by its place."""
+    """Return the forecast mean of each bar of the led symbol, by index."""
     query = (
         "SELECT open_time_ms, mean_return FROM v_decisions WHERE instrument = ? ORDER BY sequence"
     )
@@ -256,7 +256,7 @@ def answers(database: Path) -> dict[int, float | None]:
 
 
 def compared(left: Path, right: Path) -> int:
-    """Return how many decisions the newest runs of two databases have in common, all identical."""
+    """Return the number of common decisions of the newest runs of two databases, all identical."""
     with Reader.open(left) as first, Reader.open(right) as second:
         parity = compare_runs(*(ComparedRun(db, db.find("last")) for db in (first, second)))
     assert parity.differences == []
@@ -286,7 +286,7 @@ def test_a_run_verifies_and_refuses_the_bars_that_lack_it(scene: Scene) -> None:
 def test_what_comes_later_moves_no_answer_and_what_came_before_moves_them(
     scene: Scene, tmp_path: Path
 ) -> None:
-    """Planted: other covariates or books from a time on, or another close of the leader."""
+    """Covariates, books or a close of the leader differ from a time on."""
     base, cut = answers(scene.database), START_MS + MINUTE_MS * 800
     at_ms = START_MS + MINUTE_MS * 560
     changes: list[tuple[int, dict[str, Any]]]
@@ -423,7 +423,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
     asks = choose('modalities=["price", "book"]')
     nothing = ("train", "--data", "x.csv", "--out", "y", rows, "v.csv")
     cases: list[tuple[tuple[object, ...], int, str]] = [
-        (train(news, rows, late), 1, "nothing that a bar of the candles could know"),
+        (train(news, rows, late), 1, "no value that is known at a bar of the candles"),
         ((*nothing, *choose("model.kind=flash")), 2, modality),
         ((*nothing, *choose("model.kind=glm")), 2, modality),
         (("evaluate", "default", *news.data(), *news.options), 2, "was trained without covariates"),
@@ -583,7 +583,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def on_fold(two_days: str, path: Path, numbers: np.ndarray) -> Dataset:
-    """Return what a fold learns from, where a file of covariates holds *numbers*."""
+    """Return a fold's data with the covariates *numbers*."""
     pairs = zip(MINUTES.tolist(), numbers.tolist(), strict=True)
     rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
     path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")
@@ -642,7 +642,7 @@ def test_a_scale_of_all_rows_is_found_to_look_ahead(
 
 
 def by_hand(newest: Books, before: Books | None, levels: int) -> dict[str, float]:
-    """Return some features of a book from its levels one by one, as D21 words them."""
+    """Return some features of a book, computed level by level as D21 defines them."""
     bids, asks = (
         [
             (float(p), float(s))
@@ -690,7 +690,7 @@ def test_a_row_is_what_a_reader_of_the_rule_would_compute(books: Scene) -> None:
 
 
 def test_training_and_a_run_have_the_same_row_of_each_bar(books: Scene) -> None:
-    """The file, read by places, against the run's own events in the order in which they came."""
+    """Rows from the file equal rows from the run's events in order."""
     supplied = BookInputs.read([books.folder / "books.depth"])
     reading = reading_of(books.checkpoint.card)
     assert reading == supplied.reading
@@ -738,7 +738,7 @@ def test_the_card_says_which_books_and_claims_nothing_of_few(books: Scene) -> No
 def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
     books: Scene, tmp_path: Path, say: Say
 ) -> None:
-    """A pass over known bars is held to its own answers at a bar without a book, too."""
+    """Known bars and single steps agree, also at a bar without a book."""
     write_books(tmp_path / "late.depth", SHORT, gaps=((0, SHORT - 5),))
     books.run(tmp_path / "late.db", books=tmp_path / "late.depth")
     by_place = answers(tmp_path / "late.db")
@@ -760,7 +760,7 @@ def test_a_run_is_fed_its_own_books_and_decides_the_same(books: Scene, tmp_path:
 
 
 def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -> None:
-    """Planted in the last or the last but one book of a bar: its mid is 2 % off, or 0.5 %."""
+    """The mid of the last or last but one book of a bar is wrong by 2 % or 0.5 %."""
     supplied = BookInputs.read([books.folder / "books.depth"])
     (file,) = supplied.files[LED]
     bar, close_ms = book_cases.candles(COUNT).bars()[20], START_MS + 21 * MINUTE_MS
@@ -785,7 +785,7 @@ def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -
 
 
 def test_a_changed_book_of_the_record_is_found(books: Scene, tmp_path: Path) -> None:
-    """Without the book of one bar, the answers of that bar and those after it do not follow."""
+    """Without the book of one bar, the answers of that bar and later ones cannot be derived."""
     with Reader.open(books.database) as reader:
         run_id = reader.find("last")
         events = [event for _, _, event, _ in reader.events(run_id)]
@@ -838,7 +838,7 @@ def test_a_card_that_does_not_say_its_books_is_refused(
 def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     books: Scene, tmp_path: Path, say: Say
 ) -> None:
-    """With books the forecast volatility follows their lean; without them it can only in part."""
+    """With books the forecast volatility follows their lean, without them only in part."""
     write_csv(book_cases.candles(MANY), tmp_path)
     write_books(tmp_path / "books.depth", MANY, every_ms=MINUTE_MS, source="exchange")
     (tmp_path / "recipe.toml").write_text(book_cases.RECIPE, "utf-8")
@@ -898,7 +898,7 @@ def test_a_step_for_each_bar_decides_as_one_pass_over_known_bars(
 
 
 async def test_the_live_loop_decides_as_the_replay(other: Scene, tmp_path: Path) -> None:
-    """The model in its worker thread, fed one event after the other; verify derives it again."""
+    """The model runs in its worker thread, event by event; verify derives it again."""
     path = tmp_path / "live.db"
     audit = SqlAuditLog.open(path)
     replay = build(other.config(), other.fed(), started_at_ms=0, database=path, mode="step")
@@ -951,7 +951,7 @@ def forecaster(other: Scene) -> Forecaster:
 
 
 def means(predictions: Iterator[tuple[Event, object]]) -> dict[int, Any]:
-    """Return what was said of each bar of the led symbol, in bytes."""
+    """Return the forecast of each bar of the led symbol, in bytes."""
     return {
         (event.open_time_ms - START_MS) // MINUTE_MS: answer
         for event, answer in predictions
@@ -982,7 +982,7 @@ def by_scan(other: Scene, events: Sequence[Event]) -> Iterator[tuple[Event, obje
 def test_a_late_bar_of_the_other_is_the_same_live_in_one_pass_and_after_a_warm_start(
     other: Scene,
 ) -> None:
-    """Four closes lack the leader's bar, which comes after the fourth of the led symbol."""
+    """Four closes lack the leader's bar, which arrives after the fourth of the led symbol."""
     events = list(closes(SHORT, lacks=[610], late=3))
     live = means(by_step(forecaster(other), events))
     scanned = means(by_scan(other, events))

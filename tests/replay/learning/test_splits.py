@@ -1,4 +1,4 @@
-"""Parts of the calendar never share a bar, a label or an embargo."""
+"""Parts of a split never share a bar, a label or an embargo."""
 
 from __future__ import annotations
 

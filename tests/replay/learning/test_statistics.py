@@ -1,4 +1,4 @@
-"""What is there is found, and what is not there is found as seldom as it is said to be."""
+"""Tests find planted effects, and find absent ones as rarely as their level states."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROWS = len(DAYS)
 
 
 def by_day(rng: np.random.Generator, daily: float = 1.0) -> Array:
-    """Return noise of which a part is each day's own."""
+    """Return noise with a component that all rows of a day share."""
     return rng.normal(size=ROWS) + daily * rng.normal(size=DAY_COUNT)[DAYS]
 
 
@@ -70,7 +70,7 @@ def test_one_block_of_days_says_nothing() -> None:
 
 
 def test_an_error_covers_days_that_are_like_the_days_before() -> None:
-    """Correlated by 0.4 from day to day, an error by single days is over a fifth too small."""
+    """With a correlation of 0.4 between days, an error by single days is over a fifth too small."""
     rng, days = np.random.default_rng(3), np.arange(60)
     noise = rng.normal(size=(2_000, 62))
     values = noise[:, 2:] + 0.4 * noise[:, 1:-1] + 0.2 * noise[:, :-2]
@@ -104,7 +104,7 @@ def test_of_many_useless_candidates_one_seldom_looks_good() -> None:
 
 
 def ranked(rng: np.random.Generator, *, knows: float) -> RankedBars:
-    """Return bars whose risk is by day and by bar, and a measure that knows some of it."""
+    """Return bars with a risk by day and by bar, and a measure that knows part of it."""
     sure = rng.random(ROWS)
     chance = np.clip(0.5 - knows * (sure - 0.5) + 0.08 * rng.normal(size=DAY_COUNT)[DAYS], 0, 1)
     return RankedBars((rng.random(ROWS) < chance).astype(float), sure, DAYS)

@@ -40,7 +40,7 @@ def test_a_label_knows_the_bars_to_its_horizon_and_none_beyond(name: str) -> Non
     changed = both.price
     changed[0, 760] *= 2
     changed[0, 761:] /= 2
-    before, after = (LABELS[name].of(of, both.unit, 5)[0] for of in (both.price, changed))
+    before, after = (LABELS[name].function(of, both.unit, 5)[0] for of in (both.price, changed))
     np.testing.assert_array_equal(before[600:755], after[600:755])
     assert not np.array_equal(before[755:760], after[755:760])
     longest = before[..., -1] if before.ndim > 1 else before

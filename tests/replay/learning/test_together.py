@@ -39,7 +39,7 @@ from tracepaper.strategies.units import iso
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 4
 BARS = 640
-"""Bars that are traded: some hundred beyond those that an answer looks back on."""
+"""Traded bars: some hundred more than the context."""
 
 
 def series(symbol: str, count: int) -> Candles:
@@ -51,7 +51,7 @@ def data(count: int = BARS) -> list[Candles]:
 
 
 def refused(cli: Cli, *words: object) -> str:
-    """Run a command that is refused; return what it says."""
+    """Run a command that is rejected; return its message."""
     answer = cli(*words)
     assert answer.code != 0
     return " ".join((answer.out + answer.err).split())
@@ -68,7 +68,7 @@ def data_words(files: Sequence[Path]) -> list[object]:
 
 
 def training(kind: str, *more: object) -> list[object]:
-    """Return the words of a training of few and small steps."""
+    """Return the arguments of a short training."""
     dates = [iso(START_MS + round(day * 24) * 3_600_000) for day in (2, 2.75, 3.25)]
     return [
         "train",
@@ -95,7 +95,7 @@ def training(kind: str, *more: object) -> list[object]:
 
 @pytest.fixture(scope="module")
 def trained(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return what trains a kind, once for all tests, into the folder that it returns."""
+    """Return a function that trains a kind, once for all tests, and returns its folder."""
 
     @cache
     def of(kind: str, *more: object) -> Path:
@@ -115,7 +115,7 @@ def configured(
     sections: Mapping[str, Any] = NOTHING,
     **more: Any,
 ) -> Config:
-    """Return what trades the checkpoint in *folder*; *more* are the strategy's options."""
+    """Return a configuration that trades the checkpoint in *folder*, with options *more*."""
     return load_config(
         None,
         {
@@ -129,7 +129,7 @@ def configured(
 
 
 def held_at(path: Path, open_ms: int) -> set[str]:
-    """Return why the network had no answer at a close, where all symbols held by one gate."""
+    """Return why the network had no answer at a close; one gate held all symbols."""
     query = f"SELECT DISTINCT action, refused_by FROM v_decisions WHERE open_time_ms = {open_ms}"
     assert rows(path, query) == [("HOLD", "finite")]
     query = "SELECT text FROM v_notes WHERE name = 'no_answer' AND open_time_ms = "
@@ -212,7 +212,7 @@ def test_weights_of_a_close_are_traded_together_and_noted(
 def test_a_rule_weighs_by_the_correlations_that_are_stored(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Without a price of turnover the least variance is the inverse of the covariance, summed."""
+    """Without a turnover price, minimum-variance weights are row sums of the inverse covariance."""
     folder, shrink = trained("crossasset", *choose("factors=2")), 0.3
     path = tmp_path / "run.db"
     options: dict[str, Any] = {"rule": "minimum", "shrink": shrink, "cost": 0}
@@ -258,7 +258,7 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
 
 
 def answer_of(symbol: str, correlations: Sequence[float], volatility: float = 0.01) -> Forecast:
-    """Return the answer of a network over the symbols to one horizon."""
+    """Return a network's answer for the symbols at one horizon."""
     share = SymbolAnswer(0.5, (0.001 * SYMBOLS.index(symbol),), (1.0, 0.0, 0.0)).encoded()
     heads = HeadForecasts(correlations=np.array(correlations, "<f4").tobytes())
     values = ((0.0,), (0.01,), (0.3,), (0.4,), (0.3,), (volatility,))

@@ -1,4 +1,4 @@
-"""Windows give every labelled bar its turn, with its own rows and labels, and repeat for a seed."""
+"""Windows visit every labelled bar with its rows and labels, and repeat for a seed."""
 
 from __future__ import annotations
 
@@ -101,11 +101,6 @@ def test_a_segment_shorter_than_a_chunk_is_padded_without_weight() -> None:
     assert batch.weights[0, rows:].abs().sum() == 0
     for tensor in (batch.values, batch.labels["returns"], batch.labels["variance"]):
         assert torch.isfinite(tensor).all()
-
-
-def test_weights_have_a_mean_of_about_one() -> None:
-    samples = TRAINING[0]
-    assert np.median(samples.weights[samples.weights > 0]) == pytest.approx(1.0)
 
 
 def test_a_window_longer_than_any_segment_is_refused() -> None:
