@@ -109,7 +109,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         needed = strategy.books + LATER_BOOKS
         for depths in reader.depths(run_id, bar.instrument, until=sequence, books=needed):
             record.add(depths)
-    books = strategy.fit(record.until(bar.close_time_ms), bar.close_time_ms)
+    books = strategy.usable(record.until(bar.close_time_ms), bar.close_time_ms)
     if isinstance(books, str) and any(row["name"] == "p_up" for row in stored.notes):
         raise DataInvalid(
             f"Run {run_id} no longer has the order books that decision {sequence} looked at, as "

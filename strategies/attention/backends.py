@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 HALF: Final = (torch.float16, torch.bfloat16)
 CHUNK_ENTRIES: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Scores that ``ChunkedBackend`` holds at once: a core's caches, or 128 MiB of float64."""
+"""Scores that ``ChunkedBackend`` holds at once: they fit a core's caches, or 128 MiB."""
 
 
 class Kernel(Protocol):
@@ -123,11 +123,11 @@ class CudaEfficient:
 
 
 class ChunkedBackend:
-    """The plain formulas over some queries at a time, in linear memory: any type, anywhere.
+    """The plain formulas over a block of queries at a time, in linear memory: any type and device.
 
-    What float64 runs by on CUDA, where no flash kernel takes it. With *counts* [batch or 1, query]
-    each query sees so many leading keys of any number; one that sees none reads 0, and its
-    logsumexp is -inf.
+    It serves float64 on CUDA, which no flash kernel takes. With *counts* [batch or 1, query] each
+    query sees that many leading keys; for one that sees none the output is 0 and the logsumexp
+    -inf.
     """
 
     name = "chunked"
@@ -138,9 +138,9 @@ class ChunkedBackend:
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
     ) -> Pass:
-        """Attend, a block of queries after the other."""
+        """Attend, one block of queries after the other."""
         wide = torch.promote_types(query.dtype, torch.float32)
-        # Whole from the start: what is kept between blocks would hold the memory of each apart.
+        # Allocated once: separate results would keep the memory of every block alive.
         result = Pass(
             query.new_empty(*query.shape[:3], value.shape[3]),
             query.new_empty(query.shape[:3], dtype=wide),
@@ -176,7 +176,7 @@ class ChunkedBackend:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield some rows and their scores [batch, head, row, key], hidden ones -inf.
 
-        Keys behind the last one that a row of the stripe sees are left out.
+        Keys after the last one that a row of the stripe sees are left out.
         """
         wide = torch.promote_types(query.dtype, torch.float32)
         pairs, time = query.shape[0] * query.shape[1], key.shape[2]
@@ -196,7 +196,7 @@ class ChunkedBackend:
 
 
 def chunk_entries(device: torch.device) -> int:
-    """Return how many scores are held at once on *device*, where whole rows are."""
+    """Return how many scores a pass over whole rows may hold at once on *device*."""
     return CHUNK_ENTRIES["cuda" if device.type == "cuda" else "cpu"]
 
 
@@ -207,9 +207,9 @@ def _finite(logsumexp: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One way to attend, known by its name wherever backends are listed, chosen or refused.
+    """One implementation of attention.
 
-    It gives square passes (``kernel``), of which windows are made, or takes every mask itself
+    It provides square passes (``kernel``), from which windows are built, or takes every mask itself
     (``whole``).
     """
 
@@ -217,7 +217,7 @@ class Backend:
     runs_on: Callable[[torch.device], bool]
     kernel: Callable[[torch.device, torch.dtype, int], Kernel] | None = None  # of a head dim
     whole: WholeAttention | None = None
-    is_automatic: bool = False  # ``auto`` may stand for it
+    is_automatic: bool = False  # ``auto`` may select it
     is_half: bool = False  # takes float16 and bfloat16 alone
     is_aligned: bool = True  # on CUDA its head dim is a multiple of 8, and padded to that
     takes_float64_on_cuda: bool = False
@@ -226,9 +226,9 @@ class Backend:
     generation: tuple[int, int] = (0, 0)  # CUDA's compute capability, at least
 
     def takes(self, device: torch.device, dtype: torch.dtype, dim: int | None = None) -> bool:
-        """Return whether tensors of this type, and heads of *dim*, can be given to it on *device*.
+        """Return whether it takes tensors of this type, with heads of *dim*, on *device*.
 
-        None leaves the head dim open.
+        Without *dim* the head dim is not checked.
         """
         if self.is_half and dtype not in HALF:
             return False
@@ -251,7 +251,7 @@ _ANY_GENERATION: Final = (99, 0)
 
 
 def generation_of(device: torch.device) -> tuple[int, int]:
-    """Return the compute capability of a CUDA *device*; the highest where none is here to ask."""
+    """Return the compute capability of a CUDA *device*; the highest if there is no CUDA."""
     if not torch.cuda.is_available():
         return _ANY_GENERATION
     return torch.cuda.get_device_capability(device)
@@ -262,7 +262,7 @@ BACKENDS: Final[dict[str, Backend]] = {}
 
 
 def register(backend: Backend) -> Backend:
-    """Make *backend* known; raise ``AttentionInvalid`` for a name that is taken."""
+    """Register *backend*; raise ``AttentionInvalid`` for a name that is taken."""
     if backend.name in BACKENDS:
         raise AttentionInvalid(f"There is an attention backend {backend.name!r} already.")
     BACKENDS[backend.name] = backend
@@ -286,7 +286,7 @@ def _sdpa(device: torch.device, dtype: torch.dtype, dim: int) -> Kernel:
     if device.type == "cpu":
         return CpuFlash()
     if device.type == "cuda":
-        # The flash kernel knows neither older devices nor wider heads; the other takes both.
+        # The flash kernel takes neither older devices nor wider heads; the other takes both.
         flash = dtype in HALF and dim <= _FLASH_DIM_MOST and generation_of(device) >= AMPERE
         return CudaFlash() if flash else CudaEfficient()
     raise _no_kernel("sdpa", device)

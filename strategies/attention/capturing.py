@@ -1,12 +1,11 @@
-"""Capture: the attention of any model, as layers, while the model runs; it is left as it was.
+"""Capture the attention of any model, as layers, while it runs; the model is not changed.
 
-Inside the block ``F.scaled_dot_product_attention`` is replaced wherever a module of source has it,
-the fast path of ``nn.MultiheadAttention`` is off, a call that asks it for weights is made once more
-without, and what is compiled runs as it was written. Of a Hugging Face model with
-``attn_implementation="eager"`` each module's formula is wrapped, with its soft cap and its sinks.
-The output is that of the same kernel or formula; on the CPU the kernel's logsumexp comes with it.
-What attends in another way (another package's kernel, plain products) is not seen: it is named, and
-nothing is guessed.
+Inside the block ``F.scaled_dot_product_attention`` is replaced in every Python module that has it,
+the fast path of ``nn.MultiheadAttention`` is off, a call of it with weights is repeated without
+them, and compiled code runs eagerly. In a Hugging Face model with ``attn_implementation="eager"``
+each module's formula is wrapped, with its soft cap and its sinks. The output is that of the same
+kernel or formula; on the CPU the kernel's logsumexp is kept. Modules that attend in another way
+(another package's kernel, plain products) are named in an error, and nothing is guessed.
 
 The rule is docs/attention.md, A37.
 """
@@ -34,7 +33,7 @@ from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollo
 from tracepaper.strategies.errors import AttentionInvalid
 
 EAGER: Final = "eager_attention_forward"
-"""What modules of transformers call where no kernel is chosen."""
+"""The function that modules of transformers call if no kernel is chosen."""
 _HELP: Final = (
     "call the model inside the block, in eval mode, as modules and no traced graph, and with "
     "attn_implementation 'sdpa' or 'eager'"
@@ -46,11 +45,11 @@ _ATTEND: Final = functional.scaled_dot_product_attention
 _HEADS: Final = signature(functional.multi_head_attention_forward)
 _FLASH: Final = SDPBackend.FLASH_ATTENTION.value
 _TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
-"""So near a layer gives a formula's output again, whose softmax is float32; half types: 1e-2."""
+"""How closely a layer must reproduce a formula's output, by type; half types: 1e-2."""
 
 
 class _Call(NamedTuple):
-    """One attention: its layer, and its output [batch, head, query, dim] as its caller has it."""
+    """One attention: its layer, and the output [batch, head, query, dim] that its caller got."""
 
     layer: Layer
     output: Tensor
@@ -71,7 +70,7 @@ class capture:  # noqa: N801 - it is called as a function is
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             raise AttentionInvalid(_TWO_SEQUENCES)
         self.missed: list[str] = []
-        """Modules of attention that ran and were not seen."""
+        """Modules of attention that ran and were not captured."""
         self._model, self._backward = model, backward
         self._calls: list[list[_Call]] = []  # by call of the model
         self._is_running = False
@@ -128,7 +127,7 @@ class capture:  # noqa: N801 - it is called as a function is
         """
         if self.missed:
             raise AttentionInvalid(
-                f"{', '.join(self.missed[:3])} attended in a way that was not seen; {_HELP}."
+                f"{', '.join(self.missed[:3])} attended in a way that is not captured; {_HELP}."
             )
         if not self._calls or not self._calls[-1]:
             raise AttentionInvalid(f"No attention was captured; {_HELP}.")
@@ -187,7 +186,7 @@ class capture:  # noqa: N801 - it is called as a function is
         setattr(owner, name, value)
 
     def _watch(self, model: nn.Module) -> None:
-        """Begin anew at each call of *model*; name its modules of attention that are not seen."""
+        """Start a new capture at each call of *model*, and find attention that is not captured."""
 
         def starts(*_: object) -> None:
             self._calls.append([])
@@ -205,12 +204,12 @@ class capture:  # noqa: N801 - it is called as a function is
         }
         for name, module in named.items():
             if not any(other.startswith(f"{name}.") for other in named):
-                self._require_seen(name, module)
+                self._require_layer(name, module)
         for home in homes_of_formulas(model):
             self._replace(home, EAGER, self._eager(getattr(home, EAGER)))
 
-    def _require_seen(self, name: str, module: nn.Module) -> None:
-        """Name *module* as missed where a call of it adds no layer."""
+    def _require_layer(self, name: str, module: nn.Module) -> None:
+        """Add *name* to ``missed`` if a call of *module* adds no layer."""
         before: list[int] = []
 
         def enters(*_: object) -> None:
@@ -257,7 +256,7 @@ class capture:  # noqa: N801 - it is called as a function is
         kernel = torch._fused_sdp_choice(
             query, key, value, attn_mask, 0.0, is_causal=is_causal, **options
         )
-        # Asked directly, the kernel divides by the size of an axis.
+        # The kernel divides by the size of an axis, which torch's function checks before.
         has_entries = 0 not in (*query.shape, *key.shape)
         if query.device.type == "cpu" and kernel == _FLASH and has_entries:
             added = attn_mask
@@ -296,16 +295,16 @@ class capture:  # noqa: N801 - it is called as a function is
                     softcap=options.get("softcap"),
                     sinks=getattr(module, "sinks", None),
                 )
-                if _gives_again(layer, result[0]):
+                if _reproduces(layer, result[0]):
                     self._add(layer, result[0], is_transposed=True)
             return result
 
         return attended
 
 
-def _found(function: object) -> list[tuple[ModuleType, str]]:
-    """Return the modules of source that have *function*, each with its name there."""
-    # The compiler reads torch's own functions by their places.
+def _places(function: object) -> list[tuple[ModuleType, str]]:
+    """Return the Python modules that have *function*, each with its name there."""
+    # The compiler finds torch's own functions by their modules.
     homes = [functional] + [
         home
         for name, home in list(sys.modules.items())
@@ -315,25 +314,26 @@ def _found(function: object) -> list[tuple[ModuleType, str]]:
 
 
 @lru_cache(maxsize=1)
-def _places(function: object, _modules: int) -> list[tuple[ModuleType, str]]:
-    """Return ``_found`` of torch's own function, once while so many modules are there."""
-    return _found(function)
+def _cached_places(function: object, _modules: int) -> list[tuple[ModuleType, str]]:
+    """Return ``_places`` of *function*, cached while the number of modules stays."""
+    return _places(function)
 
 
 @contextmanager
 def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterator[None]:
-    """Let modules of source call *by* where they call *attend*, of whatever name it has there.
+    """Let Python modules call *by* in place of *attend*, whatever its name is there.
 
-    Fast paths that avoid it are off, and what is compiled runs as it was written.
+    Fast paths around it are off, and compiled code runs eagerly.
     """
-    places = _places(_ATTEND, len(sys.modules)) if attend is _ATTEND else _found(attend)
+    is_torch = attend is _ATTEND
+    places = _cached_places(_ATTEND, len(sys.modules)) if is_torch else _places(attend)
     named = [(home, name) for home, name in places if getattr(home, name, None) is attend]
     was_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         for home, name in named:
             setattr(home, name, by)
-        # Without it nothing is compiled, and it takes a second and 150 MB to load.
+        # If it is not loaded nothing is compiled, and loading takes a second and 150 MB.
         has_compiler = "torch._dynamo" in sys.modules
         with torch.compiler.set_stance("force_eager") if has_compiler else nullcontext():
             yield
@@ -344,7 +344,7 @@ def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterat
 
 
 def homes_of_formulas(model: nn.Module) -> list[ModuleType]:
-    """Return the modules of source whose attention in plain operations *model* may call."""
+    """Return the Python modules whose attention in plain operations *model* may call."""
     homes = sorted({type(module).__module__ for module in model.modules()})
     return [sys.modules[home] for home in homes if hasattr(sys.modules.get(home), EAGER)]
 
@@ -355,7 +355,7 @@ def _require_no_dropout(share: float) -> None:
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """Return *x* [.., time, dim] as [batch, head, time, dim]: two axes have one head."""
+    """Return *x* [.., time, dim] as [batch, head, time, dim], with one head if it has no axis."""
     if x.ndim < AXES:
         x = x[..., None, :, :]
     return x[None] if x.ndim < AXES else x.flatten(0, -AXES)
@@ -373,15 +373,15 @@ def _layer(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Layer:
-    """Return the layer of one call, whose tensors may have other axes, or one batch for all."""
+    """Return the layer of one call; its tensors may have other axes, or one batch for all."""
     query, key, value = (_by_head(x.detach()) for x in (query, key, value))
     batch = max(len(x) for x in (query, key, value))
     query, key, value = (
         x.expand(batch, -1, -1, -1) if len(x) == 1 else x for x in (query, key, value)
     )
     if logsumexp is None:
-        taken = None if sinks is None else sinks.detach()
-        return Layer.of(query, key, value, mask, scale=scale, softcap=softcap, sinks=taken)
+        sinks = None if sinks is None else sinks.detach()
+        return Layer.of(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
     layer = Layer(query, key, value, logsumexp.detach(), mask, scale)
     if mask.dense is None and mask.starts is None and mask.stops is None:
         return layer
@@ -390,8 +390,8 @@ def _layer(
 
 
 @explanation
-def _gives_again(layer: Layer, output: Tensor) -> bool:
-    """Return whether *layer* gives the last row of *output* [batch, query, head, dim] again."""
+def _reproduces(layer: Layer, output: Tensor) -> bool:
+    """Return whether *layer* reproduces the last row of *output* [batch, query, head, dim]."""
     assert layer.value is not None
     weights = layer.rows([layer.shape[2] - 1])[:, :, 0]  # [batch, head, key]
     groups = layer.shape[1] // layer.value.shape[1]
@@ -419,7 +419,7 @@ def _mask_of(query: Tensor, key: Tensor, table: Tensor | None, *, is_causal: boo
 
 
 def _joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:
-    """Return the layers of the last call, with the queries of those whose cache it lengthened."""
+    """Return the layers of the last call, joined with the calls whose cache it extends."""
     last = list(calls[-1])
     queries, keys = last[0].shape[2:]
     parts = [last]
@@ -434,9 +434,9 @@ def _joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:
 
 
 def _is_before(layer: Layer, following: Layer) -> bool:
-    """Return whether *following* has the keys of *layer*, and then those of its queries.
+    """Return whether *following* has the keys of *layer*, and after them its queries' own.
 
-    A cache that drops what a window has left behind is another one.
+    It has not if the cache drops keys that are outside a window.
     """
     count = layer.shape[3]
     grown = following.shape[3] - following.shape[2]
@@ -444,7 +444,7 @@ def _is_before(layer: Layer, following: Layer) -> bool:
 
 
 def _lengthened(parts: Sequence[Layer]) -> Layer:
-    """Return one layer over all queries of steps over one cache."""
+    """Return one layer over the queries of all steps over one cache."""
     first, last = parts[0], parts[-1]
     return replace(
         last,

@@ -47,7 +47,7 @@ def exact(call: Callable[_P, _R]) -> Callable[_P, _R]:
 def explanation(call: Callable[_P, _R]) -> Callable[_P, _R]:
     """Return *call* with autocast off, without gradients, and its masses checked together.
 
-    A given logsumexp carries none, so the gradient of what is derived from it would be wrong.
+    A given logsumexp has no gradient, so gradients of results derived from it would be wrong.
     """
 
     @wraps(call)
@@ -65,16 +65,16 @@ def explanation(call: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 RULES: Final[list[nn.Module]] = []
-"""The networks whose gradients are relevances now."""
+"""The networks inside ``relevance_rules``, whose gradients are relevances."""
 
 
 def ruled(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tensors of one attention; of relevances its weights are constants."""
+    """Return the tensors of one attention; for relevances, with constant query and key."""
     return (query.detach(), key.detach(), value) if RULES else (query, key, value)
 
 
 def check_mask(mask: object) -> None:
-    """Raise ``AttentionInvalid`` for what is no mask."""
+    """Raise ``AttentionInvalid`` unless *mask* is a ``Mask``."""
     if not isinstance(mask, Mask):
         kind = "None" if mask is None else f"a {type(mask).__name__}"
         raise AttentionInvalid(
@@ -83,7 +83,7 @@ def check_mask(mask: object) -> None:
 
 
 def check_module(model: object) -> None:
-    """Raise ``AttentionInvalid`` for what is no module of torch."""
+    """Raise ``AttentionInvalid`` unless *model* is a module of torch."""
     if not isinstance(model, nn.Module):
         raise AttentionInvalid(f"The model is a {type(model).__name__}; give a torch module.")
 
@@ -95,11 +95,11 @@ def check_axes(
     kinds: Sequence[torch.dtype] = FLOATS,
     alike: Collection[str] | None = None,
 ) -> None:
-    """Raise ``AttentionInvalid`` unless tensors are plain, of their axes, on one device.
+    """Raise ``AttentionInvalid`` unless tensors are dense, fit their axes and share a device.
 
-    *given* are by name a tensor and its axes such as ``batch head key``; axes of one name have one
-    size, that of *sizes* where it is known there, and none is empty. All are of one of *kinds*, and
-    those that are *alike*, None for all, of one type.
+    *given* maps names to tensors and their axes, such as ``batch head key``. Axes with one name
+    have one size, that of *sizes* if it is there, and none is empty. All types are among *kinds*;
+    tensors named in *alike*, None for all, have the type of the first.
     """
     size_of = dict(sizes or {})
     first, (like, _) = next(iter(given.items()))
@@ -152,7 +152,7 @@ def check_rows(rows: Sequence[int] | Tensor, time: int, *, from_end: bool = Fals
 
 
 def check_share(value: float, name: str, *, below_one: bool = False) -> float:
-    """Return *value* if it is a share in [0, 1] (or [0, 1)); raise ``AttentionInvalid`` else."""
+    """Return *value*, a share in [0, 1] (or [0, 1)); raise ``AttentionInvalid`` otherwise."""
     is_share = isinstance(value, (int, float)) and 0.0 <= value <= 1.0
     if not is_share or (below_one and value == 1.0):
         bounds = "at least 0 and below 1" if below_one else "between 0 and 1"
@@ -161,7 +161,7 @@ def check_share(value: float, name: str, *, below_one: bool = False) -> float:
 
 
 def check_start(start_layer: int, layers: int) -> int:
-    """Return *start_layer* if a layer is left above it; raise ``AttentionInvalid`` else."""
+    """Return *start_layer*; raise ``AttentionInvalid`` unless it is one of the layers."""
     if not 0 <= whole(start_layer, "start_layer") < layers:
         raise AttentionInvalid(
             f"start_layer {start_layer} leaves nothing to explain; choose 0 to {layers - 1}."
@@ -177,7 +177,7 @@ def check_shares(
 ) -> Tensor:
     """Return [layer, head] shares that sum to 1 a layer; equal shares for None.
 
-    One list serves every layer; *like* says type and device. Raise ``AttentionInvalid`` on a
+    One list serves every layer; *like* sets type and device. Raise ``AttentionInvalid`` on a
     negative weight, a wrong count or a layer without weight.
     """
     if head_weights is None:
@@ -219,7 +219,7 @@ def check_products(query: Tensor, key: Tensor, scale: float, **others: Tensor) -
         raise AttentionInvalid(f"The scale is {scale!r}; give a finite number.")
     tensors = {"query": query, "key": key, **others}
     ends = [torch.stack(torch.aminmax(x.detach())).abs().amax() for x in tensors.values()]
-    # Together, so that a device is asked once.
+    # One transfer for all, because each one synchronises a GPU.
     largest: list[float] = torch.stack(ends).double().tolist()
     for name, size in zip(tensors, largest, strict=True):
         if not math.isfinite(size):
@@ -238,7 +238,7 @@ def check_products(query: Tensor, key: Tensor, scale: float, **others: Tensor) -
 def is_finite(tensor: Tensor) -> bool:
     """Return whether every value is finite.
 
-    A sum is cheap; it overflows for large finite values too, so only then is each looked at.
+    A sum is cheap but can overflow for finite values; only then is each value checked.
     """
     values = tensor.detach()
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
@@ -256,10 +256,10 @@ def require_finite(tensor: Tensor, place: str) -> Tensor:
 
 @contextmanager
 def finite_layers(network: nn.Module) -> Iterator[None]:
-    """Check every module's output inside the block; the first that is not finite is named.
+    """Inside the block raise ``AttentionInvalid`` naming the first module with NaN or infinity.
 
-    Costs one pass over each activation, so it is meant for diagnosis and for training's first
-    steps. Raises ``AttentionInvalid``.
+    It costs one pass over each activation, so it is meant for diagnosis and the first steps of
+    training.
     """
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:

@@ -1,9 +1,9 @@
-"""Compiled C loops for rollout, entropy and streaming, built where a C compiler is.
+"""Compiled C loops for rollout, entropy and streaming, built if a C compiler is installed.
 
-``native.c`` is one text for every width of vectors. Installing tracepaper compiles an object for
-AVX-512 and one for AVX2 beside it, and each says whether this processor has its instructions.
-Nothing here is needed: torch computes the same within 1e-6. Results have the same bits at any
-number of threads, and other ones by another object, so a run names the one that computed it.
+``native.c`` is one source for every vector width. Installing tracepaper compiles one object for
+AVX-512 and one for AVX2, and each reports whether this processor has its instructions. The loops
+are optional: torch computes the same within 1e-6. Results are bit-identical at any number of
+threads, but differ between objects, so a run records the one that computed it.
 
 The rule is docs/attention.md, A31.
 """
@@ -42,21 +42,21 @@ _SIGNATURES: Final = {
 
 
 class Loops(NamedTuple):
-    """One object: its functions, and the beginning of its SHA-256, by which a run names it."""
+    """One object: its functions, and the beginning of its SHA-256, which a run records."""
 
     library: ctypes.CDLL
     sha256: str
 
 
 def file_of(name: str) -> str:
-    """Return the file of the object *name*; with two dots it is no module of the package."""
+    """Return the file of the object *name*; its two dots keep Python from importing it."""
     return f"{name.replace('_', '.')}.so"
 
 
 def opened(path: Path) -> Loops | None:
-    """Return the object at *path*; None where there is none that runs here.
+    """Return the object at *path*; None if there is none that runs here.
 
-    That is one of other sources than those beside it, or of instructions that the processor lacks.
+    It does not if it was built from other sources, or the processor lacks its instructions.
     """
     source = path.with_name("native.c")
     if not (path.is_file() and source.is_file()):
@@ -70,7 +70,7 @@ def opened(path: Path) -> Loops | None:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, _L
-    except (OSError, AttributeError):  # built for another machine, or no object of ours
+    except (OSError, AttributeError):  # built for another machine, or not such an object
         return None
     return Loops(library, hashlib.sha256(path.read_bytes()).hexdigest()[:ID_DIGITS])
 
@@ -88,7 +88,7 @@ def available() -> tuple[str, ...]:
 
 
 def runs_on(name: str, device: torch.device) -> bool:
-    """Return whether the object *name* is here and computes on *device*."""
+    """Return whether the object *name* is built and computes on *device*."""
     return device.type == "cpu" and name in loops()
 
 
@@ -99,7 +99,7 @@ def takes(tensor: Tensor) -> bool:
 
 
 def choose(layer: Operand) -> str | None:
-    """Return the fastest object where there is one that takes *layer*, None where there is none."""
+    """Return the name of the fastest object that takes *layer*, None if none does."""
     if not loops() or layer.kind != torch.float32 or not layer.mask.is_interval:
         return None
     given = (layer.query, layer.key, layer.logsumexp)
@@ -110,8 +110,8 @@ def push_rows(layer: Operand, weights: Tensor, name: str) -> Tensor:
     """Return each head's ``wᵀA`` for *weights* [batch, row, query]: [batch, head, row, key]."""
     rows = weights.shape[1]
     product = weights.new_empty(layer.batch, layer.heads, rows, layer.keys)
-    # What no row asks for may have a logsumexp of anything: it is made to give nothing. A query
-    # that says it sees nothing is asked all the same, so that one that lies is found.
+    # A query without weight may have any logsumexp: +inf makes its entries 0. A query with a
+    # logsumexp of -inf is computed all the same, so that the mass check finds a wrong one.
     has_weight = (weights != 0).any(dim=1)[:, None]
     sums = layer.logsumexp.masked_fill(torch.isneginf(layer.logsumexp), 0.0)
     sums = sums.masked_fill(~has_weight, torch.inf)
@@ -163,7 +163,7 @@ def _factors(layer: Operand) -> tuple[float, float]:
 
 
 class WindowRows(NamedTuple):
-    """What new rows of streams got from their windows."""
+    """The attention of new rows of streams over their windows."""
 
     output: Tensor  # [pair, time, dim]
     figures: Tensor  # [pair, time, 4]: mass, largest score, largest share, mean score
@@ -171,7 +171,7 @@ class WindowRows(NamedTuple):
 
 
 class StreamRows(NamedTuple):
-    """New rows of streams, or the rings of what they leave behind."""
+    """New rows of streams, or the rings that keep earlier ones."""
 
     keys: Tensor  # [pair, time, dim]
     values: Tensor  # [pair, time, dim]
@@ -191,7 +191,7 @@ def scan_rows(
 ) -> WindowRows:
     """Write *new* rows of streams into their *rings* from *end* on, and attend with them there.
 
-    *query* is [pair, time, dim]; *counts* are the bars that each stream has before these.
+    *query* is [pair, time, dim]; *counts* are the bars that each stream had before.
     """
     pairs, time, dim = query.shape
     keys, _, rollout = rings
@@ -231,7 +231,7 @@ def _function(name: str, function: str) -> Callable[..., int]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return *tensor* as one stretch of float32."""
+    """Return *tensor* as contiguous float32."""
     return tensor.to(torch.float32).contiguous()
 
 
@@ -240,6 +240,6 @@ def _at(tensor: Tensor) -> int:
 
 
 def _distances(mask: Mask, most: int) -> tuple[int, int]:
-    """Return how far back a visible key is at least and at most; *most* is beyond all."""
+    """Return the least and the largest distance back of a visible key; *most* is no limit."""
     low = 0 if mask.causal else -most if mask.after is None else -mask.after
     return low, most if mask.before is None else min(mask.before, most)

@@ -1,4 +1,4 @@
-"""FlashAttention, of torch and as a package: passes that return logsumexp, and gradients."""
+"""FlashAttention, from torch and from its packages: passes with logsumexp, and gradients."""
 
 from __future__ import annotations
 
@@ -37,18 +37,17 @@ class Pass(NamedTuple):
 
 
 ALIGNED: Final = 8
-"""CUDA's kernels read the head dim in pieces of so many entries."""
+"""CUDA's kernels read the head dim in pieces of this many entries."""
 _SECTOR_BYTES: Final = 16
-"""What CUDA's kernels read at once: rows begin at multiples of it."""
+"""CUDA's kernels read this many bytes at once: rows must begin at multiples of it."""
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """Return *x* [batch, head, time, dim] as kernels read it, copied where it is not.
+    """Return *x* [batch, head, time, dim] in a layout that kernels can read, copied if needed.
 
-    They ask no stride of the last dimension, so a head's entries lie side by side; a row neither
-    overlaps the one before it nor, on CUDA, begins between two of the pieces that are read. The
-    public functions of torch check this, the operators behind them do not: they read what lies
-    beside the tensor.
+    They assume that the last stride is 1, that rows do not overlap and, on CUDA, that rows begin at
+    multiples of ``_SECTOR_BYTES``. torch's public functions check this. The operators behind them
+    do not: they would read memory outside the tensor.
     """
     entries, rows = x.shape[3], x.shape[2]
     is_dense = entries == 1 or x.stride(3) == 1
@@ -68,7 +67,7 @@ def _is_aligned(x: Tensor) -> bool:
 class CudaFlash:
     """PyTorch's own flash kernel for CUDA: float16 and bfloat16, head dim a multiple of 8.
 
-    It knows windows itself, so that one pass serves where others take two.
+    It supports windows, so that one pass replaces two.
     """
 
     name = "sdpa"
@@ -184,9 +183,9 @@ def attend_by_package(
 def flash_options(function: Callable[..., Any], mask: Mask, scale: float) -> dict[str, Any]:
     """Return the options by which this version's *function* gives a logsumexp under *mask*.
 
-    Version 2 and later builds of version 3 ask for ``return_attn_probs``, earlier builds of 3
-    always return the logsumexp, and version 4 asks for ``return_lse`` and writes an open side of
-    the window as None instead of -1. Only options that the function declares are given.
+    Version 2 and later builds of version 3 have ``return_attn_probs``, earlier builds of 3
+    always return the logsumexp, and version 4 has ``return_lse`` and writes an open side of the
+    window as None instead of -1. Only options that the function declares are returned.
     """
     declared = inspect.signature(function).parameters
     sides = declared["window_size"].default if "window_size" in declared else (-1, -1)

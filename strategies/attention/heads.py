@@ -1,7 +1,7 @@
 """Head analysis of attention and rollout rows: locality, stability, collapse, kinds of heads.
 
-Pure functions of rows with one weight a bar. Recent mass and shift, which gates judge at every bar,
-are taken by age over blocks in ``blocks``.
+These are pure functions of rows that hold one weight per bar. ``time_buckets`` computes recent mass
+and shift, which the gates check at every bar.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EVENT_BARS: Final = 8
-"""How many bars may make up an event."""
+"""The number of bars that together count as an event."""
 EVENT_SHARE: Final = 0.25
-"""The mass that so few distant bars must hold; spread evenly they would hold under 1 %."""
+"""The least mass of a focused row on its event bars; uniform attention gives them under 1 %."""
 RECENT_SHARE: Final = 0.25
 """The newest quarter of the context is recent, the rest distant."""
 _MATRIX: Final = 2
@@ -34,14 +34,14 @@ class Locality(NamedTuple):
 
     mean_age: Tensor
     half_life: Tensor  # the smallest age within which half of the mass lies
-    effective_bars: Tensor  # exp(entropy): as many bars with equal weights would be as spread out
+    effective_bars: Tensor  # exp(entropy): the number of equally weighted bars with this entropy
 
 
 def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
     """Return rollout rows over age instead of time, the newest bar first: [..., row, time].
 
-    *weights* is [..., row, time]; ``rows`` are the bars from which each row looks back. Ages before
-    the first bar and after the row are zero.
+    *weights* is [..., row, time]; ``rows`` are the bars from which each row looks back. The weight
+    of an age before the first bar is zero.
     """
     check_tensor("weights", weights)
     time = weights.shape[-1]
@@ -127,47 +127,47 @@ def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Te
 
 
 DIFFUSE_BELOW: Final = 0.05
-"""A head whose confidence is lower spreads its attention evenly."""
+"""A head with a lower confidence attends almost evenly."""
 EVENT_ABOVE: Final = 0.6
-"""A head is event-driven where its rows agree on bars this much more than on ages."""
+"""A head is event-driven if its event share is higher."""
 LOCAL_ABOVE: Final = 0.5
-"""A head is local where this much of its mass lies in the newest sixteenth of what it sees."""
+"""A head is local if more of its mass lies in the newest sixteenth of its window."""
 LOCAL_SHARE: Final = 1.0 / 16.0
 PERIODIC_ABOVE: Final = 0.5
-"""A head is periodic where its profile by age repeats itself with this correlation."""
+"""A head is periodic if its profile by age repeats with at least this autocorrelation."""
 STABLE_ABOVE: Final = 0.5
-"""A head is stable where bars keep this much of their weight from one row to the next."""
-APART_ABOVE: Final = 0.2
-"""A head is specialised where it shares less than all but this with the others of its layer."""
+"""A head is stable if the similarity of its consecutive rows is at least this."""
+SEPARATION_ABOVE: Final = 0.2
+"""A head is apart if it differs by at least so many bits from the mean of its layer's others."""
 TIED_ABOVE: Final = 0.3
-"""A head is tied to volume or volatility where the ranks of its looks and of that agree so far."""
+"""A head is tied to volume or volatility if its rank correlation with it is at least this."""
 EXTREME_SHARE: Final = 1.0 / 64.0
-"""Of bars, those with the largest moves are extreme."""
+"""The share of bars, those with the largest moves, that count as extreme."""
 EXTREME_ABOVE: Final = 4.0
-"""A head is tied to extreme moves where it looks at those bars so many times as much as at all."""
+"""A head is tied to extremes if it attends to them this many times as much as to all bars."""
 TIED_P: Final = 0.01
-"""Of a tie: by chance no more than so many of the series shifted in a circle agree as well."""
+"""A tie is significant if at most this share of the circular shifts agrees as well."""
 _TIED_BARS: Final = 64
-_NEAR_SHIFTS: Final = 20  # shifts by less than a so manieth of the bars are the series itself
+_NEAR_SHIFTS: Final = 20  # shifts below this fraction of the bars resemble the series itself
 _ALIKE_LEAST: Final = 0.1
 _PERIODS_MIN: Final = 3
 _ROWS_MIN: Final = 2
 LEGEND: Final = (
-    f"Diffuse is a head whose confidence is below {DIFFUSE_BELOW:g} and that repeats nothing; "
-    f"event-driven one whose rows agree on bars rather than ages (event share above "
-    f"{EVENT_ABOVE:g}); periodic one whose profile by age repeats with a correlation of "
-    f"{PERIODIC_ABOVE:g} or more; local one with more than {LOCAL_ABOVE:.0%} of its mass in the "
-    f"newest sixteenth. Focused is {EVENT_SHARE:.0%} or more on {EVENT_BARS} bars older than the "
-    f"newest quarter, stable a stability of {STABLE_ABOVE:g} or more from row to row, apart a "
-    f"divergence of {APART_ABOVE:g} bits or more from the layer's other heads. The thresholds are "
-    "set where planted heads of each kind, two fifths of them noise, are told from one another. "
-    f"Tied to volume or volatility (high to low) is a head whose looks, against those of its mean "
-    f"profile by age, have a rank correlation of {TIED_ABOVE:g} or more with it over the bars; to "
-    f"extremes one that looks {EXTREME_ABOVE:g} times as much at the {EXTREME_SHARE:.1%} of bars "
-    f"with the largest moves; each where at most {TIED_P:.0%} of the series shifted in a circle "
-    "agree as well."
+    f"A diffuse head has a confidence below {DIFFUSE_BELOW:g} and repeats nothing. The rows of an "
+    f"event-driven head agree on bars rather than ages (event share above {EVENT_ABOVE:g}). The "
+    "profile by age of a periodic head repeats with a correlation of at least "
+    f"{PERIODIC_ABOVE:g}. A local head has more than {LOCAL_ABOVE:.0%} of its mass in the newest "
+    f"sixteenth. Focused: at least {EVENT_SHARE:.0%} on {EVENT_BARS} bars older than the newest "
+    f"quarter. Stable: a stability of at least {STABLE_ABOVE:g} from row to row. Apart: at least "
+    f"{SEPARATION_ABOVE:g} bits of divergence from the layer's other heads. The thresholds "
+    "separate planted heads of each kind, two fifths of whose weights are noise. Tied to volume or "
+    "volatility (high to low): the attention to each bar, relative to the mean profile by age, has "
+    f"a rank correlation of at least {TIED_ABOVE:g} with it. Tied to extremes: at least "
+    f"{EXTREME_ABOVE:g} times as much attention to the {EXTREME_SHARE:.1%} of bars with the "
+    "largest moves as to all bars. Of the circularly shifted series at most "
+    f"{TIED_P:.0%} agree as well."
 )
-"""What the figures of heads mean, with their thresholds."""
+"""The meaning of the figures of heads, with their thresholds."""
 
 
 class HeadKind(StrEnum):
@@ -176,7 +176,7 @@ class HeadKind(StrEnum):
     LOCAL = "local"  # the last few bars
     PERIODIC = "periodic"  # bars at equal distances
     EVENT = "event-driven"  # certain bars, wherever they lie
-    DIFFUSE = "diffuse"  # everything alike
+    DIFFUSE = "diffuse"  # all bars equally
 
 
 class HeadReading(NamedTuple):
@@ -187,22 +187,22 @@ class HeadReading(NamedTuple):
     local_mass: float
     period_bars: int  # 0 where nothing repeats
     period_correlation: float
-    event_share: float  # of what rows have in common, the part that is tied to bars, not ages
+    event_share: float  # the share of the rows' similarity that is by bar, not by age
 
 
 class Tie(NamedTuple):
-    """How far a head's looks follow something of the bars, and how often chance does as well."""
+    """How closely a head's attention follows a series of the bars."""
 
-    value: float  # rank correlation; of extreme moves, looks at them over looks at all bars
-    p: float
+    value: float  # rank correlation; for extremes, attention to them over attention to all bars
+    p: float  # the share of circular shifts that agree as well
 
-    def holds(self, above: float) -> bool:
-        """Return whether it is above a threshold, and not by chance."""
-        return self.value >= above and self.p <= TIED_P
+    def exceeds(self, threshold: float) -> bool:
+        """Return whether the value reaches a threshold, and is significant."""
+        return self.value >= threshold and self.p <= TIED_P
 
 
 class Ties(NamedTuple):
-    """What a head's looks follow, whatever their age."""
+    """The ties of a head's attention, its mean profile by age divided out."""
 
     volume: Tie
     volatility: Tie
@@ -210,31 +210,31 @@ class Ties(NamedTuple):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """The names of what it is tied to, by the thresholds of ``LEGEND``."""
-        limits = (TIED_ABOVE, TIED_ABOVE, EXTREME_ABOVE)
-        every = zip(self._fields, self, limits, strict=True)
-        return tuple(name for name, tie, above in every if tie.holds(above))
+        """The names of the ties that reach the thresholds of ``LEGEND``."""
+        thresholds = (TIED_ABOVE, TIED_ABOVE, EXTREME_ABOVE)
+        ties = zip(self._fields, self, thresholds, strict=True)
+        return tuple(name for name, tie, threshold in ties if tie.exceeds(threshold))
 
 
 class HeadFigures(NamedTuple):
-    """How far back a head looks, on how few bars, how steadily, and how differently from others."""
+    """Reach, concentration, stability and distinctness of one head."""
 
     mean_age: float  # bars
     half_life: float  # bars, within which half of its mass lies
     effective_bars: float
-    focus: float | None  # mass of its few heaviest distant bars; None of a short window
+    focus: float | None  # mass on its heaviest distant bars; None in a short window
     stability: float
-    separation: float  # bits, from the mean of the other heads of its layer; 0 of a single one
+    separation: float  # bits, from the mean of its layer's other heads; 0 for a single head
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What it is beside its kind, by the thresholds of ``LEGEND``."""
+        """The head's properties besides its kind, by the thresholds of ``LEGEND``."""
         marks = {
             "focused": self.focus is not None and self.focus >= EVENT_SHARE,
             "stable": self.stability >= STABLE_ABOVE,
-            "apart": self.separation >= APART_ABOVE,
+            "apart": self.separation >= SEPARATION_ABOVE,
         }
-        return tuple(name for name, holds in marks.items() if holds)
+        return tuple(name for name, is_marked in marks.items() if is_marked)
 
 
 def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[HeadFigures]:
@@ -245,18 +245,18 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
     """
     weights = weights.double()
     by_age = rows_by_age(weights, rows)[..., :visible]
-    near, steady = locality(by_age), stability(weights)
-    # Where the few are a large part of all bars, what they hold says nothing.
-    long = visible >= 2 * EVENT_BARS / EVENT_SHARE
-    focus = event_focus(by_age, visible).mean(dim=-1).tolist() if long else None
+    reach, steady = locality(by_age), stability(weights)
+    # In a short window the event bars are a large part of all bars, so their mass means nothing.
+    is_long = visible >= 2 * EVENT_BARS / EVENT_SHARE
+    focus = event_focus(by_age, visible).mean(dim=-1).tolist() if is_long else None
     heads = len(weights)
     others = (weights.sum(dim=0) - weights) / max(1, heads - 1)
     divergences = divergence(weights, others).mean(dim=-1)
     return [
         HeadFigures(
-            float(near.mean_age[head].mean()),
-            float(near.half_life[head].double().mean()),
-            float(near.effective_bars[head].mean()),
+            float(reach.mean_age[head].mean()),
+            float(reach.half_life[head].double().mean()),
+            float(reach.effective_bars[head].mean()),
             None if focus is None else focus[head],
             float(steady[head]),
             float(divergences[head]) if heads > 1 else 0.0,
@@ -297,13 +297,13 @@ def ties_of(
     visible: int,
     volume: Tensor,
     volatility: Tensor,
-    moved: Tensor,
+    move_sizes: Tensor,
 ) -> Ties | None:
-    """Return the ties of a head's attention [row, time] at *rows*; None of fewer than 64 bars.
+    """Return the ties of a head's attention [row, time] at *rows*; None for fewer than 64 bars.
 
-    *volume*, *volatility* and the size of the move *moved* are [time], of any unit. What the head
-    gives every bar by its age is divided out. The null is each series shifted in a circle, which
-    keeps how it persists (all shifts but those by less than a twentieth of the bars).
+    *volume*, *volatility* and *move_sizes* are [time], in any unit. The head's mean profile by age
+    is divided out. The null distribution is each series shifted circularly by at least a twentieth
+    of the bars, which keeps its autocorrelation.
     """
     weights = weights.double()
     by_age = rows_by_age(weights, rows)[:, :visible]
@@ -318,7 +318,7 @@ def ties_of(
     if int(enough.sum()) < _TIED_BARS:
         return None
     attended = attended[enough] / counts[enough]
-    size = moved.double()[enough]
+    size = move_sizes.double()[enough]
     edge = size.sort(descending=True).values[max(1, round(EXTREME_SHARE * len(size))) - 1]
     extreme = (size >= edge).double()
     ranks = _ranks(attended)
@@ -330,7 +330,7 @@ def ties_of(
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Return the ranks of *values*, equal ones by their mean, of mean 0 and variance 1."""
+    """Return the ranks of *values*, ties averaged, scaled to mean 0 and variance 1."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0) - (counts + 1) / 2.0)[inverse].double()
     centred = ranks - ranks.mean()
@@ -338,7 +338,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _tie(attended: Tensor, series: Tensor) -> Tie:
-    """Return the mean product of *looks* and *series*, beside those of the series shifted."""
+    """Return the mean product of *attended* and *series*, and its p among circular shifts."""
     count = len(attended)
     products: Tensor = (
         torch.fft.irfft(torch.fft.rfft(attended) * torch.fft.rfft(series).conj(), n=count) / count
@@ -351,9 +351,9 @@ def _tie(attended: Tensor, series: Tensor) -> Tie:
 
 
 def _period(profile: Tensor) -> tuple[int, float]:
-    """Return the distance at which a profile by age repeats best, and with what correlation.
+    """Return the period at which a profile by age repeats best, and its autocorrelation.
 
-    The first peak of the autocorrelation after it has fallen below zero; (0, 0.0) without one.
+    The best is the largest after the autocorrelation first falls below zero; (0, 0.0) for none.
     """
     ages = len(profile)
     centred = profile - profile.mean()
@@ -370,13 +370,13 @@ def _period(profile: Tensor) -> tuple[int, float]:
 
 
 def _event_share(weights: Tensor, by_age: Tensor) -> float:
-    """Return how much more alike rows are in absolute time than by age, 0 to 1.
+    """Return the share of the rows' similarity that is in absolute time, not by age: 0 to 1.
 
-    Rows of an event-driven head agree on bars, those of a local head on ages. Half of them are held
-    to the other half: neighbours agree on both where events lie side by side.
+    Rows of an event-driven head agree on bars, those of a local head on ages. The first half is
+    compared with the second: neighbouring rows agree on both if events lie side by side.
     """
     half = len(weights) // 2
     in_time = 1.0 - float(divergence(weights[:-half], weights[half:]).mean())
     in_age = 1.0 - float(divergence(by_age[:-half], by_age[half:]).mean())
-    # Rows that have next to nothing in common agree by chance alone.
+    # Rows with almost nothing in common agree only by chance.
     return in_time / (in_time + in_age) if in_time + in_age >= _ALIKE_LEAST else 0.5

@@ -1,13 +1,13 @@
-"""``attend``: one call for every mask and backend, exact, with logsumexp, never N x N.
+"""``attend``: exact attention for every mask and backend, with logsumexp, in linear memory.
 
-A kernel that knows windows itself (``window_forward`` and ``window_backward``) is asked directly.
+A kernel that supports windows (``window_forward`` and ``window_backward``) computes them directly.
 
 A causal window is made of two square causal passes: no mask, no wasted band, exact gradients. Cut
 time into blocks of the window's length W. A query sees its own block causally, and of the block
 before it exactly the keys that its own block has not yet pushed out: key j of that block is visible
 to query i of this one when j > i. With time reversed that is causal again. So both parts are square
 causal passes, merged by their logsumexp; peak memory is that of a few copies of q, k and v. The
-gradient of each part is the kernel's own, handed the *merged* output and logsumexp: it rebuilds
+gradient of each part is the kernel's own, given the *merged* output and logsumexp: it rebuilds
 ``P = exp(s - logsumexp)``, so the parts add up to the whole.
 
 The rule is docs/attention.md, A3.
@@ -43,13 +43,13 @@ from tracepaper.strategies.attention.masks import WHOLE, Mask, MaskKind, check_t
 from tracepaper.strategies.errors import AttentionInvalid
 
 _BATCH_MOST: Final = 65_535
-"""Elements of a batch that one call takes: CUDA counts them along an axis of the grid."""
+"""The largest batch of one call: a grid axis of CUDA counts no further."""
 
 
 def _forward(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
 ) -> Pass:
-    """Attend within many short stretches of time, some of the batch a call."""
+    """Attend over many short sequences, in calls of at most ``_BATCH_MOST``."""
     parts = [
         kernel.forward(*part, causal=causal, scale=scale)
         for part in zip(*(x.split(_BATCH_MOST) for x in (query, key, value)), strict=True)
@@ -60,7 +60,7 @@ def _forward(
 def _backward(
     kernel: Kernel, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
 ) -> Inputs:
-    """Return the gradients of such stretches, some of the batch a call."""
+    """Return the gradients of ``_forward``, in calls of at most ``_BATCH_MOST``."""
     parts = [
         kernel.backward(grad, (query, key, value), Pass(output, sums), causal=causal, scale=scale)
         for grad, query, key, value, output, sums in zip(
@@ -83,32 +83,32 @@ class _Cuts(NamedTuple):
     blocks: int
 
     def cut(self, x: Tensor) -> Tensor:
-        """Return [batch, block, head, size, dim]; free for tensors laid out time-major."""
+        """Return [batch, block, head, size, dim]; a view of tensors laid out time-major."""
         x = x.transpose(1, 2)  # [batch, time, head, dim]
         x = pad(x, (0, 0, 0, 0, 0, self.blocks * self.size - self.time))
         blocks: Tensor = x.unflatten(1, (self.blocks, self.size))
         return blocks.transpose(2, 3)
 
     def join(self, x: Tensor) -> Tensor:
-        """Return [batch, head, time, dim] of [batch, block, head, size, dim]."""
+        """Return blocks [batch, block, head, size, dim] as [batch, head, time, dim]."""
         x = x.transpose(2, 3).reshape(self.batch, self.blocks * self.size, self.heads, -1)
         return x[:, : self.time].transpose(1, 2)
 
 
 def _newer(x: Tensor) -> Tensor:
-    """Return the rows of all blocks but the first that reach back a block, time reversed."""
+    """Return the rows that see keys of the block before theirs, time reversed."""
     return x[:, 1:, :, :-1].flip(3).flatten(0, 1)  # [batch * block, head, size - 1, dim]
 
 
 def _older(x: Tensor) -> Tensor:
-    """Return the keys of all blocks but the last that the next block reaches, time reversed."""
+    """Return the keys that rows of the next block see, time reversed."""
     return x[:, :-1, :, 1:].flip(3).flatten(0, 1)
 
 
 def _add(output: Tensor, logsumexp: Tensor, more: Tensor, more_logsumexp: Tensor) -> None:
-    """Take *more* into views of what other keys of the same rows gave, in place.
+    """Merge the attention *more* of the same rows to other keys into *output*, in place.
 
-    Two parts of one softmax: each counts by its share of the normaliser of both.
+    Both are parts of one softmax: each counts by its share of the joint normaliser.
     """
     merged = torch.logaddexp(logsumexp, more_logsumexp)
     share = torch.exp(more_logsumexp - merged)[..., None].to(output.dtype)
@@ -172,7 +172,7 @@ def window_backward(
 
 
 class _Once(torch.autograd.Function):
-    """A gradient as it is, bound to what it was computed from, so that a second one is an error."""
+    """Passes a gradient through unchanged; differentiating it again raises."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *origins: Tensor) -> Tensor:
@@ -186,16 +186,16 @@ class _Once(torch.autograd.Function):
         del ctx, grad_outputs
         raise RuntimeError(
             "Attention can be differentiated once (once_differentiable), and a second derivative "
-            "was asked for; write out softmax(q·k)·v in torch for that."
+            "was requested; write out softmax(q·k)·v in torch for that."
         )
 
 
 def once_differentiable(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Return *backward* with autocast off, its gradients refusing to be differentiated again.
+    """Return *backward* with autocast off; differentiating its gradients again raises.
 
-    torch's own decorator notices nothing where the gradient from above is constant.
+    torch's own decorator misses this if the incoming gradient is constant.
     """
 
     @wraps(backward)
@@ -220,8 +220,8 @@ class _KernelAttention(torch.autograd.Function):
         """Attend; *options* are the kernel, the mask and the scale."""
         kernel, mask, scale = options
         if mask.kind is MaskKind.WINDOW:
-            attend_so = getattr(kernel, "window_forward", partial(window_forward, kernel))
-            result = attend_so(query, key, value, window=mask.window_bars, scale=scale)
+            forward = getattr(kernel, "window_forward", partial(window_forward, kernel))
+            result = forward(query, key, value, window=mask.window_bars, scale=scale)
         else:
             causal = mask.kind is MaskKind.CAUSAL
             result = kernel.forward(query, key, value, causal=causal, scale=scale)
@@ -234,7 +234,7 @@ class _KernelAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of query, key and value; the logsumexp's own is left out."""
+        """Return the gradients of query, key and value; that of the logsumexp is ignored."""
         gradient, _ = grad_outputs
         *inputs, output, logsumexp = ctx.saved_tensors
         kernel, mask, scale = ctx.options
@@ -265,9 +265,9 @@ def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
 
 
 def choose(device: torch.device | str, dtype: torch.dtype, dim: int | None = None) -> str:
-    """Return the backend that ``auto`` stands for; named in the log, ``doctor`` and the audit.
+    """Return the name of the backend that ``auto`` selects.
 
-    *dim* is that of a head, where it is known: some kernels take no wide ones.
+    *dim* is the head dim, None if unknown: some kernels take no wide heads.
     """
     place = torch.device(device)
     return next(
@@ -278,7 +278,7 @@ def choose(device: torch.device | str, dtype: torch.dtype, dim: int | None = Non
 
 
 def is_half(backend: str) -> bool:
-    """Return whether *backend* multiplies half numbers alone; False for ``auto``."""
+    """Return whether *backend* takes half-precision types alone; False for ``auto``."""
     return backend in BACKENDS and BACKENDS[backend].is_half
 
 
@@ -322,9 +322,9 @@ def cross_attend(
 
     *key* and *value* are [batch, head, key, dim], of any length. *leading_keys* [query] or [batch,
     query] is how many of the first keys each query sees; None shows all. A query that sees none
-    gets 0, with logsumexp -inf. It is differentiable. All keys use *backend*; fewer use blocks of
-    queries, with memory that does not grow with query · key. Raises ``AttentionInvalid`` like
-    ``attend``.
+    gets 0, with logsumexp -inf. It is differentiable. *backend* runs if all keys are visible;
+    otherwise blocks of queries run, with memory that does not grow with query · key. Raises
+    ``AttentionInvalid`` like ``attend``.
     """
     if leading_keys is None:
         return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
@@ -343,7 +343,7 @@ def cross_attend(
 def _written_out(
     query: Tensor, key: Tensor, value: Tensor, counts: Tensor, factor: float
 ) -> Attention:
-    """Attend with all scores stored: an export has no blocks of keys that numbers choose."""
+    """Attend with all scores stored: an export cannot choose blocks of keys by values."""
     shown = torch.arange(key.shape[2], device=key.device) < counts[:, None, :, None]
     scores = (factor * query @ key.mT).float().masked_fill(~shown, -torch.inf)
     logsumexp = scores.logsumexp(dim=-1)
@@ -352,7 +352,7 @@ def _written_out(
 
 
 def _checked_leading(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Return *counts* as [batch or 1, query]; raise where it is not whole numbers of keys."""
+    """Return *counts* as [batch or 1, query]; raise unless they are whole numbers of keys."""
     check_tensor("leading_keys", counts, WHOLE)
     if counts.shape not in (query.shape[2:3], (len(query), query.shape[2])):
         raise AttentionInvalid(
@@ -361,14 +361,13 @@ def _checked_leading(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
         )
     if not bool(((counts >= 0) & (counts <= key.shape[2])).all()):
         raise AttentionInvalid(
-            f"leading_keys must be from 0 to {key.shape[2]}, the keys that there are; count them "
-            "anew."
+            f"leading_keys must be from 0 to {key.shape[2]}, the number of keys; count them again."
         )
     return counts.to(query.device).view(-1, query.shape[2])
 
 
 def reject_overflow(attended: Attention, largest: float, keys: int) -> Attention:
-    """Return *attended* of finite inputs, values as large as *largest*; raise if they overflowed.
+    """Return *attended*; raise ``AttentionInvalid`` if sums of values up to *largest* overflowed.
 
     Kernels sum values before they divide by a row's mass, and float16 may round above its range.
     """
@@ -383,7 +382,7 @@ def reject_overflow(attended: Attention, largest: float, keys: int) -> Attention
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Mask, *, factor: float, backend: str
 ) -> Attention:
-    """Attend by *backend* or what it stands for, the head dim padded where its kernel asks that."""
+    """Attend by *backend*; pad the head dim if its kernel needs that."""
     mask = _simplify(mask, query.shape[2])
     dim, width = query.shape[-1], value.shape[-1]
     name = resolve(backend, query.device, query.dtype, max(dim, width))
@@ -403,7 +402,7 @@ def _attend(
 def _run(
     name: str, query: Tensor, key: Tensor, value: Tensor, mask: Mask, factor: float
 ) -> Attention:
-    """Attend by the backend *name*, tensors and mask checked."""
+    """Attend by the backend *name*; tensors and mask are checked before."""
     if (whole := BACKENDS[name].whole) is not None:
         return Attention(*whole(query, key, value, mask, factor))
     kernel = kernel_for(name, query.device, query.dtype, query.shape[-1])
@@ -423,10 +422,10 @@ def resolve(
     dtype: torch.dtype,
     dim: int | None = None,
 ) -> str:
-    """Return the backend that runs where *backend* is asked for; ``auto`` chooses one.
+    """Return the name of the backend to run; ``auto`` chooses one.
 
-    *dim* is that of a head, where it is known. Raises ``AttentionInvalid`` for a backend that does
-    not exist or cannot run on *device*.
+    *dim* is the head dim, None if unknown. Raises ``AttentionInvalid`` for a backend that does not
+    exist or cannot run on *device*.
     """
     device = torch.device(device)
     if backend == "auto":

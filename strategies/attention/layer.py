@@ -1,8 +1,8 @@
-"""``Layer``: one layer's softmax attention, as a forward pass of any model left it.
+"""``Layer``: one layer's softmax attention, as computed by the forward pass of any model.
 
 Grouped queries, fewer queries than keys (a step of decoding over a cache), windows to either side,
-padding, soft caps, sinks and stored masks; keys are never repeated and no matrix is stored. The
-mass of each head is checked after each carry, within what rounding can do.
+padding, soft caps, sinks and stored masks; keys are never repeated and no matrix is stored. After
+each carry the mass of each head is checked, within rounding.
 
 The rules are docs/attention.md, A4 to A10, A21, A22 and A32.
 """
@@ -54,7 +54,7 @@ from tracepaper.strategies.attention.tiles import (
 from tracepaper.strategies.errors import AttentionInvalid
 
 BACKENDS: Final = ("tiles", "triton", *compiled.NAMES)
-"""What carries the heads' mean: torch, Triton on CUDA, or compiled loops on the CPU."""
+"""Backends that carry the heads' mean: torch, Triton on CUDA, or compiled loops on the CPU."""
 T = TypeVar("T")
 
 
@@ -76,15 +76,15 @@ class Layer(Read):
     softcap: float | None = None
     """c of ``c · tanh(score / c)``."""
     sinks: Tensor | None = None
-    """A score [head] that every row of a head has beside its keys', where mass is lost."""
+    """A score [head] that competes with the keys' scores in every row; its mass is lost."""
     output_weight: Tensor | None = None
     """The projection of outputs [model, head * dim], as ``Linear`` stores it: for norms."""
     norms: Tensor | None = None
-    """What ``value_norms`` gives, [batch, head, key], where values are not kept."""
+    """The result of ``value_norms``, [batch, head, key], if values are not kept."""
     gradient: Tensor | None = None
-    """Of an output by A·V, [batch, head, query, dim]: for gradients."""
+    """The gradient of an output by A·V, [batch, head, query, dim]: for the fusion by gradient."""
     content_dims: int | None = None
-    """Leading dimensions of the query that say what it is; others carry a bias by age."""
+    """Leading dimensions of the query that hold content; the others carry a bias by age."""
 
     def __post_init__(self) -> None:
         """Raise ``AttentionInvalid`` for tensors that do not fit together."""
@@ -151,11 +151,11 @@ class Layer(Read):
 
     @cached_property
     def operand(self) -> Operand:
-        """The layer ready for tiles; in float64 where its scores outgrow float32.
+        """The layer ready for tiles; in float64 if its scores are too large for float32.
 
-        Scores of some hundreds lose the digits that tell ``exp(score - logsumexp)`` from noise
-        when two kernels sum them in different orders. The given logsumexp is still compared with
-        the true one: raises ``AttentionInvalid`` where rounding cannot explain the difference.
+        With scores of some hundreds ``exp(score - logsumexp)`` has no exact digits left if two
+        kernels sum in different orders. The given logsumexp is still compared with the true one:
+        raises ``AttentionInvalid`` if rounding cannot explain the difference.
         """
         kind = working_type(self.query)
         eps = torch.finfo(kind).eps
@@ -183,7 +183,7 @@ class Layer(Read):
     def natural_logsumexp(self, kind: torch.dtype) -> Tensor:
         """Return the logsumexp of the scores and the sinks in the type *kind*.
 
-        A kernel of CUDA gives it where there is one for the layer; else it is summed over tiles.
+        A CUDA kernel computes it if one takes the layer; otherwise it is summed over tiles.
         """
         _ = self.largest
         if self.query.device.type == "cuda" and kind == torch.float32 and self._is_square():
@@ -256,12 +256,12 @@ class Layer(Read):
         return torch.einsum("h,bhrk->brk", shares, product), product.sum(dim=-1)
 
     def _by_triton(self, backend: str, run: Callable[[Operand], T]) -> T | None:
-        """Return the result of *run* by a Triton kernel; None where another *backend* has to."""
+        """Return the result of *run* by a Triton kernel; None if another *backend* must run."""
         if backend == "triton":
             return run(self.operand)
         is_on_cuda = self.query.device.type == "cuda"
         if backend == "auto" and is_on_cuda and triton_rollout.takes(self.operand):
-            # What a device cannot hold is known when its kernel is asked.
+            # Only the launch shows whether the kernel fits the device.
             with suppress(AttentionInvalid):
                 return run(self.operand)
         return None
@@ -277,7 +277,7 @@ class Layer(Read):
         """The queries that see nothing, boolean [batch, head, query]; None for none."""
         mask, (_, _, queries, keys) = self.mask, self.shape
         if mask.kind is MaskKind.FULL or (mask.kind is not MaskKind.OTHER and queries == keys):
-            return None  # a device is not asked what the mask says
+            return None  # the mask alone shows it, without a synchronisation
         blind = torch.isneginf(self.operand.logsumexp)
         return blind if bool(blind.any()) else None
 
@@ -285,14 +285,14 @@ class Layer(Read):
     def _lost(self) -> Tensor | None:
         """The mass of each query that no key gets [batch, head, query], None for none.
 
-        That is all of a query that sees nothing, and what sinks take.
+        It is 1 for a query that sees nothing, and otherwise the share of the sink.
         """
         logsumexp, blind = self.operand.logsumexp, self._blind
         lost = None if blind is None else blind.to(logsumexp.dtype)
         if self.sinks is None:
             return lost
-        taken = (self.sinks.to(logsumexp)[:, None] - logsumexp).exp()
-        return taken if blind is None or lost is None else taken.masked_fill(blind, 0.0) + lost
+        sink = (self.sinks.to(logsumexp)[:, None] - logsumexp).exp()
+        return sink if blind is None or lost is None else sink.masked_fill(blind, 0.0) + lost
 
     # --- single rows
 
@@ -359,18 +359,17 @@ class Layer(Read):
         return self.key.repeat_interleave(self.shape[1] // self.key.shape[1], dim=1)
 
     def _is_square(self) -> bool:
-        """Whether a kernel attends as this layer does."""
-        plain = self.softcap is None and self.sinks is None and self.mask.kind != MaskKind.OTHER
-        full = self.mask.kind is MaskKind.FULL or self.shape[2] == self.shape[3]
-        return plain and full
+        """Return whether a kernel can compute this layer's attention."""
+        is_plain = self.softcap is None and self.sinks is None and self.mask.kind != MaskKind.OTHER
+        return is_plain and (self.mask.kind is MaskKind.FULL or self.shape[2] == self.shape[3])
 
     def _check_ones(self, mass: Tensor, rows: Tensor | None) -> None:
-        """Raise ``AttentionInvalid`` unless each row's mass is 1, its sink's taken in."""
+        """Raise ``AttentionInvalid`` unless each row's mass is 1, including its sink's."""
         if self._lost is not None:
             mass = mass + (self._lost if rows is None else self._lost[:, :, rows])
         check_mass(mass, mass_tolerance(self.operand.kind, self.largest))
 
-    # --- the same layer otherwise
+    # --- variants of the layer
 
     @explanation
     def content_free(self) -> Layer:
@@ -387,7 +386,7 @@ class Layer(Read):
     def take(self, elements: Tensor) -> Layer:
         """Return the layer for some *elements* of its batch; its mask must depend only on age."""
         if not self.mask.is_interval:
-            raise AttentionInvalid("A batch with a mask of its own is explained whole.")
+            raise AttentionInvalid("The mask differs by sequence, so the batch cannot be split.")
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[elements]
@@ -498,9 +497,9 @@ def value_norms(value: Tensor, output_weight: Tensor, heads: int | None = None) 
 
 
 def check_backend(backend: str, device: torch.device) -> str:
-    """Return *backend*; raise ``AttentionInvalid`` for one that is not or cannot run.
+    """Return *backend*; raise ``AttentionInvalid`` for one that is unknown or cannot run.
 
-    ``auto`` stays: each layer chooses, for a layer whose scores outgrow float32 is restated.
+    ``auto`` stays: each layer chooses, because large scores need float64.
     """
     if backend in {"auto", "tiles"}:
         return backend
@@ -550,11 +549,11 @@ def _check(layer: Layer) -> None:
         raise AttentionInvalid("A sink is NaN or infinite; give -inf where a head has none.")
     if layer.content_dims is not None:
         whole(layer.content_dims, "content_dims")
-    _check_numbers(layer)
+    _check_mask_sizes(layer)
 
 
-def _check_numbers(layer: Layer) -> None:
-    """Raise ``AttentionInvalid`` for a mask of other sizes."""
+def _check_mask_sizes(layer: Layer) -> None:
+    """Raise ``AttentionInvalid`` if the sizes of the mask are not those of the layer."""
     mask, (batch, heads, queries, keys) = layer.mask, layer.shape
     for name in ("first", "starts", "stops"):
         value = getattr(mask, name)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK: Final = 128
-"""Bars whose own products are computed as a square under a causal mask; all else goes by sums."""
+"""Bars of a causal block whose products are computed as a square; older bars enter by sums."""
 
 
 def elu_features(x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor
     blocks = -(-features // dim)
     normal = torch.randn(heads, blocks, dim, dim, generator=draw, dtype=torch.float64)
     rotations, triangle = torch.linalg.qr(normal)
-    # With the signs of the diagonal every rotation is as likely; without them the mean is off.
+    # The signs of the diagonal make all rotations equally likely; without them the mean is biased.
     even = rotations * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     turned: Tensor = even.flatten(1, 2)[:, :features]
     lengths = torch.randn(heads, features, dim, generator=draw, dtype=torch.float64).norm(dim=-1)
@@ -103,7 +103,7 @@ def attend_linearly(
         normaliser = (query * key.sum(dim=-2, keepdim=True)).sum(dim=-1)
         read = query @ (key.mT @ value) / normaliser[..., None]
         return read.to(kind), LinearRead(query, key, normaliser, mask)
-    # A column of ones beside the values sums the products themselves.
+    # A column of ones after the values sums the products themselves.
     wide = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     before = wide.new_zeros(*wide.shape[:2], key.shape[-1], wide.shape[-1])
     parts = []
@@ -148,7 +148,7 @@ class LinearRead(Read):
                 "the residual and the start layer out."
             )
         weights = weights.to(self.query.device, self.query.dtype)
-        # Each query's features, by how much of the row vector rests on it.
+        # The weight of each query over its normaliser.
         held = weights[:, None] / self.normaliser[:, :, None]  # [batch, head, row, time]
         if self.mask.kind is MaskKind.FULL:
             return CarriedRows(weights, ((held @ self.query) @ self.key.mT).mean(dim=1))
@@ -176,7 +176,7 @@ class LinearRead(Read):
         return self.mask.visible(time, time).expand(batch, -1)
 
     def content_free(self) -> LinearRead:
-        """Return it with equal features everywhere."""
+        """Return the layer with equal features everywhere."""
         unit = torch.ones_like(self.query)
         time, features = unit.shape[2:]
         counts = self.visible().to(unit)[:, None] * features

@@ -27,7 +27,7 @@ WHOLE: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class MaskKind(StrEnum):
-    """What kernels tell apart; ``OTHER`` is everything that they do not take."""
+    """The kinds of mask that kernels distinguish; no kernel takes ``OTHER``."""
 
     FULL = "full"
     CAUSAL = "causal"
@@ -36,12 +36,12 @@ class MaskKind(StrEnum):
 
 
 def whole(number: object, name: str) -> int:
-    """Return *number* as an integer; raise ``AttentionInvalid`` for what is no whole number.
+    """Return *number* as an integer; raise ``AttentionInvalid`` unless it is a whole number.
 
-    *name* is what the sentence calls it.
+    *name* is its name in the message.
     """
     if not isinstance(number, bool):
-        # A tensor of several numbers, or of floats, answers with a RuntimeError.
+        # A tensor of several numbers, or of floats, raises RuntimeError.
         with suppress(TypeError, RuntimeError):
             index = operator.index(number)  # type: ignore[arg-type]  # what has none is the case
             if abs(index) < _LARGEST:
@@ -50,7 +50,7 @@ def whole(number: object, name: str) -> int:
 
 
 def check_tensor(name: str, tensor: object, kinds: Sequence[torch.dtype] = FLOATS) -> None:
-    """Raise ``AttentionInvalid`` for what is no plain tensor with numbers of one of *kinds*."""
+    """Raise ``AttentionInvalid`` unless *tensor* is dense, with numbers of one of *kinds*."""
     if not isinstance(tensor, Tensor):
         raise AttentionInvalid(f"{name} is a {type(tensor).__name__}; give a torch tensor.")
     if tensor.is_nested:
@@ -73,11 +73,11 @@ class Mask:
 
     causal: bool = True
     before: int | None = None
-    """At most so many older keys, the query's own position aside."""
+    """How many older keys a query sees at most, without its own position."""
     after: int | None = None
-    """At most so many newer keys."""
+    """How many newer keys a query sees at most."""
     first: int | Sequence[int] | Tensor | None = None
-    """Position of query 0 among the keys, one a sequence or for all; None: at their end."""
+    """Position of query 0 among the keys, per sequence or for all; None: queries end with them."""
     starts: Sequence[int] | Tensor | None = None
     """The first key [batch] that is no padding."""
     stops: Sequence[int] | Tensor | None = None
@@ -88,7 +88,7 @@ class Mask:
     """Booleans, or what is added to scores; broadcast to [batch, head, query, key]."""
 
     def __post_init__(self) -> None:
-        """Raise ``AttentionInvalid`` for what is no mask."""
+        """Raise ``AttentionInvalid`` for invalid fields."""
         if not isinstance(self.causal, bool):
             raise AttentionInvalid(f"causal is {self.causal!r}; give True or False.")
         for name in ("before", "after"):
@@ -150,7 +150,7 @@ class Mask:
 
     @property
     def kind(self) -> MaskKind:
-        """The kind of kernel mask that it is, for as many queries as keys."""
+        """The kind of mask that kernels see, for as many queries as keys."""
         others = (self.after if not self.causal else None, self.first, self.starts, self.stops)
         if any(x is not None for x in (*others, self.leading_keys, self.dense)):
             return MaskKind.OTHER
@@ -201,11 +201,11 @@ class Mask:
 
 
 CAUSAL: Final = Mask()
-"""What a query sees where nothing else is said."""
+"""The default mask."""
 
 
 def _whole_numbers(value: object, name: str) -> tuple[int, ...]:
-    """Return *value* as a tuple of whole numbers; raise where it is none."""
+    """Return *value* as a tuple of whole numbers; raise ``AttentionInvalid`` otherwise."""
     if isinstance(value, Tensor):
         check_tensor(name, value, WHOLE)
         value = value.tolist()
@@ -226,7 +226,7 @@ def _recognised(table: Tensor) -> Mask | None:
     at = torch.arange(queries, device=table.device) + keys - queries
     starts = lowest.masked_fill(~shown, keys).amin(dim=-1)
     stops = highest.masked_fill(~shown, -1).amax(dim=-1) + 1
-    # Rows that padding alone bounds say nothing of how far one looks.
+    # Rows bounded by padding alone do not show how far the mask reaches.
     is_newer = shown & (highest + 1 < stops[:, None])
     is_older = shown & (lowest > starts[:, None])
     after = int((highest - at).masked_fill(~is_newer, -1).amax())
@@ -243,7 +243,7 @@ def _recognised(table: Tensor) -> Mask | None:
 
 
 def shown_table(mask: Mask, queries: int, keys: int, device: torch.device) -> Tensor:
-    """Return the boolean [batch or 1, query, key] of what the ``bounds`` of *mask* show."""
+    """Return which keys lie within the ``bounds`` of *mask*: boolean [batch or 1, query, key]."""
     low, high = (ends.to(device)[..., None] for ends in mask.bounds(queries, keys))
     key = torch.arange(keys, device=device)
     return (key >= low) & (key < high)
@@ -263,7 +263,7 @@ def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:
     """
     check_tensor("query_closes", query_closes, WHOLE)
     check_tensor("key_closes", key_closes, WHOLE)
-    # An export asks no numbers.
+    # An export traces shapes and cannot check values.
     if not torch.compiler.is_compiling() and bool((key_closes.diff(dim=-1) < 0).any()):
         raise AttentionInvalid("The keys' times do not ascend; sort the stream by its closes.")
     return torch.searchsorted(key_closes.contiguous(), query_closes.contiguous(), right=True)

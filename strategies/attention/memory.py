@@ -16,7 +16,7 @@ CONTEXT_STEP: Final = 64
 """Contexts are suggested in whole blocks."""
 _ACTIVATIONS_FORWARD: Final = 8
 _SCRATCH_BYTES: Final = 16 << 20
-"""Tiles, and what the matrix library sets aside for itself."""
+"""Tiles, and the workspace of the matrix library."""
 
 
 def forward_bytes(dim: int, time: int) -> int:
@@ -35,8 +35,8 @@ def require_memory(
 ) -> None:
     """Raise ``AttentionInvalid`` where *time* bars cannot fit, with the longest that would.
 
-    *need* tells the bytes of a context and must not fall as it grows; *name* is what the sentence
-    calls it.
+    *need* returns the bytes of a context and must not fall as it grows; *name* is its name in the
+    message.
     """
     wanted = need(time)
     if wanted <= available_bytes:

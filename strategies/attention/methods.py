@@ -1,14 +1,14 @@
-"""The rollout through any sequence of reads, and what goes with it.
+"""Rollout, entropy, confidence and attention flow through any sequence of reads.
 
 ``Ã = ρ·I + (1-ρ)·fuse_h A_h`` and ``R = Ã_L ··· Ã_1`` (Abnar and Zuidema, 2020, arXiv:2005.00928).
-A row of R is a row vector carried down through the reads; ``rollout`` is the one place where that
-recursion stands. Heads are fused by their mean, weighted or not, by their largest or smallest
-entry, by the norms of what each key's value brings (Kobayashi et al., 2020, arXiv:2004.10102) or by
+A row of R is a row vector carried down through the reads; only ``rollout`` implements that
+recursion. Heads are fused by their mean, weighted or not, by their largest or smallest entry, by
+the norms of the projected values (Kobayashi et al., 2020, arXiv:2004.10102) or by
 ``mean_h (∇A ⊙ A)⁺`` (Chefer, Gur and Wolf, 2021, arXiv:2103.15679).
 
 ``R_l = ρ·R_{l-1} + (1-ρ)·mean_h A_l,h·R_{l-1}`` runs upwards for every row at once, over buckets of
-time: O(N·G) memory for G buckets. Under a window a row needs no more columns than its span has
-buckets: they are used in turn, as a ring, and memory is linear in time.
+time: O(N·G) memory for G buckets. Under a window a row needs only the columns of the buckets that
+it can reach: they form a ring, and memory is linear in time.
 
 Attention flow (Abnar and Zuidema, section 3) is a reference for small graphs: each edge's capacity
 is its weight, and a row's attribution of a bar is the maximum flow between the two.
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 HeadWeights = Sequence[Sequence[float]] | Sequence[float]
 FUSIONS: Final = get_args(Fusion)
 METHODS: Final = ("rollout", *FUSIONS[3:])
-"""What people choose from: the rollout, by the heads' mean, max or min, and the other fusions."""
+"""The methods to choose from: rollout, by the heads' mean, max or min, and the other fusions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +61,18 @@ class Rollout:
     residual_weight: float = 0.5
     """ρ, the share of the residual stream."""
     fusion: Fusion = "mean"
-    """``flow`` is ``flow``'s, which joins layers otherwise."""
+    """``flow`` is only for the function of that name, which joins layers differently."""
     head_weights: HeadWeights | Tensor | None = None
-    """Of mean and flow: one list, or one a layer; None weighs the heads equally."""
+    """For mean and flow: one list, or one per layer; None weighs the heads equally."""
     discard_ratio: float = 0.0
     """The share of each layer's visible fused entries that is dropped, smallest first."""
     start_layer: int = 0
-    """The lowest layer that is taken in."""
+    """The lowest layer that is included."""
     horizon: int | None = None
-    """Bars ahead whose mean return a gradient is of; the first of a network that has no such."""
+    """The horizon, in bars, whose mean return is differentiated; else the network's first."""
 
     def __post_init__(self) -> None:
-        """Raise ``AttentionInvalid`` on options that no layers would fit."""
+        """Raise ``AttentionInvalid`` for options that are invalid for any layers."""
         if self.fusion not in FUSIONS:
             raise AttentionInvalid(
                 f"There is no head fusion {self.fusion!r}; choose one of {', '.join(FUSIONS)}."
@@ -100,13 +100,13 @@ class Rollout:
 
 
 PLAIN: Final = Rollout()
-"""What is stored with a decision unless another is asked for."""
+"""The method that is stored with a decision by default."""
 
 
 def fusion_of(method: str, fusion: str | None = None) -> Fusion:
-    """Return the fusion that a *method* of ``METHODS`` is, with the heads' *fusion* of a rollout.
+    """Return the fusion of a *method* of ``METHODS``; *fusion* is that of a rollout's heads.
 
-    Raises ``AttentionInvalid`` for no method, and for a fusion beside another one.
+    Raises ``AttentionInvalid`` for an unknown method, and for a *fusion* without a rollout.
     """
     if method not in METHODS:
         raise AttentionInvalid(
@@ -120,9 +120,9 @@ def fusion_of(method: str, fusion: str | None = None) -> Fusion:
 
 
 def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
-    """Return the weights that *text* gives: a number a head, or such a list for each layer.
+    """Parse *text* as head weights: one number per head, or such a list for each layer.
 
-    Numbers stand between commas, lists between slashes. Raises ``DataInvalid`` where it is none.
+    Commas separate numbers, slashes separate lists. Raises ``DataInvalid`` if it is malformed.
     """
     try:
         layers = tuple(
@@ -145,14 +145,14 @@ class AttendedTokens:
     weights: Mapping[str, Tensor]
     """By stream, [batch, row, key]; a row sums to 1 over all streams."""
     l1_error: Tensor
-    """The mass [batch, row] that was missing before: rounding, and what sinks took."""
+    """The mass [batch, row] that was missing before normalisation: rounding, and sinks."""
     _content_free: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     @cached_property
     def content_share(self) -> Tensor:
-        """The total variation [batch, row] from a network that looks at all alike, 0 to 1.
+        """The total variation [batch, row] from the content-free rollout, 0 to 1.
 
-        It takes a second rollout. Raises ``AttentionInvalid`` where the method has no such.
+        It takes a second rollout. Raises ``AttentionInvalid`` if the method is no rollout.
         """
         if self._content_free is None:
             raise AttentionInvalid("This explanation has no content share; choose rollout.")
@@ -206,15 +206,15 @@ def rollout(
 def carry_down(
     reads: Sequence[Read], held: Mapping[str, Tensor], method: Rollout = PLAIN
 ) -> dict[str, Tensor]:
-    """Return the weights *held* by stream above *reads* as those below, as ``rollout`` takes them.
+    """Carry the weights *held* by stream down through *reads*, as ``rollout`` does.
 
-    They are not made to sum to 1. Head weights are those of these reads alone.
+    They are not normalised. Head weights are those of these reads alone.
     """
     return _carried(_steps(list(reads)), held, method, "auto")
 
 
 def _checked(reads: Sequence[Read], method: Rollout = PLAIN) -> list[Read]:
-    """Return *reads* as a list; raise ``AttentionInvalid`` for what are none, and no *method*."""
+    """Return *reads* as a list; raise ``AttentionInvalid`` for invalid reads or *method*."""
     if not isinstance(method, Rollout):
         raise AttentionInvalid(f"The method is a {type(method).__name__}; give a Rollout.")
     if not isinstance(reads, Sequence):
@@ -296,7 +296,7 @@ def _query_weights(read: Read, held: Mapping[str, Tensor]) -> Tensor:
     """Return the weights on a read's queries; raise where there are none."""
     if read.target not in held:
         raise AttentionInvalid(
-            f"A read asks from {read.target!r}, on which no weight stands; give its start."
+            f"A read has queries of {read.target!r}, which has no weights; give its start."
         )
     given = held[read.target]
     if given.shape[-1] != read.shape[2]:
@@ -310,7 +310,7 @@ def _query_weights(read: Read, held: Mapping[str, Tensor]) -> Tensor:
 def _carry_read(
     read: Read, given: Tensor, fuse: Fuse, share: float, below: dict[str, Tensor]
 ) -> None:
-    """Add to *below* what a read makes of the weights *given*, its *share* of their stream's."""
+    """Add to *below* the weights *given* carried through *read* and scaled by *share*."""
     rho = fuse.residual_weight if read.residual else 0.0
     above, moved, kept = read.advance(given, fuse)
     if read.residual:
@@ -354,7 +354,7 @@ def trained_entropy(
     """Return the entropy of every row in nats for a loss, differentiable once: [batch, head, time].
 
     The tensors are those of a ``Layer`` with as many queries as keys, and the value equals its
-    ``entropy``, which has no gradient. A flash pass gives the logsumexp no gradient either. It is
+    ``entropy``, which has no gradient. A flash pass gives the logsumexp no gradient either: that is
     ``scale·Σ_j p_ij k_j`` for the query and ``scale·Σ_i p_ij q_i`` for the keys, computed in two
     more passes: three in all, and three backward. Raises ``AttentionInvalid`` for tensors that do
     not fit.
@@ -416,9 +416,9 @@ def _rolled(
     first_bucket_bars: int | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Carry every row up through the layers, over a ring of buckets: b is in column ``b % ring``.
+    """Return every row's rollout over a ring of buckets, and each bar's bucket, int64 [time].
 
-    Return it, [batch, time, ring], and the bucket that holds each bar, int64 [time].
+    The first is [batch, time, ring], with bucket b in column ``b % ring``.
     """
     first = bucket_bars if first_bucket_bars is None else first_bucket_bars
     if method.fusion != "mean" or method.discard_ratio:
@@ -448,7 +448,7 @@ def _rolled(
     used = range(check_start(method.start_layer, len(layers)), len(layers))
     ring = int(bucket[-1]) + 1
     if mask.kind is MaskKind.WINDOW:
-        # So many consecutive bars touch one bucket more than they fill.
+        # Consecutive bars can touch one bucket more than they fill.
         ring = min(ring, -(-len(used) * (mask.window_bars - 1) // bucket_bars) + 2)
     is_whole_ring = ring == int(bucket[-1]) + 1
     kind = layers[0].operand.kind
@@ -463,7 +463,7 @@ def _rolled(
 
 
 def _reach(mask: Mask, depth: int, time: int) -> int | None:
-    """Return how many bars back a row can have looked after *depth* layers, None for any way."""
+    """Return how many bars back a row can reach after *depth* layers, None without a limit."""
     match mask.kind:
         case MaskKind.CAUSAL:
             return time if depth else 0
@@ -515,7 +515,7 @@ def _columns(start: int, stop: int, bars: tuple[int, int, int | None]) -> slice:
 
 TIME_MAX: Final = 256
 CAPACITY: Final = 1 << 22
-"""Whole units of flow that a capacity of 1 stands for; the library's flows are 32-bit integers."""
+"""The integer for a capacity of 1; the library's flows are 32-bit integers."""
 
 
 @explanation

@@ -1,8 +1,8 @@
 """ProbSparse attention: selected queries attend, the others take the mean value.
 
-Zhou et al. (2021), Informer, arXiv:2012.07436. The attention matrix is u real rows and uniform
-rows, so its rollout and its entropies are exact in O(u·N). Ranking the whole sequence looks ahead:
-nothing here may serve a batched pass.
+Zhou et al. (2021), Informer, arXiv:2012.07436. The attention matrix has u computed rows, the
+others are uniform, so its rollout and its entropies are exact in O(u·N). Ranking the whole sequence
+looks ahead, so a pass that answers several bars must not use it.
 
 The rules are docs/attention.md, A18 to A20.
 """
@@ -48,7 +48,7 @@ _SAMPLED_ROWS: Final = 512
 """Rows whose sampled keys are gathered at once: the gather is the largest array here."""
 _SAMPLED_ROWS_LEAST: Final = 16
 _DENSE_RATIO: Final = 32
-"""With at most so many keys for each sampled one, the product with all keys is faster."""
+"""With at most this many keys per sampled key, the product with all keys is faster."""
 _TOLERANCE: Final = 1e-4
 
 
@@ -86,7 +86,7 @@ def attend_sparsely(
     _check(query, key, value)
     time = query.shape[2]
     check_axes({"samples": (samples, "time sample")}, {"time": time}, kinds=WHOLE)
-    # An export asks no numbers.
+    # An export traces shapes and cannot check values.
     if not torch.compiler.is_compiling() and bool(((samples < 0) | (samples >= time)).any()):
         raise AttentionInvalid(
             f"samples must be keys from 0 to {time - 1}; give sample_keys of as many bars."
@@ -116,9 +116,8 @@ def attend_rows(
 ) -> tuple[Tensor, SparseRead]:
     """Return the attention of *rows* alone over a sequence, [batch, head, row, dim]; and its read.
 
-    It is what ``attend_sparsely`` gives them where they always attend, under the full mask. All
-    other rows count as lazy, whatever they would have been. Raises ``AttentionInvalid`` for rows
-    that are not there.
+    It equals that of ``attend_sparsely`` under the full mask with these rows in *always*. The read
+    has all other rows uniform. Raises ``AttentionInvalid`` for rows out of range.
     """
     _check(query, key, value)
     rows = check_rows(rows, query.shape[2])
@@ -161,7 +160,7 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
     is_dense = key.shape[2] <= _DENSE_RATIO * count
     products = _sampled_from_all if is_dense else _sampled_from_gathered
     windows, heads = query.shape[:2]
-    # On the CPU the products of one tile stay in the cache; a device wants them all at once.
+    # On the CPU the products of one window stay in the cache; a GPU is faster with all at once.
     at_once = windows if query.device.type != "cpu" else 1
     step = max(_SAMPLED_ROWS // at_once, _SAMPLED_ROWS_LEAST)
     with torch.no_grad():
@@ -181,7 +180,7 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
 def _largest(spread: Tensor, count: int) -> Tensor:
     """Return the *count* rows of the largest spread [batch, head, count], the largest first.
 
-    The last places go to the earlier ones of rows with one spread.
+    Of rows with equal spreads the earlier ones come first.
     """
     if spread.device.type == "cpu" and not torch.compiler.is_compiling():
         top = spread.topk(count, dim=-1)
@@ -234,10 +233,10 @@ STRIDE: Final = 2
 
 @explanation
 def convolution_taps(products: Tensor) -> MapRead:
-    """Return the map of a padded convolution of three taps: on which bars each position rests.
+    """Return the map of a padded convolution of three taps: each position's shares of bars.
 
     *products* [batch, bar, tap, channel] are the terms of the convolution: each bar through each
-    tap. A position whose terms are all 0 keeps itself.
+    tap. A position whose terms are all 0 rests on its own bar.
     """
     lengths = torch.linalg.vector_norm(products.detach(), dim=-1)  # [batch, bar, tap]
     shares = lengths.new_zeros(lengths.shape)
@@ -297,7 +296,7 @@ def pooling_taps(chosen: Tensor, time: int) -> MapRead:
     """Return the map of a max-pooling of three taps and stride two.
 
     *chosen* [batch, channel, row] are the indices that ``max_pool1d`` returns for an input of
-    *time* bars: a bar's share is that of the channels whose maximum it gave.
+    *time* bars. A bar's share is the share of channels whose maximum it is.
     """
     first = STRIDE * torch.arange(chosen.shape[2], device=chosen.device) - 1
     tap = chosen - first  # [batch, channel, row], 0 to TAPS - 1
@@ -311,7 +310,7 @@ def pooling_taps(chosen: Tensor, time: int) -> MapRead:
 class MapRead(Read):
     """A map of positions, such as distilling, without attention and residual.
 
-    Position n has the share ``shares`` τ of the bar ``stride·n - 1 + τ``.
+    Position n takes the share ``shares[n, τ]`` from the bar ``stride·n - 1 + τ``.
     """
 
     shares: Tensor
@@ -421,7 +420,7 @@ class SparseRead(Read):
         return confidence.masked_fill(~self._is_row(chosen).any(dim=-1), 0.0)
 
     def content_free(self) -> SparseRead:
-        """Return it with uniform rows only."""
+        """Return the layer with uniform rows only."""
         return replace(self, active=self.active[:, :, :0], weights=self.weights[:, :, :0])
 
     def _is_row(self, rows: Sequence[int]) -> Tensor:
@@ -429,7 +428,7 @@ class SparseRead(Read):
         return self.active[:, :, None] == at[:, None]
 
     def _even(self, rows: Sequence[int]) -> Tensor:
-        """Return *rows* of queries that do not choose: [row, key]."""
+        """Return *rows* of uniform attention: [row, key]."""
         time = self.shape[2]
         shares = 1.0 / visible_counts(time, self.mask)[list(rows)].double()
         even = shares[:, None].expand(-1, time)

@@ -2,9 +2,9 @@
 
 Under ``relevance_rules`` the gradient follows the rules of layer-wise relevance propagation
 (AttnLRP, Achtibat et al., 2024, arXiv:2402.05602; CP-LRP, Ali et al., 2022, arXiv:2202.07304):
-norms and activations hand on what they got by the ratio of their output and input, each factor of
-a gated product takes a half, and attention weights are constants. Inputs times that gradient then
-sum to the output, less what biases add, which is the test that no rule is missing.
+norms and activations scale relevance by the ratio of their output and input, each factor of a gated
+product takes a half, and attention weights are constants. Inputs times that gradient then sum to
+the output, less the share of biases; this sum tests that no rule is missing.
 
 The rule is docs/attention.md, A38.
 """
@@ -26,7 +26,7 @@ from tracepaper.strategies.attention.masks import check_tensor
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")
-"""Modules of source whose classes are activations."""
+"""Python modules whose classes are activations."""
 _NO_ACTIVATIONS: Final = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax)
 _LEAST: Final = 1e-9
 
@@ -67,7 +67,7 @@ def relevance_rules(
 
 
 def _hooked(model: nn.Module, gated: Sequence[tuple[str, ...]]) -> Iterator[RemovableHandle]:
-    """Give norms, activations and gated products their rules."""
+    """Register the rules of norms, activations and gated products; yield the hooks' handles."""
     for module in model.modules():
         kind = type(module)
         homes = {base.__module__ for base in kind.__mro__}
@@ -104,13 +104,12 @@ def relevance(output: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _half(_module: nn.Module, _given: object, output: Tensor) -> Tensor:
-    """Return *output*, of whose gradient a half is handed on."""
+    """Return *output*, half of it detached: half of its gradient passes."""
     return 0.5 * output + 0.5 * output.detach()
 
 
-def _identity(_module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Return *output* as its ratio to what was given times that: the ratio is a constant."""
-    taken = given[0]
-    size = taken.detach()
+def _identity(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Return *output* as the first input times their ratio, which is a constant."""
+    size = inputs[0].detach()
     size = torch.where(size.abs() < _LEAST, torch.full_like(size, _LEAST), size)
-    return taken * (output.detach() / size)
+    return inputs[0] * (output.detach() / size)

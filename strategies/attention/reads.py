@@ -1,4 +1,4 @@
-"""What a rollout goes through: one stream of tokens reads another, or itself.
+"""The steps of a rollout: one stream of tokens reads another, or itself.
 
 A ``Read`` carries row weights over its queries to its keys. ``Layer`` is softmax attention; here
 are the others: linear attention, ProbSparse, distilling, stored matrices, and a layer along one
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Fusion = Literal["mean", "max", "min", "norm", "gradient", "flow"]
-"""How heads become one; a flow takes their mean."""
+"""How heads are fused; a flow takes their mean."""
 NORMALISED: Final = ("norm", "gradient")
-"""Fusions whose rows are made to sum to 1 before the residual is mixed in; of others after."""
+"""Fusions whose rows are normalised before the residual is mixed in; others are after it."""
 
 
 class Fuse(NamedTuple):
-    """How the heads of one read become one, and who computes it."""
+    """How the heads of one read are fused, and by which backend."""
 
     fusion: Fusion = "mean"
     shares: Tensor | None = None  # [head], of the mean; they sum to 1
@@ -54,11 +54,11 @@ MEAN: Final = Fuse()
 
 
 class CarriedRows(NamedTuple):
-    """Row weights above a read, as those below it."""
+    """The weights of rows below a read, in parts."""
 
-    above: Tensor  # [batch, row, query] of which the residual's share stays
-    moved: Tensor  # [batch, row, key]
-    kept: Tensor | None = None  # [batch, row, query] of queries that look at nothing
+    above: Tensor  # [batch, row, query], to be scaled by the residual's share
+    moved: Tensor  # [batch, row, key], carried by attention
+    kept: Tensor | None = None  # [batch, row, query] of queries that see no key
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,15 +66,15 @@ class Read(ABC):
     """A step of the rollout: one stream of tokens reads another, or itself."""
 
     target: str = "bars"
-    """The stream that asks."""
+    """The stream of the queries."""
     source: str = "bars"
-    """The stream that is read."""
+    """The stream of the keys."""
     step: int | None = None
-    """Reads of one step see the same state; None: each of a sequence is a step of its own."""
+    """Reads of one step see the same state; None makes each read a step of its own."""
     layer: int | None = None
     """Which layer of attention it belongs to; None: its step."""
     residual: bool = True
-    """Whether the queries keep a share; False for maps of time, which all weight goes through."""
+    """Whether the queries keep a share; False for maps of time, which carry all weight."""
 
     @property
     @abstractmethod
@@ -128,7 +128,7 @@ class Read(ABC):
     def take(self, elements: Tensor) -> Read:
         """Return the read for some *elements* of its batch."""
         del elements
-        raise AttentionInvalid(f"A {type(self).__name__} is of one batch; give it whole.")
+        raise AttentionInvalid(f"A {type(self).__name__} has one batch, which cannot be split.")
 
     def place(self, weights: Tensor) -> Tensor:
         """Return weights on the queries as weights on the keys, if a stream reads itself."""
@@ -154,7 +154,7 @@ class Read(ABC):
         )
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
-        """Return the fusion of one part's heads, discarding left out."""
+        """Return the fusion of one tile's heads, without discarding."""
         shares = fuse.shares
 
         def fused(tile: Entries) -> Tensor:
@@ -178,8 +178,8 @@ class Read(ABC):
         """Return the relative difference below which fused entries are ties to discarding."""
         return 1e-6
 
-    def _whole(self, fuse: Fuse) -> FuseTile:
-        """Return the fusion of one part, its discard threshold taken from all rows."""
+    def _fuse_and_discard(self, fuse: Fuse) -> FuseTile:
+        """Return the fusion of one tile's heads; the discard threshold is that of all rows."""
         fused = self._fuse_tile(fuse)
         if fuse.discard_ratio == 0.0:
             return fused
@@ -196,7 +196,7 @@ class Read(ABC):
     def _advance_fused(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the read where fused rows need not sum to 1: two passes."""
         parts: Parts = self._parts
-        fused, rows = self._whole(fuse), rows_with_weight(weights)
+        fused, rows = self._fuse_and_discard(fuse), rows_with_weight(weights)
         sums = fused_sums(parts, fused, rows, weights[:, 0])
         kept = None
         if fuse.fusion in NORMALISED:
@@ -215,7 +215,7 @@ class Read(ABC):
 
 
 def by_norm(lengths: Tensor) -> FuseTile:
-    """Return the fusion by *lengths* [batch, head, key] of what each key's value brings."""
+    """Return the fusion by *lengths* [batch, head, key], those of ``value_norms``."""
 
     def fused(tile: Entries) -> Tensor:
         part = lengths[tile.batch, :, tile.keys].to(tile.values)
@@ -241,7 +241,7 @@ def by_gradient(value: Tensor, gradient: Tensor, kind: torch.dtype) -> FuseTile:
 
 
 def rows_with_weight(weights: Tensor) -> Tensor | None:
-    """Return the queries that any of *weights* [batch, row, query] asks for; None for all."""
+    """Return the queries with any weight in *weights* [batch, row, query]; None for all."""
     rows = weights.flatten(0, 1).any(dim=0).nonzero()[:, 0]
     return None if len(rows) == weights.shape[2] else rows
 
@@ -263,10 +263,10 @@ class MatrixRead(Read):
 
     matrices: Tensor
     shown: Tensor | None = None
-    """What each query sees, boolean [query, key]; None for all."""
+    """The keys that each query sees, boolean [query, key]; None for all."""
 
     def __post_init__(self) -> None:
-        """Raise ``AttentionInvalid`` for what is no matrices, and no such table."""
+        """Raise ``AttentionInvalid`` for tensors of other axes or types."""
         check_axes({"matrices": (self.matrices, "batch head query key")})
         if self.shown is not None:
             sizes = dict(zip(("query", "key"), self.shape[2:], strict=True))
@@ -298,7 +298,7 @@ class MatrixRead(Read):
         return shown.long().sum(dim=-1).expand(self.shape[0], -1)
 
     def content_free(self) -> MatrixRead:
-        """Return equal weights for all visible keys."""
+        """Return the read with equal weights for all visible keys."""
         shown = torch.ones_like(self.matrices[0, 0], dtype=torch.bool)
         even = (shown if self.shown is None else self.shown).to(self.matrices)
         even = even / even.sum(dim=-1, keepdim=True).clamp_min(1.0)
@@ -309,7 +309,7 @@ class MatrixRead(Read):
 
 
 def whole_rows(read: Read, rows: Tensor | None) -> Iterator[Entries]:
-    """Yield *rows* of *read*, None for all, as many whole ones at once as fit a few tiles."""
+    """Yield *rows* of *read*, None for all, in tiles of whole rows."""
     batch, heads, queries, keys = read.shape
     chosen = list(range(queries)) if rows is None else rows.tolist()
     size = max(1, 4 * TILE["cpu"] ** 2 // (batch * heads * keys))
@@ -334,7 +334,7 @@ class GridRead(Read):
     """0 or 1: the axis along which *along* attends."""
 
     def __post_init__(self) -> None:
-        """Raise ``AttentionInvalid`` for a grid that is not the layer's."""
+        """Raise ``AttentionInvalid`` for a grid that does not fit the layer."""
         lines, _, queries, keys = self.along.shape
         wanted = (queries, lines) if self.axis == 0 else (lines, queries)
         if self.axis not in (0, 1) or queries != keys or self.grid != wanted:
@@ -353,20 +353,20 @@ class GridRead(Read):
     def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* below the layer; lines of the grid without weight are left out."""
         by_line = self._lines(weights)  # [line, row, place]
-        some = by_line.flatten(1).any(dim=1) | (fuse.discard_ratio > 0.0)
-        lines = some.nonzero()[:, 0]
+        is_needed = by_line.flatten(1).any(dim=1) | (fuse.discard_ratio > 0.0)
+        lines = is_needed.nonzero()[:, 0]
         if not len(lines):
             return CarriedRows(weights, torch.zeros_like(weights))
         along = self.along if len(lines) == len(by_line) else self.along.take(lines)
         step = along.advance(by_line[lines], fuse)
 
-        def whole(part: Tensor) -> Tensor:
-            every = part.new_zeros(by_line.shape)
-            every[lines] = part
-            return self._tokens(every)
+        def on_grid(some_lines: Tensor) -> Tensor:
+            all_lines = some_lines.new_zeros(by_line.shape)
+            all_lines[lines] = some_lines
+            return self._tokens(all_lines)
 
-        kept = None if step.kept is None else whole(step.kept)
-        return CarriedRows(whole(step.above), whole(step.moved), kept)
+        kept = None if step.kept is None else on_grid(step.kept)
+        return CarriedRows(on_grid(step.above), on_grid(step.moved), kept)
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return the rows of the tokens *queries*: [1, head, row, token]."""
@@ -402,7 +402,7 @@ class GridRead(Read):
         return (every.T if self.axis == 0 else every).reshape(1, -1)
 
     def content_free(self) -> GridRead:
-        """Return it with the layer of a network that looks at all alike."""
+        """Return the read with the content-free layer along its axis."""
         return replace(self, along=self.along.content_free())
 
     def _lines(self, weights: Tensor) -> Tensor:

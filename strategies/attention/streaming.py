@@ -1,8 +1,8 @@
 """Attention over an endless stream with a causal window: ring buffers, one query a layer.
 
-What docs/attention.md, A14 says of a stream, for queries, keys and values that come from elsewhere:
-a step costs O(W·dim) a layer, and the rollout of the newest step is taken through all layers from
-what is kept, without another pass.
+The streams of docs/attention.md, A14, for the queries, keys and values of any model: a step costs
+O(W·dim) per layer. The rollout of the newest step needs no further pass: queries, keys and
+logsumexps are kept.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class TailRing:
         self.dim = dim  # of time, counted from the last dimension
 
     def move(self, stream: int, count: int, *, start: int, to: int) -> None:
-        """Copy *count* rows of one stream from *start* on, which may overlap, to *to*."""
+        """Copy *count* rows of one stream from *start* to *to*; the ranges may overlap."""
         rows = self.rows[stream]
         rows.narrow(self.dim, to, count).copy_(rows.narrow(self.dim, start, count).clone())
 
 
 class TailRings:
-    """The newest rows of some streams in several buffers, each stream one stretch of time.
+    """The newest rows of several streams in several buffers, each stream contiguous in time.
 
-    The buffers move on together: a stream has one end in all of them. Rows are written behind the
-    newest; where there is no room left, the *kept* newest move to the front. With a *slack* of
-    rows between two moves a row costs one write and, on average, ``kept / slack`` copies; reading
-    costs nothing. Before its first row a stream has *kept* rows of zeros, so that a view of fixed
+    A stream ends at the same place in all buffers. Rows are written after the newest; if no room
+    is left, the *kept* newest move to the front. With a *slack* of rows between two moves a row
+    costs one write and, on average, ``kept / slack`` copies; reading copies nothing. Before its
+    first row a stream has *kept* rows of zeros, so that a view of fixed
     shape exists from the start. Raises ``AttentionInvalid`` for sizes that hold nothing.
     """
 
@@ -78,9 +78,9 @@ class TailRings:
         self.ends += [self._kept] * streams
 
     def settle(self, streams: slice, count: int) -> int:
-        """Bring adjacent *streams* to one end with room for *count* rows behind it; return it.
+        """Move adjacent *streams* to one end with room for *count* rows after it; return it.
 
-        Those that missed rows follow those that did not: in step with all, nothing moves.
+        Streams that missed rows move to the most common end; if all are in step, nothing moves.
         """
         ends = self.ends[streams]
         end = ends[0]
@@ -109,9 +109,9 @@ class TailRings:
 
 
 class WrapRing:
-    """The newest *capacity* rows, written in place; unrolled only when someone asks.
+    """A ring of the newest *capacity* rows, put into order only when it is read.
 
-    For history that every bar writes and few read: no moves, no spike.
+    It is for history that every bar writes and few read: no rows are moved.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class WrapRing:
     def push(self, rows: Tensor) -> None:
         """Append *rows* [count, …]; the oldest leave."""
         capacity = self.rows.shape[0]
-        # Rows that others of the same push would overwrite count, and are not written.
+        # Rows that later ones of the same push would overwrite are counted, not written.
         self._written += max(0, len(rows) - capacity)
         rows = rows[-capacity:]
         slot = self._written % capacity
@@ -192,7 +192,7 @@ class Stream:
         self._layers = layers
         self._shape = (batch, heads, dim)
         self._dtype, self._working = dtype, torch.promote_types(dtype, torch.float32)
-        self._next = 0  # the layer that is asked next
+        self._next = 0  # the layer to call next
         self._end = 0
         self._rings = TailRings(kept=window - 1, slack=max(64, window // 2), device=device)
         shape = self._shape
@@ -220,13 +220,13 @@ class Stream:
         """
         if layer != self._next:
             raise AttentionInvalid(
-                f"Layer {self._next} is next and {layer} was asked; go in order."
+                f"Layer {layer} was called, but layer {self._next} is next; keep the order."
             )
         given = {"query": query, "key": key, "value": value}
         kept = {"stream": (self._keys[0].rows[0], "batch head kept dim")}
         check_axes(kept | {name: (tensor, "batch head dim") for name, tensor in given.items()})
         for name, tensor in given.items():
-            require_finite(tensor, f"What gave the {name}")
+            require_finite(tensor, f"The projection of the {name}")
         if layer == 0:
             self._end = self._rings.settle(slice(0, 1), 1)
         end = self._end
@@ -256,7 +256,7 @@ class Stream:
         """
         if self._next or not self.steps:
             raise AttentionInvalid(
-                f"Step {self.steps + 1} has asked {self._next} of {self._layers} layers; ask all, "
+                f"Step {self.steps + 1} has run {self._next} of {self._layers} layers; run all, "
                 "then explain it."
             )
         layers = [self._kept(history) for history in self._history]
@@ -269,8 +269,8 @@ class Stream:
         dim, early = self._shape[2], self.mask.window_bars - 1
         query, key = kept[..., :dim], kept[..., dim:]
         if self.steps > kept.shape[2] and early > 0:
-            # The windows of the oldest steps kept began before the keys kept. Nothing asks for
-            # these rows, but their logsumexp has to be that of the keys that are here.
+            # The windows of the oldest kept steps began before the kept keys. The rollout does not
+            # use these rows, but their logsumexp has to match the kept keys.
             first = [x[:, :, :early].to(self._working) for x in (query, key)]
             total = total.clone()
             total[:, :, :early] = attend(first[0], first[1], first[1], Mask()).logsumexp

@@ -2,9 +2,9 @@
 
 ``A_ij = exp(score_ij - lse_i)`` on the pairs that the mask shows. ``Operand.scores`` is the one
 iterator over tiles: queries that share a key head are stacked in one product, rows without weight
-are left out, and what the mask hides altogether is not computed, so that nothing grows with the
-square of a window's sequence. Everything else is a reduction over its tiles. Scores are kept to
-base 2, since PyTorch's ``exp2`` takes about half the time of its ``exp``, with equal errors.
+are left out, and tiles that the mask hides are not computed, so that under a window the cost is
+linear in time. Everything else is a reduction over its tiles. Scores are to base 2, since PyTorch's
+``exp2`` takes about half the time of its ``exp``, with equal errors.
 
 The rules are docs/attention.md, A4 to A9.
 """
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 LOG2_E: Final = math.log2(math.e)
 TILE: Final = {"cpu": 512, "cuda": 4_096}
-"""Stacked rows and keys of a tile: 1 MiB of float32 stays in a core's second cache; a GPU, which
-takes as long to start a product as to compute a small one, is kept busy by more."""
+"""Stacked rows and keys of a tile: 1 MiB of float32 stays in a core's L2 cache; a GPU, which takes
+as long to start a product as to compute a small one, needs larger ones."""
 ROWS_MIN: Final = 32
-_HIDDEN_KEPT: Final = 8  # tables of what tiles hide
+_HIDDEN_KEPT: Final = 8  # cached masks of tiles
 ROWS_A_HEAD_MAX: Final = 8
-"""Up to here a product a head is cheaper than fusing the heads of each tile first."""
+"""Up to here one product per head is cheaper than fusing the heads of each tile first."""
 LEAST: Final = -1e4
-"""To base 2: the logarithm of a hidden entry, whose exponential is 0, where one is multiplied."""
+"""Replaces -inf, to base 2, where a logarithm is multiplied: its exponential is 0 as well."""
 
 
 class Entries(NamedTuple):
-    """A tile of some heads, rows and keys: scores to base 2, or what they are as probabilities."""
+    """A tile of some heads, rows and keys: scores to base 2, or probabilities."""
 
     batch: slice
     heads: slice
     rows: slice | Tensor  # which queries
-    at: slice  # their places among the rows asked for
+    at: slice  # their places among the requested rows
     keys: slice
     values: Tensor  # [batch, head, row, key]; overwritten by the next tile
 
@@ -93,7 +93,8 @@ class Operand:
     def scores(self, rows: Tensor | None = None, *, whole: bool = False) -> Iterator[Entries]:
         """Yield the scores of *rows* (int64, None for all) tile by tile, hidden pairs at -inf.
 
-        A tile of the *whole* has all heads of its sequences. Rows on the CPU ask no device.
+        With *whole* a tile has all heads of its sequences. *rows* on the CPU avoid a
+        synchronisation.
         """
         count = self.queries if rows is None else len(rows)
         if count == 0:
@@ -173,9 +174,9 @@ class Operand:
                 )
 
     def _added(self, shown: NDArray[np.int64], width: int) -> Tensor:
-        """Return 0, or -inf for the keys out of *shown*, of *width*: [batch or 1, 1, row, key].
+        """Return 0 for the keys of *width* within *shown*, else -inf: [batch or 1, 1, row, key].
 
-        Tiles on one diagonal hide the same.
+        Tiles on one diagonal share the result.
         """
         shown = shown.clip(0, width)
         name = (width, *shown.shape, shown.tobytes())
@@ -198,7 +199,7 @@ class Operand:
         rows: slice | Tensor,
         keys: slice,
     ) -> None:
-        """Add what a stored *table* adds to *scores*: -inf to what it hides."""
+        """Add the stored mask *table* to *scores*, -inf where it is False."""
         table = table[batch] if len(table) > 1 else table
         table = table[:, heads] if table.shape[1] > 1 else table
         table = table[:, :, rows] if table.shape[2] > 1 else table
@@ -213,7 +214,7 @@ class Operand:
     def visible(self, rows: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each of *rows* sees: int64 [batch, row], of the first head.
 
-        Unless a stored mask says so, a device is not asked, and they are on the CPU.
+        Without a dense mask they are on the CPU, and no GPU is synchronised.
         """
         at = torch.tensor(list(range(self.queries) if rows is None else rows), device="cpu")
         if self._dense is None:
@@ -244,7 +245,7 @@ class Operand:
         batch, count = weights.shape[:2]
         result = weights.new_zeros(batch, self.heads, count, self.keys)
         if count == 1 and bool((weights >= 0).all()):
-            # The weight goes into the logarithm: one exponential and one sum are left.
+            # With the weight in the logarithm, one exponential and one sum are left.
             minus = self.minus + weights[:, :1].log2()
             minus = minus.masked_fill(weights[:, :1] == 0, -torch.inf)
             for tile in self.entries(rows, minus=minus):
@@ -303,18 +304,18 @@ def fuse_mean(values: Tensor, shares: Tensor) -> Tensor:
 
 
 def _cuts(start: int, stop: int, size: int) -> Iterator[slice]:
-    """Cut a stretch at multiples of *size*, so that tiles meet on a fixed grid."""
+    """Yield slices from *start* to *stop* cut at multiples of *size*: tiles lie on a fixed grid."""
     while start < stop:
         end = min((start // size + 1) * size, stop)
         yield slice(start, end)
         start = end
 
 
-# --- heads fused in ways that leave rows which do not sum to 1
+# --- fusions whose rows do not sum to 1
 
 RADIX_BITS: Final = 16
 FADE: Final = 64.0
-"""Slacks over which entries fade out below a threshold: a rounding moves a hundredth of one."""
+"""Slacks over which entries fade out below a threshold: rounding then moves them by about 1 %."""
 
 Parts = Callable[["Tensor | None"], Iterable[Entries]]
 """The probabilities of some rows, all heads of a sequence in each part."""
@@ -325,8 +326,8 @@ FuseTile = Callable[[Entries], "Tensor"]
 def discard_below(fuse: FuseTile, thresholds: Tensor, *, slack: float) -> FuseTile:
     """Return *fuse* without the entries below the threshold of their sequence.
 
-    Those within a relative *slack* of it stay, for rounding may have parted them from it, and
-    those next below fade out: at a sharp edge a last digit would keep or drop a whole entry.
+    Entries within a relative *slack* of it stay, since rounding may have moved them. Those just
+    below fade out: at a sharp edge a last digit would keep or drop a whole entry.
     """
 
     def fuse_and_discard(tile: Entries) -> Tensor:
@@ -345,7 +346,7 @@ def smallest_kept(
 
     The bits of non-negative floats are ordered as the floats are, so a histogram of the leading
     16 bits gives the bin and further ones give the value: two passes for float32, four for
-    float64, and no copy of the matrix. *like* [batch] says type and device. Entries beyond the
+    float64, and no copy of the matrix. *like* [batch] sets type and device. Entries that are no
     candidates have to be exact zeros.
     """
     batch, kind, device = len(like), like.dtype, like.device
@@ -369,7 +370,7 @@ def smallest_kept(
                 counts[element, 0] -= computed[element] - candidates[element]
             before = counts[element].cumsum(0) - counts[element]
             digit = int((before <= ranks[element]).nonzero()[-1, 0])
-            # An empty bin shares its start with the next one that is not.
+            # An empty bin has the start of the next bin with entries.
             digit = int((counts[element, : digit + 1] > 0).nonzero()[-1, 0])
             ranks[element] -= int(before[digit])
             prefixes[element] = (prefixes[element] << RADIX_BITS) | digit
@@ -377,7 +378,7 @@ def smallest_kept(
 
 
 def fused_sums(parts: Parts, fuse: FuseTile, rows: Tensor | None, like: Tensor) -> Tensor:
-    """Return the sums of fused *rows*, like *like* [batch, query]; 0 of all others."""
+    """Return the sums of fused *rows*, shaped like *like* [batch, query]; 0 for all others."""
     sums = torch.zeros_like(like)
     for tile in parts(rows):
         sums[tile.batch, tile.rows] += fuse(tile).sum(dim=-1)
@@ -398,21 +399,20 @@ def carry_by(
 # --- precision
 
 ROUNDING_MAX: Final = 1e-4
-"""Beyond this rounding error of one score, float32 cannot carry ``score - logsumexp``."""
+"""Beyond this rounding error of one score, float32 is too coarse for ``score - logsumexp``."""
 SLACK: Final = 64.0
 FLOOR: Final = 8.0
 
 
 def mass_tolerance(kind: torch.dtype, largest: float) -> float:
-    """Return how far from 1 rounding alone may move a row's mass, of scores up to *largest*."""
+    """Return how far from 1 rounding may move a row's mass, for scores up to *largest*."""
     return SLACK * float(torch.finfo(kind).eps) * (FLOOR + largest)
 
 
 def tie_slack(largest: float) -> float:
-    """Return the relative difference of two entries that rounding to float32 may have made.
+    """Return the relative difference of two entries that float32 rounding can explain.
 
-    In float64 as well: what float32 cannot tell apart is a tie in every type, or discarding would
-    drop other entries in each.
+    It is the same in float64, so that discarding drops the same entries in every type.
     """
     return 4.0 * torch.finfo(torch.float32).eps * (FLOOR + largest)
 
@@ -435,7 +435,7 @@ def is_explaining() -> bool:
 
 @contextmanager
 def masses_checked_together() -> Iterator[None]:
-    """Check the masses on a device at the end of the block: it is asked once, not a layer each."""
+    """Check the masses on a GPU at the end of the block: one synchronisation for all layers."""
     waiting: list[_MassCheck] = []
     token = _WAITING.set(waiting)
     try:
@@ -446,19 +446,19 @@ def masses_checked_together() -> Iterator[None]:
         return
     parts = [part for check in waiting for part in (check.mass, check.wanted)]
     numbers = torch.cat([part.reshape(-1) for part in parts]).cpu()
-    whole = [
-        of_part.view(part.shape).to(part.dtype)
-        for part, of_part in zip(parts, numbers.split([x.numel() for x in parts]), strict=True)
+    on_cpu = [
+        flat.view(part.shape).to(part.dtype)
+        for part, flat in zip(parts, numbers.split([x.numel() for x in parts]), strict=True)
     ]
-    for check, mass, wanted in zip(waiting, whole[::2], whole[1::2], strict=True):
+    for check, mass, wanted in zip(waiting, on_cpu[::2], on_cpu[1::2], strict=True):
         check_mass(mass, check.tolerance, wanted)
 
 
 def check_mass(mass: Tensor, tolerance: float, wanted: Tensor | None = None) -> None:
     """Raise ``AttentionInvalid`` unless every head kept its mass.
 
-    ``mass`` is [batch, head, row], the raw product's sums; ``wanted`` what went in, [batch, 1 or
-    head, row], None for 1. Within ``masses_checked_together`` a device is asked at its end.
+    *mass* [batch, head, row] are the sums of the product; *wanted* [batch, 1 or head, row] is the
+    mass before, None for 1. Within ``masses_checked_together`` that of a GPU is checked at its end.
     """
     mass = mass.detach()
     wanted = mass.new_ones(1) if wanted is None else wanted

@@ -1,6 +1,6 @@
-"""The Triton kernels of a rollout: no atomics, so equal bits every time.
+"""The Triton kernels of a rollout: without atomics, so results are bit-identical every time.
 
-Imported only where triton is installed; ``TRITON_INTERPRET=1`` runs it on the CPU, slowly.
+Imported only if triton is installed; ``TRITON_INTERPRET=1`` runs them on the CPU, slowly.
 """
 
 # Triton gives subscripts and annotations a meaning of its own.
@@ -59,7 +59,7 @@ def push_kernel(
     WIDEN: tl.constexpr,  # multiply in float32: the interpreter has no half types
     PRECISION: tl.constexpr,  # of products of float32 numbers
     ROWS: tl.constexpr,  # 1, or rows of weights that share the exponentials, at least 16
-    SCAN: tl.constexpr,  # weights that are looked at together, a multiple of QUERIES
+    SCAN: tl.constexpr,  # weights that are read at once, a multiple of QUERIES
 ):
     """Write ``Σ_i w_i exp2(factor·q_i·k_j - lse_i)`` for one block of keys j and of rows of w.
 
@@ -81,8 +81,8 @@ def push_kernel(
         mask=is_dim[:, None] & is_key[None, :],
         other=0.0,
     )
-    own_weights = weights + (pair // heads) * rows * time
-    # Of the queries that see any key of the block, those from the first to the last with a weight.
+    batch_weights = weights + (pair // heads) * rows * time
+    # Of the queries that see any key of the block, find the first and the last with a weight.
     begin = 0
     end = time
     if CAUSAL:
@@ -93,7 +93,7 @@ def push_kernel(
     for start in range(begin, end, SCAN):
         index = start + tl.arange(0, SCAN)
         shares = tl.load(
-            own_weights + row_at[:, None] * time + index[None, :],
+            batch_weights + row_at[:, None] * time + index[None, :],
             mask=(row_at < rows)[:, None] & (index < end)[None, :],
             other=0.0,
         )
@@ -116,7 +116,7 @@ def push_kernel(
             distance = index[:, None] - key_at[None, :]
             entries = tl.where((distance >= 0) & (distance < window), entries, 0.0)
         shares = tl.load(
-            own_weights + row_at[:, None] * time + index[None, :],
+            batch_weights + row_at[:, None] * time + index[None, :],
             mask=(row_at < rows)[:, None] & is_query[None, :],
             other=0.0,
         )

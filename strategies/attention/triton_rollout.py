@@ -28,14 +28,14 @@ DIM_MAX: Final = 256
 ROWS: Final = 16
 """Rows of weights that share a program's exponentials: the least that a matrix unit takes."""
 SCAN: Final = 1_024
-"""Weights that a program looks at together, to leave out queries of none."""
+"""Weights that a program reads at once, to skip queries without any."""
 _DIM_MIN: Final = 16  # the smallest side that a matrix unit takes
 _TURING: Final = (7, 5)
 _GRID_MOST: Final = (1 << 31) - 1
 PRECISION: Final = "ieee"
-"""Of products of float32 numbers; "tf32x3" would take the matrix units, and is not measured."""
+"""The precision of float32 products; "tf32x3" would use the matrix units, but is not measured."""
 _STAGES: Final = (3, 1)
-"""Tiles of queries that are fetched ahead: fewer where a device's shared memory holds no more."""
+"""Tiles of queries to prefetch: the second number where shared memory is too small."""
 
 
 @cache
@@ -54,8 +54,8 @@ def runs_on(device: torch.device) -> bool:
 def takes(layer: Operand) -> bool:
     """Return whether the kernel takes tensors of this type and head dim on their device.
 
-    Triton compiles for Turing and later, and multiplies bfloat16 from Ampere on. The kernel knows
-    square masks.
+    Triton compiles for Turing and later, and multiplies bfloat16 from Ampere on. The kernel needs a
+    kernel mask and as many queries as keys.
     """
     query = layer.query
     if layer.mask.kind is MaskKind.OTHER:
@@ -71,8 +71,8 @@ def takes(layer: Operand) -> bool:
 def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) -> Tensor:
     """Return each head's ``wᵀA`` [batch, head, row, time] in float32; *weights* [batch, row, time].
 
-    *precision* is that of products of float32 numbers, by Triton's name. Raises
-    ``AttentionInvalid`` for float64, heads of more than ``DIM_MAX``, and what a device cannot hold.
+    *precision* is that of float32 products, by Triton's name. Raises ``AttentionInvalid`` for
+    float64, heads of more than ``DIM_MAX``, and if the kernel does not fit the device.
     """
     batch, rows, time = weights.shape
     rows_a_program = 1 if rows == 1 else ROWS
@@ -112,12 +112,12 @@ def _window(layer: Operand) -> int:
 
 @lru_cache(maxsize=64)
 def _places(rows: Sequence[int], device: torch.device) -> Tensor:
-    """Return the queries *rows*, which layer after layer asks for, on the device."""
+    """Return *rows* on the device; cached, because every layer needs them."""
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 def _kernels(layer: Operand) -> Any:  # noqa: ANN401 - Triton's functions have no type
-    """Return the module of the kernels; raise ``AttentionInvalid`` where they do not take it."""
+    """Return the module of the kernels; raise ``AttentionInvalid`` if they cannot take *layer*."""
     if not takes(layer):
         raise AttentionInvalid(
             "The triton rollout kernel takes square layers of float32 and half types, heads of at "
@@ -134,11 +134,11 @@ def _run(
     sizes: tuple[int, ...],
     options: dict[str, object],
 ) -> None:
-    """Run the *kernel* over *layer* in so many *programs*."""
+    """Run *kernel* over *layer* with this number of *programs*."""
     if programs > _GRID_MOST:
         raise AttentionInvalid(
-            f"So many rows of {layer.keys} bars are {programs:,} programs, and a grid takes "
-            f"{_GRID_MOST:,}; ask fewer rows at once."
+            f"These rows of {layer.keys} bars need {programs:,} programs, and a grid takes "
+            f"{_GRID_MOST:,}; explain fewer rows at once."
         )
     arguments = (
         layer.query.contiguous(),
@@ -167,7 +167,7 @@ def _run(
 def launch(
     kernel: Callable[..., object], arguments: tuple[object, ...], options: dict[str, object]
 ) -> None:
-    """Run *kernel* with as many tiles fetched ahead as the device's shared memory holds."""
+    """Run *kernel*, prefetching as many tiles as the device's shared memory holds."""
     exhausted = import_module("triton.runtime.errors").OutOfResources
     lacking = ""
     for stages in _STAGES:

@@ -1,1 +1,1 @@
-"""Forecasters: networks behind the ``Forecaster`` protocol; no tensor leaves this room."""
+"""Forecasters: networks behind the ``Forecaster`` protocol, which returns no tensors."""

@@ -1,11 +1,11 @@
 """Attribution of one forecast: occluded rows, integrated gradients, and single heads.
 
-Unlike the rollout, which says where attention flowed, both ask the network itself: what it would
-have said without some rows, and how much of what it said each number contributes.
+The rollout shows where attention flowed. The first two run the network itself: they measure the
+forecast without some rows, and the contribution of each number to it.
 
-The same for every network that attends: a stream reads the queries and keys that it keeps, a
-network over whole windows makes a pass a decision. Positions that distilling has joined are carried
-to the bars on which they rest.
+This works for every network that attends: a stream reads the queries and keys that it keeps, and a
+network over whole windows makes one pass per decision. Weights on positions that distilling joined
+are carried down to bars.
 
 The rule is docs/attention.md, A28.
 """
@@ -52,11 +52,11 @@ of degree 16, and within 1e-4 of the forecast for the default model."""
 
 
 Attending = StreamingForecaster | WindowedForecaster
-"""What answers by a network that attends."""
+"""The forecasters whose network may attend."""
 
 
 def attending(forecaster: Forecaster) -> Attending | None:
-    """Return the network that attends behind *forecaster*, of an ensemble its member; else None."""
+    """Return *forecaster*, or an ensemble's network, if its network attends; else None."""
     network = network_member(forecaster)
     if isinstance(network, WindowedForecaster) and not network.attends:
         return None
@@ -64,7 +64,7 @@ def attending(forecaster: Forecaster) -> Attending | None:
 
 
 class Figures(NamedTuple):
-    """What the network says at one horizon."""
+    """The network's output at one horizon."""
 
     mean_return: float  # log return, as in ``Forecast``
     lean: float  # p_up - p_down
@@ -76,21 +76,21 @@ class Contributions:
 
     mean_return: Floats  # [bar, feature], log return; oldest bar first
     relevance: Floats  # [bar], the same by one backward pass under the rules of relevance
-    forecast: float  # the mean return of the rows as they are
+    forecast: float  # the mean return of the rows, unchanged
     neutral: float  # the mean return of neutral rows: where the path starts
 
     @property
     def gap(self) -> float:
-        """What the contributions miss of ``told - neutral``; 0 where the integral is exact."""
+        """The contributions' sum less ``forecast - neutral``; 0 if the integral is exact."""
         return float(self.mean_return.sum()) - (self.forecast - self.neutral)
 
 
 class Probe:
-    """The rows of one decision and the network that answers for them, ready to be varied.
+    """The rows of one decision and their network, to measure the effect of changed rows.
 
     A neutral row is zero: every feature is scaled so that 0 is its ordinary value (or, for the
-    hour and the weekday, no time at all), and it is what the network gets for a value that is not
-    finite. The scale of the forecast, σ of the decided bar, stays as it was.
+    hour and the weekday, no time at all), and 0 replaces values that are not finite. The scale of
+    the forecast, σ of the decided bar, does not change.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class Probe:
         *,
         horizon: int,
     ) -> None:
-        """Take those of *bars* that the network's rows depend on; the last is the decided bar.
+        """Take the newest of *bars* that the network needs; the last is the decided bar.
 
-        Raises ``DataInvalid`` where they are too few or the decided bar's row is not finite.
+        Raises ``DataInvalid`` if they are too few or the decided bar's row is not finite.
         """
         model = forecaster.model
         if len(bars) < forecaster.context:
@@ -115,7 +115,7 @@ class Probe:
         if not (math.isfinite(sigma) and bool(np.isfinite(block.values[-1]).all())):
             raise DataInvalid(
                 f"The features of the bar at {recent[-1].open_time_ms} are not finite, so it has "
-                "no forecast to take apart; choose another decision."
+                "no forecast to explain; choose another decision."
             )
         decided = recent[block.first :]
         self.names = model.schema.names
@@ -130,7 +130,7 @@ class Probe:
         self._temperature = model.temperature[self._index]
 
     def figures(self) -> Figures:
-        """Return the network's output for the rows as they are."""
+        """Return the network's output for the unchanged rows."""
         return self.without([])
 
     def without(self, bars: Sequence[int]) -> Figures:
@@ -153,17 +153,16 @@ class Probe:
         )
 
     def relevance(self) -> Floats:
-        """Return the relevance of each number of each row for the mean return.
+        """Return the relevance [bar, feature] of each number for the mean return, in log returns.
 
-        [bar, feature], log return, in one backward pass; less what biases add it is the forecast.
+        It takes one backward pass; with the share of biases the sum is the forecast.
         """
-        added = relevance_of(self._network, self._rows, self._positions, self._index)
-        return self.scale * added
+        return self.scale * relevance_of(self._network, self._rows, self._positions, self._index)
 
     def shares(self, rollout: Floats) -> dict[str, float]:
         """Return each feature's share of |row × gradient| of the mean return; they sum to 1.
 
-        Bars are weighed by their *rollout* [bar], oldest first.
+        Bars are weighted by their *rollout* [bar], oldest first.
         """
         rows = self._rows.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self._mean(rows), rows)
@@ -173,9 +172,9 @@ class Probe:
         return dict(zip(self.names, shares.tolist(), strict=True))
 
     def attended(self, method: Rollout) -> BarWeights:
-        """Return where the decided bar looked, by *method*: weights [1, 1, bars], the newest ones.
+        """Return the attention of the decided bar by *method*: weights [1, 1, bars] of the newest.
 
-        Raises ``AttentionInvalid`` where the network cannot be asked so.
+        Raises ``AttentionInvalid`` if the network does not support the method.
         """
         rollout = self._network.explain(self._rows[None], self._positions, method).rollout
         return BarWeights(rollout.weights.cpu(), rollout.l1_error.cpu())
@@ -205,7 +204,7 @@ def integrated_gradients(
 
 
 DECISIONS: Final = 40
-"""The newest decisions that heads are read from."""
+"""The newest decisions from which heads are analysed."""
 ROWS_MAX: Final = 512
 """Rows of a map; a longer window is sampled evenly."""
 _DECISIONS_MIN: Final = 2
@@ -213,27 +212,26 @@ _DECISIONS_MIN: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class RolloutMap:
-    """Where the newest positions looked, by the rollout of each: an exact row a position.
+    """The rollout of each of the newest positions, an exact row each.
 
-    A row is what the same pass holds for an earlier position, so that under a causal mask it is
-    the rollout of the decision of that bar.
+    All rows come from one pass. Under a causal mask each is the rollout of that bar's decision.
     """
 
-    ages: NDArray[np.int64]  # [row] bars from the newest bar that the position stands for; falling
+    ages: NDArray[np.int64]  # [row] age in bars of the position's newest bar; falling
     weights: Floats  # [row, bar] of the newest bars, oldest first
-    older: Floats  # [row] on what is older than these bars
+    older: Floats  # [row] on older bars
 
 
 @dataclass(frozen=True, slots=True)
 class HeadActivity:
-    """What the heads do; layers from the lowest."""
+    """The analysis of the heads; layers from the lowest."""
 
     readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
     figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
     ties: tuple[tuple[Ties | None, ...], ...]  # [layer][head]
     by_age: Floats  # [layer, head, decision, age] the oldest decision first
     flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
-    rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
+    rollout: Floats  # [bar] the mass that reaches each bar through all layers, oldest first
     map: RolloutMap
 
 
@@ -245,7 +243,7 @@ def head_activity(
     """Return the activity of the heads at the last decisions of *bars* of one instrument.
 
     *edges* are the first ages, in bars, of the groups between which the flow is summed. Raises
-    ``DataInvalid`` where *bars* are fewer than the model's context and one.
+    ``DataInvalid`` unless there are more *bars* than the model's context.
     """
     needed = forecaster.context + _DECISIONS_MIN - 1
     if len(bars) < needed:
@@ -291,23 +289,23 @@ def _series(bars: Sequence[Bar]) -> tuple[Tensor, Tensor, Tensor]:
         [[bar.volume, bar.high, bar.low, bar.close] for bar in bars], dtype=torch.float64
     )
     volume, high, low, close = table.T
-    moved = close.log().diff(prepend=close[:1].log()).abs()
-    return volume, (high / low).log(), moved
+    move_sizes = close.log().diff(prepend=close[:1].log()).abs()
+    return volume, (high / low).log(), move_sizes
 
 
 def map_of(forecaster: Attending, layers: Sequence[LayerAttribution]) -> RolloutMap:
-    """Return the map of the newest bars, as many as a layer sees and each of which is exact."""
+    """Return the map of the newest bars: at most those that a layer sees, and only exact rows."""
     time, window = layers[0].rows.shape[-1], forecaster.model.network.config.window
-    # The windows of a stream's oldest bars began before those that are kept.
-    whole = time - window + 1 if forecaster.streams or time > window else time
-    return rollout_map(layers, min(time, window, max(whole, 1)))
+    # The windows of a stream's oldest bars began before the kept bars, so their rows are not exact.
+    exact = time - window + 1 if forecaster.streams or time > window else time
+    return rollout_map(layers, min(time, window, max(exact, 1)))
 
 
 def rollout_map(layers: Sequence[LayerAttribution], bars: int) -> RolloutMap:
     """Return the rollout of each of the newest positions, over the newest *bars* bars.
 
-    At most ``ROWS_MAX`` positions, evenly spread. Of several that end at one bar, the last is
-    taken: it stands for the fewest bars.
+    There are at most ``ROWS_MAX`` positions, evenly spaced. Of several that end at one bar the last
+    counts: it covers the fewest bars.
     """
     place_of = {age: place for place, age in enumerate(layers[-1].age.tolist()) if age < bars}
     ages = np.array(sorted(place_of, reverse=True), dtype=np.int64)
@@ -324,28 +322,27 @@ def rollout_map(layers: Sequence[LayerAttribution], bars: int) -> RolloutMap:
 
 
 def flow_down(layers: Sequence[LayerAttribution], edges: Sequence[int]) -> tuple[Floats, Floats]:
-    """Return the flow between groups of age, a layer from the top, and what reaches each bar.
+    """Return the flow between groups of age, by layer from the top, and the mass on each bar.
 
-    What a position holds passes to itself by half (the residual stream) and by half to those that
-    the layer's mean head attends to, or as the stream stores where it looked; after all layers that
-    is the rollout of the newest bar.
+    Half of a position's mass stays (the residual stream) and half goes where the layer's mean head
+    attends, or a stream follows its own method. After all layers this is the newest bar's rollout.
     """
     bars = layers[0].rows.shape[-1]
     count = group_count(bars, edges)
     ages = [torch.arange(bars - 1, -1, -1), *(layer.age.cpu() for layer in layers)]
     begins = torch.tensor(list(edges))
     above, *below = [torch.searchsorted(begins, age, right=True) - 1 for age in reversed(ages)]
-    holds = torch.zeros(len(above))
-    holds[-1] = 1.0
+    mass = torch.zeros(len(above))
+    mass[-1] = 1.0
     flow = torch.zeros(len(layers), count, count)
     for place, (layer, under) in enumerate(zip(reversed(layers), below, strict=True)):
-        by_group = torch.nn.functional.one_hot(above, count).T * holds  # [group, position]
+        by_group = torch.nn.functional.one_hot(above, count).T * mass  # [group, position]
         carried = layer.carry(by_group.to(layer.rows.device)).cpu()
         flow[place].index_add_(1, under, carried)
-        above, holds = under, carried.sum(dim=0)
-    return flow.double().numpy(), holds.double().numpy()
+        above, mass = under, carried.sum(dim=0)
+    return flow.double().numpy(), mass.double().numpy()
 
 
 def group_count(bars: int, edges: Sequence[int]) -> int:
-    """Return into how many groups of age *bars* fall."""
+    """Return the number of age groups of *bars* bars."""
     return sum(edge < bars for edge in edges)

@@ -1,8 +1,8 @@
-"""What every forecaster by a checkpoint does: it takes in bars, keeps their features, and answers.
+"""The base of all forecasters with a checkpoint: it takes in bars, keeps features, and answers.
 
-A kind says how bars become answers, of a group of instruments or of known bars of one, and what is
-remembered of bars that nothing is asked of. Features are computed once, for all instruments
-together; to an instrument it makes no difference which others are in a group.
+A subclass defines how bars become answers, for a group of instruments or for known bars of one, and
+what it keeps of warm-up bars. Features are computed once, for all instruments together; an
+instrument's features do not depend on the others of its group.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 NO_ROWS: Final = FeatureRows(np.empty((0, 0), np.float32), np.empty(0), np.empty(0, np.int64))
-"""The rows of a call that nothing has made yet."""
+"""The rows before the first call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Where the last decision looked, bar by bar (oldest first).
+    """The attention of the last decision, bar by bar (oldest first).
 
     ``weights`` cover the whole receptive field and sum to 1 within ``l1_error``.
     """
@@ -50,15 +50,15 @@ class Attribution:
     weights: tuple[float, ...]
     l1_error: float
     parts: tuple[AttendedPart, ...] = ()
-    """What the network saw instead of single rows; empty where it saw these."""
+    """The shares of the network's tokens; empty if these are single rows."""
     outputs: Outputs | None = None
-    """What it says, where it has heads that only some networks have."""
+    """The network's outputs, if it has auxiliary heads."""
 
 
 def bars_needed(rows: int, schema: FeatureSchema, wider: FeatureSchema) -> int:
-    """Return the bars on which an answer by *rows* rows of *schema* and one of *wider* depends.
+    """Return how many bars an answer from *rows* rows of *schema* needs.
 
-    *wider* is *schema*, or a wider one of which only the newest row is needed whole.
+    *wider* is *schema*, or a wider schema of which only the newest row must be complete.
     """
     return max(rows + schema.lookback - 1, wider.lookback)
 
@@ -72,13 +72,13 @@ def buckets_of(weights: Floats, positions: Ids) -> Rows:
     """Return *weights* [bar] over absolute 64-bar blocks, newest first, "older" the last entry."""
     count = bucket_count(len(positions))
     block = positions // BLOCK_BARS
-    # Holes in time push bars beyond the last block that an explanation names.
+    # With gaps in time some bars lie beyond the last block that an explanation names.
     at = np.minimum(block[-1] - block, count)
     return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)
 
 
 class InstrumentMemory:
-    """What is remembered of one instrument beside its answers: the lookback of its features."""
+    """The memory of one instrument: its newest bars, for features, and its last rollout."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class InstrumentMemory:
     ) -> None:
         self.instrument = instrument
         self.stream = stream  # its place among the features, and in a network's state
-        self.tail: deque[Bar] = deque(maxlen=schema.lookback)  # what a feature row looks back on
-        self.features_current = True  # False while only ``tail`` knows the newest bars
+        self.tail: deque[Bar] = deque(maxlen=schema.lookback)  # the bars of a feature row
+        self.features_current = True  # False while only ``tail`` has the newest bars
         self.by_age: Floats | None = None  # the last bar's rollout by age
         self._schema = schema
-        self._part = part or schema  # whose columns a row needs to be given
+        self._part = part or schema  # the columns that a row must have
 
     def admit(self, bars: Sequence[Bar]) -> None:
-        """Raise ``InvariantBroken`` unless *bars* follow what is known, in order."""
+        """Raise ``InvariantBroken`` unless *bars* follow the known ones, in order."""
         last = [self.tail[-1]] if self.tail else []
         for before, bar in pairwise([*last, *bars]):
             if bar.open_time_ms <= before.open_time_ms or bar.interval_ms != before.interval_ms:
@@ -107,7 +107,7 @@ class InstrumentMemory:
                 )
 
     def take_all(self, bars: Sequence[Bar]) -> FeatureRows:
-        """Take in *bars*; return the rows of the last of them: those with a row."""
+        """Take in *bars*; return the rows of the last ones, which have enough history."""
         self.admit(bars)
         before = len(self.tail)
         columns = features.columns([*self.tail, *bars])
@@ -137,7 +137,7 @@ class InstrumentMemory:
 
 
 class FeatureMemory:
-    """The rows of features of many instruments: of a group bar by bar, or of many known bars."""
+    """The feature rows of many instruments: for a group bar by bar, or for many known bars."""
 
     def __init__(
         self, schema: FeatureSchema, part: FeatureSchema | None = None, *, expected: int = 1
@@ -153,7 +153,7 @@ class FeatureMemory:
         if (memory := self._instruments.get(instrument)) is None:
             used = len(self._instruments)
             if used == self._room:
-                # By as many as there are, so that copies stay few, but not beyond those expected.
+                # Double the room, so that copies stay few, but not beyond the expected number.
                 more = max(1, min(used, self._expected - used))
                 self._features.extend(more)
                 self._room += more
@@ -169,7 +169,7 @@ class FeatureMemory:
         """
         if len({bar.instrument for bar in bars}) < len(bars):
             raise InvariantBroken(
-                "Two bars of one instrument cannot be stepped at once; hand over one of each."
+                "Two bars of one instrument cannot be stepped at once; pass one of each."
             )
         memories = [self.of(bar.instrument) for bar in bars]
         for memory, bar in zip(memories, bars, strict=True):
@@ -185,23 +185,23 @@ class FeatureMemory:
 
 
 def neutral(rows: Rows) -> Rows:
-    """Return *rows* for a network: a value that is not finite is neutral for later bars."""
+    """Return *rows* for a network: values that are not finite become neutral."""
     return np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def usable(rows: Rows, sigmas: Floats) -> Floats:
-    """Return *sigmas*, NaN where the row is not finite: the gate then refuses the forecast."""
+    """Return *sigmas*, NaN if the row is not finite: the gate then refuses the forecast."""
     return np.where(np.isfinite(rows).all(axis=1), sigmas, np.nan)
 
 
 class FeatureWindow:
-    """One instrument's newest feature rows, each with when its bar opened and its position."""
+    """One instrument's newest feature rows, each with the open time and position of its bar."""
 
     def __init__(self, window: int, schema: FeatureSchema) -> None:
         self._window, self._schema = window, schema
-        joined = schema.covariates
-        self._other = joined if isinstance(joined, OtherColumns) else None
-        # Twice as many as are looked at, so that they are moved to the front but rarely.
+        covariates = schema.covariates
+        self._other = covariates if isinstance(covariates, OtherColumns) else None
+        # Twice the window, so that rows rarely move to the front.
         self._rows = np.empty((2 * window, len(schema.names)), dtype=np.float32)
         self._times = np.empty((2 * window, 3), dtype=np.int64)  # opening, position, close
         self._lacks = np.zeros(2 * window, dtype=np.bool_)  # another symbol's bar
@@ -209,7 +209,7 @@ class FeatureWindow:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many rows are known as the network takes."""
+        """Whether there are as many rows as the network takes."""
         return self._end >= self._window
 
     @property
@@ -218,12 +218,12 @@ class FeatureWindow:
 
     @property
     def rows(self) -> Rows:
-        """The rows known, oldest first: [row, feature], until the next is taken."""
+        """The rows, oldest first: [row, feature]; a view that the next ``take`` changes."""
         return self._rows[self._newest]
 
     @property
     def opened(self) -> Ids:
-        """When their bars opened: [row]."""
+        """The open times of their bars: [row]."""
         return self._times[self._newest, 0]
 
     @property
@@ -232,10 +232,10 @@ class FeatureWindow:
         return self._times[self._newest, 1].copy()
 
     def take(self, bar: Bar, taken: FeatureRows, at: int) -> float | None:
-        """Append the row *at* of those *taken*, that of *bar*; return its σ, NaN if unusable.
+        """Append row *at* of *taken*, that of *bar*; return its σ, NaN if it is not finite.
 
-        *taken* may be of a wider schema. None of a row that is not whole, which is left out. A
-        value that is not finite is neutral for later bars.
+        *taken* may be of a wider schema. A row without its full lookback is left out: None. A value
+        that is not finite becomes neutral for later bars.
         """
         if taken.bars[at] < self._schema.lookback:
             return None
@@ -254,12 +254,12 @@ class FeatureWindow:
         return float(taken.sigma[at]) if np.isfinite(row).all() else float("nan")
 
     def fill(self, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Append the rows *taken*, those of the last of *bars*, as ``take``."""
+        """Append the rows *taken*, which are those of the last *bars*, by ``take``."""
         for at, bar in enumerate(bars[len(bars) - len(taken.values) :]):
             self.take(bar, taken, at)
 
     def _amend(self, bar: Bar, other: OtherColumns) -> None:
-        """Give earlier rows another symbol's bars that came late, by *bar*, the newest row's."""
+        """Fill earlier rows with another symbol's bars that arrived by the close of *bar*."""
         at = np.flatnonzero(self._lacks[: self._end])
         at = at[at >= self._newest.start]
         symbol = bar.instrument.rpartition(":")[2]
@@ -270,20 +270,20 @@ class FeatureWindow:
 
 
 FeatureWindows = defaultdict[str, FeatureWindow]
-"""The windows of instruments, each made when it is first asked for."""
+"""The windows of instruments, each made at its first use."""
 
 
 def feature_windows(window: int, schema: FeatureSchema) -> FeatureWindows:
-    """Return windows of so many rows of *schema*, of no instrument yet."""
+    """Return empty windows of *window* rows of *schema*."""
     return defaultdict(lambda: FeatureWindow(window, schema))
 
 
 def full_windows(
     windows: FeatureWindows, bars: Sequence[Bar], taken: FeatureRows
 ) -> Iterator[tuple[int, FeatureWindow, float]]:
-    """Take in *bars*, whose last ones have the rows *taken*; yield each that fills its window.
+    """Take in *bars*, whose last ones have the rows *taken*; yield each bar with a full window.
 
-    That is its place, the window until the next is asked for, and σ.
+    It yields the bar's place, its window, which the next step changes, and its σ.
     """
     first = len(bars) - len(taken.values)
     for at, bar in enumerate(bars[first:]):
@@ -302,16 +302,16 @@ class CheckpointForecaster(ABC):
     is_outside = False
     scanned_at_once = SCANNED_AT_ONCE
     warms_by_all: bool = False
-    """Whether it is warmed by all bars, and not by the last ``context`` alone."""
+    """Whether warm-up takes all bars, not only the last ``context``."""
 
     @property
     def vectors(self) -> CovariateSource | None:
-        """What it reads beside bars; None where it reads none."""
+        """The source of its covariates; None if it uses bars alone."""
         return None
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401 - what a checkpoint says of itself
+        model: Any,  # noqa: ANN401 - a checkpoint's identity and calibration
         memory: FeatureMemory,
         *,
         context: int,
@@ -332,9 +332,9 @@ class CheckpointForecaster(ABC):
         self.backend = backend
         self.memory = memory
         self.passes: tuple[RowPasses, ...] = ()
-        """What adds to each answer by passes over the newest rows."""
+        """Passes over the newest rows that extend each answer."""
         self.newest = NO_ROWS
-        """The rows of the last call: of each bar of a group, of the last bars of a scan."""
+        """The rows of the last call: one per bar of a group, or those of a scan's last bars."""
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
@@ -353,8 +353,8 @@ class CheckpointForecaster(ABC):
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments; return their forecasts.
 
-        The instruments may differ in age and in the bars that they have. Raises ``InvariantBroken``
-        for two bars of one instrument, and for one that does not follow; nothing is taken in then.
+        The instruments may have different histories. Raises ``InvariantBroken`` for two bars of one
+        instrument, and for one that does not follow; nothing is taken in then.
         """
         taken = self.newest = self.memory.take_group(bars)
         return self._completed(bars, self.answer(bars, taken, is_group=True))
@@ -362,7 +362,7 @@ class CheckpointForecaster(ABC):
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in known *bars* of one instrument; return the forecast of each.
 
-        An answer takes about a kilobyte: hand over a long archive in parts.
+        An answer takes about a kilobyte: pass a long archive in parts.
         """
         if not bars:
             return []
@@ -371,7 +371,7 @@ class CheckpointForecaster(ABC):
 
     @abstractmethod
     def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Begin an instrument anew with *bars*, whose last ones have the rows *taken*."""
+        """Restart an instrument with *bars*, whose last ones have the rows *taken*."""
 
     @abstractmethod
     def answer(
@@ -379,7 +379,7 @@ class CheckpointForecaster(ABC):
     ) -> list[Forecast | None]:
         """Return the answers to *bars*, whose last ones have the rows *taken*.
 
-        They are a group, one of each of several instruments, or known bars of one.
+        With *is_group* they are one bar of each of several instruments, else known bars of one.
         """
 
     def _completed(

@@ -63,10 +63,10 @@ _PROBE_CLIP: Final = 5.0  # features are clipped there
 
 
 def computing() -> tuple[str, str]:
-    """Name all that a forecast's last bits depend on: torch's version, and the processor.
+    """Return what the last bits of a forecast depend on: torch's version, and the processor.
 
-    The numeric libraries choose their loops by the processor as well: of one instruction set, one
-    of another maker rounds otherwise.
+    Numeric libraries choose their loops by the processor's maker too, not only by its instruction
+    set, and other loops round differently.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     return str(torch.__version__), f"{capability} of {_processor()}"
@@ -100,18 +100,18 @@ class RunOptions:
     method: Rollout = PLAIN
     """How each bar's decision is explained."""
     by_relevance: bool = False
-    """Whether relevance to the mean at ``horizon`` is stored in place of where attention flowed."""
+    """Whether relevance to the mean at ``horizon`` is stored instead of the rollout."""
     vectors: CovariateSource | None = None
-    """What a user supplies to a network that was trained with some; without it one that learnt from
-    order books, or of another symbol, is shown a run's."""
+    """A user's covariates, for a network that was trained with some. By default a network of order
+    books or of another symbol reads those of the run."""
     symbols: tuple[str, ...] = ()
-    """What a model of all symbols of a close is asked of."""
+    """The symbols of a model that answers for a whole close."""
     horizon: int | None = None
-    """That of the gates."""
+    """The horizon of the gates."""
     dropout_passes: int = 0
-    """So many passes with dropout give the spread of their means."""
+    """The number of passes with dropout, whose means have a spread; 0 for none."""
     say: Callable[[str], object] | None = None
-    """Told why a bar that a user's code in the network fails on is answered by NaN."""
+    """Called with the reason if a user's code in the network fails and the answer is NaN."""
 
     def __post_init__(self) -> None:
         """Raise ``ConfigInvalid`` for an unknown mode and for no threads."""
@@ -129,7 +129,7 @@ USUAL: Final = RunOptions()
 
 
 def model_kinds() -> Mapping[str, ModelKind]:
-    """Return every kind by its name: by what it is asked about, and networks first."""
+    """Return every kind by its name, sorted by data source, networks first."""
     from tracepaper.strategies import forecasters, networks
 
     order, kinds = list(DataSource), KINDS.of(networks, forecasters).values()
@@ -140,7 +140,7 @@ def model_kinds() -> Mapping[str, ModelKind]:
 
 
 def known_kind(card: Mapping[str, Any]) -> ModelKind | None:
-    """Return the kind that *card* names; None for one that is not registered."""
+    """Return the kind that *card* names; None if it is not registered."""
     return model_kinds().get(str(section_of(card, "model").get("kind")))
 
 
@@ -149,12 +149,11 @@ def build(
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
-    Sets PyTorch's thread count, which is part of what a run records; ``backend`` is chosen once,
-    see ``choose_backend``. Where ``free_bytes`` are known, a window that could not fit for so many
-    ``instruments`` is refused before anything is allocated, with ``AttentionInvalid``. Raises
-    ``ConfigInvalid`` for an unknown mode, device, kind or feature schema, and
-    ``CheckpointMismatch`` for tensors that are not the ones the card's architecture asks for or
-    that give values that are not finite.
+    It sets PyTorch's thread count, which a run records, and chooses the backend once. If
+    ``free_bytes`` is given and the window would not fit for ``instruments``, it raises
+    ``AttentionInvalid`` before it allocates anything. Raises ``ConfigInvalid`` for an unknown mode,
+    device, kind or feature schema, and ``CheckpointMismatch`` for tensors that do not fit the
+    card's architecture or lead to values that are not finite.
     """
     vectors = options.vectors
     if (reading := reading_of(card)) is not None:
@@ -178,7 +177,7 @@ def build(
 
 
 NetworkForecaster = StreamingForecaster | WindowedForecaster
-"""What answers by a network of one symbol's bars."""
+"""The forecasters of a network over one symbol's bars."""
 
 
 def network_forecaster(
@@ -231,7 +230,7 @@ def network_forecaster(
 
 
 def reject_method(options: RunOptions, kind: str) -> None:
-    """Raise ``ConfigInvalid`` where a method is asked for of a model without attention."""
+    """Raise ``ConfigInvalid`` if *options* name a method, for a model without attention."""
     if options.method != PLAIN or options.by_relevance:
         raise ConfigInvalid(
             f"A model of the kind {kind} has no attention to explain; take [model] explanation out."
@@ -239,7 +238,7 @@ def reject_method(options: RunOptions, kind: str) -> None:
 
 
 def _streams_by(chosen: str, wanted: str, method: Rollout) -> str:
-    """Return the backend of a stream: *chosen*, or tiles where no compiled loop explains so."""
+    """Return the backend of a stream: *chosen*, or tiles if compiled loops lack *method*."""
     if chosen == TILES or method.is_plain:
         return chosen
     if wanted != "auto":
@@ -251,33 +250,33 @@ def _streams_by(chosen: str, wanted: str, method: Rollout) -> str:
 
 
 def _stream_need(config: Any, instruments: int, *, by_norm: bool) -> Callable[[int], int]:  # noqa: ANN401 - any that streams
-    """Return the function that gives the bytes of streams of so many instruments for a window."""
+    """Return a function from a window to the bytes of streams of *instruments*."""
     return lambda window: stream_bytes(
         replace(config, window=window), instruments=instruments, by_norm=by_norm
     )
 
 
 def _window_need(config: NetworkConfig) -> Callable[[int], int]:
-    """Return the function that gives the bytes of a network for a window."""
-    # A network without attention counts as one head: what it holds is less.
+    """Return a function from a window to the bytes of a network."""
+    # A network without attention counts as one head: it needs less.
     sizes = config.layers, getattr(config, "heads", 1), config.dim
     return lambda window: forward_bytes(config.dim, window) + rollout_bytes(*sizes, window)
 
 
 def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
-    """Return the name of what attends when *wanted* is asked for: ``auto`` or a name.
+    """Return the name of the backend for *wanted*, which is ``auto`` or a name.
 
-    A stream attends by ``tiles`` of its own, or by compiled loops where they are built, and an
-    informer by ``probsparse``; a network over whole windows by one of the kernels, of which
-    ``flash_attn`` multiplies in bfloat16. Raises ``ConfigInvalid`` for a device that is not there,
-    and that or ``AttentionInvalid`` for a name that cannot be had.
+    A stream attends by ``tiles``, or by compiled loops if they are built, and an informer by
+    ``probsparse``; a network over whole windows by one of the kernels, of which ``flash_attn``
+    multiplies in bfloat16. Raises ``ConfigInvalid`` for a device that does not exist, and
+    ``ConfigInvalid`` or ``AttentionInvalid`` for a backend that is not available.
     """
     require_device(device)
     named = known_kind(card)
     if named is not None and named.members:
         return choose_backend(part_of(card, named.members[0]), wanted, device=device)
     if named is not None and named.build is not None and named.source is DataSource.BARS:
-        return _own_backend(wanted, (named.name,))  # nothing attends: it is recorded by its name
+        return _one_backend(wanted, (named.name,))  # without attention, the kind's name is recorded
     kind, config = architecture(card)
     backend = kind.backend(config)
     if backend is None:
@@ -286,14 +285,13 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
         return kernels.resolve(
             wanted, device, dtype, None if heads is None else config.dim // heads
         )
-    streams: Any = config
-    return _own_backend(
-        wanted, stream_backends(streams, device) if backend == TILES else (backend,)
-    )
+    stream_config: Any = config
+    backends = stream_backends(stream_config, device) if backend == TILES else (backend,)
+    return _one_backend(wanted, backends)
 
 
-def _own_backend(wanted: str, backends: Sequence[str]) -> str:
-    """Return the *wanted* backend of a checkpoint's *backends*, the first for ``auto``."""
+def _one_backend(wanted: str, backends: Sequence[str]) -> str:
+    """Return the *wanted* one of *backends*, the first for ``auto``; raise ``ConfigInvalid``."""
     if wanted != "auto" and wanted not in backends:
         names = " or ".join(reversed(backends))
         raise ConfigInvalid(
@@ -304,7 +302,7 @@ def _own_backend(wanted: str, backends: Sequence[str]) -> str:
 
 
 def require_device(device: str) -> None:
-    """Raise ``ConfigInvalid`` where PyTorch has no such *device*, and say what is missing."""
+    """Raise ``ConfigInvalid``, naming what is missing, if PyTorch has no such *device*."""
     kind, _, number = device.partition(":")
     if kind == "cpu":
         return
@@ -339,25 +337,25 @@ def architecture(card: Mapping[str, Any]) -> tuple[ModelKind, NetworkConfig]:
 
 
 COMPUTED: Final = "computed_by"
-"""The key of ``[features]`` that names the wider schema by which a network's rows are computed."""
+"""The key of ``[features]`` for the wider schema by which a network's rows are computed."""
 MEMBERS: Final = ("network", "rows")
-"""The parts of an ensemble's card, and what the names of its tensors begin with."""
+"""The parts of an ensemble's card, and the prefixes of its tensors' names."""
 
 
 def part_of(card: Mapping[str, Any], member: str) -> dict[str, Any]:
-    """Return the card of one member of an ensemble, under the identity of the whole."""
+    """Return the card of one member of an ensemble, with the identity of the ensemble."""
     part = section_of(section_of(card, "parts"), member)
     identity = {key: section_of(card, "model").get(key, "") for key in ("id", "sha256")}
     return {**part, "model": {**section_of(part, "model"), **identity}}
 
 
 def tensors_of(tensors: Mapping[str, Tensor], member: str) -> dict[str, Tensor]:
-    """Return the tensors of one member of an ensemble, by the names that it was saved with."""
-    start = f"{member}."
+    """Return the tensors of one member of an ensemble, by their names in the member."""
+    prefix = f"{member}."
     return {
-        name.removeprefix(start): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
-        if name.startswith(start)
+        if name.startswith(prefix)
     }
 
 
@@ -369,14 +367,14 @@ def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
 
 
 def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> AnyNetwork:
-    """Make a network, fill it and probe it; raise ``CheckpointMismatch`` where that fails."""
+    """Make a network, load and probe it; raise ``CheckpointMismatch`` if that fails."""
     network = filled(make, tensors)
     _probe(network)
     return network
 
 
 def filled(make: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> AnyModule:
-    """Make a module and fill it; raise ``CheckpointMismatch`` unless *tensors* are its weights.
+    """Make and load a module; raise ``CheckpointMismatch`` unless *tensors* are its weights.
 
     Shapes are compared before anything is allocated: a card may name any size.
     """
@@ -406,7 +404,7 @@ def filled(make: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> AnyM
 
 
 class _Shapes(TorchFunctionMode):
-    """Leaves tensors as they were made: to draw for one without memory imports a compiler."""
+    """Skips random initialisation: on the device meta it would import a compiler."""
 
     def __torch_function__(
         self,
@@ -415,7 +413,7 @@ class _Shapes(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Call *func*, unless it is one that starts weights."""
+        """Call *func*, unless it initialises weights."""
         del types
         given = {} if kwargs is None else kwargs
         if func is nn.init.normal_:
@@ -472,22 +470,22 @@ def _schema(
 
 
 def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None) -> FeatureSchema:
-    """Return the feature schema of *card*, with a user's *vectors* where it was trained with some.
+    """Return the feature schema of *card*, with *vectors* if it was trained with covariates.
 
-    Raises ``ConfigInvalid`` for an unknown one, and where it needs covariates and has none.
+    Raises ``ConfigInvalid`` for an unknown schema, and for missing covariates.
     """
     schema = features.schema(str(section_of(card, "features").get("schema_id")))
     other, of_books = other_of(card), reading_of(card) is not None
     if other or of_books:
         if vectors is None:
-            what = "reads order books" if of_books else "asks another symbol"
-            raise ConfigInvalid(f"No model of several parts {what}; use the part alone.")
-        of_run = (
+            verb = "reads order books" if of_books else "asks another symbol"
+            raise ConfigInvalid(f"No model of several parts {verb}; use the part alone.")
+        columns = (
             CovariateColumns(scale_of(card), vectors)
             if of_books
             else other_columns(schema, vectors)
         )
-        return features.with_covariates(schema, of_run)
+        return features.with_covariates(schema, columns)
     if not takes_vectors(card):
         return schema
     if vectors is None:

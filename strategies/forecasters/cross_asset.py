@@ -1,4 +1,4 @@
-"""The forecaster of a network over several symbols, asked once a close of the bars of all of them.
+"""The forecaster of a network over several symbols: one answer per close of all their bars.
 
 The rules are docs/several.md, P26 to P28.
 """
@@ -60,19 +60,19 @@ from tracepaper.strategies.types.market import Bar
 
 Ids = NDArray[np.int64]
 DECIMALS: Final = 6
-"""Weights are rounded to so many."""
+"""The decimals of weights."""
 
 
 @dataclass(frozen=True)
 class TogetherModel:
-    """What a checkpoint of several symbols says of itself, and its network."""
+    """A checkpoint of several symbols: identity, calibration and network."""
 
     kind: str
     network: CrossAssetNetwork
     schema: FeatureSchema
     model_id: str
     sha256: str
-    horizon: int  # the one that a crossasset trades by
+    horizon: int  # the horizon of a crossasset's weights
     temperature: tuple[float, ...]  # of the direction, one a horizon
     relative_slope: tuple[float, ...]  # of realised on predicted relative returns
     calibration: Calibration | None
@@ -88,7 +88,7 @@ class TogetherModel:
         kind = known_kind(card)
         if kind is None or kind.source is not DataSource.CLOSES:
             raise ConfigInvalid(
-                f"The checkpoint is of the kind {shown(str(identity.get('kind')))}, and not "
+                f"The checkpoint is of the kind {shown(str(identity.get('kind')))}, not "
                 f"{' or '.join(KINDS)}; name another."
             )
         config = CrossAssetConfig.read(section_of(card, "architecture"))
@@ -129,11 +129,11 @@ class TogetherModel:
         return self.config.receptive_field + self.schema.lookback - 1
 
     def weights(self, relative: Tensor, allocation: Tensor | None) -> Array:
-        """Return the weights [asset, row] that answers [asset, row, horizon] and [asset, row] mean.
+        """Return weights [asset, row] by *relative* [asset, row, horizon] and *allocation*.
 
-        A portfolio's are its own. Those of a crossasset are its expected relative returns, in
-        units of each asset's volatility, less their mean; all 0 where the calibration slice gave
-        these returns no slope. Sizes sum to at most 1.
+        *allocation* [asset, row] gives a portfolio's weights. Those of a crossasset are its
+        expected relative returns, in units of each asset's volatility, less their mean; all are 0
+        if the calibration found no slope for these returns. Sizes sum to at most 1.
         """
         if allocation is not None:
             weights = weights_of(allocation[None])[0].double()
@@ -146,21 +146,21 @@ class TogetherModel:
 
 
 class LastClose(NamedTuple):
-    """What the network says of the newest close of all symbols, and where each looked."""
+    """The network's answer at the newest close of all symbols, and the attention of each."""
 
     attribution: CrossAttribution
-    by_time: Array  # [symbol, time]: where each looked, over the bars of all symbols together
+    by_time: Array  # [symbol, time]: the attention of each, summed over the attended symbols
     positions: Ids  # [time]: absolute numbers of the bars
 
 
 class TogetherForecaster(CheckpointForecaster):
-    """A network over several symbols, asked once a close.
+    """A network over several symbols, with one answer per close.
 
-    Where a close lacks one of the symbols, or one of the bars that an answer looks back on, none
-    of them has an answer. Raises ``ConfigInvalid`` for a symbol that it was not trained on.
+    If a close lacks one of the symbols, or one of the bars of an answer's lookback, no symbol has
+    an answer. Raises ``ConfigInvalid`` for a symbol that it was not trained on.
     """
 
-    causal = False  # an answer needs others' bars, and none is given of bars of one
+    causal = False  # an answer needs the bars of all symbols; bars of one have none
     scanned_at_once = 1
 
     def __init__(self, model: TogetherModel, symbols: Sequence[str], *, threads: int) -> None:
@@ -181,11 +181,11 @@ class TogetherForecaster(CheckpointForecaster):
         self._places = model.config.places(self.symbols)
         self._windows = feature_windows(model.config.receptive_field, model.schema)
         self._bars = CommonBars(self.symbols, self.context)
-        self._before: tuple[int, Array | None] = -1, None  # a close, and where each looked at it
+        self._before: tuple[int, Array | None] = -1, None  # a close, and its ``by_time``
         torch.set_num_threads(threads)
 
     def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Begin the window of one symbol anew."""
+        """Restart the window of one symbol."""
         symbol = memory.instrument.partition(":")[2]
         self._windows.pop(symbol, None)
         self._bars.forget(symbol)
@@ -197,17 +197,16 @@ class TogetherForecaster(CheckpointForecaster):
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
     ) -> list[Forecast | None]:
-        """Return the answers to the *bars* of one close where all symbols have one.
+        """Return the answers to the *bars* of one close if it has all symbols.
 
-        All are NaN where a feature of one of these bars is not finite. Raises ``InvariantBroken``
-        for bars of one symbol alone.
+        All are NaN if a feature of one of these bars is not finite. Raises ``InvariantBroken`` for
+        bars of one symbol alone.
         """
         if not is_group:
             raise InvariantBroken(
-                f"{len(bars)} bars of one symbol were handed to a network over several; hand over "
-                "closes."
+                f"A network over several symbols got {len(bars)} bars of one symbol; pass closes."
             )
-        before = self._looked_before()
+        before = self._attended_before()
         sigmas = {}  # by symbol; NaN where its features cannot be used
         for at, bar in enumerate(bars):
             self._bars.take(bar)
@@ -227,11 +226,11 @@ class TogetherForecaster(CheckpointForecaster):
     def last_close(self, method: Rollout = PLAIN) -> LastClose:
         """Return the forecasts of the newest close, and each symbol's attribution by *method*.
 
-        Raises ``InvariantBroken`` before all bars that are looked back on are known, and
-        ``AttentionInvalid`` for what its layers cannot be asked by.
+        Raises ``InvariantBroken`` until all bars of the lookback are known, and
+        ``AttentionInvalid`` for a method that its layers do not support.
         """
         if why := self._bars.lacking():
-            raise InvariantBroken(f"There is no close to look at: {why}.")
+            raise InvariantBroken(f"There is no close to answer: {why}.")
         held = [self._windows[symbol] for symbol in self.symbols]
         x = torch.from_numpy(np.stack([window.rows for window in held]))[None]
         positions = held[0].positions
@@ -243,27 +242,27 @@ class TogetherForecaster(CheckpointForecaster):
 
     @property
     def lacking(self) -> str:
-        """What is not known of which symbol, in a sentence; empty where there is a close."""
+        """The symbol and bars that are missing, in a sentence; empty if there is a close."""
         return self._bars.lacking()
 
     @property
     def _newest_ms(self) -> int:
-        """When the newest bar of the first symbol opened."""
+        """The open time of the first symbol's newest bar."""
         return self._bars.newest_ms[self.symbols[0]]
 
-    def _looked_before(self) -> Array | None:
-        """Return where each symbol looked at the newest close; None where it had no answer.
+    def _attended_before(self) -> Array | None:
+        """Return ``by_time`` of the newest close before the next; None if it had no answer.
 
-        A start has not seen that close: it follows from the bars, and is the same.
+        After a start it is recomputed from the bars, with the same result.
         """
         if self._before[0] == self._newest_ms:
             return self._before[1]
         return None if self._bars.lacking() else self.last_close().by_time
 
     def _explained(self, close: LastClose, before: Array | None) -> list[Explanation]:
-        """Return where each symbol looked: by the bar, of whichever symbol, and not by blocks.
+        """Return the explanation of each symbol, by age over the bars of all symbols.
 
-        *before* is that of the close before, at the same ages.
+        *before* is ``by_time`` of the previous close.
         """
         by_time = close.by_time
         rows = [buckets_of(row, close.positions) for row in by_time]
@@ -283,7 +282,7 @@ class TogetherForecaster(CheckpointForecaster):
     def _answers(
         self, attribution: CrossAttribution, sigma: Array, explained: Sequence[Explanation]
     ) -> list[Forecast]:
-        """Return the forecast of each symbol, with what is said beside it."""
+        """Return the forecast of each symbol, with its weight, relative returns and heads."""
         outputs, model = attribution.outputs, self.model
         answers = forecasts(
             outputs.each.map(lambda part: part[0]),
@@ -301,10 +300,10 @@ class TogetherForecaster(CheckpointForecaster):
         return [
             replace(
                 answer,
-                auxiliary=SymbolAnswer(weight, tuple(covariance), tuple(row)).encoded(),
+                auxiliary=SymbolAnswer(weight, tuple(returns), tuple(row)).encoded(),
                 heads=heads,
             )
-            for answer, weight, covariance, row, heads in zip(
+            for answer, weight, returns, row, heads in zip(
                 answers, weights, relative.tolist(), shares.tolist(), _heads(outputs), strict=True
             )
         ]
@@ -328,9 +327,9 @@ def over_symbols(forecaster: Forecaster | None) -> TogetherForecaster | None:
 def _of_close(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
 ) -> TogetherForecaster:
-    """Return the forecaster of the symbols that *options* name, by their horizon where it has it.
+    """Return the forecaster of the symbols of *options*, by its horizon if the model has it.
 
-    Raises ``ConfigInvalid`` where they name none: bars of one symbol have no answer.
+    Raises ``ConfigInvalid`` without symbols: bars of one symbol have no answer.
     """
     model = TogetherModel.read(card, tensors)
     if not options.symbols:

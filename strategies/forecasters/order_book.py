@@ -1,7 +1,7 @@
 """The strategy that trades a network over order books.
 
-The network is run once a bar, over the newest books at its close. What it says, and how much of
-where it looked lies where, are notes on the decision. The rules are docs/orderbook.md, D16 to D18.
+The network runs once per bar, over the newest books at its close. Its probabilities and the shares
+of its attention are notes on the decision. The rules are docs/orderbook.md, D16 to D18.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tracepaper.strategies.types.decisions import Action
 
 OPTIONS: Final = ("checkpoint", "horizon", "stale_ms")
 STALE_BOOKS: Final = 2
-"""A newest book that is older than so many steps of the grid is stale, unless told otherwise."""
+"""By default a newest book that is older than this many steps of the grid is stale."""
 _FLAT: Final = MOVES.index("flat")
 _UP: Final = MOVES.index("up")
 
 
 @dataclass(frozen=True)
 class BookModel:
-    """What a checkpoint of order books says of itself, and its network."""
+    """A checkpoint of order books: its market and its network."""
 
     network: OrderBookNetwork
     instrument: str
@@ -82,10 +82,10 @@ class BookModel:
 
 
 class OrderBookStrategy(Strategy):
-    """Go with the most probable move of the mid to ``horizon``; hold where the books are not fit.
+    """Trade the most probable move of the mid to ``horizon``; hold if the books are unusable.
 
-    ``horizon`` counts books and is one of the network's, the longest unless told otherwise.
-    ``stale_ms`` is how old the newest book may be at the close.
+    ``horizon`` counts books and is one of the network's, by default the longest. ``stale_ms`` is
+    the oldest age of the newest book at the close.
     """
 
     reads_history = False
@@ -113,8 +113,8 @@ class OrderBookStrategy(Strategy):
         self._stale_ms = stale_ms
 
     def decide(self, context: BarContext) -> Signal:
-        """Answer at the close of a bar by the newest books that stood so then."""
-        books = self.fit(context.depth, context.time)
+        """Answer at the close of a bar by the newest books then."""
+        books = self.usable(context.depth, context.time)
         if isinstance(books, str):
             return Signal(Action.HOLD, books)
         attribution = self.model.attribution(books)
@@ -128,8 +128,8 @@ class OrderBookStrategy(Strategy):
             return Signal(Action.LONG, "the mid is expected to rise", note=note)
         return Signal(Action.SHORT, "the mid is expected to fall", note=note)
 
-    def fit(self, books: Books | None, close_ms: int) -> Books | str:
-        """Return the window of *books* that is looked at at *close_ms*, or why there is none."""
+    def usable(self, books: Books | None, close_ms: int) -> Books | str:
+        """Return the window of *books* for the answer at *close_ms*, or why there is none."""
         window, levels = self.config.window, self.config.levels
         if books is None:
             return "no order book since the last gap or start"
@@ -144,10 +144,10 @@ class OrderBookStrategy(Strategy):
 
 
 def shares_of(attribution: OrderBookAttribution, levels: int) -> dict[str, float]:
-    """Return how much of where an answer looked lies where; the first two sum to 1.
+    """Return the shares of an answer's attention on parts of the books; the first two sum to 1.
 
-    ``looked_touch`` is the best level of both sides, ``looked_newest`` the newest book and
-    ``looked_late`` the newer half of them.
+    They are the two sides. ``looked_touch`` is the best level of both sides, ``looked_newest`` the
+    newest book and ``looked_late`` the newer half of the books.
     """
     weights: NDArray[np.float64] = attribution.weights.double().numpy()
     by_side = weights.reshape(len(weights), len(SIDES), levels)
@@ -164,8 +164,8 @@ ORDER_BOOK: Final = register(
         KIND,
         "levels of an order book and their history, from files of `data record`",
         DataSource.ORDER_BOOKS,
-        refusal="A network of order books reads files of `tracepaper data record`, not bars; ask "
-        "it by `tracepaper explain --depth FILE --checkpoint FOLDER`.",
+        refusal="A network of order books reads files of `tracepaper data record`, not bars; use "
+        "`tracepaper explain --depth FILE --checkpoint FOLDER`.",
     )
 )
 """The kind that answers over order books."""

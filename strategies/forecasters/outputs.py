@@ -1,4 +1,4 @@
-"""Network outputs to ``Forecast`` and ``Explanation``."""
+"""Converts network outputs to ``Forecast`` and ``Explanation``."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ _SHAPES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
     "ewma": {**_LEVELS, "path": (PATH_STEPS, len(PATH_LEVELS))},
     "factors": {**_LEVELS, "path": (PATH_STEPS,)},
 }
-"""Of the numbers that the calibration slice gives each head: what EWMA is multiplied by, and it."""
+"""The shapes of the calibrated numbers of each head: factors of EWMA, and factors of the head."""
 Levels = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """``calibration.further`` of a card: ``ewma`` and ``factors``, by horizon and head."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What a checkpoint adds to the network: identity, features and calibration."""
+    """A checkpoint's network with its identity, features and calibration."""
 
     network: Network
     schema: FeatureSchema
     model_id: str
     sha256: str
     temperature: tuple[float, ...]  # of the direction head, one a horizon
-    content_free: float  # confidence that mask and encoding alone give
+    content_free: float  # the confidence of mask and encoding alone
     calibration: Calibration | None
     wide: FeatureSchema | None = None
     levels: Levels = field(default_factory=dict)
 
     @property
     def computed(self) -> FeatureSchema:
-        """The schema that is computed, of which the network's own is the first columns."""
+        """The computed schema, whose first columns are those of ``schema``."""
         return self.wide or self.schema
 
 
@@ -78,11 +78,10 @@ def forecasts(
 ) -> list[Forecast]:
     """Return the forecast of each bar, stream after stream.
 
-    *outputs* are [stream, bar, …], *sigmas* [stream * bar].
-
-    A return to horizon h is the network's times ``sigma * sqrt(h)``; a NaN in *sigmas* goes
-    through to the figures, and the gate refuses them. *temperature* divides the direction's
-    logits, one a horizon; the *levels* of the card are those of its auxiliary heads.
+    *outputs* are [stream, bar, …], *sigmas* [stream * bar]. A return to horizon h is the network's
+    times ``sigma * sqrt(h)``; a NaN in *sigmas* makes the figures NaN, which the gate refuses.
+    *temperature* divides the direction's logits, one per horizon; *levels* are the card's
+    calibration of the auxiliary heads.
     """
     root = sigmas[:, None] * np.sqrt(horizons)  # one standard deviation to the horizon
     mean, scale, dof, variance = (
@@ -109,7 +108,7 @@ def _with_heads(forecast: Forecast, heads: HeadForecasts) -> Forecast:
 def head_forecasts(
     outputs: Outputs, sigmas: Floats, horizons: Sequence[int], levels: Levels
 ) -> list[HeadForecasts] | None:
-    """Pack the auxiliary heads' forecasts of each bar; None of a network without them.
+    """Pack the auxiliary heads' forecasts of each bar; return None for a network without them.
 
     Arguments are those of ``forecasts``; raises ``CheckpointMismatch`` for levels that do not fit.
     """
@@ -139,7 +138,7 @@ def head_forecasts(
 
 
 def _in_returns(heads: Mapping[str, Singles], sigmas: Floats, horizon: int) -> dict[str, Array]:
-    """Convert what *heads* said to one horizon, [row, ..] by name, from σ √h to log returns."""
+    """Convert the outputs *heads* for one horizon, [row, ..] by name, from σ √h to log returns."""
     unit = sigmas * np.sqrt(horizon)
     returns: dict[str, Array] = {}
     for name, values in heads.items():
@@ -167,10 +166,10 @@ def explanations(
     content_free: float,
     context: int,
 ) -> list[Explanation]:
-    """Return where each bar looked, as ``explained_rows``.
+    """Return the explanation of each bar, as ``explained_rows``.
 
-    *by_age* are the *rows* by age, *before* the same of the bar before each, NaN at the start
-    of a stream, where there is no shift; *context* is the receptive field in bars.
+    *by_age* are the *rows* by age, *before* those of each previous bar, NaN at the start of a
+    stream, where there is no shift; *context* is the receptive field in bars.
     """
     recent = recent_mass(by_age, context).tolist()
     has_before = ~np.isnan(before[:, -1])
@@ -211,40 +210,42 @@ def explained_rows(
 
 def packed(rows: NDArray[np.floating]) -> list[bytes]:
     """Return each of *rows* [bar, number] as little-endian float32: one conversion, then slices."""
-    whole = rows.astype("<f4").tobytes()
+    data = rows.astype("<f4").tobytes()
     size = 4 * rows.shape[1]
-    return [whole[at : at + size] for at in range(0, len(whole), size)]
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def with_factors(heads: Mapping[str, Singles], levels: Levels, horizon: int) -> dict[str, Singles]:
-    """Multiply what *heads* said, [row, ..] by name, by the factors of the calibration slice.
+    """Multiply the outputs *heads*, [row, ..] by name, by the factors of the calibration slice.
 
     Raises ``CheckpointMismatch`` for factors that do not fit the heads.
     """
     scaled = dict(heads)
-    for head, by in levels_for("factors", levels, heads, horizon).items():
+    for head, factors in levels_for("factors", levels, heads, horizon).items():
         if head == "path":
             middle = heads[head][..., 1:2]
-            scaled[head] = (middle + by[:, None] * (heads[head] - middle)).astype(np.float32)
+            spread = factors[:, None] * (heads[head] - middle)
+            scaled[head] = (middle + spread).astype(np.float32)
         else:
-            scaled[head] = (heads[head] * by).astype(np.float32)
+            scaled[head] = (heads[head] * factors).astype(np.float32)
     return scaled
 
 
 def levels_for(
-    of: str, levels: Levels, heads: Mapping[str, Singles], horizon: int
+    kind: str, levels: Levels, heads: Mapping[str, Singles], horizon: int
 ) -> dict[str, Array]:
-    """Read the numbers of each of *heads*, of a card's levels.
+    """Return the numbers of a card's *levels* for each of *heads*; *kind* is a key of them.
 
-    Raises ``CheckpointMismatch`` where they do not fit it.
+    Raises ``CheckpointMismatch`` if they do not fit the head.
     """
     numbers: dict[str, Array] = {}
-    for head, values in levels.get(of, {}).get(str(horizon), {}).items():
-        shape = _SHAPES[of].get(head, ())
+    for head, values in levels.get(kind, {}).get(str(horizon), {}).items():
+        shape = _SHAPES[kind].get(head, ())
         array = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
         if not shape or array.size != np.prod(shape) or not np.isfinite(array).all():
             raise CheckpointMismatch(
-                f"The card's calibration.further.{of} does not fit the head {head}; train it again."
+                f"The card's calibration.further.{kind} does not fit the head {head}; train it "
+                "again."
             )
         if head in heads:
             numbers[head] = array.reshape(shape)

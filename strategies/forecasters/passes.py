@@ -1,8 +1,8 @@
-"""Passes over the newest rows of each instrument, which add to every answer.
+"""Passes over the newest rows of each instrument, which extend every answer.
 
-With dropout each bar is asked by itself, so that a live step, a scan and a run that was resumed
-agree: the masks come from a generator that is seeded by the bar's open time, and no other draw is
-moved. Source: Gal and Ghahramani, 2016.
+Passes with dropout run for each bar separately, so that a live step, a scan and a resumed run
+agree. The bar's open time seeds the masks, and no other random numbers change. Source: Gal and
+Ghahramani, 2016.
 
 The rules are docs/decisions.md, G40, and docs/attention.md, A38.
 """
@@ -38,10 +38,9 @@ DROPOUT_SPREAD: Final = "dropout_spread"
 
 
 class RowPasses(ABC):
-    """The newest rows of each instrument, and what passes over them add to an answer."""
+    """The newest rows of each instrument, and passes over them that extend an answer."""
 
     def __init__(self, model: TrainedModel) -> None:
-        """Ask *model*."""
         self._model = model
         self._windows = feature_windows(model.network.config.receptive_field, model.schema)
 
@@ -53,16 +52,16 @@ class RowPasses(ABC):
     def completed(
         self, bars: Sequence[Bar], answers: Sequence[Forecast | None], taken: FeatureRows
     ) -> list[Forecast | None]:
-        """Take in *bars*; return their *answers*, each with what its passes add."""
+        """Take in *bars*; return their *answers*, each extended by its passes."""
         completed = list(answers)
         for place, window, sigma in full_windows(self._windows, bars, taken):
             if (answer := answers[place]) is not None:
-                completed[place] = self._added(answer, window, sigma)
+                completed[place] = self._extended(answer, window, sigma)
         return completed
 
     @abstractmethod
-    def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
-        """Return *answer*, of the newest bar of a full *window* whose σ is *sigma*, with more."""
+    def _extended(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
+        """Return *answer* extended; it is for the newest bar of a full *window*, with *sigma*."""
 
     def _inputs(self, window: FeatureWindow) -> tuple[Tensor, Tensor]:
         """Return the rows [bar, feature] and their positions [bar], where the network is."""
@@ -73,14 +72,14 @@ class RowPasses(ABC):
 
 
 class DropoutPasses(RowPasses):
-    """Passes in which the network drops; they add the spread of their means."""
+    """Passes with dropout; they add the spread of their means."""
 
     def __init__(self, model: TrainedModel, passes: int) -> None:
-        """Ask *model*, whose network has modules that drop, *passes* times at each bar."""
+        """Make *passes* at each bar through the network of *model*, which has dropout."""
         super().__init__(model)
         self._passes = passes
 
-    def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
+    def _extended(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
         # A standard deviation in log returns: outputs are in units of σ √horizon.
         spread = self._spread(window, int(window.opened[-1])) * sigma * np.sqrt(answer.horizons)
         heads = replace(
@@ -99,8 +98,8 @@ class DropoutPasses(RowPasses):
                 module.train()
             with torch.random.fork_rng(devices=cuda), torch.inference_mode():
                 torch.manual_seed(seed)
-                several = rows.expand(self._passes, -1, -1)
-                means = network(several, positions).mean[:, -1].double().cpu().numpy()
+                batch = rows.expand(self._passes, -1, -1)
+                means = network(batch, positions).mean[:, -1].double().cpu().numpy()
         finally:
             for module in dropping:
                 module.eval()
@@ -109,10 +108,10 @@ class DropoutPasses(RowPasses):
 
 
 class RelevancePasses(RowPasses):
-    """One pass forward and one back; they replace the stored blocks by the relevance of each."""
+    """One pass forward and one back; the relevance of each block replaces its stored rollout."""
 
     def __init__(self, model: TrainedModel, horizon: int | None) -> None:
-        """Explain the mean return of *model* at *horizon*, or at its first if it has no such.
+        """Explain the mean return of *model* at *horizon*, or at its first if it lacks that.
 
         Raises ``AttentionInvalid`` for a network whose answer cannot be differentiated.
         """
@@ -121,18 +120,18 @@ class RelevancePasses(RowPasses):
         self._index = config.horizons.index(horizon) if horizon in config.horizons else 0
         rows = torch.zeros(config.receptive_field, config.features, device=model.network.device)
         positions = torch.arange(len(rows), device=rows.device)
-        relevance_of(model.network, rows, positions, self._index)  # what cannot be fails at once
+        relevance_of(model.network, rows, positions, self._index)  # raises now, not at a bar
 
     def by_bar(self, instrument: str) -> Array:
         """Return the signed shares of *instrument*'s newest bars [bar], oldest first."""
-        added, blocks = self._added_by(self._windows[instrument])
-        return added / _size(blocks)
+        by_bar, blocks = self._contributions(self._windows[instrument])
+        return by_bar / _size(blocks)
 
-    def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
+    def _extended(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
         del sigma  # shares have no unit
         if answer.explanation is None or not np.isfinite(answer.mean_return[self._index]):
             return answer  # gates refuse it
-        _, blocks = self._added_by(window)
+        _, blocks = self._contributions(window)
         shares = (blocks / _size(blocks)).astype("<f4")
         explanation = replace(
             answer.explanation,
@@ -142,25 +141,25 @@ class RelevancePasses(RowPasses):
         )
         return replace(answer, explanation=explanation)
 
-    def _added_by(self, window: FeatureWindow) -> tuple[Array, Rows]:
-        """Return the contribution of each bar of *window* [bar], and of its 64-bar blocks."""
+    def _contributions(self, window: FeatureWindow) -> tuple[Array, Rows]:
+        """Return the contribution of each bar of *window* [bar], and of each 64-bar block."""
         by_bar = relevance_of(self._model.network, *self._inputs(window), self._index).sum(axis=1)
         return by_bar, buckets_of(by_bar, window.positions)
 
 
 def relevance_of(network: Network, rows: Tensor, positions: Tensor, index: int) -> Array:
-    """Return each number's contribution in *rows* to the mean at the horizon in place *index*.
+    """Return the contribution [bar, feature] of each number of *rows* to one horizon's mean.
 
-    [bar, feature], in units of σ √horizon, in one backward pass; less what biases add it is the
-    mean.
+    *index* is the place of the horizon. Contributions are in units of σ √horizon, by one backward
+    pass; with the share of biases they sum to the mean.
     """
     inputs = rows.detach().requires_grad_()
     with relevance_rules(network):
         added = relevance(network(inputs[None], positions).mean[0, -1, index], inputs)
-    numbers: Array = added.double().cpu().numpy()
-    return numbers
+    contributions: Array = added.double().cpu().numpy()
+    return contributions
 
 
 def _size(blocks: Rows) -> float:
-    """Return the sum of the sizes of *blocks*, by which shares of them sum to 1 without signs."""
+    """Return the sum of the absolute values of *blocks*, above 0, to scale shares by."""
     return max(float(np.abs(blocks).sum(dtype=np.float64)), float(np.finfo(np.float64).tiny))

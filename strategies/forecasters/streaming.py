@@ -1,4 +1,4 @@
-"""The streaming forecaster: one ring-buffer step a live bar, one padded pass over known bars."""
+"""The streaming forecaster: one ring-buffer step per live bar, padded passes over known bars."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from tracepaper.strategies.types.market import Bar
 class StreamingForecaster(CheckpointForecaster):
     """A causal-window flash network behind the ``Forecaster`` protocol, for many instruments.
 
-    A group is answered in one pass: equal to ``step`` on each within 1e-4 of scale, for matrix
+    A group is answered in one pass: equal to ``step`` on each within 1e-4 of scale, because matrix
     products of another size round in another order. Known bars are answered in chunks of a fixed,
-    padded shape that start at the first of them, so bars that are cut off or corrupted change no
-    bit of the answers before them.
+    padded shape that start at the first bar, so missing or corrupt later bars change no bit of the
+    answers before them.
     """
 
     streams: ClassVar[bool] = True
-    """Whether it keeps queries, keys and values from bar to bar, explained by its own method."""
+    """Whether it keeps queries, keys and values from bar to bar."""
     warms_by_all = True
 
     def __init__(
@@ -62,10 +62,10 @@ class StreamingForecaster(CheckpointForecaster):
         backend: str = TILES,
         method: Rollout = PLAIN,
     ) -> None:
-        """Answer by *model* where its weights are; *instruments* is how many are expected.
+        """Answer by *model* on the device of its weights; *instruments* is their expected number.
 
-        *backend* is one of ``stream_backends``; *method* is how every bar is explained. Raises
-        ``ConfigInvalid`` for one that no stream takes.
+        *backend* is one of ``stream_backends``; *method* explains every bar. Raises
+        ``ConfigInvalid`` for a method that no stream supports.
         """
         network = model.network
         assert isinstance(network, FlashNetwork), "the only kind that streams"
@@ -98,7 +98,7 @@ class StreamingForecaster(CheckpointForecaster):
         return self.network.history(self._state, self._stream(self.memory.of(instrument)))
 
     def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Begin its stream anew, in chunks of a fixed size."""
+        """Restart its stream, in chunks of a fixed size."""
         self._state.clear(self._stream(memory))
         positions = positions_of(bars[len(bars) - len(taken.values) :])
         for part, advanced in self._chunks(memory, self._inputs(taken.values), positions):
@@ -107,7 +107,7 @@ class StreamingForecaster(CheckpointForecaster):
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
     ) -> list[Forecast | None]:
-        """Return the answers: of a group by one pass, of known bars chunk by chunk."""
+        """Return the answers: for a group by one pass, for known bars chunk by chunk."""
         answers: list[Forecast | None] = [None] * len(bars)
         if not is_group:
             memory, first = self.memory.of(bars[0].instrument), len(bars) - len(taken.values)
@@ -142,7 +142,7 @@ class StreamingForecaster(CheckpointForecaster):
         One backward pass through the kept queries, keys and logsumexps; no forward pass.
         Raises ``InvariantBroken`` before the first decision.
         """
-        self._decided(instrument)
+        self._require_decision(instrument)
         positions, layers = self.history(instrument)
         attended = rollout(
             layers,
@@ -157,22 +157,22 @@ class StreamingForecaster(CheckpointForecaster):
     def attribution_by_layer(self, instrument: str) -> list[LayerAttribution]:
         """Return the attribution of each layer at *instrument*'s last decision, the lowest first.
 
-        Carried down as the stored explanation is. No forward pass. Raises ``InvariantBroken``
-        before the first decision.
+        They use the method of the stored explanation and no forward pass. Raises
+        ``InvariantBroken`` before the first decision.
         """
-        self._decided(instrument)
+        self._require_decision(instrument)
         trace = Trace()
         for layer in self.history(instrument)[1]:
             trace.attend(layer)
         return trace.by_layer(self.method)
 
-    def _decided(self, instrument: str) -> None:
+    def _require_decision(self, instrument: str) -> None:
         """Raise ``InvariantBroken`` before the first decision of *instrument*."""
         if self._state.counts[self._stream(self.memory.of(instrument))] < self.receptive_field:
             raise self._undecided(instrument)
 
     def _stream(self, memory: InstrumentMemory) -> int:
-        """Return the place in the state of an instrument; make room for it where there is none."""
+        """Return an instrument's place in the state; make room for it if needed."""
         while memory.stream >= (room := len(self._state.counts)):
             self._state.extend(max(1, min(room, self._expected - room)))
         return memory.stream
@@ -183,7 +183,7 @@ class StreamingForecaster(CheckpointForecaster):
     def _chunks(
         self, memory: InstrumentMemory, rows: Rows, positions: Ids
     ) -> Iterator[tuple[slice, Advance]]:
-        """Take in *rows* chunk by chunk; yield which rows, and what the network says of them."""
+        """Take in *rows* chunk by chunk; yield the slice of rows and the network's answers."""
         done = 0
         while done < len(rows):
             part = slice(done, done + CHUNK_BARS)
@@ -207,7 +207,7 @@ class StreamingForecaster(CheckpointForecaster):
     ) -> list[list[Forecast | None]]:
         """Return the forecasts of the bars just taken in, by instrument.
 
-        *sigmas* and *positions* are [instrument, bars]. None stands where the context is short.
+        *sigmas* and *positions* are [instrument, bars]. A bar without full context has None.
         """
         streams, bars, _ = advanced.rollout.shape
         by_age = cells_by_age(advanced.rollout.reshape(streams * bars, -1), positions.ravel())

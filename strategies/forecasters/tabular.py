@@ -1,7 +1,7 @@
 """Forecasters of one feature row: ``tree`` and ``glm``, alone or mixed with a network.
 
-Both speak in the units of the labels: the return to a horizon h of bars in σ √h, and its variance
-in σ² h. A row is answered alike, bit for bit, in any company.
+Both use the units of the labels: the return to a horizon of h bars in σ √h, and its variance in
+σ² h. The other rows of a call change no bit of a row's answer.
 
 The rules are docs/models.md, L22 to L24, L36, L37 and L49, and docs/own_models.md, N3.
 """
@@ -58,10 +58,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class RowContributions(NamedTuple):
-    """What each feature of a row adds to its mean and to the logarithm of its variance.
+    """The contribution of each feature of a row to its mean and log variance.
 
-    ``mean`` and ``log_variance`` are [horizon, feature]; with the bases [horizon] they sum to what
-    the model says, to rounding.
+    ``mean`` and ``log_variance`` are [horizon, feature]; with the bases [horizon] they sum to the
+    model's answer, up to rounding.
     """
 
     mean: Floats
@@ -71,19 +71,19 @@ class RowContributions(NamedTuple):
 
 
 class RowModel(Protocol):
-    """What a kind reads from its arrays."""
+    """A model that answers from one row of features."""
 
     def answer(self, rows: NDArray[np.floating]) -> tuple[Floats, Floats]:
-        """Return mean and logarithm of the variance, [row, horizon] each, of many rows."""
+        """Return mean and logarithm of the variance, [row, horizon] each, for many rows."""
         ...
 
-    def added(self, row: NDArray[np.floating]) -> RowContributions:
+    def contributions(self, row: NDArray[np.floating]) -> RowContributions:
         """Return the contribution of each feature of one [feature] *row*."""
         ...
 
 
 class TreeModel:
-    """Boosted trees: an ensemble a horizon for the log variance, then one for the mean."""
+    """Boosted trees: an ensemble per horizon for the log variance, then one for the mean."""
 
     def __init__(self, arrays: Arrays, features: int, horizons: int) -> None:
         """Raise ``CheckpointMismatch`` for trees of another number of features or horizons."""
@@ -101,8 +101,8 @@ class TreeModel:
         scores = self._scorer.scores(rows)
         return scores[:, self._horizons :], scores[:, : self._horizons]
 
-    def added(self, row: NDArray[np.floating]) -> RowContributions:
-        """Return the exact Shapley values of the row: see ``contributions``."""
+    def contributions(self, row: NDArray[np.floating]) -> RowContributions:
+        """Return the exact Shapley values of the row."""
         by_feature, base = contributions(self.trees, row[None])
         split = self._horizons
         return RowContributions(
@@ -142,8 +142,8 @@ class GlmModel:
             self._linear(rows, self._log_variance) + self._log_variance_base,
         )
 
-    def added(self, row: NDArray[np.floating]) -> RowContributions:
-        """Return weight times distance from the mean of the training rows, exact by definition."""
+    def contributions(self, row: NDArray[np.floating]) -> RowContributions:
+        """Return weight times distance from the mean of the training rows, which is exact."""
         shifted: Floats = row.astype(np.float64) - self._centre
         return RowContributions(
             self._mean * shifted,
@@ -156,18 +156,18 @@ class GlmModel:
         sums = np.empty((len(rows), len(weights)))
         for start in range(0, len(rows), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
-            # A matrix product would round by the number of rows; a sum along the row does not.
+            # The rounding of a matrix product depends on the number of rows; this sum's does not.
             sums[part] = ((rows[part] - self._centre)[:, None, :] * weights).sum(axis=-1)
         return sums
 
 
 ROW_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility"})
-"""What a row model gives, of ``gates.gate.MEASURES``."""
+"""The measures of ``gates.gate.MEASURES`` that a row model has."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedRows:
-    """What a checkpoint says of a row model: arrays read, identity, features and calibration."""
+    """A checkpoint's row model with its identity, features and calibration."""
 
     kind: ModelKind
     model: RowModel
@@ -180,7 +180,7 @@ class TrainedRows:
 
 
 class RowAdded(NamedTuple):
-    """One bar's features [feature], its σ, and what each feature added."""
+    """One bar's features [feature], its σ, and the contribution of each feature."""
 
     row: NDArray[np.float32]
     sigma: float
@@ -188,13 +188,13 @@ class RowAdded(NamedTuple):
 
 
 class RowForecaster(CheckpointForecaster):
-    """A row model behind the ``Forecaster`` protocol; equal in every bit in any company."""
+    """A row model behind the ``Forecaster`` protocol."""
 
     dtype = "float64"
     warms_by_all = True
 
     def __init__(self, trained: TrainedRows, *, mode: str, threads: int) -> None:
-        """Answer by *trained*; *threads* is what a run records, one is used."""
+        """Answer by *trained* on one thread; *threads* is what a run records."""
         super().__init__(
             trained,
             FeatureMemory(trained.schema),
@@ -215,7 +215,7 @@ class RowForecaster(CheckpointForecaster):
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
     ) -> list[Forecast | None]:
-        """Return the answer to each row that is whole."""
+        """Return the answer to each row with full lookback."""
         del is_group
         answers: list[Forecast | None] = [None] * len(bars)
         ready = np.flatnonzero(taken.complete(self.trained.schema)).tolist()
@@ -236,10 +236,10 @@ class RowForecaster(CheckpointForecaster):
             raise self._undecided(instrument)
         taken = InstrumentMemory(instrument, self.trained.schema).take_all(list(memory.tail))
         row = taken.values[-1]
-        return RowAdded(row, float(taken.sigma[-1]), self.trained.model.added(row))
+        return RowAdded(row, float(taken.sigma[-1]), self.trained.model.contributions(row))
 
     def figures(self, rows: NDArray[np.float32], sigmas: Floats) -> tuple[Floats, Floats]:
-        """Return mean return and volatility, [row, horizon] each; NaN as in ``forecasts``."""
+        """Return mean return and volatility, [row, horizon] each; NaN unless a row is finite."""
         mean, log_variance = self.trained.model.answer(rows)
         root = sigmas[:, None] * self._roots
         if not (finite := np.isfinite(rows)).all():
@@ -247,7 +247,7 @@ class RowForecaster(CheckpointForecaster):
         return mean * root, np.exp(0.5 * log_variance) * root
 
     def forecasts(self, rows: NDArray[np.float32], sigmas: Floats) -> list[Forecast]:
-        """Return the forecast of each of *rows*; NaN where a feature is not finite."""
+        """Return the forecast of each of *rows*; NaN if a feature is not finite."""
         mean, volatility = self.figures(rows, sigmas)
         figures = (mean, volatility * self._spread, volatility)
         columns = (map(tuple, each.tolist()) for each in figures)
@@ -258,13 +258,13 @@ class RowForecaster(CheckpointForecaster):
 
 
 class EnsembleForecaster(CheckpointForecaster):
-    """Both members behind the ``Forecaster`` protocol: what the network says, mixed with the rows'.
+    """A network and a row model behind the ``Forecaster`` protocol, their answers mixed.
 
-    Bars are the network's, and so are their features, by the wider of both members' schemas.
+    The network keeps the bars and computes the features, by the wider of both members' schemas.
     """
 
     member_shape: ClassVar[tuple[int, int]] = (1, 2)
-    """Members in ``Forecast.auxiliary``, and the numbers that each says there at a horizon."""
+    """Members in ``Forecast.auxiliary``, and the numbers of each per horizon."""
 
     def __init__(
         self,
@@ -275,11 +275,11 @@ class EnsembleForecaster(CheckpointForecaster):
         spread: Sequence[float],
         calibration: Calibration | None,
     ) -> None:
-        """Mix by *shares*, one a horizon: of the network in the logarithm of the variance.
+        """Mix by *shares*, one per horizon: the network's in the logarithm of the variance.
 
         *network* computes the wider of both members' features. *spread* is, by horizon, the
-        standard deviation of the return ÷ the mixed volatility; *calibration* is that of the whole.
-        Raises ``ConfigInvalid`` for members of other horizons, and for shares that are none.
+        standard deviation of the return ÷ the mixed volatility; *calibration* is the ensemble's.
+        Raises ``ConfigInvalid`` for members of other horizons, and for invalid shares.
         """
         if network.horizons != rows.horizons:
             raise ConfigInvalid(
@@ -310,7 +310,7 @@ class EnsembleForecaster(CheckpointForecaster):
         self.passes = network.passes
 
     def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Let the network begin anew."""
+        """Restart the network's memory of the instrument."""
         self.network.remember(memory, bars, taken)
 
     def answer(
@@ -320,7 +320,7 @@ class EnsembleForecaster(CheckpointForecaster):
         return self._mixed(self.network.answer(bars, taken, is_group=is_group), taken)
 
     def explain(self, instrument: str) -> Attribution:
-        """Return where the network looked at *instrument*'s last decision, bar by bar.
+        """Return the network's attention at *instrument*'s last decision, bar by bar.
 
         Raises ``InvariantBroken`` for a network without attention.
         """
@@ -331,12 +331,12 @@ class EnsembleForecaster(CheckpointForecaster):
     ) -> list[Forecast | None]:
         """Return each forecast of the network mixed with the row model's; *taken* are its rows.
 
-        None where a member lacks its history: the row model's is longer where its features are.
+        A bar has None while a member lacks history; the row model may need more than the network.
         """
         schema = self.rows.trained.schema
         first = len(answers) - len(taken.values)
-        whole = np.flatnonzero(taken.complete(schema)).tolist()
-        network = {at: forecast for at in whole if (forecast := answers[first + at]) is not None}
+        complete = np.flatnonzero(taken.complete(schema)).tolist()
+        network = {at: forecast for at in complete if (forecast := answers[first + at]) is not None}
         mixed: list[Forecast | None] = [None] * len(answers)
         if not network:
             return mixed
@@ -355,12 +355,12 @@ class EnsembleForecaster(CheckpointForecaster):
 
 
 def network_member(forecaster: Forecaster) -> Forecaster:
-    """Return the network of an ensemble; any other forecaster itself."""
+    """Return the network of an ensemble, or *forecaster* itself if it is none."""
     return forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
 
 
 def row_member(forecaster: Forecaster) -> RowForecaster | None:
-    """Return the part that answers by one row: a forecaster, or an ensemble's member; else None."""
+    """Return *forecaster*, or an ensemble's member, if it is a row model; else None."""
     member = forecaster.rows if isinstance(forecaster, EnsembleForecaster) else forecaster
     return member if isinstance(member, RowForecaster) else None
 
@@ -382,7 +382,7 @@ def figures_of_rows(forecast: Forecast) -> Floats:
 def trained_rows(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: ModelKind
 ) -> TrainedRows:
-    """Return the row model of *card* with its arrays read and checked.
+    """Return the row model of *card*, its arrays checked.
 
     Raises ``ConfigInvalid`` for an unknown feature schema, and ``CheckpointMismatch`` for arrays or
     a calibration that do not fit the card.
@@ -465,7 +465,7 @@ ROW_KINDS: Final[Mapping[str, ModelKind]] = {
     )
     for name, model in (("tree", TreeModel), ("glm", GlmModel))
 }
-"""The kinds that answer one row of features."""
+"""The kinds that answer from one row of features."""
 ENSEMBLE: Final = "ensemble"
 """The kind of checkpoint that holds a network and a row model."""
 ENSEMBLE_KIND: Final = register(

@@ -1,9 +1,9 @@
 """Boosted trees as plain arrays: exact scores and exact Shapley values.
 
 A tree is not walked. Each of its at most 64 leaves is a bit; a node whose row goes right clears
-the leaves on its left, and the lowest bit that is left is the leaf (QuickScorer, Lucchese et al.,
-SIGIR 2015). What all nodes of one feature clear depends only on how many of that feature's
-thresholds the value exceeds, so it stands in a table: a row costs one look-up a feature for all
+the leaves on its left, and the lowest bit that remains is the leaf (QuickScorer, Lucchese et al.,
+SIGIR 2015). The bits that all nodes of one feature clear depend only on how many of that feature's
+thresholds the value exceeds, so a table holds them: a row costs one look-up per feature for all
 trees together.
 
 The value of a set of features is the mean score of a walk that follows the row at nodes of these
@@ -55,9 +55,9 @@ _TYPES: Final[Mapping[str, type[np.generic]]] = {
 class Trees:
     """Ensembles of trees, tree after tree; the score of an ensemble is the sum of its trees.
 
-    Nodes are [node], numbered from 0 in each tree, whose root is 0; a child below zero is the leaf
-    ``~child``. A row goes left where its feature is at most the threshold. NaN goes the default
-    way where it is missing, and counts as zero elsewhere.
+    Nodes are [node], numbered from 0, the root, in each tree; a child below zero is the leaf
+    ``~child``. A row goes left if its feature is at most the threshold. NaN goes the node's default
+    way if the node treats it as missing, and otherwise counts as zero.
     """
 
     feature: NDArray[np.int32]
@@ -74,9 +74,9 @@ class Trees:
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[Any]], *, features: int) -> Self:
-        """Return the trees of stored *arrays* over rows of so many *features*, checked.
+        """Return the trees of stored *arrays* over rows of *features* numbers, checked.
 
-        Raises ``CheckpointMismatch`` for anything that is no set of whole trees.
+        Raises ``CheckpointMismatch`` unless they are a set of complete trees.
         """
         if set(arrays) != set(_TYPES):
             wrong = min(set(arrays) ^ set(_TYPES))
@@ -93,7 +93,7 @@ class Trees:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def check(self, features: int) -> None:
-        """Raise ``CheckpointMismatch`` unless every tree is whole and names known features."""
+        """Raise ``CheckpointMismatch`` unless every tree is complete and names known features."""
         if not len(self.trees) or int(self.trees.min()) < 1:
             raise _malformed("an ensemble has no tree")
         if int(self.trees.sum(dtype=np.int64)) != len(self.leaves):
@@ -128,7 +128,7 @@ class Trees:
         return np.cumsum(self.trees, dtype=np.int64) - self.trees
 
     def ensemble(self, at: int) -> Self:
-        """Return the ensemble at that place alone."""
+        """Return ensemble number *at* alone."""
         first = int(self.ensemble_starts[at])
         trees = slice(first, first + int(self.trees[at]))
         before = int(self.leaves[:first].sum(dtype=np.int64))
@@ -139,7 +139,7 @@ class Trees:
         return type(self)(**{name: getattr(self, name)[cut.get(name, nodes)] for name in _TYPES})
 
     def goes_left(self, rows: Floats) -> NDArray[np.bool_]:
-        """Return [row, node]: whether each row, were it at the node, would go left."""
+        """Return [row, node]: whether each row goes left at the node."""
         values = rows[:, self.feature]
         unknown = np.isnan(values)
         left = np.where(unknown, 0.0, values) <= self.threshold
@@ -147,15 +147,15 @@ class Trees:
 
 
 def joined(parts: Sequence[Trees]) -> Trees:
-    """Return the ensembles of *parts* one after another."""
+    """Return the ensembles of all *parts* together."""
     return Trees(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in _TYPES})
 
 
 def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, int, int]]]:
     """Return a tree's leaves from left to right, and [(first, split, end)] of each node.
 
-    A node's own leaves are those from *first* until *end* in that order, the left ones until
-    *split*. Raises ``CheckpointMismatch`` where a node or leaf is not reached exactly once.
+    The leaves below a node are those from *first* until *end* in that order, the left ones until
+    *split*. Raises ``CheckpointMismatch`` unless each node and leaf is reached exactly once.
     """
     count = int(trees.leaves[tree]) - 1
     start = int(trees.node_starts[tree])
@@ -172,7 +172,7 @@ def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, 
             order.append(~node)
         elif stage == "enter":
             if node >= count or node in first or len(first) > count:
-                raise _malformed("a node is reached twice or is not there")
+                raise _malformed("a node is reached twice or does not exist")
             first[node] = len(order)
             pending += [(node, "leave"), (right[node], "enter"), (node, "between")]
             pending.append((left[node], "enter"))
@@ -186,13 +186,13 @@ def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, 
 
 
 class Scorer:
-    """The raw scores of ``Trees``; a row is answered alike, bit for bit, in any company.
+    """Computes the raw scores of ``Trees``; other rows of a call change no bit of a row's score.
 
-    One row costs about 20 µs for 400 trees, one of many half of that.
+    A single row costs about 20 µs for 400 trees, one of many half of that.
     """
 
     def __init__(self, trees: Trees) -> None:
-        """Make the tables; raise ``CheckpointMismatch`` for trees that are not whole."""
+        """Make the tables; raise ``CheckpointMismatch`` for incomplete trees."""
         self.trees = trees
         self._ensembles = trees.ensemble_starts
         self._leaf_starts = trees.leaf_starts
@@ -220,7 +220,7 @@ class Scorer:
         return scores
 
     def _tabulate(self, spans: Ints) -> None:
-        """Make, a feature after another, the leaves that are left below each of its thresholds."""
+        """Make the tables: for each feature, the leaves that remain at each of its thresholds."""
         trees, word = self.trees, self._word.type
         full = np.iinfo(word).max
         of_tree = np.repeat(np.arange(len(trees.leaves)), trees.leaves - 1)
@@ -228,7 +228,7 @@ class Scorer:
             [full ^ (((1 << (split - first)) - 1) << first) for first, split, _ in spans.tolist()],
             dtype=word,
         )
-        columns = int(trees.feature.max(initial=-1)) + 1  # that a row must have at least
+        columns = int(trees.feature.max(initial=-1)) + 1  # the least that a row must have
         nan_right = ~trees.goes_left(np.full((1, columns), np.nan))[0]
         self._features = np.unique(trees.feature).astype(np.int64)
         tables, thresholds = [np.full((1, len(trees.leaves)), full, dtype=word)], []
@@ -251,7 +251,7 @@ class Scorer:
             row[: len(edges)] = edges
 
     def _one_row(self, row: Floats) -> Floats:
-        """Return [1, ensemble] of one row, by fewer and smaller calls than a block takes."""
+        """Return [1, ensemble] of one row, with fewer and smaller calls than a block."""
         values = row.take(self._features)
         at = np.add.reduce(values[:, None] > self._thresholds, axis=1, dtype=np.int64) + self._first
         if values @ values != values @ values:  # there is a NaN
@@ -270,8 +270,8 @@ class Scorer:
         return self._sums(left)
 
     def _sums(self, left: NDArray[Any]) -> Floats:
-        """Return [row, ensemble] from the leaves that no feature has cleared: [row, tree]."""
-        # The lowest bit that is set: as many zeros stand below it as leaves lie to its left.
+        """Return [row, ensemble] from the leaves *left* [row, tree] that no feature has cleared."""
+        # The number of zeros below the lowest set bit is the number of leaves to its left.
         leaf = self._leaf_starts + np.bitwise_count((left - self._word.type(1)) & ~left)
         sums: Floats = np.add.reduceat(self._values.take(leaf), self._ensembles, axis=1)
         return sums
@@ -279,8 +279,7 @@ class Scorer:
 
 def _malformed(what: str) -> CheckpointMismatch:
     return CheckpointMismatch(
-        f"The checkpoint's trees cannot be read: {what}; restore it from where it came, or train "
-        "it again."
+        f"The checkpoint's trees cannot be read: {what}; restore the checkpoint, or train it again."
     )
 
 
@@ -288,19 +287,19 @@ _BLOCK_NUMBERS: Final = 4_000_000  # row times leaf times feature of a path, com
 
 
 class ShapleyValues(NamedTuple):
-    """What features add to the scores; with ``base`` they sum to the scores, to rounding."""
+    """The contributions of features; with ``base`` they sum to the scores, up to rounding."""
 
     by_feature: Floats  # [row, ensemble, feature]
     base: Floats  # [ensemble]: the mean score of the training rows
 
 
 class _Paths(NamedTuple):
-    """The way to every leaf; a slot is one feature of one path."""
+    """The path to every leaf; a slot is one feature of one path."""
 
     node: Ints  # [entry]: nodes, path after path, those of one feature side by side
     is_left: NDArray[np.bool_]  # [entry]: which way the path takes there
     slot_start: Ints  # [slot]: its first entry
-    slot_leaf: Ints  # [slot]: whose path it is part of
+    slot_leaf: Ints  # [slot]: the leaf of its path
     slot_place: Ints  # [slot]: its number in that path
     slot_feature: Ints
     share: Floats  # [slot]: of the training rows that took the path at all its nodes
@@ -330,25 +329,25 @@ def contributions(trees: Trees, rows: NDArray[np.floating]) -> ShapleyValues:
 
 
 def _added(trees: Trees, paths: _Paths, rows: Floats, longest: int) -> Floats:
-    """Return [row, slot]: what the slot's feature adds by the slot's leaf."""
-    taken = trees.goes_left(rows)[:, paths.node] == paths.is_left
-    satisfied = np.logical_and.reduceat(taken, paths.slot_start, axis=1).astype(np.float64)
+    """Return [row, slot]: the contribution of the slot's feature through the slot's leaf."""
+    follows_node = trees.goes_left(rows)[:, paths.node] == paths.is_left
+    satisfied = np.logical_and.reduceat(follows_node, paths.slot_start, axis=1).astype(np.float64)
     shape = (len(rows), len(trees.value), longest)
     at = (slice(None), paths.slot_leaf, paths.slot_place)
-    follows, share = np.ones(shape), np.ones(shape)  # a slot that is not there changes nothing
+    follows, share = np.ones(shape), np.ones(shape)  # the neutral value of missing slots
     follows[at], share[at] = satisfied, paths.share
     points, weights = np.polynomial.legendre.leggauss((longest + 1) // 2)
     integral = np.zeros(shape)
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
         term = follows * point + share * (1 - point)
-        # Every product leaves its own term out, which may be too small to divide by.
+        # Each product omits its own term without a division, because the term may be tiny.
         before = np.ones(shape)
         after = np.ones(shape)
         np.cumprod(term[..., :-1], axis=-1, out=before[..., 1:])
         after[..., :-1] = np.cumprod(term[..., :0:-1], axis=-1)[..., ::-1]
         integral += weight * before * after
-    whole: Floats = (trees.value[:, None] * (follows - share) * integral)[at]
-    return whole
+    added: Floats = (trees.value[:, None] * (follows - share) * integral)[at]
+    return added
 
 
 def _paths(trees: Trees) -> _Paths:

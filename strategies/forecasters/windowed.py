@@ -1,4 +1,4 @@
-"""The forecaster of whole windows: a forward pass over the rows that end at each bar.
+"""The forecaster of whole windows: one forward pass per bar, over the rows that end at it.
 
 A network without attention answers many windows at once, and gives no measure of attention.
 
@@ -47,16 +47,16 @@ from tracepaper.strategies.types.decisions import Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 
 WINDOWS_AT_ONCE: Final = 256
-"""Bars of one scan: its features then cost next to nothing, and its answers come within seconds."""
+"""Bars of one scan: enough that features cost little, few enough to answer within seconds."""
 CONTENT_FREE: Final = 0.0
-"""No network of whole windows has a bias towards near bars: without content attention is even."""
+"""No network of whole windows has a bias towards near bars: without content it attends evenly."""
 
 
 class _NetworkAnswer(NamedTuple):
-    """What the network said of one bar, and where it looked."""
+    """The network's output for one bar, and its attention."""
 
     outputs: Outputs  # [1, 1, ...]
-    row: Rows  # the rollout over 64-bar blocks, newest first, and what is older
+    row: Rows  # the rollout over 64-bar blocks, newest first, then the older mass
     position: int  # of the bar
     confidence: Rows  # [layer, head]
     l1_error: float
@@ -68,15 +68,15 @@ class _FullWindow(NamedTuple):
     place: int  # among the bars of the call
     instrument: str
     sigma: float
-    rows: Rows  # [window, feature]; none where it attends
-    answer: _NetworkAnswer | None  # None without attention: its rows are answered with others
+    rows: Rows  # [window, feature]; empty with attention
+    answer: _NetworkAnswer | None  # None without attention, whose windows share a pass
 
 
 class WindowedForecaster(CheckpointForecaster):
     """A network over whole windows behind the ``Forecaster`` protocol, for many instruments."""
 
     streams: ClassVar[bool] = False
-    """Whether it keeps queries, keys and values from bar to bar, explained by its own method."""
+    """Whether it keeps queries, keys and values from bar to bar."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class WindowedForecaster(CheckpointForecaster):
         method: Rollout = PLAIN,
         mode: str = "step",
     ) -> None:
-        """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers.
+        """Answer by *model* on the device of its weights; *dtype* bfloat16 multiplies in bfloat16.
 
-        *method* is how each bar is explained. Raises ``ConfigInvalid`` or ``AttentionInvalid`` for
-        one that this network cannot be asked by.
+        *method* explains each bar. Raises ``ConfigInvalid`` or ``AttentionInvalid`` for a method
+        that this network does not support.
         """
         network, config = model.network, model.network.config
         self.attends = network.has_attention
@@ -119,7 +119,7 @@ class WindowedForecaster(CheckpointForecaster):
             self._require_method()
 
     def explain(self, instrument: str) -> Attribution:
-        """Return where the last decision looked, bar by bar.
+        """Return the attention of the last decision, bar by bar.
 
         Raises ``InvariantBroken`` before the first decision, and without attention.
         """
@@ -146,23 +146,23 @@ class WindowedForecaster(CheckpointForecaster):
 
     @property
     def vectors(self) -> CovariateSource | None:
-        """The covariates that a user supplies; None where the network was trained without."""
-        joined = self.model.schema.covariates
-        return None if joined is None else joined.source
+        """The covariates that a user supplies; None if the network was trained without."""
+        covariates = self.model.schema.covariates
+        return None if covariates is None else covariates.source
 
     def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Begin its window anew."""
+        """Restart its window."""
         self._windows.pop(memory.instrument, None)
         window = self._windows[memory.instrument]
         window.fill(bars, taken)
         if self.attends and window.is_full:
             # The shift of the next bar needs this bar's rollout.
-            self._explained(memory, [self._see(window)])
+            self._explained(memory, [self._answered(window)])
 
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
     ) -> list[Forecast | None]:
-        """Return the answer to each window that is full."""
+        """Return the answer to each full window."""
         del is_group
         answers: list[Forecast | None] = [None] * len(bars)
         windows = full_windows(self._windows, bars, taken)
@@ -173,7 +173,7 @@ class WindowedForecaster(CheckpointForecaster):
                     bars[place].instrument,
                     sigma,
                     NO_ROWS.values if self.attends else window.rows.copy(),
-                    self._see(window) if self.attends else None,
+                    self._answered(window) if self.attends else None,
                 )
                 for place, window, sigma in group
             ]
@@ -182,10 +182,10 @@ class WindowedForecaster(CheckpointForecaster):
             if answered:
                 outputs = together([answer.outputs for answer in answered])
                 explained.clear()
-                # Each bar follows its own instrument's last one.
-                for instrument, of in groupby(ready, lambda window: window.instrument):
-                    of_network = [window.answer for window in of if window.answer is not None]
-                    explained += self._explained(self.memory.of(instrument), of_network)
+                # The shift of each bar is from the last bar of its own instrument.
+                for instrument, same in groupby(ready, lambda window: window.instrument):
+                    answered = [window.answer for window in same if window.answer is not None]
+                    explained += self._explained(self.memory.of(instrument), answered)
             else:
                 x = torch.from_numpy(np.stack([window.rows for window in ready])).to(self._place)
                 with torch.inference_mode():
@@ -207,8 +207,7 @@ class WindowedForecaster(CheckpointForecaster):
         """Return the window of *instrument*; raise ``InvariantBroken`` before it is full."""
         if not self.attends:
             raise InvariantBroken(
-                f"The network of {self.model_id} has no attention, so there is nowhere it looked; "
-                "ask its features."
+                f"The network of {self.model_id} has no attention to explain; look at its features."
             )
         window = self._windows.get(instrument)
         if window is None or not window.is_full:
@@ -230,11 +229,11 @@ class WindowedForecaster(CheckpointForecaster):
         )
 
     def _require_method(self) -> None:
-        """Ask once, of rows that say nothing: what cannot be had is said at the start."""
+        """Explain neutral rows once, so that an unsupported method raises at the start."""
         window = self.receptive_field
         if self.method.name == "flow" and window > TIME_MAX:
             raise ConfigInvalid(
-                f"Attention flow is stored of windows of up to {TIME_MAX} bars, and this model's "
+                f"Attention flow is stored for windows of up to {TIME_MAX} bars, and this model's "
                 f"is {window}; choose another method, and ask `explain --method flow` for one "
                 "decision."
             )
@@ -242,7 +241,7 @@ class WindowedForecaster(CheckpointForecaster):
         positions = torch.arange(window, device=self._place)
         self._network.explain(rows, positions, self.method)
 
-    def _see(self, window: FeatureWindow) -> _NetworkAnswer:
+    def _answered(self, window: FeatureWindow) -> _NetworkAnswer:
         explained = self._explain(window)
         positions = window.positions
         return _NetworkAnswer(
@@ -256,7 +255,7 @@ class WindowedForecaster(CheckpointForecaster):
     def _explained(
         self, memory: InstrumentMemory, answers: Sequence[_NetworkAnswer]
     ) -> list[Explanation]:
-        """Return the explanations of bars that followed each other; the last one's row is kept."""
+        """Return the explanations of consecutive bars; the last one's rollout is kept."""
         rows = np.array([answer.row for answer in answers])
         by_age = cells_by_age(rows, np.array([answer.position for answer in answers]))
         return explanations(

@@ -1,12 +1,12 @@
-"""What all networks share: the ``[architecture]`` of a card, and output heads.
+"""The parts that all networks share: the base class, its trace of attention, and output heads.
 
 A network registers its ``ModelKind`` in its own module, which need not be named anywhere else:
 cards, forecasters, ``doctor`` and error messages find it here.
 
-Beyond the return, the direction and the volatility, which every network has, stand quantiles, an
-allocation, and what only some have: the tails of the return, the drawdown, the regime of the
-coming variance and the path to the horizon. Tails, drawdown and path are in units of the
-network's own volatility, whose gradient they leave alone: they learn what it does not say.
+Every network forecasts the return, the direction and the volatility. Some also forecast quantiles,
+an allocation, the tails of the return, the drawdown, the regime of the coming variance and the path
+to the horizon. Tails, drawdown and path are in units of the forecast volatility; their losses have
+no gradient to it, so they learn only what it does not explain.
 
 The rules are docs/models.md, L59 and L60.
 """
@@ -51,15 +51,15 @@ LOG_RANGE: Final = 6.0
 DOF_MIN: Final = 2.1
 """Degrees of freedom stay above 2, where a Student-t still has a variance."""
 _LEVELS_GAIN: Final = 10.0
-"""What the parameters of regimes are multiplied by: some hundred steps must move them."""
-# Where softplus begins: at the tails, drawdowns and quantiles of a random walk without drift.
+"""The factor of the parameters of regimes, so that some hundred steps can move them."""
+# The heads start at the tails, drawdowns and quantiles of a random walk without drift.
 _TAILS_BEGIN: Final = (1.43, -0.65, -0.03, -0.90)
 _DRAWDOWNS_BEGIN: Final = (0.77, 0.29)
 _PATH_BEGINS: Final = 1.43
 
 
 class Outputs(NamedTuple):
-    """One forecast a position; returns are in units of ``sigma_t * sqrt(horizon)``."""
+    """One forecast per position; returns are in units of ``sigma_t * sqrt(horizon)``."""
 
     mean: Tensor  # [batch, time, horizon], the Student-t's location
     log_scale: Tensor  # [batch, time, horizon], in [-LOG_RANGE, LOG_RANGE]
@@ -70,11 +70,11 @@ class Outputs(NamedTuple):
     quantiles: Tensor | None = None  # [batch, time, horizon, quantile], ascending
     tails: Tensor | None = None
     """[batch, time, horizon, long and short, ``SHARES``, value at risk and expected shortfall]:
-    losses above 0, each at most the next further one."""
+    losses above 0, each at most that of the next rarer tail."""
     drawdown: Tensor | None = None  # [batch, time, horizon, DRAWDOWN_LEVELS], ascending, above 0
     regimes: Tensor | None = None
-    """[batch, time, horizon, 3, regime]: log probability; of the variance in each, the log mean,
-    which ascends, and the log shape of its gamma distribution."""
+    """[batch, time, horizon, 3, regime]: log probability, and the log mean (ascending) and log
+    shape of the gamma distribution of each regime's variance."""
     path: Tensor | None = None
     """[batch, time, horizon, PATH_STEPS, PATH_LEVELS]: the return to each step in units of sigma_t
     and the root of the step's bars, ascending by level."""
@@ -93,18 +93,18 @@ class Outputs(NamedTuple):
         return self if self.mean.shape[1] == bars else self.map(lambda x: x[:, :bars])
 
     def cpu(self) -> Outputs:
-        """Return the outputs on the CPU, without a copy where they are there."""
+        """Return the outputs on the CPU, without a copy if they are there already."""
         return self.map(Tensor.cpu)
 
 
 def together(parts: Sequence[Outputs]) -> Outputs:
-    """Return outputs of several passes as those of one: their batches one after the other."""
+    """Return the outputs of several passes, concatenated along the batch."""
     columns = zip(*parts, strict=True)
     return Outputs._make(None if column[0] is None else torch.cat(column) for column in columns)
 
 
 def _bounded(raw: Tensor) -> Tensor:
-    """Return *raw* where it is small, and never beyond ``LOG_RANGE``."""
+    """Return nearly *raw* if it is small, and never beyond ``LOG_RANGE``."""
     return LOG_RANGE * torch.tanh(raw / LOG_RANGE)
 
 
@@ -115,7 +115,7 @@ def _ascending(raw: Tensor) -> Tensor:
 
 
 def _tails(raw: Tensor) -> Tensor:
-    """Return losses [.., 2, 2, 2] of [.., 8] numbers that no further tail falls below."""
+    """Return losses [.., 2, 2, 2] of [.., 8] numbers; that of a rarer tail is never smaller."""
     each = raw.unflatten(-1, (2, len(_TAILS_BEGIN))).unbind(-1)  # [.., long and short]
     near, beyond, far, farthest = (
         functional.softplus(part + begin) for part, begin in zip(each, _TAILS_BEGIN, strict=True)
@@ -136,14 +136,14 @@ def _drawdown(raw: Tensor) -> Tensor:
 
 
 def _path(raw: Tensor) -> Tensor:
-    """Return quantiles [.., step, 3] about the middle one."""
+    """Return quantiles [.., step, 3]: the middle one, and positive distances to both sides."""
     middle, below, above = raw.unflatten(-1, (PATH_STEPS, len(PATH_LEVELS))).unbind(-1)
     low = middle - functional.softplus(below + _PATH_BEGINS)
     return torch.stack((low, middle, middle + functional.softplus(above + _PATH_BEGINS)), -1)
 
 
 class HeadSizes(NamedTuple):
-    """Which of the heads a network has that not all have, and of how many numbers."""
+    """The optional heads of a network, and how many numbers each has."""
 
     quantiles: int = 0
     allocation: bool = False
@@ -154,11 +154,11 @@ class HeadSizes(NamedTuple):
 
 
 class Head(NamedTuple):
-    """How wide a head is at each horizon, and what its raw numbers [..., width] become."""
+    """The width of a head at each horizon, and the function of its raw numbers [..., width]."""
 
     width: Callable[[HeadSizes], int]
-    """Of the sizes of a network; 0 where it is absent."""
-    of: Callable[[Tensor], Tensor]
+    """By the sizes of a network; 0 if it lacks the head."""
+    output: Callable[[Tensor], Tensor]
 
 
 HEADS: Final[dict[str, Head]] = {
@@ -177,21 +177,21 @@ HEADS: Final[dict[str, Head]] = {
     "path": Head(lambda sizes: PATH_STEPS * len(PATH_LEVELS) * sizes.path, _path),
     "runup": Head(lambda sizes: len(DRAWDOWN_LEVELS) * sizes.runup, _drawdown),
 }
-"""Every field of ``Outputs``, in its order, which is that of the projection's columns."""
+"""Every field of ``Outputs``; their order is also that of the projection's columns."""
 
 
 class Heads(nn.Module):
     """One linear layer over the last state; its slices become ``Outputs``."""
 
     def __init__(self, dim: int, horizons: int, quantiles: int = 0, **auxiliary: Any) -> None:  # noqa: ANN401
-        """Give *horizons* quantiles and what *auxiliary* names of ``HeadSizes``."""
+        """Make heads for each of *horizons*; *auxiliary* are further fields of ``HeadSizes``."""
         super().__init__()
         sizes = HeadSizes(quantiles, **auxiliary)
         self.widths = [head.width(sizes) for head in HEADS.values()]
         self.horizons = horizons
         self.levels = RegimeLevels(horizons, sizes.regimes) if sizes.regimes else None
         self.project = nn.Linear(dim, horizons * sum(self.widths))
-        # Start at "nothing is known": mean 0, scale and variance 1, even odds.
+        # Without knowledge of the state: mean 0, scale and variance 1, even odds.
         nn.init.normal_(self.project.weight, std=0.01)
         nn.init.zeros_(self.project.bias)
 
@@ -200,14 +200,16 @@ class Heads(nn.Module):
         raw: Tensor = self.project(state)
         raw = raw.unflatten(-1, (self.horizons, -1))  # [batch, time, horizon, width]
         slices = zip(HEADS.values(), raw.split(self.widths, -1), strict=True)
-        outputs = Outputs._make(head.of(part) if part.shape[-1] else None for head, part in slices)
+        outputs = Outputs._make(
+            head.output(part) if part.shape[-1] else None for head, part in slices
+        )
         if self.levels is not None and outputs.regimes is not None:
             outputs = outputs._replace(regimes=self.levels(outputs.regimes))
         return _in_sigmas(outputs)
 
 
 def heads_of(config: NetworkConfig, *, horizons: int | None = None, **auxiliary: Any) -> Heads:  # noqa: ANN401
-    """Return the heads of *config*, with *auxiliary* ones; *horizons* that each row answers."""
+    """Return the heads of *config* with *auxiliary* ones; *horizons* overrides how many per row."""
     ahead = len(config.horizons) if horizons is None else horizons
     auxiliary |= {"allocation": config.allocation}
     return Heads(config.dim, ahead, len(config.quantiles), **auxiliary)
@@ -219,7 +221,7 @@ def _in_sigmas(outputs: Outputs) -> Outputs:
     given = {name: part for name in named if (part := getattr(outputs, name)) is not None}
     if not given:
         return outputs
-    # Detached: these heads learn what the volatility does not say, and leave it alone.
+    # Detached, so that the losses of these heads do not train the volatility.
     spread = torch.exp(0.5 * outputs.log_variance.detach())
     return outputs._replace(
         **{
@@ -230,7 +232,7 @@ def _in_sigmas(outputs: Outputs) -> Outputs:
 
 
 class RegimeLevels(nn.Module):
-    """What the variance is in each regime: a gamma distribution each, the same at every bar."""
+    """The variance in each regime: one gamma distribution each, the same at every bar."""
 
     def __init__(self, horizons: int, regimes: int) -> None:
         super().__init__()
@@ -240,7 +242,7 @@ class RegimeLevels(nn.Module):
         """Return log *probabilities* [.., horizon, regime] with the levels: [.., 3, regime]."""
         place, shape = _LEVELS_GAIN * self.raw
         count = place.shape[-1]
-        # The first is calm, and all together lie about 1, the usual variance in its own unit.
+        # They start evenly around 1, the usual variance in these units; the first is the calmest.
         steps = functional.softplus(place[..., 1:] + 0.5)
         first = place[..., :1] - 0.5 * (count - 1)
         mean = torch.cat((first, first + steps.cumsum(-1)), dim=-1)
@@ -250,41 +252,41 @@ class RegimeLevels(nn.Module):
 
 
 class AttendedPart(NamedTuple):
-    """A share of where a bar looked: some rows that the network saw as one, or a part of a row."""
+    """A share of a bar's attention: several rows that form one token, or some columns of a row."""
 
-    frame: int  # bars that make one of its timeframe
+    frame: int  # bars per bar of its timeframe
     start: int  # its first row's place in the window
     rows: int
     share: float
-    modality: str = ""  # of its columns, where a network tells them apart
-    levels: str = ""  # of an order book: the group of levels that its columns are of
-    symbol: str = ""  # of another symbol's bars: which
+    modality: str = ""  # of its columns, if the network separates modalities
+    levels: str = ""  # the group of levels of its columns, for an order book
+    symbol: str = ""  # whose bars they are, if another symbol's
 
 
 class BarWeights(NamedTuple):
-    """Where a bar looked: weights [1, 1, bars], oldest bar first, and the mass that was missing."""
+    """The attention of a bar: weights [1, 1, bars], oldest bar first, and the missing mass."""
 
     weights: Tensor
     l1_error: Tensor  # [1, 1]
 
 
 class ExplainedOutputs(NamedTuple):
-    """What a network says of one window, and where the decided bar looked."""
+    """The outputs for one window, and the attention of the decided bar."""
 
     outputs: Outputs  # [1, 1, ...]: of the last bar
     rollout: BarWeights
     confidence: Tensor  # [layer, head]
     parts: tuple[AttendedPart, ...] = ()
-    """What it saw instead of single rows, where a network sees other than these; they sum to 1."""
+    """The shares of its tokens, if these are not single rows; they sum to 1."""
 
 
 class LayerAttribution(NamedTuple):
-    """What one layer of attention did in one pass over a window."""
+    """The attention of one layer in one pass over a window."""
 
-    rows: Tensor  # [head, bar]: where each head looked from the decided bar, oldest bar first
-    age: Tensor  # [position] of what the layer gave: how many bars old its newest bar is
+    rows: Tensor  # [head, bar]: each head's attention from the decided bar, oldest bar first
+    age: Tensor  # [position] of the layer's output: the age of its newest bar, in bars
     carry: Callable[[Tensor], Tensor]
-    """Row weights [row, position] on what the layer gave → on what it took in, oldest first."""
+    """Row weights [row, position] on the layer's output → on its input, oldest first."""
 
 
 ToBars = Callable[[Mapping[str, Tensor]], "tuple[Tensor, tuple[AttendedPart, ...]]"]
@@ -297,22 +299,22 @@ def plain_bars(weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPar
 
 
 class Trace:
-    """What explains a pass over some windows; each attention adds its read, the lowest first."""
+    """The explanation of a pass over some windows; each attention adds its read, lowest first."""
 
     outputs: Outputs
 
     def __init__(self) -> None:
         self.reads: list[Read] = []
         self.attended: list[Tensor] = []
-        """A·V [batch, head, query, dim] of each ``attending``, or that of its last queries."""
+        """A·V [batch, head, query, dim] of each ``attending``, or of its last queries only."""
         self.decided: list[tuple[Read, tuple[int, ...]]] = []
-        """The reads whose confidence is the decision's, each with the queries that decide."""
+        """The reads whose confidence is the decision's, each with the deciding queries."""
         self.places: dict[str, tuple[int, ...]] = {}
-        """By stream the tokens that are read out; elsewhere it is the last."""
+        """By stream the tokens that are read out; by default the last one."""
         self.ahead: dict[str, int] = {}
-        """By stream how many of its last tokens stand for no bar: weights leave them out."""
+        """By stream how many of its last tokens belong to no bar: weights leave them out."""
         self.ages: dict[str, Tensor] = {}
-        """By stream how many bars old its first tokens are, where these are no single bars."""
+        """By stream the ages, in bars, of the lowest tokens, if these are not single bars."""
         self.to_bars: ToBars = plain_bars
 
     @property
@@ -328,8 +330,8 @@ class Trace:
         is_layer: bool = True,
         decides: bool = True,
     ) -> None:
-        """Add an attention: one that is no layer of its own belongs to the last one."""
-        layer = max((of.layer for of in self.reads if of.layer is not None), default=-1)
+        """Add an attention; one with *is_layer* False belongs to the layer of the last."""
+        layer = max((other.layer for other in self.reads if other.layer is not None), default=-1)
         placed = replace(read, step=len(self.reads), layer=layer + is_layer)
         self.reads.append(placed)
         if attended is not None:
@@ -344,7 +346,7 @@ class Trace:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many tokens each stream ends with, the one that is read out last."""
+        """The final number of tokens of each stream; the stream that is read out comes last."""
         sizes: dict[str, int] = {}
         for read in self.reads:
             sizes.setdefault(read.source, read.shape[3])
@@ -352,7 +354,10 @@ class Trace:
         return {name: sizes[name] for name in sorted(sizes, key=self.reads[-1].target.__eq__)}
 
     def start(self, like: Tensor) -> dict[str, Tensor]:
-        """Return weights [batch, 1, token] by stream of what is read out, for a batch *like*."""
+        """Return by stream the weights [batch, 1, token] of the tokens that are read out.
+
+        *like* sets batch, type and device.
+        """
         kind, top = torch.promote_types(like.dtype, torch.float32), self.reads[-1].target
         held = {
             name: torch.zeros(len(like), 1, size, dtype=kind, device=like.device)
@@ -363,19 +368,19 @@ class Trace:
         return held
 
     def on_bars(self, held: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-        """Return ``to_bars`` of weights *held* by stream, without the mass that rests on no bar.
+        """Return ``to_bars`` of weights *held* by stream, without mass on tokens of no bar.
 
-        The others are then scaled to sum to 1.
+        The rest is scaled to sum to 1.
         """
         by_bar, parts = self.to_bars(held)
         return (by_bar / by_bar.sum(dim=-1, keepdim=True) if self.ahead else by_bar), parts
 
     def by_layer(self, method: Rollout = PLAIN) -> list[LayerAttribution]:
-        """Attribute layer by layer, the lowest first: a step that decides, and those below it.
+        """Attribute layer by layer, the lowest first; a layer ends with a read that decides.
 
-        Carried down all layers, the decided bar becomes its rollout. Where tokens stand for no bar,
-        each step is weighed by the share of every token that ends at bars, and above the last layer
-        one position, the decision, stands for all that are read out.
+        Carried down all layers, the decided bar becomes its rollout. If tokens belong to no bar,
+        each step is weighted by the share of every token that ends at bars, and above the last
+        layer one position, the decision, replaces all tokens that are read out.
         """
         deciding = {id(read): at for read, at in self.decided}
         first: dict[str, int] = {}  # tokens of each stream below all reads
@@ -448,17 +453,17 @@ class _Step:
         self._trace, self._reads, self._method = trace, tuple(reads), method
         self._below, self._above, self._is_lowest = below, above, is_lowest
         self.ends: Tensor | None = None
-        """The share of each token below that ends at bars, where this is not all."""
+        """The share of each token below that ends at bars; None if all do."""
         self.ends_above: Tensor | None = None
         self.decision = 0
-        """So many tokens stand above as one, the last."""
+        """How many tokens above are joined in the last position."""
 
     def __len__(self) -> int:
-        """Return how many tokens stand above."""
+        """Return the number of tokens above."""
         return sum(self._above.values())
 
     def concatenated(self, weights: Tensor) -> Tensor:
-        """Return *weights* as those below the reads, of all streams."""
+        """Return the row weights below the reads, of all streams."""
         held = dict(
             zip(self._above, weights[None].split([*self._above.values()], dim=2), strict=True)
         )
@@ -466,7 +471,7 @@ class _Step:
         return torch.cat([below[name] for name in self._below], dim=2)[0]
 
     def __call__(self, weights: Tensor) -> Tensor:
-        """Return *weights* as those below the reads: of the lowest, on bars."""
+        """Return the row weights below the reads; below the lowest step, on bars."""
         if self.ends is None or self.ends_above is None:
             below = self.concatenated(weights)
         else:
@@ -483,7 +488,7 @@ class _Step:
 
 
 def _of_layer(method: Rollout, number: int | None) -> Rollout:
-    """Return *method* with the head weights of one layer alone, where each has its own."""
+    """Return *method* with the head weights of one layer alone, if each has its own."""
     given = method.head_weights
     if number is None or given is None:
         return method
@@ -495,20 +500,20 @@ def _of_layer(method: Rollout, number: int | None) -> Rollout:
 class Network(nn.Module):
     """A network of this package: rows of features in, forecasts with their explanation out.
 
-    A kind says how windows become tokens and what attends: by ``run``, and by ``read_out``.
+    A kind defines ``run``, which maps windows to states, and may redefine ``read_out``.
     """
 
     config: NetworkConfig
     takes_any_length: ClassVar[bool] = False
-    """Whether it takes fewer rows than its window: else only whole windows."""
+    """Whether it takes fewer rows than its window, or only whole windows."""
     has_attention: ClassVar[bool] = True
-    """Whether ``explain`` tells where it looked: else no gate of entropy, shift or regime is."""
+    """Whether ``explain`` works; without it there is no gate of entropy, shift or regime."""
     in_float32: ClassVar[bool] = False
-    """Whether an explained window is computed in float32 whatever is asked for."""
+    """Whether an explained window is always computed in float32."""
     rows_a_pass: ClassVar[int | None] = None
-    """Rows of single windows that one pass learns from on the CPU; None for a whole batch.
+    """Rows of single windows per training pass on the CPU; None for a whole batch.
 
-    What a pass keeps for the gradient then fits the caches, and its memory is used again.
+    The activations of a pass then fit the caches, and their memory is reused.
     """
     heads: Heads
     norm: nn.Module
@@ -519,7 +524,7 @@ class Network(nn.Module):
 
     @property
     def auxiliary_heads(self) -> frozenset[str]:
-        """The heads beyond those that every network has, which are learnt from their own labels."""
+        """The further heads of this network that are learnt from labels of their own."""
         return frozenset()
 
     @property
@@ -529,27 +534,27 @@ class Network(nn.Module):
         return self.auxiliary_heads | {name for name in optional if getattr(self.config, name)}
 
     def attend_by(self, backend: str) -> bool:
-        """Attend by the kernel *backend*; return whether this network can be told to."""
+        """Attend by the kernel *backend*; return whether this network can."""
         del backend
         return False
 
     def hold_by(self, say: Callable[[str], object]) -> None:
-        """Answer NaN, which no gate lets pass, where code of a user's fails; tell *say* why.
+        """Answer NaN, which no gate passes, where a user's code fails; call *say* with the reason.
 
-        Without it such a failure is raised. A network of this package alone has none.
+        Without this call the failure is raised. Networks without a user's code ignore it.
         """
         del say
 
     @property
     def answers_every_row(self) -> bool:
-        """Whether one pass answers each of many rows as the rows before it alone would.
+        """Whether one pass answers every row, each from it and the rows before it alone.
 
-        Elsewhere a pass is one window, and what it says of the last row is the only answer.
+        Otherwise a pass is one window with one answer, that of its last row.
         """
         return False
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
-        """Return the states that are read out of windows *x*; *trace* each attention where given.
+        """Return the states of windows *x* for ``read_out``; add each attention to *trace*.
 
         *positions* are int64 [time], or [batch, time]. A kind defines it.
         """
@@ -562,20 +567,20 @@ class Network(nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
         """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
 
-        Every row, where a pass gives each an answer. *positions* [time], or [batch, time] of
+        If ``answers_every_row``, forecast every row. *positions* [time], or [batch, time] of
         consecutive bars, are int64 absolute bar numbers. Raises ``AttentionInvalid`` on a window of
         another length than the network takes.
         """
         return self.read_out(self.run(x, self._placed(x, positions), None))
 
     def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
-        """Forecast as ``forward`` does, and return what explains it.
+        """Forecast as ``forward`` does, and return the trace of its attention.
 
-        Raises ``InvariantBroken`` of a network without attention.
+        Raises ``InvariantBroken`` for a network without attention.
         """
         if not self.has_attention:
             raise InvariantBroken(
-                f"{type(self).__name__} has no attention; ask it for its forecast."
+                f"{type(self).__name__} has no attention; use its forecast alone."
             )
         trace = Trace()
         trace.outputs = self.read_out(self.run(x, self._placed(x, positions), trace))
@@ -587,9 +592,9 @@ class Network(nn.Module):
         """Forecast one window *x* [1, window, features] and explain its last bar by *method*.
 
         *positions* int64 [window] are absolute bar numbers; *half* multiplies in bfloat16. No
-        attention matrix is stored. Of a flow the bars are the newest ``TIME_MAX``, where the
-        network looks back only. Raises ``InvariantBroken`` of a network without attention, and
-        ``AttentionInvalid`` for what cannot be had.
+        attention matrix is stored. A flow covers the newest ``TIME_MAX`` bars. Raises
+        ``InvariantBroken`` for a network without attention, and ``AttentionInvalid`` for a method
+        that it does not support.
         """
         with torch.no_grad(), self._halved(x, half):
             trace = self.trace(x, positions)
@@ -605,11 +610,11 @@ class Network(nn.Module):
             tokens = rollout(reads, trace.start(x), method, backend=explained_by(x.device))
             held, older = dict(tokens.weights), 0
         by_bar, parts = trace.on_bars({name: weights[0] for name, weights in held.items()})
-        sure = [read.confidence(at)[0].mean(dim=-1) for read, at in trace.decided]
+        confidence = [read.confidence(at)[0].mean(dim=-1) for read, at in trace.decided]
         return ExplainedOutputs(
             trace.outputs.map(lambda part: part[:, -1:]),
             BarWeights(by_bar[None, :, older:], tokens.l1_error),
-            torch.stack(sure),
+            torch.stack(confidence),
             parts,
         )
 
@@ -627,12 +632,12 @@ class Network(nn.Module):
     def content_free(self) -> float:
         """Return the confidence over a full window that mask and encoding alone give.
 
-        0 where every key is alike without content, or where nothing is known of that.
+        0 if attention without content is uniform, or if its confidence is unknown.
         """
         return 0.0
 
     def dropping(self) -> list[nn.Module]:
-        """Return the modules that drop numbers at random while training; empty where none does."""
+        """Return the modules with dropout."""
         return [
             module
             for module in self.modules()
@@ -674,7 +679,7 @@ class Network(nn.Module):
         for read in trace.reads:
             if slopes and isinstance(read, Layer | SparseRead):
                 slope = next(given)
-                # A layer that computes the decided bar alone has slopes at that bar alone.
+                # A layer that computes only the decided bar has a gradient only there.
                 slope = pad(slope, (0, 0, read.shape[2] - slope.shape[2], 0))
                 reads.append(replace(read, gradient=slope))
             else:
@@ -683,22 +688,23 @@ class Network(nn.Module):
 
 
 def explained_by(device: torch.device) -> str:
-    """Return the rollout of a network's layers over whole windows.
+    """Return the rollout backend of a network over whole windows.
 
-    A run names what attends; that of a kernel says nothing of compiled loops beside it.
+    On the CPU it is not the compiled loops: a run records only its attention kernel, and the bits
+    of a rollout must follow from what is recorded.
     """
     return "tiles" if device.type == "cpu" else "auto"
 
 
 def network_kinds() -> Mapping[str, ModelKind]:
-    """Return every kind that is one ``Network``, once each module of this package was imported."""
+    """Return every kind that is one ``Network``, after importing each module of this package."""
     from tracepaper.strategies import networks
 
     return {name: kind for name, kind in KINDS.of(networks).items() if kind.has_network}
 
 
 def kind_of(name: object) -> ModelKind:
-    """Return the kind of network of that name; raise ``ConfigInvalid`` where none has it."""
+    """Return the kind of network with that name; raise ``ConfigInvalid`` if there is none."""
     kinds = network_kinds()
     if isinstance(name, str) and (kind := KINDS.get(name)) is not None and not kind.has_network:
         raise ConfigInvalid(

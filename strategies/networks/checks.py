@@ -1,13 +1,13 @@
 """Network checks: finite, attending, differentiable, and exported with equal outputs.
 
-What is asked is plain: the network runs forward over some rows with every module's output watched,
-its heads are read at the last row of each, and one short backward pass from all outputs shows what
-the parameters of each part receive. ``GradientFlow`` measures the same while a network is fitted.
+The network runs forward over some windows with every module's output checked, its heads are read at
+the last row of each, and one backward pass from all outputs measures the gradient of each part.
+``GradientFlow`` measures the same while a network is fitted.
 
-An exported network takes windows of one length with their absolute positions, and says of the last
-bar what the network says. Its flash kernel is written out in plain
-operations for ONNX, whose own translation of it has no logsumexp, so the exported form stores
-scores: meant for short windows and other runtimes, not for long contexts.
+An exported network takes windows of one length with their absolute positions, and returns the
+network's outputs for the last bar. For ONNX the flash kernel is written out in plain operations,
+because ONNX's own translation has no logsumexp. The exported form stores scores, so it is meant for
+short windows and other runtimes.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     from tracepaper.strategies.networks.architecture import Network, Outputs
 
 ONE_BAR_ABOVE: Final = 0.98
-"""A head whose confidence is above it at every row looked at has collapsed onto one bar."""
+"""A head whose confidence is above this at every checked row has collapsed onto one bar."""
 EVEN_BELOW: Final = 0.001
-"""A head never further than this above the content-free confidence attends evenly."""
+"""A head that never exceeds the content-free confidence by more than this attends evenly."""
 DEAD_BELOW: Final = 0.01
-"""A head that moves the residual stream by less than this share of an equal part is dead."""
+"""A head that moves the residual stream by less than this part of an equal share is dead."""
 VANISHED_BELOW: Final = 1e-6
-"""A part whose gradient, relative to its weights, is this share of the largest gets none."""
+"""A part gets no gradient if it, relative to the weights, is at most this share of the largest."""
 EXTREME: Final = 5.0
-"""Features are clipped there, so no row that a network is given holds more."""
+"""Features are clipped to this size."""
 
 
 @dataclass(frozen=True)
 class HeadCheck:
-    """One head over the rows looked at; ``share`` is of its layer's output, None if unknown."""
+    """One head over the checked rows; ``share`` is of its layer's output, None if unknown."""
 
     layer: int
     head: int
@@ -74,7 +74,7 @@ class GradientCheck:
 
 @dataclass(frozen=True)
 class NetworkCheck:
-    """What was found; ``faults`` are sentences, and without one the network is in order."""
+    """The results of a check; ``faults`` are sentences, empty if the network is in order."""
 
     rows: int
     windows: int
@@ -86,8 +86,7 @@ class NetworkCheck:
 def check_network(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> NetworkCheck:
     """Return the condition of *network* over *windows*, each rows [1, time, features] at positions.
 
-    Positions are int64 [time]. The parameters keep their gradients as they were: the network is
-    run with copies of none, and what the backward pass wrote is returned and not kept.
+    Positions are int64 [time]. The ``grad`` of the parameters does not change.
     """
     network.eval()
     faults = list(_not_finite(network, windows))
@@ -103,7 +102,7 @@ def check_network(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) ->
 
 
 def _not_finite(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[str]:
-    """Yield a sentence where a layer gives NaN or infinity: of the rows, or at their extremes."""
+    """Yield a sentence for the first NaN or infinity, over the rows or rows at the extremes."""
     rows, positions = windows[-1]
     signs = torch.ones_like(rows)
     signs[:, ::2] = -1.0
@@ -201,19 +200,19 @@ def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[Gr
 
 
 VANISHING_BELOW: Final = 1e-4
-"""While fitting: a layer whose relative gradient is this share of the largest gets next to none."""
+"""While fitting: a relative gradient below this share of the largest layer's vanishes."""
 EXPLODING_ABOVE: Final = 100.0
-"""While fitting: a gradient, before clipping, of so many times its layer's weights explodes."""
+"""While fitting: a gradient, before clipping, above this multiple of the weights explodes."""
 _HEADS: Final = "heads"
 PartNorms = Mapping[str, Sequence[Sequence[float]]]
-"""Of each part, once a validation: the norm of its gradient, and that of its weights."""
+"""The norms of each part's gradient and weights, one pair per validation."""
 
 
 class GradientFlow:
     """Gradients of a network's parts while it is fitted, before they are clipped.
 
     Each step adds the Euclidean norm of each part's gradient, which stays on the device until
-    ``medians``. Nothing is drawn, and no tensor of the network is written.
+    ``medians``. It uses no random numbers and writes no tensor of the network.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -232,7 +231,7 @@ class GradientFlow:
         )
 
     def not_finite(self) -> str:
-        """Return the first part whose last gradient is not finite; empty where all are."""
+        """Return the first part whose last gradient is not finite; empty if all are."""
         last = torch.isfinite(self._steps[-1]).tolist()
         return next((part for part, fine in zip(self._parts, last, strict=True) if not fine), "")
 
@@ -251,14 +250,14 @@ class GradientFlow:
 
 @torch.no_grad()
 def _norm(parameters: Sequence[nn.Parameter], *, of_gradient: bool) -> Tensor:
-    """Return the Euclidean norm of *parameters*, or of the gradients that they hold, as float32."""
+    """Return the Euclidean norm of *parameters*, or of their gradients, as float32."""
     tensors = [tensor.grad if of_gradient else tensor for tensor in parameters]
     each = [torch.linalg.vector_norm(tensor.float()) for tensor in tensors if tensor is not None]
     return torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros(())
 
 
 def gradient_rows(norms: PartNorms) -> list[dict[str, str | float]]:
-    """Return a row of each part: its gradient's first, median and last norm, and the relative one.
+    """Return one row per part: its gradient's first, median and last norm, and its relative norm.
 
     ``relative`` is the median over the validations of gradient ÷ weights.
     """
@@ -275,9 +274,9 @@ def gradient_rows(norms: PartNorms) -> list[dict[str, str | float]]:
 
 
 def gradient_warning(norms: PartNorms) -> str:
-    """Say in a sentence which layer's gradient vanishes or explodes; empty where none does.
+    """Return a sentence on the layer whose gradient vanishes or explodes; empty for none.
 
-    Heads are not judged: one that has stopped learning gets no gradient.
+    Heads are left out: one that has stopped learning gets no gradient.
     """
     judged = {part: _relative(each) for part, each in norms.items() if not part.startswith(_HEADS)}
     if len(judged) < 2:
@@ -306,7 +305,7 @@ def _digits(value: float) -> float:
 
 
 def _part(name: str) -> str:
-    """Return the part of a network that a parameter belongs to: its module, a layer by number."""
+    """Return the part of a network that a parameter belongs to: a module, or a numbered layer."""
     words = name.split(".")
     numbers = [place for place, word in enumerate(words) if word.isdecimal()]
     return ".".join(words[: numbers[0] + 1] if numbers else words[:-1][:2] or words)
@@ -319,7 +318,7 @@ def _root_mean_square(tensors: Sequence[Tensor]) -> float:
 
 
 AGREEMENT_MAX: Final = 1e-4
-"""The largest difference of an output, relative to its own largest value, that is agreement."""
+"""The largest accepted difference of an output, relative to its largest value."""
 OPSET: Final = 18
 
 
@@ -327,11 +326,11 @@ Example = tuple[Tensor, Tensor]
 """Rows [batch, time, features] and their positions int64 [time]: an exported network's inputs."""
 INPUTS: Final = ("rows", "positions")
 OUTPUT: Final = "output_"
-"""What an ONNX output's name begins with, before the head's: values within may be called so."""
+"""The prefix of ONNX outputs before the head's name, which inner values may have too."""
 
 
 class LastBar(nn.Module):
-    """A network as another runtime runs it: what it says of the last bar, by name.
+    """A network for other runtimes: its outputs for the last bar, by name.
 
     It maps rows [batch, time, features] and positions [time] to tensors [batch, horizon, ...].
     """
@@ -347,24 +346,24 @@ class LastBar(nn.Module):
 
 
 def export_program(network: nn.Module, example: Example) -> ExportedProgram:
-    """Return *network* traced on *example*, its last bar's outputs by name; they must agree.
+    """Return *network* traced on *example*, with its last bar's outputs by name.
 
-    Raises ``AttentionInvalid`` where the traced program answers differently on other bars of the
-    same shape.
+    Raises ``AttentionInvalid`` if the traced program answers differently on other bars of the same
+    shape.
     """
-    # A program whose parameters want no gradient runs elsewhere as it stands.
-    whole = LastBar(deepcopy(network)).eval().requires_grad_(requires_grad=False)
+    # Other runtimes need parameters without gradients.
+    module = LastBar(deepcopy(network)).eval().requires_grad_(requires_grad=False)
     with torch.no_grad():
-        program = torch.export.export(whole, example, strict=False)
+        program = torch.export.export(module, example, strict=False)
         probe = _probe(example)
-        require_agreement(whole(*probe), program.module()(*probe), "torch.export")
+        require_agreement(module(*probe), program.module()(*probe), "torch.export")
     return program
 
 
 def export_torch(network: nn.Module, example: Example, path: Path, *, card: str) -> float:
-    """Write *network* to *path* for ``torch.export.load``; return its largest difference from here.
+    """Write *network* to *path* for ``torch.export.load``; return its largest relative difference.
 
-    The *card* lies in the file as ``card.toml``. Raises ``AttentionInvalid`` as ``export_program``.
+    The file holds the *card* as ``card.toml``. Raises ``AttentionInvalid`` as ``export_program``.
     """
     torch.export.save(export_program(network, example), path, extra_files={"card.toml": card})
     with torch.no_grad():
@@ -374,7 +373,7 @@ def export_torch(network: nn.Module, example: Example, path: Path, *, card: str)
 
 
 def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) -> float:
-    """Write *network* to *path* as ONNX; return its largest relative difference from here.
+    """Write *network* to *path* as ONNX; return its largest relative difference.
 
     Its inputs are named ``INPUTS``, its outputs ``OUTPUT`` and the head; the *card* is in its
     metadata. Needs the extra ``export`` (onnx and onnxscript); the check runs in onnxruntime where
@@ -454,7 +453,7 @@ def require_agreement(
 
 
 def _probe(example: Example) -> Example:
-    """Return other bars of the same shape, so that a constant folded by mistake is found."""
+    """Return other bars of the same shape, to detect an input that was traced as a constant."""
     generator = torch.Generator().manual_seed(1)
     rows, positions = example
     return torch.randn(rows.shape, generator=generator, dtype=rows.dtype), positions + 777
@@ -491,7 +490,7 @@ def _plain_flash(
 def _sort_by_top(
     values: Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return a stable sort as ONNX's TopK of everything, which gives ties to the lower index."""
+    """Return a stable sort as ONNX's TopK of all values, which puts the lower of ties first."""
     if stable is False:
         raise AttentionInvalid("Only a stable sort can be exported; ties would be left open.")
     top = values.topk(values.shape[dim], dim=dim, largest=descending)

@@ -1,8 +1,8 @@
 """A factorised network over several assets: attention over time, then over assets.
 
-Each layer is two blocks, so that neither is ever [asset x bar] squared. ``joint`` attention is one
-block a layer over all tokens of a window that ends now, of which only the last bar is answered.
-Assets are told apart by an embedding of the symbol alone, so their order means nothing.
+Each layer is two blocks, so that no attention is [asset x bar] squared. ``joint`` attention is one
+block per layer over all tokens of a window that ends now, and answers only its last bar. Only an
+embedding of the symbol distinguishes assets, so their order has no effect.
 
 The rules are docs/several.md, P24 and P25.
 """
@@ -32,7 +32,7 @@ SYMBOLS_MAX: Final = 1_000
 FACTORISED: Final = "factorised"
 JOINT: Final = "joint"
 _ROWS_AT_ONCE: Final = 16
-"""Decided assets whose weights over the tokens are carried together; bounds memory."""
+"""Decided assets whose rows of weights are carried together; bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class CrossAssetConfig(keys.ReadKeys):
         one_of("attention", (FACTORISED, JOINT)),
         Rule(
             lambda of: of.every in of.horizons,
-            "every is {of.every}; weights are held for one of the horizons {of.horizons}",
+            "every is {of.every}; weights are held for one of the horizons, {of.horizons}",
         ),
         keys.EVEN_HEADS,
     )
@@ -87,7 +87,7 @@ class CrossAssetConfig(keys.ReadKeys):
         return self.layers * (self.window - 1) + 1
 
     def places(self, symbols: Sequence[str]) -> Tensor:
-        """Return the embedding's place of each of *symbols*: int64 [asset].
+        """Return the index of each of *symbols* in the embedding: int64 [asset].
 
         Raises ``ConfigInvalid`` for a symbol that the network was not trained on.
         """
@@ -104,8 +104,8 @@ class CrossAssetConfig(keys.ReadKeys):
 class CrossOutputs(NamedTuple):
     """The outputs for each asset at each bar; returns are in units of ``sigma * sqrt(horizon)``."""
 
-    each: Outputs  # [batch, asset, time, ...]: of the asset by itself
-    relative: Tensor  # [batch, asset, time, horizon]: its return less the mean over the assets
+    each: Outputs  # [batch, asset, time, ...]: of each asset alone
+    relative: Tensor  # [batch, asset, time, horizon]: its return less the mean of the assets
     allocation: Tensor | None  # [batch, asset, time] in (-1, 1), before ``weights_of``
     loadings: Tensor | None = None  # [batch, asset, time, horizon, factor]: see ``correlations_of``
 
@@ -122,9 +122,9 @@ class CrossOutputs(NamedTuple):
 def correlations_of(loadings: Tensor) -> Tensor:
     """Return the correlation of each pair of assets: [batch, pair, time, horizon].
 
-    Pairs are (0, 1), (0, 2), … (1, 2), …. Rows of *loadings* at one bar and horizon are of one
-    length of at most 1, so with ones on the diagonal their products are a correlation matrix: what
-    the diagonal is raised by keeps it from being negative in any direction.
+    Pairs are (0, 1), (0, 2), … (1, 2), …. Rows of *loadings* at one bar and horizon have one length
+    of at most 1. Their products with the diagonal raised to 1 are a correlation matrix, because a
+    non-negative diagonal keeps it positive semi-definite.
     """
     first, second = torch.triu_indices(loadings.shape[1], loadings.shape[1], offset=1)
     return (loadings[:, first] * loadings[:, second]).sum(dim=-1)
@@ -136,15 +136,15 @@ def weights_of(allocation: Tensor) -> Tensor:
 
 
 class CrossAttribution(NamedTuple):
-    """The outputs for the last bar of one window, and where each decided asset looked."""
+    """The outputs for the last bar of one window, and the attention of each decided asset."""
 
     outputs: CrossOutputs  # [1, asset, 1, ...]
     weights: Tensor  # [decided asset, asset, time], each decided asset's sum to 1
-    heads: Tensor  # [decided asset, block, head]: one less the entropy by its largest
+    heads: Tensor  # [decided asset, block, head]: confidence, 1 - H / ln n
 
     @property
     def influence(self) -> Tensor:
-        """How much of where each decided asset looked is of each asset: [decided asset, asset]."""
+        """The share of each asset in each decided asset's attention: [decided asset, asset]."""
         return self.weights.sum(dim=-1)
 
 
@@ -166,18 +166,18 @@ class CrossAssetNetwork(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.heads = Heads(config.dim, len(config.horizons))
-        self.relative = _from_nothing(config.dim, len(config.horizons))
-        self.allocate = _from_nothing(config.dim, 1) if config.allocation else None
+        self.relative = _near_zero(config.dim, len(config.horizons))
+        self.allocate = _near_zero(config.dim, 1) if config.allocation else None
         self.load = self.share = None
         if config.factors:
             self.load = nn.Linear(config.dim, len(config.horizons) * config.factors)
-            self.share = _from_nothing(config.dim, len(config.horizons))
+            self.share = _near_zero(config.dim, len(config.horizons))
 
     def forward(self, x: Tensor, assets: Tensor, positions: Tensor) -> CrossOutputs:
         """Forecast each bar of *x* [batch, asset, time, feature].
 
-        *assets* int64 [asset] are places of the embedding, *positions* int64 [time] absolute bar
-        numbers that follow one another. With joint attention the last bar alone is answered.
+        *assets* int64 [asset] are indices of the embedding, *positions* int64 [time] absolute
+        numbers of consecutive bars. With joint attention only the last bar is answered.
         """
         return self._outputs(self._run(x, assets, positions, None))
 
@@ -191,9 +191,9 @@ class CrossAssetNetwork(nn.Module):
     ) -> CrossAttribution:
         """Forecast one window *x* [1, asset, time, feature] and explain its last bar by *method*.
 
-        *decided* are the places among *assets* that are explained; by default all of them. A row
-        of weights over the tokens is carried for each: [asset x time] squared is never stored.
-        Raises ``AttentionInvalid`` for what its layers cannot be asked by.
+        *decided* are the indices of the *assets* to explain; by default all of them. A row of
+        weights over the tokens is carried for each: [asset x time] squared is never stored. Raises
+        ``AttentionInvalid`` for a method that its layers do not support.
         """
         trace = Trace()
         state = self._run(x, assets, positions, trace)
@@ -219,12 +219,12 @@ class CrossAssetNetwork(nn.Module):
         return CrossOutputs(self.heads(last), self.relative(last), allocation, self._loadings(last))
 
     def _loadings(self, last: Tensor) -> Tensor | None:
-        """Return unit rows of factors, each by the root of the share that is not the identity."""
+        """Return unit rows of factors times the root of the share that they explain."""
         if self.load is None or self.share is None:
             return None
         raw = self.load(last).unflatten(-1, (-1, self.config.factors))
         unit = functional.normalize(raw, dim=-1)
-        share = torch.sigmoid(self.share(last.mean(dim=1, keepdim=True)))  # of all assets alike
+        share = torch.sigmoid(self.share(last.mean(dim=1, keepdim=True)))  # equal for all assets
         return unit * share.sqrt()[..., None]
 
     def _run(self, x: Tensor, assets: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
@@ -243,7 +243,7 @@ class CrossAssetNetwork(nn.Module):
         return attend_by_axis(layers, state, axes, trace)
 
     def _joint(self, state: Tensor, phases: Phases, trace: Trace | None) -> Tensor:
-        """Let all tokens see all others: a window that ends now holds nothing that comes later."""
+        """Let all tokens see all others: a window that ends now has no later bars to leak."""
         assets, time = state.shape[1:3]
         if time != self.config.window:
             raise AttentionInvalid(
@@ -263,15 +263,15 @@ class CrossAssetNetwork(nn.Module):
         return rows[:, 0].unflatten(1, (assets, time))[:, :, -1:]
 
 
-def _from_nothing(dim: int, width: int) -> nn.Linear:
-    """Return a projection that begins at next to nothing."""
+def _near_zero(dim: int, width: int) -> nn.Linear:
+    """Return a projection with small initial weights and no bias."""
     layer = nn.Linear(dim, width)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-# ---------------------------------------------------------------- what it is trained by
+# ---------------------------------------------------------------- losses
 
 
 def relative_loss(outputs: CrossOutputs, relative: Tensor) -> Tensor:
@@ -282,8 +282,8 @@ def relative_loss(outputs: CrossOutputs, relative: Tensor) -> Tensor:
 def correlation_loss(loadings: Tensor, realised: Tensor) -> Tensor:
     """Return the squared errors of the correlations by *loadings*: [batch, row, horizon, pair].
 
-    *realised* [batch, pair, row, horizon] are the realised ones, NaN where there is none: their
-    error is 0, and so is its gradient.
+    *realised* [batch, pair, row, horizon] are the realised correlations; where they are NaN the
+    error and its gradient are 0.
     """
     forecast = correlations_of(loadings)
     target = torch.where(realised.isfinite(), realised, forecast.detach())
@@ -291,19 +291,19 @@ def correlation_loss(loadings: Tensor, realised: Tensor) -> Tensor:
 
 
 class PortfolioCosts(NamedTuple):
-    """What a portfolio's loss knows of money."""
+    """The constants of a portfolio's loss."""
 
-    fee: float  # of what is traded, as a share
-    unit: float  # a usual return over the time that weights are held: what is scaled by
+    fee: float  # a share of the traded amount
+    unit: float  # a usual return over the holding time: the unit of the loss
     aversion: float  # price of variance, in these units
 
 
 def portfolio_loss(allocation: Tensor, gains: Tensor, costs: PortfolioCosts) -> Tensor:
     """Return the negative mean utility of holding the weights of *allocation*, net of turnover.
 
-    *allocation* and *gains* are [batch, asset, decision]: the latter the simple returns until the
-    next decision, known or 0. The first decision of each row has none before it: it is where the
-    others come from, and earns nothing.
+    *allocation* and *gains* are [batch, asset, decision]; gains are the simple returns until the
+    next decision, 0 if unknown. The first decision of each row has no predecessor: it only starts
+    the turnover of the next, and earns nothing.
     """
     weights = weights_of(allocation)
     turnover = (weights[..., 1:] - weights[..., :-1]).abs().sum(dim=1)

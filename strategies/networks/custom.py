@@ -1,7 +1,7 @@
-"""A transformer whose attention is a user's own class, explained by the weights that it gives.
+"""A transformer with a user's attention class, explained by the weights that the class returns.
 
-The class gives the whole matrix of each head, so the rollout and the entropy are those of what was
-computed, at the cost of a stored matrix a layer. Its weights are checked in every pass.
+The class returns the whole matrix of each head, so rollout and entropy are exact, at the cost of
+one stored matrix per layer. Its weights are checked in every pass.
 
 The rule is docs/own_models.md, N14.
 """
@@ -40,10 +40,10 @@ from tracepaper.strategies.networks.flash import (
 from tracepaper.strategies.networks.keys import one_of
 
 WINDOW_MAX: Final = 2_048
-"""Bars of a window at most: each head stores as many weights as its square."""
+"""The longest window in bars: each head stores the square of it."""
 SUM_WITHIN: Final = 1e-4
-"""What the weights of a row may miss of 1."""
-_DRAWN: Final = (2, 12)  # windows and bars of the draw that a class is tried on
+"""The largest difference between the sum of a row's weights and 1."""
+_TRIAL_SIZE: Final = (2, 12)  # windows and bars of the random trial of a class
 _SEED: Final = 0
 
 
@@ -87,7 +87,7 @@ class FadingAttention(AttentionMechanism):
 class CustomConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``source_sha256`` is that of the class's source files: another class is another function.
+    ``source_sha256`` is that of the class's source files: a changed class is another function.
     """
 
     layers: keys.Layers = 2
@@ -109,7 +109,7 @@ class CustomConfig(AttentionConfig):
     )
 
     def imported_class(self) -> ImportedClass:
-        """Find the class; raise ``ConfigInvalid``, or ``CheckpointMismatch`` where it changed."""
+        """Find the class; raise ``ConfigInvalid``, or ``CheckpointMismatch`` if it changed."""
         if not self.mechanism:
             raise ConfigInvalid(
                 "architecture.mechanism names no class; give it as module:Class, one that derives "
@@ -130,7 +130,7 @@ class CustomConfig(AttentionConfig):
 
 
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the hash of the class that *section* names, as it is now."""
+    """Return the current hash of the class that *section* names."""
     del names
     return {
         "source_sha256": CustomConfig.read({**section, "source_sha256": ""}).imported_class().sha256
@@ -146,7 +146,7 @@ class CustomNetwork(Transformer):
     def __init__(self, config: CustomConfig) -> None:
         super().__init__(config, Mask(), encoding=config.encoding)
         self._class = config.imported_class()
-        self._is_tried = self._is_held = False
+        self._is_tried = self._is_even = False
         self._say: Callable[[str], object] | None = None
         with self._class.guard():
             mechanisms = [
@@ -156,13 +156,13 @@ class CustomNetwork(Transformer):
             self.mechanisms.train(self.training)
 
     def hold_by(self, say: Callable[[str], object]) -> None:
-        """Answer NaN, which no gate lets pass, where the class fails; tell *say* why."""
+        """Answer NaN, which no gate passes, where the class fails; call *say* with the reason."""
         self._say = say
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
         """Return the last layer's states; raise ``AttentionInvalid`` and ``StrategyFailed``.
 
-        Of a window that the class failed on they are NaN where it is held, and the weights even.
+        After ``hold_by`` a window on which the class fails has NaN states and even weights.
         """
         if not self._is_tried:
             self._try()
@@ -175,20 +175,20 @@ class CustomNetwork(Transformer):
         if trace is not None:
             trace.reads.clear()
             trace.decided.clear()
-        self._is_held = True
+        self._is_even = True
         try:
             return super().run(x, positions, trace) * torch.nan
         finally:
-            self._is_held = False
+            self._is_even = False
 
     def attend(
         self, depth: int, block: Block, projected: BlockProjection, trace: Trace | None
     ) -> Tensor:
-        """Return A·V by the weights that the class gives."""
+        """Return A·V with the weights of the class."""
         del block
         query, key, value = ruled(*projected)
         time = key.shape[2]
-        if self._is_held:
+        if self._is_even:
             shares = torch.ones(time, time, dtype=query.dtype, device=query.device).tril()
             weights = (shares / shares.sum(dim=-1, keepdim=True)).expand(*query.shape[:2], -1, -1)
         else:
@@ -199,7 +199,7 @@ class CustomNetwork(Transformer):
         return weights @ value
 
     def _weights(self, mechanism: nn.Module, query: Tensor, key: Tensor) -> Tensor:
-        """Return the weights that the class gives, checked."""
+        """Return the weights of the class, checked."""
         with self._class.guard():
             given = mechanism(query, key)
         name, wanted = self.config.mechanism, [*query.shape[:3], key.shape[2]]
@@ -235,9 +235,9 @@ class CustomNetwork(Transformer):
 
     @torch.no_grad()
     def _try(self) -> None:
-        """Raise ``AttentionInvalid`` where a row depends on later ones, other windows or chance."""
-        name, was = self.config.mechanism, self.mechanisms.training
-        windows, time = _DRAWN
+        """Raise ``AttentionInvalid`` if a row depends on later ones, other windows or chance."""
+        name, was_training = self.config.mechanism, self.mechanisms.training
+        windows, time = _TRIAL_SIZE
         shape = (windows, self.config.heads, time, self.config.dim // self.config.heads)
         draw = torch.Generator().manual_seed(_SEED)
         query, key, other = (torch.randn(shape, generator=draw).to(self.device) for _ in range(3))
@@ -253,8 +253,8 @@ class CustomNetwork(Transformer):
                     plain = self._weights(mechanism, query, key)
                     if not torch.equal(plain, self._weights(mechanism, query, key)):
                         raise AttentionInvalid(
-                            f"{name} gives other weights when it is asked again; make it depend on "
-                            "queries and keys alone."
+                            f"{name} gives other weights when it is called again; make it depend "
+                            "on queries and keys alone."
                         )
                     moved = self._weights(mechanism, *later)[..., :at, :] - plain[..., :at, :]
                     if float(moved.abs().max()) > SUM_WITHIN:
@@ -269,7 +269,7 @@ class CustomNetwork(Transformer):
                             "differs; let it depend on its own window."
                         )
             finally:
-                self.mechanisms.train(was)
+                self.mechanisms.train(was_training)
         self._is_tried = True
 
 

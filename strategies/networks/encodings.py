@@ -9,7 +9,7 @@ The rule is docs/attention.md, A16.
 
 Each clock turns a time into some columns within [-1, 1]; a network adds a learned linear map of
 the clocks that its card names to its first state. They depend on the time alone, so a forecast
-stays a function of its bars. Times are UTC: sessions keep no daylight saving.
+stays a function of its bars. Times are UTC: sessions ignore daylight saving.
 
 The rule is docs/attention.md, A27.
 """
@@ -30,9 +30,9 @@ from tracepaper.strategies.attention.heads import content_free_confidence
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
 _DIGITS: Final = {torch.bfloat16: (256, 3), torch.float16: (2_048, 2)}
-"""Half types hold whole numbers exactly up to a base: ages are written in so many digits of it."""
+"""Half types hold whole numbers exactly up to a base; ages are written in so many digits of it."""
 _PIECES: Final = 3
-"""A coefficient as a sum of so many half numbers keeps float32's 24 bits."""
+"""The half numbers whose sum keeps the 24 bits of a float32 coefficient."""
 _ROPE_BASE: Final = 10_000.0
 
 
@@ -42,7 +42,7 @@ def rope_table(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     Angles are float64: at bar 525,600 float32 angles are off by 0.05 rad.
     Source: Su et al., RoFormer, 2021.
     """
-    # Not kept while torch.compile traces: its tensors are no numbers.
+    # No cache while torch.compile traces: its tensors have no values.
     frequencies = _rope_frequencies if torch.compiler.is_compiling() else _cached_frequencies
     angles = positions.to(torch.float64)[..., None] * frequencies(dim, positions.device)
     return angles.cos().float(), angles.sin().float()
@@ -113,7 +113,7 @@ def alibi_query(query: Tensor, age: Tensor, slopes: Tensor) -> Tensor:
 
 
 def alibi_key(key: Tensor, age: Tensor) -> Tensor:
-    """Return *key* [..., time, dim] with what its query's further dimensions meet; see above."""
+    """Return *key* [..., time, dim] with the dimensions that match those of ``alibi_query``."""
     if key.dtype not in _DIGITS:
         extra = torch.stack((-age, torch.ones_like(age)), dim=-1).to(key.dtype)  # [time, 2]
     else:
@@ -142,16 +142,16 @@ def sinusoidal_table(positions: Tensor, dim: int, period: int) -> Tensor:
 
 
 class Phases(NamedTuple):
-    """What the positions of a stretch of bars turn into, computed once for all layers."""
+    """The encoded positions of some bars, computed once for all layers."""
 
     cosine: Tensor | None  # [time, 1, 1, head_dim], both of ``turns``: they rotate queries and keys
     sine: Tensor | None
-    age: Tensor | None  # [time] float32, bars back from the last position, where scores have a bias
-    volatility: Tensor | None = None  # [batch, time], where it scales the scores of a bar
+    age: Tensor | None  # [time] float32, bars back from the last position, if scores have a bias
+    volatility: Tensor | None = None  # [batch, time], if it scales the scores of a bar
 
 
 class Sizes(NamedTuple):
-    """What of an architecture an encoding depends on."""
+    """The sizes of an architecture on which an encoding depends."""
 
     dim: int
     heads: int
@@ -159,14 +159,14 @@ class Sizes(NamedTuple):
 
 
 class Encoding(nn.Module):
-    """Where a bar stands in time: by nothing at all, unless a kind says otherwise.
+    """The base class of position encodings, and the encoding ``none``.
 
-    A kind adds a code to the first state, rotates queries and keys, or adds a bias to scores. A
-    bias is given twice: as it is, for tiles, and in auxiliary head dimensions, for kernels.
+    A subclass adds a code to the first state, rotates queries and keys, or adds a bias to scores. A
+    bias has two forms: plain for tiles, and in auxiliary head dimensions for kernels.
     """
 
     looks_back_only: ClassVar[bool] = False
-    """Whether it means nothing to a bar that sees later ones."""
+    """Whether it needs a mask that hides later bars."""
     has_bias: ClassVar[bool] = False
 
     def __init__(self, sizes: Sizes) -> None:
@@ -174,7 +174,7 @@ class Encoding(nn.Module):
         self.sizes = sizes
 
     def enter(self, state: Tensor, positions: Tensor) -> Tensor:
-        """Return the first *state* [batch, time, dim] with what it is given of *positions*."""
+        """Return the first *state* [batch, time, dim] with the code of *positions*."""
         code = self.code(positions)
         return state if code is None else state + code.to(state.dtype)
 
@@ -200,13 +200,13 @@ class Encoding(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tensors [..., head, time, dim] with the dimensions that carry the bias.
 
-        *age* is that of ``phases``. What the bias adds to the values is zeros.
+        *age* is that of ``phases``. The dimensions added to the values are zeros.
         """
         del age
         return query, key, value
 
     def content_free(self) -> float:
-        """Return the confidence over a full window that no content gives."""
+        """Return the confidence over a full window when no score depends on content."""
         return 0.0
 
 
@@ -279,7 +279,7 @@ class Sinusoidal(Encoding):
 
 
 class _LearnedPlaces(Encoding):
-    """One with a learned code for each place in the window."""
+    """An encoding with a learned code for each place in the window."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
@@ -300,7 +300,7 @@ class LearnedCode(_LearnedPlaces):
 class Mixture(_LearnedPlaces, Rope):
     """A learned mixture of the sinusoidal and the learned code, beside rotated queries and keys.
 
-    ``shares`` weighs each; they begin alike, and training moves them.
+    ``shares`` are their learned weights, equal at first.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -320,10 +320,10 @@ class Mixture(_LearnedPlaces, Rope):
 
 @encoding("context")
 class Contextual(_LearnedPlaces, Rope):
-    """A learned code that each bar takes as much of as its own features ask for.
+    """A learned code scaled by each bar's own features.
 
-    ``state + code · σ(W·state)``, beside rotated queries and keys: the same place in the window
-    means more in one market than in another.
+    ``state + code · σ(W·state)``, beside rotated queries and keys: a place in the window can matter
+    more in one market than in another.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -331,7 +331,7 @@ class Contextual(_LearnedPlaces, Rope):
         self.ask = nn.Linear(sizes.dim, sizes.dim)
 
     def enter(self, state: Tensor, positions: Tensor) -> Tensor:
-        """Return *state* with the code of each bar, weighed by what the bar shows."""
+        """Return *state* with the code of each bar, scaled by its state."""
         code = self.place[positions % len(self.place)].to(state.dtype)
         return state + code * self.ask(state).sigmoid()
 
@@ -360,7 +360,7 @@ _FEBRUARY: Final = 11
 
 
 class ClockColumns(NamedTuple):
-    """Columns of a time."""
+    """The columns of a clock."""
 
     columns: int
     of: Callable[[Tensor], Tensor]
@@ -368,14 +368,14 @@ class ClockColumns(NamedTuple):
 
 
 def _circle(phase: Tensor, harmonics: Sequence[int]) -> Tensor:
-    """Return sines, then cosines [.., 2 * harmonics] of *phase*, in turns."""
+    """Return the sines, then the cosines [.., 2 * harmonics], of *phase*, in units of a turn."""
     angles = (2.0 * math.pi) * (phase - phase.floor())[..., None]
     angles = angles * torch.tensor(harmonics, dtype=torch.float64, device=phase.device)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 def _sessions(time_ms: Tensor) -> Tensor:
-    """Return for each session whether it is open, and how much of it is over."""
+    """Return whether each session is open, then the share of each open session that is over."""
     hour = (time_ms % _DAY_MS).double() / _HOUR_MS
     opened = [(hour >= first) & (hour < last) for first, last in _SESSIONS]
     over = [
@@ -386,13 +386,13 @@ def _sessions(time_ms: Tensor) -> Tensor:
 
 
 def _funding(time_ms: Tensor) -> Tensor:
-    """Return the turn of the eight hours between settlements, and how much of them is over."""
+    """Return the phase between two funding settlements as circles, and as a share of 8 hours."""
     phase = (time_ms % _FUNDING_MS).double() / _FUNDING_MS
     return torch.cat((_circle(phase, (1, 2)), phase[..., None]), dim=-1)
 
 
 def _month(time_ms: Tensor) -> Tensor:
-    """Return the turn of the calendar month, whose days are as many as they are.
+    """Return the phase within the calendar month, of its true number of days, as circles.
 
     Source: Hinnant, chrono-compatible low-level date algorithms (civil_from_days).
     """
@@ -410,9 +410,9 @@ def _month(time_ms: Tensor) -> Tensor:
 
 
 def _halving(time_ms: Tensor) -> Tensor:
-    """Return how much of four years is over since the last halving of Bitcoin, and its turn.
+    """Return the share of four years since Bitcoin's last halving, and the same as a circle.
 
-    Before the first it is 0, and four years after the last that is known it stays at 1.
+    The share is 0 before the first halving, and stays at 1 four years after the last known one.
     """
     halvings = [int(moment.timestamp() * 1_000) for moment in HALVINGS]
     times = torch.tensor(halvings, device=time_ms.device)
@@ -453,10 +453,10 @@ def clock_of(names: Sequence[str], positions: Tensor, interval_minutes: int) -> 
 
 
 def wrong_clock(names: Sequence[str]) -> str:
-    """Return the fault of these *names* of clocks, after ``architecture.``; else nothing."""
+    """Return the fault of the clocks *names*, to follow ``architecture.``; empty for none."""
     for at, name in enumerate(names):
         if name not in CLOCKS:
-            return f"clock names {shown(name)}; choose of {', '.join(CLOCKS)}"
+            return f"clock names {shown(name)}; choose from {', '.join(CLOCKS)}"
         if name in names[:at]:
             return f"clock names {name} twice; name it once"
     return ""

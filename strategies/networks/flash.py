@@ -3,8 +3,8 @@
 Read top to bottom: a block, blocks over one stream of tokens, the network. Each bar sees itself and
 the ``window - 1`` bars before it in every layer, so a new bar can be computed from cached keys and
 values, and the answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The same
-code with ``mask = "full"`` is the classic form over a window that ends now, and with
-``mask = "causal"`` that of a decoder, in which no bar of that window sees a later one.
+code with ``mask = "full"`` attends over a whole window that ends now, and with ``mask = "causal"``
+no bar of that window sees a later one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FEW_ROWS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig(keys.NetworkConfig):
-    """What every network of attention over one symbol's bars is made by."""
+    """The keys that all attention networks over one symbol's bars share."""
 
     heads: keys.Heads = 4
     clock: keys.Clock = ()
@@ -115,7 +115,7 @@ class FlashConfig(AttentionConfig):
 
 
 class BlockOptions(NamedTuple):
-    """What a block is made by; a configuration that lacks a key has its default."""
+    """The options of a block; a key that a configuration lacks has its default."""
 
     dim: int
     heads: int
@@ -130,7 +130,7 @@ class BlockOptions(NamedTuple):
 
     @classmethod
     def of(cls, config: object) -> BlockOptions:
-        """Read them off any configuration."""
+        """Read the options from any configuration."""
         return cls(**{key: getattr(config, key) for key in cls._fields if hasattr(config, key)})
 
 
@@ -155,7 +155,7 @@ class FeedForward(nn.Module):
 
     @property
     def gated_rise(self) -> nn.Module | None:
-        """What gives both factors of a gated product."""
+        """The projection that gives both factors of a gated product."""
         return self.rise if self.gated else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,10 +170,10 @@ class FeedForward(nn.Module):
 
 
 class FewRowsGelu(nn.GELU):
-    """The GELU.
+    """The GELU, faster for a few rows.
 
-    PyTorch hands a contiguous tensor to oneDNN, whose set-up costs several times what a few rows
-    do, so these are shown twice by a stride of 0. The error of its own is half of oneDNN's.
+    PyTorch passes contiguous tensors to oneDNN, whose set-up costs several times the work on a few
+    rows. A batch of two with stride 0 avoids it, and PyTorch's own error is half of oneDNN's.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class FewRowsGelu(nn.GELU):
 
 
 class Block(nn.Module):
-    """One layer, cut where attention stands: ``project``, attend elsewhere, ``finish``."""
+    """One layer without its attention: ``project``, attend elsewhere, ``finish``."""
 
     def __init__(self, config: BlockOptions, depth: int) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class Block(nn.Module):
         for layer in (self.project_out, *([] if self.mlp is None else [self.mlp.fall])):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5 / (2 * config.layers) ** 0.5)
         for gate in (self.gate, self.key_gate):
-            if gate is not None:  # every temperature begins at 1
+            if gate is not None:  # every factor begins at 1
                 nn.init.zeros_(gate.weight)
                 nn.init.zeros_(gate.bias)
 
@@ -237,7 +237,7 @@ class Block(nn.Module):
         return x + branch if self.pre else self.mlp_norm(x + branch)
 
     def _drop(self, branch: Tensor) -> Tensor:
-        if not self.dropout.training:  # passes with dropout leave the block itself in evaluation
+        if not self.dropout.training:  # passes with dropout set only the dropout to training
             return branch
         branch = self.dropout(branch)
         if self.drop_rate == 0.0 or not self.training:
@@ -271,23 +271,23 @@ def attend_by_block(
 ) -> Tensor:
     """Return A·V [batch, head, time, dim] of softmax attention within one stream.
 
-    *content_dims* leading dimensions are the content's: of the others, which carry a bias by age,
-    the values are zeros, and no gradient reaches them. *place* is where *trace* adds the read.
+    Only *content_dims* leading dimensions hold content: the others carry a bias by age, and their
+    values are zeros. *place* are options of ``Trace.attend``.
     """
     query, key, value = projected
     attended, logsumexp = attend(query, key, value, mask, backend=backend, checked=False)
-    read = attended[..., :content_dims]
+    content = attended[..., :content_dims]
     if trace is not None:
         layer = Layer(
             query, key, value[..., :content_dims], logsumexp, mask, target=stream, source=stream,
             output_weight=block.project_out.weight, content_dims=content_dims,
         )  # fmt: skip
-        trace.attend(layer, read, **place)
-    return read
+        trace.attend(layer, content, **place)
+    return content
 
 
 class Transformer(Network):
-    """Blocks over one stream of tokens; a kind says what these are, and how they attend."""
+    """Blocks over one stream of tokens; a subclass defines the tokens and how they attend."""
 
     backend = "auto"  # of ``attend``
 
@@ -301,7 +301,7 @@ class Transformer(Network):
         length: int | None = None,
         has_clock: bool = True,
     ) -> None:
-        """Take tokens of *columns*, and *length* of them; by default rows and the window."""
+        """Take *length* tokens of *columns* numbers; by default the rows of the window."""
         super().__init__(config)
         options = BlockOptions.of(config)
         self.mask = mask
@@ -353,7 +353,7 @@ class Transformer(Network):
         state = self.encoding.enter(self.embed(x), positions)
         if self.clock is not None:
             state = state + self.clock(positions)
-        # Differences alone matter to phases, and those of consecutive bars are alike in every row.
+        # Phases depend on differences alone, which are equal in all windows of consecutive bars.
         return state, self.encoding.phases(positions if positions.ndim == 1 else positions[0])
 
     def content_free(self) -> float:
@@ -363,13 +363,13 @@ class Transformer(Network):
 
 WITHOUT_SCORES: Final = Rule(
     lambda of: not ENCODINGS[of.encoding].has_bias,
-    "encoding {of.encoding} adds to scores, and this attention has none; use rope",
+    "encoding {of.encoding} adds to scores, which this attention lacks; use rope",
 )
 MASKS: Final = {"causal": Mask(), "full": Mask.full()}
 
 
 class FlashNetwork(Transformer):
-    """Rows of features in, one forecast a row out."""
+    """Rows of features in, one forecast per row out."""
 
     takes_any_length: ClassVar[bool] = True
     config: FlashConfig
@@ -378,7 +378,7 @@ class FlashNetwork(Transformer):
         if config.volatility_gate and config.volatility_column < 0:
             raise ConfigInvalid(
                 f"architecture.volatility_column is missing for {shown(config.volatility_gate)}; "
-                "train by a recipe, which finds it, or give it."
+                "train with a recipe, which finds it, or set it."
             )
         super().__init__(
             config, MASKS.get(config.mask, Mask.window(config.window)), encoding=config.encoding
@@ -404,7 +404,7 @@ class FlashNetwork(Transformer):
     def states(self, x: Tensor) -> Tensor:
         """Return the last layer's states of *x* [batch, time, features]: [batch, time, dim].
 
-        They are those before the last norm, so how large a row is still shows in them.
+        They are not normalised, so they keep the size of a row.
         """
         return self.run(x, self._placed(x, None), None)
 
@@ -414,9 +414,9 @@ class FlashNetwork(Transformer):
 
 
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the column of the volatility that *section* gates by, of features called *names*.
+    """Return the column of the ``volatility_gate`` of *section* among the features *names*.
 
-    Raises ``ConfigInvalid`` where none is called so.
+    Raises ``ConfigInvalid`` if there is no such feature.
     """
     name = section.get("volatility_gate", "")
     if not name:
@@ -430,7 +430,7 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 
 TILES: Final = "tiles"
-"""What attends in a stream: each tile's scores are there, and give its explanation as well."""
+"""The backend of a stream: tiles of scores, which also give the explanation."""
 
 register(
     ModelKind(

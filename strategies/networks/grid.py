@@ -1,7 +1,6 @@
 """Attention along the axes of a grid of tokens, one axis after the other.
 
-Neither ever is [token x token]: 2 levels x books or assets x bars squared never stand together. The
-factorised form is that of Arnab et al., 2021 (ViViT, model 3).
+No attention is [token x token]. The factorised form is that of Arnab et al., 2021 (ViViT, model 3).
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block
 
 _TOKENS_AT_ONCE: Final = 32_768
-"""Tokens that a block deals with together where no gradient is taken; bounds memory."""
+"""Tokens per call of a block without gradients; bounds memory."""
 UNORDERED: Final = Phases(None, None, None)
-"""Of an axis whose tokens stand in no order."""
+"""The phases of an axis whose tokens have no order."""
 
 
 class GridAxis(NamedTuple):
@@ -37,9 +36,9 @@ class GridAxis(NamedTuple):
 def attend_by_axis(
     layers: Iterable[Sequence[Block]], state: Tensor, axes: Sequence[GridAxis], trace: Trace | None
 ) -> Tensor:
-    """Return *state* [batch, first, second, dim] above *layers*, of which each has a block an axis.
+    """Return *state* [batch, first, second, dim] above *layers*, which have one block per axis.
 
-    The *trace* of one window gets a read of each block.
+    The *trace* of one window gets a read for each block.
     """
     for layer in layers:
         for number, (block, (axis, mask, phases)) in enumerate(zip(layer, axes, strict=True)):
@@ -57,23 +56,23 @@ def along(
 ) -> tuple[Tensor, Layer | None]:
     """Pass the lines of *state* [batch, line, row, dim] through *block*; return its layer as well.
 
-    The layer, whose batch are the lines, is None without *trace*. Without gradients some lines are
-    dealt with at a time, so that little beside is kept.
+    The batch of the layer is the lines; it is None without *trace*. Without gradients the lines
+    pass in parts, to bound memory.
     """
     lines = state.flatten(0, 1)
     count = len(lines)
     if not torch.is_grad_enabled():
         count = max(_TOKENS_AT_ONCE // lines.shape[1], 1)
     weight = block.project_out.weight
-    outputs, noted = [], []
+    outputs, traced = [], []
     for part in lines.split(count):
         query, key, value = block.project(part, phases)
         mixed, logsumexp = attend(query, key, value, mask, checked=False)
         outputs.append(block.finish(part, mixed))
         if trace is not None:
-            noted.append((query, key, logsumexp, value_norms(value, weight)))  # of values enough
+            traced.append((query, key, logsumexp, value_norms(value, weight)))
     joined = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unflatten(0, state.shape[:2])
     if trace is None:
         return joined, None
-    query, key, logsumexp, norms = (torch.cat(parts) for parts in zip(*noted, strict=True))
+    query, key, logsumexp, norms = (torch.cat(parts) for parts in zip(*traced, strict=True))
     return joined, Layer(query, key, None, logsumexp, mask, norms=norms)

@@ -39,7 +39,7 @@ _SAMPLED: Final = "keys_{depth}"
 class InformerConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``seed`` draws the keys that queries sample: it belongs to the function that was learned.
+    ``seed`` draws the keys that queries sample, so it is part of the learned function.
     """
 
     layers: keys.Layers = 3
@@ -73,7 +73,7 @@ class InformerConfig(AttentionConfig):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """How many positions each layer sees: halved between layers where it distils."""
+        """How many positions each layer sees: halved between layers with ``distil``."""
         lengths = [self.window]
         for _ in range(self.layers - 1):
             lengths.append((lengths[-1] + 1) // STRIDE if self.distil else lengths[-1])
@@ -85,13 +85,13 @@ class DistillingLayer(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(dim, dim, TAPS)  # holds the weights, as it starts them
+        self.convolution = nn.Conv1d(dim, dim, TAPS)  # only holds and initialises the weights
         self.norm = nn.LayerNorm(dim)
         self.activation = nn.ELU()
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; add its maps to *trace*."""
-        # A product a tap instead of the convolution: its terms are what explains it.
+        # One product per tap instead of the convolution: the explanation needs its terms.
         bias = self.convolution.bias
         assert bias is not None
         mixed, products = convolve(x, self.convolution.weight, bias)
@@ -128,7 +128,7 @@ class SparseBlock(nn.Module):
         Without *samples* no query is ranked, and the last row alone is returned: [batch, 1, dim].
         """
         mixed = self.project_in(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        # [batch, time, 3, head, dim] -> [3, batch, head, time, dim], copied once for all products
+        # [batch, time, 3, head, dim] -> [3, batch, head, time, dim], one copy for all products
         query, key, value = mixed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         last = [x.shape[1] - 1]
         if samples is None:
@@ -159,7 +159,7 @@ class InformerNetwork(Network):
         self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
         halvings = config.layers - 1 if config.distil else 0
         self.distillings = nn.ModuleList(DistillingLayer(config.dim) for _ in range(halvings))
-        # Of the last layer all rows are read by a decoder, and the decided bar's alone without.
+        # A decoder reads all rows of the last layer; without one only the decided bar is read.
         ranked = config.lengths if config.decoder_layers else config.lengths[:-1]
         for depth, time in enumerate(ranked):
             drawn = sample_keys(time, Mask.full(), factor=config.factor, seed=config.seed + depth)
@@ -171,7 +171,7 @@ class InformerNetwork(Network):
         self.heads = heads_of(config, horizons=1 if config.decoder_layers else None)
 
     def _decoder(self) -> Decoder:
-        """Return the decoder of the last bars of the window and a placeholder a horizon."""
+        """Return the decoder of the window's last bars and one placeholder per horizon."""
         config = self.config
         last = config.window - 1
         rows = [*range(config.window - config.start_token, config.window)]
@@ -189,8 +189,8 @@ class InformerNetwork(Network):
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
         """Return the states above the last layer, or of the decoder's placeholders.
 
-        Time is halved before each layer but the first. Of the last block only the decided bar is
-        computed, where no decoder reads the others.
+        Distilling halves time before each layer but the first. Without a decoder the last block
+        computes only the decided bar.
         """
         self._require_window(x)
         state = self._timed(self.embed(x) + self.get_buffer("place").to(x.dtype), positions)
@@ -203,27 +203,27 @@ class InformerNetwork(Network):
         if self.decoder is None:
             return state
         ahead = torch.tensor(self.config.horizons, device=positions.device)
-        given = positions[..., -self.config.start_token :]
-        written = torch.cat((given, positions[..., -1:] + ahead), dim=-1)
-        tokens = self._timed(self.decoder.enter(x), written)
+        start = positions[..., -self.config.start_token :]
+        places = torch.cat((start, positions[..., -1:] + ahead), dim=-1)
+        tokens = self._timed(self.decoder.enter(x), places)
         return self.decoder(tokens, self.norm(state), trace)
 
     def _timed(self, state: Tensor, positions: Tensor) -> Tensor:
-        """Return *state* with what the clocks say at *positions*."""
+        """Return *state* with the code of the clocks at *positions*."""
         return state if self.clock is None else state + self.clock(positions)
 
     def read_out(self, state: Tensor) -> Outputs:
         """Return the heads' outputs of the last row, or of each horizon at its placeholder."""
         if self.decoder is None:
             return super().read_out(state)
-        each: Outputs = self.heads(state)  # [batch, horizon, 1, ...]
-        return each.map(lambda part: part.transpose(1, 2))
+        outputs: Outputs = self.heads(state)  # [batch, horizon, 1, ...]
+        return outputs.map(lambda part: part.transpose(1, 2))
 
 
 def _code(places: Tensor, dim: int, period: int) -> Tensor:
-    """Return the code of *places*: without numbers where shapes alone are asked for.
+    """Return the code of *places*; on the device meta, only its shape.
 
-    Arithmetic would import PyTorch's compiler then: seconds.
+    Arithmetic on meta tensors imports PyTorch's compiler, which takes seconds.
     """
     if places.is_meta:
         return torch.empty(len(places), dim)

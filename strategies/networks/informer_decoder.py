@@ -24,7 +24,7 @@ TOKENS: Final = "tokens"
 
 
 class LayerSizes(NamedTuple):
-    """What layers are made by."""
+    """The sizes of a layer."""
 
     dim: int
     heads: int
@@ -120,7 +120,7 @@ class NormedFeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Masked self-attention, cross attention and a feed-forward part, each before its norm."""
+    """Masked self-attention, cross-attention and a feed-forward network, each before its norm."""
 
     def __init__(self, sizes: LayerSizes, time: int, seed: int, always: Sequence[int]) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
     ) -> None:
         """Make *layers* over *start* rows, and a placeholder for each further row of *code*.
 
-        *code* [row, dim] says where each row stands in time.
+        *code* [row, dim] is the code of each row's position.
         """
         super().__init__()
         self.start = start
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
     def forward(self, state: Tensor, memory: Tensor, trace: Trace | None = None) -> Tensor:
         """Return the placeholders [batch, placeholder, dim] above the last layer.
 
-        The first tokens are the newest bars; what stays at placeholders rests on no bar.
+        The first tokens are the newest bars; weight that stays at placeholders belongs to no bar.
         """
         if trace is not None:
             start, count = self.start, state.shape[1]
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
         return self.norm(state[:, self.start :])
 
     def _to_bars(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-        """Return the weights [row, token] of bars and of the start token on bars: [row, bar]."""
+        """Return the weights [row, token] of both streams on the window's bars: [row, bar]."""
         by_bar = weights["bars"].clone()
         by_bar[:, -self.start :] += weights[TOKENS][:, : self.start]
         return by_bar, ()

@@ -1,7 +1,7 @@
 """The keys of a recipe as annotated fields: each has its type, range, default and text.
 
-``factor: Annotated[int, Meta(ge=1, le=20, description="Sampling factor.")] = 5`` is all that is
-written of a key; help, checks and documentation read it here.
+``factor: Annotated[int, Meta(ge=1, le=20, description="Sampling factor.")] = 5`` declares a key
+completely; help, checks and documentation read it from there.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 
 WINDOW_MAX: Final = 65_536
 ITEMS_MAX: Final = 64
-"""Entries of a list, where its key declares no other number."""
+"""The most entries of a list, unless its key declares another number."""
 
 
 def derived(description: str, **limits: Any) -> Meta:  # noqa: ANN401 - those of Meta
-    """Return the note on a key that training sets from the data, by JSON Schema's word."""
+    """Return the annotation of a key that training sets from the data: ``readOnly``."""
     return Meta(description=description, extra_json_schema={"readOnly": True}, **limits)
 
 
-# Beyond its range a number is a slip, and would fill the memory or hang.
+# A number beyond its range is a mistake that would fill the memory or hang.
 Features = Annotated[
     int, derived("Columns of a row of features; the schema tells.", ge=1, le=4_096)
 ]
@@ -68,7 +68,7 @@ class Key(NamedTuple):
     range: str  # of its number, in words; empty where it has none
     items_max: int | None  # None: no list
     text: str
-    derived: bool  # training sets it from the data; no one chooses it
+    derived: bool  # training sets it from the data
 
 
 WHOLE, NUMBER, FLAG, TEXT = "whole number", "number", "true or false", "text"
@@ -90,7 +90,7 @@ def keys_of(made_of: type[Any]) -> dict[str, Key]:
 def _key(field: inspect.Field) -> Key:
     item = field.type
     if isinstance(item, inspect.UnionType):  # a key that may be unset
-        item = next(of for of in item.types if not isinstance(of, inspect.NoneType))
+        item = next(kind for kind in item.types if not isinstance(kind, inspect.NoneType))
     item, about = _unwrapped(item)
     items_max = None
     if isinstance(item, inspect.VarTupleType):
@@ -124,11 +124,11 @@ def _range(of: inspect.IntType | inspect.FloatType, low: float | None, high: flo
     return f"{'above ' if above else ''}{low:,} to {'below ' if below else ''}{high:,}"
 
 
-def _unwrapped(of: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
-    """Part a type from the JSON Schema that is said of it."""
-    if isinstance(of, inspect.Metadata):
-        return of.type, of.extra_json_schema or {}
-    return of, {}
+def _unwrapped(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
+    """Return a type without its annotation, and the annotation's JSON Schema."""
+    if isinstance(kind, inspect.Metadata):
+        return kind.type, kind.extra_json_schema or {}
+    return kind, {}
 
 
 def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,15 +146,15 @@ def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str,
 
 
 class Rule(NamedTuple):
-    """What joins the keys of an architecture."""
+    """A condition on the keys of an architecture."""
 
-    holds: Callable[[Any], object]
+    passes: Callable[[Any], object]
     sentence: str | Callable[[Any], str]
-    """Where it does not: after ``architecture.``, with ``{of}`` for the architecture."""
+    """The error, to follow ``architecture.``, with ``{of}`` for the architecture."""
 
     def check(self, of: object) -> None:
-        """Raise ``ConfigInvalid`` unless *of* keeps it."""
-        if not self.holds(of):
+        """Raise ``ConfigInvalid`` unless *of* passes."""
+        if not self.passes(of):
             sentence = self.sentence
             sentence = sentence.format(of=of) if isinstance(sentence, str) else sentence(of)
             raise ConfigInvalid(f"architecture.{sentence}.")
@@ -179,7 +179,7 @@ LOOKS_BACK: Final = Rule(
 
 
 class ReadKeys:
-    """A dataclass of the keys of ``[architecture]``, whose ``RULES`` join them."""
+    """A dataclass of the keys of ``[architecture]``, with ``RULES`` between them."""
 
     __slots__ = ()
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -194,13 +194,13 @@ class ReadKeys:
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> Self:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
+        """Build from a card's section, which has lists for tuples; raise ``ConfigInvalid``."""
         return cls(**checked_section(cls, section))
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig(ReadKeys):
-    """What every network over one symbol's bars is made by."""
+    """The keys that all networks over one symbol's bars share."""
 
     features: Features = 78
     dim: Dim = 64
@@ -233,19 +233,19 @@ class NetworkConfig(ReadKeys):
 
 
 def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of keys
-    """Return the fields of an architecture, tuples as lists, as a card holds it."""
+    """Return the fields of an architecture with lists for tuples, as a card holds them."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """Return words that name what of *names* is like *name*; all of it where nothing is."""
+    """Return words for an error: the nearest of *names* to *name*, or all of them."""
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     return f", the nearest is {near[0]}" if near else f" (known are {', '.join(names)})"
 
 
 def checked(key: Key, value: object, section: str = "architecture") -> object:
-    """Return *value*, a list as a tuple; raise ``ConfigInvalid`` where *key* declares otherwise."""
+    """Return *value*, a list as a tuple; raise ``ConfigInvalid`` unless it fits *key*."""
     name = f"{section}.{key.name}"
     if key.items_max is not None:
         if not isinstance(value, list | tuple) or len(value) > key.items_max:
@@ -263,9 +263,9 @@ def checked(key: Key, value: object, section: str = "architecture") -> object:
 
 
 def _number(key: Key, value: object, name: str) -> object:
-    """Check a number or an entry of a list of numbers against the range of its key.
+    """Return a number, or an entry of a list, checked against the range of its key.
 
-    4 for a number is 4.0, so that both write one recipe.
+    A whole number for a float key becomes a float, so that 4 and 4.0 write the same recipe.
     """
     kinds = (int,) if key.type == WHOLE else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not _within(key, value):

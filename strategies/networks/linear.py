@@ -1,8 +1,8 @@
 """A transformer of linear attention, with exact explanations.
 
-The matrices that its layers imply are row-stochastic, so the rollout says where the decided bar
-looked in O(window). Which features stand for the softmax is ``feature_map``: ``elu``, or ``random``
-ones that approximate it.
+The attention matrices that its layers imply are row-stochastic, so a rollout explains the decided
+bar in O(window). ``feature_map`` chooses the features in place of the softmax: ``elu``, or
+``random`` ones that approximate it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DIRECTIONS: Final = "directions_{depth}"
 class LinearConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``seed`` draws the random features: it belongs to the function that was learned.
+    ``seed`` draws the random features, so it is part of the learned function.
     """
 
     window: keys.Window = 1088
@@ -82,7 +82,7 @@ class LinearNetwork(Transformer):
     def attend(
         self, depth: int, block: Block, projected: BlockProjection, trace: Trace | None
     ) -> Tensor:
-        """Return A·V by the features of queries and keys."""
+        """Return A·V from the features of queries and keys."""
         del block
         query, key, value = projected
         if self.config.feature_map == "elu":

@@ -1,9 +1,9 @@
 """``lstm``: an LSTM over one window, to compare with networks of attention.
 
-A recurrent state that is carried from bar to bar remembers every bar since the start, and a daemon
-that was restarted would differ from one that has run for a year. So each answer runs over the last
-``window`` rows, from zeros: its memory is those rows and nothing else. It has no attention, so it
-explains nothing. Source: Hochreiter and Schmidhuber, 1997.
+A recurrent state that is carried from bar to bar depends on every bar since the start, so a
+restarted daemon would differ from one that has run for a year. Each answer therefore runs over the
+last ``window`` rows from a zero state. It has no attention, so it explains nothing. Source:
+Hochreiter and Schmidhuber, 1997.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LstmConfig(keys.NetworkConfig):
 class LstmNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out.
 
-    Positions mean nothing to it: the order of the rows is all it knows of time.
+    It ignores positions: only the order of the rows matters.
     """
 
     takes_any_length: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class LstmNetwork(Network):
         self.heads = heads_of(config)
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
-        """Return the states [batch, time, dim]; in float32 on a CPU: few do it in bfloat16."""
+        """Return the states [batch, time, dim]; in float32 on a CPU: few support bfloat16."""
         del positions, trace
         halves = x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
         with torch.autocast(x.device.type, enabled=halves):
@@ -59,7 +59,7 @@ class LstmNetwork(Network):
         return states
 
     def read_out(self, state: Tensor) -> Outputs:
-        """Return the heads' outputs of the last row of *state*, of which dropout drops some."""
+        """Return the heads' outputs of the last row of *state*, after dropout."""
         return self.heads(self.norm(self.dropout(state[:, -1:])))
 
 

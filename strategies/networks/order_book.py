@@ -1,8 +1,8 @@
 """A factorised network over order book levels and history, with an exact attention map.
 
 Each token is a level of a side in one book. A layer attends over the levels within each book, then
-over time causally at each level, then mixes columns, so 100,000 tokens fit. Every book answers
-which way the mid moves.
+causally over time at each level, then mixes columns, so 100,000 tokens fit. Every book has a
+forecast of the direction of the mid.
 
 The rules are docs/orderbook.md, D6 to D8.
 """
@@ -29,7 +29,7 @@ from tracepaper.strategies.networks.keys import Rule
 from tracepaper.strategies.order_book import COLUMNS, LEVELS_MAX, SIDES
 
 MOVES: Final = ("down", "flat", "up")
-"""What the mid does to a horizon, in the order of every answer."""
+"""The moves of the mid to a horizon, in the order of every answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class OrderBookConfig(keys.ReadKeys):
         keys.EVEN_HEADS,
         Rule(
             lambda of: of.horizons and list(of.horizons) == sorted(set(of.horizons)),
-            "horizons must rise, and name one or more",
+            "horizons must ascend, and list at least one",
         ),
     )
 
@@ -74,7 +74,7 @@ class OrderBookConfig(keys.ReadKeys):
 
 
 class OrderBookAttribution(NamedTuple):
-    """What the newest book of a window says, and where it looked."""
+    """The forecast of the newest book of a window, and its attention."""
 
     probabilities: Tensor  # [horizon, move]
     weights: Tensor  # [book, side * level], oldest book first; they sum to 1
@@ -91,7 +91,7 @@ class OrderBookNetwork(nn.Module):
         self.place = nn.Parameter(torch.empty(config.tokens, config.dim))
         nn.init.normal_(self.place, std=0.02)
         options = BlockOptions.of(config)
-        # Tokens are mixed by themselves once a layer, after both attentions.
+        # Only the second block has an MLP: one per layer, after both attentions.
         self.over_levels = nn.ModuleList(
             Block(options._replace(mlp=""), depth) for depth in range(config.layers)
         )
@@ -112,7 +112,7 @@ class OrderBookNetwork(nn.Module):
         """Return the states [batch, book, token, dim] above the last layer."""
         self._check(tokens)
         places = self.encoding.phases(torch.arange(tokens.shape[1], device=tokens.device))
-        # Levels are told apart by what they are, books by when they were.
+        # A learned code distinguishes levels; positions distinguish books.
         axes = (GridAxis(1, Mask.full()), GridAxis(0, Mask(), places))
         layers = zip(each_block(self.over_levels), each_block(self.over_time), strict=True)
         return attend_by_axis(layers, self.embed(tokens) + self.place, axes, trace)
@@ -136,7 +136,7 @@ class OrderBookNetwork(nn.Module):
 
     @torch.no_grad()
     def explain(self, tokens: Tensor) -> OrderBookAttribution:
-        """Forecast the newest book of *tokens* [book, token, column] and say where it looked.
+        """Forecast the newest book of *tokens* [book, token, column] and explain it.
 
         The map is the rollout of docs/attention.md, A5, of the mean over the book's tokens.
         """

@@ -1,12 +1,11 @@
 """The flash network over endless streams: cached keys and values, entropy, exact rollout.
 
-Read top to bottom: what streams leave behind, then the network that takes in their bars. All
-tensors have the streams in front. One pass takes in a chunk of one stream, one bar of each of
-several, or anything between: to all layers but attention they are rows that do not touch each
-other; attention goes over the streams that lie side by side in memory, so that nothing is copied
-to bring them together. In each layer the new queries meet the last ``window`` cached keys in
-tiles; a tile's probabilities give the output, the entropy and the bucketed rollout
-``R_l = ρ R_{l-1} + (1 - ρ) mean_h A_h R_{l-1}`` and are dropped.
+Read top to bottom: the state of streams, then the network that takes in their bars. The first axis
+of all tensors is the stream. One pass takes in a chunk of one stream, one bar of each of several,
+or anything between. To all layers but attention these are independent rows; attention runs over
+streams that are adjacent in memory, so that nothing is copied to join them. In each layer the new
+queries meet the last ``window`` cached keys in tiles; a tile's probabilities give the output, the
+entropy and the bucketed rollout ``R_l = ρ R_{l-1} + (1 - ρ) mean_h A_h R_{l-1}``, and are dropped.
 
 The rules are docs/attention.md, A14 and A15.
 """
@@ -45,7 +44,7 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""
 _HIDDEN: Final = -1e30
-"""The score of a hidden key: its share is exactly 0, and 0 times it is not NaN."""
+"""The score of a hidden key: its share is exactly 0, and 0 times the score is not NaN."""
 _MASS_TOLERANCE: Final = 1e-3
 CHUNK_BARS: Final = 512
 """Bars of one pass over known bars; a shorter stretch is padded to it."""
@@ -67,10 +66,8 @@ def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
 def stream_bytes(config: FlashConfig, *, instruments: int = 1, by_norm: bool = False) -> int:
     """Return the peak memory of streams of *instruments* whose rings are full, weights apart.
 
-    *by_norm* says that the norms of values are kept, for an explanation by these.
-
-    It never falls as the window grows: a field too long for its history counts as the longest
-    that has one.
+    With *by_norm* the norms of values are kept for the explanation. The result never falls as the
+    window grows: a receptive field too long for a history counts as the longest that has one.
     """
     window, dim = config.window, config.dim
     norms = config.heads if by_norm else 0
@@ -82,9 +79,9 @@ def stream_bytes(config: FlashConfig, *, instruments: int = 1, by_norm: bool = F
     )
     places = 2 * (rows + history)  # of eight bytes each
     scores = 3 * config.heads * BLOCK_BARS * (window + BLOCK_BARS)  # of one tile
-    moved = window * max(dim, width)  # a ring on its way to the front of its buffer
+    copy = window * max(dim, width)  # of a ring that moves to the front of its buffer
     chunk = CHUNK_BARS * (3 * width + (3 * config.layers + 12) * dim)
-    return 4 * (instruments * (kept + places) + scores + moved + chunk)
+    return 4 * (instruments * (kept + places) + scores + copy + chunk)
 
 
 def _columns(config: FlashConfig) -> BlockColumns:
@@ -94,12 +91,12 @@ def _columns(config: FlashConfig) -> BlockColumns:
 
 
 class LayerState(NamedTuple):
-    """What one layer keeps of the past: rings that move on together."""
+    """The past of one layer: rings with common ends."""
 
     keys: TailRing  # [stream, head, time, dim]
     values: TailRing
     rollout: TailRing  # [stream, time, width]
-    lengths: TailRing | None  # [stream, head, time], where the norms of values explain
+    lengths: TailRing | None  # [stream, head, time], for an explanation by norms
 
 
 class LayerBuffers(NamedTuple):
@@ -112,7 +109,7 @@ class LayerBuffers(NamedTuple):
 
 
 class StreamSpan(NamedTuple):
-    """Streams that lie side by side in memory and in the group, brought to a common end."""
+    """Streams that are adjacent in memory and in the group, moved to a common end."""
 
     streams: slice  # in the state
     group: slice  # among those of the pass
@@ -121,10 +118,10 @@ class StreamSpan(NamedTuple):
 
 
 class StreamState:
-    """What streams leave behind: finite, and all that their next answers depend on."""
+    """The state of streams: finite, and all that their next answers depend on."""
 
     def __init__(self, network: FlashNetwork, streams: int = 1, *, by_norm: bool = False) -> None:
-        """Keep the norms of values as well where the explanation is *by_norm*."""
+        """Make room for *streams*; keep the norms of values if the explanation is *by_norm*."""
         config = network.config
         self.by_norm = by_norm
         self._config = config
@@ -149,12 +146,12 @@ class StreamState:
         """Of each bar, layer and head: query, key and logsumexp, and the value's norm if kept."""
         self.positions: list[WrapRing] = []
         self.counts: list[int] = []  # bars taken in since the last clear
-        self.attended_pairs = 0  # pairs of query and visible key, over all layers and streams, ever
+        self.attended_pairs = 0  # pairs of query and visible key ever, over all layers and streams
         self._views: dict[tuple[int, int], list[LayerBuffers]] = {}
         self.extend(streams)
 
     def extend(self, streams: int) -> None:
-        """Make room for so many further *streams*: one copy of the rings of all."""
+        """Make room for this many further *streams*: one copy of the rings of all."""
         config = self._config
         fits = config.receptive_field <= HISTORY_BARS_MAX
         capacity = config.receptive_field if fits else 1
@@ -172,7 +169,7 @@ class StreamState:
         self._views.clear()
 
     def clear(self, stream: int = 0) -> None:
-        """Forget *stream*; the count of pairs goes on."""
+        """Forget *stream*, but not the count of pairs."""
         self.rings.clear(stream)
         for kept in (self.history[stream], self.positions[stream], self.columns[stream]):
             kept.clear()
@@ -181,14 +178,14 @@ class StreamState:
     def take(self, stream: int, blocks: Ids) -> Ids:
         """Return the rollout's columns of the leading *blocks* for which there is room.
 
-        Before that, what a bar in the first of them no longer names is added to the older mass.
+        First the mass of blocks that are out of reach of the first of them joins the older mass.
         """
         columns = self.columns[stream]
-        if gone := columns.expired(int(blocks[0])):
+        if expired := columns.expired(int(blocks[0])):
             for layer in self.layers:
                 rows = layer.rollout.rows[stream]  # [time, width]
-                rows[:, OLDER] += rows[:, gone].sum(dim=1)
-                rows[:, gone] = 0.0
+                rows[:, OLDER] += rows[:, expired].sum(dim=1)
+                rows[:, expired] = 0.0
         return columns.take(blocks)
 
     def runs(self, streams: Sequence[int], count: int) -> list[StreamSpan]:
@@ -227,7 +224,7 @@ class StreamState:
 
 
 class Advance(NamedTuple):
-    """What the network says of the bars just taken in, on the CPU."""
+    """The network's answers for the bars just taken in, on the CPU."""
 
     outputs: Outputs  # tensors [stream, bars, …]
     confidence: Tensor  # [stream, bars, layer, head], 1 - H / ln n
@@ -235,7 +232,7 @@ class Advance(NamedTuple):
 
 
 class StreamReads(NamedTuple):
-    """What every layer attended with, for figures and history."""
+    """The attention of every layer, for figures and history."""
 
     queries: Tensor  # [layer, pair, time, dim]
     keys: Tensor  # [layer, pair, time, dim]
@@ -244,16 +241,16 @@ class StreamReads(NamedTuple):
 
 
 class StreamingNetwork:
-    """A flash network with a causal window, ready to be fed bar by bar or in chunks.
+    """A flash network with a causal window that takes bars one by one or in chunks.
 
     It attends by *backend*: tiles of torch, or compiled loops of ``stream_backends``. Every bar is
-    explained by *method*, which has to be plain where these attend.
+    explained by *method*, which must be plain for compiled loops.
     """
 
     def __init__(
         self, network: FlashNetwork, method: Rollout = PLAIN, *, backend: str = TILES
     ) -> None:
-        """Raise ``ConfigInvalid`` for a network that cannot stream, or be explained so."""
+        """Raise ``ConfigInvalid`` for a network that cannot stream, or a method that it lacks."""
         if network.config.mask != "window":
             raise ConfigInvalid(
                 "Only a network with a causal window can stream; set architecture.mask to window."
@@ -265,8 +262,8 @@ class StreamingNetwork:
             method, layers=self.config.layers, heads=self.config.heads, device=network.device
         )
         self._scale = self.config.head_dim**-0.5
-        # Relative to a tile, key 0 is the oldest that its first query sees. So of the first keys
-        # query r no longer sees those before r, and of the last it does not yet see those after.
+        # Key 0 of a tile is the oldest that its first query sees. So query r no longer sees the
+        # keys before r of the first square, and does not yet see those after r of the last.
         self.device = network.device
         square = torch.full((TILE_BARS, TILE_BARS), _HIDDEN, device=self.device)
         self._gone, self._future = square.tril(-1), square.triu(1)
@@ -283,13 +280,12 @@ class StreamingNetwork:
     ) -> Advance:
         """Take in *rows* [stream, bars, features] at ascending *positions* [stream, bars].
 
-        *streams* are the places in *state* of those that the rows belong to; up to CHUNK_BARS
-        bars of each. The outputs of a stream depend on its own bars; its last bits depend on
-        which streams are taken in with it, and in which order, since matrix products of another
-        size round in another order. *padded* runs the fixed shape of a chunk whatever the number
-        of bars, so that a bar's answer has the same bits whether or not others follow it. The
-        answer covers the leading bars for whose blocks there was room in every stream: all of
-        them, unless the data are full of holes.
+        *streams* are their places in *state*; each may have up to CHUNK_BARS bars. The outputs of
+        a stream depend on its own bars. Their last bits also depend on which streams are in the
+        pass, and in which order, since matrix products of another size round in another order.
+        *padded* runs the fixed shape of a chunk whatever the number of bars, so that later bars
+        change no bit of an answer. The answer covers the leading bars for whose blocks there was
+        room in every stream: all of them, unless the data have many gaps.
         """
         blocks = positions // BLOCK_BARS
         columns = [state.take(stream, row) for stream, row in zip(streams, blocks, strict=True)]
@@ -342,8 +338,8 @@ class StreamingNetwork:
             query, key, _ = self.network.encoding.widen(query, key, key, age)
             logsumexp = logsumexp[..., 0]
             if state.counts[stream] > len(positions) and early > 0:
-                # The windows of the oldest rows kept begin before the keys kept. Nothing asks
-                # for these rows, but their logsumexp has to be that of the keys that are here.
+                # The windows of the oldest kept rows begin before the kept keys. The rollout does
+                # not use these rows, but their logsumexp has to match the kept keys.
                 first = (query[:, :, :early], key[:, :, :early])
                 logsumexp[:, :, :early] = attend(*first, first[1], Mask()).logsumexp
             norms = kept[..., -1] if self.fusion.by_norm else None
@@ -455,7 +451,7 @@ class StreamingNetwork:
     ) -> native.WindowRows:
         """Attend with the new queries [pair, time, dim] of a run, tile by tile."""
         places = state.places.rows[run.streams]
-        # One bar of a stream alone need not look at rows before its first one.
+        # A single bar of a single stream need not read rows before the stream's first.
         shortest = max(run.counts) if alone and query.shape[1] == 1 else self.config.window
         parts = []
         for start in range(0, query.shape[1], TILE_BARS):
@@ -518,7 +514,7 @@ def _by_pair(x: Tensor, streams: int) -> Tensor:
 
 
 def _by_head(x: Tensor, streams: int) -> Tensor:
-    """Return [stream * head, time, dim] as [1, head, stream * time, dim]: the way back."""
+    """Return [stream * head, time, dim] as [1, head, stream * time, dim]: undo ``_by_pair``."""
     if streams == 1:
         return x[None]
     by_stream: Tensor = x.unflatten(0, (streams, -1))
@@ -533,11 +529,11 @@ def _joined(parts: Sequence[native.WindowRows], dim: int) -> native.WindowRows:
 
 
 def _check(mass: Tensor, name: str) -> None:
-    """Raise unless every row sums to one; a NaN passes, for it is the gate's to refuse."""
-    off = (mass - 1.0).abs_()
-    if float(off.max()) <= _MASS_TOLERANCE:  # false of a NaN, behind which others could hide
+    """Raise ``InvariantBroken`` unless every row sums to 1 or is NaN, which a gate refuses."""
+    error = (mass - 1.0).abs_()
+    if float(error.max()) <= _MASS_TOLERANCE:  # false if one is NaN, which could hide others
         return
-    wrong = off > _MASS_TOLERANCE
+    wrong = error > _MASS_TOLERANCE
     if bool(wrong.any()):
         raise InvariantBroken(
             f"A row of {name} sums to {float(mass[wrong][0]):.4f} instead of 1; report this bug."

@@ -1,9 +1,9 @@
 """Head fusion and the residual stream in a streaming rollout.
 
-A stream computes the rollout of every bar as it goes, so it takes what one row of a layer settles:
-the heads' mean, weighted or not, their largest or smallest entry, the norms of the values, the
-share of the residual stream and the lowest layer. Discarding ranks a whole matrix, a gradient runs
-back from a forecast, and a flow needs all layers at once: a stream has none of them.
+A stream computes the rollout of every bar as it goes, so it supports only what one row of a layer
+determines: the heads' mean, weighted or not, their largest or smallest entry, the norms of the
+values, the share of the residual stream and the lowest layer. Discarding ranks a whole matrix, a
+gradient needs the forecast first, and a flow needs all layers at once: a stream has none of them.
 
 The rules are docs/attention.md, A11 and A21 to A23.
 """
@@ -31,15 +31,15 @@ STREAMED: Final = ("rollout", "norm")
 class StreamFusion:
     """One method, ready for the tiles of a stream.
 
-    What a tile gives is the fused product with the rollout below it, [stream, bar, width], and in
-    one more column the fused mass of each row where rows do not sum to 1 of themselves.
+    A tile's result is the fused product with the rollout below it, [stream, bar, width]. If fused
+    rows do not sum to 1, one more column holds the fused mass of each row.
     """
 
     def __init__(self, method: Rollout, *, layers: int, heads: int, device: torch.device) -> None:
-        """Raise ``ConfigInvalid`` for a method that no stream takes, else as the rollout does."""
+        """Raise ``ConfigInvalid`` for a method that no stream supports, and like ``rollout``."""
         if method.name not in STREAMED:
             raise ConfigInvalid(
-                f"A stream cannot store where every bar looked by {method.name}; choose "
+                f"A stream cannot store the attention of every bar by {method.name}; choose "
                 f"{' or '.join(STREAMED)}, and ask `explain --method {method.name}` for one "
                 "decision."
             )
@@ -77,7 +77,7 @@ class StreamFusion:
             return below.new_zeros(len(below), shares.shape[2], 0)
         if not self.has_mass:
             if self._shares is None:
-                # A mean over heads takes twice as long as their sum, divided once it is small.
+                # A mean over heads takes twice as long as their sum; the product is smaller.
                 return (shares.sum(1) @ below).mul_(1.0 / self._heads)
             return torch.einsum("h,shbk->sbk", self._shares[depth], shares) @ below
         if self._kind == "max":
@@ -97,7 +97,7 @@ class StreamFusion:
             return torch.lerp(product, below, self.residual)
         moved, mass = product[..., :-1], product[..., -1:]
         if self.by_norm:
-            # A row whose values all have no length keeps itself.
+            # A row whose values all have norm 0 keeps itself.
             moved = torch.where(mass > 0, moved / mass, below)
             return torch.lerp(moved, below, self.residual)
         total = self.residual + (1.0 - self.residual) * mass

@@ -1,16 +1,15 @@
 """Transformers over bars of several timeframes: in one sequence, or one that reads another.
 
-Frames lie on the grid of absolute time, so an hour's token covers a clock hour, and an hour that is
-not over is no token yet: its bars are seen in the frames below it. A token is made of the rows that
-it covers: their mean, the last of them and where its close stands in time. Its weight in a rollout
-is shared by its rows alike.
+Frames follow absolute time: an hour's token covers a clock hour. An open hour has no token; the
+frames below it cover its bars. A token holds the mean of its rows, the last of them and the time of
+its close. In a rollout its rows share its weight equally.
 
-``multiscale`` has the tokens of all frames in one sequence: a thousand minutes near and thousands
-far cost some hundred tokens. A layer of ``cross`` has three blocks: the slower timeframe's bars
-attend to themselves, the bars to themselves, both looking back only; then each bar reads the slower
-bars that have closed by its own close. Both are rotated by the same clock, a bar of the run, so
-that a head sees how long ago a slower bar closed. With ``other_symbol`` the slower bars are that
-symbol's, whose features stand in each row after the bar's own.
+``multiscale`` puts the tokens of all frames into one sequence: thousands of minutes take some
+hundred tokens. A layer of ``cross`` has three blocks: the slower timeframe's bars attend to
+themselves, the bars to themselves, both causally; then each bar reads the slower bars that have
+closed by its own close. The positions of both streams count bars of the run, so that a head sees
+how long ago a slower bar closed. With ``other_symbol`` the slower bars are that symbol's, whose
+features follow the bar's own in each row.
 
 The rules are docs/attention.md, A34, and docs/models.md, L53.
 """
@@ -66,8 +65,8 @@ _Counts = tuple[Annotated[int, Meta(ge=1, le=WINDOW_MAX)], ...]
 class MultiscaleConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``frames`` says how many bars make one of each timeframe, ``tokens`` how many closed ones of
-    each are seen: of one-minute bars the defaults are 1, 5, 15, 60 and 240 minutes.
+    ``frames`` is the number of bars per bar of each timeframe, ``tokens`` the number of closed bars
+    seen of each. On one-minute bars the default frames are 1, 5, 15, 60 and 240 minutes.
     """
 
     dim: keys.Dim = 32
@@ -94,13 +93,13 @@ class MultiscaleConfig(AttentionConfig):
             lambda of: len(of.frames) == len(of.tokens),
             "tokens must be a list of as many numbers as frames, one for each",
         ),
-        Rule(lambda of: sum(of.tokens) <= _TOKENS_MAX, f"tokens come to more than {_TOKENS_MAX:,}"),
+        Rule(lambda of: sum(of.tokens) <= _TOKENS_MAX, f"tokens sum to more than {_TOKENS_MAX:,}"),
         LOOKS_BACK,
     )
 
     @property
     def window(self) -> int:
-        """Rows that one answer needs: those of the frame that reaches furthest, and an open bar."""
+        """Rows that one answer needs: those of the widest reach, with an open bar."""
         spans = zip(self.frames, self.tokens, strict=True)
         return max(wide * (count + (wide > 1)) for wide, count in spans)
 
@@ -111,7 +110,7 @@ class MultiscaleConfig(AttentionConfig):
 
 
 class FrameTokens(NamedTuple):
-    """The tokens of one timeframe, oldest first, and the rows that they are made of."""
+    """The tokens of one timeframe, oldest first, and the rows that they cover."""
 
     rows: Tensor  # [batch, token, 2 * feature]: the mean of its rows, then the last of them
     close: Tensor  # [batch, token] int64, the position of its last row
@@ -122,10 +121,9 @@ class FrameTokens(NamedTuple):
 def frame_of(x: Tensor, positions: Tensor, *, wide: int, count: int) -> FrameTokens:
     """Return the newest *count* closed bars of *wide* rows in *x* [batch, time, feature].
 
-    *positions* int64 [batch, time] ascend, and the last one's bar has just closed. A frame's bar
-    begins where the position is a multiple of *wide*; where rows are missing it has fewer, and
-    without any it is no token. *time* must be at least ``wide * (count + 1)``, or *count* for
-    single rows.
+    *positions* int64 [batch, time] ascend, and the last bar has just closed. A frame's bar begins
+    at a multiple of *wide*. If rows are missing it has fewer, and without any it is no token.
+    *time* must be at least ``wide * (count + 1)``, or *count* for single rows.
     """
     time = x.shape[1]
     if wide == 1:
@@ -141,7 +139,7 @@ def frame_of(x: Tensor, positions: Tensor, *, wide: int, count: int) -> FrameTok
     begins = torch.ones_like(closed)
     begins[:, 1:] = bar[:, 1:] != bar[:, :-1]
     number = (begins & closed).cumsum(dim=1)
-    # -1 for what is older than the tokens, their count for what is open: it never falls.
+    # -1 for rows older than the tokens, their count for open rows: the numbers never fall.
     token = (count - 1 - number[:, -1:] + number).clamp_min(-1).masked_fill(~closed, count)
     bounds = torch.searchsorted(
         token, torch.arange(count + 1, device=x.device).expand(x.shape[0], -1).contiguous()
@@ -163,13 +161,13 @@ def frame_of(x: Tensor, positions: Tensor, *, wide: int, count: int) -> FrameTok
 
 
 def frame_parts(wide: int, frame: FrameTokens, shares: Tensor) -> list[AttendedPart]:
-    """Return the *shares* [token] of the tokens of one window, each with the rows of its bar."""
+    """Return the *shares* [token] of the tokens of one window, each with its rows."""
     spans = (frame.start[0].tolist(), frame.length[0].tolist(), shares.tolist())
     return [AttendedPart(wide, *of) for of in zip(*spans, strict=True)]
 
 
 def add_shares(by_bar: Tensor, frame: FrameTokens, shares: Tensor) -> None:
-    """Add *shares* [row, token] to *by_bar* [row, window], a token's evenly to its bar's rows."""
+    """Add *shares* [row, token] to *by_bar* [row, window], each token's evenly to its rows."""
     first, length = frame.start[0].tolist(), frame.length[0].tolist()
     spread = (shares / frame.length[0]).unbind(1)
     for start, rows, each in zip(first, length, spread, strict=True):
@@ -189,11 +187,11 @@ class MultiscaleNetwork(Transformer):
             encoding="learned",
             columns=config.token_features,
             length=sum(config.tokens),
-            has_clock=False,  # a token's columns say it
+            has_clock=False,  # the tokens have columns for it
         )
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
-        """Return the states of the tokens; the parts are these, of the widest frame first."""
+        """Return the states of the tokens, which are the explained parts, widest frame first."""
         tokens, frames = self.tokens(x, positions)
         if trace is not None:
             newest = torch.cat([(of.start + of.length)[0] for of in frames[::-1]])
@@ -235,7 +233,7 @@ class MultiscaleNetwork(Transformer):
     def _to_bars(
         self, weights: Tensor, frames: Sequence[FrameTokens]
     ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-        """Return *weights* [row, token] of one window shared by its rows, and the first by token.
+        """Return *weights* [row, token] of one window on its rows, and the first row's by token.
 
         Tokens and *frames* are those of ``tokens``.
         """
@@ -259,14 +257,14 @@ register(
 )
 
 
-# --- one timeframe that reads a slower one, or another symbol
+# --- a timeframe that reads a slower one, or another symbol
 
 
 @dataclass(frozen=True, slots=True)
 class CrossConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    Of one-minute bars the defaults are 96 minutes and the last 64 quarters of an hour.
+    On one-minute bars the defaults are 96 minutes and 64 bars of 15 minutes.
     """
 
     dim: keys.Dim = 32
@@ -306,12 +304,12 @@ class CrossConfig(AttentionConfig):
 
     @property
     def window(self) -> int:
-        """Rows that one answer needs: its bars, or the slower ones and one that is open."""
+        """Rows that one answer needs: its bars, or the slower ones and an open one."""
         return max(self.bars, self.frame * (self.tokens + (self.frame > 1)))
 
     @property
     def columns(self) -> tuple[slice, slice]:
-        """The columns of a row that are a bar's own, and those of the slower or other bars."""
+        """The columns of a row for its own bar, and those for the slower or other bars."""
         bar = slice(self.features // 2 if self.other_symbol else self.features)
         return bar, slice(bar.stop, None) if self.other_symbol else bar
 
@@ -336,7 +334,7 @@ class CrossNetwork(Network):
         self.embed = nn.Linear(wide, config.dim)
         self.embed_slower = nn.Linear(2 * wide, config.dim)
         self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
-        # Of a layer: within the slower timeframe, within the bars, and from these to those.
+        # Per layer: within the slower timeframe, within the bars, and from bars to slower ones.
         self.layers = nn.ModuleList(
             nn.ModuleList(Block(options, depth) for _ in range(3)) for depth in range(config.layers)
         )
@@ -351,9 +349,9 @@ class CrossNetwork(Network):
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
         """Return the states of the bars.
 
-        A layer has three reads: within each timeframe, then across. The parts are the slower bars,
-        then the bars themselves, and two rows of confidence a layer are the bar's attention to the
-        bars, and its read of the slower timeframe.
+        A layer has three reads: within each timeframe, then across. The explained parts are the
+        slower bars, then the bars. A layer has two rows of confidence: the bar's attention to the
+        bars, and to the slower timeframe.
         """
         (bars, near), (slower, far), visible, frame = self.enter(x, positions)
         if trace is not None:
@@ -364,7 +362,7 @@ class CrossNetwork(Network):
             within_slower, within_bars, read = each_block(layer)
             slower = self._within(within_slower, _Stream(slower, far), trace, _SLOWER)
             bars = self._within(within_bars, _Stream(bars, near), trace, _BARS)
-            # One block's queries are of the bars, its keys and values of the slower timeframe.
+            # This block takes its queries from the bars, its keys and values from the slower ones.
             query = read.project(bars, near).query
             _, key, value = read.project(slower, far)
             attended, logsumexp = cross_attend(query, key, value, visible)
@@ -378,7 +376,7 @@ class CrossNetwork(Network):
         return bars
 
     def _within(self, block: Block, given: _Stream, trace: Trace | None, stream: str) -> Tensor:
-        """Return the state of one stream after it attended to itself, looking back only."""
+        """Return the state of one stream after causal attention to itself."""
         state, phases = given
         is_first = stream == _SLOWER
         attended = attend_by_block(
@@ -388,16 +386,16 @@ class CrossNetwork(Network):
         return block.finish(state, attended)
 
     def enter(self, x: Tensor, positions: Tensor) -> tuple[_Stream, _Stream, Tensor, FrameTokens]:
-        """Return both streams of windows *x*, the bars first, and the slower timeframe's bars.
+        """Return the streams of bars and of slower bars, the visible counts, and the slower tokens.
 
-        Between them how many of these have closed by each bar's close: [batch, bar] int64.
+        The counts [batch, bar] int64 are the slower bars that have closed by each bar's close.
         """
         config = self.config
         self._require_window(x)
         positions = positions.expand(x.shape[:2])
         near, far = config.columns
         frame = frame_of(x[..., far], positions, wide=config.frame, count=config.tokens)
-        # A bar that lacks its last rows is over all the same, and no sooner.
+        # A bar that lacks its last rows still closes on the grid of its frame.
         closes = (frame.close // config.frame + 1) * config.frame - 1
         places = positions[:, -config.bars :]
         bars, slower = self.embed(x[:, -config.bars :, near]), self.embed_slower(frame.rows)
@@ -414,7 +412,7 @@ class CrossNetwork(Network):
     def _to_bars(
         self, weights: Mapping[str, Tensor], frame: FrameTokens
     ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-        """Return the *weights* of one window on its rows, and by part."""
+        """Return the *weights* of one window on its rows, and the first row's by part."""
         slower, bars = weights[_SLOWER], weights[_BARS]
         by_bar = bars.new_zeros(len(bars), self.config.window)
         by_bar[:, -self.config.bars :] = bars

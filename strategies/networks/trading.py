@@ -1,11 +1,11 @@
 """A network that encodes price, volume, time, order books and covariates separately.
 
-The columns of a row are parted by their names into modalities, and each has an encoder of its own;
-that of an order book mixes groups of its levels alike.
-A learnt attention over the modalities of one bar makes a single state of them, and a transformer
-over a causal window follows, so that every row is answered as the rows before it alone would. The
-rollout over bars times a bar's shares of its modalities says which bar was looked at, and what of
-it. A further modality is a line of ``MODALITIES`` and columns that begin so.
+The names of columns assign them to modalities, and each modality has an encoder; that of an order
+book mixes groups of its levels in the same way. Learnt attention over the modalities of a bar
+combines them into one state, and a transformer over a causal window follows, so that every row's
+answer depends on it and the rows before it alone. The rollout over bars times a bar's shares of its
+modalities explains which bars, and which modality of them, had weight. A new modality needs a line
+in ``MODALITIES`` and columns with its prefix.
 
 The rule is docs/models.md, L58.
 """
@@ -40,7 +40,7 @@ from tracepaper.strategies.networks.keys import Rule, nearest, one_of
 _VECTORS: Final = "vectors"
 _BOOK: Final = "book"
 _GIVEN: Final = {_VECTORS: "--covariates", _BOOK: "--depth"}
-"""The modalities whose columns come from files, and the option that names these."""
+"""The modalities whose columns come from files, and the option for these files."""
 MODALITIES: Final[dict[str, tuple[str, ...]]] = {
     "volume": ("volume", "flow"),
     "time": ("hour_", "weekday_", "cycle_", "interval"),
@@ -48,7 +48,7 @@ MODALITIES: Final[dict[str, tuple[str, ...]]] = {
     _BOOK: (book_features.PREFIX,),
     "price": ("",),
 }
-"""What the names of a modality's columns begin with; a column is of the first that fits."""
+"""The prefixes of each modality's columns; a column belongs to the first modality that fits."""
 _UNUSED: Final = -1
 
 
@@ -56,8 +56,8 @@ _UNUSED: Final = -1
 class TradingConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``columns`` gives each feature's place in ``modalities``, -1 where it is not used; the names of
-    the features tell it when a network is trained. Without it all are of the first modality.
+    ``columns`` gives each feature's place in ``modalities``, -1 if it is not used; training finds
+    it from the names of the features. Without it all features are of the first modality.
     """
 
     dim: keys.Dim = 32
@@ -138,7 +138,7 @@ class TradingConfig(AttentionConfig):
         ),
         Rule(
             lambda of: of.regimes != 1,
-            "regimes is 1, which tells nothing apart; take 2 to 7, or 0 for none",
+            "regimes is 1, which distinguishes nothing; set 2 to 7, or 0 for none",
         ),
     )
 
@@ -146,9 +146,9 @@ class TradingConfig(AttentionConfig):
     def groups(self) -> dict[str, list[int]]:
         """The places of each modality's columns."""
         named = self.modalities or ("price",)
-        of = self.columns or (0,) * self.features
+        numbers = self.columns or (0,) * self.features
         return {
-            name: [place for place, number in enumerate(of) if number == at]
+            name: [place for place, number in enumerate(numbers) if number == at]
             for at, name in enumerate(named)
         }
 
@@ -163,33 +163,33 @@ class TradingConfig(AttentionConfig):
 
 
 def modality_of(column: str) -> str:
-    """Return the modality that a feature of this name belongs to."""
+    """Return the modality of a feature of this name."""
     return next(name for name, begins in MODALITIES.items() if column.startswith(begins))
 
 
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return ``modalities``, ``columns`` and ``levels`` of features called *names*.
+    """Return ``modalities``, ``columns`` and ``levels`` for the features *names*.
 
-    Those that *section* names, or all that have a feature; raises ``ConfigInvalid`` for one that
-    has none, and where covariates or order books that a user gives are left out.
+    The modalities are those of *section*, or all that have a feature. Raises ``ConfigInvalid`` for
+    one without features, and if they leave out covariates or order books that a user gives.
     """
-    of = [modality_of(name) for name in names]
-    chosen = list(section.get("modalities") or dict.fromkeys(of))
+    by_feature = [modality_of(name) for name in names]
+    chosen = list(section.get("modalities") or dict.fromkeys(by_feature))
     for name in chosen:
         if wrong := _unknown(name):
             raise ConfigInvalid(f"architecture.{wrong}.")
-        if name not in of:
+        if name not in by_feature:
             given = f", give {_GIVEN[name]} FILE" if name in _GIVEN else ""
             raise ConfigInvalid(
-                f"No feature is of the modality {name}; leave it out{given}, or choose of "
-                f"{', '.join(dict.fromkeys(of))}."
+                f"No feature is of the modality {name}; leave it out{given}, or choose from "
+                f"{', '.join(dict.fromkeys(by_feature))}."
             )
-    if _VECTORS in of and _VECTORS not in chosen:
+    if _VECTORS in by_feature and _VECTORS not in chosen:
         raise ConfigInvalid(
             "Covariates are given, and the modalities leave them out; name vectors as well, or "
             "give no file of them."
         )
-    if _BOOK in of and _BOOK not in chosen:
+    if _BOOK in by_feature and _BOOK not in chosen:
         raise ConfigInvalid(
             "Order books are given, and the modalities leave them out; name book as well, or give "
             "no --depth."
@@ -197,33 +197,33 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     levels = [book_features.group_of(name) for name in names]
     return {
         "modalities": chosen,
-        "columns": [chosen.index(name) if name in chosen else _UNUSED for name in of],
+        "columns": [chosen.index(name) if name in chosen else _UNUSED for name in by_feature],
         "levels": levels if any(levels) else [],
     }
 
 
 def _unknown(name: object) -> str:
-    """Return the fault of the *name* of a modality, after ``architecture.``; else nothing."""
+    """Return the fault of the modality *name*, to follow ``architecture.``; empty for none."""
     if name in MODALITIES:
         return ""
-    return f"modalities names {shown(name)}{nearest(str(name), MODALITIES)}; name what there is"
+    return f"modalities names {shown(name)}{nearest(str(name), MODALITIES)}; use a known one"
 
 
 class FusedState(NamedTuple):
-    """One state a bar, and how much each modality has in it."""
+    """One state per bar, and the share of each modality in it."""
 
     state: Tensor  # [batch, time, dim]
     shares: Tensor  # [batch, time, modality], the heads' mean; each bar's sum to 1
     by_head: Tensor  # [batch, time, modality, head]
     levels: Tensor | None = None
-    """[batch, time, group]: how much each group of an order book's levels has, of its share."""
+    """[batch, time, group]: each group of levels' part of the order book's share."""
 
 
 class ModalityFusion(nn.Module):
-    """An encoder a modality, and attention of learnt queries over the modalities of each bar.
+    """An encoder per modality, and attention of learnt queries over the modalities of each bar.
 
     *groups* are the places of each modality's columns, *levels* those of each group of an order
-    book's levels, whose encoder is such a fusion too.
+    book's levels, whose encoder is another such fusion.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class ModalityFusion(nn.Module):
         )
         for at, places in enumerate(groups.values()):
             self.register_buffer(f"places_{at}", torch.tensor(places), persistent=False)
-        # Without the norm and a query of length the scores hardly move, and with them the shares.
+        # Without the norm and queries of this size, scores and shares would hardly change.
         self.norm = nn.LayerNorm(dim)
         self.key = nn.Linear(dim, dim)
         self.query = nn.Parameter(torch.empty(self.heads, dim // self.heads))
@@ -279,14 +279,14 @@ class ModalityFusion(nn.Module):
         mixed = (shares[..., None].to(value.dtype) * value).sum(dim=-3)
         levels = None
         if inside is not None:
-            # A head has the same columns of both, so that its shares multiply.
+            # A head has the same columns in both fusions, so its shares multiply.
             book_shares = shares[..., self.names.index(_BOOK), :]
             levels = (book_shares[..., None, :] * inside.by_head).mean(dim=-1)
         return FusedState(mixed.flatten(-2), shares.mean(dim=-1), shares, levels)
 
 
 class TradingNetwork(Network):
-    """Rows of features in, one forecast a row out, by way of their modalities."""
+    """Rows of features in, one forecast per row out, by way of their modalities."""
 
     takes_any_length: ClassVar[bool] = True
     config: TradingConfig
@@ -318,11 +318,11 @@ class TradingNetwork(Network):
 
     @property
     def answers_every_row(self) -> bool:
-        """Whether one pass answers each row: it does, by the window of each layer."""
+        """Whether one pass answers each row: yes, by the causal window of each layer."""
         return True
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
-        """Return the states of the rows; the parts are the modalities of each, the oldest first."""
+        """Return the states of the rows; the explained parts are each row's modalities."""
         fused: FusedState = self.fusion(x)
         if trace is not None:
             trace.to_bars = lambda weights: (
@@ -336,10 +336,10 @@ class TradingNetwork(Network):
         return self.trunk.heads(self.trunk.norm(state))
 
     def shared(self, weights: Tensor, fused: FusedState) -> tuple[AttendedPart, ...]:
-        """Return the *weights* of the newest bars [bar] parted by the shares in *fused*.
+        """Return the *weights* of the newest bars [bar] split by the shares in *fused*.
 
-        A bar's state is the sum of its modalities' by these shares and of nothing else, so that a
-        weight on the state is this much on each; of an order book, on each group of its levels.
+        A bar's state is exactly the sum of its modalities by these shares, so its weight splits the
+        same way; that of an order book, by its groups of levels.
         """
         names = [(name, "") for name in self.fusion.names]
         shares = fused.shares[0]

@@ -506,7 +506,7 @@ def network_games(subject: Subject, network: Network, decision: DecidedBar) -> l
 def row_games(subject: Subject, trained: TrainedRows, decision: DecidedBar) -> list[Game]:
     """Return for each of ``TARGETS`` a row model's decision as a function of its features."""
     row, neutral = (subject.own_rows(row) for row in (decision.rows(1)[0], subject.neutral))
-    added, column = trained.model.added(row), subject.column
+    added, column = trained.model.contributions(row), subject.column
 
     def answer(place: int, present: Tensor) -> Tensor:
         rows = neutral + present.numpy().astype(np.float32) * (row - neutral)

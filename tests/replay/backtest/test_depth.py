@@ -185,17 +185,17 @@ def test_a_newest_book_that_lacks_a_level_is_not_looked_at(
     strategy = make_orderbook(built(tmp_path / "a.db", [recorded], checkpoint).config)
     window = recorded.books.part(0, WINDOW)
     close_ms = int(window.seen_ms[-1])
-    assert not isinstance(strategy.fit(window, close_ms), str)
+    assert not isinstance(strategy.usable(window, close_ms), str)
     for side in (0, 1):
         size = window.size.copy()
         size[-1, side, -1] = 0
-        refusal = strategy.fit(replace(window, size=size), close_ms)
+        refusal = strategy.usable(replace(window, size=size), close_ms)
         assert refusal == "a side of the newest order book has fewer than 5 levels"
         size[-2, side, -1] = 0
-        assert isinstance(strategy.fit(replace(window, size=size), close_ms), str)
+        assert isinstance(strategy.usable(replace(window, size=size), close_ms), str)
     thin = window.size.copy()
     thin[-2, 0, -1] = 0  # one before it may lack some
-    assert not isinstance(strategy.fit(replace(window, size=thin), close_ms), str)
+    assert not isinstance(strategy.usable(replace(window, size=thin), close_ms), str)
 
 
 def test_books_are_counted_in_the_units_of_the_instrument_or_refused(

@@ -112,7 +112,7 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
         ("encoding=rope", "changes nothing"),
         ("window=16", "changes nothing"),
         ("encoding=moon", "choose one of"),
-        ("clock=moon", "choose of week"),
+        ("clock=moon", "choose from week"),
         ("depth=3", "has no architecture.depth"),
         ("training.stepz=3", "stepz"),
         ("horizons=5,10,60", "they keep architecture.horizons"),

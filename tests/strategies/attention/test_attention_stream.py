@@ -98,16 +98,16 @@ def test_what_discards_ranks_the_steps_that_are_kept() -> None:
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
     layers, attention_stream = inputs(), stream()
     step = [each[:, :, 0] for each in layers[0]]
-    with pytest.raises(AttentionInvalid, match="Layer 0 is next and 1 was asked; go in order"):
+    with pytest.raises(AttentionInvalid, match="Layer 1 was called, but layer 0 is next; keep"):
         attention_stream.attend(1, step[0], step[1], step[2])
     with pytest.raises(AttentionInvalid, match=r"key is .* give \[batch 2, head 2, dim 4\]"):
         attention_stream.attend(0, step[0], step[1][:1], step[2])
-    with pytest.raises(AttentionInvalid, match="What gave the value produced infinity"):
+    with pytest.raises(AttentionInvalid, match="projection of the value produced infinity"):
         attention_stream.attend(0, step[0], step[1], step[2] * torch.inf)
-    with pytest.raises(AttentionInvalid, match="asked 0 of 3 layers; ask all"):
+    with pytest.raises(AttentionInvalid, match="run 0 of 3 layers; run all"):
         attention_stream.rollout()
     attention_stream.attend(0, step[0], step[1], step[2])
-    with pytest.raises(AttentionInvalid, match="Step 1 has asked 1 of 3 layers; ask all"):
+    with pytest.raises(AttentionInvalid, match="Step 1 has run 1 of 3 layers; run all"):
         attention_stream.rollout()
     with pytest.raises(AttentionInvalid, match="at least one layer"):
         Stream(4, heads=0, dim=4)

@@ -300,7 +300,7 @@ def dropping() -> nn.Module:
     ("model", "sentence"),
     [
         (lambda: nn.Linear(WIDTH, WIDTH), "No attention was captured"),
-        (MixedLayers, "handmade attended in a way that was not seen"),
+        (MixedLayers, "handmade attended in a way that is not captured"),
         (dropping, "call model.eval"),
         (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS).eval(), "One sequence reads another"),
         (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True).eval(), "no token"),

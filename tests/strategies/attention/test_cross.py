@@ -269,7 +269,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     for reads, rows, words in (
         ([], [0], "nothing to roll out"),
         ([good, other], {"1": torch.ones(2, 1, 6)}, "7 queries for 6 tokens"),
-        ([good], {"1": torch.ones(2, 1, 7)}, "on which no weight stands"),
+        ([good], {"1": torch.ones(2, 1, 7)}, "which has no weights"),
         ([good], {"0": torch.ones(2, 1, 4), "1": torch.ones(2, 1, 3)}, "the whole of its streams"),
     ):
         with pytest.raises(AttentionInvalid, match=words):

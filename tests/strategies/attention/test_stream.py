@@ -373,7 +373,7 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
         (
             Rollout(fusion="gradient"),
             ConfigInvalid,
-            "cannot store where every bar looked by gradient",
+            "cannot store the attention of every bar by gradient",
         ),
         (Rollout(fusion="flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
         (Rollout(discard_ratio=0.1), ConfigInvalid, "set discard to 0"),

@@ -105,7 +105,7 @@ KNOWN = trees_of(booster(3, leaves=6, rounds=3).model_to_string())
         ({"threshold": KNOWN.threshold * np.nan}, "not finite"),
         ({"left": KNOWN.left * 0}, "reached twice"),
         ({"right": np.full_like(KNOWN.right, -1)}, "exactly once"),
-        ({"right": np.full_like(KNOWN.right, 99)}, "not there"),
+        ({"right": np.full_like(KNOWN.right, 99)}, "does not exist"),
         ({"value": KNOWN.value[:-1]}, "differ in length"),
         ({"leaves": KNOWN.leaves + 60}, "1 to 64 leaves"),
         ({"trees": KNOWN.trees + 1}, "do not add up"),
@@ -152,7 +152,7 @@ def test_a_glm_answers_a_row_alike_in_any_company_and_takes_it_apart() -> None:
     for at in (0, 4_999):
         for whole, row in zip((mean, log_variance), model.answer(probe[at : at + 1]), strict=True):
             np.testing.assert_array_equal(whole[at], row[0])
-        added = model.added(probe[at])
+        added = model.contributions(probe[at])
         assert added.mean.sum(axis=1) + added.mean_base == pytest.approx(mean[at])
         total = added.log_variance.sum(axis=1) + added.log_variance_base
         assert total == pytest.approx(log_variance[at])

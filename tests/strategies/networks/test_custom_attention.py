@@ -94,7 +94,7 @@ def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> Non
         ("Ahead", "gave weight to bars that are later than their row"),
         ("PeekingRows", "gives a row other weights where later rows differ"),
         ("Crowd", "gives a window other weights where another one of the batch differs"),
-        ("Chance", "gives other weights when it is asked again"),
+        ("Chance", "gives other weights when it is called again"),
     ],
 )
 def test_what_gives_no_weights_is_refused_at_its_first_pass(name: str, sentence: str) -> None:
