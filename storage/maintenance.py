@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import Beginnings, RunLookback
+from tracepaper.storage.chain.starting_point import RunLookback, StartingPoints
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
@@ -247,10 +247,10 @@ def _prunable_until(
     oldest, newest = raw.execute(_OPENED, span).fetchone()
     if newest is None or oldest > newest - keep_ms:
         return -1
-    beginnings = Beginnings(raw, run_key, reach())
-    first_kept = beginnings.step_at(newest - keep_ms + 1)
+    starting_points = StartingPoints(raw, run_key, reach())
+    first_kept = starting_points.step_at(newest - keep_ms + 1)
     assert first_kept is not None, "the newest bar is younger than any day"
-    until = beginnings.droppable(first_kept)
+    until = starting_points.droppable(first_kept)
     # Where no bar would go, nothing goes.
     first_bar = find_step(raw, *span, "steps", "instrument IS NOT NULL")
     return until if first_bar is not None and until >= first_bar else -1
