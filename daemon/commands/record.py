@@ -237,13 +237,13 @@ def export(
 
     Files that differ are replaced.
     """
-    from tracepaper.storage.database.exports import chosen
     from tracepaper.storage.database.exports import export as write
+    from tracepaper.storage.database.exports import views_of
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.extras import require
 
     require("pyarrow", "--parquet", parquet)
-    wanted = chosen(views)
+    wanted = views_of(views)
     path, run_id = located(run, db, config)
     with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, parquet, wanted, progress)
