@@ -66,7 +66,7 @@ def test_rows_are_parted_by_their_symbols(tmp_path: Path) -> None:
         ("time,mood\n1717243200,1\n", "no milliseconds of the epoch"),
         (
             f"time,mood\n{NOON_MS},1\n{NOON_MS - 1},2\n",
-            r"row 2: .* is before it; times must ascend",
+            r"row 2: .* is before the last one; times must ascend",
         ),
         (f"time,mood\n{NOON_MS},1\n{NOON_MS},2\n", "row 2: .* the one before has too"),
         (f"time,symbol,mood\n{NOON_MS},A,1\n{NOON_MS},B,1\n{NOON_MS},A,1\n", "row 3: .* of A"),
