@@ -178,7 +178,7 @@ def prune(
         for run_key, run_id in runs:
 
             def lookback(run_key: int = run_key, run_id: str = run_id) -> RunLookback:
-                return reach(run_id) or recorded_reach(raw, run_key)
+                return reach(run_id) or estimated_lookback(raw, run_key)
 
             until = _prunable_until(raw, run_key, keep_days * DAY_MS, lookback)
             done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
@@ -256,7 +256,7 @@ def _prunable_until(
     return until if first_bar is not None and until >= first_bar else -1
 
 
-def recorded_reach(raw: sqlite3.Connection, run_key: int) -> RunLookback:
+def estimated_lookback(raw: sqlite3.Connection, run_key: int) -> RunLookback:
     """Return an estimate of the lookback of a run's decisions, from its record.
 
     It is the larger of the threshold of its gate ``warm`` and the bars of a day. The exact value

@@ -333,7 +333,7 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
 
 
 def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProblem | None:
-    """Check that the rows of a run and its instruments are the same after decoding."""
+    """Check that decoding and encoding leaves the rows of a run and its instruments unchanged."""
     try:
         run = run_of(opened, instruments)
     except DataInvalid as error:

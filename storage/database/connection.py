@@ -130,9 +130,9 @@ def _state_of(path: Path) -> tuple[int, ...]:
 
 
 def _is_on_read_only_media(path: Path) -> bool:
-    """Return whether nobody can write where *path* lies, as it is mounted here.
+    """Return whether the file system of *path* is mounted read-only.
 
-    A folder that this user alone may not write to has a writer at any time.
+    A folder that only this user may not write to can have a writer at any time.
     """
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 

@@ -615,7 +615,7 @@ class Reader:
         query = select("fills", f"{WITHIN} AND book > 0")
         for row in self.connection.execute(query, (span[0], decided.sequence, span[-1])):
             fill = decoder.fill(row)
-            # The decision already knew its own fills, except those that crossed.
+            # The decision knew the fills before it in its step, but not those that crossed.
             is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
             if is_news and fill.instrument == instrument:
                 fills.setdefault(row[FILL.shadow], []).append(fill)

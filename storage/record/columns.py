@@ -68,7 +68,7 @@ class Column(Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str = INTEGER  # what SQLite stores
-    doc: str = ""  # what it means; empty where no view shows it
+    doc: str = ""  # its documentation; empty if no view shows it
     scale: str = ""
     words: type[StrEnum] | None = None  # the enumeration whose values it stores
     null: bool = False
@@ -139,7 +139,7 @@ def _blob(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> C
 
 
 def _is_usual(gate: Gate) -> bool:
-    """Return whether nearly every decision measures *gate*: one of neither forecast nor risk."""
+    """Return whether nearly every decision measures *gate*: it tests no forecast and no risk."""
     return not gate.of_prediction and gate.kind is not GateKind.RISK
 
 

@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 
 
 OPEN: Final = ChainHead(NOTHING)
-"""The head of an encoder place_of_book commits continue no stored chain."""
+"""The head of an encoder whose commits continue no stored chain."""
 
 # ---------------------------------------------------------------- steps
 
@@ -103,7 +103,7 @@ _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUI
 )
 _NO_DECISION: Final[Row] = (None,) * 4
 _FOLLOWS: Final[Row] = (None,) * 3
-"""The stored marks of a book place_of_book worth can be computed from the close."""
+"""The stored marks of a book whose worth can be computed from the close."""
 _INTEGER_LIMIT: Final = 2**63
 """Larger integers do not fit SQLite's 64 bits, in which views compute."""
 _WITH_BOOKS: Final = (Depths, BookUpdate)
@@ -255,7 +255,7 @@ class StepEncoder:
         self.due = stretch.next_sequence
 
     def _repeat(self, stretch: QuietStretch, answers: Sequence[Row]) -> None:
-        """Add the rows of all units of *stretch* but the first, place_of_book rows were just added.
+        """Add the rows of all units of *stretch* but the first, whose rows were just added.
 
         *answers* are the first unit's rows of ``answers``.
         """
@@ -273,7 +273,7 @@ class StepEncoder:
             *map(astuple, stretch.bars[count:]), strict=True
         )
         columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
-        # The market time of a bar in a stretch is its close time.
+        # A bar of a stretch is seen at its close, so ``seen_ms`` is its close time.
         columns[_DELAYS : _DELAYS + 3] = (
             [market - at or None for market, at in zip(market_ms, seen_ms, strict=True)],
             [at - market or None for market, at in zip(market_ms, seen_ms, strict=True)],
@@ -476,10 +476,8 @@ class StepEncoder:
         close = step.event.close if type(step.event) is Bar else None
         for book, shadow in enumerate(step.shadows, start=1):
             position, account = shadow.position, shadow.account
-            place_of_book = (book, place)
-            holding = self._holdings.hold(
-                key, place_of_book, shadow.shadow, position, account, rows
-            )
+            book_place = (book, place)
+            holding = self._holdings.hold(key, book_place, shadow.shadow, position, account, rows)
             decision = _NO_DECISION
             if (decided := shadow.decided) is not None:
                 _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)

@@ -153,7 +153,7 @@ class TradeBooks:
         if shadow in _SIDES:
             return None
         if (book := self._books.get(key)) is None:
-            # For other accounts that were taken over, the first position is not known yet.
+            # Sides of shadow accounts have no stored position; all others wait for ``hold``.
             if self.is_taken_over and not (shadow and side):
                 return None
             book = self._books[key] = TradeBook(self._terms[instrument])
