@@ -156,7 +156,7 @@ class SqlAuditLog:
     def report_waits(self, on_wait: Callable[[], object]) -> None:
         """Call *on_wait*, in the writer's thread, for each second of waiting for the write lock.
 
-        Then the wait has no limit; without a callback it ends after ``LOCK_ATTEMPTS``.
+        Then the wait has no limit; without a callback it ends after ``LOCK_ATTEMPTS`` attempts.
         """
         self._on_wait = on_wait
 
@@ -207,7 +207,7 @@ class SqlAuditLog:
         self._last = None
 
     def _add_model(self, model_id: str, sha256: str) -> None:
-        """Buffer the row of a new model, read from its card in the database's folder."""
+        """Buffer the row of a new model, read from its card kept beside the database."""
         if not sha256 or self._path is None or sha256 in self._models:
             return
         if (model := kept_identity(self._path, model_id)) is None:

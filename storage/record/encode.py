@@ -173,7 +173,7 @@ class StepEncoder:
         """Return the commit of the steps that were added since the last one."""
         commit = sealed(self.head, self.first, self.due - 1, self.take())
         self.head, self.first = commit.head, self.due
-        self._shadows.clear()  # a prune drops whole commits, so no commit may refer to another
+        self._shadows.clear()  # a prune drops rows of shadow_steps with their commit
         return commit
 
     def take(self) -> Rows:

@@ -29,7 +29,7 @@ def grown(tmp_path: Path) -> GrowingFile:
     assert growing_file.has_changed()
     first = growing_file.read()
     assert first.is_whole
-    growing_file.take(first)
+    growing_file.accept(first)
     assert not growing_file.has_changed()
     return growing_file
 
@@ -70,7 +70,7 @@ def test_all_is_read_where_a_line_before_is_another(grown: GrowingFile) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (line(2), "row 3: .* of BTCUSDT the one before has too"),
+        (line(2), "row 3: .* of BTCUSDT repeats the one before"),
         (line(3) + line(1), "row 4: .* of BTCUSDT is before the last one"),
         (line(3) + line(4, mood="nan"), "row 4: mood is 'nan'; every covariate must be finite"),
         (line(3) + line(4, mood="high"), "row 4: mood is 'high', which is no number"),

@@ -291,7 +291,7 @@ CONTRADICTS = {
     ),
     "an order of the other side": (
         "stops",
-        "fill is of no order",
+        "fill has no order",
         "UPDATE orders SET side = iif(side = 'BUY', 'SELL', 'BUY') WHERE {old}",
     ),
     "a limit whose price is gone": (
