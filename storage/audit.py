@@ -1,7 +1,7 @@
-"""``SqlAuditLog``: writes whole steps in one transaction, before anything acts on them.
+"""``SqlAuditLog``: stores each step in a transaction before anything acts on the step.
 
-Live, ``await append(step)`` commits each step in the one writer thread before the step is acted
-on. In replay ``append_now(step)`` runs inline and commits a thousand steps at a time.
+Live, ``await append(step)`` commits the step in a single writer thread. In replay
+``append_now(step)`` runs inline and commits a thousand steps at a time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.columns import Row
     from tracepaper.strategies.types.market import Prune
 
-# ---------------------------------------------------------------- where a run goes on
+# ---------------------------------------------------------------- resuming a run
 
 _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM steps "
@@ -65,20 +65,20 @@ _OPENED: Final = (
 
 
 class ResumePoint(Struct, frozen=True):
-    """Everything a run needs to go on; the engine's own memory is in ``state``."""
+    """Everything needed to resume a run; ``state`` is the engine's state."""
 
     run: Run
     run_key: int
     gate_sets: tuple[GateSet, ...]
     next_sequence: int
     head: ChainHead
-    state: bytes | None  # the latest that was stored
-    last_open_ms: dict[str, int]  # per instrument: of its newest bar
-    last: Step | None  # None before the first, and where all were pruned
+    state: bytes | None  # the newest stored state
+    last_open_ms: dict[str, int]  # open time of the newest bar, by instrument
+    last: Step | None  # None if there was no step yet, or all were pruned
 
 
 def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
-    """Return all that *run_id* needs to go on; raise where its steps do not fit its row."""
+    """Return the resume point of *run_id*; raise ``DataInvalid`` if its record is damaged."""
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
     if damage := reader.damage(run_id):
@@ -101,11 +101,11 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
 
 
 GROUP_STEPS: Final = 1000
-"""Steps after which ``append_now`` commits, and at which a longer start is divided."""
-UNHEARD_WAITS: Final = 5
-"""Attempts to write, of a second each, where waits for another process's lock go unreported."""
+"""Steps per commit in ``append_now``; a longer start is divided into commits of this size."""
+LOCK_ATTEMPTS: Final = 5
+"""Attempts, of a second each, to get the write lock if nobody is notified of the wait."""
 START_STEPS_MAX: Final = 100_000
-"""Steps that may wait for the start event, with which they are stored."""
+"""Most steps that are buffered until the start event, with which they are stored."""
 
 _PREVIOUS: Final = "SELECT run_id, step_count, head_digest FROM runs WHERE run_key = ?"
 
@@ -115,11 +115,11 @@ Result = TypeVar("Result")
 
 
 _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
-"""Events that are committed before anything else happens, though they neither decide nor trade."""
+"""Events without decision or trade that are committed at once nevertheless."""
 _PRICES: Final = (Quote, Mark, Trade, Depths, BookUpdate)
-"""Events of which one that moves nothing may wait for the bar that it comes with."""
+"""Events that may wait for the next bar if they change no money."""
 COMMIT_WITHIN_MS: Final = 1_000
-"""Market time after which what waits is committed with the next step, whatever that is."""
+"""Market time that buffered steps may wait; the next step after it commits them."""
 
 
 class SqlAuditLog:
@@ -134,31 +134,31 @@ class SqlAuditLog:
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
         self._run_id, self._run_key = "", 0
-        self._due = 0  # sequence of the next step to take
-        # Not encoded yet; what belongs together, together.
-        self._taken: list[Sequence[Step] | QuietStretch] = []
-        self._last: tuple[Event, Account] | None = None  # of the last step taken
+        self._due = 0  # sequence of the next step
+        # Steps that are not encoded yet, in the groups in which they were appended.
+        self._buffer: list[Sequence[Step] | QuietStretch] = []
+        self._last: tuple[Event, Account] | None = None  # of the last step appended
         self._opening: dict[str, list[Row]] = {}  # the rows of a run that is not stored yet
         self._models: dict[str, Row] = {}  # rows of models that are not stored yet, by their hash
         self._has_decided = False
-        self._path = path  # beside which the checkpoints lie
-        self._refusal = ""  # why no more steps are taken
+        self._path = path  # the checkpoints are in the same folder
+        self._refusal = ""  # why no more steps can be appended
         self._is_writable = True  # until a transaction fails
-        self._hear_wait: Callable[[], object] | None = None
-        self.is_blocked = False  # by the write lock of another process
+        self._on_wait: Callable[[], object] | None = None
+        self.is_blocked = False  # whether another process holds the write lock
         self._is_leaving = False
 
     @classmethod
     def open(cls, path: Path, *, group_steps: int | None = None) -> Self:
-        """Open or make the database *path* and take its lock; raises what ``open_writer`` does."""
+        """Open or create the database *path* and take its lock; raise as ``open_writer`` does."""
         return cls(open_writer(path), group_steps, path=path)
 
-    def report_waits(self, hear: Callable[[], object]) -> None:
-        """Call *hear*, in the writer's thread, at every wait for another process's write lock.
+    def report_waits(self, on_wait: Callable[[], object]) -> None:
+        """Call *on_wait*, in the writer's thread, for each second of waiting for the write lock.
 
-        Such a wait has then no end; without it, it lasts as long as a command may seem to hang.
+        Then the wait has no limit; without a callback it ends after ``LOCK_ATTEMPTS`` attempts.
         """
-        self._hear_wait = hear
+        self._on_wait = on_wait
 
     @property
     def lock(self) -> InstanceLock:
@@ -168,7 +168,7 @@ class SqlAuditLog:
 
     @property
     def is_open(self) -> bool:
-        """Whether the run in hand is in the database, or belongs there when the log is closed."""
+        """Whether the present run is stored, or will be when the log is closed."""
         return self._encoder is not None and (not self._opening or self._has_decided)
 
     @property
@@ -180,10 +180,10 @@ class SqlAuditLog:
     # ------------------------------------------------------------ runs
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet] = ()) -> None:
-        """Open *run* with the *gate_sets* known at its start; raise for an id that is taken.
+        """Open *run* with the *gate_sets* of its start; raise ``DataInvalid`` if its id is in use.
 
-        Its rows are written with its first steps: a start that fails leaves none. A live run's
-        start is over with its start event, a replay's with its first decision.
+        Its rows are written with its first steps, so that a failed start leaves none. The start of
+        a live run ends with its start event, that of a replay with its first decision.
         """
         if self.is_open:
             self.flush()
@@ -191,8 +191,8 @@ class SqlAuditLog:
             "SELECT coalesce(max(run_key), 0), coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
         ).fetchone()
-        newest_key, is_taken = int(row[0]), bool(row[1])
-        if is_taken:
+        newest_key, is_used = int(row[0]), bool(row[1])
+        if is_used:
             raise DataInvalid(f"Run {run.run_id} is in the database already; choose another id.")
         before = self._connection.execute(_PREVIOUS, (newest_key,)).fetchone()
         run_key = newest_key + 1
@@ -207,7 +207,7 @@ class SqlAuditLog:
         self._last = None
 
     def _add_model(self, model_id: str, sha256: str) -> None:
-        """Take the row of a model, from the card kept beside the database, if it is new."""
+        """Buffer the row of a new model, read from its card kept beside the database."""
         if not sha256 or self._path is None or sha256 in self._models:
             return
         if (model := kept_identity(self._path, model_id)) is None:
@@ -217,9 +217,9 @@ class SqlAuditLog:
             self._models[model.sha256] = tuple(model)
 
     def resume(self, run_id: str) -> ResumePoint:
-        """Go on with *run_id* where it ended.
+        """Resume *run_id* after its last step.
 
-        Raises ``DataInvalid`` where there is no such run, or its end is not what its row says.
+        Raises ``DataInvalid`` if the run is missing or damaged.
         """
         if self.is_open:
             self.flush()
@@ -242,9 +242,9 @@ class SqlAuditLog:
         return resumed
 
     def end(self, ended_at_ms: int) -> None:
-        """Commit the buffers, and the event that the run ended (wall time).
+        """Commit the buffers and the run's end event, with its wall time.
 
-        Nothing is written of a run whose start failed.
+        A run whose start failed leaves nothing.
         """
 
         def write_end() -> None:
@@ -255,15 +255,15 @@ class SqlAuditLog:
         self._in_writer(write_end)
 
     def note(self, event: RunEnd | Prune, also: Callable[[], object] = lambda: None) -> None:
-        """Commit *event*, which causes nothing, as a step; *also* is done in its transaction."""
+        """Commit *event*, which changes no account, as a step; run *also* in its transaction."""
         last = self._last
         if last is None:
-            raise InvariantBroken("A run without a step has nothing to note.")
+            raise InvariantBroken("A run needs a step before an event can be noted.")
         self.append_now(quiet_step(self._due, event, last[1]))
         self.flush(also)
 
     def close(self) -> None:
-        """Commit the buffers, close the database and give the lock back."""
+        """Commit the buffers, close the database and release the lock."""
         self._is_leaving = True
         try:
             if self._is_writable and self.is_open:
@@ -279,11 +279,11 @@ class SqlAuditLog:
     # ------------------------------------------------------------ steps
 
     async def append(self, *steps: Step) -> None:
-        """Store *steps* and commit them at once before returning, or raise ``AuditUnwritable``.
+        """Store and commit *steps* before returning, or raise ``AuditUnwritable``.
 
-        What moves nothing may wait: a warm-up bar for the next step that decides, a price for the
-        bar after it, and what comes before the start event for that event. So a closed bar is one
-        commit, and a kill loses only steps on which nothing acted.
+        Steps that change no money may be buffered: a warm-up bar until the next decision, a price
+        until the next bar, and steps before the start event until that event. So a closed bar is
+        one commit, and a killed process loses only steps on which nothing acted.
         """
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
@@ -295,23 +295,23 @@ class SqlAuditLog:
             self.flush()
 
     def _may_wait(self, step: Step) -> bool:
-        """Return whether nobody acts on *step* before the next one is stored."""
+        """Return whether *step* may be buffered: nothing acts on it before the next commit."""
         event = step.event
         if not _is_quiet(step) or isinstance(event, _AT_ONCE):
             return False
         if isinstance(event, Bar) or not self.is_open:
             return True
         is_moved = step.ledger or step.halted or any(shadow.fills for shadow in step.shadows)
-        if is_moved or not isinstance(event, _PRICES) or not self._taken:
+        if is_moved or not isinstance(event, _PRICES) or not self._buffer:
             return False
-        first = self._taken[0]
+        first = self._buffer[0]
         assert not isinstance(first, QuietStretch)
         return event.seen_ms - first[0].event.seen_ms < COMMIT_WITHIN_MS
 
     def append_now(self, *steps: Step) -> None:
-        """Buffer *steps* and commit when a group is full: all of them or none are stored.
+        """Buffer *steps*, which are stored together or not at all; commit when a group is full.
 
-        Raises ``AuditUnwritable`` where that cannot be.
+        Raises ``AuditUnwritable`` if the log was closed or cannot be written.
         """
         if self._refusal:
             raise AuditUnwritable(self._refusal)
@@ -320,7 +320,7 @@ class SqlAuditLog:
                 raise InvariantBroken(f"Step {step.sequence} came where step {due} was due.")
             if type(step.event) is ModelChange:
                 self._add_model(step.event.model_id, step.event.model_sha256)
-        self._taken.append(steps)
+        self._buffer.append(steps)
         self._due += len(steps)
         self._last = steps[-1].event, steps[-1].account
         if not self._has_decided:
@@ -337,17 +337,17 @@ class SqlAuditLog:
 
     @property
     def room(self) -> int:
-        """Steps until a group is full."""
+        """The number of steps until a group is full."""
         assert self._encoder is not None
         return max(self._group_steps - (self._due - self._encoder.first), 0)
 
     def append_stretch(self, stretch: QuietStretch) -> None:
-        """Buffer the steps of *stretch*, of no more than :attr:`room`, as ``append_now`` does."""
+        """Buffer the steps of *stretch*, at most :attr:`room`, as ``append_now`` does."""
         if self._refusal:
             raise AuditUnwritable(self._refusal)
         if stretch.first != self._due:
             raise InvariantBroken(f"Step {stretch.first} came where step {self._due} was due.")
-        self._taken.append(stretch)
+        self._buffer.append(stretch)
         self._due = stretch.next_sequence
         self._last = stretch.last
         self._has_decided = True
@@ -355,24 +355,24 @@ class SqlAuditLog:
             self.flush()
 
     def _seal(self) -> list[Commit]:
-        """Return the commits of the steps taken: one, but for a long start, which waits whole.
+        """Return the commits of the buffered steps: one, or several for a long start.
 
-        A whole group is encoded at once, not each step as it comes: the processor's caches then
-        hold either the engine or the encoder, which saves a replay a tenth of its time.
+        A group is encoded together, not step by step: the processor's caches then hold either the
+        engine or the encoder, which saves a replay a tenth of its time.
         """
         encoder, commits = self._encoder, list[Commit]()
         if encoder is None:
             return commits
-        taken, self._taken = self._taken, []
+        groups, self._buffer = self._buffer, []
         try:
-            for steps in taken:
+            for steps in groups:
                 encoder.add_together(steps)
                 if encoder.due - encoder.first >= self._group_steps:
                     commits.append(encoder.seal())
             if encoder.due > encoder.first:
                 commits.append(encoder.seal())
         except BaseException as error:
-            # The encoder's memory may be ahead of the file, so nothing may follow.
+            # The encoder may refer to rows that were not stored, so no step may follow.
             self._refusal = f"Step {encoder.due} could not be stored; restart to resume before it."
             if isinstance(error, OverflowError):
                 self._refusal = "A number does not fit 64 bits; its source is wrong."
@@ -382,14 +382,14 @@ class SqlAuditLog:
 
     def _drop_buffers(self) -> None:
         self._models.clear()
-        self._taken.clear()
+        self._buffer.clear()
 
     # ------------------------------------------------------------ transactions
 
     def flush(self, also: Callable[[], object] = lambda: None) -> None:
         """Commit the buffers in one transaction, or raise ``AuditUnwritable``.
 
-        Any failure rolls it back and closes the log for good.
+        A failure rolls it back; the log then accepts no more steps.
         """
         commits = self._seal()
         if not commits:
@@ -397,7 +397,7 @@ class SqlAuditLog:
         if not self._is_writable:
             raise AuditUnwritable(self._refusal)
         self._is_writable = False
-        self._look_at_file()
+        self._check_file()
         try:
             self._begin_write()
             self._write(commits)
@@ -414,14 +414,14 @@ class SqlAuditLog:
             self._roll_back()
             self._refusal = "A number does not fit 64 bits; its source is wrong."
             raise InvariantBroken(self._refusal) from error
-        self._look_at_file()
+        self._check_file()
         self._writer.settle(self._run_id, commits[-1].last + 1)
         self._is_writable = True
         self._opening = {}
         self._drop_buffers()
 
     def _write(self, commits: Sequence[Commit]) -> None:
-        """Insert the rows of *commits* and move the head of the run's row."""
+        """Insert the rows of *commits* and update count and head in the run's row."""
         insert_rows(self._connection, {"models": [*self._models.values()], **self._opening})
         for commit in commits:
             link = StoredCommit.of(self._run_key, commit)
@@ -432,25 +432,25 @@ class SqlAuditLog:
     def _begin_write(self) -> None:
         """Take the write lock; wait while another process (a shell, say) holds it.
 
-        The wait has no end where it is reported; else it lasts as long as a command may hang.
+        :meth:`report_waits` has how long it waits.
         """
         for waits in itertools.count(1):
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                is_heard = self._hear_wait is not None or waits < UNHEARD_WAITS
-                if not is_busy_error(error) or self._is_leaving or not is_heard:
+                may_wait = self._on_wait is not None or waits < LOCK_ATTEMPTS
+                if not is_busy_error(error) or self._is_leaving or not may_wait:
                     raise
             else:
                 self.is_blocked = False
                 return
             self.is_blocked = True
-            if self._hear_wait is not None:
-                self._hear_wait()
-            self._look_at_file()
+            if self._on_wait is not None:
+                self._on_wait()
+            self._check_file()
 
-    def _look_at_file(self) -> None:
-        """Raise ``AuditUnwritable`` where the file is no longer what the last commit left."""
+    def _check_file(self) -> None:
+        """Raise ``AuditUnwritable`` if the file changed since the last commit."""
         if refusal := self._writer.problem():
             self._refusal = refusal
             raise AuditUnwritable(refusal)
@@ -460,10 +460,10 @@ class SqlAuditLog:
             self._connection.rollback()
 
     def _in_writer(self, work: Callable[[], Result]) -> Result:
-        """Run *work* behind the writer thread's queue."""
+        """Run *work* in the writer thread, after the work queued there; inline without a thread."""
         return work() if self._thread is None else self._thread.submit(work).result()
 
 
 def _is_quiet(step: Step) -> bool:
-    """Return whether *step* neither decides nor trades: it may wait for one that does."""
+    """Return whether *step* has neither a decision nor an order nor a fill."""
     return step.decision is None and not step.orders and not step.fills

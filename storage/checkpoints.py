@@ -1,9 +1,9 @@
 """Checkpoints: weights as safetensors with their SHA-256, and the model card.
 
-A checkpoint is a folder with ``weights.safetensors`` and ``card.toml``. The card names the
-SHA-256 of the weights and the hash of weights and card, whose first twelve hex digits are the
-checkpoint's id. torch and safetensors are imported where tensors are read or written: a run
-without a model needs neither.
+A checkpoint is a folder with ``weights.safetensors`` and ``card.toml``. The card has the SHA-256 of
+the weights and a hash of weights and card, whose first twelve hex digits are the checkpoint's id.
+torch and safetensors are imported only to read or write tensors: a run without a model needs
+neither.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ CardTable = Mapping[str, object]
 
 
 DERIVED: Final = ("id", "sha256")
-"""Keys of ``[model]`` that follow from the weights and the rest of the card."""
+"""Keys of ``[model]`` that are computed from the weights and the rest of the card."""
 ID_DIGITS: Final = 12
 
 
 class Identity(NamedTuple):
-    """What a checkpoint is known by: its weights and its card, so that neither can be exchanged."""
+    """The hash that identifies a checkpoint, which covers its weights and its card."""
 
     sha256: str
     weights_sha256: str
-    card: str  # canonical: JSON with sorted keys, without what follows from the rest
+    card: str  # canonical: JSON with sorted keys, without the keys ``DERIVED``
 
     @property
     def id(self) -> str:
-        """The first twelve hexadecimal digits."""
+        """The first twelve hexadecimal digits of the hash."""
         return self.sha256[:ID_DIGITS]
 
     @property
     def is_true(self) -> bool:
-        """Whether the hash is the one of these weights and this card."""
+        """Whether the hash matches the weights and the card."""
         return self.sha256 == _hashed(self.weights_sha256, self.card)
 
 
 def identity(weights_sha256: str, card: CardTable) -> Identity:
-    """Return the identity of weights with that hash under *card*, whatever id the card names."""
+    """Return the identity of weights with that hash and *card*; an id in the card is ignored."""
     model = card.get("model")
     rest = (
         {k: v for k, v in model.items() if k not in DERIVED} if isinstance(model, Mapping) else {}
@@ -81,13 +81,13 @@ def _hashed(weights_sha256: str, card: str) -> str:
 def dump(card: CardTable) -> str:
     """Return *card* as TOML: tables of text, numbers, booleans, lists and lists of tables.
 
-    Raises ``ConfigInvalid`` for anything else, non-finite numbers among it.
+    Raises ``ConfigInvalid`` for other values, including non-finite numbers.
     """
     return "\n".join(_table(card, ())).strip() + "\n"
 
 
 _tables = lru_cache(maxsize=16)(tomllib.loads)
-"""A card is read at every load of a configuration, and parsing it takes thirty milliseconds."""
+"""Cached: each load of a configuration reads a card, and parsing it takes thirty milliseconds."""
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def _without_nan(value: object) -> object:
-    """Return *value* with None for each nan, which ``dump`` writes for it."""
+    """Return *value* with None for each nan, because ``dump`` writes None as nan."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -112,7 +112,7 @@ def _table(table: CardTable, path: tuple[str, ...]) -> list[str]:
         inner = (*path, key)
         name = ".".join(_key(part) for part in inner)
         if isinstance(value, Mapping):
-            # A table of tables alone needs no header: those of its sub-tables imply it.
+            # A table that has only sub-tables needs no header: theirs imply it.
             needs_header = not value or not all(
                 isinstance(item, Mapping) or _rows(item) for item in value.values()
             )
@@ -154,7 +154,7 @@ def _value(value: object, name: str) -> str:
             return str(value)
         case float() if math.isfinite(value):
             return repr(value)
-        case None:  # an error that is not known; TOML has no null
+        case None:  # an unknown standard error; TOML has no null
             return "nan"
         case list() | tuple():
             return _list(value, name)
@@ -163,7 +163,7 @@ def _value(value: object, name: str) -> str:
 
 
 def _list(values: Sequence[object], name: str) -> str:
-    """Return a list on one line, or on several where it is long."""
+    """Return a list on one line, or on several if it is long."""
     texts = [_value(value, name) for value in values]
     line = f"[{', '.join(texts)}]"
     if len(line) + len(name) < _LINE_LENGTH:
@@ -180,15 +180,15 @@ def _list(values: Sequence[object], name: str) -> str:
 WEIGHTS_NAME: Final = "weights.safetensors"
 CARD_NAME: Final = "card.toml"
 BUNDLED: Final = Path(__file__).with_name("models")
-"""The bundled checkpoints, each in the folder of its name: package data."""
+"""The folder of the bundled checkpoints, each in a folder of its name."""
 DEFAULT: Final = "default"
 DEFAULT_CHECKPOINT: Final = BUNDLED / "flash-1m"
-"""The bundled one that ``model.checkpoint = "default"`` names, but at these intervals."""
+"""The checkpoint of ``model.checkpoint = "default"``, except at the intervals below."""
 DEFAULT_BY_INTERVAL: Final = MappingProxyType({"15": "flash-15m"})
 
 
 class CardModel(msgspec.Struct, frozen=True):
-    """What ``[model]`` says of itself."""
+    """The section ``[model]``."""
 
     kind: str = ""
     id: str = ""
@@ -197,7 +197,7 @@ class CardModel(msgspec.Struct, frozen=True):
 
 
 class CardArchitecture(msgspec.Struct, frozen=True):
-    """How far back an answer looks; None of a model that sees one row."""
+    """The section ``[architecture]``; None in a model that sees one row."""
 
     layers: int | None = None
     window: int | None = None
@@ -207,7 +207,7 @@ class CardArchitecture(msgspec.Struct, frozen=True):
 
 
 class CardFeatures(msgspec.Struct, frozen=True):
-    """The features that a row is made of, and how many bars these look back on."""
+    """The features of a row, and their lookback in bars."""
 
     schema_id: str = ""
     lookback: int | None = None
@@ -217,34 +217,34 @@ CardPair = tuple[float | None, float | None]
 
 
 class CardFigures(msgspec.Struct, frozen=True):
-    """Figures at one horizon by forecaster, each with its error; None where it is not known."""
+    """Figures at one horizon by forecaster, with standard errors; None if unknown."""
 
     qlike: dict[str, CardPair] = {}
     sign_accuracy: dict[str, CardPair] = {}
-    is_better: bool = False  # of order books: than the frequencies of the moves
+    is_better: bool = False  # order books: better than the frequencies of the moves
 
 
 class CardEnsemble(msgspec.Struct, frozen=True):
-    """How an ensemble mixes, by horizon."""
+    """The weight of the network in an ensemble, by horizon."""
 
     network_share: dict[str, float] = {}
 
 
 class CardHonesty(msgspec.Struct, frozen=True):
-    """What a reader must know before believing any figure."""
+    """Warnings about the figures of the card."""
 
     sentences: list[str] = []
 
 
 class CardPart(msgspec.Struct, frozen=True):
-    """A model of an ensemble."""
+    """A member of an ensemble."""
 
     model: CardModel
     features: CardFeatures
 
 
 class Card(CardPart, frozen=True):
-    """A card as its readers take it, checked; sections that these do not read are left out."""
+    """The checked sections of a card; others are ignored."""
 
     architecture: CardArchitecture
     market: dict[str, Any]
@@ -270,12 +270,12 @@ class Checkpoint:
 
 
 def bundled() -> dict[str, Path]:
-    """Return the folders of the bundled checkpoints by their names."""
+    """Return the folders of the bundled checkpoints by name."""
     return {folder.name: folder for folder in sorted(BUNDLED.iterdir()) if is_checkpoint(folder)}
 
 
 def locate(name: str) -> Path:
-    """Return the folder that *name* means: ``default``, another bundled checkpoint, or a path."""
+    """Return the folder of *name*: ``default``, another bundled checkpoint, or a path."""
     return DEFAULT_CHECKPOINT if name == DEFAULT else bundled().get(name, Path(name))
 
 
@@ -285,16 +285,16 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 _HELD: Final[dict[Path, bytes]] = {}
-"""Files of checkpoints that came from another machine, by the paths that they have there."""
+"""Checkpoint files from another machine, by their path on that machine."""
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
-    """Return weights and card in *folder*, for a machine that has no such folder."""
+    """Return weights and card in *folder* by path, for a machine without this folder."""
     return {path: _bytes(path) for path in (folder / WEIGHTS_NAME, folder / CARD_NAME)}
 
 
 def hold(files: Mapping[Path, bytes]) -> None:
-    """Let this process read *files* in place of what lies at their paths here."""
+    """Make this process read *files* instead of those at the same paths on this machine."""
     _HELD.update(files)
 
 
@@ -306,11 +306,11 @@ def load(folder: Path) -> Checkpoint:
     card = read_card(folder)
     weights = _bytes(folder / WEIGHTS_NAME)
     sha256 = hashlib.sha256(weights).hexdigest()
-    named = card["model"].get("weights_sha256")
-    if named != sha256:
+    expected = card["model"].get("weights_sha256")
+    if expected != sha256:
         raise CheckpointMismatch(
             f"The weights in {folder} have SHA-256 {sha256[:ID_DIGITS]}… and their card names"
-            f" {str(named)[:ID_DIGITS]}…; restore the folder from where it came."
+            f" {str(expected)[:ID_DIGITS]}…; restore the folder from where it came."
         )
     derived = identity(sha256, card)
     if (card["model"].get("id"), card["model"].get("sha256")) != (derived.id, derived.sha256):
@@ -329,7 +329,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's card alone; raise ``CheckpointMismatch`` where it is no whole card."""
+    """Read only a checkpoint's card; raise ``CheckpointMismatch`` if it is incomplete."""
     text = _bytes(folder / CARD_NAME)
     try:
         card = parse(text.decode())
@@ -352,14 +352,14 @@ def sha256_of(content: bytes) -> str:
 
 
 class SideFile(NamedTuple):
-    """A file of arrays beside the weights, with its metadata."""
+    """An additional file of arrays in a checkpoint, with its metadata."""
 
     arrays: dict[str, NDArray[Any]]
     metadata: dict[str, str]
 
 
 def read_side_file(folder: Path, name: str, sha256: str) -> SideFile:
-    """Read a file of arrays in *folder*; raise ``CheckpointMismatch`` unless that is its hash."""
+    """Read a file of arrays in *folder*; raise ``CheckpointMismatch`` if its hash differs."""
     from safetensors import SafetensorError, safe_open
 
     place = folder / name
@@ -383,18 +383,18 @@ def save(
     *,
     extra: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Checkpoint:
-    """Write a checkpoint whole, in place of an older one; return it as it reads back.
+    """Write a checkpoint, replacing an older one; return it as it reads back.
 
-    ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in; files *extra* the weights are
-    written by their names. The folder is written under another name and renamed, so that a reader
+    ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in; *extra* files are written
+    beside the weights. The folder is written under another name and renamed, so that a reader
     finds the old one, the new one or, for an instant, none. Raises ``OSError`` that names *folder*
-    where it cannot be written; nothing of the new one is left then.
+    if it cannot be written; then no part of the new one is left.
     """
     from safetensors.torch import save as tensor_bytes
 
     _check_finite(tensors, folder)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    weights = tensor_bytes(whole)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    weights = tensor_bytes(on_cpu)
     sha256 = hashlib.sha256(weights).hexdigest()
     model = {**_section(card, "model"), "weights_sha256": sha256}
     read = parse(dump({**card, "model": model}))
@@ -409,29 +409,29 @@ def save(
 
 
 def _put_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write *files* into a folder beside *folder*, and rename that to it; an older one goes."""
+    """Write *files* into a temporary folder, then rename it to *folder*, replacing an older one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name, content in files.items():
-            _write(part / name, content)
-        part.chmod(0o755)
-        if folder.exists():  # a rename replaces no folder that has files
+            _write(new / name, content)
+        new.chmod(0o755)
+        if folder.exists():  # a rename cannot replace a folder with files
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.rename(old / folder.name)
-            part.rename(folder)
+            new.rename(folder)
             shutil.rmtree(old)
         else:
-            part.rename(folder)
+            new.rename(folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def keep(folder: Path, database: Path) -> Path:
     """Copy a checkpoint beside the *database* file that used it; return the copy's folder.
 
-    Copies lie in ``<database>.checkpoints/<id>``; an existing one is checked instead. Raises
-    ``CheckpointMismatch`` where the content of either differs from its card.
+    The copy is in ``<database>.checkpoints/<id>``; an existing one is checked instead. Raises
+    ``CheckpointMismatch`` if the content of either differs from its card.
     """
     checkpoint = load(folder)
     copy = kept_folder(database, checkpoint.id)
@@ -439,15 +439,15 @@ def keep(folder: Path, database: Path) -> Path:
         save(copy, checkpoint.tensors, checkpoint.card)
     if load(copy).sha256 != checkpoint.sha256:
         raise CheckpointMismatch(
-            f"{copy} holds other weights than its name says; delete it and start again."
+            f"{copy} holds other weights than those of its id; delete it and start again."
         )
     return copy
 
 
 def keep_card(card: CardTable, model: Identity, database: Path) -> Path:
-    """Keep beside *database* the *card* of a model that is no checkpoint; return its folder.
+    """Keep beside *database* the *card* of a model without a checkpoint; return its folder.
 
-    *model* is the identity of *card*, with the hash that stands for that of weights.
+    *model* is the identity of *card*, with a hash in place of that of weights.
     """
     folder = kept_folder(database, model.id)
     if not (folder / CARD_NAME).is_file():
@@ -459,10 +459,10 @@ def keep_card(card: CardTable, model: Identity, database: Path) -> Path:
 
 
 class FittedSpan(NamedTuple):
-    """A stretch of time whose bars a model was fitted on; its end is exclusive."""
+    """A period on whose bars a model was fitted; its end is exclusive."""
 
     name: str  # training, validation or calibration
-    from_ms: int | None  # None where the card does not say with which bar it began
+    from_ms: int | None  # None if the card does not have the first bar
     until_ms: int
 
 
@@ -474,9 +474,9 @@ _FITTED: Final = {
 
 
 def fitted_spans(card: Mapping[str, Any]) -> tuple[FittedSpan, ...]:
-    """Return the stretches that the model of *card* was fitted on, in their order.
+    """Return the periods on which the model of *card* was fitted, in order.
 
-    Each begins where the one before ends. Empty where the card does not say it.
+    Each begins where the one before ends. Empty if the card does not have them.
     """
     try:
         ends = [
@@ -500,17 +500,17 @@ def _date_ms(text: str) -> int:
 
 
 def kept_folder(database: Path, model_id: str) -> Path:
-    """Return where a checkpoint that *database* used is kept."""
+    """Return the folder of a checkpoint that *database* used."""
     return kept_checkpoints(database) / model_id
 
 
 def kept_checkpoints(database: Path) -> Path:
-    """Return the folder in which every checkpoint that *database* used is kept."""
+    """Return the folder with every checkpoint that *database* used."""
     return database.with_name(database.name + ".checkpoints")
 
 
 def find_bundled(model_id: str) -> Path | None:
-    """Return the folder of the bundled checkpoint with that id; None where none has it."""
+    """Return the folder of the bundled checkpoint with that id; None if there is none."""
     for folder in bundled().values():
         if read_card(folder)["model"]["id"] == model_id:
             return folder
@@ -518,25 +518,25 @@ def find_bundled(model_id: str) -> Path | None:
 
 
 def find_kept(database: Path, model_id: str) -> Path:
-    """Return the folder in which the checkpoint that *database* used is kept.
+    """Return the folder of the checkpoint that *database* used.
 
-    Where it is gone, that of the bundled checkpoint of the same id. Raises ``CheckpointMismatch``
-    where there is none: no other will do.
+    If it is missing, the bundled checkpoint of the same id replaces it. Raises
+    ``CheckpointMismatch`` if there is neither.
     """
     folder = kept_folder(database, model_id)
-    lacking = [name for name in (WEIGHTS_NAME, CARD_NAME) if not (folder / name).is_file()]
-    if not lacking:
+    missing = [name for name in (WEIGHTS_NAME, CARD_NAME) if not (folder / name).is_file()]
+    if not missing:
         return folder
     if model_id and (same := find_bundled(model_id)) is not None:
         return same
     raise CheckpointMismatch(
-        f"The checkpoint that the run used is not kept any more ({folder / lacking[0]} is "
+        f"The checkpoint that the run used is not kept any more ({folder / missing[0]} is "
         f"missing); restore the folder {folder} beside the database."
     )
 
 
 def kept_identity(database: Path, model_id: str) -> Identity | None:
-    """Return the identity of *model_id* by its card kept beside *database*; None without one."""
+    """Return the identity of *model_id* from its card beside *database*; None without one."""
     folder = kept_folder(database, model_id)
     if not (folder / CARD_NAME).is_file():
         return None
@@ -545,12 +545,12 @@ def kept_identity(database: Path, model_id: str) -> Identity | None:
 
 
 def listed(folders: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield (folder, card) of every checkpoint at, or one level below, *folders*."""
+    """Yield (folder, card) of every checkpoint in *folders* or one level below them."""
     for folder in folders:
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        for place in [folder, *inside]:
-            if (place / CARD_NAME).is_file():
-                yield place, read_card(place)
+        subfolders = sorted(folder.iterdir()) if folder.is_dir() else []
+        for candidate in [folder, *subfolders]:
+            if (candidate / CARD_NAME).is_file():
+                yield candidate, read_card(candidate)
 
 
 def _check_finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

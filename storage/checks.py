@@ -1,7 +1,6 @@
-"""Results of checks of a run, stored beside its record: the chain does not cover them.
+"""Stored results of checks of a run, which the chain does not cover.
 
-The rule is docs/storage.md, S10. What a check found counts while the run ends with the step
-that it was made on.
+docs/storage.md, S10, has the rule. A result is current while its step is the run's last.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ _NEWEST: Final = (
 
 
 def store_check(database: Path, checked: StoredRun, check: StoredCheck) -> str:
-    """Store *check* of the run as it stood when that began; a later step makes it stale.
+    """Store *check* for the run's last step when the check began; a later step makes it stale.
 
-    Returns why it could not be stored, and an empty text where it was: a file that cannot be
-    written, or that a daemon writes, keeps no row of it.
+    Returns "", or the reason why it could not be stored: the file cannot be written, or a daemon
+    writes it.
     """
     result = check.result
     row: dict[str, Value] = {
@@ -71,7 +70,7 @@ def _store(
     replaced: str,
     values: Mapping[str, Value],
 ) -> str:
-    """Put *rows* in place of those that meet the condition *replaced*, in one transaction."""
+    """Replace the rows that meet the condition *replaced* by *rows*, in one transaction."""
     try:
         writer = open_writer(database)
     except (TracepaperError, OSError) as error:
@@ -92,7 +91,7 @@ def _store(
 
 
 def newest_check(connection: sqlite3.Connection, run_key: int, head: bytes) -> StoredCheck | None:
-    """Return the newest comparison with a replay that was made on the run's last step *head*."""
+    """Return the newest comparison of the run with a replay whose last step had digest *head*."""
     row = connection.execute(_NEWEST, (run_key, head)).fetchone()
     if row is None:
         return None

@@ -1,12 +1,12 @@
-"""Files of a user's covariates: read, checked, and kept beside a database; they may grow.
+"""Reads and checks files of a user's covariates, which may grow, and keeps them beside a database.
 
-A file is CSV or Parquet. ``time`` is when a row became known: a time with a zone, or milliseconds
-of the epoch; ``symbol`` is whose it is, where it is not everyone's; all others are numbers.
+A file is CSV or Parquet. Column ``time`` is when a row became known: a time with a zone, or Unix
+milliseconds. Column ``symbol``, if present, is the symbol of the row. All others are numbers.
 
-A line without an end is left for the next reading. A file that is written anew, as Parquet always
-is, is read whole.
+An incomplete last line is left for the next reading. A file that is rewritten, as Parquet always
+is, is read from its start.
 
-The rules are docs/models.md, L63 and L65.
+docs/models.md, L63 and L65, has the rules.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Table = dict[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class CovariateFile:
-    """A file of covariates as it was read: rows by symbol, and the SHA-256 of its bytes."""
+    """The content of a file of covariates: rows by symbol, and the SHA-256 of its bytes."""
 
     path: Path
     sha256: str
@@ -61,7 +61,7 @@ class CovariateFile:
     rows: dict[str, CovariateRows]
 
     def chosen(self, columns: Sequence[str]) -> dict[str, CovariateRows]:
-        """Return the rows with *columns* alone, in this order; raise for one that it lacks."""
+        """Return the rows with only *columns*, in this order; raise ``DataInvalid`` for others."""
         for name in columns:
             if name not in self.columns:
                 raise DataInvalid(
@@ -75,15 +75,15 @@ class CovariateFile:
         }
 
     def standing(self, columns: Sequence[str]) -> FixedCovariates:
-        """Return *columns* of it as what does not change."""
+        """Return *columns* as covariates that do not change."""
         return FixedCovariates(self.sha256, self.chosen(columns))
 
 
 def read_covariates(path: Path) -> CovariateFile:
     """Read a file of covariates.
 
-    Raises ``DataInvalid`` for a file that is not there or no table, a time without a zone, times
-    that do not ascend, a number that is not finite and a file without rows.
+    Raises ``DataInvalid`` for a missing file, one that is no table or has no rows, a time without a
+    zone, times that do not ascend, and a number that is not finite.
     """
     raw = file_bytes(path)
     if is_text(path):
@@ -92,7 +92,7 @@ def read_covariates(path: Path) -> CovariateFile:
         table = _arrow(path, raw)
     else:
         raise DataInvalid(
-            f"{path} is no file of covariates; give one that ends in .csv or .parquet."
+            f"{path} is no file of covariates; name one that ends in .csv or .parquet."
         )
     columns, rows = rows_in(path, table)
     if not rows:
@@ -105,7 +105,7 @@ def rows_in(
 ) -> tuple[tuple[str, ...], dict[str, CovariateRows]]:
     """Return the columns of *table* and its rows by symbol; raise as ``read_covariates`` does.
 
-    *before* rows of the file stand before it, of which *newest* are the times by symbol.
+    The file has *before* rows before *table*; *newest* are their last times by symbol.
     """
     if TIME not in table:
         raise DataInvalid(f"{path} has no column {TIME}; name so when each row became known.")
@@ -117,12 +117,12 @@ def rows_in(
 
 
 def is_text(path: Path) -> bool:
-    """Return whether *path* is a file of lines, to which more can be added."""
+    """Return whether *path* is a text file, to which lines can be appended."""
     return path.suffix in _DELIMITED
 
 
 def file_bytes(path: Path) -> bytes:
-    """Return the content of *path*; raise ``DataInvalid`` where it cannot be read."""
+    """Return the content of *path*; raise ``DataInvalid`` if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -132,7 +132,7 @@ def file_bytes(path: Path) -> bytes:
 
 
 def text_table(path: Path, raw: bytes, *, before: int = 0) -> Table:
-    """Return the columns of lines of CSV; *before* rows of the file are not among them."""
+    """Return the columns of the CSV text *raw*; the file has *before* rows before it."""
     try:
         lines = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -174,7 +174,7 @@ def _arrow_column(pa: Any, column: Any) -> Sequence[Any]:  # noqa: ANN401 - pyar
             return ["a time without a zone"] * len(column)
         nanoseconds = column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64())
         if not nanoseconds.null_count:
-            # Rounded up: a row is known at its time, never before.
+            # Rounded up, so that a row is never known before its time.
             milliseconds: Sequence[Any] = -(-nanoseconds.to_numpy() // 1_000_000)
             return milliseconds
     values: Sequence[Any] = (
@@ -219,7 +219,7 @@ def _times(path: Path, column: Sequence[Any], before: int) -> NDArray[np.int64]:
 
 
 def _time_ms(path: Path, at: int, value: object) -> int:
-    """Return a time in milliseconds, rounded up: a row is known at its time, never before."""
+    """Return a time in milliseconds, rounded up, so that a row is never known before its time."""
     text = str(value).strip()
     if text.isdecimal() and len(text) <= _DIGITS:
         return int(text)
@@ -288,17 +288,17 @@ def _by_symbol(
         steps = np.diff(rows.time_ms, prepend=newest.get(symbol, 0))
         wrong = np.flatnonzero(steps <= 0)
         if len(wrong):
-            whose = f" of {symbol}" if symbol else ""
-            what = "the one before has too" if steps[wrong[0]] == 0 else "is before it"
+            of_symbol = f" of {symbol}" if symbol else ""
+            fault = "repeats the one before" if steps[wrong[0]] == 0 else "is before the last one"
             raise DataInvalid(
                 f"{path}, row {before + places[symbol][wrong[0]] + 1}: the time "
-                f"{iso(int(rows.time_ms[wrong[0]]))}{whose} {what}; times must ascend, each once."
+                f"{iso(int(rows.time_ms[wrong[0]]))}{of_symbol} {fault}; times must ascend."
             )
     return by_symbol
 
 
 def iso(ms: int) -> str:
-    """Return UTC milliseconds as text."""
+    """Return UTC milliseconds as ISO 8601 text."""
     return (_EPOCH + ms * _MILLISECOND).isoformat(timespec="milliseconds")
 
 
@@ -306,12 +306,12 @@ def iso(ms: int) -> str:
 
 
 def kept_covariates(database: Path) -> Path:
-    """Return the folder in which the covariates that runs of *database* used are kept."""
+    """Return the folder with the covariates that runs of *database* used."""
     return database.with_name(database.name + ".vectors")
 
 
 def keep_covariates(file: CovariateFile, database: Path) -> Path:
-    """Copy *file* beside *database* under its hash, whole or not at all; return the copy."""
+    """Copy *file* beside *database* atomically, under its hash as name; return the copy."""
     copy = kept_covariates(database) / f"{file.sha256}{file.path.suffix}"
     if not copy.exists():
         raw = file_bytes(file.path)
@@ -322,29 +322,27 @@ def keep_covariates(file: CovariateFile, database: Path) -> Path:
 
 
 def write_whole(parts: Iterable[bytes], path: Path) -> None:
-    """Write the file *path* of its *parts*, whole or not at all.
+    """Write *parts* to the file *path* atomically: a killed process leaves the old file.
 
-    Raises ``OSError`` that names it where it cannot.
-
-    Whoever is killed meanwhile leaves what was there before.
+    Raises ``OSError`` that names *path* if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.writelines(parts)
                 file.flush()
                 os.fsync(handle)
-            Path(part).replace(path)
+            Path(temporary).replace(path)
         finally:
-            Path(part).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def find_covariates(database: Path, sha256: str) -> CovariateFile:
-    """Return the file that a run of *database* used; raise ``CheckpointMismatch`` if it is gone."""
+    """Return the file that a run of *database* used; raise ``CheckpointMismatch`` without it."""
     folder = kept_covariates(database)
     places = [folder / (sha256 + ending) for ending in (*_DELIMITED, *_ARROW)]
     path = next((place for place in places if place.is_file()), None)
@@ -356,33 +354,32 @@ def find_covariates(database: Path, sha256: str) -> CovariateFile:
     file = read_covariates(path)
     if file.sha256 != sha256:
         raise CheckpointMismatch(
-            f"{path} was changed since the run, which used a file of the SHA-256 in its name; "
-            "restore it."
+            f"{path} was changed after the run: its SHA-256 is not the one in its name; restore it."
         )
     return file
 
 
 class Growth(NamedTuple):
-    """A file as it was read: all of it, or the lines that were added."""
+    """The result of reading a file: all of it, or only the added lines."""
 
     file: CovariateFile
     is_whole: bool
-    lines: bytes = b""  # all up to these; none where the file is not text
-    rows: int = 0
+    lines: bytes = b""  # all complete lines so far; empty if the file is not text
+    rows: int = 0  # rows so far
     newest_ms: Mapping[str, int] = MappingProxyType({})  # by symbol
 
 
 class GrowingFile:
-    """A file of covariates that is read again and again."""
+    """A file of covariates that is read repeatedly while it grows."""
 
     def __init__(self, path: Path) -> None:
-        """Begin with nothing read."""
+        """Start before the first line of *path*."""
         self.path = path
         self._stamp: tuple[int, int, int] | None = None
-        self._taken: Growth | None = None
+        self._accepted: Growth | None = None
 
     def has_changed(self) -> bool:
-        """Return whether the file is missing, or differs in size or times from the last call."""
+        """Return whether the file is missing, or was changed or replaced since the last call."""
         before = self._stamp
         try:
             status = self.path.stat()
@@ -393,17 +390,17 @@ class GrowingFile:
         return self._stamp != before
 
     def read(self) -> Growth:
-        """Read the lines behind those taken in; raise as ``read_covariates`` does."""
+        """Read the lines after the accepted ones; raise as ``read_covariates`` does."""
         if not is_text(self.path):
             return Growth(read_covariates(self.path), is_whole=True)
         content = file_bytes(self.path)
-        lines = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+        lines = content[: content.rfind(b"\n") + 1]  # the last line may be incomplete
         header = content[: content.find(b"\n") + 1]
         if not header:
             raise DataInvalid(f"{self.path} has no rows; give covariates.")
-        taken = self._taken
-        is_whole = taken is None or not lines.startswith(taken.lines)
-        before, count, newest = (header, 0, {}) if taken is None or is_whole else taken[2:]
+        accepted = self._accepted
+        is_whole = accepted is None or not lines.startswith(accepted.lines)
+        before, count, newest = (header, 0, {}) if accepted is None or is_whole else accepted[2:]
         table = text_table(self.path, header + lines[len(before) :], before=count)
         columns, rows = rows_in(self.path, table, before=count, newest=newest)
         added = sum(map(len, rows.values()))
@@ -413,6 +410,6 @@ class GrowingFile:
         last = {symbol: int(series.time_ms[-1]) for symbol, series in rows.items()}
         return Growth(file, is_whole, lines, count + added, {**newest, **last})
 
-    def take(self, growth: Growth) -> None:
-        """Take in the lines of *growth*, so that they are not read again."""
-        self._taken = growth
+    def accept(self, growth: Growth) -> None:
+        """Accept the lines of *growth*, so that they are not read again."""
+        self._accepted = growth

@@ -1,6 +1,6 @@
 """``db backup`` and ``db prune``.
 
-The rules are docs/storage.md, S16 and S17.
+docs/storage.md, S16 and S17, has the rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import Beginnings, RunLookback
+from tracepaper.storage.chain.starting_point import RunLookback, StartingPoints
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
@@ -51,15 +51,15 @@ _NEWEST_CLOSE: Final = (
     "WHERE s.run_key = ? AND r.run_key = s.run_key"
 )
 KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
-"""The folders beside a database without which its runs cannot be derived."""
+"""Functions that return the folders, beside a database, that ``verify`` needs for its runs."""
 
 
 @contextmanager
 def whole_file(target: Path, purpose: str) -> Iterator[Path]:
-    """Give the place of a database to write, which becomes the new file *target* when it is whole.
+    """Yield the path of a database to write; rename it to the new file *target* at the end.
 
-    Raises ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written;
-    then nothing is left of it.
+    Raises ``DataInvalid`` if *target* exists, ``AuditUnwritable`` if it cannot be written; then no
+    file is left.
     """
     if target.exists():
         raise DataInvalid(f"{target} exists already; name a new file for the {purpose}.")
@@ -67,8 +67,8 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
         rest = target.with_name(target.name + suffix)
         if rest.exists() and rest.stat().st_size:  # SQLite would write it into the new file
             raise DataInvalid(
-                f"{rest} is there, of a database that is not: move it away, or name a new file for "
-                f"the {purpose}."
+                f"{rest} belongs to a database that is missing: move it away, or name a new file "
+                f"for the {purpose}."
             )
     partial = target.with_name(target.name + ".partial")
     try:
@@ -79,10 +79,10 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
         ) from None
     try:
         yield partial
-        # A rename can reach the disk before the content that it names.
+        # Otherwise the rename could reach the disk before the content.
         with partial.open("rb") as written:
             os.fsync(written.fileno())
-        lock_file(target).unlink(missing_ok=True)  # of a database that is not there any more
+        lock_file(target).unlink(missing_ok=True)  # left by a database that was deleted
         partial.rename(target)
     except (sqlite3.Error, OSError) as error:
         raise AuditUnwritable(
@@ -94,11 +94,11 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
 
 
 def backup(path: Path, target: Path) -> list[Path]:
-    """Copy the database *path* to the new file *target*, consistently, while it is written.
+    """Copy one snapshot of the database *path* to the new file *target*, even while it is written.
 
-    Reads one snapshot over a read-only connection, so the writer goes on. Returns the copies of
-    the files beside it, the models and covariates of its runs, without which nothing is verified.
-    Raises ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written.
+    Also copies the files beside it that ``verify`` needs, the models and covariates of its runs;
+    returns those copies. Raises ``DataInvalid`` if *target* exists, ``AuditUnwritable`` if it
+    cannot be written.
     """
     with whole_file(target, "backup") as partial:
         with closing(open_reader(path)) as source, closing(sqlite3.connect(partial)) as copy:
@@ -107,21 +107,21 @@ def backup(path: Path, target: Path) -> list[Path]:
         if verdict != "ok":
             where = " ".join(verdict.replace("*", "").split())
             raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
-        # A file beside the database is there before a run names it, and can only grow: so all
-        # files that the snapshot names are there now.
+        # A file beside the database is written before a run refers to it, and never removed: so
+        # all files to which the snapshot refers exist now.
         beside = [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]
-    with suppress(OSError):  # of a user who may only read here; the copy is whole
+    with suppress(OSError):  # the user may only read this folder; the copy is complete
         copied_file(path).touch()
     return beside
 
 
 def copied_file(database: Path) -> Path:
-    """Return the file whose time is that of the newest copy, ``tracepaper.db.copied``."""
+    """Return the file whose modification time is that of the newest backup."""
     return database.with_name(database.name + ".copied")
 
 
 def copied_at_s(database: Path) -> float | None:
-    """Return when the newest copy was whole, in Unix seconds; None where there was none."""
+    """Return the time of the newest backup in Unix seconds; None without one."""
     try:
         return copied_file(database).stat().st_mtime
     except OSError:
@@ -129,7 +129,7 @@ def copied_at_s(database: Path) -> float | None:
 
 
 def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> list[Path]:
-    """Copy every whole file of the *folder* beside *path* to that beside *target*."""
+    """Copy every complete file of the *folder* beside *path* to the one beside *target*."""
     source, copies = folder(path), folder(target)
     copied = []
     for place in sorted(source.rglob("*")) if source.is_dir() else ():
@@ -143,11 +143,11 @@ def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> li
 
 
 class Pruning(Struct, frozen=True):
-    """The steps that a prune dropped of one run."""
+    """The steps of one run that a prune dropped."""
 
     run_id: str
-    until_sequence: int  # the last step dropped; -1 where nothing was old enough
-    steps: int  # dropped now
+    until_sequence: int  # the last step dropped by this or an earlier prune; -1 if none
+    steps: int  # steps dropped by this prune
 
 
 def prune(
@@ -157,13 +157,13 @@ def prune(
     pruned_at_ms: int,
     reach: Callable[[str], RunLookback | None] = lambda _run_id: None,
 ) -> list[Pruning]:
-    """Drop what no decision of the last *keep_days* of market time of a run depends on.
+    """Drop the steps on which no decision of a run's last *keep_days* of market time depends.
 
-    Bars, forecasts, steps and shadows' steps go; trades, settlements, gaps and commands stay,
-    covered by a hash. So do the bars that the first decision kept looks back on: *reach* returns
-    their number for a run, or None to derive it from the record. The chain is checked before, and
-    holds from the first step kept. Raises ``ConfigInvalid`` while a daemon has the database open,
-    ``DataInvalid`` where a chain is broken already.
+    Their bars, forecasts and shadow steps are dropped; trades, settlements, gaps and commands are
+    kept, covered by a hash. The lookback of the first decision is kept too: *reach* returns it for
+    a run, or None to estimate it from the record. The chain is checked before, and continues from
+    the first kept step. Raises ``ConfigInvalid`` while a daemon has the database open,
+    ``DataInvalid`` if a chain is broken.
     """
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
@@ -178,7 +178,7 @@ def prune(
         for run_key, run_id in runs:
 
             def lookback(run_key: int = run_key, run_id: str = run_id) -> RunLookback:
-                return reach(run_id) or recorded_lookback(raw, run_key)
+                return reach(run_id) or estimated_lookback(raw, run_key)
 
             until = _prunable_until(raw, run_key, keep_days * DAY_MS, lookback)
             done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
@@ -200,7 +200,7 @@ def _prune_run(
     until: int,
     pruned_at_ms: int,
 ) -> Pruning:
-    """Drop the commits up to step *until*; record the prune as a step of the run's own chain."""
+    """Drop the commits up to step *until*; record the prune as a step of the run."""
     run_key, run_id = run
     pruned = prune_point(raw, run_key)
     before = -1 if pruned is None else pruned.until_sequence
@@ -242,25 +242,25 @@ def _prune_run(
 def _prunable_until(
     raw: sqlite3.Connection, run_key: int, keep_ms: int, reach: Callable[[], RunLookback]
 ) -> int:
-    """Return the last sequence that no decision on the bars that are kept depends on, or -1."""
+    """Return the last step on which no decision on a kept bar depends, or -1."""
     span = run_span(run_key)
     oldest, newest = raw.execute(_OPENED, span).fetchone()
     if newest is None or oldest > newest - keep_ms:
         return -1
-    beginnings = Beginnings(raw, run_key, reach())
-    first_kept = beginnings.step_at(newest - keep_ms + 1)
-    assert first_kept is not None, "the newest bar is younger than any day"
-    until = beginnings.droppable(first_kept)
-    # Where no bar would go, nothing goes.
+    starting_points = StartingPoints(raw, run_key, reach())
+    first_kept = starting_points.step_at(newest - keep_ms + 1)
+    assert first_kept is not None, "the newest bar is always kept"
+    until = starting_points.droppable(first_kept)
+    # If no bar would be dropped, nothing is.
     first_bar = find_step(raw, *span, "steps", "instrument IS NOT NULL")
     return until if first_bar is not None and until >= first_bar else -1
 
 
-def recorded_lookback(raw: sqlite3.Connection, run_key: int) -> RunLookback:
-    """Return how far a run's decisions look back, estimated from its own record.
+def estimated_lookback(raw: sqlite3.Connection, run_key: int) -> RunLookback:
+    """Return an estimate of the lookback of a run's decisions, from its record.
 
-    It is the larger of the threshold of its gate ``warm`` and the bars of a day; an engine knows it
-    exactly.
+    It is the larger of the threshold of its gate ``warm`` and the bars of a day. The exact value
+    needs an engine.
     """
     (interval_ms,) = raw.execute(_INTERVAL, (run_key,)).fetchone()
     (warm,) = raw.execute(_WARM, (run_key,)).fetchone()

@@ -1,4 +1,4 @@
-"""``MemoryLog``: a run in this process's memory, for figures that keep no record."""
+"""``MemoryLog``: the log of a run in memory, for results without a stored record."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import GateSet, QuietStretch, Run
 
 IN_MEMORY: Final = Path(":memory:")
-"""Stands where a record has the path of its database."""
-TOGETHER: Final = 8
-"""Stretches that become arrays at once: for each alone NumPy takes longer than their bars need."""
+"""Used in place of the path of a database."""
+STRETCHES_AT_ONCE: Final = 8
+"""Stretches that are converted to arrays together: one by one, NumPy's overhead would dominate."""
 _PRICES: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _OF_BAR: Final = attrgetter(*_PRICES)
 _STEPS: Final = ("sequence", "instrument", "like")
-"""Of a bar its step, the place of its instrument, and the stored step that it is like."""
+"""A bar's step, the index of its instrument, and the stored step with the same decision."""
 
 
 class MemoryLog(SqlAuditLog):
-    """The log of one run in a database in memory, which is gone with the object.
+    """The log of one run in a database in memory, which ends with the object.
 
-    Unless it *keeps_all*, it stores of a quiet stretch the last unit alone. The bars before that
-    one repeat its decisions: they are kept as arrays, which its :attr:`reader` adds to bars and
-    accounts as columns. Views and notes lack them.
+    Unless it *keeps_all*, only the last unit of a quiet stretch is stored as rows. The bars before
+    it repeat its decisions: they are kept as arrays, which the :attr:`reader` adds to the columns
+    of bars and accounts. Views and notes lack them.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MemoryLog(SqlAuditLog):
         content: bytes | None = None,
         keeps_all: bool = False,
     ) -> None:
-        """Take what the run's *model* is known by, or the :attr:`content` of another log."""
+        """Start with the identity of the run's *model*, or the :attr:`content` of another log."""
         super().__init__(Writer(in_memory(content)))
         insert_rows(self._connection, {"models": [] if model is None else [tuple(model)]})
         self._keeps_all, self._quiet = keeps_all, QuietBars(())
@@ -59,13 +59,13 @@ class MemoryLog(SqlAuditLog):
         self._writer.close()
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet] = ()) -> None:
-        """Open *run*, the one of this log, with the *gate_sets* known at its start."""
+        """Open *run*, the only one of this log, with the *gate_sets* of its start."""
         super().begin(run, gate_sets)
-        self.run, self._has_decided = run, True  # nothing is kept of a start that fails
+        self.run, self._has_decided = run, True  # a failed start leaves nothing anyway
         self._quiet = QuietBars([item.id for item in run.instruments])
 
     def append_stretch(self, stretch: QuietStretch) -> None:
-        """Take the steps of *stretch*."""
+        """Add the steps of *stretch*."""
         if self._keeps_all:
             super().append_stretch(stretch)
             return
@@ -76,42 +76,44 @@ class MemoryLog(SqlAuditLog):
 
     @property
     def content(self) -> bytes:
-        """The pages of the database, for another process; without the bars that have no rows."""
+        """The pages of the database, for another process; bars without rows are missing."""
         self.flush()
         return self._connection.serialize()
 
     @property
     def reader(self) -> Reader:
-        """What reads the steps so far; it is closed with the log."""
+        """A reader of the steps so far; it is closed with the log."""
         self.flush()
         return _MemoryReader(self._connection, self._quiet)
 
 
 class QuietBars:
-    """The bars of stretches, all but those of each last unit, whose rows are stored."""
+    """The bars of stretches without those of each last unit, whose rows are stored."""
 
     def __init__(self, instruments: Sequence[str]) -> None:
         self.places = {key: place for place, key in enumerate(instruments)}
-        self._added: list[QuietStretch] = []  # since the last bars became arrays
+        self._added: list[QuietStretch] = []  # not yet converted to arrays
         self._bars: list[Ints] = []  # [bar, column] of ``_PRICES``
         self._steps: list[Ints] = []  # [bar, column] of ``_STEPS``
         self._equity: dict[str, list[Ints]] = {}  # [bar], by the account's name
 
     def add(self, stretch: QuietStretch) -> None:
-        """Keep what differs between the bars of *stretch*."""
+        """Keep the values that differ between the bars of *stretch*."""
         self._added.append(stretch)
-        if len(self._added) == TOGETHER:
+        if len(self._added) == STRETCHES_AT_ONCE:
             self.settle()
 
     def settle(self) -> None:
-        """Make arrays of the stretches added."""
+        """Convert the added stretches to arrays."""
         added = [stretch for stretch in self._added if stretch.units > 1]
         self._added.clear()
         if not added:
             return
         repeats, count = added[0].repeats, len(added[0].repeats)
-        units, width = np.array([(of.units - 1, of.width) for of in added]).T
-        bars = chain.from_iterable(islice(of.bars, (of.units - 1) * count) for of in added)
+        units, width = np.array([(stretch.units - 1, stretch.width) for stretch in added]).T
+        bars = chain.from_iterable(
+            islice(stretch.bars, (stretch.units - 1) * count) for stretch in added
+        )
         numbers = chain.from_iterable(map(_OF_BAR, bars))
         self._bars.append(np.fromiter(numbers, np.int64).reshape(-1, len(_PRICES)))
         first = np.array([stretch.first + bool(stretch.closes) for stretch in added])
@@ -124,14 +126,14 @@ class QuietBars:
         self._steps.append(np.stack(of_bars, axis=1))
         (of_members, *_) = (repeat.shadows for repeat in repeats.values())
         for place, name in enumerate(("", *(shadow.shadow for shadow in of_members))):
-            marks = [(of.marks, *of.shadows)[place] for of in added]
-            profits = chain.from_iterable(of.account_unrealized[:-1] for of in marks)
-            worth = np.repeat(np.array([of.worth for of in marks], np.int64), units)
+            marks = [(stretch.marks, *stretch.shadows)[place] for stretch in added]
+            profits = chain.from_iterable(mark.account_unrealized[:-1] for mark in marks)
+            worth = np.repeat(np.array([mark.worth for mark in marks], np.int64), units)
             equity = worth + np.fromiter(profits, np.int64)
             self._equity.setdefault(name, []).append(np.repeat(equity, count))
 
     def columns(self) -> dict[str, Columns]:
-        """Return the bars with the equity of every account after them, by the account's name."""
+        """Return by account name: the bars with the account's equity after each."""
         self.settle()
         if not self._bars:
             return {}
@@ -143,7 +145,7 @@ class QuietBars:
 
 
 class _MemoryReader(Reader):
-    """Reads a run of which the bars of stretches have no rows."""
+    """Reads a run whose quiet bars have no rows."""
 
     def __init__(self, connection: sqlite3.Connection, quiet: QuietBars) -> None:
         super().__init__(connection)
@@ -154,7 +156,7 @@ class _MemoryReader(Reader):
 
 
 class _MemoryRows(RunRows):
-    """The rows of a run, and the bars that are like one of them but for their prices."""
+    """The rows of a run with its quiet bars, which repeat a stored row but for their prices."""
 
     def __init__(self, connection: sqlite3.Connection, run_key: int, quiet: QuietBars) -> None:
         super().__init__(connection, run_key)
@@ -185,7 +187,7 @@ class _MemoryRows(RunRows):
 
 
 def _with_quiet(stored: Columns, quiet: Columns) -> Columns:
-    """Return *stored* and the *quiet* bars in order, in all else like the steps that they name."""
+    """Return *stored* and the *quiet* bars in order; columns they lack are copied from ``like``."""
     like = np.searchsorted(stored["sequence"], quiet["like"])
     order = np.argsort(np.concatenate((stored["sequence"], quiet["sequence"])))
     return {

@@ -1,6 +1,6 @@
-"""What sweeps store: their cells, so that they can resume, and the registry of all trials.
+"""Files of sweeps: their cells, so that they can resume, and the registry of all trials.
 
-Both are SQLite files of their own, apart from any run's record: nothing is traded by them.
+Both are separate SQLite files, no records of runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REGISTRY_VARIABLE: Final = "TRACEPAPER_TRIALS"
 BUSY_S: Final = 20.0
 _SWEEP_ID: Final = 0x74705357
 _ID_AT: Final = 68
-"""Where an SQLite file has its application's id."""
+"""The offset of the application id in an SQLite file."""
 _TRIALS_ID: Final = 0x7470544C
 
 _SWEEP: Final = """
@@ -41,21 +41,21 @@ CREATE TABLE trials (
 """
 
 CellKey = tuple[int, str, int]
-"""Of one run of a sweep: its span, the part of it (whole, train or test), and its number."""
+"""A run of a sweep: its span, the span's part (whole, train or test), and its number."""
 
 
 class Trials(NamedTuple):
-    """The trials on the same data: their number, and the daily Sharpe ratios of those with one."""
+    """The number of trials on the same data, and the daily Sharpe ratios that are defined."""
 
     number: int
     sharpe_day: tuple[float, ...]
 
 
 class SweepFile:
-    """The cells of one sweep in *path*, or in memory where that is None; one process at a time.
+    """The cells of one sweep in *path*, or in memory for None; open in one process at a time.
 
-    *header* says what the sweep is. A file that holds another sweep is refused with the first
-    thing that differs; one that holds this one goes on.
+    *header* describes the sweep. A file with another header is rejected with the first key that
+    differs; one with the same header is resumed.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ class SweepFile:
         wanted = json.loads(json.dumps(header))
         self._db = _open(path, _SWEEP_ID, "sweep", _SWEEP)
         with _explaining_errors(path):
-            # Until it is closed: two processes would make every run twice.
+            # Lock the file until it is closed: two processes would make every run twice.
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("BEGIN EXCLUSIVE")
             row = self._db.execute("SELECT content FROM sweep").fetchone()
@@ -71,18 +71,18 @@ class SweepFile:
                 self._db.execute("INSERT INTO sweep VALUES (1, ?)", (json.dumps(wanted),))
             self._db.commit()
         self._is_new = row is None
-        if row is not None and (held := json.loads(row[0])) != wanted:
+        if row is not None and (stored := json.loads(row[0])) != wanted:
             self.close()
-            differing = next(  # held keys last: an option that is left out now has its key there
-                name for name in (*wanted, *held) if held.get(name) != wanted.get(name)
+            differing = next(  # an option that was left out now is a key of *stored* alone
+                name for name in (*wanted, *stored) if stored.get(name) != wanted.get(name)
             )
             raise ConfigInvalid(
                 f"{path} holds a sweep with another {differing.replace('_', ' ')}; name another "
-                "file, or give what that sweep was given."
+                "file, or give the same options as for that sweep."
             )
 
     def cells(self) -> Iterator[tuple[CellKey, dict[str, Any]]]:
-        """Yield every cell that is stored, in order."""
+        """Yield every stored cell, in order."""
         rows = self._db.execute(
             "SELECT span, part, number, content FROM cells ORDER BY span, part DESC, number"
         )
@@ -90,13 +90,13 @@ class SweepFile:
             yield (span, part, number), json.loads(content)
 
     def store(self, key: CellKey, content: Mapping[str, Any]) -> None:
-        """Keep one cell, at once."""
+        """Store and commit one cell."""
         with _explaining_errors(self.path):
             self._db.execute("INSERT INTO cells VALUES (?, ?, ?, ?)", (*key, json.dumps(content)))
             self._db.commit()
 
     def keep_document(self, content: Mapping[str, Any]) -> None:
-        """Keep what the finished sweep says, for ``tracepaper ui`` to show."""
+        """Store the document of the finished sweep, which ``tracepaper ui`` shows."""
         with _explaining_errors(self.path):
             self._db.execute(
                 "INSERT OR REPLACE INTO document VALUES (1, ?)", (json.dumps(content),)
@@ -104,7 +104,7 @@ class SweepFile:
             self._db.commit()
 
     def close(self) -> None:
-        """Let another process go on with it."""
+        """Close the file, which releases its lock."""
         self._db.close()
 
     def __enter__(self) -> Self:
@@ -112,7 +112,7 @@ class SweepFile:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Close it; after an error before its first cell nothing of a new file is left."""
+        """Close the file; delete a new one if an error came before its first cell."""
         is_empty = error is not None and self._is_new and next(self.cells(), None) is None
         self.close()
         if is_empty and self.path is not None:
@@ -120,7 +120,7 @@ class SweepFile:
 
 
 class StoredSweep(NamedTuple):
-    """A sweep as its file holds it; ``document`` is None until every run of it is made."""
+    """A sweep read from its file; ``document`` is None until all its runs are done."""
 
     sweep_id: str
     header: dict[str, Any]
@@ -129,7 +129,7 @@ class StoredSweep(NamedTuple):
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether the file at *path* says that it holds a sweep."""
+    """Return whether the file at *path* has the application id of a sweep."""
     try:
         with path.open("rb") as file:
             head = file.read(_ID_AT + 4)
@@ -139,7 +139,7 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_sweep(path: Path) -> StoredSweep:
-    """Read the sweep in *path*; raise ``DataInvalid`` where it cannot be read."""
+    """Read the sweep in *path*; raise ``DataInvalid`` if it cannot be read."""
     try:
         with closing(
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0)
@@ -154,14 +154,14 @@ def read_sweep(path: Path) -> StoredSweep:
             None if row is None else json.loads(row[0]),
         )
     except (sqlite3.Error, ValueError, TypeError) as error:
-        why = "it is being made" if is_busy_error(error) else str(error)
-        raise DataInvalid(f"The sweep {path.name} cannot be read ({why}).") from None
+        reason = "it is being made" if is_busy_error(error) else str(error)
+        raise DataInvalid(f"The sweep {path.name} cannot be read ({reason}).") from None
 
 
 class TrialRegistry:
     """Every trial of every sweep, by the data it was made on; each counts once.
 
-    A trial is one configuration of one strategy, whichever sweep made it and however often.
+    A trial is one configuration of one strategy, however many sweeps ran it.
     """
 
     def __init__(self) -> None:
@@ -204,9 +204,9 @@ class TrialRegistry:
 
 
 def user_folder(variable: str, below_home: str) -> Path:
-    """Return tracepaper's folder below *variable* of the environment, else below the user's home.
+    """Return tracepaper's folder in that of the environment *variable*, else in the user's home.
 
-    Raises ``ConfigInvalid`` where neither is known, as under a user id without an account.
+    Raises ``ConfigInvalid`` if neither is known, such as for a user id without an account.
     """
     if named := os.environ.get(variable):
         return Path(named) / "tracepaper"
@@ -226,7 +226,7 @@ def registry_path() -> Path:
 
 
 def _open(path: Path | None, application: int, noun: str, tables: str) -> sqlite3.Connection:
-    """Open *path*, make its tables where it is new, and refuse any other file."""
+    """Open *path*; create its tables if it is new, and reject a file of another kind."""
     with _explaining_errors(path):
         db = sqlite3.connect(":memory:" if path is None else path, timeout=BUSY_S)
     try:
@@ -251,7 +251,7 @@ def _open(path: Path | None, application: int, noun: str, tables: str) -> sqlite
 
 @contextmanager
 def _explaining_errors(path: Path | None) -> Iterator[None]:
-    """Say in one sentence why *path* cannot be used."""
+    """Turn errors of the block into one sentence with the reason why *path* cannot be used."""
     try:
         yield
     except sqlite3.DatabaseError as error:

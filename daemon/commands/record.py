@@ -237,13 +237,13 @@ def export(
 
     Files that differ are replaced.
     """
-    from tracepaper.storage.database.exports import chosen
     from tracepaper.storage.database.exports import export as write
+    from tracepaper.storage.database.exports import views_of
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.extras import require
 
     require("pyarrow", "--parquet", parquet)
-    wanted = chosen(views)
+    wanted = views_of(views)
     path, run_id = located(run, db, config)
     with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, parquet, wanted, progress)
@@ -371,7 +371,7 @@ def prune(
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.commands.fleet import reject_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.resume import recorded_lookback
+    from tracepaper.daemon.session.resume import estimated_lookback
     from tracepaper.storage.database.connection import size_on_disk
     from tracepaper.storage.maintenance import prune as prune_database
 
@@ -384,7 +384,7 @@ def prune(
 
     def reach(run_id: str) -> RunLookback | None:
         try:
-            return recorded_lookback(path, run_id)
+            return estimated_lookback(path, run_id)
         except (TracepaperError, ValueError) as error:
             unknown[run_id] = " ".join(str(error).split())
             return None

@@ -231,7 +231,7 @@ class CovariateReader:
                 CovariateRow(symbol, time_ms, tuple(row))
                 for time_ms, row in zip(times, values, strict=True)
             ]
-        self._file.take(growth)
+        self._file.accept(growth)
         return new
 
     def _require_same_symbols(self, file: CovariateFile) -> None:

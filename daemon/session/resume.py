@@ -274,7 +274,7 @@ def engine_lookback(engine: Engine, context: int) -> RunLookback:
     )
 
 
-def recorded_lookback(database: Path, run_id: str) -> RunLookback:
+def estimated_lookback(database: Path, run_id: str) -> RunLookback:
     """Return the lookback of a run of *database*, from its strategy and model.
 
     Raises ``TracepaperError`` or ``ValueError`` if one of them can no longer be loaded.

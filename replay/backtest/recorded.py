@@ -40,7 +40,7 @@ from tracepaper.daemon.session.user_model import reject_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
-from tracepaper.storage.chain.starting_point import Beginnings, RunLookback, StartingPoint
+from tracepaper.storage.chain.starting_point import RunLookback, StartingPoint, StartingPoints
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Fed, Reader
 from tracepaper.strategies.api.model import OF_MEASURE, given_by
@@ -131,7 +131,7 @@ def _find_beginning(
     reader: Reader, stored: StoredRun, reach: RunLookback, from_step: int | None
 ) -> StartingPoint | None:
     """Return where to begin, None for the run's start; raise if a prune left too few bars."""
-    places = Beginnings(reader.connection, stored.run_key, reach)
+    places = StartingPoints(reader.connection, stored.run_key, reach)
     pruned = reader.pruned(stored.run_key)
     requested = None if from_step is None else places.before(from_step)
     if pruned is None:

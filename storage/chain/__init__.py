@@ -1,1 +1,1 @@
-"""The hash chain of a run: its walk, the diagnosis of a break, the judgement of the whole file."""
+"""The hash chain of a run: its verification, the diagnosis of damage, the audit of a file."""

@@ -1,8 +1,8 @@
 """Integrity of a database beyond its chains: pages, schema, linked runs, cards.
 
-``audit verify`` looks at all of it; nothing here needs torch, or reads a file but the database.
+``audit verify`` runs these checks. They need no torch and read no file but the database.
 
-The rules are docs/storage.md, S10 to S13.
+docs/storage.md, S10 to S13, has the rules.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DIGEST: Final = (
     "SELECT digest FROM commits WHERE run_key = ?1 AND last_sequence = ?2 UNION ALL "
     "SELECT digest FROM prunes WHERE run_key = ?1 AND until_sequence = ?2"
 )
-_PRUNED_BEYOND: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
+_PRUNED_AFTER: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
 _HOLDING: Final = itemgetter(place("steps", "holding"))
 
 _MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_key"
@@ -55,7 +55,9 @@ _MOVED: Final = (
 )
 _CASH: Final = f"SELECT sequence, cash FROM holdings WHERE {_OF_RUN} AND book = 0"
 
-_ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.run_key = a.run_key AND s.sequence = a.sequence)"
+_STEP_OF_ROW: Final = (
+    "(SELECT 1 FROM steps s WHERE s.run_key = a.run_key AND s.sequence = a.sequence)"
+)
 
 _UNREADABLE: Final = (
     sqlite3.Error,
@@ -66,25 +68,25 @@ _UNREADABLE: Final = (
     ValueError,
     MsgspecError,
 )
-"""What a damaged file makes SQLite, or the reading of its values, raise."""
+"""Exceptions of SQLite, and of decoding values, that a damaged file can cause."""
 
 NEVER_FOUND: Final = (
-    "Deleting the newest run, cutting off a run's end, or deriving a run anew is found by a "
-    "head that was kept elsewhere, and by nothing else."
+    "Only a head kept elsewhere shows whether the newest run was deleted, a run's end was cut off "
+    "or a run was computed again."
 )
-ADDED_SINCE: Final = "Steps or runs added after the head that was kept are not found even so."
+ADDED_SINCE: Final = "Even that head does not show steps or runs that were added after it."
 
 
 class AuditResult(Struct, frozen=True):
-    """The result of ``audit verify``: of the file, and of the chain of one run."""
+    """The result of ``audit verify`` for the file and the chain of one run."""
 
     chain: ChainReport
-    problem: ChainProblem | None  # the first, whichever it was
-    warnings: tuple[str, ...] = ()  # of foreign tables and the like, which do no harm
+    problem: ChainProblem | None  # the first problem of the file or the run
+    warnings: tuple[str, ...] = ()  # harmless findings, such as tables of other programs
 
     @property
     def passes(self) -> bool:
-        """Whether there are steps, and no problem."""
+        """Whether the run has steps, and no problem was found."""
         return self.problem is None and self.chain.steps > 0
 
 
@@ -99,7 +101,7 @@ def audit_runs(
 ) -> list[AuditResult]:
     """Check the file, once, and the chain of every run of *run_ids*.
 
-    A page that SQLite cannot read is a problem like any other, and no exception.
+    A page that SQLite cannot read is reported as a problem; it raises no exception.
     """
     try:
         problem, warnings = check_database(connection)
@@ -143,14 +145,14 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
 
 
 class _Cash:
-    """The account's cash at the steps of a run, from its commits: (step, cash) where it changes."""
+    """The account's cash during a run: (step, cash) at each step whose commit changes it."""
 
     def __init__(self, connection: sqlite3.Connection, run_id: str) -> None:
         self._of_holding = dict(connection.execute(_CASH, (run_id,)).fetchall())
-        self.changes: list[tuple[int, int | None]] = [(-1, None)]  # None: nothing says it
+        self.changes: list[tuple[int, int | None]] = [(-1, None)]  # None: unknown
 
     def take(self, commit: Commit) -> None:
-        """Take in the steps of *commit*."""
+        """Add the changes of the steps of *commit*."""
         cash = [*map(self._of_holding.get, map(_HOLDING, commit.rows["steps"]))]
         changed = map(ne, cash, chain([self.changes[-1][1]], cash))
         places = compress(range(len(cash)), changed)
@@ -160,7 +162,7 @@ class _Cash:
 def check_cash(
     connection: sqlite3.Connection, run_id: str, changes: Sequence[tuple[int, int | None]]
 ) -> ChainProblem | None:
-    """Return the first step of a run whose cash, by its *changes*, is not the sum of its ledger."""
+    """Return the first step of a run at which the cash in *changes* is not its ledger's sum."""
     moved = connection.execute(_MOVED, (run_id,)).fetchall()
     steps = [step for step, _ in changes]
     added = 0
@@ -168,12 +170,13 @@ def check_cash(
     for (step, amount, balance), (following, *_) in pairwise(entries):
         added += amount
         if balance != added:
-            return _unbalanced(step, added, f"the entry there says {_money(balance)}", "ledger")
+            statement = f"the balance of its entry is {_money(balance)}"
+            return _unbalanced(step, added, statement, "ledger")
         if step == following:
             continue
         for since, cash in changes[bisect_right(steps, step) - 1 : bisect_left(steps, following)]:
             if cash is not None and cash != added:
-                statement = f"the account's cash there is {_money(cash)}"
+                statement = f"the account's cash is {_money(cash)}"
                 return _unbalanced(max(since, step), added, statement, "ledger", "holdings")
     return None
 
@@ -202,9 +205,9 @@ def check_pages(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
 def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
     """Find rows that refer to a missing row."""
     tables = [str(table) for table, *_ in connection.execute("PRAGMA foreign_key_check")]
-    # Their key to ``steps`` is not declared, so that writing a step costs no look-up.
+    # Their foreign key to ``steps`` is not declared, which saves a look-up per row written.
     for table in OF_A_STEP:
-        query = f"SELECT 1 FROM {table} a WHERE NOT EXISTS {_ITS_STEP} LIMIT 1"
+        query = f"SELECT 1 FROM {table} a WHERE NOT EXISTS {_STEP_OF_ROW} LIMIT 1"
         if connection.execute(query).fetchone():
             tables.append(table)
     for table in tables:
@@ -221,15 +224,15 @@ def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
 
 
 def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
-    """Compare tables, indexes and views with those of a new database, to the letter."""
+    """Compare the SQL of tables, indexes and views with that of a new database."""
     expected = dict(expected_schema())
     for kind, name, table, sql in connection.execute(_OBJECTS):
         definition = expected.pop((kind, name), None)
         if kind == "trigger":
-            sentence = f"The trigger {name} changes rows behind our back: drop it."
+            sentence = f"The trigger {name} can change rows of the record: drop it."
             yield ChainProblem(None, (str(table),), "extra", sentence)
         elif definition is None:
-            warnings.append(f"The {kind} {name} is not ours.")
+            warnings.append(f"The {kind} {name} does not belong to tracepaper.")
         elif definition != (table, sql):
             yield _redefined(kind, name)
     for kind, name in expected:
@@ -238,27 +241,27 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
 
 
 def _redefined(kind: str, name: str) -> ChainProblem:
-    sentence = f"The {kind} {name} is not as this version makes it, so what it shows may mislead: "
-    sentence += "restore a backup."
+    sentence = f"The {kind} {name} differs from the one that this version creates, so it may show "
+    sentence += "wrong values: restore a backup."
     return ChainProblem(None, (name,), "changed", sentence)
 
 
 def _pulled_alone(run_id: str, row: tuple[Any, ...]) -> list[str]:
-    """Return the warning of a file that has one run alone, whose *row* names its predecessor."""
+    """Return a warning if the file's only run, with this *row*, has a predecessor elsewhere."""
     if row[1] != run_id or (predecessor := row[3]) is None:
         return []
     return [
         (
-            f"Run {run_id} was pulled alone: run {predecessor}, opened before it, is absent from "
-            "this file, and so is what else would show whether runs were removed."
+            f"Run {run_id} was pulled alone: this file lacks run {predecessor}, opened before it, "
+            "so it cannot show whether runs were removed."
         )
     ]
 
 
 def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
-    """Compare each run's row with the run opened before it: its id, count and head.
+    """Check each run's stored id, step count and head of the run opened before it.
 
-    The one run of a file that ``db pull`` made of it alone has its predecessor elsewhere.
+    A file that ``db pull`` made from a single run does not hold its predecessor.
     """
     before_key, before_id, before_opened = 0, None, None
     runs = connection.execute(_RUNS).fetchall()
@@ -268,8 +271,10 @@ def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterato
     for key, run_id, opened, previous, count, head in runs:
         if previous != before_id:
             gone = "none" if previous is None else previous
-            sentence = f"Run {run_id} was opened after {gone}, and {before_id or 'none'} stands "
-            sentence += "before it: a run was removed or added, or its row was changed."
+            sentence = f"Run {run_id} was opened after {gone}, but the run before it is "
+            sentence += (
+                f"{before_id or 'none'}: a run was removed or added, or its row was changed."
+            )
             yield ChainProblem(None, ("runs",), "missing", sentence)
         elif before_id is None:
             if (count, head) != (None, None):
@@ -282,19 +287,19 @@ def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterato
         else:
             at = (before_key, count - 1)
             digest = connection.execute(_DIGEST, at).fetchone()
-            pruned = connection.execute(_PRUNED_BEYOND, at).fetchone()
+            pruned = connection.execute(_PRUNED_AFTER, at).fetchone()
             if digest != (head,) and (digest is not None or pruned is None):
                 yield _unlinked(run_id, before_id)
         before_key, before_id, before_opened = key, run_id, opened
 
 
 def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
-    """Check that each card gives its id, and that each run's model has a card."""
+    """Check that each card matches its id, and that each run's model has a card."""
     cards = connection.execute(select("models", "TRUE")).fetchall()
     for row in cards:
         if not Identity(*row).is_true:
             sentence = (
-                f"The card of model {row[0][:ID_DIGITS]} was changed: it does not give its id."
+                f"The card of model {row[0][:ID_DIGITS]} was changed: it does not match its id."
             )
             yield ChainProblem(None, ("models",), "changed", sentence)
     stored = {row[0] for row in cards}
@@ -305,7 +310,7 @@ def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
             sentence = f"The card of model {model_id}, which run {run_id} used, is missing."
             yield ChainProblem(None, ("models",), "missing", sentence)
         elif model_id != sha256[:ID_DIGITS]:
-            sentence = f"Run {run_id} names model {model_id} by another's hash."
+            sentence = f"Run {run_id} stores model {model_id} with the hash of another model."
             yield ChainProblem(None, ("runs",), "changed", sentence)
     promoted = {sha256 for (sha256,) in connection.execute(_STARTED)} - used - {"", None}
     for sha256 in sorted(promoted - stored):

@@ -1,10 +1,10 @@
-"""Where a derivation can begin within a run: after a prune, or at ``verify --from``.
+"""Steps of a run at which ``verify`` can begin to compute it: after a prune, or ``--from``.
 
-At the end of any step the engine's state is the newest one that was stored, with what was confirmed
-and counted since; everything else follows from the events of a stretch before it, its *run-in*.
-Only queries; nothing here knows an engine.
+After any step the engine's state is the newest stored state plus the confirmations and counts since
+then. The rest is restored by feeding the events of a stretch before it, the *run-in*. This module
+only queries the database; it uses no engine.
 
-The rule is docs/storage.md, S17.
+docs/storage.md, S17, has the rule.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ _INSTRUMENTS: Final = (
 
 
 class RunLookback(Struct, frozen=True):
-    """How far the decisions of a run look back."""
+    """The lookback of a run's decisions."""
 
-    bars: dict[str, int]  # the newest ones of each instrument, by its id
-    books: dict[str, int] = {}  # order books of each instrument
-    context: int = 0  # bars of each instrument that the model's answer depends on; 0 without one
-    counts: bool = False  # whether a shadow account depends on every bar since the state was stored
+    bars: dict[str, int]  # newest bars needed, by instrument id
+    books: dict[str, int] = {}  # newest order books needed, by instrument id
+    context: int = 0  # bars per instrument that a forecast depends on; 0 without a model
+    counts: bool = False  # whether a shadow account counts every bar since the stored state
 
 
 class _StartContent(Struct):
-    """The content of a start's event: its model, and the bars that warmed it."""
+    """The content of a ``model_change`` event: the model, and the bars that warmed it up."""
 
     model_sha256: str = ""
     warm_from: list[tuple[str, int]] = []
@@ -67,55 +67,55 @@ class _Start(NamedTuple):
     """A start of a model."""
 
     step: int
-    warm_from: dict[str, int]  # by instrument: the first bar that warmed it
-    is_promotion: bool  # which warmed it in another process, with a context of bars
+    warm_from: dict[str, int]  # by instrument: the first bar that warmed it up
+    is_promotion: bool  # then another process warmed it up with a context of bars
 
 
 class StartingPoint(Struct, frozen=True):
-    """Where a derivation begins."""
+    """A step after which a run can be computed again."""
 
-    after: int  # the last step that is taken from the record: the next one is derived
-    fed_from: int  # from this step on the record's events are fed again
-    is_started: bool = False  # whether the model is asked from there on, or warmed by a start
+    after: int  # the last step that is read from the record; the next one is computed
+    fed_from: int  # the first step whose event is fed in the run-in
+    is_started: bool = False  # whether the model forecasts from there on, or a start warms it up
 
 
-class Beginnings:
-    """The places of one run at which a derivation can begin, for decisions of one *reach*."""
+class StartingPoints:
+    """The starting points of one run, for decisions with one *lookback*."""
 
-    def __init__(self, connection: sqlite3.Connection, run_key: int, reach: RunLookback) -> None:
+    def __init__(self, connection: sqlite3.Connection, run_key: int, lookback: RunLookback) -> None:
         self._connection = connection
-        self._reach = reach
+        self._lookback = lookback
         self._run_key = run_key
         self._find = partial(find_step, connection, run_key)
         _, self._first, self._last = run_span(run_key)
         instruments = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
         self._places = {str(name): int(place) for place, name in instruments}
-        # At least the newest, at whose close everything is valued.
-        self._bars = {key: max(count, 1) for key, count in reach.bars.items()}
-        self._unquoted: set[str] | None = None  # of a run that was pruned: those without a quote
+        # At least one bar, because its close values the position.
+        self._bars = {key: max(count, 1) for key, count in lookback.bars.items()}
+        self._unquoted: set[str] | None = None  # instruments without a quote in a pruned run
 
-    # ------------------------------------------------------------ of a whole run
+    # ------------------------------------------------------------ a whole run
 
     def before(self, sequence: int) -> StartingPoint | None:
-        """Return the last beginning after which step *sequence* or an earlier one is derived.
+        """Return the last starting point before step *sequence*.
 
-        None where the bars before it are fewer than its decision looks back on.
+        None if fewer bars precede it than its decision needs.
         """
         step = self._unit(sequence)[0] - 1
         pending = self._pending(step)
-        if pending is not None:  # begin before the promotion, so that its change is derived too
+        if pending is not None:  # begin before the promotion, to compute its model change too
             step = pending - 1
         return None if step < self._first else self._fed(step)
 
-    # ------------------------------------------------------------ of a run that was pruned
+    # ------------------------------------------------------------ a pruned run
 
     def first(self, until_sequence: int) -> StartingPoint | None:
-        """Return the first place behind step *until_sequence*, the last that was pruned.
+        """Return the first starting point after step *until_sequence*, the last pruned one.
 
-        None where too few bars are left.
+        None if too few bars are left.
         """
         since = until_sequence + 1
-        context = self._modelled
+        context = self._model_bars
         candidate = self._reached(since, {key: max(n, context) for key, n in self._bars.items()})
         while candidate is not None:
             step = self._unit(candidate)[1]
@@ -125,14 +125,14 @@ class Beginnings:
             beginning = self._fed(step, since=since)
             if beginning is not None:
                 # A prune drops bars that a shadow account counted since the state was stored.
-                if not self._reach.counts or self._find(since, step, "states") is not None:
+                if not self._lookback.counts or self._find(since, step, "states") is not None:
                     return beginning
                 candidate = self._find(step + 1, self._last, "states")
                 continue
             candidate = self._find(step + 1, self._last, "steps", _BAR)
             started = self._start_before(step) if context else None
             if candidate is not None and started is not None and started.step >= since:
-                # Its bars are gone: a context later the model is known again.
+                # The bars that warmed it up were pruned: wait until a full context has followed.
                 later = self._reached(started.step + 1, dict.fromkeys(self._bars, context))
                 candidate = None if later is None else max(candidate, later)
         return None
@@ -140,7 +140,7 @@ class Beginnings:
     # ------------------------------------------------------------ what a prune may drop
 
     def droppable(self, sequence: int) -> int:
-        """Return the last sequence that step *sequence* and later ones do not need; or -1."""
+        """Return the last step that step *sequence* and later ones do not need; -1 if none."""
         beginning = self.before(sequence)
         if beginning is None:
             return -1
@@ -149,31 +149,31 @@ class Beginnings:
         stored = self._find(self._first, after, "states", newest=True)
         if stored is not None and stored <= until:
             confirmed = confirmed_since(self._connection, (self._run_key, stored + 1, after))
-            if self._reach.counts or next(iter(confirmed), None) is not None:
-                # The state at *after* is the stored one with what these steps changed.
+            if self._lookback.counts or next(iter(confirmed), None) is not None:
+                # The state at *after* needs the stored state and the steps that changed it since.
                 until = self._unit(stored)[0] - 1
         return max(until, -1)
 
     # ------------------------------------------------------------ queries
 
     def step_at(self, open_time_ms: int) -> int | None:
-        """Return the sequence of the first bar that opened then or later; None where none did."""
+        """Return the step of the first bar that opened at *open_time_ms* or later, if any."""
         return self._find(
             self._first, self._last, "steps", f"{_BAR} AND open_time_ms >= ?", open_time_ms
         )
 
     @property
-    def _modelled(self) -> int:
-        # The answer to the bar before counts too: a shift is held against it.
-        return self._reach.context + 1 if self._reach.context else 0
+    def _model_bars(self) -> int:
+        # One more, because a forecast's shift is computed against the forecast before it.
+        return self._lookback.context + 1 if self._lookback.context else 0
 
     def _unit(self, step: int) -> tuple[int, int]:
-        """Return the first and the last step of the close that *step* belongs to, else *step*."""
+        """Return the first and last step of the close that holds *step*; without one, *step*."""
         return close_of(self._connection, self._run_key, step, len(self._places))
 
     def _pending(self, step: int) -> int | None:
-        """Return the promotion whose change of model is still due at *step*."""
-        if not self._reach.context:
+        """Return the step of a promotion whose model change has not followed by *step*."""
+        if not self._lookback.context:
             return None
         row = self._connection.execute(_PROMOTED, (self._run_key, self._first, step)).fetchone()
         if row is None:
@@ -183,7 +183,7 @@ class Beginnings:
         return int(row[0]) if done is None else None
 
     def _reached(self, first: int, wanted: dict[str, int]) -> int | None:
-        """Return the step at which each instrument has had as many bars as are *wanted*."""
+        """Return the step from *first* on by which each instrument has had its *wanted* bars."""
         steps: list[int] = []
         for key, count in wanted.items():
             if self._is_young(key, first) and len(wanted) > 1:
@@ -196,27 +196,27 @@ class Beginnings:
     def _bar(
         self, first: int, last: int, key: str, *, newest: bool = False, skip: int = 0
     ) -> int | None:
-        """Return the first or the *newest* bar of an instrument, behind *skip* others."""
+        """Return the step of an instrument's first or *newest* bar, after *skip* others."""
         query = "steps", f"instrument = ? AND {_BAR}", self._places[key]
         return self._find(first, last, *query, newest=newest, skip=skip)
 
     def _back(self, first: int, step: int, key: str, count: int) -> int | None:
-        """Return the oldest of the last *count* bars of an instrument at *step*."""
+        """Return the step of the oldest of an instrument's last *count* bars up to *step*."""
         return self._bar(first, step, key, newest=True, skip=count - 1)
 
     def _oldest(self, first: int, step: int, key: str) -> int:
-        """Return the first bar of an instrument, or *step* where it has none."""
+        """Return the step of an instrument's first bar; *step* if it has none."""
         bar = self._bar(first, step, key)
         return step if bar is None else bar
 
     def _is_young(self, key: str, first: int) -> bool:
-        """Return whether no bar of an instrument was pruned: no step was, or none has a bar."""
+        """Return whether no bar of an instrument can have been pruned."""
         return first == self._first or self._bar(first, self._last, key) is None
 
     def _start_before(self, step: int) -> _Start | None:
-        """Return the start of the model that answers at *step*.
+        """Return the start of the model that forecasts at *step*.
 
-        For a promotion that is the event at which another process warmed the promoted model.
+        A promoted model starts at its promotion, when another process warmed it up.
         """
         return next(self._starts(step), None)
 
@@ -226,7 +226,7 @@ class Beginnings:
             _STARTED, (self._run_key, self._first, step)
         ).fetchall():
             start = msgspec.json.decode(content, type=_StartContent)
-            if self._reach.context and not start.warm_from:
+            if self._lookback.context and not start.warm_from:
                 row = self._connection.execute(
                     _PROMOTED, (self._run_key, self._first, at)
                 ).fetchone()
@@ -236,24 +236,24 @@ class Beginnings:
             yield _Start(int(at), dict(start.warm_from), is_promotion=False)
 
     def _fed(self, step: int, *, since: int | None = None) -> StartingPoint | None:
-        """Return the beginning after *step*; None where an event it needs was pruned (*since*)."""
+        """Return the starting point after *step*; None if an event it needs is before *since*."""
         first = self._first if since is None else since
         fed = [self._back(first, step, key, count) for key, count in self._bars.items()]
         if any(oldest is not None for oldest in fed):
-            # An instrument that came late, or never, is known from its first bar on.
+            # An instrument whose bars begin late needs those from its first bar on.
             fed = [
                 self._oldest(first, step, key)
                 if oldest is None and self._is_young(key, first)
                 else oldest
                 for key, oldest in zip(self._bars, fed, strict=True)
             ]
-        fed += [self._books(first, step, key, count) for key, count in self._reach.books.items()]
+        fed += [self._books(first, step, key, count) for key, count in self._lookback.books.items()]
         if first != self._first and self._unquoted is None:
             quotes = {key: self._last_quoted(first, self._last, key) for key in self._bars}
             self._unquoted = {key for key, quoted in quotes.items() if quoted is None}
         fed += [self._quote(first, step, key) for key in self._bars]
         is_started = False
-        if self._reach.context:
+        if self._lookback.context:
             of_model, is_started = self._model_fed(first, step)
             fed += of_model
         steps = [oldest for oldest in fed if oldest is not None]
@@ -261,20 +261,20 @@ class Beginnings:
             return None
         fed_from = self._unit(min([step + 1, *steps]))[0]
         pending = self._pending(fed_from - 1)
-        if pending is not None:  # its change comes in the run-in: the model is made ready there
+        if pending is not None:  # the run-in must hold the promotion, which loads the model
             if pending < first:
                 return None
             fed_from = pending
         return StartingPoint(step, fed_from, is_started)
 
     def _model_fed(self, first: int, step: int) -> tuple[list[int | None], bool]:
-        """Return the first steps that the model needs, and whether it is asked from there on.
+        """Return the first steps that the model needs, and whether it forecasts from there on.
 
-        A context of bars, asked one after the other, leaves nothing of what it was before. Where
-        its start is nearer, it is warmed by that, with the bars it was warmed with then.
+        Forecasts over a full context of bars restore its state. If the model started more recently,
+        it is warmed up with the bars of its start instead.
         """
         keys = [key for key in self._bars if self._oldest(first, step, key) < step]
-        by_steps = [self._back(first, step, key, self._modelled) for key in keys]
+        by_steps = [self._back(first, step, key, self._model_bars) for key in keys]
         started = self._start_before(step)
         at = -1 if started is None else started.step
         if started is None or all(oldest is not None and oldest > at for oldest in by_steps):
@@ -284,8 +284,8 @@ class Beginnings:
         if not started.is_promotion:
             warm_from = started.warm_from.items()
             return [at, *(self._bar_at(first, at, key, opened) for key, opened in warm_from)], False
-        before = [self._back(first, at, key, self._reach.context) for key in keys]
-        if first == self._first:  # fewer were known then
+        before = [self._back(first, at, key, self._lookback.context) for key in keys]
+        if first == self._first:  # an instrument may have had fewer bars then
             before = [first if oldest is None else oldest for oldest in before]
         return [at, *before], True
 
@@ -295,28 +295,28 @@ class Beginnings:
         return self._find(first, last, "steps", where, self._places[key], open_time_ms)
 
     def _since_start(self, first: int, step: int) -> int:
-        """Return the step from which quotes and books count at *step*: a start forgets others."""
+        """Return the first step whose quotes and books still count: a start drops earlier ones."""
         starts = (start.step for start in self._starts(step) if not start.is_promotion)
         return max(first, next(starts, first))
 
     def _quote(self, first: int, step: int, key: str) -> int | None:
-        """Return the newest quote of an instrument at *step*, or *step* where there is none.
+        """Return the step of an instrument's newest quote up to *step*; *step* if it has none.
 
-        None where it may have gone with a cut.
+        None if the quote may have been pruned.
         """
         since = self._since_start(first, step)
         quoted = self._last_quoted(since, step, key)
         if quoted is not None:
             return quoted
-        may_be_cut = since == first != self._first and key not in (self._unquoted or ())
-        return None if may_be_cut else step
+        may_be_pruned = since == first != self._first and key not in (self._unquoted or ())
+        return None if may_be_pruned else step
 
     def _last_quoted(self, first: int, last: int, key: str) -> int | None:
         quoted = "kind = 'quote' AND instrument = ?"
         return self._find(first, last, "events", quoted, self._places[key], newest=True)
 
     def _books(self, first: int, step: int, key: str, count: int) -> int | None:
-        """Return the oldest event with one of the last *count* order books of an instrument."""
+        """Return the step of the oldest of an instrument's last *count* order books."""
         since = self._since_start(first, step)
         oldest = step
         span = (self._run_key, since, step, self._places[key])
@@ -324,5 +324,5 @@ class Beginnings:
             oldest, count = int(at), count - int(books)
             if count <= 0:
                 return oldest
-        # Either there were no more since the start, or some went with a cut.
+        # Either no more followed the start, or some were pruned.
         return oldest if since > first or first == self._first else None

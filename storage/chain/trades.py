@@ -1,11 +1,11 @@
 """Consistency of a run's fills, orders, positions and ledger.
 
-``audit verify`` asks it of runs that were pruned: all four are kept, and the steps from which they
-followed are gone. So what was taken out of one of them, or changed in it, with every digest
-computed anew, is found by the others. Of a whole run ``verify`` derives all of it. Of every run it
-asks what each order and fill says of itself.
+A prune keeps all four but drops the steps from which they were computed. So ``audit verify``
+compares them with each other in pruned runs: it finds a row that was removed or changed in one of
+them even if every digest was computed again. A run that was not pruned is computed again by
+``verify``. In every run the columns of each order and each fill are checked against each other.
 
-The rules are docs/storage.md, S10, and docs/money.md, M24.
+docs/storage.md, S10, and docs/money.md, M24, have the rules.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from tracepaper.strategies.types.market import CorporateAction, Instrument
 
-# In hedge mode the account's own fills are those of its sides: see _PARTS.
+# In hedge mode the account's fills are those of its sides: see _PARTS.
 _FILLS: Final = (
     "SELECT sequence, coalesce(shadow || '/' || position_side, shadow, position_side), instrument, "
     "side, quantity, notional, fee, "
@@ -95,12 +95,12 @@ _CONTRADICTIONS: Final = (
     (
         _ORDER + f"(coalesce(kind, 'MARKET'), price IS NOT NULL, trigger IS NOT NULL) NOT IN "
         f"(VALUES {_PRICES_OF_KINDS}) ORDER BY sequence LIMIT 1",
-        "the kind of an order is not that of its prices",
+        "the kind of an order does not match its prices",
         "orders",
     ),
     (
         _ORDER + "(status = 'FILLED') <> (filled = quantity) ORDER BY sequence LIMIT 1",
-        "the status of an order is not what was filled of it",
+        "the status of an order does not match its filled quantity",
         "orders",
     ),
     (
@@ -110,11 +110,11 @@ _CONTRADICTIONS: Final = (
             "AND o.order_id = f.order_id AND o.side = f.side AND o.instrument = f.instrument "
             "AND o.position_side IS f.position_side) ORDER BY sequence LIMIT 1"
         ),
-        "a fill is of no order of its side and instrument",
+        "a fill has no order with its side and instrument",
         "fills",
     ),
 )
-"""Where the rows of one step contradict each other: a query, what it finds, and in which table."""
+"""Contradictions within a step: the query that finds one, its description and its table."""
 _CLOSED: Final = select("trades", "run_key = ?")
 _PRICED: Final = (
     "SELECT sequence, instrument, book > 0, side, quantity, price, notional, fee, fee_base, "
@@ -126,7 +126,7 @@ _SUMMED: Final = (
     "WHERE run_key = ?1 AND {} GROUP BY 1, 2, 3, 4, 5, 6, 7"
 )
 _OF_ACCOUNT: Final = _SUMMED.format("position_side", "book = 0")
-# Where fills of strategies, or of both sides, contradict the account's: queries, what they find.
+# Contradictions between fills of the account and its parts: a query and its description.
 _PARTS: Final = (
     "SELECT sequence FROM ({} EXCEPT {}) ORDER BY sequence LIMIT 1",
     "the parts of a fill do not add up to it",
@@ -138,7 +138,7 @@ _CROSSED: Final = (
         "WHEN 'BUY' THEN quantity ELSE -quantity END) <> 0 OR min(price) <> max(price) "
         "ORDER BY sequence LIMIT 1"
     ),
-    "what strategies crossed with each other does not add up to nothing",
+    "the fills that strategies crossed with each other do not add up to zero",
 )
 
 
@@ -177,7 +177,7 @@ class _RunTerms(Struct, frozen=True):
 
     @property
     def cash(self) -> Decimal:
-        """The cash of the account when it was opened."""
+        """The initial cash of the account, in units of money."""
         return self.account.cash.scaleb(MONEY_DECIMALS)
 
     @property
@@ -186,14 +186,14 @@ class _RunTerms(Struct, frozen=True):
         shares = {name: of for name, of in self.strategies.items() if isinstance(of, dict)}
         return {name: Decimal(of["share"]) for name, of in shares.items()}
 
-    def begun(self) -> dict[str, Decimal]:
-        """Return the cash that each strategy begins with, to a unit."""
+    def initial_cash(self) -> dict[str, Decimal]:
+        """Return the initial cash of each strategy, in units of money, not rounded."""
         return {name: self.cash * share for name, share in self.shares.items()}
 
     def parts_queries(self) -> Iterator[tuple[str, str]]:
-        """Yield where fills of strategies, or of both sides, contradict the account's.
+        """Yield queries for fills of strategies, or of sides, that contradict the account's.
 
-        Each is a query and what it finds.
+        Each comes with a description of the contradiction.
         """
         parted = []
         if self.is_hedged:
@@ -211,10 +211,10 @@ class _RunTerms(Struct, frozen=True):
 
 
 class _StoredFill(NamedTuple):
-    """A fill as it is stored."""
+    """A stored fill."""
 
     step: int
-    shadow: str | None  # None is the run's own account, in one-way mode
+    shadow: str | None  # None is the run's account, in one-way mode
     instrument: int
     side: str
     quantity: int
@@ -223,12 +223,12 @@ class _StoredFill(NamedTuple):
     fee_base: int
     model: str
     order_id: str
-    is_own: bool  # of the run's own account
-    is_cash: bool  # paid in full
+    is_own: bool  # whether it belongs to the run's account
+    is_cash: bool  # whether it is paid in full
 
 
 class _StoredAction(NamedTuple):
-    """A split or a dividend as it is stored."""
+    """A stored split or dividend."""
 
     step: int
     instrument: int
@@ -237,12 +237,12 @@ class _StoredAction(NamedTuple):
 
 
 class _StoredHolding(NamedTuple):
-    """What follows from fills of a row of ``holdings``."""
+    """The columns of a row of ``holdings`` that are computed from fills."""
 
     step: int
     shadow: str | None
     instrument: int
-    held: tuple[int, ...]  # as ``_held`` has it
+    held: tuple[int, ...]  # as ``_held`` returns them
 
 
 Entry = tuple[str, int, int, str | None, str | None]
@@ -250,12 +250,12 @@ Entry = tuple[str, int, int, str | None, str | None]
 
 
 def _held(holding: Holding) -> tuple[int, int, int, int]:
-    """Return the columns of ``holdings`` that follow from fills."""
+    """Return the columns of ``holdings`` that are computed from fills."""
     return holding.quantity, holding.entry_notional, holding.realized_pnl, holding.fees_paid
 
 
 def _booked(holding: Holding, fill: _StoredFill) -> list[Entry]:
-    """Take *fill* into *holding*; return its movements of cash."""
+    """Apply *fill* to *holding*; return its movements of cash."""
     movements = holding.fill(
         fill.quantity if fill.side == Side.BUY.value else -fill.quantity,
         fill.notional,
@@ -274,9 +274,9 @@ def _booked(holding: Holding, fill: _StoredFill) -> list[Entry]:
 def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
     """Return the first step of *run_id* at which an order or a fill contradicts itself.
 
-    An order has the prices of its kind, and is FILLED where nothing is left of it; a rejected one
-    is not checked. A fill has an order of its side; its notional is its price times its quantity,
-    and its fee follows from that by the run's configuration.
+    An order has the prices of its kind, and is FILLED if its whole quantity is filled; rejected
+    orders are not checked. A fill has an order of its side; its notional is its price times its
+    quantity, and its fee is that of the run's configuration.
     """
     stored = Reader(connection).stored_run(run_id)
     run_key = stored.run_key
@@ -288,8 +288,8 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
         for (step,) in connection.execute(query, (run_key,)):
             return _contradicts(step, statement, "fills")
     terms = [_Terms.of(configured.execution, item) for item in stored.run.instruments]
-    for step, place, is_beside, *fill in connection.execute(_PRICED, (run_key,)):
-        is_part = bool(configured.strategies) and is_beside
+    for step, place, is_shadow, *fill in connection.execute(_PRICED, (run_key,)):
+        is_part = bool(configured.strategies) and is_shadow
         if statement := terms[place].contradiction(*fill, is_part=is_part):
             return _contradicts(step, statement, "fills")
     return None
@@ -300,10 +300,10 @@ class _Terms(NamedTuple):
 
     notional: Notional
     quantity_decimals: int
-    pays_in_base: bool  # the fee of a buy
+    pays_in_base: bool  # whether the fee of a buy is paid in base currency
     rates: dict[str, int]  # by liquidity, in 10⁻¹⁰ of the notional
     per_share: int  # in 10⁻¹⁰
-    minimum: int  # of the first fill of an order
+    minimum: int  # least fee of the first fill of an order
 
     @classmethod
     def of(cls, execution: _Execution, instrument: Instrument) -> _Terms:
@@ -341,21 +341,21 @@ class _Terms(NamedTuple):
         *,
         is_part: bool = False,
     ) -> str:
-        """Return how the columns of a fill contradict each other, or nothing."""
+        """Return a description of how the columns of a fill contradict each other, or ""."""
         if notional != self.notional(price, quantity):
             return "the notional of a fill is not its price times its quantity"
         if is_part:
-            return ""  # all of them have the fee of the whole: see _PARTS
+            return ""  # _PARTS checks that the fees of all parts add up
         rate = self.rates[liquidity]
         if self.pays_in_base and side == Side.BUY.value:
             due = {(0, divide_half_even(quantity * rate, RATE_SCALE))}
         else:
             of_shares = paid_for(quantity, 10**self.quantity_decimals, self.per_share)
             usual = divide_half_even(notional * rate, RATE_SCALE) + of_shares
-            # The minimum counts once an order, so it binds some of its fills alone.
+            # The minimum applies once per order, so only some of its fills may have it.
             due = {(usual, 0), (max(usual, self.minimum) if self.minimum else usual, 0)}
         if (fee, fee_base) not in due:
-            return "the fee of a fill is not what the configuration asks of it"
+            return "the fee of a fill is not the configured one"
         return ""
 
 
@@ -374,7 +374,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     """
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
-    run_key, run, is_taken = stored.run_key, stored.run, stored.run.parent_run_id is not None
+    run_key, run, is_taken_over = stored.run_key, stored.run, stored.run.parent_run_id is not None
     terms = msgspec.json.decode(run.config, type=_RunTerms)
     is_cash = [item.category.is_cash for item in run.instruments]
     due: list[tuple[int, Entry]] = []
@@ -386,22 +386,22 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     ]
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: _check_positions(
-            connection, run_key, is_cash, acted, due, terms=terms, is_taken=is_taken
+            connection, run_key, is_cash, acted, due, terms=terms, is_taken_over=is_taken_over
         ),
-        lambda: _check_balances(connection, run_key, terms, is_taken=is_taken),
+        lambda: _check_balances(connection, run_key, terms, is_taken_over=is_taken_over),
         lambda: _check_ledger(connection, run_key, due),
-        lambda: _check_orders(connection, run_key, is_taken=is_taken),
+        lambda: _check_orders(connection, run_key, is_taken_over=is_taken_over),
     )
     return next((problem for check in checks for problem in check()), None)
 
 
 def check_closed(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
-    """Return the first step of *run_id* with a closed trade that does not follow from its fills."""
-    of = Reader(connection).stored_run(run_id)
-    due = trades_until(connection, of.run_key, of.run)[1]
-    for stored, follows in zip_longest(connection.execute(_CLOSED, (of.run_key,)), due):
-        if stored != follows:
-            at: Any = next(row[1] for row in (follows, stored) if row is not None)
+    """Return the first step of *run_id* whose closed trade differs from the one of its fills."""
+    run = Reader(connection).stored_run(run_id)
+    computed = trades_until(connection, run.run_key, run.run)[1]
+    for stored, expected in zip_longest(connection.execute(_CLOSED, (run.run_key,)), computed):
+        if stored != expected:
+            at: Any = next(row[1] for row in (expected, stored) if row is not None)
             return _disagree(at, "trades", "fills", "trades", "fills")
     return None
 
@@ -414,9 +414,9 @@ def _check_positions(
     due: list[tuple[int, Entry]],
     *,
     terms: _RunTerms,
-    is_taken: bool,
+    is_taken_over: bool,
 ) -> Iterator[ChainProblem]:
-    """Check every position against the fills before it; *due* takes their movements of cash."""
+    """Check every position against the fills before it; append their cash movements to *due*."""
     fills = [
         _StoredFill._make((*row, is_cash[row[2]])) for row in connection.execute(_FILLS, (run_key,))
     ]
@@ -424,12 +424,12 @@ def _check_positions(
     stored = [_StoredHolding(step, shadow, at, tuple(held)) for step, shadow, at, *held in rows]
     names = {*terms.shares, None, *(fill.shadow for fill in fills)}
     positions = [{name: Holding() for name in names} for _ in is_cash]
-    if is_taken:  # they were opened in the run before
+    if is_taken_over:  # its positions were opened in the run before
         for holding in stored:
             positions[holding.instrument].clear()
     shown: dict[tuple[str | None, int], int] = {}
     changes: list[_StoredFill | _StoredAction | _StoredHolding]
-    changes = [*acted, *fills, *stored]  # of one step in this order
+    changes = [*acted, *fills, *stored]  # the order within a step
     for change in sorted(changes, key=lambda change: change.step):
         at_place = positions[change.instrument]
         if isinstance(change, _StoredFill):
@@ -438,9 +438,9 @@ def _check_positions(
             due += [(change.step, entry) for entry in entries if change.is_own]
         elif isinstance(change, _StoredAction):
             due += [(change.step, entry) for entry in _entitled(change, at_place, terms)]
-        else:  # what is shown of an account
-            books = _posted_alone(change.shadow, is_hedged=terms.is_hedged)
-            if is_taken and len(books) == 1:  # else nothing says what of it each side has
+        else:
+            books = _books_of(change.shadow, is_hedged=terms.is_hedged)
+            if is_taken_over and len(books) == 1:  # else the share of each side is unknown
                 at_place.setdefault(books[0], Holding(*change.held))
             shown |= {(book, change.instrument): change.step for book in books}
             of_books = [_held(at_place[book]) for book in books if book in at_place]
@@ -459,41 +459,41 @@ _SIDE_NAMES: Final = tuple(side.value for side in PositionSide)
 def _entitled(
     change: _StoredAction, positions: Mapping[str | None, Holding], terms: _RunTerms
 ) -> list[Entry]:
-    """Let *change* act on the *positions* of its instrument; return the account's movement."""
+    """Apply *change* to the *positions* of its instrument; return the account's movement."""
     action, owners = change.action, tuple(terms.shares)
     effects = {
-        name: entitlement(action, of.quantity, of.entry_notional, change.terms)
-        for name, of in positions.items()
+        name: entitlement(action, holding.quantity, holding.entry_notional, change.terms)
+        for name, holding in positions.items()
     }
     if owners and positions.keys() >= {None, *owners}:
         held = [(positions[name].quantity, positions[name].entry_notional) for name in owners]
         parts = entitlement_parts(action, effects[None], held, change.terms)
         effects |= dict(zip(owners, parts, strict=True))
-    moved = {name: of.act(action, effects[name]) for name, of in positions.items()}
+    moved = {name: holding.act(action, effects[name]) for name, holding in positions.items()}
     kind, paid = moved.get(None, (LedgerKind.DIVIDEND, 0))
     return [(kind.value, change.instrument, paid, None, None)] if paid else []
 
 
-def _posted_alone(shadow: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:
-    """Name what of the account *shadow* fills are posted on: itself, or in hedge mode its sides."""
+def _books_of(shadow: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:
+    """Return the names of the books of the account *shadow*: itself, or its sides if hedged."""
     if not is_hedged or shadow in _SIDE_NAMES:
         return (shadow,)
     return tuple(side if shadow is None else f"{shadow}/{side}" for side in _SIDE_NAMES)
 
 
 def _check_balances(
-    connection: sqlite3.Connection, run_key: int, configured: _RunTerms, *, is_taken: bool
+    connection: sqlite3.Connection, run_key: int, configured: _RunTerms, *, is_taken_over: bool
 ) -> Iterator[ChainProblem]:
-    """Check the cash of strategies and shadow accounts: their share, fills and funding.
+    """Check the cash of strategies and shadow accounts against share, fills and funding.
 
-    What strategies are given anew (``strategies.reset``) follows from prices that a prune drops.
+    With ``strategies.reset`` it depends on prices that a prune drops, so it is not checked.
     """
     if configured.strategies.get("reset", "never") != "never":
         return
-    begun = {} if is_taken else configured.begun()
+    initial = {} if is_taken_over else configured.initial_cash()
     last: dict[str, tuple[int, tuple[int, ...]]] = {}
     sums: dict[str, dict[int, tuple[int, ...]]] = {}
-    pays: set[str] = set()  # in cash for what it holds: at a close before the step that shows it
+    pays: set[str] = set()  # accounts that pay cash for positions, before the step that shows it
     for step, shadow, opened, kind, place, *rest in connection.execute(_BALANCES, (run_key,)):
         if shadow in _SIDE_NAMES:
             continue
@@ -503,11 +503,11 @@ def _check_balances(
             if Category(kind).is_cash:
                 pays.add(shadow)
         last[shadow] = step, (realized, fees, funding)
-        due = begun.setdefault(shadow, Decimal(opened) if is_taken else configured.cash)
+        due = initial.setdefault(shadow, Decimal(opened) if is_taken_over else configured.cash)
         if shadow not in pays and abs(opened - due) >= 1:
             yield _disagree(step, f"cash of {shadow}", "fills and funding", "holdings")
             return
-    if is_taken or configured.account.margin == "cross":  # positions that no step showed since
+    if is_taken_over or configured.account.margin == "cross":  # some positions have no row
         return
     for shadow, rows in sums.items():
         step, added = last[shadow]
@@ -520,13 +520,13 @@ _LIQUIDATION: Final = FillModel.LIQUIDATION.value
 
 
 _UNKNOWN: Final[Entry] = ("", 0, 0, "", "")
-"""Stands for the movement of a fill before the first position of an account taken over."""
+"""Stands for the movement of a fill before the first stored position of a taken-over account."""
 
 
 def _check_ledger(
     connection: sqlite3.Connection, run_key: int, due: list[tuple[int, Entry]]
 ) -> Iterator[ChainProblem]:
-    """Compare the ledger with the movements *due* by the fills."""
+    """Compare the ledger with *due*, the movements computed from the fills."""
     moved: list[tuple[int, Entry]] = [
         (step, (kind, place, amount, order_id, side))
         for step, kind, place, amount, order_id, side in connection.execute(_MOVED, (run_key,))
@@ -534,21 +534,21 @@ def _check_ledger(
     if unknown := [at for at, (_, entry) in enumerate(due) if entry == _UNKNOWN]:
         del due[: unknown[-1] + 1]
         moved = moved[len(moved) - len(due) :]
-    for stored, follows in zip_longest(moved, due):
-        if stored is None or follows is None or stored[1] != follows[1]:
-            step = min(movement[0] for movement in (stored, follows) if movement is not None)
+    for stored, expected in zip_longest(moved, due):
+        if stored is None or expected is None or stored[1] != expected[1]:
+            step = min(movement[0] for movement in (stored, expected) if movement is not None)
             yield _disagree(step, "ledger", "fills", "ledger", "fills")
             return
 
 
 def _check_orders(
-    connection: sqlite3.Connection, run_key: int, *, is_taken: bool
+    connection: sqlite3.Connection, run_key: int, *, is_taken_over: bool
 ) -> Iterator[ChainProblem]:
     """Compare the filled quantity of each order with the sum of its fills."""
     ordered = {row[0]: row[1:] for row in connection.execute(_ORDERED, (run_key,))}
     sums = {row[0]: row[1:] for row in connection.execute(_SUMS, (run_key,))}
     for order_id, (step, filled) in sorted(ordered.items(), key=lambda item: item[1][0]):
-        if filled != sums.get(order_id, (0, 0))[1] and not is_taken:
+        if filled != sums.get(order_id, (0, 0))[1] and not is_taken_over:
             yield _disagree(step, f"order {order_id}", "fills", "orders", "fills")
             return
     for order_id, (step, _) in sums.items():

@@ -1,6 +1,6 @@
 """``verify_chain`` recomputes the chain of a run, commit by commit, from its rows.
 
-The rules are docs/storage.md, S5 to S10.
+docs/storage.md, S5 to S10, has the rules.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
 
 
 class ChainProblem(Struct, frozen=True):
-    """The first thing that does not hold."""
+    """The first problem that an audit found."""
 
-    sequence: int | None  # of the step; None where it is the run's own row
-    tables: tuple[str, ...]  # where: one table, or those of which one was changed
+    sequence: int | None  # of the step; None if it is in the run's row
+    tables: tuple[str, ...]  # the table, or several of which one was changed
     what: str  # changed, missing, extra, cut or rewritten
     sentence: str
 
@@ -71,10 +71,10 @@ class ChainReport(Struct, frozen=True):
     """The result of recomputing a run's chain."""
 
     run_id: str
-    steps: int  # steps of the commits that hold
-    head: bytes  # the digest of the last of them
-    pruned_until: int | None  # the last step whose rows were pruned; the chain holds from the next
-    head_sequence: int | None  # the last step of the commit whose digest was kept elsewhere
+    steps: int  # steps of the commits that passed
+    head: bytes  # the digest of the last commit that passed
+    pruned_until: int | None  # the last step whose rows were pruned; checked from the next on
+    head_sequence: int | None  # the last step of the commit with the digest kept elsewhere
     problem: ChainProblem | None
 
     @property
@@ -88,7 +88,7 @@ _OPENS_AT: Final = place("steps", "open_time_ms")
 
 
 def _width_query(table: str) -> str:
-    """Return the query for how many columns of *table*, less nulls at the end, some steps have."""
+    """Return the query for the last column of *table* that is not null in some steps, from 1."""
     cases = [
         f"WHEN {column.name} IS NOT NULL THEN {width}"
         for width, column in enumerate(TABLES[table], start=1)
@@ -121,8 +121,8 @@ def verify_chain(
 ) -> ChainReport:
     """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
 
-    *take* gets each commit that holds. The run may grow meanwhile: all of it is read from one
-    snapshot. Raises ``DataInvalid`` only where there is no such run; any damage is in the report.
+    *take* is called with each commit that passes. All is read from one snapshot, so the run may
+    grow meanwhile. ``DataInvalid`` is raised only if the run is missing; the report has any damage.
     """
     with snapshot(connection):
         row = connection.execute(RUN_ROW, (run_id,)).fetchone()
@@ -132,7 +132,7 @@ def verify_chain(
         pruned = prune_point(connection, row[0])
         until = None if pruned is None else pruned.until_sequence
         walk = Walk.begin(connection, row[0], opened)
-        begun, head_at = walk.due, None
+        first, head_at = walk.due, None
         problem = _check_opening(connection, row) or check_prune(connection, row[0], pruned)
         if problem is None:
             for commit in walk.commits():
@@ -143,8 +143,7 @@ def verify_chain(
             problem = problem or _check_gate_sets(connection, row[0])
         if problem is None and head is not None and head_at is None:
             problem = _rewritten(head, until)
-        held = walk.due - begun
-        return ChainReport(run_id, held, walk.head.digest, until, head_at, problem)
+        return ChainReport(run_id, walk.due - first, walk.head.digest, until, head_at, problem)
 
 
 class StoredCommit(NamedTuple):
@@ -165,7 +164,7 @@ class StoredCommit(NamedTuple):
 
 
 class Walk:
-    """Recomputes the commits of one run behind *head*, whose next step is *due*."""
+    """Recomputes the commits of one run after *head*; the next step is *due*."""
 
     def __init__(
         self, connection: sqlite3.Connection, run_key: int, head: ChainHead, due: int
@@ -180,7 +179,7 @@ class Walk:
     def begin(
         cls, connection: sqlite3.Connection, run_key: int, opened: bytes, first: int = 0
     ) -> Walk:
-        """Return the walk from step *first* on, or from behind a prune that is later.
+        """Return the walk from step *first* on, or from the end of a prune that is later.
 
         *opened* is the chain's first link.
         """
@@ -193,9 +192,9 @@ class Walk:
         )
 
     def commits(self, before: int = SEQUENCE_LIMIT) -> Iterator[Commit]:
-        """Yield the commits that begin before step *before*, until one does not hold.
+        """Yield the commits that begin before step *before*, until one does not pass.
 
-        Then ``problem`` says why. Rows lack nulls at their ends.
+        Then ``problem`` has the reason. The rows have no nulls at their ends.
         """
         stored = self._connection.execute(_COMMITS, (self.run_key, self.due, before)).fetchall()
         waiting = [StoredCommit(*row) for row in stored]
@@ -207,13 +206,13 @@ class Walk:
             yield from self._recomputed(waiting[at:end])
             at = end
 
-    def has_rows_behind(self, table: str) -> bool:
+    def has_rows_left(self, table: str) -> bool:
         """Return whether *table* has a row of a step from ``due`` on."""
         query = f"SELECT 1 FROM {table} WHERE run_key = ? AND sequence >= ? LIMIT 1"
         return self._connection.execute(query, (self.run_key, self.due)).fetchone() is not None
 
     def _recomputed(self, stored: Sequence[StoredCommit]) -> Iterator[Commit]:
-        """Yield the commits of *stored* that hold, all of whose rows are read at once."""
+        """Yield the commits of *stored* that pass; their rows are read together."""
         span = (self.run_key, stored[0].first, stored[-1].last)
         ranges = {
             table: of_table for table in CHAINED_TABLES if (of_table := self._read(table, span))
@@ -239,9 +238,9 @@ class Walk:
             yield commit
 
     def _read(self, table: str, span: Span) -> list[StoredRow]:
-        """Return the rows of some steps without the columns at the end that are null in all.
+        """Return the rows of some steps without the last columns that are null in all of them.
 
-        To read a null costs as much as to read a number.
+        Reading a null costs as much as reading a number.
         """
         (width,) = self._connection.execute(_WIDTHS[table], span).fetchone()
         query = select(table, WITHIN, width)
@@ -255,7 +254,7 @@ def missing_commit(due: int) -> ChainProblem:
 
 
 def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
-    """Return how a commit differs from its rows, or these from what a run writes."""
+    """Return how a commit differs from its rows, or its rows from those of an intact run."""
     first, last = stored.first, stored.last
     if stored == StoredCommit.of(stored.run_key, commit):
         return _misfit(commit)
@@ -282,7 +281,7 @@ def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
 
 
 def _misfit(commit: Commit) -> ChainProblem | None:
-    """Return the first step of a commit that has not one row, with a bar or an event."""
+    """Return the first step of a commit without exactly one row, with either a bar or an event."""
     rows = commit.rows.get("steps", ())
     due = range(commit.first, commit.last + 1)
     present = [*map(_SEQUENCE["steps"], rows)]
@@ -321,7 +320,7 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
                 )
                 return ChainProblem(None, ("instruments",), "changed", sentence)
         if len({line[1] for line in at_opening}) != opened[-1]:
-            sentence = "The run was opened with other gate sets than its row counts."
+            sentence = "The number of gate sets at the opening is not the one in the run's row."
             return ChainProblem(None, ("runs", "gate_sets"), "changed", sentence)
         return _check_values(opened, instruments)
     tables = ("runs", "instruments", *(("gate_sets",) if opened[-1] or at_opening else ()))
@@ -334,7 +333,7 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
 
 
 def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProblem | None:
-    """Check that the rows of a run and its instruments hold what a run writes, to the letter."""
+    """Check that decoding and encoding leaves the rows of a run and its instruments unchanged."""
     try:
         run = run_of(opened, instruments)
     except DataInvalid as error:
@@ -343,7 +342,7 @@ def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProbl
     row = run_row(run, opened[0], opened[-1], Previous(*opened[-4:-1]))
     for table, stored, derived in (("runs", [opened], [row]), ("instruments", instruments, due)):
         if stored != derived:
-            sentence = f"The run was changed: its {table} hold what no run writes."
+            sentence = f"The run was changed: its rows in {table} hold values that no run writes."
             return ChainProblem(None, (table,), "changed", sentence)
     return None
 
@@ -351,7 +350,7 @@ def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProbl
 def check_prune(
     connection: sqlite3.Connection, run_key: int, pruned: PrunePoint | None
 ) -> ChainProblem | None:
-    """Check the rows that a prune left, and its row against its event."""
+    """Check the rows that a prune kept, and its row against its event."""
     event = connection.execute(_PRUNED, run_span(run_key)).fetchone()
     if pruned is None:
         if event is None:
@@ -372,7 +371,7 @@ def check_prune(
             until,
             ("prunes",),
             "changed",
-            f"The row in prunes, which ends at step {until}, is not what the prune itself said.",
+            f"The row in prunes, which ends at step {until}, differs from the prune's event.",
         )
     return _check_kept(connection, run_key, pruned)
 
@@ -380,14 +379,14 @@ def check_prune(
 def _check_kept(
     connection: sqlite3.Connection, run_key: int, pruned: PrunePoint
 ) -> ChainProblem | None:
-    """Check that a prune left the rows that it keeps, and no others."""
+    """Check that the pruned steps have the rows that a prune keeps, and no others."""
     until = pruned.until_sequence
     span = run_span(run_key, until)
     for table, where in DROPPED_ROWS:
         query = f"SELECT min(sequence) FROM {table} WHERE {WITHIN} AND {where}"
         (at,) = connection.execute(query, span).fetchone()
         if at is not None:
-            sentence = f"A row was added to {table} at {at}, whose rows were pruned."
+            sentence = f"A row was added to {table} at step {at}, whose rows were pruned."
             return ChainProblem(at, (table,), "extra", sentence)
     if kept_until(connection, run_key, until) == pruned.kept_sha256:
         return None
@@ -404,11 +403,11 @@ def kept_until(connection: sqlite3.Connection, run_key: int, until: int) -> byte
 
 
 def _check_gate_sets(connection: sqlite3.Connection, run_key: int) -> ChainProblem | None:
-    """Check that every gate set is whole, and came with the first outcome that names it."""
+    """Check that every gate set is complete and stored with the first outcome that uses it."""
     if row := connection.execute(_HOLED_SET, (run_key,)).fetchone():
         sentence = f"Gate set {row[0]} was changed: its gates are not numbered from 0 on."
     elif row := connection.execute(_MISPLACED_SET, (run_key,)).fetchone():
-        sentence = f"Gate set {row[0]} was added or moved: no outcome of its step is its first."
+        sentence = f"Gate set {row[0]} was added or moved: its step is not that of its first use."
     else:
         return None
     return ChainProblem(None, ("gate_sets",), "changed", sentence)
@@ -424,7 +423,7 @@ def _rewritten(head: bytes, pruned_until: int | None) -> ChainProblem:
 
 
 def _check_end(walk: Walk, step_count: int, head_digest: bytes) -> ChainProblem | None:
-    """Check count and head in the run's row, and that no row lies behind the last commit."""
+    """Check count and head in the run's row, and that no rows follow the last commit."""
     due = walk.due
     if due < step_count:
         return ChainProblem(
@@ -442,9 +441,9 @@ def _check_end(walk: Walk, step_count: int, head_digest: bytes) -> ChainProblem 
             f"The run's row counts {step_count} steps and {due} are stored: steps were added or "
             "the row was changed.",
         )
-    strays = [table for table in CHAINED_TABLES if walk.has_rows_behind(table)]
+    strays = [table for table in CHAINED_TABLES if walk.has_rows_left(table)]
     if strays:
-        sentence = f"Rows of {', '.join(strays)} belong to no step after {due}."
+        sentence = f"Rows of {', '.join(strays)} from step {due} on belong to no step."
         return ChainProblem(due, tuple(strays), "extra", sentence)
     if walk.head.digest != head_digest:
         return ChainProblem(

@@ -1,4 +1,4 @@
-"""Ranges of steps with their interned rows, for the reader and the chain's walk."""
+"""Queries for ranges of steps and their interned rows, for the reader and the chain's audit."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _Rows = TypeVar("_Rows", StoredRow, list[StoredRow])
 
 @contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """Read from one snapshot, though a daemon may be writing: the open one, or one of this block.
+    """Read from one snapshot while a daemon may write: the open transaction's, or this block's.
 
-    A long one keeps the file's WAL from being written back.
+    While it is open, the WAL cannot be fully checkpointed, so keep it short.
     """
     if connection.in_transaction:
         yield
@@ -53,8 +53,7 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.rollback()
 
 
-# The interned row of a step lies in its run, under the sequence that the step names.
-_OWN_CONFIRMED: Final = (
+_ACCOUNT_CONFIRMED: Final = (
     "SELECT NULL, s.instrument, max(s.open_time_ms) FROM steps s "
     "JOIN outcomes o ON o.run_key = s.run_key AND o.sequence = s.outcome AND o.book = 0 "
     "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NOT NULL "
@@ -71,14 +70,14 @@ _SHADOWS_CONFIRMED: Final = (
 
 @cache
 def select(table: str, where: str, width: int | None = None) -> str:
-    """Return the query for the first *width* columns of *table*, or all, in its key's order."""
+    """Return the query for the first *width* columns of *table*, or all, ordered by its key."""
     columns = ", ".join(stored_columns(table)[:width])
     keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
 
 
 RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
-"""Of each table that a commit covers the query for its rows of some steps."""
+"""By table that a commit covers: the query for its rows of a ``Span``."""
 _SEQUENCE: Final = At("steps").sequence
 _SHARED: Final = {
     table: select(table, "run_key = ? AND sequence = ? AND book = ?")
@@ -121,7 +120,7 @@ _NEWEST_PRUNE: Final = (
 
 
 def run_span(run_key: int, until: int | None = None) -> Span:
-    """Return the steps of the run, up to *until* where that is given."""
+    """Return the span of the run's steps, up to *until* if given."""
     return run_key, 0, SEQUENCE_LIMIT - 1 if until is None else until
 
 
@@ -145,9 +144,9 @@ def find_step(
     newest: bool = False,
     skip: int = 0,
 ) -> int | None:
-    """Return the first or the *newest* step of a span that has a row of *table* *where* that holds.
+    """Return the first or *newest* step of a span with a row of *table* that meets *where*.
 
-    Of several the one behind *skip* others. None where there is none.
+    Skips the first *skip* such steps. None if there is no other.
     """
     query = (
         f"SELECT sequence FROM {table} WHERE {WITHIN} AND ({where}) "
@@ -160,11 +159,11 @@ def find_step(
 def confirmed_since(
     connection: sqlite3.Connection, span: Span
 ) -> Iterator[tuple[str | None, int, int]]:
-    """Yield (shadow, instrument, open time) of each position's last confirmation in some steps.
+    """Yield (shadow, instrument, open time) of each position's last confirmation in *span*.
 
-    The run's own account has no shadow account's name.
+    *shadow* is None for the run's account.
     """
-    for query in (_OWN_CONFIRMED, _SHADOWS_CONFIRMED):
+    for query in (_ACCOUNT_CONFIRMED, _SHADOWS_CONFIRMED):
         yield from connection.execute(query, span)
 
 
@@ -173,7 +172,7 @@ def close_of(
 ) -> tuple[int, int]:
     """Return the first and the last step of the close that step *sequence* belongs to.
 
-    A close has at most *most* bars; a step of none is its own beginning and end.
+    A close has at most *most* bars. A step of no close is returned twice.
     """
     row = connection.execute(_CLOSED, (run_key, sequence - most, sequence)).fetchone()
     return row if row is not None and row[1] >= sequence else (sequence, sequence)
@@ -182,7 +181,7 @@ def close_of(
 def latest_state(
     connection: sqlite3.Connection, run_key: int, until: int | None = None
 ) -> tuple[bytes, int] | None:
-    """Return the newest state of the engine (up to step *until*), and the step that stored it.
+    """Return the engine's newest state (up to step *until*), and the step that stored it.
 
     A state that a prune kept counts as stored by the last step that was pruned.
     """
@@ -194,9 +193,9 @@ def latest_state(
 def chain_head(
     connection: sqlite3.Connection, run_key: int, until: int | None = None
 ) -> tuple[int, ChainHead] | None:
-    """Return the last step of the newest commit (up to step *until*), and the chain's head there.
+    """Return the last step of the newest commit (up to step *until*), and its chain head.
 
-    None where there is no commit, and none was pruned.
+    None if there is neither a commit nor a prune.
     """
     bound = SEQUENCE_LIMIT if until is None else until
     row = None
@@ -215,7 +214,7 @@ def step_rows(
     """Yield the rows of each step of run *run_key* from sequence *first* to *last*, in chunks."""
     for start in range(first, last + 1, CHUNK_STEPS):
         span = (run_key, start, min(start + CHUNK_STEPS - 1, last))
-        # Rows up to the last never change while a run grows, so these need not be one snapshot.
+        # Rows up to *last* never change while a run grows, so no snapshot is needed.
         sparse: dict[int, dict[str, list[StoredRow]]] = {}
         for table in SPARSE_TABLES:
             for row in connection.execute(RANGES[table], span):
@@ -233,7 +232,7 @@ def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, lis
 
 
 def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:
-    """Return the gate set of its rows."""
+    """Return the gate set of *rows*, its rows of ``gate_sets``."""
     gates = tuple(row[_GATE.gate] for row in rows)
     if unknown := [gate for gate in gates if gate not in GATES]:
         raise DataInvalid(
@@ -244,7 +243,7 @@ def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:
 
 
 def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
-    """Return the look-ups of the rows that steps share; the latest answers are remembered."""
+    """Return cached look-ups of the rows that steps share."""
 
     @lru_cache(maxsize=CACHED_ROWS)
     def row(table: str, sequence: int, book: int) -> StoredRow:
@@ -280,7 +279,7 @@ class RunLocation(NamedTuple):
 
 
 class StoredRun(NamedTuple):
-    """A run, with the other values of its row."""
+    """A run, with the further columns of its row."""
 
     run_key: int
     run: Run
@@ -291,7 +290,7 @@ class StoredRun(NamedTuple):
 
 
 class PrunePoint(NamedTuple):
-    """A row of ``prunes``: the last step whose rows were dropped, and where the chain goes on."""
+    """A row of ``prunes``: the last step whose rows were dropped, and the chain head there."""
 
     run_key: int
     until_sequence: int
@@ -302,12 +301,12 @@ class PrunePoint(NamedTuple):
 
     @property
     def head(self) -> ChainHead:
-        """Where the chain goes on behind it."""
+        """The head from which the chain continues."""
         state = NOTHING if self.state is None else sha256(self.state).digest()
         return ChainHead(self.digest, self.kept_sha256, state)
 
 
 def prune_point(connection: sqlite3.Connection, run_key: int) -> PrunePoint | None:
-    """Return up to where the run was pruned, if it was."""
+    """Return the run's row of ``prunes``; None if it was not pruned."""
     row = connection.execute(_PRUNE, (run_key,)).fetchone()
     return None if row is None else PrunePoint(*row)

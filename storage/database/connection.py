@@ -23,13 +23,13 @@ SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
 
 
 def size_on_disk(path: Path) -> int:
-    """Return the bytes of the database *path* with those of its -wal and -shm."""
+    """Return the size in bytes of the database *path* with its -wal and -shm."""
     files = (path.with_name(path.name + ending) for ending in ("", "-wal", "-shm"))
     return sum(file.stat().st_size for file in files if file.exists())
 
 
 def sqlite_problem(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
-    """Return why the SQLite library of *version* cannot be used; empty where it can."""
+    """Return why SQLite *version* cannot be used; empty if it can."""
     if version >= SQLITE_OLDEST:
         return ""
     number = ".".join(map(str, version))
@@ -40,9 +40,9 @@ def sqlite_problem(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> st
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """Open *path* read-only; it can neither write nor checkpoint, so no writer is disturbed.
+    """Open *path* read-only; the connection can neither write nor checkpoint.
 
-    Raises ``DataInvalid`` where there is no database, or one of another schema.
+    Raises ``DataInvalid`` if there is no database, or it has another schema.
     """
     last = last_holder(path)
     connection = connect_read_only(path)
@@ -58,8 +58,8 @@ def open_reader(path: Path) -> sqlite3.Connection:
 class ImmutableConnection(sqlite3.Connection):
     """A connection to a file on read-only media, which reads without locks and without a journal.
 
-    Another machine or mount may write to such a file all the same: what was read then counts for
-    nothing, and :meth:`close` says so.
+    Another machine or mount may still write to the file. Then the rows that were read may be
+    inconsistent, and :meth:`close` raises an error.
     """
 
     path: Path
@@ -67,27 +67,27 @@ class ImmutableConnection(sqlite3.Connection):
 
     @property
     def is_changed(self) -> bool:
-        """Whether somebody has written to the file since it was opened."""
+        """Whether the file was written to since it was opened."""
         return _state_of(self.path) != self.state
 
     def close(self) -> None:
-        """Close it; raise ``DataInvalid`` where somebody wrote to the file meanwhile."""
+        """Close the connection; raise ``DataInvalid`` if the file was written to meanwhile."""
         super().close()
         if self.is_changed:
             raise DataInvalid(
-                f"{self.path} was written to while it was read, so nothing that was read counts; "
-                "read it where it is written, or copy it and read the copy."
+                f"{self.path} was written to while it was read, so the rows may be inconsistent; "
+                "read it on the machine that writes it, or copy it and read the copy."
             )
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
-    """Open *path* read-only, whatever it holds; raise ``DataInvalid`` where it is no database."""
+    """Open *path* read-only, with any schema; raise ``DataInvalid`` if it is no database."""
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
     try:
         return _connected(path, "mode=ro", sqlite3.Connection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        # Beside a file of this journal SQLite makes two more, which read-only media do not take.
+        # In WAL mode SQLite creates -wal and -shm files, which fails on read-only media.
         code = getattr(error, "sqlite_errorcode", None)
         state = _state_of(path)
         if code != sqlite3.SQLITE_CANTOPEN or not _is_on_read_only_media(path) or state[-1]:
@@ -104,7 +104,7 @@ C = TypeVar("C", bound=sqlite3.Connection)
 
 
 def _connected(path: Path, options: str, factory: type[C]) -> C:
-    uri = f"{path.absolute().as_uri()}?{options}"  # also of a name that is not UTF-8
+    uri = f"{path.absolute().as_uri()}?{options}"  # works for names that are not UTF-8
     connection = sqlite3.connect(
         uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
         factory=factory,
@@ -119,7 +119,7 @@ def _connected(path: Path, options: str, factory: type[C]) -> C:
 
 
 def _state_of(path: Path) -> tuple[int, ...]:
-    """Return which file it is, when it was written, its size, and that of the journal beside it."""
+    """Return the file's device, inode, write time and size, and the size of its -wal."""
     try:
         state = path.stat()
         journal = path.with_name(f"{path.name}-wal")
@@ -130,9 +130,9 @@ def _state_of(path: Path) -> tuple[int, ...]:
 
 
 def _is_on_read_only_media(path: Path) -> bool:
-    """Return whether nobody can write where *path* lies, as it is mounted here.
+    """Return whether the file system of *path* is mounted read-only.
 
-    A folder that this user alone may not write to has a writer at any time.
+    A folder that only this user may not write to can have a writer at any time.
     """
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
@@ -151,20 +151,20 @@ _REMEDIES: Final = {
     sqlite3.SQLITE_IOERR: "cannot be reached on its disk ({}); see that the disk works, and try "
     "again",
 }
-"""What SQLite's errors mean of a file: of its bytes speak the first two alone."""
+"""The problem and its remedy, by SQLite's error; only the first two concern the file's bytes."""
 _UNKNOWN: Final = "is of another version, or not a record ({}); name another with --db"
 
 
 def is_busy_error(error: BaseException | None) -> bool:
-    """Return whether *error* says that another connection holds a lock that is needed."""
+    """Return whether *error* means that another connection holds a needed lock."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def unusable(name: str, error: BaseException) -> str:
-    """Return the sentence that says why the database *name* cannot be used, and what to do."""
+    """Return a sentence with the reason why the database *name* cannot be used, and a remedy."""
     code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, UnicodeDecodeError):  # damage can garble its own message
+    if isinstance(error, UnicodeDecodeError):  # damage can make SQLite's message invalid UTF-8
         code = sqlite3.SQLITE_CORRUPT
     elif isinstance(error, OSError):
         return f"{name} cannot be used ({error.strerror or error}); correct that and try again."
@@ -173,7 +173,7 @@ def unusable(name: str, error: BaseException) -> str:
 
 
 def schema_of(connection: sqlite3.Connection) -> int | None:
-    """Return the number of a database's schema; 0 for an empty file, None for a foreign file."""
+    """Return a database's schema number; 0 for an empty file, None for another program's file."""
     if connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None:
         return 0
     if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
@@ -183,14 +183,14 @@ def schema_of(connection: sqlite3.Connection) -> int | None:
 
 
 def to_begin_anew(path: Path) -> str:
-    """Return in words how the database *path* is put aside, with all that lies beside it."""
+    """Return the advice to move the database *path* away with its -wal, -shm and lock file."""
     return f"move it away to begin anew (`mv {path}* FOLDER`)"
 
 
 def check_acknowledged(path: Path, connection: sqlite3.Connection, last: Holder | None) -> None:
-    """Raise ``DataInvalid`` where *path* lacks steps that its *last* writer acknowledged.
+    """Raise ``DataInvalid`` if *path* lacks steps that its *last* writer committed.
 
-    SQLite reads a -wal as far as it is whole, and takes the rest for what was never committed.
+    SQLite reads a damaged -wal up to the damage, as if the rest had never been committed.
     """
     schema = schema_of(connection)
     if last is None or not last.run_id or schema not in {0, FILE_SCHEMA}:
@@ -201,13 +201,13 @@ def check_acknowledged(path: Path, connection: sqlite3.Connection, last: Holder 
     if count < last.steps:
         raise DataInvalid(
             f"{path} has {count} steps of run {last.run_id}, and {last.steps} were committed: "
-            "its -wal is gone or cut, or this is an older copy; put back what was there, or delete "
-            f"{lock_file(path).name} to go on without them."
+            "its -wal is gone or cut, or this is an older copy; restore the newer files, or delete "
+            f"{lock_file(path).name} to continue without those steps."
         )
 
 
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
-    """Raise ``DataInvalid`` where *path* has not the schema that this version reads, and writes."""
+    """Raise ``DataInvalid`` unless *path* has the schema of this version."""
     schema = schema_of(connection)
     if not schema:
         raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")

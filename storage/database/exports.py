@@ -1,7 +1,7 @@
 """``audit export``: a run's views as Parquet by run, view and day.
 
-Rows are streamed from one snapshot of the database, ``BATCH_ROWS`` at a time. A file gets its name
-when it is whole.
+Rows are streamed from one snapshot of the database, ``BATCH_ROWS`` at a time. Files are written to
+a temporary folder, and moved when they are complete.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from tracepaper.storage.database.view_columns import View
 
 BATCH_ROWS: Final = 20_000
-"""Rows that are held at once, and of a row group of Parquet."""
+"""Rows in memory at a time, and rows of a Parquet row group."""
 DECIMAL: Final = (38, 18)
-"""Precision and scale of an exact number in Parquet: 20 digits before the point, 18 after it."""
+"""Precision and scale of exact numbers in Parquet: 20 digits before the point, 18 after it."""
 UNFINISHED: Final = ".unfinished"
-"""The folder of files that are not whole; their names do not end in ``.parquet``."""
+"""The folder of incomplete files; their names do not end in ``.parquet``."""
 
 Rows = list[tuple[Any, ...]]
 
@@ -53,23 +53,23 @@ DAY_OF: Final = (
     "market_ms",
     "period_start_ms",
 )
-"""The time whose UTC day is a row's: the first of these columns that its view has.
+"""A row belongs to the UTC day of the first of these columns that its view has.
 
-None of them changes, so a row stays in its day. Views without any belong to a bar.
+None of them changes, so a row stays in its day. Other views use the open time of the step's bar.
 """
 
 _ENDING: Final = re.compile(r"^.*(?=_[a-z]+$)")
-"""All of a column's name but the ending: a column ``text`` has none."""
+"""Matches a column's name without its ending; it does not match ``text``."""
 
 
 class ExportResult(NamedTuple):
-    """What an export wrote."""
+    """The rows and files of an export."""
 
     rows: dict[str, int]  # by view
     files: dict[str, int]  # `new`, `replaced`, `unchanged`, `kept`
 
 
-def chosen(names: str) -> tuple[View, ...]:
+def views_of(names: str) -> tuple[View, ...]:
     """Return the views of the comma-separated *names*, all of them for an empty text."""
     views = {view.name: view for view in VIEWS}
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(views)
@@ -86,11 +86,11 @@ def export(
     views: Sequence[View] = VIEWS,
     progress: Callable[[str, int], None] = lambda _view, _rows: None,
 ) -> ExportResult:
-    """Write *views* of the run into *folder*, as docs/storage.md says.
+    """Write *views* of the run into *folder*, as docs/storage.md describes.
 
-    All files show one moment of the run. *progress* hears how many rows of a view are written.
-    Raises ``ConfigInvalid`` where the folder cannot be written or holds anything else, or without
-    pyarrow; ``DataInvalid`` for a value that Parquet's types cannot hold.
+    All files come from one snapshot. *progress* is called with a view and its rows written so far.
+    Raises ``ConfigInvalid`` if the folder cannot be written, has other files or pyarrow is missing,
+    and ``DataInvalid`` for a value that Parquet's types cannot hold.
     """
     counts = {view.name: 0 for view in views}
     files = {"new": 0, "replaced": 0, "unchanged": 0, "kept": 0}
@@ -114,7 +114,7 @@ def export(
             "make room there, or name another in SQLITE_TMPDIR."
         ) from error
     finally:
-        if reader.connection.in_transaction:  # SQLite ends it where a disk is full
+        if reader.connection.in_transaction:  # SQLite has ended it if the disk is full
             reader.connection.execute("ROLLBACK")
     return ExportResult(counts, files)
 
@@ -122,7 +122,7 @@ def export(
 def _rows(
     connection: sqlite3.Connection, view: View, stored: StoredRun, day: str
 ) -> Iterator[tuple[Any, ...]]:
-    """Return the rows of *view* of the run by *day*, as last column, and by their steps."""
+    """Return the run's rows of *view*, ordered by *day*, which is the last column, and step."""
     names = [column.name for column in view.columns]
     order = ", ".join(["export_day", *(["sequence"] if "sequence" in names else [])])
     query = (
@@ -144,9 +144,9 @@ def _parquet(
     views: Sequence[View],
     files: dict[str, int],
 ) -> Generator[tuple[str, int], None, None]:
-    """Write every file below ``UNFINISHED``, and move those that differ to their places at the end.
+    """Write all files below ``UNFINISHED``, then move those that differ to their places.
 
-    Yields how many rows of a view were written; counts in *files* what became of them.
+    Yields each view with the number of rows written; counts outcomes in *files*.
     """
     try:
         import pyarrow as pa
@@ -156,14 +156,14 @@ def _parquet(
     types = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
     typed = {"_text": pa.decimal128(*DECIMAL), "_iso": pa.timestamp("ms", "UTC")}
     first_day = stored.run.period_start_ms // DAY_MS
-    with _claimed(folder) as unfinished:
+    with _locked(folder) as unfinished:
         for view in views:
             schema = pa.schema(
                 (column.name, typed.get(_ENDING.sub("", column.name), types[column.kind]))
                 for column in view.columns
             )
             place = unfinished / f"run_id={quote(stored.run.run_id, safe='')}" / view.name
-            # A view without a row on the first day has an empty file there, with its columns.
+            # A view without rows on the first day gets an empty file with its columns.
             days = chain([(first_day, iter(()))], _by_day(connection, view, stored))
             for day, rows in days:
                 path = place / f"day={day_text(day * DAY_MS)}" / "rows.part"
@@ -181,7 +181,7 @@ def _parquet(
 def _by_day(
     connection: sqlite3.Connection, view: View, stored: StoredRun
 ) -> Iterator[tuple[int, Iterator[tuple[Any, ...]]]]:
-    """Yield every UTC day since 1970 that has rows, and them; the day is their last column."""
+    """Yield each UTC day that has rows, as days since 1970, with its rows."""
     names = {column.name for column in view.columns}
     day = next(
         (name for name in DAY_OF if name in names), _STEP_OPENED.format(stored.run_key, view.name)
@@ -190,7 +190,7 @@ def _by_day(
 
 
 def _array(view: str, field: pa.Field, values: Sequence[Any]) -> pa.Array:
-    """Return *values* of a column as an array of Arrow's; texts of numbers and times as such."""
+    """Return *values* as an Arrow array; texts of numbers and times are converted to them."""
     import pyarrow as pa
 
     is_read = pa.types.is_decimal(field.type) or pa.types.is_timestamp(field.type)
@@ -206,8 +206,8 @@ def _array(view: str, field: pa.Field, values: Sequence[Any]) -> pa.Array:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[Path]:
-    """Hold *folder* against other exports; yield a new folder in it for unfinished files."""
+def _locked(folder: Path) -> Iterator[Path]:
+    """Lock *folder* against other exports; yield a new folder in it for unfinished files."""
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -239,14 +239,14 @@ def _claimed(folder: Path) -> Iterator[Path]:
     finally:
         os.close(lock)
         if is_new:
-            with suppress(OSError):  # it is not empty where the export succeeded
+            with suppress(OSError):  # it is not empty if the export succeeded
                 folder.rmdir()
 
 
 def _settle(written: Path, place: Path, files: dict[str, int]) -> None:
-    """Move the files of a view from *written* to *place* where they differ from those there.
+    """Move the files of a view from *written* to *place* if they differ from those there.
 
-    A file that has more rows stays: what a prune has dropped from the database is kept.
+    A file with more rows is kept: it has rows that a prune dropped from the database.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -260,7 +260,7 @@ def _settle(written: Path, place: Path, files: dict[str, int]) -> None:
             if filecmp.cmp(part, target, shallow=False):
                 files["unchanged"] += 1
                 continue
-            with suppress(pa.ArrowInvalid):  # which a damaged file is
+            with suppress(pa.ArrowInvalid):  # raised for a damaged file, which is replaced
                 if parquet.read_metadata(target).num_rows > parquet.read_metadata(part).num_rows:
                     files["kept"] += 1
                     continue

@@ -1,9 +1,9 @@
 """The instance lock: one process writes a database, and notices when its file is replaced.
 
-A file system accepts every write to a file that was deleted, replaced or cut short, and nobody can
-read it back. So the writer checks before a commit, and again before it is acknowledged.
+A file system accepts writes to a file that was deleted, replaced or truncated, though nobody can
+read them back. So the writer checks the file before each commit, and before acknowledging it.
 
-The rules are docs/storage.md, S2 and S4.
+docs/storage.md, S2 and S4, has the rules.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 # ---------------------------------------------------------------- the files under the writer
 
-# Sizes of a write-ahead log, and places in its index, as sqlite.org/walformat.html describes them.
+# Sizes in a write-ahead log, and offsets in its index (sqlite.org/walformat.html).
 _WAL_HEADER: Final = 32
 _FRAME_HEADER: Final = 24
 _FRAMES_AT: Final = 16
 _MOVED_AT: Final = 96
 _LAST_STEPS: Final = (
-    "the last steps may be lost: start again, which counts what is left, or restore a backup."
+    "the last steps may be lost: start again, which checks what is left, or restore a backup."
 )
 
 Identity = tuple[int, int]
 
 
 def identity(path: Path) -> Identity | None:
-    """Return which file lies at *path*, by device and inode; None where there is none."""
+    """Return device and inode of the file at *path*; None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -47,14 +47,14 @@ def identity(path: Path) -> Identity | None:
 
 
 class FileWatch:
-    """Our descriptors on a database, which is locked by an flock, on its -wal and on its -shm.
+    """The writer's descriptors on a database, which it locks with flock, and on -wal and -shm.
 
-    Closing any descriptor of a file drops every POSIX lock that this process has on it, SQLite's
-    among them: these are closed after SQLite's, and no others are opened. An flock is none of
-    these, so neither disturbs the other.
+    Closing any descriptor of a file drops all POSIX locks of this process on it, including
+    SQLite's. So these descriptors are closed after SQLite's, and no others are opened. An flock is
+    independent of POSIX locks.
     """
 
-    _held: ClassVar[set[Identity]] = set()  # the files that this process has under such a lock
+    _held: ClassVar[set[Identity]] = set()  # the files that this process has locked
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -70,9 +70,9 @@ class FileWatch:
 
     @classmethod
     def open(cls, path: Path) -> FileWatch:
-        """Lock the file *path*, making it where it is missing, under whatever name it is known.
+        """Lock the file *path*, which is created if missing.
 
-        Raises ``ConfigInvalid`` where another writer has it.
+        Raises ``ConfigInvalid`` if another writer has locked it, even under another name.
         """
         if identity(path) in cls._held:
             raise ConfigInvalid(_in_use(path, os.getpid()))
@@ -98,7 +98,7 @@ class FileWatch:
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin to watch, once *connection* has the file, its -wal and its -shm open.
 
-        Raises ``AuditUnwritable`` where a reader still holds on to a -wal that is gone.
+        Raises ``AuditUnwritable`` if a reader still uses a -wal that was deleted.
         """
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
         self._frame_bytes = _FRAME_HEADER + int(page_bytes)
@@ -107,8 +107,8 @@ class FileWatch:
             file = path.with_name(path.name + ending)
             self._log[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         frames, moved = self._counted()
-        # A reader keeps the index of a deleted -wal alive beside the new, empty one: the next frame
-        # must be the first again.
+        # A reader keeps the index of a deleted -wal alive though the new -wal is empty. Truncating
+        # makes the next frame the first again.
         if self._lacks(frames) and frames <= moved:
             (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if is_busy:
@@ -127,10 +127,10 @@ class FileWatch:
             self._index_bytes = max(self._index_bytes, os.fstat(index).st_size)
 
     def problem(self, connection: sqlite3.Connection) -> str:
-        """Return the damage to the files of *connection* since the last commit, and its remedy.
+        """Return the damage to the files of *connection* since the last commit, with a remedy.
 
-        Empty where there is none. Steps that lie in a -wal which is gone can still be read over
-        our descriptor: they are saved here.
+        Empty if there is none. Steps in a deleted -wal can still be read through its open
+        descriptor: they are saved here.
         """
         if identity(self._path) != self._identity:
             return (
@@ -169,7 +169,7 @@ class FileWatch:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the database has every step: nothing was damaged, and none is in a -wal."""
+        """Whether the database file has every step: nothing was damaged, and the -wal is empty."""
         has_log = any(file.exists() and file.stat().st_size for file in [*self._log][:1])
         return not has_log and not self._is_suspect
 
@@ -183,7 +183,7 @@ class FileWatch:
         self._log, self._descriptor = {}, -1
 
     def _counted(self) -> tuple[int, int]:
-        """Return how many frames the index counts, and how many of them the database has."""
+        """Return the number of frames in the index, and how many of them are checkpointed."""
         _, index = self._log.values()
         header = os.pread(index, _MOVED_AT + 4, 0).ljust(_MOVED_AT + 4, b"\0")
         (frames,), (moved,) = (
@@ -192,24 +192,24 @@ class FileWatch:
         return frames, moved
 
     def _lacks(self, frames: int) -> bool:
-        """Return whether the -wal is shorter than that many frames."""
+        """Return whether the -wal is shorter than *frames* frames."""
         wal, _ = self._log.values()
         return frames > 0 and os.fstat(wal).st_size < _WAL_HEADER + frames * self._frame_bytes
 
     def _has_hole(self, frame: int) -> bool:
-        """Return whether a *frame* of the -wal is gone though later ones were written.
+        """Return whether *frame* of the -wal was cut off and later frames were written.
 
-        A hole reads as zeros, and a frame begins with its page's number, which is never 0.
+        The hole reads as zeros, but a frame begins with its page number, which is never 0.
         """
         wal, _ = self._log.values()
         place = _WAL_HEADER + (frame - 1) * self._frame_bytes
         return frame > 0 and not any(os.pread(wal, 4, place))
 
     def _restore_index(self) -> bool:
-        """Restore the index's length where it was cut; return whether it was.
+        """Restore the length of the -shm index if it was cut; return whether it was.
 
-        SQLite has it mapped: a look at a page behind its end would end the process by a signal. Of
-        an empty one SQLite makes a new index by itself.
+        SQLite has it mapped: reading a page after its end would kill the process with SIGBUS.
+        SQLite rebuilds an index of zeros.
         """
         _, descriptor = self._log.values()
         if os.fstat(descriptor).st_size >= self._index_bytes:
@@ -220,7 +220,7 @@ class FileWatch:
         return True
 
     def _save(self, connection: sqlite3.Connection) -> bool:
-        """Checkpoint the steps that only our descriptor reaches; return whether all were copied."""
+        """Checkpoint the steps in the deleted -wal; return whether all were copied."""
         try:
             (is_busy, frames, moved) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
         except sqlite3.Error:
@@ -231,7 +231,7 @@ class FileWatch:
             and frames == moved
             and identity(file) not in {None, _identity_of(descriptor)}
         ):
-            # SQLite would read the other log at this place over the steps just saved.
+            # SQLite would apply the replacement log over the steps just saved.
             file.rename(file.with_name(file.name + ".replaced"))
         return not is_busy and frames == moved
 
@@ -251,9 +251,9 @@ LOCK_PAUSE_S: Final = 0.02
 
 
 class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who writes a database: its process id, and the address of its HTTP server, if it has one.
+    """The writer of a database: its process id, and the address of its HTTP server or "".
 
-    It acknowledged so many *steps* of the run *run_id*.
+    It has acknowledged *steps* steps of the run *run_id*.
     """
 
     pid: int
@@ -263,17 +263,17 @@ class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def lock_file(path: Path) -> Path:
-    """Return the lock file of the database *path*, links followed: ``tracepaper.db.lock``."""
+    """Return the lock file of the database *path*, following links: ``tracepaper.db.lock``."""
     file = path.resolve()
     return file.with_name(file.name + ".lock")
 
 
 class InstanceLock:
-    """An flock on ``FILE.lock``, whose JSON is the ``Holder``.
+    """An flock on ``FILE.lock``, which holds the ``Holder`` as JSON.
 
-    The kernel drops the lock when its holder dies, so a stale file is simply taken over. The
-    file stays when the lock is released. The lock on the database itself (``FileWatch``) keeps a
-    second writer out, even where this file is deleted.
+    The kernel drops the lock when its holder dies, so a stale file can be locked again. The file
+    is kept when the lock is released. If it is deleted, the lock on the database itself
+    (``FileWatch``) still keeps a second writer out.
     """
 
     def __init__(self, file: Path, descriptor: int, last: Holder | None) -> None:
@@ -285,7 +285,7 @@ class InstanceLock:
     def acquire(cls, path: Path, last: Holder | None = None) -> InstanceLock:
         """Lock the database *path*; raise ``ConfigInvalid`` with the holder's pid if it is held.
 
-        What its *last* writer acknowledged, and left in a -wal, is kept.
+        The count of steps that its *last* writer acknowledged is kept.
         """
         file = lock_file(path)
         try:
@@ -304,27 +304,27 @@ class InstanceLock:
         return lock
 
     def publish(self, http: str) -> None:
-        """Write this process and the address *http* (``http://127.0.0.1:8787``) into the file."""
+        """Write this process id and the address *http* (``http://127.0.0.1:8787``)."""
         self._write(replace(self._holder, pid=os.getpid(), http=http))
 
     def acknowledge(self, run_id: str, steps: int) -> None:
-        """Write that so many *steps* of a run are committed."""
+        """Write that *steps* steps of a run are committed."""
         self._write(replace(self._holder, run_id=run_id, steps=steps))
 
     def _write(self, holder: Holder) -> None:
         self._holder, content = holder, msgspec.json.encode(holder)
-        with suppress(OSError):  # of a full disk; a count that lags behind rejects nothing
+        with suppress(OSError):  # the disk may be full; a count that is too low rejects nothing
             os.pwrite(self._descriptor, content, 0)
             os.truncate(self._descriptor, len(content))
 
     def keep(self) -> None:
-        """Write the file anew where it was deleted or replaced, so that others find the holder."""
+        """Write the file again if it was deleted or replaced, so that others find the holder."""
         if identity(self._file) == _identity_of(self._descriptor):
             return
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
-            return  # nobody finds the holder; nobody can write either
+            return  # others do not see the holder, but they cannot write either
         if _lock(descriptor):
             os.close(self._descriptor)
             self._descriptor = descriptor
@@ -333,7 +333,10 @@ class InstanceLock:
             os.close(descriptor)
 
     def release(self, *, is_whole: bool = True) -> None:
-        """Release the lock; safe to call twice. What was acknowledged stays until it *is_whole*."""
+        """Release the lock; safe to call twice.
+
+        The acknowledged count is kept unless the database file *is_whole*.
+        """
         if self._descriptor >= 0:
             if is_whole:
                 os.truncate(self._descriptor, 0)
@@ -342,14 +345,14 @@ class InstanceLock:
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Return who writes the database *path* now; None where nobody does."""
+    """Return the present writer of the database *path*; None without one."""
     try:
         descriptor = os.open(lock_file(path), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigInvalid(
-            f"{lock_file(path)} cannot be read ({error.strerror}); mend its permissions."
+            f"{lock_file(path)} cannot be read ({error.strerror}); correct its permissions."
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -362,7 +365,7 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def last_holder(path: Path) -> Holder | None:
-    """Return who writes the database *path*, or left a -wal; None where the file has all steps."""
+    """Return the present writer of *path*, or the last if it left a -wal; None otherwise."""
     try:
         return _decoded(lock_file(path).read_bytes())
     except OSError:
@@ -370,7 +373,7 @@ def last_holder(path: Path) -> Holder | None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock the open file; a reader that just looks (``holder_of``) is gone in a moment."""
+    """Lock the open file; retry, because ``holder_of`` locks it for a moment."""
     for _ in range(LOCK_ATTEMPTS):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -382,7 +385,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _read_holder(descriptor: int) -> Holder | None:
-    """Return the holder that the open file names; None where it is being written."""
+    """Return the holder in the open file; None if it is just being written."""
     return _decoded(os.pread(descriptor, 4096, 0))
 
 

@@ -1,7 +1,7 @@
 """``audit sql``, with limits.
 
-One operation of SQLite can take minutes and gigabytes, and looks at no clock meanwhile: only with
-its process can it be ended.
+A single operation of SQLite can take minutes and gigabytes and cannot be interrupted: only ending
+the process stops it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MEMORY_BYTES: Final = 2 * 2**30
-"""The memory that a question may take beyond that of its process."""
-HEARD_S: Final = 1.0
-"""Seconds after which an operation is held not to hear of the end."""
-TOO_LONG: Final = "The question took too long and was given up; ask for less, or longer."
+"""Memory that a query may add to that of the process."""
+INTERRUPT_S: Final = 1.0
+"""Seconds that SQLite has to react to an interrupt; then the process is ended."""
+TOO_LONG: Final = "The query took too long and was stopped; ask for less, or allow more time."
 
 
 class QueryAnswer(NamedTuple):
-    """The answer to a question; ``cut`` says why it is incomplete, where it is."""
+    """The result of a query; ``cut`` describes the rows present if it is incomplete."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     cut: str = ""
 
     def documents(self) -> list[dict[str, Any]]:
-        """Return a dictionary a row; blobs as lower-case hexadecimal text."""
+        """Return one dictionary per row; blobs become lower-case hexadecimal text."""
         return [
             {
                 name: value.hex() if isinstance(value, bytes) else value
@@ -55,29 +55,29 @@ class QueryAnswer(NamedTuple):
 def ask_within(path: Path, sql: str, *, rows_most: int, seconds: float) -> QueryAnswer:
     """Run *sql* over the database *path* within *seconds* and ``MEMORY_BYTES``.
 
-    Raises what ``ask`` does, and ``DataInvalid`` after that time. SQLite hears of its end, and of
-    Ctrl-C, between two operations: amid one the process is ended.
+    Raises what ``ask`` does, and ``DataInvalid`` after that time. SQLite reacts to the time limit
+    and to Ctrl-C between two operations; if one takes too long, the process is ended.
     """
     from tracepaper.storage.database.reader import Reader
 
-    done, (told, teller) = threading.Event(), socket.socketpair()
+    done, (stop_read, stop_write) = threading.Event(), socket.socketpair()
 
     def watch(connection: sqlite3.Connection) -> None:
-        is_stopped = bool(select.select([told], [], [], seconds)[0])
+        is_stopped = bool(select.select([stop_read], [], [], seconds)[0])
         if done.is_set():
             return
         connection.interrupt()
-        if not done.wait(HEARD_S):
+        if not done.wait(INTERRUPT_S):
             os.write(2, b"" if is_stopped else f"{TOO_LONG}\n".encode())
             os._exit(130 if is_stopped else 1)
 
-    teller.setblocking(False)  # noqa: FBT003 - the library has no word for it
+    stop_write.setblocking(False)  # noqa: FBT003 - the library takes no keyword
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     most = pages * resource.getpagesize() + MEMORY_BYTES
-    with told, teller, Reader.open(path) as reader:
+    with stop_read, stop_write, Reader.open(path) as reader:
         watcher = threading.Thread(target=watch, args=(reader.connection,), daemon=True)
-        before = signal.set_wakeup_fd(teller.fileno())
+        before = signal.set_wakeup_fd(stop_write.fileno())
         resource.setrlimit(
             resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
         )
@@ -88,13 +88,13 @@ def ask_within(path: Path, sql: str, *, rows_most: int, seconds: float) -> Query
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
             done.set()
             signal.set_wakeup_fd(before)
-            teller.send(b"+")
+            stop_write.send(b"+")
             watcher.join()
 
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
 
-# A question may read, compute and name itself; it may not attach, write or set anything.
+# A query may read, compute and be recursive; it may not attach, write or change settings.
 _ALLOWED: Final = frozenset(
     {
         sqlite3.SQLITE_SELECT,
@@ -127,7 +127,7 @@ EQUITY: Final = (
 ROWS_MOST: Final = 100_000
 BYTES_MOST: Final = 256 * 2**20
 VALUE_BYTES_MOST: Final = 64 * 2**20
-"""An answer is held in memory: so much of it, and so much of one value."""
+"""Most rows and bytes of a result, which is held in memory, and most bytes of one value."""
 _FETCHED: Final = 256
 
 _NAME: Final = re.compile(r"\w+")
@@ -140,12 +140,12 @@ def ask(
     *,
     rows_most: int = ROWS_MOST,
 ) -> QueryAnswer:
-    """Run *sql*, one SELECT, and return its answer; raise ``ConfigInvalid`` for anything else.
+    """Run *sql*, one SELECT, and return its result; raise ``ConfigInvalid`` for anything else.
 
-    The answer is cut after *rows_most* rows or ``BYTES_MOST`` bytes, and then says so. Raises
-    ``DataInvalid`` where a value is larger than ``VALUE_BYTES_MOST``.
+    The result is cut after *rows_most* rows or ``BYTES_MOST`` bytes, which its ``cut`` reports.
+    Raises ``DataInvalid`` if a value is larger than ``VALUE_BYTES_MOST``.
     """
-    # SQLite makes a table-valued function on first use, which the authorizer would refuse.
+    # SQLite creates table-valued functions on first use, which the authorizer would deny.
     connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MOST)
     connection.set_authorizer(_authorize)
@@ -160,12 +160,12 @@ def ask(
     finally:
         connection.set_authorizer(None)
     if cursor.description is None:
-        raise ConfigInvalid("The question is empty; `SELECT * FROM v_runs` is a good start.")
+        raise ConfigInvalid("The query is empty; try `SELECT * FROM v_runs`.")
     return QueryAnswer(tuple(column[0] for column in cursor.description), rows, cut)
 
 
 def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ...]], str]:
-    """Return the rows of *cursor* within the limits, and where they were cut, or ''."""
+    """Return the rows of *cursor* within the limits; if they were cut, also a description."""
     rows: list[tuple[Any, ...]] = []
     size = 0
     while batch := cursor.fetchmany(_FETCHED):
@@ -185,7 +185,7 @@ def _refusal(
     """Return the exception to raise for an *error* of SQLite."""
     code = getattr(error, "sqlite_errorcode", 0)
     if code in _DAMAGED:
-        return error  # the file is to blame, not the question
+        return error  # the file is damaged; the query is not the cause
     if code == sqlite3.SQLITE_INTERRUPT:
         return DataInvalid(TOO_LONG)
     if code == sqlite3.SQLITE_TOOBIG:
@@ -194,33 +194,32 @@ def _refusal(
         )
     refused = code == sqlite3.SQLITE_AUTH
     reason = str(error).rstrip(".")
-    cause = "only one SELECT that reads tables and views is taken" if refused else reason
+    cause = "only one SELECT that reads tables and views is allowed" if refused else reason
     names = _existing_names(connection, sql, reason)
     return ConfigInvalid(
-        f"The question cannot be asked: {cause}; "
-        f"{names or '`SELECT * FROM v_runs` is a good start'}."
+        f"The query cannot be asked: {cause}; {names or 'try `SELECT * FROM v_runs`'}."
     )
 
 
 def _existing_names(connection: sqlite3.Connection, sql: str, reason: str) -> str:
-    """List the existing names where *reason* is that a column or table is missing."""
+    """List the existing names if *reason* is a missing column or table."""
     if not reason.startswith(("no such column", "no such table")):
         return ""
     missing = reason.rpartition(": ")[2].rpartition(".")[2]
     query = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name DESC"
-    places = [str(name) for (name,) in connection.execute(query)]
+    tables = [str(name) for (name,) in connection.execute(query)]
     if reason.startswith("no such table"):
-        views = [name for name in places if name.startswith("v_")]
+        views = [name for name in tables if name.startswith("v_")]
         return f"the views are {', '.join(sorted(views))}{_nearest(missing, views)}"
-    in_question = set(_NAME.findall(sql.lower()))
+    in_query = set(_NAME.findall(sql.lower()))
     columns = {
-        place: [str(row[1]) for row in connection.execute(f"PRAGMA table_info({place})")]
-        for place in places
-        if place in in_question
+        table: [str(row[1]) for row in connection.execute(f"PRAGMA table_info({table})")]
+        for table in tables
+        if table in in_query
     }
     if not columns:
         return ""
-    listed = "; ".join(f"{place} has {', '.join(names)}" for place, names in columns.items())
+    listed = "; ".join(f"{table} has {', '.join(names)}" for table, names in columns.items())
     return listed + _nearest(missing, [name for names in columns.values() for name in names])
 
 

@@ -71,15 +71,15 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound="Event")
 Fed = tuple[int, bool, "Event", "Prediction"]
-"""Of a step its sequence, whether it was accepted, the event, and what was predicted at it."""
+"""A step's sequence, whether it was accepted, its event and its prediction."""
 Wait = Callable[[int, "Iterator[Bar | CloseStart]"], int]
-"""Given a step and the bars from it on, of which it takes some: returns how many it took."""
+"""Called with a step and the bars from it on; returns how many of the bars it consumed."""
 
 
 class RunModels(NamedTuple):
-    """Which model decided last, and with which the run goes on, by their hashes.
+    """The hashes of the model that decided last, and of the one with which the run continues.
 
-    They differ where the process ended between a promotion and the change to its model.
+    They differ if the process ended between a promotion and the change to its model.
     """
 
     deciding: str
@@ -92,13 +92,13 @@ _IS_FED: Final = (
     "AND e.sequence = s.sequence AND e.kind "
     "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))"
 )
-_BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
+_FED_ROWS: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _DECIDED: Final = (
     f"SELECT instrument, max(sequence) FROM steps WHERE {WITHIN} AND outcome IS NOT NULL GROUP BY 1"
 )
 _RECENT: Final = 8
-"""Steps of each instrument among which its last decision mostly is."""
+"""An instrument's last decision is mostly among this many of its last steps."""
 _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
@@ -110,10 +110,10 @@ _OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FIL
 
 
 def resolve(path: Path | None, spec: str) -> RunLocation:
-    """Find the run that *spec* names: an id, a unique prefix, ``last``, or ``FILE#`` and one.
+    """Find the run that *spec* names: an id, a unique prefix or ``last``, or ``FILE#`` and one.
 
-    *path* is the database where *spec* names none. Raises ``DataInvalid`` where no run, or more
-    than one, is meant.
+    *path* is the database if *spec* names none. Raises ``DataInvalid`` unless exactly one run
+    matches.
     """
     file, separator, wanted = spec.rpartition("#")
     database = Path(file) if separator else path
@@ -124,14 +124,14 @@ def resolve(path: Path | None, spec: str) -> RunLocation:
 
 
 class Reader:
-    """A database open for reading; closes what it opened."""
+    """Reads the runs of a database over one connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection: Final = connection
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the database *path* read-only; raise ``DataInvalid`` where that cannot be."""
+        """Open the database *path* read-only; raise ``DataInvalid`` if that fails."""
         return cls(open_reader(path))
 
     def __enter__(self) -> Self:
@@ -146,7 +146,7 @@ class Reader:
 
     def run_rows(self, run_key: int) -> RunRows:
         """Return the rows of one run as columns."""
-        from tracepaper.storage.database.run_rows import RunRows  # NumPy, which few readers need
+        from tracepaper.storage.database.run_rows import RunRows  # loads NumPy, which few need
 
         return RunRows(self.connection, run_key)
 
@@ -159,11 +159,11 @@ class Reader:
             for table in (*RUN_TABLES, *OF_A_RUN):
                 if self.connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
                     raise DataInvalid(
-                        f"Every run of the database was removed, and rows of {table} are left:"
+                        f"Every run of the database was removed, but rows of {table} are left:"
                         " restore a backup."
                     )
             raise DataInvalid(
-                "The database holds no run yet; `tracepaper run` or replay makes one."
+                "The database has no run yet; `tracepaper run` or `replay` makes one."
             )
         if wanted == "last":
             return ids[-1]
@@ -182,7 +182,7 @@ class Reader:
         return [str(run_id) for (run_id,) in self.connection.execute(query)]
 
     def stored_run(self, run_id: str) -> StoredRun:
-        """Return *run_id* with the columns of its row that change; raise where it is missing."""
+        """Return *run_id* with the columns of its row; raise ``DataInvalid`` if it is missing."""
         row = self.connection.execute(RUN_ROW, (run_id,)).fetchone()
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
@@ -192,9 +192,9 @@ class Reader:
         )
 
     def damage(self, run_id: str) -> str:
-        """Return one sentence where the run's row and its steps do not fit together, else ''.
+        """Return one sentence if the run's row contradicts its steps, else ''.
 
-        Counting costs a few milliseconds; only ``audit verify`` looks at every row.
+        This takes a few milliseconds; only ``audit verify`` reads every row.
         """
         with snapshot(self.connection):
             run_key, count, head, opened = self.connection.execute(_COUNTED, (run_id,)).fetchone()
@@ -202,23 +202,23 @@ class Reader:
             pruned, last = self.pruned(run_key), self._last_sequence(run_key)
             chain_end = chain_head(self.connection, run_key)
         until = -1 if pruned is None else pruned.until_sequence
-        wanted = count - until - 1
+        expected = count - until - 1
         reached, digest = (-1, opened) if chain_end is None else (chain_end[0], chain_end[1].digest)
-        if (stored, max(last, until), reached, digest) == (wanted, count - 1, count - 1, head):
+        if (stored, max(last, until), reached, digest) == (expected, count - 1, count - 1, head):
             return ""
         return (
-            f"The row of run {run_id} counts {wanted} steps and {stored} are stored, or its head "
-            "is not that of its last step: run `tracepaper audit verify` before you believe this."
+            f"The row of run {run_id} counts {expected} steps and {stored} are stored, or its head "
+            "is not that of its last step: run `tracepaper audit verify` before you use this run."
         )
 
     def balance(self, run_id: str, *, until: int | None = None) -> int | None:
-        """Return the ledger's balance after step *until*; None where *run_id* has no ledger."""
+        """Return the ledger's balance after step *until*; None if *run_id* has no ledger."""
         span = run_span(self.stored_run(run_id).run_key, until)
         row = self.connection.execute(_BALANCE, span).fetchone()
         return None if row is None else int(row[0])
 
     def ended_at_ms(self, run_id: str) -> int | None:
-        """Return when the run ended in good order; None where it went on or was killed since."""
+        """Return when the run ended in good order; None if it was resumed or killed."""
         query = "SELECT ended_at FROM v_runs WHERE run_id = ?"
         row = self.connection.execute(query, (run_id,)).fetchone()
         return None if row is None or row[0] is None else int(row[0])
@@ -228,7 +228,7 @@ class Reader:
         return self.stored_run(run_id).run
 
     def pruned(self, run_key: int) -> PrunePoint | None:
-        """Return up to where the run was pruned, if it was."""
+        """Return the run's row of ``prunes``; None if it was not pruned."""
         return prune_point(self.connection, run_key)
 
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
@@ -239,13 +239,13 @@ class Reader:
     # ------------------------------------------------------------ steps
 
     def step(self, run_id: str, sequence: int) -> Step:
-        """Return one step; raise ``DataInvalid`` where it is missing."""
+        """Return one step; raise ``DataInvalid`` if it is missing."""
         for step in self.steps(run_id, after=sequence - 1, until=sequence):
             return step
-        raise DataInvalid(f"Run {run_id} holds no step {sequence}; it is pruned or not yet made.")
+        raise DataInvalid(f"Run {run_id} has no step {sequence}; it was pruned or never stored.")
 
     def steps(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Step]:
-        """Yield the steps after sequence *after*, until *until* included, in order."""
+        """Yield the steps after sequence *after*, up to and including *until*, in order."""
         _, decoder = self._decoding(run_id)
         for rows in self.rows(run_id, after=after, until=until):
             yield decoder.step(rows)
@@ -262,12 +262,12 @@ class Reader:
     def events(self, run_id: str, after: int = -1, wait: Wait | None = None) -> Iterator[Fed]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
-        A forecast that was refused for its numbers was stored without them: here they are NaN.
-        *wait* takes bars by itself before they are yielded, and says how many.
+        A non-finite forecast was stored without its numbers: here they are NaN. *wait* may consume
+        bars before they are yielded; those are skipped.
         """
         stored, decoder = self._decoding(run_id)
         last, execute = self._last_sequence(stored.run_key), self.connection.execute
-        of_events, of_answers = _BESIDE
+        of_events, of_answers = _FED_ROWS
         for start in range(after + 1, last + 1, CHUNK_STEPS):
             span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
             events = {row[1]: row for row in execute(of_events, span)}
@@ -291,7 +291,7 @@ class Reader:
                 yield sequence, row[1] is None, event, prediction
 
     def forecasts(self, run_id: str, most: int) -> list[Forecast]:
-        """Return the first forecasts of *run_id* whose numbers are stored, *most* of them."""
+        """Return the first *most* forecasts of *run_id* whose numbers are stored."""
         stored, decoder = self._decoding(run_id)
         query = select("answers", f"{WITHIN} AND horizon IS NOT NULL")
         rows = self.connection.execute(f"{query} LIMIT ?", (*run_span(stored.run_key), most))
@@ -299,21 +299,20 @@ class Reader:
         return [forecast for forecast in given if isinstance(forecast, Forecast)]
 
     def bars_before(self, run_key: int, instrument: int, open_time_ms: int, most: int) -> list[int]:
-        """Return when the last bars of an instrument's place opened before a time, oldest first."""
+        """Return the open times of the last *most* bars of an instrument before a time."""
         span = run_span(run_key, self._last_sequence(run_key))
-        behind = self.run_rows(run_key).opened_at(instrument, span[1:], open_time_ms)
+        next_step = self.run_rows(run_key).opened_at(instrument, span[1:], open_time_ms)
         query = (
             f"SELECT open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? "
             "AND ignored IS NULL ORDER BY sequence DESC LIMIT ?"
         )
-        rows = self.connection.execute(query, (*run_span(run_key, behind - 1), instrument, most))
+        rows = self.connection.execute(query, (*run_span(run_key, next_step - 1), instrument, most))
         return [opened for (opened,) in rows][::-1]
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
-        """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
+        """Yield (sequence, buckets, older mass, entropy) of every explained forecast, in order.
 
-        In lists of a few thousand: a report reads all of a run, and an object for each costs more
-        than the figures themselves.
+        They come in lists of a few thousand, as plain tuples: a report reads all of a run.
         """
         cursor = self.connection.execute(
             "SELECT sequence, buckets, older_mass, entropy FROM answers "
@@ -369,7 +368,7 @@ class Reader:
         return [event for event in events if isinstance(event, FrameBar)]
 
     def open_orders(self, run_id: str, *, until: int | None = None) -> tuple[Order, ...]:
-        """Return the orders that rest after step *until*, or the last, as they were born."""
+        """Return the orders that rest after step *until* (default: the last), oldest first."""
         stored, decoder = self._decoding(run_id)
         latest: dict[str, Order] = {}
         query = select("orders", WITHIN)
@@ -384,9 +383,9 @@ class Reader:
         return -1 if step is None else step
 
     def counted(self, run_id: str) -> tuple[int, int]:
-        """Return how many steps the run's row counts and how many there are, at one moment.
+        """Return the step count in the run's row, and the number of steps, from one snapshot.
 
-        Pruned steps count as well; the daemon may write meanwhile.
+        Pruned steps count too.
         """
         run_key = self.stored_run(run_id).run_key
         query = (
@@ -400,7 +399,7 @@ class Reader:
         return int(count), last + 1
 
     def step_opened(self, run_key: int, open_time_ms: int) -> int | None:
-        """Return the sequence of the first step whose bar opened then or later, if there is one."""
+        """Return the first step whose bar opened at *open_time_ms* or later, if any."""
         opened = "open_time_ms >= ? AND instrument IS NOT NULL AND ignored IS NULL"
         return find_step(self.connection, *run_span(run_key), "steps", opened, open_time_ms)
 
@@ -414,7 +413,7 @@ class Reader:
     def decided_within(
         self, run_key: int, from_ms: int | None, until_ms: int | None
     ) -> tuple[int, int] | None:
-        """Return when the first and the last decided bar opened that opened within a span."""
+        """Return the open times of the first and last decided bars within a period."""
         query = (
             f"SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE {WITHIN} "
             "AND outcome IS NOT NULL AND open_time_ms >= coalesce(?, open_time_ms) "
@@ -425,7 +424,7 @@ class Reader:
         return None if first is None else (first, last)
 
     def decided_before(self, run_key: int, sequence: int) -> tuple[int | None, int]:
-        """Return when the first bar from step *sequence* on opened, and the decisions before it."""
+        """Return the open time of the first bar from *sequence* on, and the decisions before it."""
         (opened,) = self.connection.execute(
             "SELECT open_time_ms FROM steps WHERE run_key = ? AND sequence >= ? "
             "AND instrument IS NOT NULL ORDER BY sequence LIMIT 1",
@@ -437,10 +436,10 @@ class Reader:
         ).fetchone()
         return opened, decisions
 
-    # ------------------------------------------------------------ going on
+    # ------------------------------------------------------------ resuming
 
     def newest(self, kind: RunKind) -> Run | None:
-        """Return the run of *kind* that was opened last, if there is one."""
+        """Return the run of *kind* that was opened last, if any."""
         query = "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key DESC LIMIT 1"
         row = self.connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
@@ -448,7 +447,7 @@ class Reader:
     def models(self, run_id: str, *, until: int | None = None) -> RunModels:
         """Return the hashes of the model that decided last in *run_id*, and of the next one.
 
-        As they were after step *until*, if that is given.
+        If *until* is given, they are those after that step.
         """
         deciding, promoted = self.run(run_id).model_sha256, ""
         chosen = "kind IN ('model_change', 'retrained') ORDER BY sequence DESC"
@@ -462,8 +461,8 @@ class Reader:
 
     def promoted(self, run_id: str) -> list[str]:
         """Return the hashes of the models that were promoted in *run_id*, oldest first."""
-        every = self.of_type(run_id, RetrainingEnd)
-        return [retraining.candidate_sha256 for retraining in every if retraining.takes_over]
+        retrainings = self.of_type(run_id, RetrainingEnd)
+        return [event.candidate_sha256 for event in retrainings if event.takes_over]
 
     def retrainings(
         self, kind: RunKind, symbols: Collection[str]
@@ -477,9 +476,9 @@ class Reader:
         return ends
 
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
-        """Return the order books before step *until*, oldest first, back to the last start.
+        """Return the newest events with *books* order books up to step *until*, oldest first.
 
-        As few events as hold *books* of them, where there are so many.
+        Fewer if the model's last start came later.
         """
         depths: list[Depths] = []
         chosen = "kind IN ('depth', 'model_change') ORDER BY sequence DESC"
@@ -492,7 +491,7 @@ class Reader:
         return depths[::-1]
 
     def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
-        """Return the gaps between the newest start before step *until* and that, oldest first."""
+        """Return the gaps up to step *until* since the newest start before it, oldest first."""
         gaps: list[Gap] = []
         chosen = "kind IN ('gap', 'model_change') ORDER BY sequence DESC"
         for event in self._events(run_id, chosen, until=until):
@@ -505,13 +504,13 @@ class Reader:
     def newest_of(
         self, run_id: str, kind: type[_Kind], *, until: int | None = None
     ) -> _Kind | None:
-        """Return the last event of *kind* of the run, up to step *until*, if there is one."""
+        """Return the last event of *kind* of the run, up to step *until*, if any."""
         chosen = "kind = ? ORDER BY sequence DESC LIMIT 1"
         event = next(self._events(run_id, chosen, EVENT_KINDS[kind], until=until), None)
         return event if isinstance(event, kind) else None
 
     def newest_fed(self, run_id: str) -> Event | None:
-        """Return the last event that candles and what lies between them gave the run."""
+        """Return the run's last bar, close, frame bar, corporate action, settlement or gap."""
         span = run_span(self.stored_run(run_id).run_key)
         step = find_step(self.connection, *span, "steps s", _IS_FED, newest=True)
         return None if step is None else self.step(run_id, step).event
@@ -519,7 +518,7 @@ class Reader:
     def actions(
         self, run_id: str, *, until: int | None = None
     ) -> list[tuple[int, CorporateAction]]:
-        """Return the splits and dividends of the run up to step *until*, each after its step."""
+        """Return (step, event) of the run's splits and dividends up to step *until*."""
         stored, decoder = self._decoding(run_id)
         if not any(item.category is Category.STOCK for item in stored.run.instruments):
             return []
@@ -536,7 +535,7 @@ class Reader:
     def _events(
         self, run_id: str, chosen: str, *values: str, until: int | None = None
     ) -> Iterator[Event]:
-        """Yield the events of *run_id* up to step *until* that are *chosen*, a condition in SQL."""
+        """Yield the events of *run_id* up to step *until*; *chosen* is an SQL condition."""
         stored, decoder = self._decoding(run_id)
         query = f"{_EVENTS} WHERE {WITHIN} AND {chosen}"
         rows = self.connection.execute(query, (*run_span(stored.run_key, until), *values))
@@ -552,7 +551,7 @@ class Reader:
         return [text for (text,) in self.connection.execute(query, (kind.value,))]
 
     def first_state(self, run_id: str) -> tuple[bytes, int] | None:
-        """Return the oldest state of the engine that is left, and the step after which it stood."""
+        """Return the oldest stored state of the engine, and the step after which it was stored."""
         run_key = self.stored_run(run_id).run_key
         pruned = self.pruned(run_key)
         if pruned is not None and pruned.state is not None:
@@ -562,7 +561,7 @@ class Reader:
         return row
 
     def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
-        """Return the newest state of the engine up to step *until*, and the step that stored it.
+        """Return the engine's newest state up to step *until*, and the step that stored it.
 
         A state that a prune kept counts as stored by the last step that was pruned.
         """
@@ -588,7 +587,7 @@ class Reader:
         stored, decoder = self._decoding(run_id)
         span = run_span(stored.run_key, until)
         last, places = min(span[-1], self._last_sequence(span[0])), len(stored.run.instruments)
-        for first in (last - _RECENT * places, 0):  # mostly all decided just now
+        for first in (last - _RECENT * places, 0):  # the recent steps mostly suffice
             steps = dict(self.connection.execute(_DECIDED, (span[0], first, last)).fetchall())
             if len(steps) == places:
                 break
@@ -599,8 +598,7 @@ class Reader:
             outcome = None if step is None or step.decision is None else step.decision.outcome
             parts = {} if step is None else self._parts_since(decoder, step, item.id, span)
             if decided >= 0:
-                # Fills of the same close, of one instrument by a price of another, were known when
-                # any of them was decided.
+                # A decision knows all fills of its close, also those by another symbol's price.
                 decided = close_of(self.connection, stored.run_key, decided, len(steps))[1]
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
@@ -617,7 +615,7 @@ class Reader:
         query = select("fills", f"{WITHIN} AND book > 0")
         for row in self.connection.execute(query, (span[0], decided.sequence, span[-1])):
             fill = decoder.fill(row)
-            # What crossed at that very decision was no news to it.
+            # The decision knew the fills before it in its step, but not those that crossed.
             is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
             if is_news and fill.instrument == instrument:
                 fills.setdefault(row[FILL.shadow], []).append(fill)
@@ -627,7 +625,7 @@ class Reader:
         }
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
-        """Yield the fills of the run's own account after step *after* until *until*, in order."""
+        """Yield the fills of the run's account after step *after* up to *until*, in order."""
         stored, decoder = self._decoding(run_id)
         query = select("fills", f"{WITHIN} AND book = 0")
         span = (stored.run_key, after + 1, run_span(stored.run_key, until)[-1])

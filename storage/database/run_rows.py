@@ -1,7 +1,7 @@
-"""Rows of one run as NumPy columns, straight from the tables: what ``RunColumns`` is made of.
+"""Rows of one run as NumPy columns, read from the tables, for ``RunColumns``.
 
-The stable views say each number twice and each gate in a row of its own, which costs a year of
-minutes a minute to read; here a bar is one row of the integers that are stored.
+The stable views have each number twice and one row per gate, so a year of minutes takes a minute to
+read. Here a bar is one row of the stored integers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
-"""Columns of one length by name."""
+"""Columns of equal length by name."""
 Span = tuple[int, int]
 """The first and the last sequence."""
 WHOLE: Final[Span] = (0, SEQUENCE_LIMIT - 1)
@@ -44,7 +44,7 @@ _BARS: Final = (
 _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
 DECIDED: Final = ("sequence", "open_time_ms", "instrument", "target_quantity")
 NOT_STORED: Final = -(2**63)
-"""Stands where a column is null, as the target of a decision that asks for a list of orders."""
+"""Stands for null, such as the target of a decision that requests a list of orders."""
 _AFTER: Final = (
     "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {book}, {of}.holding, "
     "coalesce({of}.account_unrealized_pnl, {profit}, 0), "
@@ -52,7 +52,7 @@ _AFTER: Final = (
     "FROM steps s {joined} WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? "
     "AND s.instrument IS NOT NULL AND s.outcome IS NOT NULL ORDER BY s.sequence"
 )
-_OWN: Final = _AFTER.format(of="s", book=0, profit="s.unrealized_pnl", joined="")
+_RUN_ACCOUNT: Final = _AFTER.format(of="s", book=0, profit="s.unrealized_pnl", joined="")
 _SHADOWS: Final = _AFTER.format(
     of="m",
     book="m.book",
@@ -79,7 +79,7 @@ _OUTCOMES: Final = (
 _OF_STEP: Final = {name: f"s.{name}" for name in stored_columns("steps")} | {
     measure_name(gate): f"json_extract(s.measures, '$.\"{gate}\"')" for gate in STEP_GATES
 }
-"""How numbers of steps are read, by their names."""
+"""SQL of the numbers of a step, by name."""
 _NOTES: Final = (
     "SELECT s.open_time_ms, n.key, CASE WHEN n.type IN ('real', 'integer') THEN n.value END, "
     "CASE n.type WHEN 'text' THEN n.value END "
@@ -91,9 +91,9 @@ _NOTES: Final = (
 
 
 class Outcome(NamedTuple):
-    """What a stored outcome says that many decisions share."""
+    """A stored outcome, which many decisions share."""
 
-    key: int  # the sequence that first had it
+    key: int  # the step that first had it
     action: str
     allowed: int
     refused_by: str | None
@@ -101,12 +101,12 @@ class Outcome(NamedTuple):
     unfilled_reason: str | None
     regime: str
     gate_set: int
-    passed: int  # bit i: gate i of the set
+    passed: int  # bit i is set if gate i of the set passed
     regime_cell: int | None
 
 
 class OutcomeCount(NamedTuple):
-    """How often a stored outcome was decided, and the first and the last sequence of it."""
+    """How often a stored outcome was decided, and its first and last step."""
 
     times: int
     first: int
@@ -114,14 +114,14 @@ class OutcomeCount(NamedTuple):
 
 
 class OpenedBar(NamedTuple):
-    """A bar's step and when the bar opened."""
+    """A bar's step and open time."""
 
     sequence: int
     open_time_ms: int
 
 
 class StoredEvent(NamedTuple):
-    """An event: its kind, the instrument's place, market time and content as JSON."""
+    """An event: its kind, the instrument's index, market time and content as JSON."""
 
     sequence: int
     kind: str
@@ -131,7 +131,7 @@ class StoredEvent(NamedTuple):
 
 
 class Halt(NamedTuple):
-    """A limit that was breached, and the market time since which it is."""
+    """A limit that was breached, and the market time of its breach."""
 
     sequence: int
     market_ms: int
@@ -140,9 +140,9 @@ class Halt(NamedTuple):
 
 
 class RunRows:
-    """Questions about one run; an instrument is its place in the run, a span holds both its ends.
+    """Queries about one run. An instrument is given by its index; a span includes both its ends.
 
-    What many steps share, outcomes and holdings, is kept: :meth:`refresh` reads what is new of it.
+    Outcomes and holdings, which many steps share, are cached: :meth:`refresh` reads new ones.
     """
 
     def __init__(self, connection: sqlite3.Connection, run_key: int) -> None:
@@ -151,10 +151,10 @@ class RunRows:
         self.outcomes: list[Outcome] = []
         self._outcome_keys = np.empty(0, dtype=np.int64)
         self._held_keys = self._quantity = self._cash = np.empty(0, dtype=np.int64)
-        self._whose = np.empty(0, dtype=np.str_)  # the shadow account's name, of each holding
+        self._shadows = np.empty(0, dtype=np.str_)  # of each holding: the shadow account's name
 
     def refresh(self) -> None:
-        """Read the outcomes and holdings that are new."""
+        """Read new outcomes and holdings."""
         after = self.outcomes[-1].key + 1 if self.outcomes else 0
         rows = self._connection.execute(_OUTCOMES, (self._run_key, after, WHOLE[1])).fetchall()
         self.outcomes += [Outcome(*row) for row in rows]
@@ -162,16 +162,16 @@ class RunRows:
         after = (int(self._held_keys[-1]) >> _BOOK_BITS) + 1 if self._held_keys.size else 0
         held = self._connection.execute(_HOLDINGS, (self._run_key, after, WHOLE[1])).fetchall()
         if held:
-            *numbers, whose = zip(*held, strict=True)
+            *numbers, shadows = zip(*held, strict=True)
             sequence, book, quantity, cash = np.array(numbers, dtype=np.int64)
             self._held_keys = np.append(self._held_keys, sequence << _BOOK_BITS | book)
             self._quantity = np.append(self._quantity, quantity)
             self._cash = np.append(self._cash, cash)
-            self._whose = np.append(self._whose, np.array(whose, dtype=np.str_))
+            self._shadows = np.append(self._shadows, np.array(shadows, dtype=np.str_))
 
     @property
     def version(self) -> int:
-        """A number that changes whenever anything was written to the database."""
+        """A number that changes with every write of another connection."""
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         return int(version)
 
@@ -180,8 +180,8 @@ class RunRows:
     def bars(self, place: int, span: Span) -> Columns:
         """Return an instrument's accepted bars, oldest first; integers as they are stored.
 
-        ``outcome`` is the place in ``outcomes``, -1 of a bar that was not decided, and
-        ``quantity`` what the account held of the instrument after the bar.
+        ``outcome`` is the index in ``outcomes``, -1 for a bar without a decision, and ``quantity``
+        the account's position in the instrument after the bar.
         """
         *bar, holding = self._integers(_BARS, (self._run_key, *span, place), len(_BAR) + 1)
         columns: Columns = dict(zip(_BAR, bar, strict=True))
@@ -193,19 +193,19 @@ class RunRows:
     def accounts(self, span: Span) -> dict[str, Columns]:
         """Return every account after each decided bar; integers as they are stored.
 
-        By the shadow account's name, the run's own with an empty one. ``instrument`` is the bar's
-        place, and ``quantity`` what the account held of it after the bar.
+        The keys are names of shadow accounts, "" for the run's account. ``instrument`` is the
+        bar's instrument, and ``quantity`` the account's position in it after the bar.
         """
         accounts: dict[str, Columns] = {}
-        for query in (_OWN, _SHADOWS):
+        for query in (_RUN_ACCOUNT, _SHADOWS):
             *bar, book, holding, profit, stored = self._integers(query, (self._run_key, *span), 8)
             at = self._held(holding, book)
             equity = np.where(stored == NOT_STORED, self._cash[at] + profit, stored)
-            whose = self._whose[at]
-            for name in np.unique(whose).tolist():
+            shadows = self._shadows[at]
+            for name in np.unique(shadows).tolist():
                 columns = (*bar, self._quantity[at], equity)
                 accounts[name] = {
-                    key: column[whose == name]
+                    key: column[shadows == name]
                     for key, column in zip(_ACCOUNT, columns, strict=True)
                 }
         return accounts
@@ -213,9 +213,9 @@ class RunRows:
     def decided(self, span: Span = WHOLE) -> Columns:
         """Return the decision at each decided bar, in the order of the run.
 
-        ``sequence``, ``open_time_ms``, ``instrument`` (its place), ``target_quantity`` as it is
-        stored (-2⁶³ of a list of orders), ``outcome`` (its place in ``outcomes``), and the
-        own account's ``equity`` after it.
+        ``sequence``, ``open_time_ms``, ``instrument`` (its index), ``target_quantity`` as it is
+        stored (-2⁶³ for a list of orders), ``outcome`` (its index in ``outcomes``), and the
+        ``equity`` of the run's account after it.
         """
         *bar, outcome, holding, profit, stored = self._integers(_DECIDED, (self._run_key, *span), 8)
         columns: Columns = dict(zip(DECIDED, bar, strict=True))
@@ -226,8 +226,8 @@ class RunRows:
     def values(self, names: Sequence[str], place: int, at: Ints) -> Columns:
         """Return columns of the forecasts, or of the steps, at an instrument's steps *at*.
 
-        *at* ascends. NaN where a value is null, or its step has no forecast, and of a measure that
-        is the usual one.
+        *at* ascends. NaN stands for a null, a step without a forecast, and a measure that is not
+        stored because it equals ``usual_measure``.
         """
         columns: Columns = {name: np.full(at.size, np.nan) for name in names}
         for source, alias in (
@@ -255,11 +255,11 @@ class RunRows:
         return columns
 
     def notes(self, place: int, span: Span) -> list[tuple[int, str, float | None, str | None]]:
-        """Return (open time, name, number, text) of what was noted at an instrument's bars."""
+        """Return (open time, name, number, text) of each note at an instrument's bars."""
         return self._connection.execute(_NOTES, (self._run_key, *span, place)).fetchall()
 
     def noted(self, span: Span) -> list[tuple[int, str]]:
-        """Return (place of the instrument, name) of every number that was noted, in order."""
+        """Return (instrument, name) of every noted number, in the order of its first note."""
         query = (
             "SELECT s.instrument, n.key FROM answers a "
             "JOIN steps s ON s.run_key = a.run_key AND s.sequence = a.sequence "
@@ -272,7 +272,7 @@ class RunRows:
     # ------------------------------------------------------------ places in the run
 
     def digest(self, sequence: int) -> str | None:
-        """Return the digest of the commit that holds a step, None where it is not stored."""
+        """Return the digest of the commit that holds a step; None if it is not stored."""
         commit = commit_at(self._connection, self._run_key, sequence)
         return None if commit is None else commit[-1].hex()
 
@@ -284,20 +284,19 @@ class RunRows:
         instrument: int | None = None,
         newest: bool,
     ) -> int | None:
-        """Return the first or the *newest* sequence within *span* that is a decision.
+        """Return the first or *newest* step within *span* with a decision.
 
-        Of those with one of the outcomes of the keys *chosen*, and on *instrument*, where they
-        are given.
+        If given, it has one of the outcomes with keys *chosen*, and is on *instrument*.
         """
         if chosen is not None and not chosen:
             return None
-        among = "IS NOT NULL" if chosen is None else f"IN ({', '.join('?' * len(chosen))})"
-        where = f"outcome {among} AND coalesce(instrument = ?, 1)"
+        condition = "IS NOT NULL" if chosen is None else f"IN ({', '.join('?' * len(chosen))})"
+        where = f"outcome {condition} AND coalesce(instrument = ?, 1)"
         values = *(chosen or ()), instrument
         return self._find(*span, "steps", where, *values, newest=newest)
 
     def bar_at(self, place: int, span: Span, *, newest: bool) -> OpenedBar | None:
-        """Return the oldest or the *newest* accepted bar of an instrument within *span*."""
+        """Return the oldest or *newest* accepted bar of an instrument within *span*."""
         query = (
             f"SELECT sequence, open_time_ms FROM steps WHERE {WITHIN} "
             f"AND instrument = ? AND {_IS_BAR} ORDER BY sequence {'DESC' if newest else ''} LIMIT 1"
@@ -306,9 +305,9 @@ class RunRows:
         return None if row is None else OpenedBar(*row)
 
     def opened_at(self, place: int, span: Span, at_ms: float) -> int:
-        """Return the sequence behind an instrument's last bar that opened before *at_ms*.
+        """Return the sequence after an instrument's last bar that opened before *at_ms*.
 
-        Its bars within *span* lie in the order of their times, so they are halved.
+        Bars within *span* are ordered by time, so a binary search finds it.
         """
         low, high = span[0], span[1] + 1
         while low < high:
@@ -321,7 +320,7 @@ class RunRows:
         return low
 
     def open_ms(self, sequence: int) -> int:
-        """Return when the bar of a step opened."""
+        """Return the open time of a step's bar."""
         query = "SELECT open_time_ms FROM steps WHERE run_key = ? AND sequence = ?"
         (opened,) = self._connection.execute(query, (self._run_key, sequence)).fetchone()
         return int(opened)
@@ -354,7 +353,7 @@ class RunRows:
         return {outcome: OutcomeCount(*counted) for outcome, *counted in rows}
 
     def outcome_days(self, span: Span) -> list[tuple[int, int, int]]:
-        """Return (UTC day, the outcome's key, how often it was decided on bars of that day)."""
+        """Return (UTC day, outcome's key, number of decisions on bars of that day)."""
         query = (
             f"SELECT open_time_ms / {DAY_MS}, outcome, count(*) FROM steps "
             f"WHERE {WITHIN} AND outcome IS NOT NULL AND instrument IS NOT NULL "
@@ -363,7 +362,7 @@ class RunRows:
         return self._connection.execute(query, (self._run_key, *span)).fetchall()
 
     def events(self, kind: str, span: Span) -> list[StoredEvent]:
-        """Return the events of a *kind* that is indexed, such as ``funding``, in order."""
+        """Return the events of an indexed *kind*, such as ``funding``, in order."""
         query = (
             "SELECT sequence, kind, instrument, market_ms, content FROM events WHERE run_key = ? "
             f"AND sequence BETWEEN ? AND ? AND {INDEXED_KINDS} AND kind = ? ORDER BY sequence"
@@ -372,7 +371,7 @@ class RunRows:
         return [StoredEvent(*row) for row in rows]
 
     def newest_events(self, kinds: Sequence[str], span: Span, most: int) -> list[StoredEvent]:
-        """Return the *most* newest events of *kinds*, the newest first."""
+        """Return the newest *most* events of *kinds*, newest first."""
         query = (
             "SELECT sequence, kind, instrument, market_ms, content FROM events "
             f"WHERE {WITHIN} AND kind IN ({', '.join('?' * len(kinds))}) "
@@ -398,9 +397,9 @@ class RunRows:
             yield state
 
     def held(self, last: int) -> list[tuple[int, int]]:
-        """Return (place of the instrument, quantity) of every position after step *last*.
+        """Return (instrument, quantity) of every position after step *last*.
 
-        In hedge mode those of both sides as well.
+        In hedge mode the positions of both sides are included.
         """
         query = (
             f"SELECT instrument, quantity, max(sequence) FROM holdings WHERE {WITHIN} "
@@ -419,7 +418,7 @@ class RunRows:
         return [sequence for (sequence,) in self._connection.execute(query, values)]
 
     def liquidated(self, span: Span, reason: str) -> list[int]:
-        """Return the steps at which a price liquidated, or canceled orders for *reason*."""
+        """Return the steps with a liquidation, or an order with the *reason*."""
         within = "run_key = ?1 AND sequence BETWEEN ?2 AND ?3"
         query = (
             f"SELECT sequence FROM fills WHERE {within} AND book = 0 AND model = 'liquidation' "
@@ -432,9 +431,9 @@ class RunRows:
     def first_of_newest_fills(
         self, span: Span, instruments: Sequence[int], most: int
     ) -> int | None:
-        """Return the sequence at which the *most* newest fills of *instruments* begin.
+        """Return the step of the newest fill of *instruments* after skipping *most* newer ones.
 
-        None where there are no more than those within *span*.
+        None if *span* has no more than *most* fills.
         """
         where = f"book = 0 AND instrument IN ({', '.join('?' * len(instruments))})"
         return self._find(*span, "fills", where, *instruments, newest=True, skip=most)
@@ -442,9 +441,9 @@ class RunRows:
     def rested_orders(
         self, span: Span, instruments: Sequence[int], until_ms: int, most: int
     ) -> list[int]:
-        """Return the sequences within *span* of the newest word on orders that rested at a price.
+        """Return the last steps of orders with a price or trigger, newest first, at most *most*.
 
-        Only those that were sent before *until_ms*, *most* of them, the newest first.
+        Only orders that were created before *until_ms* and changed last within *span*.
         """
         query = (
             "SELECT o.sequence FROM orders o WHERE o.run_key = ? AND o.sequence BETWEEN ? AND ? "
@@ -457,12 +456,12 @@ class RunRows:
         return [int(row[0]) for row in self._connection.execute(query, values)]
 
     def order_roles(self, span: Span) -> dict[str, str]:
-        """Return the role of each order of which a step within *span* has word; no signals."""
+        """Return the role of each order with a row within *span*; signal orders are left out."""
         query = f"SELECT order_id, role FROM orders WHERE {WITHIN} AND role IS NOT NULL"
         return dict(self._connection.execute(query, (self._run_key, *span)).fetchall())
 
     def born_orders(self, sequence: int) -> list[str]:
-        """Return the ids of the orders that were born at a step."""
+        """Return the ids of the orders that were created at a step."""
         query = (
             "SELECT DISTINCT order_id FROM orders WHERE run_key = ? AND sequence = ? AND birth = ?"
         )
@@ -472,7 +471,7 @@ class RunRows:
     # ------------------------------------------------------------ reading
 
     def _held(self, holding: Ints, book: Ints | int) -> npt.NDArray[np.intp]:
-        """Return the places of the holdings that steps name by sequence and book."""
+        """Return the indices of the holdings with these sequences and books."""
         return np.searchsorted(self._held_keys, holding << _BOOK_BITS | book)
 
     def _integers(self, query: str, values: Sequence[int], columns: int) -> list[Ints]:
@@ -486,7 +485,7 @@ class RunRows:
 
 
 def _spread(column: npt.NDArray[Any], at: Ints, steps: Ints, values: npt.NDArray[Any]) -> None:
-    """Set *values* of some *steps* in a *column* of the steps *at*, which ascend."""
+    """Set the *values* of *steps* in *column*, whose rows are the ascending steps *at*."""
     if at.size and steps.size:
         places = np.searchsorted(at, steps).clip(max=at.size - 1)
         is_there = at[places] == steps

@@ -1,4 +1,4 @@
-"""One run through the stable views: rows by name, or columns in batches."""
+"""Reads one run through the stable views: rows as dictionaries, or columns in batches."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Condition = str | int | Sequence[str] | Sequence[int]
-"""What a column must be equal to; of several values, any."""
+"""The value that a column must equal, or several of which it must equal one."""
 ANY: Final[Mapping[str, Condition]] = MappingProxyType({})
 BATCH_ROWS: Final = 512
-"""Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
+"""Too few to start Python's garbage collection, which slows reading thousands at once by half."""
 _COLUMNS: Final = {view.name: tuple(column.name for column in view.columns) for view in VIEWS}
 _ORDER: Final = ("sequence", "ordinal")
-"""The columns that order a view, as far as it has them."""
+"""A view is ordered by those of these columns that it has."""
 
 
 class RunViews:
@@ -41,11 +41,11 @@ class RunViews:
         self.run_id = run_id
 
     def snapshot(self) -> AbstractContextManager[None]:
-        """Read from one snapshot, though a daemon may be writing."""
+        """Read from one snapshot, while a daemon may be writing."""
         return snapshot(self._connection)
 
     def run(self) -> Row:
-        """Return the run's own row; raise ``DataInvalid`` where the database has no such run."""
+        """Return the run's row of ``v_runs``; raise ``DataInvalid`` if the run is missing."""
         if not (rows := self.rows("v_runs")):
             raise DataInvalid(
                 f"The database holds no run {self.run_id}; `tracepaper audit` lists them."
@@ -53,15 +53,15 @@ class RunViews:
         return rows[0]
 
     def card(self, model_sha256: str) -> Row:
-        """Return the card of a model of this database as it was stored; empty without one."""
+        """Return the stored card of a model; empty if the database has none."""
         query = "SELECT card FROM models WHERE model_sha256 = ?"
         row = self._connection.execute(query, (model_sha256,)).fetchone()
         return {} if row is None else msgspec.json.decode(row[0], type=dict[str, Any])
 
     def rows(self, view: str, *, newest: int | None = None, **equal: Condition) -> list[Row]:
-        """Return the rows of *view* where columns *equal* what is given, in the run's order.
+        """Return the rows of *view* whose columns have the values *equal*, in the run's order.
 
-        With *newest* only the last rows, still oldest first.
+        With *newest* only that many of the last rows, still oldest first.
         """
         where, values = self._where(view, equal)
         names = _COLUMNS[view]
@@ -69,7 +69,7 @@ class RunViews:
             query = f"SELECT * FROM {view} {where} {_order(view)}"
             rows = self._connection.execute(query, values).fetchall()
         else:
-            query = f"SELECT * FROM {view} {where} {_order(view, downwards=True)} LIMIT ?"
+            query = f"SELECT * FROM {view} {where} {_order(view, descending=True)} LIMIT ?"
             rows = self._connection.execute(query, (*values, newest)).fetchall()[::-1]
         return [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -96,10 +96,10 @@ class RunViews:
         last: int | None = None,
         equal: Mapping[str, Condition] = ANY,
     ) -> Iterator[list[tuple[Any, ...]]]:
-        """Yield columns *names* of *view* (all if none), some hundred rows at a time, in order.
+        """Yield columns *names* of *view* (default: all), ``BATCH_ROWS`` rows at a time, in order.
 
-        *first* and *last* bound the sequences, both included. A batch holds a tuple a column:
-        whole rows of a long run would take ten times the memory of arrays.
+        *first* and *last* are the first and last sequence, both included. A batch has one tuple
+        per column: all rows of a long run would take ten times the memory of arrays.
         """
         self._check(view, names)
         where, values = self._where(view, equal)
@@ -114,15 +114,15 @@ class RunViews:
             yield list(zip(*rows, strict=True))
 
     def count(self, view: str, **equal: Condition) -> int:
-        """Return how many rows *view* has."""
+        """Return the number of rows of *view* with the values *equal*."""
         where, values = self._where(view, equal)
         row = self._connection.execute(f"SELECT count(*) FROM {view} {where}", values).fetchone()
         return int(row[0])
 
     def counts(self, view: str, by: str, **equal: Condition) -> list[tuple[str, int]]:
-        """Return how often each value of column *by* stands in *view*, the most frequent first.
+        """Return how often each value of column *by* occurs in *view*, the most frequent first.
 
-        Nulls are left out, and so are rows in which the columns *equal* have other values.
+        Nulls are left out, as are rows without the values *equal*.
         """
         self._check(view, (by,))
         where, values = self._where(view, equal)
@@ -134,7 +134,7 @@ class RunViews:
         return [(str(value), int(count)) for value, count in rows]
 
     def bounds(self, view: str, name: str) -> tuple[Any, Any]:
-        """Return the least and the greatest value of column *name*; nulls where there is no row."""
+        """Return the least and the greatest value of column *name*; None twice without rows."""
         self._check(view, (name,))
         where, values = self._where(view, {})
         query = f"SELECT min({name}), max({name}) FROM {view} {where}"
@@ -142,7 +142,7 @@ class RunViews:
         return least, most
 
     def last(self, view: str, *, not_null: Sequence[str] = (), **equal: Condition) -> int | None:
-        """Return the last sequence of *view* at which columns *not_null* are not null."""
+        """Return the last sequence of *view* with non-null columns *not_null*."""
         self._check(view, not_null)
         where, values = self._where(view, equal)
         where += "".join(f" AND {name} IS NOT NULL" for name in not_null)
@@ -151,7 +151,7 @@ class RunViews:
         return None if sequence is None else int(sequence)
 
     def nearest(self, view: str, sequence: int) -> int | None:
-        """Return the sequence of *view* that lies nearest to *sequence*."""
+        """Return the sequence of *view* nearest to *sequence*."""
         where, values = self._where(view, {})
         query = f"SELECT sequence FROM {view} {where} ORDER BY abs(sequence - ?), sequence LIMIT 1"
         row = self._connection.execute(query, (*values, sequence)).fetchone()
@@ -160,7 +160,7 @@ class RunViews:
     def _where(
         self, view: str, equal: Mapping[str, Condition]
     ) -> tuple[str, tuple[str | int, ...]]:
-        """Return the condition and its values; names are the views' own, values are bound."""
+        """Return the condition and its bound values; the names are checked columns of the view."""
         self._check(view, tuple(equal))
         parts = ["WHERE run_id = ?"]
         bound: list[str | int] = [self.run_id]
@@ -176,7 +176,7 @@ class RunViews:
 
     @cached_property
     def _over_splits(self) -> tuple[str, tuple[str | int, ...]]:
-        """What leaves out trades over an unadjusted split: their profit is of other shares."""
+        """The condition that leaves out trades over an unadjusted split, whose profit is wrong."""
         query = "SELECT warnings FROM runs WHERE run_id = ?"
         (warnings,) = self._connection.execute(query, (self.run_id,)).fetchone() or (None,)
         over = [
@@ -193,7 +193,7 @@ class RunViews:
             raise InvariantBroken(f"No view {view} has the columns {', '.join(names)}.")
 
 
-def _order(view: str, *, downwards: bool = False) -> str:
+def _order(view: str, *, descending: bool = False) -> str:
     names = [name for name in _ORDER if name in _COLUMNS[view]]
-    direction = " DESC" if downwards else ""
+    direction = " DESC" if descending else ""
     return f"ORDER BY {', '.join(f'{name}{direction}' for name in names)}" if names else ""

@@ -1,7 +1,7 @@
 """The SQLAlchemy Core tables, built from the columns.
 
-Steps have no foreign keys that SQLite checks at each insert: ``integrity`` looks for rows without
-their step.
+Tables have no foreign keys to ``steps``, which SQLite would check at each insert: ``integrity``
+finds rows without their step.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _TYPES: Final[dict[str, Any]] = {
     "BLOB": LargeBinary,
 }
 _WITH_ROWID: Final = frozenset({"runs", "events", "states", "answers"})
-"""Tables with one integer key, or with blobs; the others are stored in the order of their key."""
+"""Tables with one integer key, or with blobs; the others are WITHOUT ROWID, ordered by key."""
 
 metadata: Final = MetaData()
 
 
 def sql_column(column: Column, types: Mapping[str, Any], *keys: ForeignKey) -> SqlColumn[Any]:
-    """Return *column* with the type that *types* have of its kind, and foreign *keys*."""
+    """Return *column* as SQLAlchemy's, with its type from *types* and its foreign *keys*."""
     kind = types[column.kind]
     if column.is_key:
         return SqlColumn(column.name, kind, *keys, primary_key=True, autoincrement=False)
@@ -59,7 +59,7 @@ def sql_column(column: Column, types: Mapping[str, Any], *keys: ForeignKey) -> S
 
 
 BORN: Final = ("orders", "fills")
-"""The tables with a generated column ``birth``: the sequence of the step that bore the order."""
+"""Tables with a generated column ``birth``: the step that created the order."""
 
 
 for _name, _columns in TABLES.items():
@@ -89,12 +89,12 @@ Index(
     sqlite_where=text_clause(INDEXED_KINDS),
 )
 for _name in BORN:
-    _of = metadata.tables[_name].c
-    Index(f"{_name}_order", _of.order_id, _of.run_key)
+    _table = metadata.tables[_name].c
+    Index(f"{_name}_order", _table.order_id, _table.run_key)
 
 
 def table_statements(tables: MetaData, dialect: Dialect) -> Iterator[str]:
-    """Yield the statements that make *tables* and their indexes, in words of *dialect*."""
+    """Yield the statements that create *tables* and their indexes in *dialect*."""
     for table in tables.sorted_tables:
         yield str(CreateTable(table).compile(dialect=dialect))
         for index in table.indexes:

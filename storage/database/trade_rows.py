@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 _FILLS: Final = select("fills", WITHIN)
 _HOLDINGS: Final = select("holdings", WITHIN)
-_SEQUENCE: Final = itemgetter(At("fills").sequence)  # and of the others
+_SEQUENCE: Final = itemgetter(At("fills").sequence)  # the same index as in ``holdings``
 
 
 def trades_until(
     connection: sqlite3.Connection, run_key: int, run: Run, until: int | None = None
 ) -> tuple[TradeBooks, list[Row]]:
-    """Return the books of *run* behind step *until*, and the rows of the trades closed by then."""
+    """Return the books of *run* after step *until*, and the rows of the trades closed by then."""
     books, span = TradeBooks(run), run_span(run_key, until)
     changes: list[tuple[int, Any, Any]] = []
     for query, take in ((_HOLDINGS, books.settle), (_FILLS, books.fill), (_HOLDINGS, books.hold)):
-        if take != books.hold or books.is_taken:
+        if take != books.hold or books.is_taken_over:
             rows = connection.execute(query, span).fetchall()
             changes += zip(map(_SEQUENCE, rows), repeat(take), rows)
     actions = Reader(connection).actions(run.run_id, until=until)
     acted = ((at, books.act, action) for at, action in actions)
-    # Of one step in this order, as the encoder takes them.
+    # The sort is stable: within a step the order is that of the encoder.
     changes = sorted(chain(acted, changes), key=itemgetter(0))
-    return books, [row for _, take, of in changes if (row := take(of)) is not None]
+    return books, [row for _, take, change in changes if (row := take(change)) is not None]

@@ -34,19 +34,19 @@ _OF_STEP: Final = "s.measures, '$.\"' || g.gate || '\"'"
 
 
 def _steady(gate: str, threshold: str) -> str:
-    """Return the measure of a gate of ``STEADY_GATES``, or what it is where it is not stored."""
+    """Return the SQL of the measure of a gate of ``STEADY_GATES``, stored or usual."""
     usual = threshold if usual_measure(gate, 1.0) else "0.0"
     return f"CASE WHEN json_type({_OF_STEP}) IS NULL THEN {usual} ELSE json_extract({_OF_STEP}) END"
 
 
 ANSWERED: Final = " ".join(f"WHEN '{gate}' THEN a.{measure_name(gate)}" for gate in ANSWER_GATES)
-"""Cases of the gates with a column of ``answers``: one declared beside ours adds its own."""
+"""SQL cases of the gates with a column in ``answers``; a user's gate adds one."""
 
 
 def measured(threshold: str = "g.threshold") -> str:
-    """Return the measure of a gate ``g`` in the account's decision of step ``s``, answer ``a``.
+    """Return the SQL of gate ``g``'s measure in the decision of step ``s`` with answer ``a``.
 
-    *threshold* is what that decision held it to.
+    *threshold* is the SQL of the decision's threshold.
     """
     measures = {
         **{gate: _steady(gate, threshold) for gate in STEADY_GATES},
@@ -60,7 +60,7 @@ def measured(threshold: str = "g.threshold") -> str:
 
 
 def power_of_ten(decimals: str) -> str:
-    """Return 10^decimals as an integer; text such as ``1e3`` is a number only by way of REAL."""
+    """Return SQL of 10^decimals as an integer; SQLite casts ``1e3`` correctly only to REAL."""
     return f"CAST(CAST('1e' || ({decimals}) AS REAL) AS INTEGER)"
 
 
@@ -91,20 +91,20 @@ def iso(number: str) -> str:
 
 
 class ViewColumn(NamedTuple):
-    """A column of a view: its name, its expression, and what it means."""
+    """A column of a view: its name, SQL expression and documentation."""
 
     name: str
     sql: str
     doc: str
-    kind: str = "TEXT"  # of its values: `INTEGER`, `REAL` or `TEXT`
-    is_flag: bool = False  # 1 or 0, which say yes or no
+    kind: str = "TEXT"  # `INTEGER`, `REAL` or `TEXT`
+    is_flag: bool = False  # a boolean, 1 or 0
 
     @property
     def typed(self) -> str:
-        """The expression, such that a view declares ``kind`` as its type.
+        """The expression, written so that SQLite declares ``kind`` as its type.
 
-        SQLite declares what a column of a table has, and nothing for an expression; but a
-        question in parentheses has the type of the column that its last SELECT names.
+        SQLite declares a type for a table's column, but none for an expression. A subquery has the
+        type of the column that its last SELECT names.
         """
         if _CARRIED.match(self.sql):
             return self.sql
@@ -123,19 +123,19 @@ class View(NamedTuple):
     """A stable view."""
 
     name: str
-    row: str  # what one row is
+    row: str  # a description of one row
     columns: tuple[ViewColumn, ...]
-    source: str  # FROM and what follows
+    source: str  # FROM and the clauses after it
     others: str = ""  # a second SELECT of the same columns, with its UNION ALL
 
     @property
     def sql(self) -> str:
-        """The statement that makes the view."""
+        """The statement that creates the view."""
         return f"CREATE VIEW {self.name} AS {self.question}"
 
     @property
     def question(self) -> str:
-        """The statement that asks for its rows."""
+        """The SELECT of its rows."""
         listed = ",\n  ".join(f"{column.typed} AS {column.name}" for column in self.columns)
         return f"SELECT\n  {listed}\n{self.source}{self.others}"
 
@@ -158,12 +158,12 @@ def moment(name: str, sql: str, doc: str) -> tuple[ViewColumn, ViewColumn]:
 
 
 def digest(name: str, sql: str, doc: str) -> ViewColumn:
-    """Return a hash as lower-case hexadecimal text; it may be null."""
+    """Return the column of a hash as lower-case hexadecimal text; it may be null."""
     return ViewColumn(name, f"CASE WHEN {sql} IS NOT NULL THEN lower(hex({sql})) END", doc)
 
 
 def source_name(code: str) -> str:
-    """Return the name of a bar's source."""
+    """Return the SQL of the name of a bar's source."""
     cases = " ".join(
         f"WHEN {code} IS {'NULL' if number is None else number} THEN '{name}'"
         for name, number in SOURCE_CODES.items()
@@ -172,17 +172,17 @@ def source_name(code: str) -> str:
 
 
 def at_step(alias: str, step: str = "s") -> str:
-    """Return the condition that the row *alias* is of the step of the row *step*."""
+    """Return the condition that the row *alias* belongs to the step of the row *step*."""
     return f"{alias}.run_key = {step}.run_key AND {alias}.sequence = {step}.sequence"
 
 
 def shared_row(alias: str, place: str) -> str:
-    """Return the condition that *alias* is the row that step ``s`` names by a sequence."""
+    """Return the condition that *alias* is the row of ``s``'s run with the sequence *place*."""
     return f"{alias}.run_key = s.run_key AND {alias}.sequence = {place}"
 
 
 def of_step(table: str) -> tuple[ViewColumn, ViewColumn]:
-    """Return the columns that name a step of *table*'s row."""
+    """Return the columns that identify the step of a row of *table*."""
     return (
         ViewColumn("run_id", "r.run_id", "the run"),
         ViewColumn("sequence", f"{table}.sequence", "place in the run, from 0", "INTEGER"),
@@ -190,22 +190,22 @@ def of_step(table: str) -> tuple[ViewColumn, ViewColumn]:
 
 
 def of_content(name: str, doc: str) -> ViewColumn:
-    """Return the text of that *name* in the content of the event ``e``."""
+    """Return the column with the text *name* in the content of the event ``e``."""
     return ViewColumn(name, f"json_extract(e.content, '$.{name}')", doc)
 
 
 def ordinal(alias: str, doc: str) -> ViewColumn:
-    """Return the place of the row *alias* among those of its step."""
+    """Return the column with the index of the row *alias* among those of its step."""
     return ViewColumn("ordinal", f"{alias}.ordinal", doc, "INTEGER")
 
 
 def caused(alias: str, table: str) -> ViewColumn:
-    """Return the decision that caused the order of *table*'s row *alias*.
+    """Return the column with the decision that caused the order of *table*'s row *alias*.
 
-    An order's id begins with the sequence of its birth, and its run has a row of it there, unless
-    it was taken over from another run. Where a command bore it, the event of that step is the
-    command, which a prune keeps; where a decision did, it is a bar. An exit order that a fill at a
-    quote or a book placed was born at that fill, which a prune keeps too.
+    An order's id begins with the sequence of the step that created it. Its run has a row of it
+    there, unless it was taken over from another run. A step of a decision has a bar and so no
+    event; an order of a command has the command as its event, which a prune keeps. An exit order
+    that a fill at a quote or a book placed has that fill at its step, which a prune keeps too.
     """
     run, born = f"{alias}.run_key", f"{alias}.birth"
     return ViewColumn(
@@ -228,7 +228,7 @@ MARKET_MS: Final = f"coalesce({BAR_MARKET_MS}, e.market_ms)"
 
 
 def shown(alias: str, table: str, *names: str) -> tuple[ViewColumn, ...]:
-    """Return how the columns *names* of *table* read, by their scales and with their texts."""
+    """Return the view columns for the columns *names* of *table*, with their documentation."""
     columns = {column.name: column for column in TABLES[table]}
     return tuple(part for name in names for part in _shown(alias, columns[name]))
 
@@ -252,7 +252,7 @@ def complete(
 ) -> tuple[ViewColumn, ...]:
     """Return *listed*, then the other documented columns of *tables* (by alias).
 
-    So a view shows a new column of its tables without another line.
+    So a view shows a new column of its tables automatically.
     """
     shown = list(listed)
     for alias, columns in tables:
@@ -264,6 +264,6 @@ def complete(
 
 _FACTOR: Final = power_of_ten(f"{MONEY} - {PRICE} - {QUANTITY}")
 UNIT: Final = f"(h.quantity * {_FACTOR})"
-"""What is held, as money at a price of 1; 0 where that is to be rounded."""
-# A mark that is not stored follows from the step's close.
+"""SQL of a position's value at a price of 1, as money; 0 if it would be rounded."""
+# A mark that is not stored is computed from the step's close.
 UNREALIZED: Final = f"coalesce({{0}}.unrealized_pnl, s.close * {UNIT} - h.entry_notional)"

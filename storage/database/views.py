@@ -214,7 +214,7 @@ _OF_STEPS: Final = ", ".join(
         "CAST(e.belief AS TEXT)",
     )
 )
-# A halt follows from the event of its step, and stands beside it.
+# A halt is a row beside the event that caused it.
 _HALT_FIELDS: Final = (
     "'limit', l.breached, 'measure', l.measure, 'threshold', l.threshold, 'since_ms', l.since_ms"
 )
@@ -246,7 +246,7 @@ V_EVENTS: Final = View(
         ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`; null if it has none"),
         *shown("e", "events", "market_ms", "seen_ms", "content", "belief"),
     ),
-    # What a prune has kept has no step any more; all else is found by its step.
+    # Events that a prune kept have no step any more; all others are found by their step.
     "FROM runs r JOIN prunes p ON p.run_key = r.run_key JOIN events e "
     "ON e.run_key = r.run_key AND e.sequence <= p.until_sequence "
     f"AND NOT EXISTS (SELECT 1 FROM steps s WHERE {at_step('s', 'e')}) "
@@ -323,7 +323,7 @@ _UNTIL_MS: Final = (
 
 
 def _byte(place: int) -> str:
-    """Return byte *place* of bucket ``n`` as a number."""
+    """Return the SQL of byte *place* of bucket ``n`` as a number."""
     byte = f"hex(substr(a.buckets, n.key * 4 + {place + 1}, 1))"
     high, low = (f"instr('123456789ABCDEF', substr({byte}, {at}, 1))" for at in (1, 2))
     return f"({high} * 16 + {low})"
@@ -392,7 +392,7 @@ _OF_ACCOUNT: Final = (
     f"AND w.gate_set = p.gate_set AND w.gate = g.gate WHERE {shared_row('p', 's.outcome')} "
     "AND p.book = 0)"
 )
-# A measure that is not the account's.
+# A measure that differs from the account's.
 _OF_STRATEGY: Final = "m.measures, '$.\"' || g.gate || '\"'"
 _GATES: Final = (
     f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type({_OF_STRATEGY}) IS NULL "
@@ -447,7 +447,7 @@ V_STRATEGY_DECISIONS: Final = View(
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"LEFT JOIN answers a ON {at_step('a')}",
 )
-"""Its sub-account is the row of that name in ``v_shadow_equity``."""
+"""A strategy's sub-account is the row of its name in ``v_shadow_equity``."""
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
 
@@ -456,7 +456,7 @@ _STEP_TABLES: Final = (
     "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
 )
 
-# An average price is a decimal only where the division leaves no rest.
+# An average price is an exact decimal only if the division has no remainder.
 _AVERAGE: Final = f"CASE WHEN h.quantity <> 0 THEN {real('h.entry_notional', MONEY)} / "
 _AVERAGE_REAL: Final = f"{_AVERAGE}({real('h.quantity', QUANTITY)}) END"
 _AVERAGE_TEXT: Final = (
@@ -499,10 +499,10 @@ _LIQUIDATED_AT: Final = (
 def _holding_columns(
     whose: str, unrealized: str, marks: str = "s", account: str = "h"
 ) -> tuple[ViewColumn, ...]:
-    """Return the columns of a position and its account after a step; the sums are *whose*.
+    """Return the columns of a position and its account after a step; *whose* describes the sums.
 
-    *marks* names the row with the profit that is not realized, *account* that of ``holdings`` with
-    the cash.
+    *marks* is the alias of the row with the unrealized profit, *account* that of the row of
+    ``holdings`` with the cash.
     """
     prefix = "h.account_" if whose == "account's" else "h."
     sums = (
@@ -638,7 +638,7 @@ _BARS_HELD: Final = (
 
 
 def _mean_price(way: str) -> str:
-    """Return the mean price of the fills that went a trade's *way*, ``entry`` or ``exit``."""
+    """Return the SQL of the mean price of a trade's ``entry`` or ``exit`` fills."""
     worth = f"t.{way}_notional * CAST('1e' || {QUANTITY} AS REAL)"
     return f"{worth} / t.{way}_quantity / CAST('1e' || {MONEY} AS REAL)"
 
@@ -715,13 +715,13 @@ V_TRADES: Final = View(
 SHADOW_TRADES: Final = (
     f"{V_TRADES._replace(source=_TRADES.format('>')).question} WHERE f.shadow = ?"
 )
-"""What asks for a shadow account's trades, or a strategy's."""
+"""SELECT of the trades of a shadow account or a strategy."""
 
 
 def _of_fills(sql: str) -> str:
     """Return *sql*, an aggregate of the fills of order ``o`` in its run.
 
-    With the plus they are found by the order: else SQLite would read all fills of the run.
+    The plus makes SQLite use the index by order instead of reading all fills of the run.
     """
     of_order = "f.order_id = o.order_id AND +f.run_key = o.run_key AND +f.book = 0"
     return f"(SELECT {sql} FROM fills f WHERE {of_order})"
@@ -849,14 +849,13 @@ VIEWS: Final[tuple[View, ...]] = (
     ),
     *(V_CHECKS, V_SHORTFALL),
 )
-"""Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
+"""Every view; ``view.row`` describes a row, ``view.columns`` each column."""
 
 
 def file_number(views: Sequence[View] = VIEWS) -> int:
-    """Return a number that follows from the record's and from *views*, but for declared gates."""
+    """Return a number computed from the record's and from *views*, without users' gates."""
     return number_of((SCHEMA, [view.sql.replace(ANSWERED, "") for view in views]))
 
 
 FILE_SCHEMA: Final = file_number()
-"""``PRAGMA user_version`` of a file, which has its views from when it was made: a file with another
-number is rejected."""
+"""``PRAGMA user_version`` of a file; one with another number is rejected, as its views differ."""

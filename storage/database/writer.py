@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.columns import Row
 
 WRITE_TIMEOUT_S: Final = 1.0
-"""How long one attempt to write waits for the write lock of another process."""
+"""Seconds that one attempt to write waits for the write lock of another process."""
 
 
 def advice(error: BaseException | None) -> str:
     """Return the remedy for a write that failed with *error*."""
     if is_busy_error(error):
         return "end the transaction of the other process that has the file locked"
-    return "free disk space or mend the file"
+    return "free disk space or correct the file's permissions"
 
 
 class Writer(NamedTuple):
-    """The one writing connection of a database, and of a file the locks that make it the only one.
+    """The only writing connection of a database, with the locks that keep other writers out.
 
-    A database in memory has none.
+    A database in memory has no locks.
     """
 
     connection: sqlite3.Connection
@@ -52,22 +52,22 @@ class Writer(NamedTuple):
     file: FileWatch | None = None
 
     def problem(self) -> str:
-        """Return the damage to the file since the last commit, and its remedy; or nothing."""
+        """Return the damage to the file since the last commit, with a remedy; "" if none."""
         if self.lock is not None:
             self.lock.keep()
         return "" if self.file is None else self.file.problem(self.connection)
 
     def settle(self, run_id: str, steps: int) -> None:
-        """Remember the file as a commit left it, with so many *steps* of a run."""
+        """Record the file's size and the number of *steps* of a run after a commit."""
         if self.file is not None:
             self.file.settle()
         if self.lock is not None:
             self.lock.acknowledge(run_id, steps)
 
     def close(self) -> None:
-        """Close the connection, which checkpoints the WAL file, and give the locks back.
+        """Close the connection, which checkpoints the WAL file, and release the locks.
 
-        Beside a reader that log stays, and so does the count of the steps that may lie in it.
+        If a reader keeps the WAL file, the count of acknowledged steps is kept too.
         """
         self.connection.close()
         is_whole = self.file is None or self.file.is_whole
@@ -78,9 +78,9 @@ class Writer(NamedTuple):
 
 
 def identify(connection: sqlite3.Connection) -> None:
-    """Give the database its id, by which a fleet knows it, where it has none.
+    """Give the database an id, by which a fleet identifies it, unless it has one.
 
-    A copy has the same id. The chain does not cover it.
+    A copy has the same id. The chain does not cover the id.
     """
     if connection.execute("SELECT count(*) FROM databases").fetchone() == (0,):
         connection.execute(
@@ -89,21 +89,21 @@ def identify(connection: sqlite3.Connection) -> None:
 
 
 def left_log(path: Path) -> str:
-    """Return the advice for a log that is left without its database; empty without such a log.
+    """Return advice if a -wal is left without its database; "" otherwise.
 
-    SQLite would drop that log, and an account would begin anew over the steps in it.
+    SQLite would delete that log, and with it the steps in it.
     """
     log = path.with_name(f"{path.name}-wal")
     if not log.is_file() or not log.stat().st_size:
         return ""
     return (
-        f"{path} is gone, and {log.name} is left of it: put a backup in their place, or "
+        f"{path} is missing, but its {log.name} is left: put a backup in their place, or "
         f"{to_begin_anew(path)}."
     )
 
 
 def reject_place(path: Path) -> None:
-    """Raise ``ConfigInvalid`` where *path* is a folder, or SQLite too old for any database."""
+    """Raise ``ConfigInvalid`` if *path* is a folder, or SQLite is too old."""
     if problem := sqlite_problem():
         raise ConfigInvalid(problem)
     if path.is_dir():
@@ -111,10 +111,10 @@ def reject_place(path: Path) -> None:
 
 
 def open_writer(path: Path) -> Writer:
-    """Open *path* for writing, making database and folder where they are missing.
+    """Open *path* for writing; create database and folder if they are missing.
 
-    Raises ``ConfigInvalid`` where it is a folder, another process writes it or its log is left
-    without it, ``DataInvalid`` for another schema, ``AuditUnwritable`` where it cannot be written.
+    Raises ``ConfigInvalid`` if it is a folder, another process writes it or only its -wal is left,
+    ``DataInvalid`` for another schema, ``AuditUnwritable`` if it cannot be written.
     """
     reject_place(path)
     is_there = path.is_file() and path.stat().st_size > 0
@@ -124,13 +124,13 @@ def open_writer(path: Path) -> Writer:
     last: Holder | None = None
     with ExitStack() as undo:
         if is_there:
-            # Look before anything is written: another program's file must stay as it is.
+            # Check before writing anything: another program's file must not change.
             file = FileWatch.open(path)
             undo.callback(file.close)
             last = last_holder(path)
             with closing(connect_read_only(path)) as reader:
                 check_acknowledged(path, reader, last)
-                if schema_of(reader) != 0:  # nothing was made of an empty database yet
+                if schema_of(reader) != 0:  # 0: the database is still empty
                     check_schema(path, reader)
         lock = InstanceLock.acquire(path, last)
         undo.callback(lock.release)
@@ -164,44 +164,44 @@ def _settle_journal(path: Path, connection: sqlite3.Connection) -> None:
 BLOCK_ROWS: Final = 30
 """Rows of different shapes that one statement inserts."""
 _ALIKE_ROWS: Final = 4
-"""Where so many rows in a row are alike, a statement of one row is the faster one."""
+"""From this many consecutive rows of one shape on, inserting row by row is faster."""
 _INSTRUMENT_AT: Final = stored_columns("steps").index("instrument")
 
 
 def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
     """Insert *rows* by table, in the order of the tables; a row may lack nulls at its end."""
     for table, of_table in rows.items():
-        # Binding a null costs as much as four numbers, so what is null in all rows of a shape
-        # is left out. They stay in order: every page is filled before the next one is begun.
+        # Binding a null costs as much as four numbers, so columns that are null in all rows of a
+        # shape are left out. Rows keep their order, so that SQLite fills one page after another.
         shapes = [*map(_step_shape if table == "steps" else len, of_table)]
         alike: dict[int, list[Row]] = {shape: [] for shape in shapes}
         for shape, row in zip(shapes, of_table, strict=True):
             alike[shape].append(row)
         present = {shape: _present(of_shape) for shape, of_shape in alike.items()}
-        whole = 0
+        in_blocks = 0
         changes = sum(map(ne, shapes, shapes[1:]))
-        # What an index tests of a row's kind costs as much as the row, and once a statement.
-        if not changes or _ALIKE_ROWS * changes > len(shapes):  # as of bars and closes
-            whole = len(of_table) // BLOCK_ROWS * BLOCK_ROWS
-        for start in range(0, whole, BLOCK_ROWS):
+        # The condition of a partial index costs as much as a row, but only once per statement.
+        if not changes or _ALIKE_ROWS * changes > len(shapes):  # such as bars and closes
+            in_blocks = len(of_table) // BLOCK_ROWS * BLOCK_ROWS
+        for start in range(0, in_blocks, BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             sql, picks = _insert_of(table, tuple(map(present.__getitem__, shapes[block])))
             connection.execute(sql, [*chain.from_iterable(map(call, picks, of_table[block]))])
-        start = whole
-        for shape, same in groupby(shapes[whole:]):
+        start = in_blocks
+        for shape, same in groupby(shapes[in_blocks:]):
             sql, (pick,) = _insert_of(table, (present[shape],))
-            part = of_table[start : (start := start + len([*same]))]
-            is_whole = present[shape] == (1 << len(part[0])) - 1
-            connection.executemany(sql, part if is_whole else map(pick, part))
+            block_rows = of_table[start : (start := start + len([*same]))]
+            has_all = present[shape] == (1 << len(block_rows[0])) - 1
+            connection.executemany(sql, block_rows if has_all else map(pick, block_rows))
 
 
 def _step_shape(row: Row) -> int:
-    """Return the kind of a row of ``steps``: its length, below 0 of a step without a bar."""
+    """Return the shape of a row of ``steps``: its length, negative without a bar."""
     return len(row) if row[_INSTRUMENT_AT] is not None else -len(row)
 
 
 def _present(rows: Sequence[Row]) -> int:
-    """Return a bit for each place at which one of *rows*, all of one length, is not null."""
+    """Return a bit mask of the columns that are not null in all *rows*, which have one length."""
     return sum(
         1 << place
         for place, value in enumerate(rows[0])
@@ -213,7 +213,7 @@ def _present(rows: Sequence[Row]) -> int:
 def _insert_of(
     table: str, present: tuple[int, ...]
 ) -> tuple[str, tuple[Callable[[Row], Row], ...]]:
-    """Return the insert of a row for each of *present*, and what picks the values of each."""
+    """Return the INSERT of one row per mask in *present*, and a getter of each row's values."""
     columns = stored_columns(table)
     places = [[place for place in range(len(columns)) if bits >> place & 1] for bits in present]
     union = sorted({*chain.from_iterable(places)})
@@ -224,7 +224,7 @@ def _insert_of(
 
 
 def in_memory(content: bytes | None = None) -> sqlite3.Connection:
-    """Return a database in memory of the pages *content*, or a new one; it has no journal."""
+    """Return a database in memory with the pages *content*, or a new one; it has no journal."""
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.deserialize(content or _empty())
     connection.execute("PRAGMA journal_mode = OFF")
@@ -233,15 +233,15 @@ def in_memory(content: bytes | None = None) -> sqlite3.Connection:
 
 @cache
 def _empty() -> bytes:
-    """Return the pages of a database without a run: to make its views anew takes 40 ms."""
+    """Return the pages of a database without a run; cached, because creating it takes 40 ms."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         create(connection)
         return connection.serialize()
 
 
 def create(connection: sqlite3.Connection) -> None:
-    """Make tables and views in one transaction."""
-    from sqlalchemy.dialects import sqlite  # what takes a third of a second to load
+    """Create tables and views in one transaction."""
+    from sqlalchemy.dialects import sqlite  # takes a third of a second to load
 
     from tracepaper.storage.database.schema import metadata, table_statements
 

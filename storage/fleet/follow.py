@@ -1,6 +1,6 @@
-"""Follows a file: ships what is committed as it comes, through every fault of the server.
+"""Follows a file: ships its commits continuously, and retries after faults of the server.
 
-The rules are docs/fleet.md, F4 and F7.
+docs/fleet.md, F4 and F7, has the rules.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POLL_S: Final = 0.1
-"""Wall seconds between two looks at whether the file has grown."""
+"""Wall seconds between two checks whether the file has grown."""
 HEARTBEAT_S: Final = 2.0
-"""Wall seconds after which the server hears of the shipper though nothing was shipped."""
+"""Wall seconds between two status rows on the server, even if nothing was shipped."""
 PAUSE_S: Final = (0.5, 30.0)
-"""The first and the longest pause after a fault; each further one doubles it."""
+"""The first and the longest pause after a fault; each further fault doubles the pause."""
 _SEEN: Final = (
     "INSERT INTO shippers VALUES (%s, %s, %s, clock_timestamp(), %s, %s, %s) "
     "ON CONFLICT (database_id) DO UPDATE SET host = EXCLUDED.host, file = EXCLUDED.file, "
@@ -35,9 +35,9 @@ _SEEN: Final = (
 
 
 class Follower:
-    """Ships the file *path* to *url* until *stop* is set, and then what is there, once.
+    """Ships the file *path* to *url* until *stop* is set, and then once more.
 
-    *seconds* is a clock that never goes back; *daemon* returns JSON of the daemon's status.
+    *seconds* is a monotonic clock; *daemon* returns the daemon's status as JSON.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Follower:
         self._reported_at = float("-inf")
 
     def run(self) -> None:
-        """Follow until the stop; raise ``DataInvalid`` where nothing of the file may be shipped."""
+        """Follow until the stop; raise ``DataInvalid`` if the file cannot be shipped."""
         pause_s, longest_s = PAUSE_S
         try:
             while True:
@@ -75,7 +75,7 @@ class Follower:
                     self._shipper.close()
                     self._errors += 1
                     self._error = str(error)
-                    self._tell()
+                    self._report_progress()
                     if is_last:
                         return
                     self._stop.wait(pause_s)
@@ -83,14 +83,14 @@ class Follower:
                     continue
                 if is_last:
                     with suppress(ServerLost):
-                        self._tell()
+                        self._report_progress()
                     return
                 self._stop.wait(POLL_S)
         finally:
             self._shipper.close()
 
     def _poll(self) -> None:
-        """Ship what is new, and tell of it."""
+        """Ship new commits, and report the progress."""
         shipper = self._shipper
         file = identity(self._path)
         if not shipper.is_open:
@@ -99,7 +99,7 @@ class Follower:
         version = (file, shipper.version())
         if version != self._version:
             if self._version is not None and file != self._version[0]:  # type: ignore[index]
-                shipper.close()  # another file has taken the place of this one
+                shipper.close()  # the file was replaced by another
                 self._version = None
                 return
             self._behind_since = self._behind_since or self._seconds()
@@ -107,17 +107,17 @@ class Follower:
             self._holes += len(shipped.holes)
             self._version, self._behind_since = version, None
             if shipped.steps and self._reported_at + HEARTBEAT_S / 2 < self._seconds():
-                self._tell()
+                self._report_progress()
         if self._reported_at + HEARTBEAT_S < self._seconds():
-            self._tell()
+            self._report_progress()
 
     def _count(self, steps: int) -> None:
         self._steps += steps
         if self._reported_at + HEARTBEAT_S < self._seconds():
-            self._tell()
+            self._report_progress()
 
-    def _tell(self) -> None:
-        """Report the progress here, and to the server where that listens."""
+    def _report_progress(self) -> None:
+        """Report the progress to the caller, and to the server if it is connected."""
         self._reported_at = self._seconds()
         behind = self._shipper.behind()
         if behind and self._behind_since is None:
@@ -138,7 +138,7 @@ class Follower:
 
 
 def ship_once(path: Path, url: str, *, needed_by: str = "--to") -> ShipResult:
-    """Ship what the file *path* holds."""
+    """Ship all commits of the file *path*, once."""
     shipper = Shipper(path, url, needed_by=needed_by)
     shipper.open()
     try:

@@ -1,6 +1,6 @@
-"""What a fleet does now: every file and run of the server, with health, lag, account and alarms.
+"""The state of a fleet: all files and runs of the server with health, lag, account and alarms.
 
-The rules are docs/fleet.md, F16 and F17.
+docs/fleet.md, F16 and F17, has the rules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.database.view_columns import View
 
 SILENT_S: Final = 30.0
-"""Seconds without a word of its shipper after which a file counts as silent."""
+"""Seconds without a report of its shipper after which a file counts as silent."""
 
 _RUNS: Final = (
     "SELECT r.database_id, r.run_key, r.run_id, r.kind, r.strategy, r.model_id, r.step_count, "
@@ -50,7 +50,7 @@ _HELD: Final = (
 
 
 class _Daemon(Struct):
-    """What a daemon said of itself: nothing where it could not be asked."""
+    """The status that a daemon reported; None in every field if it could not be asked."""
 
     halted_by: str | None = None
     ready: bool | None = None
@@ -58,7 +58,7 @@ class _Daemon(Struct):
 
 
 class FleetPosition(Struct, frozen=True):
-    """A position that is open."""
+    """An open position."""
 
     instrument: str
     quantity: str
@@ -66,7 +66,7 @@ class FleetPosition(Struct, frozen=True):
 
 
 class FleetRun(Struct, frozen=True, kw_only=True):
-    """A run of the fleet, as the server knows it."""
+    """A run on the server of a fleet."""
 
     database_id: str
     host: str
@@ -90,7 +90,7 @@ class FleetRun(Struct, frozen=True, kw_only=True):
 def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
     """Return every run of the server at *url*, by host and file, the oldest first."""
     with closing(connect(url, needed_by=needed_by)) as server:
-        from psycopg.rows import dict_row  # once connect has said where it is missing
+        from psycopg.rows import dict_row  # after connect, which reports a missing psycopg
 
         check_schema(url, server)
         with speaking(url, "read the fleet"):
@@ -102,11 +102,11 @@ def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
 
 
 _UNREADABLE: Final = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
-"""What a value raises that no shipper writes."""
+"""Exceptions that reading a damaged value can raise."""
 
 
 def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
-    """Return the run of *row*; where its values cannot be read, one whose alarm says so."""
+    """Return the run of *row*; if its values cannot be read, it has an alarm with the reason."""
     run = FleetRun(
         database_id=row["database_id"],
         host=row["host"] or "",
@@ -125,7 +125,7 @@ def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  
 
 
 def _read_fields(server: Connection[Any], row: DictRow, is_newest: bool) -> dict[str, Any]:  # noqa: FBT001 - one call
-    """Return the fields of a run that its steps and its daemon tell."""
+    """Return the fields of a run that are read from its steps and its daemon's status."""
     run = row["database_id"], row["run_key"]
     equity = _first_row(server, V_EQUITY, run, row["sequence"])
     (decided,) = server.execute(_DECIDED, run).fetchall()
@@ -135,7 +135,7 @@ def _read_fields(server: Connection[Any], row: DictRow, is_newest: bool) -> dict
         rows = _all(server, V_POSITIONS, run, holding["sequence"])
         held += [
             FleetPosition(row["instrument"], row["quantity_text"], row["unrealized_pnl_text"])
-            for row in rows  # in hedge mode two
+            for row in rows  # two in hedge mode
             if row["quantity"]
         ]
     daemon: _Daemon | None = None
@@ -152,7 +152,7 @@ def _read_fields(server: Connection[Any], row: DictRow, is_newest: bool) -> dict
         alarms.append(f"{row['holes']} spans pruned before they were shipped")
     is_silent = row["silent_s"] is None or row["silent_s"] > SILENT_S
     if is_newest and is_silent and row["ended"] is None and row["silent_s"] is not None:
-        alarms.append(f"no word for {row['silent_s']:.0f} s")
+        alarms.append(f"no report for {row['silent_s']:.0f} s")
     return {
         "health": _health(row, daemon, is_newest=is_newest, is_silent=is_silent),
         "lag_steps": row["lag_steps"] or 0 if is_newest else 0,
@@ -168,7 +168,7 @@ def _health(row: DictRow, daemon: _Daemon | None, *, is_newest: bool, is_silent:
     if row["ended"] is not None or not is_newest:
         return "ended"
     if row["silent_s"] is None:
-        return "shipped"  # once, by hand
+        return "shipped"  # once, by a command
     if is_silent:
         return "silent"
     if daemon is None:
@@ -180,8 +180,8 @@ def _health(row: DictRow, daemon: _Daemon | None, *, is_newest: bool, is_silent:
 
 def _decided(decision: DictRow) -> str:
     at = minute_text(decision["open_time_ms"])
-    verdict = decision["refused_by"]
-    refused = f", refused by {verdict}" if verdict else ""
+    refused_by = decision["refused_by"]
+    refused = f", refused by {refused_by}" if refused_by else ""
     return f"{at} {decision['instrument']} {decision['action']}{refused}"
 
 
@@ -194,7 +194,7 @@ def _first_row(
 def _all(
     server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
 ) -> list[DictRow]:
-    """Return the rows of *view* of a step of a run, in its database; none without a step."""
+    """Return the rows of *view* at one step of a run; none if *sequence* is None."""
     if sequence is None:
         return []
     values = (*run, sequence)

@@ -1,7 +1,7 @@
-"""``pull``: gives back from a fleet's PostgreSQL a database, or one run of it, as a file.
+"""``pull``: copies a database, or one run of it, from a fleet's PostgreSQL into a file.
 
-Everything is read from one snapshot and written into a new file, which appears when it is whole.
-The rules are docs/fleet.md, F10 to F12.
+All is read from one snapshot and written into a new file, which gets its name when it is complete.
+docs/fleet.md, F10 to F12, has the rules.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _ONLY: Final = "SELECT only_run_id FROM databases WHERE database_id = %s"
 
 
 class PullResult(Struct, frozen=True):
-    """What a pull brought."""
+    """The runs and rows of a pull."""
 
     database_id: str
     run_ids: tuple[str, ...]
     rows: dict[str, int]  # by table
-    absent: str = ""  # the run opened before the one that was pulled alone
+    absent: str = ""  # the predecessor of a run that was pulled alone
 
 
 class _ServerRun(Struct, frozen=True):
-    """A run that the server holds."""
+    """A run on the server."""
 
     database_id: str
     run_key: int
@@ -62,11 +62,11 @@ def pull(
     needed_by: str = "--from",
     progress: Callable[[str, int], object] = lambda _table, _rows: None,
 ) -> PullResult:
-    """Write the one *database* of the server at *url*, or its *run* alone, into the new *target*.
+    """Write a *database* of the server at *url*, or only its *run*, into the new file *target*.
 
-    *run* and *database* are ids or unique prefixes. Raises ``DataInvalid`` where *target* exists,
-    or no one database or run is meant, ``ServerLost`` where the server breaks off: then there is no
-    file.
+    *run* and *database* are ids or unique prefixes; "" if the server has only one. Raises
+    ``DataInvalid`` if *target* exists or not exactly one database or run matches, ``ServerLost`` if
+    the connection fails; then no file is left.
     """
     with (
         whole_file(target, "pull") as partial,
@@ -76,20 +76,20 @@ def pull(
         with speaking(url, "give the record"):
             server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             runs = [_ServerRun(*row) for row in server.execute(_RUNS)]
-            chosen = _chosen(url, runs, run, database)
+            matching = _matching(url, runs, run, database)
             try:
-                pulled = _fill(server, partial, chosen, progress, alone=bool(run))
+                pulled = _fill(server, partial, matching, progress, alone=bool(run))
             except sqlite3.IntegrityError as error:
                 raise DataInvalid(
-                    f"What {shown(url)} holds of {chosen[0].database_id} is no record "
-                    f"({error}): somebody changed it. Nothing was pulled; ship its file again, "
-                    "under an id of its own, with `tracepaper db ship --new-id`."
+                    f"The copy of {matching[0].database_id} at {shown(url)} is no record "
+                    f"({error}): it was changed by hand. Nothing was pulled; ship its file again, "
+                    "under a new id, with `tracepaper db ship --new-id`."
                 ) from None
     return pulled
 
 
-def _chosen(url: str, runs: list[_ServerRun], run: str, database: str) -> list[_ServerRun]:
-    """Return the run that is meant, or all runs of the database that is."""
+def _matching(url: str, runs: list[_ServerRun], run: str, database: str) -> list[_ServerRun]:
+    """Return the run that matches *run*, or all runs of the one database that matches."""
     if not runs:
         raise DataInvalid(
             f"{shown(url)} holds no run yet: `tracepaper db ship --to URL` brings the first."
@@ -123,7 +123,7 @@ def _fill(
     *,
     alone: bool,
 ) -> PullResult:
-    """Make the file, and write into it the rows of *runs*; of one *alone* no other's."""
+    """Create the file with the rows of *runs*, all of a database or one *alone*."""
     partial.unlink(missing_ok=True)
     database_id = runs[0].database_id
     only, absent = (runs[0], runs[0].previous_run_id or "") if alone else (None, "")
@@ -131,7 +131,7 @@ def _fill(
     writer = open_writer(partial)
     try:
         raw = writer.connection
-        raw.execute("PRAGMA synchronous = OFF")  # the whole file is written to disk at its end
+        raw.execute("PRAGMA synchronous = OFF")  # ``whole_file`` syncs the complete file
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("DELETE FROM databases")
         for table in TABLES:
@@ -150,7 +150,7 @@ def _fill(
 
 
 def _condition(table: str, only: _ServerRun | None) -> tuple[str, tuple[int, ...]]:
-    """Return the condition for the rows of *table* that belong to the run *only*, or to all."""
+    """Return the condition for the rows of *table* that belong to the run *only*; None: all."""
     if only is None:
         return "", ()
     if table == "models":
@@ -178,7 +178,7 @@ def _copy(
     keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
     source = f"FROM {table} WHERE {DATABASE} = %s {where}"
     reals = [column.name for column in TABLES[table] if column.kind == "REAL"]
-    if reals:  # SQLite would store a NaN, which no record has, as a null
+    if reals:  # SQLite would store NaN as null; no record has NaN
         nan_query = f"SELECT 1 {source} AND 'NaN'::double precision IN ({', '.join(reals)}) LIMIT 1"
         if server.execute(nan_query.encode(), values).fetchone() is not None:
             raise sqlite3.IntegrityError(f"a NaN in {table}")

@@ -1,6 +1,6 @@
-"""A fleet's PostgreSQL server: its address without a secret, connections, errors in one sentence.
+"""A fleet's PostgreSQL server: its address without a secret, connections, error messages.
 
-psycopg is imported when a connection is opened. The rules are docs/fleet.md, F1 to F3.
+psycopg is imported when a connection is opened. docs/fleet.md, F1 to F3, has the rules.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 SCHEMA_NAME: Final = "tracepaper"
-"""The schema of the server's database that holds tables and views."""
+"""The schema of the tables and views in the server's database."""
 ANSWER_WITHIN_S: Final = 10
 NAMED_MOST: Final = 4
-"""Tables that a sentence names; more of them are counted."""
+"""An error message names up to this many tables; it only counts more of them."""
 SCHEMES: Final = ("postgresql", "postgres")
 PARAMETERS: Final = frozenset(
     {
@@ -36,15 +36,15 @@ PARAMETERS: Final = frozenset(
         *("require_auth", "target_session_attrs", "gssencmode", "krbsrvname"),
     }
 )
-"""What may follow the question mark of an address; passwords and other options may not."""
+"""Parameters that an address may have; passwords and other options are rejected."""
 _KEEPALIVE: Final = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
     "-c idle_in_transaction_session_timeout=120s "
     f"-c search_path={SCHEMA_NAME} -c extra_float_digits=1 -c TimeZone=UTC -c jit=off"
 )
-"""Of a session whose client is gone, the server gives the lock back within a minute.
+"""Settings of a session. The server releases the lock of a lost client within a minute.
 
-Compiling the query of a view takes longer than answering it.
+``jit=off``, because compiling the query of a view takes longer than running it.
 """
 _PASSWORD_PLACES: Final = "the variable PGPASSWORD, a service file or .pgpass"  # noqa: S105
 _PASSWORD: Final = re.compile(r"passw(or)?d\s*=", re.IGNORECASE)
@@ -54,13 +54,13 @@ _PASSWORD_SENTENCE: Final = (
 
 
 class ShipProgress(Struct, frozen=True):
-    """How shipping stands."""
+    """The progress of shipping."""
 
     steps: int = 0  # shipped by this process
-    lag_steps: int = 0  # committed and not shipped
-    lag_s: float = 0.0  # wall seconds since the oldest of them was seen
+    lag_steps: int = 0  # committed but not shipped
+    lag_s: float = 0.0  # wall seconds since the oldest of them was noticed
     errors: int = 0
-    error: str = ""  # the sentence of the fault that lasts; empty where all is well
+    error: str = ""  # the message of the present fault; empty without one
     holes: int = 0  # spans that a prune dropped before they were shipped
 
 
@@ -74,8 +74,8 @@ class AddressHasSecret(ValueError):
 def server_address(url: str) -> str:
     """Check the address *url* of a server, such as ``postgresql://user@host:5432/fleet``.
 
-    Raises ``ValueError``, with no part of the address, where it is none, and the
-    ``AddressHasSecret`` of these where it may hold a secret.
+    Raises ``ValueError`` without any part of the address if it is invalid, and its subclass
+    ``AddressHasSecret`` if it may hold a password.
     """
     scheme, separator, rest = url.partition("://")
     if scheme.lower() not in SCHEMES or not separator or re.search(r"[\s\x00-\x1f\x7f]", url):
@@ -99,7 +99,7 @@ def server_address(url: str) -> str:
 
 
 def checked(url: str, needed_by: str) -> str:
-    """Return the address *url* of the option *needed_by*; raise ``ConfigInvalid`` otherwise."""
+    """Return *url*, the address in the option *needed_by*; raise ``ConfigInvalid`` if invalid."""
     try:
         return server_address(url)
     except ValueError as error:
@@ -113,8 +113,8 @@ def _is_given(url: str, name: str) -> bool:
 def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
     """Connect to the server at *url*, an address without a secret.
 
-    Raises ``ConfigInvalid`` without psycopg or for such an address, ``ServerLost`` where nobody
-    answers or the server refuses.
+    Raises ``ConfigInvalid`` for an invalid address or without psycopg, ``ServerLost`` if the server
+    does not answer or refuses the connection.
     """
     url = checked(url, needed_by)
     require("psycopg", needed_by)
@@ -136,7 +136,7 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
             autocommit=True,
             **given,
         )
-    except (psycopg.Error, UnicodeError) as error:  # which a host's name may raise
+    except (psycopg.Error, UnicodeError) as error:  # a host name may raise UnicodeError
         raise ServerLost(_unreachable(url, error)) from None
 
 
@@ -152,7 +152,7 @@ _ADVICE: Final = (
 
 def _unreachable(url: str, error: Exception) -> str:
     message = reason_of(error)
-    advice = next((words for part, words in _ADVICE if part in message), "")
+    advice = next((advice for part, advice in _ADVICE if part in message), "")
     return (
         f"The fleet's server at {shown(url)} does not take the connection ({message}): "
         f"{advice or 'start it, or correct the address'}."
@@ -160,16 +160,16 @@ def _unreachable(url: str, error: Exception) -> str:
 
 
 def shown(url: str) -> str:
-    """Return host and database of *url*, which is all that a message has of it."""
+    """Return host and database of *url*, the only parts of it that messages show."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    if not host and parts.path:  # alone it would look like a path of this machine
+    if not host and parts.path:  # the path alone would look like a local file
         return f"postgresql://{parts.path}"
     return f"{host}{parts.path}" or "the service's host"
 
 
 def reason_of(error: Exception) -> str:
-    """Return the server's message, in one line."""
+    """Return the server's error message on one line, without the password."""
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     message = " ".join(str(primary or error).split()).rstrip(".")
     password = os.environ.get("PGPASSWORD")
@@ -180,9 +180,9 @@ def reason_of(error: Exception) -> str:
 def speaking(
     url: str, doing: str, *, advice: str = "grant it what docs/fleet.md shows"
 ) -> Iterator[None]:
-    """Turn an error of the server in the block into one sentence about *doing*.
+    """Turn the server's errors in the block into one sentence about *doing*.
 
-    ``ServerLost`` is what a later attempt may not meet again.
+    Raises ``ServerLost`` if a later attempt may succeed, else ``DataInvalid``.
     """
     import psycopg
 
@@ -205,18 +205,18 @@ def speaking(
 
 
 def schema_version(connection: Connection[Any]) -> int | None:
-    """Return the version of the fleet's schema; None where it is not there."""
-    there = connection.execute(
+    """Return the version of the fleet's schema; None if there is none."""
+    exists = connection.execute(
         "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA_NAME}.schema_version",)
     ).fetchone()
-    if there != (True,):
+    if exists != (True,):
         return None
     row = connection.execute("SELECT version FROM schema_version").fetchone()
     return None if row is None else int(row[0])
 
 
 def check_schema(url: str, connection: Connection[Any]) -> None:
-    """Raise ``DataInvalid`` where the schema at *url* is not this version's."""
+    """Raise ``DataInvalid`` unless the schema at *url* is this version's."""
     with speaking(url, "read the schema's version"):
         version = schema_version(connection)
     check_version(url, version)
@@ -225,9 +225,9 @@ def check_schema(url: str, connection: Connection[Any]) -> None:
 def check_rights(
     url: str, connection: Connection[Any], rights: Mapping[str, Sequence[str]]
 ) -> None:
-    """Raise ``ServerLost`` where the server writes nothing or the role lacks one of *rights*.
+    """Raise ``ServerLost`` if the server is read-only or the role lacks one of *rights*.
 
-    *rights* has the tables by privilege, such as ``INSERT``.
+    *rights* are tables by privilege, such as ``INSERT``.
     """
     wanted = [(right, table) for right, tables in rights.items() for table in tables]
     query = (
@@ -240,8 +240,8 @@ def check_rights(
         missing = connection.execute(query, tuple(map(list, zip(*wanted, strict=True)))).fetchall()
     if is_standby:
         raise ServerLost(
-            f"The server at {shown(url)} takes no writes, as a standby does: name the one that "
-            "does, or end the address with ?target_session_attrs=read-write."
+            f"The server at {shown(url)} takes no writes, as a standby does: name the primary, "
+            "or end the address with ?target_session_attrs=read-write."
         )
     if missing:
         lacking = (
@@ -255,7 +255,7 @@ def check_rights(
 
 
 def check_version(url: str, version: int | None) -> None:
-    """Raise ``DataInvalid`` where *version* of the server's schema is not this one's."""
+    """Raise ``DataInvalid`` unless *version*, the server's schema, is this version's."""
     if version is None:
         raise DataInvalid(
             f"{shown(url)} holds no record of a fleet: make its tables with `tracepaper db create "

@@ -1,8 +1,8 @@
 """``Shipper``: copies the committed steps of a file into the PostgreSQL of a fleet.
 
-It reads over a read-only connection, in one short transaction a group, so no writer waits for it.
-A group, its mark and what it changes in place are one transaction of the server's: after a crash on
-either side it goes on behind the mark. The rules are docs/fleet.md, F4 to F9.
+It reads over a read-only connection, in one short transaction per group, so no writer waits for it.
+The server stores a group, its mark and its updates in one transaction: after a crash on either side
+shipping continues after the mark. docs/fleet.md, F4 to F9, has the rules.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 GROUP_STEPS: Final = 2000
-"""Steps of one transaction: some tens of milliseconds of reading."""
+"""Steps per transaction; reading them takes some tens of milliseconds."""
 _RUN: Final = select("runs", "run_key = ?")
 _RUNS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
 _OPENING_SETS: Final = select("gate_sets", "run_key = ? AND sequence IS NULL")
@@ -88,32 +88,32 @@ RIGHTS: Final = {
     "UPDATE": ("runs", "marks", "shippers"),
     "DELETE": (*DROPPED_TABLES, "events", "commits", "prunes"),
 }
-"""The tables on which the role of a shipper needs each privilege."""
+"""By privilege: the tables on which the role of a shipper needs it."""
 NEW_ID: Final = "give the file an id of its own with `tracepaper db ship --new-id`"
 
 
 class ShipResult(Struct, frozen=True):
-    """What one pass over a file shipped."""
+    """The result of one pass over a file."""
 
     steps: int = 0
     runs: int = 0
-    holes: tuple[str, ...] = ()  # a sentence for each
+    holes: tuple[str, ...] = ()  # one sentence per hole
 
 
 class _RunState:
-    """How far a run has been shipped, and the walk along the links that follow."""
+    """How far a run has been shipped, and the walk over its next commits."""
 
     def __init__(self, run_key: int) -> None:
         self.run_key = run_key
         self.next = 0
         self.digest = b""
-        self.is_there = False  # the run's row is on the server
+        self.is_there = False  # whether the run's row is on the server
         self.pruned_until: int | None = None
         self.walk: Walk | None = None
 
 
 class Shipper:
-    """Ships one file: ``open`` connects, ``ship`` copies what is committed and not there yet."""
+    """Ships one file: ``open`` connects, ``ship`` copies commits that the server lacks."""
 
     def __init__(
         self,
@@ -126,13 +126,13 @@ class Shipper:
     ) -> None:
         self._path, self._url, self._needed_by = path, url, needed_by
         self._group_steps = group_steps
-        self._at = at  # called at the named points of a group: a test ends the process there
+        self._at = at  # called at named points of a group, at which tests end the process
         self._server: Connection[Any] | None = None
         self._file: sqlite3.Connection | None = None
         self._runs: dict[int, _RunState] = {}
         self._models: set[str] = set()
         self._holes: list[str] = []
-        self._shipped: dict[int, int] = {}  # steps by run; kept over a lost connection
+        self._shipped: dict[int, int] = {}  # steps by run; kept when a connection is lost
         self.database_id = ""
 
     # ------------------------------------------------------------ opening
@@ -140,9 +140,8 @@ class Shipper:
     def open(self) -> None:
         """Connect, take the lock of this file on the server, and compare the histories.
 
-        Raises ``DataInvalid`` where the file's history is not what the server holds of it, or the
-        server's schema is another, ``ServerLost`` where it does not answer or another process
-        ships the file.
+        Raises ``DataInvalid`` if the file's history contradicts the server's, or the server has
+        another schema, ``ServerLost`` if it does not answer or another process ships the file.
         """
         self.close()
         try:
@@ -159,7 +158,7 @@ class Shipper:
             raise
 
     def close(self) -> None:
-        """Close both connections; the server gives the lock back."""
+        """Close both connections; the server releases the lock."""
         for connection in (self._file, self._server):
             if connection is not None:
                 connection.close()
@@ -168,7 +167,7 @@ class Shipper:
 
     @property
     def is_open(self) -> bool:
-        """Whether both sides are connected."""
+        """Whether the server is connected."""
         return self._server is not None
 
     @property
@@ -178,9 +177,10 @@ class Shipper:
         return self._server
 
     def probe(self) -> str:
-        """Try what ``open`` needs without the lock, write nothing, and return who ships the file.
+        """Check all that ``open`` needs but the lock; return the process that ships the file.
 
-        Empty where nobody does. Raises as ``open``, and ``ServerLost`` where a right is lacking.
+        Returns "" if there is none. Writes nothing. Raises as ``open`` does, and ``ServerLost`` if
+        the role lacks a right.
         """
         self.close()
         try:
@@ -213,14 +213,14 @@ class Shipper:
         )
 
     def _compare(self, server: Connection[Any], file: sqlite3.Connection) -> None:
-        """Take up the marks; raise where the file has another history than the server."""
-        mine = (self.database_id,)
-        for run_key, last, digest, run_id, opened_digest in server.execute(_SHIPPED, mine):
+        """Read the marks; raise ``DataInvalid`` if the file's history differs from the server's."""
+        key = (self.database_id,)
+        for run_key, last, digest, run_id, opened_digest in server.execute(_SHIPPED, key):
             if last is None or run_id is None:
                 missing = "mark" if last is None else "row"
                 raise DataInvalid(
-                    f"{shown(self._url)} holds run {run_key} of {self._path} without its "
-                    f"{missing}, which somebody removed; nothing was shipped: {NEW_ID}."
+                    f"{shown(self._url)} holds run {run_key} of {self._path}, but its {missing} "
+                    f"was removed; nothing was shipped: {NEW_ID}."
                 )
             state = self._runs[run_key] = _RunState(run_key)
             state.is_there, state.next, state.digest = True, last + 1, bytes(digest)
@@ -246,18 +246,18 @@ class Shipper:
                     f"step {state.next - 1} of run {run_id} has another digest than that which"
                 )
         for run_key, until in server.execute(
-            f"SELECT run_key, until_sequence FROM prunes {_OF_SHIPPED}", mine
+            f"SELECT run_key, until_sequence FROM prunes {_OF_SHIPPED}", key
         ):
             self._runs[run_key].pruned_until = until
         self._shipped = {run_key: state.next for run_key, state in self._runs.items()}
         query = f"SELECT model_sha256 FROM models WHERE {DATABASE} = %s"
-        self._models = {sha256 for (sha256,) in server.execute(query, mine)}
+        self._models = {sha256 for (sha256,) in server.execute(query, key)}
 
     def _diverges(self, how: str) -> DataInvalid:
         return DataInvalid(
             f"{self._path} has another history than the fleet's under its id: {how} "
-            f"{shown(self._url)} holds. It is a copy that went on, or an older one that was put "
-            f"back; nothing was shipped: {NEW_ID}."
+            f"{shown(self._url)} holds. It is a copy that was continued, or a restored older one; "
+            f"nothing was shipped: {NEW_ID}."
         )
 
     # ------------------------------------------------------------ shipping
@@ -268,7 +268,7 @@ class Shipper:
         return int(self._file.execute("PRAGMA data_version").fetchone()[0])
 
     def behind(self) -> int:
-        """Return how many committed steps are not known to be on the server."""
+        """Return the number of committed steps that may not be on the server."""
         try:
             with closing(open_reader(self._path)) as file:
                 runs = file.execute(_RUNS).fetchall()
@@ -279,8 +279,8 @@ class Shipper:
     def ship(self, progress: Callable[[int], object] = lambda _steps: None) -> ShipResult:
         """Ship every committed step and change; call *progress* with the steps of each group.
 
-        Raises ``DataInvalid`` where a link does not hold, ``ServerLost`` where the server breaks
-        off; then ``open`` again.
+        Raises ``DataInvalid`` if the chain is broken, ``ServerLost`` if the connection fails; then
+        ``open`` again.
         """
         file, server = self._file, self._server
         assert file is not None
@@ -294,12 +294,12 @@ class Shipper:
                     steps += shipped
                     grown += bool(shipped)
         except BaseException:
-            self.close()  # what is known of the runs may be ahead of the server
+            self.close()  # the states of the runs may be ahead of the server
             raise
         return ShipResult(steps, grown, tuple(self._holes))
 
     def _register(self, server: Connection[Any], file: sqlite3.Connection) -> None:
-        """Write the file's own row and the cards of its models, where they are not there."""
+        """Write the file's row and the cards of its models, unless the server has them."""
         only = file.execute("SELECT only_run_id FROM databases").fetchone()
         server.execute(
             "INSERT INTO databases VALUES (%s, %s) ON CONFLICT DO NOTHING",
@@ -318,14 +318,14 @@ class Shipper:
         run_key: int,
         progress: Callable[[int], object],
     ) -> int:
-        """Ship what is new of one run, group by group, and a prune with all that is before it."""
+        """Ship new steps of one run, group by group, and a prune with all steps before it."""
         state = self._runs.get(run_key) or _RunState(run_key)
         total = 0
         while True:
             with server.transaction():
                 steps, pruned = self._ship_group(server, file, state)
-                # A prune is taken over with all steps up to its own, which is the last: the record
-                # on the server is a whole one after every transaction.
+                # A prune is shipped with all steps up to its own, so that the record on the server
+                # is complete after every transaction.
                 more = steps
                 while pruned is not None and more:
                     more, pruned = self._ship_group(server, file, state)
@@ -345,7 +345,7 @@ class Shipper:
     def _ship_group(
         self, server: Connection[Any], file: sqlite3.Connection, state: _RunState
     ) -> tuple[int, PrunePoint | None]:
-        """Copy the next steps of a run; return their number, and the prune that is to follow."""
+        """Copy the next steps of a run; return their number, and a prune that must follow."""
         key = state.run_key
         with snapshot(file):
             row = file.execute(_RUN, (key,)).fetchone()
@@ -356,15 +356,15 @@ class Shipper:
             if first >= count:
                 return 0, pruned
             if pruned is not None and (until := pruned.until_sequence) >= first:
-                # Its steps are gone: what the prune kept of them is shipped with what follows.
+                # Its steps were dropped: the rows that the prune kept are shipped with the next.
                 if (problem := check_prune(file, key, pruned)) is not None:
                     raise self._broken(row, problem.sentence)
                 self._note_hole(server, row, first, until)
                 state.walk = None
             if state.walk is None or state.walk.due != first:
                 state.walk = Walk.begin(file, key, row[OPENED_AT], first)
-            walk, begun = state.walk, state.walk.due
-            rows = self._walked(file, walk, row, (key, first, begun - 1))
+            walk, start = state.walk, state.walk.due
+            rows = self._walked(file, walk, row, (key, first, start - 1))
             last = walk.due - 1
             span = key, first, last
             opening = []
@@ -379,7 +379,7 @@ class Shipper:
             self._copy(server, table, copied)
             self._at(f"after {table}")
         arrived = server.execute(_ARRIVED, (self.database_id, *span)).fetchone()
-        if arrived != (last - begun + 1, last):
+        if arrived != (last - start + 1, last):
             raise DataInvalid(
                 f"{shown(self._url)} does not hold what was sent to it ({arrived}): nothing of "
                 "this group was kept; look at the server's log."
@@ -387,20 +387,20 @@ class Shipper:
         state.next, state.digest, state.is_there = last + 1, walk.head.digest, True
         server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
         server.execute(_SET_MARK, (self.database_id, key, last, state.digest))
-        return last - begun + 1, pruned
+        return last - start + 1, pruned
 
     def _walked(
         self, file: sqlite3.Connection, walk: Walk, row: StoredRow, pruned: Span
     ) -> dict[str, list[StoredRow]]:
-        """Return the rows of the next commits, behind those that a prune kept of steps before."""
-        begun = walk.due
+        """Return the rows that a prune kept in the span *pruned*, and those of the next commits."""
+        start = walk.due
         rows = {table: file.execute(query, pruned).fetchall() for table, query in RANGES.items()}
         rows["commits"] = []
-        for commit in walk.commits(begun + self._group_steps):
+        for commit in walk.commits(start + self._group_steps):
             for table, of_table in commit.rows.items():
                 rows[table] += of_table
             rows["commits"].append(StoredCommit.of(walk.run_key, commit))
-        if problem := walk.problem or (missing_commit(begun) if walk.due == begun else None):
+        if problem := walk.problem or (missing_commit(start) if walk.due == start else None):
             raise self._broken(row, problem.sentence)
         return rows
 
@@ -416,13 +416,13 @@ class Shipper:
         row: StoredRow,
         opening: Sequence[tuple[str, Sequence[StoredRow]]],
     ) -> None:
-        """Hold the run's mark for this transaction, and write the rows that open a run."""
+        """Lock the run's mark for this transaction, and write the rows that open a run."""
         mark = server.execute(_MARK, (self.database_id, state.run_key)).fetchone()
         expected = (state.next - 1, state.digest)
         if mark != (expected if state.is_there else None):
             raise ServerLost(
-                f"Another process shipped to {shown(self._url)} meanwhile: this one begins again "
-                "behind its mark."
+                f"Another process shipped to {shown(self._url)} meanwhile: this one continues "
+                "after its mark."
             )
         if not state.is_there:
             server.execute(_insert("runs"), (self.database_id, *row))
@@ -437,7 +437,7 @@ class Shipper:
         listed = ", ".join(names)
         with server.cursor().copy(f"COPY {table} ({listed}) FROM STDIN".encode()) as copy:
             write = copy.write_row
-            for row in rows:  # which may lack nulls at its end
+            for row in rows:  # a row may lack nulls at its end
                 write(key + row + nulls[1 + len(row) :])
 
     # ------------------------------------------------------------ prunes
@@ -449,11 +449,11 @@ class Shipper:
         )
         self._holes.append(
             f"Steps {first} to {until} of run {row[_RUN_AT.run_id]} were pruned before they were "
-            "shipped: the fleet has what the prune kept of them."
+            "shipped: the fleet has only the rows that the prune kept."
         )
 
     def _drop(self, server: Connection[Any], state: _RunState, pruned: PrunePoint) -> None:
-        """Drop on the server what a prune dropped in the file, and write the prune's own row."""
+        """Drop on the server the rows that a prune dropped in the file; write the prune's row."""
         span = (self.database_id, state.run_key, pruned.until_sequence)
         within = f"{DATABASE} = %s AND run_key = %s AND sequence <= %s"
         for table, dropped in DROPPED_ROWS:
@@ -479,13 +479,13 @@ def _insert(table: str) -> bytes:
 
 
 def database_id(path: Path) -> str:
-    """Return the id of the file *path*."""
+    """Return the database id of the file *path*."""
     with closing(open_reader(path)) as file:
         return str(file.execute("SELECT database_id FROM databases").fetchone()[0])
 
 
 def new_id(path: Path) -> str:
-    """Give the file *path* another id, under which a fleet holds nothing; return it.
+    """Give the file *path* a new random id; return it.
 
     Raises ``ConfigInvalid`` while a process writes the file.
     """

@@ -1,7 +1,7 @@
-"""The tables of a fleet in PostgreSQL, from the same columns as those of a file.
+"""The tables of a fleet in PostgreSQL, built from the same columns as those of a file.
 
-``database_id`` leads every key. Four tables are the fleet's alone: ``marks``, ``holes``,
-``shippers`` and ``schema_version``.
+``database_id`` is the first column of every key. Four tables exist only in a fleet: ``marks``,
+``holes``, ``shippers`` and ``schema_version``.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ for _name, _columns in TABLES.items():
 
 _NOW: Final = DateTime(timezone=True)
 Table(
-    "marks",  # how far a run has been shipped: written in the transaction of its rows
+    "marks",  # how far a run has been shipped; written in the transaction of its rows
     metadata,
     _leading(),
     SqlColumn("run_key", BigInteger, primary_key=True, autoincrement=False),
-    SqlColumn("sequence", BigInteger, nullable=False),  # of the last step
+    SqlColumn("sequence", BigInteger, nullable=False),  # the last step
     SqlColumn("digest", LargeBinary, nullable=False),
     SqlColumn("shipped_at", _NOW, nullable=False),
 )
@@ -77,7 +77,7 @@ Table(
     SqlColumn("noted_at", _NOW, nullable=False),
 )
 Table(
-    "shippers",  # who ships a file, and how that and its daemon stand
+    "shippers",  # the host that ships a file, its lag, and its daemon's status
     metadata,
     _leading(),
     SqlColumn("host", _TYPES["TEXT"], nullable=False),
@@ -94,10 +94,10 @@ Table(  # one row: the number of the record
     SqlColumn("version", BigInteger, primary_key=True, autoincrement=False),
 )
 
-# As in a file: what became of an order.
+# As in a file: the rows of an order.
 for _name in ("orders", "fills"):
-    _of = metadata.tables[_name].c
-    Index(f"{_name}_order", _of[DATABASE], _of.order_id, _of.run_key, _of.sequence)
+    _c = metadata.tables[_name].c
+    Index(f"{_name}_order", _c[DATABASE], _c.order_id, _c.run_key, _c.sequence)
 
 
 _MAY_READ: Final = (
@@ -108,7 +108,7 @@ _MAY_READ: Final = (
 
 
 def _make_views(server: Connection[Any]) -> None:
-    """Make the functions and the views anew; who could read a view still can."""
+    """Create the functions and views again, with the present rights to read the views."""
     readers = server.execute(_MAY_READ).fetchall()
     for statement in (*FUNCTIONS, *statements()):
         server.execute(statement.encode())
@@ -123,10 +123,10 @@ def columns_of(table: str) -> tuple[str, ...]:
 
 
 def make_schema(url: str, *, needed_by: str = "--to") -> bool:
-    """Make the fleet's tables and views on the server at *url*; return whether the tables are new.
+    """Create the fleet's tables and views at *url*; return whether the tables are new.
 
-    Where the tables exist, the views alone are made anew. All of it is one transaction. Raises
-    ``DataInvalid`` for another version's tables, ``ServerLost`` where the role may not make them.
+    If the tables exist, only the views are created again. All is one transaction. Raises
+    ``DataInvalid`` for another version's tables, ``ServerLost`` if the role may not create them.
     """
     making = speaking(
         url,

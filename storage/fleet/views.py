@@ -1,8 +1,8 @@
-"""Six views in PostgreSQL, with the names, columns, types and answers of a file's.
+"""Six views in PostgreSQL, with the names, columns, types and results of a file's views.
 
-They are translated from the same declarations, so a column that is added there is shown here. Only
-``database_id``, which says whose row it is, stands behind their columns. Texts of SQLite that
-PostgreSQL reads otherwise are ``_WORDS``; what it does not know are ``FUNCTIONS``.
+They are translated from the same declarations, so a new column there appears here too. The only
+further column is ``database_id``, the last one. ``_WORDS`` translates SQL that PostgreSQL reads
+differently from SQLite; ``FUNCTIONS`` defines functions that PostgreSQL lacks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _function(signature: str, returns: str, body: str) -> str:
 
 FUNCTIONS: Final = (
     _function("hex(bytea)", "text", "upper(encode($1, 'hex'))"),
-    # Of the forms that the views use: a fraction of any length, and milliseconds.
+    # Only the forms that the views use: a fraction of any length, and milliseconds.
     _function(
         "printf(text, bigint, bigint)",
         "text",
@@ -59,7 +59,7 @@ FUNCTIONS: Final = (
         """'YYYY-MM-DD"T"HH24:MI:SS')""",
     ),
     _function("json_extract(text, text)", "text", "$1::json ->> substr($2, 3)"),
-    # A sum of doubles as SQLite computes it, with the correction of Kahan and Babuska.
+    # A sum of doubles as SQLite computes it: Kahan-Babuska summation.
     _function(
         "real_sum_step(double precision[], double precision)",
         "double precision[]",
@@ -76,7 +76,7 @@ FUNCTIONS: Final = (
         "STYPE = double precision[], INITCOND = '{0,0,0}', FINALFUNC = real_sum_end)"
     ),
 )
-"""What the translated texts call, of SQLite's functions."""
+"""SQLite's functions that the translated views call."""
 
 _WORDS: Final = (
     (re.compile(r"\bAS REAL\)"), "AS double precision)"),
@@ -85,12 +85,12 @@ _WORDS: Final = (
     (re.compile(r"\bsum\((\w\.\w+)\)"), r"sum(\1)::bigint"),
     (re.compile(r"\bsum\(CAST"), "real_sum(CAST"),
     (re.compile(r"\+(\w\.\w+)\b"), r"\1"),  # the plus keeps one of SQLite's indexes out
-    # What comes later in the same run: so said, it is looked up order by order, to the run's end.
+    # OFFSET 0 makes PostgreSQL look up later rows of an order by its index.
     (
         re.compile(r"\b(\w\.sequence > \w\.sequence)\b"),
         r"\1 OFFSET 0",
     ),
-    # A subquery in FROM wants a name; an aggregate, its order.
+    # PostgreSQL needs a name for a subquery in FROM, and the order within an aggregate.
     (
         re.compile(r"\(SELECT group_concat\((\w+)\) FROM \((SELECT .*?)\)\)$"),
         r"(SELECT string_agg(\1, ',') FROM (\2) AS listed)",
@@ -116,11 +116,11 @@ _BIRTH: Final = re.compile(r"\b(\w)\.birth\b")
 
 
 def translate(sql: str) -> str:
-    """Return the text *sql* of a view of SQLite's for PostgreSQL.
+    """Return *sql*, the text of a view in SQLite, for PostgreSQL.
 
-    Every table is held to the database of the run ``r``. A row that belongs to a step is looked up
-    by its key: ``OFFSET 0`` keeps PostgreSQL from joining the whole table instead, all runs' rows,
-    which it takes for cheaper.
+    Every table is restricted to the database of the run ``r``. A row that belongs to a step is
+    looked up by its key: without ``OFFSET 0`` PostgreSQL would join the rows of all runs, which it
+    wrongly estimates as cheaper.
     """
     for pattern, words in _WORDS:
         sql = pattern.sub(words, sql)
@@ -130,14 +130,14 @@ def translate(sql: str) -> str:
 
 
 def select(view: View) -> str:
-    """Return the query of *view* for PostgreSQL, which reads the rows of each run by their key."""
+    """Return the query of *view* for PostgreSQL; it reads the rows of each run by key."""
     return _query(view, _OF_THE_RUN.sub(f"FROM runs r {_LOOKED_UP}", view.source))
 
 
 def select_step(view: View) -> str:
-    """Return the query of one row of *view*: of a database, a run and a sequence, each ``%s``.
+    """Return the query of one step's rows of *view*; database, run and sequence are ``%s``.
 
-    The step is one of ``steps``, and found by its key.
+    The step is found in ``steps`` by its key.
     """
     word = "AND" if view.source.rstrip().endswith("IS NOT NULL") else "WHERE"
     query = _query(view, view.source).replace("%", "%%")
@@ -153,7 +153,7 @@ def _query(view: View, source: str) -> str:
 
 
 def statements() -> tuple[str, ...]:
-    """Return the statements that make the views anew, in their order."""
+    """Return the statements that drop and create the views, in order."""
     return tuple(
         statement
         for view in FLEET_VIEWS

@@ -1,18 +1,17 @@
 """Every column: its type, scale and meaning; pure.
 
-The tables of ``schema``, the rows of ``rows``, ``encode`` and ``decode``, what the chain covers,
-and the columns of ``views`` with their documentation follow from ``TABLES``.
+``TABLES`` defines the tables of ``schema``, the rows of ``rows``, ``encode`` and ``decode``, what
+the chain covers, and the columns of ``views`` with their documentation.
 
 Keys. A step is ``(run_key, sequence)`` in every table, so a run is one contiguous range of each.
 
-Interning. What rarely changes is stored once, by the step that first used it, and named by that
-step's sequence: ``outcomes`` (action, reason, refusals, passed gates), ``holdings`` (position and
-cash between two fills) and, within a commit, ``shadow_steps``. ``gate_sets`` keeps names and
-thresholds.
+Interning. Values that rarely change are stored once, in a row of the step that first used them.
+Later steps refer to that step's sequence. Interned are ``outcomes`` (action, reason, refusals,
+passed gates), ``holdings`` (position and cash between two fills) and, within a commit,
+``shadow_steps``. ``gate_sets`` stores names and thresholds.
 
-Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
-in ``instruments``, money is an integer of 10⁻⁸, times are UTC milliseconds. Enumerations whose
-text would cost bytes on every bar are stored as a number.
+Prices, quantities, volume and turnover are integers of 10⁻ᵏ with k in ``instruments``, money is an
+integer of 10⁻⁸, times are UTC milliseconds. A bar's source is stored as a number to save bytes.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ TURNOVER: Final = "i.turnover_decimals"
 TIME: Final = "time"
 HASH: Final = "hash"
 FLAG: Final = "flag"
-"""1 or 0, which say yes or no."""
+"""A boolean: 1 or 0."""
 
 SOURCE_CODES: Final = {Source.ARCHIVE: None, Source.STREAM: 1, Source.REST: 2}
-"""A bar's source as it is stored."""
+"""The stored value of each source of a bar."""
 
 
 class Column(Struct, frozen=True, kw_only=True):
@@ -69,18 +68,18 @@ class Column(Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str = INTEGER  # what SQLite stores
-    doc: str = ""  # what it means; empty where no view shows it
+    doc: str = ""  # its documentation; empty if no view shows it
     scale: str = ""
-    words: type[StrEnum] | None = None  # of the enumeration whose text it holds
+    words: type[StrEnum] | None = None  # the enumeration whose values it stores
     null: bool = False
     is_key: bool = False
     refers: str = ""  # ``table.column`` of a foreign key, which SQLite checks
-    read: Callable[[Any], Value] | None = None  # of the value stored; else its attribute ``name``
-    shown: str = ""  # its name in views, where that is another
-    sql: str = ""  # how a view reads it, with {t} for the table; else the column
+    read: Callable[[Any], Value] | None = None  # gets it from a record; else attribute ``name``
+    shown: str = ""  # its name in views, if different
+    sql: str = ""  # a view's expression for it, with {t} for the table; else the column
 
     def value(self, stored: object) -> Value:
-        """Return the value of the column for *stored*."""
+        """Return the value that this column stores of the record *stored*."""
         if self.read is not None:
             return self.read(stored)
         value: Value = getattr(stored, self.name)
@@ -105,26 +104,26 @@ def _text(
     return Column(name=name, kind=TEXT, doc=doc, words=words, null=null)
 
 
-def _usual(name: str, doc: str, usual: StrEnum) -> Column:
-    """Return a column of text in which null stands for *usual*."""
+def _text_or_default(name: str, doc: str, default: StrEnum) -> Column:
+    """Return a text column in which null stands for *default*."""
 
     def read(stored: object) -> Value:
         value: StrEnum = getattr(stored, name)
-        return None if value is usual else value.value
+        return None if value is default else value.value
 
     return Column(
         name=name,
         kind=TEXT,
         doc=doc,
-        words=type(usual),
+        words=type(default),
         null=True,
         read=read,
-        sql=f"coalesce({{t}}.{name}, '{usual.value}')",
+        sql=f"coalesce({{t}}.{name}, '{default.value}')",
     )
 
 
-def _claim(name: str, doc: str) -> Column:
-    """Return a column that says yes or no, and stores nothing for no."""
+def _flag(name: str, doc: str) -> Column:
+    """Return a boolean column that stores null for false."""
     return Column(
         name=name,
         doc=doc,
@@ -140,29 +139,29 @@ def _blob(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> C
 
 
 def _is_usual(gate: Gate) -> bool:
-    """Return whether nearly every decision has *gate*: it judges neither forecast nor limits."""
+    """Return whether nearly every decision measures *gate*: it tests no forecast and no risk."""
     return not gate.of_prediction and gate.kind is not GateKind.RISK
 
 
 PLAUSIBLE: Final = "plausible"
-"""The gate whose measure differs from bar to bar: it has a column of ``steps``."""
+"""The gate whose measure changes with every bar; it has its own column in ``steps``."""
 STEADY_GATES: Final = ("operator", "warm", "late", "gap", "tradable")
-"""Gates whose measure nearly always is their ``usual_measure``."""
+"""Gates whose measure nearly always equals their ``usual_measure``."""
 STEP_GATES: Final = tuple(
     name for name in gate_order() if _is_usual(GATES[name]) and name != PLAUSIBLE
 )
-"""Gates whose measures lie in ``steps.measures``."""
+"""Gates whose measures are stored in ``steps.measures``."""
 ANSWER_GATES: Final = tuple(name for name in gate_order() if not _is_usual(GATES[name]))
-"""Gates whose measures lie in ``answers``: a decision without them needs no row there."""
+"""Gates whose measures are stored in ``answers``; a decision without them needs no row there."""
 
 
 def usual_measure(gate: str, threshold: float) -> float:
-    """Return the measure of one of ``STEADY_GATES`` that ``steps.measures`` does not hold."""
+    """Return the measure of one of ``STEADY_GATES`` that ``steps.measures`` leaves out."""
     return 0.0 if gate == "late" else threshold
 
 
 def measure_name(gate: str) -> str:
-    """Return the column of one gate's measure: ``measure_risk_notional``."""
+    """Return the name of the column with the measure of *gate*, e.g. ``measure_risk_notional``."""
     return f"measure_{gate.replace('.', '_')}"
 
 
@@ -209,25 +208,25 @@ _RUNS = (
         read=lambda run: 1 if run.sees_account else None,
     ),
     _text("previous_run_id", null=True),  # the run opened before it in this database
-    _whole("previous_step_count", null=True),  # of that run, at this moment
+    _whole("previous_step_count", null=True),  # its steps when this run was opened
     _blob("previous_head", null=True),
-    _whole("opened_gate_sets"),  # how many gate sets were known then
-    _blob("opened_digest"),  # the chain's first link: the row so far, instruments, gate sets
+    _whole("opened_gate_sets"),  # how many gate sets were known when the run was opened
+    _blob("opened_digest"),  # chain's first link: the columns above, instruments, gate sets
     _whole("step_count", "steps stored"),
     _blob("head_digest", "digest of the last commit; keep a copy elsewhere", HASH),
 )
 OPENED_UNTIL: Final = "opened_digest"
-"""The first column of ``runs`` that says more than how the run was opened."""
+"""The first column of ``runs`` that is no part of the row hashed at the opening."""
 
 _MODELS = (
-    _key("model_sha256", kind=TEXT),  # of the weights' hash and the card's text
+    _key("model_sha256", kind=TEXT),  # SHA-256 over the weights' hash and the card's text
     _text("weights_sha256"),
-    _text("card"),  # JSON with sorted keys, without the ids that follow from it
+    _text("card"),  # JSON with sorted keys, without the ids computed from it
 )
 
 _INSTRUMENTS = (
     _key("run_key", "runs.run_key"),
-    _key("instrument"),  # place in the run
+    _key("instrument"),  # index in the run
     Column(name="instrument_id", kind=TEXT, read=lambda instrument: instrument.id),
     _text("category", words=Category),
     _text("symbol"),
@@ -259,12 +258,11 @@ _STEP: Final = (_key("run_key"), _key("sequence"))
 _GATE_SETS = (
     _key("run_key", "runs.run_key"),
     _key("gate_set"),
-    _key("ordinal"),  # place in the set; the bit of ``outcomes.passed``
+    _key("ordinal"),  # index in the set; the bit in ``outcomes.passed``
     _text("gate", "its name"),
     _real("threshold", "what the measure was compared with", null=False),
-    _whole(
-        "sequence", null=True
-    ),  # of the step that first used it; null: known when the run was opened
+    # The step that first used it; null: known when the run was opened.
+    _whole("sequence", null=True),
 )
 
 _COMMITS = (
@@ -272,13 +270,13 @@ _COMMITS = (
     _key("first_sequence"),
     _whole("last_sequence"),
     _blob("digest"),  # link of the chain
-    _blob("kept"),  # running hash of what a prune keeps
-    _text("contents"),  # JSON: of each table the rows, and the first digits of their hash
+    _blob("kept"),  # running hash of the rows that a prune keeps
+    _text("contents"),  # JSON: per table the number of rows and the first digits of their hash
 )
 
-# A step and, where its event is a bar, the bar: one row, since nearly every step is a bar's.
+# One row holds a step and its bar, since the event of nearly every step is a bar.
 _BAR_FIELDS = (
-    _whole("open_time_ms", null=True),  # without an instrument: of a close with a bar of each
+    _whole("open_time_ms", null=True),  # with no instrument: a close with all instruments' bars
     Column(name="open", doc="first price", scale=PRICE, null=True),
     Column(name="high", doc="highest price", scale=PRICE, null=True),
     Column(name="low", doc="lowest price", scale=PRICE, null=True),
@@ -288,35 +286,35 @@ _BAR_FIELDS = (
 _TURNOVER: Final = Column(
     name="turnover", doc="volume in quote currency; null if unknown", scale=TURNOVER, null=True
 )
-_BAR = (_whole("instrument", null=True), *_BAR_FIELDS)  # its place in the run
+_BAR = (_whole("instrument", null=True), *_BAR_FIELDS)  # the instrument's index in the run
 _SEEN = (
-    _whole("market_delay_ms", null=True),  # market_ms less the bar's close; null: 0
-    _whole("seen_delay_ms", null=True),  # seen_ms less market_ms; null: 0
-    _whole("source", null=True),  # of ``SOURCE_CODES``
+    _whole("market_delay_ms", null=True),  # market_ms minus the bar's close time; null: 0
+    _whole("seen_delay_ms", null=True),  # seen_ms minus market_ms; null: 0
+    _whole("source", null=True),  # a value of ``SOURCE_CODES``
 )
-# The usual columns come first: a row is written as far as its last value, and no further.
+# Columns that are rarely null come first, because a row is stored without the nulls at its end.
 _STEPS = (
     *_STEP,
     _whole("holding"),  # sequence of its row in ``holdings``
     *_BAR,
-    _whole("unrealized_pnl", null=True),  # the position's
+    _whole("unrealized_pnl", null=True),  # of the position
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``; null: no decision
     _whole("target_quantity", "position wanted, signed", QUANTITY, null=True),
     *_measures((PLAUSIBLE,)),
     _TURNOVER,
-    _whole("shadows", null=True),  # sequence of its rows in ``shadow_steps``; null: it has none
-    _whole("account_unrealized_pnl", null=True),  # null where it is the position's
-    _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
+    _whole("shadows", null=True),  # sequence of its rows in ``shadow_steps``; null: none
+    _whole("account_unrealized_pnl", null=True),  # null if equal to the position's
+    _whole("equity", null=True),  # null if equal to cash + the account's unrealized_pnl
     *_SEEN,
-    # JSON by gate of the measures of ``STEP_GATES`` that are not the usual ones.
+    # JSON object by gate: the measures of ``STEP_GATES`` that differ from ``usual_measure``.
     Column(name="measures", kind=TEXT, null=True),
     _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
 )
 BAR_COLUMNS: Final = tuple(column.name for column in (*_BAR, _TURNOVER, *_SEEN))
 BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
-"""Those that hold a field of the bar as it is."""
+"""The columns of a bar that store its field unchanged."""
 
-_STATES = (*_STEP, _blob("state"))  # the engine's, where it changed
+_STATES = (*_STEP, _blob("state"))  # the engine's state, at the steps that changed it
 
 _EVENTS = (
     *_STEP,
@@ -325,7 +323,7 @@ _EVENTS = (
     _whole("market_ms", "market time of the event", TIME),
     _whole("seen_ms", "market time at which the engine saw it", TIME),
     _text("content", "JSON of its other fields, with numbers as stored"),
-    _blob("books", null=True),  # of a ``depth`` or a ``book``, packed
+    _blob("books", null=True),  # packed books of a ``depth`` or ``book`` event
     _text(
         "belief",
         "why a price or rate that jumped was accepted or not; null if none jumped",
@@ -333,11 +331,11 @@ _EVENTS = (
     ),
 )
 
-# The usual columns come first here too.
+# Columns that are rarely null come first here too.
 _ANSWERS = (
     *_STEP,
-    # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
-    # costs a decision without a note nothing.
+    # JSON of the strategy's named numbers and texts. It is here, not in ``steps``, so that a
+    # decision without a note stores nothing for it.
     Column(name="note", kind=TEXT, null=True),
     _whole("horizon", "horizon of the next six columns, in bars", null=True),
     _real("mean_return", "the model's expected log return"),
@@ -346,8 +344,8 @@ _ANSWERS = (
     _real("p_flat", "probability of neither"),
     _real("p_up", "probability of a rise"),
     _real("volatility", "expected volatility of the return"),
-    _blob("horizons", null=True),  # as ``HORIZONS``
-    _blob("members", null=True),  # as ``Forecast.auxiliary``
+    _blob("horizons", null=True),  # packed as ``HORIZONS``
+    _blob("members", null=True),  # packed as ``Forecast.auxiliary``
     _real("confidence", "1 minus the mean normalised entropy of attention"),
     _real("content_free", "confidence that mask and encoding alone would give"),
     _real("recent_mass", "share of the rollout on the newest quarter of the context"),
@@ -376,7 +374,7 @@ _ANSWERS = (
         name="model_id",
         kind=TEXT,
         doc="the model that decided",
-        null=True,  # where it is the run's
+        null=True,  # if it is the run's model
         sql="coalesce({t}.model_id, r.model_id)",
     ),
 )
@@ -398,12 +396,12 @@ FORECAST_COLUMNS: Final = (
     "p_up",
     "volatility",
 )
-"""Columns that a forecast has once a horizon, in the order of ``answers.horizons``."""
+"""Columns with one number per horizon of a forecast, in the order of ``answers.horizons``."""
 HORIZONS: Final = "<B{horizons}I{numbers}d"
-"""A byte of ``GIVEN_BITS``, all horizons, and then, of each column that is given, the numbers at
-the other horizons; NaN is what was not finite."""
+"""Format of ``answers.horizons``: a byte of ``GIVEN_BITS``, all horizons, then for each given
+column the numbers at all horizons but ``answers.horizon``. NaN stands for a non-finite number."""
 GIVEN_BITS: Final = tuple(1 << place for place in range(len(FORECAST_COLUMNS)))
-"""The bit of each of them in ``answers.horizons`` that says that the model gives it."""
+"""The bit of each forecast column; it is set in ``answers.horizons`` if the model gives it."""
 EXPLANATION_COLUMNS: Final = (
     "confidence",
     "content_free",
@@ -425,7 +423,7 @@ _OUTCOMES = (
     _whole("allowed", "1 if no gate refused it", FLAG),
     _text("refused_by", "the first gate that failed; null if none did", null=True),
     _whole("gate_set"),
-    _whole("passed"),  # bit i: gate i of the set
+    _whole("passed"),  # bit i is set if gate i of the set passed
     _text("regime", any_of(Regime), Regime),
     _text(
         "unfilled_reason",
@@ -460,7 +458,7 @@ _HOLDINGS = (
         MONEY,
         null=True,
     ),
-    _whole("long_funding", null=True),  # of funding_paid what the long side paid, of two sides
+    _whole("long_funding", null=True),  # hedge mode: the long side's part of funding_paid
 )
 
 _POSITION_SIDE: Final = _text(
@@ -489,9 +487,9 @@ _ORDERS = (
     _text("reason", "why the order was placed"),
     _whole("created_ms", "market time of its creation", TIME),
     _whole("eligible_ms", "market time from which a quote may fill it", TIME),
-    # From here on null is what a market order by signal has: it stores none of them.
-    _usual("kind", any_of(OrderKind), OrderKind.MARKET),
-    _usual("role", f"what it is for: {any_of(OrderRole)}", OrderRole.SIGNAL),
+    # The columns from here on are null for a market order that follows the signal.
+    _text_or_default("kind", any_of(OrderKind), OrderKind.MARKET),
+    _text_or_default("role", f"what it is for: {any_of(OrderRole)}", OrderRole.SIGNAL),
     Column(
         name="price",
         doc="price of a limit; null without one",
@@ -506,8 +504,8 @@ _ORDERS = (
         null=True,
         shown="trigger_price",
     ),
-    _claim("post_only", "1 if it may only add liquidity"),
-    _claim("reduce_only", "1 if it may only close, never open or reverse"),
+    _flag("post_only", "1 if it may only add liquidity"),
+    _flag("reduce_only", "1 if it may only close, never open or reverse"),
     _whole(
         "until_ms",
         "market time at which it expires; null: it rests until it is canceled",
@@ -522,7 +520,7 @@ _ORDERS = (
         read=lambda order: order.tag or None,
         sql="coalesce({t}.tag, '')",
     ),
-    _claim("triggered", "1 once its trigger price was touched"),
+    _flag("triggered", "1 once its trigger price was touched"),
 )
 
 _FILLS = (
@@ -542,7 +540,7 @@ _FILLS = (
     _text("model", f"what it was filled against: {any_of(FillModel)}", FillModel),
     _text("reason", "why the order was placed"),
     _whole("filled_ms", "market time of the fill", TIME),
-    _claim(
+    _flag(
         "while_down", "1 if the fill is inside a bar during which the daemon was down or cut off"
     ),
     _POSITION_SIDE,
@@ -550,14 +548,14 @@ _FILLS = (
 )
 
 _TRADES = (
-    *_STEP,  # of the fill that closed it, and so are book and ordinal
+    *_STEP,  # step, book and ordinal are those of the fill that closed it
     _BOOK,
     _key("ordinal"),
-    _whole("opened_sequence"),  # of the fill that opened it, in the same book
+    _whole("opened_sequence"),  # the fill that opened it, in the same book
     _whole("opened_ordinal"),
     _whole("quantity", "largest quantity held, not negative", QUANTITY),
     _whole("entry_quantity", scale=QUANTITY),
-    _whole("entry_notional", scale=MONEY),  # price times quantity of the fills that entered
+    _whole("entry_notional", scale=MONEY),  # price times quantity of the entry fills
     _whole("exit_quantity", scale=QUANTITY),
     _whole("exit_notional", scale=MONEY),
     _whole(
@@ -585,9 +583,9 @@ _LEDGER = (
 
 _HALTS = (
     *_STEP,
-    _whole("market_ms"),  # of the step's event, which a prune drops
+    _whole("market_ms"),  # copied from the step's event, which a prune drops
     _whole("seen_ms"),
-    _text("breached"),  # the gate of the limit
+    _text("breached"),  # the gate of the breached limit
     _real("measure", null=False),
     _real("threshold", null=False),
     _whole("since_ms"),
@@ -597,11 +595,11 @@ _SHADOW_STEPS = (
     *_STEP,
     _BOOK,
     _whole("holding"),  # sequence of its row in ``holdings``, same book
-    _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
-    # The next four are the decision's of one of several strategies on one account.
+    _whole("confirmed"),  # 1 if the step's bar confirmed the position for another horizon
+    # The next four describe the decision of one of several strategies on one account.
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``, same book
     _whole("target_quantity", "the position it wants, signed", QUANTITY, null=True),
-    # JSON of the measures by gate that the account's own decision lacks, or has otherwise.
+    # JSON object by gate: the measures that the account's decision lacks or has different.
     Column(name="measures", kind=TEXT, null=True),
     Column(
         name="note",
@@ -609,8 +607,8 @@ _SHADOW_STEPS = (
         doc="JSON of the numbers and texts that it noted; null without any",
         null=True,
     ),
-    # Null where what is held is worth what the close of the step says, and the account no more.
-    # Only such rows hold for later steps.
+    # Null if the book's worth is its position at the step's close. Only rows with these nulls
+    # can be shared with later steps.
     _whole("unrealized_pnl", null=True),
     _whole("account_unrealized_pnl", null=True),
     _whole("equity", null=True),
@@ -620,9 +618,9 @@ _PRUNES = (
     _key("run_key", "runs.run_key"),
     _whole("until_sequence"),  # the last step whose rows were dropped
     _whole("pruned_at_ms"),
-    _blob("digest"),  # of that step: the chain goes on from here
-    _blob("kept_sha256"),  # the running hash there, of the rows that were kept
-    _blob("state", null=True),  # the engine's carried state there
+    _blob("digest"),  # the digest at that step; the chain continues from it
+    _blob("kept_sha256"),  # the running hash of the kept rows at that step
+    _blob("state", null=True),  # the engine's carried state at that step
 )
 
 _CHECKS = (
@@ -638,14 +636,14 @@ _CHECKS = (
 )
 
 
-def _filled_by(whose: str, name: str) -> tuple[Column, ...]:
-    """Return the columns of one account, paper or real, for a decision's order."""
+def _filled_by(prefix: str, name: str) -> tuple[Column, ...]:
+    """Return the columns of what one account, paper or real, filled of a decision's order."""
     return (
-        _whole(f"{whose}_quantity", f"quantity that {name} filled", QUANTITY),
-        _whole(f"{whose}_notional", "price times quantity of its fills", MONEY),
-        _whole(f"{whose}_fee", "its fees; those in base currency at the mark", MONEY),
-        _whole(f"{whose}_ms", "market time of its first fill", TIME, null=True),
-        _whole(f"{whose}_result", "its profit until the next decision with a fill", MONEY),
+        _whole(f"{prefix}_quantity", f"quantity that {name} filled", QUANTITY),
+        _whole(f"{prefix}_notional", "price times quantity of its fills", MONEY),
+        _whole(f"{prefix}_fee", "its fees; those in base currency at the mark", MONEY),
+        _whole(f"{prefix}_ms", "market time of its first fill", TIME, null=True),
+        _whole(f"{prefix}_result", "its profit until the next decision with a fill", MONEY),
     )
 
 
@@ -667,12 +665,12 @@ _SHORTFALLS = (
     _whole("missed", "all of it if the account filled nothing", MONEY),
 )
 SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
-"""The columns of ``shortfalls`` that add up to the account's result less paper's."""
+"""The columns of ``shortfalls`` that add up to the account's result minus the paper result."""
 
-# The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
+# One row per file. ``only_run_id`` is set in a file that ``db pull`` made from a single run.
 _DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
 APPLICATION_ID: Final = 0x74706170
-"""``PRAGMA application_id`` of a file: "tpap"."""
+"""The file's ``PRAGMA application_id``: "tpap" in ASCII."""
 
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "runs": _RUNS,
@@ -697,14 +695,14 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "shortfalls": _SHORTFALLS,
     "databases": _DATABASES,
 }
-"""The columns of every table that hold something, in their order."""
+"""The columns of every table, in their stored order."""
 
 
 def stored_columns(table: str) -> tuple[str, ...]:
-    """Return the names of the columns of *table* that hold something, in their order."""
+    """Return the names of the columns of *table*, in their stored order."""
     return tuple(column.name for column in TABLES[table])
 
 
 def place(table: str, name: str) -> int:
-    """Return where *name* stands in a row of *table*."""
+    """Return the index of the column *name* in a row of *table*."""
     return stored_columns(table).index(name)

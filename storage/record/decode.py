@@ -75,12 +75,12 @@ BAR_READ: Final = (
     *("sequence", "ignored", *BAR_FIELDS),
     *("instrument", "market_delay_ms", "seen_delay_ms", "source"),
 )
-"""The columns of ``steps`` that make a bar, and which step it is."""
+"""The columns of ``steps`` from which a bar is decoded, and the step's sequence."""
 _BAR: Final = gather("steps", *BAR_READ)
 
 
 _Field = tuple[str, int, type[StrEnum] | type[bool] | None]
-"""Name, place in the row, and the type of a value that is neither number nor plain text."""
+"""A column's name, its index in the row, and the type to convert to; None: no conversion."""
 
 
 def _fields(table: str, record_type: type[Struct]) -> tuple[_Field, ...]:
@@ -103,7 +103,7 @@ _measures: Final = msgspec.json.Decoder(dict[str, float | None]).decode
 
 
 class StoredRows(NamedTuple):
-    """The rows of one step as read."""
+    """The rows of one step, as read from the database."""
 
     core: Sequence[Any]
     sparse: Mapping[str, Sequence[Sequence[Any]]]  # by table, in the order of ``SPARSE_TABLES``
@@ -115,7 +115,7 @@ class StoredRows(NamedTuple):
 
     @property
     def state(self) -> bytes | None:
-        """The engine's state after the step, where it changed."""
+        """The engine's state after the step; None if the step did not change it."""
         row = self.row("states")
         return None if row is None else row[STATE.state]
 
@@ -124,9 +124,7 @@ class InternedRows(NamedTuple):
     """Look-ups of the rows that steps share."""
 
     row: Callable[[str, int, int], Sequence[Any]]  # by table, sequence and book
-    shadows: Callable[
-        [int], Sequence[Sequence[Any]]
-    ]  # the rows of ``shadow_steps`` by their sequence
+    shadows: Callable[[int], Sequence[Sequence[Any]]]  # rows of ``shadow_steps`` by sequence
     gate_set: Callable[[int], GateSet]
 
 
@@ -141,9 +139,9 @@ def _noted(text: str | None) -> dict[str, float | str | None] | None:
 
 @lru_cache(64)
 def _layout_of(given: int, size: int) -> tuple[int, Callable[[bytes], tuple[Any, ...]]]:
-    """Return how many horizons *size* bytes of ``answers.horizons`` name, and what reads them.
+    """Return the number of horizons in *size* bytes of ``answers.horizons``, and their unpacker.
 
-    *given* are the bits of the columns.
+    *given* holds the ``GIVEN_BITS`` of the columns.
     """
     columns = given.bit_count()
     count = (size - 1 + 8 * columns) // (4 + 8 * columns)
@@ -156,7 +154,7 @@ _IMPOSSIBLE: Final = (
     *(ValueError, LookupError, TypeError, AttributeError),
     *(struct.error, msgspec.MsgspecError),
 )
-"""What decoding raises for values that no step has; ours are sentences already."""
+"""Exceptions that decoding a damaged row can raise; our own errors are none of them."""
 
 
 def _damaged(step: object, error: Exception) -> DataInvalid:
@@ -175,10 +173,10 @@ class StepDecoder:
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
         self._interned = interned
-        self.outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share one
+        self.outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share an outcome
 
     def step(self, rows: StoredRows) -> Step:
-        """Return the step that *rows* hold; raise ``DataInvalid`` where they hold none."""
+        """Return the step that *rows* hold; raise ``DataInvalid`` if they are damaged."""
         try:
             return self._step(rows)
         except _IMPOSSIBLE as error:
@@ -218,12 +216,12 @@ class StepDecoder:
         )
 
     def shadow_rows(self, core: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        """Return the rows of ``shadow_steps`` that the row *core* of ``steps`` names."""
-        named = core[STEP.shadows]
-        return () if named is None else self._interned.shadows(named)
+        """Return the rows of ``shadow_steps`` that *core*, a row of ``steps``, refers to."""
+        sequence = core[STEP.shadows]
+        return () if sequence is None else self._interned.shadows(sequence)
 
     def event(self, row: Sequence[Any]) -> Event:
-        """Return the event of an ``events`` row; raise ``DataInvalid`` where it holds none."""
+        """Return the event of an ``events`` row; raise ``DataInvalid`` if it is damaged."""
         try:
             fields = msgspec.json.decode(row[EVENT.content])
             fields["market_ms"], fields["seen_ms"] = row[EVENT.market_ms], row[EVENT.seen_ms]
@@ -237,7 +235,7 @@ class StepDecoder:
             raise _damaged(row[EVENT.sequence], error) from error
 
     def unit_of(self, values: Sequence[Any]) -> Bar | CloseStart:
-        """Return the bar, or the close, of a step whose columns ``BAR_READ`` are *values*."""
+        """Return the bar or close of a step from *values*, its columns ``BAR_READ``."""
         try:
             (
                 _, _, opened_ms, first, high, low, close, volume, turnover,
@@ -247,10 +245,10 @@ class StepDecoder:
             if place is None:
                 seen_ms = market_ms + (seen_delay_ms or 0)
                 return CloseStart(opened_ms, len(self._instruments), (), market_ms, seen_ms)
-            # One by one: ``in`` compares each, which takes three times as long.
+            # ``None in (…)`` would take three times as long.
             if first is None or high is None or low is None or close is None or volume is None:
                 raise ValueError("a bar without a number")
-            # By places, and not by names, which take twice as long.
+            # Positional arguments: keywords would take twice as long.
             return Bar(
                 self._instruments[place], opened_ms, self._interval_ms, first, high, low, close,
                 volume, turnover, market_ms, market_ms + (seen_delay_ms or 0), SOURCES[code],
@@ -266,9 +264,9 @@ class StepDecoder:
             raise _damaged(row[ANSWER.sequence], error) from error
 
     def given(self, row: Sequence[Any]) -> Prediction:
-        """Return the prediction as the engine received it: as stored, or a forecast of NaN.
+        """Return the prediction as the engine received it.
 
-        A forecast that was not finite is stored without its numbers; the engine got one.
+        A non-finite forecast is stored without its numbers; it is returned as a forecast of NaN.
         """
         is_missing = row[ANSWER.horizon] is None and row[ANSWER.late_deadline_ms] is None
         return _NOT_FINITE if is_missing and row[_FINITE] == 0 else self.prediction(row)
@@ -290,12 +288,12 @@ class StepDecoder:
                 columns.append(())
                 continue
             between, end = start + at, start + count - 1
-            number = nan if at_horizon is None else at_horizon  # as of what was not finite
+            number = nan if at_horizon is None else at_horizon  # null: it was not finite
             columns.append((*numbers[start:between], number, *numbers[between:end]))
             start = end
         model_id = row[ANSWER.model_id]
         mean, stdev, down, flat, up, volatility = columns
-        # By places, and not by names, which take longer.
+        # Positional arguments are faster than keywords.
         return Forecast(
             horizons, mean, stdev, down, flat, up, volatility,
             self._model_id if model_id is None else model_id,
@@ -316,7 +314,7 @@ class StepDecoder:
         return tuple(self.fill(row) for row in rows if row[FILL.book] == book)
 
     def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
-        """Return the fields of a row by their names; null is a field's default."""
+        """Return the fields of a row by name, without nulls, which stand for the default."""
         named: dict[str, Any] = {
             name: row[at] if convert is None else convert(row[at])
             for name, at, convert in fields
@@ -359,12 +357,12 @@ class StepDecoder:
     def _book(
         self, book: int, marks: Sequence[Any], at: At, core: Sequence[Any]
     ) -> tuple[Position | None, Account]:
-        """Return position and account of the holding that the row *marks* names, at its marks.
+        """Return position and account of a book, valued by the row *marks*.
 
-        What it does not store of them follows from the close of its step, the row *core*.
+        Marks that are null are computed from the close of the step, its row *core* of ``steps``.
         """
         row = self._interned.row("holdings", marks[at.holding], book)
-        unrealized, of_account = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
+        unrealized, account_unrealized = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
         equity = marks[at.equity]
         if unrealized is None and marks is not core:
             worth = core[STEP.close] * row[HOLDING.quantity] * self._factors[core[STEP.instrument]]
@@ -381,7 +379,7 @@ class StepDecoder:
                 row[HOLDING.margin] or 0,
                 row[HOLDING.long_funding] or 0,
             )
-        marked = unrealized if of_account is None else of_account
+        marked = unrealized if account_unrealized is None else account_unrealized
         cash = row[HOLDING.cash]
         return position, Account(
             cash,

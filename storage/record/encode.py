@@ -84,12 +84,12 @@ if TYPE_CHECKING:
 
 
 OPEN: Final = ChainHead(NOTHING)
-"""The head of an encoder whose commits are not chained to a run."""
+"""The head of an encoder whose commits continue no stored chain."""
 
 # ---------------------------------------------------------------- steps
 
-_NO_BAR: Final[Row] = (None,) * len(BAR_FIELDS)  # the instrument, and all but the turnover
-_SEEN_AT_CLOSE: Final[Row] = (None,) * 3  # as most bars of an archive are
+_NO_BAR: Final[Row] = (None,) * len(BAR_FIELDS)  # instrument and all fields but the turnover
+_SEEN_AT_CLOSE: Final[Row] = (None,) * 3  # no delays, source archive
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _NOTE, _HEADS = map(stored_columns("answers").index, ("note", HEAD_COLUMNS[0]))
@@ -103,9 +103,9 @@ _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUI
 )
 _NO_DECISION: Final[Row] = (None,) * 4
 _FOLLOWS: Final[Row] = (None,) * 3
-"""The marks of a book whose worth follows from the close."""
-_BEYOND: Final = 2**63
-"""What no longer fits the 64 bits in which views compute."""
+"""The stored marks of a book whose worth can be computed from the close."""
+_INTEGER_LIMIT: Final = 2**63
+"""Larger integers do not fit SQLite's 64 bits, in which views compute."""
 _WITH_BOOKS: Final = (Depths, BookUpdate)
 _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
@@ -114,10 +114,10 @@ _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS[:-2])
 
 
 class StepEncoder:
-    """Turns the steps of one run into the rows of commits; remembers what interning needs.
+    """Turns the steps of one run into the rows of commits, and remembers the interned rows.
 
-    A fresh one on an old run is correct as well, with the trades that are open there: it stores
-    what it meets once more.
+    A new encoder can continue a stored run if it receives the run's open trades: it only stores
+    shared rows again.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class StepEncoder:
         first: int = 0,
         trades: TradeBooks | None = None,
     ) -> None:
-        """Take the *gate_sets* that the run already holds, its *head*, and what it stores next.
+        """Take the run's stored *gate_sets*, its *head*, and the sequence of its next step.
 
-        *trades* are those that are open there; None of a run that begins.
+        *trades* are its open trades; None for a new run.
         """
         self.outcomes = Outcomes(run_key, gate_sets)
         self.head = head
-        self.first = first  # sequence of the first step of the commit that is being made
-        self.due = first  # of the next step
+        self.first = first  # sequence of the first step of the next commit
+        self.due = first  # sequence of the next step
         self._run_key = run_key
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
@@ -146,13 +146,13 @@ class StepEncoder:
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._factors: dict[int | None, int] = dict(enumerate(map(money_factor, run.instruments)))
         self._holdings = HeldRows()
-        # By instrument what the books held last, and the sequence of rows of it that hold on.
+        # By instrument: the books' last content, and the sequence of its rows if these are shared.
         self._shadows: dict[int | None, tuple[list[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
     def opening(self, run: Run, gate_sets: int, previous: Previous = FIRST) -> dict[str, list[Row]]:
-        """Return the rows of *run* as it is opened with its *gate_sets*; the chain begins there."""
+        """Return the rows that open *run* with *gate_sets* gate sets; they start the chain."""
         sets = self.outcomes.opening_rows()
         opened = run_row(run, self._run_key, gate_sets, previous)
         instruments = [
@@ -164,7 +164,7 @@ class StepEncoder:
         return {"runs": [(*opened, head, 0, head)], "instruments": instruments, "gate_sets": sets}
 
     def forget(self) -> None:
-        """Forget the rows that steps share: the next step brings its own again."""
+        """Forget the rows that steps share; the next step stores its own again."""
         self.outcomes.forget()
         self._holdings.forget()
         self._shadows.clear()
@@ -173,16 +173,16 @@ class StepEncoder:
         """Return the commit of the steps that were added since the last one."""
         commit = sealed(self.head, self.first, self.due - 1, self.take())
         self.head, self.first = commit.head, self.due
-        self._shadows.clear()  # a prune drops whole commits
+        self._shadows.clear()  # a prune drops rows of shadow_steps with their commit
         return commit
 
     def take(self) -> Rows:
-        """Return the rows of the steps that were added, and begin anew."""
+        """Return the rows of the added steps, and remove them."""
         rows, self._rows = self._rows, {table: [] for table in CHAINED_TABLES}
         return rows
 
     def add_together(self, steps: Sequence[Step] | QuietStretch) -> None:
-        """Add the rows of *steps* that belong together: of all of them, or of none."""
+        """Add the rows of all *steps*, or of none if one fails."""
         if isinstance(steps, QuietStretch):
             self.add_stretch(steps)
             return
@@ -198,7 +198,7 @@ class StepEncoder:
             raise
 
     def add(self, step: Step) -> None:
-        """Add the rows of *step*; raise ``InvariantBroken`` for what no row can hold."""
+        """Add the rows of *step*; raise ``InvariantBroken`` if no row can hold it."""
         sequence = step.sequence
         if not 0 <= sequence < SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
@@ -229,7 +229,7 @@ class StepEncoder:
         is_settled = type(event) is Funding
         if step.orders or step.fills or step.ledger or step.halted is not None or is_settled:
             self._add_trades(step, key)
-        if step.shadows or self._trades.is_taken:
+        if step.shadows or self._trades.is_taken_over:
             shadows = self._add_shadows(step, key, place)
         rows["steps"].append(
             trimmed(
@@ -241,9 +241,9 @@ class StepEncoder:
         )  # fmt: skip
 
     def add_stretch(self, stretch: QuietStretch) -> None:
-        """Add the rows of each step of *stretch*, as :meth:`add` does.
+        """Add the rows of each step of *stretch*: those that :meth:`add` would add.
 
-        After the first unit only numbers and notes change.
+        After the first unit only numbers and notes change, so the other rows are copied from it.
         """
         if stretch.next_sequence > SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
@@ -255,15 +255,15 @@ class StepEncoder:
         self.due = stretch.next_sequence
 
     def _repeat(self, stretch: QuietStretch, answers: Sequence[Row]) -> None:
-        """Add the rows of all units of *stretch* but the first, whose rows were added last.
+        """Add the rows of all units of *stretch* but the first, whose rows were just added.
 
-        Those in ``answers`` are *answers*.
+        *answers* are the first unit's rows of ``answers``.
         """
         count, units, closes = len(stretch.repeats), stretch.units - 1, stretch.closes[1:]
         rows, width = self._rows["steps"], stretch.width
-        like_close = rows[-width]  # which each close is like, but for key, time and marks
-        like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
-        columns: list[Sequence[Value]] = [values * units for values in zip(*like, strict=True)]
+        first_close = rows[-width]  # the other closes differ only in key, time and marks
+        bar_rows = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
+        columns: list[Sequence[Value]] = [values * units for values in zip(*bar_rows, strict=True)]
         sequences: Sequence[int] = range(self.due, stretch.next_sequence)
         at_close = sequences[::width]
         if closes:
@@ -273,7 +273,7 @@ class StepEncoder:
             *map(astuple, stretch.bars[count:]), strict=True
         )
         columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
-        # Every bar is seen at its close.
+        # A bar of a stretch is seen at its close, so ``seen_ms`` is its close time.
         columns[_DELAYS : _DELAYS + 3] = (
             [market - at or None for market, at in zip(market_ms, seen_ms, strict=True)],
             [at - market or None for market, at in zip(market_ms, seen_ms, strict=True)],
@@ -300,19 +300,19 @@ class StepEncoder:
             rows += added
             return
         worth, is_stored = stretch.marks.worth, stretch.marks.worth != stretch.marks.account.cash
-        before, behind = like_close[_SEQUENCE + 1 : _OPENED], like_close[_OPENED + 1 : _ACCOUNT]
+        before, after = first_close[_SEQUENCE + 1 : _OPENED], first_close[_OPENED + 1 : _ACCOUNT]
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
             _, (_, opened_ms, *_), _, delays = self._event_columns(closed, key, None)
             profit = stretch.marks.account_unrealized[unit]
             of_account = profit, worth + profit if is_stored else None
-            rows.append(trimmed((*key, *before, opened_ms, *behind, *of_account, *delays)))
+            rows.append(trimmed((*key, *before, opened_ms, *after, *of_account, *delays)))
             rows += added[unit * count : (unit + 1) * count]
 
     def _repeat_answers(
         self, stretch: QuietStretch, sequences: Sequence[int], answers: Sequence[Row]
     ) -> None:
-        """Add the notes of bars with *sequences*, and the measures in *answers* of the first."""
+        """Add the notes of the bars at *sequences*, with the measures in the first *answers*."""
         count, rows = len(stretch.repeats), self._rows["answers"]
         first = stretch.first + bool(stretch.closes)
         of_first = {row[_SEQUENCE]: row[_NOTE + 1 :] for row in answers}
@@ -323,7 +323,7 @@ class StepEncoder:
                 rows.append((self._run_key, sequence, json_text(note), *judged[at % count]))
 
     def _repeat_shadows(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
-        """Return the rows of ``shadow_steps`` for bars with *sequences*; add what is missing."""
+        """Return which rows of ``shadow_steps`` the bars at *sequences* use; add new ones."""
         count, rows = len(stretch.repeats), self._rows["shadow_steps"]
         begin, names = len(rows), [0] * len(sequences)
         marked = [_mark_columns(marks, count) for marks in stretch.shadows]
@@ -354,9 +354,9 @@ class StepEncoder:
     def _event_columns(
         self, event: Event, key: tuple[int, int], belief: str | None
     ) -> tuple[int | None, Row, int | None, Row]:
-        """Return the place of its instrument, and its columns of ``steps``.
+        """Return the index of the event's instrument, and its columns of ``steps``.
 
-        The row of an event that needs more than these, or a *belief*, is added.
+        If they cannot hold the event, or it has a *belief*, its row of ``events`` is added.
         """
         if type(event) is Bar:
             place = self._place(event.instrument)
@@ -366,16 +366,17 @@ class StepEncoder:
         return self._add_event(event, key, belief), _NO_BAR, None, _SEEN_AT_CLOSE
 
     def _is_whole(self, closed: CloseStart) -> bool:
-        """Return whether a bar of every instrument follows: such a close has no row of events."""
+        """Return whether a bar of every instrument follows; such a close needs no event row."""
         return closed.bars == len(self._places) and not closed.absent
 
     def _seen(self, unit: Bar | CloseStart) -> Row:
-        """Return the columns of when and where *unit* was seen."""
+        """Return the delays and the source of *unit*, as columns of ``steps``."""
         source = None
         if type(unit) is Bar:
             if unit.interval_ms != self._interval_ms:
                 raise InvariantBroken(
-                    f"A bar of {unit.interval_ms} ms came to a run of {self._interval_ms} ms."
+                    f"A bar has {unit.interval_ms} ms, but the run's bars have "
+                    f"{self._interval_ms} ms."
                 )
             source = SOURCE_CODES[unit.source]
         closed_ms, market_ms = unit.open_time_ms + self._interval_ms, unit.market_ms
@@ -388,13 +389,13 @@ class StepEncoder:
         return place
 
     def _add_event(self, event: Event, key: tuple[int, int], belief: str | None) -> int | None:
-        """Add the row of *event*, with its *belief*; return the place of its instrument."""
+        """Add the row of *event*, with its *belief*; return the index of its instrument."""
         content = msgspec.to_builtins(event)
         place: int | None = None
         if isinstance(event, InstrumentChange):
             instrument = event.instrument
             place = self._place(instrument.id)
-            # Every number of the run is counted in the decimals that it was opened with.
+            # All integers of the run are scaled by the decimals with which it was opened.
             if scales(instrument) != self._scales[instrument.id]:
                 raise DataInvalid(
                     f"The exchange changed the decimals of {instrument.id}, and a run keeps the "
@@ -420,9 +421,9 @@ class StepEncoder:
     def _answer_row(
         self, key: tuple[int, int], prediction: Prediction, measures: Row, note: str | None
     ) -> Row:
-        """Return the ``answers`` row: the forecast at the gates' horizon, all others in a blob."""
+        """Return the ``answers`` row; a blob holds the forecast at all but the gates' horizon."""
         forecast, explained = _NO_FORECAST, _NO_EXPLANATION
-        rare: Row = ()  # what stands behind the measures
+        rare: Row = ()  # the columns after the measures
         if isinstance(prediction, Forecast):
             forecast = _forecast_columns(prediction, self._horizon)
             if (explanation := prediction.explanation) is not None:
@@ -437,7 +438,7 @@ class StepEncoder:
         return trimmed((*row, *(None,) * (_HEADS - len(row)), *rare) if rare else row)
 
     def _head_columns(self, prediction: Forecast) -> Row:
-        """Pack the auxiliary heads, with their figures at the gates' horizon."""
+        """Return the packed auxiliary heads, and their numbers at the gates' horizon."""
         if prediction.heads is None:
             return (None,) * len(HEAD_COLUMNS)
         at = _place(prediction.horizons, self._horizon)
@@ -452,7 +453,7 @@ class StepEncoder:
         )
 
     def _add_trades(self, step: Step, key: tuple[int, int]) -> None:
-        """Add the rows of orders, fills, ledger and a breached limit."""
+        """Add the rows of orders, fills, ledger entries and a breached limit."""
         rows, event = self._rows, step.event
         if type(event) is Funding and step.position is not None:
             place = self._place(event.instrument)
@@ -470,13 +471,13 @@ class StepEncoder:
             rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
 
     def _add_shadows(self, step: Step, key: tuple[int, int], place: int | None) -> int | None:
-        """Add the rows of the books beside the run's account; return what the step names."""
+        """Add the rows of the shadow books; return the sequence that the step refers to."""
         rows, content, marks = self._rows, [], []
         close = step.event.close if type(step.event) is Bar else None
         for book, shadow in enumerate(step.shadows, start=1):
             position, account = shadow.position, shadow.account
-            whose = (book, place)
-            holding = self._holdings.hold(key, whose, shadow.shadow, position, account, rows)
+            book_place = (book, place)
+            holding = self._holdings.hold(key, book_place, shadow.shadow, position, account, rows)
             decision = _NO_DECISION
             if (decided := shadow.decided) is not None:
                 _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
@@ -489,7 +490,7 @@ class StepEncoder:
             marks.append(_follow(factor, position.entry_notional, close, unrealized, *of_account))
             if shadow.fills:
                 self._add_fills(shadow.fills, (*key, book), shadow.shadow)
-        if self._trades.is_taken:
+        if self._trades.is_taken_over:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
         return self._name_shadows(place, content, marks, key) if content else None
@@ -497,7 +498,7 @@ class StepEncoder:
     def _name_shadows(
         self, place: int | None, content: list[Row], marks: Sequence[Row], key: tuple[int, int]
     ) -> int:
-        """Return the sequence of the rows with *content* and *marks*, by book; add them if new."""
+        """Return the sequence of the rows with *content* and *marks* per book; add new rows."""
         last, named = self._shadows.get(place, (None, None))
         if last != content:
             named = None
@@ -520,7 +521,7 @@ class StepEncoder:
     def _columns(
         self, columns: Sequence[Column], stored: Order | Fill | LedgerEntry, **given: Value
     ) -> Row:
-        """Return the values of *columns* in *stored*, or those *given* for them."""
+        """Return the values of *columns*: those in *given*, else those of *stored*."""
         name = stored.instrument
         given["instrument"] = None if name is None else self._place(name)
         return tuple(
@@ -532,9 +533,9 @@ class StepEncoder:
 
 
 def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:
-    """Return profit and equity of *account* as far as they do not follow from the rest.
+    """Return the stored profit and equity of *account*: null if they follow from other columns.
 
-    *unrealized* is the profit of the position beside it.
+    *unrealized* is the profit of the book's position.
     """
     of_account = account.unrealized_pnl
     return (
@@ -551,21 +552,21 @@ def _follow(
     of_account: int | None,
     equity: int | None,
 ) -> Row:
-    """Return the last three, the marks of a book, as nulls where they follow from the *close*.
+    """Return the last three arguments, a book's marks, or nulls if they follow from *close*.
 
-    What is held is *worth* that at a price of 1, and cost *entry*; the account holds no more then.
+    *worth* is the position's value at a price of 1, *entry* its cost.
     """
     if close and of_account is None and equity is None:
         worth *= close
-        if unrealized == worth - entry and abs(worth) < _BEYOND:
+        if unrealized == worth - entry and abs(worth) < _INTEGER_LIMIT:
             return _FOLLOWS
     return unrealized, of_account, equity
 
 
 def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
-    """Return the columns of profit and equity of *count* bars a unit, but for the first unit.
+    """Return profit and equity of every unit of *count* bars after the first, as columns.
 
-    Those are ``unrealized_pnl`` and what :func:`_marks` returns.
+    They are ``unrealized_pnl`` and the two values that :func:`_marks` returns.
     """
     unrealized: list[int | None] = [*marks.unrealized[count:]]
     nothing: list[int | None] = [None] * len(unrealized)
@@ -574,19 +575,19 @@ def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
         of_account = [profit for profit in marks.account_unrealized[1:] for _ in range(count)]
         pairs = zip(of_account, unrealized, strict=True)
         profits = [None if profit == paid else profit for profit, paid in pairs]
-        if marks.worth != marks.account.cash:  # for what is held: spot alone stores the equity
+        if marks.worth != marks.account.cash:  # spot, where the position adds to the equity
             equities = [marks.worth + profit for profit in of_account]
     return unrealized, profits, equities
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
-    """Return horizon, the six columns at it, those at the others packed, the further outputs."""
+    """Return horizon, the six columns at it, the packed other horizons, the auxiliary outputs."""
     horizons, columns = forecast.horizons, _OF_FORECAST(forecast)
     at, pack = _packing(horizons, tuple(map(len, columns)), preferred)
     numbers = [*all_finite(tuple(chain.from_iterable(columns)))]
     at_horizon = numbers[at :: len(horizons)]
     if len(at_horizon) < len(columns):
-        # A column that the model does not give is null, and none of the others.
+        # A column that the model does not give is null.
         given = iter(at_horizon)
         at_horizon = [next(given) if column else None for column in columns]
     del numbers[at :: len(horizons)]
@@ -599,10 +600,10 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
 def _packing(
     horizons: tuple[int, ...], lengths: tuple[int, ...], preferred: int | None
 ) -> tuple[int, Callable[..., bytes]]:
-    """Return the place of the gates' horizon, and what packs the numbers at the others."""
+    """Return the index of the gates' horizon, and the packer of the numbers at the others."""
     count = len(horizons)
     if not horizons or not {0, count}.issuperset(lengths):
-        raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
+        raise InvariantBroken("A forecast needs one number per horizon in every column it gives.")
     given = [*compress(GIVEN_BITS, lengths)]
     layout = HORIZONS.format(horizons=count, numbers=len(given) * (count - 1))
     return _place(horizons, preferred), partial(Struct(layout).pack, sum(given), *horizons)
@@ -613,7 +614,7 @@ def _place(horizons: Sequence[int], preferred: int | None) -> int:
 
 
 def scales(instrument: Instrument) -> tuple[int, int, int, int]:
-    """Return the decimals in which the numbers of *instrument* are counted."""
+    """Return the decimals that scale the integers of *instrument*."""
     return (
         instrument.price_decimals,
         instrument.quantity_decimals,

@@ -1,10 +1,10 @@
 """The canonical encoding of rows, and the digest of a commit; pure.
 
-A row is hashed as it is stored, in the order of its columns, without the nulls at its end: so it
-can be recomputed from the database alone. ``-0.0`` is 0.0, booleans are integers, and what is not
-finite is null.
+A row is hashed as it is stored, in column order and without the nulls at its end, so that the
+digest can be recomputed from the database alone. ``-0.0`` becomes 0.0, booleans become integers,
+and numbers that are not finite become null.
 
-The rules are docs/storage.md, S5 and S6.
+docs/storage.md, S5 and S6, has the rules.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ if TYPE_CHECKING:
 
 HASH_BYTES: Final = 32
 NOTHING: Final = bytes(HASH_BYTES)
-"""Stands for the running hash before the first row, and for the state before the first."""
+"""The running hash before the first row, and the hash of the state before the first state."""
 
 pack = msgspec.msgpack.Encoder().encode
 _json = msgspec.json.Encoder().encode
 SEQUENCE_AT: Final = {table: place(table, "sequence") for table in CHAINED_TABLES}
-"""Where the sequence of its step stands in a row of each table."""
+"""The index of the step's sequence in a row of each table."""
 _KIND_AT: Final = place("events", "kind")
 _STATE_AT: Final = place("states", "state")
 _IS_KEPT: Final = frozenset(KEPT_EVENTS).__contains__
-_NAMED_DIGITS: Final = 12
-"""Hexadecimal digits by which a commit names the hash of each of its tables."""
+_HASH_DIGITS: Final = 12
+"""Hexadecimal digits of each table's hash that a commit lists in ``contents``."""
 
 
 def finite(number: float | None) -> float | None:
-    """Return *number* as it is stored and hashed: a float, -0.0 as 0.0, null if not finite."""
+    """Return *number* as it is stored and hashed: -0.0 as 0.0, and None if it is not finite."""
     if number is None or not isfinite(number):
         return None
     return number + 0.0
 
 
 def all_finite(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
-    """Return each of *numbers* as ``finite`` does."""
+    """Return ``finite`` of each of *numbers*."""
     try:
-        # The usual case, without a test a number: a sum is finite only if every term is.
+        # The sum is finite only if every term is, so that most calls need one test.
         added = tuple([number + 0.0 for number in numbers])  # type: ignore[operator]
         if isfinite(sum(added)):
             return added
     except TypeError:  # one of them is null
         pass
-    # What is not finite, less itself, is NaN, which is true.
+    # ``number - number`` is NaN, which is true, unless the number is finite.
     return tuple(
         [None if number is None or number - number else number + 0.0 for number in numbers]
     )
@@ -62,7 +62,7 @@ def all_finite(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
 
 def trimmed(row: Row) -> Row:
     """Return *row* without the nulls at its end."""
-    if row[-1] is not None:  # as most are
+    if row[-1] is not None:
         return row
     end = len(row) - 1
     while row[end - 1] is None:
@@ -71,15 +71,14 @@ def trimmed(row: Row) -> Row:
 
 
 def _all_trimmed(rows: Sequence[Row]) -> list[Row]:
-    return [row if row[-1] is not None else trimmed(row) for row in rows]  # without most calls
+    return [row if row[-1] is not None else trimmed(row) for row in rows]  # avoids most calls
 
 
 class ChainHead(NamedTuple):
-    """Where a chain stands: its newest digest, and what that covers besides its own commit.
+    """The newest digest of a chain, and the two hashes that it covers besides its own commit.
 
     ``kept`` is a running hash of the rows that a prune keeps, ``state`` the hash of the engine's
-    newest state. So whoever holds a later digest can tell whether what a prune left is what was
-    there.
+    newest state. With them a later digest proves that a prune changed none of the rows it kept.
     """
 
     digest: bytes
@@ -88,19 +87,19 @@ class ChainHead(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """What one transaction adds to a run, with its link of the chain."""
+    """The rows that one transaction adds to a run, with their link of the chain."""
 
     first: int  # sequence of its first step
     last: int
-    head: ChainHead  # after it
-    contents: str  # JSON: of each table the number of rows and the first digits of their hash
+    head: ChainHead  # after this commit
+    contents: str  # JSON: per table the number of rows and the first digits of their hash
     rows: Mapping[str, Sequence[Row]]  # by table
 
 
 def kept_after(kept: bytes, rows: Mapping[str, Sequence[Row]]) -> bytes:
-    """Return the running hash behind *rows*, of which a prune keeps some.
+    """Return the running hash *kept*, continued over those of *rows* that a prune keeps.
 
-    It goes step by step, so that it can be computed again when the commits are gone.
+    It is computed step by step, so that it can be recomputed after the commits were dropped.
     """
     steps: dict[Any, list[tuple[str, Row]]] = {}
     for table in KEPT_TABLES:
@@ -116,8 +115,8 @@ def kept_after(kept: bytes, rows: Mapping[str, Sequence[Row]]) -> bytes:
 
 
 def sealed(before: ChainHead, first: int, last: int, rows: Mapping[str, Sequence[Row]]) -> Commit:
-    """Return the commit of *rows*, which are those of the steps *first* to *last*."""
-    parts = [
+    """Return the commit of *rows*, the rows of the steps *first* to *last*."""
+    tables = [
         (table, len(of_table), sha256(pack(_all_trimmed(of_table))).digest())
         for table in CHAINED_TABLES
         if (of_table := rows.get(table))
@@ -126,12 +125,14 @@ def sealed(before: ChainHead, first: int, last: int, rows: Mapping[str, Sequence
     state = before.state
     if states := rows.get("states"):
         state = sha256(states[-1][_STATE_AT]).digest()  # type: ignore[arg-type]
-    # The state is the one before it: so the first digest behind a prune covers what that kept.
-    content = pack((SCHEMA, first, last, parts))
+    # The digest covers the state before the commit: so the first digest after a prune covers the
+    # state that the prune kept.
+    content = pack((SCHEMA, first, last, tables))
     digest = sha256(b"".join((before.digest, kept, before.state, content))).digest()
-    named = {table: (count, whole.hex()[:_NAMED_DIGITS]) for table, count, whole in parts}
-    contents = _json(named).decode()
-    return Commit(first, last, ChainHead(digest, kept, state), contents, rows)
+    shortened = {
+        table: (count, rows_hash.hex()[:_HASH_DIGITS]) for table, count, rows_hash in tables
+    }
+    return Commit(first, last, ChainHead(digest, kept, state), _json(shortened).decode(), rows)
 
 
 def opened_digest(run: Row, instruments: Iterable[Row], gate_sets: Iterable[Row]) -> bytes:

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     )
 
 Rows = dict[str, list[Row]]
-"""The rows of a commit that is being made, by table."""
+"""The rows of an unfinished commit, by table."""
 
 OUTCOMES_KEPT: Final = 4096
-"""Outcomes remembered at a time; reasons without end must not fill the memory."""
+"""Most outcomes kept in memory; a strategy may give a new reason with every decision."""
 
 _NO_POSITION: Final[Row] = (None,) * 7
 _OF_POSITION: Final = attrgetter(
@@ -48,10 +48,10 @@ class GateSetPlan:
     def __init__(self, gate_set: GateSet, key: int) -> None:
         gates = gate_set.gates
         if len(set(gates)) != len(gates) or len(gates) != len(gate_set.thresholds):
-            raise InvariantBroken("A gate set needs one threshold a gate, and no gate twice.")
-        if strange := set(gates) - {PLAUSIBLE, *STEP_GATES, *ANSWER_GATES}:
+            raise InvariantBroken("A gate set needs one threshold per gate, and no gate twice.")
+        if unknown := set(gates) - {PLAUSIBLE, *STEP_GATES, *ANSWER_GATES}:
             raise InvariantBroken(
-                f"Gate {min(strange)} has no column: declare it before storage is imported."
+                f"Gate {min(unknown)} has no column: declare it before storage is imported."
             )
         if not all(isfinite(threshold) for threshold in gate_set.thresholds):
             raise InvariantBroken("A gate's threshold must be a finite number.")
@@ -59,7 +59,7 @@ class GateSetPlan:
         self.key = key
         self.length = len(gates)
         places = {gate: place for place, gate in enumerate(gates)}
-        # The last place is a null that stands behind the measures, for gates not declared.
+        # Index -1 is a null that ``StepEncoder`` puts after the measures: for gates not in the set.
         self.plausible_at = places.get(PLAUSIBLE, -1)
         self._pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
         thresholds = dict(zip(gates, gate_set.thresholds, strict=True))
@@ -71,21 +71,21 @@ class GateSetPlan:
         )
         width = max((at for at, gate in enumerate(ANSWER_GATES, 1) if gate in places), default=0)
         self.judges_answer = width > 0
-        # Up to the last one declared, and of two at least, for one alone is picked without a tuple.
+        # Ends with the last gate of the set. At least two: ``itemgetter`` of one returns no tuple.
         self.pick_answer = itemgetter(
             *(places.get(gate, -1) for gate in ANSWER_GATES[: max(width, 2)])
         )
 
     def measures(self, judged: Row) -> str | None:
-        """Return ``steps.measures`` of *judged*."""
+        """Return the column ``steps.measures`` for the measures *judged*."""
         picked = self._pick_step(judged)
         if picked == self._usual:
             return None
-        every = zip(STEP_GATES, picked, self._usual, strict=True)
-        return json_text({gate: number for gate, number, usual in every if number != usual})
+        compared = zip(STEP_GATES, picked, self._usual, strict=True)
+        return json_text({gate: number for gate, number, usual in compared if number != usual})
 
     def rows(self, run_key: int, sequence: int | None) -> list[Row]:
-        """Return its rows, first used by step *sequence*, or known when the run was opened."""
+        """Return the rows of the set, first used by step *sequence*; None: by the opening."""
         pairs = zip(self.gate_set.gates, self.gate_set.thresholds, strict=True)
         return [
             (run_key, self.key, place, gate, threshold + 0.0, sequence)
@@ -94,7 +94,7 @@ class GateSetPlan:
 
 
 def json_text(values: Mapping[str, float | str | None] | None) -> str | None:
-    """Return *values* as JSON, where there are some."""
+    """Return *values* as JSON; None for None."""
     return None if values is None else msgspec.json.encode(values).decode()
 
 
@@ -114,7 +114,7 @@ class Outcomes:
             self._plans[gate_set] = GateSetPlan(gate_set, len(self._plans))
 
     def opening_rows(self) -> list[Row]:
-        """Return the rows of the gate sets with which the run is opened, by their keys."""
+        """Return the rows of the gate sets with which the run is opened, in the order of keys."""
         return [row for plan in self._plans.values() for row in plan.rows(self._run_key, None)]
 
     def store(
@@ -122,7 +122,7 @@ class Outcomes:
     ) -> tuple[GateSetPlan, int]:
         """Return the plan of the gate set of *outcome*, and the sequence of its row.
 
-        What is new of them is appended to *rows*, as born by step *sequence*.
+        New rows of either are appended to *rows*, with the *sequence* of the present step.
         """
         stored = self._stored.get((id(outcome), book))
         if stored is not None:
@@ -146,17 +146,17 @@ class Outcomes:
             outcome.regime_cell,
             outcome.size_factor,
         )
-        named = self._sequences.get(row)
-        if named is None:
+        row_sequence = self._sequences.get(row)
+        if row_sequence is None:
             if len(self._sequences) >= OUTCOMES_KEPT:
                 self._sequences.clear()
-            named = self._sequences[row] = sequence
+            row_sequence = self._sequences[row] = sequence
             rows["outcomes"].append((self._run_key, sequence, *row))
         if len(self._stored) >= OUTCOMES_KEPT:
             self._stored.clear()
-        # The entry holds the outcome: while it exists, no other object can get its id.
-        self._stored[id(outcome), book] = (outcome, plan, named)
-        return plan, named
+        # The entry keeps the outcome alive, so that no other object can get its id.
+        self._stored[id(outcome), book] = (outcome, plan, row_sequence)
+        return plan, row_sequence
 
     def forget(self) -> None:
         """Forget every outcome; gate sets keep their keys."""
@@ -165,10 +165,10 @@ class Outcomes:
 
 
 class HeldRows:
-    """Interns the holdings of a book between two fills: position and cash, but not their marks."""
+    """Interns the holdings of a book between two fills: position and cash without their marks."""
 
     def __init__(self) -> None:
-        # Of each book and instrument position, account, what the row holds of both, its sequence.
+        # By book and instrument: position, account, the columns of both, the row's sequence.
         self._last: dict[
             tuple[int, int | None], tuple[Position | None, Account, tuple[Row, Row], int]
         ] = {}
@@ -186,10 +186,9 @@ class HeldRows:
         account: Account,
         rows: Rows,
     ) -> int:
-        """Return the sequence of the row with *position* and *account* of the book at *place*.
+        """Return the sequence of the row with *position* and *account*; append it if it is new.
 
-        A new one, of the step with this *key*, its run and sequence, is appended to *rows*. The
-        place is the book and the instrument.
+        *key* is run and sequence of the present step, *place* the book and the instrument.
         """
         last = self._last.get(place)
         if last is not None and last[0] is position and last[1] is account:

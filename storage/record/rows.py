@@ -1,7 +1,7 @@
 """The layout of a step's rows; pure.
 
-A row is a tuple in the column order of its table in ``columns.TABLES``, so that it can be inserted,
-hashed and compared unchanged.
+A row is a tuple in the column order of ``columns.TABLES``. It is inserted, hashed and compared
+without a conversion.
 """
 
 from __future__ import annotations
@@ -73,21 +73,21 @@ SPARSE_TABLES: Final = (
     "ledger",
     "halts",
 )
-"""The tables of which a step has rows only now and then."""
+"""The tables in which only some steps have rows."""
 
 RUN_TABLES: Final = ("steps", *SPARSE_TABLES)
 """The tables keyed by step, in the order in which a step's rows are written."""
 CHAINED_TABLES: Final = (*RUN_TABLES, "gate_sets")
 """The tables whose rows a commit covers, in the order in which they are hashed."""
 OF_A_STEP: Final = ("shadow_steps", "answers", "states")
-"""The tables of which no row outlives its step."""
+"""The tables whose rows are dropped with their step."""
 DROPPED_TABLES: Final = (*OF_A_STEP, "steps")
-"""Those of which a prune drops every row, children first."""
+"""The tables of which a prune drops every row, children first."""
 KEPT_TABLES: Final = tuple(table for table in CHAINED_TABLES if table not in DROPPED_TABLES)
-"""Those of which a prune keeps rows: trades, halts, what later steps refer to, and of the events
-the ``KEPT_EVENTS``."""
+"""The tables of which a prune keeps rows: trades, halts, rows that later steps refer to, and
+events of the ``KEPT_EVENTS``."""
 OF_A_RUN: Final = ("instruments", "gate_sets", "commits", "prunes")
-"""The other tables of which every row belongs to a run."""
+"""The tables, beside those of steps, whose rows all belong to a run."""
 
 INDEXED_EVENTS: Final = (
     "funding",
@@ -99,16 +99,16 @@ INDEXED_EVENTS: Final = (
     "prune",
     "covariates",
 )
-"""Kinds of events that are found by their place in their run without reading those between."""
+"""Kinds of events that have an index by run and sequence."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
-"""The condition of their index."""
+"""The condition of that partial index."""
 KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity", "corporate_action", "universe")
 """Kinds of events that a prune keeps."""
 DROPPED_ROWS: Final = (
     *((table, "TRUE") for table in DROPPED_TABLES),
     ("events", f"kind NOT IN ({', '.join(repr(kind) for kind in KEPT_EVENTS)})"),
 )
-"""Of each table the condition for the rows that a prune drops."""
+"""Pairs of table and SQL condition: the rows that a prune drops."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,
@@ -140,7 +140,7 @@ EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
 
 
 RULES: Final = 1
-"""Count it up where a null comes to stand for something else, or a row is hashed otherwise."""
+"""Increase it when a null gets another meaning, or a row is hashed differently."""
 
 
 _OF_GATES: Final = frozenset(map(measure_name, ANSWER_GATES))
@@ -151,9 +151,9 @@ def layout_number(
     events: Mapping[str, type[Struct]] = EVENT_TYPES,
     packings: object = (RULES, HORIZONS, GIVEN_BITS, SOURCE_CODES),
 ) -> int:
-    """Return a number that follows from all columns, and from what is packed in some.
+    """Return a number computed from all columns and from the formats packed in some.
 
-    Columns of gates are no part: a gate that is declared beside ours adds some.
+    The columns of gates are left out, because a user's gate adds some.
     """
     columns = {
         table: [
@@ -168,29 +168,29 @@ def layout_number(
 
 
 def number_of(layout: object) -> int:
-    """Return a number of 31 bits that follows from the text of *layout*."""
+    """Return the first 31 bits of a hash of the text of *layout*."""
     return int.from_bytes(sha256(repr(layout).encode()).digest()[:4], "big") >> 1
 
 
 def _shape(of: Any) -> object:  # noqa: ANN401 - any annotation
-    """Return the fields of a type with their types, to the last one."""
+    """Return the fields of a type with their types, recursively."""
     if isinstance(of, type) and issubclass(of, Struct):
         hints = get_type_hints(of)
         return of.__struct_config__.array_like, [
             (name, _shape(hints[name])) for name in of.__struct_fields__
         ]
     kind = get_origin(of) or of
-    # A union has another name in each version of Python.
+    # The name of a union differs between Python versions.
     name = "" if kind in (Union, UnionType) else getattr(kind, "__name__", repr(kind))
     return name, *map(_shape, get_args(of))
 
 
 SCHEMA: Final = layout_number()
-"""The number of the record, which no other layout has: every digest covers it."""
+"""The number of this layout; every digest covers it."""
 
 
 class At:
-    """Where each column stands in a row of a table, by its name: ``At("steps").open``."""
+    """The index of each column in a row of a table: ``At("steps").open``."""
 
     def __init__(self, table: str) -> None:
         self.__dict__.update({name: at for at, name in enumerate(stored_columns(table))})
@@ -200,7 +200,7 @@ class At:
 
 
 def gather(table: str, *names: str) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Return a getter of the columns *names* of a row of *table*."""
+    """Return a function that gets the columns *names* of a row of *table*."""
     return itemgetter(*(place(table, name) for name in names))
 
 
@@ -208,7 +208,7 @@ def gather(table: str, *names: str) -> Callable[[Sequence[Any]], tuple[Any, ...]
 
 
 class Previous(NamedTuple):
-    """The run opened before in the same database, as it stood then."""
+    """The run opened before in the same database, with its length when this run was opened."""
 
     run_id: str | None = None
     step_count: int | None = None
@@ -217,7 +217,7 @@ class Previous(NamedTuple):
 
 FIRST: Final = Previous()
 OPENED_AT: Final = place("runs", OPENED_UNTIL)
-"""Where the columns of ``runs`` end that never change."""
+"""The number of leading columns of ``runs`` that never change."""
 _OF_RUN: Final = TABLES["runs"][:OPENED_AT]
 
 
@@ -240,7 +240,7 @@ def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = 
 
 
 def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
-    """Return the run of its row as opened and the rows of its instruments, in their order."""
+    """Return the run of *row*, a row of ``runs``, with the rows of its instruments in order."""
     named = dict(zip(stored_columns("runs"), row, strict=False))
     try:
         fields = {name: named[name] for name in Run.__struct_fields__ if name in named}
@@ -258,13 +258,13 @@ def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
 
 
 def instrument_row(instrument: Instrument, run_key: int, at: int) -> Row:
-    """Return the row of *instrument*, the run's instrument number *at*."""
+    """Return the row of *instrument*, whose index in the run is *at*."""
     columns = TABLES["instruments"][2:]
     return (run_key, at, *[column.value(instrument) for column in columns])
 
 
 def instrument_of(row: Sequence[Any]) -> Instrument:
-    """Return the instrument of its row."""
+    """Return the instrument of a row of ``instruments``."""
     named = dict(zip(stored_columns("instruments"), row, strict=True))
     fields = {
         name: named[name] for name in Instrument.__struct_fields__ if named.get(name) is not None
@@ -275,7 +275,7 @@ def instrument_of(row: Sequence[Any]) -> Instrument:
 
 
 def money_factor(instrument: Instrument) -> int:
-    """Return the factor from price x quantity of *instrument* to money; 0 where it would round."""
+    """Return the factor from price x quantity of *instrument* to money; 0 if money is rounded."""
     notional = Notional.of(instrument)
     return notional.multiplier if notional.divisor == 1 else 0
 

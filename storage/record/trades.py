@@ -1,7 +1,7 @@
-"""The closed trades of a run's books, from the rows of fills, holdings and splits; pure.
+"""The closed trades of a run's books, computed from rows of fills and holdings and splits; pure.
 
-A trade goes from flat to flat. It has the key of the fill that closed it, and names the one that
-opened it.
+A trade goes from flat to flat. Its key is that of the fill that closed it; it also stores the key
+of the fill that opened it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _SIDES: Final = frozenset(PositionSide)
 class TradeBook:
     """The trades of one position, from flat to flat.
 
-    Nothing is rounded but the parts of a fill that turns the position: the two trades share it by
-    quantity, half-even. A sale that leaves less than a step, which cannot be sold, ends the trade.
-    A trade that a split left less than a step of is none, and neither is what was *held* at first.
+    Only a fill that reverses the position is rounded: its amounts are shared between the two
+    trades by quantity, half-even. A sale that leaves less than one quantity step, which cannot be
+    sold, ends the trade. A quantity *held* at the start belongs to no trade.
     """
 
     def __init__(self, terms: ShareTerms, held: int = 0) -> None:
@@ -55,31 +55,30 @@ class TradeBook:
         self._begin(None)
 
     def _begin(self, opened: tuple[int, int] | None) -> None:
-        """Begin the trade that the fill *opened* opens, None where no row shows it."""
+        """Begin a trade; *opened* is the key of the fill that opens it, None if unknown."""
         self._opened = opened
-        self._most = 0
-        self._entered: Fraction | int = 0  # the most held, in quantities before any split
+        self._largest = 0
+        self._largest_before_splits: Fraction | int = (
+            0  # largest quantity held, in units before any split
+        )
         self._splits = Fraction(1)
         self._entries, self._exits = [0, 0], [0, 0]  # quantity and notional
         self._gross = self._fees = self._funding = self._dividends = 0
 
     def act(self, after: Entitlement) -> None:
-        """Take in what a split or a dividend left of it, and paid."""
+        """Apply a split or a dividend: the quantity *after* it, and the amount it paid."""
         if self.held:
             self._dividends += after.paid
             self._splits *= Fraction(after.quantity, self.held)
             self.held = after.quantity
-            self._most = max(self._most, after.quantity)
+            self._largest = max(self._largest, after.quantity)
 
     def pay(self, amount: int) -> None:
-        """Take in a settlement: the *amount* that was paid."""
+        """Add the *amount* of funding paid."""
         self._funding += amount
 
     def fill(self, row: Sequence[Any]) -> Row | None:
-        """Take in a row of ``fills``; return the columns of the trade that it closes, if it does.
-
-        They are those of ``trades`` behind the key.
-        """
+        """Apply a row of ``fills``; return the row of the trade that it closes, without its key."""
         sequence, ordinal, side, quantity, reference, notional, fee, fee_base = _FILLED(row)
         held, is_buy = self.held, side == Side.BUY
         moved = quantity - fee_base if is_buy else -quantity
@@ -91,18 +90,18 @@ class TradeBook:
             moved = -held
         is_exit = held * moved < 0
         left = abs(moved) - abs(held)
-        whole = quantity, notional, self._terms.notional(reference, quantity), fee
+        total = quantity, notional, self._terms.notional(reference, quantity), fee
         if not is_exit or left <= 0:
-            self._book(whole, is_buy=is_buy, is_exit=is_exit)
+            self._book(total, is_buy=is_buy, is_exit=is_exit)
             self._hold(held + moved)
             return self._closed() if not self.held else None
         size = abs(moved)
-        part = [divide_half_even(amount * (size - left), size) for amount in whole]
-        self._book(part, is_buy=is_buy, is_exit=True)
+        closing = [divide_half_even(amount * (size - left), size) for amount in total]
+        self._book(closing, is_buy=is_buy, is_exit=True)
         closed = self._closed()
         self._begin((sequence, ordinal))
-        rest = [amount - of for amount, of in zip(whole, part, strict=True)]
-        self._book(rest, is_buy=is_buy, is_exit=False)
+        opening = [amount - used for amount, used in zip(total, closing, strict=True)]
+        self._book(opening, is_buy=is_buy, is_exit=False)
         self._hold(held + moved)
         return closed
 
@@ -116,61 +115,61 @@ class TradeBook:
 
     def _hold(self, held: int) -> None:
         self.held = held
-        self._most = max(self._most, abs(held))
+        self._largest = max(self._largest, abs(held))
         before = abs(held) if self._splits == 1 else abs(held) / self._splits
-        self._entered = max(self._entered, before)
+        self._largest_before_splits = max(self._largest_before_splits, before)
 
     def _closed(self) -> Row | None:
         if self._opened is None:
             return None
         quantity, notional = self._entries
-        entered = Fraction(self._entered)
+        entered = Fraction(self._largest_before_splits)
         stake = divide_half_even(notional * entered.numerator, quantity * entered.denominator)
         sums = self._gross, self._fees, self._funding, self._dividends
-        return (*self._opened, self._most, *self._entries, *self._exits, *sums, stake)
+        return (*self._opened, self._largest, *self._entries, *self._exits, *sums, stake)
 
 
 class TradeBooks:
-    """The trades of every book of a *run*: of its account, and of those beside it.
+    """The trades of every book of a *run*: of its account and of its shadow accounts.
 
-    In hedge mode the account has a book a side, and its fills are those of the sides. What is held
-    of an account that was taken over shows when a row of ``holdings`` does: fills before are of no
-    trade.
+    In hedge mode the account has one book per side, and its fills belong to the sides. If the run
+    took over an account, the position is known from the first row of ``holdings`` on; fills before
+    it belong to no trade.
     """
 
     def __init__(self, run: Run) -> None:
-        self.is_taken = run.parent_run_id is not None
+        self.is_taken_over = run.parent_run_id is not None
         self._terms = [ShareTerms.of(instrument) for instrument in run.instruments]
         self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
         named = json.decode(run.config).get("strategies", {})
         self._owners = [name for name, of in named.items() if isinstance(of, dict)]
         self._books: dict[tuple[str | None, str | None, int], TradeBook] = {}
-        # By account and instrument the funding that was paid: of the position, of each side.
+        # By account and instrument: the funding paid by the position, its long and its short side.
         self._paid: dict[tuple[str | None, int], tuple[int, int, int]] = {}
 
     def fill(self, row: Sequence[Any]) -> Row | None:
-        """Take in a row of ``fills``; return the row of ``trades`` that it closes, if it does."""
+        """Apply a row of ``fills``; return the row of ``trades`` if it closes a trade."""
         key = shadow, side, instrument = _BOOK_OF_FILL(row)
         if shadow in _SIDES:
             return None
         if (book := self._books.get(key)) is None:
-            # Of an account beside the own one nothing says what of it each side held.
-            if self.is_taken and not (shadow and side):
+            # Sides of shadow accounts have no stored position; all others wait for ``hold``.
+            if self.is_taken_over and not (shadow and side):
                 return None
             book = self._books[key] = TradeBook(self._terms[instrument])
         closed = book.fill(row)
         return None if closed is None else (*row[:4], *closed)
 
     def settle(self, row: Sequence[Any]) -> None:
-        """Take in what a row of ``holdings`` has of a settlement, before the fills of its step."""
+        """Apply the settlement in a row of ``holdings``, before the fills of its step."""
         shadow, instrument, quantity, paid, of_long = _HELD(row)
         if quantity is not None:
             self.pay(shadow, instrument, paid, of_long or 0)
 
     def pay(self, shadow: str | None, instrument: int, paid: int, of_long: int) -> None:
-        """Take in that *shadow* has *paid* so much funding by now, *of_long* for its long side."""
+        """Apply the total funding *paid* of an account, *of_long* of it by its long side."""
         of_sides = paid, of_long, paid - of_long
-        before = self._paid.get((shadow, instrument), of_sides if self.is_taken else (0, 0, 0))
+        before = self._paid.get((shadow, instrument), of_sides if self.is_taken_over else (0, 0, 0))
         if of_sides == before:
             return
         self._paid[shadow, instrument] = of_sides
@@ -179,21 +178,21 @@ class TradeBooks:
                 book.pay(now - then)
 
     def act(self, action: CorporateAction) -> None:
-        """Take in a split or a dividend, of strategies their parts."""
+        """Apply a split or a dividend; strategies on one account share it."""
         place = self._places[action.instrument]
         terms = self._terms[place]
         books = {shadow: book for (shadow, _, at), book in self._books.items() if at == place}
-        effects = {shadow: entitlement(action, of.held, 0, terms) for shadow, of in books.items()}
+        effects = {name: entitlement(action, book.held, 0, terms) for name, book in books.items()}
         if owners := [name for name in self._owners if name in books]:
             held = [(books[name].held, 0) for name in owners]
-            whole = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
-            parts = entitlement_parts(action, whole, held, terms)
+            total = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
+            parts = entitlement_parts(action, total, held, terms)
             effects |= dict(zip(owners, parts, strict=True))
         for shadow, book in books.items():
             book.act(effects[shadow])
 
     def hold(self, row: Sequence[Any]) -> None:
-        """Take in a row of ``holdings`` of an account that was taken over, behind its fills."""
+        """Apply a row of ``holdings`` of an account that was taken over, after its step's fills."""
         shadow, instrument, quantity, paid, of_long = _HELD(row)
         if instrument is not None and quantity is not None:
             key = (None, shadow, instrument) if shadow in _SIDES else (shadow, None, instrument)

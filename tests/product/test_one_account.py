@@ -110,8 +110,8 @@ def test_one_that_was_set_aside_stays_so_after_a_restart(tmp_path: Path) -> None
 FORGED = [
     ("UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'", "do not add up to it"),
     ("DELETE FROM fills WHERE model <> 'crossed' AND book = 1", "do not add up to it"),
-    ("UPDATE fills SET fee = 1 WHERE model = 'crossed' AND book = 1", "add up to nothing"),
-    ("DELETE FROM fills WHERE model = 'crossed' AND book = 1", "add up to nothing"),
+    ("UPDATE fills SET fee = 1 WHERE model = 'crossed' AND book = 1", "add up to zero"),
+    ("DELETE FROM fills WHERE model = 'crossed' AND book = 1", "add up to zero"),
     ("UPDATE holdings SET cash = cash + 2 WHERE book = 1", "cash of "),
     (
         """UPDATE holdings SET account_fees_paid = account_fees_paid + 1,

@@ -22,7 +22,7 @@ from scenarios import SCENARIOS, Scenario
 
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.resume import recorded_lookback
+from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.verify import verify_run
@@ -138,7 +138,7 @@ def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def prune(path: Path, keep_days: int) -> maintenance.Pruning:
-    reach = partial(recorded_lookback, path)
+    reach = partial(estimated_lookback, path)
     return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=5, reach=reach)[-1]
 
 

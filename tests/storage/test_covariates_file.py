@@ -66,9 +66,9 @@ def test_rows_are_parted_by_their_symbols(tmp_path: Path) -> None:
         ("time,mood\n1717243200,1\n", "no milliseconds of the epoch"),
         (
             f"time,mood\n{NOON_MS},1\n{NOON_MS - 1},2\n",
-            r"row 2: .* is before it; times must ascend",
+            r"row 2: .* is before the last one; times must ascend",
         ),
-        (f"time,mood\n{NOON_MS},1\n{NOON_MS},2\n", "row 2: .* the one before has too"),
+        (f"time,mood\n{NOON_MS},1\n{NOON_MS},2\n", "row 2: .* repeats the one before"),
         (f"time,symbol,mood\n{NOON_MS},A,1\n{NOON_MS},B,1\n{NOON_MS},A,1\n", "row 3: .* of A"),
         (f"time,symbol,mood\n{NOON_MS},,1\n", "row 1: the symbol is empty"),
         (f"time,mood\n{NOON_MS},nan\n", "row 1: mood is 'nan'; every covariate must be finite"),
@@ -126,5 +126,5 @@ def test_what_is_kept_is_found_by_its_hash_and_a_changed_one_is_refused(tmp_path
     file.path.unlink()
     assert find_covariates(database, file.sha256).rows[""].values.tolist() == [[0.5], [-1.0]]
     kept.write_text(GOOD.replace("0.5", "0.6"), encoding="utf-8")
-    with pytest.raises(CheckpointMismatch, match="was changed since the run"):
+    with pytest.raises(CheckpointMismatch, match="was changed after the run"):
         find_covariates(database, file.sha256)

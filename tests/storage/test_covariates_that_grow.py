@@ -29,7 +29,7 @@ def grown(tmp_path: Path) -> GrowingFile:
     assert growing_file.has_changed()
     first = growing_file.read()
     assert first.is_whole
-    growing_file.take(first)
+    growing_file.accept(first)
     assert not growing_file.has_changed()
     return growing_file
 
@@ -52,7 +52,7 @@ def test_of_lines_those_are_read_that_were_added(grown: GrowingFile) -> None:
     growth = grown.read()
     assert not growth.is_whole
     assert times(grown) == {"BTCUSDT": [3], "ETHUSDT": [2]}  # still, for it was not taken
-    grown.take(growth)
+    grown.accept(growth)
     add(grown, line(4)[-3:])
     assert times(grown) == {"BTCUSDT": [4]}
     assert growth.file.rows["BTCUSDT"].values.tolist() == [[0.5, 1.0]]
@@ -70,8 +70,8 @@ def test_all_is_read_where_a_line_before_is_another(grown: GrowingFile) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (line(2), "row 3: .* of BTCUSDT the one before has too"),
-        (line(3) + line(1), "row 4: .* of BTCUSDT is before it"),
+        (line(2), "row 3: .* of BTCUSDT repeats the one before"),
+        (line(3) + line(1), "row 4: .* of BTCUSDT is before the last one"),
         (line(3) + line(4, mood="nan"), "row 4: mood is 'nan'; every covariate must be finite"),
         (line(3) + line(4, mood="high"), "row 4: mood is 'high', which is no number"),
         (line(3) + f"{NOON_MS},BTCUSDT,1\n", "line 5: 3 fields where the first line has 4"),
@@ -118,7 +118,7 @@ def test_parquet_is_read_whole_and_wherever_it_is_torn_it_is_refused(tmp_path: P
         parquet.write_table(pa.table({"time": at, "mood": [0.5] * count}), path)
         file = GrowingFile(path)
         growth = file.read()
-        file.take(growth)
+        file.accept(growth)
         assert growth.is_whole
         assert len(growth.file.rows[""]) == count
     whole = path.read_bytes()

@@ -90,7 +90,7 @@ def test_a_backup_does_not_take_up_what_another_database_left(path: Path, tmp_pa
         left = rest.read_bytes()
     (tmp_path / "copy.db").unlink()
     rest.write_bytes(left)
-    with pytest.raises(DataInvalid, match=r"copy\.db-wal is there, of a database that is not"):
+    with pytest.raises(DataInvalid, match=r"copy\.db-wal belongs to a database that is missing"):
         backup(path, tmp_path / "copy.db")
     assert rest.read_bytes() == left
     rest.unlink()

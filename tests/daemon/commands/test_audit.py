@@ -48,7 +48,7 @@ def test_verify_says_that_every_run_was_removed(path: Path, left: str, cli: Cli)
     for words in (["last"], ["plain"], ["--all"]):
         code, out, err = cli("audit", "verify", *words, "--db", path)
         assert (code, out) == (1, "")
-        assert f"Every run of the database was removed, and rows of {left} are left" in err
+        assert f"Every run of the database was removed, but rows of {left} are left" in err
 
 
 def test_verify_names_what_was_changed_and_exits_with_1(path: Path, cli: Cli) -> None:

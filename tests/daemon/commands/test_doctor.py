@@ -257,7 +257,7 @@ def test_a_role_that_cannot_ship_is_found(
         assert "lacks INSERT on holes: grant" in verdict_of(url, path)[1]
         name = fleet_url.rpartition("/")[2]
         postgres.sql(fleet_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        assert "takes no writes, as a standby does: name the one" in verdict_of(url, path)[1]
+        assert "takes no writes, as a standby does: name the primary" in verdict_of(url, path)[1]
     finally:
         reset = "ALTER DATABASE {} RESET default_transaction_read_only"
         postgres.sql(postgres.url("postgres"), reset.format(fleet_url.rpartition("/")[2]))

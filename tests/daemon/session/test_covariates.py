@@ -112,7 +112,7 @@ async def test_a_row_that_is_added_counts_from_the_next_close_or_its_time(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (line(0, 1.0), "the one before has too"),
+        (line(0, 1.0), "repeats the one before"),
         (line(1, float("nan")), "must be finite"),
         ("2024-06-01T12:30:00,1\n", "has no zone"),
         (None, "cannot be read"),

@@ -26,7 +26,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session.resume import recorded_lookback
+from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.daemon.session.run_row import in_stages
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import maintenance
@@ -267,7 +267,7 @@ async def test_a_prune_amid_the_turns_leaves_what_is_derived_again(
                 await live.close_bar(set(NAMES))
     monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
     monkeypatch.setattr(maintenance, "DAY_MS", MINUTE)
-    reach = partial(recorded_lookback, case.path)
+    reach = partial(estimated_lookback, case.path)
     done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]
     assert done.steps > 800
     check_record(case.path)

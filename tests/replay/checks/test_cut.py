@@ -23,7 +23,7 @@ from records import rows, run_again, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
-from tracepaper.daemon.session.resume import recorded_lookback
+from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
@@ -91,7 +91,7 @@ def audited(path: Path) -> str:
 
 def prune(path: Path, keep_days: int, *, days: int = 0) -> Pruning:
     """Prune as ``db prune`` does; return what became of the last run."""
-    reach = partial(recorded_lookback, path)
+    reach = partial(estimated_lookback, path)
     return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=5 + days, reach=reach)[-1]
 
 
@@ -291,7 +291,7 @@ CONTRADICTS = {
     ),
     "an order of the other side": (
         "stops",
-        "fill is of no order",
+        "fill has no order",
         "UPDATE orders SET side = iif(side = 'BUY', 'SELL', 'BUY') WHERE {old}",
     ),
     "a limit whose price is gone": (

@@ -20,7 +20,7 @@ from several_live import trading
 
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.session import loop, retraining
-from tracepaper.daemon.session.resume import recorded_lookback
+from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.checks.changed_run import changed_run
 from tracepaper.replay.checks.what_if import what_if
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -115,7 +115,7 @@ def pruned(recorded: dict[str, Path], name: str, folder: Path) -> Path:
     for kept in recorded[name].parent.glob(f"{recorded[name].name}.*/"):
         target = path.with_name(kept.name.replace(recorded[name].name, path.name))
         shutil.copytree(kept, target)
-    reach = partial(recorded_lookback, path)
+    reach = partial(estimated_lookback, path)
     done = maintenance.prune(path, keep_days=KEEP[name], pruned_at_ms=5, reach=reach)[-1]
     assert done.steps > 0
     return path

@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from recordings import crossing, record
 
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.resume import recorded_lookback
+from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.recorded import open_recorded
 from tracepaper.storage.audit import SqlAuditLog
@@ -90,7 +90,7 @@ def replayed(path: Path, bars: int) -> Path:
 def pruned(plain: Path) -> Path:
     """Return a longer run without a model, pruned to its last day and what that looks back on."""
     path = replayed(plain.with_name("pruned.db"), 2 * BARS)
-    (done,) = prune(path, keep_days=1, pruned_at_ms=5, reach=partial(recorded_lookback, path))
+    (done,) = prune(path, keep_days=1, pruned_at_ms=5, reach=partial(estimated_lookback, path))
     assert done.steps > 20
     return path
 

@@ -509,7 +509,7 @@ def test_verify_says_which_file_was_changed_and_which_is_missing(news: Scene, sa
     copy.write_bytes(content.replace(b",-", b",", 1))
     code, _, err = say("verify", "last", "--db", news.database)
     assert code != 0
-    assert f"{copy} was changed since the run" in err
+    assert f"{copy} was changed after the run" in err
     copy.unlink()
     code, _, err = say("verify", "last", "--db", news.database)
     copy.write_bytes(content)

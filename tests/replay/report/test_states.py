@@ -19,7 +19,7 @@ from records import rows, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.resume import recorded_lookback
+from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
@@ -154,7 +154,7 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     for command in ("report", "explain"):
         assert "halted by risk.drawdown since" in cli.out(command, "last", "--db", path)
 
-    reach = partial(recorded_lookback, path)
+    reach = partial(estimated_lookback, path)
     maintenance.prune(path, keep_days=2, pruned_at_ms=5, reach=reach)
     with Reader.open(path) as reader:
         assert audit(reader.connection, run_id).passes

@@ -36,7 +36,7 @@ def test_an_order_has_the_prices_of_its_kind(
     is_right = kind.has_price is (price is not None) and kind.has_trigger is (trigger is not None)
     problem = contradiction(kind.value, price, trigger)
     assert (problem is None) is is_right
-    assert is_right or "the kind of an order is not that of its prices" in str(problem)
+    assert is_right or "the kind of an order does not match its prices" in str(problem)
 
 
 def test_an_order_without_a_kind_is_a_market_order_and_no_other_kind_is_known() -> None:

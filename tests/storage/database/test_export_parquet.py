@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database import exports as exporting
-from tracepaper.storage.database.exports import chosen, export
+from tracepaper.storage.database.exports import export, views_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -295,7 +295,7 @@ def test_a_second_export_at_the_same_time_is_refused(reader: Reader, tmp_path: P
     with pytest.raises(ConfigInvalid, match="Another export writes"):
         export(reader, "rich", tmp_path)
     os.close(held)
-    export(reader, "rich", tmp_path, chosen("v_runs"))
+    export(reader, "rich", tmp_path, views_of("v_runs"))
 
 
 def test_a_number_that_does_not_fit_is_named(
@@ -304,7 +304,7 @@ def test_a_number_that_does_not_fit_is_named(
     for digits in ((3, 3), (38, 1)):  # before the point, and after it
         monkeypatch.setattr(exporting, "DECIMAL", digits)
         with pytest.raises(DataInvalid, match=r"v_bars.open_text holds .* decimal128.*audit sql"):
-            export(reader, "rich", tmp_path / "lake", chosen("v_bars"))
+            export(reader, "rich", tmp_path / "lake", views_of("v_bars"))
         assert list(tmp_path.iterdir()) == []
 
 
@@ -312,7 +312,7 @@ def test_a_run_cannot_name_a_folder_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, STEPS[:3], of=cases.run("/../../out"))
     with Reader.open(path) as reader:
-        export(reader, "/../../out", tmp_path / "lake" / "here", chosen("v_bars"))
+        export(reader, "/../../out", tmp_path / "lake" / "here", views_of("v_bars"))
     (written,) = tmp_path.glob("lake/**/*.parquet")
     assert written.relative_to(tmp_path / "lake" / "here").parts[:2] == (
         "run_id=%2F..%2F..%2Fout",

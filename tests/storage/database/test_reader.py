@@ -56,7 +56,7 @@ def test_what_names_no_run_is_refused(path: Path, spec: str, sentence: str) -> N
 
 def test_an_empty_database_says_what_makes_a_run(tmp_path: Path) -> None:
     SqlAuditLog.open(tmp_path / "a.db").close()
-    with pytest.raises(DataInvalid, match="`tracepaper run` or replay makes one"):
+    with pytest.raises(DataInvalid, match="`tracepaper run` or `replay` makes one"):
         resolve(tmp_path / "a.db", "last")
 
 
