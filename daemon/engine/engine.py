@@ -64,6 +64,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
     GateSet,
+    LastDecision,
     Order,
     Position,
     Prediction,
@@ -71,7 +72,6 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     Repeat,
     ShadowStep,
-    SinceDecided,
     Step,
 )
 from tracepaper.strategies.types.market import (
@@ -289,14 +289,14 @@ class Engine:
         return bool(self._portfolios)
 
     @property
-    def since_decided(self) -> dict[str, SinceDecided]:
+    def since_decided(self) -> dict[str, LastDecision]:
         """What became of the last decision on each instrument, and the fills since."""
         return {
-            key: SinceDecided(
+            key: LastDecision(
                 state.outcomes.verdict,
                 tuple(self.broker.account.fills.get(key, ())),
                 {
-                    member.name: SinceDecided(
+                    member.name: LastDecision(
                         member.states[key].outcomes.verdict,
                         tuple(member.account.fills.get(key, ())),
                     )
@@ -529,7 +529,7 @@ class Engine:
             deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
             plans = [decider.look_ahead(closes, repeat) for decider in deciders]
             take = market.follow_at_once([observe for observe, _ in plans if observe])
-            most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
+            most = min(decider.gates.evaluator.plausible_limit for decider in market.deciders)
             takes.append((place, take, most))
             asks += [(place, ask) for _, ask in plans]
         while room >= width and type(unit) is kind:
@@ -541,10 +541,10 @@ class Engine:
             ):
                 break
             try:
-                for place, take, plausible_most in takes:
+                for place, take, plausible_limit in takes:
                     plausible = take(bars[place])
                     measured.append(plausible)
-                    if plausible > plausible_most:
+                    if plausible > plausible_limit:
                         is_repeated = False
                 for place, ask in asks:
                     if not ask(bars[place]):

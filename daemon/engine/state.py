@@ -42,12 +42,12 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Fill,
     Forecast,
+    LastDecision,
     Position,
     PositionSide,
     Prediction,
     Regime,
     ShadowStep,
-    SinceDecided,
     Step,
     StrategyDecision,
 )
@@ -433,7 +433,7 @@ class Restart:
         *,
         next_sequence: int,
         confirmed: Iterable[Confirmation] = (),
-        since: Mapping[str, SinceDecided] = {},
+        since: Mapping[str, LastDecision] = {},
         taken_over: bool = False,
     ) -> None:
         """Take over the state of a run's last step; the bars come by :meth:`recall`.
@@ -481,7 +481,7 @@ class Restart:
         if engine.members:
             self._restore_members(state, since)
 
-    def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
+    def _restore_members(self, state: EngineState, since: Mapping[str, LastDecision]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
         engine = self._engine
         account: Any = engine.broker.account

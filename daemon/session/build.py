@@ -59,14 +59,14 @@ from tracepaper.strategies.gates.evaluator import (
     GateEvaluator,
     RegimeBounds,
     confidence_by,
-    fitted_for,
-    limits,
+    fitted_confidence,
+    risk_thresholds,
     threshold_of,
     thresholds_of,
 )
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
 from tracepaper.strategies.sessions import Calendar, Sessions
-from tracepaper.strategies.types.calibration import Calibration, share_of
+from tracepaper.strategies.types.calibration import Calibration, coverage_share
 from tracepaper.strategies.types.decisions import FillModel, Regime, Run
 from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Instrument
 from tracepaper.strategies.units import (
@@ -475,7 +475,7 @@ def _terms(
     by_id = {item.id: strategies[item.symbol] for item in instruments}
     for strategy in by_id.values():
         reject_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
-    risk = limits(config.model_dump())
+    risk = risk_thresholds(config.model_dump())
     terms = model_terms(config, by_id, forecaster, execution=execution)
     for key, strategy in by_id.items():
         if isinstance(strategy, NetStrategy):
@@ -535,9 +535,9 @@ def model_terms(
     calibration = None if forecaster is None else forecaster.calibration
     measures = MEASURES if forecaster is None else forecaster.measures
     sections = config.model_dump()
-    fitted = fitted_for(sections, calibration)
+    fitted = fitted_confidence(sections, calibration)
     reject_by_confidence(config, fitted)
-    chosen, risk = confidence_by(sections, calibration, measures), limits(sections)
+    chosen, risk = confidence_by(sections, calibration, measures), risk_thresholds(sections)
     gates = {}
     for key, strategy in by_id.items():
         by_quotes = execution is FillModel.QUOTE
@@ -597,7 +597,9 @@ def _passing(
     for key, evaluator in gates.items():
         pairs = zip(evaluator.gate_set.gates, evaluator.gate_set.thresholds, strict=True)
         judging = {name: at for name, at in pairs if GATES[name].kind is GateKind.JUDGEMENT}
-        if (share := share_of(calibration.coverage, judging, config.gate.regimes)) is not None:
+        if (
+            share := coverage_share(calibration.coverage, judging, config.gate.regimes)
+        ) is not None:
             shares[key] = share
     return shares
 

@@ -32,7 +32,7 @@ from tracepaper.strategies.book_features import BookReading, reading_of
 from tracepaper.strategies.builtin import TREND, CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.gates.declared import learned_regime
-from tracepaper.strategies.gates.evaluator import key_of, limits
+from tracepaper.strategies.gates.evaluator import risk_thresholds, threshold_key
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.calibration import FittedConfidence
@@ -393,7 +393,10 @@ def _number(path: Path, name: str = "") -> int | None:
 def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
     """Refuse a size or a limit that needs outputs which the strategy's model does not give."""
     given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
-    wanted = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
+    wanted = {
+        threshold_key(GATES[name]): GATES[name].needs
+        for name in risk_thresholds(config.model_dump())
+    }
     if config.gate.learned_regimes:
         wanted["gate.learned_regimes"] = learned_regime.needs
     if not config.strategies.named:  # of several each has its own
