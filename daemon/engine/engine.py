@@ -677,7 +677,7 @@ class Engine:
         declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
         for state in (*(owner.declared for owner in self._portfolios), *declared):
             if state is not None:
-                state.hand_back(state.encoded)
+                state.restore(state.encoded)
 
     def _take(self) -> FilledEvent:
         """Return the fills and orders since the last call; limits count them."""

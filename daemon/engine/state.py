@@ -474,7 +474,7 @@ class Restart:
                 counting.bases[key] = basis
         for key, encoded in state.declared.items():
             if key in engine.declared:
-                engine.declared[key].hand_back(encoded)
+                engine.declared[key].restore(encoded)
         for key, decided in since.items():
             engine.states[key].outcomes.restored = decided.verdict
         engine.begin(next_sequence)

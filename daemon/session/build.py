@@ -46,9 +46,9 @@ from tracepaper.strategies.api.strategy import (
     PortfolioMember,
     SmaCross,
     Strategy,
+    decision_bars,
     declared_gates,
     portfolio_of,
-    remembered,
 )
 from tracepaper.strategies.api.timeframes import frame_bars, frames_reach, reject_frames
 from tracepaper.strategies.builtin import TREND, ForecastVolatility, SizedBy, TrendStrategy
@@ -640,4 +640,4 @@ def warmup_bars(
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]
     sized = map(sizing_bars, members_of(config).values() or [config])
-    return max(ranged, of_day, *sized, *reach, *map(remembered, every))
+    return max(ranged, of_day, *sized, *reach, *map(decision_bars, every))

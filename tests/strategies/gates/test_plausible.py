@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 from builders import bar, bars
 
-from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, remembered
+from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, decision_bars
 from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_MEMORY,
     YARDSTICK_MIN_RANGES,
@@ -92,6 +92,6 @@ def test_a_strategy_remembers_what_the_gate_needs_where_it_has_the_gate() -> Non
     class Bare(Persistence):
         gates = CORE_GATES - {"plausible"}
 
-    assert remembered(Persistence()) == YARDSTICK_MEMORY
-    assert remembered(SmaCross(fast=20, slow=100, long_only=True)) == 100
-    assert remembered(Bare()) == Bare.warmup
+    assert decision_bars(Persistence()) == YARDSTICK_MEMORY
+    assert decision_bars(SmaCross(fast=20, slow=100, long_only=True)) == 100
+    assert decision_bars(Bare()) == Bare.warmup
