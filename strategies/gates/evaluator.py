@@ -301,7 +301,7 @@ YARDSTICK_BARS: Final = 60
 """Bars whose true ranges make the yardstick, including the bar being measured."""
 YARDSTICK_MEMORY: Final = YARDSTICK_BARS + 1
 """Bars that the yardstick depends on: a true range needs the previous close."""
-YARDSTICK_MIN_RANGES: Final = 10
+YARDSTICK_MIN: Final = 10
 """With fewer true ranges above zero there is no yardstick, and every close is plausible."""
 
 
@@ -321,7 +321,7 @@ class Plausibility:
     @property
     def doubled_median(self) -> int | None:
         """Twice the yardstick; 0 if no bar has a range, None for fewer than ten bars."""
-        if len(self._ranges) < YARDSTICK_MIN_RANGES:
+        if len(self._ranges) < YARDSTICK_MIN:
             return None
         ordered, count = self._sorted, len(self._sorted)
         return ordered[count >> 1] + ordered[(count - 1) >> 1] if count else 0
@@ -349,7 +349,7 @@ class Plausibility:
         ranges.append(spread)
         if spread:
             insort(ordered, spread)
-        if last is None or (count := len(ordered)) < YARDSTICK_MIN_RANGES:
+        if last is None or (count := len(ordered)) < YARDSTICK_MIN:
             return 0.0
         doubled, minimum = ordered[count >> 1] + ordered[(count - 1) >> 1], 2 * tick
         scale = doubled if doubled > minimum else minimum  # noqa: FURB136 - faster than max()

@@ -146,9 +146,8 @@ def test_a_coverage_counts_for_its_very_thresholds() -> None:
     assert coverage_share(coverages, {"confidence": 0.5}, two) == 0.25
     assert coverage_share(coverages, {"confidence": 0.5, "edge": 1.0}, two) is None
     assert coverage_share(coverages, {"confidence": 0.5}, every) is None
-    assert (
-        coverage_share((replace(coverages[1], regimes=every),), {"confidence": 0.01}, every) == 0.75
-    )
+    other = replace(coverages[1], regimes=every)
+    assert coverage_share((other,), {"confidence": 0.01}, every) == 0.75
     assert coverage_share((), {}, two) is None
 
 
