@@ -1,6 +1,6 @@
 """tracepaper: paper trading for Bybit whose every decision can be traced, re-run and believed.
 
-Its names are imported when they are first asked for, so that nothing else pays for them.
+Names are imported on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Return a name of ``__all__``, imported now."""
+    """Import and return a name of ``__all__``."""
     if name == "__version__":
         from importlib.metadata import version
 
@@ -108,5 +108,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, those included that are not imported yet."""
+    """Return the public names, including those not imported yet."""
     return sorted({*globals(), *__all__})

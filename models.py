@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BASE = "base value"
-"""The name of what the trees say before they look at a feature."""
+"""The name of the base value among the contributions."""
 
 
 def tree_shap(booster: lightgbm.Booster, row: NDArray[np.float32]) -> dict[str, float]:
-    """Return what each feature of *row* [feature] adds to the prediction, and the ``BASE``.
+    """Return the contribution of each feature of *row* [feature] to the prediction, and ``BASE``.
 
-    Exact Shapley values of trees (``pred_contrib``), in the unit of the prediction; they sum to it.
+    They are exact Shapley values of trees (``pred_contrib``), which sum to the prediction.
     """
     values: Any = booster.predict(row.reshape(1, -1), pred_contrib=True, num_threads=1)
     return dict(zip([*booster.feature_name(), BASE], np.asarray(values)[0].tolist(), strict=True))
@@ -59,5 +59,5 @@ class LightGBM(Model):
         return {"mean_return": self.booster.predict(rows, num_threads=1)}
 
     def contributions(self, inputs: ModelInput) -> Mapping[str, float]:
-        """Return what each feature of the newest row adds to the mean log return."""
+        """Return the contribution of each feature of the newest row to the mean log return."""
         return tree_shap(self.booster, inputs.features[-1])

@@ -1,9 +1,9 @@
-"""Features of an order book at a bar's close, by groups of levels, and the books of a run.
+"""Order book features at a bar's close, by groups of levels, and the books of a run.
 
-A row is made of the newest book dated at or before the close and of the one a step before it. Each
-column is of one group of levels, which its name says: ``2_5_imbalance`` is of the second to the
-fifth best. Scales cancel, so that books of any instrument read alike. A bar without a book, with an
-old one, or whose newest lies before a gap or a start, has no row.
+A row is computed from the newest book at or before the close and the book one step earlier. A
+column's name begins with its group of levels: ``2_5_imbalance`` covers the second to the fifth
+level. Features are scale-free, so they compare between instruments. A bar has no row if its newest
+book is missing, too old, or from before a gap or a start.
 
 The rules are docs/orderbook.md, D21 to D23.
 """
@@ -30,33 +30,33 @@ from tracepaper.strategies.order_book import LEVELS_MAX, SIDES, Books, OrderBook
 from tracepaper.strategies.types.market import Bar, Depths, Event, ModelChange
 
 PREFIX: Final = "book_"
-"""What the names of these features begin with."""
+"""Prefix of the names of these features."""
 SECTION: Final = "book"
-"""Of a card's ``[features]``, where they are described."""
+"""The section in a card's ``[features]`` that describes them."""
 ENDS: Final = (1, 5, 10, 50, 200, LEVELS_MAX)
 """The last level of each group, counted from the touch."""
 MID: Final = "mid"
-"""The group of what is of no level: the spread, the mid's move and the row's age."""
+"""The group of the columns without a level: spread, move of the mid, and age."""
 STALE_STEPS: Final = 2
-"""Steps of the grid after which a book is too old for a bar (D17)."""
+"""Steps after which a book is too old for a bar (docs/orderbook.md, D17)."""
 WANTED: Final = STALE_STEPS + 1
-"""Books before a close that its row depends on."""
+"""Number of books before a close that a row depends on."""
 FALSE_BEYOND: Final = 0.01
-"""A book is false whose mid lies by so much of the price beyond its bar and the close before."""
+"""A book is false if its mid is this fraction outside the range of bar and previous close."""
 _KEPT: Final = 1 << 17
-"""Rows kept a symbol: more than a window and what a scan reads ahead."""
+"""Rows kept per symbol: more than a window plus the bars that a scan reads ahead."""
 
 
 @dataclass(frozen=True, slots=True)
 class BookReading:
-    """Which books a model reads: levels a side, and milliseconds from one to the next."""
+    """The order books that a model reads: levels per side, and milliseconds between books."""
 
     levels: int
     every_ms: int
 
     @property
     def words(self) -> str:
-        """Say them."""
+        """The description for messages."""
         return f"{self.levels} levels each {self.every_ms:,} ms"
 
     @property
@@ -65,17 +65,17 @@ class BookReading:
         return (
             *(f"{MID}_{name}" for name in ("spread", "moved")),
             *(
-                f"{name}_{of}"
+                f"{name}_{column}"
                 for name, first, last in groups(self.levels)
-                for of in (_OF_LEVELS if last - first > 1 else _OF_A_LEVEL)
+                for column in (_GROUP_COLUMNS if last - first > 1 else _LEVEL_COLUMNS)
             ),
         )
 
 
 def reading_of(card: Mapping[str, Any]) -> BookReading | None:
-    """Return which order books the model of *card* reads beside its bars; None where none.
+    """Return the order books that the model of *card* reads besides bars; None without any.
 
-    Raises ``CheckpointMismatch`` where the card does not say it.
+    Raises ``CheckpointMismatch`` if the card's section is invalid.
     """
     if (section := section_beside(card, SECTION)) is None:
         return None
@@ -88,28 +88,27 @@ def reading_of(card: Mapping[str, Any]) -> BookReading | None:
 
 
 def scale_of(card: Mapping[str, Any]) -> CovariateScale:
-    """Return how *card* scales the columns of books; raise ``CheckpointMismatch`` for others."""
+    """Return the scaling of book columns in *card*; raise ``CheckpointMismatch`` for others."""
     scale, reading = (
         CovariateScale.of(section_beside(card, SECTION) or {}, PREFIX),
         reading_of(card),
     )
     if reading is None or scale.columns != reading.columns:
         raise CheckpointMismatch(
-            "The card's features.book lists other columns than this version makes of its levels; "
-            "train it again."
+            "The card's features.book lists other columns than this version makes; train it again."
         )
     return scale
 
 
-_OF_LEVELS: Final = (
+_GROUP_COLUMNS: Final = (
     "imbalance",
     *(f"{side}_{name}" for side in SIDES for name in ("share", "distance", "grown", "wall")),
 )
-_OF_A_LEVEL: Final = tuple(name for name in _OF_LEVELS if not name.endswith("wall"))
+_LEVEL_COLUMNS: Final = tuple(name for name in _GROUP_COLUMNS if not name.endswith("wall"))
 
 
 def groups(levels: int) -> list[tuple[str, int, int]]:
-    """Return the groups of so many *levels*: a name, the first place and the one after the last."""
+    """Return the groups of *levels*, each as (name, first index, index after the last)."""
     ranges, first = [], 0
     for end in ENDS:
         last = min(end, levels)
@@ -121,7 +120,7 @@ def groups(levels: int) -> list[tuple[str, int, int]]:
 
 
 def group_of(feature: str) -> str:
-    """Return the group of levels of a feature of this name, such as ``2_5``; empty of others."""
+    """Return the group of levels of *feature*, such as ``2_5``; empty for other features."""
     if not feature.startswith(PREFIX):
         return ""
     words = feature.removeprefix(PREFIX).split("_")
@@ -130,40 +129,40 @@ def group_of(feature: str) -> str:
 
 
 def rows_of_books(newest: Books, before: Books, has_before: NDArray[np.bool_]) -> Floats:
-    """Return [book, column] of each *newest* book, by the one a step *before* it where it has one.
+    """Return [book, column] of the *newest* books; *before* are the books one step earlier.
 
-    Of a group of levels: ``imbalance``, the size of its bids less that of its asks, over both.
-    Of a side of it: ``share`` of the whole book's size, mean ``distance`` from the mid weighted by
-    size (basis points), ``wall``, the largest level's share of it, and ``grown``, the log of its
-    size over that a step ago. ``spread`` and ``moved`` are in basis points of the mid.
+    Per group of levels: ``imbalance``, (bid size - ask size) ÷ their sum. Per side of a group:
+    ``share`` of the whole book's size, ``distance``, the size-weighted mean distance from the mid
+    (basis points), ``wall``, the largest level's share, and ``grown``, log(size ÷ size one step
+    earlier), 0 without an earlier book. ``spread`` and ``moved`` are in basis points of the mid.
     """
     doubled, doubled_before = newest.doubled_mid, before.doubled_mid
-    size, was = newest.size.astype(np.float64), before.size.astype(np.float64)
+    size, size_before = newest.size.astype(np.float64), before.size.astype(np.float64)
     away = np.abs(newest.price * 2 / doubled[:, None, None] - 1.0) * 1e4
-    whole = size.sum(axis=(1, 2))
+    book_size = size.sum(axis=(1, 2))
     spread = (newest.price[:, 1, 0] - newest.price[:, 0, 0]) * 2 / doubled * 1e4
     moved = np.where(has_before, (doubled / doubled_before - 1.0) * 1e4, 0.0)
     columns = [spread, moved]
     for _, first, last in groups(newest.levels):
         cut = slice(first, last)
-        held, held_before = size[..., cut].sum(axis=2), was[..., cut].sum(axis=2)  # [book, side]
+        held, held_before = size[..., cut].sum(axis=2), size_before[..., cut].sum(axis=2)
         both = held.sum(axis=1)
-        some = np.maximum(held, 1.0)
-        distance = (size[..., cut] * away[..., cut]).sum(axis=2) / some
-        wall = size[..., cut].max(axis=2) / some
+        divisor = np.maximum(held, 1.0)
+        distance = (size[..., cut] * away[..., cut]).sum(axis=2) / divisor
+        wall = size[..., cut].max(axis=2) / divisor
         is_known = (held > 0) & (held_before > 0) & has_before[:, None]
-        grown = np.where(is_known, np.log(some / np.maximum(held_before, 1.0)), 0.0)
+        grown = np.where(is_known, np.log(divisor / np.maximum(held_before, 1.0)), 0.0)
         columns.append((held[:, 0] - held[:, 1]) / np.maximum(both, 1.0))
-        named = (held / whole[:, None], distance, grown, *((wall,) if last - first > 1 else ()))
-        columns += [of[:, side] for side in range(len(SIDES)) for of in named]
+        named = (held / book_size[:, None], distance, grown, *((wall,) if last - first > 1 else ()))
+        columns += [column[:, side] for side in range(len(SIDES)) for column in named]
     return np.stack(columns, axis=1)
 
 
 class RunBooks:
-    """The row of each bar of a run, by the books that came before it: a ``CovariateSource``.
+    """The row of each bar of a run from the books that arrived before it: a ``CovariateSource``.
 
-    The events of the run are shown to it in their order, live, in a replay and from the record
-    alike. So a bar knows the books that were known when it came, and no later one.
+    It gets the run's events in order, live, in a replay and from the record. So a bar's row uses
+    exactly the books that were known when the bar arrived.
     """
 
     def __init__(self, reading: BookReading) -> None:
@@ -174,7 +173,7 @@ class RunBooks:
         self._last: dict[str, Bar] = {}
 
     def see(self, event: Event) -> None:
-        """Take in the next event; a bar's row is made as it comes, and a start forgets books."""
+        """Process the next event: a bar gets its row at once, and a start forgets all books."""
         match event:
             case Depths():
                 self._history(event.instrument).add(event)
@@ -186,7 +185,7 @@ class RunBooks:
                 pass
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
-        """Return the rows of the bars that closed at these times."""
+        """Return the rows of the bars that closed at *closes_ms*."""
         rows = self._rows.get(symbol, {})
         times = np.zeros(len(closes_ms), dtype=np.int64)
         values = np.full((len(closes_ms), len(self.reading.columns)), np.nan)
@@ -202,7 +201,7 @@ class RunBooks:
         symbol, close_ms = bar.instrument.rpartition(":")[2], bar.closed_ms
         before = self._last.get(symbol)
         if before is not None and close_ms <= before.closed_ms:
-            return  # of an earlier bar again: what was known of it stands
+            return  # an earlier bar again: keep its row
         self._last[symbol] = bar
         history = self._history(bar.instrument)
         _hide_false(history, bar, bar if before is None else before)
@@ -222,7 +221,7 @@ class RunBooks:
 
 
 def _hide_false(history: OrderBookHistory, bar: Bar, before: Bar) -> None:
-    """Hide what stands up to the last book that *bar*, the newest, shows to be false."""
+    """Hide all books up to the last one that *bar* proves false."""
     if (books := history.until(bar.closed_ms)) is None:
         return
     low, high = min(bar.low, before.close), max(bar.high, before.close)
@@ -234,6 +233,6 @@ def _hide_false(history: OrderBookHistory, bar: Bar, before: Bar) -> None:
 
 
 def books_read_by(model: HasVectors | None) -> RunBooks | None:
-    """Return the books that *model* reads as features; None where it reads none."""
+    """Return the books that *model* reads as features; None if it reads none."""
     source = None if model is None else model.vectors
     return source if isinstance(source, RunBooks) else None

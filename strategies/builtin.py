@@ -1,18 +1,18 @@
 """The built-in strategies: trend following, and the portfolio weights of a cross-asset network.
 
-Each of several windows says how far the close stands from its mean, in standard deviations, cut at
-one; their mean is the trend. A sign in its place would turn at every crossing of a mean, hour by
-hour, and trade a whole position each time. The trend is multiplied by target volatility ÷ expected
-volatility, at most 1: less is held where the market moves more. Neither windows nor target were
-fitted to anything: windows that double, and 40 % a year for each instrument, are the literature's.
-What is held changes where it lies outside a band around the target (``NoTradeBand``).
+For each of several windows, the distance of the close from its mean is measured in standard
+deviations and clipped at one; the mean of these is the trend. Using only the sign instead would
+trade a whole position at every crossing of a mean. The trend is multiplied by target volatility ÷
+expected volatility, at most 1, so positions are smaller in volatile markets. Windows and target are
+not fitted: doubling windows and 40 % a year per instrument come from the literature. The position
+changes only when it lies outside a band around the target (``NoTradeBand``).
 
 Sources: T. Moskowitz, Y. Ooi, L. Pedersen, Time series momentum, 2012 (each instrument at 40 % a
 year); R. Carver, Systematic Trading, 2015 (windows that double, distances scaled and cut); J.P.
 Morgan/Reuters, RiskMetrics, 1996 (exponential weights).
 
-A cross-asset network is the run's model: it answers within the deadline, its forecasts are gated
-symbol by symbol, and the weight that it gives a symbol is the size of that symbol's signal.
+A cross-asset network is the run's model: it must answer within the deadline, its forecasts are
+gated per symbol, and a symbol's weight is the size of its signal.
 
 The rules are docs/strategies.md, U12 to U18, and docs/several.md, P26 to P28.
 """
@@ -57,15 +57,15 @@ if TYPE_CHECKING:
     Integers = npt.NDArray[np.int64]
 
 TREND: Final = "trend"
-"""The strategy's name, and that of the direction among its notes."""
+"""The strategy's name, and the note with the trend."""
 SIZE: Final = "size"
-"""Among its notes: the direction times the share that volatility leaves of it."""
+"""The note with the trend after volatility scaling."""
 BAND: Final = "band"
-"""Among its notes: how far what is held may be from the size, in shares of a full position."""
-LEAST_CLOSES: Final = 2
-"""A mean of fewer is the close itself."""
-MOST_CLOSES: Final = 20_000
-"""Of the longest window: the exchange must serve them at every start."""
+"""The note with the no-trade band, as a share of a full position."""
+MIN_CLOSES: Final = 2
+"""Minimum closes in a window; the mean of one is the close itself."""
+MAX_CLOSES: Final = 20_000
+"""Maximum closes in a window; the exchange must serve them at every start."""
 
 NO_HOUR_CLOSED: Final = Signal(Action.HOLD, "no hour has closed")
 _NO_FORECAST: Final = Signal(Action.HOLD, "no forecast")
@@ -76,25 +76,25 @@ def windows_within(windows_ms: Sequence[int], span_ms: int, bar_ms: int) -> tupl
     """Return *windows_ms*, halved together until the longest is at most half of *span_ms*.
 
     The longest keeps at least two closes of *bar_ms*, since fewer have no trend; other windows with
-    fewer are left out.
+    fewer are dropped.
     """
-    least_ms = LEAST_CLOSES * max(HOUR_MS, bar_ms)
+    min_ms = MIN_CLOSES * max(HOUR_MS, bar_ms)
     windows = sorted(windows_ms)
-    while windows[-1] > span_ms / 2 and windows[-1] >= 2 * least_ms:
+    while windows[-1] > span_ms / 2 and windows[-1] >= 2 * min_ms:
         windows = [window_ms // 2 for window_ms in windows]
-    return tuple(window_ms for window_ms in windows if window_ms >= least_ms)
+    return tuple(window_ms for window_ms in windows if window_ms >= min_ms)
 
 
 class SizedBy(StrEnum):
-    """The volatility by which a trend is sized."""
+    """The volatility that scales a trend."""
 
     FORECAST = "forecast"  # the model's volatility at the gates' horizon
     EWMA = "ewma"  # exponentially weighted squared returns of the longest window's closes
-    CONSTANT = "constant"  # nothing
+    CONSTANT = "constant"  # no scaling
 
 
 class Closes(Protocol):
-    """Closed bars as columns, oldest first: a history, or those of a higher timeframe."""
+    """Columns of closed bars, oldest first: a history or a higher timeframe."""
 
     @property
     def close(self) -> npt.NDArray[np.float64]:
@@ -108,21 +108,21 @@ class Closes(Protocol):
 
 
 class ForecastVolatility(NamedTuple):
-    """The horizon whose volatility sizes a trend."""
+    """The forecast horizon whose volatility scales a trend."""
 
     place: int  # index among the forecast's horizons
     span: float  # its length in closes
 
     def of_close(self, forecast: Forecast) -> float:
-        """Return the volatility from one close to the next that *forecast* expects."""
+        """Return the forecast volatility from one close to the next."""
         return forecast.volatility[self.place] / math.sqrt(self.span)
 
 
 class ClosesVolatility:
-    """The volatility from one close to the next over a window of closes, updated one by one.
+    """The volatility from one close to the next over a window of closes, updated incrementally.
 
-    The result depends on the given closes alone: where only the newest is new it is added to the
-    last state, else the whole window is computed again.
+    The result depends only on the given closes. If only the newest one is new, it is added to the
+    state; otherwise the whole window is recomputed.
     """
 
     def __init__(self) -> None:
@@ -130,9 +130,9 @@ class ClosesVolatility:
         self._size = self._newest_ms = self._newest = 0
 
     def of_close(self, closes: Integers, times: Integers) -> float:
-        """Return the volatility of *closes* [bar], two at least, as a fraction."""
+        """Return the volatility of *closes* [bar] (at least two), as a fraction."""
         size, window = closes.size, self._window
-        before = int(times[-2]), int(closes[-2])  # a split adjusts what was known
+        before = int(times[-2]), int(closes[-2])  # the close too, since a split adjusts it
         if window is not None and (size, *before) == (self._size, self._newest_ms, self._newest):
             window.add(int(closes[-1]))
         else:
@@ -142,14 +142,14 @@ class ClosesVolatility:
         self._window, self._size = window, size
         self._newest_ms, self._newest = int(times[-1]), int(closes[-1])
         volatility = window.of_bars(1)
-        assert volatility is not None  # its window is full
+        assert volatility is not None  # the window is full
         return volatility
 
 
 class TrendStrategy(Strategy):
-    """Long where the price is above its means, by how far it is, under a volatility target.
+    """Long above the moving averages, in proportion to the distance, with a volatility target.
 
-    It decides at the close of an hour, or of a bar where bars are longer, and holds in between.
+    It decides at the close of an hour, or of a longer bar, and holds in between.
     """
 
     exits_freely = True
@@ -166,7 +166,7 @@ class TrendStrategy(Strategy):
         context: int | None = None,
         band: NoTradeBand,
     ) -> None:
-        """*volatility* and *context* are those of the model that gates, where there is one."""
+        """*volatility* and *context* belong to the gating model, if there is one."""
         bar_ms = max(HOUR_MS, interval_ms)
         _check_windows(windows_ms, bar_ms)
         if sized_by is SizedBy.FORECAST and volatility is None:
@@ -183,7 +183,7 @@ class TrendStrategy(Strategy):
             self.warmup = max(bars, context or 1)
         if context is not None:
             self.needs_forecast = True
-            # Direction is not the model's, so nothing of the model's direction is asked of it.
+            # The model does not choose the direction, so the gates on its direction are left out.
             self.gates = MODEL_GATES - {"direction", "edge"}
             self.shadows = ("ungated",)
         else:
@@ -193,32 +193,32 @@ class TrendStrategy(Strategy):
         )
         self._lowest = 0.0 if long_only else -1.0
         self._target = target_volatility
-        self._sized_by, self._of_forecast = sized_by, volatility
+        self._sized_by, self._forecast_volatility = sized_by, volatility
         self._band = band
-        self._of_closes = ClosesVolatility()
+        self._closes_volatility = ClosesVolatility()
 
     def decide(self, context: BarContext) -> Signal:
-        """Return the trend of the closed hours, sized; HOLD where none has closed just now."""
+        """Return the scaled trend of the closed hours; HOLD unless an hour has just closed."""
         table: Closes = context.timeframe(self.frames[0]) if self.frames else context.history
         times = table.time
-        if times.size < LEAST_CLOSES or times[-1] != context.time:
+        if times.size < MIN_CLOSES or times[-1] != context.time:
             return NO_HOUR_CLOSED
         if self.needs_forecast and context.forecast is None:
             return _NO_FORECAST
         # Sums of integers are exact in any order.
         closes = (table.close * 10**context.instrument.price_decimals).round().astype("int64")
-        realised = self._of_closes.of_close(closes, times)
+        realised = self._closes_volatility.of_close(closes, times)
         forecast = None
-        if self._of_forecast is not None and context.forecast is not None:
-            forecast = self._of_forecast.of_close(context.forecast)
+        if self._forecast_volatility is not None and context.forecast is not None:
+            forecast = self._forecast_volatility.of_close(context.forecast)
         expected = forecast if self._sized_by is SizedBy.FORECAST else realised
         if not (realised > 0 and expected is not None and expected > 0):
             return _NO_VOLATILITY
         distances = dict(self._distances(closes, times, realised))
-        votes = [min(max(distance, self._lowest), 1.0) for distance in distances.values()]
-        trend = math.fsum(votes) / len(votes)
+        clipped = [min(max(distance, self._lowest), 1.0) for distance in distances.values()]
+        trend = math.fsum(clipped) / len(clipped)
         note: dict[str, float | str | None] = {**distances, TREND: trend}
-        # Sessions and holes leave a year fewer closes, so they are counted.
+        # Closes per year are counted, since sessions and gaps reduce them.
         to_year = math.sqrt((closes.size - 1) * YEAR_MS / int(times[-1] - times[0]))
         share = 1.0
         if self._sized_by is not SizedBy.CONSTANT:
@@ -241,33 +241,33 @@ class TrendStrategy(Strategy):
         )
 
     def _sensitivity(self, closes: Integers, times: Integers, volatility: float) -> float | None:
-        """Return by how much the trend moves with the price; None where the price stood still.
+        """Return the standard deviation of the trend's changes ÷ that of the returns.
 
-        That is the deviation of its changes over that of the returns, from close to close over the
-        newer half of the closes. A window that would begin before the oldest close begins there.
+        Both are from close to close over the newer half of the closes. A window that would begin
+        before the oldest close begins there. None if the price did not move.
         """
         first = closes.size // 2 - 1
         sums = np.concatenate(([0], closes.cumsum()))
-        newest, ended = closes[first:], sums[first + 1 :]
+        newest, totals = closes[first:], sums[first + 1 :]
         trends = np.zeros(newest.size)
         for _, window_ms in self._windows:
             begin = times.searchsorted(times[first:] - window_ms, side="right")
             counts = np.arange(first + 1, closes.size + 1) - begin
-            means = (ended - sums[begin]) / counts
+            means = (totals - sums[begin]) / counts
             distances = (newest / means - 1) / (volatility * np.sqrt(counts / 3))
             trends += distances.clip(self._lowest, 1.0)
         moves, returns = np.diff(trends) / len(self._windows), np.diff(newest) / newest[:-1]
-        # Sums that are exact in any order, whatever the processor adds at once.
-        moved, went = (math.fsum((changes * changes).tolist()) for changes in (moves, returns))
-        return math.sqrt(moved / went) if went else None
+        # fsum is exact, so the result does not depend on the processor's order of additions.
+        trend_sum, return_sum = (math.fsum((each * each).tolist()) for each in (moves, returns))
+        return math.sqrt(trend_sum / return_sum) if return_sum else None
 
     def _distances(
         self, closes: Integers, times: Integers, volatility: float
     ) -> Iterator[tuple[str, float]]:
         """Yield each window's distance of the newest close from its mean, in standard deviations.
 
-        The deviation is that of a random walk of *volatility* from close to close, whose newest of
-        n closes lies √(n / 3) times that from their mean.
+        In a random walk with *volatility* per close, the newest of n closes has a standard
+        deviation of √(n / 3) × *volatility* from their mean.
         """
         newest, newest_ms = int(closes[-1]), int(times[-1])
         for name, window_ms in self._windows:
@@ -279,97 +279,98 @@ class TrendStrategy(Strategy):
 
 def _check_windows(windows_ms: Sequence[int], bar_ms: int) -> None:
     for window_ms in windows_ms:
-        if not LEAST_CLOSES * bar_ms <= window_ms <= MOST_CLOSES * bar_ms:
+        if not MIN_CLOSES * bar_ms <= window_ms <= MAX_CLOSES * bar_ms:
             raise ConfigInvalid(
-                f"strategy.trend_windows has {interval_text(window_ms)}, and closes of "
+                f"strategy.trend_windows has {interval_text(window_ms)}, but closes of "
                 f"{interval_text(bar_ms)} make windows of "
-                f"{interval_text(LEAST_CLOSES * bar_ms)} to "
-                f"{interval_text(MOST_CLOSES * bar_ms)}; write others."
+                f"{interval_text(MIN_CLOSES * bar_ms)} to "
+                f"{interval_text(MAX_CLOSES * bar_ms)}; write others."
             )
 
 
 OPTIONS: Final = ("every", "long_only", "rule")
-OF_RULES: Final = ("shrink", "bound", "aversion", "cost")
-"""Options of a rule that weighs by the network's correlations."""
+RULE_OPTIONS: Final = ("shrink", "bound", "aversion", "cost")
+"""Options of the rules that use the network's correlations."""
 SHRINK: Final = 0.1
-"""The usual share by which these are shrunk towards none."""
+"""The default shrinkage of the correlations towards zero."""
 BY_NETWORK: Final = "network"
-"""The rule that takes the network's weights as they are."""
+"""The rule that uses the network's weights."""
 SHARES_NOTED: Final = 8
-"""How many symbols' shares of the attention are noted with a decision, the largest first."""
+"""Number of symbols in a decision's notes on attention or correlation, the largest first."""
 WITHOUT_ANSWER: Final = "no_answer"
 """The note that says why the network gave no answer."""
 _BASIS_POINTS: Final = 1e4
 _FLOATS: Final = np.dtype("<f8")
 _BETWEEN: Final = Signal(Action.HOLD, "between two decisions")
 _UNANSWERED: Final = Signal(Action.HOLD, "no forecast")
-_NO_MORE: Final[Mapping[str, float]] = MappingProxyType({})
+_NO_NOTES: Final[Mapping[str, float]] = MappingProxyType({})
 LATE: Final = "a bar came after the others of its close"
 
 
 class SymbolAnswer(NamedTuple):
-    """The answer of a network over several symbols for one of them, beside its forecast."""
+    """A cross-asset network's output for one symbol, in addition to its forecast."""
 
     weight: float  # in [-1, 1], before ``long_only``
-    relative: tuple[float, ...]  # expected log return less the mean over the symbols, a horizon
-    shares: tuple[float, ...]  # of its attention, one a symbol of the run; they sum to 1
+    relative: tuple[float, ...]  # [horizon]: expected log return minus the mean over all symbols
+    shares: tuple[float, ...]  # [symbol of the run]: shares of attention, which sum to 1
 
     def encoded(self) -> bytes:
-        """Return it as ``Forecast.auxiliary`` holds it."""
+        """Return the encoding for ``Forecast.auxiliary``."""
         return np.array((self.weight, *self.relative, *self.shares), _FLOATS).tobytes()
 
     @classmethod
     def of(cls, forecast: Forecast) -> SymbolAnswer:
-        """Read it back from a forecast of such a network."""
+        """Decode the answer from a forecast."""
         weight, *others = np.frombuffer(forecast.auxiliary, _FLOATS).tolist()
         count = len(forecast.horizons)
         return cls(weight, tuple(others[:count]), tuple(others[count:]))
 
 
 class CommonBars:
-    """Counts, for each of several symbols, the bars up to the newest without a gap.
+    """Checks that several symbols have their last *count* bars without gaps, at the same time.
 
-    The state depends on the last *count* bars of each symbol alone.
+    The state depends only on the last *count* bars of each symbol.
     """
 
     def __init__(self, symbols: Sequence[str], count: int) -> None:
         self.count = count
         self.newest_ms: dict[str, int] = dict.fromkeys(symbols, -1)
         self._bars = dict.fromkeys(symbols, 0)
-        self._in_a_row = dict.fromkeys(symbols, 0)
+        self._consecutive = dict.fromkeys(symbols, 0)
 
     def take(self, bar: Bar) -> None:
         """Count a bar of any of the symbols."""
         symbol = symbol_of(bar)
         follows = bar.open_time_ms == self.newest_ms[symbol] + bar.interval_ms
         self._bars[symbol] = min(self._bars[symbol] + 1, self.count)
-        self._in_a_row[symbol] = min(self._in_a_row[symbol] + 1, self.count) if follows else 1
+        count = self._consecutive[symbol] + 1 if follows else 1
+        self._consecutive[symbol] = min(count, self.count)
         self.newest_ms[symbol] = bar.open_time_ms
 
     def forget(self, symbol: str) -> None:
         """Restart the count of *symbol*."""
-        self.newest_ms[symbol], self._bars[symbol], self._in_a_row[symbol] = -1, 0, 0
+        self.newest_ms[symbol], self._bars[symbol], self._consecutive[symbol] = -1, 0, 0
 
     def lacking(self) -> str:
-        """Return which symbol lacks bars, in a sentence; empty where none does."""
+        """Return a sentence that names a symbol without enough bars; empty if all have them."""
         for symbol, bars in self._bars.items():
             if bars < self.count:
-                return f"{symbol} has {bars:,} of the {self.count:,} bars that are looked back on"
-        for symbol, bars in self._in_a_row.items():
+                return f"{symbol} has {bars:,} of the {self.count:,} bars it needs"
+        for symbol, bars in self._consecutive.items():
             if bars < self.count:
                 return f"{symbol} lacks one of the last {self.count:,} bars"
         return LATE if len(set(self.newest_ms.values())) > 1 else ""
 
 
 class CrossAssetStrategy(PortfolioStrategy):
-    """Hold every symbol by the weight that the run's network over all of them gives it.
+    """Hold every symbol with the weight from the run's cross-asset network.
 
-    With ``[sizing] mode = "equity"`` a weight is a share of equity. *every* is how many bars lie
-    between decisions. Where the network has no answer for a close, or none in time, all symbols
-    hold; a symbol that a gate refuses holds alone.
+    With ``[sizing] mode = "equity"`` a weight is a share of equity. *every* is the number of bars
+    between decisions. If the network has no answer for a close, or misses the deadline, all symbols
+    hold. If a gate refuses a symbol, only that symbol holds.
     """
 
-    gates = MODEL_GATES - {"direction", "edge"}  # of the forecast's own sign, which decides nothing
+    gates = MODEL_GATES - {"direction", "edge"}  # the forecast's sign is not used
     needs_forecast = True
     reads_history = False
     shadows: tuple[str, ...] = ("ungated",)
@@ -385,18 +386,18 @@ class CrossAssetStrategy(PortfolioStrategy):
         has_correlations: bool = False,
     ) -> None:
         self._rule = _rule(options.get("rule", BY_NETWORK), has_correlations=has_correlations)
-        names = OPTIONS if self._rule is None else (*OPTIONS, *OF_RULES)
+        names = OPTIONS if self._rule is None else (*OPTIONS, *RULE_OPTIONS)
         if unknown := sorted(set(options) - set(names)):
             raise ConfigInvalid(
-                f"strategy.options.{unknown[0]} is of a rule by correlations; choose one by rule, "
+                f"strategy.options.{unknown[0]} needs a rule by correlations; choose one by rule, "
                 "or leave it out."
-                if unknown[0] in OF_RULES
+                if unknown[0] in RULE_OPTIONS
                 else f"strategy.options.{unknown[0]} is unknown; use {', '.join(names)}."
             )
-        shares = {"shrink": SHRINK, "bound": 1.0, "aversion": 5.0, "cost": 0.0006}
-        self._of_rule = {name: _number(name, options, shares[name]) for name in OF_RULES}
-        check_prices(**{name: self._of_rule[name] for name in ("bound", "aversion", "cost")})
-        if not 0.0 <= self._of_rule["shrink"] <= 1.0:
+        defaults = {"shrink": SHRINK, "bound": 1.0, "aversion": 5.0, "cost": 0.0006}
+        self._settings = {name: _number(name, options, defaults[name]) for name in RULE_OPTIONS}
+        check_prices(**{name: self._settings[name] for name in ("bound", "aversion", "cost")})
+        if not 0.0 <= self._settings["shrink"] <= 1.0:
             raise ConfigInvalid("strategy.options.shrink must be at least 0 and at most 1.")
         self.sees_account = self._rule is not None
         if self._rule is not None:
@@ -433,20 +434,20 @@ class CrossAssetStrategy(PortfolioStrategy):
                 for symbol, forecast in answered.items()
             }
         elif len(answered) == len(self.symbols):
-            signals = self._weighed(self._rule, answered, contexts)
-        else:  # the others' weights would be those of another portfolio
+            signals = self._rule_signals(self._rule, answered, contexts)
+        else:  # weights of fewer symbols would be another portfolio
             signals = {}
         return {symbol: signals.get(symbol, _UNANSWERED) for symbol in contexts}
 
-    def _weighed(
+    def _rule_signals(
         self,
         rule: WeightRule,
         forecasts: Mapping[str, Forecast],
         contexts: Mapping[str, BarContext],
     ) -> dict[str, Signal]:
-        """Weigh all symbols by *rule* over what the network says of their risk together.
+        """Return the signals with weights by *rule* from the network's correlations.
 
-        Nothing is weighed where a number of it is not finite: that symbol's gate says so.
+        Empty if a number is not finite; the gate ``finite`` of that symbol reports it.
         """
         ordered = [forecasts[symbol] for symbol in self.symbols]
         deviations = np.array([forecast.volatility[self._index] for forecast in ordered])
@@ -456,16 +457,16 @@ class CrossAssetStrategy(PortfolioStrategy):
         matrix = np.array([forecast.head("correlations", self._index) for forecast in ordered])
         if not np.isfinite((deviations, expected)).all() or not np.isfinite(matrix).all():
             return {}
-        chosen = self._of_rule
-        weights, alone = (
+        settings = self._settings
+        weights, uncorrelated = (
             allocate(
                 rule,
-                covariance_of(deviations, correlations, shrink=chosen["shrink"]),
+                covariance_of(deviations, correlations, shrink=settings["shrink"]),
                 expected=expected,
                 held=np.array([contexts[symbol].share_of_equity for symbol in self.symbols]),
-                bound=chosen["bound"],
-                aversion=chosen["aversion"],
-                cost=chosen["cost"],
+                bound=settings["bound"],
+                aversion=settings["aversion"],
+                cost=settings["cost"],
             ).tolist()
             for correlations in (matrix, np.eye(len(matrix)))
         )
@@ -479,25 +480,22 @@ class CrossAssetStrategy(PortfolioStrategy):
             answer = SymbolAnswer.of(ordered[at])._replace(weight=weights[at])
             signals[symbol] = replace(
                 self._signal(answer, note | {"volatility": float(deviations[at])}),
-                uncorrelated=alone[at],
+                uncorrelated=uncorrelated[at],
             )
         return signals
 
     def _no_answer_cause(self, contexts: Mapping[str, BarContext], open_ms: int) -> str:
-        """Return why the network cannot answer at this close; empty where it can."""
+        """Return why the network cannot answer at this close; empty if it can."""
         missing = [symbol for symbol, at_ms in self._bars.newest_ms.items() if at_ms < open_ms]
         if missing:
             return f"{missing[0]} has no bar at this close"
         return self._bars.lacking() or (LATE if len(contexts) < len(self.symbols) else "")
 
-    def _signal(self, answer: SymbolAnswer, more: Mapping[str, float] = _NO_MORE) -> Signal:
-        """Return the signal of one symbol, sized by its weight, with its causes as notes.
-
-        *more* are notes of the rule that found the weight.
-        """
+    def _signal(self, answer: SymbolAnswer, notes: Mapping[str, float] = _NO_NOTES) -> Signal:
+        """Return the signal of one symbol, sized by its weight, with additional *notes*."""
         weight = max(answer.weight, 0.0) if self._long_only else answer.weight
         note = {"weight": weight, "relative_bp": answer.relative[self._index] * _BASIS_POINTS}
-        note |= more
+        note |= notes
         order = np.argsort(-np.array(answer.shares), kind="stable")[:SHARES_NOTED].tolist()
         note |= {f"{SHARE_OF}{self.symbols[at]}": answer.shares[at] for at in order}
         if weight == 0.0:
@@ -512,7 +510,7 @@ def symbol_of(bar: Bar) -> str:
 
 
 def _rule(value: object, *, has_correlations: bool) -> WeightRule | None:
-    """Read the option; None takes the network's weights as they are."""
+    """Return the rule of an option; None uses the network's weights."""
     names = (BY_NETWORK, *sorted(SOLVED))
     if value == BY_NETWORK:
         return None
@@ -528,8 +526,8 @@ def _rule(value: object, *, has_correlations: bool) -> WeightRule | None:
     return rule
 
 
-def _number(name: str, options: Mapping[str, object], usual: float) -> float:
-    value = options.get(name, usual)
+def _number(name: str, options: Mapping[str, object], default: float) -> float:
+    value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigInvalid(f"strategy.options.{name} is {shown(value)}; write a number.")
     return float(value)

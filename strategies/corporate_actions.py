@@ -1,4 +1,4 @@
-"""What splits and dividends do to prices, bars and positions, in exact integers.
+"""Effects of splits and dividends on prices, bars and positions, in exact integers.
 
 The rules are docs/stocks.md, K16 to K25.
 """
@@ -22,7 +22,7 @@ from tracepaper.strategies.units import (
 
 
 class ShareTerms(NamedTuple):
-    """The scales of a share that count for its actions."""
+    """The scales of a share that corporate actions need."""
 
     step: int  # of quantities
     share: int  # one whole share
@@ -36,29 +36,29 @@ class ShareTerms(NamedTuple):
 
 
 class Entitlement(NamedTuple):
-    """What an action makes of a position: the shares that are left, and the money that is paid."""
+    """The result of an action for a position: the shares left, and the money paid."""
 
     quantity: int
     paid: int
-    entry: int  # entry notional of the fraction that is paid out
+    entry: int  # entry notional of the fraction paid out
 
 
 def entitlement(
     action: CorporateAction, quantity: int, entry_notional: int, terms: ShareTerms
 ) -> Entitlement:
-    """Apply *action* to *quantity* (not negative) that was held at the close before.
+    """Apply *action* to *quantity* (not negative), which was held at the previous close.
 
-    A split leaves whole quantity steps; the fraction is paid at the close before, adjusted.
+    A split leaves whole quantity steps; the fraction is paid at the adjusted previous close.
     """
     if not action.is_split:
         return Entitlement(quantity, paid_for(quantity, terms.share, action.amount), 0)
     left = whole_steps(action, quantity, terms.step)
-    fraction = quantity * action.new - left * action.old  # in parts of the new shares, 1 / old
+    fraction = quantity * action.new - left * action.old  # in 1 / old of a new share
     if not fraction:
         return Entitlement(left, 0, 0)
     notional = terms.notional
-    worth = action.close * fraction * notional.multiplier
-    paid = divide_half_even(worth, action.new * notional.divisor)
+    value = action.close * fraction * notional.multiplier
+    paid = divide_half_even(value, action.new * notional.divisor)
     entry = divide_half_even(entry_notional * fraction, quantity * action.new)
     return Entitlement(left, paid, entry)
 
@@ -69,10 +69,10 @@ def entitlement_parts(
     parts: Sequence[tuple[int, int]],
     terms: ShareTerms,
 ) -> list[Entitlement]:
-    """Share *whole* among the *parts* of a position, each a quantity and an entry notional.
+    """Share *whole* among the *parts* of a position, each (quantity, entry notional).
 
-    Each gets its own steps and money, rounded down; what is left goes to the largest remainders. A
-    part that a split leaves more than its own pays the others for it, at the price of the fraction.
+    Each part's steps and money are rounded down, and the rest goes to the largest remainders. A
+    part that gets more shares than its due pays the others for them, at the price of the fraction.
     """
     quantities = [quantity for quantity, _ in parts]
     if not action.is_split:
@@ -103,12 +103,12 @@ def whole_steps(action: CorporateAction, quantity: int, step: int) -> int:
 
 
 def adjusted_price(action: CorporateAction, price: int) -> int:
-    """Return a *price* of the shares before a split as one of those after it, half-even."""
+    """Return a *price* from before a split as a price after it, rounded half to even."""
     return divide_half_even(price * action.old, action.new)
 
 
 def adjusted_bar(action: CorporateAction, bar: Bar) -> Bar:
-    """Return a *bar* before a split as if it had been traded in the shares after it."""
+    """Return a *bar* from before a split, adjusted to the shares after it."""
     return replace(
         bar,
         open=adjusted_price(action, bar.open),
@@ -120,7 +120,7 @@ def adjusted_bar(action: CorporateAction, bar: Bar) -> Bar:
 
 
 def bar_after(splits: Iterable[CorporateAction], bar: Bar) -> Bar:
-    """Return *bar* in the shares after those *splits* of its instrument that came later."""
+    """Return *bar* adjusted for all later *splits* of its instrument."""
     for action in splits:
         if action.instrument == bar.instrument and bar.open_time_ms < action.market_ms:
             bar = adjusted_bar(action, bar)

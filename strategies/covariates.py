@@ -1,8 +1,7 @@
 """A user's covariates, joined by time to the bars at which they were known.
 
-A row counts from its time on: the first bar that closes at or after it has it, and every later one
-until the next row. So nothing of a row reaches a bar that closed before it. A network gets the
-columns standardised as its card says, and how old they are.
+A row applies to the bars that close at or after its time, until the next row. So it never affects a
+bar that closed before it. A network gets the columns standardised as on its card, and their age.
 
 The rule is docs/models.md, L63.
 """
@@ -23,29 +22,29 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 VECTORS: Final = "vectors"
-"""Of a card's ``[features]``, where they are described."""
+"""The section in a card's ``[features]`` that describes them."""
 PREFIX: Final = "vector_"
-"""What the names of these features begin with."""
+"""Prefix of the names of these features."""
 AGE: Final = "vector_age"
-"""The feature that says how old the row is, in bars: half the logarithm of one more."""
+"""The feature log(1 + age of the row in bars) ÷ 2."""
 CLIP: Final = 5.0
-"""Features are clipped there, as those of bars are."""
+"""Features are clipped here, like those of bars."""
 ALL_SYMBOLS: Final = ""
-"""Whose rows are those of a file that names no symbol: everyone's."""
+"""The key of rows for all symbols, from a file without symbols."""
 _NONE: Final = -1
 
 
 def feature_name(column: str, prefix: str = PREFIX) -> str:
-    """Return the name of the feature that a *column* of a file becomes."""
+    """Return the name of the feature for a file's *column*."""
     return column if column.startswith(prefix) else prefix + column
 
 
 @dataclass(frozen=True, slots=True)
 class CovariateRows:
-    """The rows of one symbol in the order of their times, which ascend.
+    """The rows of one symbol, ascending by time.
 
-    ``from_ms`` never falls: the first close at which each row counts. It is the row's time, or
-    later where the row came to be known later. ``values`` are [row, column].
+    ``from_ms``, also ascending, is the first close at which a row counts: the row's time, or later
+    if the row became known later. ``values`` are [row, column].
     """
 
     time_ms: Ids
@@ -57,66 +56,66 @@ class CovariateRows:
         return len(self.time_ms)
 
     def places(self, closes_ms: Ids) -> Ids:
-        """Return the place of the row that each bar has, by its close; -1 where it has none."""
+        """Return the index of the row that applies at each close; -1 without one."""
         return np.searchsorted(self.from_ms, closes_ms, side="right") - 1
 
 
 NO_COVARIATES: Final = CovariateRows(
     np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float64)
 )
-"""Those of a symbol that has none."""
+"""The rows of a symbol without any."""
 
 
 def rows_of(time_ms: Ids, values: Floats) -> CovariateRows:
-    """Return rows that were known at their own times."""
+    """Return rows that were known at their times."""
     return CovariateRows(time_ms, time_ms, values)
 
 
 class JoinedRows(NamedTuple):
-    """The row that each of some bars has; NaN, of the time 0, where it has none."""
+    """The rows of several bars; NaN with time 0 for a bar without one."""
 
     time_ms: Ids  # [bar]
     values: Floats  # [bar, column]
 
 
 class CovariateSource(Protocol):
-    """Where rows come from: a file that stands, one that grows, or a run's order books."""
+    """A source of rows: a fixed file, a growing file, or a run's order books."""
 
     @property
     def name(self) -> str:
-        """What it is kept as beside a database, as the run's row says; empty: it is not."""
+        """The name of the copy that is kept with the database; empty if none is kept."""
         ...
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
-        """Return the rows of *symbol* at these closes, with the columns that the model knows."""
+        """Return the rows of *symbol* at these closes, with the model's columns."""
         ...
 
 
 class RunSource(CovariateSource, Protocol):
-    """Rows that follow from the events of a run, which are shown to it in their order."""
+    """A source that computes rows from the events of a run."""
 
     def see(self, event: Event) -> None:
-        """Take in the next event, before the model is asked about it."""
+        """Process the next event, before the model forecasts from it."""
         ...
 
 
 class HasVectors(Protocol):
-    """A forecaster, by what it reads beside bars."""
+    """A forecaster that may read rows besides bars."""
 
     @property
     def vectors(self) -> CovariateSource | None:
-        """The rows; None where it reads none."""
+        """The source of the rows; None without any."""
         ...
 
 
 def run_source(model: HasVectors | None) -> RunSource | None:
-    """Return the rows that *model* reads from the run's events, if any."""
+    """Return the source of *model* that needs the run's events, if any."""
     source: Any = None if model is None else model.vectors
     return source if hasattr(source, "see") else None
 
 
 def joined_rows(rows: CovariateRows, usable: NDArray[np.bool_], closes_ms: Ids) -> JoinedRows:
-    """Return the row of *rows* that each bar has by its close, where they are *usable*."""
+    """Return the row that applies at each close; NaN where *usable* is False."""
     places = rows.places(closes_ms)
     has = (places != _NONE) & usable
     values = np.full((len(closes_ms), rows.values.shape[1]), np.nan)
@@ -133,11 +132,11 @@ class FixedCovariates:
     rows: Mapping[str, CovariateRows]
 
     def rows_for(self, symbol: str) -> CovariateRows:
-        """Return the rows of *symbol*, or everyone's."""
+        """Return the rows of *symbol*, or those for all symbols."""
         return self.rows.get(ALL_SYMBOLS, self.rows.get(symbol, NO_COVARIATES))
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
-        """Return the rows at these closes: all of it was read before the first bar."""
+        """Return the rows at these closes; the whole file was read before the first bar."""
         return joined_rows(
             self.rows_for(symbol), np.ones(len(closes_ms), dtype=np.bool_), closes_ms
         )
@@ -145,7 +144,7 @@ class FixedCovariates:
 
 @dataclass(frozen=True, slots=True)
 class CovariateScale:
-    """What a card says of the columns: their names in order, and how they are standardised."""
+    """The columns on a card: their names, in order, and their standardisation."""
 
     columns: tuple[str, ...]  # of the file
     centre: tuple[float, ...]
@@ -162,21 +161,21 @@ class CovariateScale:
 
     @classmethod
     def of(cls, section: Mapping[str, Any], prefix: str = PREFIX) -> CovariateScale:
-        """Read ``[features.vectors]`` of a card, or ``[features.book]`` by its *prefix*.
+        """Read ``[features.vectors]`` or ``[features.book]`` of a card; *prefix* selects which.
 
-        Raises ``CheckpointMismatch`` where it is none.
+        Raises ``CheckpointMismatch`` if it is invalid.
         """
         columns, centre, scale = (section.get(key) for key in ("columns", "centre", "scale"))
-        is_whole = (
+        is_valid = (
             isinstance(columns, list | tuple)
             and len(columns) > 0
             and all(isinstance(name, str) for name in columns)
             and all(_are_numbers(numbers, len(columns)) for numbers in (centre, scale))
         )
-        if not is_whole or not all(number > 0 for number in scale or ()):
+        if not is_valid or not all(number > 0 for number in scale or ()):
             raise CheckpointMismatch(
                 f"The card's features.{'vectors' if prefix == PREFIX else prefix.rstrip('_')} must "
-                "list columns, with a centre and a scale above 0 of each; use the card that was "
+                "list columns, with a centre and a scale above 0 for each; use the card that was "
                 "written."
             )
         return cls(tuple(columns or ()), tuple(centre or ()), tuple(scale or ()), prefix)
@@ -185,12 +184,12 @@ class CovariateScale:
     def fitted(
         cls,
         columns: Sequence[str],
-        every: Sequence[JoinedRows | CovariateRows],
+        tables: Sequence[JoinedRows | CovariateRows],
         until_ms: int,
         prefix: str = PREFIX,
     ) -> Self:
-        """Return mean and deviation of the rows before *until_ms*: of no later one."""
-        values = np.concatenate([rows.values[rows.time_ms < until_ms] for rows in every])
+        """Return the scale with mean and deviation of the rows before *until_ms*."""
+        values = np.concatenate([rows.values[rows.time_ms < until_ms] for rows in tables])
         values = values[np.isfinite(values).all(axis=1)]
         centre, scale = np.zeros(len(columns)), np.ones(len(columns))
         if len(values):
@@ -199,7 +198,7 @@ class CovariateScale:
         return cls(tuple(columns), tuple(centre.tolist()), tuple(scale.tolist()), prefix)
 
     def section(self) -> dict[str, Any]:
-        """Return it as a card has it."""
+        """Return the section for a card."""
         return {
             "columns": list(self.columns),
             "centre": list(self.centre),
@@ -216,9 +215,9 @@ def _are_numbers(values: object, count: int) -> bool:
 
 
 def section_beside(card: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """Return ``[features.name]`` of *card*: what its model knows beside bars; None where nothing.
+    """Return ``[features.name]`` of *card*, an input besides bars; None without it.
 
-    Raises ``CheckpointMismatch`` where it is no table.
+    Raises ``CheckpointMismatch`` if it is not a table.
     """
     features = card.get("features")
     section = features.get(name) if isinstance(features, Mapping) else None
@@ -230,18 +229,18 @@ def section_beside(card: Mapping[str, Any], name: str) -> Mapping[str, Any] | No
 
 
 def takes_vectors(card: Mapping[str, Any]) -> bool:
-    """Return whether the model of *card* was trained with covariates that a user supplies."""
+    """Return whether the model of *card* was trained with a user's covariates."""
     return section_beside(card, VECTORS) is not None
 
 
 def vector_scale(card: Mapping[str, Any]) -> CovariateScale:
-    """Return the scales of *card*'s covariates; raise ``CheckpointMismatch`` where it has none."""
+    """Return the scale of *card*'s covariates; raise ``CheckpointMismatch`` without any."""
     return CovariateScale.of(section_beside(card, VECTORS) or {})
 
 
 @dataclass(frozen=True)
 class CovariateColumns:
-    """The features of a source, as a schema has them after those of bars."""
+    """The features of a source, which follow those of bars in a schema."""
 
     scale: CovariateScale
     source: CovariateSource
@@ -252,7 +251,7 @@ class CovariateColumns:
         return self.scale.features
 
     def at(self, symbol: str, closes_ms: Ids, interval_ms: int) -> NDArray[np.float32]:
-        """Return [bar, feature] rows of bars by their closes; NaN where nothing is known."""
+        """Return [bar, feature] at these closes; NaN where no row applies."""
         scaled = np.full((len(closes_ms), len(self.names)), np.nan, dtype=np.float32)
         rows = self.source.at(symbol, closes_ms)
         has = np.isfinite(rows.values).all(axis=1) & bool(rows.values.shape[1])
@@ -266,5 +265,5 @@ class CovariateColumns:
         return scaled
 
     def newest(self, symbol: str, close_ms: int, interval_ms: int) -> NDArray[np.float32]:
-        """Return the row [feature] of a bar that is to be answered now."""
+        """Return the row [feature] of the newest bar."""
         return self.at(symbol, np.array([close_ms]), interval_ms)[0]

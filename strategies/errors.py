@@ -1,29 +1,29 @@
-"""The error tree; its branches say who can mend an error.
+"""The error classes; the two branches are errors to retry and errors that stop a run.
 
 ::
 
     TracepaperError            the root
     ├── Recoverable            reconnect, back off, count against the restart budget
-    │   ├── FeedLost           the stream or a request ended or was refused
+    │   ├── FeedLost           the stream or a request ended, was refused or timed out
     │   ├── FeedStale          connected, but no data came in time
-    │   ├── ServerLost         a fleet's server does not answer, or broke off
-    │   └── MessageMalformed   bytes that are not what the exchange documents
-    │       └── FrameImpossible   well formed, and cannot be true
+    │   ├── ServerLost         a fleet's server does not answer, or disconnected
+    │   └── MessageMalformed   a message that contradicts the exchange's documentation
+    │       └── FrameImpossible   a well-formed frame that cannot be true
     └── Fatal                  record, stop, exit non-zero
         ├── ConfigInvalid      wrong usage or configuration (exit code 2)
-        ├── DataInvalid        a file or a stored row that cannot be believed
-        ├── AuditUnwritable    the log cannot take the next step
-        ├── CheckpointMismatch weights that are not the ones their card names
-        ├── StrategyFailed     a user's strategy raised, or answered what is no signal
-        ├── AttentionInvalid   a tensor, mask or backend that attention cannot take
-        └── InvariantBroken    a bug of ours
+        ├── DataInvalid        invalid data in a file or a stored row
+        ├── AuditUnwritable    the record cannot store the next step
+        ├── CheckpointMismatch weights or a card that do not belong together
+        ├── StrategyFailed     a user's strategy raised, or returned no signal
+        ├── AttentionInvalid   a tensor, mask or backend that attention does not support
+        └── InvariantBroken    a bug in tracepaper
 
 Every message is one sentence that says what to do.
 """
 
 from typing import Final
 
-SHOWN_LONGEST: Final = 80
+_MAX_SHOWN: Final = 80
 
 
 class TracepaperError(Exception):
@@ -91,6 +91,6 @@ class InvariantBroken(Fatal):
 
 
 def shown(value: object) -> str:
-    """Return *value* as it is written in an error's sentence: one line of some 80 characters."""
+    """Return *value* as text for an error message: one line of at most 80 characters."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= SHOWN_LONGEST else f"{text[: SHOWN_LONGEST - 1]}…"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"

@@ -1,6 +1,6 @@
-"""Optional packages, the extra that installs each, and the sentence where one is missing.
+"""Optional packages, the extras that install them, and the error for a missing one.
 
-A command asks before it computes anything, under the option as it was typed.
+Commands check before they compute anything, and name the option that needs the package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXTRAS: Final = {
 
 
 def missing_sentence(package: str, needed_by: str) -> str:
-    """Say how to install the missing *package*; *needed_by* begins the sentence."""
+    """Return how to install the missing *package*; *needed_by* begins the sentence."""
     return (
         f"{needed_by} needs {package}: install it with pip install "
         f"'tracepaper[{EXTRAS[package]}]', or 'tracepaper[all]'."
@@ -37,11 +37,11 @@ def missing_sentence(package: str, needed_by: str) -> str:
 
 
 def is_installed(package: str) -> bool:
-    """Return whether *package* can be imported; it is not imported for that."""
+    """Return whether *package* is installed, without importing it."""
     return find_spec(package) is not None
 
 
 def require(package: str, needed_by: str, given: object = True) -> None:  # noqa: FBT002 - a value
-    """Raise ``ConfigInvalid`` where *needed_by* is *given* and *package* is not installed."""
+    """Raise ``ConfigInvalid`` if *needed_by* is *given* and *package* is not installed."""
     if given and not is_installed(package):
         raise ConfigInvalid(missing_sentence(package, needed_by))

@@ -1,6 +1,6 @@
-"""``Holding``: what an account holds of one instrument, and what fills and actions make of it.
+"""``Holding``: one instrument's position and the effects of fills and corporate actions.
 
-In exact integers. The rules are docs/money.md, M5 to M8, and docs/stocks.md, K16 to K25.
+Numbers are exact integers. The rules are docs/money.md, M5 to M8, and docs/stocks.md, K16 to K25.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import CorporateAction
 
 Movement = tuple[LedgerKind, int]
-"""A movement of cash: its kind, and its amount."""
+"""A movement of cash: kind and amount."""
 
 
 class Holding(Struct, gc=False, array_like=True):
-    """What a book holds of one instrument; mutable, owned by its line."""
+    """A book's position in one instrument; mutable, owned by its line."""
 
     quantity: int = 0
     entry_notional: int = 0
     realized_pnl: int = 0
     fees_paid: int = 0
     funding_paid: int = 0
-    opened_ms: int = 0  # market time of the fill that opened the position; 0 where there is none
-    margin: int = 0  # what it binds of the cash, where it is isolated
+    opened_ms: int = 0  # market time of the opening fill; 0 without a position
+    margin: int = 0  # cash bound by an isolated position
 
     def fill(
         self,
@@ -44,31 +44,31 @@ class Holding(Struct, gc=False, array_like=True):
         is_liquidation: bool = False,
         required: Callable[[int], int] | None = None,
     ) -> tuple[Movement, Movement]:
-        """Take in a fill of *signed*; return its movement of cash, and that of its fee.
+        """Apply a fill of *signed* quantity; return the cash movements of the trade and of its fee.
 
-        *required* gives the margin that a notional binds, where a position does.
+        *required* returns the margin that a notional binds; None without margin.
         """
         if not is_cash:
             realized = self.trade(signed, notional, required)
             self.realized_pnl += realized
             moved = LedgerKind.REALIZED, realized
         elif signed > 0:
-            # The fee of a buy on spot is paid in base: that share of what was bought is a cost at
-            # once. Of shares it is paid in their currency.
-            of_base = divide_half_even(notional * fee_base, signed)
+            # A spot buy pays its fee in base, so that share of the notional is an immediate cost.
+            # For stocks the fee is in quote currency.
+            base_fee = divide_half_even(notional * fee_base, signed)
             self.quantity += signed - fee_base
-            self.entry_notional += notional - of_base
-            self.fees_paid += of_base
+            self.entry_notional += notional - base_fee
+            self.fees_paid += base_fee
             moved = LedgerKind.BOUGHT, -notional
         else:
-            if self.quantity > 0:  # else the record was changed
+            if self.quantity > 0:  # always, unless the record was tampered with
                 self.realized_pnl += self.close(-signed, notional)
             moved = LedgerKind.SOLD, notional
         self.fees_paid += fee
         return moved, (LedgerKind.LIQUIDATION_FEE if is_liquidation else LedgerKind.FEE, -fee)
 
     def trade(self, signed: int, notional: int, required: Callable[[int], int] | None) -> int:
-        """Buy or sell *signed* of a derivative for *notional*; return the profit of what closes."""
+        """Trade *signed* of a derivative for *notional*; return the realised profit."""
         sign = 1 if signed > 0 else -1
         realized = 0
         opened, opened_notional = signed, sign * notional
@@ -86,14 +86,14 @@ class Holding(Struct, gc=False, array_like=True):
         return realized
 
     def close(self, closed: int, proceeds: int) -> int:
-        """Take *closed* (unsigned) out; return the profit on *proceeds* (signed)."""
+        """Reduce the position by *closed* (unsigned); return the profit on *proceeds* (signed)."""
         entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
         self.quantity -= closed if self.quantity > 0 else -closed
         self.entry_notional -= entry
         return proceeds - entry
 
     def act(self, action: CorporateAction, entitled: Entitlement) -> Movement:
-        """Take in what *action* leaves and pays: cash in lieu and dividends are realized profit."""
+        """Apply the result of *action*; cash in lieu and dividends are realised profit."""
         self.quantity = entitled.quantity
         self.entry_notional -= entitled.entry
         self.realized_pnl += entitled.paid - entitled.entry

@@ -1,16 +1,15 @@
 """Indicators over arrays, with the names, defaults and values of TA-Lib.
 
-Each takes float64 arrays of one length, oldest first, such as the columns of ``context.history``,
-and returns an array of that length that begins with NaN where too few rows precede. Row i depends
-on rows up to i alone. Given the same array, values equal TA-Lib's within 1e-9 of their scale.
+Each takes float64 arrays of equal length, oldest first, such as the columns of ``context.history``,
+and returns an array of that length, with leading NaN where too few rows precede. Row i depends only
+on rows up to i. Given the same array, values equal TA-Lib's within 1e-9 of their scale.
 
-What is smoothed endlessly (each that takes a ``window``, such as ``ema``, ``rsi`` and ``atr``)
-follows from where the array begins. ``context.history`` always holds the last ``warmup`` bars, so
-its newest value is the same after a restart; but yesterday's value, read off today's array, is not
-the one that yesterday saw: an endless smoothing depends on bars that a restart no longer has. With
-``window`` each value follows from the last so many rows alone, wherever the array begins. It
-differs from the endless one by at most (1 - a)^(window - period) of the spread of what is
-smoothed, where a is 2 / (period + 1) for ``ema`` and 1 / period for ``rsi``, ``atr``, ``adx``.
+Infinite smoothing (all functions with a ``window`` parameter, such as ``ema``, ``rsi`` and ``atr``)
+depends on where the array begins. ``context.history`` always holds the last ``warmup`` bars, so its
+newest value is the same after a restart. But yesterday's value in today's array differs from the
+value that yesterday saw. With ``window`` each value depends only on the last ``window`` rows. It
+differs from the infinite one by at most (1 - a)^(window - period) of the spread of the input, where
+a is 2 / (period + 1) for ``ema`` and 1 / period for ``rsi``, ``atr`` and ``adx``.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ def sma(values: Floats, period: int = 30) -> Floats:
 def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
     """Return the exponential mean: each value weighs 1 - 2 / (period + 1) times the next one.
 
-    It begins with the plain mean of *period* values: the first of the array, or of each *window*.
+    It starts from the mean of the first *period* values of the array, or of each *window*.
     """
     return padded(smoothed(values, period, 2 / (period + 1), window), values.size)
 
@@ -128,7 +127,7 @@ def tema(values: Floats, period: int = 30, *, window: int | None = None) -> Floa
 
 
 def trix(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
-    """Return the change in per cent of a triple ``ema``; with *window*: of 3 x window - 1 rows."""
+    """Return the change of a triple ``ema`` in per cent; *window*: 3 x window - 1 rows."""
     return roc(padded(_repeated(values, period, 3, window)[2], values.size), 1)
 
 
@@ -167,7 +166,7 @@ def macd(
 def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 30) -> Floats:
     """Return the mean typical price of the last *period* bars, weighted by volume (not in TA-Lib).
 
-    NaN where nothing was traded.
+    NaN if nothing was traded.
     """
     money = windows((high + low + close) / 3 * volume, period).sum(axis=1)
     return padded(ratio(money, windows(volume, period).sum(axis=1), np.nan), close.size)
@@ -206,7 +205,7 @@ def stddev(values: Floats, period: int = 5, deviations: float = 1.0) -> Floats:
 def zscore(values: Floats, period: int = 30) -> Floats:
     """Return the distance from the mean of the last *period* values, in their standard deviations.
 
-    NaN where they do not vary (not in TA-Lib).
+    NaN if they do not vary (not in TA-Lib).
     """
     means = rolling_means(values, period)
     off = values[values.size - means.size :] - means
@@ -225,7 +224,7 @@ def bbands(
 
 
 def trange(high: Floats, low: Floats, close: Floats) -> Floats:
-    """Return the true range: that of the bar and the close before it."""
+    """Return the true range: the range of the bar including the previous close."""
     return padded(true_ranges(high, low, close), close.size)
 
 
@@ -234,8 +233,8 @@ def atr(
 ) -> Floats:
     """Return the mean true range, smoothed by 1 / period (Wilder)."""
     ranges = true_ranges(high, low, close)
-    of_ranges = None if window is None else window - 1
-    return padded(smoothed(ranges, period, 1 / period, of_ranges), close.size)
+    range_window = None if window is None else window - 1
+    return padded(smoothed(ranges, period, 1 / period, range_window), close.size)
 
 
 def natr(
@@ -275,8 +274,8 @@ def keltner(
     Upper, middle and lower, as Pine's ``ta.kc`` has them (not in TA-Lib).
     """
     ranges = true_ranges(high, low, close)
-    of_ranges = None if window is None else window - 1
-    far = multiple * padded(smoothed(ranges, period, 2 / (period + 1), of_ranges), close.size)
+    range_window = None if window is None else window - 1
+    far = multiple * padded(smoothed(ranges, period, 2 / (period + 1), range_window), close.size)
     middle = ema(close, period, window=window)
     return middle + far, middle, middle - far
 
@@ -310,14 +309,14 @@ def supertrend(
 ) -> tuple[Floats, Floats]:
     """Return the line that trails the price at *multiple* x ``atr``, and its side (not in TA-Lib).
 
-    The side is 1 where the line is below the price, -1 above; it begins at -1, as in Pine.
+    The side is 1 if the line is below the price, else -1; it starts at -1, as in Pine.
     """
     if window is not None:
 
-        def of_window(*part: Floats) -> tuple[Floats, Floats]:
+        def last_of_window(*part: Floats) -> tuple[Floats, Floats]:
             return supertrend(part[0], part[1], part[2], period, multiple)
 
-        columns = _in_windows(of_window, (high, low, close), window)
+        columns = _in_windows(last_of_window, (high, low, close), window)
         return columns[0], columns[1]
     far, middle = multiple * atr(high, low, close, period), (high + low) / 2
     lines, sides = np.full(close.size, np.nan), np.full(close.size, np.nan)
@@ -345,18 +344,18 @@ def sar(
     """Return Wilder's parabolic stop and reverse."""
     if window is not None:
 
-        def of_window(*part: Floats) -> tuple[Floats]:
+        def last_of_window(*part: Floats) -> tuple[Floats]:
             return (sar(part[0], part[1], acceleration, maximum),)
 
-        return _in_windows(of_window, (high, low), window)[0]
+        return _in_windows(last_of_window, (high, low), window)[0]
     if high.size <= 1:  # it has no direction yet
         return np.full(high.size, np.nan)
     highs, lows = high.tolist(), low.tolist()
     fell, rose = lows[0] - lows[1], highs[1] - highs[0]
     stops, acceleration = [nan], min(acceleration, maximum)
-    # What falls is what rises upside down: there tops are lows, less than 0.
+    # A falling trend is handled as a rising one with negated prices.
     sign = -1.0 if fell > 0 and fell > rose else 1.0
-    sides = {1.0: (highs, lows), -1.0: ([-of for of in lows], [-of for of in highs])}
+    sides = {1.0: (highs, lows), -1.0: ([-price for price in lows], [-price for price in highs])}
     tops, bottoms = sides[sign]
     stop, best, step = bottoms[0], tops[1], acceleration
     for row in range(1, high.size):
@@ -383,7 +382,9 @@ def heikin_ashi(
     mean = (open_ + high + low + close) / 4
     first = (open_[:1] + close[:1]) / 2
     rest = (
-        accumulate(mean[:-1].tolist(), lambda was, value: (was + value) / 2, initial=first[0])
+        accumulate(
+            mean[:-1].tolist(), lambda previous, value: (previous + value) / 2, initial=first[0]
+        )
         if first.size
         else ()
     )
@@ -413,9 +414,9 @@ def roc(values: Floats, period: int = 10) -> Floats:
 def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
     """Return Wilder's relative strength: rises in % of all changes, smoothed by 1 / period."""
     changes = values[1:] - values[:-1]
-    of_changes = None if window is None else window - 1
-    net = smoothed(changes, period, 1 / period, of_changes)
-    all_ = smoothed(np.abs(changes), period, 1 / period, of_changes)
+    change_window = None if window is None else window - 1
+    net = smoothed(changes, period, 1 / period, change_window)
+    all_ = smoothed(np.abs(changes), period, 1 / period, change_window)
     return padded(50 * ratio(net + all_, all_, 0.0), values.size)
 
 
@@ -423,14 +424,14 @@ def stoch(
     high: Floats, low: Floats, close: Floats, fastk: int = 5, slowk: int = 3, slowd: int = 3
 ) -> tuple[Floats, Floats]:
     """Return the close's position in the range of *fastk* bars, in per cent: slow K and D."""
-    return _slowed(rolling_means(_places(high, low, close, fastk), slowk), slowd, close.size)
+    return _slowed(rolling_means(_positions(high, low, close, fastk), slowk), slowd, close.size)
 
 
 def stochf(
     high: Floats, low: Floats, close: Floats, fastk: int = 5, fastd: int = 3
 ) -> tuple[Floats, Floats]:
     """Return the close's position in the range of *fastk* bars, in per cent: fast K and D."""
-    return _slowed(_places(high, low, close, fastk), fastd, close.size)
+    return _slowed(_positions(high, low, close, fastk), fastd, close.size)
 
 
 def stochrsi(
@@ -441,8 +442,8 @@ def stochrsi(
     With *window* it depends on the last window + fastk + fastd - 2 rows.
     """
     strength = rsi(values, period, window=window)[(window or period + 1) - 1 :]
-    # A strength that stands still moves by its rounding alone.
-    return _slowed(_places(strength, strength, strength, fastk, 1e-9), fastd, values.size)
+    # Ignore ranges below 1e-9: an unchanged RSI differs only by rounding.
+    return _slowed(_positions(strength, strength, strength, fastk, 1e-9), fastd, values.size)
 
 
 def willr(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
@@ -504,7 +505,7 @@ def aroon(high: Floats, low: Floats, period: int = 14) -> tuple[Floats, Floats]:
 def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 14) -> Floats:
     """Return the money flow of rising bars in per cent of all, over *period* changes.
 
-    0 where less than 1 was traded in all, as in TA-Lib.
+    0 if the total is below 1, as in TA-Lib.
     """
     typical = (high + low + close) / 3
     flow, sign = (typical * volume)[1:], np.sign(typical[1:] - typical[:-1])
@@ -516,7 +517,7 @@ def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 
 def cmf(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 20) -> Floats:
     """Return Chaikin's money flow: volume by the close's position in its range (not in TA-Lib).
 
-    From -1 to 1; NaN where nothing was traded.
+    From -1 to 1; NaN if nothing was traded.
     """
     flow = ratio(2 * close - high - low, high - low, 0.0) * volume
     traded = windows(volume, period).sum(axis=1)
@@ -526,8 +527,8 @@ def cmf(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 
 def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
     """Return on-balance volume: volume at rises minus volume at falls, summed from the first row.
 
-    Its level means nothing, since it follows from where the array begins; its changes do. With
-    *window* it is the sum over the changes of the last so many rows.
+    Its level depends on where the array begins, so only its changes are meaningful. With *window*
+    it is the sum over the changes of the last *window* rows.
     """
     changes = close[1:] - close[:-1]
     signed = np.sign(changes) * volume[1:]
@@ -541,22 +542,24 @@ def linearreg(values: Floats, period: int = 14) -> Floats:
     return padded(weighted_sums(values, line_weights(period)), values.size)
 
 
-# ---------------------------------------------------------------- what several share
+# ---------------------------------------------------------------- shared helpers
 
 
-def _places(high: Floats, low: Floats, close: Floats, period: int, least: float = 0.0) -> Floats:
-    """Return where each close stands in the range of *period* bars, in per cent.
+def _positions(
+    high: Floats, low: Floats, close: Floats, period: int, min_range: float = 0.0
+) -> Floats:
+    """Return the position of each close in the range of *period* bars, in per cent.
 
-    0 where there is no range, or one under *least*.
+    0 without a range, or if it is below *min_range*.
     """
     top = np.maximum.reduce(windows(high, period), axis=1)
     bottom = np.minimum.reduce(windows(low, period), axis=1)
-    spread = np.where(top - bottom < least, 0.0, top - bottom)
+    spread = np.where(top - bottom < min_range, 0.0, top - bottom)
     return 100 * ratio(close[close.size - top.size :] - bottom, spread, 0.0)
 
 
 def _slowed(fast: Floats, period: int, size: int) -> tuple[Floats, Floats]:
-    """Return *fast* and its mean of *period*, both from where that begins."""
+    """Return *fast* and its mean of *period*, both starting where the mean starts."""
     mean = rolling_means(fast, period)
     return padded(fast[fast.size - mean.size :], size), padded(mean, size)
 
@@ -571,13 +574,13 @@ def _directional_sums(
         np.where((down > 0) & (down > up), down, 0.0),
         true_ranges(high, low, close),
     )
-    of_moves = None if window is None else window - 1
-    plus, minus, ranges = (wilder_sums(move, period, of_moves) for move in moves)
+    move_window = None if window is None else window - 1
+    plus, minus, ranges = (wilder_sums(move, period, move_window) for move in moves)
     return plus, minus, ranges
 
 
 def _repeated(values: Floats, period: int, times: int, window: int | None) -> list[Floats]:
-    """Return the ``ema``, that of it and so on, all from where the last one begins."""
+    """Return the ``ema``, the ``ema`` of it and so on, all starting where the last one starts."""
     means = [values]
     for _ in range(times):
         means.append(smoothed(means[-1], period, 2 / (period + 1), window))
@@ -587,7 +590,7 @@ def _repeated(values: Floats, period: int, times: int, window: int | None) -> li
 def _in_windows(
     function: Callable[..., tuple[Floats, ...]], columns: tuple[Floats, ...], window: int
 ) -> list[Floats]:
-    """Return the last values of *function* over each window of rows."""
+    """Return the last values of *function* on each window of rows."""
     parts = zip(*(windows(column, window) for column in columns), strict=True)
     last = [[float(values[-1]) for values in function(*part)] for part in parts]
     count = len(function(*(column[:0] for column in columns)))

@@ -1,6 +1,6 @@
-"""Order books of several levels as exact columns, packed and checked.
+"""Order books of several levels as exact columns; packing and checks.
 
-They wait as they came, packed, until a strategy looks at them: nobody else needs numpy.
+Books stay packed until a strategy reads them.
 
 The rule is docs/orderbook.md, D14.
 """
@@ -21,29 +21,29 @@ from tracepaper.strategies.types.market import Depth, Depths
 from tracepaper.strategies.units import MINUTE_MS
 
 LEVELS_MAX: Final = 1_000
-"""Of a side, the most that any depth of the exchange has."""
+"""Maximum levels per side of any depth of the exchange."""
 BLOCK_BOOKS: Final = 64
-"""Books that are packed together at most."""
+"""Maximum number of books packed together."""
 EVERY_MS_MIN: Final = 10
 EVERY_MS_MAX: Final = 3_600_000
 SILENT_MS: Final = MINUTE_MS
-"""A book of which nothing was heard for so long, market time, is not taken to stand still."""
+"""After this time (market ms) without a message, a book counts as lost, not as unchanged."""
 LATER_BOOKS: Final = 128
-"""Kept beyond those that are wanted: a bar may come after books that are later than its close."""
+"""Additional books kept, since a bar may arrive after books that are later than its close."""
 
 
 class OrderBookHistory:
-    """The last *length* books before a close, none from before a gap or one that is false."""
+    """The last *length* books before a close, without those from before a gap or a false book."""
 
     def __init__(self, length: int) -> None:
         self.length: Final = length
         self._events: deque[Depths] = deque()
         self._unpacked: dict[int, Books] = {}  # by the time of an event's first book
         self._count = 0
-        self._false_ms = -1  # of the newest book that was not believed
+        self._false_ms = -1  # time of the newest false book
 
     def add(self, depths: Depths) -> None:
-        """Take in the next books; those before a gap are forgotten."""
+        """Add the next books; after a gap forget the earlier ones."""
         if depths.cause or (self._events and depths.first_ms != self._events[-1].next_ms):
             self.forget()
         self._events.append(depths)
@@ -54,11 +54,11 @@ class OrderBookHistory:
             self._unpacked.pop(oldest.first_ms, None)
 
     def hide(self, false_ms: int) -> None:
-        """Show no book up to the one of *false_ms*, which is not believed."""
+        """Hide all books up to *false_ms*, the time of a false book."""
         self._false_ms = max(self._false_ms, false_ms)
 
     def books_of(self, event: Depths) -> Books:
-        """Return the books of *event*, which is held, unpacked once."""
+        """Return the unpacked books of *event*, from a cache."""
         books = self._unpacked.get(event.first_ms)
         if books is None:
             books = self._unpacked[event.first_ms] = books_in(event)
@@ -70,14 +70,14 @@ class OrderBookHistory:
         self._unpacked.clear()
         self._count = 0
 
-    def until(self, close_ms: int, most: int | None = None) -> Books | None:
-        """Return the last books that stood so at *close_ms* or before; None without any.
+    def until(self, close_ms: int, limit: int | None = None) -> Books | None:
+        """Return the last books at or before *close_ms*; None without any.
 
-        They are at most *most*, or as many as are kept.
+        There are at most *limit* of them (by default ``length``).
         """
-        length = self.length if most is None else most
+        length = self.length if limit is None else limit
         parts: list[Books] = []
-        held = 0
+        count = 0
         for event in reversed(self._events):
             if event.first_ms > close_ms:
                 continue
@@ -87,54 +87,54 @@ class OrderBookHistory:
             if event.market_ms > close_ms:
                 books = books.part(0, (close_ms - event.first_ms) // event.every_ms + 1)
             parts.append(books)
-            held += len(books)
-            if held >= length:
+            count += len(books)
+            if count >= length:
                 break
         if not parts:
             return None
         recent = joined(parts[::-1])
         first = int((recent.seen_ms <= self._false_ms).sum())
-        if first == held:
+        if first == count:
             return None
-        return recent.part(max(held - length, first), held)
+        return recent.part(max(count - length, first), count)
 
 
 SIDES: Final = ("bid", "ask")
-"""In the order in which every array holds them."""
+"""The sides, in the order of every array."""
 KIND: Final = "orderbook"
-"""The kind of network that reads them, as a card names it; it reads no bars."""
+"""The kind of model that reads order books instead of bars, as on its card."""
 
 Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Books:
-    """Books of one instrument, oldest first; a level that a side lacks has the size 0.
+    """Books of one instrument, oldest first; a missing level has size 0.
 
     ``price`` and ``size`` are int64 [book, side, level], from the touch outwards.
     """
 
-    seen_ms: Integers  # [book]: when it stood so
-    market_ms: Integers  # [book]: of the newest frame that it is made of
+    seen_ms: Integers  # [book]: time of the snapshot
+    market_ms: Integers  # [book]: of the newest frame applied
     price: Integers
     size: Integers
 
     def __len__(self) -> int:
-        """Return how many books."""
+        """Return the number of books."""
         return len(self.seen_ms)
 
     @property
     def levels(self) -> int:
-        """Levels a side."""
+        """Levels per side."""
         return int(self.price.shape[2])
 
     def part(self, start: int, stop: int) -> Books:
-        """Return the books from *start* until *stop*; no number is copied."""
+        """Return the books in [start, stop), as views."""
         cut = slice(start, stop)
         return Books(self.seen_ms[cut], self.market_ms[cut], self.price[cut], self.size[cut])
 
     def shallower(self, levels: int) -> Books:
-        """Return the same books with at most *levels* a side; no number is copied."""
+        """Return the books with at most *levels* per side, as views."""
         return Books(
             self.seen_ms, self.market_ms, self.price[..., :levels], self.size[..., :levels]
         )
@@ -146,7 +146,7 @@ class Books:
 
 
 def books_of(depths: Sequence[Depth], levels: int) -> Books:
-    """Return *depths* as columns of *levels* a side."""
+    """Return *depths* as columns of *levels* per side."""
     price = np.zeros((len(depths), 2, levels), dtype=np.int64)
     size = np.zeros_like(price)
     for row, depth in enumerate(depths):
@@ -163,7 +163,7 @@ def books_of(depths: Sequence[Depth], levels: int) -> Books:
 
 
 def joined(parts: Sequence[Books]) -> Books:
-    """Return the books of *parts* one after the other."""
+    """Concatenate the books of *parts*."""
     return Books(
         np.concatenate([part.seen_ms for part in parts]),
         np.concatenate([part.market_ms for part in parts]),
@@ -173,18 +173,18 @@ def joined(parts: Sequence[Books]) -> Books:
 
 
 def check_books(books: Books, where: str) -> None:
-    """Raise ``DataInvalid``, which names *where*, for books that no exchange can show."""
-    there = books.size > 0
+    """Raise ``DataInvalid``, which names *where*, for impossible books."""
+    exists = books.size > 0
     if bool((books.size < 0).any()) or bool((books.price < 0).any()):
         raise _impossible(where, "holds a negative price or size")
-    if not bool(there[:, :, 0].all()):
+    if not bool(exists[:, :, 0].all()):
         raise _impossible(where, "holds a book with an empty side")
-    if bool((there[:, :, 1:] & ~there[:, :, :-1]).any()):
+    if bool((exists[:, :, 1:] & ~exists[:, :, :-1]).any()):
         raise _impossible(where, "holds a book with a level behind a missing one")
     if bool((books.price[:, 0, 0] >= books.price[:, 1, 0]).any()):
         raise _impossible(where, "holds a crossed book")
     steps = np.diff(books.price, axis=2) * np.array([-1, 1])[:, None]
-    if bool((there[:, :, 1:] & (steps <= 0)).any()) or bool((there & (books.price < 1)).any()):
+    if bool((exists[:, :, 1:] & (steps <= 0)).any()) or bool((exists & (books.price < 1)).any()):
         raise _impossible(where, "holds levels that do not lead away from the touch")
     if bool((books.market_ms > books.seen_ms).any()):
         raise _impossible(where, "holds a book that was made of a later frame")
@@ -194,13 +194,13 @@ def _impossible(where: str, what: str) -> DataInvalid:
     return DataInvalid(f"{where} {what}, which no recording writes; restore it or record anew.")
 
 
-# ---------------------------------------------------------------- packed together
+# ---------------------------------------------------------------- packing
 
 _PLANES: Final = 8  # bytes of an int64
 
 
 def planes(numbers: Integers) -> bytes:
-    """Return int64 *numbers* with the bytes of each place together, which packs better."""
+    """Return int64 *numbers* as byte planes (all first bytes, then all second …), to compress."""
     plain = np.ascontiguousarray(numbers, dtype="<i8").reshape(-1)
     return plain.view(np.uint8).reshape(-1, _PLANES).T.tobytes()
 
@@ -217,12 +217,12 @@ def from_planes(packed: bytes, shape: tuple[int, ...], where: str) -> Integers:
 def packed_books(
     instrument: str, books: Books, *, every_ms: int, cause: str = "", seen_ms: int
 ) -> Depths:
-    """Return *books*, *every_ms* apart, as the event that holds them, seen at *seen_ms*.
+    """Return *books*, *every_ms* apart, packed in an event that was seen at *seen_ms*.
 
-    Prices are differences along the levels; all lie by byte planes, compressed.
+    Prices are stored as differences along the levels; all numbers as compressed byte planes.
     """
     price = np.diff(books.price, axis=2, prepend=0)
-    laid = (books.seen_ms - books.market_ms, price, books.size)
+    arrays = (books.seen_ms - books.market_ms, price, books.size)
     return Depths(
         instrument,
         cause,
@@ -230,17 +230,14 @@ def packed_books(
         every_ms,
         len(books),
         books.levels,
-        zlib.compress(b"".join(map(planes, laid)), 9),
+        zlib.compress(b"".join(map(planes, arrays)), 9),
         market_ms=int(books.seen_ms[-1]),
         seen_ms=seen_ms,
     )
 
 
 def books_in(depths: Depths, where: str = "") -> Books:
-    """Return the books that *depths* holds.
-
-    Raises ``DataInvalid``, which names *where*, where it holds others.
-    """
+    """Return the books in *depths*; raise ``DataInvalid``, which names *where*, if damaged."""
     where = where or f"The event of books of {depths.instrument} at {depths.first_ms}"
     count, levels = depths.count, depths.levels
     if not (1 <= count <= BLOCK_BOOKS and 1 <= levels <= LEVELS_MAX and depths.every_ms > 0):
@@ -251,65 +248,65 @@ def books_in(depths: Depths, where: str = "") -> Books:
     expected = _PLANES * (count + 2 * cells)
     unpacker = zlib.decompressobj()
     try:
-        held = unpacker.decompress(depths.books, expected + 1)
+        data = unpacker.decompress(depths.books, expected + 1)
     except zlib.error:
-        held = b""
-    if len(held) != expected or not unpacker.eof or unpacker.unused_data:
+        data = b""
+    if len(data) != expected or not unpacker.eof or unpacker.unused_data:
         raise _impossible(where, "is damaged")
     ages, end = _PLANES * count, _PLANES * (count + cells)
     shape = (count, 2, levels)
     seen_ms = depths.first_ms + depths.every_ms * np.arange(count, dtype=np.int64)
     books = Books(
         seen_ms,
-        seen_ms - from_planes(held[:ages], (count,), where),
-        np.cumsum(from_planes(held[ages:end], shape, where), axis=2),
-        from_planes(held[end:], shape, where),
+        seen_ms - from_planes(data[:ages], (count,), where),
+        np.cumsum(from_planes(data[ages:end], shape, where), axis=2),
+        from_planes(data[end:], shape, where),
     )
     check_books(books, where)
     return books
 
 
-# ---------------------------------------------------------------- what a network sees
+# ---------------------------------------------------------------- a network's input
 
 COLUMNS: Final = (
-    "distance",  # of the price from the mid, basis points over 10, bids below 0
-    "size",  # log of the size less the mean of the book's
-    "share",  # of its side's size that stands at it or nearer the touch
-    "grown",  # log of the size less that of the same level one book ago
-    "moved",  # of the mid since the book before, basis points
-    "age",  # of the newest frame, log of 1 + seconds
-    "absent",  # 1 where the side has no such level
+    "distance",  # of the price from the mid, basis points ÷ 10, bids below 0
+    "size",  # log(size) minus the book's mean
+    "share",  # of its side's size at this level and nearer the touch
+    "grown",  # log(size ÷ size of the level in the previous book)
+    "moved",  # the mid since the previous book, basis points
+    "age",  # of the newest frame, log(1 + seconds)
+    "absent",  # 1 if the side has no such level
 )
-"""What a token of a level holds; a window's first book knows none before it."""
+"""The columns of a level's token; in a window's first book "grown" and "moved" are 0."""
 _CLIP: Final = 10.0
 
 
 def tokens_of(books: Books) -> NDArray[np.float32]:
     """Return the tokens [book, side * level, column] of a window of *books*, by ``COLUMNS``.
 
-    Bids come first, each side from the touch outwards. Each row depends on its own book and the
-    one before it alone; scales cancel, so one network reads books of any instrument.
+    Bids come first, each side from the touch outwards. Each row depends only on its book and the
+    previous one. Tokens are scale-free, so one network reads books of any instrument.
     """
-    there = books.size > 0
+    exists = books.size > 0
     price, mid = books.price.astype(np.float64), books.doubled_mid / 2.0
-    distance = np.where(there, (price / mid[:, None, None] - 1.0) * 1e3, 0.0)
+    distance = np.where(exists, (price / mid[:, None, None] - 1.0) * 1e3, 0.0)
     log_size = np.log(np.maximum(books.size, 1).astype(np.float64))
-    count = there.sum(axis=(1, 2))
-    level = np.where(there, log_size, 0.0).sum(axis=(1, 2)) / count
+    count = exists.sum(axis=(1, 2))
+    mean_size = np.where(exists, log_size, 0.0).sum(axis=(1, 2)) / count
     nearer = np.cumsum(books.size, axis=2, dtype=np.float64)
     grown = np.zeros_like(log_size)
-    grown[1:] = np.where(there[1:] & there[:-1], log_size[1:] - log_size[:-1], 0.0)
+    grown[1:] = np.where(exists[1:] & exists[:-1], log_size[1:] - log_size[:-1], 0.0)
     moved = np.zeros(len(books))
     moved[1:] = (mid[1:] / mid[:-1] - 1.0) * 1e4
     age = np.log1p((books.seen_ms - books.market_ms) / 1e3)
     columns = (
         distance,
-        np.where(there, log_size - level[:, None, None], 0.0),
+        np.where(exists, log_size - mean_size[:, None, None], 0.0),
         nearer / nearer[:, :, -1:],
         grown,
         np.broadcast_to(moved[:, None, None], price.shape),
         np.broadcast_to(age[:, None, None], price.shape),
-        (~there).astype(np.float64),
+        (~exists).astype(np.float64),
     )
-    laid = np.stack(columns, axis=-1).reshape(len(books), -1, len(COLUMNS))
-    return laid.clip(-_CLIP, _CLIP).astype(np.float32)
+    tokens = np.stack(columns, axis=-1).reshape(len(books), -1, len(COLUMNS))
+    return tokens.clip(-_CLIP, _CLIP).astype(np.float32)

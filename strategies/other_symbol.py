@@ -1,9 +1,9 @@
-"""Closed bars of another symbol as columns beside a bar's own, where that symbol's bar has come.
+"""Features of another symbol's closed bars as additional columns.
 
-The columns of a bar are the feature row of the other symbol's bar of the same close. Whether it had
-come is told by the order of events: it counts for the answer to a bar where it came before that bar
-or in one close with it. A later one counts from the next answer on. So nothing later than a bar is
-in its answer, and a replay of a record knows what the run knew.
+The columns of a bar are the feature row of the other symbol's bar of the same close, if that bar
+arrived earlier or in the same ``CloseStart``; the order of events decides. A later arrival counts
+from the next forecast on. So no forecast uses later data, and a replay of the record knows exactly
+what the run knew.
 
 The rule is docs/models.md, L53.
 """
@@ -33,15 +33,15 @@ from tracepaper.strategies.types.market import Bar, CloseStart, Event
 OTHER: Final = "other_symbol"
 """The key of ``[architecture]`` that names the symbol."""
 PREFIX: Final = "other_"
-"""What the names of these features begin with."""
+"""Prefix of the names of these features."""
 _KEPT: Final = 1 << 17
-"""Bars kept a symbol: more than a window and what a scan reads ahead."""
+"""Bars kept per symbol: more than a window plus the bars that a scan reads ahead."""
 
 
 def other_of(card: Mapping[str, Any]) -> str:
-    """Return the symbol that the model of *card* asks beside its own; empty where none.
+    """Return the other symbol that the model of *card* reads; empty without one.
 
-    Raises ``CheckpointMismatch`` where the card names no text.
+    Raises ``CheckpointMismatch`` if it is not a text.
     """
     section = card.get("architecture")
     symbol = section.get(OTHER, "") if isinstance(section, Mapping) else ""
@@ -53,7 +53,7 @@ def other_of(card: Mapping[str, Any]) -> str:
 
 
 class OtherSource(CovariateSource, Protocol):
-    """Where the other symbol's rows come from: candles that are known, or the bars of a run."""
+    """A source of the other symbol's rows: known candles, or the bars of a run."""
 
     @property
     def symbol(self) -> str:
@@ -61,19 +61,19 @@ class OtherSource(CovariateSource, Protocol):
         ...
 
     def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
-        """Return the rows at these closes that were known when *symbol*'s bar of *by_ms* came."""
+        """Return the rows at these closes known when *symbol*'s bar closing at *by_ms* arrived."""
         ...
 
 
 @dataclass(frozen=True)
 class OtherColumns(CovariateColumns):
-    """The other symbol's features, as a schema has them after those of the bar itself."""
+    """The other symbol's features, which follow those of the bar itself in a schema."""
 
     source: OtherSource
 
     @classmethod
     def of(cls, names: tuple[str, ...], source: OtherSource) -> Self:
-        """Return the columns of *source*, whose features are called *names*, in their own units."""
+        """Return the columns of *source* with the features *names*, unscaled."""
         unscaled = CovariateScale(names, (0.0,) * len(names), (1.0,) * len(names), PREFIX)
         return cls(unscaled, source)
 
@@ -83,20 +83,20 @@ class OtherColumns(CovariateColumns):
         return tuple(PREFIX + name for name in self.scale.columns)
 
     def at(self, symbol: str, closes_ms: Ids, interval_ms: int) -> NDArray[np.float32]:
-        """Return [bar, feature] rows of bars by their closes; NaN where the other had not come."""
+        """Return [bar, feature] at these closes; NaN if the other bar had not arrived."""
         del interval_ms
         return self.source.at(symbol, closes_ms).values.astype(np.float32)
 
     def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> NDArray[np.float32]:
-        """Return the same as it was known when *symbol*'s bar that closed at *by_ms* came."""
+        """Return the rows known when *symbol*'s bar closing at *by_ms* arrived."""
         return self.source.rows_by(symbol, closes_ms, by_ms).values.astype(np.float32)
 
 
 def other_columns(schema: FeatureSchema, source: CovariateSource) -> OtherColumns:
-    """Return the columns of *source*; raise ``ConfigInvalid`` for one of no other symbol's bars."""
+    """Return the columns of *source*; raise ``ConfigInvalid`` if it has no other symbol's bars."""
     if not isinstance(source, KnownOtherBars | RunOtherBars):
         raise ConfigInvalid(
-            "The model asks another symbol, whose candles --data gives; leave --covariates and "
+            "The model reads another symbol, whose candles --data gives; leave --covariates and "
             "--depth out."
         )
     return OtherColumns.of(schema.recipe.names, source)
@@ -104,7 +104,7 @@ def other_columns(schema: FeatureSchema, source: CovariateSource) -> OtherColumn
 
 @dataclass(frozen=True)
 class KnownOtherBars:
-    """The feature rows of candles that were all there before the first answer: an ``OtherSource``.
+    """Feature rows of candles that were all known from the start: an ``OtherSource``.
 
     ``closes_ms`` [bar] ascend; ``values`` are [bar, feature] of the features ``names``.
     """
@@ -116,7 +116,7 @@ class KnownOtherBars:
     name: str = ""
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
-        """Return the row of each close; NaN where there is none, and for the symbol itself."""
+        """Return the row of each close; NaN without one, and for the symbol itself."""
         rows = np.full((len(closes_ms), self.values.shape[1]), np.nan)
         if symbol != self.symbol and len(self.closes_ms):
             places = np.searchsorted(self.closes_ms, closes_ms).clip(max=len(self.closes_ms) - 1)
@@ -125,16 +125,16 @@ class KnownOtherBars:
         return _joined(closes_ms, rows)
 
     def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
-        """Return the same: a candle is known at its close."""
+        """Return the same as ``at``: a candle is known at its close."""
         del by_ms
         return self.at(symbol, closes_ms)
 
 
 class RunOtherBars:
-    """The feature rows of the other symbol's bars in a run, as they came: an ``OtherSource``.
+    """Feature rows of the other symbol's bars in a run, by arrival: an ``OtherSource``.
 
-    The events of the run are shown to it in their order, live, in a replay and from the record
-    alike. What came is numbered: the bars of one ``CloseStart`` have one number.
+    It gets the run's events in order, live, in a replay and from the record. Arrivals are numbered;
+    the bars of one ``CloseStart`` share a number.
     """
 
     def __init__(self, symbol: str, schema_id: str) -> None:
@@ -144,14 +144,14 @@ class RunOtherBars:
         self.lookback: Final = schema.lookback
         self._columns = len(schema.recipe.names)
         self._features = FeatureStreams(schema)
-        self._rows: dict[int, tuple[int, Floats]] = {}  # by close, with its number
-        self._numbers: dict[str, dict[int, int]] = {}  # the number of each symbol's bars, by close
+        self._rows: dict[int, tuple[int, Floats]] = {}  # by close: (arrival number, row)
+        self._numbers: dict[str, dict[int, int]] = {}  # symbol -> close -> arrival number
         self._newest_ms: dict[str, int] = {}
         self._number = 0
         self._due = 0  # bars that belong to the newest ``CloseStart``
 
     def see(self, event: Event) -> None:
-        """Take in the next event."""
+        """Process the next event."""
         match event:
             case CloseStart():
                 self._number, self._due = self._number + 1, event.bars
@@ -161,19 +161,19 @@ class RunOtherBars:
                 pass
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
-        """Return the row of each close that had come when *symbol*'s own bar came."""
+        """Return the row of each close, if it was known when *symbol*'s own bar arrived."""
         numbers = self._numbers.get(symbol, {})
         return self._until(
             closes_ms, [numbers.get(close_ms, -1) for close_ms in closes_ms.tolist()]
         )
 
     def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
-        """Return the row of each close that had come when *symbol*'s bar of *by_ms* came."""
+        """Return the row of each close, if known when *symbol*'s bar closing at *by_ms* arrived."""
         by = self._numbers.get(symbol, {}).get(by_ms, -1)
         return self._until(closes_ms, [by] * len(closes_ms))
 
     def _until(self, closes_ms: Ids, numbers: list[int]) -> JoinedRows:
-        """Return the row of each close that came at its one of *numbers* or before; else NaN."""
+        """Return the row of each close, if it arrived no later than its number; else NaN."""
         rows = np.full((len(closes_ms), self._columns), np.nan)
         for place, (close_ms, number) in enumerate(zip(closes_ms.tolist(), numbers, strict=True)):
             row = self._rows.get(close_ms)
@@ -188,7 +188,7 @@ class RunOtherBars:
             self._number += 1
         symbol, close_ms = bar.instrument.rpartition(":")[2], bar.closed_ms
         if close_ms <= self._newest_ms.get(symbol, -1):
-            return  # of an earlier bar again: what was known of it stands
+            return  # an earlier bar again: keep its row
         self._newest_ms[symbol] = close_ms
         if symbol != self.symbol:
             _keep(self._numbers.setdefault(symbol, {}), close_ms, self._number)

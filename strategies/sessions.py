@@ -1,15 +1,11 @@
 """Exchange sessions as plain numbers, and suspected stock splits between them.
 
-Nothing here knows a holiday: ``replay/archive/sessions.py`` asks the package, and what it answered
-is stored with the run, so that a restart and ``verify`` count by the same sessions.
+``replay/archive/sessions.py`` gets the sessions from a package, and they are stored with the run,
+so that a restart and ``verify`` use the same ones. The rules are docs/stocks.md, K1 to K9.
 
-The rules are docs/stocks.md, K1 to K9.
-
-A share that is divided by seven opens at a seventh of the close before it, and seven times as many
-are traded: their money stays what it was. After a crash far more money changes hands, and the jump
-is no simple ratio.
-
-The rules are docs/stocks.md, K13 to K15.
+After a split of seven for one, a share opens at a seventh of the previous close, and its turnover
+in money stays the same. After a crash the turnover is far larger, and the ratio is not a simple
+one. The rules are docs/stocks.md, K13 to K15.
 """
 
 from __future__ import annotations
@@ -39,16 +35,16 @@ Times = npt.NDArray[np.int64]
 
 
 class Anchor(StrEnum):
-    """Where the bars inside a session open."""
+    """The alignment of bars within a session."""
 
-    CLOCK = "clock"  # 9:30, 10:00, 11:00: on the exchange's own clock, the first one shorter
+    CLOCK = "clock"  # 9:30, 10:00, 11:00: by the exchange's clock, the first bar shorter
     SESSION = "session"  # 9:30, 10:30, 11:30: counted from the session's open
 
 
 class Sessions(Struct, frozen=True):
-    """The sessions of an exchange over whole years, oldest first; all tuples have one length.
+    """The sessions of an exchange over whole years, oldest first; all tuples have equal length.
 
-    A session with a break is two rows of one day. Days are those of the exchange, counted from
+    A session with a break is two rows with the same day. Days are the exchange's, counted from
     1970-01-01; opens and closes are UTC minutes since then; offsets are the exchange's minutes
     ahead of UTC at the open.
     """
@@ -56,7 +52,7 @@ class Sessions(Struct, frozen=True):
     name: str
     version: str  # of the package that computed them
     anchor: Anchor
-    a_year: float  # sessions in a mean year of this span
+    a_year: float  # mean number of sessions per year
     days: tuple[int, ...]
     opens: tuple[int, ...]
     closes: tuple[int, ...]
@@ -86,7 +82,7 @@ class Sessions(Struct, frozen=True):
 
     @property
     def sha256(self) -> str:
-        """The SHA-256, hexadecimal, of everything they say."""
+        """The SHA-256 of all fields, hexadecimal."""
         return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
 
 
@@ -115,9 +111,9 @@ def unpacked(stored: bytes) -> Sessions:
 class Calendar:
     """The session bars of one interval: when each opens and closes, and on which day.
 
-    A day is one bar from the session's open to its close, a week or a month one from its first
-    session's open to its last one's close. Shorter bars start anew in each session and never reach
-    beyond its close, so the first and the last may be shorter than the interval.
+    A daily bar lasts from the session's open to its close, a weekly or monthly one from its first
+    session's open to its last close. Shorter bars restart in each session and end at its close, so
+    the first and the last may be shorter than the interval.
     """
 
     def __init__(self, sessions: Sessions, interval_ms: int) -> None:
@@ -128,9 +124,9 @@ class Calendar:
         closes = np.array(sessions.closes, dtype=np.int64) * MINUTE_MS
         if interval_ms < DAY_MS:
             offsets = np.array(sessions.offsets, dtype=np.int64) * MINUTE_MS
-            of_clock = sessions.anchor is Anchor.CLOCK
+            by_clock = sessions.anchor is Anchor.CLOCK
             local = opens + offsets
-            first = opens if not of_clock else local - local % interval_ms - offsets
+            first = local - local % interval_ms - offsets if by_clock else opens
             counts = -(-(closes - first) // interval_ms)
             part = np.repeat(np.arange(days.size), counts)
             nth = np.arange(part.size) - np.repeat(counts.cumsum() - counts, counts)
@@ -144,15 +140,15 @@ class Calendar:
             self.days = days[at]
             self.opens = opens[at]
             self.closes = closes[np.append(at[1:], days.size) - 1]
-        self._last = (-1, 0)  # the open that was asked for last, and its place
+        self._last = (-1, 0)  # the last argument of ``place``, and its result
 
     def __len__(self) -> int:
         return int(self.opens.size)
 
     def place(self, open_ms: int) -> int:
-        """Return how many session bars open before *open_ms*, or with it less one.
+        """Return the index of the bar that opens at *open_ms*, or else of the last one before.
 
-        That is the index of the bar that opens then, where one does.
+        It is -1 before the first bar.
         """
         last, at = self._last
         if open_ms == last:
@@ -165,7 +161,7 @@ class Calendar:
         return at
 
     def between(self, first_ms: int, second_ms: int) -> int:
-        """Return how many session bars the open *second_ms* is after the open *first_ms*."""
+        """Return the number of session bars from the open *first_ms* to the open *second_ms*."""
         return self.place(second_ms) - self.place(first_ms)
 
     def closes_of(self, opens_ms: Times) -> Times:
@@ -178,7 +174,7 @@ class Calendar:
 
     @cached_property
     def bars_a_day(self) -> int:
-        """The most bars that a day has."""
+        """Maximum number of bars in a day."""
         return int(np.unique(self.days, return_counts=True)[1].max())
 
     def day_of(self, open_ms: int) -> int:
@@ -186,20 +182,20 @@ class Calendar:
         return int(self.days[self.place(open_ms)])
 
     def day_at(self, at_ms: int) -> int:
-        """Return the exchange's day of the session under way at *at_ms*, or else the last before.
+        """Return the exchange's day of the last session that opened at or before *at_ms*.
 
-        A session ends where the next begins: its close belongs to it, the next one's open does not.
+        So a session lasts until the next one opens.
         """
         sessions = self.sessions
         return sessions.days[max(bisect_right(sessions.opens, at_ms // MINUTE_MS) - 1, 0)]
 
     def days_at(self, closes_ms: Times) -> Times:
-        """Return the exchange's day in which the bar lies that closes at each of *closes_ms*."""
+        """Return the exchange's day of the bar that closes at each of *closes_ms*."""
         return self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]
 
 
 def closes_of(opens_ms: Times, interval_ms: int, calendar: Calendar | None) -> Times:
-    """Return when the bars close that open at *opens_ms*: a session's last may be shorter.
+    """Return when the bars that open at *opens_ms* close.
 
     Without a *calendar* every interval is a bar.
     """
@@ -207,9 +203,9 @@ def closes_of(opens_ms: Times, interval_ms: int, calendar: Calendar | None) -> T
 
 
 def opens_later(opens_ms: Times, bars: int, interval_ms: int, calendar: Calendar | None) -> Times:
-    """Return when the bar opens that is so many *bars* after each of *opens_ms*; less is earlier.
+    """Return the open of the bar that is *bars* after each of *opens_ms* (before, if negative).
 
-    Beyond the calendar it is that of its last or first bar.
+    Beyond the calendar it is the open of its last or first bar.
     """
     if calendar is None:
         return opens_ms + bars * interval_ms
@@ -217,12 +213,12 @@ def opens_later(opens_ms: Times, bars: int, interval_ms: int, calendar: Calendar
 
 
 def is_whole_days(interval_ms: int) -> bool:
-    """Return whether a bar of *interval_ms* is of whole days: named by its date, not its open."""
+    """Return whether bars of *interval_ms* are whole days, which are identified by their date."""
     return interval_ms in (DAY_MS, WEEK_MS, MONTH_MS)
 
 
 def groups_of_days(days: Times, interval_ms: int) -> Times:
-    """Return in which day, week (from Monday) or month each of *days*, counted from 1970, lies."""
+    """Return the day, week (from Monday) or month of each of *days*, counted from 1970."""
     if interval_ms == MONTH_MS:
         return days.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
     step = interval_ms // DAY_MS
@@ -231,55 +227,55 @@ def groups_of_days(days: Times, interval_ms: int) -> Times:
 
 
 MONTHS_OF: Final = "UTC"
-"""The name of the sessions by which months are counted where no exchange closes: each day."""
+"""The name of the sessions that count months for a market that never closes."""
 _DAYS: Final = range(47_847)
-"""From 1970-01-01 to 2100-12-31."""
+"""1970-01-01 to 2100-12-31."""
 
 
 @lru_cache(maxsize=1)
 def month_calendar() -> Calendar:
     """Return the months of UTC from 1970 to 2100, as the bars of a calendar that never closes."""
-    a_day = DAY_MS // MINUTE_MS
+    day_minutes = DAY_MS // MINUTE_MS
     sessions = Sessions(
         name=MONTHS_OF,
         version="1",
         anchor=Anchor.CLOCK,
         a_year=len(_DAYS) / 131,
         days=tuple(_DAYS),
-        opens=tuple(day * a_day for day in _DAYS),
-        closes=tuple((day + 1) * a_day for day in _DAYS),
+        opens=tuple(day * day_minutes for day in _DAYS),
+        closes=tuple((day + 1) * day_minutes for day in _DAYS),
         offsets=(0,) * len(_DAYS),
     )
     return Calendar(sessions, MONTH_MS)
 
 
 RATIOS: Final = ((3, 2), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (10, 1), (20, 1))
-"""New shares for old ones; reverse splits are the other way round."""
+"""(new, old) shares of usual splits; reverse splits swap them."""
 TOLERANCE: Final = 0.03
-"""How far the open may be from the ratio, as a fraction: a night moves prices as well."""
+"""Allowed distance of the open from the ratio, as a fraction, for the overnight move."""
 CLOSE_TOLERANCE: Final = 0.2
-"""How far that bar, and the one before it, may move between open and close, as a fraction.
+"""Allowed move of that bar and the previous one from open to close, as a fraction.
 
-A single false open or close is gone at the other end of its bar; a split stays.
+It excludes a single false open or close, which disappears within the bar.
 """
 TURNOVER_FACTOR: Final = 2.0
-"""The money of the session's first bar is at least the usual one by this, and at most times it."""
+"""Allowed factor, up or down, between a first bar's turnover and the usual one."""
 SESSIONS: Final = 5
-"""Sessions before, the median of whose first bars is the usual turnover."""
-SESSIONS_LEAST: Final = 3
+"""The usual turnover is the median over the first bars of this many previous sessions."""
+MIN_SESSIONS: Final = 3
 WATCHED_SESSIONS: Final = SESSIONS + 2
-"""So many sessions decide: of the oldest the beginning may be missing, the newest is judged."""
+"""Sessions that a result depends on: the oldest may be incomplete, the newest is checked."""
 
 
 class SuspectedSplit(NamedTuple):
-    """A split that was suspected: so many *new* shares for so many *old* ones."""
+    """A suspected split of *new* shares for *old* ones."""
 
     open_time_ms: int
     new: int
     old: int
 
     def sentence(self, symbol: str) -> str:
-        """Name it, as the warnings of a run do; :func:`named_splits` reads it back."""
+        """Return the warning of a run, which :func:`named_splits` can parse."""
         day = datetime.fromtimestamp(self.open_time_ms / 1000, UTC).date()
         return (
             f"{symbol}: the split of {self.new} for {self.old} suspected on {day} is not adjusted; "
@@ -291,7 +287,7 @@ _NAMED: Final = re.compile(r"(\S+): the split of (\d+) for (\d+) suspected on (\
 
 
 def named_splits(sentences: Iterable[str]) -> dict[str, list[SuspectedSplit]]:
-    """Read the splits that *sentences* name, by symbol; each from midnight UTC of its day on."""
+    """Parse the splits in *sentences*, by symbol; each takes effect at midnight UTC."""
     splits: dict[str, list[SuspectedSplit]] = {}
     for sentence in sentences:
         if named := _NAMED.match(sentence):
@@ -303,19 +299,19 @@ def named_splits(sentences: Iterable[str]) -> dict[str, list[SuspectedSplit]]:
 
 
 class SplitWatch:
-    """Looks at the first bar of each session of one share; it depends on seven sessions alone."""
+    """Detects splits of one share from the first bar of each session; depends on seven sessions."""
 
     def __init__(self) -> None:
         self._day: int | None = None
-        self._bar = (0, 0)  # open and close of the one before
-        self._usual: deque[int] = deque(maxlen=SESSIONS)
+        self._bar = (0, 0)  # open and close of the previous bar
+        self._turnovers: deque[int] = deque(maxlen=SESSIONS)
 
     def add(
         self, day: int, open_time_ms: int, prices: tuple[int, int], volume: int
     ) -> SuspectedSplit | None:
-        """Take in a bar of *day* by its open and close; return the split that it shows, if any.
+        """Add a bar of *day* with its (open, close) *prices*; return a suspected split, if any.
 
-        The first day is one of which the beginning may not be known: it says nothing.
+        The first day is skipped, since its first bar may be missing.
         """
         before, self._bar = self._bar, prices
         if day == self._day:
@@ -325,16 +321,16 @@ class SplitWatch:
             return None
         turnover = prices[1] * volume
         split = self._suspected(open_time_ms, before, prices, turnover)
-        self._usual.append(turnover)
+        self._turnovers.append(turnover)
         return split
 
     def _suspected(
         self, open_time_ms: int, before: tuple[int, int], prices: tuple[int, int], turnover: int
     ) -> SuspectedSplit | None:
         fall = before[1] / prices[0]
-        if 0.7 < fall < 1.4 or len(self._usual) < SESSIONS_LEAST:
+        if 0.7 < fall < 1.4 or len(self._turnovers) < MIN_SESSIONS:
             return None
-        share = turnover / max(median(self._usual), 1)
+        share = turnover / max(median(self._turnovers), 1)
         if not 1 / TURNOVER_FACTOR <= share <= TURNOVER_FACTOR:
             return None
         if any(abs(close / open_ - 1) > CLOSE_TOLERANCE for open_, close in (before, prices)):

@@ -1,4 +1,4 @@
-"""Sums, means and smoothings over windows of an array, which indicators are made of."""
+"""Sums, means and smoothing over windows of an array; the building blocks of indicators."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tracepaper.strategies.errors import StrategyFailed
 
 Floats = npt.NDArray[np.float64]
 
-NOTHING: Final = 1e-14  # what TA-Lib takes for zero
+NOTHING: Final = 1e-14  # TA-Lib treats smaller values as zero
 
 
 def windows(values: Floats, period: int) -> Floats:
-    """Return the rows' windows, (rows - period + 1, period); none where there are fewer rows."""
+    """Return views [rows - period + 1, period] of all windows; empty for fewer rows."""
     rows = max(values.size - checked_period(period) + 1, 0)
-    held = np.ascontiguousarray(values)
-    return np.ndarray((rows, period), held.dtype, held, 0, held.strides * 2)
+    base = np.ascontiguousarray(values)
+    return np.ndarray((rows, period), base.dtype, base, 0, base.strides * 2)
 
 
 def checked_period(period: int) -> int:
-    """Return *period*; raise ``StrategyFailed`` where it is below 1."""
+    """Return *period*; raise ``StrategyFailed`` if it is below 1."""
     if period < 1:
         raise StrategyFailed(f"An indicator's period of {period} is too short; give 1 or more.")
     return period
@@ -57,12 +57,12 @@ def padded(values: Floats, size: int) -> Floats:
 
 
 def ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
-    """Return *above* / *below*, and *otherwise* where *below* is 0."""
-    nothing = np.abs(below) < NOTHING
-    if not np.count_nonzero(nothing):
+    """Return *above* / *below*, or *otherwise* where *below* is 0."""
+    is_zero = np.abs(below) < NOTHING
+    if not np.count_nonzero(is_zero):
         return above / below
     quotient = np.full(above.shape, otherwise)
-    np.divide(above, below, out=quotient, where=~nothing)
+    np.divide(above, below, out=quotient, where=~is_zero)
     return quotient
 
 
@@ -97,15 +97,15 @@ def _at_least(window: int, period: int) -> int:
 @lru_cache(maxsize=64)
 def _weights(window: int, period: int, share: float) -> Floats:
     """Return the weights of a window's values in its smoothed mean, oldest first."""
-    moved = window - period
+    updates = window - period
     weights = np.empty(window)
-    weights[:period] = (1 - share) ** moved / period
-    weights[period:] = share * (1 - share) ** np.arange(moved - 1, -1, -1)
+    weights[:period] = (1 - share) ** updates / period
+    weights[period:] = share * (1 - share) ** np.arange(updates - 1, -1, -1)
     return weights
 
 
 def wilder_sums(values: Floats, period: int, window: int | None) -> Floats:
-    """Return Wilder's running sums: of period - 1 values, then less a share, plus the next."""
+    """Return Wilder's sums: that of period - 1 values, then × (1 - 1 / period) + the next value."""
     kept = 1 - 1 / period
     if window is not None:
         ages = np.arange(_at_least(window, period) - 1, -1, -1)
@@ -153,7 +153,7 @@ def rising_weights(period: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def line_weights(period: int) -> Floats:
-    """Return the weights of a window's values at the end of the line through them."""
+    """Return the weights that give the end of the least-squares line through a window."""
     at = np.arange(checked_period(period)) - (period - 1) / 2
     spread = float((at**2).sum())
     return equal_weights(period) + (at * at[-1] / spread if spread else 0.0)

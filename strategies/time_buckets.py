@@ -1,8 +1,8 @@
 """A rollout row summed into 64-bar buckets of absolute time, and its statistics by age.
 
-A row names the newest blocks of time and keeps the rest in "older". The newest block holds 1 to 64
-bars and a block's age moves on with every bar, so recent mass and shift are taken over cells of
-fixed age, each made of its share of the two blocks that it overlaps.
+A row has the newest blocks of time and one column for everything older. The newest block has 1 to
+64 bars, so a block's age changes with every bar. Recent mass and shift therefore use cells of fixed
+age, each interpolated from the two blocks that it overlaps.
 
 The rules are docs/attention.md, A12 and A13.
 """
@@ -20,33 +20,32 @@ from numpy.typing import NDArray
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 OLDER: Final = 0
-"""The column of everything before the oldest bucket."""
+"""The column for everything before the oldest bucket."""
 _FREE: Final = np.iinfo(np.int64).min
 
-_LANES: Final = 16  # float32 of one vector register: a product of odd width takes twice as long
+_LANES: Final = 16  # float32 per vector register; products of other widths take twice as long
 
 Ids = NDArray[np.int64]
 
 
 def bucket_count(receptive_field: int) -> int:
-    """Return how many blocks an explanation names: all that the receptive field can touch."""
+    """Return the number of blocks that the receptive field can overlap."""
     return -(-receptive_field // BLOCK_BARS) + 1
 
 
 class BlockColumns:
-    """The column of each block in a rollout row; only blocks with a bar have one.
+    """Assigns a column of the rollout row to each block that has a bar.
 
-    A row reports the *buckets* newest contiguous blocks, empty ones over holes included. A column
-    whose block has left that span is folded into ``OLDER`` and used again; *spare* more blocks fit
-    before that.
+    A row reports the *buckets* newest contiguous blocks, including empty ones in gaps. The column
+    of an older block is added to ``OLDER`` and reused; *spare* more blocks fit before that.
     """
 
     def __init__(self, *, buckets: int, spare: int) -> None:
         self.buckets = buckets
         width = 1 + buckets + spare
-        # The block of each column; OLDER has none.
+        # The block of each column; ``OLDER`` has none.
         self.block_of = np.full(width + -width % _LANES, _FREE, dtype=np.int64)
-        self._newest: tuple[int, int] | None = None  # the block last taken, and its column
+        self._newest: tuple[int, int] | None = None  # the last block, and its column
         self._expired_at: int | None = None
 
     @property
@@ -60,7 +59,7 @@ class BlockColumns:
         self._newest = self._expired_at = None
 
     def expired(self, block: int) -> list[int]:
-        """Return, and free, the columns of blocks that a bar in *block* no longer names."""
+        """Free and return the columns of blocks that a bar in *block* no longer reports."""
         if block == self._expired_at:
             return []
         self._expired_at = block
@@ -69,7 +68,7 @@ class BlockColumns:
         return [int(column) for column in np.flatnonzero(gone)]
 
     def take(self, blocks: Ids) -> Ids:
-        """Return the columns of the leading *blocks* (ascending) for which there is room."""
+        """Return the columns of the leading *blocks* (ascending), as many as fit."""
         if self._newest is not None and blocks[0] == blocks[-1] == self._newest[0]:
             return np.full(len(blocks), self._newest[1], dtype=np.int64)
         columns = np.empty(len(blocks), dtype=np.int64)
@@ -91,18 +90,18 @@ def rows_by_age(
 ) -> NDArray[np.float32]:
     """Return *rows* [stream, bar, width] as [stream, bar, buckets + 1]: newest first, older last.
 
-    *blocks* [stream, bar] is the block of each row's own bar; *columns* are each stream's, with as
-    many buckets.
+    *blocks* [stream, bar] is the block of each row's own bar; *columns* has one entry per stream,
+    all with the same number of buckets.
     """
     buckets = columns[0].buckets
     block_of = np.array([each.block_of for each in columns])[:, None]  # [stream, 1, width]
     ages = blocks[..., None] - block_of
-    # As unsigned numbers negative ages, those of free columns, are larger than any bucket.
-    named = ages.view(np.uint64) < buckets
+    # As unsigned numbers the negative ages of free columns are larger than any bucket.
+    reported = ages.view(np.uint64) < buckets
     by_age = np.zeros((*blocks.shape, buckets + 1), dtype=np.float32)
     first = np.arange(0, by_age.size, buckets + 1).reshape(*blocks.shape, 1)
-    by_age.reshape(-1)[first + np.where(named, ages, buckets)] = rows
-    by_age[..., -1] = np.where(named, 0.0, rows).sum(axis=-1)
+    by_age.reshape(-1)[first + np.where(reported, ages, buckets)] = rows
+    by_age[..., -1] = np.where(reported, 0.0, rows).sum(axis=-1)
     return by_age
 
 
@@ -113,9 +112,9 @@ Floats = NDArray[np.float64]
 
 @lru_cache(maxsize=16)
 def uniform_rollout(layers: int, window: int, residual_weight: float = 0.5) -> Floats:
-    """Return the rollout row by age that uniform window attention gives: float64 [age].
+    """Return the rollout row of uniform window attention: float64 [age].
 
-    A yardstick for tests and reports: ``layers`` convolutions of the same kernel.
+    A reference for tests and reports: ``layers`` convolutions of the same kernel.
     """
     row = np.ones(1)
     for _ in range(layers):
@@ -134,7 +133,7 @@ def content_share(
     """Return the total variation, 0 to 1, of a stored row from that of uniform window attention.
 
     *weights* [buckets + 1] are the blocks of the bar *position* (``open_time_ms // interval_ms``),
-    newest first and "older" last. What is left is the profile of a network that looks at all alike.
+    newest first and "older" last. The rest is what a network with uniform attention shows too.
     """
     uniform = uniform_rollout(layers, window, residual_weight)
     blocks = position // BLOCK_BARS - (position - np.arange(len(uniform))) // BLOCK_BARS
@@ -146,7 +145,7 @@ RECENT_SHARE: Final = 0.25
 
 
 def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> Floats:
-    """Return *rollout* [bar, buckets + 1] over cells of 64 bars of age, the last one "older".
+    """Return *rollout* [bar, buckets + 1] resampled to cells of 64 bars of age; "older" is last.
 
     *positions* [bar] is ``open_time_ms // interval_ms``. Cell i covers the ages 64 i … 64 i + 63.
     """
@@ -154,7 +153,7 @@ def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> 
     buckets = rollout[:, :-1].astype(np.float64)
     by_age = np.empty(rollout.shape)
     by_age[:, :-2] = filled * buckets[:, :-1] + (1.0 - filled) * buckets[:, 1:]
-    by_age[:, 0] += (1.0 - filled[:, 0]) * buckets[:, 0]  # the open block is young as a whole
+    by_age[:, 0] += (1.0 - filled[:, 0]) * buckets[:, 0]  # the open block lies entirely in cell 0
     by_age[:, -2] = filled[:, 0] * buckets[:, -1]
     by_age[:, -1] = rollout[:, -1]
     return by_age
@@ -167,7 +166,7 @@ def recent_mass(by_age: Floats, context: int) -> Floats:
 
 
 def shift(before: Floats, after: Floats) -> Floats:
-    """Return the Jensen–Shannon distance [bar] of the rows of two tables by age, in [0, 1].
+    """Return the Jensen–Shannon distance [bar] between the rows of two tables, in [0, 1].
 
     The square root of the divergence to base 2 (Endres and Schindelin, 2003).
     """
@@ -177,6 +176,6 @@ def shift(before: Floats, after: Floats) -> Floats:
 
 
 def _relative_entropy(row: Floats, other: Floats) -> Floats:
-    """Return the relative entropy [bar] in bits; 0 log 0 is 0, as is what half of rounds to 0."""
+    """Return the relative entropy [bar] in bits; terms with a zero or underflowing number are 0."""
     ratio = np.divide(row, other, out=np.ones_like(row), where=(row > 0.0) & (other > 0.0))
     return (row * np.log2(ratio)).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Intervals, fees, exact decimals as integers of 10⁻ᵏ, and their text.
+"""Intervals, fees, exact decimals as integers of 10⁻ᵏ, and their formatting.
 
 Days begin at 00:00 UTC, weeks on Monday. The names of intervals and the fees are Bybit's.
 """
@@ -22,9 +22,9 @@ MONEY_DECIMALS: Final = 8
 MONEY_SCALE: Final = 10**MONEY_DECIMALS
 MONEY_LIMIT: Final = 2**63 - 1
 MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
-"""Whole units of a currency that 64 bits hold."""
+"""Largest whole amount of a currency in 64 bits."""
 RATE_DECIMALS: Final = 10
-"""Of fees, funding, margins and shares, all of money, and of amounts for one whole share."""
+"""Decimals of rates (fees, funding, margins, shares of money) and of amounts per share."""
 RATE_SCALE: Final = 10**RATE_DECIMALS
 
 MINUTE_MS: Final = 60_000
@@ -40,7 +40,7 @@ INTERVALS: Final[dict[str, int]] = {
     "W": WEEK_MS,
     "M": MONTH_MS,
 }
-"""Bybit's intervals in milliseconds; that of a month is a name (``strategies/months.py``)."""
+"""Bybit's intervals in milliseconds; a month is the marker of ``strategies/months.py``."""
 INTERVAL_NAMES: Final = {length_ms: name for name, length_ms in INTERVALS.items()}
 UNITS_MS: Final = {"m": MINUTE_MS, "min": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
 """Units of an interval as people and files write it: ``5m``, ``4h``, ``1d``."""
@@ -54,7 +54,7 @@ BASE_FEES: Final = {
 }
 """Fees by category: taker and maker, fractions of the notional; Bybit's base (VIP 0) ones.
 
-Of shares there is no common rate: five basis points stand for commission and fees of an exchange.
+Stocks have no common rate: five basis points stand for commission and exchange fees.
 """
 
 
@@ -62,7 +62,7 @@ _TIME: Final = re.compile(r"(?P<count>\d{1,5}) ?(?P<unit>min|m|h|d|w)", re.IGNOR
 
 
 def time_of(text: str) -> int | None:
-    """Return the milliseconds of a time such as ``30m``, ``4h`` or ``1d``; None for no time."""
+    """Return the milliseconds of a time such as ``30m``, ``4h`` or ``1d``; None for other text."""
     parts = _TIME.fullmatch(text.strip())
     return None if parts is None else int(parts["count"]) * UNITS_MS[parts["unit"].lower()]
 
@@ -84,9 +84,9 @@ def interval_text(interval_ms: int) -> str:
 
 
 def bars_in(text: str, interval_ms: int, *, name: str) -> int:
-    """Return how many bars of *interval_ms* the time or the number *text* is.
+    """Return the number of bars of *interval_ms* in *text*, a time or a number of bars.
 
-    Raises ``ConfigInvalid``, which says *name*, for what is neither, or no whole number of bars.
+    Raises ``ConfigInvalid``, which names *name*, for other text and for partial bars.
     """
     if text.strip().isdecimal() and int(text) > 0:
         return int(text)
@@ -109,15 +109,15 @@ def bars_in(text: str, interval_ms: int, *, name: str) -> int:
 
 
 def interval_phase(interval_ms: int) -> int:
-    """Return the time of day, or of the week, at which candles of *interval_ms* open, in ms.
+    """Return the offset of the candles of *interval_ms* from multiples of the interval, in ms.
 
-    Those of a month have none.
+    Do not use it for months.
     """
     return _MONDAY_MS if interval_ms % WEEK_MS == 0 else 0
 
 
 def interval_start(time_ms: int, interval_ms: int) -> int:
-    """Return the open time of the candle that is open at *time_ms*."""
+    """Return the open time of the candle that contains *time_ms*."""
     if interval_ms == MONTH_MS:
         return month_start(month_of(time_ms))
     return time_ms - (time_ms - interval_phase(interval_ms)) % interval_ms
@@ -133,7 +133,7 @@ def divide_half_even(numerator: int, denominator: int) -> int:
 
 
 def scaled(value: Decimal, decimals: int, *, name: str) -> int:
-    """Return *value* as an integer of 10^-*decimals*; raise where it has more decimals."""
+    """Return *value* as an integer of 10^-*decimals*; raise if it has more decimals."""
     shifted = value.scaleb(decimals)
     whole = int(shifted)
     if whole != shifted:
@@ -152,13 +152,13 @@ def unscaled(value: int, decimals: int) -> str:
 
 
 def to_tick(price: float, instrument: Instrument) -> float:
-    """Return the nearest price to *price* that *instrument* can be ordered at."""
+    """Return *price* rounded to the nearest tick of *instrument*."""
     unit, tick = float(10**instrument.price_decimals), instrument.tick_size
     return round(price * unit / tick) * tick / unit
 
 
 def to_step(quantity: float, instrument: Instrument) -> float:
-    """Return the nearest quantity to *quantity*, in base, that *instrument* can be ordered in."""
+    """Return *quantity*, in base, rounded to the nearest quantity step of *instrument*."""
     unit, step = float(10**instrument.quantity_decimals), instrument.quantity_step
     return round(quantity * unit / step) * step / unit
 
@@ -171,19 +171,19 @@ def rescaled(value: int, decimals: int, wanted: int) -> int:
 
 
 class Notional(Struct, frozen=True, gc=False):
-    """Turns price x quantity of one instrument into money, exactly where the scales allow it."""
+    """Converts price x quantity of one instrument to money, exactly if the scales allow it."""
 
     multiplier: int
     divisor: int
 
     @classmethod
     def of(cls, instrument: Instrument) -> Notional:
-        """Return the converter of *instrument*'s scales."""
+        """Return the converter for *instrument*."""
         spare = MONEY_DECIMALS - instrument.price_decimals - instrument.quantity_decimals
         return cls(10**spare, 1) if spare >= 0 else cls(1, 10**-spare)
 
     def __call__(self, price: int, quantity: int) -> int:
-        """Return the money of *quantity* (signed) at *price*, rounded half to even if it must."""
+        """Return the money of *quantity* (signed) at *price*, rounded half to even if necessary."""
         if self.divisor == 1:
             return price * quantity * self.multiplier
         return divide_half_even(price * quantity, self.divisor)
@@ -194,12 +194,12 @@ class Notional(Struct, frozen=True, gc=False):
 
 
 def paid_for(shares: int, share: int, amount: int) -> int:
-    """Return the money of *shares*, in parts of one *share*, at *amount* (10⁻¹⁰) for each."""
+    """Return the money of *shares* (*share* units each) at *amount* (10⁻¹⁰) per share."""
     return divide_half_even(shares * amount, share * (RATE_SCALE // MONEY_SCALE))
 
 
 def check_money(money: int, *, name: str) -> int:
-    """Return *money* if 64 bits hold it; raise otherwise."""
+    """Return *money*; raise ``ConfigInvalid`` if it exceeds 64 bits."""
     if not -MONEY_LIMIT <= money <= MONEY_LIMIT:
         raise ConfigInvalid(
             f"{name} {unscaled(money, MONEY_DECIMALS)} is beyond {MONEY_MAX:,}; use a smaller one."
@@ -212,7 +212,7 @@ DECIMALS_MOST: Final = 8
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 _DURATIONS: Final = (
-    # below so many ms: written in units of so many ms, with decimals
+    # (below this many ms, unit in ms, decimals, unit)
     (999.5, 1, 0, "ms"),
     (119_950, 1_000, 1, "s"),
     (7_197_000, 60_000, 1, "min"),
@@ -222,7 +222,7 @@ _DURATIONS: Final = (
 
 
 def number(value: float | None, *, digits: int = 4, signed: bool = False) -> str:
-    """Return *value* with some *digits* that count and commas, never with an exponent."""
+    """Return *value* with *digits* significant digits and commas, never with an exponent."""
     if value is None or not isfinite(value):
         return NOTHING
     sign = "+" if signed else ""
@@ -233,12 +233,12 @@ def number(value: float | None, *, digits: int = 4, signed: bool = False) -> str
 
 
 def without_zeros(text: str) -> str:
-    """Return an exact decimal without zeros at its end: ``0.058`` of ``0.0580``."""
+    """Return a decimal without trailing zeros: ``0.058`` for ``0.0580``."""
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def duration(ms: float | None, *, signed: bool = False) -> str:
-    """Return milliseconds in the unit that people would choose: ``42.6 s``, ``1.5 h``."""
+    """Return milliseconds in a readable unit: ``42.6 s``, ``1.5 h``."""
     if ms is None or not isfinite(ms):
         return NOTHING
     for below, length, decimals, unit in _DURATIONS:
@@ -275,13 +275,13 @@ def any_of(names: Iterable[str]) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return *text* with control characters written out as ``\x1b``; only lines and tabs stay.
+    r"""Return *text* with control characters escaped like ``\x1b``, except newlines and tabs.
 
-    Those that turn the direction of writing are among them.
+    That includes characters that change the direction of writing.
     """
-    return _CONTROL.sub(_written_out, text)
+    return _CONTROL.sub(_escaped, text)
 
 
-def _written_out(character: re.Match[str]) -> str:
+def _escaped(character: re.Match[str]) -> str:
     code = ord(character[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # a byte
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

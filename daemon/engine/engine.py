@@ -70,6 +70,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
     GateSet,
+    LastDecision,
     Order,
     Position,
     Prediction,
@@ -77,7 +78,6 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     Repeat,
     ShadowStep,
-    SinceDecided,
     Step,
 )
 from tracepaper.strategies.types.market import (
@@ -299,14 +299,14 @@ class Engine:
         return bool(self._portfolios)
 
     @property
-    def since_decided(self) -> dict[str, SinceDecided]:
+    def since_decided(self) -> dict[str, LastDecision]:
         """The outcome of the last decision on each instrument, and the fills since."""
         return {
-            key: SinceDecided(
+            key: LastDecision(
                 state.outcomes.verdict,
                 tuple(self.broker.account.fills.get(key, ())),
                 {
-                    member.name: SinceDecided(
+                    member.name: LastDecision(
                         member.states[key].outcomes.verdict,
                         tuple(member.account.fills.get(key, ())),
                     )
@@ -540,7 +540,7 @@ class Engine:
             deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
             plans = [decider.look_ahead(closes, repeat) for decider in deciders]
             take = market.follow_at_once([observe for observe, _ in plans if observe])
-            most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
+            most = min(decider.gates.evaluator.plausible_limit for decider in market.deciders)
             takes.append((place, take, most))
             asks += [(place, ask) for _, ask in plans]
         while room >= width and type(unit) is kind:
@@ -554,10 +554,10 @@ class Engine:
             ):
                 break
             try:
-                for place, take, plausible_most in takes:
+                for place, take, plausible_limit in takes:
                     plausible = take(bars[place])
                     measured.append(plausible)
-                    if plausible > plausible_most:
+                    if plausible > plausible_limit:
                         is_repeated = False
                 for place, ask in asks:
                     if not ask(bars[place]):
@@ -692,7 +692,7 @@ class Engine:
         declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
         for state in (*(owner.declared for owner in self._portfolios), *declared):
             if state is not None:
-                state.hand_back(state.encoded)
+                state.restore(state.encoded)
 
     def _take_fills(self) -> FilledEvent:
         """Return the fills and orders since the last call, and count the fills for the limits."""

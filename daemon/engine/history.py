@@ -14,7 +14,7 @@ from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.engine.state import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
-from tracepaper.strategies.api.strategy import remembered
+from tracepaper.strategies.api.strategy import decision_bars
 from tracepaper.strategies.api.timeframes import (
     FrameRange,
     Row,
@@ -84,7 +84,7 @@ class Lookback:
         self.frames = frame_bars(strategy)
         """The number of bars of each higher timeframe, by its name."""
         self.remembered = max(
-            remembered(strategy),
+            decision_bars(strategy),
             sizing_bars,
             MeanRange.of_day(settings.interval_ms).bars + 1 if exits and exits.uses_atr else 0,
         )

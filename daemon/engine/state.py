@@ -41,12 +41,12 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Fill,
     Forecast,
+    LastDecision,
     Position,
     PositionSide,
     Prediction,
     Regime,
     ShadowStep,
-    SinceDecided,
     Step,
     StrategyDecision,
 )
@@ -438,7 +438,7 @@ class Restart:
         *,
         next_sequence: int,
         confirmed: Iterable[Confirmation] = (),
-        since: Mapping[str, SinceDecided] = {},
+        since: Mapping[str, LastDecision] = {},
         taken_over: bool = False,
     ) -> None:
         """Restore the state of a run's last step; the bars follow by :meth:`recall`.
@@ -479,14 +479,14 @@ class Restart:
                 counting.bases[key] = basis
         for key, encoded in state.declared.items():
             if key in engine.declared:
-                engine.declared[key].hand_back(encoded)
+                engine.declared[key].restore(encoded)
         for key, decided in since.items():
             engine.states[key].outcomes.restored = decided.verdict
         engine.begin(next_sequence)
         if engine.members:
             self._restore_members(state, since)
 
-    def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
+    def _restore_members(self, state: EngineState, since: Mapping[str, LastDecision]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` if shares do not add up."""
         engine = self._engine
         account: Any = engine.broker.account

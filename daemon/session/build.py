@@ -46,9 +46,9 @@ from tracepaper.strategies.api.strategy import (
     PortfolioMember,
     SmaCross,
     Strategy,
+    decision_bars,
     declared_gates,
     portfolio_of,
-    remembered,
 )
 from tracepaper.strategies.api.timeframes import frame_bars, frames_reach, reject_frames
 from tracepaper.strategies.builtin import TREND, ForecastVolatility, SizedBy, TrendStrategy
@@ -59,14 +59,14 @@ from tracepaper.strategies.gates.evaluator import (
     GateEvaluator,
     RegimeBounds,
     confidence_by,
-    fitted_for,
-    limits,
+    fitted_confidence,
+    risk_thresholds,
     threshold_of,
     thresholds_of,
 )
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
 from tracepaper.strategies.sessions import Calendar, Sessions
-from tracepaper.strategies.types.calibration import Calibration, share_of
+from tracepaper.strategies.types.calibration import Calibration, coverage_share
 from tracepaper.strategies.types.decisions import FillModel, Regime, Run
 from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Instrument
 from tracepaper.strategies.units import (
@@ -482,7 +482,7 @@ def _terms(
     by_id = {item.id: strategies[item.symbol] for item in instruments}
     for strategy in by_id.values():
         reject_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
-    risk = limits(config.model_dump())
+    risk = risk_thresholds(config.model_dump())
     terms = model_terms(config, by_id, forecaster, execution=execution)
     for key, strategy in by_id.items():
         if isinstance(strategy, NetStrategy):
@@ -540,9 +540,9 @@ def model_terms(
     calibration = None if forecaster is None else forecaster.calibration
     measures = MEASURES if forecaster is None else forecaster.measures
     sections = config.model_dump()
-    fitted = fitted_for(sections, calibration)
+    fitted = fitted_confidence(sections, calibration)
     reject_by_confidence(config, fitted)
-    measure, risk = confidence_by(sections, calibration, measures), limits(sections)
+    measure, risk = confidence_by(sections, calibration, measures), risk_thresholds(sections)
     gates = {}
     for key, strategy in by_id.items():
         by_quotes = execution is FillModel.QUOTE
@@ -604,7 +604,7 @@ def _coverage(
     for key, evaluator in gates.items():
         pairs = zip(evaluator.gate_set.gates, evaluator.gate_set.thresholds, strict=True)
         thresholds = {name: at for name, at in pairs if GATES[name].kind is GateKind.JUDGEMENT}
-        share = share_of(calibration.coverage, thresholds, config.gate.regimes)
+        share = coverage_share(calibration.coverage, thresholds, config.gate.regimes)
         if share is not None:
             shares[key] = share
     return shares
@@ -645,4 +645,4 @@ def warmup_bars(
     base_ms, frames = config.market.interval_ms, [frame_bars(strategy) for strategy in every]
     of_frames = [frames_reach(bars, base_ms, sessions) for bars in frames if makes_frames]
     of_sizes = map(sizing_bars, members_of(config).values() or [config])
-    return max(of_range, of_day, *of_sizes, *of_frames, *map(remembered, every))
+    return max(of_range, of_day, *of_sizes, *of_frames, *map(decision_bars, every))

@@ -82,7 +82,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.declared import operator, plausible
-from tracepaper.strategies.gates.evaluator import configured
+from tracepaper.strategies.gates.evaluator import configured_threshold
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
     Category,
@@ -450,7 +450,7 @@ class Daemon:
                 depth=config.market.depth,
                 depth_every_ms=config.market.depth_every_ms,
                 book=live_book(config, engine.broker),
-                plausible=float(configured(plausible, config.model_dump())),
+                plausible=float(configured_threshold(plausible, config.model_dump())),
             ),
             quote_from_ms=engine.broker.quote_from_ms,
             liquidates=engine.broker.liquidates,

@@ -28,7 +28,7 @@ from tracepaper.strategies.book_features import BookReading, reading_of
 from tracepaper.strategies.builtin import TREND, CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.gates.declared import learned_regime
-from tracepaper.strategies.gates.evaluator import key_of, limits
+from tracepaper.strategies.gates.evaluator import risk_thresholds, threshold_key
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.calibration import FittedConfidence
@@ -396,7 +396,10 @@ def _number(path: Path, name: str = "") -> int | None:
 def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
     """Raise ``ConfigInvalid`` for a size or limit that needs outputs the model does not have."""
     measures: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
-    required = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
+    required = {
+        threshold_key(GATES[name]): GATES[name].needs
+        for name in risk_thresholds(config.model_dump())
+    }
     if config.gate.learned_regimes:
         required["gate.learned_regimes"] = learned_regime.needs
     if not config.strategies.named:  # each of several strategies has its own sizes

@@ -43,7 +43,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.starting_point import RunLookback, StartingPoint, StartingPoints
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Fed, Reader
-from tracepaper.strategies.api.model import OF_MEASURE, given_by
+from tracepaper.strategies.api.model import OF_MEASURE, answer_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.card import calibration_of, section_of
@@ -365,7 +365,7 @@ class RecordedForecaster:
 
 def _measures_of(forecast: Forecast) -> set[str]:
     """Return which of ``MEASURES`` and ``HEAD_MEASURES`` *forecast* holds."""
-    given, heads = given_by(forecast), forecast.heads
+    given, heads = answer_of(forecast), forecast.heads
     measures = {name for name, of in OF_MEASURE.items() if given.keys() >= set(of)}
     return measures | {name for name in HEAD_MEASURES if getattr(heads, name, b"")}
 

@@ -51,7 +51,7 @@ from tracepaper.storage.database.chunks import interned
 from tracepaper.storage.database.reader import Fed
 from tracepaper.storage.memory_log import IN_MEMORY, MemoryLog
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
-from tracepaper.strategies.api.strategy import remembered
+from tracepaper.strategies.api.strategy import decision_bars
 from tracepaper.strategies.api.timeframes import Row
 from tracepaper.strategies.types.decisions import FillModel, Run, Step
 from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument
@@ -369,7 +369,7 @@ def derive_candles(
     _run(predictions.events(replay), predictions.predictor, engine, log, tally)
     # Bars of higher timeframes that come from files need none of the instrument's own.
     warmups = [
-        remembered(engine.states[key].strategy) if data.frames else market.reach
+        decision_bars(engine.states[key].strategy) if data.frames else market.reach
         for key, market in engine.markets.items()
     ]
     return log.sent(

@@ -32,7 +32,7 @@ from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.gates.evaluator import is_movable, key_of
+from tracepaper.strategies.gates.evaluator import is_movable, threshold_key
 from tracepaper.strategies.gates.gate import GATES, ThresholdForm
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome, Side
@@ -194,7 +194,7 @@ def run(
                 threshold=thresholds[gate],
                 **{name: getattr(GATES[gate], name) for name in _GATE_FIELDS},
                 refused=None if refused is None else refused[gate],
-                key=key_of(GATES[gate]) if is_movable(GATES[gate]) else "",
+                key=threshold_key(GATES[gate]) if is_movable(GATES[gate]) else "",
                 is_count=getattr(GATES[gate].threshold, "form", "") == ThresholdForm.COUNT,
             )
             for gate in columns.gates

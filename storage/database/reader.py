@@ -45,8 +45,8 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Forecast,
     GateSet,
+    LastDecision,
     OrderStatus,
-    SinceDecided,
     Step,
 )
 from tracepaper.strategies.types.market import (
@@ -582,7 +582,7 @@ class Reader:
         instruments = stored.run.instruments
         return [Confirmation(shadow, instruments[place].id, time) for shadow, place, time in since]
 
-    def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, SinceDecided]:
+    def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, LastDecision]:
         """Return each instrument's last outcome, up to step *until*, and the fills since."""
         stored, decoder = self._decoding(run_id)
         span = run_span(stored.run_key, until)
@@ -591,7 +591,7 @@ class Reader:
             steps = dict(self.connection.execute(_DECIDED, (span[0], first, last)).fetchall())
             if len(steps) == places:
                 break
-        since: dict[str, SinceDecided] = {}
+        since: dict[str, LastDecision] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = steps.get(place, -1)
             step = self.step(run_id, decided) if decided >= 0 else None
@@ -602,12 +602,12 @@ class Reader:
                 decided = close_of(self.connection, stored.run_key, decided, len(steps))[1]
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
-            since[item.id] = SinceDecided(outcome, item_fills, parts)
+            since[item.id] = LastDecision(outcome, item_fills, parts)
         return since
 
     def _parts_since(
         self, decoder: StepDecoder, decided: Step, instrument: str, span: Span
-    ) -> dict[str, SinceDecided]:
+    ) -> dict[str, LastDecision]:
         """Return each strategy's outcome at the step *decided*, and its fills since in *span*."""
         fills: dict[str, list[Fill]] = {decision.strategy: [] for decision in decided.strategies}
         if not fills:
@@ -620,7 +620,7 @@ class Reader:
             if is_news and fill.instrument == instrument:
                 fills.setdefault(row[FILL.shadow], []).append(fill)
         return {
-            decision.strategy: SinceDecided(decision.outcome, tuple(fills[decision.strategy]))
+            decision.strategy: LastDecision(decision.outcome, tuple(fills[decision.strategy]))
             for decision in decided.strategies
         }
 

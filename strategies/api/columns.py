@@ -1,11 +1,11 @@
-"""Columns that a strategy declares: computed for many bars at once, handed on up to the newest.
+"""Columns that a strategy declares: computed for many bars at once, exposed up to the newest bar.
 
 The rule is docs/strategies.md, U2.
 
-``columns`` is called with a block of bars and those before it that it looks back on. Blocks lie on
-a grid of market time, so an array begins at the same bar live, after a restart and in a replay; a
-replay hands on the bars that are still to come, and then a block takes one call. Where row i
-follows from rows up to i alone, all of them get equal bits.
+``columns`` is called with a block of bars and the bars before it that it looks back on. Blocks lie
+on a fixed grid of market time, so an array begins at the same bar live, after a restart and in a
+replay. A replay knows the later bars too, so it computes a block in one call. If row i depends only
+on rows up to i, all of these give bit-identical values.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from tracepaper.strategies.months import place_of
 from tracepaper.strategies.types.market import Bar, Instrument
 
 BLOCK_BARS: Final = 128
-"""Bars of a block: a start looks back on as many more than ``warmup``."""
+"""Bars per block: a start needs this many bars more than ``warmup``."""
 
 Column = npt.NDArray[Any]
 Compute = Callable[[BarArrays], Mapping[str, Column]]
 _FIELDS: Final = ("open", "high", "low", "close", "volume", "closed_ms")
-_LATE: Final = "context.columns was read after its bar; read it in the decide that is given it."
+_LATE: Final = "context.columns was read after its bar; read it in the decide call of that bar."
 
 
 class ColumnRecord:
-    """The declared columns of one instrument; maps (bar, name) to the rows up to that newest bar.
+    """The declared columns of one instrument; maps (newest bar, name) to the rows up to that bar.
 
-    The last *lookback* rows are handed out, as read-only copies.
+    Reads return read-only copies of the last *lookback* rows.
     """
 
-    __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
+    __iter__ = copy = get = items = keys = values = None  # a proxy would expose these
 
     def __init__(self, instrument: Instrument, lookback: int, compute: Compute) -> None:
         self._scales = instrument.price_decimals, instrument.volume_decimals
         self._lookback, self._compute = lookback, compute
         self._past: deque[Bar] = deque(maxlen=lookback + BLOCK_BARS)
         self._coming: deque[Bar] = deque()
-        self._bars: Sequence[Bar] = ()  # of the block that is computed, with those before it
-        self._at = -1  # the place of the newest bar among them
+        self._bars: Sequence[Bar] = ()  # of the computed block, and the lookback before it
+        self._at = -1  # index of the newest bar in ``_bars``
         self._values: Mapping[str, Column] = {}
         self.foresee = self._coming.append
-        """Take a bar that will come, if nothing else does."""
+        """Add a bar that a replay expects later."""
 
     def clear(self) -> None:
-        """Forget every bar, but for those that are to come."""
+        """Forget all bars except the expected ones."""
         self._past.clear()
         self._bars, self._at = (), -1
 
     def append(self, bar: Bar) -> None:
-        """Take in the newest bar."""
+        """Add the newest bar."""
         self._past.append(bar)
         coming = self._coming
         while coming and coming[0].open_time_ms <= bar.open_time_ms:
@@ -67,7 +67,7 @@ class ColumnRecord:
             self._bars, self._at = (), -1
 
     def __getitem__(self, key: tuple[Bar, str]) -> Column:
-        """Return the last rows of a column, at the bar that has to be the newest."""
+        """Return the last rows of a column; the bar of *key* must be the newest."""
         bar, name = key
         if not self._past or bar is not self._past[-1]:
             raise StrategyFailed(_LATE)
@@ -83,7 +83,7 @@ class ColumnRecord:
         return np.frombuffer(rows.tobytes(), column.dtype)
 
     def newest(self) -> tuple[tuple[str, Any], ...]:
-        """Return the name and the newest value of each column; nothing of too few bars."""
+        """Return the name and the newest value of each column; () if too few bars are known."""
         if len(self._past) < self._lookback:
             return ()
         if not self._bars:
@@ -91,16 +91,16 @@ class ColumnRecord:
         return tuple((name, column[self._at].item()) for name, column in self._values.items())
 
     def _fill(self) -> None:
-        """Compute the block of the newest bar, as far as its bars are known."""
+        """Compute the known bars of the newest bar's block."""
         block = _block_of(self._past[-1])
 
-        def is_of_block(bar: Bar) -> bool:
+        def is_in_block(bar: Bar) -> bool:
             return _block_of(bar) == block
 
-        begun = sum(1 for _ in takewhile(is_of_block, reversed(self._past)))
-        bars = [*self._past][-(begun + self._lookback) :]
+        past_in_block = sum(1 for _ in takewhile(is_in_block, reversed(self._past)))
+        bars = [*self._past][-(past_in_block + self._lookback) :]
         self._at = len(bars) - 1
-        bars += takewhile(is_of_block, self._coming)
+        bars += takewhile(is_in_block, self._coming)
         values = self._compute(BarArrays(_Shelf(bars, *self._scales), bars[-1]))
         self._bars, self._values = bars, values
 
@@ -110,7 +110,7 @@ def _block_of(bar: Bar) -> int:
 
 
 class _Shelf(dict[tuple[Bar, int], Column]):
-    """The columns of *bars*, each made when it is first read."""
+    """The columns of *bars*, created on first read."""
 
     def __init__(self, bars: Sequence[Bar], price_decimals: int, volume_decimals: int) -> None:
         super().__init__()
@@ -128,8 +128,8 @@ class _Shelf(dict[tuple[Bar, int], Column]):
 
 
 def checked_columns(name: str, given: object, rows: int) -> dict[str, Column]:
-    """Return the columns that *name*'s class *given*, an array of so many *rows* each."""
-    advice = "return a dictionary of arrays, a row each of history"
+    """Return *given*, the result of ``columns`` of class *name*, as arrays of *rows* rows."""
+    advice = "return a dictionary of arrays with one row per bar of history"
     if not isinstance(given, Mapping):
         raise StrategyFailed(f"{name}.columns returned {type(given).__name__}; {advice}.")
     columns: dict[str, Column] = {}

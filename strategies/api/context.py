@@ -1,15 +1,13 @@
-"""What a strategy sees at a bar's close, and the signals and orders that it returns.
+"""The context that a strategy gets at a bar's close, and the signals and orders it returns.
 
 The rules are docs/strategies.md, U2 and U4.
 
-Bars are kept in columns that only grow at their end. What is handed out is not that memory: each
-column that a strategy reads is copied, once a bar, into bytes that nobody can write. So an array
-that was kept shows for ever what it showed, and neither it, nor its ``base``, nor another stride
-over it reaches a bar that came later. Copying a thousand bars of a column takes under a
-microsecond.
+Bars are kept in append-only columns. A column that a strategy reads is copied once per bar into
+immutable bytes. So an array never changes, and neither its ``base`` nor another stride over it
+reaches later bars. Copying a thousand bars of a column takes under a microsecond.
 
-Prices and quantities are in the units that people write (a price in quote currency, a quantity in
-base), times are UTC milliseconds of market time. The engine turns them into exact integers.
+Prices are floats in quote currency and quantities floats in base; times are UTC milliseconds of
+market time. The engine converts them to exact integers.
 """
 
 from __future__ import annotations
@@ -53,10 +51,10 @@ if TYPE_CHECKING:
 class PositionView(Struct, frozen=True, gc=False):
     """The position in the instrument; prices and money in quote currency, quantities in base."""
 
-    quantity: float  # negative where short, 0 where nothing is held
-    entry_price: float | None  # mean of the fills that it consists of; None where nothing is held
-    opened_at: int | None  # market time of the fill that opened it, UTC ms; None as above
-    bars_held: int  # closes since it was opened, this one included; 0 where nothing is held
+    quantity: float  # negative if short, 0 without a position
+    entry_price: float | None  # mean price of its fills; None without a position
+    opened_at: int | None  # market time of the opening fill, UTC ms; None without a position
+    bars_held: int  # closes since it was opened, including this one; 0 without a position
     unrealized: float  # profit at the newest mark, before fees
     exact: Position
 
@@ -67,7 +65,7 @@ class OrderView(Struct, frozen=True, gc=False):
     side: Side
     kind: OrderKind
     role: OrderRole
-    quantity: float  # not filled yet
+    quantity: float  # still unfilled
     price: float | None
     trigger: float | None
     tag: str
@@ -81,7 +79,7 @@ class FillView(Struct, frozen=True, gc=False):
     side: Side
     quantity: float
     price: float
-    fee: float  # in quote currency; a spot buy pays in base
+    fee: float  # in quote currency; 0 for a spot buy, which pays in base
     time: int  # market time, UTC ms
     reason: str
     exact: Fill
@@ -96,7 +94,7 @@ class AccountView(Struct, frozen=True, gc=False):
     equity: float  # of all instruments, at the newest marks
     cash: float
     exact: Account
-    long: PositionView | None = None  # in hedge mode; ``position`` is the sum of both then
+    long: PositionView | None = None  # in hedge mode, where ``position`` is the sum of both
     short: PositionView | None = None
 
 
@@ -160,7 +158,7 @@ def _fill_view(fill: Fill, base: int, price: int) -> FillView:
 
 
 class InstrumentContext(Struct, frozen=True, gc=False):
-    """What every ``BarContext`` of one instrument shares."""
+    """The data that all ``BarContext`` objects of one instrument share."""
 
     instrument: Instrument
     price_unit: int
@@ -171,9 +169,9 @@ class InstrumentContext(Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, instrument: Instrument, record: BarRecord, books: int = 0) -> InstrumentContext:
-        """Build it for *instrument*, whose bars *record* keeps, and of so many *books*."""
-        # A proxy of a mapping has no attribute that leads to it: of the record a strategy reaches
-        # the history up to the bar that it is given, and nothing that could be written.
+        """Build it for *instrument*; *books* is the number of order books in ``depth``."""
+        # A mapping proxy does not expose the record, so a strategy can read the history up to its
+        # own bar, but cannot write to it.
         histories: Mapping[Bar, BarArrays] = MappingProxyType(record)  # type: ignore[arg-type]
         price, volume = 10**instrument.price_decimals, 10**instrument.volume_decimals
         columns: Mapping[tuple[Bar, str], Any] | None = None
@@ -183,22 +181,21 @@ class InstrumentContext(Struct, frozen=True, gc=False):
 
 
 class BarContext(Struct, frozen=True, gc=False):
-    """What a strategy knows when it decides, at the close of a bar.
+    """The data for a strategy's decision at the close of a bar.
 
-    Prices and volume are floats in units of the market, nearest to the exact decimals; ``exact``
-    holds these as integers.
+    Prices and volume are floats nearest to the exact decimals; ``exact`` holds these as integers.
     """
 
     exact: Bar
     """The closed bar in integers of 10⁻ᵏ, as the record keeps it."""
     forecast: Forecast | None
-    """What the model says; None where the strategy needs none, and where none was in time."""
+    """The model's forecast; None if the strategy needs none, or if it missed the deadline."""
     regime: Regime
-    """Where the model's attention lies; UNKNOWN without a model."""
+    """The attention regime; UNKNOWN without a model."""
     verdict: DecisionOutcome | None
-    """What became of the last decision on this instrument in this run; None before the first."""
+    """The outcome of the last decision on this instrument in this run; None before the first."""
     account: AccountView | None
-    """The account before anything of this close is decided; None unless ``sees_account``."""
+    """The account before the decisions of this close; None unless ``sees_account``."""
     _shared: InstrumentContext
     _frames: Mapping[str, TimeframeBars] = MappingProxyType({})
     _books: OrderBookHistory | None = None
@@ -224,7 +221,7 @@ class BarContext(Struct, frozen=True, gc=False):
 
     @property
     def instrument(self) -> Instrument:
-        """The instrument with its scales and filters, as the exchange publishes them."""
+        """The instrument with its scales and trading rules, as the exchange publishes them."""
         return self._shared.instrument
 
     @property
@@ -284,19 +281,19 @@ class BarContext(Struct, frozen=True, gc=False):
         """The last ``warmup`` rows of the arrays that ``columns`` returned, by name."""
         if self._shared.columns is None:
             raise StrategyFailed(
-                "context.columns was read, and the class declares none; define columns(history)."
+                "context.columns was read, but the class declares none; define columns(history)."
             )
         return Columns(self._shared.columns, self.exact)
 
     @property
     def depth(self) -> Books | None:
-        """The newest order books at the bar's close, at most as many as ``books`` says.
+        """The newest order books up to the bar's close, at most ``books`` of them.
 
-        They are from after the last gap or start, up to the close. None without any.
+        Books from before the last gap or start are not included. None without any.
         """
         if self._books is None:
             raise StrategyFailed(
-                "context.depth was read, and the class declares no books; set books = 100, say."
+                "context.depth was read, but the class declares no books; set books = 100, say."
             )
         return self._books.until(self.time, self._shared.books)
 
@@ -315,12 +312,13 @@ class BarContext(Struct, frozen=True, gc=False):
 
 
 class BarRecord:
-    """The last *length* bars of an instrument: they wait as they are until a strategy looks back.
+    """The last *length* bars of an instrument.
 
-    Then they become the columns of ``context.history``, which need numpy; nobody else imports it.
+    They become the columns of ``context.history`` only when a strategy reads it, so that runs
+    without such a strategy do not import numpy.
     """
 
-    __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
+    __iter__ = copy = get = items = keys = values = None  # a proxy would expose these
 
     def __init__(
         self, instrument: Instrument, length: int, columns: ColumnRecord | None = None
@@ -329,10 +327,10 @@ class BarRecord:
         self._length = length
         self._waiting: deque[Bar] = deque(maxlen=length)
         self._columns: BarColumns | None = None
-        self.columns = columns  # those that the class declares
-        self.append = self._waiting.append if columns is None else self._append_twice
+        self.columns = columns  # declared by the class
+        self.append = self._waiting.append if columns is None else self._append_to_both
 
-    def _append_twice(self, bar: Bar) -> None:
+    def _append_to_both(self, bar: Bar) -> None:
         self._waiting.append(bar)
         if self.columns is not None:
             self.columns.append(bar)
@@ -345,7 +343,7 @@ class BarRecord:
             self.columns.clear()
 
     def __getitem__(self, bar: Bar) -> BarArrays:
-        """Return the history up to *bar*, which has to be the newest."""
+        """Return the history up to *bar*, which must be the newest."""
         columns = self._columns
         if columns is None:
             columns = self._columns = BarColumns(self._instrument, self._length)
@@ -358,14 +356,14 @@ class BarRecord:
 Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
 Shelf = Mapping[tuple[Bar, int], Any]
-"""Maps (bar, column number) to the column's last rows as they were at that bar."""
+"""Maps (bar, column number) to the column's last rows at that bar."""
 
 _DTYPES: Final = (*(np.dtype(np.float64),) * 5, np.dtype(np.int64))
 _SPARE: Final = 1_024
-"""Rows beyond twice the window after which what lies before it is dropped."""
+"""Rows beyond twice the window at which old rows are dropped."""
 _LATE: Final = (
     "The history of an earlier bar was first read at a later one; read its columns in the call "
-    "that is given it, and keep the arrays."
+    "that received it, and keep the arrays."
 )
 
 
@@ -389,7 +387,7 @@ class BarArrays:
         self._time: Times | None = None
 
     def __len__(self) -> int:
-        """Return the number of bars: ``warmup`` of them wherever a strategy is asked."""
+        """Return the number of bars, which is ``warmup`` in every decision."""
         return self.time.size
 
     @property
@@ -436,7 +434,7 @@ class BarArrays:
 
 
 class Columns:
-    """The rows of each declared column up to the bar that is decided, by the column's name."""
+    """The declared columns by name, each up to the decided bar."""
 
     __slots__ = ("_bar", "_record")
 
@@ -444,23 +442,22 @@ class Columns:
         self._record, self._bar = record, bar
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        """Return the last ``warmup`` rows of column *name*, read-only, this bar's at the end."""
+        """Return the last ``warmup`` rows of column *name*, read-only, this bar's last."""
         rows: npt.NDArray[Any] = self._record[self._bar, name]
         return rows
 
 
 class BarColumns:
-    """The columns of one instrument, of which the last *length* rows are handed out.
+    """The writable columns of one instrument; reads return copies of the last *length* rows.
 
-    A history asks for them through a proxy, which has no attribute that leads here: the
-    memory that can be written stays out of a strategy's reach.
+    A history reads them through a mapping proxy, so a strategy cannot reach the writable memory.
     """
 
-    __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
+    __iter__ = copy = get = items = keys = values = None  # a proxy would expose these
 
     def __init__(self, instrument: Instrument, length: int) -> None:
         self._length = length
-        self._most = 2 * length + _SPARE
+        self._max_rows = 2 * length + _SPARE
         self._price_unit = 10**instrument.price_decimals
         self._volume_unit = 10**instrument.volume_decimals
         self._open, self._high, self._low, self._close, self._volume = (
@@ -484,12 +481,12 @@ class BarColumns:
             self._time.append(bar.closed_ms)
             self._newest = bar
         self._history = None
-        if len(self._time) > self._most:
+        if len(self._time) > self._max_rows:
             for column in self._all:
                 del column[: -self._length]
 
     def at(self, bar: Bar) -> BarArrays:
-        """Return the history up to *bar*, which has to be the newest."""
+        """Return the history up to *bar*, which must be the newest."""
         if bar is not self._newest:
             raise StrategyFailed(_LATE)
         history = self._history
@@ -498,7 +495,7 @@ class BarColumns:
         return history
 
     def __getitem__(self, key: tuple[Bar, int]) -> npt.NDArray[Any]:
-        """Return a copy of a column's last rows, where the bar in question is the newest."""
+        """Return a copy of a column's last rows; the bar of *key* must be the newest."""
         bar, place = key
         if bar is not self._newest:
             raise StrategyFailed(_LATE)
@@ -507,7 +504,7 @@ class BarColumns:
 
 
 class Percent(Struct, frozen=True):
-    """A distance as a share of the entry price: ``Percent(2)`` is 2 % of it."""
+    """A distance in per cent of the entry price: ``Percent(2)`` is 2 %."""
 
     value: float
 
@@ -519,9 +516,9 @@ class Volatility(Struct, frozen=True):
 
 
 Distance = float | Percent | Volatility
-"""Of a stop or a target a price; of a trailing stop a distance in price."""
+"""A float is a price for a stop or a target, and a price distance for a trailing stop."""
 Note = Mapping[str, float | str | None]
-"""Named numbers and texts kept with a decision, at most 16; None is a number that was none."""
+"""Up to 16 named numbers and texts stored with a decision; None is a non-finite number."""
 
 
 class Signal(Struct, frozen=True, gc=False):
@@ -534,11 +531,11 @@ class Signal(Struct, frozen=True, gc=False):
     target: Distance | None = None
     trailing: Distance | None = None
     until: int | None = None  # market time at which the position is closed
-    reenter: bool = False  # after an exit by protection the same signal may enter again
+    reenter: bool = False  # whether the same signal may enter again after a protective exit
     note: Note | None = None
-    band: float | None = None  # in shares of a full position: nearer to the target nothing trades
-    by_forecast: float | None = None  # the strength of the shadow account ``sized_by_forecast``
-    uncorrelated: float | None = None  # the strength, of a long, of that of the same name
+    band: float | None = None  # no-trade band around the target, as a share of a full position
+    by_forecast: float | None = None  # strength in the shadow account ``sized_by_forecast``
+    uncorrelated: float | None = None  # signed strength in the shadow account ``uncorrelated``
     position_side: PositionSide | None = None  # in hedge mode, what FLAT closes; None: both sides
 
 
@@ -562,10 +559,10 @@ class OrderRequest(Struct, frozen=True, kw_only=True):
     trigger: float | None = None  # of STOP and STOP_LIMIT
     post_only: bool = False
     reduce_only: bool = False
-    until: int | None = None  # good till that market time; None: until it is canceled
-    tag: str = ""  # a request with the tag of a resting order replaces it
+    until: int | None = None  # market time at which it expires; None: never
+    tag: str = ""  # a request with the tag of a resting order replaces that order
     reason: str = ""
-    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
+    position_side: PositionSide | None = None  # in hedge mode
 
 
 class Cancel(Struct, frozen=True):
@@ -575,7 +572,7 @@ class Cancel(Struct, frozen=True):
 
 
 class Orders(Struct, frozen=True):
-    """A list of orders instead of a signal; resting orders that it does not name stay."""
+    """A list of orders instead of a signal; resting orders with other tags stay."""
 
     requests: tuple[OrderRequest | Cancel, ...]
     reason: str
@@ -583,7 +580,7 @@ class Orders(Struct, frozen=True):
 
 
 class OrderTerms(TypedDict, total=False):
-    """The terms of an order beside quantity and prices; see ``OrderRequest``."""
+    """The optional terms of an order; see ``OrderRequest``."""
 
     post_only: bool
     reduce_only: bool
@@ -600,7 +597,7 @@ def buy(
     **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
     """Return a request to buy *quantity*, at market or by *limit* and *stop*."""
-    return _requested(Side.BUY, quantity, limit, stop, terms)
+    return _order_request(Side.BUY, quantity, limit, stop, terms)
 
 
 def sell(
@@ -610,14 +607,18 @@ def sell(
     **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
     """Return a request to sell *quantity*, at market or by *limit* and *stop*."""
-    return _requested(Side.SELL, quantity, limit, stop, terms)
+    return _order_request(Side.SELL, quantity, limit, stop, terms)
 
 
-def _requested(
-    side: Side, quantity: float | Decimal, limit: float | None, stop: float | None, more: OrderTerms
+def _order_request(
+    side: Side,
+    quantity: float | Decimal,
+    limit: float | None,
+    stop: float | None,
+    terms: OrderTerms,
 ) -> OrderRequest:
     if limit is None:
         kind = OrderKind.MARKET if stop is None else OrderKind.STOP
     else:
         kind = OrderKind.LIMIT if stop is None else OrderKind.STOP_LIMIT
-    return OrderRequest(side=side, quantity=quantity, kind=kind, price=limit, trigger=stop, **more)
+    return OrderRequest(side=side, quantity=quantity, kind=kind, price=limit, trigger=stop, **terms)

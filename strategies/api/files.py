@@ -1,4 +1,4 @@
-"""The files that a user's class or feature function declares: beside its source, part of its id.
+"""Files that a user's class or feature function declares; they count for its identity.
 
 The rule is docs/identity.md, I16.
 """
@@ -14,11 +14,11 @@ from typing import Any
 from tracepaper.strategies.errors import ConfigInvalid
 
 Code = type | Callable[..., Any]
-"""A user's class, or function."""
+"""A user's class or function."""
 
 
 def module_file(made_of: Code) -> Path | None:
-    """Return the file that holds the code of *made_of*; None where it was typed in a session."""
+    """Return the source file of *made_of*; None if it was defined in an interactive session."""
     module = sys.modules.get(made_of.__module__)
     file = getattr(module, "__file__", None)
     if not isinstance(module, ModuleType) or file is None or not Path(file).is_file():
@@ -27,13 +27,13 @@ def module_file(made_of: Code) -> Path | None:
 
 
 class DeclaredFiles(dict[str, Path]):
-    """The paths of declared files, by the names that were declared."""
+    """The paths of declared files, by declared name."""
 
     @classmethod
     def of(cls, made_of: Code, names: object) -> DeclaredFiles:
-        """Look for *names* beside the source of *made_of*, or in the working folder of a session.
+        """Resolve *names* relative to the source of *made_of*, or else to the working folder.
 
-        Raises ``ConfigInvalid`` where they are no names.
+        Raises ``ConfigInvalid`` if they are not names.
         """
         if not isinstance(names, tuple | list) or not all(type(name) is str for name in names):
             raise ConfigInvalid(
@@ -45,17 +45,17 @@ class DeclaredFiles(dict[str, Path]):
         return cls({name: (folder / name).resolve() for name in names})
 
     def require(self, name: str) -> None:
-        """Raise ``ConfigInvalid`` where a file that *name* declares is not there."""
+        """Raise ``ConfigInvalid`` if a file that class *name* declares is missing."""
         for written, path in self.items():
             if not path.is_file():
                 raise ConfigInvalid(
-                    f"{name}.files names {written}, and there is no file {path}; put it there, or "
+                    f"{name}.files names {written}, but there is no file {path}; put it there, or "
                     "name its absolute path."
                 )
 
 
 def declare_files(made_of: type) -> None:
-    """Let the names that the class itself declares be paths, by name."""
+    """Replace the file names that the class declares by a mapping of names to paths."""
     declared = vars(made_of).get("files")
     if declared is not None and not isinstance(declared, DeclaredFiles):
         made_of.files = DeclaredFiles.of(made_of, declared)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""``Model``: a user's own forecaster; ``ModelKind``: a kind of checkpoint, and the registry of all.
+"""``Model``, the base of custom forecasters, and ``ModelKind``, a registered kind of checkpoint.
 
-A class says what it needs and gives, and answers one bar, or the rows of many. Where it runs, what
-it is warmed with and what its answers are held to is ``daemon/session/user_model.py``.
+A ``Model`` declares its inputs and measures, and forecasts one bar or many rows of features.
+``daemon/session/user_model.py`` runs it, warms it and checks its answers.
 
 The rules are docs/own_models.md, N1 to N7.
 """
@@ -30,7 +30,7 @@ from tracepaper.strategies.types.decisions import Explanation, Forecast
 
 Floats = NDArray[np.float64]
 Answer = Forecast | Mapping[str, Any] | None
-"""What a model says of a bar: a mapping of names to a number, or to one a horizon."""
+"""A model's answer for a bar: a mapping of names to a number, or to one number per horizon."""
 
 OF_MEASURE: Final[Mapping[str, tuple[str, ...]]] = {
     "mean_return": ("mean_return",),
@@ -42,24 +42,22 @@ OF_MEASURE: Final[Mapping[str, tuple[str, ...]]] = {
     "recent_mass": ("recent_mass",),
     "shift": ("shift",),
 }
-"""The names in an answer that a declared measure asks for."""
+"""The names in an answer that each declared measure requires."""
 EXPLAINED: Final = ("confidence", "content_free", "recent_mass", "shift")
-"""Measures that are one number a bar, whatever the horizons."""
+"""Measures with one number per bar instead of one per horizon."""
 _ANSWERED: Final = frozenset(
     {*(n for names in OF_MEASURE.values() for n in names), "p_down", "p_flat"}
 )
 
 
 class ModelInput(Struct, frozen=True):
-    """The input of a model: one instrument, up to the bar that closed."""
+    """The input of a model: one instrument, up to the closed bar."""
 
     instrument: str
     time: int  # UTC ms of the newest bar's close
     interval_ms: int
     past: BarArrays  # the last ``context`` bars
-    features: NDArray[
-        np.float32
-    ]  # [context, feature], the newest last; no columns without a schema
+    features: NDArray[np.float32]  # [context, feature], newest last; no columns without features
 
 
 class Model:
@@ -120,7 +118,7 @@ class FeatureFunction:
     function: Callable[[BarArrays], Sequence[float] | Floats]
     lookback: int
     files: DeclaredFiles
-    """The paths of the files that it reads, by the names that were declared."""
+    """The paths of the files that it reads, by declared name."""
 
     def __call__(self, past: BarArrays) -> Sequence[float] | Floats:
         """Return the row of the newest bar of *past*."""
@@ -137,33 +135,33 @@ def feature_row(
     return lambda function: FeatureFunction(function, lookback, DeclaredFiles.of(function, files))
 
 
-# ---------------------------------------------------------------- what becomes of an answer
+# ---------------------------------------------------------------- answers to forecasts
 
 
 class AnswerMalformed(ValueError):
-    """An answer that is no forecast, in words that follow the model's name."""
+    """An invalid answer; the message continues a sentence that begins with the model's name."""
 
 
 def forecast_of(
     answer: object, *, horizons: tuple[int, ...], measures: Collection[str], model_id: str
 ) -> Forecast | None:
-    """Turn a model's *answer* into a ``Forecast``; numbers that are not finite stay so.
+    """Return a model's *answer* as a ``Forecast``; non-finite numbers are kept.
 
-    Raises ``AnswerMalformed`` for anything that its declarations do not announce.
+    Raises ``AnswerMalformed`` for anything that the model does not declare.
     """
     if answer is None:
         return None
     if isinstance(answer, Forecast):
-        answer = given_by(answer)
+        answer = answer_of(answer)
     if not isinstance(answer, Mapping):
         raise AnswerMalformed(f"answered {type(answer).__name__}; return a mapping or None")
-    if strange := sorted(set(answer) - _ANSWERED, key=str):
+    if unknown := sorted(set(answer) - _ANSWERED, key=str):
         raise AnswerMalformed(
-            f"answered {str(strange[0])!r:.40}; what it may give is {', '.join(sorted(_ANSWERED))}"
+            f"answered {str(unknown[0])!r:.40}; answer only {', '.join(sorted(_ANSWERED))}"
         )
     wanted = {name for measure in measures for name in OF_MEASURE[measure]}
     if missing := sorted(wanted - set(answer)):
-        raise AnswerMalformed(f"declares the measure of {missing[0]!r} and answered without it")
+        raise AnswerMalformed(f"declares the measure of {missing[0]!r} but answered without it")
     given = {name: _column(name, answer[name], horizons) for name in answer}
     if undeclared := sorted(set(given) - wanted - {"p_down", "p_flat"}):
         raise AnswerMalformed(f"answered {undeclared[0]!r}; declare its measure")
@@ -192,7 +190,7 @@ def forecasts_of(
     measures: Collection[str],
     model_id: str,
 ) -> list[Forecast | None]:
-    """Return the forecasts of *count* rows that were answered at once, in their order."""
+    """Return the forecasts of *count* rows from the *answers* of ``predict_rows``."""
     if not isinstance(answers, Mapping):
         raise AnswerMalformed(f"answered {type(answers).__name__}; return a mapping of arrays")
     columns = {name: np.asarray(values) for name, values in answers.items()}
@@ -200,7 +198,7 @@ def forecasts_of(
         if column.ndim not in (1, 2) or len(column) != count:
             raise AnswerMalformed(
                 f"answered {str(name)!r:.40} of shape {column.shape} for {count} rows; give one "
-                "entry a row"
+                "entry per row"
             )
     listed = {name: column.tolist() for name, column in columns.items()}
     return [
@@ -214,8 +212,8 @@ def forecasts_of(
     ]
 
 
-def given_by(forecast: Forecast) -> dict[str, Any]:
-    """Return the values of *forecast* for ``OF_MEASURE``, and its other probabilities."""
+def answer_of(forecast: Forecast) -> dict[str, Any]:
+    """Return *forecast* as an answer: a mapping of names to values."""
     columns = ("mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility")
     answer = {name: value for name in columns if (value := getattr(forecast, name))}
     if (explanation := forecast.explanation) is not None:
@@ -225,13 +223,13 @@ def given_by(forecast: Forecast) -> dict[str, Any]:
 
 
 def _column(name: str, value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
-    """Return *value* as one number a horizon; a single number is the only horizon's."""
+    """Return *value* as one number per horizon (or one, for the measures in ``EXPLAINED``)."""
     wanted = 1 if name in EXPLAINED else len(horizons)
     try:
         numbers = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise AnswerMalformed(
-            f"answered {str(value)!r:.40} as {name}; give a number a horizon"
+            f"answered {str(value)!r:.40} as {name}; give one number per horizon"
         ) from None
     if numbers.ndim > 1 or numbers.size != wanted:
         raise AnswerMalformed(
@@ -241,22 +239,22 @@ def _column(name: str, value: object, horizons: tuple[int, ...]) -> tuple[float,
 
 
 def _complete(given: dict[str, tuple[float, ...]]) -> None:
-    """Fill in p_down and p_flat: the rest of 1 is p_down, or p_flat where p_down is given."""
+    """Fill in missing p_down or p_flat, so that the probabilities sum to 1."""
     up = given["p_up"]
     down, flat = given.get("p_down"), given.get("p_flat")
     if down is None:
         flat = flat or (0.0,) * len(up)
         given["p_down"] = tuple(1.0 - a - b for a, b in zip(up, flat, strict=True))
     elif flat is None:
-        # A rest below 0 by rounding is 0; a larger one stays negative, and is refused as such.
+        # Rounding may make it slightly negative: then 0. Otherwise -1 fails the gate ``finite``.
         flat = tuple(
-            max(1.0 - a - b, 0.0) if a + b <= _WHOLE else -1.0
+            max(1.0 - a - b, 0.0) if a + b <= _MAX_SUM else -1.0
             for a, b in zip(up, down, strict=True)
         )
     given["p_flat"] = flat or ()
 
 
-_WHOLE: Final = 1 + 1e-9
+_MAX_SUM: Final = 1 + 1e-9
 
 
 def _explanation(given: Mapping[str, tuple[float, ...]]) -> Explanation | None:
@@ -272,16 +270,16 @@ def _explanation(given: Mapping[str, tuple[float, ...]]) -> Explanation | None:
 
 
 class DataSource(StrEnum):
-    """What a kind of model learns from and is asked about."""
+    """The data that a kind of model learns from and forecasts."""
 
-    BARS = "bars"  # of each symbol by itself
-    CLOSES = "closes"  # of all symbols at once
+    BARS = "bars"  # of each symbol separately
+    CLOSES = "closes"  # of all symbols together
     ORDER_BOOKS = "order books"  # files of ``tracepaper data record``
 
 
-def no_network(*_: object) -> Any:  # noqa: ANN401 - it returns nothing
-    """Raise ``InvariantBroken``: the kind is no network of one symbol's bars."""
-    raise InvariantBroken("This kind of model has no network to make; ask its forecaster.")
+def no_network(*_: object) -> Any:  # noqa: ANN401 - never returns
+    """Raise ``InvariantBroken``: this kind is not a network for bars of one symbol."""
+    raise InvariantBroken("This kind of model has no network; use its forecaster.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,54 +288,54 @@ class ModelKind:
 
     name: str
     summary: str
-    """What it is, for ``tracepaper train``: a few words."""
+    """A few words for ``tracepaper train``."""
     source: DataSource = DataSource.BARS
     build: Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any] | None = None
     """A card, its tensors and the ``RunOptions`` of ``strategies.forecasters.build`` → the
-    ``Forecaster``. None where its network is run as it is, or where a strategy asks it."""
+    ``Forecaster``. None if the network is run directly, or by a strategy."""
     read: Callable[[dict[str, Any]], Any] = no_network
     """A card's ``[architecture]`` → its configuration; raises ``ConfigInvalid``."""
     make: Callable[[Any], Any] = no_network
     """A configuration → the ``Network``, untrained."""
     backend: Callable[[Any], str | None] = lambda _: None
-    """What attends, by name, where it is the network's own; None where a kernel does."""
+    """A configuration → the name of the network's own attention backend; None for a kernel."""
     by_names: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]] = lambda *_: {}
-    """Its ``[architecture]`` and the names of features → what of it follows from these."""
+    """``[architecture]`` and the names of features → the keys that follow from these names."""
     follows: tuple[str, ...] = ()
-    """The keys of that which no recipe chooses; of a card handed in as one they are left aside."""
+    """The derived keys of ``[architecture]``, ignored when a card is used as a recipe."""
     rows: Callable[[Mapping[str, NDArray[Any]], int, int], Any] | None = None
-    """Arrays, features and horizons → the ``RowModel`` that answers one row; None for others."""
+    """Arrays, features and horizons → the ``RowModel`` that forecasts one row; None for others."""
     members: tuple[str, ...] = ()
-    """The ``[parts]`` of its card, each a checkpoint; the network is the first."""
+    """The ``[parts]`` of its card, each a checkpoint; the first is the network."""
     takes_covariates: bool = False
-    """Whether it can learn from columns that a user supplies."""
+    """Whether it can learn from a user's covariates."""
     heads: frozenset[str] = frozenset()
-    """What its network says beyond the heads of every network."""
+    """The additional heads of its network."""
     refusal: str = ""
-    """Why it is not asked of one symbol's bars, in a sentence; empty where it serves them."""
+    """Why it cannot forecast bars of one symbol, as a sentence; empty if it can."""
     is_experimental: bool = True
-    """Whether lists call it so until a bundled checkpoint of it has beaten persistence."""
+    """True until a bundled checkpoint of this kind has beaten persistence."""
 
     @property
     def has_network(self) -> bool:
-        """Whether a checkpoint is one ``Network``, which can be restored by itself."""
+        """Whether a checkpoint is one ``Network`` that can be restored alone."""
         return self.make is not no_network
 
 
 class ImportedClass(NamedTuple):
-    """A class of a user's own that a network is made of, as it was found."""
+    """An imported user class that a network uses."""
 
     made_of: type
     sha256: str
-    """Of its source files (docs/identity.md, I15)."""
+    """The hash of its source files (docs/identity.md, I15)."""
     guard: Callable[[], AbstractContextManager[None]]
-    """While its code runs: turns what it raises into ``StrategyFailed``, with file and line."""
+    """A context in which its code runs: turns errors into ``StrategyFailed`` with file and line."""
 
 
 def find_class(name: str) -> ImportedClass:
-    """Return the class ``module:Class`` that a network is made of; raise where there is none.
+    """Return the class ``module:Class`` that a network uses; raise if there is none.
 
-    A user's code is imported above this package, by what is imported here when a class is named.
+    The importer belongs to a higher layer, so it is itself imported only here.
     """
     custom: ImportedClass = import_module(_IMPORTER).network_class(name)
     return custom
@@ -350,17 +348,17 @@ AnyKind = TypeVar("AnyKind")
 
 
 class Registry(dict[str, AnyKind]):
-    """What the modules of some packages say of kinds of models, by the kind's name."""
+    """Registered objects by name of the model kind; modules register them on import."""
 
-    def add(self, name: str, of_kind: AnyKind) -> AnyKind:
-        """Make it known; raise ``ConfigInvalid`` for a name that is taken."""
+    def add(self, name: str, entry: AnyKind) -> AnyKind:
+        """Register *entry*; raise ``ConfigInvalid`` if the name is taken."""
         if name in self:
-            raise ConfigInvalid(f"There is a kind of model called {name} already.")
-        self[name] = of_kind
-        return of_kind
+            raise ConfigInvalid(f"The model kind {name} is already registered; choose another.")
+        self[name] = entry
+        return entry
 
     def of(self, *packages: ModuleType) -> Mapping[str, AnyKind]:
-        """Return all, once each module of *packages* was imported."""
+        """Import all modules of *packages* and return the registry."""
         for package in packages:
             for module in iter_modules(package.__path__):
                 import_module(f"{package.__name__}.{module.name}")
@@ -372,5 +370,5 @@ KINDS: Final[Registry[ModelKind]] = Registry()
 
 
 def register(kind: ModelKind) -> ModelKind:
-    """Make *kind* known; raise ``ConfigInvalid`` for a name that is taken."""
+    """Register *kind*; raise ``ConfigInvalid`` if the name is taken."""
     return KINDS.add(kind.name, kind)

@@ -1,14 +1,13 @@
-"""Position sizing: from a forecast's signal to a quantity in whole steps; volatility estimates.
+"""Position sizing: from a signal to a quantity in whole steps; volatility estimates.
 
-Modes that take a share of equity see the account, and so do portfolio caps: their targets follow
-from fills as well as from bars and forecasts. All others depend on bars and forecasts alone, so
-that two runs of the same bars agree on them whatever their fills were.
+Modes by a share of equity, and portfolio caps, depend on the account and so on fills. All others
+depend only on bars and forecasts, so two runs of the same bars agree whatever their fills were.
 
 The rules are docs/decisions.md, G19, G20 and G27 to G30.
 
-Endless smoothing would depend on bars that a restarted process no longer has. Both estimators look
-at a stated number of last bars, in integers: so equal bars give equal bits, however many were seen
-before them.
+Infinite smoothing would depend on bars that a restarted process no longer has. So both volatility
+estimators use a fixed number of recent bars and integer arithmetic: equal bars give bit-identical
+results.
 
 Sources: J.P. Morgan/Reuters, RiskMetrics, 1996 (exponential weights); F. Corsi, A simple
 approximate long-memory model of realized volatility, 2009 (three horizons).
@@ -35,35 +34,34 @@ from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
 from tracepaper.strategies.units import Notional, unscaled
 
-_RETURN_PARTS: Final = 10**9
-"""A return is counted in billionths, its square in billionths of billionths."""
+_RETURN_SCALE: Final = 10**9
+"""Returns are integers of 10⁻⁹, their squares of 10⁻¹⁸."""
 _HALF_LIVES: Final = 5
-"""Of the EWMA within its window: what lies before it would have had 3 % of the weight."""
-_HAR_PARTS: Final = (22, 22 / 5, 1)
-"""The window over each of HAR's three horizons: a day, a week and a month of trading, if a day is
-the shortest."""
+"""Half-lives of the EWMA per window: the cut-off tail would have had 3 % of the weight."""
+_HAR_DIVISORS: Final = (22, 22 / 5, 1)
+"""The window ÷ each of HAR's three horizons, in the ratio of a trading day, week and month."""
 _WEIGHT_BITS: Final = 24
 REBALANCE: Final = 0.25
-"""``sizing.rebalance`` where none is written and the signal has no band."""
+"""``sizing.rebalance`` if it is not set and the signal has no band."""
 
 
 class NoTradeBand(NamedTuple):
-    """The band around a target inside which a trade costs more than it is worth.
+    """The band around a target within which trading costs more than it gains.
 
-    Target and band are shares of what is invested.
+    Target and band are shares of the invested capital.
 
     Source: J. Kallsen, J. Muhle-Karbe, The general structure of optimal investment and consumption
     with small transaction costs, 2013 (arXiv 1303.3148).
     """
 
-    cost: float  # of a trade, as a fraction of what is traded
+    cost: float  # of a trade, as a fraction of the traded notional
     risk_aversion: float  # constant and relative
 
     def half_width(self, sensitivity: float) -> float:
-        """Return (3 c s² ÷ 2 γ)^⅓, and a quarter at most: the formula is one for small costs.
+        """Return (3 c s² ÷ 2 γ)^⅓, at most a quarter, since the formula is for small costs.
 
-        *sensitivity* s is the standard deviation of the target's changes over that of the returns
-        in the same time.
+        *sensitivity* s is the standard deviation of the target's changes ÷ that of the returns over
+        the same time.
         """
         return min(math.cbrt(1.5 * self.cost * sensitivity**2 / self.risk_aversion), REBALANCE)
 
@@ -72,7 +70,7 @@ class VolatilityKind(StrEnum):
     """How the variance of one bar's return is estimated."""
 
     EWMA = "ewma"  # exponentially weighted squared returns, within the window
-    HAR = "har"  # the mean of three mean squared returns: of 1/22, 5/22 and all of the window
+    HAR = "har"  # mean of the mean squared returns over 1/22, 5/22 and all of the window
 
 
 class WindowedVolatility:
@@ -80,28 +78,28 @@ class WindowedVolatility:
 
     def __init__(self, kind: VolatilityKind, window: int) -> None:
         self.bars = window + 1
-        """Bars that it depends on."""
+        """Bars that the estimate depends on."""
         self._window = window
         self._last: int | None = None
         self._closes: deque[int] = deque(maxlen=self.bars)
         self._squares: deque[int] = deque(maxlen=window)
-        self._spans = tuple(max(round(window / part), 1) for part in _HAR_PARTS)
+        self._spans = tuple(max(round(window / part), 1) for part in _HAR_DIVISORS)
         self._sums = [0] * len(self._spans)
         self._is_har = kind is VolatilityKind.HAR
-        halves = window / _HALF_LIVES
+        half_life = window / _HALF_LIVES
         # Newest first, as integers: their sum of products is exact in any order.
         ages = range(window if kind is VolatilityKind.EWMA else 0)
-        self._weights = [round(2 ** (_WEIGHT_BITS - age / halves)) for age in ages]
-        self._weight = sum(self._weights)
+        self._weights = [round(2 ** (_WEIGHT_BITS - age / half_life)) for age in ages]
+        self._total_weight = sum(self._weights)
 
     def add(self, close: int) -> None:
-        """Take in the close of the next bar, an integer of any one scale."""
+        """Add the close of the next bar, an integer of any fixed scale."""
         last, self._last = self._last, close
         self._closes.append(close)
         if last is None:
             return
-        moved = (close - last) * _RETURN_PARTS // last
-        square = moved * moved
+        change = (close - last) * _RETURN_SCALE // last
+        square = change * change
         squares = self._squares
         if self._is_har:
             for at, span in enumerate(self._spans):
@@ -111,7 +109,7 @@ class WindowedVolatility:
         squares.append(square)
 
     def adjust(self, action: CorporateAction) -> None:
-        """Take the closes before a split as those of the shares after it: as if fed anew so."""
+        """Convert the closes to the shares after a split, and recompute the state from them."""
         closes = [adjusted_price(action, close) for close in self._closes]
         self._last = None
         self._squares.clear()
@@ -121,7 +119,7 @@ class WindowedVolatility:
             self.add(close)
 
     def of_bars(self, bars: int) -> float | None:
-        """Return the deviation of the return over *bars* bars, as a fraction; None until full."""
+        """Return the standard deviation of the return over *bars* bars; None until full."""
         if len(self._squares) < self._window:
             return None
         if self._is_har:
@@ -129,11 +127,11 @@ class WindowedVolatility:
             variance = math.fsum(means) / len(means)
         else:
             weighted = map(mul, self._weights, reversed(self._squares))
-            variance = sum(weighted) / self._weight
-        return math.sqrt(variance * bars) / _RETURN_PARTS
+            variance = sum(weighted) / self._total_weight
+        return math.sqrt(variance * bars) / _RETURN_SCALE
 
 
-_PARTS: Final = 1_000_000_000  # a float share becomes an integer of billionths, once
+_PARTS: Final = 1_000_000_000  # float shares are converted to integers of 10⁻⁹
 
 
 class SizingMode(StrEnum):
@@ -144,12 +142,12 @@ class SizingMode(StrEnum):
     EQUITY = "equity"  # a quantity worth `fraction` of equity
     ALLOCATION = "allocation"  # the symbol's weight of `fraction` of equity
     TANH = "tanh"  # full x tanh(scale x calibrated return / its deviation)
-    VOLATILITY = "volatility"  # full x target volatility / expected volatility, at most whole
-    RISK = "risk"  # what loses `risk` of equity between the close and the stop
+    VOLATILITY = "volatility"  # full x min(target volatility / expected volatility, 1)
+    RISK = "risk"  # a quantity that loses `risk` of equity between the close and the stop
     EXPECTED_SHORTFALL = "expected_shortfall"
-    """What loses ``shortfall`` of equity in the mean of the worst 2.5 % of cases, at most whole."""
+    """A quantity that loses ``shortfall`` of equity in the mean of the worst 2.5 % of cases."""
     NETWORK_ALLOCATION = "network_allocation"
-    """``fraction`` of equity times the network's own position, where it is on the signal's side."""
+    """``fraction`` of equity × the network's position, if that is on the signal's side."""
     KELLY = "kelly"  # equity x `kelly` x calibrated return / variance, at most `fraction` of it
 
 
@@ -161,28 +159,28 @@ class Sizing(Struct, frozen=True):
     notional: int = 0
     scale: float = 1.0
     target_volatility: float = 0.01
-    rebalance: float | None = None  # as ``sizing.rebalance``; None: by the signal's band
+    rebalance: float | None = None  # ``sizing.rebalance``; None: use the signal's band
     of_equity: bool = False  # tanh and volatility: a full position is ``fraction`` of equity
     fraction: float = 1.0
     weight: float = 1.0  # of the symbol, for allocation
     kelly: float = 0.25
     risk: float = 0.01  # share of equity between the close and the stop
     shortfall: float = 0.01  # share of equity, the mean of the worst 2.5 % of cases
-    slope: float = 1.0  # shrinks the model's mean return, as the card's calibration found
-    estimate: VolatilityKind | None = None  # None: the model's own forecast
+    slope: float = 1.0  # the card's calibration slope for the model's mean return
+    estimate: VolatilityKind | None = None  # None: use the model's forecast
     lookback: int = 660  # bars of the estimate
-    horizon: int = 30  # bars that ``target_volatility`` speaks of
-    max_position: int = 0  # money, of this symbol; 0 where there is no cap
-    max_gross: float = 0.0  # of all symbols, in multiples of equity; 0 where there is no cap
-    confidence: FittedConfidence | None = None  # sizes are multiplied by what it says
+    horizon: int = 30  # bars that ``target_volatility`` refers to
+    max_position: int = 0  # money, for this symbol; 0 without a cap
+    max_gross: float = 0.0  # for all symbols, in multiples of equity; 0 without a cap
+    confidence: FittedConfidence | None = None  # multiplies sizes by ``size_factor``
 
 
 class SizingAccount(NamedTuple):
-    """What sizing may know of the account, in money."""
+    """The account data that sizing uses, in money."""
 
     equity: int
-    others: int  # notional of all other symbols' positions or targets, without their signs
-    stop: int = 0  # from the close to the nearest stop, in units of the price; 0 without one
+    others: int  # absolute notional of all other symbols' positions or targets
+    stop: int = 0  # distance from the close to the nearest stop, in price units; 0 without one
 
 
 NO_ACCOUNT: Final = SizingAccount(0, 0)
@@ -224,52 +222,52 @@ class Sizer:
         self._notional = Notional.of(instrument)
         self._index = horizon_index
         self.of_equity = of_equity
-        """Whether a full position is a share of equity, and so never more than that can pay for."""
+        """Whether a full position is a share of equity."""
         self._estimate: WindowedVolatility | None = None
         if sizing.mode is SizingMode.VOLATILITY and sizing.estimate is not None:
             self._estimate = WindowedVolatility(sizing.estimate, sizing.lookback)
         self._is_capped = sizing.max_position > 0 or sizing.max_gross > 0
         self.sees_account = of_equity or sizing.max_gross > 0
-        """Whether targets depend on equity, and so on fills."""
+        """Whether targets depend on the account, and so on fills."""
         self.follows_signal = (
             sizing.mode is SizingMode.FIXED and not self._is_capped and sizing.confidence is None
         )
-        """Whether the target follows from the signal alone."""
+        """Whether the target depends only on the signal."""
         self.by_stop = sizing.mode is SizingMode.RISK
-        """Whether the distance to the stop decides."""
+        """Whether the distance to the stop determines the size."""
 
     @property
     def bars(self) -> int:
-        """Bars that a size depends on; 0 where it needs none but the newest."""
+        """Bars that a size depends on; 0 if only the newest."""
         return 0 if self._estimate is None else self._estimate.bars
 
     def falls_with_price(self, signal: Signal) -> bool:
-        """Return whether the target of *signal* never grows as the price does, all else equal.
+        """Return whether the target of *signal* never grows when the price rises, all else equal.
 
-        Then the prices at which a standing target stays are an interval. Both edges of a band are
-        rounded by themselves, so of them it is not quite true.
+        Then the prices at which a standing target stays form an interval. Not with a band, whose
+        two edges are rounded separately.
         """
         sizing = self._sizing
         is_banded = sizing.rebalance is None and signal.band is not None
         return self._estimate is None and (not is_banded or sizing.mode is SizingMode.FIXED)
 
     def change(self, instrument: Instrument) -> None:
-        """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
+        """Use a new quantity step; a fixed quantity is rounded down to it."""
         self._step = instrument.quantity_step
 
     def change_model(self, slope: float, confidence: FittedConfidence | None) -> None:
-        """Size by another model's calibration; *confidence* counts where sizes follow one."""
+        """Use another model's calibration; *confidence* only if sizes already depend on one."""
         if self._sizing.confidence is None:
             confidence = None
         self._sizing = replace(self._sizing, slope=slope, confidence=confidence)
 
     def observe(self, bar: Bar) -> None:
-        """Take in a closed bar, for an estimate of volatility."""
+        """Add a closed bar to the volatility estimate."""
         if self._estimate is not None:
             self._estimate.add(bar.close)
 
     def adjust(self, action: CorporateAction) -> None:
-        """Adjust the close before to a split: the next return is that of a holder."""
+        """Adjust the volatility estimate to a split."""
         if self._estimate is not None:
             self._estimate.adjust(action)
 
@@ -285,12 +283,11 @@ class Sizer:
     ) -> int:
         """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold.
 
-        *standing* is the target last decided. It stays while it lies within the signal's band
-        around the new one, and else moves to the band's nearer edge. Without a band one of the same
-        side stays unless the new one differs by more than ``rebalance``. Or every move of the price
-        would be traded after.
-        *account* is looked at where :attr:`sees_account` says so. *is_full* asks for a full
-        position whatever share of it the mode would give.
+        To avoid trading every price move, the previous target *standing* stays while it is within
+        the signal's band around the new target, else the target moves to the band's nearer edge.
+        Without a band a target of the same side stays unless the new one differs by more than
+        ``rebalance``. *account* is needed if :attr:`sees_account`. *is_full* requests a full
+        position whatever the mode.
         """
         action, sizing = signal.action, self._sizing
         if action is Action.FLAT:
@@ -311,35 +308,35 @@ class Sizer:
             money = self._full(account.equity) * int(share * _PARTS) // _PARTS
             size = self._whole_steps(self._notional.quantity(money, bar.close))
         side = 1 if action is Action.LONG else -1
-        most = self._cap(bar.close, account) if self._is_capped else None
+        cap = self._cap(bar.close, account) if self._is_capped else None
         if sizing.rebalance is None and signal.band is not None:
             full = sizing.quantity
             if sizing.mode is not SizingMode.FIXED:
                 full = self._notional.quantity(self._full(account.equity), bar.close)
             band = full * int(signal.band * _PARTS) // _PARTS
             size = self._within(size, band, standing * side)
-            return side * (size if most is None else min(size, most))
-        if most is not None:
-            size = min(size, most)
+            return side * (size if cap is None else min(size, cap))
+        if cap is not None:
+            size = min(size, cap)
         return self._kept(side * size, standing)
 
     def _within(self, size: int, band: int, standing: int) -> int:
-        """Return *standing* where it is no further than *band* from *size*, else the nearer edge.
+        """Return *standing* if it is within *band* of *size*, else the band's nearer edge.
 
-        A position of the other side, where *standing* is below 0, is closed at least.
+        A negative *standing* is a position of the other side, which is at least closed.
         """
         if abs(size - standing) <= band and standing >= 0 and standing % self._step == 0:
             return standing
         return self._whole_steps(max(size - band, 0) if standing < size else size + band)
 
     def factor(self, forecast: Forecast | None) -> float | None:
-        """Return the multiplier of a size, in (0, 1]; None unless sizes follow the confidence."""
+        """Return the multiplier of a size, in (0, 1]; None unless sizes depend on confidence."""
         if (fitted := self._sizing.confidence) is None:
             return None
         return size_factor(fitted, forecast, self._index)
 
     def refusal(self, signal: Signal, target: int, standing: int) -> str | None:
-        """Return why an entry by *signal* has no size; None where it has one, or is no entry."""
+        """Return why an entry by *signal* has no size; None if it has one or is not an entry."""
         if self.by_stop:
             return NO_STOP if signal.stop is None and signal.trailing is None else None
         if target == standing == 0 and self._sizing.rebalance is None and signal.band:
@@ -349,8 +346,8 @@ class Sizer:
     def _by_stop(self, signal: Signal, bar: Bar, standing: int, account: SizingAccount) -> int:
         """Return the quantity that loses the configured share of equity at the stop.
 
-        The entry decides it: sized anew at each bar, a position would grow as the price comes near
-        its stop. Without a stop *standing* stays, and :meth:`refusal` says why.
+        The size is fixed at the entry; resized at every bar, a position would grow as the price
+        approaches its stop. Without a stop *standing* stays, and :meth:`refusal` explains it.
         """
         side = 1 if signal.action is Action.LONG else -1
         if standing * side > 0 or account.stop <= 0:
@@ -368,7 +365,7 @@ class Sizer:
         return self._kept(self._whole_steps(self._notional.quantity(money, price)), standing)
 
     def _kept(self, target: int, standing: int) -> int:
-        """Return *standing* where *target* is of its side and near it, else *target*."""
+        """Return *standing* if *target* has the same side and is close to it, else *target*."""
         if target * standing > 0:
             share = REBALANCE if self._sizing.rebalance is None else self._sizing.rebalance
             band = abs(standing) * int(share * _PARTS) // _PARTS
@@ -402,7 +399,7 @@ class Sizer:
         return self._whole_steps(self._notional.quantity(money, price))
 
     def _share(self, forecast: Forecast | None, *, is_short: bool) -> float:
-        """Return the share of a full position, in [0, 1]; 0 where nothing can be computed."""
+        """Return the share of a full position, in [0, 1]; 0 if it cannot be computed."""
         sizing = self._sizing
         mode = sizing.mode
         if mode in {SizingMode.NOTIONAL, SizingMode.EQUITY, SizingMode.ALLOCATION}:
@@ -427,7 +424,7 @@ class Sizer:
             if mode is SizingMode.TANH:
                 share = math.tanh(sizing.scale * mean / deviation)
             elif sizing.fraction > 0:
-                # A finite deviation may have a square that is none, or is 0.
+                # The square of a finite deviation may overflow or be 0.
                 with suppress(OverflowError, ZeroDivisionError):
                     share = sizing.kelly * mean / deviation**2 / sizing.fraction
         return min(share, 1.0) if math.isfinite(share) and share > 0 else 0.0

@@ -1,7 +1,6 @@
-"""``Strategy``, ``PortfolioStrategy``, ``Forecaster``, and the state a strategy declares.
+"""``Strategy``, ``PortfolioStrategy``, ``Forecaster``, and a strategy's declared state.
 
-A user replaces ``Strategy``. ``Forecaster`` is defined here, without torch, so that the engine's
-side never imports it.
+``Forecaster`` is defined here without torch, so that the engine never imports it.
 
 The rules are docs/protection.md, E1 to E4, and docs/several.md, P1 to P8.
 """
@@ -43,14 +42,14 @@ _NO_ORDER: Final = (inspect.SetType, inspect.FrozenSetType)
 
 
 class StatefulStrategy(Protocol):
-    """An object that may declare a state: a strategy of one instrument, or of all."""
+    """An object that may declare a state: a strategy or a portfolio strategy."""
 
     State: type[Struct] | None
     state: Struct
 
 
 class DeclaredState:
-    """The declared state of one strategy object: whether it has changed, and its encoding."""
+    """Detects changes of one strategy object's declared state, and encodes it."""
 
     def __init__(self, strategy: StatefulStrategy, declared: type[Struct]) -> None:
         self._strategy = strategy
@@ -61,13 +60,13 @@ class DeclaredState:
 
     @classmethod
     def of(cls, strategy: StatefulStrategy) -> DeclaredState | None:
-        """Watch the state of *strategy*; None where it declares none."""
+        """Watch the state of *strategy*; return None if it declares none."""
         return None if strategy.State is None else cls(strategy, strategy.State)
 
     def changed(self) -> bool:
-        """Return whether the state differs from the last call, or from the one handed back.
+        """Return whether the state has changed since the last call or restore.
 
-        Raises ``StrategyFailed`` where what it holds now could not be handed back.
+        Raises ``StrategyFailed`` if the state could not be restored from its encoding.
         """
         encoded = self._encoding()
         if encoded == self.encoded:
@@ -75,14 +74,14 @@ class DeclaredState:
         self.encoded = encoded
         return True
 
-    def hand_back(self, encoded: bytes) -> None:
-        """Give the strategy the state that a step stored; raise ``ConfigInvalid`` if it is none."""
+    def restore(self, encoded: bytes) -> None:
+        """Restore the state from a step; raise ``ConfigInvalid`` if it does not fit the class."""
         try:
             self._strategy.state = self._decoder.decode(encoded)
         except msgspec.MsgspecError as error:
             raise ConfigInvalid(
-                f"What a step stored is no {self._type.__qualname__} any more ({error}); open a "
-                "new run, in another database."
+                f"The stored state does not fit {self._type.__qualname__} ({error}); open a new "
+                "run, in another database."
             ) from error
         self.encoded = encoded
 
@@ -96,22 +95,22 @@ class DeclaredState:
             encoded = _encode(state)
             if encoded == self.encoded:
                 return encoded
-            again = self._decoder.decode(encoded)
+            restored = self._decoder.decode(encoded)
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise self._unstorable(str(error)) from error
-        if again != state and repr(again) != repr(state):  # NaN is not NaN
-            raise self._unstorable(f"a restart would read {again!r:.80} from {state!r:.80}")
+        if restored != state and repr(restored) != repr(state):  # NaN != NaN
+            raise self._unstorable(f"a restart would read {restored!r:.80} from {state!r:.80}")
         return encoded
 
-    def _unstorable(self, why: str) -> StrategyFailed:
+    def _unstorable(self, cause: str) -> StrategyFailed:
         return StrategyFailed(
-            f"{self._type.__qualname__} cannot be stored ({why}); let its fields hold what they "
-            "are declared as."
+            f"{self._type.__qualname__} cannot be stored ({cause}); give its fields values of "
+            "their declared types."
         )
 
 
 def check_declared(name: str, declared: object) -> None:
-    """Refuse a ``State`` that could not be stored and handed back; None declares nothing."""
+    """Raise ``ConfigInvalid`` for a ``State`` that cannot be stored and restored."""
     if declared is None:
         return
     if not (isinstance(declared, type) and issubclass(declared, Struct)):
@@ -131,99 +130,96 @@ def check_declared(name: str, declared: object) -> None:
         raise ConfigInvalid(f"{name}.State holds a set, which has no order; {_ADVICE}.")
 
 
-def _kinds(of: inspect.Type, visited: set[type]) -> Iterator[inspect.Type]:
-    """Yield *of* and every type that it is made of."""
-    yield of
-    if isinstance(of, inspect.StructType):
-        if of.cls in visited:
+def _kinds(kind: inspect.Type, visited: set[type]) -> Iterator[inspect.Type]:
+    """Yield *kind* and every type nested in it."""
+    yield kind
+    if isinstance(kind, inspect.StructType):
+        if kind.cls in visited:
             return
-        visited.add(of.cls)
-        for field in of.fields:
+        visited.add(kind.cls)
+        for field in kind.fields:
             yield from _kinds(field.type, visited)
     for name in ("item_type", "key_type", "value_type", "type"):
-        inner = getattr(of, name, None)
+        inner = getattr(kind, name, None)
         if isinstance(inner, inspect.Type):
             yield from _kinds(inner, visited)
     for name in ("types", "item_types"):
-        for inner in getattr(of, name, ()):
+        for inner in getattr(kind, name, ()):
             yield from _kinds(inner, visited)
 
 
 SCANNED_AT_ONCE: Final = 8_192
-"""Known bars of one scan, where a pass costs little: a few megabytes of forecasts."""
+"""Bars per scan, if a pass is cheap: a few megabytes of forecasts."""
 
 
 class Forecaster(Protocol):
-    """A model of one or more instruments, fed closed bars in order.
+    """A model for one or more instruments that gets closed bars in order.
 
-    Its answer to a bar depends on the last ``context`` bars of that instrument alone, so a
-    forecaster warmed with exactly that many bars equals one that has run for a year.
+    Its forecast depends only on the last ``context`` bars of the instrument, so a forecaster warmed
+    with exactly that many bars equals one that has run for a year.
     """
 
     model_id: str
     model_sha256: str
-    context: int  # bars of one instrument that its answer depends on, features included
+    context: int  # bars of one instrument that a forecast depends on, including features
     horizons: tuple[int, ...]
     calibration: Calibration | None
-    mode: str  # "step": bar by bar; "batched": those of a close; "scan": known bars together
+    mode: str  # "step": bar by bar; "batched": all of a close; "scan": many known bars together
     device: str
     dtype: str
     threads: int
-    backend: str  # what attends, chosen once when it was built: a stream by "tiles" or loops
-    causal: bool  # no later bar moves an answer that ``scan`` gives: it may serve
-    scanned_at_once: int  # known bars that one ``scan`` is handed at most
-    measures: frozenset[
-        str
-    ]  # of ``gates.gate.MEASURES``: what it gives; other gates are not declared
-    is_outside: bool  # True where a service answers, which cannot be asked again: see the record
+    backend: str  # of the attention, chosen when it is built; a stream uses "tiles" or loops
+    causal: bool  # forecasts of ``scan`` do not depend on later bars, so ``scan`` may be used
+    scanned_at_once: int  # maximum number of bars per ``scan``
+    measures: frozenset[str]  # of ``gates.gate.MEASURES``; gates that need others are not declared
+    is_outside: bool  # True if a service answers: replays take its answers from the record
 
     @property
     def vectors(self) -> CovariateSource | None:
-        """What it reads beside bars; None where it reads none."""
+        """Its other inputs besides bars; None without any."""
         ...
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
-        """Forget *instrument*, then take in *bars* (oldest first) in fixed-size chunks."""
+        """Forget *instrument*, then add *bars* (oldest first) in fixed-size chunks."""
         ...
 
     def step(self, bar: Bar) -> Forecast | None:
-        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        """Add one bar; return its forecast, or None if fewer than ``context`` bars are known."""
         ...
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in one bar of each of several instruments; return their forecasts in that order.
+        """Add one bar of each of several instruments; return their forecasts in that order.
 
-        What it returns follows from the group's members and their order, and from nothing else:
-        a group is repeated bit for bit by the same group. Another group, or ``step`` on each,
-        agrees within 1e-4 of scale, since matrix products of another size round in another
-        order. Raises ``InvariantBroken`` for two bars of one instrument, and then takes in none.
+        The same group in the same order gives bit-identical forecasts. Another group, or ``step``
+        on each bar, agrees within 1e-4 of scale, since matrix products of another size round
+        differently. Raises ``InvariantBroken`` for two bars of one instrument, and adds none.
         """
         ...
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in many known bars of one instrument at once; equal to ``step`` on each within 1e-4.
+        """Add many bars of one instrument at once; equals ``step`` on each within 1e-4.
 
-        Only where ``causal``; raises ``InvariantBroken`` elsewhere.
+        Raises ``InvariantBroken`` unless ``causal``.
         """
         ...
 
 
 MODEL_GATES: Final = frozenset(gate_order(GateKind.INTEGRITY, GateKind.JUDGEMENT))
-"""The gates of a strategy that trades forecasts; risk gates are declared by their limits."""
+"""The gates of a strategy that trades forecasts; configured limits add risk gates."""
 CORE_GATES: Final = frozenset(name for name in MODEL_GATES if not GATES[name].of_prediction)
 """The gates of a strategy without a model."""
 
 
 class FreshState:
-    """Gives an object the ``State`` that its class declares, as that begins, when it is read."""
+    """A descriptor that creates the declared ``State`` of an object on first read."""
 
-    def __get__(self, strategy: StatefulStrategy | None, of: type[StatefulStrategy]) -> object:
-        """Return the state of *strategy*, whose class is *of*: a new one, which it then has."""
+    def __get__(self, strategy: StatefulStrategy | None, owner: type[StatefulStrategy]) -> object:
+        """Create, set and return the state of *strategy*, an instance of *owner*."""
         if strategy is None:
             return self
-        if of.State is None:
-            raise AttributeError(f"{of.__name__} declares no State")
-        strategy.state = of.State()
+        if owner.State is None:
+            raise AttributeError(f"{owner.__name__} declares no State")
+        strategy.state = owner.State()
         return strategy.state
 
 
@@ -298,7 +294,7 @@ class SmaCross(Strategy):
         self._early = Signal(Action.HOLD, "fewer closes than the slow average needs")
 
     def observe(self, bar: Bar) -> None:
-        """Move both sums on by one close."""
+        """Add the close to both sums."""
         closes = self._closes
         close = bar.close
         if len(closes) >= self._fast:
@@ -316,7 +312,7 @@ class SmaCross(Strategy):
         self._closes.extend(closes)
         self._fast_sum, self._slow_sum = sum(closes[-self._fast :]), sum(closes)
 
-    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the sums hold the bar already
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the sums include the bar
         """Compare fast_sum / fast with slow_sum / slow without dividing."""
         if len(self._closes) < self._slow:
             return self._early
@@ -335,7 +331,7 @@ class Persistence(Strategy):
         self._change = 0
 
     def observe(self, bar: Bar) -> None:
-        """Remember the last close-to-close change."""
+        """Store the last close-to-close change."""
         self._change = 0 if self._last is None else bar.close - self._last
         self._last = bar.close
 
@@ -344,7 +340,7 @@ class Persistence(Strategy):
         if self._last is not None:
             self._last = adjusted_price(action, self._last)
 
-    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the change holds the bar already
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the change includes the bar
         """Follow the sign of the last change."""
         if self._change > 0:
             return Signal(Action.LONG, "the last bar rose")
@@ -384,9 +380,9 @@ class AttentionStrategy(Strategy):
         self._has_lean = "probabilities" in measures
 
     def decide(self, context: BarContext) -> Signal:
-        """Go with the sign on which the mean return and the class probabilities agree.
+        """Trade the sign on which the mean return and the class probabilities agree.
 
-        Of a model that gives only one of them, with the sign of that.
+        For a model that gives only one of them, trade its sign.
         """
         if (forecast := context.forecast) is None:
             return Signal(Action.HOLD, "no forecast")
@@ -410,10 +406,10 @@ def declared_gates(
     measures: frozenset[str] = MEASURES,
     confidence_by: str = ENTROPY,
 ) -> set[str]:
-    """Return the gates that have rows: the strategy's own and every configured risk limit.
+    """Return the declared gates: the strategy's own and those of the limits in *risk*.
 
-    Gates of *measures* that the model does not give are not declared. Who names one of the
-    confidences has the one that *confidence_by* chooses.
+    Gates that need a measure that is not in *measures* are left out. A strategy that names any
+    confidence gate gets the one that *confidence_by* chooses.
     """
     gates = set(strategy.gates) | set(risk)
     if any(GATES[name].chosen_by for name in gates):
@@ -426,19 +422,19 @@ def declared_gates(
     }
 
 
-def remembered(strategy: Strategy) -> int:
-    """Return how many of the last bars decide: the strategy's own, or the yardstick of a gate."""
+def decision_bars(strategy: Strategy) -> int:
+    """Return the number of recent bars that a decision depends on, including its gates."""
     bars = strategy.warmup + (BLOCK_BARS if strategy.columns is not None else 0)
     return max(bars, YARDSTICK_MEMORY) if plausible.name in strategy.gates else bars
 
 
 NOT_NAMED: Final = Signal(Action.HOLD, "not named by the portfolio")
-"""What a symbol does that the portfolio's answer leaves out."""
+"""The signal of a symbol that the portfolio leaves out."""
 
 SHARE_OF: Final = "from_"
-"""Begins the notes that hold each symbol's share of a decision's attention."""
+"""Prefix of the notes with each symbol's share of a decision's attention."""
 MOVES_WITH: Final = "moves_with_"
-"""Begins the notes that hold what a network says of each symbol's correlation with the decided."""
+"""Prefix of the notes with each symbol's correlation with the decided one."""
 
 
 class PortfolioStrategy(ABC):
@@ -487,7 +483,7 @@ class PortfolioStrategy(ABC):
 
 
 class PortfolioMember(Strategy):
-    """One instrument of a portfolio strategy: it is gated, sized and recorded by itself."""
+    """One instrument of a portfolio strategy, gated, sized and recorded separately."""
 
     def __init__(self, portfolio: PortfolioStrategy) -> None:
         self.portfolio = portfolio
@@ -505,11 +501,11 @@ class PortfolioMember(Strategy):
         self.answer: Signal | Orders = NOT_NAMED
 
     def observe(self, bar: Bar) -> None:
-        """Show *bar* to the portfolio."""
+        """Pass *bar* to the portfolio."""
         self.portfolio.observe(bar)
 
     def adjust(self, action: CorporateAction) -> None:
-        """Let the portfolio adjust what it keeps to a split."""
+        """Pass a split to the portfolio."""
         self.portfolio.adjust(action)
 
     def decide(self, context: BarContext) -> Signal | Orders:  # noqa: ARG002 - the portfolio saw it
@@ -518,7 +514,7 @@ class PortfolioMember(Strategy):
 
 
 def portfolio_of(strategies: Iterable[Strategy]) -> PortfolioStrategy | None:
-    """Return the portfolio strategy that *strategies* are members of; None where they are not."""
+    """Return the portfolio strategy of *strategies*; None if they are not its members."""
     for strategy in strategies:
         if isinstance(strategy, PortfolioMember):
             return strategy.portfolio

@@ -1,4 +1,4 @@
-"""Bars of higher timeframes, aggregated from an instrument's own bars, closed ones only.
+"""Closed bars of higher timeframes, aggregated from an instrument's own bars.
 
 The rules are docs/several.md, P9 to P15.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Row = tuple[int, int, int, int, int, int, int, int]
-"""Place on its grid, open and close time; open, high, low, close and volume in 10⁻ᵏ."""
+"""Index on the grid, open time, close time; open, high, low, close and volume in 10⁻ᵏ."""
 
 _PLACE: Final = 0
 _CLOSES: Final = 2
@@ -35,7 +35,7 @@ _VOLUME: Final = 7
 
 
 class FrameNeeds(Protocol):
-    """What a strategy declares of higher timeframes."""
+    """A strategy's declarations of higher timeframes."""
 
     frames: tuple[str, ...]
     frames_warmup: Mapping[str, int]
@@ -43,21 +43,21 @@ class FrameNeeds(Protocol):
 
 
 def frame_bars(strategy: FrameNeeds) -> dict[str, int]:
-    """Return how many closed bars of each declared timeframe are kept; by default ``warmup``."""
+    """Return the number of closed bars to keep per declared timeframe; by default ``warmup``."""
     return {name: strategy.frames_warmup.get(name, strategy.warmup) for name in strategy.frames}
 
 
 def frames_reach(bars: Mapping[str, int], base_ms: int, sessions: Sessions | None = None) -> int:
-    """Return how many bars of *base_ms* the last *bars* of each timeframe span at most."""
+    """Return the maximum number of bars of *base_ms* in the last *bars* of each timeframe."""
     grids = ((count, grid_of(INTERVALS[name], base_ms, sessions)) for name, count in bars.items())
     return max(((count + 1) * grid.most_parts for count, grid in grids), default=0)
 
 
 def open_frames_ms(frames: Iterable[str], start_ms: int) -> int:
-    """Return where the bars begin that open frames, and those before them, need at *start_ms*.
+    """Return the start of the bars that the open and the last closed frames need at *start_ms*.
 
-    A candle that closed just now may not be final yet, so the last closed bar of each timeframe is
-    aggregated rather than asked for.
+    A candle that just closed may not be final yet, so the last closed bar of each timeframe is
+    aggregated rather than requested.
     """
     return min(
         (interval_start(start_ms, INTERVALS[name]) - INTERVALS[name] for name in frames),
@@ -66,19 +66,19 @@ def open_frames_ms(frames: Iterable[str], start_ms: int) -> int:
 
 
 def reject_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
-    """Refuse timeframes that bars of *base_ms* cannot make; *name* is the strategy's."""
+    """Raise ``ConfigInvalid`` for timeframes not made of whole bars; *name* is the strategy's."""
     for frame in frames:
         if not is_made_of(INTERVALS.get(frame, 0), base_ms):
-            able = (interval for interval, ms in INTERVALS.items() if is_made_of(ms, base_ms))
+            possible = (interval for interval, ms in INTERVALS.items() if is_made_of(ms, base_ms))
             raise ConfigInvalid(
                 f"{name}.frames name {frame!r}, which bars of market.interval "
                 f"{INTERVAL_NAMES.get(base_ms, base_ms)} cannot make; name frames of: "
-                f"{', '.join(able)}."
+                f"{', '.join(possible)}."
             )
 
 
 def is_made_of(length_ms: int, base_ms: int) -> bool:
-    """Return whether whole bars of *base_ms* make one of *length_ms*, always; months, of days."""
+    """Return whether a bar of *length_ms* is always made of whole bars of *base_ms*."""
     if length_ms == MONTH_MS:
         length_ms = DAY_MS
         return base_ms <= length_ms and length_ms % base_ms == 0
@@ -86,7 +86,7 @@ def is_made_of(length_ms: int, base_ms: int) -> bool:
 
 
 def frame_bar_of(bar: Bar, *, seen_ms: int) -> FrameBar:
-    """Return *bar*, a candle of a higher timeframe, as the event that hands it on."""
+    """Return *bar*, a candle of a higher timeframe, as an event."""
     return FrameBar(
         bar.instrument,
         bar.open_time_ms,
@@ -117,7 +117,7 @@ class TimeframeBars:
         self._columns: dict[int, npt.NDArray[Any]] = {}
 
     def __len__(self) -> int:
-        """Return the number of bars: fewer than were asked for where there are none, or holes."""
+        """Return the number of bars, fewer than requested if bars are missing."""
         return len(self._rows)
 
     @property
@@ -156,7 +156,7 @@ class TimeframeBars:
         return self._rows[-1] if self._rows else None
 
     def _column(self, place: int) -> npt.NDArray[Any]:
-        """Return a column over bytes that nobody can write; made when it is first read."""
+        """Return a read-only column, created on first read."""
         if (column := self._columns.get(place)) is None:
             import numpy as np
 
@@ -181,7 +181,7 @@ class FrameRange(NamedTuple):
 
 
 class _EveryInterval:
-    """The grid of a frame whose every interval counts."""
+    """The grid of a frame without sessions."""
 
     def __init__(self, length_ms: int, base_ms: int) -> None:
         self._length_ms, self._phase_ms = length_ms, interval_phase(length_ms)
@@ -189,38 +189,38 @@ class _EveryInterval:
         self._base_ms = base_ms
 
     def place(self, open_ms: int) -> int:
-        """Return the place of the frame's bar in which a bar that opens at *open_ms* lies."""
+        """Return the index of the frame's bar that contains *open_ms*."""
         return (open_ms - self._phase_ms) // self._length_ms
 
     def span(self, place: int) -> tuple[int, int]:
-        """Return when the frame's bar at *place* opens and closes."""
+        """Return the open and close time of the frame's bar at index *place*."""
         open_ms = place * self._length_ms + self._phase_ms
         return open_ms, open_ms + self._length_ms
 
     def parts(self, place: int) -> int:
-        """Return how many bars the frame's bar at *place* is made of."""
+        """Return the number of bars in the frame's bar at *place*."""
         opens, closes = self.span(place)
         return (closes - opens) // self._base_ms
 
     def last_open(self, place: int) -> int:
-        """Return when the bar opens that closes the frame's bar at *place*."""
+        """Return the open time of the last bar in the frame's bar at *place*."""
         return self.span(place)[1] - self._base_ms
 
 
 class _EveryMonth(_EveryInterval):
-    """The grid of the frame of months, made of days or of what days are made of."""
+    """The grid of months, made of days or shorter bars."""
 
     def place(self, open_ms: int) -> int:
-        """Return the month in which a bar that opens at *open_ms* lies."""
+        """Return the month that contains *open_ms*."""
         return month_of(open_ms)
 
     def span(self, place: int) -> tuple[int, int]:
-        """Return when the month at *place* opens and closes."""
+        """Return the open and close time of the month at *place*."""
         return month_start(place), month_start(place + 1)
 
 
-class _OfSessions:
-    """The grid of a timeframe that counts session bars."""
+class _SessionGrid:
+    """The grid of a timeframe made of session bars."""
 
     def __init__(self, sessions: Sessions, length_ms: int, base_ms: int) -> None:
         self._frame, self._base = Calendar(sessions, length_ms), Calendar(sessions, base_ms)
@@ -228,23 +228,23 @@ class _OfSessions:
         self.most_parts = max(Counter(places.tolist()).values())
 
     def place(self, open_ms: int) -> int:
-        """Return the place of the frame's bar in which a bar that opens at *open_ms* lies."""
+        """Return the index of the frame's bar that contains *open_ms*."""
         return self._frame.place(open_ms)
 
     def span(self, place: int) -> tuple[int, int]:
-        """Return when the frame's bar at *place* opens and closes."""
+        """Return the open and close time of the frame's bar at index *place*."""
         return int(self._frame.opens[place]), int(self._frame.closes[place])
 
     def parts(self, place: int) -> int:
-        """Return how many session bars the frame's bar at *place* is made of."""
+        """Return the number of session bars in the frame's bar at *place*."""
         return self._first(place + 1) - self._first(place)
 
     def last_open(self, place: int) -> int:
-        """Return when the bar opens that closes the frame's bar at *place*."""
+        """Return the open time of the last session bar in the frame's bar at *place*."""
         return int(self._base.opens[self._first(place + 1) - 1])
 
     def _first(self, place: int) -> int:
-        """Return the place among session bars of the first part of the frame's bar at *place*."""
+        """Return the index of the first session bar in the frame's bar at *place*."""
         if place >= len(self._frame):
             return len(self._base)
         return self._base.place(int(self._frame.opens[place]))
@@ -252,19 +252,19 @@ class _OfSessions:
 
 def grid_of(
     length_ms: int, base_ms: int, sessions: Sessions | None
-) -> _EveryInterval | _OfSessions:
-    """Return the grid of a frame: of session bars where *sessions* are counted."""
+) -> _EveryInterval | _SessionGrid:
+    """Return the grid of a frame, made of session bars if *sessions* are given."""
     if sessions is not None:
-        return _OfSessions(sessions, length_ms, base_ms)
+        return _SessionGrid(sessions, length_ms, base_ms)
     return (_EveryMonth if length_ms == MONTH_MS else _EveryInterval)(length_ms, base_ms)
 
 
 class TimeframeAggregator:
-    """The closed bars of one timeframe of one instrument: those of the last *wanted* intervals.
+    """The closed bars of one timeframe of one instrument over the last *wanted* intervals.
 
-    A bar of the frame appears with the bar that closes it, if none of its parts is missing. What
-    lies before the instrument's first bar comes by :meth:`take`; from there on the instrument's own
-    bars have the word. With *sessions* the intervals are those of an exchange's sessions.
+    A bar of the frame appears with the own bar that closes it, if none of its parts is missing.
+    :meth:`take` adds candles from before the instrument's first bar; later the own bars count. With
+    *sessions* the intervals are those of an exchange's sessions.
     """
 
     def __init__(
@@ -279,33 +279,33 @@ class TimeframeAggregator:
         self.length_ms = INTERVALS[frame]
         self.wanted = wanted
         self._grid = grid_of(self.length_ms, base_ms, sessions)
-        self._own_from: int | None = None  # the first bar of the timeframe that own bars make
-        self._known_from: int | None = None  # the first that is known, or lost to a hole
-        self._rows: tuple[Row, ...] = ()  # sorted by place
-        self._end: int | None = None  # the place of the bar of the timeframe that is still open
-        self._place = 0  # of the bar that is being made
-        self._opens_ms = self._last_ms = -1  # when its first part opens, and its last one
+        self._own_from: int | None = None  # index of the first frame bar made of own bars
+        self._known_from: int | None = None  # index of the first frame bar known, or lost to a gap
+        self._rows: tuple[Row, ...] = ()  # sorted by index
+        self._end: int | None = None  # index of the open frame bar
+        self._place = 0  # index of the frame bar being made
+        self._opens_ms = self._last_ms = -1  # open times of its first and last part
         self._count = self._open = self._high = self._low = self._volume = 0
         self.bars = TimeframeBars((), instrument)
         self._last: dict[int, TimeframeBars] = {}  # of fewer intervals, by how many
 
     @property
     def reach(self) -> int:
-        """How many of the instrument's last bars all that is handed on is made of, at any time."""
+        """Maximum number of own bars that the exposed frame bars are made of."""
         return (self.wanted + 1) * self._grid.most_parts
 
     @property
     def is_warm(self) -> bool:
-        """Whether what is known reaches back over all intervals that are handed on."""
+        """Whether the known bars cover all wanted intervals."""
         return self.reaches(self.wanted)
 
     def reaches(self, count: int) -> bool:
-        """Return whether what is known reaches back over *count* intervals."""
+        """Return whether the known bars cover the last *count* intervals."""
         end, start = self._end, self._known_from
         return end is not None and start is not None and end - start >= count
 
     def last(self, count: int) -> TimeframeBars:
-        """Return the bars of the last *count* intervals that have closed, at most ``wanted``."""
+        """Return the bars of the last *count* closed intervals (at most ``wanted``)."""
         if count == self.wanted or self._end is None:
             return self.bars
         if (bars := self._last.get(count)) is None:
@@ -314,13 +314,13 @@ class TimeframeAggregator:
         return bars
 
     def warm_at(self, now_ms: int) -> int:
-        """Return when what is known reaches back over all intervals, if no hole comes."""
+        """Return when the known bars will cover all wanted intervals, if no bar is missing."""
         start = self._known_from
         first = self._grid.place(now_ms) + 1 if start is None else start
         return self._grid.span(first + self.wanted)[0]
 
     def add(self, bar: Bar) -> None:
-        """Take in the instrument's next bar."""
+        """Add the instrument's next bar."""
         open_ms = bar.open_time_ms
         if self._opens_ms <= open_ms <= self._last_ms:
             self._count += 1
@@ -334,17 +334,17 @@ class TimeframeAggregator:
             end = place + 1
             if self._count == self._grid.parts(place):
                 values = (self._open, self._high, self._low, bar.close, self._volume)
-                # A start feeds candles from elsewhere first; own bars have the word all the same.
+                # A start adds external candles first; own bars replace them.
                 at = bisect_left(self._rows, (place,))
                 rest = at + (self._at(place) is not None)
                 row = (place, *self._grid.span(place), *values)
                 self._rows = (*self._rows[:at], row, *self._rows[rest:])
         if end != self._end:
             self._end = end
-            self._show()
+            self._update()
 
     def _begin(self, bar: Bar) -> None:
-        """Begin the bar of the frame in which *bar* lies."""
+        """Begin the frame bar that contains *bar*."""
         grid, open_ms = self._grid, bar.open_time_ms
         self._place = place = grid.place(open_ms)
         self._opens_ms, _ = grid.span(place)
@@ -356,9 +356,9 @@ class TimeframeAggregator:
             self._know_from(self._own_from)
 
     def take(self, bar: FrameBar) -> bool:
-        """Take in a candle of the frame from elsewhere; return whether it is part of the frame.
+        """Add an external candle of the frame; return whether it was accepted.
 
-        It is not where the instrument's own bars say otherwise, or have a hole.
+        It is not if it contradicts the instrument's own bars, or lies in a gap of them.
         """
         place = self._grid.place(bar.open_time_ms)
         span = self._grid.span(place)
@@ -372,14 +372,14 @@ class TimeframeAggregator:
         at = bisect_left(self._rows, (place,))
         self._rows = (*self._rows[:at], row, *self._rows[at:])
         self._know_from(place)
-        self._show()
+        self._update()
         return True
 
     def lacking(self, now_ms: int) -> FrameRange | None:
-        """Return which candles of the timeframe are missing before *now_ms*, if any.
+        """Return the range of candles to request before *now_ms*; None if none is missing.
 
-        From the first that own bars cannot make; up to now, so that those that they can are held
-        to what the exchange says.
+        It begins with the first that own bars cannot make, and includes those that they can, as a
+        check against the exchange.
         """
         end = self._grid.place(now_ms)
         own_from = end if self._own_from is None else min(self._own_from, end)
@@ -400,8 +400,8 @@ class TimeframeAggregator:
     def _know_from(self, place: int) -> None:
         self._known_from = place if self._known_from is None else min(place, self._known_from)
 
-    def _show(self) -> None:
-        """Hand on what has closed, and forget what is older than the last intervals."""
+    def _update(self) -> None:
+        """Expose the closed bars, and drop those older than the wanted intervals."""
         if (end := self._end) is None:
             return
         self._rows = self._rows[bisect_left(self._rows, (end - self.wanted,)) :]

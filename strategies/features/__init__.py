@@ -1,4 +1,4 @@
-"""Bars to a row of features a bar, causal by construction: ``columns``, ``compute``, ``schema``."""
+"""Causal features of bars, one row per bar: ``columns``, ``compute``, ``schema``."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Sums and maxima over the last rows, equal bit for bit in a batch and row by row.
+"""Rolling sums and maxima, bit-identical whether computed in a batch or row by row.
 
-A running total never forgets its rounding errors, so its memory is endless. Here a window of
-2m rows is the sum of two windows of m rows, the older one added to the newer one, and a window of
-any other length that of its powers of two, the largest newest: every value depends on exactly the
-rows of its window, in one fixed order of additions, however the rows arrive. Rows of zero sum to
-exactly zero, so a flat market has no variance.
+A running total keeps its rounding errors forever. Here a window of 2m rows is the sum of two
+windows of m rows, the older added to the newer. Any other length is made of powers of two, the
+largest one newest. So a value depends on exactly the rows of its window, added in a fixed order
+however they arrive. Rows of zero sum to exactly zero, so a flat market has no variance.
 
-``v2.FeatureRecipe`` says what a bar contributes by itself, over which windows that is added up, and
-how rows follow; ``rows`` keeps the windows. So a set of features holds formulas and no state.
+``v2.FeatureRecipe`` defines a bar's base rows, their windows and the features; ``rows`` holds the
+state of the windows.
 """
 
 from __future__ import annotations
@@ -24,33 +23,33 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 LONGEST: Final = 256
-"""The rows that a ring holds unless it is asked for more; it looks back less than that."""
+"""The minimum number of rows in a ring buffer; lookbacks are shorter."""
 
 
 class Window(NamedTuple):
-    """So many rows, of which the newest came *lag* rows ago."""
+    """*size* consecutive rows that end *lag* rows ago."""
 
     size: int
     lag: int = 0
 
     @property
     def reach(self) -> int:
-        """How many rows it takes to know it."""
+        """Number of rows needed to compute the window."""
         return self.size + self.lag
 
     @property
     def parts(self) -> list[Window]:
-        """The windows of powers of two that it is made of, the newest and largest first."""
+        """The windows of power-of-two size that it is made of, newest and largest first."""
         windows, lag = [], self.lag
-        for place in reversed(range(self.size.bit_length())):
-            if self.size >> place & 1:
-                windows.append(Window(1 << place, lag))
-                lag += 1 << place
+        for bit in reversed(range(self.size.bit_length())):
+            if self.size >> bit & 1:
+                windows.append(Window(1 << bit, lag))
+                lag += 1 << bit
         return windows
 
 
 def lagged(rows: Array, lag: int) -> Array:
-    """Return [.., time] *rows* as they were *lag* rows before; NaN where there was none."""
+    """Return [.., time] *rows* shifted by *lag* rows; the first *lag* entries are NaN."""
     out = np.full_like(rows, np.nan)
     if lag < rows.shape[-1]:
         out[..., lag:] = rows[..., : rows.shape[-1] - lag]
@@ -58,10 +57,10 @@ def lagged(rows: Array, lag: int) -> Array:
 
 
 def windows(rows: Array, combine: np.ufunc, wanted: Iterable[int]) -> dict[int, Array]:
-    """Return {window: combined rows} of [quantity, time] *rows* for the *wanted* lengths.
+    """Return {size: combined [quantity, time] rows} for the *wanted* window sizes.
 
-    *combine* is ``np.add`` or ``np.maximum``; the newer of two adjacent windows comes first. The
-    first ``window - 1`` entries of each are NaN.
+    *combine* is ``np.add`` or ``np.maximum``, with the newer of two adjacent windows first. The
+    first ``size - 1`` entries of each are NaN.
     """
     sizes = sorted(set(wanted))
     if not sizes:
@@ -88,33 +87,33 @@ def windows(rows: Array, combine: np.ufunc, wanted: Iterable[int]) -> dict[int, 
 
 
 class WindowPlan:
-    """Which *windows* are read at each step: those of a power of two as they are, others in parts.
+    """How to read *windows* from a ring: power-of-two sizes directly, the others from parts.
 
-    ``lags`` and ``levels`` say where a ring holds the n-th parts of the others that have one.
+    ``lags[n]`` and ``levels[n]`` locate the n-th part of each of the others that has one.
     """
 
     def __init__(self, windows: Iterable[Window]) -> None:
         parts = {window: window.parts for window in windows}
         self.rows = max((window.reach for window in parts), default=1)
         self.longest = max((window.size for window in parts), default=1)
-        whole = [window for window, made_of in parts.items() if made_of == [window]]
-        self.whole = {window: window.size.bit_length() - 1 for window in whole if not window.lag}
-        others = [window for window in parts if window not in self.whole]
+        single = [window for window, made_of in parts.items() if made_of == [window]]
+        self.direct = {window: window.size.bit_length() - 1 for window in single if not window.lag}
+        others = [window for window in parts if window not in self.direct]
         self.others = tuple(sorted(others, key=lambda window: -len(parts[window])))
         self.lags: list[Ids] = []
         self.levels: list[Ids] = []
         for nth in range(max((len(parts[window]) for window in others), default=0)):
-            those = [parts[window][nth] for window in self.others if len(parts[window]) > nth]
-            self.lags.append(np.array([part.lag for part in those]))
-            self.levels.append(np.array([part.size.bit_length() - 1 for part in those]))
+            nths = [parts[window][nth] for window in self.others if len(parts[window]) > nth]
+            self.lags.append(np.array([part.lag for part in nths]))
+            self.levels.append(np.array([part.size.bit_length() - 1 for part in nths]))
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """All of them."""
-        return (*self.whole, *self.others)
+        """All windows of the plan."""
+        return (*self.direct, *self.others)
 
     def of(self, rows: Array, combine: np.ufunc) -> dict[Window, Array]:
-        """Return the windows of [quantity, time] *rows*."""
+        """Return all windows of a batch of [quantity, time] *rows*."""
         rows_by_size = windows(rows, combine, {window.size for window in self.windows})
         return {
             window: lagged(rows_by_size[window.size], window.lag)
@@ -125,11 +124,10 @@ class WindowPlan:
 
 
 class Windows:
-    """The same windows, row by row, of one or more streams of rows that each go on by themselves.
+    """Rolling windows of one or more independent streams, updated row by row.
 
-    The newest 256 rows of a stream, or as many *rows* as are asked for, are kept with their
-    windows of 1, 2, 4 … *longest* rows side by side, so that a step reads all that it adds up at
-    once and writes at once.
+    A ring buffer keeps the newest *rows* (at least 256) of each stream, together with their windows
+    of 1, 2, 4 … *longest* rows, so that a step needs one read and one write.
     """
 
     def __init__(
@@ -147,15 +145,15 @@ class Windows:
         self._shape = (self._rows, len(self._sizes), quantities)
         self._kept = np.full((streams, *self._shape), np.nan)
         self._counts = np.zeros(streams, dtype=np.int64)
-        self._shorter = np.arange(len(self._sizes) - 1)  # the windows that longer ones are made of
+        self._shorter = np.arange(len(self._sizes) - 1)  # levels of all windows but the longest
 
     def extend(self, streams: int) -> None:
-        """Make room for so many further *streams*: one copy of all."""
+        """Add so many *streams*; copies everything once."""
         self._kept = np.concatenate([self._kept, np.full((streams, *self._shape), np.nan)])
         self._counts = np.concatenate([self._counts, np.zeros(streams, dtype=np.int64)])
 
     def warm(self, stream: int, rows: Array) -> None:
-        """Forget *stream*, then take in [quantity, time] *rows* (oldest first) at once."""
+        """Reset *stream*, then add [quantity, time] *rows* (oldest first) at once."""
         count = rows.shape[-1]
         self._kept[stream] = np.nan
         self._counts[stream] = count
@@ -166,52 +164,52 @@ class Windows:
             self._kept[stream, newest % self._rows] = levels.transpose(2, 0, 1)
 
     def step(self, streams: Ids, rows: Array) -> Array:
-        """Take in [quantity, stream] *rows*, one of each of *streams*; return their windows.
+        """Add [quantity, stream] *rows*, one to each of *streams*; return their windows.
 
-        These are [window, quantity, stream]; entry k covers 2ᵏ rows.
+        The result is [level, quantity, stream]; level k covers 2ᵏ rows.
         """
         counts = self._counts[streams]
-        # A window of 2m rows is the one of m rows now, and the one of m rows that was m rows ago.
+        # A window of 2m rows is the newest window of m rows and the one from m rows ago.
         slots = (counts[:, None] - self._sizes[:-1]) % self._rows
         older = self._kept[streams[:, None], slots, self._shorter]  # [stream, window, quantity]
         older = np.ascontiguousarray(older.transpose(1, 2, 0))
         levels = np.empty((len(self._sizes), *rows.shape))
         levels[0] = rows
-        for place in range(len(older)):
-            self._combine(levels[place], older[place], out=levels[place + 1])
+        for level in range(len(older)):
+            self._combine(levels[level], older[level], out=levels[level + 1])
         self._kept[streams, counts % self._rows] = levels.transpose(2, 0, 1)
         self._counts[streams] = counts + 1
         return levels
 
     def read(self, streams: Ids, wanted: WindowPlan, levels: Array) -> dict[Window, Array]:
-        """Return the *wanted* windows, [quantity, stream] each, of the *levels* of a last step."""
-        rows_by_window = {window: levels[place] for window, place in wanted.whole.items()}
+        """Return the *wanted* windows, [quantity, stream] each, from the last step's *levels*."""
+        rows_by_window = {window: levels[level] for window, level in wanted.direct.items()}
         if not wanted.others:
             return rows_by_window
         newest = self._counts[streams, None] - 1
         total = np.empty((len(streams), len(wanted.others), self._shape[2]))
-        for nth, (lags, places) in enumerate(zip(wanted.lags, wanted.levels, strict=True)):
-            part = self._kept[streams[:, None], (newest - lags) % self._rows, places]
+        for nth, (lags, part_levels) in enumerate(zip(wanted.lags, wanted.levels, strict=True)):
+            part = self._kept[streams[:, None], (newest - lags) % self._rows, part_levels]
             sums = total[:, : len(lags)]
             sums[...] = self._combine(sums, part) if nth else part
         others = np.ascontiguousarray(total.transpose(1, 2, 0))
         return rows_by_window | dict(zip(wanted.others, others, strict=True))
 
     def past(self, streams: Ids, lags: Ids, quantity: int) -> Array:
-        """Return *quantity* [lag, stream] as it was *lags* rows before the last, of those kept."""
+        """Return *quantity* [lag, stream] at *lags* rows before the last one."""
         slots = (self._counts[streams] - 1 - lags[:, None]) % self._rows
         return self._kept[streams, slots, 0, quantity]
 
 
 class FeatureParts(NamedTuple):
-    """What rows follow from: everything known at each bar's close, over [time]."""
+    """The inputs of feature rows at each bar's close; arrays end in [time]."""
 
-    past_closes: Sequence[Array] | Array  # one for each of ``close_lags``
+    past_closes: Sequence[Array] | Array  # one per lag in ``close_lags``
     sums: Mapping[Window, Array]  # [quantity, time]: sums of the base rows
-    far: Mapping[Window, Array]  # the same of the first ``far_rows`` of them, over longer windows
+    far: Mapping[Window, Array]  # sums of the first ``far_rows`` base rows over longer windows
     extremes: Mapping[Window, Array]  # [2, time]: highest high and negative lowest low
-    inputs: Array  # [2n, time]: what becomes z-scores, and the squares
-    input_sums: Mapping[Window, Array]  # [2n, time]: sums of those
+    inputs: Array  # [2n, time]: inputs of the z-scores, and their squares
+    input_sums: Mapping[Window, Array]  # [2n, time]: sums of ``inputs``
     sigma: Array  # the volatility of one bar
     open_time_ms: NDArray[np.int64]
 
@@ -220,15 +218,15 @@ class FeatureParts(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How far the rows of an interval look back; σ² is half over *short*, half over *long*."""
+    """The lookbacks of an interval's features; σ² is the mean of *short* and *long* estimates."""
 
     interval_ms: int
     short_ms: int
-    long_ms: int  # also what z-scores are taken over
-    far_ms: int  # of the tree's longest windows
+    long_ms: int  # also the window of z-scores
+    far_ms: int  # the longest windows of ``tree``
 
     def bars(self, time_ms: int) -> int:
-        """Return *time_ms* in bars; 0 for less than one."""
+        """Return *time_ms* in whole bars."""
         return time_ms // self.interval_ms
 
     @property
@@ -238,7 +236,7 @@ class Reach(NamedTuple):
 
     @property
     def long(self) -> int:
-        """The long window of σ and that of z-scores, in bars."""
+        """The long window of σ and of z-scores, in bars."""
         return self.bars(self.long_ms)
 
 
@@ -256,4 +254,4 @@ REACHES: Final = {
     "1d": Reach(DAY_MS, 20 * DAY_MS, 60 * DAY_MS, 120 * DAY_MS),
     "1w": Reach(7 * DAY_MS, 140 * DAY_MS, 420 * DAY_MS, 840 * DAY_MS),
 }
-"""What every schema reaches, by the text of its interval."""
+"""The lookbacks by interval text."""

@@ -1,8 +1,7 @@
-"""Bars to one row of features a bar; causal and of finite memory by construction.
+"""One row of features per bar, causal and with finite memory by construction.
 
-``compute`` takes a whole archive, ``FeatureStreams`` one bar of each of some instruments at once;
-both run the same code and agree in every bit. A row depends on the last ``lookback`` bars and on
-nothing else.
+``compute`` processes a whole archive, ``FeatureStreams`` one bar of several instruments at a time.
+Both run the same code and are bit-identical. A row depends only on the last ``lookback`` bars.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from tracepaper.strategies.features.v2 import FAMILIES, FeatureRecipe, is_part
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import interval_text
 
-_BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in the cache
+_BLOCK_ROWS: Final = 16_384  # rows per block: bounds memory and fits the cache
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureSchema:
-    """The features of a schema in their order, and the bars that one row depends on.
+    """The names of a schema's features, in order, and the bars that one row depends on.
 
-    After those of bars stand those of *covariates*, where a user supplies some.
+    The features of *covariates*, if any, follow those of bars.
     """
 
     schema_id: str
@@ -47,18 +46,18 @@ class FeatureSchema:
     covariates: CovariateColumns | None = field(default=None, compare=False)
 
     def __reduce__(self) -> tuple[Callable[..., FeatureSchema], tuple[object, ...]]:
-        """Pickle its name and covariates: a recipe is functions, which each process has."""
-        return _named, (self.schema_id, self.covariates)
+        """Pickle only the id and the covariates; the recipe's functions cannot be pickled."""
+        return _restored, (self.schema_id, self.covariates)
 
 
-def _named(schema_id: str, covariates: CovariateColumns | None) -> FeatureSchema:
+def _restored(schema_id: str, covariates: CovariateColumns | None) -> FeatureSchema:
     plain_schema = schema(schema_id)
     return plain_schema if covariates is None else with_covariates(plain_schema, covariates)
 
 
 @dataclass(frozen=True, slots=True)
 class CandleArrays:
-    """Bars as float64 columns [time]; prices and volumes in any unit, since only ratios count."""
+    """Bars as float64 columns [time]; prices and volumes in any unit, since features are ratios."""
 
     open_time_ms: NDArray[np.int64]
     open: Array
@@ -67,9 +66,9 @@ class CandleArrays:
     close: Array
     volume: Array
     interval_ms: int
-    symbol: str = ""  # whose covariates are joined
+    symbol: str = ""  # selects the covariates
     closed_ms: NDArray[np.int64] | None = None
-    """When each bar closed; None where all are of a whole interval."""
+    """When each bar closed; None if every bar lasts its whole interval."""
 
     def __len__(self) -> int:
         """Return the number of bars."""
@@ -82,13 +81,14 @@ class CandleArrays:
 
     def first(self, count: int) -> CandleArrays:
         """Return the first *count* bars."""
-        columns = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: of[:count] for name, of in columns.items() if np.ndim(of)})
+        columns = {item.name: getattr(self, item.name) for item in fields(self)}
+        arrays = {name: column for name, column in columns.items() if np.ndim(column)}
+        return replace(self, **{name: column[:count] for name, column in arrays.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureBlock:
-    """Features of many bars: rows before *first* are NaN, for their lookback is not complete.
+    """Features of many bars; rows before *first* are NaN, since their lookback is incomplete.
 
     ``values`` is float32 [time, feature]; ``sigma`` is float64 [time], the volatility of one
     bar that scales the targets and the forecasts.
@@ -100,12 +100,12 @@ class FeatureBlock:
 
 
 def schema_ids() -> tuple[str, ...]:
-    """Return the name of every schema: a family's, of each interval."""
+    """Return the id of every schema: each family at each interval."""
     return tuple(f"{family}-{interval}" for family in FAMILIES for interval in REACHES)
 
 
 def schema(schema_id: str) -> FeatureSchema:
-    """Return the schema of that name, such as v2-1m; raise ``ConfigInvalid`` for an unknown one."""
+    """Return the schema *schema_id*, such as v2-1m; raise ``ConfigInvalid`` if it is unknown."""
     family, _, interval = schema_id.partition("-")
     if family not in FAMILIES or interval not in REACHES:
         raise ConfigInvalid(
@@ -117,15 +117,15 @@ def schema(schema_id: str) -> FeatureSchema:
 
 
 def interval_of(name: str) -> int:
-    """Return the interval, in milliseconds, that the schema *name* is of; 0 for a family's name."""
+    """Return the interval of the schema *name* in milliseconds; 0 for the name of a family."""
     reach = REACHES.get(name.partition("-")[2])
     return 0 if reach is None else reach.interval_ms
 
 
 def schema_of(name: str, interval_ms: int) -> FeatureSchema:
-    """Return the schema *name* of bars of *interval_ms*: of a family such as v2 the interval's.
+    """Return the schema *name*, or of the family *name*, for bars of *interval_ms*.
 
-    Raises ``ConfigInvalid`` for an unknown one and for one of another interval.
+    Raises ``ConfigInvalid`` for an unknown name and for a schema of another interval.
     """
     family, _, interval = name.partition("-")
     if family in FAMILIES and not interval:
@@ -139,21 +139,21 @@ def schema_of(name: str, interval_ms: int) -> FeatureSchema:
 
 
 def with_covariates(schema: FeatureSchema, covariates: CovariateColumns) -> FeatureSchema:
-    """Return *schema* with the features of *covariates* after its own."""
+    """Return *schema* followed by the features of *covariates*."""
     return replace(schema, names=(*schema.recipe.names, *covariates.names), covariates=covariates)
 
 
 def wider(first: FeatureSchema, second: FeatureSchema) -> FeatureSchema:
-    """Return the wider of two schemas, of which the other is the first columns, in every bit.
+    """Return the wider of two schemas, whose first columns must be the other schema's.
 
-    Raises ``ConfigInvalid`` where neither is a part of the other.
+    Raises ``ConfigInvalid`` if they are not.
     """
     if first.schema_id == second.schema_id:
         return first
     narrow, wide = sorted((first, second), key=lambda schema: len(schema.names))
     if not is_part(narrow.recipe, wide.recipe):
         raise ConfigInvalid(
-            f"The features {shown(narrow.schema_id)} are no part of {shown(wide.schema_id)}; "
+            f"The features {shown(narrow.schema_id)} are not part of {shown(wide.schema_id)}; "
             "choose two of one interval, such as v2-1m and tree-1m, or the same for both."
         )
     return wide
@@ -190,25 +190,25 @@ def compute(schema: FeatureSchema, columns: CandleArrays) -> FeatureBlock:
     first = schema.lookback - 1
     values, sigma = np.empty((count, len(schema.names)), dtype=np.float32), np.empty(count)
     values[:first], sigma[:first] = np.nan, np.nan
-    own_columns = len(schema.recipe.names)
+    bar_columns = len(schema.recipe.names)
     for start in range(first, count, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, count)
         rows, scale = _block(schema, columns, start - first, stop)
-        values[start:stop, :own_columns] = rows[:, first:].T
+        values[start:stop, :bar_columns] = rows[:, first:].T
         sigma[start:stop] = scale[first:]
     if schema.covariates is not None:
         closes = columns.closes_ms[first:]
-        values[first:, own_columns:] = schema.covariates.at(
+        values[first:, bar_columns:] = schema.covariates.at(
             columns.symbol, closes, columns.interval_ms
         )
     return FeatureBlock(values, sigma, first)
 
 
 def compute_part(schema: FeatureSchema, part: FeatureSchema, columns: CandleArrays) -> FeatureBlock:
-    """Return the features of *schema* from the first bar on of which those of *part* are known.
+    """Return the features of *schema*, beginning when the lookback of *part* is complete.
 
-    The columns of *part* are the first of *schema* (see ``wider``). Before the lookback of *schema*
-    is complete, further columns are NaN.
+    The columns of *part* are the first of *schema* (see ``wider``). Until the lookback of *schema*
+    is complete too, the other columns are NaN.
     """
     block = compute(schema, columns)
     if part.lookback >= schema.lookback:
@@ -221,11 +221,11 @@ def compute_part(schema: FeatureSchema, part: FeatureSchema, columns: CandleArra
 
 
 class _Stages(NamedTuple):
-    """What features are made of, before their windows: [row, time] each."""
+    """Intermediate results of the features: arrays [row, time]."""
 
     base: Array
     extremes: Array  # highs and negative lows
-    inputs: Array  # what becomes z-scores
+    inputs: Array  # of the z-scores
     sums: dict[Window, Array]  # of the base rows
     sigma: Array
 
@@ -246,7 +246,7 @@ def _stages(recipe: FeatureRecipe, columns: CandleArrays, span: slice) -> _Stage
 def _block(
     schema: FeatureSchema, columns: CandleArrays, start: int, stop: int
 ) -> tuple[NDArray[np.float32], Array]:
-    """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
+    """Return [feature, time] float32 rows and σ of the bars in [start, stop)."""
     span, recipe = slice(start, stop), schema.recipe
     stages = _stages(recipe, columns, span)
     parts = FeatureParts(
@@ -263,23 +263,23 @@ def _block(
 
 
 class FeatureRows(NamedTuple):
-    """The features of a group's bars; NaN where the lookback is not complete."""
+    """The features of a group of bars; NaN if the lookback is incomplete."""
 
     values: NDArray[np.float32]  # [bar, feature]
     sigma: Array  # [bar]
-    bars: Ids  # [bar]: how many are known up to it, itself one; at most the lookback
+    bars: Ids  # [bar]: bars known including this one, at most the lookback
 
     def complete(self, schema: FeatureSchema) -> NDArray[np.bool_]:
-        """Return [bar]: whether the row's columns of *schema* are known."""
+        """Return [bar]: whether the lookback of *schema* is complete."""
         return self.bars >= schema.lookback
 
 
 class FeatureStreams:
-    """The features of some instruments, bar by bar; equal to ``compute`` in every bit.
+    """The features of several instruments, bar by bar; bit-identical to ``compute``.
 
-    A group of bars, one of each of several streams, is computed at once: to an instrument it makes
-    no difference which others are in it. Where the first columns of a row are another schema's
-    (*part*), a row is given from the bar on of which those are known.
+    A group of bars, one per stream, is computed at once; the other members of the group do not
+    affect an instrument's row. If the first columns are those of another schema (*part*), rows
+    begin when its lookback is complete.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class FeatureStreams:
         self._part = part or schema
         recipe = schema.recipe
         self._counts = np.zeros(streams, dtype=np.int64)
-        self._before = np.full((streams, 2), np.nan)  # close and return of the bar before
+        self._before = np.full((streams, 2), np.nan)  # close and return of the previous bar
         self._lags = np.array(recipe.close_lags)
         reach = max(recipe.sums.rows, *(lag + 1 for lag in recipe.close_lags))
         self._sums = _ring(recipe.base, recipe.sums, np.add, streams, rows=reach)
@@ -298,14 +298,14 @@ class FeatureStreams:
         self._inputs = _ring(6, recipe.z_scores, np.add, streams)
 
     def extend(self, streams: int) -> None:
-        """Make room for so many further *streams*."""
+        """Add so many *streams*."""
         self._counts = np.concatenate([self._counts, np.zeros(streams, dtype=np.int64)])
         self._before = np.concatenate([self._before, np.full((streams, 2), np.nan)])
-        for kept in (self._sums, self._far, self._extremes, self._inputs):
-            kept.extend(streams)
+        for ring in (self._sums, self._far, self._extremes, self._inputs):
+            ring.extend(streams)
 
     def warm(self, stream: int, bars: Sequence[Bar]) -> None:
-        """Forget *stream*, then take in *bars* (oldest first); only the last ones matter."""
+        """Reset *stream*, then add *bars* (oldest first); only the last ``lookback`` matter."""
         recent = bars[-self.schema.lookback :]
         _require_prices(recent)
         table = columns(recent)
@@ -322,9 +322,9 @@ class FeatureStreams:
             self._before[stream, 1] = np.log(table.close[-1:] / table.close[-2:-1])[0]
 
     def step(self, bars: Sequence[Bar], streams: Sequence[int] = (0,)) -> FeatureRows:
-        """Take in *bars*, one of each of *streams*, and return their features.
+        """Add *bars*, one to each of *streams*, and return their features.
 
-        Raises ``DataInvalid`` for a price that is not positive; no bar is taken in then.
+        Raises ``DataInvalid`` for a price that is not positive, and then adds no bar.
         """
         _require_prices(bars)
         at = np.array(streams, dtype=np.int64)
@@ -363,13 +363,13 @@ class FeatureStreams:
 def _ring(
     quantities: int, wanted: WindowPlan, combine: np.ufunc, streams: int, *, rows: int = 1
 ) -> Windows:
-    """Return the ring that holds what *wanted* windows are read from."""
-    most = max(wanted.rows, rows)
-    return Windows(quantities, combine, wanted.longest, streams=streams, rows=most)
+    """Return a ring buffer for the *wanted* windows."""
+    rows = max(wanted.rows, rows)
+    return Windows(quantities, combine, wanted.longest, streams=streams, rows=rows)
 
 
 def _step(ring: Windows, at: Ids, wanted: WindowPlan, rows: Array) -> dict[Window, Array]:
-    """Take *rows* into *ring*, where anything is wanted of it; return that."""
+    """Add *rows* to *ring* and return the *wanted* windows; do nothing without any."""
     return ring.read(at, wanted, ring.step(at, rows)) if wanted.windows else {}
 
 

@@ -1,4 +1,4 @@
-"""The gates; importing this room declares them all."""
+"""The gates; importing this package declares all of them."""
 
 from __future__ import annotations
 

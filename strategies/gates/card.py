@@ -1,4 +1,4 @@
-"""What a model's card says to gates, checked; without torch."""
+"""Reads and checks the part of a model's card that gates use; does not need torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from tracepaper.strategies.errors import CheckpointMismatch, shown
-from tracepaper.strategies.gates.gate import is_known
+from tracepaper.strategies.gates.gate import is_input
 from tracepaper.strategies.types.calibration import (
     Calibration,
     FittedConfidence,
@@ -25,12 +25,12 @@ _QUANTILES_MAX: Final = 1_000
 def calibration_of(
     section: Mapping[str, Any], content_free: float, horizons: tuple[int, ...]
 ) -> Calibration | None:
-    """Return a card's ``[calibration]`` for gates, checked; None without quantiles."""
+    """Return the checked ``[calibration]`` of a card; None without quantiles."""
     if "quantiles" not in section:
         return None
     quantiles = section["quantiles"]
     if not isinstance(quantiles, Mapping):
-        raise CheckpointMismatch("The card's calibration.quantiles is no table; train it again.")
+        raise CheckpointMismatch("The card's calibration.quantiles is not a table; train it again.")
     slopes = per_horizon(section.get("slope", 1.0), horizons)
     return Calibration(
         quantiles={name: _ascending(name, values) for name, values in quantiles.items()},
@@ -43,11 +43,11 @@ def calibration_of(
 
 
 def _confidence(section: Mapping[str, Any]) -> FittedConfidence | None:
-    """Return the fitted confidence of a card; raise for inputs that nothing here reads."""
+    """Return the fitted confidence of a card; raise for unknown inputs."""
     fitted = _fitted(section, "confidence", FittedConfidence)
     if fitted is not None:
         for name in (*fitted.sign.names, *fitted.volatility.names):
-            if not is_known(name):
+            if not is_input(name):
                 raise CheckpointMismatch(
                     f"The card's calibration.confidence names the input {shown(name)}, which this "
                     "version does not read; train it again."
@@ -56,7 +56,7 @@ def _confidence(section: Mapping[str, Any]) -> FittedConfidence | None:
 
 
 def _fitted(section: Mapping[str, Any], name: str, kind: type[AnyFit]) -> AnyFit | None:
-    """Return the card's fitted values under *name*, checked; None where it has none."""
+    """Return the checked fitted values under *name*; None if there are none."""
     if name not in section:
         return None
     try:
@@ -68,7 +68,7 @@ def _fitted(section: Mapping[str, Any], name: str, kind: type[AnyFit]) -> AnyFit
 
 
 def _ascending(name: str, values: object) -> tuple[float, ...]:
-    """Return the quantiles of one measure; raise unless they are finite and never fall."""
+    """Return the quantiles of one measure; raise unless they are finite and ascending."""
     if not isinstance(values, list | tuple) or not 1 <= len(values) <= _QUANTILES_MAX:
         raise CheckpointMismatch(
             f"The card's calibration.quantiles.{name} must list 1 to {_QUANTILES_MAX} numbers; "
@@ -83,7 +83,7 @@ def _ascending(name: str, values: object) -> tuple[float, ...]:
 
 
 def finite_number(value: object, name: str) -> float:
-    """Return *value* of the card's calibration under *name*; raise unless it is finite."""
+    """Return *value* as a float; raise unless it is a finite number. *name* is for the message."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise CheckpointMismatch(
             f"The card's calibration.{name} must be a finite number; train it again."
@@ -92,11 +92,11 @@ def finite_number(value: object, name: str) -> float:
 
 
 def per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
-    """Return one number a horizon of a number, a list or a table with the horizons as keys."""
+    """Return one number per horizon from a number, a list, or a table keyed by horizon."""
     if isinstance(value, int | float):
         return (finite_number(value, "values"),) * len(horizons)
-    if isinstance(value, Mapping) and all(str(h) in value for h in horizons):
-        return tuple(finite_number(value[str(h)], f"values at {h}") for h in horizons)
+    if isinstance(value, Mapping) and all(str(bars) in value for bars in horizons):
+        return tuple(finite_number(value[str(bars)], f"values at {bars}") for bars in horizons)
     if isinstance(value, list | tuple) and len(value) == len(horizons):
         return tuple(finite_number(item, "values") for item in value)
     raise CheckpointMismatch(
@@ -108,7 +108,7 @@ def per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
 def section_of(
     card: Mapping[str, Any], name: str, default: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return a section of *card*; raise ``CheckpointMismatch`` where there is none."""
+    """Return a section of *card*; raise ``CheckpointMismatch`` if it is missing."""
     section = card.get(name, default)
     if not isinstance(section, Mapping):
         raise CheckpointMismatch(f"The model's card has no section [{name}]; train it again.")

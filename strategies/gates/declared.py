@@ -1,9 +1,9 @@
-"""Every gate: what it measures, its threshold, unit and words.
+"""All gates, with their thresholds, units and descriptions.
 
-A gate is one function of :class:`GateInputs` under the decorator :func:`gate`; its docstring says
-what it measures. Elsewhere a gate goes by its name. Whatever lists gates is made from ``GATES``:
-the sections ``[gate]`` and ``[risk]`` of the configuration, the columns of the record, the views,
-``explain``, the report, the live view and the quantiles on a model's card.
+A gate is a function of :class:`GateInputs` with the decorator :func:`gate`; its docstring describes
+the measure. Everything that lists gates is generated from ``GATES``: the sections ``[gate]`` and
+``[risk]`` of the configuration, the columns of the record, ``explain``, the report, the live view
+and the quantiles on a model's card.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def finite(inputs: GateInputs) -> float | None:
 
 
 def _confidence_key(measure: str) -> ThresholdKey:
-    """Return the one key of the three confidences, whose *measure* the card has quantiles of."""
+    """Return the key that the three confidences share; *measure* names quantiles on a card."""
     return ThresholdKey(
         "confidence",
         ThresholdForm.QUANTILE,
@@ -223,9 +223,9 @@ def regime(inputs: GateInputs) -> float | None:
 @gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True, needs={"regimes"})
 def learned_regime(inputs: GateInputs) -> float | None:
     """Whether the network's most probable regime is one of gate.learned_regimes."""
-    learned = (
-        None if inputs.forecast is None else inputs.forecast.learned_regime(inputs.horizon_index)
-    )
+    if inputs.forecast is None:
+        return None
+    learned = inputs.forecast.learned_regime(inputs.horizon_index)
     return None if learned is None else float(learned in inputs.learned_regimes)
 
 
@@ -290,8 +290,7 @@ def edge(inputs: GateInputs) -> float | None:
     """Absolute calibrated mean return at gate.horizon, in round-trip costs."""
     if inputs.forecast is None or inputs.round_trip_cost <= 0:
         return None
-    # Raw means are too sure: the slope fitted on the calibration slice shrinks them, and never
-    # stretches them.
+    # Raw means are overconfident: the calibration slope may shrink them, but never enlarge them.
     mean = inputs.forecast.mean_return[inputs.horizon_index] * min(1.0, inputs.slope)
     return abs(mean) / inputs.round_trip_cost
 
@@ -531,8 +530,8 @@ def risk_expected_drawdown(inputs: GateInputs) -> float | None:
     """Median of the target's largest loss within gate.horizon ÷ equity; none without equity."""
     if inputs.forecast is None or inputs.equity <= 0:
         return None
-    fall = inputs.forecast.expected_drawdown(inputs.horizon_index, is_short=inputs.is_short)
-    return None if fall is None else inputs.notional * fall / inputs.equity
+    loss = inputs.forecast.expected_drawdown(inputs.horizon_index, is_short=inputs.is_short)
+    return None if loss is None else inputs.notional * loss / inputs.equity
 
 
 @gate(GateKind.RISK, YES_OR_NO, at_most=0.0, only_with=(UNIVERSE,))

@@ -1,4 +1,4 @@
-"""The gates' verdict on a bar, by the strategy's thresholds; the regime.
+"""Evaluates a strategy's gates on a bar; the plausibility of prices; the regime.
 
 The rules are docs/decisions.md, G7 to G12.
 """
@@ -42,25 +42,25 @@ from tracepaper.strategies.types.decisions import Forecast, GateSet, Regime
 from tracepaper.strategies.types.market import Bar
 
 Settings = Mapping[str, Mapping[str, object]]
-"""The configuration's sections as plain values: section, key, value."""
+"""The configuration as plain values: section -> key -> value."""
 
 
-def limits(settings: Settings) -> dict[str, float]:
-    """Return the thresholds of the risk gates that are configured; the others are not declared.
+def risk_thresholds(settings: Settings) -> dict[str, float]:
+    """Return the thresholds of the configured risk gates, without those in ``gate.drop``.
 
-    Nor is one that ``gate.drop`` names.
+    The other risk gates are not declared.
     """
     dropped = settings["gate"].get("drop", ())
     assert isinstance(dropped, tuple)
     names = (name for name in gate_order(GateKind.RISK) if name not in dropped)
-    thresholds = ((name, configured(GATES[name], settings)) for name in names)
-    declared = {name: float(value) for name, value in thresholds if value is not None}
-    causes = declared.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
+    thresholds = ((name, configured_threshold(GATES[name], settings)) for name in names)
+    active = {name: float(value) for name, value in thresholds if value is not None}
+    causes = active.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
     if settings.get("market", {}).get("universe") is not None:
         causes = {*causes, UNIVERSE}
     return {
         name: value
-        for name, value in declared.items()
+        for name, value in active.items()
         if not (only_with := GATES[name].only_with) or causes & set(only_with)
     }
 
@@ -73,9 +73,9 @@ def thresholds_of(
     interval_ms: int,
     calibration: Calibration | None,
 ) -> dict[str, float]:
-    """Return the threshold of each gate of *names*; the card is asked only for these.
+    """Return the threshold of each gate in *names*.
 
-    Raises ``ConfigInvalid`` for a quantile that the card does not have.
+    Raises ``ConfigInvalid`` for a quantile that the card lacks.
     """
     thresholds: dict[str, float] = {}
     for name in names:
@@ -84,32 +84,36 @@ def thresholds_of(
             thresholds[name] = float(warmup)
         elif gate.calibrated_as:
             text = _calibrated(gate, settings, calibration)
-            thresholds[name] = threshold_of(text, gate.calibrated_as, calibration, key=key_of(gate))
+            thresholds[name] = threshold_of(
+                text, gate.calibrated_as, calibration, key=threshold_key(gate)
+            )
         else:
-            value = configured(gate, settings)
+            value = configured_threshold(gate, settings)
             thresholds[name] = float(interval_ms if value is None else value)
     return thresholds
 
 
 def _calibrated(gate: Gate, settings: Settings, calibration: Calibration | None) -> str:
-    """Return the threshold as configured, or what stands for a default: see ``ThresholdKey``.
+    """Return the configured threshold, or the replacement of a default: see ``ThresholdKey``.
 
-    What the card says it has earned holds for its chosen confidence, at its horizon.
+    The card's ``strict`` applies only to its chosen confidence, at its horizon.
     """
-    key, text = gate.threshold, str(configured(gate, settings))
+    key, text = gate.threshold, str(configured_threshold(gate, settings))
     if not isinstance(key, ThresholdKey) or text not in (AUTO, key.default):
         return text
     if calibration is None:
         return key.uncalibrated or text
     if text != AUTO:
         return text
-    fitted = fitted_for(settings, calibration)
-    earned = fitted is not None and fitted.strict and fitted.chosen == gate.chosen_by
-    return key.strict if earned else MILDEST
+    fitted = fitted_confidence(settings, calibration)
+    is_strict = fitted is not None and fitted.strict and fitted.chosen == gate.chosen_by
+    return key.strict if is_strict else MILDEST
 
 
-def fitted_for(settings: Settings, calibration: Calibration | None) -> FittedConfidence | None:
-    """Return the card's fitted confidence; None where it has none at ``gate.horizon``."""
+def fitted_confidence(
+    settings: Settings, calibration: Calibration | None
+) -> FittedConfidence | None:
+    """Return the card's fitted confidence at ``gate.horizon``; None without one."""
     fitted = None if calibration is None else calibration.confidence
     return fitted if fitted is not None and fitted.horizon == settings["gate"]["horizon"] else None
 
@@ -117,11 +121,14 @@ def fitted_for(settings: Settings, calibration: Calibration | None) -> FittedCon
 def confidence_by(
     settings: Settings, calibration: Calibration | None, measures: Collection[str]
 ) -> str:
-    """Return which confidence gates are to compare: ``gate.confidence_by``, or the card's choice.
+    """Return the confidence that gates use: ``gate.confidence_by``, or for ``auto`` the card's.
 
-    Raises ``ConfigInvalid`` where one is named that the model, giving *measures*, does not have.
+    *measures* are the model's. Raises ``ConfigInvalid`` if the model lacks the configured one.
     """
-    choice, fitted = str(settings["gate"]["confidence_by"]), fitted_for(settings, calibration)
+    choice, fitted = (
+        str(settings["gate"]["confidence_by"]),
+        fitted_confidence(settings, calibration),
+    )
     if choice == AUTO:
         return ENTROPY if fitted is None else fitted.chosen
     if choice == CALIBRATED and fitted is None:
@@ -138,30 +145,30 @@ def confidence_by(
     return choice
 
 
-def configured(gate: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
-    """Return the configured threshold of a gate; None where it is absent."""
+def configured_threshold(gate: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
+    """Return the configured threshold of a gate; None if it is not set."""
     key = gate.threshold
     return settings[gate.section][key.name] if isinstance(key, ThresholdKey) else key
 
 
-def key_of(gate: Gate) -> str:
-    """Return the key of the threshold as people write it, ``gate.shift``; else the gate's name."""
+def threshold_key(gate: Gate) -> str:
+    """Return the configuration key of a threshold, such as ``gate.shift``; else the gate's name."""
     key = gate.threshold
     return f"{gate.section}.{key.name}" if isinstance(key, ThresholdKey) else gate.name
 
 
 def is_movable(gate: Gate) -> bool:
-    """Return whether a key sets the threshold of a gate that judges by degrees."""
-    is_declared = isinstance(gate.threshold, ThresholdKey) and not gate.is_switch
-    return is_declared and gate.kind in DROPPABLE
+    """Return whether *gate* has a configurable threshold on a continuous measure."""
+    is_continuous = isinstance(gate.threshold, ThresholdKey) and not gate.is_switch
+    return is_continuous and gate.kind in DROPPABLE
 
 
 def threshold_of(text: str, measure: str, calibration: Calibration | None, *, key: str) -> float:
-    """Return a threshold written as a number, or as ``qX``: a quantile of the calibration slice.
+    """Return the threshold for *text*: a number, or ``qX``, a quantile of the calibration slice.
 
-    *measure* is its name on the card, *key* that of the configuration, for the messages.
-    Between the card's percentiles the quantile is interpolated; raises ``ConfigInvalid`` where
-    the text is neither, or the model's card has no such measure.
+    *measure* is the name on the card, *key* the configuration key for error messages. Quantiles
+    are interpolated between the card's percentiles. Raises ``ConfigInvalid`` for other text, and
+    if the card lacks the measure.
     """
     if not text.startswith("q"):
         try:
@@ -187,8 +194,8 @@ def threshold_of(text: str, measure: str, calibration: Calibration | None, *, ke
         )
     position = share * 100 - 1
     index = min(int(position), len(quantiles) - 2)
-    rest = position - index
-    return quantiles[index] * (1 - rest) + quantiles[index + 1] * rest
+    fraction = position - index
+    return quantiles[index] * (1 - fraction) + quantiles[index + 1] * fraction
 
 
 # ---------------------------------------------------------------- verdict
@@ -196,15 +203,15 @@ def threshold_of(text: str, measure: str, calibration: Calibration | None, *, ke
 _PLAIN: Final = frozenset(
     {declared.operator.name, declared.warm.name, declared.late.name, declared.gap.name}
 )
-"""Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
+"""Gates whose inputs are only the command, the count of bars, the lateness and the gap."""
 
 
 Verdict = tuple[tuple[float | None, ...], int]
-"""Every gate's measure, and a mask whose bit i says that gate i passed."""
+"""Every gate's measure, and a mask whose bit i is set if gate i passed."""
 
 
 class GateEvaluator:
-    """The gates that a strategy declared, with their thresholds, ready to judge bars."""
+    """Evaluates the gates that a strategy declared, with their thresholds."""
 
     def __init__(self, names: frozenset[str], thresholds: Mapping[str, float]) -> None:
         ordered = tuple(name for name in gate_order() if name in names)
@@ -217,7 +224,7 @@ class GateEvaluator:
             for index, name in enumerate(ordered)
         )
         self._tests_of_exits = tuple(
-            (_of_exit(GATES[name], test[1]), *test[1:])
+            (_exit_measure(GATES[name], test[1]), *test[1:])
             for name, test in zip(ordered, self._tests, strict=True)
         )
         self.all_passed = (1 << len(ordered)) - 1
@@ -225,27 +232,27 @@ class GateEvaluator:
             1 << index for index, name in enumerate(ordered) if GATES[name].is_lasting
         )
         self.is_plain = (_PLAIN | {declared.plausible.name}).issuperset(ordered)
-        """Whether it judges the bar and the command alone: no model, quote or account."""
+        """Whether the gates need only the bar and the command: no model, quote or account."""
         at = ordered.index(declared.plausible.name) if declared.plausible.name in ordered else None
         self.plausible_at = at
-        self.plausible_most = math.inf if at is None else self.gate_set.thresholds[at]
-        self._facts: tuple[float, ...] = ()  # by which it judged last, where it is plain
+        self.plausible_limit = math.inf if at is None else self.gate_set.thresholds[at]
+        self._facts: tuple[float, ...] = ()  # inputs of the cached verdict, if ``is_plain``
         self._verdict: Verdict = (), 0
 
     def judge(self, inputs: GateInputs) -> Verdict:
-        """Return every gate's measure, and a mask whose bit i says that gate i passed.
+        """Return every gate's measure, and a mask whose bit i is set if gate i passed.
 
-        A measure that cannot be computed (or is not finite) is null and fails.
+        A measure that cannot be computed, or is not finite, is None and fails.
         """
         if not self.is_plain:
             return self._judge(inputs)
         plausible = inputs.plausible
         facts = inputs.running, inputs.bars, inputs.missing_bars, inputs.late_ms
-        if facts != self._facts or not plausible <= self.plausible_most:
+        if facts != self._facts or not plausible <= self.plausible_limit:
             self._verdict = self._judge(inputs)
-            # A bar that is not plausible is judged by itself.
-            self._facts = facts if plausible <= self.plausible_most else ()
-        elif (at := self.plausible_at) is not None:  # as at most bars
+            # The verdict on an implausible bar is not cached.
+            self._facts = facts if plausible <= self.plausible_limit else ()
+        elif (at := self.plausible_at) is not None:  # the usual case
             measures, passed = self._verdict
             return (*measures[:at], plausible + 0.0, *measures[at + 1 :]), passed
         return self._verdict
@@ -257,7 +264,7 @@ class GateEvaluator:
         for measure_of, threshold, at_least, bit in tests:
             measure = measure_of(inputs)
             if measure is not None:
-                measure += 0.0  # -0.0 is 0.0, as it is stored and hashed
+                measure += 0.0  # -0.0 becomes 0.0, so that both have the same hash
                 if not math.isfinite(measure):
                     measure = None
                 elif measure >= threshold if at_least else measure <= threshold:
@@ -268,9 +275,9 @@ class GateEvaluator:
     def first_failed(
         self, passed: int, *, reduces: bool = False, without: str | None = None
     ) -> str | None:
-        """Return the first gate that refuses: the first, in their order, that *passed* lacks.
+        """Return the first gate that did not pass; None if all did. Gate *without* is ignored.
 
-        Where the target *reduces* the exposure no lasting gate refuses. Gate *without* is left out.
+        If the target *reduces* the exposure, lasting gates are ignored too.
         """
         missing = (self._never_reducing if reduces else self.all_passed) & ~passed
         if without is not None and without in self.gate_set.gates:
@@ -280,10 +287,10 @@ class GateEvaluator:
         return self.gate_set.gates[(missing & -missing).bit_length() - 1]
 
 
-def _of_exit(gate: Gate, threshold: float) -> Measure:
-    """Return the measure of *gate* of a target that lowers the exposure: no limit may hold it up.
+def _exit_measure(gate: Gate, threshold: float) -> Measure:
+    """Return the measure of *gate* for a target that lowers the exposure.
 
-    A limit that is a most measures 0 then, and a least measures itself.
+    No risk limit may block it: a maximum measures 0, and a minimum measures its threshold.
     """
     if gate.kind is not GateKind.RISK or gate.is_lasting:
         return gate.measure
@@ -291,19 +298,19 @@ def _of_exit(gate: Gate, threshold: float) -> Measure:
 
 
 YARDSTICK_BARS: Final = 60
-"""Bars whose true ranges are the yardstick, the bar that is judged among them."""
+"""Bars whose true ranges make the yardstick, including the bar being measured."""
 YARDSTICK_MEMORY: Final = YARDSTICK_BARS + 1
-"""Bars that the yardstick depends on: a true range needs the close before it."""
-YARDSTICK_LEAST: Final = 10
-"""Under so many true ranges above zero there is no yardstick, and every close is plausible."""
+"""Bars that the yardstick depends on: a true range needs the previous close."""
+YARDSTICK_MIN: Final = 10
+"""With fewer true ranges above zero there is no yardstick, and every close is plausible."""
 
 
 class Plausibility:
-    """Measures each bar of one instrument against the bars before it.
+    """Measures the move of each close of one instrument against the ranges of recent bars.
 
-    The yardstick is the median of the true ranges above zero of the last 60 bars: data with one
-    price a bar has no high less low, and minutes without trades have no range. All of it is
-    integers until the one division, so that equal bars give equal bits on every path.
+    The yardstick is the median true range of the last 60 bars. Bars without a range, as in minutes
+    without trades, are ignored. Everything is integer arithmetic up to one division, so equal bars
+    give bit-identical results.
     """
 
     def __init__(self) -> None:
@@ -313,27 +320,27 @@ class Plausibility:
 
     @property
     def doubled_median(self) -> int | None:
-        """Twice the yardstick, 0 without a range; None under ten bars."""
-        if len(self._ranges) < YARDSTICK_LEAST:
+        """Twice the yardstick; 0 if no bar has a range, None for fewer than ten bars."""
+        if len(self._ranges) < YARDSTICK_MIN:
             return None
         ordered, count = self._sorted, len(self._sorted)
         return ordered[count >> 1] + ordered[(count - 1) >> 1] if count else 0
 
     def copy(self) -> Plausibility:
-        """Return a second one that knows the same bars."""
+        """Return a copy that can continue independently."""
         other = Plausibility()
         other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
         return other
 
     def add(self, bar: Bar, tick: int) -> float:
-        """Take in *bar* and return abs(close - last close) in yardsticks; 0 without a yardstick."""
+        """Add *bar* and return abs(close - last close) ÷ yardstick; 0 without a yardstick."""
         ordered, ranges, last = self._sorted, self._ranges, self._last
-        # A bar without a range leaves the window by its age too: a quiet week keeps no old scale.
+        # Bars without a range count for the window too, so a quiet week does not keep old ranges.
         if len(ranges) == YARDSTICK_BARS and (oldest := ranges.popleft()):
             del ordered[bisect_left(ordered, oldest)]
         self._last = close = bar.close
         high, low = bar.high, bar.low
-        spread = high - low  # its true range: from the last close on, where that is outside
+        spread = high - low  # becomes the true range, which includes the last close
         if last is not None:
             if last > high:
                 spread = last - low
@@ -342,30 +349,30 @@ class Plausibility:
         ranges.append(spread)
         if spread:
             insort(ordered, spread)
-        if last is None or (count := len(ordered)) < YARDSTICK_LEAST:
+        if last is None or (count := len(ordered)) < YARDSTICK_MIN:
             return 0.0
-        doubled, least = ordered[count >> 1] + ordered[(count - 1) >> 1], 2 * tick
-        usual = doubled if doubled > least else least  # noqa: FURB136 - without a call, at every bar
-        return 2 * abs(close - last) / usual
+        doubled, minimum = ordered[count >> 1] + ordered[(count - 1) >> 1], 2 * tick
+        scale = doubled if doubled > minimum else minimum  # noqa: FURB136 - faster than max()
+        return 2 * abs(close - last) / scale
 
     def skip(self, bars: Sequence[Bar]) -> None:
-        """Take in *bars* of which nobody asks how plausible they are."""
+        """Add *bars* without measuring them."""
         ranges, closes = self._ranges, [bar.close for bar in bars]
-        before = [bars[0].open if self._last is None else self._last, *closes]
-        for bar, last in zip(bars, before):  # noqa: B905 - the last close is of the next bar
+        last_closes = [bars[0].open if self._last is None else self._last, *closes]
+        for bar, last in zip(bars, last_closes):  # noqa: B905 - one longer than bars
             ranges.append(max(bar.high, last) - min(bar.low, last))
         while len(ranges) > YARDSTICK_BARS:
             ranges.popleft()
         self._sorted, self._last = sorted(filter(None, ranges)), closes[-1]
 
     def range_bp(self) -> float | None:
-        """Return the yardstick in basis points of the newest close; None where there is none."""
+        """Return the yardstick in basis points of the newest close; None without a yardstick."""
         last, doubled = self._last, self.doubled_median
         return None if doubled is None or not last else 5_000 * doubled / last
 
 
-_WHOLE: Final = 1 + 1e-6
-"""The most that a probability may be, rounded in single precision."""
+_MAX_PROBABILITY: Final = 1 + 1e-6
+"""One, with room for rounding in single precision."""
 
 
 def is_finite_forecast(forecast: Forecast) -> bool:
@@ -380,21 +387,21 @@ def is_finite_forecast(forecast: Forecast) -> bool:
     )
     if not all(map(math.isfinite, numbers)):
         return False
-    shares = (*forecast.p_down, *forecast.p_flat, *forecast.p_up)
-    if shares and not 0 <= min(shares) <= max(shares) <= _WHOLE:
+    probabilities = (*forecast.p_down, *forecast.p_flat, *forecast.p_up)
+    if probabilities and not 0 <= min(probabilities) <= max(probabilities) <= _MAX_PROBABILITY:
         return False
-    spreads = (*forecast.stdev_return, *forecast.volatility)
-    if spreads and min(spreads) <= 0:
+    deviations = (*forecast.stdev_return, *forecast.volatility)
+    if deviations and min(deviations) <= 0:
         return False
     if forecast.heads is not None and not all(map(_all_finite, astuple(forecast.heads))):
         return False
     if (explanation := forecast.explanation) is None:
         return True
-    given = (
+    measures = (
         explanation.confidence, explanation.content_free, explanation.recent_mass,
         explanation.shift,
     )  # fmt: skip
-    return all(number is None or math.isfinite(number) for number in given)
+    return all(number is None or math.isfinite(number) for number in measures)
 
 
 def _all_finite(packed: bytes) -> bool:
@@ -402,7 +409,7 @@ def _all_finite(packed: bytes) -> bool:
 
 
 class RegimeBounds(Struct, frozen=True):
-    """The two thresholds of recent mass, and the margin by which a regime is left late."""
+    """The two thresholds of recent mass, and the hysteresis margin for leaving a regime."""
 
     mean_reversion: float
     momentum: float
@@ -410,7 +417,7 @@ class RegimeBounds(Struct, frozen=True):
 
     @classmethod
     def between(cls, *, mean_reversion: float, momentum: float, hysteresis: float) -> RegimeBounds:
-        """Make bounds whose margin is *hysteresis* times the distance of the thresholds."""
+        """Return bounds whose margin is *hysteresis* times the distance between the thresholds."""
         if not mean_reversion < momentum or not 0 <= hysteresis < 1:
             raise ConfigInvalid(
                 f"regime.mean_reversion ({mean_reversion}) must lie under regime.momentum "
@@ -422,7 +429,7 @@ class RegimeBounds(Struct, frozen=True):
     def next_regime(self, regime: Regime, recent_mass: float) -> Regime:
         """Return the regime that follows *regime* at this bar's *recent_mass*.
 
-        A threshold belongs to its regime. A regime is left only beyond the margin, so noise at the
+        A regime includes its threshold, and is left only beyond the margin, so that noise at the
         threshold does not make it flicker.
         """
         if recent_mass >= self.momentum:

@@ -1,7 +1,7 @@
-"""``Gate`` and the ``@gate`` decorator; the inputs of a calibrated confidence.
+"""``Gate`` and the ``@gate`` decorator; the inputs of a fitted confidence.
 
-Entropies are those of every layer and head, which an explanation carries. An input that should rise
-with confidence is marked, and its weight is never below zero.
+The inputs include the entropy confidence of every layer and head. Inputs that should increase with
+confidence are marked by ``rises``; the fit never gives them a negative weight.
 
 The rules are docs/decisions.md, G32 and G33.
 """
@@ -28,9 +28,9 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.units import NOTHING, duration, number
 
 Reader = Callable[[Forecast, int], float | None]
-"""``(forecast, place of the horizon) -> value``; None where it is not known."""
-HEAD: Final = "entropy_"
-"""The name of a head's entropy confidence, before its number (layer-major)."""
+"""``(forecast, horizon index) -> value``; None if unknown."""
+_HEAD_PREFIX: Final = "entropy_"
+"""Prefix of the input name of a head's entropy confidence; its number (layer-major) follows."""
 _FLOAT_BYTES: Final = 4
 
 
@@ -38,8 +38,8 @@ class ConfidenceInput(Struct, frozen=True):
     """One input of the fitted confidence."""
 
     read: Reader
-    rises: bool  # more of it never means less confidence in the sign
-    of_attention: bool
+    rises: bool  # a higher value never means less confidence in the sign
+    from_attention: bool
 
 
 def mean_over_stdev(forecast: Forecast, at: int) -> float | None:
@@ -48,16 +48,16 @@ def mean_over_stdev(forecast: Forecast, at: int) -> float | None:
 
 
 def margin(forecast: Forecast, at: int) -> float | None:
-    """Return the distance of the two directions' probabilities over their sum."""
+    """Return abs(p_up - p_down) ÷ (p_up + p_down)."""
     up, down = forecast.p_up[at], forecast.p_down[at]
     return abs(up - down) / (up + down) if up + down > 0 else None
 
 
-def _of_attention(read: Callable[[Explanation], float | None]) -> ConfidenceInput:
-    def of_explanation(forecast: Forecast, at: int) -> float | None:  # noqa: ARG001 - of every horizon
+def _from_attention(read: Callable[[Explanation], float | None]) -> ConfidenceInput:
+    def read_forecast(forecast: Forecast, at: int) -> float | None:  # noqa: ARG001 - same for all
         return None if forecast.explanation is None else read(forecast.explanation)
 
-    return ConfidenceInput(of_explanation, rises=False, of_attention=True)
+    return ConfidenceInput(read_forecast, rises=False, from_attention=True)
 
 
 def _excess(explanation: Explanation) -> float | None:
@@ -67,80 +67,82 @@ def _excess(explanation: Explanation) -> float | None:
 
 
 INPUTS: Final = {
-    "mean_over_stdev": ConfidenceInput(mean_over_stdev, rises=True, of_attention=False),
-    "margin": ConfidenceInput(margin, rises=True, of_attention=False),
-    "excess": _of_attention(_excess),
-    "shift": _of_attention(lambda explanation: explanation.shift),
-    "recent_mass": _of_attention(lambda explanation: explanation.recent_mass),
+    "mean_over_stdev": ConfidenceInput(mean_over_stdev, rises=True, from_attention=False),
+    "margin": ConfidenceInput(margin, rises=True, from_attention=False),
+    "excess": _from_attention(_excess),
+    "shift": _from_attention(lambda explanation: explanation.shift),
+    "recent_mass": _from_attention(lambda explanation: explanation.recent_mass),
 }
-"""Every input but the heads' entropies, by its name."""
+"""The inputs by name, except the heads' entropies."""
 
 
-def heads_of(explanation: Explanation | None) -> tuple[float, ...]:
-    """Return the entropy confidence of every layer and head, layer-major; none of other models."""
+def _head_confidences(explanation: Explanation | None) -> tuple[float, ...]:
+    """Return the entropy confidence of every layer and head, layer-major; () without attention."""
     if explanation is None:
         return ()
     return struct.unpack(f"<{len(explanation.entropy) // _FLOAT_BYTES}f", explanation.entropy)
 
 
-def names_for(forecast: Forecast) -> tuple[str, ...]:
-    """Return the names of the inputs that forecasts like this one give."""
+def input_names(forecast: Forecast) -> tuple[str, ...]:
+    """Return the names of the inputs that forecasts like *forecast* provide."""
     explained = forecast.explanation is not None
-    plain = [name for name, reader in INPUTS.items() if explained or not reader.of_attention]
-    return (*plain, *(f"{HEAD}{i}" for i in range(len(heads_of(forecast.explanation)))))
+    names = [name for name, each in INPUTS.items() if explained or not each.from_attention]
+    heads = range(len(_head_confidences(forecast.explanation)))
+    return (*names, *(f"{_HEAD_PREFIX}{head}" for head in heads))
 
 
-def is_of_attention(name: str) -> bool:
+def is_from_attention(name: str) -> bool:
     """Return whether the input *name* comes from the attention."""
-    return name not in INPUTS or INPUTS[name].of_attention
+    return name not in INPUTS or INPUTS[name].from_attention
 
 
 def rises(name: str) -> bool:
-    """Return whether more of the input *name* never means less confidence in the sign."""
+    """Return whether a higher value of the input *name* never means less confidence."""
     return name in INPUTS and INPUTS[name].rises
 
 
-def is_known(name: str) -> bool:
-    """Return whether *name* is that of an input."""
-    return name in INPUTS or (name.startswith(HEAD) and name.removeprefix(HEAD).isdecimal())
+def is_input(name: str) -> bool:
+    """Return whether an input has this *name*."""
+    head = name.removeprefix(_HEAD_PREFIX)
+    return name in INPUTS or (head != name and head.isdecimal())
 
 
-def values_of(names: Sequence[str], forecast: Forecast, at: int) -> list[float | None]:
-    """Return the inputs *names* at the horizon in place *at*; None for what is not known."""
-    heads = heads_of(forecast.explanation)
+def input_values(names: Sequence[str], forecast: Forecast, at: int) -> list[float | None]:
+    """Return the inputs *names* at horizon index *at*; None for unknown values."""
+    heads = _head_confidences(forecast.explanation)
     values: list[float | None] = []
     for name in names:
         if (reader := INPUTS.get(name)) is not None:
             values.append(reader.read(forecast, at))
         else:
-            number = int(name.removeprefix(HEAD))
-            values.append(heads[number] if number < len(heads) else None)
+            head = int(name.removeprefix(_HEAD_PREFIX))
+            values.append(heads[head] if head < len(heads) else None)
     return values
 
 
 def sign_confidence(fitted: FittedConfidence, forecast: Forecast, at: int) -> float | None:
     """Return the fitted probability that the sign of the mean is right."""
-    return fitted.sign.probability(values_of(fitted.sign.names, forecast, at))
+    return fitted.sign.probability(input_values(fitted.sign.names, forecast, at))
 
 
 def volatility_confidence(fitted: FittedConfidence, forecast: Forecast, at: int) -> float | None:
-    """Return the fitted probability that the volatility's error is under its median."""
-    return fitted.volatility.probability(values_of(fitted.volatility.names, forecast, at))
+    """Return the fitted probability that the volatility's error is below its median."""
+    return fitted.volatility.probability(input_values(fitted.volatility.names, forecast, at))
 
 
 def size_factor(fitted: FittedConfidence, forecast: Forecast | None, at: int) -> float:
     """Return the multiplier of a size, in (0, 1]: 1 ÷ the widening of the interval.
 
-    It is 1 where the forecast is surer than usual, and where nothing is known.
+    It is 1 for a forecast with above-average confidence, and if the confidence is unknown.
     """
     if forecast is None:
         return 1.0
-    sure = volatility_confidence(fitted, forecast, at)
-    return 1.0 if sure is None else min(1.0, 1.0 / fitted.spread_of(sure))
+    confidence = volatility_confidence(fitted, forecast, at)
+    return 1.0 if confidence is None else min(1.0, 1.0 / fitted.widening(confidence))
 
 
 UNIVERSE: Final = "market.universe"
-"""The key whose gate exists only where it is set."""
+"""The key that declares the gate ``risk.universe``."""
 YES_OR_NO: Final = "yes or no"
 MILLISECONDS: Final = "ms"
 QUOTE_CURRENCY: Final = "quote currency"
@@ -148,14 +150,14 @@ SHARE_OF_PEAK: Final = "share of the peak"
 SHARE_OF_EQUITY: Final = "share of equity"
 BASIS_POINTS: Final = "basis points"
 _SHARES: Final = {SHARE_OF_PEAK: "of the peak", SHARE_OF_EQUITY: "of equity"}
-"""Units that are shown per cent, and the words after it."""
+"""Units that are displayed in per cent, and the words after the number."""
 AUTO: Final = "auto"
-"""A threshold that the model's card decides: strict where it has earned it, else the mildest."""
+"""A threshold chosen by the model's card: strict if its gain is credible, else the mildest."""
 MILDEST: Final = "q0.01"
 
 
 class GateInputs(Struct, gc=False):
-    """What the gates judge at one bar; the engine fills one in and reuses it."""
+    """The inputs of all gates at one bar; the engine reuses one object."""
 
     running: bool = True
     bars: int = 0
@@ -174,7 +176,7 @@ class GateInputs(Struct, gc=False):
     regime: Regime = Regime.UNKNOWN
     regimes: frozenset[Regime] = frozenset()
     learned_regimes: frozenset[int] = frozenset()
-    reduces: bool = False  # the target lowers the exposure: no risk limit stands in its way
+    reduces: bool = False  # the target lowers the exposure, so risk limits do not apply
     notional: int = 0
     is_short: bool = False
     drawdown: float = 0.0
@@ -189,25 +191,23 @@ class GateInputs(Struct, gc=False):
     hourly_orders: int = 0
     spread_bp: float | None = None
     range_bp: float | None = None
-    is_outside: bool = False  # the symbol was not chosen into the universe
+    is_outside: bool = False  # the symbol is not in the universe
 
 
 class GateKind(StrEnum):
-    """What a gate asks; a refusal is named by the first gate that fails, in this order."""
+    """The kinds of gates, in the order in which they are checked; the first failure is reported."""
 
-    INTEGRITY = "integrity"  # may the inputs be believed? Refused, the position stays as it is
-    JUDGEMENT = (
-        "judgement"  # is the forecast worth it? Refused, ``gate.on_refusal`` says what to do
-    )
-    RISK = "risk"  # does the account allow it? Declared only where its limit is configured
+    INTEGRITY = "integrity"  # Are the inputs trustworthy? If not, the position stays.
+    JUDGEMENT = "judgement"  # Is the forecast good enough? If not, see ``gate.on_refusal``.
+    RISK = "risk"  # Does the account allow it? Declared only if its limit is configured.
 
 
 DROPPABLE: Final = (GateKind.JUDGEMENT, GateKind.RISK)
-"""Kinds of gates that ``gate.drop`` may leave out: never one that says what may be believed."""
+"""The kinds of gates that ``gate.drop`` may remove."""
 
 
 class ThresholdForm(StrEnum):
-    """How a threshold is written in the configuration, and what it means where it is absent."""
+    """The format of a threshold in the configuration."""
 
     MILLISECONDS = "milliseconds"  # a whole number from 0; one interval if absent
     NUMBER = "number"  # an exact number above 0
@@ -217,20 +217,20 @@ class ThresholdForm(StrEnum):
 
 
 class ThresholdKey(Struct, frozen=True):
-    """The configuration key of a threshold; its field, check and documentation follow from it."""
+    """The configuration key of a threshold: its field, check and documentation are generated."""
 
     name: str
     form: ThresholdForm
     words: str  # the documentation of the key: one sentence
     default: str | None = None
-    uncalibrated: str = ""  # stands for a default qX where the model has no calibration
-    example: int | str | None = None  # what a key that is absent by default could be set to
-    calibrated_as: str = ""  # its measure on a model's card, if that is not the gate's name
-    strict: str = ""  # of a default ``auto``: what the card must have earned
+    uncalibrated: str = ""  # replaces a default qX if the model has no calibration
+    example: int | str | None = None  # an example value of a key without a default
+    calibrated_as: str = ""  # the measure's name on a model's card, if not the gate's name
+    strict: str = ""  # replaces the default ``auto`` if the card's gain is credible
 
 
 class StrategyWarmup(Struct, frozen=True):
-    """The threshold is the strategy's own: its warm-up, in bars."""
+    """Marks a threshold that is the strategy's warm-up, in bars."""
 
 
 Threshold = float | ThresholdKey | StrategyWarmup
@@ -238,35 +238,33 @@ Measure = Callable[[GateInputs], float | None]
 
 
 class Gate(Struct, frozen=True, eq=False, kw_only=True):
-    """One gate; made by :func:`gate` alone."""
+    """One gate; created only by :func:`gate`."""
 
     name: str
     kind: GateKind
-    words: str  # what it measures
+    words: str  # a description of the measure
     unit: str  # of measure and threshold
-    measure: Measure  # None where it should exist and cannot be computed; that fails
+    measure: Measure  # returns None if it cannot be computed; the gate then fails
     threshold: Threshold
     at_least: bool  # True: passes at or above its threshold; False: at or below it
-    of_prediction: bool  # measured on what the forecaster answered, and stored beside that
-    is_timing: bool  # what only time explains: decisions that differ in it alone are equal
-    starts_at: float  # the least value of its measure
-    of_quotes: bool  # measured on quotes, and declared only where they fill orders
-    is_capped: bool  # its measure stops at the threshold, so that it is never far above it
-    only_with: tuple[str, ...]  # a limit that exists only where one of these is configured
-    # A state of the run: measured, and failed, at every bar; it still refuses new exposure alone.
-    is_lasting: bool
-    # Of ``MEASURES`` and ``HEAD_MEASURES``: a model that does not give them has no such gate.
-    needs: frozenset[str]
-    chosen_by: str  # of ``CONFIDENCES`` (``fitted``): the ``gate.confidence_by`` that declares it
+    of_prediction: bool  # measures the forecast, and is stored beside it
+    is_timing: bool  # depends on timing: decisions that differ only in it count as equal
+    starts_at: float  # the minimum of its measure
+    of_quotes: bool  # measures quotes; declared only if quotes fill orders
+    is_capped: bool  # its measure is capped at the threshold
+    only_with: tuple[str, ...]  # declared only if one of these is configured
+    is_lasting: bool  # a state of the run that may fail at every bar, but only refuses new exposure
+    needs: frozenset[str]  # measures of the model without which it is not declared
+    chosen_by: str  # the ``gate.confidence_by`` that declares it; "" for other gates
 
     @property
     def is_switch(self) -> bool:
-        """Whether it answers yes or no: it turns, but is never near to turning."""
+        """Whether the measure is yes or no."""
         return self.unit == YES_OR_NO
 
     @property
     def calibrated_as(self) -> str:
-        """Its measure's name on a model's card; empty where its threshold is no quantile."""
+        """The measure's name on a model's card; empty if the threshold is not a quantile."""
         key = self.threshold
         if not isinstance(key, ThresholdKey) or key.form is not ThresholdForm.QUANTILE:
             return ""
@@ -274,7 +272,7 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
 
     @property
     def section(self) -> str:
-        """The section of the configuration that holds its key."""
+        """The configuration section of the threshold."""
         return "risk" if self.kind is GateKind.RISK else "gate"
 
 
@@ -282,16 +280,16 @@ MEASURES: Final = frozenset({
     "mean_return", "stdev_return", "probabilities", "volatility",
     "confidence", "content_free", "recent_mass", "shift",
 })  # fmt: skip
-"""What a model can give beside the bare fact that it answered; one of ours gives all of it."""
+"""The measures that a model can give; the built-in networks give all."""
 HEAD_MEASURES: Final = frozenset(HeadForecasts.__struct_fields__)
-"""What only networks with such a head give."""
+"""The measures that only networks with the head of that name give."""
 
 GATES: Final[dict[str, Gate]] = {}
-"""Every gate by its name."""
+"""All gates by name."""
 
 
 def _is_off_without_key(threshold: object) -> bool:
-    """Return whether nothing says the threshold where its key is not set: a time has one."""
+    """Return whether the gate has no threshold if its key is not set."""
     return (
         isinstance(threshold, ThresholdKey)
         and threshold.default is None
@@ -299,7 +297,7 @@ def _is_off_without_key(threshold: object) -> bool:
     )
 
 
-def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
+def gate(  # noqa: PLR0913 - one keyword per property
     kind: GateKind,
     unit: str,
     *,
@@ -317,8 +315,8 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
 ) -> Callable[[Measure], Gate]:
     """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
 
-    It bears the function's name, and its docstring says what it measures. Configuration and storage
-    are made from what is declared when they are imported, so it must happen before.
+    The function gives the gate its name, and its docstring the description. Declare gates before
+    importing configuration or storage, which generate their fields and columns from ``GATES``.
     """
 
     def declare(measure: Measure) -> Gate:
@@ -329,11 +327,11 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
         if threshold is None:
             raise InvariantBroken(f"Gate {name} has no threshold: give at_least or at_most.")
         if name in GATES:
-            raise InvariantBroken(f"Gate {name} is declared already: choose another name.")
+            raise InvariantBroken(f"Gate {name} is already declared: choose another name.")
         if kind is not GateKind.RISK and _is_off_without_key(threshold):
-            raise InvariantBroken(f"Gate {name} of {kind} needs a default of its key.")
+            raise InvariantBroken(f"Gate {name} is not a risk gate: give its key a default.")
         if not (MEASURES | HEAD_MEASURES).issuperset(needs):
-            raise InvariantBroken(f"Gate {name} needs {sorted(needs)}, not all of them measures.")
+            raise InvariantBroken(f"Gate {name} needs {sorted(needs)}: name only measures.")
         GATES[name] = Gate(
             name=name,
             kind=kind,
@@ -358,16 +356,16 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
 
 
 def gate_order(*kinds: GateKind) -> tuple[str, ...]:
-    """Return the names of all gates, or of those of *kinds*, in the order in which they refuse."""
-    places = list(GateKind)
-    ordered = sorted(GATES.values(), key=lambda gate: places.index(gate.kind))
+    """Return the names of all gates, or of those of *kinds*, in the order of their checks."""
+    order = list(GateKind)
+    ordered = sorted(GATES.values(), key=lambda gate: order.index(gate.kind))
     return tuple(gate.name for gate in ordered if not kinds or gate.kind in kinds)
 
 
 def gates_left_out() -> dict[str, str]:
-    """Return the gate of a forecast that each shadow account ``no_GATE`` leaves out, by its name.
+    """Return the gate that each shadow account ``no_GATE`` leaves out, by the account's name.
 
-    Only gates that measure a forecast: what others measure of the account is the run's own.
+    Only gates that measure a forecast: the others measure the run's own account.
     """
     names = gate_order(GateKind.JUDGEMENT, GateKind.RISK)
     return {f"no_{name.removeprefix('risk.')}": name for name in names if GATES[name].of_prediction}
@@ -377,14 +375,14 @@ def gates_left_out() -> dict[str, str]:
 
 
 def unit_of(name: str) -> str:
-    """Return the unit of gate *name*; empty where a record names a gate that is not known here."""
+    """Return the unit of gate *name*; empty for a recorded gate that no longer exists."""
     return GATES[name].unit if name in GATES else ""
 
 
 def measured(name: str, value: float | None, *, signed: bool = False) -> str:
-    """Return a measure, a threshold or a margin of gate *name* as people read it.
+    """Return a measure, a threshold or a margin of gate *name* as text.
 
-    A duration has its unit and a share its per cent; other units are :func:`unit_beside` it.
+    Durations include their unit and shares "%"; for other units see :func:`unit_beside`.
     """
     if value is None or not math.isfinite(value):
         return NOTHING
@@ -399,16 +397,16 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
 
 
 def unit_beside(name: str) -> str:
-    """Return the unit to write after :func:`measured` of gate *name*; empty where it has one."""
+    """Return the unit to append to :func:`measured`; empty if that already includes it."""
     unit = unit_of(name)
     return {MILLISECONDS: "", YES_OR_NO: "", **_SHARES}.get(unit, unit)
 
 
 def verdict(action: Action, refused_by: str | None, reason: str) -> str:
-    """Say the gates' verdict on a decision in a few words.
+    """Return the gates' verdict on a decision in a few words.
 
-    A FLAT that a gate refused went on where no judgement gate holds up an exit, and where its
-    horizon was over; with the refusal as its *reason* it is what ``gate.on_refusal`` asks for
+    A refused FLAT is still executed if judgement gates do not block exits, or if its horizon is
+    over. With the refusal as its *reason*, FLAT is the effect of ``gate.on_refusal``
     (docs/decisions.md, G13 and G14).
     """
     if refused_by is None:

@@ -1,4 +1,4 @@
-"""The vocabulary in flow order: instruments and events, then decisions and steps."""
+"""The data types, in processing order: instruments and events, then decisions and steps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tracepaper.strategies.types.calibration import (
     MARGIN as MARGIN,
 )
 from tracepaper.strategies.types.calibration import (
-    REGIME_MEASURES as REGIME_MEASURES,
+    MAX_REGIMES as MAX_REGIMES,
 )
 from tracepaper.strategies.types.calibration import (
-    REGIMES_MOST as REGIMES_MOST,
+    REGIME_MEASURES as REGIME_MEASURES,
 )
 from tracepaper.strategies.types.calibration import (
     Calibration as Calibration,
@@ -36,7 +36,7 @@ from tracepaper.strategies.types.calibration import (
     RegimeCells as RegimeCells,
 )
 from tracepaper.strategies.types.calibration import (
-    share_of as share_of,
+    coverage_share as coverage_share,
 )
 from tracepaper.strategies.types.decisions import (
     BLOCK_BARS as BLOCK_BARS,
@@ -70,6 +70,9 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.decisions import (
     GateSet as GateSet,
+)
+from tracepaper.strategies.types.decisions import (
+    LastDecision as LastDecision,
 )
 from tracepaper.strategies.types.decisions import (
     LedgerEntry as LedgerEntry,
@@ -109,9 +112,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.decisions import (
     ShadowStep as ShadowStep,
-)
-from tracepaper.strategies.types.decisions import (
-    SinceDecided as SinceDecided,
 )
 from tracepaper.strategies.types.decisions import (
     Step as Step,

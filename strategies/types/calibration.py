@@ -1,7 +1,7 @@
-"""What the calibration slice of a model fitted, as plain numbers.
+"""Results of a model's calibration: fitted confidences, regime cells and gate coverage.
 
-Each is read from a card and evaluated in Python's own arithmetic, in a fixed order, so that equal
-numbers give equal bits. How they are fitted is ``replay/learning/judge/gates.py``.
+They are read from a model's card and evaluated in plain Python arithmetic in a fixed order, so
+equal inputs give bit-identical results. ``replay/learning/judge/gates.py`` fits them.
 
 The rules are docs/decisions.md, G32 to G36.
 """
@@ -18,142 +18,141 @@ ENTROPY: Final = "entropy"
 CALIBRATED: Final = "calibrated"
 MARGIN: Final = "margin"
 CONFIDENCES: Final = (ENTROPY, CALIBRATED, MARGIN)
-"""What ``gate.confidence_by`` chooses from; each is a gate of its own, of which one is declared."""
+"""The choices of ``gate.confidence_by``. Each is a separate gate; only one of them is declared."""
 REGIME_MEASURES: Final = ("recent_mass", "confidence", "shift")
-"""What an explanation's cells of regimes are told apart by."""
-REGIMES_MOST: Final = 7
-"""Most cells of regimes that a card may carry."""
-_FARTHEST: Final = 4.0
-"""A standardised input counts no further than so many deviations: what lies beyond is unknown."""
-_STEEPEST: Final = 700.0  # exp of more overflows
+"""The measures of an explanation that define regime cells."""
+MAX_REGIMES: Final = 7
+"""Maximum number of regime cells on a card."""
+_MAX_DEVIATIONS: Final = 4.0
+"""Standardised inputs are clipped here: the fit saw too little data beyond."""
+_MAX_EXPONENT: Final = 700.0  # exp of more overflows
 
 
 class LinearScore(Struct, frozen=True, forbid_unknown_fields=True):
     """The probability 1 ÷ (1 + exp(−score)), score = intercept + Σ weight × standardised input."""
 
-    names: tuple[str, ...]  # of the inputs, as ``strategies/gates/gate.py`` declares them
+    names: tuple[str, ...]  # of the inputs, see ``strategies/gates/gate.py``
     center: tuple[float, ...]
     scale: tuple[float, ...]
     weight: tuple[float, ...]
     intercept: float
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together; raises ``ValueError``."""
-        parts = (self.center, self.scale, self.weight)
-        if any(len(part) != len(self.names) for part in parts):
+        """Raise ``ValueError`` for inconsistent fields."""
+        columns = (self.center, self.scale, self.weight)
+        if any(len(column) != len(self.names) for column in columns):
             raise ValueError("a score needs one center, scale and weight for each name")
-        _finite(*self.center, *self.scale, *self.weight, self.intercept)
+        _require_finite(*self.center, *self.scale, *self.weight, self.intercept)
         if any(number <= 0 for number in self.scale):
             raise ValueError("a scale must be above 0")
 
     def probability(self, values: Sequence[float | None]) -> float | None:
-        """Return the probability at *values*, one a name; None where one is not known."""
+        """Return the probability for *values*, one per name; None if any value is None."""
         total = self.intercept
         for value, center, scale, weight in zip(
             values, self.center, self.scale, self.weight, strict=True
         ):
             if value is None:
                 return None
-            total += weight * min(max((value - center) / scale, -_FARTHEST), _FARTHEST)
-        return 1.0 / (1.0 + math.exp(min(max(-total, -_STEEPEST), _STEEPEST)))
+            deviation = (value - center) / scale
+            total += weight * min(max(deviation, -_MAX_DEVIATIONS), _MAX_DEVIATIONS)
+        return 1.0 / (1.0 + math.exp(min(max(-total, -_MAX_EXPONENT), _MAX_EXPONENT)))
 
 
 class FittedConfidence(Struct, frozen=True, forbid_unknown_fields=True):
-    """How sure a model may be at one horizon: of the sign, and of its forecast of volatility."""
+    """Fitted confidence at one horizon: in the sign, and in the volatility forecast."""
 
     horizon: int  # bars
-    chosen: str  # of ``CONFIDENCES``: what ``gate.confidence_by = "auto"`` stands for
-    strict: bool  # the gain was credible on both holdouts: the default threshold is q0.5
-    sign: LinearScore  # that the sign of the mean is the return's
-    volatility: LinearScore  # that the volatility's error is under its median
-    edges: tuple[float, ...]  # between cells of the second, rising
-    spread: tuple[float, ...]  # a cell: by how much an interval must be widened there
+    chosen: str  # one of ``CONFIDENCES``: the meaning of ``gate.confidence_by = "auto"``
+    strict: bool  # True: the gain was credible on both holdouts, so the default threshold is q0.5
+    sign: LinearScore  # probability that the mean and the return have the same sign
+    volatility: LinearScore  # probability that the volatility's error is below its median
+    edges: tuple[float, ...]  # between cells of the volatility confidence, ascending
+    spread: tuple[float, ...]  # [cell]: the factor by which an interval must be widened
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together; raises ``ValueError``."""
+        """Raise ``ValueError`` for inconsistent fields."""
         if self.chosen not in CONFIDENCES:
             raise ValueError(f"chosen must be one of {', '.join(CONFIDENCES)}")
         if len(self.spread) != len(self.edges) + 1 or self.horizon < 1:
-            raise ValueError("spread needs one number more than edges, and horizon bars")
-        _finite(*self.edges, *self.spread)
+            raise ValueError("spread needs one number more than edges, and horizon at least 1")
+        _require_finite(*self.edges, *self.spread)
         if min(self.spread) <= 0 or list(self.edges) != sorted(self.edges):
             raise ValueError("spread must be above 0, and edges must not fall")
 
-    def spread_of(self, sure: float) -> float:
-        """Return the factor of an interval's width where the second confidence is *sure*."""
-        return self.spread[sum(sure >= edge for edge in self.edges)]
+    def widening(self, confidence: float) -> float:
+        """Return the factor of an interval's width at this volatility *confidence*."""
+        return self.spread[sum(confidence >= edge for edge in self.edges)]
 
 
 class RegimeCells(Struct, frozen=True, forbid_unknown_fields=True):
-    """Cells of standardised measures of attention: the nearest centre names a bar's regime.
+    """Cells in the space of standardised attention measures; a bar's regime is its nearest cell.
 
-    Cell 1 is the one whose realised variance was the least of what was forecast, the last the most.
+    Cells are ordered by ``ratio``, ascending.
     """
 
     names: tuple[str, ...]  # of the measures
     center: tuple[float, ...]
     scale: tuple[float, ...]
     cells: tuple[tuple[float, ...], ...]  # [cell, measure], standardised
-    ratio: tuple[float, ...]  # a cell: realised over forecast variance on the calibration slice
-    error: tuple[float | None, ...]  # of the ratio, by day; None where it is not known
+    ratio: tuple[float, ...]  # [cell]: realised ÷ forecast variance on the calibration slice
+    error: tuple[float | None, ...]  # [cell]: standard error of the ratio over days, if known
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together; raises ``ValueError``."""
+        """Raise ``ValueError`` for inconsistent fields."""
         if not set(self.names) <= set(REGIME_MEASURES):
-            raise ValueError(f"regimes are named by {', '.join(REGIME_MEASURES)}")
-        if not 2 <= len(self.cells) <= REGIMES_MOST:
-            raise ValueError(f"regimes need 2 to {REGIMES_MOST} cells")
+            raise ValueError(f"the measures of regimes must be among {', '.join(REGIME_MEASURES)}")
+        if not 2 <= len(self.cells) <= MAX_REGIMES:
+            raise ValueError(f"regimes need 2 to {MAX_REGIMES} cells")
         rows = (self.center, self.scale, *self.cells)
         if any(len(row) != len(self.names) for row in rows):
             raise ValueError("a regime's cell needs one number for each name")
         if len(self.ratio) != len(self.cells) or len(self.error) != len(self.cells):
             raise ValueError("each cell needs a ratio and its error")
         errors = (error for error in self.error if error is not None)
-        _finite(*(number for row in rows for number in row), *self.ratio, *errors)
+        _require_finite(*(number for row in rows for number in row), *self.ratio, *errors)
         if min(self.scale) <= 0:
             raise ValueError("a scale must be above 0")
 
     def next_cell(
-        self, before: int | None, values: Sequence[float | None], hysteresis: float
+        self, previous: int | None, values: Sequence[float | None], hysteresis: float
     ) -> int | None:
-        """Return the cell, from 1 on, that follows *before* at a bar's *values*, one a name.
+        """Return the cell (from 1) for a bar's *values*, one per name, after cell *previous*.
 
-        A cell is left only for one whose centre is nearer by the share *hysteresis* of the
-        distance to its own. Where a measure is not known it stays.
+        The cell changes only if the nearest centre is closer than the previous one by at least
+        the fraction *hysteresis*. It stays if a value is None.
         """
-        place = []
+        point = []
         for value, center, scale in zip(values, self.center, self.scale, strict=True):
             if value is None:
-                return before
-            place.append(min(max((value - center) / scale, -_FARTHEST), _FARTHEST))
-        distances = [math.dist(place, cell) for cell in self.cells]
+                return previous
+            deviation = (value - center) / scale
+            point.append(min(max(deviation, -_MAX_DEVIATIONS), _MAX_DEVIATIONS))
+        distances = [math.dist(point, cell) for cell in self.cells]
         nearest = min(distances)
-        if before is not None and nearest >= (1.0 - hysteresis) * distances[before - 1]:
-            return before
+        if previous is not None and nearest >= (1.0 - hysteresis) * distances[previous - 1]:
+            return previous
         return distances.index(nearest) + 1
 
 
 class GateCoverage(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which share of the calibration slice's bars passed the judgement gates, all together."""
+    """The share of the calibration slice's bars that passed all judgement gates."""
 
     share: float
-    thresholds: dict[str, float]  # of those gates, by name
-    regimes: tuple[str, ...]  # those of ``gate.regimes``
+    thresholds: dict[str, float]  # by gate name
+    regimes: tuple[str, ...]  # the ``gate.regimes`` it was counted with
 
     def __post_init__(self) -> None:
-        """Refuse what is no share; raises ``ValueError``."""
-        _finite(self.share, *self.thresholds.values())
+        """Raise ``ValueError`` for numbers out of range."""
+        _require_finite(self.share, *self.thresholds.values())
         if not 0 <= self.share <= 1:
             raise ValueError("a share lies between 0 and 1")
 
 
-def share_of(
+def coverage_share(
     coverages: Sequence[GateCoverage], thresholds: Mapping[str, float], regimes: Collection[str]
 ) -> float | None:
-    """Return the coverage of judgement gates at exactly these *thresholds*, in these *regimes*.
-
-    None where it was not counted.
-    """
+    """Return the coverage at exactly these *thresholds* and *regimes*; None if there is none."""
     wanted = (thresholds, set(regimes))
     return next(
         (
@@ -165,16 +164,16 @@ def share_of(
     )
 
 
-def _finite(*numbers: float) -> None:
+def _require_finite(*numbers: float) -> None:
     if not all(map(math.isfinite, numbers)):
         raise ValueError("every number must be finite")
 
 
 class Calibration(Struct, frozen=True):
-    """What a model's card says of its calibration slice."""
+    """The results of a model's calibration slice, as stored on its card."""
 
     quantiles: dict[str, tuple[float, ...]]  # measure -> its 1 % … 99 % quantiles (99 values)
-    slope: dict[int, float]  # horizon -> realised on predicted mean
+    slope: dict[int, float]  # horizon -> slope of realised on predicted mean return
     content_free: float
     confidence: FittedConfidence | None = None
     cells: RegimeCells | None = None

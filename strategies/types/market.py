@@ -1,4 +1,4 @@
-"""Instruments, and every event that can enter the engine."""
+"""Instruments, and the events that the engine processes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Category(StrEnum):
 
     @property
     def is_cash(self) -> bool:
-        """Whether what is bought is paid in full and owned, so that nothing is sold short."""
+        """Whether purchases are paid in full and owned, so that short selling is impossible."""
         return self is not Category.LINEAR
 
 
 EXCHANGE_CATEGORIES: Final = (Category.LINEAR, Category.SPOT)
-"""The categories that Bybit serves, and that a daemon can trade."""
+"""The categories that Bybit serves and that the daemon can trade."""
 
 
 class Source(StrEnum):
@@ -44,7 +44,7 @@ class Side(StrEnum):
 
 
 class RunKind(StrEnum):
-    """What drove a run."""
+    """The kind of a run."""
 
     LIVE = "live"
     REPLAY = "replay"
@@ -54,16 +54,16 @@ LEVERAGE_DECIMALS: Final = 2
 
 
 class RiskTier(Struct, frozen=True, gc=False):
-    """The margin terms of positions up to a size: the larger, the less leverage."""
+    """The margin terms of positions up to a limit; larger positions allow less leverage."""
 
-    limit: int  # money: notional of the position; 0 where there is no limit
+    limit: int  # money: notional of the position; 0 without a limit
     maintenance: int  # maintenance margin, 10⁻¹⁰ of the notional
     max_leverage: int  # 10⁻²
-    deduction: int  # money, off the maintenance margin
+    deduction: int  # money, subtracted from the maintenance margin
 
 
 class Instrument(Struct, frozen=True, gc=False):
-    """One tradable symbol: its scales and its filters, as the exchange publishes them."""
+    """A tradable symbol with its scales and its trading rules, as the exchange publishes them."""
 
     category: Category
     symbol: str
@@ -75,17 +75,17 @@ class Instrument(Struct, frozen=True, gc=False):
     turnover_decimals: int
     tick_size: int  # 10^-price_decimals
     quantity_step: int  # 10^-quantity_decimals
-    min_quantity: int  # 10^-quantity_decimals; 0 where there is no limit
-    max_quantity: int  # of one market order; 0 where there is no limit
-    min_notional: int  # money; 0 where there is no limit
-    funding_interval_minutes: int = 0  # 0 where there is no funding
+    min_quantity: int  # 10^-quantity_decimals; 0 without a limit
+    max_quantity: int  # of one market order; 0 without a limit
+    min_notional: int  # money; 0 without a limit
+    funding_interval_minutes: int = 0  # 0 without funding
     status: str = "Trading"
-    max_leverage: int = 0  # 10⁻²; 0 where it is not known
-    risk_tiers: tuple[RiskTier, ...] = ()  # smallest first; empty where they are not known
+    max_leverage: int = 0  # 10⁻²; 0 if unknown
+    risk_tiers: tuple[RiskTier, ...] = ()  # smallest first; empty if unknown
 
     @property
     def id(self) -> str:
-        """The key of this instrument everywhere: ``linear:BTCUSDT``."""
+        """The instrument's unique key, such as ``linear:BTCUSDT``."""
         return f"{self.category.value}:{self.symbol}"
 
 
@@ -93,7 +93,7 @@ class Instrument(Struct, frozen=True, gc=False):
 
 
 class Bar(Struct, frozen=True, gc=False):
-    """A closed candle. ``turnover`` is None where the archive lacks it."""
+    """A closed candle. ``turnover`` is None if the archive lacks it."""
 
     instrument: str
     open_time_ms: int
@@ -105,7 +105,7 @@ class Bar(Struct, frozen=True, gc=False):
     volume: int
     turnover: int | None
     market_ms: int  # ``ts`` of the closing frame; the bar's close for REST and archive
-    seen_ms: int  # market time at which the feed handed it on; the bar's close in an archive
+    seen_ms: int  # market time at which the feed emitted it; the bar's close in an archive
     source: Source
 
     @property
@@ -117,7 +117,7 @@ class Bar(Struct, frozen=True, gc=False):
 
     @property
     def closed_ms(self) -> int:
-        """When it closed: the last of a session may be shorter than its interval."""
+        """When the bar closed; the last bar of a session may be shorter than its interval."""
         return min(self.close_time_ms, self.market_ms)
 
 
@@ -134,7 +134,7 @@ class Quote(Struct, frozen=True, gc=False):
 
 
 class Depth(Struct, frozen=True, gc=False):
-    """The best levels of an order book as they stood at one time.
+    """The best levels of an order book at one time.
 
     ``bids`` and ``asks`` hold little-endian int64 pairs of price and size, from the touch outwards:
     10^-price_decimals and 10^-quantity_decimals of the instrument.
@@ -143,23 +143,23 @@ class Depth(Struct, frozen=True, gc=False):
     instrument: str
     bids: bytes
     asks: bytes
-    market_ms: int  # of the newest frame that it is made of
-    seen_ms: int  # when it stood so
+    market_ms: int  # of the newest frame applied
+    seen_ms: int  # the time of this snapshot
 
 
 class Depths(Struct, frozen=True, gc=False):
-    """Order books of one instrument in a row, one each ``every_ms`` of market time, oldest first.
+    """Consecutive order books of one instrument, one per ``every_ms`` of market time, oldest first.
 
-    ``books`` holds them as ``strategies/order_book.py`` packs them. They continue the ones before,
-    unless ``cause`` names a gap. Market time is that of the newest book.
+    ``books`` is packed by ``strategies/order_book.py``. The books continue the previous ones,
+    unless ``cause`` names a gap. ``market_ms`` is that of the newest book.
     """
 
     instrument: str
-    cause: str  # of the gap before them; empty where there is none
+    cause: str  # of a gap before these books; empty without one
     first_ms: int
     every_ms: int
     count: int
-    levels: int  # a side
+    levels: int  # per side
     books: bytes
     market_ms: int
     seen_ms: int
@@ -171,17 +171,17 @@ class Depths(Struct, frozen=True, gc=False):
 
 
 class BookUpdate(Struct, frozen=True, gc=False):
-    """What happened to an order book that can change a resting order, or its place in a queue.
+    """Changes of an order book that can fill a resting order or move its place in the queue.
 
-    ``books`` holds, as ``daemon/broker/book_fills.py`` packs them, what happened at the prices of
-    resting limits since the update before, and the book as it stood at ``market_ms``. ``cause``
-    names a gap before it. The rules are docs/money.md, M61 to M77.
+    ``books``, packed by ``daemon/broker/book_fills.py``, holds the changes at the prices of resting
+    limits since the previous update, and the book at ``market_ms``. ``cause`` names a gap before
+    this update. The rules are docs/money.md, M61 to M77.
     """
 
     instrument: str
-    cause: str  # of the gap before it; empty where there is none
-    frame: int  # so many frames of its source were read until then
-    is_sampled: bool  # the book alone, now and then: nothing is known of what happened between
+    cause: str  # of a gap before this update; empty without one
+    frame: int  # frames read from the source so far
+    is_sampled: bool  # a snapshot only: the changes since the previous update are unknown
     books: bytes
     market_ms: int
     seen_ms: int
@@ -202,8 +202,8 @@ class Trade(Struct, frozen=True, gc=False):
 class Mark(Struct, frozen=True, gc=False, omit_defaults=True):
     """A mark price, used to value positions where the exchange sends one.
 
-    The ticker's other figures decide whether a jump of the price is believed: the index price, the
-    last trade, and the announced funding rate (10⁻¹⁰) where it is unusually high.
+    The ticker's other figures decide whether a price jump is believed: the index price, the last
+    trade, and the announced funding rate (10⁻¹⁰) if it is unusually high.
     """
 
     instrument: str
@@ -216,7 +216,7 @@ class Mark(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Funding(Struct, frozen=True, gc=False):
-    """A funding settlement; ``rate`` is an integer of 10⁻¹⁰, paid by longs where positive."""
+    """A funding settlement; ``rate`` is an integer of 10⁻¹⁰. Longs pay a positive rate."""
 
     instrument: str
     rate: int
@@ -225,24 +225,24 @@ class Funding(Struct, frozen=True, gc=False):
 
 
 class CorporateActionKind(StrEnum):
-    """What a company does to its shares."""
+    """The kind of a corporate action."""
 
     SPLIT = "split"
     DIVIDEND = "dividend"
 
 
 class CorporateAction(Struct, frozen=True, gc=False):
-    """A split or a dividend of a share: it comes after the last bar before its ex-date.
+    """A split or a dividend of a share; it follows the last bar before its ex-date.
 
-    Market time is the open of the bar that follows. The rules are docs/stocks.md, K16 to K25.
+    ``market_ms`` is the open of the next bar. The rules are docs/stocks.md, K16 to K25.
     """
 
     instrument: str
     kind: CorporateActionKind
-    new: int  # so many new shares for ``old`` ones; 1 of a dividend
+    new: int  # new shares per ``old`` ones; 1 for a dividend
     old: int
-    amount: int  # money a share, gross; 0 of a split
-    close: int  # of the last bar before
+    amount: int  # money per share, gross; 0 for a split
+    close: int  # of the last bar before the ex-date
     market_ms: int
     seen_ms: int
 
@@ -253,7 +253,7 @@ class CorporateAction(Struct, frozen=True, gc=False):
 
 
 class InstrumentChange(Struct, frozen=True, gc=False):
-    """The exchange's filters for an instrument, at the start of a run and when they change."""
+    """The exchange's rules for an instrument, at the start of a run and whenever they change."""
 
     instrument: Instrument
     market_ms: int
@@ -261,12 +261,12 @@ class InstrumentChange(Struct, frozen=True, gc=False):
 
 
 class ModelChange(Struct, frozen=True, gc=False):
-    """The process (re)started, and its model was warmed with bars that the run already holds.
+    """The process (re)started and warmed its model with bars of the run, or promoted a model.
 
-    A replay of the recorded run warms its own model at the same place with the same bars.
-    ``warm_from`` has the first bar of each instrument, as (instrument, open_time_ms). Where it is
-    empty and the model is another one, this is a promotion: that model was warmed beside the
-    running one since the ``RetrainingEnd`` event.
+    A replay of the recorded run warms its model at the same place with the same bars: ``warm_from``
+    has the first bar of each instrument, as (instrument, open_time_ms). An empty ``warm_from`` with
+    another model is a promotion: since the ``RetrainingEnd`` event that model was warmed alongside
+    the running one.
     """
 
     model_id: str
@@ -288,68 +288,68 @@ class ModelChange(Struct, frozen=True, gc=False):
 class RetrainOutcome(StrEnum):
     """The outcome of a retraining."""
 
-    PROMOTED = "promoted"  # judged, and credibly better: decides from the next ModelChange on
-    REFUSED = "refused"  # judged, and not credibly better
-    SKIPPED = "skipped"  # nothing was judged: too few bars, or a model that cannot stand in
-    FAILED = "failed"  # the training, or what a promotion needs, broke off
+    PROMOTED = "promoted"  # credibly better: decides from the next ModelChange on
+    REFUSED = "refused"  # evaluated, and not credibly better
+    SKIPPED = "skipped"  # not evaluated: too few bars, or a model that cannot replace this one
+    FAILED = "failed"  # the training or the promotion failed
 
 
 class RetrainingEnd(Struct, frozen=True, gc=False):
-    """A model was trained in service and judged beside the running one, or could not be.
+    """The end of a retraining: a candidate was compared with the running model, or could not be.
 
-    The slice is that of the bars on which both were judged. Where none was, its times and ``test``
-    are 0 and the figures None. The rules are docs/operations.md, O11 to O19.
+    ``from_ms`` to ``until_ms`` are the bars of the comparison. Without a comparison these and
+    ``test`` are 0, and the figures None. The rules are docs/operations.md, O11 to O19.
     """
 
     outcome: RetrainOutcome
     reason: str
-    configured_sha256: str  # of the model that ``[model] checkpoint`` names
+    configured_sha256: str  # of the model in ``[model] checkpoint``
     running_sha256: str
-    candidate_sha256: str  # empty where none was made
-    recipe: str  # the hash of all that was chosen for it; empty where none was made
+    candidate_sha256: str  # empty without a candidate
+    recipe: str  # hash of the training settings; empty without a candidate
     began_ms: int
     from_ms: int
     until_ms: int
     horizon: int  # bars
     bars: int
     days: int
-    difference: float | None  # mean QLIKE of the candidate less that of the running model
-    error: float | None  # of it, over days
-    p: float | None  # that chance alone makes the candidate so much better
-    test: int  # which judgement of the market in this database it was, from 1 on
-    level: float | None  # the share of retrain.alpha that this test could spend
+    difference: float | None  # mean QLIKE of the candidate minus that of the running model
+    error: float | None  # standard error of the difference, over days
+    p: float | None  # one-sided p-value of the candidate being better
+    test: int  # number of this test of the market in this database, from 1
+    level: float | None  # significance level of this test, a share of retrain.alpha
     market_ms: int
     seen_ms: int
-    alpha: float | None = None  # retrain.alpha then; None where nothing was judged
+    alpha: float | None = None  # retrain.alpha; None without a comparison
 
     @property
     def takes_over(self) -> bool:
-        """Whether its candidate decides from the next ``ModelChange`` on."""
+        """Whether the candidate decides from the next ``ModelChange`` on."""
         return self.outcome is RetrainOutcome.PROMOTED
 
 
 class ParityOutcome(StrEnum):
-    """The outcome of replaying a span of a run from its own record."""
+    """The outcome of replaying a span of a run from its record."""
 
-    IDENTICAL = "identical"  # every decision and every other stored value follows
-    DIFFERENT = "different"  # the first difference is named, with its culprit
-    FAILED = "failed"  # it could not be replayed, for the reason given
+    IDENTICAL = "identical"  # all decisions and other stored values agree
+    DIFFERENT = "different"  # the check names the first difference and its culprit
+    FAILED = "failed"  # the replay failed for the given reason
 
 
 class ParityCheck(Struct, frozen=True, gc=False):
-    """A span of the run was replayed from its record and compared, decision by decision.
+    """A span of the run was replayed from its record, and the decisions were compared.
 
-    ``differs_at`` and the fields after it name the first difference; they are empty where nothing
+    ``differs_at`` and the fields after it name the first difference; they are empty if nothing
     differs. The rules are docs/operations.md, O21 to O24.
     """
 
     outcome: ParityOutcome
-    reason: str  # the whole result as one sentence, without its full stop
-    from_ms: int  # open times of the span, the end exclusive
+    reason: str  # the result as one sentence, without its full stop
+    from_ms: int  # open times of the span [from_ms, until_ms)
     until_ms: int
     compared: int  # decisions
-    identical: int  # of them equal in every bit
-    within_tolerance: int  # of them equal but for floats that other arithmetic rounds
+    identical: int  # bit-identical decisions
+    within_tolerance: int  # decisions equal up to floating-point rounding
     differs_at: str = ""  # instrument and open time of the bar
     field: str = ""
     stored: str = ""
@@ -363,27 +363,27 @@ class GapCause(StrEnum):
     """Why bars are missing."""
 
     DISCONNECTED = "disconnected"
-    MISSED = "missed"  # connected, but the closing frame never came
+    MISSED = "missed"  # connected, but the closing frame never arrived
     DOWN = "down"  # the daemon was not running
     OVERFLOW = "overflow"  # the queue was full
     ARCHIVE = "archive"  # a hole in the data
-    STALE = "stale"  # silent stream
-    IMPLAUSIBLE = "implausible"  # a close too far from the last one, checked over REST
+    STALE = "stale"  # the stream went silent
+    IMPLAUSIBLE = "implausible"  # a close too far from the last one, checked by REST
     JUMPED = "jumped"  # the exchange's time jumped, or this machine slept
-    FUNDING = "funding"  # no bar: a settlement of funding that never came
+    FUNDING = "funding"  # not a bar: a funding settlement never arrived
 
 
 BY_REST: Final = "rest"
-"""The ``repaired_by`` of a gap whose bars follow it."""
+"""``Gap.repaired_by`` if the missing bars follow."""
 
 
 class Gap(Struct, frozen=True, gc=False):
-    """A hole ``from_ms`` (first missing open time) until ``until_ms`` (exclusive), and its repair.
+    """Bars are missing from ``from_ms`` (first open time) until ``until_ms`` (exclusive).
 
-    A settlement that is missing was due at ``from_ms``, the next one at ``until_ms``.
+    A missing funding settlement was due at ``from_ms``, the next one is at ``until_ms``.
 
-    ``repaired_by`` is ``rest`` where the bars follow, and empty where they never will. It is
-    ``clock`` where market time itself was set from one of the two times to the other.
+    ``repaired_by`` is ``rest`` if the bars follow, and empty if they never will. It is ``clock`` if
+    market time itself was moved from one of the two times to the other.
     """
 
     instrument: str
@@ -404,7 +404,7 @@ class CommandKind(StrEnum):
 
 
 class CommandOrigin(StrEnum):
-    """What an operator gave a command by: the page, the command line, or HTTP alone."""
+    """The client that sent an operator's command: the web page, the command line or plain HTTP."""
 
     PAGE = "page"
     COMMAND = "command"
@@ -412,11 +412,10 @@ class CommandOrigin(StrEnum):
 
 
 class Command(Struct, frozen=True, gc=False):
-    """An operator's command: HALT holds everything, RESUME lifts it, FLATTEN halts and closes.
+    """An operator's command: HALT stops trading, RESUME restarts it, FLATTEN halts and closes.
 
-    ``origin`` is what the client calls itself. ``token`` is the label of the token that it sent,
-    never its text; ``user`` the system's user of the process that sent it, empty where the system
-    does not tell.
+    ``origin`` is the client's own claim. ``token`` is the label of the access token, never its
+    text. ``user`` is the system user of the sending process; empty if unknown.
     """
 
     kind: CommandKind
@@ -429,7 +428,7 @@ class Command(Struct, frozen=True, gc=False):
 
     @property
     def giver(self) -> str:
-        """Who gave it and by what, in words: ``by root, on the page, with the token anna``."""
+        """The sender as text, such as ``by root, on the page, with the token anna``."""
         by = f"by {self.user}, " if self.user else ""
         means = {
             CommandOrigin.PAGE: "on the page",
@@ -440,27 +439,26 @@ class Command(Struct, frozen=True, gc=False):
 
 
 class CloseStart(Struct, frozen=True, gc=False):
-    """The bars of one close of several instruments follow, and are processed together.
+    """Announces the bars of one close of several instruments, which are processed together.
 
-    The next ``bars`` events are those bars, in the order of the run's instruments. All of them are
-    filled, marked and observed before the first is decided. Market and seen time are those at
-    which the last of them arrived, or the wait for the ``absent`` ended.
+    The next ``bars`` events are those bars, in the order of the run's instruments. The engine
+    fills, marks and observes all of them before the first decision. ``market_ms`` and ``seen_ms``
+    are when the last bar arrived, or when the wait for the ``absent`` ones ended.
     """
 
-    open_time_ms: int  # of each of the bars
+    open_time_ms: int
     bars: int
-    absent: tuple[str, ...]  # the run's other instruments
+    absent: tuple[str, ...]  # instruments of the run without a bar in this close
     market_ms: int
     seen_ms: int
 
 
 class UniverseChange(Struct, frozen=True, gc=False):
-    """From here on only the ``chosen`` instruments may open positions; the best ones first.
+    """From now on only the ``chosen`` instruments may open positions; the best ones first.
 
-    ``candidates`` are what it was chosen from: each one's id, turnover of 24 hours in quote
-    currency, high - low over the last price, and days since its listing, -1 where that is not
-    known. ``reason`` is the choice as one sentence, without its full stop. The rules are
-    docs/universe.md.
+    Each of ``candidates`` has its id, 24-hour turnover in quote currency, (high - low) ÷ last
+    price, and days since its listing (-1 if unknown). ``reason`` is the choice as one sentence,
+    without its full stop. The rules are docs/universe.md.
     """
 
     chosen: tuple[str, ...]
@@ -471,9 +469,9 @@ class UniverseChange(Struct, frozen=True, gc=False):
 
 
 class FrameBar(Struct, frozen=True, gc=False):
-    """A closed candle of a higher timeframe, of a time before the run's own bars.
+    """A closed candle of a higher timeframe, from before the run's own bars.
 
-    It is refused where it contradicts them; market time is its close.
+    It is rejected if it contradicts them; ``market_ms`` is its close.
     """
 
     instrument: str
@@ -490,7 +488,7 @@ class FrameBar(Struct, frozen=True, gc=False):
 
 
 class RunEnd(Struct, frozen=True, gc=False):
-    """The run ended in good order; market time is that of its last event."""
+    """The run ended cleanly; ``market_ms`` is that of its last event."""
 
     ended_at_ms: int  # wall time
     market_ms: int
@@ -498,13 +496,13 @@ class RunEnd(Struct, frozen=True, gc=False):
 
 
 class Prune(Struct, frozen=True, gc=False):
-    """Old rows of the run were dropped; the hashes are hexadecimal text."""
+    """Old rows of the run were deleted; the hashes are hexadecimal."""
 
-    until_sequence: int  # the last step whose rows were dropped
+    until_sequence: int  # the last step whose rows were deleted
     pruned_at_ms: int  # wall time
     digest: str  # of that step
-    kept_sha256: str  # of the rows up to there that were kept
-    state_sha256: str  # of the engine's carried state there; "" where there is none
+    kept_sha256: str  # of the rows up to that step that were kept
+    state_sha256: str  # of the engine's carried state at that step; "" without one
     market_ms: int
     seen_ms: int
 
@@ -512,16 +510,16 @@ class Prune(Struct, frozen=True, gc=False):
 class CovariateRow(Struct, frozen=True, array_like=True, gc=False):
     """A row of a file of covariates."""
 
-    symbol: str  # empty: everyone's
-    time_ms: int  # from when on the file says that it is known
+    symbol: str  # empty: for all symbols
+    time_ms: int  # when the values become known, according to the file
     values: tuple[float, ...]
 
 
 class CovariatesRead(Struct, frozen=True):
-    """New rows of the file of covariates, and whether it is of use, from a close on."""
+    """New rows of the covariates file, which count from a close on, or its fault."""
 
     from_ms: int  # the first close at which they count
-    fault: str  # why the file is no use; empty: it is
+    fault: str  # why the file cannot be used; empty if it can
     rows: tuple[CovariateRow, ...]
     market_ms: int
     seen_ms: int
@@ -552,7 +550,7 @@ Event = (
 
 
 class Close(NamedTuple):
-    """The bars of one close behind the event that announced them: one prediction, one commit."""
+    """The bars of one close and the event that announced them: one prediction, one commit."""
 
     closed: CloseStart
     bars: Sequence[Bar]

@@ -86,6 +86,6 @@ def test_what_needs_a_network_refuses_it_in_one_sentence(outputs: dict[str, str]
 def test_a_name_that_is_taken_is_refused() -> None:
     names = list(model_kinds())
     assert {"flash", "tree", "ensemble", "crossasset", "orderbook"} <= set(names)
-    with pytest.raises(ConfigInvalid, match="a kind of model called tree already"):
+    with pytest.raises(ConfigInvalid, match="The model kind tree is already registered"):
         register(ModelKind("tree", "another"))
     assert set(KINDS) == set(names)

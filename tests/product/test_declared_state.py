@@ -109,8 +109,8 @@ def test_what_does_not_decode_into_a_changed_state_is_one_sentence(counts: Path)
     strategy = make_custom("counts:Counts", {}, ["BTCUSDT"])["BTCUSDT"]
     owner = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
     kept = present(DeclaredState.of(owner))
-    with pytest.raises(ConfigInvalid, match=r"^What a step stored is no Memory.*; open a new run"):
-        kept.hand_back(msgspec.msgpack.encode({"held": "five"}))
+    with pytest.raises(ConfigInvalid, match=r"state does not fit Memory .*; open a new run, in"):
+        kept.restore(msgspec.msgpack.encode({"held": "five"}))
 
 
 class Plain:
@@ -192,7 +192,7 @@ def test_a_state_that_a_restart_would_read_otherwise_stops_the_run(held: Any) ->
     strategy = user_strategy(Mine, {})
     kept = present(DeclaredState.of(strategy))
     strategy.state = held
-    with pytest.raises(StrategyFailed, match=r"(keep it a|let its fields hold)"):
+    with pytest.raises(StrategyFailed, match=r"(keep it a|give its fields values)"):
         kept.changed()
 
 
@@ -220,5 +220,5 @@ def test_numbers_that_are_not_finite_and_nested_structs_are_kept() -> None:
     assert kept.changed()
     assert not kept.changed()
     strategy.state.by_name.clear()
-    kept.hand_back(kept.encoded)
+    kept.restore(kept.encoded)
     assert strategy.state.by_name == {"a": (1, 2.0)}

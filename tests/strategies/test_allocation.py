@@ -169,8 +169,8 @@ def test_correlations_are_repaired_by_the_published_steps_and_only_where_they_mu
 @pytest.mark.parametrize(
     ("pairs", "shrink", "sentence"),
     [
-        (np.ones((2, 3)), 0.0, "a row and a column for each asset"),
-        (np.full((2, 2), np.nan), 0.0, "must be finite"),
+        (np.ones((2, 3)), 0.0, "a square matrix of finite numbers"),
+        (np.full((2, 2), np.nan), 0.0, "of finite numbers"),
         (np.eye(2), 1.1, "give a share of 0 to 1"),
     ],
 )
@@ -194,9 +194,9 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(monkeypatch: pytest.M
     hostile: list[tuple[Callable[[], object], str]] = [
         (lambda: covariance(drawn(2, 2, 0)), "at least 3 finite"),
         (lambda: covariance(np.full((9, 2), np.nan)), "at least 3 finite"),
-        (lambda: allocate(WeightRule.EQUAL, np.eye(3)[:2]), "as many assets"),
-        (lambda: allocate(WeightRule.EQUAL, np.full((2, 2), np.inf)), "as many assets"),
-        (lambda: allocate(WeightRule.EQUAL, risk, held=np.zeros(3)), "as many assets"),
+        (lambda: allocate(WeightRule.EQUAL, np.eye(3)[:2]), "the same assets"),
+        (lambda: allocate(WeightRule.EQUAL, np.full((2, 2), np.inf)), "the same assets"),
+        (lambda: allocate(WeightRule.EQUAL, risk, held=np.zeros(3)), "the same assets"),
         (lambda: allocate(WeightRule.MEAN_VARIANCE, risk), "a finite return"),
         (
             lambda: allocate(WeightRule.MEAN_VARIANCE, risk, expected=np.array([np.nan, 0])),
@@ -210,7 +210,7 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(monkeypatch: pytest.M
     with pytest.raises(ConfigInvalid, match="above 0, at most 1"):
         allocate(WeightRule.EQUAL, risk, bound=1.5)
     for aversion, cost in ((-1.0, 0.0), (1.0, -0.001), (1.0, float("nan"))):
-        with pytest.raises(ConfigInvalid, match="give at least 0"):
+        with pytest.raises(ConfigInvalid, match="of at least 0"):
             allocate(
                 WeightRule.MEAN_VARIANCE, risk, expected=np.zeros(2), aversion=aversion, cost=cost
             )

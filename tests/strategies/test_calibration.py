@@ -25,7 +25,7 @@ from tracepaper.strategies.types.calibration import (
     GateCoverage,
     LinearScore,
     RegimeCells,
-    share_of,
+    coverage_share,
 )
 from tracepaper.strategies.types.decisions import Action
 
@@ -143,11 +143,12 @@ def test_a_coverage_counts_for_its_very_thresholds() -> None:
         GateCoverage(share, {"confidence": least}, two)
         for share, least in ((0.25, 0.5), (0.75, 0.01))
     )
-    assert share_of(coverages, {"confidence": 0.5}, two) == 0.25
-    assert share_of(coverages, {"confidence": 0.5, "edge": 1.0}, two) is None
-    assert share_of(coverages, {"confidence": 0.5}, every) is None
-    assert share_of((replace(coverages[1], regimes=every),), {"confidence": 0.01}, every) == 0.75
-    assert share_of((), {}, two) is None
+    assert coverage_share(coverages, {"confidence": 0.5}, two) == 0.25
+    assert coverage_share(coverages, {"confidence": 0.5, "edge": 1.0}, two) is None
+    assert coverage_share(coverages, {"confidence": 0.5}, every) is None
+    other = replace(coverages[1], regimes=every)
+    assert coverage_share((other,), {"confidence": 0.01}, every) == 0.75
+    assert coverage_share((), {}, two) is None
 
 
 def changed(name: str, **values: object) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def test_a_card_gives_back_what_it_was_given() -> None:
         "names the input 'tomorrow'",
     ),
     ("regimes", {"cells": [[0.0]]}, "regimes need 2 to 7 cells"),
-    ("regimes", {"names": ["close"]}, "regimes are named by recent_mass"),
+    ("regimes", {"names": ["close"]}, "the measures of regimes must be among recent_mass"),
     ("regimes", {"scale": [0.0]}, "scale must be above 0"),
     ("coverage", {"share": 1.5}, "share lies between 0 and 1"),
 ])  # fmt: skip

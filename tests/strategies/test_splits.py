@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracepaper.strategies.sessions import (
+    MIN_SESSIONS,
     RATIOS,
-    SESSIONS_LEAST,
     WATCHED_SESSIONS,
     SplitWatch,
     SuspectedSplit,
@@ -76,9 +76,9 @@ def test_a_sentence_names_what_is_read_back() -> None:
 def test_within_a_session_and_at_the_beginning_nothing_is_suspected() -> None:
     before = sessions(6, 60_000, 10_000)
     assert splits_in([*before, (5, 30_000, 30_000, 20_000)]) == []
-    few = sessions(SESSIONS_LEAST, 60_000, 10_000)
+    few = sessions(MIN_SESSIONS, 60_000, 10_000)
     assert splits_in(few + sessions(1, 30_000, 20_000, first=9)) == []
-    enough = sessions(SESSIONS_LEAST + 1, 60_000, 10_000)
+    enough = sessions(MIN_SESSIONS + 1, 60_000, 10_000)
     assert splits_in(enough + sessions(1, 30_000, 20_000, first=9)) == [SuspectedSplit(9, 2, 1)]
 
 

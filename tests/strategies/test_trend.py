@@ -186,8 +186,8 @@ def test_a_volatility_that_grows_by_closes_equals_one_made_anew() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"windows_ms": [HOUR, 8 * HOUR]}, "has 1h, and closes of 1h make windows of 2h to"),
-        ({"windows_ms": [20_001 * HOUR]}, "has 20001h, and"),
+        ({"windows_ms": [HOUR, 8 * HOUR]}, "has 1h, but closes of 1h make windows of 2h to"),
+        ({"windows_ms": [20_001 * HOUR]}, "has 20001h, but"),
         ({"windows_ms": [24 * HOUR], "interval_ms": 24 * HOUR}, "closes of 1d make windows of 2d"),
         ({"sized_by": SizedBy.FORECAST}, "needs a model that gives volatility"),
     ],

@@ -72,19 +72,17 @@ from tracepaper.strategies.gates.gate import (
     MILDEST,
     GateInputs,
     ThresholdKey,
-    is_known,
-    is_of_attention,
-    names_for,
+    input_names,
+    input_values,
     rises,
-    values_of,
 )
 from tracepaper.strategies.types.calibration import (
     CALIBRATED,
     CONFIDENCES,
     ENTROPY,
     MARGIN,
+    MAX_REGIMES,
     REGIME_MEASURES,
-    REGIMES_MOST,
     Calibration,
     FittedConfidence,
     LinearScore,
@@ -295,7 +293,7 @@ def measures(
         and (fitted is not None or gate.chosen_by != CALIBRATED)
     ]
     at, first = forecasts[0].horizons.index(horizon), forecasts[0]
-    names = names_for(first) if first.p_up else ()
+    names = input_names(first) if first.p_up else ()
     rows = []
     for forecast in forecasts:
         if forecast.explanation is None and RECENT_MASS in available:
@@ -308,7 +306,7 @@ def measures(
             fitted=fitted,
             round_trip_cost=ROUND_TRIP_COST,
         )
-        rows.append([*values_of(names, forecast, at), *(gate.measure(inputs) for gate in gates)])
+        rows.append([*input_values(names, forecast, at), *(gate.measure(inputs) for gate in gates)])
     columns = np.array(rows, dtype=np.float64).T
     fields = (*names, *(gate.calibrated_as for gate in gates))
     return dict(zip(fields, columns, strict=True))  # two columns of one name are equal
@@ -317,7 +315,7 @@ def measures(
 def inputs_of(explained: Forecasts) -> dict[str, Array]:
     """Return the inputs of a confidence, in order; those of heads are last."""
     fields = explained.values[MODEL]
-    return {name: values for name, values in fields.items() if is_known(name)}
+    return {name: values for name, values in fields.items() if is_input(name)}
 
 
 def gate_measures(explained: Forecasts) -> dict[str, Array]:
@@ -537,7 +535,7 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
     if any(fitted.sum() < ROWS_LEAST // FOLDS for _, fitted in parts):
         return None, {}
     # All inputs, then those without attention.
-    both = names, tuple(name for name in names if not is_of_attention(name))
+    both = names, tuple(name for name in names if not is_from_attention(name))
     of_sign = [cross_fitted(rows, parts, hit, inputs, signed=True) for inputs in both]
     of_calm = [cross_fitted(rows, parts, calm, inputs, signed=False) for inputs in both]
     gains = _gains(rows, of_sign[0])
@@ -701,7 +699,7 @@ def fit_cells(explained: Forecasts, count: int = REGIME_COUNT) -> RegimeCells | 
     Cells are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
     """
-    if not 2 <= count <= REGIMES_MOST or not all(map(explained.gives, REGIME_MEASURES)):
+    if not 2 <= count <= MAX_REGIMES or not all(map(explained.gives, REGIME_MEASURES)):
         return None
     measures = np.stack([explained.value(name) for name in REGIME_MEASURES], axis=1)
     usable = np.isfinite(measures.sum(axis=1))

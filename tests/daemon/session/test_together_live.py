@@ -142,7 +142,7 @@ async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_pa
     check_parity(path, tmp_path)
     reasons = why(path, closes[1])  # the first decision may precede the first quotes
     held = TOGETHER_CONTEXT - lacking + 2
-    short = f"BBBUSDT has {held} of the {TOGETHER_CONTEXT} bars that are looked back on"
+    short = f"BBBUSDT has {held} of the {TOGETHER_CONTEXT} bars it needs"
     assert ("AAAUSDT", "HOLD", "finite", short) in reasons
     assert ("BBBUSDT", "HOLD", "warm", None) in reasons
     times = {at for at, _ in weights(path)}

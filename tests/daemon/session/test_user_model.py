@@ -177,7 +177,7 @@ def test_what_is_no_model_or_no_name_is_said(folder: Path) -> None:
             "    def predict(self, inputs):\n        return 1 / 0\n",
             "ZeroDivisionError.*own_.*py:11",
         ),
-        ("    def predict(self, inputs):\n        return {{'mean': 1}}\n", "what it may give is"),
+        ("    def predict(self, inputs):\n        return {{'mean': 1}}\n", "answer only"),
         ("    def predict(self, inputs):\n        return 'up'\n", "return a mapping"),
     ],
 )
@@ -256,7 +256,7 @@ def test_the_declared_files_of_the_features_are_part_of_the_id(folder: Path) -> 
     (folder / "table.csv").write_text("2", encoding="utf-8")
     assert load_model(configured(name, folder)).model_sha256 != first
     (folder / "table.csv").unlink()
-    with pytest.raises(ConfigInvalid, match=r"\.files names table\.csv, and there is no file"):
+    with pytest.raises(ConfigInvalid, match=r"\.files names table\.csv, but there is no file"):
         load_model(configured(name, folder))
 
 

@@ -27,7 +27,7 @@ from tracepaper.replay.learning.judge.gates import (
     regime_sentence,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS
-from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, names_for, values_of
+from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, input_names, input_values
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 
 Floats = NDArray[np.float64]
@@ -192,14 +192,14 @@ def test_few_rows_fit_nothing() -> None:
 def test_the_gate_computes_what_was_fitted() -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
     forecast = builders.forecast(0.003, p_up=0.6, p_down=0.3)
-    names = names_for(forecast)
+    names = input_names(forecast)
     assert names == (*INPUTS, "entropy_0")
     score = replace(
         fitted.sign, names=names, center=fitted.sign.center[:6], scale=fitted.sign.scale[:6],
         weight=fitted.sign.weight[:6],
     )  # fmt: skip
     inputs = GateInputs(forecast=forecast, fitted=replace(fitted, sign=score))
-    values = values_of(names, forecast, 0)
+    values = input_values(names, forecast, 0)
     assert values[:2] == [0.003 / 0.004, (0.6 - 0.3) / (0.6 + 0.3)]
     columns = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
     row = table(np.zeros(1, np.int64), {}, {MODEL: columns})

@@ -308,10 +308,10 @@ def test_one_symbol_without_a_number_leaves_all_of_a_rule_unweighed(other: Forec
     ("options", "sentence"),
     [
         ({"rule": "equal"}, "rule is 'equal'; write network or mean_variance or minimum"),
-        ({"shrink": 0.5}, "shrink is of a rule by correlations; choose one by rule"),
+        ({"shrink": 0.5}, "shrink needs a rule by correlations; choose one by rule"),
         ({"rule": "minimum", "shrink": 2}, "shrink must be at least 0 and at most 1"),
         ({"rule": "minimum", "bound": "x"}, "bound is 'x'; write a number"),
-        ({"rule": "minimum", "cost": -1}, "cost is -1, and no weights are best then"),
+        ({"rule": "minimum", "cost": -1}, "cost is -1; give a finite number"),
     ],
 )
 def test_an_option_of_a_rule_that_is_none_is_named(

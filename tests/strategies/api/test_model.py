@@ -64,12 +64,12 @@ def test_a_deviation_of_nothing_is_out_of_range() -> None:
     ("answer", "words"),
     [
         (3.0, "return a mapping"),
-        ({"mean": 1.0}, "what it may give is"),
+        ({"mean": 1.0}, "answer only"),
         ({}, "answered without it"),
         ({"mean_return": [1.0, 2.0]}, "give one number each"),
         ({"mean_return": [[1.0]]}, "give one number each"),
-        ({"mean_return": "high"}, "give a number a horizon"),
-        ({"mean_return": 10**400}, "give a number a horizon"),
+        ({"mean_return": "high"}, "give one number per horizon"),
+        ({"mean_return": 10**400}, "give one number per horizon"),
         ({"mean_return": 1.0, "volatility": 1.0}, "declare its measure"),
         ({"mean_return": 1.0, "p_down": 1.0}, "declare the measure probabilities"),
     ],
@@ -85,7 +85,7 @@ def test_rows_answered_at_once_are_as_answered_one_by_one() -> None:
     forecasts = forecasts_of(answers, 2, horizons=(30,), measures=measures, model_id="m")
     alone = [parsed({"mean_return": m, "p_up": p}, *measures) for m, p in [(0.1, 0.6), (0.2, 0.4)]]
     assert forecasts == alone
-    with pytest.raises(AnswerMalformed, match="one entry a row"):
+    with pytest.raises(AnswerMalformed, match="one entry per row"):
         forecasts_of(answers, 3, horizons=(30,), measures=measures, model_id="m")
 
 

@@ -13,7 +13,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import (
     GateEvaluator,
     is_finite_forecast,
-    key_of,
+    threshold_key,
     threshold_of,
 )
 from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verdict
@@ -264,12 +264,12 @@ def test_without_equity_no_leverage_is_known() -> None:
 @pytest.mark.parametrize("text", ["q", "q2", "q0", "nan", "high", "q0.5.1"])
 def test_a_threshold_that_is_neither_number_nor_quantile_is_refused(text: str) -> None:
     with pytest.raises(ConfigInvalid, match=rf"gate\.collapse = '{text}' is no .*write"):
-        threshold_of(text, "collapsed", CALIBRATION, key=key_of(GATES["collapsed"]))
+        threshold_of(text, "collapsed", CALIBRATION, key=threshold_key(GATES["collapsed"]))
 
 
 def test_a_quantile_that_the_card_lacks_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match=r"gate\.shift = 'q0.5' .* no quantiles of shift"):
-        threshold_of("q0.5", "shift", CALIBRATION, key=key_of(GATES["shifted"]))
+        threshold_of("q0.5", "shift", CALIBRATION, key=threshold_key(GATES["shifted"]))
 
 
 def test_a_forecast_with_one_bad_number_is_not_finite() -> None:

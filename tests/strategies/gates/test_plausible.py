@@ -9,8 +9,8 @@ from statistics import median
 import pytest
 from builders import bar, bars
 
-from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, remembered
-from tracepaper.strategies.gates.evaluator import YARDSTICK_LEAST, YARDSTICK_MEMORY, Plausibility
+from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, decision_bars
+from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY, YARDSTICK_MIN, Plausibility
 from tracepaper.strategies.types.market import Bar
 
 TICK = 10
@@ -39,7 +39,7 @@ def test_the_yardstick_is_the_median_true_range_of_the_last_sixty_bars(seed: int
         assert skipped.add(history[200], TICK) == measured(history)[200]
     for place, measure in enumerate(measured(history)):
         widths = [width for width in ranges[max(place - 59, 0) : place + 1] if width]
-        if len(widths) < YARDSTICK_LEAST:
+        if len(widths) < YARDSTICK_MIN:
             assert measure == 0
             continue
         moved = abs(history[place].close - history[place - 1].close)
@@ -78,16 +78,16 @@ def test_one_price_a_bar_is_a_scale_of_its_own_and_a_still_market_has_none() -> 
 def test_ten_bars_are_the_least_that_say_what_is_usual() -> None:
     steps = [
         bar(10_000 + 10 * (index % 2), index=index, high=10_010, low=10_000)
-        for index in range(YARDSTICK_LEAST - 1)
+        for index in range(YARDSTICK_MIN - 1)
     ]
     assert measured(steps)[-1] == 0
-    assert measured([*steps, bar(99_000, index=YARDSTICK_LEAST)])[-1] == 8_900
+    assert measured([*steps, bar(99_000, index=YARDSTICK_MIN)])[-1] == 8_900
 
 
 def test_a_strategy_remembers_what_the_gate_needs_where_it_has_the_gate() -> None:
     class Bare(Persistence):
         gates = CORE_GATES - {"plausible"}
 
-    assert remembered(Persistence()) == YARDSTICK_MEMORY
-    assert remembered(SmaCross(fast=20, slow=100, long_only=True)) == 100
-    assert remembered(Bare()) == Bare.warmup
+    assert decision_bars(Persistence()) == YARDSTICK_MEMORY
+    assert decision_bars(SmaCross(fast=20, slow=100, long_only=True)) == 100
+    assert decision_bars(Bare()) == Bare.warmup
