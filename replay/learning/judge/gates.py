@@ -74,6 +74,8 @@ from tracepaper.strategies.gates.gate import (
     ThresholdKey,
     input_names,
     input_values,
+    is_from_attention,
+    is_input,
     rises,
 )
 from tracepaper.strategies.types.calibration import (
