@@ -286,9 +286,9 @@ class Sizer:
         """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold.
 
         *standing* is the target last decided. It stays while it lies within the signal's band
-        around the new one, and else moves to the band's nearer edge. Without a band one of the same
-        side stays unless the new one differs by more than ``rebalance``. Or every move of the price
-        would be traded after.
+        around the new one, and else moves to the band's nearer edge. Without a band, or with
+        ``rebalance``, one of the same side stays unless the new one differs by more than that. Or
+        every move of the price would be traded after.
         *account* is looked at where :attr:`sees_account` says so. *is_full* asks for a full
         position whatever share of it the mode would give.
         """
