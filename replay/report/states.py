@@ -1,6 +1,6 @@
 """Lasting states that make a run look idle: halts, and long holes in its data.
 
-The rules are docs/decisions.md, G22 and G27.
+The rule is docs/decisions.md, G22.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ import msgspec
 
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.run_views import Row
-from tracepaper.strategies.gates.declared import operator, risk_drawdown, risk_halt
+from tracepaper.strategies.gates.declared import (
+    operator,
+    risk_daily_loss,
+    risk_drawdown,
+    risk_halt,
+)
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import BY_REST, Command, CommandKind, GapCause, Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -118,6 +123,9 @@ class _Span:
     ) -> LastingState:
         """Return the halt by *gate* since step *sequence*; *command* is the operator's, if any."""
         gates, subject, by = LIMITS, "entries", gate
+        ends = ""
+        if gate == risk_daily_loss.name:
+            ends = 'With risk.on_breach = "refuse" it would end with the day.'
         word = note = giver = ""
         if command is not None:
             word, note, giver = command.kind.value, command.note, command.giver
@@ -125,11 +133,11 @@ class _Span:
             by = f"the operator's {word} {giver}" + (f" ({note})" if note else "")
         refused = self._refused(gates, sequence)
         least = "at least " if self._columns.span[0] > sequence else ""
-        count = f"; {least}{refused:,} {subject} refused"
+        count = f"; {subject} refused: {least}{refused:,}"
         idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
         sentence = (
             f"This run is halted by {by} since {time_text(since_ms)}{count}; nothing entered for "
-            f"{span_text(idle_ms)}. Only RESUME lifts it."
+            f"{span_text(idle_ms)}. Only RESUME lifts it. {ends}".rstrip()
         )
         return LastingState(
             kind, gate, since_ms, sequence, refused, idle_ms, sentence, CommandKind.RESUME.value,
@@ -157,9 +165,9 @@ class _Span:
         refused = self._refused((risk_drawdown.name,), sequence)
         idle_ms = self._now_ms - since_ms
         sentence = (
-            f"This run is held by {risk_drawdown.name} since {time_text(since_ms)}; {refused:,} "
-            f"entries refused; nothing entered for {span_text(idle_ms)}. Without a position its "
-            "equity stays where it is: RESUME begins a new peak."
+            f"This run is held by {risk_drawdown.name} since {time_text(since_ms)}; entries "
+            f"refused: {refused:,}; nothing entered for {span_text(idle_ms)}. Without a position "
+            "its equity stays where it is: RESUME begins a new peak."
         )
         by, lifted = risk_drawdown.name, CommandKind.RESUME.value
         return LastingState("limit", by, since_ms, sequence, refused, idle_ms, sentence, lifted)

@@ -194,11 +194,17 @@ def luck(sweep: Sweep) -> Iterator[str]:
             yield f"All {near.failed} points next to it failed."
         else:
             failed = f" ({near.failed} more failed)" if near.failed else ""
-            yield (
-                f"The {count_of(len(near.values), 'point')} next to it{failed} reach a median of "
-                f"{in_words(near.median, sweep.objective)}; if they are much worse than the best, "
-                "the best is chance."
-            )
+            median = in_words(near.median, sweep.objective)
+            if len(near.values) == 1:
+                yield (
+                    f"The 1 point next to it{failed} reaches {median}; if it is much worse than "
+                    "the best, the best is chance."
+                )
+            else:
+                yield (
+                    f"The {len(near.values):,} points next to it{failed} reach a median of "
+                    f"{median}; if they are much worse than the best, the best is chance."
+                )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
     if mean is not None and error:
         yield (

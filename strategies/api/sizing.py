@@ -285,9 +285,9 @@ class Sizer:
 
         To avoid trading every price move, the previous target *standing* stays while it is within
         the signal's band around the new target, else the target moves to the band's nearer edge.
-        Without a band a target of the same side stays unless the new one differs by more than
-        ``rebalance``. *account* is needed if :attr:`sees_account`. *is_full* requests a full
-        position whatever the mode.
+        Without a band, or with ``rebalance`` set, a target of the same side stays unless the new
+        one differs by more than that. *account* is needed if :attr:`sees_account`. *is_full*
+        requests a full position whatever the mode.
         """
         action, sizing = signal.action, self._sizing
         if action is Action.FLAT:
