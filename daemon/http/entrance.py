@@ -195,7 +195,7 @@ class Entrance:
             if label_of(request, self._tokens) is None:
                 self._count_wrong(request)
                 return unauthorized()
-        elif not (self._has_cookie(request) and _is_of_a_cookie(request)):
+        elif not (self._has_cookie(request) and _cookie_suffices(request)):
             is_page = request.method == "GET" and request.path == "/"
             return _sign_in_page() if is_page else unauthorized()
         return await answered(request, handler)
@@ -233,7 +233,7 @@ class Entrance:
             log.warning("a wrong token was sent to the page", remote=request.remote)
 
 
-def _is_of_a_cookie(request: web.Request) -> bool:
+def _cookie_suffices(request: web.Request) -> bool:
     """Return whether a cookie suffices: a request that changes something needs the token."""
     return request.method in _READS or request.path == "/session"
 
