@@ -1,8 +1,8 @@
 """``tracepaper``: finds commands by entry points and imports each when it is called.
 
 An entry point of the group ``tracepaper.commands`` names a function, which becomes a command, or
-a ``typer.Typer``, which becomes a group. A command that is called is the only one imported; the
-list of ``--help`` imports all of them, so their modules keep heavy imports inside functions.
+a ``typer.Typer``, which becomes a group. Only the called command is imported; ``--help`` imports
+all of them, so their modules keep heavy imports inside functions.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ PANELS: Final = {
 OTHER_PANEL: Final = "Added by other packages"
 
 NEW_OBJECTS: Final = 20_000
-"""How many objects are made before those that form cycles are looked for; 700 by default."""
+"""New objects after which the garbage collector runs; Python's default is 700."""
 
 Command = Callable[..., object]
 Entries = dict[str, metadata.EntryPoint]
 
 
 def main() -> None:
-    """Run the command line of this process and exit, whatever its threads wait for."""
-    # A thread of OpenMP that waits for another spins; beside other work the other may not run.
+    """Run the command line of this process and exit, even if other threads wait."""
+    # By default a waiting OpenMP thread spins, and may keep the thread it waits for from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # A collection walks all that was imported, with a model half a million objects: not every 700.
+    # A collection visits every imported object, half a million with a model.
     gc.set_threshold(NEW_OBJECTS)
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a letter that it has no bytes for ends nothing
+        if isinstance(stream, io.TextIOWrapper):  # a character without an encoding raises nothing
             stream.reconfigure(errors="replace")
     try:
         code = invoke(sys.argv[1:])
-    except Exception:  # noqa: BLE001 - a bug, which is shown whole
+    except Exception:  # noqa: BLE001 - a bug: its traceback is printed
         traceback.print_exc()
         code = FAILED
     exit_without_waiting(code)
-    gc.freeze()  # Python ends with several collections, and whatever was open is closed
+    gc.freeze()  # else Python runs several collections at exit
     sys.exit(code)
 
 
@@ -75,7 +75,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in _NO_READER or error.filename is not None:
             return _explain(error)
-        # Nobody reads the output; what is left in its buffer goes nowhere at the end.
+        # Nobody reads the output, so the rest of the buffer goes to /dev/null at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EBADF:
             sentence = "stdout is closed: redirect it to a file or to /dev/null, and try again."
@@ -99,15 +99,15 @@ _NO_READER: Final = frozenset({errno.EPIPE, errno.EBADF})
 
 
 def _open_streams() -> None:
-    """Let the three standard streams exist: a file that is opened would be one of them else.
+    """Open closed standard streams, so that no other file gets their descriptors.
 
-    A write to a stdout that was closed fails, so that nobody takes a lost answer for a given one.
+    A stdout that was closed is opened for reading: a write to it fails instead of being lost.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, mode)  # the lowest number that is free
+            os.open(os.devnull, mode)  # takes the lowest free descriptor
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
     if sys.stderr is None:
@@ -120,8 +120,8 @@ def _run(arguments: Sequence[str]) -> int:
     if name in entries:
         from tracepaper.daemon.terminal import console
 
-        # Before anything can log: log lines go to stderr, since stdout is the command's answer. A
-        # command that reads a configuration may configure them anew.
+        # Log lines go to stderr from the start, since stdout is for the command's answer. A command
+        # that reads a configuration may change this.
         console.configure()
         commands = {name: _load(entries[name])}
     else:
@@ -165,7 +165,7 @@ def _load(entry: metadata.EntryPoint) -> typer.Typer | Command:
 
 
 def _load_or_stand_in(entry: metadata.EntryPoint) -> typer.Typer | Command:
-    """Return the command, or a stand-in, so that one broken command does not hide the others."""
+    """Return the command, or a placeholder, so that a broken command does not hide the others."""
     try:
         return _load(entry)
     except TracepaperError:
@@ -195,7 +195,7 @@ def tracepaper(
 
 
 def _is_thread_limit(error: BaseException) -> bool:
-    """Whether *error* says that no thread could be started; Python has no class of its own."""
+    """Return whether *error* means that no thread could start; Python has no class for this."""
     return isinstance(error, RuntimeError) and "start new thread" in str(error)
 
 
@@ -206,7 +206,7 @@ _NO_PROCESS: Final = (
 
 
 def _explain(error: BaseException) -> int:
-    """Print *error* as one sentence on stderr and return its exit code; raise a bug again."""
+    """Print *error* as one sentence on stderr and return its exit code; re-raise a bug."""
     match error:
         case TracepaperError():
             sentence = str(error)
@@ -244,7 +244,7 @@ def _explain(error: BaseException) -> int:
 
 
 def _usage_sentence(error: typer.TyperException) -> str:
-    """Explain a wrong command line."""
+    """Return one sentence about a wrong command line."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "tracepaper"
     words = error.format_message().replace("Value error, ", "").split()

@@ -1,4 +1,4 @@
-"""The system clock, the only reader of the machine's time; the ports between engine and world.
+"""The system clock, the only reader of the machine's time, and the engine's interfaces.
 
 The rules are docs/time.md, T7 to T9.
 """
@@ -19,7 +19,7 @@ from tracepaper.strategies.types.market import Event, Unit
 
 
 class SystemClock:
-    """Market time by server time and elapsed time x ``time_scale``; implements ``ports.Clock``.
+    """Market time from server time plus elapsed time x ``time_scale``; implements ``Clock``.
 
     Until the first ``observe`` or ``synchronise`` market time is the machine's UTC time.
     """
@@ -34,11 +34,11 @@ class SystemClock:
         return int(self._now_ms())
 
     def _now_ms(self) -> float:
-        """Return market time with its fraction."""
+        """Return market time with fractions of a millisecond."""
         return self._server_ms + self.scaled_ms(time.monotonic() - self._read_s)
 
     def network_s(self) -> float:
-        """Return monotonic seconds, which no time scale touches."""
+        """Return monotonic seconds, which are never scaled."""
         return time.monotonic()
 
     def scaled_ms(self, seconds: float) -> float:
@@ -50,7 +50,7 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def observe(self, server_ms: int) -> None:
-        """Learn that server time is at least *server_ms*; a late frame never turns it back."""
+        """Advance server time to at least *server_ms*; a late frame never sets it back."""
         if server_ms > self._now_ms():
             self.synchronise(server_ms)
 
@@ -68,14 +68,14 @@ JUMP_S = 7_123_457.891
 """More than 82 days, so that hour, day of the week, day of the month and month all change."""
 
 JUMPS = 997
-"""Jumps before it starts anew: far fewer years than a date can hold."""
+"""Jumps before the offset restarts at 0, so that a date never overflows."""
 
 
 def jump_clocks() -> None:
     """Make every clock that Python code of this process reads jump ahead at each reading.
 
-    A class whose decisions depend on the machine's time then decides otherwise. Clocks that native
-    code reads (``numpy.datetime64('now')``, say) do not jump.
+    The decisions of a class that depends on the machine's time then change. Clocks that native code
+    reads, such as ``numpy.datetime64('now')``, do not jump.
     """
     readings = itertools.count(1)
 
@@ -89,16 +89,16 @@ def jump_clocks() -> None:
         _replace(time, name, lambda read, s=None: read(time.time() if s is None else s))
     _replace(time, "asctime", lambda read, given=None: read(given or time.localtime()))
     _replace(time, "strftime", lambda read, form, t=None: read(form, t or time.localtime()))
-    setattr(dt, "date", _leaping(dt.date))  # noqa: B010 - a type may not be assigned to
-    setattr(dt, "datetime", _leaping(dt.datetime))  # noqa: B010 - likewise
+    setattr(dt, "date", _jumping(dt.date))  # noqa: B010 - a type may not be assigned to
+    setattr(dt, "datetime", _jumping(dt.datetime))  # noqa: B010 - likewise
 
 
 def _replace(module: ModuleType, name: str, by: Callable[..., object]) -> None:
     setattr(module, name, partial(by, getattr(module, name)))
 
 
-def _leaping(original: type) -> type:
-    """Return a subclass of *original* that asks ``time.time``; ``isinstance`` takes both alike."""
+def _jumping(original: type) -> type:
+    """Return a subclass of *original* that reads ``time.time``; ``isinstance`` accepts both."""
 
     class Kind(type(original)):  # type: ignore[misc]
         def __instancecheck__(cls, value: object) -> bool:
@@ -158,8 +158,7 @@ class Clock(Protocol):
 Feed = AsyncIterable[Event]
 """Events in the order in which the engine must see them."""
 Predict = Callable[[Unit], Awaitable[Sequence[Prediction]]]
-"""Runs the model, the only thing that may run elsewhere: the forecast at each event, a timeout, or
-None where none is needed."""
+"""Runs the model, possibly in another thread: per event the forecast, a timeout, or None if the
+event needs no forecast."""
 Append = Callable[..., Awaitable[object]]
-"""Stores steps in one transaction, or raises ``AuditUnwritable``: then they must not be acted on.
-"""
+"""Stores steps in one transaction; on ``AuditUnwritable`` the caller must not act on them."""

@@ -75,12 +75,12 @@ def status(
 
     document: Status = ask(database_path(db, config), "/status")
     shown = Text("\n").join(_lines(document))
-    words = "\n".join(document["not_ready"]) or "ready"
-    return CommandAnswer(document, words if ready else shown, 0 if document["ready"] else 1)
+    readiness = "\n".join(document["not_ready"]) or "ready"
+    return CommandAnswer(document, readiness if ready else shown, 0 if document["ready"] else 1)
 
 
 def _lines(status: Status) -> list[Text]:
-    """Return the lines of *status*: health, what works beside the run, accounts, instruments."""
+    """Return the lines of *status*: health, background work, accounts, instruments."""
     from rich.text import Text
 
     from tracepaper.daemon.terminal.screen import status_lines
@@ -93,8 +93,8 @@ def _lines(status: Status) -> list[Text]:
         f"{status['strategy']} {status['model_id']}".rstrip(),
     )
     counts = ", ".join(count_of(status[f"{noun}s"], noun) for noun in ("bar", "decision", "fill"))
-    counted = f"since this start: {counts}; the run is at event {status['sequence']}"
-    lines = [head, Text(counted, "dim")]
+    progress = f"since this start: {counts}; the run is at event {status['sequence']}"
+    lines = [head, Text(progress, "dim")]
     lines += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
     if (more := len(reasons) - REASONS_SHOWN) > 0:
         lines.append(Text(f"and {more} more; --json has all", "yellow"))
@@ -103,16 +103,16 @@ def _lines(status: Status) -> list[Text]:
     if (parity := status["parity"]) is not None:
         lines.append(_parity(parity))
     if (notices := status["notices"]) is not None:
-        words = ", ".join(f"{count} {what}" for what, count in notices.items())
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in notices.items())
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
-        lines.append(Text(f"notices: {words}", style))
-    for name, well in (
+        lines.append(Text(f"notices: {counts}", style))
+    for name, normal in (
         ("shipping", "{lag_steps} steps behind"),
         ("recording", "every frame of the books and trades"),
     ):
         if (process := status[name]) is not None:
-            words, style = process["error"] or well.format_map(process), "dim"
-            lines.append(Text(f"{name}: {words}", "yellow" if process["error"] else style))
+            text = process["error"] or normal.format_map(process)
+            lines.append(Text(f"{name}: {text}", "yellow" if process["error"] else "dim"))
     return [*lines, *status_lines(status)]
 
 
@@ -165,7 +165,7 @@ notify_app = typer.Typer(help="Try the addresses of notices.")
 
 @notify_app.callback()
 def _group() -> None:
-    """Keep ``test`` a command of the group, though it is the only one."""
+    """Make Typer keep ``test`` as a subcommand, though it is the only one."""
 
 
 @notify_app.command("test")
@@ -181,11 +181,11 @@ def notify_test(config: ConfigOption = None, settings: SetOption = None) -> Comm
 
     deliveries = run_loop(send_test(load(with_settings(config, settings)).notify))
     lines = [
-        f"{of.address}: {f'not delivered: {of.error}' if of.error else 'delivered'}"
-        for of in deliveries
+        f"{each.address}: {f'not delivered: {each.error}' if each.error else 'delivered'}"
+        for each in deliveries
     ]
-    is_missed = any(delivery.error for delivery in deliveries)
-    return CommandAnswer({"deliveries": deliveries}, "\n".join(lines), int(is_missed))
+    has_failed = any(delivery.error for delivery in deliveries)
+    return CommandAnswer({"deliveries": deliveries}, "\n".join(lines), int(has_failed))
 
 
 config_app = typer.Typer(help="Write, check and print the configuration.")
@@ -222,7 +222,7 @@ ConfigArgument = Annotated[
 
 
 def _one_of(file: Path | None, config: Path | None) -> Path | None:
-    """Return the configuration, named with or without ``--config``."""
+    """Return the configuration file, given as an argument or by ``--config``."""
     if file is not None and config is not None:
         raise ConfigInvalid(f"{file} and --config {config} are two configurations; name one file.")
     return file or config
@@ -294,6 +294,6 @@ def doctor(
         findings += ask_fleet(loaded, database)
     marks = {Verdict.OK: "✓", Verdict.WARN: "!", Verdict.FAIL: "✗"}
     width = max(len(finding.check) for finding in findings)
-    lines = (f"{marks[of.verdict]} {of.check:<{width}}  {of.detail}" for of in findings)
+    lines = (f"{marks[each.verdict]} {each.check:<{width}}  {each.detail}" for each in findings)
     has_failed = any(finding.verdict is Verdict.FAIL for finding in findings)
     return CommandAnswer({"findings": findings}, "\n".join(lines), int(has_failed))

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 STATUS_KEYS = (
     *("state", "halted_by", "ready", "not_ready", "run_id", "pid", "code_version", "model_id"),
 )
-"""What the fleet keeps of a daemon's status."""
+"""Keys of a daemon's status that the fleet stores."""
 ID_SHOWN = 8
-"""Characters of a database's id that the table shows; ``--database`` takes them."""
+"""Characters of a database's id in the table; ``--database`` accepts such a prefix."""
 NICE = 10
-"""The niceness of the shipper of a daemon."""
+"""Niceness of a daemon's shipping process."""
 STAY_S = 5.0
-"""Seconds that the shipper of a daemon stays after it, for its last steps."""
+"""Most seconds that the shipping process outlives its daemon, to ship the last steps."""
 ToOption = Annotated[
     str | None,
     typer.Option(
@@ -96,7 +96,7 @@ def ship(
 
 
 def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
-    """Return the address that is meant, checked, and the option or key that gave it."""
+    """Return the checked address of the server, and the option or key that set it."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.storage.fleet.server import checked
     from tracepaper.strategies.extras import require
@@ -104,16 +104,16 @@ def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
     option = "--to" if to is not None else "[storage] ship_to"
     url = to if to is not None else load(config).storage.ship_to
     if not url:
-        raise ConfigInvalid("Say where to: --to URL, or storage.ship_to.")
+        raise ConfigInvalid("No server is named; give --to URL or set storage.ship_to.")
     address = checked(url, option)
     require("psycopg", option)
     return address, option
 
 
 def reject_unshipped(path: Path) -> None:
-    """Raise ``ConfigInvalid`` where the newest daemon of the file *path* ships it.
+    """Raise ``ConfigInvalid`` if the last daemon of the database *path* shipped it.
 
-    The configuration at hand does not: what had not arrived yet would be pruned without a word.
+    The current configuration does not ship it, so unshipped steps would be pruned silently.
     """
     from tracepaper.daemon.config.loading import restore
     from tracepaper.storage.database.reader import Reader
@@ -131,9 +131,9 @@ def reject_unshipped(path: Path) -> None:
 
 
 def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
-    """Ship the file *path* to *url*, and return what ships its prune afterwards.
+    """Ship the database *path* to *url*; return a function that later ships the prune itself.
 
-    Raises ``TracepaperError`` where not all of it arrived: what is pruned now would be a hole.
+    Raises ``TracepaperError`` if shipping fails, since a prune would then leave a hole.
     """
     from tracepaper.storage.fleet.follow import ship_once
 
@@ -149,13 +149,13 @@ def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
             "the same, and what was not shipped is recorded as a hole."
         ) from None
 
-    def follow() -> None:
+    def ship_prune() -> None:
         try:
             ship_once(path, url, needed_by=option)
         except TracepaperError as error:
             say(f"Warning: the prune is not shipped yet: {error}", err=True)
 
-    return follow
+    return ship_prune
 
 
 def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
@@ -182,7 +182,7 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
         nonlocal reported, steps
         steps = progress.steps
         if service:
-            with suppress(OSError):  # the daemon has ended, and its last steps are shipped still
+            with suppress(OSError):  # the daemon has ended; its last steps are still shipped
                 os.write(1, frame_of(progress))
         elif progress.error != reported:
             reported = progress.error
@@ -203,7 +203,7 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
 
 
 def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], float]) -> None:
-    """Set *stop* once the daemon, whose end closes the input, has given the file back."""
+    """Set *stop* when the daemon has ended, which closes stdin, and has released the database."""
     import os
     import signal
     import threading
@@ -211,7 +211,7 @@ def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], f
     from tracepaper.storage.database.lock import holder_of
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the daemon's end is what ends it
+        signal.signal(number, signal.SIG_IGN)  # this process ends with the daemon
     with suppress(OSError):
         os.nice(NICE)
 
@@ -227,9 +227,9 @@ def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], f
 
 
 def _daemon(path: Path) -> str:
-    """Read the status of the file's daemon, as JSON; empty without a daemon.
+    """Return the status of the database's daemon as JSON; empty without a daemon.
 
-    ``{}`` is of one that cannot be asked, as from another container.
+    ``{}`` means that the daemon cannot be reached, for example from another container.
     """
     import msgspec
 
@@ -305,8 +305,8 @@ def _table(runs: list[FleetRun]) -> object:
     from tracepaper.strategies.units import visible
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    are_several = len({run.database_id for run in runs}) > 1
-    for name in ("host, database" if are_several else "host", "run", "health", "lag", "equity"):
+    has_several = len({run.database_id for run in runs}) > 1
+    for name in ("host, database" if has_several else "host", "run", "health", "lag", "equity"):
         table.add_column(
             name,
             justify="right" if name in {"lag", "equity"} else "left",
@@ -322,7 +322,7 @@ def _table(runs: list[FleetRun]) -> object:
         state = "\n".join(
             visible(line) for line in (held or "flat", run.last_decision, *alarms) if line
         )
-        database = run.database_id[:ID_SHOWN] if are_several else ""
+        database = run.database_id[:ID_SHOWN] if has_several else ""
         host = "\n".join(visible(line) for line in (run.host, database) if line)
         cells = (run.run_id, run.health, lag, equity)
         table.add_row(Text(host), *(Text(visible(cell)) for cell in cells), Text(state))

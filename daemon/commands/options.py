@@ -89,10 +89,10 @@ R = TypeVar("R")
 
 
 def reads_record(command: Callable[P, R]) -> Callable[P, R]:
-    """Wrap *command*, which reads a record, so that no stored bytes end it in a traceback.
+    """Wrap *command*, which reads a record, so that a damaged record causes no traceback.
 
-    Code that reads changed rows may fail anywhere, and so may code of ours: the record is checked
-    before the sentence calls it changed.
+    A changed row and a bug may raise the same errors, so the record is checked before the message
+    blames it.
     """
 
     @wraps(command)
@@ -121,7 +121,7 @@ def reads_record(command: Callable[P, R]) -> Callable[P, R]:
                 ) from error
             if _is_changed((*args, *kwargs.values()), kwargs):
                 raise DataInvalid(
-                    f"The record holds what no run writes ({what}): run `tracepaper audit verify` "
+                    f"The record was changed or damaged ({what}): run `tracepaper audit verify` "
                     "and restore a backup."
                 ) from error
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -134,18 +134,18 @@ def reads_record(command: Callable[P, R]) -> Callable[P, R]:
 
 
 class CommandAnswer(NamedTuple):
-    """The answer of a command: as one JSON document, and as people read it.
+    """The answer of a command: one JSON document, and the output for people.
 
-    ``shown`` is a text, what Rich draws, or a function that prints it.
+    ``shown`` is a text, an object that Rich renders, or a function that prints.
     """
 
     document: object
     shown: object
-    code: int = 0  # with which the process exits
+    code: int = 0  # exit code of the process
 
 
 def answers(command: Callable[..., CommandAnswer | None]) -> Callable[..., None]:
-    """Give *command* the option --json, print its answer, and exit with its code."""
+    """Add --json to *command*, print its answer, and exit with the answer's code."""
     signature = inspect.signature(command, eval_str=True)
     option = inspect.Parameter(
         "json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption
@@ -175,19 +175,17 @@ def answers(command: Callable[..., CommandAnswer | None]) -> Callable[..., None]
     return run
 
 
-def _is_changed(given: Iterable[object], named: Mapping[str, Any]) -> bool:
-    """Whether the check of the record that a command was *given* finds something."""
+def _is_changed(arguments: Iterable[object], options: Mapping[str, Any]) -> bool:
+    """Return whether the audit of the record that a command reads finds a problem."""
     from tracepaper.storage.chain.integrity import audit_runs
     from tracepaper.storage.database.reader import Reader
 
-    spec = next(
-        (argument for argument in given if isinstance(argument, str) and "#" in argument), ""
-    )
+    spec = next((text for text in arguments if isinstance(text, str) and "#" in text), "")
     try:
         path = (
             Path(spec.rpartition("#")[0])
             if spec
-            else database_path(named.get("db"), named.get("config"))
+            else database_path(options.get("db"), options.get("config"))
         )
         with Reader.open(path) as reader:
             audits = audit_runs(reader.connection, reader.run_ids())
@@ -208,14 +206,14 @@ def database_path(db: Path | None, config: Path | None = None) -> Path:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print *text*, which may hold stored words: its control characters are written as text."""
+    """Print *text* with its control characters escaped, since stored text may contain some."""
     from tracepaper.strategies.units import visible
 
     typer.echo(visible(text), err=err)
 
 
 def tell(text: str) -> None:
-    """Print *text* on stderr, as ``say`` does: what a command is doing."""
+    """Print *text* on stderr as ``say`` does, for progress and notes."""
     say(text, err=True)
 
 
@@ -226,26 +224,26 @@ def print_json(document: object) -> None:
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # escaped, JSON says the same in every encoding
+    except UnicodeEncodeError:  # JSON with escapes needs only ASCII
         text = json.dumps(json.loads(text), indent=2)
     sys.stdout.write(text + "\n")
 
 
 @contextmanager
 def rows_counted() -> Iterator[Callable[[str, int], None]]:
-    """Yield a function that shows on a terminal how many rows of what are done."""
+    """Yield a function of (table, rows) that shows the number of rows done on a terminal."""
     is_shown = sys.stderr.isatty()
 
-    def progress(what: str, rows: int) -> None:
+    def progress(table: str, rows: int) -> None:
         if is_shown:
-            typer.echo(f"\r{what}: {rows:,} rows\x1b[K", err=True, nl=False)
+            typer.echo(f"\r{table}: {rows:,} rows\x1b[K", err=True, nl=False)
 
     yield progress
     typer.echo("\r\x1b[K" if is_shown else "", err=True, nl=False)
 
 
 def located(run: str, db: Path | None, config: Path | None = None) -> RunLocation:
-    """Find *run* in the database *db*, else that of *config*, and warn where it is plainly damaged.
+    """Find *run* in *db* or the configured database; warn if the run is visibly damaged.
 
     A run FILE#RUN names its database itself.
     """

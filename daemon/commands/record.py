@@ -72,7 +72,7 @@ def verify(
     digest = None if head is None else _digest(head)
     if source is None:
         if database:
-            raise ConfigInvalid("--database is of a fleet's server; give --from URL with it.")
+            raise ConfigInvalid("--database selects from a fleet; give --from URL with it.")
         path, run_id = resolve(None if "#" in run else database_path(db, config), run)
         return _verify(path, run_id, digest, every=every)
     if db is not None:
@@ -84,13 +84,13 @@ def verify(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "pulled.db"
         pulled = pull_database(source, path, database=database)
-        return _verify(*resolve(path, run), digest, every=every, named=pulled.database_id)
+        return _verify(*resolve(path, run), digest, every=every, name=pulled.database_id)
 
 
 def _verify(
-    path: Path, run_id: str, digest: bytes | None, *, every: bool, named: str = ""
+    path: Path, run_id: str, digest: bytes | None, *, every: bool, name: str = ""
 ) -> CommandAnswer:
-    """Check the database *path*, which is called *named*."""
+    """Audit the database *path*; messages call it *name*, by default its path."""
     from tracepaper.storage.chain.integrity import audit_runs
     from tracepaper.storage.database.reader import Reader
 
@@ -98,11 +98,11 @@ def _verify(
         stored = reader.run_ids()
         ids = stored if every else [run_id]
         audits = audit_runs(reader.connection, ids, head=digest)
-    documents = [_document(named or str(path), audited) for audited in audits]
-    # A problem of the file itself is the same for every run: say it once.
+    documents = [_document(name or str(path), audited) for audited in audits]
+    # A problem of the file is the same for every run, so it is printed once.
     lines = list(dict.fromkeys(_sentence(audited) for audited in audits))
     if len(stored) > len(ids) and audits[0].passes:
-        lines.append(f"Other runs here, {len(stored) - 1}, were not walked: --all does that.")
+        lines.append(f"{len(stored) - 1} other runs were not checked: --all checks every run.")
     for warning in audits[0].warnings:
         say(f"warning: {warning}", err=True)
     is_broken = not all(audited.passes for audited in audits)
@@ -133,10 +133,10 @@ def _sentence(audited: AuditResult) -> str:
         return f"{broken}{audited.problem.sentence}"
     if not report.steps:
         return f"Run {report.run_id} holds no step: no link of its chain was checked."
-    holds = "holds"
+    verdict = "holds"
     if report.pruned_until is not None:
-        holds = f"is pruned until step {report.pruned_until} and holds from there"
-    sentence = f"The chain of run {report.run_id} {holds}: {count_of(report.steps, 'step')}."
+        verdict = f"is pruned until step {report.pruned_until} and holds from there"
+    sentence = f"The chain of run {report.run_id} {verdict}: {count_of(report.steps, 'step')}."
     if report.head_sequence is None:
         head = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
         return f"{sentence}\n{head}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
@@ -171,8 +171,8 @@ def head(
     return CommandAnswer(document, f"{run_id} {steps} {digest}")
 
 
-def _listing(question: str, words: str) -> Callable[..., None]:
-    """Return the command that shows the newest rows of a prepared *question*."""
+def _listing(query: str, help_text: str) -> Callable[..., None]:
+    """Return a command that shows the newest rows of the prepared *query*."""
 
     def show(
         run: RunArgument = "last",
@@ -183,18 +183,18 @@ def _listing(question: str, words: str) -> Callable[..., None]:
     ) -> CommandAnswer:
         from tracepaper.storage.database import queries
 
-        return _newest(getattr(queries, question), limit, located(run, db, config))
+        return _newest(getattr(queries, query), limit, located(run, db, config))
 
-    show.__doc__ = words
+    show.__doc__ = help_text
     return answers(show)
 
 
-for _name, _words in {
+for _name, _help in {
     "decisions": "Show the newest decisions of a run, including refusals.",
     "trades": "Show the newest fills of a run.",
     "equity": "Show position, cash and equity after the newest steps of a run.",
 }.items():
-    audit_app.command(_name)(_listing(_name.upper(), _words))
+    audit_app.command(_name)(_listing(_name.upper(), _help))
 
 
 @audit_app.command()
@@ -248,7 +248,8 @@ def export(
     with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, parquet, wanted, progress)
     lines = [f"{view}\t{rows}" for view, rows in written.rows.items()]
-    lines.append(f"files\t{', '.join(f'{count} {what}' for what, count in written.files.items())}")
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in written.files.items())
+    lines.append(f"files\t{counts}")
     if kept := written.files["kept"]:
         lines.append(
             f"Kept: {kept} files hold rows that the run has no longer; delete them to end that."
@@ -257,38 +258,38 @@ def export(
     return CommandAnswer(document, "\n".join(lines))
 
 
-def _newest(question: str, limit: int, located: RunLocation) -> CommandAnswer:
-    """Ask a prepared question of one run, and return its rows, the newest last."""
+def _newest(query: str, limit: int, place: RunLocation) -> CommandAnswer:
+    """Return the newest rows of a prepared query of one run, the newest last."""
     from tracepaper.storage.database.queries import ask
     from tracepaper.storage.database.reader import Reader
 
-    with Reader.open(located.path) as reader:
-        parameters: dict[str, object] = {"run": located.run_id, "limit": limit}
-        answered = ask(reader.connection, question, parameters, rows_most=limit)
-    if not answered.rows:
-        say(f"Run {located.run_id} has none.", err=True)
-    return _rows(answered.oldest_first())._replace(code=0 if answered.rows else 1)
+    with Reader.open(place.path) as reader:
+        parameters: dict[str, object] = {"run": place.run_id, "limit": limit}
+        result = ask(reader.connection, query, parameters, rows_most=limit)
+    if not result.rows:
+        say(f"Run {place.run_id} has none.", err=True)
+    return _rows(result.oldest_first())._replace(code=0 if result.rows else 1)
 
 
-def _rows(answered: QueryAnswer) -> CommandAnswer:
-    """Return rows: a table on a terminal, tab-separated lines elsewhere."""
-    if answered.cut:
-        say(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
-    lines = [[_text(value) for value in row] for row in answered.rows]
+def _rows(result: QueryAnswer) -> CommandAnswer:
+    """Return the rows as a table on a terminal, else as tab-separated lines."""
+    if result.cut:
+        say(f"Shown: {result.cut}; there are more (--rows N).", err=True)
+    lines = [[_text(value) for value in row] for row in result.rows]
     if not sys.stdout.isatty():
         cells = (
             (text.replace("\t", " ").replace("\n", " ") for text in line)
-            for line in (list(map(_text, answered.columns)), *lines)
+            for line in (list(map(_text, result.columns)), *lines)
         )
-        return CommandAnswer(answered.documents(), "\n".join(map("\t".join, cells)))
+        return CommandAnswer(result.documents(), "\n".join(map("\t".join, cells)))
     from rich.table import Column, Table
     from rich.text import Text
 
-    columns = (Column(Text(_text(name))) for name in answered.columns)
+    columns = (Column(Text(_text(name))) for name in result.columns)
     table = Table(*columns, box=None, header_style="bold")
     for line in lines:
         table.add_row(*map(Text, line))
-    return CommandAnswer(answered.documents(), table)
+    return CommandAnswer(result.documents(), table)
 
 
 def _text(value: object) -> str:
@@ -313,12 +314,12 @@ def create(*, to: ToOption = None, config: ConfigOption = None) -> CommandAnswer
 
     url, option = server_of(to, config)
     is_new = make_schema(url, needed_by=option)
-    what = (
+    outcome = (
         "has the tables and views of a fleet now"
         if is_new
         else "has its tables already; its views were made anew"
     )
-    return CommandAnswer({"database": shown(url), "is_new": is_new}, f"{shown(url)} {what}.")
+    return CommandAnswer({"database": shown(url), "is_new": is_new}, f"{shown(url)} {outcome}.")
 
 
 @db_app.command()
@@ -380,32 +381,32 @@ def prune(
     if days is None:
         raise ConfigInvalid("How many days should be kept? Give --keep DAYS or storage.keep_days.")
     path = database_path(db, config)
-    unknown: dict[str, str] = {}
+    not_loaded: dict[str, str] = {}
 
-    def reach(run_id: str) -> RunLookback | None:
+    def lookback(run_id: str) -> RunLookback | None:
         try:
             return estimated_lookback(path, run_id)
         except (TracepaperError, ValueError) as error:
-            unknown[run_id] = " ".join(str(error).split())
+            not_loaded[run_id] = " ".join(str(error).split())
             return None
 
     if not hole and storage.ship_to is None:
         reject_unshipped(path)
-    follow = ship_before_prune(path, None if hole else storage.ship_to)
+    ship_prune = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
-    prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)
-    follow()
-    for run_id, why in unknown.items():
+    prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=lookback)
+    ship_prune()
+    for run_id, reason in not_loaded.items():
         say(
             f"Warning: how far run {run_id} looks back was derived from its record alone, since "
-            f"its strategy or model cannot be loaded here: {why}",
+            f"its strategy or model cannot be loaded here: {reason}",
             err=True,
         )
-    held = count_of(days, "day")
-    kept = f" (every bar is of the {held} kept, or looked back on by their first decision)"
+    kept_days = count_of(days, "day")
+    note = f" (every bar is of the {kept_days} kept, or looked back on by their first decision)"
     lines = [
         f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped"
-        f"{'' if pruning.steps else kept}; the chain holds from step {pruning.until_sequence + 1}."
+        f"{'' if pruning.steps else note}; the chain holds from step {pruning.until_sequence + 1}."
         for pruning in prunings
     ]
     lines.append(f"{path} now takes {size_on_disk(path):,} bytes.")

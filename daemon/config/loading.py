@@ -1,8 +1,7 @@
-"""``Config``: frozen and checked, from TOML, environment and overrides; its documented text.
+"""Load the validated, frozen ``Config`` from TOML, environment and overrides, and write it.
 
-Later wins: defaults, what the data say, the file, ``TRACEPAPER_SECTION__KEY``, the command
-line. Whatever cannot be used is refused by ``ConfigInvalid`` with one sentence that names where
-it stands and what is allowed.
+Later sources win: defaults, the data, the file, ``TRACEPAPER_SECTION__KEY``, the command line. An
+invalid value raises ``ConfigInvalid`` with one sentence that names its source and what is allowed.
 
 The rules are docs/configuration.md, C3 to C6.
 """
@@ -79,7 +78,7 @@ Origins = dict[tuple[str, str], str]
 
 
 class Config(BaseModel):
-    """Everything that can be configured. Constructing it reads nothing but its arguments."""
+    """The complete configuration. Constructing it reads no file and no environment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -108,11 +107,11 @@ class Config(BaseModel):
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the configuration file, where [model] names files."""
+        """The folder of the configuration file, to which other files are relative, if needed."""
         return self._folder
 
     def in_folder(self, folder: Path) -> Config:
-        """Return a copy whose ``folder`` is *folder*, as if it had been read from a file there."""
+        """Return a copy whose ``folder`` is *folder*, as if read from a file there."""
         copy = self.model_copy()
         copy._folder = folder  # noqa: SLF001 - its own class
         return copy
@@ -132,18 +131,18 @@ class Config(BaseModel):
         return tables
 
     def canonical_json(self) -> str:
-        """Return the whole configuration as JSON that is equal for equal configurations."""
+        """Return the configuration as JSON; equal configurations give equal text."""
         return _json(self.settings())
 
     def sha256(self) -> str:
-        """Return the hash of the sections that decide a run."""
+        """Return the hash of the keys on which a run's decisions depend."""
         tables = self.settings()
         decides = {name: table for name, table in tables.items() if name in DECIDES}
-        # Wall time is compared with market time at this scale, so it decides as well.
+        # Wall time is compared with market time at this scale.
         decides["exchange"] = {"time_scale": tables["exchange"]["time_scale"]}
-        # The time of the next training decides no bar: each change of a model is an event.
+        # The schedule of retraining is excluded: each change of a model is a recorded event.
         del decides["model"]["retrain"]
-        del decides["market"]["record_events"]  # what is recorded beside decides nothing
+        del decides["market"]["record_events"]
         return hashlib.sha256(_json(decides).encode()).hexdigest()
 
 
@@ -161,7 +160,7 @@ NOTHING: Final[Sections] = MappingProxyType({})
 
 
 class WithSettings(NamedTuple):
-    """A configuration file, else the default one, and the keys that ``--set`` lays over it."""
+    """A configuration file, by default the default one, and the keys that ``--set`` overrides."""
 
     file: Path | None
     settings: Sections
@@ -171,7 +170,7 @@ Given = Path | Sections | WithSettings | None
 
 
 def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
-    """Return *file* with each ``section.key=value`` of *texts* over it and over the environment."""
+    """Return *file* with overrides ``section.key=value``, which win over the environment too."""
     settings = settings_of(texts)
     return WithSettings(file, settings) if settings else file
 
@@ -179,8 +178,8 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
 def settings_of(texts: Sequence[str] | None) -> Tables:
     """Return the keys that each ``section.key=value`` of *texts* sets, by section.
 
-    A value is text, as in an environment variable: names with commas between, tables as JSON.
-    Raises ``ConfigInvalid`` for a text of another form, an unknown key, and a key given twice.
+    A value is text as in an environment variable: lists separated by commas, tables as JSON. Raises
+    ``ConfigInvalid`` for a text of another form and for a key given twice.
     """
     settings: Tables = {}
     for text in texts or ():
@@ -205,7 +204,7 @@ ELSEWHERE: Final = {
     **dict.fromkeys(("commission", "fee", "fees"), "write [execution] taker_fee and maker_fee"),
     **dict.fromkeys(("timeframe", "period"), "write [market] interval, such as '5' minutes"),
 }
-"""Keys of other programs, without underscores, and the place of their meaning here."""
+"""Keys of other programs, without underscores, and the advice which key to write instead."""
 
 
 def load(
@@ -215,14 +214,13 @@ def load(
     data: Sections = NOTHING,
     caller: str = COMMAND_LINE,
 ) -> Config:
-    """Read the configuration; raise ``ConfigInvalid`` where it cannot be used.
+    """Load the configuration; raise ``ConfigInvalid`` if it is invalid.
 
-    *given* is a file, by default ``tracepaper.toml`` in the working directory where there is
-    one, or sections and their keys: these stand in place of a file, and over the environment. It
-    may be a file ``with_settings``, which lie over the environment.
-    *overrides* maps a section to its keys in the same way and wins over everything; *data* has
-    the keys that follow from the data, and wins over the defaults alone. An error names the source
-    of *overrides* as *caller*.
+    *given* is a file, a file ``with_settings``, or a mapping of sections to keys. By default it is
+    ``tracepaper.toml`` in the working directory, if it exists. A mapping replaces the file; it and
+    settings win over the environment. *overrides* maps sections to keys and wins over everything.
+    *data* has keys derived from the data, and wins over the defaults alone. An error names
+    *overrides* as *caller*.
     """
     return load_with_origins(given, overrides, data=data, caller=caller)[0]
 
@@ -234,13 +232,13 @@ def load_with_origins(
     data: Sections = NOTHING,
     caller: str = COMMAND_LINE,
 ) -> tuple[Config, Origins]:
-    """Read the configuration as ``load`` does; return the source of each key too."""
+    """Load the configuration as ``load`` does; return the source of each key too."""
     settings = NOTHING
     if isinstance(given, WithSettings):
         given, settings = given
     default = Path(DEFAULT_FILE)
     if given is None and (default.exists() or default.is_symlink()):
-        given = default  # also where it is no file: that is refused, and no default traded
+        given = default  # a broken link or a folder too: an error, not silent defaults
     sources: list[tuple[str, Sections]] = []
     if isinstance(given, Path):
         sources.append((str(given), _read_toml(given)))
@@ -250,28 +248,28 @@ def load_with_origins(
     sources += [(SET, settings), (caller, overrides)]
     _reject_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
-    _reject_uncounted(sources, config, origins)
+    _reject_unread(sources, config, origins)
     config = _with_model_defaults(config, origins)
-    # Checked here and not by the sections: a stored run that says so is still read.
-    if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
+    # Checked here and not by the sections, so that a stored run with both can be read.
+    if config.strategies.named and (single := [key for key in origins if key[0] == "strategy"]):
         raise ConfigInvalid(
-            f"{origins[both[0]]} gives [strategy], and [strategies] names several; leave one out."
+            f"{origins[single[0]]} gives [strategy], and [strategies] names several; leave one out."
         )
     if isinstance(given, Path) and custom_classes(config):
         folder = str(given.resolve().parent)
-        if folder not in sys.path:  # last: it must not hide a package of the same name
+        if folder not in sys.path:  # at the end, so that it hides no package of the same name
             sys.path.append(folder)
-    market = config.market
-    lists = (market.universe is not None and market.universe.file) or market.record_events
-    if isinstance(given, Path) and (config.model.files or config.model.covariates or lists):
+    market, model = config.market, config.model
+    market_file = (market.universe is not None and market.universe.file) or market.record_events
+    if isinstance(given, Path) and (model.files or model.covariates or market_file):
         config = config.in_folder(given.resolve().parent)
     return config, origins
 
 
 def _with_model_defaults(config: Config, origins: Origins) -> Config:
-    """Set the default checkpoint of this interval, and the horizon of its card.
+    """Set the default checkpoint of the interval, and gate.horizon from the checkpoint's card.
 
-    A checkpoint that cannot be read is refused where it is loaded.
+    A checkpoint that cannot be read is ignored here and rejected when it is loaded.
     """
     if config.model.custom_class or not config.model.is_given:
         return config
@@ -297,7 +295,7 @@ def _with_model_defaults(config: Config, origins: Origins) -> Config:
 
 
 def custom_classes(config: Config) -> tuple[str, ...]:
-    """Return the names of the user's own classes and functions that *config* names."""
+    """Return the names of the user's classes and functions in *config*."""
     several = [strategy.name for strategy in config.strategies.named.values()]
     chosen = several or [config.strategy.name]
     named = (*chosen, config.model.custom_class, config.features.custom_schema or "")
@@ -305,9 +303,9 @@ def custom_classes(config: Config) -> tuple[str, ...]:
 
 
 def restore(text: str, settings: Sections = NOTHING) -> Config:
-    """Return the configuration that ``canonical_json`` wrote, as a run keeps it.
+    """Return a run's stored configuration, written by ``canonical_json``.
 
-    The keys of *settings* lie over it, as ``--set`` gives them.
+    The keys of *settings*, from ``--set``, override it.
     """
     try:
         tables = json.loads(text)
@@ -315,7 +313,7 @@ def restore(text: str, settings: Sections = NOTHING) -> Config:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
     stored = "the stored configuration"
     config, origins = _merge([(stored, tables), (SET, settings)], stored)
-    _reject_uncounted([(SET, settings)], config, origins)
+    _reject_unread([(SET, settings)], config, origins)
     return config
 
 
@@ -332,14 +330,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{path} is not UTF-8 text; save it as UTF-8.") from None
-    except (ValueError, RecursionError) as error:  # also more digits than a number may have
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits
         raise ConfigInvalid(f"{path} is not TOML: {error}; correct that line.") from None
 
 
 def _environment() -> dict[str, Any]:
-    """Read the variables ``TRACEPAPER_SECTION__KEY``; refuse a section that does not exist.
+    """Read the variables ``TRACEPAPER_SECTION__KEY``; reject a section that does not exist.
 
-    A variable without a text is none. One of a whole table wins over those of its keys.
+    An empty variable is ignored. A variable for a whole table wins over those for its keys.
     """
     tables: dict[str, Any] = {}
     for name in sorted(os.environ, key=lambda name: -name.count("__")):
@@ -360,7 +358,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Origins]:
-    """Lay the sources over one another, check the result, and name the source of a fault.
+    """Merge the sources, the last winning, and validate the result; an error names its source.
 
     An error that no single key causes names *file*.
     """
@@ -387,28 +385,28 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
 
 
 def _reject_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
-    """Refuse what carries a secret, before an error of its section shows the value.
+    """Reject values that carry a secret, before a validation error could print them.
 
-    A stored run that has one is still read.
+    A stored run that has one can still be read.
     """
     for origin, tables in sources:
         for section, key, fault in faults_of_secrets(tables):
             raise ConfigInvalid(f"{_origin_of(origin, section, key)}: [{section}] {key} {fault}.")
 
 
-def _reject_uncounted(
+def _reject_unread(
     sources: Sequence[tuple[str, Sections]], config: Config, origins: Origins
 ) -> None:
-    """Refuse a key of [sizing] that its mode does not read, and of [strategy] alike by its name.
+    """Reject a key of [sizing] that its mode does not read, and a key of [strategy] by its name.
 
-    It may count with the choice of its source or with one of the run: a choice that a later source
-    sets lays aside what goes with the one before it. A file may hold every key, as ``config init``
-    writes it: a default is refused by --set alone.
+    A key is accepted if the choice (mode or name) of its own source or of the run reads it, since a
+    later source may change the choice. A file may hold every key, as ``config init`` writes it, so
+    a default value is rejected from --set alone.
     """
     members = config.strategies.named
     for name, (by, readers) in CHOSEN_BY.items():
         section = getattr(config, name)
-        of_run = {getattr(section, by), *(each.sizing.get(by) for each in members.values())}
+        run_choices = {getattr(section, by), *(each.sizing.get(by) for each in members.values())}
         choice = SECTIONS[name].model_fields[by].default
         for origin, tables in sources:
             table = tables.get(name, {})
@@ -416,23 +414,23 @@ def _reject_uncounted(
             for key in table:
                 is_last = origins[name, key] == _origin_of(origin, name, key)
                 is_given = origin == SET or _is_changed(section, key)
-                if is_last and is_given and not is_read(readers, key, {choice, *of_run}):
-                    raise _uncounted(f"{origins[name, key]}: [{name}]", key, section)
+                if is_last and is_given and not is_read(readers, key, {choice, *run_choices}):
+                    raise _unread(f"{origins[name, key]}: [{name}]", key, section)
     given = {name for _, tables in sources for name in tables.get("strategies", {})}
     for name in sorted(given & members.keys()):
         member = members[name]
         for key in STRATEGIES_OF:
             if _is_changed(member, key) and not is_read(STRATEGIES_OF, key, {member.name}):
-                raise _uncounted(f"{origins['strategies', name]}: [strategies.{name}]", key, member)
+                raise _unread(f"{origins['strategies', name]}: [strategies.{name}]", key, member)
 
 
 def _is_changed(section: Section, key: str) -> bool:
-    """Return whether *key* has not its default; a run fills in that of a trend's windows."""
+    """Return whether *key* differs from its default, or from the windows that a run fills in."""
     default = type(section).model_fields[key].get_default(call_default_factory=True)
     return getattr(section, key) not in (default, TREND_WINDOWS)
 
 
-def _uncounted(where: str, key: str, section: Section) -> ConfigInvalid:
+def _unread(where: str, key: str, section: Section) -> ConfigInvalid:
     by, readers = CHOSEN_BY["strategy" if isinstance(section, StrategySection) else "sizing"]
     return ConfigInvalid(
         f"{where} {key} counts with {by} {', '.join(readers[key])} alone, and {by} is "
@@ -441,14 +439,14 @@ def _uncounted(where: str, key: str, section: Section) -> ConfigInvalid:
 
 
 def _origin_of(origin: str, section: str, key: str) -> str:
-    """Return the source of a key: of the environment, the variable."""
+    """Return the source of a key; for the environment, the variable's name."""
     return f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
 
 
 def _convert_horizon(merged: Tables, origins: Origins) -> None:
     """Convert a gate.horizon that is a time into bars of the interval.
 
-    The sections refuse an interval that does not exist.
+    An unknown interval is left to the validation of [market].
     """
     horizon = merged.get("gate", {}).get("horizon")
     if not isinstance(horizon, str) or time_of(horizon) is None:
@@ -467,14 +465,13 @@ def _convert_horizon(merged: Tables, origins: Origins) -> None:
 
 def _unknown_section(origin: str, section: str) -> str:
     """Return the error for a section that does not exist, or a key outside its section."""
-    having = _sections_having(section)
-    if having:
-        return f"{origin}: {section} stands outside its section; put it below [{having[0]}]."
+    if owners := _sections_with(section):
+        return f"{origin}: {section} stands outside its section; put it below [{owners[0]}]."
     return f"{origin}: there is no section [{section}]{_nearest(section, SECTIONS)}; correct it."
 
 
 def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
-    """Return the first fault as one sentence: its place, its cause and what is allowed."""
+    """Return the first error as one sentence: its place, its cause and what is allowed."""
     first = error.errors()[0]
     section, *keys = map(str, first["loc"])
     key = keys[0] if keys else ""
@@ -485,17 +482,17 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     within = table_of(table.annotation) if table is not None else None
     within = StrategyShare if section == "strategies" else within
     if keys[1:] and within is not None:
-        # A table within its section, as [model.explanation] and those of [strategies] are.
+        # A table inside a section, such as [model.explanation] or [strategies.NAME].
         section, key, model = f"{section}.{key}", keys[1], within
         suggested = _nearest(key, model.model_fields)
     else:
         model, suggested = SECTIONS[section], _suggest_place(section, key)
     if first["type"] == "extra_forbidden":
-        if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
-            return f"{origin}: [{section}] has no key {key!r}: {where}."
-        whole, dot, option = key.partition(".")
-        if dot and whole in model.model_fields:
-            suggested = f'; {section}.{whole} is set whole: give it as JSON, {{"{option}": …}}'
+        if (advice := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
+            return f"{origin}: [{section}] has no key {key!r}: {advice}."
+        name, dot, option = key.partition(".")
+        if dot and name in model.model_fields:
+            suggested = f'; {section}.{name} is set whole: give it as JSON, {{"{option}": …}}'
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ")
     if not key:
@@ -511,12 +508,12 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
 
 
 def _suggest_place(section: str, key: str) -> str:
-    """Name the section that has exactly this key, else the nearest key of this one."""
-    having = _sections_having(key)
-    return f", but [{having[0]}] has" if having else _nearest(key, SECTIONS[section].model_fields)
+    """Name a section that has exactly this key, else the nearest key of *section*."""
+    owners = _sections_with(key)
+    return f", but [{owners[0]}] has" if owners else _nearest(key, SECTIONS[section].model_fields)
 
 
-def _sections_having(key: str) -> list[str]:
+def _sections_with(key: str) -> list[str]:
     return [name for name, model in SECTIONS.items() if key in model.model_fields]
 
 
@@ -546,7 +543,7 @@ HEADER: Final = f"""\
 
 
 def render(config: Config) -> str:
-    """Return *config* as TOML, without comments and without keys that are absent."""
+    """Return *config* as TOML, without comments and without absent keys."""
     sections = (
         f"[{name}]\n"
         + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
@@ -571,7 +568,7 @@ def _example_section(name: str, model: type[BaseModel]) -> str:
 
 
 def _default_or_example(key: str, field: FieldInfo) -> str:
-    """Return the default of *field* as TOML; where there is none, its example."""
+    """Return the default of *field* as TOML; without a default, its example."""
     default = canonical(field.get_default(call_default_factory=True))
     if default is None:
         assert field.examples, f"{key} is absent by default: give its field an example"
@@ -580,7 +577,7 @@ def _default_or_example(key: str, field: FieldInfo) -> str:
 
 
 def _toml(value: object) -> str:
-    """Write one value; JSON and TOML agree on all but tables."""
+    """Return *value* as TOML, which differs from JSON only in tables."""
     match value:
         case dict():
             present = {name: item for name, item in value.items() if item is not None}
@@ -593,7 +590,7 @@ def _toml(value: object) -> str:
 
 
 def _further_limits(field: FieldInfo, text: str) -> str:
-    """Return the limits that the description *text* leaves out."""
+    """Return the limits of *field* that the description *text* does not mention."""
     words = allowed(field.annotation, field.metadata)
     for start in (" from ", " above ", "one of "):
         _, separator, rest = words.partition(start)

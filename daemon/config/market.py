@@ -27,7 +27,7 @@ _TIME_OF_DAY: Final = re.compile(r"^([01]\d|2[0-3]):[0-5]\d$")
 
 
 class UniverseRule(Section):
-    """Which symbols of a run may open positions: chosen at its start and at stated times."""
+    """The rule that selects the symbols that may open positions, at the start and at set times."""
 
     top: Annotated[int, Field(ge=1, le=SYMBOLS_MAX)]
     """Most symbols that may open positions, the first by the measure."""
@@ -116,12 +116,12 @@ class MarketSection(Section):
 
     @property
     def closes_together(self) -> bool:
-        """Whether the bars of one close are dealt with together."""
+        """Whether the bars of one close are processed together."""
         return len(self.symbols) > 1 and self.gather_ms > 0
 
     @property
     def interval_ms(self) -> int:
-        """The interval in milliseconds; that of a month is a name."""
+        """The interval in milliseconds; for a month, the constant ``MONTH_MS`` stands for it."""
         return INTERVALS[self.interval]
 
     @field_validator("symbols")
@@ -140,7 +140,7 @@ class MarketSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _asset_and_category(cls, table: object) -> object:
-        """Take asset or category from the other where only one of them says stock."""
+        """If only one of asset and category is stock, set the other one too."""
         if isinstance(table, dict):
             if table.get("asset") == STOCK and table.get("category") is None:
                 return {**table, "category": STOCK}

@@ -16,16 +16,16 @@ from tracepaper.daemon.config.values import Duration, Section, json_object, seve
 NoticeKind = Literal[
     "fills", "stops", "limits", "halt", "feed", "late", "parity", "refusals", "daily"
 ]
-"""What a notice is about."""
+"""The kinds of notices."""
 KINDS: Final[tuple[NoticeKind, ...]] = get_args(NoticeKind)
 COMMON: Final = ("time", "run", "strategy")
-"""Fields that every notice has beside those of its kind."""
+"""Fields that every notice has in addition to those of its kind."""
 ADDRESSES_MOST: Final = 20
 TEMPLATE_MOST: Final = 1_000
 
 
 class NoticeTemplate(NamedTuple):
-    """The template of a kind, and the fields that it may name."""
+    """The default template of a kind, and the fields that a template may use."""
 
     template: str
     fields: tuple[str, ...]
@@ -129,7 +129,7 @@ class NotifySection(Section):
 
 
 def _check_fields(template: str, fields: tuple[str, ...]) -> None:
-    """Refuse a template that names another field, or asks for more than its text."""
+    """Reject a template with an unknown field, a format or a conversion."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError:

@@ -1,6 +1,6 @@
-"""Secrets: references to where one is, and the search for one that stands in a configuration.
+"""Secrets: references to them, and the search for secrets written into a configuration.
 
-A run stores its configuration, so a secret may not stand in it. A key that needs one names an
+A run stores its configuration, so it may not contain a secret. A key that needs one names an
 environment variable, ``env:NAME``, or a credentials file, ``credential:NAME``, which is
 ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential). The rule is docs/configuration.md, C9.
 """
@@ -20,9 +20,9 @@ from tracepaper.storage.fleet.server import AddressHasSecret, server_address
 from tracepaper.strategies.errors import ConfigInvalid
 
 CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
-"""The variable by which systemd names the folder of a service's credentials."""
+"""The variable in which systemd passes the folder of a service's credentials."""
 FILE_LABEL: Final = "database"
-"""The label of the token that lies beside the database."""
+"""The label of the token in the file beside the database."""
 REFERENCE: Final = re.compile(
     r"env:(?P<variable>[A-Za-z_][A-Za-z0-9_]{0,99})|credential:(?P<file>\w[\w.@-]{0,99})", re.ASCII
 )
@@ -48,14 +48,14 @@ _TRANSPORTS: Final = frozenset(
 _PLAIN: Final = frozenset(
     {"json", "jsons", "xml", "xmls", "form", "forms", "mailto", "mailtos", "syslog"}
 )
-"""The schemes of Apprise's whose addresses carry no secret of their own."""
+"""Apprise's schemes whose addresses contain no secret by design."""
 _PLAIN_QUERY: Final = frozenset(
     {"to", "from", "cc", "bcc", "name", "smtp", "mode", "format", "method", "verify", "cto", "rto"}
 )
 _SCHEME: Final = re.compile(r"\b([a-z][a-z0-9+.-]{1,30})://", re.IGNORECASE)
 _USER: Final = re.compile(r"\b[a-z][a-z0-9+.-]{1,30}://[^/?#\s]*@", re.IGNORECASE)
 _TOKENS: Final = re.compile(
-    r"\b\d{6,12}:[\w-]{30,}"  # Telegram's bots
+    r"\b\d{6,12}:[\w-]{30,}"  # a Telegram bot's token
     r"|\b(gh[pousr]_|github_pat_|glpat-|npm_|pypi-|xox[abeprs]-|[spr]k[-_]|AKIA|ASIA|SG\.)[\w.-]{12,}"
     r"|\beyJ[\w-]{8,}\.eyJ"  # a JSON web token
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -68,14 +68,14 @@ _NAME: Final = re.compile(
     re.IGNORECASE,
 )
 TOKENS: Final = ("http", "tokens")
-"""The one key that may hold secrets: what a run stores of its configuration lacks it."""
+"""The only key that may hold secrets; runs do not store it."""
 TOKEN_LEAST: Final = 12
-"""Characters of a token."""
+"""Fewest characters of a token."""
 _LABEL: Final = re.compile(r"[\w.-]{1,40}")
 
 
 def labelled_tokens(tokens: dict[str, str]) -> dict[str, str]:
-    """Refuse labels that cannot be told apart in a record, and tokens that can be guessed."""
+    """Return *tokens*; raise ``ValueError`` for an invalid label, and for weak or equal tokens."""
     for label, token in tokens.items():
         if not _LABEL.fullmatch(label) or label == FILE_LABEL:
             raise ValueError(
@@ -89,7 +89,7 @@ def labelled_tokens(tokens: dict[str, str]) -> dict[str, str]:
 
 
 def check_token(token: str) -> None:
-    """Raise ``ValueError`` where *token* is too short, or cannot be sent in a header."""
+    """Raise ``ValueError`` if *token* is too short, or cannot be sent in a header."""
     if len(token) < TOKEN_LEAST or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(f"write a token of at least {TOKEN_LEAST} ASCII characters without spaces")
 
@@ -98,14 +98,14 @@ _TOKEN_LIKE: Final = re.compile(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}", re.
 
 
 def is_reference(text: str) -> bool:
-    """Return whether *text* names a secret's place, as ``env:NAME`` or ``credential:NAME``."""
+    """Return whether *text* refers to a secret, as ``env:NAME`` or ``credential:NAME``."""
     return REFERENCE.fullmatch(text) is not None
 
 
 def read_secret(reference: str, environment: Mapping[str, str]) -> str:
-    """Return the text at the place that *reference* names, without surrounding spaces.
+    """Return the secret that *reference* names, without surrounding spaces.
 
-    Raises ``ConfigInvalid``, with no part of the text, where there is none.
+    Raises ``ConfigInvalid`` if it cannot be read; the message contains no part of a secret.
     """
     parts = REFERENCE.fullmatch(reference)
     assert parts is not None, "the configuration has checked it"
@@ -136,7 +136,7 @@ def read_secret(reference: str, environment: Mapping[str, str]) -> str:
 
 
 def secret_in(text: str) -> str:
-    """Return in words what secret *text* seems to carry; empty where it carries none."""
+    """Describe the kind of secret that *text* seems to contain; return "" if it contains none."""
     if _USER.search(text):
         return "an address with a user"
     for scheme in _SCHEME.finditer(text):
@@ -151,7 +151,7 @@ def secret_in(text: str) -> str:
 
 
 def secret_in_address(text: str) -> str:
-    """Return why *text*, an address for notices, may carry a secret; empty where it cannot."""
+    """Describe why the address *text* of notices may contain a secret; return "" if it cannot."""
     fault = secret_in(text)
     if fault or is_reference(text):
         return fault
@@ -169,10 +169,10 @@ def secret_in_address(text: str) -> str:
 
 
 def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
-    """Yield section, key and fault of each text in *tables* that carries a secret.
+    """Yield the section, key and error of each value in *tables* that contains a secret.
 
-    *tables* maps sections to their keys; what has another form is left to its own check. A fault
-    says what is there and where it belongs, and nothing of the text.
+    *tables* maps sections to keys; values of another form are left to validation. An error names
+    the kind of secret and where to put it, but contains no part of it.
     """
     for section, table in tables.items() if isinstance(tables, Mapping) else ():
         for key, value in table.items() if isinstance(table, Mapping) else ():
@@ -185,14 +185,14 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
             else:
                 secret = _secret_of(str(key), value)
             if secret:
-                of = ("strategy", "options") if section == "strategies" else (section, key)
-                advice = _ADVICE.get(of, "take it out")
+                owner = ("strategy", "options") if section == "strategies" else (section, key)
+                advice = _ADVICE.get(owner, "take it out")
                 fault = f"has {secret}, and a run stores its configuration; {advice}"
                 yield str(section), str(key), fault
 
 
 def _fault_of_server(value: object) -> str:
-    """Name what is wrong with the address of a fleet's server, without showing it."""
+    """Describe what is wrong with the address of a fleet's server, without the address."""
     if value is None or value == "":
         return ""
     try:
@@ -205,8 +205,8 @@ def _fault_of_server(value: object) -> str:
 
 
 def without(text: str, secret: str) -> str:
-    """Return *text* without any part of an address that is a *secret*, such as a quoted token."""
-    parts = {part for each in (secret, unquote(secret)) for part in re.split(r"[^\w-]+", each)}
+    """Return *text* with every part of the secret address replaced by an ellipsis."""
+    parts = {part for form in (secret, unquote(secret)) for part in re.split(r"[^\w-]+", form)}
     for part in sorted(parts, key=len, reverse=True):
         if len(part) >= 4:
             text = text.replace(part, "…")
@@ -214,7 +214,7 @@ def without(text: str, secret: str) -> str:
 
 
 def _secret_of(name: str, value: object) -> str:
-    """Name the kind of secret in the *value* of a key called *name*, or in a table there."""
+    """Describe the kind of secret in the *value* of a key *name*, or in tables and lists in it."""
     match value:
         case str():
             if secret := secret_in(value):
@@ -233,13 +233,13 @@ def _secret_of(name: str, value: object) -> str:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """Return whether a key called *name* says that its *value* is a secret, which it names not."""
-    is_named = bool(_NAME.search(name)) or (name.lower() == "token" and len(value) >= 16)
-    return is_named and bool(value) and not is_reference(value)
+    """Return whether a key *name* declares its *value* a secret, and the value is no reference."""
+    is_declared = bool(_NAME.search(name)) or (name.lower() == "token" and len(value) >= 16)
+    return is_declared and bool(value) and not is_reference(value)
 
 
 def _from_json(text: str) -> object:
-    """Return the table that an environment variable has as JSON; None where it is another text."""
+    """Parse *text* as a JSON object; return None for other text."""
     try:
         return json.loads(text) if text.lstrip().startswith("{") else None
     except (json.JSONDecodeError, RecursionError):

@@ -1,8 +1,8 @@
 """The sections of the configuration: every key with type, range, default and meaning.
 
-A field is all that a key takes: its name in the file, its type and range, its default (and an
-example where it is absent by default), and below it the docstring that documents it. The
-environment, ``config check``, ``config init`` and ``deploy/config.example.toml`` follow from it.
+A field defines a key completely: its name in the file, its type and range, its default (or an
+example if it is absent by default), and the docstring below it. The environment variables,
+``config check``, ``config init`` and ``deploy/config.example.toml`` are derived from it.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class ModelSection(ModelClass):
 
     @property
     def measured(self) -> ExplanationSection:
-        """What gates measure: the explanation, beside relevance a rollout."""
+        """The explanation that gates measure: a rollout if the method is relevance."""
         update = {"method": "rollout"} if self.by_relevance else {}
         return self.explanation.model_copy(update=update)
 
@@ -246,7 +246,7 @@ class ModelSection(ModelClass):
 
     @property
     def is_given(self) -> bool:
-        """Whether there is a model at all."""
+        """Whether the run has a model."""
         return bool(self.custom_class) or self.checkpoint != NO_MODEL
 
     @field_validator("files")
@@ -316,9 +316,9 @@ class FeaturesSection(FeatureSchemaName):
 
     @property
     def custom_schema(self) -> str | None:
-        """The schema that is named here, if one is."""
-        named: str | None = self.__dict__["schema"]
-        return named
+        """The value of ``schema``; the attribute of that name is pydantic's."""
+        schema: str | None = self.__dict__["schema"]
+        return schema
 
 
 class GateSection(GateThresholds):
@@ -429,7 +429,7 @@ MODES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "volatility": ("volatility",),
     "lookback": ("volatility",),
 }  # fmt: skip
-"""Keys of [sizing] that count in some modes alone."""
+"""Keys of [sizing] that only some modes read."""
 CUSTOM: Final = "module:Class"
 STRATEGIES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "fast": ("sma_cross",),
@@ -441,15 +441,15 @@ STRATEGIES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "trend_risk_aversion": (TREND,),
     "options": (*TOGETHER, ORDERBOOK, CUSTOM),
 }
-"""Keys of [strategy] that some strategies alone read."""
+"""Keys of [strategy] that only some strategies read."""
 CHOSEN_BY: Final = {"sizing": ("mode", MODES_OF), "strategy": ("name", STRATEGIES_OF)}
-"""By section the key that says which others count, and what each of them counts with."""
+"""By section: the key that chooses which other keys are read, and the choices that read each."""
 
 
 def is_read(
     readers: Mapping[str, tuple[str, ...]], key: str, choices: Collection[str | None]
 ) -> bool:
-    """Return whether one of *choices*, modes or names of strategies, reads *key*."""
+    """Return whether one of *choices* (sizing modes or strategy names) reads *key*."""
     kinds = {CUSTOM if ":" in choice else choice for choice in choices if choice is not None}
     return not kinds.isdisjoint(readers.get(key, kinds))
 

@@ -38,7 +38,7 @@ _OWN: Final[dict[str, type[Section]]] = {
     "sizing": SizingSection,
     "exits": ExitsSection,
 }
-"""The sections of which a strategy may have keys of its own."""
+"""The sections whose keys each strategy may override."""
 
 Overrides = Annotated[dict[str, Any], BeforeValidator(json_object)]
 
@@ -76,7 +76,7 @@ class StrategiesSection(Section):
     """Several strategies on one account, each a table [strategies.NAME], in place of [strategy]."""
 
     model_config = ConfigDict(extra="allow")
-    # As Pydantic has extra keys typed; its own declaration is of any.
+    # The type of extra keys; pydantic declares them as Any.
     __pydantic_extra__: dict[str, StrategyShare] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     reset: Literal["never", "day", "week", "month"] = "never"
@@ -85,25 +85,25 @@ class StrategiesSection(Section):
 
     @property
     def named(self) -> dict[str, StrategyShare]:
-        """The strategies by name, in the order of their names."""
+        """The strategies by name, sorted."""
         return dict(sorted((self.__pydantic_extra__ or {}).items()))
 
     @model_validator(mode="before")
     @classmethod
     def _tables(cls, value: object) -> object:
-        """Read each strategy from JSON, as an environment variable or ``--set`` has it."""
+        """Parse each strategy given as JSON by an environment variable or ``--set``."""
         if not isinstance(value, dict):
             return value
-        read = {}
+        tables = {}
         for name, table in value.items():
-            given = json_object(table) if name != "reset" else table
+            parsed = json_object(table) if name != "reset" else table
             if name != "reset":
-                if not isinstance(given, dict):
-                    whole, _, key = name.partition(".")
+                if not isinstance(parsed, dict):
+                    strategy, _, key = name.partition(".")
                     if key:
                         raise ValueError(
-                            f"[strategies.{whole}] is set as a whole: write {key} into the file, "
-                            f"or give --set strategies.{whole}= the table as JSON"
+                            f"[strategies.{strategy}] is set as a whole: write {key} into the "
+                            f"file, or give --set strategies.{strategy}= the table as JSON"
                         )
                     raise ValueError(
                         f"[strategies] {name} is no key; write a strategy as [strategies.{name}]"
@@ -114,13 +114,13 @@ class StrategiesSection(Section):
                         "letters, digits and underscores, at most 31, and no name of a shadow "
                         "account"
                     )
-                if "share" not in given:
+                if "share" not in parsed:
                     raise ValueError(
                         f"[strategies.{name}] needs a share of the equity; write share, such as "
                         '"0.5"'
                     )
-            read[name] = given
-        return read
+            tables[name] = parsed
+        return tables
 
     @model_validator(mode="after")
     def _shares(self) -> StrategiesSection:
@@ -153,40 +153,40 @@ def members_of(config: Config) -> dict[str, Config]:
 
 
 def account_of(config: Config) -> Config:
-    """Return *config* as the account trades by it: sizes and exits are those of its strategies.
+    """Return the account's configuration, without the sizes and exits of several strategies.
 
-    Where one strategy trades it is *config*.
+    With a single strategy it is *config*.
     """
     if not config.strategies.named:
         return config
-    changed = {
+    update = {
         "sizing": SizingSection(),
         "exits": ExitsSection(),
         "strategies": StrategiesSection(),
     }
-    return config.model_copy(update=changed)
+    return config.model_copy(update=update)
 
 
 def _member(config: Config, name: str) -> Config:
     strategy = config.strategies.named[name]
     keys = {key: getattr(strategy, key) for key in StrategySection.model_fields}
-    changed: dict[str, object] = {
+    update: dict[str, object] = {
         "strategy": StrategySection.model_construct(**keys),
         "strategies": StrategiesSection(),
         "risk": type(config.risk)(),
     }
     tables: Mapping[str, Mapping[str, Any]]
     tables = {"gate": strategy.gate, "sizing": strategy.sizing, "exits": strategy.exits}
-    for table, given in tables.items():
-        if given:
+    for table, overrides in tables.items():
+        if overrides:
             section = getattr(config, table)
-            written = section.model_dump(include=section.model_fields_set)
-            changed[table] = type(section).model_validate({**written, **given})
-    return config.model_copy(update=changed)
+            shared = section.model_dump(include=section.model_fields_set)
+            update[table] = type(section).model_validate({**shared, **overrides})
+    return config.model_copy(update=update)
 
 
 def with_members(config: Config, changed: Mapping[str, Config]) -> Config:
-    """Return *config* with the [strategy] of each member as it was *changed*."""
+    """Return *config* with each strategy's keys of [strategy] taken from *changed*."""
     named = {
         name: strategy.model_copy(
             update={
@@ -201,7 +201,7 @@ def with_members(config: Config, changed: Mapping[str, Config]) -> Config:
 
 
 def each_changed(config: Config, change: Callable[[Config], Config]) -> Config:
-    """Return *config* with the [strategy] of each of several as *change* makes it."""
+    """Return *config* with *change* applied to each of several strategies' [strategy]."""
     changed = {name: change(member) for name, member in members_of(config).items()}
     return with_members(config, changed) if changed else config
 

@@ -67,9 +67,9 @@ from tracepaper.strategies.units import (
 )
 
 CASH_MAX: Final = MONEY_MAX // 2
-"""Of an account at its start, which leaves room for its profit."""
+"""Most initial cash, which leaves room for profit."""
 NOTIONAL_MAX: Final = MONEY_MAX // 4
-"""Of one order: prices may still rise."""
+"""Most notional of one order, which leaves room for rising prices."""
 DIGITS_MAX: Final = 40
 QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
 SYMBOLS_MAX: Final = 200
@@ -80,7 +80,7 @@ PERCENT_MOST: Final = 100_000
 INTERVAL: Final = re.compile(r"(?P<count>\d{0,4}) ?(?P<unit>m|min|h|H|d|D|w|W)")
 """A count and a unit; a capital M is a month."""
 MONTHS: Final = frozenset({"M", "1M", "1 M", "mo", "1mo", "month", "1month"})
-"""How people write the interval of a month."""
+"""Accepted names of the interval of a month."""
 
 
 def plain(value: Decimal) -> str:
@@ -92,10 +92,10 @@ def plain(value: Decimal) -> str:
 
 
 def _exact(value: object) -> object:
-    """Read a decimal from text: a binary float has lost the digits that were written."""
+    """Parse a decimal number from text; reject a float, which has lost the written digits."""
     if isinstance(value, float):
         fault = f'write it as text, "{value!r}", for a binary float is not exact'
-        raise ValueError(fault)  # noqa: TRY004 - the library turns only ValueError into its own
+        raise ValueError(fault)  # noqa: TRY004 - pydantic converts only ValueError
     if isinstance(value, str):
         try:
             value = Decimal(value.strip())
@@ -111,14 +111,14 @@ def _exact(value: object) -> object:
 
 
 def _money(value: Decimal) -> Decimal:
-    """Refuse an amount of money that is no whole number of its units."""
+    """Reject an amount of money with more than ``MONEY_DECIMALS`` decimals."""
     if len(plain(value).partition(".")[2]) > MONEY_DECIMALS:
         raise ValueError(f"write at most {MONEY_DECIMALS} decimals")
     return value
 
 
 def _threshold(value: object) -> object:
-    """Read a threshold: a number, ``qX`` for the quantile X of the calibration slice, or auto."""
+    """Parse a threshold: a number, ``qX`` for the quantile X of the calibration slice, or auto."""
     text = repr(value) if isinstance(value, int | float) else value
     text = text.strip() if isinstance(text, str) else ""
     if text == AUTO:
@@ -138,21 +138,21 @@ def _threshold(value: object) -> object:
 
 
 def _bounded(value: Decimal) -> None:
-    """Refuse a number whose digits would fill the memory."""
+    """Reject a number with too many digits, which could fill the memory."""
     if value and (abs(value.adjusted()) > DIGITS_MAX or len(value.as_tuple().digits) > DIGITS_MAX):
         raise ValueError(f"write a number of at most {DIGITS_MAX} digits")
 
 
 def symbol_name(text: str) -> str:
-    """Return *text* as the exchange writes a symbol: ``btcusdt`` and ``BTC/USDT`` are BTCUSDT.
+    """Return the exchange's name of a symbol: ``btcusdt`` and ``BTC/USDT`` become BTCUSDT.
 
-    In ccxt's form the settlement coin of a perpetual follows a colon; the category implies it.
+    The settlement coin of ccxt's form, after a colon, is dropped; the category implies it.
     """
     return text.strip().partition(":")[0].replace("/", "").upper()
 
 
 def symbol_names(value: object) -> object:
-    """Read symbols in any usual form, several of them also from one text with commas."""
+    """Parse symbols in any usual form, from a list or a text separated by commas."""
     value = several(value)
     if isinstance(value, list | tuple):
         return [symbol_name(item) if isinstance(item, str) else item for item in value]
@@ -160,7 +160,7 @@ def symbol_names(value: object) -> object:
 
 
 def interval_name(value: object) -> object:
-    """Return the exchange's name of an interval: ``1h``, ``1d`` and ``1440`` are 60, D and D."""
+    """Return the exchange's name of an interval: ``1h`` is 60, ``1d`` and ``1440`` are D."""
     text = str(value).strip()
     if text.isdecimal():
         return INTERVAL_NAMES.get(int(text) * MINUTE_MS, text)
@@ -174,14 +174,14 @@ def interval_name(value: object) -> object:
 
 
 def several(value: object) -> object:
-    """Read several names from one text with commas between, as an environment variable has it."""
+    """Split a text separated by commas, as an environment variable has it; pass lists through."""
     if isinstance(value, str):
         return [part.strip(" []\"'") for part in value.split(",") if part.strip(" []\"'")]
     return value
 
 
 def json_object(value: object) -> object:
-    """Read a table from an environment variable, where it is a JSON object."""
+    """Parse a table given as a JSON object in an environment variable; pass tables through."""
     if not isinstance(value, str):
         return value
     try:
@@ -191,14 +191,14 @@ def json_object(value: object) -> object:
 
 
 def _duration(value: object) -> object:
-    """Read a length of time such as ``7d``: a count and a unit from minutes to weeks."""
+    """Check a length of time such as ``7d``: a count and a unit from minutes to weeks."""
     if not isinstance(value, str) or not time_of(value):
         raise ValueError('write a time such as "6h" or "7d"')
     return value.strip()
 
 
 def _exit_distance(value: object) -> object:
-    """Read how far from the entry price a position is closed, in one of four units."""
+    """Parse an exit's distance from the entry price, in one of four units."""
     parts = _EXIT_DISTANCE.fullmatch(value.strip()) if isinstance(value, str) else None
     if parts is None or not Decimal(parts["number"]):
         raise ValueError('write "2%" of the entry price, "2 atr", "2 volatility" or "q0.05"')
@@ -209,7 +209,7 @@ def _exit_distance(value: object) -> object:
 
 
 def _minimal_roi(value: object) -> object:
-    """Read the table as freqtrade writes it: minutes or a time, and a fraction or a percentage."""
+    """Parse freqtrade's table of an age (minutes or a time) and a return (fraction or percent)."""
     table = json_object(value)
     if not isinstance(table, dict):
         return table
@@ -235,7 +235,7 @@ def _minimal_roi(value: object) -> object:
 
 
 def address(*schemes: str) -> AfterValidator:
-    """Accept an address of one of *schemes*, without its trailing slash."""
+    """Return a validator of addresses of *schemes* that removes a trailing slash."""
 
     def check(value: str) -> str:
         if not re.match(rf"^({'|'.join(schemes)})://[^/\s]+", value) or not _has_host(value):
@@ -249,7 +249,7 @@ def address(*schemes: str) -> AfterValidator:
 
 
 def sqlite_file(value: str) -> str:
-    """Refuse what is no file of SQLite."""
+    """Reject an address that names no SQLite file."""
     file = value.removeprefix(SQLITE)
     if file == value or not file or ":memory:" in file or "?" in file:
         raise ValueError("write sqlite:/// and the path of a file, for nothing else is kept in")
@@ -257,7 +257,7 @@ def sqlite_file(value: str) -> str:
 
 
 def host_and_port(listener: str) -> tuple[str, int]:
-    """Return the two parts of ``127.0.0.1:9187`` or ``[::1]:9187``; raise ``ValueError``."""
+    """Split ``127.0.0.1:9187`` or ``[::1]:9187``; raise ``ValueError`` for other text."""
     host, _, port = listener.rpartition(":")
     if not (port.isdecimal() and port.isascii()):
         raise ValueError(listener)
@@ -265,7 +265,7 @@ def host_and_port(listener: str) -> tuple[str, int]:
 
 
 def host_with_port(value: str) -> str:
-    """Refuse what is no address with a port."""
+    """Reject a text that is no address with a port."""
     try:
         is_port = host_and_port(value)[1] < 1 << 16
     except ValueError:
@@ -276,14 +276,14 @@ def host_with_port(value: str) -> str:
 
 
 def loopback(value: str) -> str:
-    """Refuse an address of another machine."""
+    """Reject an address that is not loopback."""
     if not is_loopback(value):
         raise ValueError("write a loopback address such as 127.0.0.1")
     return value
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether *host*, a name or an address, is this machine."""
+    """Return whether *host* is ``localhost`` or a loopback address."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -309,7 +309,7 @@ Threshold = Annotated[str, BeforeValidator(_threshold)]
 
 
 def canonical(value: object) -> object:
-    """Return *value* as JSON knows it, with exact numbers as their shortest text."""
+    """Return *value* as JSON types, with decimals as their shortest text."""
     match value:
         case Decimal():
             return plain(value)
@@ -326,12 +326,12 @@ def canonical(value: object) -> object:
 
 
 def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
-    """Return whether a field of that *annotation* is a table with keys of its own."""
+    """Return whether a field with this *annotation* is a table with keys."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def table_of(annotation: object) -> type[BaseModel] | None:
-    """Return the table that a field of that *annotation* is, where it is one or absent."""
+    """Return the table class of a field with this *annotation*, optional or not, else None."""
     parts = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
     return next(filter(is_table, parts), None)
 
@@ -362,7 +362,7 @@ _KINDS: Final[dict[object, str]] = {
 
 
 def _range(metadata: Iterable[object]) -> str:
-    """Put the innermost bounds into words."""
+    """Describe the innermost bounds."""
     bounds: dict[str, object] = {}
     for item in metadata:
         parts = item.metadata if isinstance(item, FieldInfo) else [item]
@@ -375,9 +375,9 @@ def _range(metadata: Iterable[object]) -> str:
 
 
 class Section(BaseModel):
-    """A frozen table of the file; unknown keys are refused.
+    """A frozen table of the configuration file; unknown keys are rejected.
 
-    Where ``decides``, its keys are part of ``config_sha256``.
+    If ``decides`` is True, its keys are part of ``config_sha256``.
     """
 
     decides: ClassVar[bool] = True
@@ -394,9 +394,9 @@ class Section(BaseModel):
 
 
 def description(model: type[BaseModel], key: str) -> str:
-    """Return the description of *key*: of its field, or the text below it in the source.
+    """Return the description of *key*: of its field, or the docstring below it in the source.
 
-    Pydantic reads those texts at import, which costs every start of the program a quarter second.
+    Pydantic could read the docstrings at import, but that slows every start by 0.25 s.
     """
     base = next(base for base in model.__mro__ if key in inspect.get_annotations(base))
     return model.model_fields[key].description or _texts(base).get(key, "")
@@ -417,7 +417,7 @@ def _texts(model: type) -> dict[str, str]:
 
 
 class FillKeys(Section):
-    """What fills orders, and how late either side learns of the other."""
+    """The fill model, and the latencies between decisions and the market."""
 
     model: Literal["auto", "quote", "book", "next_open"] = "auto"
     """quote (first quote after latency), book (order books, recorded or live), next_open, or auto:
@@ -443,7 +443,7 @@ _FORMS: Final[dict[ThresholdForm, Any]] = {
 
 
 def _thresholds(section: str) -> type[Section]:
-    """Return the keys of *section* that the gates declare, as fields; absent ones are None."""
+    """Return a section with the thresholds that the gates declare for *section*."""
     fields: dict[str, Any] = {}
     for name in gate_order():
         key = GATES[name].threshold
@@ -471,19 +471,19 @@ STOCK: Final = "stock"
 TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """The default windows of a trend."""
 TOGETHER: Final = ("crossasset", "portfolio")
-"""Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
+"""Strategies that trade all symbols of a close, each with a checkpoint of the kind of its name."""
 ORDERBOOK: Final = "orderbook"
-"""The strategy that trades one symbol by order books, with a checkpoint of its own options."""
+"""The strategy that trades one symbol by order books; its options name a checkpoint."""
 ASKS: Final[Mapping[str, DataSource]] = {
     "attention": DataSource.BARS,
     **dict.fromkeys(TOGETHER, DataSource.CLOSES),
     ORDERBOOK: DataSource.ORDER_BOOKS,
 }
-"""What each built-in strategy that cannot do without a model asks it of."""
+"""The model's input for each built-in strategy that requires a model."""
 BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")
-"""Strategies by name; any other is a class of the user's."""
+"""Built-in strategies; any other name is a user's class."""
 WINDOWS_MAX: Final = 8
-"""Of a trend: each is a note of every decision."""
+"""Most windows of a trend; each adds a note to every decision."""
 NO_MODEL: Final = "none"
 """The checkpoint of a run without a model."""
 _SYMBOL: Final = re.compile(r"^[^\W_a-z](?:[^\W_a-z]|-){1,39}$")
@@ -495,11 +495,11 @@ SHADOW_NAMES: Final = (
     *("ungated", "random_gate", "buy_and_hold", "fixed_band", "sized_by_forecast", "full_size"),
     *("uncorrelated", *gates_left_out()),
 )
-"""Every shadow account."""
+"""The names of all shadow accounts."""
 
 
 def _name_of(names: Sequence[str]) -> AfterValidator:
-    """Accept one of *names*."""
+    """Return a validator that accepts only *names*."""
 
     def check(value: str) -> str:
         if value not in names:
@@ -535,16 +535,16 @@ SizeBy = Literal[
 
 
 def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> type[Section]:
-    """Return the base of a section with a *key* that is a word of Python's, or of pydantic's."""
+    """Return a section base with a *key* that Python or pydantic reserves as a name."""
     field = Field(None, pattern=pattern, examples=[example], description=words)
     fields: dict[str, Any] = {key: (str | None, field)}
     with warnings.catch_warnings():
-        # A field of this name hides a deprecated method of the library's, which nothing calls.
+        # The field hides a deprecated method of pydantic, which nothing calls.
         warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
         return create_model(name, __base__=Section, **fields)
 
 
-if TYPE_CHECKING:  # a checker reads no fields that are made
+if TYPE_CHECKING:  # a type checker cannot see these fields
     ModelClass = Section
     FeatureSchemaName = Section
 else:
@@ -597,10 +597,11 @@ class ExitsSection(Section):
 
     @property
     def has_stop(self) -> bool:
-        """Whether every position has a stop, by which it can be sized."""
+        """Whether every position has a stop, which sizing by risk needs."""
         return self.stop_loss is not None or self.trailing is not None
 
     @property
     def uses_atr(self) -> bool:
-        """Whether a day of bars has to be known before the first entry."""
-        return any("atr" in (of or "") for of in (self.stop_loss, self.take_profit, self.trailing))
+        """Whether an exit needs a day of bars before the first entry."""
+        exits = (self.stop_loss, self.take_profit, self.trailing)
+        return any("atr" in (distance or "") for distance in exits)

@@ -1,4 +1,4 @@
-"""Asks the running daemon: its address from the lock file, its token beside the database."""
+"""Client of the running daemon: its address is in the lock file, its token beside the database."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Document = dict[str, object]
 def ask(database: Path, path: str, body: Document | None = None) -> Document:
     """Return the daemon's answer to GET *path*, or to POST *path* with *body* and its token.
 
-    Raises ``TracepaperError`` where no daemon runs or it refuses, ``FeedLost`` where it is silent.
+    Raises ``TracepaperError`` if no daemon runs or it refuses, ``FeedLost`` if it does not answer.
     """
     holder = _serving(database)
     token = "" if body is None else read_token(database)
     try:
         status, content = _exchange(holder.http, path, body, token)
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            raise TracepaperError("The daemon takes no message of this length; write a short one.")
+            raise TracepaperError("The message is too long for the daemon; write a shorter one.")
         if status == HTTPStatus.UNAUTHORIZED:
             raise TracepaperError(
                 f"{token_file(database)} has not the token that the daemon wrote there at its "
@@ -43,20 +43,23 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
             )
         document = msgspec.json.decode(content, type=Document)
     except (OSError, HTTPException, msgspec.DecodeError) as error:
-        raise _silent(holder, error) from None
+        raise FeedLost(
+            f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
+            "look at its log."
+        ) from None
     if status != HTTPStatus.OK:
         raise TracepaperError(str(document.get("error", f"The daemon answered {status}.")))
     return document
 
 
 def give(database: Path, kind: CommandKind, note: str) -> Document:
-    """Send the daemon a command from the command line; return its answer, as ``ask`` does."""
+    """Send the daemon an operator's command; return its answer and raise errors as ``ask`` does."""
     body: Document = {"kind": kind.value, "note": note, "origin": CommandOrigin.COMMAND.value}
     return ask(database, "/command", body)
 
 
 def _serving(database: Path) -> Holder:
-    """Return the daemon that runs on *database* and serves its status."""
+    """Return the daemon of *database*; raise ``TracepaperError`` if it serves no status."""
     holder = holder_of(database)
     if holder is None:
         raise TracepaperError(
@@ -70,15 +73,8 @@ def _serving(database: Path) -> Holder:
     return holder
 
 
-def _silent(holder: Holder, error: Exception) -> FeedLost:
-    return FeedLost(
-        f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
-        "look at its log."
-    )
-
-
 def _exchange(address: str, path: str, body: Document | None, token: str) -> tuple[int, bytes]:
-    """Return status and content. A plain connection: no proxy stands within one machine."""
+    """Return the status and content of an answer; loopback needs no proxy."""
     target = urlsplit(address)
     connection = HTTPConnection(target.hostname or "", target.port, timeout=ANSWER_WITHIN_S)
     with closing(connection):
@@ -92,15 +88,15 @@ def _exchange(address: str, path: str, body: Document | None, token: str) -> tup
 
 
 def token_file(database: Path) -> Path:
-    """Return the file of the token, beside *database*: ``tracepaper.db.token``."""
+    """Return the path of the token, such as ``tracepaper.db.token``."""
     file = database.resolve()
     return file.with_name(file.name + ".token")
 
 
 def write_token(database: Path) -> str:
-    """Make a new token for the daemon of *database*, and write it where ``command`` finds it.
+    """Create a token for the daemon of *database*, and write it to ``token_file``.
 
-    The file appears whole, and only its owner can read it at any moment.
+    The file appears atomically, and only its owner can ever read it.
     """
     token = secrets.token_urlsafe(32)
     file = token_file(database)
@@ -124,14 +120,14 @@ def write_token(database: Path) -> str:
 def read_token(database: Path) -> str:
     """Return the token of the daemon that runs on *database*.
 
-    Raises ``TracepaperError`` where the file is missing, or another user's.
+    Raises ``TracepaperError`` if the file is missing or belongs to another user.
     """
     file = token_file(database)
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         raise TracepaperError(
-            f"{file} is gone, which every start writes; start the daemon again."
+            f"{file} is missing; start the daemon again, which writes it."
         ) from None
     except OSError:
         raise TracepaperError(_not_yours(file)) from None

@@ -1,4 +1,4 @@
-"""Who may ask: tokens, names of hosts, and the cookie that a browser trades a token for.
+"""Access control: tokens, host names, and the cookie that a browser gets for a token.
 
 The rules are docs/operations.md, O6, and docs/page.md.
 """
@@ -24,7 +24,7 @@ from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid
 
 GUESSES_MOST: Final = 20
-"""Wrong tokens that may come at once; then one a second."""
+"""Burst limit of wrong tokens; after it one per second is accepted."""
 LOG_EVERY_S: Final = 60.0
 _READS: Final = frozenset({"GET", "HEAD"})
 _SCRIPT: Final = """
@@ -77,9 +77,9 @@ log = Logger("http")
 
 
 def tokens_of(section: HttpSection, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the tokens of *section* by label, read from where they lie.
+    """Return the tokens of *section* by label; references to a variable or file are resolved.
 
-    Raises ``ConfigInvalid`` where one cannot be read, and where the page would be served without.
+    Raises ``ConfigInvalid`` if one cannot be read, or if the page is served without tokens.
     """
     if section.page is not None and not section.tokens:
         raise ConfigInvalid(
@@ -100,9 +100,9 @@ def tokens_of(section: HttpSection, environment: Mapping[str, str] = os.environ)
 
 
 def label_of(request: web.Request, tokens: Mapping[str, str]) -> str | None:
-    """Return the label of the token that *request* sends; None where it is none of *tokens*."""
+    """Return the label of the token that *request* sends; None if it is none of *tokens*."""
     header = request.headers.get("Authorization", "").encode(errors="replace")
-    # Each is compared in constant time, so that no time tells how much of one was right.
+    # All are compared in constant time, so that the duration reveals nothing about a token.
     labels = [
         label
         for label, token in tokens.items()
@@ -112,11 +112,11 @@ def label_of(request: web.Request, tokens: Mapping[str, str]) -> str | None:
 
 
 def is_own_site(request: web.Request, is_allowed: Callable[[str], bool]) -> bool:
-    """Return whether *request* names a host that *is_allowed* and no page of another site sent it.
+    """Return whether *request* names an allowed host and does not come from another site's page.
 
-    A foreign name that resolves to this machine (DNS rebinding) shows in ``Host``; a page of
-    another site shows in ``Origin`` and, where a browser sends none (an image, a script), in
-    ``Sec-Fetch-Site``. A link of another site may lead to ``/``.
+    ``Host`` reveals a foreign name that resolves to this machine (DNS rebinding), ``Origin`` a page
+    of another site, and ``Sec-Fetch-Site`` its images and scripts, which send no ``Origin``. A link
+    of another site may lead to ``/``.
     """
     origin = request.headers.get("Origin")
     host = request.headers.get("Host", "")
@@ -135,7 +135,7 @@ def is_own_site(request: web.Request, is_allowed: Callable[[str], bool]) -> bool
 
 
 async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Return the answer of *handler*, or a sentence where there is none."""
+    """Return the answer of *handler*; turn an HTTP error into a JSON refusal."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -159,7 +159,7 @@ def refusal(status: int, sentence: str) -> web.Response:
 
 
 def unauthorized() -> web.Response:
-    """Return the answer to a request without a token."""
+    """Return the answer to a request without a valid token."""
     answer = refusal(
         401,
         "This address needs a token: send one of the daemon's [http] tokens, or the text of the "
@@ -170,23 +170,23 @@ def unauthorized() -> web.Response:
 
 
 class Entrance:
-    """Lets in who has one of *tokens* and asks for one of *hosts*, wherever it asks from.
+    """Admits a request for one of *hosts* that has one of *tokens*, from any address.
 
-    In a container's network every request comes from the gateway, so no address of a client says
-    anything. A cookie is derived from a token and is not one: it reads, and gives no command.
+    Client addresses mean nothing in a container's network, where every request comes from the
+    gateway. A cookie is derived from a token; it allows reading, but no command.
     """
 
     def __init__(self, tokens: Mapping[str, str], hosts: Sequence[str]) -> None:
         self._tokens = tokens
         self._hosts = frozenset(host.lower() for host in hosts)
         self._cookies = {label: _cookie_of(token) for label, token in tokens.items()}
-        self._wrong = 0.0  # wrong tokens that count against the next
+        self._wrong = 0.0  # recent wrong tokens; decreases by one per second
         self._counted_s = 0.0
         self._logged_s = -LOG_EVERY_S
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse a request for another host, of another site, or without token and cookie."""
+        """Refuse a request for another host, from another site, or without token or cookie."""
         if not is_own_site(request, self._hosts.__contains__):
             return refusal(403, "Ask by a name of [http] hosts, and not from another site's page.")
         if "Authorization" in request.headers:
@@ -195,16 +195,16 @@ class Entrance:
             if label_of(request, self._tokens) is None:
                 self._count_wrong(request)
                 return unauthorized()
-        elif not (self._has_cookie(request) and _is_of_a_cookie(request)):
+        elif not (self._has_cookie(request) and _cookie_suffices(request)):
             is_page = request.method == "GET" and request.path == "/"
             return _sign_in_page() if is_page else unauthorized()
         return await answered(request, handler)
 
     async def sign_in(self, request: web.Request) -> web.StreamResponse:
-        """Trade the token of a request that was let in for a cookie."""
+        """Set the cookie of the admitted request's token."""
         answer = web.Response(status=204)
         if (label := label_of(request, self._tokens)) is not None:
-            # Not Secure: plain HTTP on loopback, or a tunnel, is the usual way here.
+            # Not Secure, since the page is usually served over plain HTTP on loopback or a tunnel.
             answer.set_cookie(
                 _cookie_name(request),
                 self._cookies[label],
@@ -226,15 +226,15 @@ class Entrance:
         return self._wrong + 1 <= GUESSES_MOST
 
     def _count_wrong(self, request: web.Request) -> None:
-        """Count a wrong token; say so once a minute, and nothing of it."""
+        """Count a wrong token; log it once a minute, without the token."""
         self._wrong += 1
         if self._counted_s - self._logged_s >= LOG_EVERY_S:
             self._logged_s = self._counted_s
             log.warning("a wrong token was sent to the page", remote=request.remote)
 
 
-def _is_of_a_cookie(request: web.Request) -> bool:
-    """Return whether a cookie is enough: what changes something needs the token itself."""
+def _cookie_suffices(request: web.Request) -> bool:
+    """Return whether a cookie suffices: a request that changes something needs the token."""
     return request.method in _READS or request.path == "/session"
 
 
@@ -243,7 +243,7 @@ def _cookie_of(token: str) -> str:
 
 
 def _cookie_name(request: web.Request) -> str:
-    """Return the cookie's name: browsers do not keep the cookies of two ports apart."""
+    """Return the cookie's name, which has the port: browsers share cookies between ports."""
     return f"tracepaper-{urlsplit(f'//{request.host}').port or 80}"
 
 

@@ -42,7 +42,7 @@ def registry_of(monitor: Monitor) -> CollectorRegistry:
 
 
 class MonitorCollector(Collector):
-    """Reads a ``Monitor`` when Prometheus asks; keeps nothing of its own."""
+    """Reads a ``Monitor`` at each scrape; it has no state."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
@@ -73,7 +73,7 @@ class MonitorCollector(Collector):
             )
         yield from _ages(monitor)
         yield from _latencies(monitor)
-        # An alarm on their increase does not see a series that begins with its first count.
+        # These start at 0: an alarm on an increase ignores a series that starts at its first count.
         refusals, feed = {"deadline": 0, **monitor.refusals}, {"disconnects": 0, **monitor.counters}
         yield _counted("events", "kind", "Events that the engine consumed.", monitor.events)
         yield _counted("decisions", "action", "Decisions.", monitor.actions)
@@ -137,7 +137,7 @@ _BESIDE: Final = {
 
 
 def _accounts(accounts: Mapping[str, Account]) -> Iterable[Metric]:
-    """Yield the sums of *accounts*, those of shadow accounts under the label ``shadow``."""
+    """Yield the amounts of *accounts* with the label ``shadow``, which is empty for the run's."""
     for name, text in ACCOUNT_HELP.items():
         family = GaugeMetricFamily(f"tracepaper_{name}", text, labels=["shadow"])
         for shadow, account in accounts.items():
@@ -146,7 +146,7 @@ def _accounts(accounts: Mapping[str, Account]) -> Iterable[Metric]:
 
 
 def _bars(monitor: Monitor) -> Iterable[Metric]:
-    """Return price, time, position and confidence at the newest bar of each instrument."""
+    """Return the price, time, position and confidence at each instrument's newest bar."""
     prices = _of_instruments("price", "Last close.")
     times = _of_instruments("last_bar_close_seconds", "UTC time of its close.")
     positions = _of_instruments("position", "Quantity held.")
@@ -167,7 +167,7 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
 
 
 def _ages(monitor: Monitor) -> Iterable[Metric]:
-    """Yield the ages at this scrape; data that never came has no age."""
+    """Yield the ages of data at this scrape; data that was never received has none."""
     intervals = _of_instruments("interval_seconds", "Length of a bar.")
     bars = _of_instruments("bar_age_seconds", "Since the newest bar closed, market time.")
     quotes = _of_instruments("quote_age_seconds", "Since the newest quote, market time.")

@@ -1,4 +1,4 @@
-"""Counters of a running daemon, for its status; ``metrics`` shows them to Prometheus."""
+"""Counters of a running daemon for its status and its Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ WORK_BOUNDS_S: Final = (
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 FRESH_INTERVALS: Final = 3
-"""A daemon is ready while its newest bar closed at most so many intervals ago."""
-FRESH_S: Final = 5.0  # of the machine, where a fast clock makes that more than the intervals
+"""A daemon is ready while its newest bar closed at most this many intervals ago."""
+FRESH_S: Final = 5.0  # wall seconds, the limit if a fast clock makes them longer than the intervals
 _HALTING: Final = frozenset({operator.name, risk_halt.name})
 BESIDE: Final = ("retraining", "parity", "notices", "shipping", "recording")
-"""What may work beside a run: None in the status where it does not."""
+"""Keys of background work in the status; None for work that does not run."""
 
 Document = dict[str, object]
 T = TypeVar("T")
 
 
 class Newest(Protocol):
-    """When a feed received its newest frame and quotes, and what it still waits for."""
+    """The times of a feed's newest frame and quotes, and of its pending warm-up."""
 
     def frame_s(self) -> float | None:
         """Return the network time of the newest frame; None before the first."""
@@ -62,16 +62,16 @@ class Newest(Protocol):
         ...
 
     def warm_at(self, instrument: str) -> int | None:
-        """Return when REST has answered all that *instrument* waits for; None where it has."""
+        """Return when REST will have answered the warm-up of *instrument*; None if it has."""
         ...
 
 
 class Histogram:
-    """How often something took how long, in seconds."""
+    """A histogram of durations in seconds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
-        self.counts = [0] * (len(bounds) + 1)  # the last: longer than every bound
+        self.counts = [0] * (len(bounds) + 1)  # the last counts those above every bound
         self.total_s = 0.0
 
     def add(self, seconds: float) -> None:
@@ -80,7 +80,7 @@ class Histogram:
         self.total_s += seconds
 
     def document(self, name: str) -> Document:
-        """Return count, mean and quantiles in seconds: bounds of classes, None beyond them all."""
+        """Return count, mean and quantiles in seconds; a quantile is a bound, or None above all."""
         count = (passed := list(accumulate(self.counts)))[-1]
         quantiles: Document = {
             label: [*self.bounds, None][bisect_left(passed, share * count)] if count else None
@@ -91,14 +91,14 @@ class Histogram:
 
 
 class Monitor:
-    """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
+    """Observes the steps of one run and provides ``/status`` and ``/metrics``.
 
-    *counters* are the feed's own (reconnections, repairs, malformed frames), read at each request.
-    *newest* has the times of the feed's newest frame and quotes; *halted_by* is the gate that
-    allows no new exposure until RESUME, if any; *obstacles* returns other reasons why the daemon
-    cannot decide; *margin* has the rules of each instrument that trades on margin. ``companions``
-    has what works beside the run, by its key in the status, and returns how it stands; ``warm_at``
-    returns when an instrument will have enough bars, ``copied_s`` when it was backed up last.
+    *counters* are the feed's (reconnections, repairs, malformed frames). *newest* has the times of
+    the feed's newest frame and quotes. *halted_by* is the gate that allows no new exposure until
+    RESUME, if any. *obstacles* returns further reasons why the daemon cannot decide. *margin* has
+    the rules of each instrument on margin. ``companions`` has a function per key of background
+    work that returns its status. ``warm_at`` returns when an instrument will have enough bars,
+    ``copied_s`` the time of the last backup.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Monitor:
         self.run = run
         self.counters: Mapping[str, int] = counters if counters is not None else {}
         self.last: Step | None = None
-        self.shadows: dict[str, Account] = {}  # beside the run's own, the newest
+        self.shadows: dict[str, Account] = {}  # the newest state of each shadow account
         self.events: Counter[str] = Counter()
         self.actions: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
@@ -123,7 +123,7 @@ class Monitor:
         self.revisions = 0
         self.halted_by = halted_by
         self.bars: dict[str, Step] = {}
-        self.held: dict[str, Step] = {}  # by instrument the newest step that says what is held
+        self.held: dict[str, Step] = {}  # by instrument, the newest step with a position
         self.decision_s = Histogram(DECISION_BOUNDS_S)
         self.model_s = Histogram(WORK_BOUNDS_S)
         self.commit_s = Histogram(WORK_BOUNDS_S)
@@ -151,7 +151,7 @@ class Monitor:
             case Bar(instrument=instrument):
                 if step.accepted:
                     self.bars[instrument] = step
-                    # A late bar says nothing about how fast the daemon decides.
+                    # A late bar does not measure how fast the daemon decides.
                     if step.decision is not None and step.decision.refused_by != late.name:
                         self.decision_s.add(self._age_s(step.event.close_time_ms))
                 else:
@@ -161,12 +161,12 @@ class Monitor:
             if decision.refused_by is not None:
                 self.refusals[decision.refused_by] += 1
         self.halted_by = self._halting(step)
-        # Quotes fill, and marks move what is held, between bars.
+        # Between bars, quotes fill orders and marks change the value of positions.
         if step.position is not None and (name := getattr(step.event, "instrument", "")):
             self.held[name] = step
 
     def _halting(self, step: Step) -> str:
-        """Return the gate that allows no new exposure after *step*; empty where none does."""
+        """Return the gate that forbids new exposure after *step*; empty if none does."""
         if isinstance(step.event, Command):
             return "" if step.event.kind is CommandKind.RESUME else operator.name
         if not self.halted_by and step.halted is not None:
@@ -180,13 +180,13 @@ class Monitor:
         took_s: Histogram,
         counts: Callable[[T], bool] = lambda _result: True,
     ) -> Callable[..., Awaitable[T]]:
-        """Return *work*, of which each call is timed whose result *counts*."""
+        """Return *work* with each call timed whose result *counts*."""
 
-        async def call(*given: object) -> T:
-            begun_s = self._clock.network_s()
-            result = await work(*given)
+        async def call(*arguments: object) -> T:
+            started_s = self._clock.network_s()
+            result = await work(*arguments)
             if counts(result):
-                took_s.add(self._clock.network_s() - begun_s)
+                took_s.add(self._clock.network_s() - started_s)
             return result
 
         return call
@@ -218,13 +218,13 @@ class Monitor:
 
     @property
     def is_obstructed(self) -> bool:
-        """Whether another reason than the market keeps the daemon from deciding."""
+        """Whether a reason other than missing market data prevents decisions."""
         return bool(self._obstacles())
 
     # ------------------------------------------------------------ documents
 
     def not_ready(self) -> Sequence[str]:
-        """Return the reasons why the daemon cannot decide now; none where it can."""
+        """Return the reasons why the daemon cannot decide now; empty if it can."""
         reasons = list(self._obstacles())
         fresh_s = max(FRESH_INTERVALS * self.run.interval_ms, self._clock.scaled_ms(FRESH_S)) / 1000
         for instrument in self._instruments:
@@ -294,7 +294,7 @@ class Monitor:
         }
 
     def _account_document(self, last: Step) -> Document:
-        """Return the run's own account; on margin also the margin of all positions."""
+        """Return the run's account; on margin, with the margin of all positions."""
         document = account_document(last.account)
         if self._margin:
             positions = [
@@ -312,9 +312,9 @@ class Monitor:
         return document
 
     def instrument(self, name: str) -> Document:
-        """Return the last bar of the instrument *name*, what was decided on it, and what is held.
+        """Return the last bar of the instrument *name*, its decision and its position.
 
-        In hedge mode that is held on each of its ``sides`` too.
+        In hedge mode ``sides`` has the position of each side.
         """
         item = self._instruments[name]
         document = bar_document(self.bars[name], item, self.run.gate_horizon)
@@ -328,7 +328,7 @@ class Monitor:
         return document | ({"sides": sides} if sides else {})
 
     def _position(self, position: Position, item: Instrument, *, is_net: bool = False) -> Document:
-        """Return *position*; on margin also what it binds, unless it *is_net* of two sides."""
+        """Return *position*; on margin, with its margin, unless it *is_net* of two sides."""
         document: Document = {
             "quantity": unscaled(position.quantity, item.quantity_decimals),
             "unrealized_pnl": unscaled(position.unrealized_pnl, MONEY_DECIMALS),
@@ -349,7 +349,7 @@ class Monitor:
 
 
 def _sides_of(step: Step) -> Sequence[ShadowStep]:
-    """Return both sides of the account at *step*, in hedge mode; else none."""
+    """Return both sides of the account at *step* in hedge mode, else nothing."""
     return [shadow for shadow in step.shadows if shadow.shadow in SIDES]
 
 
@@ -360,14 +360,14 @@ def _positions_of(step: Step) -> list[Position]:
 
 
 def account_document(account: Account) -> Document:
-    """Return the sums of *account* as exact text."""
+    """Return the amounts of *account* as exact text."""
     return {
         name: unscaled(getattr(account, name), MONEY_DECIMALS) for name in account.__struct_fields__
     }
 
 
 def bar_document(step: Step, instrument: Instrument, horizon: int | None) -> Document:
-    """Return the last bar of *instrument*, its forecast, and what was decided on it."""
+    """Return the last bar of *instrument*, its forecast and its decision."""
     bar = step.event
     assert isinstance(bar, Bar)
     document: Document = {
@@ -394,9 +394,9 @@ def bar_document(step: Step, instrument: Instrument, horizon: int | None) -> Doc
 
 
 def forecast_document(prediction: Prediction, horizon: int | None) -> Document | None:
-    """Return the forecast at *horizon*, else at the first, and the bars that it attended to.
+    """Return the forecast at *horizon*, else at the first horizon, and its attention.
 
-    Of a forecast that came too late that is the deadline; None where there is none.
+    For a forecast that came too late, return its deadline; None if there is none.
     """
     match prediction:
         case PredictionTimeout(deadline_ms=deadline_ms):

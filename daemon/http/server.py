@@ -2,10 +2,9 @@
 
 The rule is docs/operations.md, O6.
 
-A client that sends half a request or reads no answer is cut off. One that comes when the limit is
-reached takes the place of the oldest that has no request at work; where all have, it is answered
-503. A line a minute in the log says how many. An idle connection is closed and
-not counted.
+A client that sends half a request or does not read its answer is disconnected. A client above the
+limit replaces the oldest connection without a request in progress; if there is none, it gets 503.
+The log counts such connections once a minute. Idle connections are closed without being counted.
 """
 
 from __future__ import annotations
@@ -56,16 +55,16 @@ GUARDS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Headers of every answer, errors among them; a handler may set its own policy."""
+"""Headers of every answer, including errors; a handler may override them."""
 
 log = Logger("http")
 
 
 class ConnectionLimits:
-    """Bounds the connections of one server; ``protocol`` wraps the server's own protocols.
+    """Limits the connections of one server; ``protocol`` wraps the server's protocols.
 
-    At most *most* connections. Each has *timeout_s* for a whole request, and as long to read the
-    answer and to begin another; a running handler, an open websocket among them, has no limit.
+    There are at most *most* connections. Each has *timeout_s* to send a request, and again to read
+    the answer and start the next one. A running handler, such as an open websocket, has no limit.
     """
 
     def __init__(
@@ -73,12 +72,12 @@ class ConnectionLimits:
     ) -> None:
         self._most = most
         self.timeout_s = timeout_s
-        # By connection, the oldest first; None while a handler works.
+        # By connection, the oldest first; None while a handler runs.
         self._timers: dict[asyncio.Transport, asyncio.TimerHandle | None] = {}
         self._counts: Counter[str] = Counter()
         self._logged_s = 0.0
         self._restore_handler: Callable[[], None] = lambda: None
-        # aiohttp logs through a logger of this server's own.
+        # A separate logger per server, so that its aiohttp messages can be filtered.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
 
@@ -88,7 +87,7 @@ class ConnectionLimits:
 
     @property
     def middleware(self) -> Middleware:
-        """The server's middleware, by which a request is known to be whole."""
+        """A middleware that reads each request completely within its time limit."""
 
         @web.middleware
         async def timed(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -98,7 +97,7 @@ class ConnectionLimits:
             try:
                 if request.body_exists:
                     self._start_timer(transport)
-                    await request.read()  # within the time of the request
+                    await request.read()
                 self._stop_timer(transport)
                 return await handler(request)
             finally:
@@ -107,17 +106,17 @@ class ConnectionLimits:
         return timed
 
     def close(self) -> None:
-        """Cut every connection that is left."""
+        """Abort every remaining connection."""
         self._restore_handler()
         for transport in self._timers:
             self._stop_timer(transport)
             transport.abort()
 
     def admit(self, transport: asyncio.Transport) -> bool:
-        """Count *transport* in, or answer 503 at the limit; return whether it is in.
+        """Admit *transport*, or answer 503 at the limit; return whether it is admitted.
 
-        A client that only holds connections open keeps nobody else out: a connection that waits for
-        its request gives way, the oldest first.
+        At the limit, the oldest connection that waits for a request is aborted, so that a client
+        with many open connections does not lock others out.
         """
         self._timers = {
             each: timer
@@ -138,13 +137,13 @@ class ConnectionLimits:
         return True
 
     def _stop_timer(self, transport: asyncio.Transport) -> None:
-        """Let the handler of a whole request take its time."""
+        """Remove the time limit while a handler runs."""
         if (timer := self._timers.get(transport)) is not None:
             timer.cancel()
             self._timers[transport] = None
 
     def _start_timer(self, transport: asyncio.Transport, *, is_idle: bool = False) -> None:
-        """Give the next request its time, and the answer before it where *is_idle*."""
+        """Start the time limit of the next request; *is_idle* if none has begun."""
         self._stop_timer(transport)
         if not transport.is_closing():
             timer = asyncio.get_running_loop().call_later
@@ -155,24 +154,24 @@ class ConnectionLimits:
             self.count("too_slow")
             transport.abort()
         else:
-            transport.close()  # an idle connection: no request is refused
+            transport.close()  # idle, so no request is lost
 
     def count_exhaustion(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count the connections that *loop* cannot accept for want of file descriptors."""
-        before = loop.get_exception_handler()
+        """Count the connections that *loop* cannot accept for lack of file descriptors."""
+        previous = loop.get_exception_handler()
 
         def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             error = context.get("exception")
             is_scarce = isinstance(error, OSError) and error.errno in SCARCE
             if is_scarce and "accept" in context["message"]:
                 self.count("without_descriptor")
-            elif before is not None:
-                before(loop, context)
+            elif previous is not None:
+                previous(loop, context)
             else:
                 loop.default_exception_handler(context)
 
         loop.set_exception_handler(handle)
-        self._restore_handler = lambda: loop.set_exception_handler(before)
+        self._restore_handler = lambda: loop.set_exception_handler(previous)
 
     def count(self, reason: str) -> None:
         """Count a refused connection; log the counts once a minute."""
@@ -184,7 +183,7 @@ class ConnectionLimits:
             self._counts.clear()
 
     def _pass_on(self, record: logging.LogRecord) -> bool:
-        """Count what is no HTTP; log the rest, which is a fault of this server."""
+        """Count malformed requests; log everything else, which is a fault of this server."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError | web.HTTPException | ConnectionError):
             self.count("malformed")
@@ -194,7 +193,7 @@ class ConnectionLimits:
 
 
 class _Admission(asyncio.Protocol):
-    """Hands a connection that is admitted to the protocol behind it."""
+    """Passes an admitted connection to the server's protocol."""
 
     def __init__(self, limits: ConnectionLimits, inner: Callable[[], asyncio.BaseProtocol]) -> None:
         self._limits, self._make = limits, inner
@@ -216,7 +215,7 @@ Status = Callable[[], Mapping[str, object]]
 
 
 class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of ``POST /command``; page and command line name themselves in ``origin``."""
+    """The body of ``POST /command``; the page and the command line set ``origin``."""
 
     kind: CommandKind
     note: str = ""
@@ -224,40 +223,40 @@ class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Caller(NamedTuple):
-    """Who sent a request, as far as this machine can tell."""
+    """The sender of a request."""
 
-    token: str  # the label of its token
-    user: str  # of its process; empty where it cannot be told
+    token: str  # the label of the request's token
+    user: str  # the user of the sender's process; empty if unknown
 
 
 Submit = Callable[[CommandRequest, Caller], Awaitable[int]]
 
 
 class MountedPage(Protocol):
-    """A page that the server shows beside its own addresses."""
+    """A page that the server mounts at ``/``."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer a GET of ``/``, ``/assets/`` or ``/api/v1/``."""
         ...
 
     def wake(self) -> None:
-        """Take note that a step was stored."""
+        """Notify the page that a step was stored."""
         ...
 
     async def close(self) -> None:
-        """End what the page started."""
+        """Release the page's resources."""
         ...
 
 
 class HttpServer:
     """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command`` on loopback.
 
-    *section* also names the addresses beyond it: of ``/metrics`` alone, and of the page, where
-    every request needs one of *tokens*, or the cookie that it was traded for, and must name one of
-    its hosts. *status* returns plain values, ``ready`` among them. *submit* queues a command and
-    returns the sequence of its step; it needs one of *tokens*, which are by label. *page* makes
-    what is shown at ``/``; it is called at the first request. An async context manager; ``url``,
-    ``metrics_url`` and ``page_url`` have the chosen port where a port is 0.
+    *section* may name two further addresses: one that serves ``/metrics`` alone, and one for the
+    page, where every request needs one of *tokens* (by label) or a cookie, and must name one of the
+    section's hosts. *status* returns plain values, including ``ready``. *submit* queues a command,
+    for a request with a token, and returns the sequence of its step. *page* creates the page at the
+    first request. An async context manager; ``url``, ``metrics_url`` and ``page_url`` contain the
+    chosen port if the configured one is 0.
     """
 
     def __init__(
@@ -282,7 +281,7 @@ class HttpServer:
         self.url = self.metrics_url = self.page_url = ""
 
     async def __aenter__(self) -> Self:
-        """Listen; raise ``ConfigInvalid`` where an address cannot be had."""
+        """Listen; raise ``ConfigInvalid`` if an address cannot be bound."""
         section, metrics = self._section, web.get("/metrics", self._metrics)
         health = [web.get("/livez", self._livez), web.get("/readyz", self._readyz), metrics]
         shown = [web.get("/status", self._show_status), web.post("/command", self._command)]
@@ -316,11 +315,11 @@ class HttpServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop listening; answers under way get a second."""
+        """Stop listening; answers in progress get ``CLOSE_WITHIN_S``."""
         await self._stack.aclose()
 
     def wake(self) -> None:
-        """Tell the page, if somebody has opened it, that a step was stored."""
+        """Notify the page, if it was opened, that a step was stored."""
         if self._page is not None:
             self._page.wake()
 
@@ -354,7 +353,7 @@ class HttpServer:
         return _json(self._status())
 
     async def _command(self, request: web.Request) -> web.Response:
-        # A form on a page of another site cannot send this type without asking first.
+        # Another site's page cannot send this type without a CORS preflight.
         if request.content_type != "application/json":
             return refusal(415, "Send the command as application/json.")
         try:
@@ -388,7 +387,7 @@ async def listening(
 ) -> AsyncIterator[str]:
     """Serve *routes* behind *middlewares* on a host and port; yield its URL.
 
-    Raises ``ConfigInvalid``, which names *key*, where the address cannot be had.
+    Raises ``ConfigInvalid``, which names *key*, if the address cannot be bound.
     """
     (host, port), limits = at, limits or ConnectionLimits()
     application = web.Application(
@@ -401,7 +400,7 @@ async def listening(
         access_log=None,
         logger=limits.logger,
         shutdown_timeout=CLOSE_WITHIN_S,
-        handler_cancellation=True,  # a client that goes away ends what was begun for it
+        handler_cancellation=True,  # cancel the handler of a client that disconnects
     )
     await runner.setup()
     assert runner.server is not None
@@ -410,7 +409,7 @@ async def listening(
         server = await loop.create_server(limits.protocol(runner.server), host, port)
     except OSError as error:
         await runner.cleanup()
-        code = error.errno or 0  # asyncio's own text names the address again
+        code = error.errno or 0  # not asyncio's text, which repeats the address
         reason = os.strerror(code) if code > 0 else error.strerror
         raise ConfigInvalid(
             f"{host}:{port} cannot be listened on ({reason}); set another {key}."
@@ -432,22 +431,22 @@ async def _guard(_request: web.Request, response: web.StreamResponse) -> None:
 
 @web.middleware
 async def reject_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse other machines, and pages of other sites in a browser on this one."""
+    """Refuse requests of other machines, and of other sites' pages in a browser on this one."""
     if not (is_loopback(request.remote or "") and is_own_site(request, is_loopback)):
         return refusal(403, "Ask from this machine, by its loopback address.")
     return await answered(request, handler)
 
 
 def _require_token(tokens: Mapping[str, str]) -> Middleware:
-    """Require a token for all but GET and HEAD: other users of this machine may only look."""
+    """Require a token except for GET and HEAD: other users of this machine may only read."""
 
     @web.middleware
-    async def ask(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method in {"GET", "HEAD"} or label_of(request, tokens) is not None:
             return await handler(request)
         return unauthorized()
 
-    return ask
+    return check
 
 
 def _json(document: object) -> web.Response:

@@ -1,7 +1,7 @@
-"""The live view as an application of Textual, in a process of its own on the terminal.
+"""The live view: a Textual application in a separate process on the terminal.
 
-It is told what to show over a pipe, whose end is its end: where the daemon dies, the terminal is
-restored. The rules are docs/operations.md, O29 and O30.
+It reads what to show from a pipe. It ends when the pipe closes, so the terminal is restored even
+if the daemon is killed. The rules are docs/operations.md, O29 and O30.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
 from tracepaper.daemon.http.client import give
-from tracepaper.daemon.terminal.screen import STOP, Status, screen, take_in
+from tracepaper.daemon.terminal.screen import STOP, Status, apply_change, screen
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import CommandKind
 from tracepaper.strategies.units import visible
@@ -50,12 +50,12 @@ most a tenth of their threshold to spare (!)."""
 
 
 class Board(Widget):
-    """The lines of the run's state, as many as the terminal has."""
+    """The lines of the run's state, as many as fit the terminal."""
 
     def __init__(self) -> None:
         super().__init__()
         self.status: Status = {"bars_per_s": 0.0}
-        self.chosen = ""  # the instrument that is shown whole
+        self.chosen = ""  # the instrument shown in full
 
     def render(self) -> Text:
         """Draw the state."""
@@ -63,7 +63,7 @@ class Board(Widget):
         return Text("\n", no_wrap=True).join(screen(self.status, width, height, self.chosen))
 
     def turn(self, by: int) -> None:
-        """Show the instrument *by* places on."""
+        """Show the instrument *by* places further."""
         if names := list(self.status.get("instruments", ())):
             place = names.index(self.chosen) if self.chosen in names else 0
             self.chosen = names[(place + by) % len(names)]
@@ -71,23 +71,20 @@ class Board(Widget):
 
 
 class Dialog(ModalScreen[str]):
-    """Asks for one of *keys*, or for a note; answers with the key's word or the note.
-
-    Escape answers nothing.
-    """
+    """Asks for one of *keys* or a note; returns the key's word, the note, or None on Escape."""
 
     def __init__(
-        self, words: str, keys: Mapping[str, str] | None = None, *, takes_note: bool = False
+        self, question: str, keys: Mapping[str, str] | None = None, *, takes_note: bool = False
     ) -> None:
         super().__init__()
-        self._words = words
+        self._question = question
         self._keys = keys or {}
         self._takes_note = takes_note
 
     def compose(self) -> ComposeResult:
         """Lay out the question above the note."""
         with Vertical():
-            yield Static(self._words, markup=False)
+            yield Static(self._question, markup=False)
             if self._takes_note:
                 yield Input(placeholder="note, stored with the event")
 
@@ -129,7 +126,7 @@ class LiveView(App[None]):
 
     def __init__(self, pipe: Connection, database: Path) -> None:
         super().__init__()
-        self.theme = "ansi-dark"  # the terminal's own colours, light ones too
+        self.theme = "ansi-dark"  # uses the terminal's colours, on a light background too
         self._pipe = pipe
         self._database = database
         self._board = Board()
@@ -141,26 +138,26 @@ class LiveView(App[None]):
 
     def on_mount(self) -> None:
         """Listen to the daemon."""
-        # Once the daemon is gone, a shell may have put this process in its background.
+        # After the daemon's end, the shell may treat this process as a background one.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._take)
+        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._receive)
 
     def on_unmount(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         asyncio.get_running_loop().remove_reader(self._pipe.fileno())
 
-    def _take(self) -> None:
-        """Take in what the daemon has told; end with it."""
+    def _receive(self) -> None:
+        """Apply the daemon's messages; exit when the pipe closes."""
         try:
             while self._pipe.poll():
-                take_in(self._board.status, self._pipe.recv())
+                apply_change(self._board.status, self._pipe.recv())
         except (EOFError, OSError):
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             self.exit()
         self._board.refresh()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Let a dialog have the keys."""
+        """Leave the tab keys to an open dialog."""
         del parameters
         return action != "turn" or len(self.screen_stack) == 1
 
@@ -169,11 +166,11 @@ class LiveView(App[None]):
         self._board.turn(by)
 
     def action_keys(self) -> None:
-        """Say what the keys do."""
+        """Show what the keys do."""
         self.push_screen(Dialog(HELP, dict.fromkeys(("question_mark", "enter", "q"), "")))
 
     def action_quit_or_leave(self) -> None:
-        """Ask whether the daemon is to stop, or only the view."""
+        """Ask whether to stop the daemon or only leave the view."""
 
         def answered(word: str | None) -> None:
             if word == STOP:
@@ -190,7 +187,7 @@ class LiveView(App[None]):
         self.push_screen(Dialog(question, {"s": STOP, "l": LEAVE}), answered)
 
     def action_command(self, word: str) -> None:
-        """Send the operator's command *word*, once it is confirmed."""
+        """Send the operator's command *word* after a confirmation."""
         kind = CommandKind(word)
 
         def answered(note: str | None) -> None:
@@ -211,11 +208,11 @@ class LiveView(App[None]):
 
 
 def main() -> None:
-    """Show what comes over the pipe whose file descriptor the command line names."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the daemon, which ends this view
+    """Run the view; the command line names the pipe's file descriptor and the database."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the daemon, which ends this view
     number, database = sys.argv[1:]
     view = LiveView(Connection(int(number)), Path(database))
-    view.run(mouse=False)  # the terminal's own selection goes on working
+    view.run(mouse=False)  # so that the terminal's own text selection works
     sys.exit(view.return_code)
 
 

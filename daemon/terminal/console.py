@@ -1,4 +1,4 @@
-"""A console that shows control characters of stored text as text; structured logging."""
+"""A console that escapes the control characters of stored text; structured logging."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Terminal(Console):
-    """Rich's console, which writes out the control characters that stand in a text."""
+    """Rich's console with the control characters of a text escaped."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Yield what is to be printed; the console's own control sequences stay."""
+        """Yield the segments to print; the console's own control sequences are kept."""
         for segment in super().render(renderable, options):
             text = visible(segment.text)
             if segment.control or text == segment.text:
@@ -37,11 +37,11 @@ class Terminal(Console):
 
 
 WIDE_COLUMNS = 160
-"""The width of tables in a pipe or a file, where 80 columns would hide figures."""
+"""Width of tables in a pipe or a file, where the default of 80 would hide figures."""
 
 
 def for_tables() -> Terminal:
-    """Return a console on stdout that is as wide as its terminal, and wide where there is none."""
+    """Return a console on stdout as wide as the terminal, or ``WIDE_COLUMNS`` without one."""
     console = Terminal()
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
@@ -52,19 +52,19 @@ UNWRAPPED_COLUMNS = 100_000
 
 
 def unwrapped() -> Terminal:
-    """Return a console on stdout that wraps for a terminal alone: a program reads whole lines."""
+    """Return a console on stdout that wraps lines only on a terminal, not for a program."""
     width = None if sys.stdout.isatty() else UNWRAPPED_COLUMNS
     return Terminal(highlight=False, width=width)
 
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 LIBRARIES: Final = logging.WARNING
-"""Lines of libraries pass from warnings on, whatever the configured level."""
+"""The least level at which lines of libraries are logged."""
 HEAD: Final = ("timestamp", "level", "logger", "event")
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):
-    """Writes to the current ``sys.stderr``, so that a live view can print lines above itself."""
+    """Writes to the current ``sys.stderr``, which a live view replaces while it runs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -82,7 +82,7 @@ def configure(
 
     *output* ``auto`` is a console on a terminal and JSON lines elsewhere. ``NO_COLOR`` is honoured.
     """
-    import structlog  # which a command that writes no line does without
+    import structlog  # slow to import, and not every command logs
 
     target = stream if stream is not None else sys.stderr
     is_console = output == "console" or (output == "auto" and target.isatty())
@@ -119,7 +119,7 @@ def configure(
 
 
 def _our_logger(level: int, name: str = "tracepaper") -> logging.Logger:
-    """Return the logger *name* with a level of its own: the root's is that of the libraries."""
+    """Return the logger *name* with *level*; the root logger's level is for libraries."""
     logger = logging.getLogger(name)
     logger.setLevel(level)
     return logger
@@ -131,7 +131,7 @@ def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.P
     if is_console:
         plain = structlog.dev.plain_traceback
         return [
-            _harmless,
+            _escaped,
             structlog.dev.ConsoleRenderer(
                 colors=has_colors, pad_event_to=28, exception_formatter=plain
             ),
@@ -143,10 +143,10 @@ def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.P
     ]
 
 
-def _harmless(
+def _escaped(
     _logger: object, _method: str, line: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Write control characters as text, so that the terminal does not execute them."""
+    """Escape control characters, so that the terminal does not execute them."""
     return {name: visible(text) if isinstance(text, str) else text for name, text in line.items()}
 
 

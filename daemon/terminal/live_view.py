@@ -1,4 +1,4 @@
-"""What a run shows as it goes on: a live view in a process of its own, or log lines.
+"""The display of a run in progress: a live view in a separate process, or log lines.
 
 The rules are docs/operations.md, O29 and O30.
 """
@@ -29,18 +29,18 @@ from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, count_of, unscaled
 
-TOLD_EVERY_S: Final = 0.2
+UPDATE_EVERY_S: Final = 0.2
 ENDS_WITHIN_S: Final = 2.0
-"""A view that has not ended by then is killed."""
+"""Seconds after which a view that has not ended is killed."""
 HELD_LINES: Final = 1_000
-"""Lines that were written while the view had the terminal; the newest are printed after it."""
+"""Newest lines written while the view has the terminal; they are printed after it ends."""
 LEAVE: Final = b"\x1b[?2004l\x1b[?7h\x1b[?2048l\x1b[?1004l\x1b[?1049l\x1b[?25h\x1b[0m"
-"""What a killed view no longer writes: its reports and its screen end, the cursor is shown."""
+"""Restores the terminal after a killed view: reports off, normal screen, cursor on."""
 DUMB: Final = frozenset({"", "dumb", "unknown"})
 LOG_EVERY_S: Final = 1.0
 PACE_WINDOW_S: Final = 10.0
 MARKS_MAX: Final = 100
-"""Marks of the pace that are remembered."""
+"""Most marks kept to compute the pace."""
 
 log = Logger("run")
 
@@ -72,23 +72,23 @@ class Pace:
 
 
 class Screen:
-    """The live view: a process of its own, which is told what changed five times a second.
+    """The live view: a separate process that receives the changes five times a second.
 
-    A thread tells it, so that no step waits: a slow view is told less often, and one that hangs or
-    dies is given up. Log lines follow it.
+    A thread sends them, so that no step waits. A slow view receives fewer updates; one that hangs
+    or dies is replaced by log lines.
     """
 
     def __init__(self, clock: Clock, terminal: str, database: Path) -> None:
         self._clock = clock
         self._database = database
-        self._view: RunView | None = None  # once a run is open
+        self._view: RunView | None = None  # None until a run is open
         self._log: tuple[str, ...] = ()  # the newest last
         self._pace = Pace(clock)
         self._lock = threading.Lock()
         self._is_changed = True
-        self._lines: Lines | None = None  # once the view is gone
+        self._lines: Lines | None = None  # None while the view lives
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._tell, name="view", daemon=True)
+        self._thread = threading.Thread(target=self._send_updates, name="view", daemon=True)
         self._terminal = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         self._attributes = termios.tcgetattr(self._terminal)
         self._streams = _HeldStreams(self._hold)
@@ -96,13 +96,13 @@ class Screen:
     def begin(self) -> None:
         """Give the terminal to the view."""
         attributes = termios.tcgetattr(self._terminal)
-        # Ctrl-C reaches this process as ever; Ctrl-Z would leave the market unobserved.
+        # Ctrl-C still reaches this process; Ctrl-Z is disabled, as it would stop the daemon.
         attributes[6][termios.VSUSP] = b"\0"
         termios.tcsetattr(self._terminal, termios.TCSANOW, attributes)
         self._pipe, theirs = Pipe()
-        kept = {name: text for name, text in os.environ.items() if name not in {"LINES", "COLUMNS"}}
+        env = {name: text for name, text in os.environ.items() if name not in {"LINES", "COLUMNS"}}
         with theirs:
-            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
                 [
                     *(sys.executable, "-P", "-m", "tracepaper.daemon.terminal.app"),
                     *(str(theirs.fileno()), str(self._database)),
@@ -112,20 +112,20 @@ class Screen:
                 stderr=self._terminal,
                 pass_fds=[theirs.fileno()],
                 env={
-                    **kept,
+                    **env,
                     "PYTHONPATH": import_path(),
                     "TEXTUAL_ALLOW_SIGNALS": "1",
-                    "TEXTUAL_DISABLE_KITTY_KEY": "1",  # it would take Ctrl-C for a key
+                    "TEXTUAL_DISABLE_KITTY_KEY": "1",  # else Ctrl-C is a key and no signal
                 },
             )
         self._streams.hold()
         self._thread.start()
 
     def end(self) -> None:
-        """Take the terminal back, also from a view that hangs."""
+        """Take the terminal back, even from a view that hangs."""
         self._ended.set()
         self._thread.join(2 * ENDS_WITHIN_S)
-        if self._thread.is_alive():  # it waits for a view that reads nothing
+        if self._thread.is_alive():  # blocked by a view that does not read
             self.process.kill()
             self._thread.join(ENDS_WITHIN_S)
 
@@ -136,12 +136,12 @@ class Screen:
             self._is_changed = True
 
     def show(self, step: Step) -> None:
-        """Show *step*, which the run's view has taken in."""
+        """Show *step*, which the run's view has observed."""
         with self._lock:
             lines = self._lines
             assert self._view is not None
             if self._view.decisions == 1 and step.decision is not None:
-                self._pace = Pace(self._clock)  # warm-up bars had another pace
+                self._pace = Pace(self._clock)  # forget the pace of warm-up bars
             if isinstance(step.event, Bar) and step.accepted:
                 self._pace.count()
             self._is_changed = True
@@ -149,7 +149,7 @@ class Screen:
             lines.show(step)
 
     def _hold(self, line: str) -> None:
-        """Show a line that was written for the terminal."""
+        """Show a line that was written to the terminal."""
         with self._lock:
             self._log = (*self._log, line)[-LOG_KEPT:]
             self._is_changed = True
@@ -159,13 +159,13 @@ class Screen:
             if not self._is_changed:
                 return []
             self._is_changed = False
-            shown: Status = {"bars_per_s": self._pace.per_second(), "log": self._log}
-            return [shown, *([] if self._view is None else self._view.changes())]
+            progress: Status = {"bars_per_s": self._pace.per_second(), "log": self._log}
+            return [progress, *([] if self._view is None else self._view.changes())]
 
-    def _tell(self) -> None:
+    def _send_updates(self) -> None:
         try:
             while not self._ended.is_set():
-                if self._pipe.poll(TOLD_EVERY_S) and self._pipe.recv() == STOP:
+                if self._pipe.poll(UPDATE_EVERY_S) and self._pipe.recv() == STOP:
                     os.kill(os.getpid(), signal.SIGINT)
                 for change in self._changes():
                     self._pipe.send(change)
@@ -175,7 +175,7 @@ class Screen:
             self._take_back()
 
     def _take_back(self) -> None:
-        """Wait for the view's end, restore the terminal, and let log lines go on."""
+        """Wait for the view's end, restore the terminal, and continue with log lines."""
         self._pipe.close()
         try:
             code = self.process.wait(ENDS_WITHIN_S)
@@ -195,7 +195,7 @@ class Screen:
 
 
 class _HeldStreams:
-    """Holds what is written to stdout and stderr where they are the terminal that the view has."""
+    """Holds lines written to stdout and stderr while the view has their terminal."""
 
     def __init__(self, hold: Callable[[str], None]) -> None:
         self._hold = hold
@@ -209,14 +209,14 @@ class _HeldStreams:
             if stream.isatty():
                 stream.flush()
                 self._real[name] = stream
-                setattr(sys, name, _HeldStream(stream, partial(self._take, name)))
+                setattr(sys, name, _HeldStream(stream, partial(self._keep, name)))
 
-    def _take(self, name: str, line: str) -> None:
+    def _keep(self, name: str, line: str) -> None:
         self._kept.append((name, line))
         self._hold(line)
 
     def release(self) -> None:
-        """Put the streams back, and write what was held."""
+        """Restore the streams and write the held lines."""
         for name, stream in self._real.items():
             setattr(sys, name, stream)
         for name, line in self._kept:
@@ -226,19 +226,19 @@ class _HeldStreams:
 
 
 class _HeldStream(io.TextIOBase):
-    """Passes each whole line on."""
+    """Calls *keep* with each complete line; otherwise acts as *stream*."""
 
     encoding = "utf-8"
 
-    def __init__(self, stream: TextIO, take: Callable[[str], None]) -> None:
+    def __init__(self, stream: TextIO, keep: Callable[[str], None]) -> None:
         self._stream = stream
-        self._take = take
+        self._keep = keep
         self._pending = ""
 
     def write(self, text: str, /) -> int:
         *lines, self._pending = (self._pending + text).split("\n")
         for line in lines:
-            self._take(line)
+            self._keep(line)
         return len(text)
 
     def isatty(self) -> bool:
@@ -261,14 +261,14 @@ class Lines:
         """Do nothing: log lines need no preparation."""
 
     def end(self) -> None:
-        """Do nothing: the last line is that of the run."""
+        """Do nothing: the daemon logs the end of the run."""
 
     def opened(self, view: RunView) -> None:
-        """Begin with the run; its daemon has the line of it."""
+        """Start with the run of *view*; the daemon logs its start."""
         self._view = view
 
     def show(self, step: Step) -> None:
-        """Log fills, gaps and commands, and now and then a bar."""
+        """Log the step's fills, gap or command, and at most one bar per ``LOG_EVERY_S``."""
         assert self._view is not None
         for fill in step.fills:
             instrument = self._view.instruments[fill.instrument]
@@ -306,26 +306,26 @@ class Lines:
                 pass
 
     def _log_bar(self, step: Step, facts: Status) -> None:
-        named: Status = {"sequence": step.sequence, "instrument": facts["instrument"]}
-        named |= {name: facts[name] for name in ("open_time_ms", "close")}
+        fields: Status = {"sequence": step.sequence, "instrument": facts["instrument"]}
+        fields |= {name: facts[name] for name in ("open_time_ms", "close")}
         if facts["forecast"] is not None and "confidence" in facts["forecast"]:
             confidence = facts["forecast"]["confidence"]
-            named["confidence"] = None if confidence is None else round(confidence, 4)
+            fields["confidence"] = None if confidence is None else round(confidence, 4)
         keys = ("action", "refused_by", "unfilled", "regime", "quantity")
-        named |= {name: facts[name] for name in keys if name in facts}
-        named["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)
-        named["bars_per_s"] = round(self._pace.per_second(), 1)
-        log.info("decision" if step.decision is not None else "warm-up", **named)
+        fields |= {name: facts[name] for name in keys if name in facts}
+        fields["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)
+        fields["bars_per_s"] = round(self._pace.per_second(), 1)
+        log.info("decision" if step.decision is not None else "warm-up", **fields)
 
 
 class RunWatcher:
-    """Passes every stored step on to a view, and counts the bars that were decided in time."""
+    """Passes every stored step to a view, and counts the bars decided in time."""
 
     def __init__(self, view: Screen | Lines, *, limit: int | None, until_ms: int | None) -> None:
         self._view = view
         self._limit = limit
         self._until_ms = until_ms
-        self._run: RunView | None = None  # once it is open
+        self._run: RunView | None = None  # None until a run is open
         self._decided = 0
         self._allowed = 0
         self._unfilled: Counter[str] = Counter()
@@ -333,16 +333,16 @@ class RunWatcher:
 
     @property
     def decisions(self) -> int:
-        """The decided bars, late ones too."""
+        """The number of decided bars, late ones included."""
         return 0 if self._run is None else self._run.decisions
 
     def opened(self, run: Run) -> None:
-        """Take in the run that the next steps belong to."""
+        """Start with *run*, to which the next steps belong."""
         self._run = RunView(run, SystemClock())
         self._view.opened(self._run)
 
     def watch(self, step: Step) -> bool:
-        """Show *step*; return False once enough bars were decided, or the data have ended."""
+        """Show *step*; return False once enough bars are decided or the data have ended."""
         assert self._run is not None
         self._run.observe(step)
         self._view.show(step)
@@ -390,16 +390,16 @@ class RunWatcher:
 
 
 def terminal_of_view() -> str | None:
-    """Return the path of the terminal to draw on: that of stderr or stdout, whichever is one.
+    """Return the path of the terminal to draw on: stderr's, else stdout's.
 
-    None where there is none, a dumb one, or one in whose background this process runs.
+    None if neither is a terminal, or it is a dumb one, or this process runs in its background.
     """
     if os.environ.get("TERM", "") in DUMB:
         return None
     for stream in (sys.stderr, sys.stdout):
         if stream.isatty():
             number = stream.fileno()
-            with suppress(OSError):  # a terminal that is not the session's has no background
+            with suppress(OSError):  # not the session's controlling terminal
                 if os.tcgetpgrp(number) != os.getpgrp():
                     return None
             return os.ttyname(number)
@@ -410,10 +410,10 @@ def terminal_of_view() -> str | None:
 def live_view(
     *, database: Path, limit: int | None = None, until_ms: int | None = None
 ) -> Iterator[RunWatcher]:
-    """Show a daemon's steps: a live view on a terminal, log lines elsewhere.
+    """Show a daemon's steps in a live view on a terminal, else as log lines.
 
-    It ends after *limit* bars that were decided in time, or with the bar that closes at
-    *until_ms*, market time. The view gives the operator's commands to the daemon of *database*.
+    The run ends after *limit* bars decided in time, or with the bar that closes at market time
+    *until_ms*. The view sends the operator's commands to the daemon of *database*.
     """
     clock, terminal = SystemClock(), terminal_of_view()
     view = Lines(clock) if terminal is None else Screen(clock, terminal, database)

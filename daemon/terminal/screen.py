@@ -1,7 +1,7 @@
-"""The status of a run as lines, for a size of terminal; the course that the live view adds to it.
+"""The status of a run as lines for a given size of terminal.
 
-A status is the document that a daemon serves (``daemon/http/monitor.py``). The live view and
-``tracepaper status`` draw it alike.
+A status is the document that a daemon serves (``daemon/http/monitor.py``). ``tracepaper status``
+and the live view draw it alike; the live view adds charts of price and equity.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from tracepaper.strategies.types.market import Bar, Side
 from tracepaper.strategies.units import NOTHING, count_of, unscaled, visible
 
 STOP: Final = "stop"
-"""The view's word that the daemon is to stop, as by Ctrl-C."""
+"""The view's message that the daemon shall stop, as by Ctrl-C."""
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BRAILLE: Final = 0x2800
 DOTS: Final = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
-"""The bit of a Braille pattern's dots: left and right column, from the top."""
+"""The bits of the dots of a Braille pattern: left and right column, from the top."""
 BAR_CELLS: Final = 30
 LABEL_CELLS: Final = 11
 NARROW: Final = 80
-"""Columns of a terminal below which the first line leaves out the counts."""
+"""Columns below which the first line leaves out the counts."""
 ROOMY_LINES: Final = 30
-"""Lines of a terminal from which on an empty line parts the sections."""
+"""Least lines of a terminal for empty lines between the sections."""
 CLOSES_KEPT: Final = 240
 EQUITY_KEPT: Final = 400
 FILLS_KEPT: Final = 5
 LOG_KEPT: Final = 4
 CHART_LINES: Final = range(3, 21)
-"""The price has at least so many lines, or none of its own."""
+"""Lines of the price chart; with fewer lines the price is a sparkline."""
 NEAR: Final = 0.1
-"""A gate passed nearly where its margin is at most this share of its threshold."""
+"""A gate is shown as nearly failed if its margin is at most this share of its threshold."""
 NEAR_SHOWN: Final = 3
 WHOLE_INSTRUMENTS: Final = 8
-"""A status has so many instruments whole, and a line for each of more."""
+"""Most instruments that ``tracepaper status`` shows in full; of more, one line each."""
 ACTION_STYLES: Final = {
     Action.LONG: "bold green",
     Action.SHORT: "bold red",
@@ -59,15 +59,15 @@ _BY_INSTRUMENT: Final = ("instruments", "closes")
 
 
 class RunView:
-    """The status of a run, and the course of its prices and its equity, for the live view.
+    """The status of a run with the history of its prices and equity, for the live view.
 
-    ``observe`` is O(1) a step, and nothing here grows with time. ``changes`` are told to the view's
-    own process, which keeps them by ``take_in``; another thread may ask for them.
+    ``observe`` takes O(1) time per step, and memory is bounded. ``changes``, which another thread
+    may call, returns updates for the view's process, which stores them with ``apply_change``.
     """
 
     def __init__(self, run: Run, clock: Clock) -> None:
-        """Begin with *run*; its stored configuration has the cash at the start, and the margin."""
-        # What the view's own process starts without.
+        """Start with *run*; its stored configuration has the initial cash and the margin rules."""
+        # Imported here, since the view's process does not need these modules.
         from tracepaper.daemon.config.loading import restore
         from tracepaper.daemon.http.monitor import Monitor
         from tracepaper.daemon.session.build import margin_rules
@@ -80,13 +80,13 @@ class RunView:
         self._cash = str(config.account.cash)
         self.instruments = {item.id: item for item in run.instruments}
         self._fills: list[Status] = []  # the newest first
-        self._equity: list[int] = []  # evenly over all decided bars
+        self._equity: list[int] = []  # sampled evenly over all decided bars
         self._every = 1  # decided bars between two values of equity
         self._closes: dict[str, list[int]] = {}
         self._changed: dict[str, None] = {}
 
     def observe(self, step: Step) -> None:
-        """Take in *step*."""
+        """Update the status with *step*."""
         with self._lock:
             self._observe(step)
 
@@ -126,12 +126,12 @@ class RunView:
         self.decisions += 1
 
     def changes(self) -> list[Status]:
-        """Return all that changed since the last call, each part of one instrument at most."""
+        """Return the changes since the last call: the run's, then one for each instrument."""
         with self._lock:
-            course = {"newest": self._fills.copy(), "equity": self._equity.copy()}
+            history = {"newest": self._fills.copy(), "equity": self._equity.copy()}
             changed, self._changed = self._changed, {}
             return [
-                {**self.monitor.summary(), **course, "cash": self._cash},
+                {**self.monitor.summary(), **history, "cash": self._cash},
                 *(
                     {
                         "instruments": {name: self.monitor.instrument(name)},
@@ -143,8 +143,8 @@ class RunView:
             ]
 
 
-def take_in(status: Status, change: Status) -> None:
-    """Take into *status* what a view's ``changes`` returned."""
+def apply_change(status: Status, change: Status) -> None:
+    """Merge one *change* of ``RunView.changes`` into *status*."""
     for name, value in change.items():
         if name in _BY_INSTRUMENT:
             status.setdefault(name, {}).update(value)
@@ -154,25 +154,26 @@ def take_in(status: Status, change: Status) -> None:
 
 @dataclass(frozen=True)
 class _Section:
-    """A part of the screen: it has *least* lines before any other has more, and *most* at most."""
+    """A part of the screen: every section gets *least* lines before any gets more, up to *most*."""
 
-    draw: Callable[[int], Sequence[Text]]  # in so many lines, at least one
+    draw: Callable[[int], Sequence[Text]]  # of the number of lines, at least one
     least: int
     most: int
-    rank: int = 0  # in which order the parts are given lines
-    is_parted: bool = False  # an empty line stands before it where there is room
+    rank: int = 0  # sections of a lower rank get lines first
+    is_parted: bool = False  # an empty line precedes it if there is room
 
 
 def screen(status: Status, width: int, height: int, chosen: str = "") -> list[Text]:
-    """Return at most *height* lines of *width* cells: money first, then what was decided and why.
+    """Return at most *height* lines of *width* cells: the accounts, then decisions and reasons.
 
-    Of several instruments *chosen* is shown whole, by default the first. Where lines are few, the
-    price, equity, the log, fills and the forecast give way in this order, and gates that passed.
+    Of several instruments *chosen* is shown in full, by default the first. If there are too few
+    lines, price, equity, log, fills, other instruments, forecast and passed gates are cut, in this
+    order.
     """
     top = [_head(status, width)]
     if status.get("halted_by"):
-        words = f" HALTED by {status['halted_by']}: no new exposure until RESUME (r) "
-        top.append(Text.assemble(" ", (words, "bold yellow reverse")))
+        banner = f" HALTED by {status['halted_by']}: no new exposure until RESUME (r) "
+        top.append(Text.assemble(" ", (banner, "bold yellow reverse")))
     if status.get("account"):
         top.append(_money(status))
     sections = [_section(top)]
@@ -185,8 +186,8 @@ def screen(status: Status, width: int, height: int, chosen: str = "") -> list[Te
     else:
         sections.append(_section([Text(" waiting for the first closed bar", "dim")]))
     log = [Text.assemble(" ", Text.from_ansi(line)) for line in status.get("log", ())]
-    many = len(log)
-    sections.append(_Section(lambda most: log[-most:], min(many, 1), many, 5, is_parted=True))
+    count = len(log)
+    sections.append(_Section(lambda most: log[-most:], min(count, 1), count, 5, is_parted=True))
     lines = _fitted(sections, height)
     for line in lines:
         line.truncate(width, overflow="ellipsis")
@@ -194,7 +195,7 @@ def screen(status: Status, width: int, height: int, chosen: str = "") -> list[Te
 
 
 def status_lines(status: Status) -> list[Text]:
-    """Return accounts and instruments of *status*, each whole, or a line for each of many."""
+    """Return the accounts and instruments of *status*, in full or, if many, one line each."""
     instruments = status["instruments"]
     sections = [_section([_money(status)] if status["account"] else [])]
     if len(instruments) > WHOLE_INSTRUMENTS:
@@ -205,8 +206,8 @@ def status_lines(status: Status) -> list[Text]:
     return _fitted(sections, sum(part.most + 1 for part in sections) + ROOMY_LINES)
 
 
-def _harmless(line: Text) -> Text:
-    """Write control characters out, as text without a style; a line stays one line."""
+def _escaped(line: Text) -> Text:
+    """Return *line* with control characters escaped, without style; it stays a single line."""
     text = visible(line.plain).translate({ord("\n"): " ", ord("\t"): " "})
     return line if text == line.plain else Text(text)
 
@@ -214,19 +215,19 @@ def _harmless(line: Text) -> Text:
 def _section(
     lines: Sequence[Text], *, least: int | None = None, rank: int = 0, is_parted: bool = False
 ) -> _Section:
-    many = len(lines)
-    least = many if least is None else min(many, least)
-    return _Section(lambda most: lines[:most], least, many, rank, is_parted)
+    count = len(lines)
+    least = count if least is None else min(count, least)
+    return _Section(lambda most: lines[:most], least, count, rank, is_parted)
 
 
 def _fitted(sections: Sequence[_Section], height: int) -> list[Text]:
-    """Draw the sections in their order, with as many lines as *height* has for each."""
+    """Draw the sections in order within *height* lines, shared out by rank."""
     gaps = [height >= ROOMY_LINES and part.is_parted and part.most > 0 for part in sections]
     left, given = height - sum(gaps), [0] * len(sections)
     ranked = sorted(range(len(sections)), key=lambda place: sections[place].rank)
-    for of_all in (False, True):
+    for takes_most in (False, True):
         for place in ranked:
-            wanted = sections[place].most if of_all else sections[place].least
+            wanted = sections[place].most if takes_most else sections[place].least
             more = min(wanted - given[place], left)
             given[place] += more
             left -= more
@@ -234,7 +235,7 @@ def _fitted(sections: Sequence[_Section], height: int) -> list[Text]:
     for section, gap, most in zip(sections, gaps, given, strict=True):
         if most > 0:
             lines += [Text()] * gap
-            lines += map(_harmless, section.draw(most))
+            lines += map(_escaped, section.draw(most))
     return lines
 
 
@@ -251,7 +252,7 @@ def _rows(label: str, lines: Sequence[Text]) -> list[Text]:
 
 
 def _head(status: Status, width: int) -> Text:
-    """Return one line; where it is too long, an ellipsis cuts the run's id first."""
+    """Return the first line; if it is too long, the run's id is cut first."""
     counts = f"{status['bars_per_s']:,.1f} bars/s "
     name = Text.assemble((" tracepaper", "bold"))
     if "run_id" in status:
@@ -269,28 +270,28 @@ _SHADOW_TITLES: Final = frozenset(map(account_title, SHADOWS))
 
 
 def _money(status: Status) -> Text:
-    of_run, cash = status["account"], Decimal(status.get("cash", 0))
-    accounts = {"equity": of_run}
+    main, cash = status["account"], Decimal(status.get("cash", 0))
+    accounts = {"equity": main}
     accounts |= {account_title(name): account for name, account in status["shadows"].items()}
     cells = []
     for name, texts in accounts.items():
         account = {key: Decimal(amount) for key, amount in texts.items() if isinstance(amount, str)}
         text = Text.assemble((f" {name} ", "dim"))
-        text.append(f"{account['equity']:,.2f} ", "bold" if texts is of_run else "")
-        if texts is not of_run and name not in _SHADOW_TITLES:  # it began with a part of the cash
+        text.append(f"{account['equity']:,.2f} ", "bold" if texts is main else "")
+        if texts is not main and name not in _SHADOW_TITLES:  # a strategy's share of the cash
             earned = account["realized_pnl"] + account["unrealized_pnl"]
             text.append_text(_signed(earned - account["fees_paid"] - account["funding_paid"]))
         elif cash:
             text.append_text(_signed((account["equity"] / cash - 1) * 100, unit=" %"))
         cells.append(text)
     equity = {name: Decimal(account["equity"]) for name, account in status["shadows"].items()}
-    if reserve := reserve_of(Decimal(of_run["equity"]), equity):
+    if reserve := reserve_of(Decimal(main["equity"]), equity):
         cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve:,.2f} "))
-    if "margin_used" in of_run:
-        cells.append(Text(f"margin used {Decimal(of_run['margin_used']):,.2f}", "dim"))
-    if (ratio := of_run.get("maintenance_ratio")) is not None:
+    if "margin_used" in main:
+        cells.append(Text(f"margin used {Decimal(main['margin_used']):,.2f}", "dim"))
+    if (ratio := main.get("maintenance_ratio")) is not None:
         cells.append(Text(f"maintenance ratio {ratio:.1%}, liquidated at 100 %", "dim"))
-    costs = Decimal(of_run["fees_paid"]) + Decimal(of_run["funding_paid"])
+    costs = Decimal(main["fees_paid"]) + Decimal(main["funding_paid"])
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     return Text("  ").join(cells)
 
@@ -308,7 +309,7 @@ def _fill(fill: Status) -> Text:
 
 
 def _of_instrument(status: Status, name: str, width: int) -> list[_Section]:
-    """Return price and position, the decision with its gates, the forecast, equity and a chart."""
+    """Return an instrument's sections: price, position, decision, gates, forecast and charts."""
     instruments = status["instruments"]
     facts = instruments[name]
     category, _, symbol = name.partition(":")
@@ -364,7 +365,7 @@ def _price(price: str | float, facts: Status) -> str:
 
 
 def _others(status: Status, shown: str) -> list[Text]:
-    """Return a line for each instrument but the one that is *shown*."""
+    """Return a line for each instrument except *shown*."""
     lines = []
     for name, facts in status["instruments"].items():
         if name != shown:
@@ -425,7 +426,7 @@ def _decision(facts: Status) -> Text:
 
 
 def _gates(gates: Sequence[Mapping[str, Any]]) -> _Section:
-    """Return a line for each gate that failed, or passed nearly; the others are counted."""
+    """Return a line for each gate that failed or nearly failed, and the count of those passed."""
     failed: list[Text] = []
     near: list[tuple[float, int, Text]] = []
     for index, row in enumerate(gates):
@@ -452,25 +453,25 @@ def _gates(gates: Sequence[Mapping[str, Any]]) -> _Section:
 
 
 def _spare(gate: str, measure: float | None, threshold: float) -> float | None:
-    """Return by how much a gate passed, below 0 where it failed; None where nothing is near."""
+    """Return a gate's margin, negative if it failed; None for a gate without one."""
     declared = GATES.get(gate)
     if declared is None or declared.is_switch or measure is None:
         return None
     if declared.is_capped and measure == threshold:
-        return None  # its measure stops there: it says nothing about how near it was
+        return None  # the measure is capped at the threshold, so the margin is unknown
     return measure - threshold if declared.at_least else threshold - measure
 
 
 def _against(gate: str, measure: float | None, threshold: float) -> Text:
-    """Return measure and threshold, and how much was short or is to spare."""
+    """Return a gate's measure, threshold and margin as text."""
     declared = GATES.get(gate)
     if declared is not None and declared.is_switch:
         return Text(f"  {measured(gate, measure)}", "dim")
     sign = "≥" if declared is None or declared.at_least else "≤"
     text = f"  {measured(gate, measure)}, needs {sign} {measured(gate, threshold)}"
     if (spare := _spare(gate, measure, threshold)) is not None:
-        words = "to spare" if spare >= 0 else "short" if sign == "≥" else "over"
-        text += f", {measured(gate, abs(spare))} {words}"
+        side = "to spare" if spare >= 0 else "short" if sign == "≥" else "over"
+        text += f", {measured(gate, abs(spare))} {side}"
     return Text(f"{text}  {unit_beside(gate)}".rstrip(), "dim")
 
 
@@ -493,14 +494,14 @@ def _margin(held: Status, facts: Status) -> Text:
 
 
 def sampled(values: Sequence[int], count: int) -> Sequence[int]:
-    """Return at most *count* of *values*, evenly, the last among them."""
+    """Return at most *count* of *values*, evenly spaced, including the last."""
     if len(values) <= count:
         return values
     return [values[(place + 1) * len(values) // count - 1] for place in range(count)]
 
 
 def sparkline(values: Sequence[int]) -> str:
-    """Return *values* as a line of blocks, lowest to highest."""
+    """Return *values* as a line of block characters, scaled between their bounds."""
     if not values:
         return ""
     low, span = min(values), max(values) - min(values)
@@ -510,7 +511,7 @@ def sparkline(values: Sequence[int]) -> str:
 
 
 def line_chart(values: Sequence[int], columns: int, rows: int) -> list[str]:
-    """Return *values* as *rows* lines of *columns* Braille patterns, lowest at the bottom."""
+    """Return a chart of *values*: *rows* lines of *columns* Braille patterns."""
     cells = [[BRAILLE] * columns for _ in range(rows)]
     low, span = min(values), max(values) - min(values) or 1
     before = None
@@ -525,7 +526,7 @@ def line_chart(values: Sequence[int], columns: int, rows: int) -> list[str]:
 
 
 def split(shares: Sequence[float], cells: int) -> list[int]:
-    """Return *cells* divided by *shares*, whole cells that sum to *cells*."""
+    """Divide *cells* in proportion to *shares* into integers that sum to *cells*."""
     total = sum(shares)
     if not total > 0:
         return [0, cells, 0][: len(shares)]
@@ -539,6 +540,6 @@ def _signed(amount: Decimal, *, unit: str = "") -> Text:
 
 
 def _grouped(text: str) -> str:
-    """Put commas between the thousands of an exact decimal text."""
+    """Insert thousands separators into an exact decimal text."""
     whole, point, fraction = text.partition(".")
     return f"{int(whole):,}{point}{fraction}" if whole not in {"-0", ""} else text

@@ -1,7 +1,7 @@
-"""``bench attention``: what an explanation costs beside the forward pass that it explains.
+"""``bench attention``: the cost of an explanation relative to its forward pass.
 
-The routes of a row take turns. A figure is the median of process CPU time, on CUDA of wall time
-around a synchronised device, and a ratio is of medians of the same rounds.
+The routes of a row take turns. A figure is the median of process CPU time, or on CUDA of wall time
+with the device synchronised. A ratio divides medians of the same rounds.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from tracepaper.strategies.networks.stream import (
 
 SIZES: Final = (1_024, 2_048, 4_096, 8_192, 16_384)
 DENSE_MAX: Final = 4_096
-"""Beyond, stored matrices take minutes: their products grow with N³."""
+"""Most bars for stored matrices; products of more take minutes, as they grow with N³."""
 EVERY_MAX: Final = 8_192
-"""Beyond, buckets of every row are kept for windows alone, by the stream."""
+"""Most bars for the buckets of every row; beyond, only the stream keeps them, for windows."""
 WINDOW: Final = 1_088
 MASKS: Final = {"causal": Mask(), f"window {WINDOW:,}": Mask.window(WINDOW), "full": Mask.full()}
 FOREIGN_KEYS: Final = 4_096
@@ -59,7 +59,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The attention that is measured."""
+    """The shape and device of the measured attention."""
 
     layers: int = 4
     heads: int = 4
@@ -70,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What each layer attends with: lists of one tensor [1, head, time, dim] a layer."""
+    """Queries, keys and values, each a list of one tensor [1, head, time, dim] per layer."""
 
     queries: list[Tensor]
     keys: list[Tensor]
@@ -92,9 +92,8 @@ def measure(
 ) -> Iterator[tuple[str, Row]]:
     """Yield each row of figures with the title of its table, as soon as it is measured.
 
-    *compare* names functions ``module:function`` of (``Inputs``, ``Mask``), which are measured
-    beside the explanation. Raises ``ConfigInvalid`` where one is no function, or where the device
-    is not there.
+    *compare* names functions ``module:function`` of (``Inputs``, ``Mask``) to measure as well.
+    Raises ``ConfigInvalid`` if one is no function, or if the device is missing.
     """
     functions = {name: function_named(name) for name in compare}
     if device == "cuda" and not torch.cuda.is_available():
@@ -118,7 +117,7 @@ def measure(
 
 
 def function_named(name: str) -> Callable[[Inputs, Mask], object]:
-    """Return the user's function ``module:function``; raise ``ConfigInvalid`` where it is none."""
+    """Return the user's ``module:function``; raise ``ConfigInvalid`` if it is no function."""
     function = imported(name, key="--compare")
     if not callable(function):
         raise ConfigInvalid(f"--compare {name} is no function; name one of (inputs, mask).")
@@ -156,7 +155,7 @@ def forward(inputs: Inputs, mask: Mask) -> list[Layer]:
 
 
 def explain(layers: Sequence[Layer], backend: str = "auto") -> Tensor:
-    """Return the last row's exact rollout; its entropies are computed as well."""
+    """Compute the last row's entropies and exact rollout; return the rollout."""
     last = [layers[0].shape[2] - 1]
     confidence(layers, last)
     return rollout(layers, last, backend=backend).weights["bars"]
@@ -169,7 +168,7 @@ def explain_every(layers: Sequence[Layer]) -> Tensor:
 
 
 def dense(inputs: Inputs, mask: Mask) -> Tensor:
-    """Return the last row's rollout by stored matrices and whole products."""
+    """Return the last row's rollout from stored matrices and their full products."""
     time = inputs.queries[0].shape[2]
     hidden = ~shown_table(mask, time, time, inputs.queries[0].device)
     identity = torch.eye(time, dtype=inputs.queries[0].dtype, device=hidden.device)
@@ -187,7 +186,7 @@ def explanation_row(
     mask: Mask,
     functions: Mapping[str, Callable[[Inputs, Mask], object]],
 ) -> Row:
-    """Return milliseconds of a forward and the ratio of each explanation to it."""
+    """Return the milliseconds of a forward pass and the ratio of each explanation to it."""
     inputs = draw(setting, bars)
     layers = forward(inputs, mask)
     routes: dict[str, Route] = {
@@ -211,14 +210,14 @@ def _ratios(seconds: Mapping[str, float], base: str) -> Row:
     return {f"{base} ms": 1e3 * seconds[base]} | others
 
 
-# ---------------------------------------------------------------- other people's models
+# ---------------------------------------------------------------- models of other libraries
 
 
 def foreign_row(setting: Setting, keys: int = FOREIGN_KEYS) -> Row:
-    """Return the cost of reads of a captured layer beside torch's attention.
+    """Return the cost of reading a captured layer relative to torch's attention.
 
-    Eight heads of 64 share two key heads: whole rows are carried, then one, entropies of all rows
-    are taken, and whole rows are carried through a layer whose scores are capped.
+    Eight heads of 64 dimensions share two key heads. The reads are: carrying all rows, carrying
+    one, the entropies of all rows, and carrying all rows through a layer with capped scores.
     """
     generator = torch.Generator().manual_seed(SEED)
 
@@ -254,10 +253,10 @@ def foreign_row(setting: Setting, keys: int = FOREIGN_KEYS) -> Row:
 def model_rows(
     setting: Setting, tell: Callable[[str], None], tokens: int = TOKENS
 ) -> Iterator[Row]:
-    """Yield what each explanation of a random Llama costs, the forward included, as a ratio to it.
+    """Yield the cost of each explanation of a random Llama, its forward pass included, as a ratio.
 
-    Transformers is asked for its attention matrices, and captum for the gradients of the same
-    logit, where they are installed.
+    If installed, transformers returns its attention matrices and captum the gradients of the same
+    logit, for comparison.
     """
     if find_spec("transformers") is None:
         yield {"explanation": "transformers is not installed", "÷ forward": None}
@@ -332,7 +331,7 @@ def model_rows(
 
 
 def explained_window(network: Network) -> Route:
-    """Return a function that explains a *network*'s answer to a window of random rows."""
+    """Return a function that explains the output of *network* for a window of random rows."""
     generator = torch.Generator().manual_seed(SEED)
     bars = network.config.receptive_field
     x = torch.randn(1, bars, network.config.features, generator=generator).clamp(-5, 5)
@@ -345,7 +344,7 @@ def explained_window(network: Network) -> Route:
 
 
 class Scan:
-    """A network's own stream over random rows, its rings full: no features, forecasts or record."""
+    """A network's stream over random rows with full rings; no features, forecasts or record."""
 
     def __init__(self, network: StreamingNetwork) -> None:
         self._network = network
@@ -356,7 +355,7 @@ class Scan:
             self.advance()
 
     def advance(self, bars: int = CHUNK_BARS) -> int:
-        """Take in so many bars; return how many they are."""
+        """Advance the stream by *bars* random rows; return *bars*."""
         rows = torch.randn(1, bars, self._network.config.features, generator=self._generator)
         positions = np.arange(self._position, self._position + bars, dtype=np.int64)
         self._network.advance(self._state, rows.clamp(-5, 5), positions[None], padded=bars > 1)
@@ -365,7 +364,7 @@ class Scan:
 
 
 def live_row(config: FlashConfig | None = None) -> Row:
-    """Return the cost of the default network's explained live step, and of a bar of a scan."""
+    """Return the cost of an explained live step of the default network, and of a bar of a scan."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         network = FlashNetwork(config or FlashConfig()).eval()
@@ -388,10 +387,10 @@ def live_row(config: FlashConfig | None = None) -> Row:
             scan.advance()
 
     seconds = interleaved({"scan": scanned, "batch": batch})
-    a_bar = seconds["scan"] / LIVE_SCANS / CHUNK_BARS
+    bar_s = seconds["scan"] / LIVE_SCANS / CHUNK_BARS
     return {
         "live step ms": 1e3 * statistics.median(steps),
         "p99 ms": 1e3 * statistics.quantiles(steps, n=100)[-1],
-        "bar of a scan µs": 1e6 * a_bar,
-        "÷ a batched forward": a_bar / (seconds["batch"] / BATCH_BARS),
+        "bar of a scan µs": 1e6 * bar_s,
+        "÷ a batched forward": bar_s / (seconds["batch"] / BATCH_BARS),
     }

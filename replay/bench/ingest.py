@@ -1,10 +1,10 @@
-"""``bench ingest``: frames a CPU second, from bytes to typed bars.
+"""``bench ingest``: frames per CPU second, from bytes to typed bars.
 
-Every frame carries one closed candle, the dearest kind: real minutes of the bundled candles,
-written as the exchange writes them (numbers as text, trailing zeros left out). Frames at the roll,
-with two candles, and frames of the still open candle, which are most of a live stream, are measured
-beside. Routes are interleaved; each figure is the median of the rounds' process CPU time.
-Decoding alone stands beside them: machines differ, the ratio to it hardly.
+Every frame carries one closed candle, the most expensive kind: a minute of the bundled candles in
+the exchange's format (numbers as text, without trailing zeros). Frames at the roll, with two
+candles, and frames of an open candle, the majority of a live stream, are measured too. Routes are
+interleaved; each figure is the median process CPU time of the rounds. Decoding alone is measured
+for a ratio that hardly depends on the machine.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ BITCOIN: Final = Instrument(
 
 
 def measure_ingest() -> dict[str, Any]:
-    """Return frames a CPU second of each route, and the machine.
+    """Return the frames per CPU second of each route, and the machine.
 
-    ``ratio_msgspec`` is our cost as a multiple of decoding alone.
+    ``ratio_msgspec`` is tracepaper's cost as a multiple of decoding alone.
     """
     closing = closing_frames()
     wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
@@ -60,13 +60,13 @@ def measure_ingest() -> dict[str, Any]:
 
 
 def closing_frames() -> list[bytes]:
-    """Return one frame for each bundled minute, as the exchange sends it when the minute closes."""
+    """Return the frame that the exchange sends at the close of each bundled minute."""
     with gzip.open(DEMO_CANDLES, "rt", encoding="utf-8", newline="") as lines:
         return [_frame(row) for row in csv.DictReader(lines)]
 
 
 def _frame(row: dict[str, str]) -> bytes:
-    """Return the closing frame of one row; turnover is volume times the close, exactly."""
+    """Return the closing frame of one row; its turnover is volume times close."""
     start = int(row["open_time"])
     sent_ms = start + MINUTE_MS + 441
     texts = {name: without_zeros(row[name]) for name in ("open", "close", "high", "low", "volume")}
@@ -85,7 +85,7 @@ def open_frames(closing: Sequence[bytes]) -> list[bytes]:
 
 
 def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
-    """Return frames of two candles each: the closed one and the new one, as linear sends them."""
+    """Return frames with the closed and the new candle, as the category linear sends them."""
     frames = []
     for frame in closing:
         parts = json.loads(frame)

@@ -42,13 +42,13 @@ from tracepaper.strategies.types.market import (
 )
 
 WARM_UP_CLOSES: Final = 20
-"""Closes that are decided before the first that is timed."""
+"""Closes decided before the first timed one."""
 SLOW_BARS: Final = 100
-"""Bars of warm-up of the strategy without a model."""
+"""Warm-up bars of the strategy without a model."""
 ROW_BYTES: Final = 200
 DEADLINE_MS: Final = 60_000
 SHIFT_BARS: Final = 37
-"""Bars by which the instruments' prices are moved against each other."""
+"""Bars by which the prices of consecutive instruments are shifted."""
 
 Tell = Callable[[str], None]
 
@@ -63,11 +63,11 @@ def measure_live(
 ) -> dict[str, Any]:
     """Return milliseconds of wall time from the last bar of a close to its last commit.
 
-    Each of *closes* is one of *symbols* instruments that fill by quotes, as live: a quote of each,
-    then their bars, decided and committed together. After each close one row is committed alone
-    into another file with the same settings. Beside it what one symbol costs: CPU milliseconds a
-    decision, MB of memory beyond that of the program and its model, and bytes of the database a
-    decision with its quote. With a *checkpoint* also those with it.
+    At each of *closes*, every one of *symbols* instruments has a quote and then a bar; all are
+    decided and committed together. Orders fill by quotes, as in a live run. After each close, one
+    row is committed to another file with the same settings, for comparison. The figures per symbol
+    are CPU milliseconds per decision, MB of memory beyond the program and its model, and database
+    bytes per decision with its quote. *checkpoint* adds a run with that model.
     """
     figures: dict[str, Any] = {"machine": machine_line(), "symbols": symbols, "closes": closes}
     runs: dict[str, tuple[str, str | None]] = {"without_model": ("sma_cross", None)}
@@ -79,8 +79,8 @@ def measure_live(
         config = live_config(strategy, [f"BENCH{number}USDT" for number in range(symbols)], named)
         forecaster = load_forecaster(config) if needs_forecaster(config) else None
         context = SLOW_BARS if forecaster is None else forecaster.context
-        given = closes_of(symbols, context + WARM_UP_CLOSES + closes)
-        feed = _timed(config, forecaster, given, context, tell=tell)
+        bars = closes_of(symbols, context + WARM_UP_CLOSES + closes)
+        feed = _timed(config, forecaster, bars, context, tell=tell)
         figures[f"{name}_ms"] = _percentiles(feed.wall_ms)
         figures[f"{name}_bare_commit_ms"] = _percentiles(feed.bare_ms)
         figures[f"{name}_beyond_bare_commit_p50"] = statistics.median(
@@ -114,7 +114,7 @@ def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = 
 
 @dataclass(frozen=True)
 class LiveParts:
-    """What the daemon puts a run together from, the exchange apart."""
+    """The parts of a daemon's run without an exchange."""
 
     engine: Engine
     predict: Predict
@@ -131,7 +131,7 @@ def live_parts(
     *,
     start_ms: int,
 ) -> Iterator[LiveParts]:
-    """Yield a run whose period begins at *start_ms*, logged in the new database *path*."""
+    """Yield the parts of a run that starts at *start_ms*, stored in the new database *path*."""
     audit = SqlAuditLog.open(path)
     try:
         opening = Opening(config, RunKind.LIVE, path, tuple(instruments), forecaster, start_ms, 0)
@@ -152,13 +152,13 @@ def live_parts(
 
 
 def quote_of(bar: Bar) -> Quote:
-    """Return a quote of one tick around the close of *bar*, at its close."""
+    """Return a quote with a spread of one tick at the close of *bar*."""
     at = bar.close_time_ms
     return Quote(bar.instrument, bar.close - 1, 10**6, bar.close, 10**6, at, at)
 
 
 class BareCommit:
-    """One row and one commit at a time, on a WAL database that is synchronous FULL."""
+    """Commits one row at a time to a WAL database with ``synchronous = FULL``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -176,7 +176,7 @@ class BareCommit:
         self._database.close()
 
     async def commit(self) -> None:
-        """Insert one row and wait until it is on the disk."""
+        """Insert one row and wait for its commit."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._insert)
 
     def _insert(self) -> None:
@@ -193,7 +193,7 @@ def _timed(
     *,
     tell: Tell,
 ) -> TimedFeed:
-    """Return the feed that took *closes* through a run; the first *context* of them warm it."""
+    """Run *closes* through the engine and return the timed feed; the first *context* warm it up."""
     symbols = config.market.symbols
     instrument = archive_instrument(tiled(context))
     instruments = [msgspec.structs.replace(instrument, symbol=symbol) for symbol in symbols]
@@ -214,7 +214,7 @@ def _timed(
 
 
 def _content_bytes(path: Path) -> int:
-    """Return the size of a database once its WAL will be part of it."""
+    """Return the size of a database as if its WAL were checkpointed."""
     with closing(sqlite3.connect(path)) as database:
         (pages,) = database.execute("PRAGMA page_count").fetchone()
         (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
@@ -222,7 +222,7 @@ def _content_bytes(path: Path) -> int:
 
 
 def closes_of(symbols: int, count: int) -> list[list[Bar]]:
-    """Return *count* closes of a bar of each of *symbols* instruments, oldest first."""
+    """Return *count* closes, oldest first, each with a bar of *symbols* instruments."""
     bars = tiled(count + SHIFT_BARS * symbols).bars()
     return [
         [
@@ -240,8 +240,8 @@ def closes_of(symbols: int, count: int) -> list[list[Bar]]:
     ]
 
 
-def gathered(close: Sequence[Bar]) -> list[Event]:
-    """Return *close* as the feed delivers it: those of several after a ``CloseStart``."""
+def events_of(close: Sequence[Bar]) -> list[Event]:
+    """Return *close* as the feed delivers it: several bars follow a ``CloseStart``."""
     first = close[0]
     if len(close) == 1:
         return [first]
@@ -249,9 +249,9 @@ def gathered(close: Sequence[Bar]) -> list[Event]:
 
 
 class TimedFeed:
-    """Delivers closes, each gathered, and times each until its last step is stored.
+    """Delivers closes and times each until its last step is stored.
 
-    The loop asks for an event once the steps of those before it are committed.
+    The loop requests an event only when the steps of all earlier events are committed.
     """
 
     def __init__(
@@ -265,8 +265,8 @@ class TimedFeed:
         self.wall_ms: list[float] = []
         self.cpu_ms: list[float] = []
         self.bare_ms: list[float] = []
-        self.grown_mb = 0.0  # by the run, beyond the program, its model and the candles
-        self.grown_bytes = 0  # of the database, since the first close that is timed
+        self.grown_mb = 0.0  # memory of the run, beyond the program, its model and the candles
+        self.grown_bytes = 0  # of the database, since the first timed close
         self._past = past
         self._start = start
         self._closes = closes
@@ -274,9 +274,9 @@ class TimedFeed:
         self._database = database
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield the bars before the start, the start, then quotes and bars close by close."""
+        """Yield the bars before the start, the start event, then each close's quotes and bars."""
         for close in self._past:
-            for event in gathered(close):
+            for event in events_of(close):
                 yield event
         yield self._start()
         for number, close in enumerate(self._closes):
@@ -284,12 +284,12 @@ class TimedFeed:
                 self.grown_bytes = -_content_bytes(self._database)
             for bar in close:
                 yield quote_of(bar)
-            wall, cpu = time.perf_counter(), time.process_time()
-            for event in gathered(close):
+            start_s, cpu_s = time.perf_counter(), time.process_time()
+            for event in events_of(close):
                 yield event
-            between, spent = time.perf_counter(), time.process_time() - cpu
+            end_s, spent_s = time.perf_counter(), time.process_time() - cpu_s
             await self._bare.commit()
             if number >= WARM_UP_CLOSES:
-                self.wall_ms.append(1e3 * (between - wall))
-                self.cpu_ms.append(1e3 * spent)
-                self.bare_ms.append(1e3 * (time.perf_counter() - between))
+                self.wall_ms.append(1e3 * (end_s - start_s))
+                self.cpu_ms.append(1e3 * spent_s)
+                self.bare_ms.append(1e3 * (time.perf_counter() - end_s))

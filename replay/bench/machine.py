@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on; rounds of routes; memory of a process."""
+"""A description of the machine, interleaved timing of routes, and a process's memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Final
 ROUNDS_MIN: Final = 3
 ROUNDS_MAX: Final = 9
 ENOUGH_S: Final = 3.0
-"""Once the rounds of a row took this long together, it was measured often enough."""
+"""Total seconds of rounds after which no further round is measured."""
 
 Route = Callable[[], object]
 
@@ -36,7 +36,7 @@ def machine_line() -> str:
 
 
 def _commit() -> str:
-    """Return the commit of a checkout, marked where files differ, else the installed version."""
+    """Return the commit of a checkout, marked if files differ, else the installed version."""
     root, git = Path(__file__).resolve().parents[2], shutil.which("git")
     if git is not None and (root / ".git").exists():
         describe = ("describe", "--always", "--exclude=*", "--abbrev=9", "--dirty=+changes")
@@ -65,9 +65,9 @@ def interleaved(
     clock: Callable[[], float] = time.process_time,
     wait: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Return each route's median seconds; every round takes each route once, after a warm-up.
+    """Return each route's median seconds; after a warm-up, every round runs each route once.
 
-    *wait* returns when the work that a route started is done.
+    *wait* blocks until the work that a route started is done.
     """
     for route in routes.values():
         route()
@@ -85,9 +85,9 @@ def interleaved(
 
 
 def resident_mb() -> float:
-    """Return the memory this process holds now, in MB; its peak where the kernel does not say.
+    """Return the resident memory of this process in MB, or its peak without ``/proc``.
 
-    ``getrusage`` hands the peak of a parent on to its children.
+    The peak of ``getrusage`` is second choice, since a child process inherits its parent's.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

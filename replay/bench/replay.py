@@ -1,4 +1,4 @@
-"""``bench replay``: bars a CPU second; a figure is the median of rounds in turns."""
+"""``bench replay``: bars per CPU second; each figure is the median of interleaved rounds."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ from tracepaper.strategies.types.decisions import Action, Step
 YEAR_BARS: Final = 525_600
 COMPARED: Final = ("one", "two", "symbols", "written", "plain", "memory", "audit")
 ALONE_S: Final = 1.0
-"""CPU seconds of a round in which a network alone explains."""
+"""CPU seconds per round in which the network alone explains bars."""
 AHEAD: Final = 64
-"""Bars by which the time begins before a chunk is read, which holds a few other events."""
+"""Bars before the end of a chunk at which timing begins, as a chunk holds a few other events."""
 
 Tell = Callable[[str], None]
 
 
 class Reversion(Strategy):
-    """What a user writes: a column of an indicator, a stop, and a note at every bar."""
+    """A typical user's strategy: an indicator column, a stop, and a note at every bar."""
 
     warmup = 100
 
     def __init__(self, _options: dict[str, Any]) -> None:
-        """Take no options."""
+        """Ignore the options."""
 
     def columns(self, history: BarArrays) -> Mapping[str, npt.NDArray[np.float64]]:
         """Return the indicator."""
         return {"rsi": rsi(history.close, 14, window=100)}
 
     def decide(self, context: BarContext) -> Signal:
-        """Buy what has fallen, and sell it when it has risen."""
+        """Buy after a fall, and sell after a rise."""
         strength = float(context.columns["rsi"][-1])
         note = {"rsi": strength}
         if strength < 30:
@@ -68,7 +68,7 @@ class Reversion(Strategy):
 
 
 def tiled(bars: int) -> Candles:
-    """Return the bundled candles laid end to end until there are *bars* of them."""
+    """Return *bars* candles: the bundled ones, repeated end to end."""
     once = read_candles(DEMO_CANDLES)
     times = -(-bars // len(once))
     span_ms = len(once) * once.interval_ms
@@ -96,10 +96,10 @@ def replay_of(
     checkpoint: Path | None = None,
     times: int = 1,
 ) -> Replay:
-    """Return a replay of *parts* by *strategy*, with money that never runs out.
+    """Return a replay of *parts* by *strategy*, with enough cash for every trade.
 
-    *checkpoint* is the folder of the model, by default the one that is shipped. The strategy trades
-    several *times* on one account where that is more than once.
+    *checkpoint* is the folder of the model, by default the bundled one. If *times* is above 1, that
+    many copies of the strategy trade on one account.
     """
     symbols = [part.symbol for part in parts]
     sections: dict[str, dict[str, Any]] = {
@@ -117,19 +117,19 @@ def replay_of(
 
 @dataclass
 class RecordingCost:
-    """One replay into a new database: seconds from a bar on, the file's bytes, memory in MB."""
+    """The cost of one replay into a new database: seconds, the file's bytes, memory in MB."""
 
     begun: tuple[float, float] = (0.0, 0.0)  # wall and CPU
     wall_s: float = 0.0
     cpu_s: float = 0.0
-    log_s: float = 0.0  # of these what encoding, hashing and storing took
-    audit_s: float = 0.0  # CPU seconds of ``audit verify``, which of a model lacks its card here
+    log_s: float = 0.0  # CPU seconds of encoding, hashing and storing, part of ``cpu_s``
+    audit_s: float = 0.0  # CPU seconds of ``audit verify``, without a model's card
     size: int = 0
     memory_mb: list[float] = field(default_factory=list)
 
 
 class _WatchedLog(SqlAuditLog):
-    """A log that shows each step after it was taken, and counts the CPU seconds of its commits."""
+    """A log that calls ``observe`` after each step and adds up the CPU seconds of its commits."""
 
     observe: Callable[[Step], None] = staticmethod(lambda _step: None)
     cpu_s = 0.0
@@ -146,7 +146,7 @@ class _WatchedLog(SqlAuditLog):
 
 
 def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
-    """Replay into a new database; the seconds begin *after* so many bars."""
+    """Replay into a new database and return its cost; the seconds count from bar *after* on."""
     record = RecordingCost()
     tally = Tally(progress=lambda _: record.memory_mb.append(resident_mb()))
 
@@ -182,9 +182,9 @@ def measure_replay(
 ) -> dict[str, Any]:
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
-    Each round replays the same bars into a new database, and beside it by a class as users write
-    them, by two strategies on one account, as two symbols, into memory, as a trial of a sweep does,
-    and in a plain Python loop of the same strategy, without engine or log.
+    Each round replays the same bars into a new database: with a built-in strategy, a user's class,
+    two strategies on one account, and two symbols. It also replays them in memory, as a trial of a
+    sweep does, and in a plain Python loop without engine or log.
     """
     candles = tiled(bars)
     closes = candles.close.tolist()
@@ -227,7 +227,7 @@ def measure_replay(
 
 
 def _plain_loop(closes: list[int], fast: int = 20, slow: int = 100) -> int:
-    """Run the same strategy in the fewest lines of Python: no exact money, no log, no gates."""
+    """Run the same strategy in plain Python, without exact money, log or gates."""
     window: deque[int] = deque(maxlen=slow)
     held, cash, pending = 0, 0, 0
     for close in closes:
@@ -249,9 +249,9 @@ def measure_model(
 ) -> dict[str, Any]:
     """Return the figures of a replay with a model, every bar gated, explained and stored.
 
-    *checkpoint* is a folder or a bundled name, of a network or an ensemble with one; by default
-    the default model. In each round its network alone explains bars, or windows, for ``ALONE_S``.
-    Raises ``ConfigInvalid`` of a model without attention.
+    *checkpoint* is the folder or bundled name of a network, or of an ensemble with one. In each
+    round the network alone explains bars or windows for ``ALONE_S``. Raises ``ConfigInvalid`` for
+    a model without attention.
     """
     from tracepaper.replay.bench.attention import Scan, explained_window
     from tracepaper.strategies.forecasters.attribution import attending

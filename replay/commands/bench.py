@@ -103,7 +103,7 @@ def attention(
 
 
 def _answer(title: str, figures: Mapping[str, Any]) -> CommandAnswer:
-    """Return the figures, line by line."""
+    """Return *figures* under *title*, one per line."""
     lines = (f"  {name.replace('_', ' '):32} {_shown(value)}" for name, value in figures.items())
     return CommandAnswer(figures, "\n".join([title, *lines]))
 

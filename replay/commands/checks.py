@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.database.chunks import RunLocation
 
 SHOWN: Final = 10
-"""Differences of a kind that are said."""
+"""Most differences that a check prints."""
 
 
 @reads_record
@@ -81,18 +81,18 @@ def verify(
             reader, place.path, place.run_id, sample=sample, from_ms=from_ms, commit=commit
         )
         check = check_of_run(reader, verification)
-    if sample is None and from_ms is None and commit is None:  # a part is no parity of the run
+    if sample is None and from_ms is None and commit is None:  # only a check of the whole run
         keep_check(place.path, checked, "verify", check)
-    holds = verification.passes and all(funding_check.passes for funding_check in settled)
-    compared = [{**asdict(of), "passes": of.passes} for of in settled]
-    lines = [*(_followed if verification.passes else _why_not)(verification)]
+    passes = verification.passes and all(funding_check.passes for funding_check in settled)
+    funding_documents = [{**asdict(check), "passes": check.passes} for check in settled]
+    lines = [*(_verified if verification.passes else _why_not)(verification)]
     lines += [line for funding_check in settled for line in _funding(funding_check)]
-    document = {**asdict(verification), "funding": compared, "passes": holds}
-    return CommandAnswer(document, "\n".join(lines), int(not holds))
+    document = {**asdict(verification), "funding": funding_documents, "passes": passes}
+    return CommandAnswer(document, "\n".join(lines), int(not passes))
 
 
-def _followed(verification: Verification) -> Iterator[str]:
-    """Yield how much follows from the record, from where on, and what else is to be known."""
+def _verified(verification: Verification) -> Iterator[str]:
+    """Yield sentences for a check that passes: counts, the period compared, and limits."""
     rounding = f", {verification.tolerated:,} of them within their tolerances" * bool(
         verification.tolerated
     )
@@ -114,7 +114,7 @@ def _followed(verification: Verification) -> Iterator[str]:
 
 
 def _why_not(verification: Verification) -> Iterator[str]:
-    """Yield what does not follow, and who is to blame; or that there was nothing to verify."""
+    """Yield sentences for a check that fails: the cause and differences, or nothing to verify."""
     if not verification.differing:
         yield (
             f"No decision is among the {verification.steps:,} steps of run {verification.run_id} "
@@ -133,7 +133,7 @@ def _why_not(verification: Verification) -> Iterator[str]:
 
 
 def _beginning(verification: Verification) -> Iterator[str]:
-    """Say of a run that was not compared whole from where it was, and what covers the rest."""
+    """Yield where a partial comparison begins, and what covers the steps before."""
     if verification.from_ms is None:
         return
     since = f"They are those from {iso(verification.from_ms)} on"
@@ -152,7 +152,7 @@ def _beginning(verification: Verification) -> Iterator[str]:
 
 
 def _funding(funding_check: FundingCheck) -> Iterator[str]:
-    """Say how the settlements of one instrument agree with what was published."""
+    """Yield how the settlements of one instrument agree with the published rates."""
     yield (
         f"{funding_check.booked:,} of {funding_check.published:,} published settlements of "
         f"{funding_check.instrument} were booked at the published rate."
@@ -199,7 +199,7 @@ def parity(
     """
     if books:
         if second is not None or day is not None or service:
-            raise ConfigInvalid("--books is of one run; name one RUN, without --day or --service.")
+            raise ConfigInvalid("--books needs a single RUN, without --day or --service.")
         from tracepaper.replay.checks.book_costs import compare_with_books
         from tracepaper.storage.database.reader import Reader
 
@@ -211,14 +211,14 @@ def parity(
     if service:
         from tracepaper.daemon.session.child import limit_this_process
 
-        limit_this_process()  # before what takes seconds to import
+        limit_this_process()  # before the slow imports
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.storage.database.reader import Reader
 
     if second is None:
         return _replay_day(located(first, db), day, service=service)
     if day is not None or service:
-        raise ConfigInvalid("--day and --service are of one run and its replay; name one RUN.")
+        raise ConfigInvalid("--day and --service compare a run with its replay; name one RUN.")
     first_place, second_place = (located(spec, db) for spec in (first, second))
     with Reader.open(first_place.path) as a, Reader.open(second_place.path) as b:
         comparison = compare_runs(
@@ -229,18 +229,18 @@ def parity(
 
 
 def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> CommandAnswer | None:
-    """Replay one day of a run from its record, and say whether it is the same."""
+    """Replay one day of a run from its record, and compare the decisions."""
     from tracepaper.daemon.session.child import frame_of, reserve_stdout
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_span, keep_check, last_day
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.market import ParityOutcome
 
-    output = reserve_stdout() if service else None  # a class of the user's may print as well
+    output = reserve_stdout() if service else None  # a user's class may print to stdout
     with Reader.open(place.path) as reader:
         from_ms = last_day(reader, place.run_id) if day is None else instant(day)
         if from_ms is not None and from_ms % DAY_MS:
-            raise ConfigInvalid(f"--day {day} is no day; write it as 2025-05-26 (UTC).")
+            raise ConfigInvalid(f"--day {day} is not a UTC day; write it as 2025-05-26.")
         until_ms = None if from_ms is None else from_ms + DAY_MS
         checked = reader.stored_run(place.run_id)
         check = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
@@ -254,7 +254,7 @@ def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> Comman
 
 
 def _compared(comparison: Parity) -> Iterator[str]:
-    """Yield what agrees, what differs, and where nothing was found out."""
+    """Yield sentences: the decisions that agree, those that differ, and those not compared."""
     yield f"{comparison.identical:,} of {comparison.compared:,} decisions identical."
     if comparison.within_tolerance:
         yield f"{comparison.within_tolerance:,} more agree within 1e-4 and decide the same."
@@ -311,9 +311,9 @@ def lookahead(
     from tracepaper.replay.checks.probes import Limits
 
     config, data = _read(spec)
-    most = bars or MOST_BARS
-    left = sum(max(0, len(part) - most) for part in data.candles)
-    data = data.first(most)
+    limit = bars or MOST_BARS
+    unused = sum(max(0, len(part) - limit) for part in data.candles)
+    data = data.first(limit)
     with FreshProcesses(*_preloaded(config)) as fresh:
         finding = check(
             config,
@@ -324,9 +324,9 @@ def lookahead(
             allow=allow_reading or (),
             report=tell,
         )
-    if left:
-        more = "--bars" if bars is None else "more --bars"
-        finding.unproved.append(f"the {left:,} bars after the first {most:,}; give {more}")
+    if unused:
+        option = "--bars" if bars is None else "more --bars"
+        finding.unproved.append(f"the {unused:,} bars after the first {limit:,}; give {option}")
     return _verdict(finding)
 
 
@@ -358,16 +358,15 @@ def recursive(
     calendar = data.candles[0].calendar
     sessions = None if calendar is None else calendar.sessions
     warmup = warmup_bars(strategies, config, sessions=sessions, makes_frames=not data.frames)
-    wanted = min(*map(len, data.candles), bars or 2 * warmup + 1_000)
-    if wanted <= warmup:
-        # Nothing would differ, for nothing would be decided.
+    used = min(*map(len, data.candles), bars or 2 * warmup + 1_000)
+    if used <= warmup:  # nothing is decided, so nothing could differ
         raise ConfigInvalid(
-            f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
+            f"The strategy needs {warmup:,} bars to warm up, and {used:,} are used; give more."
         )
     with FreshProcesses(*_preloaded(config)) as fresh:
         finding = check(
             config,
-            data.first(wanted),
+            data.first(used),
             fresh,
             probes=probes,
             warmup=warmup,
@@ -387,7 +386,7 @@ def _verdict(finding: CheckFinding) -> CommandAnswer:
 
 
 def _preloaded(config: Config) -> list[str]:
-    """Return the slow packages that the model needs, to be loaded once for all processes."""
+    """Return the slow modules of the model, which the fork server loads once."""
     from tracepaper.daemon.config.values import ASKS
     from tracepaper.daemon.session.build import needs_forecaster
     from tracepaper.daemon.session.user_code import packages_of
@@ -396,12 +395,12 @@ def _preloaded(config: Config) -> list[str]:
 
     if name := config.model.custom_class:
         return packages_of(model_class(name))
-    asks_torch = needs_forecaster(config) or config.strategy.name in ASKS
-    return [MODEL] if asks_torch else []
+    needs_torch = needs_forecaster(config) or config.strategy.name in ASKS
+    return [MODEL] if needs_torch else []
 
 
 def _read(spec: RunSpec) -> tuple[Config, MarketData]:
-    """Return the data of *spec*, aggregated to the interval of their configuration, and this."""
+    """Return the configuration of *spec*, and its data resampled to the configured interval."""
     from tracepaper.replay.backtest.build import configuration
     from tracepaper.replay.backtest.market_data import MarketData
     from tracepaper.replay.backtest.tracks import with_depth
@@ -450,10 +449,10 @@ def calibrate(
     from tracepaper.replay.checks import slippage
     from tracepaper.replay.checks.paper_fills import paper_by
 
-    execution = (given := load(with_settings(config, settings))).execution
+    execution = (loaded := load(with_settings(config, settings))).execution
     paper = paper_by(candles, depth, execution.model, columns or ())
     findings = slippage.calibrate(
-        read_executions(fills), paper, costs_for(given), execution.latency_ms
+        read_executions(fills), paper, costs_for(loaded), execution.latency_ms
     )
     return _costs(
         findings,
@@ -463,7 +462,7 @@ def calibrate(
 
 
 def _join(fills: Path, place: RunLocation) -> CommandAnswer:
-    """Hold the fills of a file to the decisions of a run, store that, and show it."""
+    """Match the fills of a file with the decisions of a run; store and show the shortfall."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.archive.executions import read_executions
     from tracepaper.replay.checks.shortfall import join_fills, rows_in_view, stored_rows
@@ -487,21 +486,21 @@ def _join(fills: Path, place: RunLocation) -> CommandAnswer:
         "fills": findings.joined,
         "left_out": findings.left_out,
         "notes": findings.notes,
-        **{each.key: each.documents() for each in tables},
+        **{table.key: table.documents() for table in tables},
     }
-    what = (
+    title = (
         f"{findings.joined:,} fills of {findings.rows:,} rows beside {len(rows):,} decisions of "
         f"run {place.run_id}."
     )
-    parts = [*counted(what, findings.left_out, findings.notes), *tables]
+    parts = [*counted(title, findings.left_out, findings.notes), *tables]
     return CommandAnswer(document, lambda: show(Terminal(), parts))
 
 
-def _costs(findings: SlippageFindings, what: str) -> CommandAnswer:
-    """Return *findings*, of which *what* says how much was compared."""
+def _costs(findings: SlippageFindings, title: str) -> CommandAnswer:
+    """Return the answer of *findings*; *title* says how much was compared."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.checks import slippage
     from tracepaper.replay.document.terminal import show
 
-    parts = slippage.parts_of(findings, what)
+    parts = slippage.parts_of(findings, title)
     return CommandAnswer(slippage.as_document(findings), lambda: show(Terminal(), parts))

@@ -69,31 +69,31 @@ def check(
     sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
     lines: list[str] = []
-    refused = 0
+    rejected = 0
     for path in paths:
         try:
             if (recorded := _recorded(Path(path), columns)) is not None:
-                document, of_file = asdict(recorded), _recorded_lines(recorded)
+                document, file_lines = asdict(recorded), _recorded_lines(recorded)
             else:
                 candles = read_candles(
                     path,
                     symbol=symbol,
-                    category=category if calendar is None else Category.STOCK,  # of shares
+                    category=category if calendar is None else Category.STOCK,
                     columns=columns or (),
                     sessions_for=sessions_for,
                 )
                 figures = quality(candles)
-                document, of_file = asdict(figures), _lines(figures)
+                document, file_lines = asdict(figures), _lines(figures)
             documents.append({"valid": True, **document})
         except (ConfigInvalid, DataInvalid) as error:
             if isinstance(error, ConfigInvalid) and not documents:
                 raise
-            refused += 1
+            rejected += 1
             documents.append({"path": path, "valid": False, "error": str(error)})
-            of_file = [f"✗ {error}"]
-        lines += of_file
+            file_lines = [f"✗ {error}"]
+        lines += file_lines
     return CommandAnswer(
-        {"files": documents, "refused": refused}, "\n".join(lines), min(refused, 1)
+        {"files": documents, "refused": rejected}, "\n".join(lines), min(rejected, 1)
     )
 
 
@@ -125,13 +125,13 @@ def _lines(quality: Quality) -> list[str]:
 
 
 def _listed(shown: Sequence[str], count: int) -> str:
-    """Return the first of *count* gaps behind a colon; empty without any."""
+    """Return the first of *count* gaps after a colon; empty without gaps."""
     more = [f"and {count - GAPS_SHOWN} more"] if count > GAPS_SHOWN else []
     return f": {'; '.join([*shown, *more])}" if shown else ""
 
 
 def _unit(decimals: int | None) -> str:
-    """Return the unit of so many decimals as text: ``0.01``."""
+    """Return the smallest unit of a number with *decimals*: ``0.01`` for 2."""
     if decimals is None:
         return "missing"
     return f"0.{'0' * (decimals - 1)}1" if decimals else "1"
@@ -193,7 +193,7 @@ def record(
     from tracepaper.replay.commands.recording import exchange_of, record_session, requests_of
 
     if events and every is not None:
-        raise ConfigInvalid("--every is of samples: leave it out, or --events.")
+        raise ConfigInvalid("--every applies to samples only: leave out --every or --events.")
     request = DepthRequest(
         category or Category.LINEAR, symbols[0], depth, 1_000 if every is None else every, events
     )
@@ -209,7 +209,7 @@ def record(
     if message:
         tell(message)
     if service is not None:
-        return None  # reading a long file takes a while
+        return None  # the daemon needs no summary, and reading a long file takes a while
     qualities = [quality for path in wanted if (quality := _recorded(path)) is not None]
     documents = [asdict(quality) for quality in qualities]
     lines = [line for quality in qualities for line in _recorded_lines(quality)]
@@ -217,7 +217,7 @@ def record(
 
 
 def _recorded(path: Path, columns: Sequence[str] | None = None) -> RecordingQuality | None:
-    """Summarise the recording at *path*, which has no *columns*; return None for other files."""
+    """Summarise the recording at *path*, which has no *columns*; None for other files."""
     from tracepaper.replay.archive.books import BooksFile
     from tracepaper.replay.archive.events import EventsFile
     from tracepaper.replay.archive.recordings import recording_header
@@ -232,9 +232,9 @@ def _recorded(path: Path, columns: Sequence[str] | None = None) -> RecordingQual
 def _record_frames(
     frames: Path, config: Path | None, out: Path, request: DepthRequest, category: Category | None
 ) -> str:
-    """Write the books of a recorded session to *out*; return what was found of a torn end.
+    """Write the books of a recorded session to *out*; return a message about a torn end, if any.
 
-    A *category* chooses among the frames where the session holds several.
+    *category* selects the frames if the session has several categories.
     """
     from tracepaper.daemon.config.loading import load
     from tracepaper.replay.archive.download import sample_frames
@@ -244,10 +244,10 @@ def _record_frames(
     request = replace(request, category=Category(session.category))
     topic = session.book_topic(request.symbol, request.levels)
     topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
-    item = next(each for each in session.instruments() if each["symbol"] == request.symbol)
+    listed = next(item for item in session.instruments() if item["symbol"] == request.symbol)
     return sample_frames(
-        ((each.received_ms, each.body) for each in session.frames(*topics)),
-        item,
+        ((frame.received_ms, frame.body) for frame in session.frames(*topics)),
+        listed,
         request,
         out,
         topic=topic,
@@ -256,7 +256,7 @@ def _record_frames(
 
 
 def _recorded_lines(quality: RecordingQuality) -> list[str]:
-    """Describe what a recorder wrote, in lines."""
+    """Describe a recording, line by line."""
     from tracepaper.strategies.units import iso
 
     if not quality.topics:
@@ -282,9 +282,9 @@ def _recorded_lines(quality: RecordingQuality) -> list[str]:
     if quality.first_ms is None or quality.last_ms is None:
         lines.append(f"  no {count.partition(' ')[2]} yet")
     else:
-        whole = f", {duration(quality.recorded_ms)} without the gaps"
+        recorded = f", {duration(quality.recorded_ms)} without the gaps"
         lines += [
-            f"  {count} from {iso(quality.first_ms)} to {iso(quality.last_ms)}{whole}",
+            f"  {count} from {iso(quality.first_ms)} to {iso(quality.last_ms)}{recorded}",
             *more,
             f"  {quality.bytes:,} bytes, {each}",
             f"  {len(quality.gaps)} gaps{_listed(gaps, len(quality.gaps))}",
@@ -360,8 +360,8 @@ def _outcome_line(outcome: FetchResult) -> str:
     spans = (
         f"{count} spans of it, asked for twice" if count > 1 else "a span of it, asked for twice"
     )
-    lacking = f"; the exchange lacks {spans}" if count else ""
+    absent = f"; the exchange lacks {spans}" if count else ""
     return (
         f"{outcome.instrument}, {interval_text(outcome.interval_ms)}: {outcome.bars:,} candles "
-        f"fetched into {outcome.file}{lacking}"
+        f"fetched into {outcome.file}{absent}"
     )

@@ -112,15 +112,14 @@ def evaluate(
     options, others = evaluation_options(settings or ())
     given = with_settings(config, others)
     source = source_of(checkpoint)
-    of_books = source == DataSource.ORDER_BOOKS
     inspected: dict[str, object] = {f"inspect {name}": count for name, count in inspections.items()}
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
-    if of_books:
-        others_given = {
+    if source == DataSource.ORDER_BOOKS:
+        bar_options = {
             "columns": columns, "config": config, "set": others, "covariates": covariates,
         }  # fmt: skip
         _reject(
-            examined | others_given | {"depth": depth},
+            examined | bar_options | {"depth": depth},
             f"is for models of bars, and {checkpoint} reads order books; leave it out, and see "
             f"where it looked by `tracepaper explain --depth FILE --checkpoint {checkpoint}`.",
         )
@@ -131,12 +130,12 @@ def evaluate(
             "all symbols of a close; leave it out, and see where it looked by `tracepaper explain "
             "RUN --full`.",
         )
-    chosen = read_holdouts(holdout, start, end)
+    holdouts = read_holdouts(holdout, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if others and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
         raise ConfigInvalid("--set configures a class of your own; leave it out, or name a class.")
     _check_folds(
-        folds, ablate, jobs or on, is_else=bool(is_class or holdout or start or end or compare)
+        folds, ablate, jobs or on, is_other=bool(is_class or holdout or start or end or compare)
     )
     each = each_on(on, jobs)
     if sentences := untrained(checkpoint):
@@ -154,28 +153,28 @@ def evaluate(
             "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
         )
     bars = options.explained_bars
-    judged = judge_named(reader, checkpoint, chosen, inspections, bars, rivals=compare or ())
+    judged = judge_named(reader, checkpoint, holdouts, inspections, bars, rivals=compare or ())
     return _answer(judged, html)
 
 
-def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_else: bool) -> None:
-    """Refuse --folds beside what *is_else* asked, and --ablate without them."""
-    if folds is not None and is_else:
+def _check_folds(folds: str | None, ablate: object, workers: object, *, is_other: bool) -> None:
+    """Reject --folds with a class, holdout or comparison (*is_other*), and its options alone."""
+    if folds is not None and is_other:
         raise ConfigInvalid(
-            "--folds fits a checkpoint's recipe anew on the time before its holdouts; give "
-            "it a checkpoint, and no holdout nor --compare."
+            "--folds trains a checkpoint's recipe again on the time before its holdouts; name a "
+            "checkpoint, and leave out holdouts and --compare."
         )
-    if elsewhere and folds is None:
-        raise ConfigInvalid("--jobs and --on say where folds are fitted; give --folds as well.")
+    if workers and folds is None:
+        raise ConfigInvalid("--jobs and --on apply to folds only; give --folds as well.")
     if ablate and folds is None:
         raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
 
 
-def _reject(options: Mapping[str, object], why: str) -> None:
-    """Raise ``ConfigInvalid`` for the first of *options* that is given, with *why*."""
+def _reject(options: Mapping[str, object], reason: str) -> None:
+    """Raise ``ConfigInvalid`` with *reason* for the first of *options* that is given."""
     for option, value in options.items():
         if value:
-            raise ConfigInvalid(f"--{option} {why}")
+            raise ConfigInvalid(f"--{option} {reason}")
 
 
 def _answer(judged: ModelJudgement, html: Path | None) -> CommandAnswer:
@@ -193,9 +192,12 @@ def _answer(judged: ModelJudgement, html: Path | None) -> CommandAnswer:
         write_document_page(judgement_document(model_id, every), html)
         tell(f"The page is {html}.")
     findings = [
-        {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
-        for of in judged.findings
-    ]
+        {
+            "name": table.key, "title": table.title, "note": "".join(table.notes),
+            "rows": table.records(),
+        }
+        for table in judged.findings
+    ]  # fmt: skip
     others = [{"name": name, "id": other} for name, other in judged.compared]
     return CommandAnswer(
         {**as_document(model_id, judged.recipe, every), "findings": findings, "beside": others},

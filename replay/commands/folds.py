@@ -1,4 +1,4 @@
-"""``tracepaper evaluate --folds``: recipes fitted anew, here, in processes or on Ray."""
+"""``tracepaper evaluate --folds``: where recipes are trained again, and how they are shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def each_on(on: str | None, jobs: int | None) -> Each:
-    """Return where units of work are carried out; here, one by one, unless something is said."""
+    """Return how units of work are run: in this process by default, else on an executor."""
     from tracepaper.replay.learning.fitted import one_by_one
     from tracepaper.replay.sweep.executor import Spread, executor_on
 
@@ -23,7 +23,7 @@ def each_on(on: str | None, jobs: int | None) -> Each:
 
 
 def answer_of_folds(folds: FoldTables, html: Path | None) -> CommandAnswer:
-    """Return the answer of the folds, and write it as a page where *html* is given."""
+    """Return the answer of the folds; write it as a page if *html* is given."""
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import TitledParts, documents

@@ -41,7 +41,7 @@ class ListsByDefault(TyperGroup):
     """A group whose command ``list`` may go unnamed: ``models FOLDER`` lists FOLDER."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - vendored
-        """Put the name in front where no command of the group is named."""
+        """Insert ``list`` if the arguments name no command of the group."""
         if "--help" not in args and (not args or args[0] not in self.commands):
             args = ["list", *args]
         return super().parse_args(ctx, args)
@@ -73,21 +73,21 @@ def list_models(
     from tracepaper.replay.learning.card import experimental
     from tracepaper.storage.checkpoints import BUNDLED, CARD_NAME, kept_folder, listed, locate
 
-    given = [locate(str(folder)) for folder in folders or [BUNDLED]]
+    places = [locate(str(folder)) for folder in folders or [BUNDLED]]
     if db is not None:
-        given.append(kept_folder(db, ""))
-    checkpoints = list(listed(given))
+        places.append(kept_folder(db, ""))
+    checkpoints = list(listed(places))
     if not checkpoints:
         sentence = "No checkpoint lies there; `tracepaper train` makes one."
         return CommandAnswer({"models": [], "experimental_kinds": []}, sentence, 1)
     kinds = [] if folders else _unproven(checkpoints)
     documents = [
-        {"folder": str(place), "card": read, "experimental": experimental(read)}
-        for place, read in checkpoints
+        {"folder": str(folder), "card": content, "experimental": experimental(content)}
+        for folder, content in checkpoints
     ]
     lines = [
-        (place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read))
-        for place, read in checkpoints
+        (folder / CARD_NAME).read_text() if card else "\n".join(_lines(folder, content))
+        for folder, content in checkpoints
     ]
     if kinds and not card:
         lines.append(
@@ -174,7 +174,7 @@ def export(
 
 
 def _checked(network_check: NetworkCheck, gradients: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield the gradients in training of a card, the tables of the checks, and what is wrong."""
+    """Yield the card's gradients in training, the tables of the checks, and the faults."""
     from tracepaper.replay.document.values import Paragraph, table_of
 
     if gradients:
@@ -186,7 +186,7 @@ def _checked(network_check: NetworkCheck, gradients: Mapping[str, Any]) -> Itera
             "one",
             {"part": "text", **dict.fromkeys(names[1:], "exact")},
             [
-                tuple(f"{of:.2e}" if isinstance(of, float) else str(of) for of in row)
+                tuple(f"{cell:.2e}" if isinstance(cell, float) else str(cell) for cell in row)
                 for row in rows
             ],
         )
@@ -200,11 +200,11 @@ def _checked(network_check: NetworkCheck, gradients: Mapping[str, Any]) -> Itera
              "to": "exact", "share": "share", "fault": "text"},
             [
                 (
-                    of.layer, of.head,
-                    *(f"{value:.3f}" for value in (of.confidence, of.lowest, of.highest)),
-                    of.share, of.fault,
+                    head.layer, head.head,
+                    *(f"{value:.3f}" for value in (head.confidence, head.lowest, head.highest)),
+                    head.share, head.fault,
                 )
-                for of in network_check.heads
+                for head in network_check.heads
             ],
         )  # fmt: skip
     if network_check.gradients:
@@ -214,8 +214,8 @@ def _checked(network_check: NetworkCheck, gradients: Mapping[str, Any]) -> Itera
             {"part": "text", "parameters": "count", "weights": "exact", "gradient": "exact",
              "fault": "text"},
             [
-                (of.part, of.parameters, f"{of.weights:.2e}", f"{of.gradient:.2e}", of.fault)
-                for of in network_check.gradients
+                (row.part, row.parameters, f"{row.weights:.2e}", f"{row.gradient:.2e}", row.fault)
+                for row in network_check.gradients
             ],
         )  # fmt: skip
     yield Paragraph(
@@ -225,7 +225,7 @@ def _checked(network_check: NetworkCheck, gradients: Mapping[str, Any]) -> Itera
 
 
 def _unproven(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
-    """Return the kinds of which no checkpoint in *checkpoints* has beaten persistence."""
+    """Return the experimental kinds of which no checkpoint has beaten persistence."""
     import msgspec
 
     from tracepaper.replay.learning.card import experimental
@@ -244,7 +244,7 @@ def _unproven(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str
 
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
-    """Return the facts that a reader wants first."""
+    """Return a checkpoint's id, name, main facts and caveats."""
     from tracepaper.replay.learning.card import card_facts, experimental
     from tracepaper.replay.report.honesty import card_sentences
 
@@ -325,16 +325,16 @@ def retrain(
 
 
 def _request(
-    given: Config,
+    config: Config,
     database: Path,
-    named: str,
+    run_name: str,
     candidate: Path | None,
     against: Path | None,
     to: str | None,
     folder: Path | None,
     test: int | None,
 ) -> tuple[Retraining, int]:
-    """Return the requested judgement, and its number."""
+    """Return the retraining that the options request, and the number of its evaluation."""
     from tracepaper.daemon.session.retraining import (
         BY_HAND,
         count_judgements,
@@ -346,7 +346,7 @@ def _request(
     from tracepaper.storage.checkpoints import ID_DIGITS, find_kept
     from tracepaper.storage.database.reader import Reader
 
-    place = located(named, database)
+    place = located(run_name, database)
     with Reader.open(place.path) as reader:
         run, models = reader.run(place.run_id), reader.models(place.run_id)
     if not models.next and against is None:
@@ -354,14 +354,14 @@ def _request(
             f"Run {run.run_id} has no model to train; name a run that has one, or a model to beat "
             "by --against."
         )
-    rules = given.retrain
+    rules = config.retrain
     symbols = [item.symbol for item in run.instruments]
     number = test or 1 + count_judgements(past_retrainings(place.path, run.kind, symbols))
     retraining = Retraining(
         database=place.path,
         run_id=run.run_id,
         running=against or find_kept(place.path, models.next[:ID_DIGITS]),
-        folder=folder or retrain_folder(given, place.path) / BY_HAND,
+        folder=folder or retrain_folder(config, place.path) / BY_HAND,
         judge_ms=time_of(rules.judge) or 0,
         min_days=rules.min_days,
         min_bars=rules.min_bars,

@@ -68,7 +68,7 @@ def ui(
         from tracepaper.replay.page.databases import FleetSource
         from tracepaper.storage.fleet.overview import overview
 
-        overview(fleet, needed_by="--fleet")  # its one sentence, before a page has to say it
+        overview(fleet, needed_by="--fleet")  # raises its error before the page is served
         with TemporaryDirectory(prefix="tracepaper-fleet-", ignore_cleanup_errors=True) as folder:
             asyncio.run(serve([], fleet=FleetSource(fleet, Path(folder))))
         return
@@ -77,16 +77,16 @@ def ui(
         if is_page(path):
             raise DataInvalid(f"{path} is a page and not a database: open it in a browser.")
     if len(paths) == 1 and not is_sweep(paths[0]):
-        with Reader.open(paths[0]) as reader:  # its one sentence, before a page has to say it
+        with Reader.open(paths[0]) as reader:  # raises its error before the page is served
             reader.find("last")
 
     asyncio.run(serve(paths))
 
 
 def links(config: Path | None) -> list[str]:
-    """Return an address for each token of [http]; with its label where there are several.
+    """Return the page's address for each token of [http], with the label if there are several.
 
-    The token stands in the fragment, which a browser sends to nobody.
+    The token is in the fragment of the address, which browsers do not send.
     """
     from urllib.parse import quote
 
@@ -111,7 +111,7 @@ def links(config: Path | None) -> list[str]:
 
 
 def is_page(path: Path) -> bool:
-    """Whether the file at *path* begins as a page does."""
+    """Return whether the file at *path* is an HTML page."""
     try:
         with path.open("rb") as file:
             head = file.read(len(PAGE_BEGINS))
@@ -121,7 +121,7 @@ def is_page(path: Path) -> bool:
 
 
 def open_in_browser(url: str) -> None:
-    """Open the page at the address *url* of a server."""
+    """Open the page of the server at *url*."""
     import webbrowser
 
     webbrowser.open(f"{url}/")

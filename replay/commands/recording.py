@@ -1,6 +1,6 @@
-"""Live recordings of ``tracepaper data record``: of one symbol to a file, of several to a folder.
+"""Live recordings of ``tracepaper data record``: one symbol to a file, several to a folder.
 
-With ``--service`` it is the process behind a daemon of docs/orderbook.md, D28 to D31.
+With ``--service`` it is a daemon's recording process (docs/orderbook.md, D28 to D31).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HTTP: Final = re.compile(r"http(s?)://.+")
 def requests_of(
     request: DepthRequest, symbols: Sequence[str], out: Path
 ) -> Mapping[Path, DepthRequest]:
-    """Return the file of each symbol: *out* for one, a file in the folder *out* for several."""
+    """Return the request of each file: *out* for one symbol, files in that folder for several."""
     if len(symbols) == 1 and not out.is_dir():
         return {out: request}
     if not request.events:
@@ -54,9 +54,9 @@ def record_session(
     lasting: str | None = None,
     service: bool = False,
 ) -> str:
-    """Record until *lasting* is over, Ctrl-C or SIGTERM; return what was found of torn ends.
+    """Record until *lasting* is over, Ctrl-C or SIGTERM; return a message about torn ends.
 
-    A *service* ends with the daemon that began it, and passes over symbols that are not listed.
+    A *service* ends with the daemon that started it, and skips symbols that are not listed.
     """
     seconds = None if lasting is None else _seconds(lasting)
 
@@ -76,7 +76,7 @@ def record_session(
         if service:
             with suppress(OSError):
                 os.nice(NICE)
-            # The daemon's end closes the input, however it ends; what is held is written then.
+            # The daemon's end closes standard input; the recorder then writes its buffers.
             on_input_end(lambda: loop.call_soon_threadsafe(end))
             skips = tell
         clock = SystemClock(exchange.time_scale)
@@ -86,7 +86,7 @@ def record_session(
 
 
 def exchange_of(config: Path | None, url: str | None, service: str | None) -> ExchangeSection:
-    """Return ``[exchange]``: of *service*, its JSON; of *config*; at *url* where that is given."""
+    """Return [exchange] from the JSON *service*, else from *config*, with *url* if given."""
     if service is not None:
         return load({"exchange": msgspec.json.decode(service)}).exchange
     if url is None:
@@ -98,7 +98,7 @@ def exchange_of(config: Path | None, url: str | None, service: str | None) -> Ex
 
 
 def _seconds(text: str) -> float:
-    """Return how many seconds *text* is; raise ``ConfigInvalid`` for no time."""
+    """Parse a duration in seconds; raise ``ConfigInvalid`` if *text* is none."""
     if match := _SECONDS.fullmatch(text.strip()):
         length_ms: int | None = int(match[1]) * 1000
     else:

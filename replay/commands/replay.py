@@ -89,27 +89,27 @@ def replay(
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that the loop asks; the second one interrupts."""
+    """Yield a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts."""
     interrupted = False
 
-    def remember(_signal: int, _frame: object) -> None:
+    def handle(_signal: int, _frame: object) -> None:
         nonlocal interrupted
         if interrupted:
             raise KeyboardInterrupt
         interrupted = True
 
-    before = signal.signal(signal.SIGINT, remember)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield lambda: interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int, str | None], None]]:
-    """Show how many of all *what* are done, with a note, on a terminal; nothing elsewhere.
+def _progress(noun: str) -> Iterator[Callable[[int, int, str | None], None]]:
+    """Yield a function of (done, total, note) that shows progress on a terminal.
 
-    The note is how many are done in a second where none is told.
+    A note of None shows the rate per second.
     """
     from rich.console import Console
     from rich.progress import (
@@ -121,7 +121,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int, str | None], None]]:
     )
 
     if not sys.stderr.isatty():
-        yield lambda _done, _of, _note: None
+        yield lambda _done, _total, _note: None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -131,12 +131,12 @@ def _progress(what: str) -> Iterator[Callable[[int, int, str | None], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, note="")
+        task = bar.add_task(noun, total=None, note="")
 
-        def advance(done: int, of: int, note: str | None) -> None:
+        def advance(done: int, total: int, note: str | None) -> None:
             speed = bar.tasks[0].speed
-            rate = f"{speed:,.0f} {what}/s" if speed else ""
-            bar.update(task, completed=done, total=of, note=rate if note is None else note)
+            rate = f"{speed:,.0f} {noun}/s" if speed else ""
+            bar.update(task, completed=done, total=total, note=rate if note is None else note)
 
         yield advance
 
@@ -229,7 +229,7 @@ def sweep(
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.space import axis_of_text
-    from tracepaper.replay.sweep.trial import Search, read_request, state_beside
+    from tracepaper.replay.sweep.trial import Search, default_state, read_request
     from tracepaper.replay.sweep.views import sweep_document
 
     require("ray", "--on ray", on == "ray")
@@ -250,28 +250,28 @@ def sweep(
             limit_s=limit,
         ),
     )
-    kept = state or state_beside(request)
+    state = state or default_state(request)
     with _progress("runs") as advance, executor_for(request, jobs, on) as executor:
-        swept = carry_out_sweep(
+        result = carry_out_sweep(
             request,
             executor,
-            state=kept,
-            progress=lambda done, of, best: advance(
-                done, of, "" if best is None else f"best {best:.4g}"
+            state=state,
+            progress=lambda done, total, best: advance(
+                done, total, "" if best is None else f"best {best:.4g}"
             ),
         )
     if html is not None:
-        swept.report(html=html)
+        result.report(html=html)
 
-    def shown() -> None:
-        show(Terminal(), sweep_document(swept).parts, blank_lines=False)
+    def print_result() -> None:
+        show(Terminal(), sweep_document(result).parts, blank_lines=False)
         typer.echo(
-            f"Its cells are in {kept}, the page is {html}."
+            f"Its cells are in {state}, the page is {html}."
             if html
-            else f"Its cells are in {kept}; to look at them: tracepaper ui --db {kept}"
+            else f"Its cells are in {state}; to look at them: tracepaper ui --db {state}"
         )
 
-    return CommandAnswer(swept.document(), shown, int(swept.best is None))
+    return CommandAnswer(result.document(), print_result, int(result.best is None))
 
 
 def _objective(text: str) -> Objective:
@@ -349,12 +349,12 @@ def demo(
     if data or config:
         if {days, seconds, model, incidents} != {None}:
             raise ConfigInvalid(
-                "--days, --seconds, --model and --incidents are of the bundled month; leave them "
-                "out, or --data and -c."
+                "--days, --seconds, --model and --incidents apply to the bundled month; leave out "
+                "these, or --data and -c."
             )
-        from tracepaper.replay.demo.run import perform_own
+        from tracepaper.replay.demo.run import perform_on_data
 
-        perform_own(
+        perform_on_data(
             data=data or (),
             columns=columns or (),
             file=config,
@@ -367,8 +367,8 @@ def demo(
         return
     if columns or bars is not None or speed is not None:
         raise ConfigInvalid(
-            "--columns, --bars and --speed are of a demo with --data or -c; of the bundled month "
-            "give --days and --seconds."
+            "--columns, --bars and --speed need --data or -c; for the bundled month, give --days "
+            "and --seconds."
         )
     from tracepaper.replay.demo.run import Show, perform
 
@@ -483,7 +483,7 @@ def exchange(
 
 
 def _print(*parts: str) -> None:
-    """Print what each entry of *parts* of the exchange's listing is."""
+    """Print the entries of *parts* of the exchange's listing, with their descriptions."""
     from tracepaper.replay.exchange.recorded import listing
 
     entries = {name: text for part in parts for name, text in listing()[part].items()}
@@ -493,7 +493,7 @@ def _print(*parts: str) -> None:
 
 
 def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:
-    """Return the plan of the file at *path* with the schedule of the options."""
+    """Return the fault plan of the file at *path*, with the schedule of the options."""
     from msgspec import structs
 
     from tracepaper.replay.exchange.faults import read_plan

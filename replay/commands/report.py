@@ -96,21 +96,21 @@ def report(
 
         check(chart, last)
     if full and html is None:
-        raise ConfigInvalid("--full says what the page of --html holds; give --html FILE with it.")
+        raise ConfigInvalid("--full applies to the page of --html; give --html FILE with it.")
     if samples and not importance:
         raise ConfigInvalid("--samples is for the spans of --importance; give --importance 1d.")
-    named = located(run, db, config)
+    place = located(run, db, config)
     with _progress() as progress:
-        series = _importance(named, importance, samples, progress) if importance else None
-        run_report = build_report(named.path, named.run_id, progress=progress)
+        series = _importance(place, importance, samples, progress) if importance else None
+        run_report = build_report(place.path, place.run_id, progress=progress)
         analysis = _analysis(run_report, progress) if heads else None
         if html is not None:
             from tracepaper.replay.page.export import run_page, write_page
             from tracepaper.replay.report.document import report_document
 
             page = run_page(
-                named.path,
-                named.run_id,
+                place.path,
+                place.run_id,
                 document=report_document(run_report, analysis),
                 full=full,
                 progress=progress,
@@ -125,17 +125,17 @@ def report(
         write_picture(picture_chart(run_report, last=last), chart)
         tell(f"The chart is {chart}.")
 
-    def shown() -> None:
+    def print_report() -> None:
         show_report(Terminal(), run_report, notes=notes, analysis=analysis)
         if series is not None:
             show(Terminal(), series.series)
 
     document = as_document(run_report, analysis)
-    return CommandAnswer(document | ({} if series is None else series.document()), shown)
+    return CommandAnswer(document | ({} if series is None else series.document()), print_report)
 
 
 def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | InfluenceReport:
-    """Analyse the influence between several symbols, or else the heads of the run's model."""
+    """Analyse the influence between several symbols, else the heads of the run's model."""
     from tracepaper.replay.report.attention import read_influence
 
     if influence := read_influence(report.record, report.trades[report.shown]):
@@ -147,16 +147,16 @@ def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | I
 
 
 def _importance(
-    named: RunLocation, every: str, samples: int, progress: Callable[[str], None]
+    place: RunLocation, every: str, samples: int, progress: Callable[[str], None]
 ) -> RunImportance:
     from tracepaper.replay.explain.importance import read_importance
 
-    return read_importance(named.path, named.run_id, every, samples=samples, progress=progress)
+    return read_importance(place.path, place.run_id, every, samples=samples, progress=progress)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is being done, where a person looks on; nothing elsewhere."""
+    """Yield a function that shows the current step on stderr, if that is a terminal."""
     from rich.console import Console
 
     if not sys.stderr.isatty():
@@ -276,10 +276,10 @@ def explain(
     """
     if depth is not None or checkpoint is not None or at is not None:
         others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)
-        given = any(
+        has_others = any(
             option not in (None, False) for option in (*others, png, page, other, compare, db)
         )
-        _explain_book(None if given else depth, checkpoint, at, as_json=json)
+        _explain_book(None if has_others else depth, checkpoint, at, as_json=json)
         return
     from tracepaper.replay.explain.attribution import ComparedWith, TypedMethod
     from tracepaper.replay.explain.document import explain_decision
@@ -303,7 +303,7 @@ def explain(
 def _explain_book(
     depth: Path | None, checkpoint: str | None, at: str | None, *, as_json: bool
 ) -> None:
-    """Print the map of level and time of one answer."""
+    """Print the attribution of an order-book network by level and time."""
     from rich.console import Console
 
     from tracepaper.replay.document.terminal import show
@@ -324,11 +324,11 @@ def _explain_book(
 _ZONE: Final = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
 _NUMBER: Final = re.compile(r"\d+")
 WIDE: Final = 132
-"""A pipe has no width, and a map cut to 80 columns would hide shares."""
+"""Columns of the map in a pipe, where the default of 80 would hide shares."""
 
 
 def _instant(text: str) -> int:
-    """Return the UTC milliseconds of a time with its zone; raise ``ConfigInvalid``."""
+    """Parse a time with a zone to UTC milliseconds; raise ``ConfigInvalid`` without one."""
     from tracepaper.replay.archive.columns import instant
 
     if not _NUMBER.fullmatch(text) and not _ZONE.search(text):

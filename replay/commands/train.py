@@ -112,17 +112,19 @@ def train(
     if seeds is None and (jobs or on):
         raise ConfigInvalid("--jobs and --on say where seeds are trained; give --seeds N too.")
     each = None if on is None and jobs is None else each_on(on, jobs)
-    chosen = recipe_of(document)
+    main_recipe = recipe_of(document)
     files = SideFiles(covariates, depth or ())
-    _require_extras(chosen, recipe, files)
+    _require_extras(main_recipe, recipe, files)
     request = DataRequest(data, files.read(), columns or ())
     if out is None:
-        tables = described(read_dataset(chosen, request))
-        return CommandAnswer({each.key: each.documents() for each in tables}, lambda: _show(tables))
+        tables = described(read_dataset(main_recipe, request))
+        data_document = {table.key: table.documents() for table in tables}
+        return CommandAnswer(data_document, lambda: _show(tables))
     first = int(document.get("training", {}).get("seed", 0))
-    of_seeds = [over(document, {"training": {"seed": first + nth}}) for nth in range(seeds or 0)]
-    recipes = [recipe_of(of_seed) for of_seed in of_seeds] or [chosen]
-    with FitView(chosen) as view:
+    recipes = [
+        recipe_of(over(document, {"training": {"seed": first + nth}})) for nth in range(seeds or 0)
+    ] or [main_recipe]
+    with FitView(main_recipe) as view:
         run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
         checkpoints = train_seeds(recipes, request, run, each=each)
     study = [] if seeds is None else _study(checkpoints)
@@ -130,14 +132,14 @@ def train(
         {"folder": str(folder), "id": checkpoint.id, "card": checkpoint.card}
         for folder, checkpoint in checkpoints
     ]
-    several = {"checkpoints": documents, **{table.key: table.documents() for table in study}}
+    all_documents = {"checkpoints": documents, **{table.key: table.documents() for table in study}}
 
-    def shown() -> None:
+    def print_checkpoints() -> None:
         for folder, checkpoint in checkpoints:
             _print(folder, checkpoint)
         _show(study)
 
-    return CommandAnswer(documents[0] if len(documents) == 1 else several, shown)
+    return CommandAnswer(documents[0] if len(documents) == 1 else all_documents, print_checkpoints)
 
 
 def _show(tables: Sequence[Table]) -> None:
@@ -148,7 +150,7 @@ def _show(tables: Sequence[Table]) -> None:
 
 
 def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
-    """Return mean and spread of what the cards of several seeds say; none where no seed draws."""
+    """Return the means and spreads of the cards of several seeds; none if no figure varies."""
     from tracepaper.replay.learning.card import seeds_table
     from tracepaper.replay.learning.training import draws_by_seed
 
@@ -162,7 +164,7 @@ def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
 def _require_extras(recipe: Recipe, file: Path | None, files: SideFiles) -> None:
     """Raise ``ConfigInvalid`` for a missing package, and for files that the kind cannot read.
 
-    *file* is where the recipe was read, if anywhere.
+    *file* is the file of the recipe, if there is one.
     """
     require("exchange_calendars", "features.calendar", recipe.calendar)
     key = "ensemble.kind=tree" if recipe.members else "model.kind=tree"
@@ -176,7 +178,7 @@ def _require_extras(recipe: Recipe, file: Path | None, files: SideFiles) -> None
 
 
 def _describe(name: str, settings: Sequence[str]) -> None:
-    """Print the recipe of a kind or of a file, each key explained; of ? which kinds there are."""
+    """Print the recipe of a kind or a file with every key explained; ``?`` lists the kinds."""
     from tracepaper.replay.learning.recipe import (
         as_recipe,
         commented,
@@ -188,8 +190,8 @@ def _describe(name: str, settings: Sequence[str]) -> None:
     )
 
     if name == "?":
-        for each in kinds().values():
-            typer.echo(f"{each.name:<12}{each.model.summary}")
+        for kind in kinds().values():
+            typer.echo(f"{kind.name:<12}{kind.model.summary}")
         return
     document: Mapping[str, Any] = {"model": {"kind": name}}
     if name not in kinds() and Path(name).is_file():

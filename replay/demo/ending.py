@@ -1,4 +1,4 @@
-"""The demo's last lines: what happened, what it proved, what to open, what to type."""
+"""The demo's summary: the result, the checks of the record, and the next commands."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ FIGURES: Final = """
 
 
 def read(database: Path) -> tuple[dict[str, Any], ChainReport]:
-    """Return the figures of the newest run of *database*, and what became of its chain."""
+    """Return the figures of the newest run of *database*, and the check of its chain."""
     with Reader.open(database) as reader:
         run_id = reader.find("last")
         row = reader.connection.execute(FIGURES, {"run": run_id, "late": late.name}).fetchone()
-        decisions, count, span_ms, trades, equity = row
+        decisions, late_count, span_ms, trades, equity = row
         cash = float(restore(reader.run(run_id).config).account.cash)
         chain = verify_chain(reader.connection, run_id)
     figures = {
         "run_id": run_id,
         "decisions": decisions,
-        "late": count,  # decisions that came too late to be traded
+        "late": late_count,  # decisions that the gate ``late`` refused
         "days": span_ms / DAY_MS,
         "trades": trades,  # closed
         "start": cash,
@@ -53,14 +53,14 @@ def read(database: Path) -> tuple[dict[str, Any], ChainReport]:
 
 
 def sum_up(database: Path, played: Demo | None, *, as_json: bool) -> None:
-    """Print the end of the newest run of *database*; *played* of a show of the bundled month."""
+    """Print the summary of the newest run; *played* is the demo of the bundled month, if any."""
     (ending, chain), terminal = read(database), Terminal(highlight=False)
     if not as_json:
         terminal.print(Text(f"What happened: {happened(ending, played)}"), soft_wrap=True)
         sys.stderr.write("The run is replayed from its record, which takes a while.\n")
     parity = check_whole(database, ending["run_id"], "parity")
     if as_json:
-        show_alone = (
+        demo_document = (
             {}
             if played is None
             else {
@@ -70,17 +70,16 @@ def sum_up(database: Path, played: Demo | None, *, as_json: bool) -> None:
                 "incidents": played.outcomes,
             }
         )
-        holds = {"passes": chain.passes, "steps": chain.steps}
-        about = {"database": str(database), "chain": holds, "parity": parity}
-        print_json(ending | show_alone | about)
+        checks = {"chain": {"passes": chain.passes, "steps": chain.steps}, "parity": parity}
+        print_json(ending | demo_document | {"database": str(database)} | checks)
         return
-    is_well = parity.outcome is ParityOutcome.IDENTICAL and chain.passes
-    stands = "holds" if chain.passes else f"is broken: {chain.problem}"
+    passes = parity.outcome is ParityOutcome.IDENTICAL and chain.passes
+    verdict = "holds" if chain.passes else f"is broken: {chain.problem}"
     sentence = (
         f"What it proved: replayed from its record, {parity.reason}; the chain of "
-        f"{chain.steps:,} steps {stands}."
+        f"{chain.steps:,} steps {verdict}."
     )
-    terminal.print(Text(sentence, "" if is_well else "bold red"), soft_wrap=True)
+    terminal.print(Text(sentence, "" if passes else "bold red"), soft_wrap=True)
     program, sequence = program_name(), ending["explained_sequence"]
     decision = "" if sequence is None else f" explain last:{sequence} --full"
     for words, command in (("open", " ui --open"), ("type", decision or " report last")):
@@ -89,7 +88,7 @@ def sum_up(database: Path, played: Demo | None, *, as_json: bool) -> None:
 
 
 def happened(ending: Mapping[str, Any], played: Demo | None) -> str:
-    """Return how much was decided, through what, and what the account is worth."""
+    """Return one sentence: decisions, incidents, and the account's equity."""
     through = ""
     if played is not None and (count := len(played.outcomes)):
         through = f" through {count} incidents, in {played.starts} processes"

@@ -1,4 +1,4 @@
-"""The incidents of a demo: announced, carried out, accounted for."""
+"""The incidents of a demo: each is announced, carried out, and its outcome reported."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.types.market import CommandKind, Gap
 from tracepaper.strategies.units import DAY_MS, INTERVALS
 
-ABOUT: Final = "▶"
+ANNOUNCED: Final = "▶"
 DONE: Final = "✓"
 WRONG: Final = "✗"
 REPAIRED_WITHIN_S: Final = 60.0
 CUT_AGAIN_BARS: Final = 2
-"""A daemon that stores a bar of each symbol so much later than a cut is back."""
+"""The stream is repaired once each symbol has a bar stored this many intervals after the cut."""
 HALTED_SHARE: Final = 0.05
-"""Of the race: as long as the operator's HALT lasts."""
+"""Share of the race for which the operator's HALT lasts."""
 BACK: Final = 100
-"""Bars before the newest: the one that is changed."""
+"""How many bars before the newest the changed bar lies."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class Incident:
     happen: Callable[[Demo], Awaitable[None]]
 
 
-def _concluded(demo: Demo, sentence: str, *, is_well: bool) -> None:
+def _conclude(demo: Demo, sentence: str, *, passes: bool) -> None:
     demo.outcomes.append(sentence)
-    demo.say(sentence, mark=DONE if is_well else WRONG)
+    demo.say(sentence, mark=DONE if passes else WRONG)
 
 
 async def cut_the_stream(demo: Demo) -> None:
-    """Cut every connection, refuse the next one, and wait until nothing is missing."""
+    """Cut every connection, refuse the next, and wait until the missed bars are repaired."""
     race = demo.race
     demo.say(
         "Incident 1 of 4: the stream is cut without a goodbye. Watch the date at the top: bars "
         "stop, and then come at once.",
-        mark=ABOUT,
+        mark=ANNOUNCED,
     )
     await demo.pause()
     count = len(race.gaps)
@@ -65,7 +65,7 @@ async def cut_the_stream(demo: Demo) -> None:
 
     demo.is_cut = True
     refusals = 0
-    while not repaired():  # where market time is slow, the daemon may be back before a bar closes
+    while not repaired():  # in slow market time the daemon may reconnect before a bar closes
         refusals += 1
         back_ms = max(race.now_ms, demo.market_ms) + CUT_AGAIN_BARS * interval_ms
         await demo.control("fault", kind="refuse", count=refusals)
@@ -74,36 +74,36 @@ async def cut_the_stream(demo: Demo) -> None:
     await demo.pause()
     bars = sum((gap.until_ms - gap.from_ms) // interval_ms for gap in repaired())
     lost = [gap for gap in race.gaps[count:] if not gap.repaired_by]
-    _concluded(
+    _conclude(
         demo,
         f"The daemon connected again and read the {bars} bars that it had missed by REST; "
         + ("none is missing." if not lost else f"{len(lost)} holes stayed."),
-        is_well=not lost,
+        passes=not lost,
     )
 
 
 async def halt_and_resume(demo: Demo) -> None:
-    """Let the operator say HALT, wait, and say RESUME."""
+    """Send HALT as the operator, wait, and send RESUME."""
     race = demo.race
     demo.say(
         "Incident 2 of 4: the operator says HALT. Watch the newest fills: bars go on being "
         "decided, and no order follows.",
-        mark=ABOUT,
+        mark=ANNOUNCED,
     )
     await demo.pause()
-    before, fills = race.refused[operator.name], race.fills
-    halted = await _command(demo, CommandKind.HALT)
+    refused_before, fills_before = race.refused[operator.name], race.fills
+    halt_step = await _command(demo, CommandKind.HALT)
     halted_ms = race.now_ms
-    for_ms = min(DAY_MS, round(HALTED_SHARE * (demo.until_ms - race.start_ms)))
-    await demo.until(lambda: race.now_ms >= halted_ms + for_ms)
-    resumed = await _command(demo, CommandKind.RESUME)
-    await demo.until(lambda: race.sequence >= resumed)
-    refused, filled = race.refused[operator.name] - before, race.fills - fills
-    _concluded(
+    length_ms = min(DAY_MS, round(HALTED_SHARE * (demo.until_ms - race.start_ms)))
+    await demo.until(lambda: race.now_ms >= halted_ms + length_ms)
+    resume_step = await _command(demo, CommandKind.RESUME)
+    await demo.until(lambda: race.sequence >= resume_step)
+    refused, fills = race.refused[operator.name] - refused_before, race.fills - fills_before
+    _conclude(
         demo,
-        f"RESUME: {refused} decisions between step {halted} and step {resumed} were refused by "
-        f"`operator`, and both words are in the record.",
-        is_well=refused > 0 and filled <= len(demo.served["symbols"]),
+        f"RESUME: {refused} decisions between step {halt_step} and step {resume_step} were refused "
+        f"by `operator`, and both words are in the record.",
+        passes=refused > 0 and fills <= len(demo.served["symbols"]),
     )
 
 
@@ -114,13 +114,13 @@ async def _command(demo: Demo, kind: CommandKind) -> int:
 
 
 async def kill_and_go_on(demo: Demo) -> None:
-    """Kill the daemon's process, and start another that goes on with the same run."""
+    """Kill the daemon's process, and start another that continues the same run."""
     first = demo.process
     assert first is not None
     demo.say(
         f"Incident 3 of 4: process {first.pid} is killed with -9, without a goodbye. Watch the "
         "account: it stands still, and another process goes on with it.",
-        mark=ABOUT,
+        mark=ANNOUNCED,
     )
     await demo.pause()
     await demo.hold()
@@ -128,9 +128,9 @@ async def kill_and_go_on(demo: Demo) -> None:
     os.kill(first.pid, signal.SIGKILL)
     await first.wait()
     acknowledged = int(str(status["sequence"]))
-    run_id, stored, cash = await asyncio.to_thread(_as_stored, demo.files, acknowledged)
+    run_id, steps, cash = await asyncio.to_thread(_stored_run, demo.files, acknowledged)
     demo.say(
-        f"Process {first.pid} is dead, with {stored:,} steps on the disk. The market waits while "
+        f"Process {first.pid} is dead, with {steps:,} steps on the disk. The market waits while "
         "the next one starts: at this speed it would miss a day."
     )
     demo.poll()
@@ -142,23 +142,23 @@ async def kill_and_go_on(demo: Demo) -> None:
     await demo.pause()
     account = status["account"]
     assert isinstance(account, dict)
-    now_id, *_ = await asyncio.to_thread(_as_stored, demo.files, acknowledged)
-    is_whole = now_id == run_id and abs(float(account["cash"]) - cash) < 0.01
-    _concluded(
+    new_run_id, *_ = await asyncio.to_thread(_stored_run, demo.files, acknowledged)
+    is_continued = new_run_id == run_id and abs(float(account["cash"]) - cash) < 0.01
+    _conclude(
         demo,
         f"Process {demo.process.pid} goes on with the same run {run_id}: every step that did "
         f"anything is there, and the account holds {cash:,.2f} in cash as before."
-        if is_whole
+        if is_continued
         else f"Process {demo.process.pid} did not go on where process {first.pid} was killed.",
-        is_well=is_whole,
+        passes=is_continued,
     )
 
 
-def _as_stored(files: ShowFiles, sequence: int) -> tuple[str, int, float]:
-    """Return the newest run's id, its number of steps, and its cash at *sequence*, on the disk.
+def _stored_run(files: ShowFiles, sequence: int) -> tuple[str, int, float]:
+    """Return the newest run's stored id, number of steps, and cash at step *sequence*.
 
-    A step may lie there that was not acknowledged any more, and a quote that did nothing may have
-    waited for the next bar's commit.
+    A stored step may be unacknowledged, and a quote without effect is stored with the next bar; if
+    *sequence* is not stored, the cash is that of the newest step.
     """
     with Reader.open(files.database) as reader:
         run_id = reader.find("last")
@@ -168,30 +168,30 @@ def _as_stored(files: ShowFiles, sequence: int) -> tuple[str, int, float]:
 
 
 async def change_a_tick(demo: Demo) -> None:
-    """Change one stored price by a tick in a copy, and let the check name it."""
+    """Change one stored price by a tick in a copy; the chain check must locate the change."""
     demo.say(
         "Incident 4 of 4: in a copy of the record somebody changes one stored price by one tick. "
         "Watch whether the check finds it.",
-        mark=ABOUT,
+        mark=ANNOUNCED,
     )
     await demo.pause()
-    steps, sentence, is_named = await asyncio.to_thread(_changed_and_checked, demo.files)
-    _concluded(
+    steps, sentence, is_located = await asyncio.to_thread(_change_and_check, demo.files)
+    _conclude(
         demo,
         f"The record of {steps:,} steps holds; of the copy the check says: {sentence}",
-        is_well=is_named,
+        passes=is_located,
     )
 
 
-def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
-    """Return how many steps were checked, what is said of the copy, and whether that is right.
+def _change_and_check(files: ShowFiles) -> tuple[int, str, bool]:
+    """Return the number of steps checked, the copy's problem, and whether the verdict is right.
 
-    It is where ours holds and the copy's changed step is the one that is named.
+    It is right if the original passes and the copy's problem begins at or before the changed step.
     """
     backup(files.database, files.changed)
     with Reader.open(files.changed) as reader:
         run_id = reader.find("last")
-        ours = verify_chain(reader.connection, run_id)
+        original = verify_chain(reader.connection, run_id)
         run_key = reader.stored_run(run_id).run_key
     with closing(sqlite3.connect(files.changed)) as copy, copy:
         decided = "FROM steps WHERE run_key = ? AND outcome IS NOT NULL AND close IS NOT NULL"
@@ -207,9 +207,9 @@ def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
         problem = verify_chain(reader.connection, run_id).problem
     files.drop_changed()
     if problem is None:
-        return ours.steps, "nothing was changed.", False
-    begins = -1 if problem.sequence is None else problem.sequence
-    return ours.steps, problem.sentence, ours.passes and 0 <= begins <= step
+        return original.steps, "nothing was changed.", False
+    first_step = -1 if problem.sequence is None else problem.sequence
+    return original.steps, problem.sentence, original.passes and 0 <= first_step <= step
 
 
 INCIDENTS: Final = (
@@ -218,4 +218,4 @@ INCIDENTS: Final = (
     Incident(0.6, kill_and_go_on),
     Incident(0.85, change_a_tick),
 )
-"""In the order in which they happen, each when the one before is over."""
+"""In order; each starts when the previous one is over."""

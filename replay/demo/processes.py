@@ -1,4 +1,4 @@
-"""Processes of the demo: the embedded exchange, and `tracepaper run` on it."""
+"""The demo's processes: the embedded exchange, and `tracepaper run` connected to it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from tracepaper.strategies.errors import DataInvalid, FeedLost, TracepaperError
 
 PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli")
 POLL_S: Final = 0.05
-LOOK_EVERY_S: Final = 0.1
+WATCH_EVERY_S: Final = 0.1
 WITHIN_S: Final = 120.0
 SILENT_FOR_S: Final = 20.0
-"""A daemon that stores no bar for so long, though market time passes, is given up."""
+"""Seconds without a stored bar, while market time passes, after which the demo gives up."""
 STOPS_WITHIN_S: Final = 8.0
 READ_SHARE: Final = 1 / 40
-"""Of the race's seconds: as long as the viewer is given to read a sentence."""
+"""Share of the race's seconds that the viewer gets to read a sentence."""
 
 
 @dataclass
 class Demo:
-    """Everything that a demo runs: processes, files, the race and how fast it goes."""
+    """A demo's processes, files, screen, race and pace."""
 
     served: dict[str, Any]
     files: ShowFiles
@@ -45,23 +45,23 @@ class Demo:
     pace: MarketPace
     clock: SystemClock
     http: aiohttp.ClientSession
-    until_ms: int  # where the race ends, unless an incident is not over
-    seconds: float  # that it should take
+    until_ms: int  # market time at which the race ends, if no incident is in progress
+    seconds: float  # planned duration of the race
     port: int = 0  # of the daemon's page
     race: Race = field(default_factory=Race)
     process: asyncio.subprocess.Process | None = None
     starts: int = 0  # of the daemon
     outcomes: list[str] = field(default_factory=list)  # of the incidents, a sentence each
-    is_held: bool = True  # market time stands still while the daemon starts
-    is_cut: bool = False  # then silence is no sign of a slow machine
-    failure: TracepaperError | None = None  # what ended the race before its time
+    is_held: bool = True  # market time is stopped while the daemon starts
+    is_cut: bool = False  # the stream is cut, so silence does not mean a slow machine
+    failure: TracepaperError | None = None  # the error that ended the race early
 
     # ------------------------------------------------------------ the exchange
 
     async def control(self, call: str, **body: object) -> dict[str, Any]:
-        """Make one control call of the exchange; return its answer.
+        """Send one control call to the exchange and return its answer.
 
-        Raises ``FeedLost`` where it refuses, or does not answer.
+        Raises ``FeedLost`` if the exchange refuses the call or does not answer.
         """
         url = f"{self.served['control_url']}/{call}"
         try:
@@ -75,18 +75,18 @@ class Demo:
             ) from None
 
     async def hold(self) -> None:
-        """Let market time stand still until candles are subscribed anew, and slowly pass then."""
+        """Stop market time until candles are subscribed again; then let it pass slowly."""
         self.is_held = True
         await self.control("hold")
         await self.run_at(SPEED_MIN)
 
     async def run_at(self, speed: float) -> None:
-        """Let market time pass at *speed*."""
+        """Set the speed of market time."""
         answer = await self.control("speed", speed=speed)
         self.pace.set(speed, now_ms=answer["time"], now_s=self.clock.network_s())
 
     async def go_on(self) -> None:
-        """Let market time pass as planned, now that the daemon decides."""
+        """Set market time to the planned speed, once the daemon decides."""
         await self.run_at(self.pace.planned)
         self.is_held = False
 
@@ -96,24 +96,24 @@ class Demo:
         return self.pace.market_ms(self.clock.network_s())
 
     async def watch(self) -> None:
-        """Read the record, show it, and choose the pace, again and again."""
+        """Read the record, show it and choose the pace, until cancelled."""
         while True:
             self.poll()
             if self.race.decisions and not (self.is_held or self.is_cut):
                 speed = self.pace.choose(self.race.now_ms, now_s=self.clock.network_s())
                 if speed != self.pace.speed:
                     await self.run_at(speed)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(WATCH_EVERY_S)
 
     def poll(self) -> None:
-        """Read what was stored since the last look, and show it."""
+        """Read the steps stored since the last poll, and show the race."""
         self.race.poll(self.files.database)
         self.screen.show(self.race, speed=self.pace.speed, until_ms=self.until_ms)
 
     # ------------------------------------------------------------ the daemon
 
     async def start_daemon(self) -> None:
-        """Start a process of the daemon; what it writes goes to the log."""
+        """Start the daemon's process; its output goes to the log."""
         settings = {
             "exchange.rest_url": self.served["rest_url"],
             "exchange.stream_url": self.served["stream_url"],
@@ -121,14 +121,14 @@ class Demo:
             "http.port": self.port,
         }
         files = ("-c", str(self.files.config), "--db", str(self.files.database))
-        given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         with self.files.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(*PROGRAM, "run", *files, *given),
+                *(*PROGRAM, "run", *files, *options),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the show, which then ends the daemon
+                start_new_session=True,  # Ctrl-C reaches the demo, which then ends the daemon
                 preexec_fn=end_with_parent,
             )
         self.starts += 1
@@ -141,11 +141,11 @@ class Demo:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the daemon's process is gone."""
+        """Whether the daemon's process has ended."""
         return self.process is not None and self.process.returncode is not None
 
     async def stop_daemon(self) -> None:
-        """Let the daemon end in good order; kill it where it does not."""
+        """Terminate the daemon; kill it if it does not end in time."""
         if self.process is None:
             return
         with suppress(ProcessLookupError):
@@ -159,44 +159,43 @@ class Demo:
 
     # ------------------------------------------------------------ waiting
 
-    async def until(self, is_so: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
-        """Wait until *is_so*; raise ``FeedLost`` where the daemon ends before, or it never is.
+    async def until(self, condition: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
+        """Wait until *condition*; raise ``FeedLost`` if the daemon ends or time runs out first.
 
-        Time in which the show itself was stopped (Ctrl-Z, a terminal that takes nothing) is not
-        counted.
+        Time in which the demo itself was stopped (Ctrl-Z, a blocked terminal) is not counted.
         """
         for _ in range(round(within_s / POLL_S)):
-            if is_so():
+            if condition():
                 return
             if self.has_ended:
-                raise FeedLost(self.last_words())
+                raise FeedLost(self.exit_reason())
             await asyncio.sleep(POLL_S)
         raise FeedLost(
-            f"What the demo waits for did not come in {within_s:.0f} s; see "
-            f"{self.files.log}, and run it again on a machine that is less busy."
+            f"The demo waited {within_s:.0f} s in vain; see {self.files.log}, and run it again on "
+            "a machine that is less busy."
         )
 
     async def reach(self, share: float) -> None:
-        """Wait until *share* of the race is over, for ``SILENT_FOR_S`` at most for a bar."""
+        """Wait until *share* of the race is over, at most ``SILENT_FOR_S`` for each step."""
         race = self.race
         at_ms = race.start_ms + round(share * (self.until_ms - race.start_ms))
 
-        def has_gone_on(sequence: int) -> bool:
+        def has_new_step(sequence: int) -> bool:
             return race.sequence != sequence
 
         while race.now_ms < at_ms:
-            await self.until(partial(has_gone_on, race.sequence), within_s=SILENT_FOR_S)
+            await self.until(partial(has_new_step, race.sequence), within_s=SILENT_FOR_S)
 
     async def pause(self) -> None:
         """Give the viewer time to read."""
         await asyncio.sleep(self.seconds * READ_SHARE)
 
     def say(self, sentence: str, *, mark: str = "") -> None:
-        """Announce *sentence*."""
+        """Print *sentence* above the race."""
         self.screen.say(sentence, mark=mark)
 
-    def last_words(self) -> str:
-        """Return why the daemon ended, as far as its log says."""
+    def exit_reason(self) -> str:
+        """Return why the daemon ended: its signal, or the last line of its log."""
         code = self.process.returncode if self.process else None
         if code is not None and code < 0:
             return (
@@ -207,18 +206,18 @@ class Demo:
 
 
 ENDS_WITHIN_S: Final = 5.0
-LOOKED_AT_EVERY_S: Final = 0.2
+CHECK_EVERY_S: Final = 0.2
 
 
 @dataclass(frozen=True)
 class ServedExchange:
-    """The exchange's process, and what it says it serves."""
+    """The exchange's process, and the JSON object that it printed when ready."""
 
     process: subprocess.Popen[str]
     served: dict[str, Any]
 
     def require_alive(self) -> None:
-        """Raise ``FeedLost`` where the process has ended before its time."""
+        """Raise ``FeedLost`` if the process has ended."""
         if (code := self.process.poll()) is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise FeedLost(f"The process of the embedded exchange {how}; run the demo again.")
@@ -227,17 +226,17 @@ class ServedExchange:
         """Raise ``FeedLost`` once the process has ended."""
         while True:
             self.require_alive()
-            await asyncio.sleep(LOOKED_AT_EVERY_S)
+            await asyncio.sleep(CHECK_EVERY_S)
 
 
 @contextmanager
-def exchange_beside(
+def embedded_exchange(
     data: Sequence[str], speed: float, *, start: int | None = None, columns: Sequence[str] = ()
 ) -> Iterator[ServedExchange]:
-    """Run the embedded exchange in a process of its own.
+    """Run the embedded exchange in a separate process.
 
-    Its time stands still, *start* bars into the data, until candles are subscribed. It ends with
-    us, however we end: it watches the pipe that is its standard input.
+    Its clock starts at bar *start* of the data, when a client subscribes to candles. It ends with
+    this process, even a killed one, since it watches the pipe that is its standard input.
     """
     command = [*PROGRAM, "exchange", "--speed", str(speed), "--hold", "--until-eof"]
     for path in data:
@@ -253,7 +252,7 @@ def exchange_beside(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the daemon, which then ends the exchange
+            start_new_session=True,  # Ctrl-C reaches this process, which then ends the exchange
         )
         try:
             assert process.stdout is not None

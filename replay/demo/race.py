@@ -1,4 +1,4 @@
-"""The race that a demo shows, read from the record as it grows; its pace and its files."""
+"""The race that a demo shows, read from the record as it grows; the demo's pace and files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracepaper.strategies.units import MONEY_SCALE, iso
 
 @dataclass(slots=True)
 class Race:
-    """The run of a demo as far as its record goes."""
+    """The state of a demo's run, from the steps stored so far."""
 
     run: Run | None = None
     sequence: int = -1  # of the newest step
@@ -31,16 +31,16 @@ class Race:
     _reader: Reader | None = None
 
     def has_passed(self, time_ms: int) -> bool:
-        """Return whether a bar of each instrument is decided that closed at *time_ms* or later."""
+        """Return whether each instrument has a decided bar that closed at *time_ms* or later."""
         return min(self.closes_ms.values()) >= time_ms
 
     def poll(self, database: Path) -> None:
-        """Take in the steps of the run in *database* that were stored since the last look."""
+        """Read the steps that the run in *database* stored since the last poll."""
         if self._reader is None:
             try:
                 self._reader = Reader.open(database)
             except DataInvalid:
-                return  # the daemon is about to make it
+                return  # the daemon has not created it yet
         if self.run is None:
             if not (run_ids := self._reader.run_ids()):
                 return
@@ -55,7 +55,7 @@ class Race:
             self._reader = None
 
     def observe(self, step: Step) -> None:
-        """Take in the next *step*."""
+        """Update the state with the next *step*."""
         self.sequence = step.sequence
         match step.event:
             case Bar() as bar if step.accepted and step.decision is not None:
@@ -79,13 +79,13 @@ class Race:
 # ---------------------------------------------------------------- pace
 
 SPEED_MIN: Final = 500.0
-"""Market seconds a second while a daemon starts, or catches up."""
+"""Market seconds per second while a daemon starts or catches up."""
 SPEED_MAX: Final = 30_000.0
 SHARE_PLAYED: Final = 0.9
-"""Of the seconds of a demo: for the rest market time stands still, while the daemon is started."""
+"""Share of a demo's seconds in which market time passes; in the rest the daemon starts."""
 BEHIND_S: Final = 0.3
 BEHIND_INTERVALS: Final = 3.0
-"""A machine falls behind where the next bar is stored later than both after its close."""
+"""The machine is behind if a bar is stored later after its close than both of these."""
 FASTER: Final = 1.02
 SLOWER: Final = 0.7
 
@@ -96,9 +96,9 @@ def planned_speed(span_ms: int, seconds: float) -> float:
 
 
 class MarketPace:
-    """Market time on the exchange, and the speed that the machine keeps up with.
+    """Market time on the exchange, and the highest speed that the machine keeps up with.
 
-    No speed is above the planned one: the daemon's clock runs at that between two frames.
+    It never exceeds the planned speed, at which the daemon's clock runs between two frames.
     """
 
     def __init__(self, planned: float, interval_ms: int) -> None:
@@ -110,7 +110,7 @@ class MarketPace:
         self._mark: tuple[float, int] | None = None  # seconds, market time
 
     def set(self, speed: float, *, now_ms: int, now_s: float) -> None:
-        """Remember that market time is *now_ms* and passes at *speed* from *now_s* on."""
+        """Record that market time is *now_ms* at *now_s* and passes at *speed* from then on."""
         self.speed = speed
         self._mark = now_s, now_ms
 
@@ -122,14 +122,14 @@ class MarketPace:
         return from_ms + round((now_s - from_s) * 1_000 * self.speed)
 
     def choose(self, stored_ms: int, *, now_s: float) -> float:
-        """Return the speed from here on, where the newest stored bar closed at *stored_ms*."""
+        """Return the next speed, given the close time *stored_ms* of the newest stored bar."""
         was_behind, limit_ms = self._is_behind, float(self._interval_ms)
         if not was_behind:
             limit_ms = max(BEHIND_INTERVALS * limit_ms, BEHIND_S * 1_000 * self.speed)
-        waits_ms = self.market_ms(now_s) - stored_ms - self._interval_ms
-        self._is_behind = waits_ms > limit_ms
+        delay_ms = self.market_ms(now_s) - stored_ms - self._interval_ms
+        self._is_behind = delay_ms > limit_ms
         if self._is_behind:
-            if not was_behind:  # once for each time that it falls behind
+            if not was_behind:  # lower the ceiling once per time that the machine falls behind
                 self._ceiling = max(SPEED_MIN, self._ceiling * SLOWER)
             return SPEED_MIN
         self._ceiling = min(self.planned, self._ceiling * FASTER)
@@ -141,13 +141,13 @@ class MarketPace:
 
 @dataclass(frozen=True)
 class ShowFiles:
-    """Where the show writes: the record, its configuration, the daemon's log, a changed copy."""
+    """The demo's files: the record, its configuration, the daemon's log, a changed copy."""
 
     database: Path
 
     @property
     def config(self) -> Path:
-        """The configuration that the run can be repeated with."""
+        """The configuration, with which the run can be repeated."""
         return self.database.with_suffix(".toml")
 
     @property
@@ -157,30 +157,30 @@ class ShowFiles:
 
     @property
     def changed(self) -> Path:
-        """The copy in which one value is changed; it is removed once the check has found it."""
+        """The copy in which one value is changed; it is removed after the check."""
         return self.database.with_name(f"{self.database.stem}-changed.db")
 
     def drop_changed(self) -> None:
-        """Remove the changed copy, and what SQLite leaves beside it."""
-        for end in ("", "-wal", "-shm"):
-            self.changed.with_name(self.changed.name + end).unlink(missing_ok=True)
+        """Remove the changed copy and SQLite's files beside it."""
+        for suffix in ("", "-wal", "-shm"):
+            self.changed.with_name(self.changed.name + suffix).unlink(missing_ok=True)
 
 
 def require_new(path: Path) -> None:
-    """Raise ``DataInvalid`` where *path* exists: each demo begins a new database."""
+    """Raise ``DataInvalid`` if *path* exists: each demo creates a new database."""
     if path.exists():
         raise DataInvalid(f"{path} exists already; give another --db, or remove it.")
 
 
 def stamp(wall_ms: int) -> str:
-    """Return a time as the names of files bear it: ``20250501-120000``."""
+    """Return a UTC time for a file name: ``20250501-120000``."""
     return iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
 
 
-def claimed(database: Path | None, *, wall_ms: int) -> ShowFiles:
-    """Return the files of a new show: *database*, by default of this second, and those beside it.
+def create_files(database: Path | None, *, wall_ms: int) -> ShowFiles:
+    """Create the configuration file of a new demo and return the paths of its files.
 
-    Raises ``DataInvalid`` where one exists.
+    *database* is by default named after *wall_ms*. Raises ``DataInvalid`` if a file exists.
     """
     files = ShowFiles(database or Path(f"demo-{stamp(wall_ms)}.db"))
     for path in (files.database, files.config, files.changed):

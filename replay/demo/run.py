@@ -1,4 +1,4 @@
-"""The demo from start to end: of the bundled month, or of data of one's own."""
+"""The demo from start to end: on the bundled month, or on a user's own data."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.demo.ending import sum_up
 from tracepaper.replay.demo.incidents import INCIDENTS
 from tracepaper.replay.demo.processes import (
-    LOOKED_AT_EVERY_S,
+    CHECK_EVERY_S,
     Demo,
     ServedExchange,
-    exchange_beside,
+    embedded_exchange,
 )
 from tracepaper.replay.demo.race import (
     MarketPace,
     ShowFiles,
-    claimed,
+    create_files,
     planned_speed,
     require_new,
     stamp,
@@ -49,42 +49,42 @@ from tracepaper.strategies.types.market import RunKind
 from tracepaper.strategies.units import DAY_MS, INTERVALS, interval_start
 
 SERVED_SPEED: Final = 20_000.0
-"""For which the exchange thins its frames."""
+"""The speed for which the exchange thins its frames."""
 MODEL: Final = "flash-15m"
 """The checkpoint that the configuration names."""
 WARM_UP_BARS: Final = 700
-"""Bars of the bundled month before the first that is decided."""
+"""Bars of the bundled month before the first decided bar."""
 
 
 @dataclass(frozen=True)
 class Show:
     """The options of ``tracepaper demo`` on the bundled month."""
 
-    days: float | None = None  # of market time; None is all of them
-    seconds: float = 90.0  # that the race should take
-    model: str | None = None  # bundled, or a folder; None is the configuration's
+    days: float | None = None  # of market time; None is the whole month
+    seconds: float = 90.0  # planned duration of the race
+    model: str | None = None  # a bundled name or a folder; None is the configuration's
     has_incidents: bool = True
     database: Path | None = None
     as_json: bool = False
-    listening: Callable[[str], None] | None = None  # told the address of the daemon's page
+    listening: Callable[[str], None] | None = None  # called with the address of the daemon's page
 
 
 def perform(show: Show) -> None:
-    """Carry *show* out and print its summary; a signal ends it in good order.
+    """Run the demo and print its summary; SIGINT and SIGTERM end it cleanly.
 
-    Raises ``DataInvalid`` or ``ConfigInvalid`` where it cannot begin, ``FeedLost`` where its
-    daemon ends before its time: after the summary, where anything was decided.
+    Raises ``DataInvalid`` or ``ConfigInvalid`` if it cannot start, and ``FeedLost`` if its daemon
+    ends early; if anything was decided, the summary is printed first.
     """
     clock = SystemClock()
-    text = configured(show.model)
-    files = claimed(show.database, wall_ms=clock.wall_ms())
+    text = config_text(show.model)
+    files = create_files(show.database, wall_ms=clock.wall_ms())
     try:
         files.config.write_text(text, encoding="utf-8")
-        demo = asyncio.run(_played(show, files, clock))
+        demo = asyncio.run(_play(show, files, clock))
     except BaseException:
         _clean(files)
         raise
-    exit_zero_on_signals()  # the loop took them; from here on it only sums up
+    exit_zero_on_signals()  # the loop's own handlers are gone
     if not demo.race.decisions:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
@@ -94,14 +94,14 @@ def perform(show: Show) -> None:
         raise demo.failure
 
 
-def configured(model: str | None) -> str:
-    """Return the text of the show's configuration, with *model* in place of its own.
+def config_text(model: str | None) -> str:
+    """Return the text of the demo's configuration, with *model* as its checkpoint.
 
-    Raises ``ConfigInvalid`` where there is no such checkpoint.
+    Raises ``ConfigInvalid`` if there is no such checkpoint.
     """
     text = DEMO_CONFIG.read_text(encoding="utf-8")
     if model is None:
-        # A source tree without its bundled models still has a demo, which says what it lacks.
+        # A source tree without bundled models still has a demo; its prologue says so.
         model = MODEL if is_checkpoint(locate(MODEL)) else NO_MODEL
     if model != NO_MODEL and not is_checkpoint(locate(model)):
         raise ConfigInvalid(
@@ -115,24 +115,24 @@ def configured(model: str | None) -> str:
 
 
 def _clean(files: ShowFiles) -> None:
-    """Remove what is of no use to anybody, and say what is kept."""
+    """Remove the files of a demo without a record; name those that are kept."""
     files.drop_changed()
     if files.database.exists():
-        kept = f"Kept: the record {files.database}, its configuration {files.config}, "
-        sys.stderr.write(f"{kept}the daemon's log {files.log}.\n")
+        kept = f"the record {files.database}, its configuration {files.config}, the daemon's log "
+        sys.stderr.write(f"Kept: {kept}{files.log}.\n")
         return
     files.config.unlink(missing_ok=True)
     files.log.unlink(missing_ok=True)
 
 
-async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
-    """Play the show to its end, or until the viewer has seen enough."""
+async def _play(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
+    """Run the demo to its end, or until SIGINT or SIGTERM."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     candles = [str(path) for path in MONTH_CANDLES]
-    with exchange_beside(candles, SERVED_SPEED, start=WARM_UP_BARS) as exchange:
+    with embedded_exchange(candles, SERVED_SPEED, start=WARM_UP_BARS) as exchange:
         served = exchange.served
         interval_ms, until_ms = INTERVALS[served["interval"]], served["end_ms"]
         begin_ms = interval_start(served["start_ms"], interval_ms)
@@ -144,29 +144,29 @@ async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
             demo = Demo(served, files, screen, pace, clock, http, until_ms, show.seconds)
             try:
                 await demo.hold()
-                await _raced(demo, exchange, stop, show)
+                await _race(demo, exchange, stop, show)
             except TracepaperError as error:
                 if not demo.race.decisions:
                     raise
-                demo.failure = error  # what was played is summed up all the same
+                demo.failure = error  # raised after the summary
             finally:
                 screen.close()
                 demo.race.close()
     return demo
 
 
-async def _raced(demo: Demo, exchange: ServedExchange, stop: asyncio.Event, show: Show) -> None:
-    """Let the script run while it is shown and paced; end the daemon in good order."""
-    works = (exchange.watch(), _script(demo, show), stop.wait(), demo.watch())
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _race(demo: Demo, exchange: ServedExchange, stop: asyncio.Event, show: Show) -> None:
+    """Run the script while the race is shown and paced; then stop the daemon."""
+    coroutines = (exchange.watch(), _script(demo, show), stop.wait(), demo.watch())
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if any(task.exception() is not None for task in done):
-            # A killed process resets its connections a moment before it is seen to have ended.
-            await asyncio.sleep(LOOKED_AT_EVERY_S)
+            # A killed process resets its connections shortly before its end is visible.
+            await asyncio.sleep(CHECK_EVERY_S)
         exchange.require_alive()
         for task in done:
-            task.result()  # what went wrong is raised here
+            task.result()  # raises the task's error
     finally:
         for task in tasks:
             task.cancel()
@@ -176,7 +176,7 @@ async def _raced(demo: Demo, exchange: ServedExchange, stop: asyncio.Event, show
 
 
 def prologue(demo: Demo) -> Iterator[str]:
-    """Yield what the viewer is told before it begins."""
+    """Yield the sentences that introduce the demo."""
     symbols = " and ".join(demo.served["symbols"])
     days = (demo.until_ms - demo.served["start_ms"]) / DAY_MS
     yield (
@@ -195,7 +195,7 @@ def prologue(demo: Demo) -> Iterator[str]:
 
 
 async def _script(demo: Demo, show: Show) -> None:
-    """Start the daemon, let each incident happen at its place, and wait for the end."""
+    """Start the daemon, trigger each incident at its share of the race, and wait for the end."""
     race = demo.race
     for sentence in prologue(demo):
         demo.say(sentence)
@@ -210,7 +210,7 @@ async def _script(demo: Demo, show: Show) -> None:
     await demo.until(lambda: demo.page_url is not None)
     if (url := demo.page_url) is not None:
         demo.say(f"The page is {url}/")
-        # A daemon that is killed comes back at this port, so that an open page goes on.
+        # The next process uses the same port, so that an open page continues.
         demo.port = urlsplit(url).port or 0
         if show.listening is not None:
             show.listening(url)
@@ -225,10 +225,10 @@ async def _script(demo: Demo, show: Show) -> None:
     await demo.hold()
 
 
-# ---------------------------------------------------------------- a demo of one's own data
+# ---------------------------------------------------------------- a demo on a user's own data
 
 
-def perform_own(
+def perform_on_data(
     *,
     data: Sequence[str],
     columns: Sequence[str],
@@ -239,17 +239,17 @@ def perform_own(
     as_json: bool,
     listening: Callable[[str], None] | None,
 ) -> None:
-    """Carry out a demo of *data* by a configuration *file*, and print what happened.
+    """Run a demo on *data* with the configuration *file*, and print the summary.
 
-    *listening* is told the address of the daemon's page. A signal ends it in good order. Raises
-    ``DataInvalid`` where the database exists; ``FeedLost``, after the summary, where its exchange
-    ends before its time.
+    *listening* is called with the address of the daemon's page. SIGINT and SIGTERM end it cleanly.
+    Raises ``DataInvalid`` if the database exists, and ``FeedLost``, after the summary, if the
+    exchange ends early.
     """
     database = database or Path(f"demo-{stamp(SystemClock().wall_ms())}.db")
     require_new(database)
-    with exchange_beside(data or (str(DEMO_CANDLES),), speed, columns=columns) as exchange:
+    with embedded_exchange(data or (str(DEMO_CANDLES),), speed, columns=columns) as exchange:
         served = exchange.served
-        config, warnings = _configured(file, served)
+        config, warnings = _config(file, served)
         log.configure(level=config.log.level, output=config.log.format)
         for sentence in warnings:
             Logger("demo").warning(sentence)
@@ -272,12 +272,12 @@ def perform_own(
 
 
 async def _run(daemon: Daemon, exchange: ServedExchange) -> FeedLost | None:
-    """Run *daemon*, as long as its exchange lives; return what is to be said where it did not."""
+    """Run *daemon* while its exchange lives; return the error if the exchange ended first."""
     running = asyncio.create_task(daemon.run())
     try:
         while not running.done():
             exchange.require_alive()
-            await asyncio.wait({running}, timeout=LOOKED_AT_EVERY_S)
+            await asyncio.wait({running}, timeout=CHECK_EVERY_S)
     except FeedLost as failure:
         daemon.stop()
         await running
@@ -285,11 +285,10 @@ async def _run(daemon: Daemon, exchange: ServedExchange) -> FeedLost | None:
     return running.result()
 
 
-def _configured(file: Path | None, served: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
-    """Return the configuration, pointed at the exchange and at what it serves.
+def _config(file: Path | None, served: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """Return the configuration for the embedded exchange and its symbols, and warnings.
 
-    A trend whose windows nobody chose is taken over windows that fit what is still to come; the
-    second value says so.
+    Trend windows that the file does not set are shortened to fit the candles; a warning says so.
     """
     config = load(
         file,
@@ -303,11 +302,11 @@ def _configured(file: Path | None, served: dict[str, Any]) -> tuple[Config, tupl
                 "rest_url": served["rest_url"],
                 "stream_url": served["stream_url"],
                 "time_scale": served["speed"],
-                # This exchange answers from the same memory every time: what it lacks is lacking.
+                # This exchange serves fixed candles: one that is missing stays missing.
                 "certain_s": 0.5,
             },
             "http": {"port": 0},
         },
-        data={"parity": {"daily_at": OFF}},  # days pass in seconds: all is replayed at the end
+        data={"parity": {"daily_at": OFF}},  # days pass in seconds; the end replays the whole run
     )
     return fit_windows(config, served["end_ms"] - served["start_ms"])

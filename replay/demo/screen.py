@@ -1,4 +1,4 @@
-"""The demo's screen: sentences, and on a terminal a line below them that goes on."""
+"""The demo's screen: sentences, and on a terminal a progress line below them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STYLES: Final = {"▶": "bold yellow", "✓": "bold green", "✗": "bold red"}
 
 
 class RaceScreen:
-    """Prints sentences; on a terminal the race stands below them, redrawn where it changes."""
+    """Prints sentences; on a terminal it redraws the race's progress line below them."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Draw on *console*, by default on standard error."""
@@ -29,7 +29,7 @@ class RaceScreen:
             self._live.start()
 
     def say(self, sentence: str, *, mark: str = "") -> None:
-        """Print *sentence* above the race, where it stays."""
+        """Print *sentence* above the progress line."""
         if self._live is None:
             sys.stderr.write(f"{mark or '-'} {sentence}\n")
             sys.stderr.flush()
@@ -38,24 +38,24 @@ class RaceScreen:
         self._live.console.print(text)
 
     def show(self, race: Race, *, speed: float, until_ms: int) -> None:
-        """Redraw the line of the race."""
+        """Redraw the progress line."""
         if self._live is not None:
             self._live.update(progress(race, speed, until_ms), refresh=True)
 
     def close(self) -> None:
-        """Leave the last line, and give the cursor back."""
+        """Keep the last progress line and restore the cursor."""
         if self._live is not None:
             self._live.stop()
 
 
 def progress(race: Race, speed: float, until_ms: int) -> Text:
-    """Return the date, how far the race is, and the account, in one line."""
+    """Return the progress line: the date, the day of the race, and the account."""
     text = Text("  tracepaper demo", "bold", no_wrap=True, overflow="ellipsis")
     if race.start_ms:
         now = datetime.fromtimestamp(race.now_ms / 1_000, UTC)
-        past, whole = (at - race.start_ms for at in (race.now_ms, until_ms))
+        elapsed_ms, total_ms = race.now_ms - race.start_ms, until_ms - race.start_ms
         text.append(f"  {now:%Y-%m-%d %H:%M} UTC", "cyan")
-        text.append(f"  day {past / DAY_MS:.1f} of {whole / DAY_MS:.1f}")
+        text.append(f"  day {elapsed_ms / DAY_MS:.1f} of {total_ms / DAY_MS:.1f}")
         text.append(f"  {race.decisions:,} decisions  {race.fills:,} fills  {race.equity:,.2f}")
         text.append(f"  {speed:,.0f} x real time", "dim")
     return text

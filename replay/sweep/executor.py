@@ -1,8 +1,8 @@
-"""Executors: units of work that can be pickled, carried out here, in processes or elsewhere.
+"""Executors that run picklable units of work in this process, in others, or on other machines.
 
-A sweep's runs, the folds of ``evaluate`` and the seeds of ``train`` are such units. Each executor
-is one of ``concurrent.futures``, for one work alone. The rules are docs/python.md, Y20, and
-docs/scale.md, R1 to R9.
+A unit is a run of a sweep, a fold of ``evaluate`` or a seed of ``train``. Each executor implements
+``concurrent.futures.Executor`` and serves a single ``UnitWork``. The rules are docs/python.md, Y20,
+and docs/scale.md, R1 to R9.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -41,21 +42,21 @@ W = TypeVar("W")
 
 ENDED: Final = "Its process ended; let the class raise instead of exiting, or give it less memory."
 GRACE_S: Final = 10.0
-"""Seconds after its limit at which a process ends by itself, where nobody is left to end it."""
+"""Seconds past the limit after which a worker process kills itself if its parent has not."""
 LOCAL: Final = "local"
 RAY: Final = "ray"
 PLACES: Final = (LOCAL, RAY)
-"""What ``--on`` names."""
+"""The values of ``--on``."""
 
 
 class UnitFailed(StrategyFailed):
-    """A unit came to nothing, for its worker ended or was stopped; the others go on."""
+    """A unit has no result because its worker ended or was stopped; the other units continue."""
 
 
 class UnitWork:
-    """What units of work share, a callable of one unit: handed to each worker once.
+    """A picklable callable of one unit, sent once to each worker with all that the units share.
 
-    It can be pickled, and raises ``TracepaperError`` for what is wrong with a unit.
+    It raises ``TracepaperError`` if a unit fails.
     """
 
     @property
@@ -64,14 +65,14 @@ class UnitWork:
         return ()
 
     def packed(self) -> Self:
-        """Return it with what it reads from files of this machine, for workers of another."""
+        """Return a copy that contains the local files it reads, for workers on other machines."""
         return self
 
     def check(self) -> None:
-        """Raise ``ConfigInvalid`` or ``DataInvalid`` where a worker lacks something of it."""
+        """Raise ``ConfigInvalid`` or ``DataInvalid`` if this worker lacks a file or a class."""
 
-    def answer(self, unit: object) -> Any:  # noqa: ANN401 - whatever it makes
-        """Return what it makes of *unit*, or its error."""
+    def answer(self, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+        """Return the result of *unit*, or its error."""
         assert callable(self)
         try:
             return self(unit)
@@ -80,15 +81,15 @@ class UnitWork:
 
 
 def too_long(limit_s: float) -> str:
-    """Return the sentence of a unit that was stopped."""
+    """Return the error message of a unit that exceeded its time limit."""
     return f"It took longer than {limit_s:g} s and was stopped; give a higher limit, or mend it."
 
 
 @contextmanager
 def limited(limit_s: float | None) -> Iterator[None]:
-    """Raise ``UnitFailed`` after *limit_s* of Python code; only in the main thread of a process.
+    """Raise ``UnitFailed`` after *limit_s* seconds; signals interrupt Python code only.
 
-    Elsewhere a thread cannot be stopped, and nothing is limited.
+    Other threads than the main one receive no signals and are not limited.
     """
     if limit_s is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -97,21 +98,22 @@ def limited(limit_s: float | None) -> Iterator[None]:
     def stop(_signal: int, _frame: object) -> None:
         raise UnitFailed(too_long(limit_s))
 
-    before = signal.signal(signal.SIGALRM, stop)
+    previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def results_of(
     executor: Executor, work: Callable[[U], R], units: Iterable[U], slots: int | None = None
 ) -> Iterator[tuple[U, R | UnitFailed]]:
-    """Yield each of *units* with what it came to, as they end.
+    """Yield each of *units* with its result, in the order of completion.
 
-    One is taken when a worker is free, of which an executor has ``slots``, or else *slots*.
+    A unit is taken from *units* when a worker is free. The number of workers is ``executor.slots``;
+    an executor without this attribute gets *slots* units at once.
     """
     waiting, futures = iter(units), dict[Future[R], U]()
     while True:
@@ -127,9 +129,9 @@ def results_of(
 
 
 class InThisProcess(Executor):
-    """One unit after another, in this process: for a class that no other process can import.
+    """Runs one unit after another in this process, for a class that no other process can import.
 
-    A unit is stopped at its limit where this is the main thread and the class is Python.
+    ``limited`` enforces the time limit.
     """
 
     slots = 1
@@ -138,7 +140,7 @@ class InThisProcess(Executor):
         self._limit_s = limit_s
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Carry out a unit now."""
+        """Run a unit now."""
         future = Future[R]()
         try:
             with limited(self._limit_s):
@@ -149,7 +151,7 @@ class InThisProcess(Executor):
 
 
 class Workers(Executor, ABC, Generic[W]):
-    """Workers, each handed the work and then unit after unit; a thread waits for each answer."""
+    """Workers that receive the work once and then units; a thread waits for each result."""
 
     def __init__(self, threads: int, limit_s: float | None) -> None:
         self.limit_s = limit_s
@@ -160,31 +162,31 @@ class Workers(Executor, ABC, Generic[W]):
 
     @abstractmethod
     def open(self, work: UnitWork) -> None:
-        """Get ready for units of *work*."""
+        """Prepare for units of *work*."""
 
     @abstractmethod
     def begin(self) -> W:
-        """Return a new worker, which has the work."""
+        """Return a new worker that has received the work."""
 
     @abstractmethod
-    def ask(self, worker: W, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
-        """Return the worker's answer; end the worker, and raise ``UnitFailed``, without one."""
+    def ask(self, worker: W, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+        """Return the worker's answer; if there is none, end the worker and raise ``UnitFailed``."""
 
     @abstractmethod
     def close(self) -> None:
-        """End every worker, also one that hangs."""
+        """End every worker, including those that hang."""
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Begin a unit of the one work."""
+        """Start a unit; every unit must belong to the same work."""
         assert isinstance(fn, UnitWork)
         if self._work is None:
             self.open(fn)
             self._work = fn
-        assert fn is self._work, "an executor carries out one work"
+        assert fn is self._work, "an executor serves a single work"
         return self._threads.submit(self.carry_out, *args, **kwargs)
 
-    def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
-        """Return what a worker makes of *unit*; raise its error."""
+    def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+        """Return a worker's result of *unit*, or raise its error."""
         worker = self.idle_worker() or self.begin()
         answer = self.ask(worker, unit)
         self.idle.append(worker)
@@ -193,13 +195,13 @@ class Workers(Executor, ABC, Generic[W]):
         return answer
 
     def idle_worker(self) -> W | None:
-        """Return a worker that has nothing to do, if there is one."""
+        """Return an idle worker, if there is one."""
         with contextlib.suppress(IndexError):  # another thread may take the last one
             return self.idle.pop()
         return None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - as Executor has it
-        """End what is going on and leave nothing behind."""
+        """End running units and every worker."""
         self.is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=cancel_futures)
         self.close()
@@ -207,18 +209,18 @@ class Workers(Executor, ABC, Generic[W]):
 
 
 class LocalWorker(NamedTuple):
-    """One process: its id, and our end of the line."""
+    """One process: its id, our end of the connection, and the context that closes it."""
 
     pid: int
     child: Child
-    line: AbstractContextManager[Child]
+    context: AbstractContextManager[Child]
 
 
 class LocalProcesses(Workers[LocalWorker]):
-    """*jobs* processes of this machine.
+    """*jobs* processes on this machine.
 
-    They come from a server that is started by ``exec``, so nothing of this process is in them. A
-    unit that is over its limit ends with its process, and another takes its place.
+    A fork server started by ``exec`` creates them, so they share no memory with this process. A
+    unit over its limit is killed with its process; a new process replaces it.
     """
 
     def __init__(self, jobs: int | None = None, limit_s: float | None = None) -> None:
@@ -227,63 +229,63 @@ class LocalProcesses(Workers[LocalWorker]):
         super().__init__(self.slots, limit_s)
 
     def open(self, work: UnitWork) -> None:
-        """Start the server, with what every process needs; they come with the first units."""
+        """Start the fork server with the modules of ``work.preload``."""
         self._fresh = FreshProcesses(*work.preload).__enter__()
-        self._given = work, None if self.limit_s is None else self.limit_s + GRACE_S
+        self._first_message = work, None if self.limit_s is None else self.limit_s + GRACE_S
 
     def begin(self) -> LocalWorker:
         """Start a process."""
         assert self._fresh is not None
-        line = self._fresh.child(serve)
-        child = line.__enter__()
-        worker = LocalWorker(child.receive(), child, line)
-        child.send(self._given)
+        context = self._fresh.child(serve)
+        child = context.__enter__()
+        worker = LocalWorker(child.receive(), child, context)
+        child.send(self._first_message)
         return worker
 
-    def ask(self, worker: LocalWorker, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
+    def ask(self, worker: LocalWorker, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
         """Return the answer of a process."""
         worker.child.send(unit)
         try:
             if connection.wait([worker.child.fileno()], self.limit_s):
                 return pickle.loads(worker.child.receive())  # noqa: S301 - our own process
-            why = too_long(self.limit_s or 0.0)
+            reason = too_long(self.limit_s or 0.0)
         except StrategyFailed:
-            why = ENDED
+            reason = ENDED
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
-        worker.line.__exit__(None, None, None)
-        raise UnitFailed(why)
+        worker.context.__exit__(None, None, None)
+        raise UnitFailed(reason)
 
     def close(self) -> None:
         """End the server, and every process with it."""
         if self._fresh is not None:
             self._fresh.__exit__()
         for worker in self.idle:
-            worker.line.__exit__(None, None, None)
+            worker.context.__exit__(None, None, None)
 
 
 def serve(line: connection.Connection) -> None:
-    """Carry out the units that arrive until the line is closed: the body of one process."""
+    """Run the units that arrive until the connection is closed: the body of one process."""
     line.send(os.getpid())
     work: UnitWork
-    alone_s: float | None
-    work, alone_s = line.recv()
+    alarm_s: float | None
+    work, alarm_s = line.recv()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
         unit = line.recv()
-        # Should this process outlive who would stop it, a run that hangs ends by itself.
-        signal.setitimer(signal.ITIMER_REAL, alone_s or 0.0)
-        # Pickled, so that no tensor is shared by way of the other process.
+        # If the parent is gone, the alarm ends a unit that hangs.
+        signal.setitimer(signal.ITIMER_REAL, alarm_s or 0.0)
+        # Plain pickle copies tensors; the connection would share their memory.
         answer = pickle.dumps(work.answer(unit))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         line.send(answer)
 
 
 def executor_on(on: str | None, jobs: int | None) -> Callable[..., Executor]:
-    """Return what makes, by its ``limit_s``, an executor at the place that *on* names.
+    """Return a factory of executors at the place *on*; the factory takes ``limit_s``.
 
-    It has *jobs* workers at most. Raises ``ConfigInvalid`` for another place, and where the place
-    is not installed.
+    The executor has at most *jobs* workers. Raises ``ConfigInvalid`` for an unknown place and for
+    one whose package is not installed.
     """
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise ConfigInvalid(f"jobs is {shown(jobs)}; give how many processes, from 1 on.")
@@ -297,38 +299,39 @@ def executor_on(on: str | None, jobs: int | None) -> Callable[..., Executor]:
     return partial(OnRay, jobs)
 
 
-# ---------------------------------------------------------------- workers of another machine
+# ---------------------------------------------------------------- workers on other machines
 
 
 def surroundings() -> dict[str, Any]:
-    """Versions that each worker must share, and settings that it takes over of this process."""
-    ours = {name: value for name, value in os.environ.items() if name.startswith("TRACEPAPER_")}
+    """Return the versions a worker must share, and the settings it copies from this process."""
+    shared = re.compile("TRACEPAPER_(?!NOTIFY)")
+    settings = {name: text for name, text in os.environ.items() if shared.match(name)}
     return {
         "equal": {
             "tracepaper": code_version(),
             "the libraries": libraries(),
             "torch": importlib.metadata.version("torch"),
         },
-        "environment": {of: ours[of] for of in ours if not of.startswith("TRACEPAPER_NOTIFY")},
+        "environment": settings,
         "folder": os.getcwd(),  # noqa: PTH109 - as text
         "path": list(sys.path),
     }
 
 
-def taken_over(around: Mapping[str, Any], content: Callable[[], bytes]) -> tuple[Any, str]:
-    """Return the pickled task of *content*, in a process that takes over *around*; else why not."""
+def load_work(driver: Mapping[str, Any], content: Callable[[], bytes]) -> tuple[Any, str]:
+    """Return the work of *content*, loaded with the settings of *driver*, or None and why not."""
     local = surroundings()
-    for name, wanted in around["equal"].items():
+    for name, wanted in driver["equal"].items():
         if (has := local["equal"][name]) != wanted:
             return None, f"{name} is {has} there and {wanted} here; install the same on every node."
     for name in local["environment"]:
         del os.environ[name]
-    os.environ.update(around["environment"])
-    sys.path.extend(folder for folder in around["path"] if folder not in sys.path)
-    if Path(around["folder"]).is_dir():
-        os.chdir(around["folder"])
+    os.environ.update(driver["environment"])
+    sys.path.extend(folder for folder in driver["path"] if folder not in sys.path)
+    if Path(driver["folder"]).is_dir():
+        os.chdir(driver["folder"])
     try:
-        work: UnitWork = pickle.loads(content())  # noqa: S301 - the driver's own
+        work: UnitWork = pickle.loads(content())  # noqa: S301 - sent by the driver
         work.check()
     except (ImportError, AttributeError, TracepaperError) as error:
         return None, str(error)
@@ -343,23 +346,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class FunctionWork(UnitWork):
-    """A function of a unit, and of how to say a sentence, as the work of numbered units."""
+    """The work of ``Spread``: calls *function* with a unit and a function that reports progress."""
 
     function: Callable[[Any, Say], object]
     preload: Sequence[str] = ()
 
     def __call__(self, unit: tuple[int, Any]) -> tuple[Any, Sequence[str]]:
-        """Return the function's value, and what it said."""
+        """Return the function's value and the sentences that it reported."""
         sentences: list[str] = []
         return self.function(unit[1], sentences.append), sentences
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Calls a function for each unit by an executor; what units say is said as they end.
+    """Calls a function for each unit on an executor; reports a unit's sentences when it ends.
 
-    What the function refuses ends it at once. Where a worker failed, the other units go on, and
-    the error that names the unit is raised after them.
+    An error of the function is raised at once. If a worker fails, the other units continue, and the
+    error that names the failed unit is raised at the end.
     """
 
     executor: Callable[[], Executor]
@@ -372,7 +375,7 @@ class Spread:
         say: Say,
         keep: Callable[[int, R], None] = lambda _place, _value: None,
     ) -> list[R]:
-        """Return the values in the order of *units*; *keep* is given each when it is there."""
+        """Return the values in the order of *units*; call *keep* with each as it completes."""
         values: dict[int, R] = {}
         errors: list[StrategyFailed] = []
         work = FunctionWork(function, self.preload)

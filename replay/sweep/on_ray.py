@@ -1,6 +1,6 @@
-"""Units of work on Ray: actors of a local Ray, or of the cluster that ``RAY_ADDRESS`` names.
+"""The executor on Ray: actors of a local Ray, or of the cluster at ``RAY_ADDRESS``.
 
-The work is put into the object store once. The rules are docs/scale.md, R1 to R9.
+The rules are docs/scale.md, R1 to R9.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from tracepaper.replay.sweep.executor import (
     UnitFailed,
     UnitWork,
     Workers,
+    load_work,
     surroundings,
-    taken_over,
     too_long,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 
 TRIES: Final = 3
-"""How often a unit, or the start of a worker, is tried."""
+"""Attempts for each unit, and for each start of a worker."""
 THREADS_MOST: Final = 10_000
-"""That wait for actors; each comes when it is needed."""
+"""Most threads that wait for actors; the pool starts one per unit in progress."""
 PATIENCE_S: Final = 1.0
-"""After so many seconds of waiting for an actor one looks whether there is room for it."""
+"""Seconds between checks whether the cluster still has room for a starting actor."""
 _QUIET: Final[dict[str, Any]] = {"log_to_driver": False, "logging_level": "ERROR"}
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class RayWorker:
-    """The body of an actor: takes the work over once, then carries out unit after unit."""
+    """The body of an actor: receives the work once, then runs one unit after another."""
 
-    def begin(self, around: dict[str, Any], stored: list[Any]) -> str:
-        """Take over what *stored* refers to; return why this worker cannot, else nothing."""
+    def begin(self, driver: dict[str, Any], stored: list[Any]) -> str:
+        """Load the work that *stored* refers to; return why this worker cannot run it, or ""."""
         ray: Any = importlib.import_module("ray")
-        self._work, why = taken_over(around, lambda: ray.get(stored[0]))
-        return why
+        self._work, problem = load_work(driver, lambda: ray.get(stored[0]))
+        return problem
 
-    def make(self, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
-        """Carry out *unit*."""
+    def make(self, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+        """Return the result of *unit*, or its error."""
         return self._work.answer(unit)
 
 
 class OnRay(Workers[Any]):
-    """Actors of one processor each, as many as Ray has processors, at most *jobs*.
+    """One actor per processor of Ray, at most *jobs*.
 
-    A unit whose worker or node is lost is tried ``TRIES`` times in all.
+    A unit whose worker or node is lost is tried again, up to ``TRIES`` attempts.
     """
 
     def __init__(self, jobs: int | None = None, limit_s: float | None = None) -> None:
@@ -69,24 +69,24 @@ class OnRay(Workers[Any]):
         self._is_ours, content = not self._ray.is_initialized(), pickle.dumps(work.packed())
         if self._is_ours:
             self._connect(os.environ.get("RAY_ADDRESS") or "local", len(content))
-        # Ray says one thread where nothing does, and sums differ in their last bits.
+        # Ray's default is one thread; another number of threads changes the last bits of sums.
         threads = os.environ.get(_THREADS[0], str(len(os.sched_getaffinity(0))))
-        given = {"env_vars": {name: os.environ.get(name, threads) for name in _THREADS}}
-        self._kind = self._ray.remote(num_cpus=1, max_restarts=0, runtime_env=given)(RayWorker)
+        env = {"env_vars": {name: os.environ.get(name, threads) for name in _THREADS}}
+        self._actor_class = self._ray.remote(num_cpus=1, max_restarts=0, runtime_env=env)(RayWorker)
         self._stored = (self._ray.put(surroundings()), [self._ray.put(content)])
 
     def _connect(self, address: str, size: int) -> None:
         if address == "local":
-            # Where Ray itself has its files: sockets may lie no deeper.
+            # Directly under /tmp, since the path of a Unix socket is limited to about 100 bytes.
             self._folder = Path(tempfile.mkdtemp(prefix="tp-ray-", dir="/tmp"))
             store, cores = 2**28 + 2 * size, self._jobs or len(os.sched_getaffinity(0))
             options = {"include_dashboard": False, "_temp_dir": str(self._folder), **_QUIET}
-            options["_system_config"] = {"worker_niceness": 0}  # as local processes; Ray says 15
+            options["_system_config"] = {"worker_niceness": 0}  # Ray's default is 15
             self._ray.init(address, num_cpus=cores, object_store_memory=store, **options)
             return
         at = f"RAY_ADDRESS {address}"
         if address.startswith("ray://"):
-            raise ConfigInvalid(f"{at} is of a client; send the command by `ray job submit`.")
+            raise ConfigInvalid(f"{at} is a client's address; run the command by `ray job submit`.")
         if address != "auto" and not _answers(address):
             raise ConfigInvalid(f"No Ray is at {at}; start one there, or unset it for one here.")
         try:
@@ -96,46 +96,46 @@ class OnRay(Workers[Any]):
 
     @property
     def slots(self) -> int:
-        """How many actors there is room for; nodes come and go."""
+        """The number of actors that the cluster has room for now; nodes join and leave."""
         processors = int(self._ray.cluster_resources().get("CPU", 1))
         return max(1, min(processors, self._jobs or processors))
 
     def begin(self) -> Any:  # noqa: ANN401 - an actor of Ray
-        """Start an actor, tried anew where it fails; wait for an idle one where none has room."""
+        """Start an actor, in up to ``TRIES`` attempts; without room, wait for an idle one."""
         why = ""
         for _ in range(TRIES):
-            actor = self._kind.remote()
+            actor = self._actor_class.remote()
             self._actors.append(actor)
-            if self.is_closed:  # it may not be among those that are ended
+            if self.is_closed:  # close() may have missed this actor
                 break
-            begun = actor.begin.remote(*self._stored)
+            started = actor.begin.remote(*self._stored)
             try:
-                while not self._ray.wait([begun], timeout=PATIENCE_S)[0]:
+                while not self._ray.wait([started], timeout=PATIENCE_S)[0]:
                     if len(self._actors) > self.slots and (idle := self.idle_worker()):
                         self._end(actor)
                         return idle
-                refused = self._ray.get(begun)
+                problem = self._ray.get(started)
             except self._ray.exceptions.RayError as error:
-                why = _words(error)
+                why = _explain(error)
                 self._end(actor)
                 continue
-            if refused:
-                raise ConfigInvalid(f"A worker of Ray is refused: {refused}")
+            if problem:
+                raise ConfigInvalid(f"A Ray worker cannot run this work: {problem}")
             return actor
-        raise ConfigInvalid(f"No worker of Ray begins: {why}")
+        raise ConfigInvalid(f"No Ray worker starts: {why}")
 
-    def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - whatever the work makes
-        """Return what an actor makes of *unit*, by another one where the first is lost."""
+    def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+        """Return an actor's result of *unit*; if the actor is lost, try another."""
         why = ""
         for _ in range(TRIES):
             try:
                 return super().carry_out(unit)
             except self._ray.exceptions.RayError as error:
-                why = _words(error)
+                why = _explain(error)
         raise UnitFailed(f"Tried {TRIES} times on Ray: {why}")
 
-    def ask(self, worker: Any, unit: object) -> Any:  # noqa: ANN401 - an actor, whatever it makes
-        """Return the answer of an actor; raise Ray's error where it is lost."""
+    def ask(self, worker: Any, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+        """Return the answer of an actor; raise Ray's error if the actor is lost."""
         answer = worker.make.remote(unit)
         try:
             if self._ray.wait([answer], timeout=self.limit_s)[0]:
@@ -156,7 +156,7 @@ class OnRay(Workers[Any]):
             self._ray.kill(actor)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - as Executor has it
-        """End every actor, and a Ray that was started for them, with its files."""
+        """End every actor; stop Ray and delete its files if this executor started it."""
         super().shutdown(wait, cancel_futures=cancel_futures)
         if self._ray is None:
             return
@@ -167,18 +167,18 @@ class OnRay(Workers[Any]):
 
 
 def _answers(address: str) -> bool:
-    """Return whether a server of gRPC listens at *address*; Ray would try others for long."""
+    """Return whether a gRPC server listens at *address*; Ray itself would retry for a long time."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), 5) as line:
             line.sendall(_PREFACE)
-            return "RAY_USE_TLS" in os.environ or line.recv(9)[3:4] == b"\4"  # its settings
+            return "RAY_USE_TLS" in os.environ or line.recv(9)[3:4] == b"\4"  # HTTP/2 SETTINGS
     except (OSError, ValueError):
         return False
 
 
-def _words(error: Exception) -> str:
-    """Explain *error* of Ray in one sentence."""
+def _explain(error: Exception) -> str:
+    """Return one sentence that explains an error of Ray."""
     if type(error).__name__ == "OutOfMemoryError":
         return "it took more memory than its node gives; let it take less, or give nodes more."
     if (cause := getattr(error, "cause", None)) is not None:

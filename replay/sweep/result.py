@@ -1,4 +1,4 @@
-"""The result of a sweep: cells, best, neighbours, deflated Sharpe, PBO."""
+"""The result of a sweep: cells, best, neighbours, deflated Sharpe ratio, PBO."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
 
 BINS: Final = 8
-"""Parts of an axis without points of its own, in a heat map."""
+"""Bins of a continuous axis in a heat map."""
 SHOWN_FIGURES: Final = (
     "return", "days", "trades", "mean_day", "mean_day_error", "sharpe", "sharpe_error",
     "max_drawdown", "exposure", "held_return", "buy_and_hold_return", "random_beaten",
 )  # fmt: skip
-"""Figures of each cell that its frame has."""
+"""Figures of a cell that ``Sweep.frame`` has as columns."""
 
 
 class Heat(NamedTuple):
-    """Medians of the objective over two axes: ``values`` [rows, columns], NaN where none is."""
+    """Medians of the objective over two axes: ``values`` [rows, columns], NaN if no run has one."""
 
     x: str
-    y: str  # empty where there is one axis
+    y: str  # empty if only one axis varies
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     values: Any
@@ -48,19 +48,19 @@ class Heat(NamedTuple):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The cells one step beside the best one, along one axis each."""
+    """The cells one step from the best one along a single axis."""
 
     values: tuple[float, ...]
     failed: int
 
     @property
     def median(self) -> float | None:
-        """Their median value; None where there is none."""
+        """Their median value; None if all failed."""
         return float(np.median(self.values)) if self.values else None
 
 
 class Overfitting(NamedTuple):
-    """The probability of backtest overfitting, and how many points it compares and leaves out."""
+    """The probability of backtest overfitting; the points compared and those left out."""
 
     probability: float
     points: int
@@ -76,20 +76,20 @@ class Sweep:
     trials: Trials  # of all sweeps on these data
     registry: Path
     state: Path | None
-    new_runs: int  # runs of this call; the others are from before
+    new_runs: int  # runs of this call; the others were restored from the state file
 
     # ------------------------------------------------------------ cells
 
     @cached_property
     def tried(self) -> tuple[CellResult, ...]:
-        """The cells of the points, without the test windows."""
+        """The cells of the search, without those of the test windows."""
         return tuple(cell for cell in self.cells if cell.part != TEST)
 
     @cached_property
     def best(self) -> CellResult | None:
-        """The best cell, with windows that of the last one; None if no run succeeded."""
+        """The best cell, of the last window if there are several; None if no run succeeded."""
         last = max((cell.span for cell in self.tried), default=0)
-        return chosen([cell for cell in self.tried if cell.span == last], maximize=self.maximize)
+        return best_of([cell for cell in self.tried if cell.span == last], maximize=self.maximize)
 
     @property
     def maximize(self) -> bool:
@@ -102,7 +102,7 @@ class Sweep:
         return self.request.objective_name
 
     @property
-    def frame(self) -> Any:  # noqa: ANN401 - of whichever library there is
+    def frame(self) -> Any:  # noqa: ANN401 - of the library that is installed
         """The cells as a frame of polars or pandas, else as columns of numpy."""
         cells, columns = self.cells, dict[str, tuple[Kind, list[Any]]]()
         columns["window"] = "integer", [cell.span for cell in cells]
@@ -127,8 +127,8 @@ class Sweep:
         if best is None:
             raise DataInvalid(f"No run of this sweep succeeded; the first says: {self.first_error}")
         work = self.request.work
-        classes = () if work.made_of is None else (work.made_of,)
-        with known_class(work.made_of):
+        classes = () if work.local_class is None else (work.local_class,)
+        with known_class(work.local_class):
             spec = replace(
                 work.spec,
                 overrides=overrides_of(work, best.point),
@@ -139,13 +139,12 @@ class Sweep:
 
     @property
     def command(self) -> str | None:
-        """The command that runs the best cell again and stores its record; None for a frame."""
+        """The command that stores the best cell's record; None for frames and local classes."""
         spec, work, best = self.request.spec, self.request.work, self.best
-        # A command line can name files, but neither frames nor a class of this process.
         inputs = (*spec.candles, *spec.frames)
         if (
             best is None
-            or work.made_of is not None
+            or work.local_class is not None
             or not all(isinstance(source, str) for source in inputs)
         ):
             return None
@@ -276,7 +275,7 @@ class Sweep:
         return float(np.ptp(medians)) if medians else 0.0
 
     def _places(self, axis: Axis) -> tuple[Any, list[str]]:
-        """Return the place of every cell with a value along *axis*, and the places' names."""
+        """Return the index along *axis* of every cell with a value, and a label per index."""
         values = [cell.point[axis.name] for cell in self._valued]
         points = axis.points()
         if points and len(points) <= max(BINS, 2 * len(set(map(repr, values)))):
@@ -347,15 +346,15 @@ class Sweep:
         }  # fmt: skip
 
 
-def chosen(cells: Sequence[CellResult], *, maximize: bool) -> CellResult | None:
-    """Return the cell of the best value, of equal ones the first; None where none has one."""
+def best_of(cells: Sequence[CellResult], *, maximize: bool) -> CellResult | None:
+    """Return the cell with the best value, the first of equal ones; None if none has a value."""
     sign = 1.0 if maximize else -1.0
     valued = [cell for cell in cells if cell.value is not None]
     return max(valued, key=lambda cell: (sign * (cell.value or 0.0), -cell.number), default=None)
 
 
 def _is_neighbour(axis: Axis, best: Point, other: Point) -> bool:
-    """Return whether *other* is one step of *axis* from *best*, and equal elsewhere."""
+    """Return whether *other* is one step from *best* along *axis*, and equal on other axes."""
     points = [repr(point) for point in axis.points()]
     here, there = repr(best[axis.name]), repr(other[axis.name])
     if here not in points or there not in points:

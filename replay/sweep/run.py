@@ -1,4 +1,4 @@
-"""``tracepaper.sweep``: runs the trials by an executor, keeps and counts them.
+"""``tracepaper.sweep``: runs the trials on an executor, stores and counts them.
 
 The rules are docs/python.md, Y10 to Y20.
 """
@@ -34,7 +34,7 @@ from tracepaper.replay.sweep.executor import (
     limited,
     results_of,
 )
-from tracepaper.replay.sweep.result import Sweep, chosen
+from tracepaper.replay.sweep.result import Sweep, best_of
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
 from tracepaper.replay.sweep.trial import (
     LIMIT_S,
@@ -46,15 +46,15 @@ from tracepaper.replay.sweep.trial import (
     Search,
     SweepRequest,
     Work,
-    kept_database,
     read_request,
+    record_path,
 )
 from tracepaper.replay.sweep.views import sweep_document
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
 
 Progress = Callable[[int, int, "float | None"], None]
-"""Told after each run: how many are done, of how many, and the best value so far."""
+"""Called after each run with the number done, the total, and the best value so far."""
 
 
 def sweep(  # noqa: PLR0913 - the options of a sweep
@@ -105,8 +105,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     the ``error`` of its cell.
     """
     spec = spec_of(Consumer.PYTHON_SWEEP, locals())
-    made_of = strategy if isinstance(strategy, type) else None
-    with known_class(made_of) as name:
+    local_class = strategy if isinstance(strategy, type) else None
+    with known_class(local_class) as name:
         request = read_request(
             spec,
             space,
@@ -114,35 +114,35 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             Search(sampler, trials, seed, windows, direction, limit_s),
             strategy=name or strategy_name(strategy),
             params=params,
-            made_of=made_of,
+            local_class=local_class,
         )
     callback, wanted = (progress, False) if callable(progress) else (None, progress)
-    used = executor_for(request, jobs, on) if executor is None else nullcontext(executor)
-    with notebook.progress("runs", wanted=wanted) as advance, used as chosen_executor:
+    context = executor_for(request, jobs, on) if executor is None else nullcontext(executor)
+    with notebook.progress("runs", wanted=wanted) as advance, context as open_executor:
         return carry_out_sweep(
             replace(request, library=frames_for(data, frames)),
-            chosen_executor,
+            open_executor,
             jobs=jobs,
             state=None if state is None else Path(state),
-            progress=callback or (lambda done, of, _best: advance(done, of)),
+            progress=callback or (lambda done, total, _best: advance(done, total)),
         )
 
 
 def executor_for(request: SweepRequest, jobs: int | None, on: str | None = None) -> Executor:
-    """Return the executor that *on* names; this process alone where no other has the class."""
+    """Return the executor at *on*, or this process if no other can import the class."""
     make, limit_s = executor_on(on, jobs), request.search.limit_s
-    made_of = request.work.made_of
-    if made_of is None or is_importable(made_of):
+    local_class = request.work.local_class
+    if local_class is None or is_importable(local_class):
         return make(limit_s)
     if on == RAY:
         raise ConfigInvalid(
-            f"No worker can import {made_of.__qualname__}, which {made_of.__module__} defines here "
-            "alone; put the class into a module, or leave on='ray' out."
+            f"No worker can import {local_class.__qualname__}, which {local_class.__module__} "
+            "defines here alone; put the class into a module, or leave on='ray' out."
         )
     return InThisProcess(limit_s)
 
 
-# ---------------------------------------------------------------- making the runs
+# ---------------------------------------------------------------- running the cells
 
 
 def carry_out_sweep(
@@ -153,34 +153,34 @@ def carry_out_sweep(
     state: Path | None,
     progress: Progress,
 ) -> Sweep:
-    """Make every run that *state* does not hold yet, by *executor*; return the whole sweep."""
+    """Run on *executor* every cell that *state* does not contain; return the sweep."""
     with ExitStack() as stack:
         kept = stack.enter_context(SweepFile(state, request.header()))
-        counted = stack.enter_context(TrialRegistry())
+        registry = stack.enter_context(TrialRegistry())
         work = request.work
-        if work.made_of is not None and is_importable(work.made_of):
-            work = replace(work, made_of=None)  # each process imports it by its name
+        if work.local_class is not None and is_importable(work.local_class):
+            work = replace(work, local_class=None)  # each process imports it by its name
         if not isinstance(request.objective, str):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tracepaper-sweep-"))
-            work = replace(work, kept_in=Path(folder))
-        maker = _Maker(
-            request, work, partial(results_of, executor, work, slots=jobs), kept, counted, progress
+            work = replace(work, record_folder=Path(folder))
+        runner = _Runner(
+            request, work, partial(results_of, executor, work, slots=jobs), kept, registry, progress
         )
-        cells = maker.all()
+        cells = runner.run()
         sweep = Sweep(
             request=request,
             cells=tuple(cells),
-            trials=counted.trials(request.data_sha256),
-            registry=counted.path,
+            trials=registry.trials(request.data_sha256),
+            registry=registry.path,
             state=state,
-            new_runs=maker.count,
+            new_runs=runner.count,
         )
         kept.keep_document(as_document(sweep_document(sweep)))
     return sweep
 
 
-class _Maker:
-    """Makes the runs of one sweep, span after span."""
+class _Runner:
+    """Runs the cells of one sweep, span after span."""
 
     def __init__(
         self,
@@ -194,29 +194,30 @@ class _Maker:
         self._request, self._work, self._results = request, work, results
         self._kept, self._registry, self._progress = kept, registry, progress
         self._wall_ms = SystemClock().wall_ms
-        self.count = 0  # runs that were made now
+        self.count = 0  # runs of this call
         self._cells = {key: _restored(key, content) for key, content in kept.cells()}
         self._best: float | None = None
 
-    def all(self) -> list[CellResult]:
-        """Return the cells of every span: those of its points, and of the best one's test."""
+    def run(self) -> list[CellResult]:
+        """Return the cells of every span: one per point, and the test of the best one."""
         request = self._request
-        tested = sum(span.test_ms is not None for span in request.spans)
+        tests = sum(span.test_ms is not None for span in request.spans)
         points = self._sampler(0).count
-        self._of = points * len(request.spans) + tested
-        self._progress(len(self._cells), self._of, None)
+        self._total = points * len(request.spans) + tests
+        self._progress(len(self._cells), self._total, None)
         for place, span in enumerate(request.spans):
             part = WHOLE if span.test_ms is None else TRAIN
             self._points(place, span, part)
             if span.test_ms is not None and (place, TEST, 0) not in self._cells:
-                tried = [of for of in self._cells.values() if of.key[:2] == (place, TRAIN)]
-                best = chosen(tried, maximize=request.maximize)
+                tried = [cell for cell in self._cells.values() if cell.key[:2] == (place, TRAIN)]
+                best = best_of(tried, maximize=request.maximize)
                 if best is not None:
-                    cell = Cell(place, TEST, 0, best.point, span.until_ms, span.test_ms)
-                    for _, result in self._results([cell]):
-                        self._take(cell, result, None)
-        order = {WHOLE: 0, TRAIN: 0, TEST: 1}
-        return sorted(self._cells.values(), key=lambda of: (of.span, order[of.part], of.number))
+                    test = Cell(place, TEST, 0, best.point, span.until_ms, span.test_ms)
+                    for _, result in self._results([test]):
+                        self._store(test, result, None)
+        return sorted(
+            self._cells.values(), key=lambda cell: (cell.span, cell.part == TEST, cell.number)
+        )
 
     def _sampler(self, place: int) -> Sampler:
         request, search = self._request, self._request.search
@@ -224,14 +225,14 @@ class _Maker:
             search.sampler,
             request.axes,
             trials=search.trials,
-            # Every window tries the same points; TPE learns in each of its own.
+            # Every window tries the same points, except with TPE, which learns in each window.
             seed=search.seed + (place if search.sampler == "tpe" else 0),
             maximize=request.maximize,
         )
 
     def _points(self, place: int, span: Span, part: str) -> None:
         sampler = self._sampler(place)
-        done = {number for at, of, number in self._cells if (at, of) == (place, part)}
+        done = {key[2] for key in self._cells if key[:2] == (place, part)}
         for number in sorted(done):
             result = self._cells[place, part, number]
             sampler.tell(number, result.point, result.value)
@@ -242,12 +243,12 @@ class _Maker:
             if number not in done
         )
         for cell, raw in self._results(waiting):
-            self._take(cell, raw, sampler)
+            self._store(cell, raw, sampler)
 
-    def _take(self, cell: Cell, raw: CellResult | UnitFailed, sampler: Sampler | None) -> None:
+    def _store(self, cell: Cell, raw: CellResult | UnitFailed, sampler: Sampler | None) -> None:
         if isinstance(raw, UnitFailed):
             raw = CellResult(*cell[:4], error=str(raw))
-        result = self._judged(raw)
+        result = self._with_value(raw)
         if sampler is not None:
             sampler.tell(result.number, result.point, result.value)
         self._count(result)
@@ -261,38 +262,36 @@ class _Maker:
         if value is not None and result.part != TEST:
             better = max if self._request.maximize else min
             self._best = value if self._best is None else better(self._best, value)
-        done = len(self._cells)
-        self._progress(done, self._of, self._best)
+        self._progress(len(self._cells), self._total, self._best)
 
-    def _judged(self, raw: CellResult) -> CellResult:
-        """Return *raw* with the objective's value, or with the sentence of why there is none."""
+    def _with_value(self, raw: CellResult) -> CellResult:
+        """Return *raw* with the value of the objective, or with the error that prevents it."""
         if raw.error:
             return raw
-        of = self._request.objective
-        if isinstance(of, str):
-            value = raw.figures[of]
+        objective = self._request.objective
+        if isinstance(objective, str):
+            value = raw.figures[objective]
             if value is None:
-                return replace(
-                    raw, error=f"The run has no {of}: nothing varied, or it did not trade."
-                )
+                error = f"The run has no {objective}: nothing varied, or it did not trade."
+                return replace(raw, error=error)
             return replace(raw, value=float(value))
         try:
-            return replace(raw, value=self._value(of, raw), run_id="")
+            return replace(raw, value=self._value(objective, raw), run_id="")
         except TracepaperError as error:
             return replace(raw, error=str(error), run_id="")
 
-    def _value(self, of: Callable[[Backtest], float], raw: CellResult) -> float:
-        """Return the objective of the run of *raw*; remove its record then."""
-        made_of = self._request.work.made_of
-        classes = () if made_of is None else (made_of,)
-        name, database = self._request.objective_name, kept_database(self._work, raw)
+    def _value(self, objective: Callable[[Backtest], float], raw: CellResult) -> float:
+        """Return the objective of the run of *raw*, and delete the run's record."""
+        local_class = self._request.work.local_class
+        classes = () if local_class is None else (local_class,)
+        name, database = self._request.objective_name, record_path(self._work, raw)
         try:
             with limited(self._request.search.limit_s), ForeignCode(name, "as the objective"):
-                value: Any = of(Backtest(database, raw.run_id, classes))
+                value: Any = objective(Backtest(database, raw.run_id, classes))
         finally:
-            for left in database.parent.glob(f"{database.name}*"):
-                if left.is_file():
-                    left.unlink()
+            for path in database.parent.glob(f"{database.name}*"):
+                if path.is_file():
+                    path.unlink()
         if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -302,7 +301,7 @@ class _Maker:
         return float(value)
 
     def _count(self, result: CellResult) -> None:
-        """Count the trial over all sweeps on these data; a run that failed tried nothing."""
+        """Count the trial over all sweeps on these data; a run that failed is no trial."""
         if not result.config_sha256:
             return
         self._registry.add(

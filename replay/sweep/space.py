@@ -2,8 +2,8 @@
 
 The rules are docs/python.md, Y10 and Y11.
 
-What is drawn at random depends on the seed and the number of the trial alone, so that a sweep
-that was interrupted draws the same points when it goes on (docs/python.md, Y13).
+Each random draw depends on the seed and the trial's number alone, so an interrupted sweep draws
+the same points when it continues (docs/python.md, Y13).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _RANGE: Final = re.compile(
 
 @dataclass(frozen=True)
 class Axis:
-    """One option: either its ``values`` in order, or a range from ``low`` to ``high``, both in.
+    """One option: either its ``values`` in order, or a range from ``low`` to ``high`` inclusive.
 
-    A range of whole numbers has a ``step`` (1 where it is None); one of other numbers has points
-    only where it has one. ``log`` draws evenly in the logarithm.
+    The ``step`` of a range of whole numbers is 1 if it is None; a range of floats without a step is
+    continuous and has no points. ``log`` draws uniformly in the logarithm.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Axis:
 
     @property
     def count(self) -> int:
-        """How many points it has; none for a range of numbers without a step."""
+        """The number of points; 0 for a continuous range."""
         if self.values:
             return len(self.values)
         if self.is_whole:
@@ -69,7 +69,7 @@ class Axis:
         return math.floor((self.high - self.low) / self.step + 1e-9) + 1
 
     def points(self) -> tuple[Any, ...]:
-        """Return its points; none for a range of numbers without a step."""
+        """Return the points in order; none for a continuous range."""
         if self.values:
             return self.values
         if self.is_whole:
@@ -78,14 +78,14 @@ class Axis:
         return tuple(float(round(self.low + place * step, 12)) for place in range(self.count))
 
     def document(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return the axis as plain values."""
         if self.values:
             return {"values": list(self.values)}
         return {"low": self.low, "high": self.high, "step": self.step, "log": self.log}
 
 
 def space_of(given: object) -> tuple[Axis, ...]:
-    """Return the axes of *given*; raise ``ConfigInvalid`` where a point cannot be taken of it."""
+    """Return the axes of *given*; raise ``ConfigInvalid`` if it is no valid search space."""
     if not isinstance(given, Mapping):
         raise ConfigInvalid(
             f"The space is {shown(given)}; give a dictionary of options and their values."
@@ -102,7 +102,7 @@ def space_of(given: object) -> tuple[Axis, ...]:
     return axes
 
 
-def _axis(name: str, given: Any) -> Axis:  # noqa: ANN401 - whatever a user calls values
+def _axis(name: str, given: Any) -> Axis:  # noqa: ANN401 - as users write it
     if isinstance(given, Axis):
         return given
     if isinstance(given, np.ndarray):
@@ -151,7 +151,7 @@ def _ranged(
 
 
 def axis_of_text(text: str) -> Axis:
-    """Return the axis of a command line: ``fast=5,10``, ``fast=5..50:5`` or ``x=1..9:log``."""
+    """Parse an axis of the command line: ``fast=5,10``, ``fast=5..50:5`` or ``x=1..9:log``."""
     name, mark, written = text.partition("=")
     if not mark or not name.strip() or not written.strip():
         raise ConfigInvalid(
@@ -186,12 +186,12 @@ SAMPLERS: Final = ("grid", "random", "tpe")
 
 
 class GridSampler:
-    """Every point of the grid in order, the last axis fastest; refuses an axis without points."""
+    """Every point of the grid in order, the last axis fastest; rejects a continuous axis."""
 
     def __init__(self, axes: Sequence[Axis]) -> None:
         points = [axis.points() for axis in axes]
-        for axis, of_axis in zip(axes, points, strict=True):
-            if not of_axis:
+        for axis, axis_points in zip(axes, points, strict=True):
+            if not axis_points:
                 raise ConfigInvalid(
                     f"The space of {axis.name} has no points for a grid; give a step or a list, or "
                     "draw with the sampler random or tpe."
@@ -203,18 +203,18 @@ class GridSampler:
                 "them with the sampler random."
             )
         names = [axis.name for axis in axes]
-        self._points = [dict(zip(names, of, strict=True)) for of in itertools.product(*points)]
+        self._points = [dict(zip(names, row, strict=True)) for row in itertools.product(*points)]
 
     def ask(self, number: int) -> Point:
-        """Return the grid's point of this number."""
+        """Return the point of trial *number*."""
         return dict(self._points[number])
 
     def tell(self, number: int, point: Point, value: float | None) -> None:
-        """Learn nothing."""
+        """Do nothing: a grid does not learn."""
 
 
 class OptunaSampler:
-    """Points that one of Optuna's samplers draws, seeded anew for each trial."""
+    """Points drawn by a sampler of Optuna, which gets a new seed for each trial."""
 
     def __init__(
         self, name: str, axes: Sequence[Axis], *, count: int, seed: int, maximize: bool
@@ -244,19 +244,20 @@ class OptunaSampler:
         self._library = library
 
     def ask(self, number: int) -> Point:
-        """Return the point that is drawn for this number, knowing what was told."""
+        """Draw the point of trial *number*, given the values of earlier trials."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constant_liar is said to be experimental
-            self._study.sampler = self._make(_drawn_by(self._seed, number))
+            warnings.simplefilter("ignore")  # Optuna warns that constant_liar is experimental
+            self._study.sampler = self._make(_trial_seed(self._seed, number))
             trial = self._study.ask(self._distributions)
         self._open_trials[number] = trial
         drawn = trial.params
         return {
-            of.name: of.values[drawn[of.name]] if of.values else drawn[of.name] for of in self._axes
+            axis.name: axis.values[drawn[axis.name]] if axis.values else drawn[axis.name]
+            for axis in self._axes
         }
 
     def tell(self, number: int, point: Point, value: float | None) -> None:
-        """Take in the value of a trial, also of one that an earlier process asked for."""
+        """Record the value of a trial, including trials that an earlier process drew."""
         states = self._library.trial.TrialState
         state = states.FAIL if value is None else states.COMPLETE
         trial = self._open_trials.pop(number, None)
@@ -264,8 +265,8 @@ class OptunaSampler:
             self._study.tell(trial, value, state=state)
             return
         params = {
-            of.name: of.values.index(point[of.name]) if of.values else point[of.name]
-            for of in self._axes
+            axis.name: axis.values.index(point[axis.name]) if axis.values else point[axis.name]
+            for axis in self._axes
         }
         self._study.add_trial(
             self._library.trial.create_trial(
@@ -275,33 +276,33 @@ class OptunaSampler:
 
 
 Sampler = GridSampler | OptunaSampler
-"""Names the points of one span's trials: asked once for each, in order, and told its value."""
+"""Chooses the points of one span: ``ask`` once per trial, in order; ``tell`` its value."""
 
 
 def sampler_of(
     name: str, axes: Sequence[Axis], *, trials: int | None, seed: int, maximize: bool
 ) -> Sampler:
-    """Return the sampler *name*; raise ``ConfigInvalid`` where it cannot serve."""
+    """Return the sampler *name*; raise ``ConfigInvalid`` if it does not fit the arguments."""
     if name not in SAMPLERS:
         raise ConfigInvalid(f"The sampler is {name!r}; choose {', '.join(SAMPLERS)}.")
     if trials is not None and (type(trials) is not int or trials < 1):
         raise ConfigInvalid(f"trials is {trials!r}; give a whole number from 1 on.")
     if name == "grid":
         if trials is not None:
-            raise ConfigInvalid("A grid is tried whole; leave trials out, or choose random or tpe.")
+            raise ConfigInvalid("A grid has no trials; leave trials out, or choose random or tpe.")
         return GridSampler(axes)
     return OptunaSampler(name, axes, count=trials or DRAWN_BY_DEFAULT, seed=seed, maximize=maximize)
 
 
-def _drawn_by(seed: int, number: int) -> int:
-    """Return the seed of one trial's draw: a function of both, equal on every machine."""
+def _trial_seed(seed: int, number: int) -> int:
+    """Return the seed of trial *number*, equal on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4])
 
 
 def _distribution(library: Any, axis: Axis) -> Any:  # noqa: ANN401 - one of Optuna's
     kinds = library.distributions
     if axis.values:
-        # Any value is drawn by its place, so that it need not be a number or a text.
+        # Optuna draws the index of a value, since the value may be of any type.
         return kinds.CategoricalDistribution(tuple(range(len(axis.values))))
     if axis.is_whole:
         return kinds.IntDistribution(
@@ -311,9 +312,9 @@ def _distribution(library: Any, axis: Axis) -> Any:  # noqa: ANN401 - one of Opt
 
 
 class Span(NamedTuple):
-    """UTC milliseconds: points are tried from *from_ms* to *until_ms*, the best to *test_ms*.
+    """UTC milliseconds: the search uses *from_ms* to *until_ms*, the test *until_ms* to *test_ms*.
 
-    None stands for an end of the data; without a test *test_ms* is None.
+    A bound of None is the start or end of the data; without a test *test_ms* is None.
     """
 
     from_ms: int | None
@@ -322,7 +323,7 @@ class Span(NamedTuple):
 
 
 def bounds(data: MarketData, start: int | None, end: int | None) -> tuple[int, int]:
-    """Return the first open and the end of what *data* hold between *start* and *end*."""
+    """Return the first open and the end of *data* between *start* and *end*."""
     first, last = data.bounds
     first, last = max(first, first if start is None else start), min(last, end or last)
     if first >= last:
@@ -331,9 +332,9 @@ def bounds(data: MarketData, start: int | None, end: int | None) -> tuple[int, i
 
 
 def walk(given: object, first: int, last: int) -> list[Span]:
-    """Return the windows of *given* (train and test) from *first* to *last*, each after the other.
+    """Return the walk-forward windows of *given*, such as ``90d/30d``, from *first* to *last*.
 
-    The tests follow one another without a hole; the last may be shorter, but not under half.
+    The tests are contiguous; the last may be shorter, but not under half.
     """
     train, test = _lengths(given)
     spans, begin = [], first
@@ -366,14 +367,14 @@ FIGURES: Final[dict[str, Form]] = {figure.key: figure.form for figure in ACCOUNT
 OF_A_YEAR: Final = frozenset(
     {"sharpe", "probabilistic_sharpe", "sortino", "cagr", "calmar", "volatility", "turnover"}
 )
-"""Figures that no run under thirty days has."""
+"""Annualised figures, which no run under thirty days has."""
 LESS_IS_BETTER: Final = frozenset(
     {"max_drawdown", "drawdown_bars", "volatility", "volatility_day", "turnover"}
 )
 
 
 def objective_of(given: object, direction: str | None) -> tuple[Objective, bool]:
-    """Return the objective and whether more of it is better; raise ``ConfigInvalid``."""
+    """Return the objective and whether a higher value is better; raise ``ConfigInvalid``."""
     if direction not in {None, "maximize", "minimize"}:
         raise ConfigInvalid(f"direction is {shown(direction)}; write maximize or minimize.")
     if callable(given):
@@ -387,8 +388,8 @@ def objective_of(given: object, direction: str | None) -> tuple[Objective, bool]
     return key, (key not in LESS_IS_BETTER if direction is None else direction == "maximize")
 
 
-def in_words(value: float | None, objective: str) -> str:
-    """Return a value of *objective* as the report writes it, or with four digits."""
+def objective_text(value: float | None, objective: str) -> str:
+    """Return a value of *objective* formatted as in the report, or with four digits."""
     form = FIGURES.get(objective)
     if form is None or value is None:
         return number(value)

@@ -28,9 +28,7 @@ from tracepaper.replay.checks.lookahead import MODEL
 from tracepaper.replay.dataframes import Library
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.figures import Headline, headline
-from tracepaper.replay.report.record import (
-    read_record,
-)
+from tracepaper.replay.report.record import read_record
 from tracepaper.replay.report.trades import closed_trades
 from tracepaper.replay.sweep.executor import UnitWork
 from tracepaper.replay.sweep.space import (
@@ -64,16 +62,16 @@ LIMIT_S: Final = 600.0
 
 @dataclass(frozen=True)
 class Work(UnitWork):
-    """What all runs of a sweep share; handed to each worker once."""
+    """The inputs that all runs of a sweep share; sent once to each worker."""
 
     strategy: str | None  # None for several on one account
     params: Mapping[str, Any]
-    spec: RunSpec  # of each of them, with what was read of its files
-    made_of: type | None = None  # a class that only this process knows
-    kept_in: Path | None = None  # where records wait for the objective that reads them
-    tried_checkpoints: tuple[str, ...] = ()  # of the points
-    checkpoints: Mapping[Path, bytes] = field(default_factory=dict)  # for another machine
-    configured: str = ""  # the hash of the configuration there, before any point
+    spec: RunSpec  # of every run, with the content of its files
+    local_class: type | None = None  # a class that other processes cannot import
+    record_folder: Path | None = None  # folder of the records that an objective function reads
+    tried_checkpoints: tuple[str, ...] = ()  # those that an axis names
+    checkpoints: Mapping[Path, bytes] = field(default_factory=dict)  # files, for other machines
+    config_sha256: str = ""  # hash of the sender's configuration, without a point's changes
 
     @property
     def preload(self) -> tuple[str, ...]:
@@ -81,7 +79,7 @@ class Work(UnitWork):
         return (WORKER, *((MODEL,) if self.strategy == "attention" else ()))
 
     def packed(self) -> Work:
-        """Return it with the checkpoint that it names, and the configuration that is meant."""
+        """Return a copy with the files of its checkpoints and the configuration's hash."""
         config = load(self.spec.given)
         options = {**config.strategy.options, **self.params}
         named = (config.model.checkpoint, options.get("checkpoint"), *self.tried_checkpoints)
@@ -91,15 +89,15 @@ class Work(UnitWork):
         files: dict[Path, bytes] = {}
         for folder in filter(is_checkpoint, folders):
             files |= files_of(folder)
-        return replace(self, checkpoints=files, configured=config.sha256())
+        return replace(self, checkpoints=files, config_sha256=config.sha256())
 
     def check(self) -> None:
-        """Raise ``ConfigInvalid`` where this process would not do what the sender would."""
+        """Raise ``ConfigInvalid`` if a run here would differ from one in the sender's process."""
         hold(self.checkpoints)
         if self.strategy is not None and ":" in self.strategy:
             user_class(self.strategy)
         config = load(self.spec.given)
-        if config.sha256() != self.configured:
+        if config.sha256() != self.config_sha256:
             raise ConfigInvalid(
                 "it reads another configuration; put the file where every node reads it, or give "
                 "what it says as --set."
@@ -107,19 +105,19 @@ class Work(UnitWork):
         written = config.model.covariates
         if written is not None and not covariates_path(config, written).is_file():
             raise ConfigInvalid(f"it has no {written}; put the file where every node reads it.")
-        if self.kept_in is not None and not self.kept_in.is_dir():
+        if self.record_folder is not None and not self.record_folder.is_dir():
             raise ConfigInvalid(
                 "an objective that is a function reads runs on the driver's machine; choose a "
                 "figure's key."
             )
 
     def __call__(self, unit: Cell) -> CellResult:
-        """Make the run of one cell."""
+        """Run one cell."""
         return make(self, unit)
 
 
 class Cell(NamedTuple):
-    """One run to be made: the trial's number and point, and the span in UTC milliseconds."""
+    """One run to carry out: the trial's number and point, and the period in UTC milliseconds."""
 
     span: int
     part: str
@@ -130,13 +128,13 @@ class Cell(NamedTuple):
 
     @property
     def key(self) -> CellKey:
-        """What names it in the sweep."""
+        """The cell's key in the sweep."""
         return self.span, self.part, self.number
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """What one run came to; ``error`` is one sentence where it came to nothing."""
+    """The result of one run; ``error`` is one sentence if the run failed, else empty."""
 
     span: int
     part: str
@@ -150,24 +148,24 @@ class CellResult:
     strategy_sha256: str = ""
     model_sha256: str = ""
     seconds: float = 0.0
-    run_id: str = ""  # of its record, while that is kept
+    run_id: str = ""  # of its record, until the objective has read it
 
     @property
     def key(self) -> CellKey:
-        """What names it in the sweep."""
+        """The cell's key in the sweep."""
         return self.span, self.part, self.number
 
     @property
     def trial_sha256(self) -> str:
-        """The id of what was tried, wherever and however often it is tried."""
+        """The id of the configuration, class and model tried, equal in every sweep."""
         tried = f"{self.config_sha256}/{self.strategy_sha256}/{self.model_sha256}"
         return hashlib.sha256(tried.encode()).hexdigest()
 
 
 def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
-    """Return the keys of the configuration that *point* sets.
+    """Return the sections and keys of the configuration that *point* sets.
 
-    ``section.key`` is one of the configuration, a bare name one of the strategy's params.
+    ``section.key`` names a key of the configuration, a bare name an option of the strategy.
     """
     params = dict(work.params)
     strategy = point.get("strategy.name", work.strategy)
@@ -176,7 +174,7 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     for name, value in point.items():
         bare = name.removeprefix("strategy.options.") if takes_options else name
         section, dot, key = bare.partition(".")
-        # A key of money is written as text; the shortest is the number that was meant.
+        # Decimal keys take text; str() of a float is the shortest text that equals it.
         is_key = isinstance(value, float) and (dot or not takes_options)
         keys = sections.setdefault(section, {}) if dot else params
         keys[key or bare] = str(value) if is_key else value
@@ -189,7 +187,7 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
 
 
 def make(work: Work, cell: Cell) -> CellResult:
-    """Make one run; what goes wrong in it is its outcome, in one sentence."""
+    """Run one cell; the result of a run that fails holds the error."""
     began_s = SystemClock().network_s()
     spec = replace(
         work.spec,
@@ -197,22 +195,22 @@ def make(work: Work, cell: Cell) -> CellResult:
         end=None if cell.until_ms is None else str(cell.until_ms),
     )
     try:
-        outcome = _carried_out(work, cell, spec)
+        outcome = _run(work, cell, spec)
     except TracepaperError as error:
         return CellResult(*cell[:4], error=str(error))
     seconds = round(SystemClock().network_s() - began_s, 3)
     return CellResult(*cell[:4], **outcome, seconds=seconds)
 
 
-def _carried_out(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
+def _run(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
     with ExitStack() as stack:
-        with known_class(work.made_of):
+        with known_class(work.local_class):
             spec = replace(spec, overrides=overrides_of(work, cell.point))
-            if work.kept_in is None:
+            if work.record_folder is None:
                 log = stack.enter_context(run_in_memory(spec))
                 database, run_id, reader = IN_MEMORY, log.run.run_id, log.reader
             else:
-                database = kept_database(work, cell)
+                database = record_path(work, cell)
                 run_id = make_run(replace(spec, database=database)).run_id
                 reader = stack.enter_context(Reader.open(database))
         record = read_record(reader, database, run_id)
@@ -224,19 +222,19 @@ def _carried_out(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
         "config_sha256": row.config_sha256,
         "strategy_sha256": row.strategy_sha256,
         "model_sha256": row.model_sha256,
-        "run_id": "" if work.kept_in is None else run_id,
+        "run_id": "" if work.record_folder is None else run_id,
     }
 
 
-def kept_database(work: Work, cell: Cell | CellResult) -> Path:
-    """Return the path at which the record of one run waits for the objective."""
-    assert work.kept_in is not None
-    return work.kept_in / f"{cell.span}-{cell.part}-{cell.number}.db"
+def record_path(work: Work, cell: Cell | CellResult) -> Path:
+    """Return the path of the record that the objective function reads."""
+    assert work.record_folder is not None
+    return work.record_folder / f"{cell.span}-{cell.part}-{cell.number}.db"
 
 
 @dataclass(frozen=True)
 class Search:
-    """How a sweep looks for its points, and over which spans; arguments of ``sweep``."""
+    """The arguments of ``sweep`` that choose its points and its spans."""
 
     sampler: str = "grid"
     trials: int | None = None
@@ -248,10 +246,10 @@ class Search:
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What one sweep is to try; the arguments of ``tracepaper.sweep``, read."""
+    """The validated arguments of ``tracepaper.sweep``."""
 
     work: Work
-    spec: RunSpec  # as it was given, by the names of its files
+    spec: RunSpec  # as given, with the names of its files
     symbols: tuple[str, ...]
     axes: tuple[Axis, ...]
     objective: Objective
@@ -260,25 +258,25 @@ class SweepRequest:
     spans: tuple[Span, ...]
     days: float
     sources: Mapping[str, str]  # the hash of each source of data
-    data_sha256: str  # of the candles and the user's vectors: what trials are counted by
-    warnings: tuple[str, ...] = ()  # what every run of it is told
-    library: Library | None = None  # of the frames that the result makes
+    data_sha256: str  # of the candles and the covariates: the registry's key of trials
+    warnings: tuple[str, ...] = ()  # those of every run
+    library: Library | None = None  # of the frames of the result
 
     @property
     def objective_name(self) -> str:
         """The figure's key, or the function's name."""
-        of = self.objective
-        return of if isinstance(of, str) else getattr(of, "__name__", type(of).__name__)
+        if isinstance(self.objective, str):
+            return self.objective
+        return getattr(self.objective, "__name__", type(self.objective).__name__)
 
     def header(self) -> dict[str, Any]:
-        """Return all that decides every cell: a sweep goes on only with an equal one."""
-        of = self.work.strategy
-        is_class = of is not None and ":" in of
-        with known_class(self.work.made_of):
-            made_of = class_sha256(user_class(str(of))) if is_class else ""
+        """Return all inputs of the cells; a state file continues only a sweep with equal ones."""
+        strategy = self.work.strategy or ""
+        with known_class(self.work.local_class):
+            source = class_sha256(user_class(strategy)) if ":" in strategy else ""
         return {
-            "strategy": of or "",
-            "source_of_the_class": made_of,
+            "strategy": strategy,
+            "source_of_the_class": source,
             **self.sources,
             "data": self.data_sha256,
             "space": {axis.name: axis.document() for axis in self.axes},
@@ -296,9 +294,9 @@ class SweepRequest:
 def check_several(
     names: Sequence[str], strategy: str | None, params: Mapping[str, Any] | None
 ) -> None:
-    """Raise ``ConfigInvalid`` where a sweep would vary one of several strategies on one account."""
-    those = [name for name in names if name != "strategies.reset"]
-    keys = [name for name in those if name.partition(".")[0] in {name, "strategy", "strategies"}]
+    """Raise ``ConfigInvalid`` if a sweep would vary one of several strategies on one account."""
+    names = [name for name in names if name != "strategies.reset"]
+    keys = [name for name in names if name.partition(".")[0] in {name, "strategy", "strategies"}]
     if not keys and strategy is None and not params:
         return
     what = f"{keys[0]} is a key" if keys else "that is an option"
@@ -316,9 +314,9 @@ def read_request(
     *,
     strategy: str | None = None,
     params: Mapping[str, Any] | None = None,
-    made_of: type | None = None,
+    local_class: type | None = None,
 ) -> SweepRequest:
-    """Return the sweep that is meant; raise ``ConfigInvalid`` or ``DataInvalid``."""
+    """Validate the arguments of a sweep; raise ``ConfigInvalid`` or ``DataInvalid``."""
     axes = space_of(space)
     objective, maximize = objective_of(objective, search.direction)
     if type(search.seed) is not int:
@@ -327,11 +325,11 @@ def read_request(
         raise ConfigInvalid(f"limit_s is {shown(search.limit_s)}; give seconds above 0, or None.")
     sampler_of(search.sampler, axes, trials=search.trials, seed=search.seed, maximize=maximize)
     given = spec.given
-    configured = load(given)
-    if configured.strategies.named:
+    config = load(given)
+    if config.strategies.named:
         check_several([axis.name for axis in axes], strategy, params)
     else:
-        strategy = strategy or configured.strategy.name
+        strategy = strategy or config.strategy.name
     data = MarketData.read(spec)
     first, last = bounds(data, spec.from_ms, spec.until_ms)
     spans = [Span(None if spec.from_ms is None else first, None if spec.until_ms is None else last)]
@@ -341,18 +339,18 @@ def read_request(
         days = min((span.until_ms or 0) - (span.from_ms or 0) for span in spans) / DAY_MS
     if isinstance(objective, str) and objective in OF_A_YEAR and not metrics.is_annual(days):
         raise ConfigInvalid(
-            f"{objective} is a figure of a year, which takes {metrics.DAYS_TO_ANNUALISE} days; "
+            f"{objective} is an annual figure, which needs {metrics.DAYS_TO_ANNUALISE} days; "
             f"{'a window trains on' if search.windows is not None else 'the data have'} "
             f"{days:.1f}: choose return or mean_day as the objective."
         )
     sources = data.sha256()
-    counted_by = hashlib.sha256(_vectors(given) + sources.pop("candles").encode()).hexdigest()
+    data_sha256 = hashlib.sha256(_covariates(given) + sources.pop("candles").encode()).hexdigest()
     return SweepRequest(
         work=Work(
             strategy=strategy,
             params=plain_values(dict(params or {}), "params"),
             spec=data.within(replace(spec, caller=CALLER)),
-            made_of=made_of,
+            local_class=local_class,
             tried_checkpoints=tuple(
                 str(value)
                 for axis in axes
@@ -369,7 +367,7 @@ def read_request(
         spans=tuple(spans),
         days=days,
         sources=sources,
-        data_sha256=counted_by,
+        data_sha256=data_sha256,
         warnings=_warnings(
             spec,
             strategy,
@@ -385,28 +383,28 @@ def read_request(
 def _warnings(
     spec: RunSpec, strategy: str | None, data: MarketData, first_ms: int, *, has_windows: bool
 ) -> tuple[str, ...]:
-    """List what every run is told: windows shortened for few candles, bars that a model has seen.
+    """Return the warnings of every run: windows shortened for few candles, bars trained on.
 
-    *has_windows* says that nobody needs to shorten them.
+    *has_windows*: the windows are set by the user or by frames, so none is shortened.
     """
-    named = {} if strategy is None else {"strategy": {"name": strategy}}
+    overrides = {} if strategy is None else {"strategy": {"name": strategy}}
     try:
-        config = configuration(spec.given, data, named)
+        config = configuration(spec.given, data, overrides)
         shortened = () if has_windows else fit_windows(config, data.span_ms)[1]
         if config.model.custom_class or not config.model.is_given or not needs_forecaster(config):
             return shortened
-    except ConfigInvalid:  # without a cell's values: each cell reports its error
+    except ConfigInvalid:  # a point may set the missing key; else each cell reports the error
         return ()
     return (*shortened, *fitted_on(card_of(config, None), data, first_ms))
 
 
-def _vectors(given: Given) -> bytes:
+def _covariates(given: Given) -> bytes:
     config = load(given)
     written = config.model.covariates
     return b"" if written is None else file_bytes(covariates_path(config, written))
 
 
-def state_beside(request: SweepRequest) -> Path:
-    """Return the file in which the command keeps this sweep: the same for the same sweep."""
-    named = hashlib.sha256(json.dumps(request.header(), sort_keys=True).encode()).hexdigest()
-    return Path(f"sweep-{named[:12]}.db")
+def default_state(request: SweepRequest) -> Path:
+    """Return the command's default state file; its name is a hash of the sweep's inputs."""
+    sha256 = hashlib.sha256(json.dumps(request.header(), sort_keys=True).encode()).hexdigest()
+    return Path(f"sweep-{sha256[:12]}.db")

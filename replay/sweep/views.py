@@ -20,7 +20,7 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_error
 from tracepaper.replay.sweep.result import Heat, Sweep
-from tracepaper.replay.sweep.space import FIGURES, in_words
+from tracepaper.replay.sweep.space import FIGURES, objective_text
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
 from tracepaper.strategies.units import count_of, number
 
@@ -34,7 +34,7 @@ COMPARED: Final[dict[str, Form]] = {
     "max_drawdown": "percent",
     "random_beaten": "share",
 }
-"""Figures that are shown with the objective."""
+"""Figures shown beside the objective."""
 TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats timings"}
 
 
@@ -78,22 +78,22 @@ def _parts(sweep: Sweep) -> Iterator[Part]:
 
 
 def _every_run(sweep: Sweep, *, is_walk: bool) -> Table:
-    """Make a row a run: window after window, the best of each first, those that failed last."""
+    """Return one row per run, by window; in each the best comes first, failed runs last."""
     compared = {key: form for key, form in COMPARED.items() if key != sweep.objective}
     sign = -1.0 if sweep.maximize else 1.0
-    ranked = sorted(
-        sweep.cells,
-        key=lambda of: (of.span, of.part == TEST, of.value is None, sign * (of.value or 0.0)),
-    )
+
+    def rank(cell: CellResult) -> tuple[int, bool, bool, float]:
+        return cell.span, cell.part == TEST, cell.value is None, sign * (cell.value or 0.0)
+
     rows = [
         [
             *([str(cell.span + 1), cell.part] if is_walk else []),
             *_point(sweep, cell),
-            in_words(cell.value, sweep.objective),
+            objective_text(cell.value, sweep.objective),
             *(written(cell.figures.get(key), form) for key, form in compared.items()),
             cell.error,
         ]
-        for cell in ranked
+        for cell in sorted(sweep.cells, key=rank)
     ]
     columns = [*(["window", "part"] if is_walk else []), *_names(sweep), sweep.objective]
     columns += [*(TITLES.get(key, key) for key in compared), "error"]
@@ -113,27 +113,27 @@ def _value(value: object) -> str:
 
 
 def _windows(sweep: Sweep) -> Table:
-    """Make a row a window: what it chose, and what that came to in the time after it."""
+    """Return one row per window: the chosen point, and its result in the test that follows."""
     names = _names(sweep)
     rows: list[list[Value]] = []
     for span in range(len(sweep.request.spans)):
-        tested = next((of for of in sweep.cells if of.key == (span, TEST, 0)), None)
-        if tested is None:
+        test = next((cell for cell in sweep.cells if cell.key == (span, TEST, 0)), None)
+        if test is None:
             rows.append([str(span + 1), *(None for _ in names), None, None, None, None])
             continue
         train = next(
-            of
-            for of in sweep.tried
-            if of.span == span and of.point == tested.point and of.value is not None
+            cell
+            for cell in sweep.tried
+            if cell.span == span and cell.point == test.point and cell.value is not None
         )
         rows.append(
             [
                 str(span + 1),
-                *_point(sweep, tested),
-                in_words(train.value, sweep.objective),
-                in_words(tested.value, sweep.objective),
-                written(tested.figures.get("return"), "gain percent"),
-                written(tested.figures.get("trades"), "count"),
+                *_point(sweep, test),
+                objective_text(train.value, sweep.objective),
+                objective_text(test.value, sweep.objective),
+                written(test.figures.get("return"), "gain percent"),
+                written(test.figures.get("trades"), "count"),
             ]
         )
     columns = ["window", *names, f"{sweep.objective}: train", "test", "test return", "trades"]
@@ -148,7 +148,7 @@ def _table(
     *,
     shown: int | None = None,
 ) -> Table:
-    # An option may be called as a figure is, so columns are told apart by their place.
+    # An option may have the name of a figure, so the key of a column is its index.
     figures = [
         of_row(str(place), name, "text" if name in ("part", "error") else "exact",
                wide=name == "error")
@@ -159,7 +159,7 @@ def _table(
 
 
 def _heat(sweep: Sweep, heat: Heat) -> Table:
-    """Make the heat map a table; a terminal shows the columns around the best."""
+    """Return the heat map as a table; a terminal shows the columns around the best."""
     first = max(0, min(heat.best[1] - HEAT_COLUMNS // 2, len(heat.columns) - HEAT_COLUMNS))
     form = FIGURES.get(sweep.objective, "measure")
     figures = [of_row("y", heat.y, "exact")]
@@ -173,28 +173,29 @@ def _heat(sweep: Sweep, heat: Heat) -> Table:
     by = f"{heat.y} (down) and {heat.x} (across)" if heat.y else heat.x
     title = f"{sweep.objective}{', bp,' * ('bp' in form)} by {by}: medians over all else"
     best: Literal["most", "least"] = "most" if sweep.maximize else "least"
-    whole = len(rows) <= HEAT_ROWS  # a terminal shows every row, the best too
+    whole = len(rows) <= HEAT_ROWS
     return Table("heat", title, tuple(figures), rows, best=best, whole=whole)
 
 
 def luck(sweep: Sweep) -> Iterator[str]:
-    """Yield the sentences that say how much of the best cell may be luck."""
+    """Yield sentences that estimate how much of the best result may be luck."""
     best = sweep.best
     assert best is not None
     values = [
         cell.value for cell in sweep.tried if cell.value is not None and cell.span == best.span
     ]
-    top, middle = (in_words(of, sweep.objective) for of in (best.value, float(np.median(values))))
+    top = objective_text(best.value, sweep.objective)
+    middle = objective_text(float(np.median(values)), sweep.objective)
     where = " of the last window" if best.part == TRAIN else ""
     yield f"Of {count_of(len(values), 'point')}{where} the best reaches {top}, the median {middle}."
     if len(values) > 1 and min(values) == max(values):
-        yield "All points came to the same: nothing in this space moved it."
+        yield "All points have the same value: no option of this space changes it."
     elif (near := sweep.neighbours) is not None:
         if near.median is None:
             yield f"All {near.failed} points next to it failed."
         else:
             failed = f" ({near.failed} more failed)" if near.failed else ""
-            median = in_words(near.median, sweep.objective)
+            median = objective_text(near.median, sweep.objective)
             if len(near.values) == 1:
                 yield (
                     f"The 1 point next to it{failed} reaches {median}; if it is much worse than "
@@ -263,12 +264,13 @@ def _out_of_sample(sweep: Sweep) -> Iterator[str]:
     daily = np.array([value for cell in tests for value in cell.daily])
     grown = float(np.prod([1.0 + (cell.figures["return"] or 0.0) for cell in tests]) - 1.0)
     days = sum(cell.figures["days"] or 0.0 for cell in tests)
-    a_bar = max(1.0, days / daily.size)  # days, where a bar is longer than one
+    bar_days = max(1.0, days / daily.size)  # more than 1 if a bar is longer than a day
     error = mean_error(daily, np.arange(daily.size))  # the tests follow each other
-    noise = "" if error is None else f" ± {error / a_bar * 1e4:.1f}"
+    noise = "" if error is None else f" ± {error / bar_days * 1e4:.1f}"
     yield (
         f"Out of sample, in {len(tests)} tests after their windows: {grown * 100:+.2f} % in "
-        f"{days:,.0f} days, {daily.mean() / a_bar * 1e4:+.1f}{noise} bp a day. Believe this figure."
+        f"{days:,.0f} days, {daily.mean() / bar_days * 1e4:+.1f}{noise} bp a day. Believe this "
+        "figure."
     )
 
 

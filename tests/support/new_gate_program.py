@@ -47,7 +47,7 @@ from explained_runs import LAST, replayed, run_id
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.terminal.screen import RunView, screen, take_in
+from tracepaper.daemon.terminal.screen import RunView, apply_change, screen
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Bar
 
@@ -92,7 +92,7 @@ def _screens(database: Path) -> Iterator[str]:
             if failed & awaited:
                 awaited -= failed
                 for change in view.changes():
-                    take_in(status, change)
+                    apply_change(status, change)
                 yield from (line.plain for line in screen(status, 200, 100))
 
 

@@ -181,7 +181,7 @@ async def test_a_daemon_that_gives_no_status_is_named(
 async def test_a_note_of_any_length_is_refused_in_a_sentence(
     daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for length, words in ((600, "within 500 characters"), (50_000, "write a short one")):
+    for length, words in ((600, "within 500 characters"), (50_000, "write a shorter one")):
         note = "x" * length
         assert await called("command", "HALT", "--note", note, "--db", daemon.database) == 1
         assert words in capsys.readouterr().err

@@ -24,12 +24,12 @@ from tracepaper.daemon.terminal.screen import (
     FILLS_KEPT,
     RunView,
     Status,
+    apply_change,
     line_chart,
     screen,
     sparkline,
     split,
     status_lines,
-    take_in,
 )
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Run, ShadowStep, Step
@@ -46,7 +46,7 @@ def state_of(*steps: Step, of: Run | None = None) -> Status:
     for each in steps:
         view.observe(each)
         for change in pickle.loads(pickle.dumps(view.changes())):
-            take_in(status, change)
+            apply_change(status, change)
     return status
 
 
@@ -180,7 +180,7 @@ def test_what_is_kept_is_bounded_and_evenly_spread() -> None:
         changes = view.changes()
         assert len(changes) == parts
         for change in changes:
-            take_in(status, change)
+            apply_change(status, change)
     assert len(status["closes"]["linear:BTCUSDT"]) == CLOSES_KEPT
     assert len(status["newest"]) == FILLS_KEPT
     assert EQUITY_KEPT // 2 <= len(status["equity"]) <= EQUITY_KEPT

@@ -22,8 +22,8 @@ from tracepaper.replay.sweep.executor import (
     LocalProcesses,
     Spread,
     executor_on,
+    load_work,
     surroundings,
-    taken_over,
 )
 from tracepaper.replay.sweep.trial import Cell, Work, read_request
 from tracepaper.storage import checkpoints
@@ -95,7 +95,7 @@ def packed(candles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
 
 def over_there(work: Work, around: dict[str, Any] | None = None) -> tuple[Any, str]:
-    return taken_over(around or surroundings(), lambda: pickle.dumps(work))
+    return load_work(around or surroundings(), lambda: pickle.dumps(work))
 
 
 def test_a_checkpoint_goes_with_the_work(packed: Work, tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_another_version_or_library_is_named(packed: Work) -> None:
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"configured": "another"}, "it reads another configuration; put the file where every node"),
+    ({"config_sha256": "another"}, "it reads another configuration; put the file where every node"),
     ({"strategy": "nowhere_at_all:Mine"}, "'nowhere_at_all:Mine' cannot be imported"),
-    ({"kept_in": Path("/nowhere/at/all")}, "an objective that is a function reads runs on the dr"),
+    ({"record_folder": Path("/nowhere/at/all")}, "an objective that is a function reads runs"),
 ])  # fmt: skip
 def test_a_worker_that_lacks_something_says_what(
     packed: Work, changed: dict[str, Any], message: str
@@ -134,7 +134,7 @@ def test_a_worker_that_lacks_something_says_what(
 
 
 def test_work_of_a_module_that_is_not_there_is_refused() -> None:
-    work, why = taken_over(surroundings(), lambda: b"cnowhere_at_all\nMine\n.")
+    work, why = load_work(surroundings(), lambda: b"cnowhere_at_all\nMine\n.")
     assert (work, why) == (None, "No module named 'nowhere_at_all'")
 
 
