@@ -362,7 +362,7 @@ def recursive(
     if wanted <= warmup:
         # Nothing would differ, for nothing would be decided.
         raise ConfigInvalid(
-            f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
+            f"The strategy is warm after {warmup:,} bars, and only {wanted:,} are given; give more."
         )
     with FreshProcesses(*_preloaded(config)) as fresh:
         finding = check(
