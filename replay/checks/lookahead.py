@@ -148,7 +148,7 @@ class Check:
         name = LOOKAHEAD if starts is None else RECURSIVE
         self.config, self.allow, self._fresh = config, allow, fresh
         self.starts = starts or ()
-        self.data = self.replayed = data  # shortened to the bars that the time allows
+        self.data = self.replayed_data = data  # shortened to the bars that the time allows
         # A user's model predicts bar by bar, so that its predictions repeat in every bit.
         self._mode = "step" if config.model.custom_class and name == LOOKAHEAD else mode
         self.weeks = weeks_later(config.market.interval_ms)
@@ -205,7 +205,7 @@ class Check:
                 "more."
             )
         if is_cut:
-            self.replayed = self.data.opening(0, opened_ms - 1)
+            self.replayed_data = self.data.opening(0, opened_ms - 1)
             finding.unfinished.append("a replay of all bars")
             finding.unproved.append(
                 f"the last {total - bars:,} of {total:,} bars: the time was too short"

@@ -117,7 +117,7 @@ def _without_later(check: Check) -> Iterator[ProbeTrial]:
 def _reordered(check: Check) -> Iterator[ProbeTrial]:
     """Pass the bars of each close in the opposite order of their symbols."""
     if len(check.instruments) > 1:  # one has no order
-        reverse = replace(check.replayed, candles=check.replayed.candles[::-1])
+        reverse = replace(check.replayed_data, candles=check.replayed_data.candles[::-1])
         yield ProbeTrial(check.replay, reverse, ON_ORDER, same_judgement)
 
 
@@ -164,7 +164,7 @@ def _futures(check: Check) -> Iterator[ProbeTrial]:
     config, data = check.config, check.data
     cause = TO_COME if config.model.covariates is None else ROWS_TO_COME
     first_ms, _ = data.bounds
-    probes = _spread(check.replayed, check.limits, check.replay.message.warmup)
+    probes = _spread(check.replayed_data, check.limits, check.replay.message.warmup)
     check.finding.planned = len(probes)
     for number, probe in enumerate(probes):
         check.report(f"lookahead: future {number + 1} of {len(probes)}")
@@ -178,20 +178,20 @@ def _futures(check: Check) -> Iterator[ProbeTrial]:
 def _shifted_series(check: Check) -> Iterator[ProbeTrial]:
     """Shift the whole series in time; a decision that differs depends on the date."""
     with replaced_covariates(check.config, shift_rows(check.weeks * WEEK_MS)) as config:
-        moved = check.replayed.shifted(check.weeks)
+        moved = check.replayed_data.shifted(check.weeks)
         yield ProbeTrial(check.replay, moved, "on the date", same_judgement, config)
 
 
 def _multiplied_prices(check: Check) -> Iterator[ProbeTrial]:
     """Multiply all prices; a signal that differs depends on the absolute price."""
-    moved = check.replayed.scaled(PRICE_FACTOR)
+    moved = check.replayed_data.scaled(PRICE_FACTOR)
     yield ProbeTrial(check.replay, moved, "on the absolute price", same_signal)
 
 
 def _frames(check: Check) -> Iterator[Difference]:
     """Compare the bars of higher timeframes with the closed ones of the whole file."""
     compared, difference = first_false_frame(
-        check.replayed, check.instruments, check.replay.framed()
+        check.replayed_data, check.instruments, check.replay.framed()
     )
     check.finding.compared += compared
     if difference is not None:

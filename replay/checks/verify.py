@@ -1,7 +1,7 @@
 """``verify``: derives every step of a run again from its record.
 
 It also finds a changed value whose chain digests were recomputed, since the value no longer follows
-from the rest; except for values that follow from nothing else (S12).
+from the rest. Values that follow from nothing else are the exception (S12).
 
 The rules are docs/identity.md, I12, and docs/storage.md, S12.
 """
@@ -157,12 +157,12 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(run_events, total - recorded.first)
-    given = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
+    checks = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
     if beginning is not None:
         _judge_given(
-            verification, given.of_run(), at_ms=verification.from_ms or 0, sequence=beginning.after
+            verification, checks.of_run(), at_ms=verification.from_ms or 0, sequence=beginning.after
         )
-    derived_steps = _derived(verification, recorded, predictor, events, given, first_compared)
+    derived_steps = _derived(verification, recorded, predictor, events, checks, first_compared)
     members = members_of(recorded.config).values() or (recorded.config,)
     computes = recorded.forecaster is not None or any(
         member.strategy.name not in EXACT for member in members
@@ -279,7 +279,7 @@ def _derived(
     recorded: RecordedRun,
     predictor: RecordedPredictor,
     events: Iterable[Event],
-    given: GivenEvents,
+    checks: GivenEvents,
     first_compared: int,
 ) -> Iterator[Step]:
     """Yield the steps of *events*; from *first_compared* on, check the events themselves."""
@@ -287,9 +287,9 @@ def _derived(
         steps = steps_of(recorded.engine, unit, predictor.predict(unit))
         at = steps[0].sequence
         if isinstance(unit, Close):
-            wrong_fields, at_ms = [*given.of_close(unit)], unit.closed.open_time_ms
+            wrong_fields, at_ms = [*checks.of_close(unit)], unit.closed.open_time_ms
         else:
-            wrong_fields, at_ms = [*given.of(unit, predictor.forecaster)], unit.market_ms
+            wrong_fields, at_ms = [*checks.of(unit, predictor.forecaster)], unit.market_ms
         if at >= first_compared:
             _judge_given(verification, wrong_fields, at_ms=at_ms, sequence=at)
         yield from steps
