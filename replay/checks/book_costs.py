@@ -1,7 +1,7 @@
-"""What paper's fills would have cost at recorded order books: how optimistic paper was.
+"""The cost of paper's fills at recorded order books, which shows how optimistic paper was.
 
-A market order of a run is walked through the levels of the book that stood once its latency had
-passed. The rules are docs/money.md, M45 to M48.
+A market order of a run is walked through the levels of the book after its latency. The
+rules are docs/money.md, M45 to M48.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class BookLevels(NamedTuple):
     asks: list[tuple[Fraction, Fraction]]
 
     def walk(self, side: Side, quantity: Fraction) -> tuple[Fraction, Fraction]:
-        """Return the money of *quantity* at the far side of *side*, and the unfilled quantity."""
+        """Return the money for *quantity* on the opposite side, and the unfilled quantity."""
         paid, left = Fraction(0), quantity
         for price, size in self.asks if side is Side.BUY else self.bids:
             taken = min(size, left)
@@ -64,41 +64,41 @@ class BookLevels(NamedTuple):
 
     @property
     def mid(self) -> Fraction:
-        """Half of the best bid and the best ask together."""
+        """The mean of the best bid and the best ask."""
         return (self.bids[0][0] + self.asks[0][0]) / 2
 
 
 class _PricedOrder(NamedTuple):
-    """An order beside the book: its cost in basis points, and what the book had no size for."""
+    """An order's cost at the book in basis points, and the quantity that the book lacked."""
 
     order: TakenOrder
-    cost_bp: float  # of what the book fills
+    cost_bp: float  # of the filled quantity
     unfilled: Fraction
 
 
 class RecordedBooks:
-    """A file of events, or of samples, that is asked for the books of given times."""
+    """A file of events or samples that returns the books at given times."""
 
     def __init__(self, path: Path) -> None:
-        """Open *path*; raise ``DataInvalid`` where it is no file of books."""
+        """Open *path*; raise ``DataInvalid`` where it holds no books."""
         header = recording_header(path)
         has_events = header is not None and not header.is_sampled
         self._file = EventsFile(path) if has_events else read_depth(path)
-        of = self._file.header.instrument
-        self.instrument = of.id
-        decimals = of.price_decimals, of.quantity_decimals
+        instrument = self._file.header.instrument
+        self.instrument = instrument.id
+        decimals = instrument.price_decimals, instrument.quantity_decimals
         self._tick, self._step = (Fraction(1, 10**each) for each in decimals)
 
     @property
     def torn(self) -> str:
-        """What is left out at the file's end, once all was read; empty where nothing is."""
+        """The damaged end of the file that was left out, known after reading; else empty."""
         return self._file.torn
 
     def at(self, times: Sequence[int]) -> Iterator[BookLevels | str]:
-        """Yield the book of each of *times*, sorted UTC milliseconds, or why there is none.
+        """Yield the book at each of *times*, sorted UTC milliseconds, or why there is none.
 
-        Of events it is the book that stood then; of samples the first one from then on, which no
-        gap precedes. Why is one of the kinds of orders that are counted apart.
+        From events it is the book at that time; from samples the next one, unless a gap precedes
+        it. The reason is the text under which the order is counted.
         """
         if isinstance(self._file, EventsFile):
             for book in self._file.standing(times):
@@ -147,7 +147,7 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
     priced: list[_PricedOrder] = []
     for instrument, held in sorted(orders.items()):
         if instrument not in files:
-            name = f"orders of {instrument}, of which no books were given"
+            name = f"orders of {instrument}, for which no books were given"
             left_out[name] += len(held)
             continue
         for order, book in zip(held, _first_known(files[instrument], held), strict=True):
@@ -172,33 +172,34 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
 
 
 def _market_orders(views: RunViews) -> tuple[int, dict[str, list[TakenOrder]], Counter[str]]:
-    """Return the count of all fills, the market orders by instrument, oldest first, and the rest.
+    """Return the count of all fills, the market orders by instrument, and the others' counts.
 
-    An order's price is the mean of its fills by quantity, its time that from which it may fill.
+    Orders are sorted, oldest first. An order's price is the mean of its fills by quantity; its time
+    is the first at which it may fill.
     """
-    sent = {row["order_id"]: row for row in views.rows("v_orders")}
+    orders_by_id = {row["order_id"]: row for row in views.rows("v_orders")}
     fills = views.rows("v_fills")
     taken: dict[str, list[Execution]] = defaultdict(list)
-    set_aside: dict[str, str] = {}
+    excluded: dict[str, str] = {}
     for fill in fills:
-        name, order = fill["order_id"], sent.get(fill["order_id"])
+        name, order = fill["order_id"], orders_by_id.get(fill["order_id"])
         if order is None:
-            set_aside[name] = _UNKNOWN
+            excluded[name] = _UNKNOWN
         elif order["kind"] != OrderKind.MARKET or fill["liquidity"] != Liquidity.TAKER:
-            set_aside[name] = _RESTED
+            excluded[name] = _RESTED
         else:
             symbol, side = order["instrument"].partition(":")[2], Side(order["side"])
             amounts = Decimal(fill["price_text"]), Decimal(fill["quantity_text"])
             times = order["eligible_ms"], order["eligible_ms"]
             taken[order["instrument"]].append(Execution(symbol, side, *amounts, *times, name))
     orders = {instrument: orders_of(executions) for instrument, executions in taken.items()}
-    return len(fills), orders, Counter(set_aside.values())
+    return len(fills), orders, Counter(excluded.values())
 
 
 def _first_known(
     files: Sequence[RecordedBooks], orders: Sequence[TakenOrder]
 ) -> Iterator[BookLevels | str]:
-    """Yield the book of each order by the first of *files* that has it, or why none has."""
+    """Yield the book for each order from the first of *files* that has it, or the reason."""
     times = [order.time_ms for order in orders]
     for answers in zip(*(books.at(times) for books in files), strict=True):
         book = next((answer for answer in answers if isinstance(answer, BookLevels)), None)
@@ -214,19 +215,19 @@ def _price(order: TakenOrder, book: BookLevels) -> _PricedOrder:
     return _PricedOrder(order, float(worse / book.mid * 10_000), unfilled)
 
 
-# ---------------------------------------------------------------- shown
+# # ---------------------------------------------------------------- tables and verdict
 
 
 def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
-    """Add the tables of what the books fill whole, and of what they had no size for."""
+    """Add the tables of fully filled orders and of those that the books could not fill."""
     whole = [each for each in priced if not each.unfilled]
-    thin = [each for each in priced if each.unfilled]
-    if thin:
-        findings.tables.append(_unfilled(thin))
+    unfilled_orders = [each for each in priced if each.unfilled]
+    if unfilled_orders:
+        findings.tables.append(_unfilled(unfilled_orders))
     if not whole:
         findings.sentences.append(
             "No order was filled whole by the books, so no bias is shown."
-            if thin
+            if unfilled_orders
             else "The run filled no market order, so there is nothing to compare."
         )
         return
@@ -254,15 +255,15 @@ def _bias_of(priced: Sequence[_PricedOrder]) -> Bias:
     return bias(costs, days_of([each.order for each in priced]))
 
 
-def _unfilled(thin: Sequence[_PricedOrder]) -> Table:
-    """Return the size that the books lacked, by symbol; in the quote currency at paper's price."""
+def _unfilled(unfilled_orders: Sequence[_PricedOrder]) -> Table:
+    """Return the unfilled size by symbol, in the quote currency at paper's price."""
     rows = []
-    for symbol in sorted({each.order.symbol for each in thin}):
-        mine = [each for each in thin if each.order.symbol == symbol]
-        of_all = _bias_of(mine)
-        ordered = sum(Fraction(each.order.price) * Fraction(each.order.quantity) for each in mine)
-        unfilled = sum(Fraction(each.order.price) * each.unfilled for each in mine)
-        figures = (len(mine), float(ordered), float(unfilled), (of_all.mean, of_all.error))
+    for symbol in sorted({each.order.symbol for each in unfilled_orders}):
+        chosen = [each for each in unfilled_orders if each.order.symbol == symbol]
+        of_all = _bias_of(chosen)
+        ordered = sum(Fraction(each.order.price) * Fraction(each.order.quantity) for each in chosen)
+        unfilled = sum(Fraction(each.order.price) * each.unfilled for each in chosen)
+        figures = (len(chosen), float(ordered), float(unfilled), (of_all.mean, of_all.error))
         rows.append((symbol, *figures))
     return Table(
         "unfilled",

@@ -1,8 +1,8 @@
-"""A run from its record with other keys, without a gate, or from a later start, ready to be run.
+"""A recorded run with changed keys, without a gate, or from a later start, ready to be derived.
 
-Its events and stored forecasts are fed to an engine of the changed configuration; no model is
-loaded. The steps equal those of ``tracepaper replay`` with that configuration over the same
-candles, bit for bit; what the record does not hold is refused, with the key.
+An engine of the changed configuration gets the recorded events and forecasts; no model is loaded.
+Its steps equal those of ``tracepaper replay`` with that configuration over the same candles, bit
+for bit. A change that needs more than the record holds is rejected, with its key.
 
 The rules are docs/identity.md, I19 and I20.
 """
@@ -27,11 +27,7 @@ from tracepaper.daemon.session.build import (
     warmup_bars,
 )
 from tracepaper.daemon.session.run_row import reject_size, sessions_of, strategy_sha256
-from tracepaper.replay.backtest.recorded import (
-    RecordedForecaster,
-    RecordedPredictor,
-    RecordedRun,
-)
+from tracepaper.replay.backtest.recorded import RecordedForecaster, RecordedPredictor, RecordedRun
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
 from tracepaper.storage.database.chunks import StoredRun, find_step, run_span
 from tracepaper.storage.database.reader import Fed, Reader, Wait
@@ -61,19 +57,19 @@ from tracepaper.strategies.units import count_of, iso
 
 REPLAY: Final = "make another run by `tracepaper replay`"
 FORECASTS_READ: Final = 64
-"""Forecasts that show what a model gives: the first may lack what needs the one before."""
+"""Forecasts read to see a model's fields: the first may lack those that need an earlier one."""
 CHANGEABLE: Final = frozenset(
     {"strategy", "strategies", "gate", "regime", "sizing", "exits", "execution", "risk", "account"}
 )
-"""Sections that decide by what a run is fed; others decide what it is fed, or nothing."""
-_FED: Final = ("execution.model", "execution.filters")
-_AT_ITS_START: Final[Mapping[type[Event], str]] = {
+"""Sections that act on a run's inputs; others choose the inputs, or have no effect."""
+_INPUT_KEYS: Final = ("execution.model", "execution.filters")
+_START_INPUTS: Final[Mapping[type[Event], str]] = {
     FrameBar: "candles of higher timeframes",
     Depths: "order books",
     UniverseChange: "choices of market.universe",
     CovariatesRead: "covariates",
 }
-"""Of these a record holds what the run's own start looked back on."""
+"""Inputs that a record holds only for the lookback of the run's own start."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,13 @@ class ChangedRun:
     run: Run
     before: Config
     config: Config
-    recorded: Engine  # of the run as it was, which nothing is fed
+    recorded: Engine  # of the unchanged run; gets no events
     engine: Engine
     forecaster: RecordedForecaster | None
-    first_ms: Mapping[str, int]  # when the first bar of each instrument opens; empty: all are fed
+    first_ms: Mapping[str, int]  # open time of each instrument's first bar; empty: all bars
 
     def derive(self, log: StepLog, wait: Wait | None = None) -> None:
-        """Take the recorded events through the engine into *log*, but for what *wait* takes."""
+        """Run the recorded events through the engine into *log*, except those that *wait* takes."""
         recorded = RecordedRun(self.run, self.config, self.engine, self.forecaster)
         predictor = RecordedPredictor(recorded, None, self.database)
         rows = self.reader.events(self.run.run_id, wait=wait)
@@ -104,7 +100,7 @@ class ChangedRun:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What is changed, each in a few words."""
+        """The changes, each in a few words."""
         before, words = self.before.settings(), []
         for section, values in self.config.settings().items():
             for key, value in values.items():
@@ -129,10 +125,9 @@ def changed_run(
 ) -> ChangedRun:
     """Return *run_id* with the keys of *changes*, without *drop_gates*, from *from_ms* on.
 
-    Nothing that the run's own account does follows from its *shadows*, which take half the time,
-    nor from the states that are stored with them.
-    Raises ``ConfigInvalid`` for keys that cannot be changed so, ``DataInvalid`` for a run whose
-    record does not hold what the change needs.
+    Without *shadows* there are no shadow accounts and no stored states, which halves the time and
+    changes nothing in the run's own account. Raises ``ConfigInvalid`` for keys that cannot be
+    changed, ``DataInvalid`` for a run whose record lacks what the change needs.
     """
     stored = reader.stored_run(run_id)
     run, before = stored.run, restore(stored.run.config)
@@ -143,13 +138,13 @@ def changed_run(
         config = restore(run.config, changes)
     _reject_keys(run, before, config, changes)
     if config.sha256() == before.sha256() and from_ms is None:
-        raise ConfigInvalid("Nothing would be another; give --set, --drop-gate or --from.")
+        raise ConfigInvalid("The change has no effect; give --set, --drop-gate or --from.")
     _reject_run(reader, stored, before, from_ms)
     judging = {gate for gate_set in reader.gate_sets(stored.run_key) for gate in gate_set.gates}
     if absent := [gate for gate in drop_gates if gate not in judging]:
         names = ", ".join(name for name in gate_order(*DROPPABLE) if name in judging)
         raise ConfigInvalid(f"Run {run_id} has no gate {absent[0]}; it has {names or 'none'}.")
-    forecaster, bars_before, recorded = _stand_in(reader, stored, before, config)
+    forecaster, bars_before, recorded = _recorded_model(reader, stored, before, config)
     run = replace(
         run if from_ms is None else _starting(reader, stored, from_ms),
         config=config.canonical_json(),
@@ -179,7 +174,7 @@ def _reject_keys(run: Run, before: Config, config: Config, changes: Sections) ->
         name = f"{section}.{key}"
         if section not in CHANGEABLE and section not in {*DECIDES, "exchange"}:
             raise ConfigInvalid(f"{name} decides nothing in a run; leave it out.")
-        if section not in CHANGEABLE or name in _FED:
+        if section not in CHANGEABLE or name in _INPUT_KEYS:
             raise ConfigInvalid(
                 f"{name} decides what a run is fed or forecasts, which the record of run "
                 f"{run.run_id} holds as it was; {REPLAY}."
@@ -192,15 +187,15 @@ def _reject_keys(run: Run, before: Config, config: Config, changes: Sections) ->
 
 
 def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int | None) -> None:
-    """Refuse a run whose record does not hold all that another configuration would be fed."""
+    """Reject a run whose record lacks inputs that another configuration would get."""
     run, run_id, why = stored.run, stored.run.run_id, ""
     span = run_span(stored.run_key)
     if find_step(reader.connection, *span, "steps", "outcome IS NOT NULL") is None:
-        why = f"Run {run_id} holds no decision, so none can be another"
+        why = f"Run {run_id} holds no decision, so there is nothing to compare"
     elif before.execution.model == FillModel.BOOK.value:
         why = (
-            f"Run {run_id} fills by order books, of which its record holds what its own orders "
-            f"saw; {REPLAY} --events"
+            f"Run {run_id} fills by order books, and its record holds only those that its own "
+            f"orders used; {REPLAY} --events"
         )
     elif strategy_sha256(before) != run.strategy_sha256:
         why = f"The class {run.strategy} was changed since run {run_id}; restore it, or {REPLAY}"
@@ -221,7 +216,7 @@ def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int 
 def _engine(
     run: Run, config: Config, forecaster: RecordedForecaster | None, *, shadows: bool = True
 ) -> tuple[Engine, int]:
-    """Return the engine of a run, and how many bars it wants before its period."""
+    """Return the engine of a run, and the number of bars that it needs before its period."""
     strategies = make_strategies(config, forecaster)
     for strategy in () if shadows else strategies.values():
         strategy.shadows = ()
@@ -248,13 +243,13 @@ def _forecaster(reader: Reader, run: Run, sha256: str, context: int) -> Recorded
     return RecordedForecaster(run, card, forecasts, context=context)
 
 
-def _stand_in(
+def _recorded_model(
     reader: Reader, stored: StoredRun, before: Config, config: Config
 ) -> tuple[RecordedForecaster | None, int, Engine]:
     """Return the stored model, the bars that the run needed before its period, and its engine.
 
-    How many bars the model looks back on is what the gate ``warm`` says. The run's own gates must
-    follow from what is stored, so that another version or card is seen.
+    The threshold of the gate ``warm`` is the model's lookback. The run's gates must follow from the
+    record, which shows that version and card are the same.
     """
     run, opened = stored.run, reader.gate_sets(stored.run_key)[: stored.opened[-1]]
     contexts: list[int | None] = [None]
@@ -292,7 +287,7 @@ def _stand_in(
 
 
 def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> Run:
-    """Return the run as it begins at *from_ms*, with an account of its own."""
+    """Return the run with its start at *from_ms* and a new account."""
     run, run_id = stored.run, stored.run.run_id
     _, last_ms = reader.decided_within(stored.run_key, None, None) or (0, 0)
     if not run.period_start_ms <= from_ms <= last_ms:
@@ -300,14 +295,16 @@ def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> Run:
             f"--from {iso(from_ms)} lies outside of run {run_id}, which decided the bars from "
             f"{iso(run.period_start_ms)} to {iso(last_ms)}."
         )
-    held = [words for kind, words in _AT_ITS_START.items() if reader.newest_of(run_id, kind)]
+    held = [words for kind, words in _START_INPUTS.items() if reader.newest_of(run_id, kind)]
     if held or reader.promoted(run_id):
         raise DataInvalid(
-            f"Run {run_id} has {(*held, 'promoted models')[0]}, which a later start needs anew; "
+            f"Run {run_id} has {(*held, 'promoted models')[0]}, which a later start would change; "
             f"{REPLAY} --from."
         )
-    changes = (of for of in reader.of_type(run_id, InstrumentChange) if of.market_ms < from_ms)
-    filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
+    changes = (
+        each for each in reader.of_type(run_id, InstrumentChange) if each.market_ms < from_ms
+    )
+    filters = {item.id: item for item in (*run.instruments, *(each.instrument for each in changes))}
     instruments = tuple(filters.values())
     return replace(run, period_start_ms=from_ms, parent_run_id=None, instruments=instruments)
 
@@ -315,10 +312,10 @@ def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> Run:
 def _first_bars(
     reader: Reader, stored: StoredRun, run: Run, bars_before: int, bars: int
 ) -> dict[str, int]:
-    """Return when the first bar of each instrument opens; nothing where all are fed.
+    """Return the open time of each instrument's first bar; nothing where all bars are used.
 
-    A run that began amid its candles holds *bars_before* bars before its period: raises
-    ``DataInvalid`` where the change, which wants *bars*, looks back on more.
+    The change needs *bars* bars before the period. A run that began within its candles holds
+    *bars_before* of them: raises ``DataInvalid`` where that is too few.
     """
     run_key, begun_ms = stored.run_key, stored.run.period_start_ms
     first_ms, is_cut = {}, run.period_start_ms != begun_ms
@@ -339,8 +336,8 @@ def _first_bars(
 def _later(  # noqa: C901 - one case a kind of event
     reader: Reader, run: Run, first_ms: Mapping[str, int], rows: Iterator[Fed]
 ) -> Iterator[Fed]:
-    """Yield the rows of a run from its later start on, as a feed hands on what lies there."""
-    start_ms, closed, waiting = run.period_start_ms, list[CloseStart](), 0
+    """Yield the rows of a run from its later start on, as a feed would pass them."""
+    start_ms, starts, bars_left = run.period_start_ms, list[CloseStart](), 0
     settled = {
         event.instrument
         for event in reader.of_type(run.run_id, Funding)
@@ -354,19 +351,19 @@ def _later(  # noqa: C901 - one case a kind of event
         after_ms = start_ms
         match event:
             case CloseStart():
-                closed, waiting = [event], event.bars
+                starts, bars_left = [event], event.bars
                 continue
             case Bar(instrument=key, open_time_ms=open_ms):
                 if open_ms >= first_ms[key]:
-                    bars.append(row)  # before the start nobody asks
-                waiting -= 1
-                if waiting <= 0:
+                    bars.append(row)  # the lookback begins there
+                bars_left -= 1
+                if bars_left <= 0:
                     here = {bar.instrument for _, _, bar, _ in bars if isinstance(bar, Bar)}
                     absent = tuple(name for name in first_ms if name not in here)
-                    for each in closed if bars else ():
+                    for each in starts if bars else ():
                         yield sequence, True, replace(each, bars=len(bars), absent=absent), None
                     yield from bars
-                    closed, bars = [], []
+                    starts, bars = [], []
                 continue
             case Gap(cause=GapCause.FUNDING, instrument=key) if key not in settled:
                 continue

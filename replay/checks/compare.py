@@ -1,7 +1,7 @@
 """Differences of two steps, and of a step and its stored rows; the finding of ``lookahead``.
 
-Rows are compared, not what they decode to, so that nothing which a row holds is left out: every
-column, bit for bit or within its tolerance.
+Rows are compared without decoding them, so that no column is missed: each must be equal in every
+bit or within its tolerance.
 """
 
 from __future__ import annotations
@@ -29,13 +29,7 @@ from tracepaper.storage.database.chunks import StoredRun, interned
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
-from tracepaper.storage.record.decode import (
-    OUTCOME,
-    SHADOW_STEP,
-    STEP,
-    StepDecoder,
-    StoredRows,
-)
+from tracepaper.storage.record.decode import OUTCOME, SHADOW_STEP, STEP, StepDecoder, StoredRows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
@@ -56,13 +50,13 @@ class Difference:
 
     @classmethod
     def of(cls, step: Step, name: str, first: str, second: str) -> Difference:
-        """Return the difference of field *name* at the bar of *step*, or at none."""
+        """Return the difference of field *name* at the bar of *step*, if it has one."""
         event = step.event
         key = (event.instrument, event.open_time_ms) if isinstance(event, Bar) else ("", 0)
         return cls(*key, name, first, second)
 
     def sentence(self) -> str:
-        """Say it in one line."""
+        """Return the difference as one sentence."""
         return (
             f"{self.instrument} bar {iso(self.open_time_ms)}: {self.field} is {self.first} in the "
             f"first and {self.second} in the second"
@@ -74,46 +68,46 @@ def differences_of(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (field, first, second) for every field in which two steps or forecasts differ."""
     for name in first.__struct_fields__:
-        mine, theirs = getattr(first, name), getattr(second, name)
-        match mine, theirs:
-            case _ if mine == theirs:
+        first_value, second_value = getattr(first, name), getattr(second, name)
+        match first_value, second_value:
+            case _ if first_value == second_value:
                 pass
             case Decision(), Decision():
-                yield from decision_differences(mine, theirs)
+                yield from decision_differences(first_value, second_value)
             case Forecast(), Forecast():
-                yield from differences_of(mine, theirs)
+                yield from differences_of(first_value, second_value)
             case Explanation(), Explanation():
-                yield from differences_of(mine, theirs, f"{name}.")
+                yield from differences_of(first_value, second_value, f"{name}.")
             case _:
-                yield f"{prefix}{name}", shown(mine), shown(theirs)
+                yield f"{prefix}{name}", shown(first_value), shown(second_value)
 
 
 def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[str, str, str]]:
     """Yield every field in which two decisions differ; gates by their names."""
     for name in ("action", "target_quantity", "reason", "allowed", "refused_by", "regime"):
-        mine, theirs = getattr(first, name), getattr(second, name)
-        if mine != theirs:
-            yield name, shown(mine), shown(theirs)
+        first_value, second_value = getattr(first, name), getattr(second, name)
+        if first_value != second_value:
+            yield name, shown(first_value), shown(second_value)
     for name in ("regime_cell", "size_factor"):
-        mine, theirs = getattr(first.outcome, name), getattr(second.outcome, name)
-        if mine != theirs:
-            yield name, shown(mine), shown(theirs)
+        first_value, second_value = getattr(first.outcome, name), getattr(second.outcome, name)
+        if first_value != second_value:
+            yield name, shown(first_value), shown(second_value)
     note, other = first.note or {}, second.note or {}
     for name in dict.fromkeys((*note, *other)):
-        mine, theirs = note.get(name, "absent"), other.get(name, "absent")
-        if mine != theirs:
-            yield f"note {name}", shown(mine), shown(theirs)
+        first_value, second_value = note.get(name, "absent"), other.get(name, "absent")
+        if first_value != second_value:
+            yield f"note {name}", shown(first_value), shown(second_value)
     if first.gate_set != second.gate_set:
         yield "gate set", shown(first.gate_set), shown(second.gate_set)
         return
     for place, gate in enumerate(first.gate_set.gates):
-        mine, theirs = first.measures[place], second.measures[place]
-        if mine != theirs:
-            yield f"gate {gate}", shown(mine), shown(theirs)
+        first_value, second_value = first.measures[place], second.measures[place]
+        if first_value != second_value:
+            yield f"gate {gate}", shown(first_value), shown(second_value)
 
 
 def shown(value: object) -> str:
-    """Return *value* as a difference shows it; hashes and blobs by their first digits."""
+    """Return *value* as text for a difference; of hashes and blobs the first digits."""
     if isinstance(value, bytes):
         return value.hex()[:24] + ("…" if len(value) > 12 else "")  # 24 digits
     if isinstance(value, tuple):
@@ -130,24 +124,24 @@ RECURSIVE: Final = "recursive"
 
 @dataclass
 class CheckFinding:
-    """The result of a check: how much of how much was probed, and the first difference."""
+    """The result of a check: how much was probed, and the first difference."""
 
     check: str
-    planned: int = 0  # futures to corrupt or cut off, or later starts
-    probes: int = 0  # of them done
+    planned: int = 0  # probes planned: futures to corrupt or cut off, or later starts
+    probes: int = 0  # probes done
     compared: int = 0  # steps
     differences: list[Difference] = field(default_factory=list)
-    because: str = ""  # the cause that the first difference shows
+    because: str = ""  # the cause that the first difference indicates
     given: int = 0  # bars of all instruments
-    bars: int = 0  # of them replayed
-    without_later: int = 0  # of them decided while no later bar existed in the process
+    bars: int = 0  # replayed bars
+    without_later: int = 0  # bars decided while no later bar was in the process
     warmup: int = 0
     opened: list[ExternalInput] = field(default_factory=list)  # neither declared nor allowed
     allowed: list[ExternalInput] = field(default_factory=list)
     depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
-    undeclared: list[str] = field(default_factory=list)  # what two objects remember otherwise
+    undeclared: list[str] = field(default_factory=list)  # what two objects remember differently
     unproved: list[str] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)  # parts for which the time did not suffice
+    unfinished: list[str] = field(default_factory=list)  # parts for which the time was too short
 
     @property
     def passes(self) -> bool:
@@ -156,17 +150,17 @@ class CheckFinding:
 
     @property
     def verdict(self) -> str:
-        """``moved``, ``read``, ``nothing moved``, or without an end ``nothing moved so far``."""
+        """``moved``, ``read``, ``nothing moved``, or where incomplete ``nothing moved so far``."""
         if self.differences:
             return "moved"
         if self.opened:
             return "read"
-        is_blind = self.check == RECURSIVE or self.without_later
-        probed = is_blind and self.probes and self.compared
+        is_withheld = self.check == RECURSIVE or self.without_later
+        probed = is_withheld and self.probes and self.compared
         return "nothing moved" if probed and not self.unfinished else "nothing moved so far"
 
     def sentence(self) -> str:
-        """Say the verdict in one sentence, with how much was probed of how much."""
+        """Return the verdict as one sentence, with how much was probed."""
         if self.differences:
             return f"moved: {self.differences[0].sentence()}: {self.because}."
         if self.check == RECURSIVE and self.passes:
@@ -189,7 +183,7 @@ class CheckFinding:
         return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
 
     def _reading(self) -> str:
-        """Say what was opened, and what to do about it."""
+        """Return what was opened, and what to do about it."""
         files = [item.name for item in self.opened if item.what == "file"]
         others = [
             f"{'a table in' if item.what == 'table' else item.what} {item.name}"
@@ -205,28 +199,28 @@ class CheckFinding:
 
 # ---------------------------------------------------------------- a step against stored rows
 
-_OF_HEADS: Final = ("expected_shortfall_long", "expected_shortfall_short", "expected_drawdown")
-"""Columns of answers that auxiliary heads fill with fractions of the price."""
+_HEAD_COLUMNS: Final = ("expected_shortfall_long", "expected_shortfall_short", "expected_drawdown")
+"""Columns of answers with fractions of the price, from auxiliary heads."""
 _PREDICTED: Final = (
     *("horizons", "heads"),
     *(*RETURN_FIELDS, *SHARE_FIELDS, *EXPLANATION_FIELDS),
 )
-"""Columns of answers that are fields of a prediction; the first holds those at other horizons."""
+"""Columns of answers that are fields of a prediction; the first holds other horizons."""
 _FIELDS: Final = {"horizons": (*RETURN_FIELDS, *SHARE_FIELDS)}
 _MEASURES: Final = tuple(measure_name(gate) for gate in ANSWER_GATES if GATES[gate].of_prediction)
 TOLERATED: Final = frozenset(
-    f"answers.{name}" for name in (*_PREDICTED, *_MEASURES, *_OF_HEADS, "learned_allocation")
+    f"answers.{name}" for name in (*_PREDICTED, *_MEASURES, *_HEAD_COLUMNS, "learned_allocation")
 )
-"""Columns whose floats another machine rounds otherwise; all else is equal everywhere."""
+"""Columns whose floats may be rounded differently on another machine; no other column may."""
 
 Unequal = tuple[str, object, object]
-"""A column, what is stored there, and what was derived."""
+"""A column, its stored value, and the derived one."""
 
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_NAMES_ROWS: Final = {SHADOW_STEP.sequence, SHADOW_STEP.outcome, SHADOW_STEP.holding}
-_WHOLE_TABLES: Final = (
+_ROW_REFERENCES: Final = {SHADOW_STEP.sequence, SHADOW_STEP.outcome, SHADOW_STEP.holding}
+_STEP_TABLES: Final = (
     "events",
     "states",
     "answers",
@@ -240,17 +234,17 @@ _WHOLE_TABLES: Final = (
 
 @dataclass(frozen=True)
 class StepComparison:
-    """What comparing one step found."""
+    """The result of comparing one step."""
 
-    unequal: tuple[Unequal, ...] = ()  # what nothing excuses
+    unequal: tuple[Unequal, ...] = ()  # not excused by rounding
     rounded: bool = False  # some number differs within its tolerance
 
 
 class RowCheck:
-    """Compares the steps of one run, in their order, with the rows that hold them.
+    """Compares the steps of one run, in their order, with their stored rows.
 
-    Where an ensemble answers, *member_shape* is how many members it has and how many numbers each
-    says at a horizon, which have a tolerance; what another kind says is equal bit for bit.
+    For an ensemble, *member_shape* is (members, numbers of each at a horizon), whose values have a
+    tolerance; those of other models must be equal in every bit.
     """
 
     def __init__(
@@ -292,7 +286,7 @@ class RowCheck:
             sets = reader.gate_sets(of.run_key)
             self._encoder = StepEncoder(of.run, of.run_key, sets, trades=trades)
         encoder = self._encoder
-        encoder.forget()  # so that every row is made, and none is named by another step
+        encoder.forget()  # so that every row is made, and no row of an earlier step is reused
         encoder.add(derived)
         sparse = encoder.take()
         if sparse["gate_sets"]:
@@ -301,11 +295,11 @@ class RowCheck:
         sequence = core[STEP.sequence]
         (row,) = sparse["steps"]
         yield from _row("steps", core, row, {STEP.outcome, STEP.holding, STEP.shadows})
-        for table in _WHOLE_TABLES:
+        for table in _STEP_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
         self._check_place("shadow_steps", core[STEP.shadows], sequence)
         shadows = self._decoder.shadow_rows(core)
-        yield from _rows("shadow_steps", shadows, sparse["shadow_steps"], _NAMES_ROWS)
+        yield from _rows("shadow_steps", shadows, sparse["shadow_steps"], _ROW_REFERENCES)
         if core[STEP.shadows] != sequence and "shadow_steps" in rows.sparse:
             yield "shadow_steps.sequence", sequence, None
         outcomes, holdings = {0: core[STEP.outcome]}, {0: core[STEP.holding]}
@@ -323,25 +317,25 @@ class RowCheck:
         rows: StoredRows,
         derived: Sequence[Sequence[Any]],
     ) -> Iterator[Unequal]:
-        """Compare the rows of *table* that the books name, and see that they use those of the step.
+        """Compare the rows of *table* that the books refer to, and check that each row is in use.
 
-        The rows of a step of its own are found by the sequence that each book has *named*.
+        *named* maps each book to the sequence of the step that holds its row.
         """
-        due = {row[OUTCOME.book]: row for row in derived}
+        derived_rows = {row[OUTCOME.book]: row for row in derived}
         for book, at in named.items():
-            if (at is None) != (book not in due):
-                yield f"{table}.sequence", at, due.get(book)
+            if (at is None) != (book not in derived_rows):
+                yield f"{table}.sequence", at, derived_rows.get(book)
             elif at is not None:
                 self._check_place(table, at, sequence)
                 row = self._interned.row(table, at, book)
-                yield from _row(table, row, due[book], {OUTCOME.sequence})
+                yield from _row(table, row, derived_rows[book], {OUTCOME.sequence})
         for row in rows.sparse.get(table, ()):
             if named.get(row[OUTCOME.book]) != sequence:
                 yield f"{table}.sequence", row[OUTCOME.sequence], None
 
     @staticmethod
     def _check_place(table: str, named: int | None, sequence: int) -> None:
-        """Raise where the row of *table* that step *sequence* names is a later one."""
+        """Raise ``DataInvalid`` where step *sequence* refers to a later row of *table*."""
         if named is not None and named > sequence:
             raise DataInvalid(
                 f"Step {sequence} names row {named} of {table}, which is later; run `tracepaper "
@@ -355,9 +349,9 @@ def _row(
     derived: Sequence[Any],
     skipped: Collection[int] = (),
 ) -> Iterator[Unequal]:
-    """Yield every column in which two rows of *table* differ, but for the *skipped* ones.
+    """Yield every column in which two rows of *table* differ, except the *skipped* ones.
 
-    The derived one lacks nulls at its end.
+    The derived row omits nulls at its end.
     """
     for at, (stored_value, derived_value) in enumerate(zip_longest(stored, derived)):
         if stored_value != derived_value and at not in skipped:
@@ -370,7 +364,7 @@ def _rows(
     derived: Sequence[Sequence[Any]],
     skipped: Collection[int] = (),
 ) -> Iterator[Unequal]:
-    """Yield every column in which the rows of *table* differ, but for the *skipped* ones."""
+    """Yield every column in which the rows of *table* differ, except the *skipped* ones."""
     if len(stored) != len(derived):
         yield table, f"{len(stored)} rows", f"{len(derived)} rows"
         return
@@ -399,7 +393,7 @@ def is_rounding(
         return (
             isinstance(stored, Forecast)
             and isinstance(derived, Forecast)
-            # Arrays agree as far as both reach.
+            # ``field_agrees`` compares only the common length of arrays.
             and not (isinstance(first, bytes) and len(first) != len(cast("bytes", second)))
             and all(field_agrees(name, stored, derived) for name in _FIELDS.get(column, (column,)))
         )
@@ -407,13 +401,13 @@ def is_rounding(
         return False
     if column in _MEASURES:
         return near_measure(first, second)
-    return near(first, second, SHARES * (abs(first) if column in _OF_HEADS else 1.0))
+    return near(first, second, SHARES * (abs(first) if column in _HEAD_COLUMNS else 1.0))
 
 
 def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> bool:
-    """Return whether what each member said agrees, means and volatilities by its own volatility.
+    """Return whether the members' numbers agree within a tolerance times each member's volatility.
 
-    *shape* is how many members there are, and how many numbers each has at a horizon.
+    *shape* is (members, numbers of each at a horizon).
     """
     if not isinstance(stored, bytes) or not isinstance(derived, bytes):
         return False
@@ -421,8 +415,8 @@ def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> b
     if not stored or len(stored) != len(derived) or len(stored) % (4 * members * columns):
         return False
     stored_values, derived_values = (
-        np.frombuffer(given, "<f4").astype(np.float64).reshape(*shape, -1)
-        for given in (stored, derived)
+        np.frombuffer(total_bars, "<f4").astype(np.float64).reshape(*shape, -1)
+        for total_bars in (stored, derived)
     )
     if not np.isfinite(stored_values).all():
         return stored == derived

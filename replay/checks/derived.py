@@ -1,7 +1,7 @@
-"""Runs that fresh processes derive: each is its record in memory, with what a record lacks.
+"""Runs derived in fresh processes: their records in memory, with values that no record has.
 
-A job runs there as a replay does, quiet stretches together, and sends what it came to. Two runs are
-held against each other by the rows of their records; only what is unequal is decoded to steps.
+A job runs there as a replay does, with quiet stretches as a unit, and sends its result. Two runs
+are compared by the rows of their records; only unequal rows are decoded to steps.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from tracepaper.daemon.clock import SystemClock, jump_clocks
 from tracepaper.daemon.config.loading import Config, custom_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
-from tracepaper.daemon.session.loop import (
-    KnownPredictor,
-)
+from tracepaper.daemon.session.loop import KnownPredictor
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.daemon.session.user_class import user_class
@@ -60,44 +58,44 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import QuietStretch
 
 NewestFrames = tuple[tuple[int, int, Row | None], ...]
-"""Of each higher timeframe its length, how many bars are wanted, and the newest handed on."""
+"""For each higher timeframe: its length, the number of bars wanted, the newest one passed on."""
 
 
 @dataclass(frozen=True)
 class Accesses:
-    """What a process knows of the class beside its decisions."""
+    """What the user's classes accessed in a process."""
 
     opened: tuple[ExternalInput, ...]  # and not declared
-    declared: tuple[str, ...]  # paths, but for those of [model] files
-    modules: tuple[str, ...]  # files of its own that Python imported
-    unset: tuple[str, ...]  # variables that were asked for in an empty environment
+    declared: tuple[str, ...]  # paths, without those of [model] files
+    modules: tuple[str, ...]  # files of the class that Python imported
+    unset: tuple[str, ...]  # variables that were read in an empty environment
     native: tuple[str, ...]
     compiled: tuple[str, ...]  # installed modules that must be loaded before clocks jump
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an engine without candles is made of."""
+    """The inputs from which an engine without candles is built."""
 
     config: Config
     run: Run
     jumping: bool = False  # whether this process's clocks jump
-    compiled: tuple[str, ...] = ()  # what is then imported before
-    around: perturbations.Surroundings | None = None
+    compiled: tuple[str, ...] = ()  # modules to import before they jump
+    surroundings: perturbations.Surroundings | None = None
 
     def carry_out(self, rows: Iterable[Fed]) -> DerivedLog:
-        """Take the events of *rows* through an engine as it stood before the replay's first one.
+        """Run the events of *rows* through a new engine, as at the start of the replay.
 
-        It is given the predictions, but for those of a user's own model: that is asked again.
+        It gets the recorded predictions; only a user's own model predicts again.
         """
         if self.jumping:
-            # Compiled code measures the types of dates while it is loaded, and dies of ours.
+            # Compiled code checks the size of date types as it loads, and crashes on ours.
             for name in self.compiled:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
             jump_clocks()
-        if self.around is not None:
-            self.around.enter()
+        if self.surroundings is not None:
+            self.surroundings.enter()
         forecaster = None
         if needs_forecaster(self.config):
             forecaster = load_forecaster(self.config, mode=self.run.mode or "scan")
@@ -119,26 +117,26 @@ class Setup:
         return log
 
 
-# ---------------------------------------------------------------- the record, and what it lacks
+# ---------------------------------------------------------------- the record, and more
 
 
 class DerivedLog(MemoryLog):
     """The record of a run, with signals, frames and columns, which no record has.
 
-    Columns are read at each bar, so where a strategy declares some no bars are taken together.
+    Columns are read at each bar, so a strategy that declares some has no quiet stretches.
     """
 
     def __init__(self, engine: Engine, content: bytes | None = None) -> None:
-        """Take what decides, and the record that it goes on with."""
+        """Log the steps of *engine*, after the record *content* where the run resumes."""
         super().__init__(content=content, keeps_all=True)
         self._engine = engine
-        self.signals: dict[int, Signals] = {}  # by sequence, as the next two
+        self.signals: dict[int, Signals] = {}  # by sequence, like the next two
         self.frames: dict[int, NewestFrames] = {}
         self.columns: dict[int, Any] = {}
 
     @property
     def room(self) -> int:
-        """Steps until a group is full, or none where each is looked at."""
+        """Steps until a group is full, or 0 where columns are read at each."""
         return 0 if self._engine.has_columns else super().room
 
     def append_now(self, *steps: Step) -> None:
@@ -163,7 +161,7 @@ class DerivedLog(MemoryLog):
             self._note_signals(steps, key)
 
     def _note_signals(self, sequences: range, key: str) -> None:
-        """Keep what was signalled on *key* at each of *sequences*."""
+        """Keep the signals on *key* for each of *sequences*."""
         engine = self._engine
         parts = tuple(
             None if member.is_empty and not member.failed else member.states[key].signal
@@ -171,50 +169,50 @@ class DerivedLog(MemoryLog):
         )
         self.signals.update(dict.fromkeys(sequences, (engine.states[key].signal, parts)))
 
-    def sent(self, setup: Setup, *, names: bool = False, **about: Any) -> SentRun:  # noqa: ANN401 - fields of a SentRun
-        """Return all of it for another process; with *names* also what is remembered."""
+    def message(self, setup: Setup, *, names: bool = False, **about: Any) -> RunMessage:  # noqa: ANN401 - fields of a SentRun
+        """Return the run for another process; with *names* also the strategies' memory."""
         states = self._engine.states if names else {}
         memories = {key: memory_of(state.strategy) for key, state in states.items()}
         columns = self.signals, self.frames, self.columns, memories
-        return SentRun(self.content, *columns, setup, accesses(setup.config), **about)
+        return RunMessage(self.content, *columns, setup, accesses(setup.config), **about)
 
 
-class SentRun(NamedTuple):
-    """A run as the process sends it that derived it."""
+class RunMessage(NamedTuple):
+    """A derived run, as its process sends it."""
 
     content: bytes
     signals: Mapping[int, Signals]
     frames: Mapping[int, NewestFrames]
     columns: Mapping[int, Any]
-    memories: Mapping[str, Memory]  # what is remembered of each instrument
+    memories: Mapping[str, Memory]  # of the strategy of each instrument
     setup: Setup
     accesses: Accesses
     warmup: int = 0
     is_portfolio: bool = False  # one object decides for all instruments
-    is_cut: bool = False  # the time did not suffice for all bars
+    is_cut: bool = False  # the time was too short for all bars
 
 
 class MovedStep(NamedTuple):
-    """The first step that a trial derives otherwise, or why it derives none."""
+    """The first step that differs in a trial, or why the trial failed there."""
 
-    mine: DerivedStep
+    base: DerivedStep
     other: DerivedStep | str
-    unset: Sequence[str] = ()  # variables that were asked for in an empty environment
+    unset: Sequence[str] = ()  # variables that were read in an empty environment
 
     @property
     def difference(self) -> Difference:
         """The first field that differs."""
         if isinstance(self.other, str):
-            return Difference.of(self.mine.step, "the step", "made", f"refused: {self.other}")
-        return difference_of(self.mine, self.other)
+            return Difference.of(self.base.step, "the step", "made", f"refused: {self.other}")
+        return difference_of(self.base, self.other)
 
 
 class DerivedRun:
     """A run that another process derived, read from its record."""
 
-    def __init__(self, sent: SentRun) -> None:
-        self.sent = sent
-        self._log = MemoryLog(content=sent.content)
+    def __init__(self, message: RunMessage) -> None:
+        self.message = message
+        self._log = MemoryLog(content=message.content)
         self.reader = self._log.reader
         self.run_id = self.reader.find("last")
         stored = self.reader.stored_run(self.run_id)
@@ -227,62 +225,65 @@ class DerivedRun:
         return self.reader.rows(self.run_id, until=until)
 
     def opened(self, until_ms: int | None = None) -> tuple[int, int, int]:
-        """Return how many bars opened until *until_ms*, the step of the last, and when it did."""
+        """Return the count of bars opened until *until_ms*, and the last one's step and time."""
         query = (
             "SELECT count(*), coalesce(max(sequence), -1), coalesce(max(open_time_ms), 0) "
             "FROM steps WHERE instrument IS NOT NULL AND open_time_ms <= coalesce(?, open_time_ms)"
         )
-        count, last, opened_ms = self.reader.connection.execute(query, (until_ms,)).fetchone()
-        return count, last, opened_ms
+        count, last, open_ms = self.reader.connection.execute(query, (until_ms,)).fetchone()
+        return count, last, open_ms
 
     def step(self, rows: StoredRows) -> DerivedStep:
-        """Return the step that *rows* hold, with what the record lacks."""
-        sequence, sent = rows.core[STEP.sequence], self.sent
-        signals, columns = sent.signals.get(sequence, (None, ())), sent.columns.get(sequence, ())
+        """Return the step in *rows*, with its signals and columns."""
+        sequence, message = rows.core[STEP.sequence], self.message
+        signals, columns = (
+            message.signals.get(sequence, (None, ())),
+            message.columns.get(sequence, ()),
+        )
         return DerivedStep(self._decoder.step(rows), *signals, columns)
 
     def bar_from(self, sequence: int) -> DerivedStep:
         """Return the step of the first bar from *sequence* on."""
         rows = self.reader.rows(self.run_id, after=sequence - 1)
-        return next(self.step(of) for of in rows if of.core[STEP.instrument] is not None)
+        return next(self.step(each) for each in rows if each.core[STEP.instrument] is not None)
 
     def framed(self) -> Iterator[tuple[Bar, NewestFrames]]:
-        """Yield each bar at which bars of higher timeframes were handed on, and the newest."""
-        frames = self.sent.frames
+        """Yield each bar at which bars of higher timeframes were passed on, and the newest ones."""
+        frames = self.message.frames
         for rows in self.rows() if frames else ():
             if (sequence := rows.core[STEP.sequence]) in frames:
                 bar = self._decoder.step(rows).event
-                assert isinstance(bar, Bar), "frames are handed on at bars"
+                assert isinstance(bar, Bar), "frames are passed on at bars"
                 yield bar, frames[sequence]
 
     def by_time(self, from_ms: int | None) -> list[tuple[int, str, StoredRows]]:
-        """Return when each bar opened, its instrument and its rows, in that order.
+        """Return the open time, instrument and rows of each bar, sorted by time and instrument.
 
-        From *from_ms* on only those that were decided.
+        With *from_ms*, only the decided bars from then on.
         """
         bars = [
-            (opened_ms, self.ids[place], rows)
+            (open_ms, self.ids[place], rows)
             for rows in self.rows()
             if (place := rows.core[STEP.instrument]) is not None
-            for opened_ms in (rows.core[STEP.open_time_ms],)
-            if from_ms is None or (opened_ms >= from_ms and rows.core[STEP.outcome] is not None)
+            for open_ms in (rows.core[STEP.open_time_ms],)
+            if from_ms is None or (open_ms >= from_ms and rows.core[STEP.outcome] is not None)
         ]
         return sorted(bars, key=itemgetter(0, 1))
 
     def signalled(self, rows: StoredRows) -> tuple[object, ...]:
-        """Return the values that equal signals of equal predictions share."""
-        signals = self.sent.signals.get(rows.core[STEP.sequence])
+        """Return the values that are equal where signals and predictions are equal."""
+        signals = self.message.signals.get(rows.core[STEP.sequence])
         return (signals, *[row[2:] for row in rows.sparse.get("answers", ())])
 
     def judged(self, rows: StoredRows) -> tuple[object, ...]:
-        """Return the values that equal judgements share beside :meth:`signalled`."""
+        """Return the values that are equal where judgements are, besides :meth:`signalled`."""
         at = rows.core[STEP.outcome]
         outcome = None if at is None else self._decoder.outcome(at, 0)
         return outcome, rows.core[STEP.measure_plausible], rows.core[STEP.measures]
 
 
 def first_moved(
-    mine: DerivedRun,
+    base: DerivedRun,
     other: DerivedRun,
     same: Callable[[DerivedStep, DerivedStep], bool] | None = None,
     *,
@@ -291,54 +292,54 @@ def first_moved(
 ) -> tuple[MovedStep | None, int]:
     """Return the first step that is not the *same* in two runs, and how many were compared.
 
-    Without *same* all of each step and its columns are equal to the bit, of bars alone up to
-    *until_ms* where that is given. Else bars are aligned by time, which may be moved, and by
-    instrument.
+    Without *same*, steps and columns must be equal in every bit; with *until_ms* only those of bars
+    until then. With *same*, bars are aligned by instrument and by the order of their times, which
+    may be shifted.
     """
     if same is None:
-        return _first_unequal(mine, other, until_ms)
-    due = (bar for bar in mine.by_time(from_ms) if bar[1] in other.ids)
+        return _first_unequal(base, other, until_ms)
+    due = (bar for bar in base.by_time(from_ms) if bar[1] in other.ids)
     compared = 0
-    for compared, ((*_, first), (*_, second)) in enumerate(zip(due, other.by_time(from_ms)), 1):  # noqa: B905 - as far as both reach
+    for compared, ((*_, first), (*_, second)) in enumerate(zip(due, other.by_time(from_ms)), 1):  # noqa: B905 - both, as far as they reach
         is_shared = first.core[STEP.shadows] is None and second.core[STEP.shadows] is None
         if (
             is_shared
-            and mine.signalled(first) == other.signalled(second)
-            and (same is same_signal or mine.judged(first) == other.judged(second))
+            and base.signalled(first) == other.signalled(second)
+            and (same is same_signal or base.judged(first) == other.judged(second))
         ):
             continue
-        steps = mine.step(first), other.step(second)
+        steps = base.step(first), other.step(second)
         if not same(*steps):
             return MovedStep(*steps), compared
     return None, compared
 
 
 def _first_unequal(
-    mine: DerivedRun, other: DerivedRun, until_ms: int | None
+    base: DerivedRun, other: DerivedRun, until_ms: int | None
 ) -> tuple[MovedStep | None, int]:
-    compared, until, _ = mine.opened(until_ms)
+    compared, until, _ = base.opened(until_ms)
     if until_ms is None:
-        compared = until = min(mine.steps, other.steps)
-    ours, theirs = mine.sent.columns, other.sent.columns
-    unequal = {at for at in ours if repr(ours[at]) != repr(theirs.get(at))}
-    if mine.head == other.head and not unequal:
+        compared = until = min(base.steps, other.steps)
+    columns, others = base.message.columns, other.message.columns
+    unequal = {at for at in columns if repr(columns[at]) != repr(others.get(at))}
+    if base.head == other.head and not unequal:
         return None, compared
-    for first, second in zip(mine.rows(until), other.rows(until), strict=False):
-        # Of another future, events between bars may name another file.
+    for first, second in zip(base.rows(until), other.rows(until), strict=False):
+        # With another future, events between bars may name another file.
         is_compared = until_ms is None or first.core[STEP.instrument] is not None
         if is_compared and (first != second or first.core[STEP.sequence] in unequal):
-            return MovedStep(mine.step(first), other.step(second)), compared
+            return MovedStep(base.step(first), other.step(second)), compared
     return None, compared
 
 
 # ---------------------------------------------------------------- jobs
 
 LEAST_STEPS: Final = 500
-"""So many are derived however short the time is."""
+"""Steps that are derived however short the time is."""
 
 
 def send_candles(connection: Connection, *given: Any, **named: Any) -> None:  # noqa: ANN401 - of derive_candles
-    """Send the run that ``derive_candles`` makes of *given* and *named*."""
+    """Send the run that ``derive_candles`` returns for the same arguments."""
     connection.send(derive_candles(*given, **named))
 
 
@@ -349,10 +350,10 @@ def derive_candles(
     within_s: float,
     *,
     until_ms: int | None = None,
-) -> SentRun:
-    """Derive a replay of *data*, or what is done of it *within_s*, a few steps in any case.
+) -> RunMessage:
+    """Derive a replay of *data*, or the part done *within_s*, which is at least ``LEAST_STEPS``.
 
-    It ends before *until_ms*, and names what is remembered then.
+    With *until_ms* it ends before that time, and includes the strategies' memory then.
     """
     external_inputs.listen(custom_classes(config))
     now_s = SystemClock().network_s
@@ -361,18 +362,18 @@ def derive_candles(
         config, _without_later_frames(data), started_at_ms=0, mode=mode, until_ms=until_ms
     )
     engine = replay.engine
-    # Its run is named alike in every process.
+    # The run has the same id in every process.
     setup = Setup(replay.config, msgspec.structs.replace(replay.run, run_id="0"))
     log, predictions = DerivedLog(engine), predictor_over(replay)
     log.begin(setup.run, engine.gate_sets)
     tally = Tally(stopped=lambda: log.next_sequence >= LEAST_STEPS and now_s() > until_s)
     _run(predictions.events(replay), predictions.predictor, engine, log, tally)
-    # Bars of higher timeframes that come from files need none of the instrument's own.
+    # Bars of higher timeframes from files need none of the instrument's own bars.
     warmups = [
         decision_bars(engine.states[key].strategy) if data.frames else market.reach
         for key, market in engine.markets.items()
     ]
-    return log.sent(
+    return log.message(
         setup,
         names=until_ms is not None,
         warmup=max(warmups),
@@ -388,7 +389,7 @@ def send_resumed(
     content: bytes,
     until_ms: int | None = None,
 ) -> None:
-    """Send the run that goes on with the record *content*, as ``replay --resume`` makes it."""
+    """Send the run that resumes the record *content*, as ``replay --resume`` does."""
     external_inputs.listen(custom_classes(config))
     with MemoryLog(content=content) as audit:
         resumed = resumed_replay(
@@ -397,7 +398,7 @@ def send_resumed(
     log = DerivedLog(resumed.engine, content)
     point = log.resume(resumed.run_id)
     _run(resumed.events, resumed.predictor, resumed.engine, log, Tally())
-    connection.send(log.sent(Setup(config, point.run), names=until_ms is not None))
+    connection.send(log.message(Setup(config, point.run), names=until_ms is not None))
 
 
 def send_again(
@@ -407,24 +408,24 @@ def send_again(
     only: Instrument | None = None,
     most: int | None = None,
     *,
-    has_past: bool = False,
+    runs_twice: bool = False,
 ) -> None:
-    """Send the run of *setup* over the inputs that the record *content* holds, *most* of them.
+    """Send the run of *setup* over the first *most* inputs in the record *content*.
 
-    Without a record each input is asked for, by None, once the one before was dealt with. What
-    *has_past* does the same before in this process.
+    Without a record, each input is requested by sending None, after the one before was processed.
+    With *runs_twice* the run is derived twice in this process.
     """
     external_inputs.listen(custom_classes(setup.config))
     run = setup.run if only is None else msgspec.structs.replace(setup.run, instruments=(only,))
     setup = replace(setup, run=run)
-    for _ in range(1 + has_past):
+    for _ in range(1 + runs_twice):
         fed = _stored_inputs(connection) if content is None else fed_together(content, only)
         log = setup.carry_out(chain.from_iterable(islice(fed, most)))
-    connection.send(log.sent(setup))
+    connection.send(log.message(setup))
 
 
 def _stored_inputs(connection: Connection) -> Iterator[list[Fed]]:
-    """Yield each input when it has come; none is in this process before its turn."""
+    """Request and yield each input in turn, so that no later one is in this process."""
     connection.send(None)
     while (given := connection.recv()) is not None:
         yield given
@@ -432,9 +433,9 @@ def _stored_inputs(connection: Connection) -> Iterator[list[Fed]]:
 
 
 def fed_together(content: bytes, only: Instrument | None = None) -> Iterator[list[Fed]]:
-    """Yield what the engine of a record was given, a close with its bars.
+    """Yield the inputs of a record's engine, each close with its bars.
 
-    That is what an engine of *only* one instrument is given of it, bars by themselves.
+    With *only*, yield the inputs of that instrument's engine, bar by bar.
     """
     reader = MemoryLog(content=content).reader
     rows = reader.events(reader.find("last"))
@@ -453,7 +454,7 @@ def _run(
     log: DerivedLog,
     tally: Tally,
 ) -> None:
-    """Take *events* through *engine*; a class may look for what comes among all objects."""
+    """Run *events* through *engine*, unfrozen: a class may search all objects for later bars."""
 
     def unhidden() -> Iterator[Event]:
         gc.unfreeze()
@@ -463,9 +464,9 @@ def _run(
 
 
 def _without_later_frames(data: MarketData) -> MarketData:
-    """Return *data* with the candles of frames alone that begin before its bars, to warm it.
+    """Return *data* with only the frame candles that open before its bars, for the warm-up.
 
-    Later ones say what the bars add up to, and would tell a bar of the future.
+    Later ones aggregate bars, and would reveal a future bar.
     """
     first_ms = {part.symbol: int(part.open_time_ms[0]) for part in data.candles}
     before = [
@@ -477,7 +478,7 @@ def _without_later_frames(data: MarketData) -> MarketData:
 
 
 def accesses(config: Config) -> Accesses:
-    """Return the accesses of the user's classes of *config* since this process listens."""
+    """Return the accesses of the user's classes in *config* since ``listen`` was called."""
     declared: list[Path] = []
     codes: list[Code] = []
     named = [strategy.name for strategy in config.strategies.named.values()] or [

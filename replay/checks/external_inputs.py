@@ -1,7 +1,7 @@
-"""Hears what a user's class opens beside its arguments: files, addresses and programs.
+"""Records what a user's class opens besides its arguments: files, addresses and programs.
 
-A hook in the process of a check sees the audit event that Python raises for each. Native code, such
-as that of polars, raises none.
+An audit hook in the process of a check sees the event that Python raises for each. Native code,
+such as that of polars, raises none.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from msgspec import Struct
 from tracepaper.daemon.session.user_code import INSTALLED, PACKAGE_FOLDERS, SUFFIXES
 
 NAMES_KEPT: Final = 200
-"""Names kept; by then a class that opens a new file at every bar is known as such."""
+"""Most names kept, in case a class opens a new file at every bar."""
 
 NATIVE_READERS: Final = (
     "polars", "pyarrow", "duckdb", "h5py", "tables", "netCDF4", "lmdb", "lxml", "cv2", "torch",
     "pyogrio", "rasterio", "connectorx", "fastparquet", "psycopg", "psycopg2", "MySQLdb", "pycurl",
     "curl_cffi", "grpc", "zmq", "numba", "cffi", "_gdbm", "_dbm",
 )  # fmt: skip
-"""Packages whose compiled code opens files or addresses by itself, unseen by the hook."""
+"""Packages whose compiled code opens files or addresses without an audit event."""
 
 _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
 _MACHINE: Final = ("/proc/", "/sys/")
 _CODE: Final = frozenset(SUFFIXES)
-_OURS: Final = "tracepaper"
+_PACKAGE: Final = "tracepaper"
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
-_METADATA: Final = frozenset(
+_METADATA_FILES: Final = frozenset(
     str(path) for path in Path(importlib.metadata.__file__).parent.glob("*.py")
 )
-_LINES: Final = frozenset({linecache.__file__, tokenize.__file__})
-_SHOWN_BY: Final = frozenset(
+_LINE_READERS: Final = frozenset({linecache.__file__, tokenize.__file__})
+_LINE_PRINTERS: Final = frozenset(
     {sys.modules.get("_py_warnings", warnings).__file__, traceback.__file__}
 )
-"""Modules that read a line of a source, and those that show it with a warning or an error."""
+"""Modules that read source lines, and those that print them with a warning or an error."""
 _COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 
 
@@ -65,7 +65,7 @@ class ExternalInput(Struct, frozen=True):
 
 
 class _Local(threading.local):
-    """Whether this thread is in the hook, whose own look-ups are no news."""
+    """Whether this thread is in the hook, whose own accesses are ignored."""
 
     busy = False
 
@@ -73,7 +73,7 @@ class _Local(threading.local):
 _local: Final = _Local()
 _opened: Final[dict[ExternalInput, None]] = {}
 _sources: Final[dict[ExternalInput, None]] = {}
-"""What Python's import system opened; a file that is read as data is in ``_opened``."""
+"""Files that Python's import opened; a file read as data is in ``_opened``."""
 _written: Final[set[ExternalInput]] = set()
 _attaching: Final[set[str]] = set()
 _modules: Final[set[str]] = set()
@@ -82,22 +82,22 @@ _packages: Final[set[str]] = set()
 
 
 def listen(owners: Collection[str]) -> None:
-    """Hear from now on, in this process, what the classes *owners* (``module:Class``) open."""
+    """Record from now on what the classes *owners* (``module:Class``) open in this process."""
     is_first = not _modules
     for owner in owners:
         module = owner.partition(":")[0]
         _modules.add(module)
-        _packages.update({module.partition(".")[0]} - {_OURS})
-    if is_first and _modules:  # Python cannot take a hook away again
+        _packages.update({module.partition(".")[0]} - {_PACKAGE})
+    if is_first and _modules:  # Python cannot remove a hook
         sys.addaudithook(_on_audit_event)
 
 
 def opened(folders: Collection[Path], declared: Collection[Path]) -> Sequence[ExternalInput]:
-    """Return the opened files, in order; *folders* hold the classes' own sources.
+    """Return the opened inputs in order, without the classes' sources in *folders*.
 
-    A *declared* file is none of it, unless the class writes it.
+    A *declared* file is left out unless the class writes it.
     """
-    # Copied at once: another thread of the class may add to it meanwhile.
+    # Copy each atomically: another thread of the class may add to it.
     modules, exempt = set(custom_modules(folders)), {str(path) for path in declared}
     elsewhere = [item for item in tuple(_sources) if item.name not in modules]
     read = [item for item in tuple(_opened) if item.name not in exempt or item in _written]
@@ -112,12 +112,12 @@ def custom_modules(folders: Collection[Path]) -> Sequence[str]:
 
 
 def native_readers() -> list[str]:
-    """Return the names of loaded packages that can read without an audit event, SQLite if used."""
+    """Return the loaded packages that can read without an audit event, and SQLite where used."""
     return [name for name in NATIVE_READERS if name in sys.modules] + sorted(_attaching)
 
 
 def compiled_modules() -> list[str]:
-    """Return the installed modules of compiled code that are loaded, in the order of loading."""
+    """Return the loaded, installed modules of compiled code, in the order of loading."""
     folders = _installed(len(sys.path))
     files = [(name, getattr(module, "__file__", None)) for name, module in sys.modules.items()]
     return [
@@ -130,40 +130,40 @@ def compiled_modules() -> list[str]:
 # ---------------------------------------------------------------- the hook
 
 
-def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
+def _on_audit_event(event: str, args: tuple[Any, ...]) -> None:
     read = _EVENTS.get(event)
     if read is None or _local.busy:
         return
     _local.busy = True
     try:
-        frame = sys._getframe(1)  # noqa: SLF001 - who asked for it
+        frame = sys._getframe(1)  # noqa: SLF001 - the frame that raised it
         is_module = event == "open" and _is_module_import(frame)
         if not is_module and not _is_for_user(frame):
             return
-        item = read((_source(arguments[0]),) if is_module else arguments)
+        item = read((_source(args[0]),) if is_module else args)
         if item is None or _is_opened_by_package(event, item, frame):
             return
         if not is_module or not item.name.startswith(PACKAGE_FOLDERS):
             inputs = _sources if is_module else _opened
             if len(inputs) < NAMES_KEPT:
                 inputs[item] = None
-        if event == "open" and arguments[2] & _WRITING:
+        if event == "open" and args[2] & _WRITING:
             _written.add(item)
     finally:
         _local.busy = False
 
 
 def _is_for_user(frame: FrameType) -> bool:
-    """Return whether a user's code is on the stack, or this is a thread that the code started.
+    """Return whether a user's code is on the stack, or started this thread.
 
-    Only a class starts threads in the process of a check.
+    Only a user's class starts threads in the process of a check.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return True
     exempt = ("<", *PACKAGE_FOLDERS, *_installed(len(sys.path)))
     for each in _outwards(frame):
         module = str(each.f_globals.get("__name__"))
-        # An installed class lies among packages, and one of our examples among ours.
+        # A user's class may be an installed package, or one of tracepaper's examples.
         if module in _modules or module.partition(".")[0] in _packages:
             return True
         if not each.f_code.co_filename.startswith(exempt):
@@ -178,7 +178,7 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _is_opened_by_package(event: str, item: ExternalInput, frame: FrameType) -> bool:
-    """Return whether *item* is installed, or Python's import or a package opens it for itself."""
+    """Return whether *item* is installed, or Python's import or a package opened it."""
     folders = _installed(len(sys.path))
     if item.what == "file" and (
         item.name in _HARMLESS or f"{item.name}{os.sep}".startswith(folders)
@@ -187,13 +187,13 @@ def _is_opened_by_package(event: str, item: ExternalInput, frame: FrameType) -> 
     if event == "ctypes.dlopen":
         while frame.f_back is not None and "/ctypes/" in frame.f_code.co_filename:
             frame = frame.f_back
-        # While ctypes is imported it opens the process's own libraries.
+        # The import of ctypes opens the libraries of the process.
         return frame.f_code.co_filename.startswith(("<frozen importlib", *folders))
     if (
-        # A package's version is looked up, which lists every folder and archive of ``sys.path``.
-        _caller(frame, zipfile.__file__) in _METADATA
+        # A version look-up lists every folder and archive of ``sys.path``.
+        _caller(frame, zipfile.__file__) in _METADATA_FILES
         # A warning or a traceback reads the line of source that it prints.
-        or _caller(frame, *_LINES) in _SHOWN_BY
+        or _caller(frame, *_LINE_READERS) in _LINE_PRINTERS
         # A package examines the machine while it is imported: psutil reads ``/proc/stat``, and
         # scikit-learn imports joblib, which imports psutil.
         or (
@@ -204,12 +204,12 @@ def _is_opened_by_package(event: str, item: ExternalInput, frame: FrameType) -> 
         return True
     if not frame.f_code.co_filename.startswith("<frozen importlib"):
         return False
-    # Python's import lists folders, and writes compiled code by way of a numbered file.
+    # Python's import lists folders, and writes compiled code to a numbered temporary file.
     return event != "open" or ".pyc." in Path(item.name).name
 
 
 def _is_module_import(frame: FrameType) -> bool:
-    """Return whether Python loads a module; a loader's ``get_data`` alone reads any file."""
+    """Return whether Python loads a module; ``get_data`` of a loader alone reads any file."""
     loading = [
         each.f_code.co_name
         for each in islice(_outwards(frame), 2)
@@ -219,7 +219,7 @@ def _is_module_import(frame: FrameType) -> bool:
 
 
 def _source(path: str) -> str:
-    """Return the source of the module at *path*, where that is compiled, wherever it is kept."""
+    """Return the source path of the module at *path*, also where that is cached bytecode."""
     try:
         return importlib.util.source_from_cache(path)
     except ValueError:
@@ -227,7 +227,7 @@ def _source(path: str) -> str:
 
 
 def _caller(frame: FrameType | None, *through: str) -> str:
-    """Return the file of the first frame outwards that begins with none of *through*."""
+    """Return the file of the first frame outwards whose path begins with none of *through*."""
     while frame is not None and frame.f_code.co_filename.startswith(through):
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_filename
@@ -249,8 +249,8 @@ def _file(path: object) -> ExternalInput | None:
     return ExternalInput("file", os.path.realpath(text))
 
 
-def _database(arguments: tuple[Any, ...]) -> ExternalInput | None:
-    text = os.fsdecode(arguments[0])
+def _database(args: tuple[Any, ...]) -> ExternalInput | None:
+    text = os.fsdecode(args[0])
     if text in ("", ":memory:"):
         _attaching.add("sqlite3")  # its ATTACH raises no event
         return None
@@ -288,31 +288,31 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], ExternalInput | None]]] 
             "open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.link", "os.symlink",
             "os.truncate", "os.mkdir", "os.rmdir", "os.getxattr", "os.listxattr",
         ),
-        lambda given: _file(given[0]),
+        lambda args: _file(args[0]),
     ),
     "builtins.input": lambda _: ExternalInput("file", "standard input"),
     "sqlite3.connect": _database,
-    "mmap.__new__": lambda given: None if given[0] < 0 else _file(given[0]),
-    "sqlite3.load_extension": lambda given: _file(given[1]),
-    "ctypes.dlopen": lambda given: (
+    "mmap.__new__": lambda args: None if args[0] < 0 else _file(args[0]),
+    "sqlite3.load_extension": lambda args: _file(args[1]),
+    "ctypes.dlopen": lambda args: (
         _program("ctypes.CDLL(None)")
-        if given[0] is None
-        else ExternalInput("file", _text(given[0]))
+        if args[0] is None
+        else ExternalInput("file", _text(args[0]))
     ),
     **dict.fromkeys(
         ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"),
-        lambda given: _address(given[1]),
+        lambda args: _address(args[1]),
     ),
-    "socket.getaddrinfo": lambda given: _address(given[:2]),
+    "socket.getaddrinfo": lambda args: _address(args[:2]),
     **dict.fromkeys(
         ("socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"),
-        lambda given: _address(given[0]),
+        lambda args: _address(args[0]),
     ),
-    "subprocess.Popen": lambda given: _program(given[0], given[1]),
+    "subprocess.Popen": lambda args: _program(args[0], args[1]),
     **dict.fromkeys(
-        ("os.system", "os.exec", "os.posix_spawn", "pty.spawn"), lambda given: _program(given[0])
+        ("os.system", "os.exec", "os.posix_spawn", "pty.spawn"), lambda args: _program(args[0])
     ),
-    "os.spawn": lambda given: _program(given[1]),
+    "os.spawn": lambda args: _program(args[1]),
     **dict.fromkeys(("os.fork", "os.forkpty"), lambda _: _program()),
 }  # fmt: skip
 
@@ -324,12 +324,12 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], ExternalInput | None]]] 
 def _installed(_entries: int) -> tuple[str, ...]:
     """Return the folders of the standard library, of installed packages and of time zones.
 
-    They are looked for again where ``sys.path`` has another length.
+    The argument is the length of ``sys.path``: the cache is renewed when it changes.
     """
     paths = sysconfig.get_paths()
-    given = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    given += [path for path in sys.path if Path(path).name in INSTALLED]
-    given += [*site.getsitepackages(), site.getusersitepackages(), *zoneinfo.TZPATH]
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders += [path for path in sys.path if Path(path).name in INSTALLED]
+    folders += [*site.getsitepackages(), site.getusersitepackages(), *zoneinfo.TZPATH]
     return tuple(
-        {end for path in given for end in (path + os.sep, os.path.realpath(path) + os.sep)}
+        {end for path in folders for end in (path + os.sep, os.path.realpath(path) + os.sep)}
     )

@@ -1,8 +1,8 @@
-"""What identifies a decision wherever the same inputs were judged the same way; pure.
+"""The identity of a decision: equal wherever the same inputs were judged the same way; pure.
 
 Prices and quantities are exact decimal texts, whatever the scale of their instrument, and a float
-that is not finite is null. Left out is what only time or the account explains: the gates of timing
-and risk, hence which gate refused; ids, sequence, reason, regime, source and the times seen.
+that is not finite is null. It leaves out what depends on time or the account: the gates of timing
+and risk and hence which gate refused; ids, sequence, reason, regime, source and times of receipt.
 
 The rules are docs/identity.md, I2 and I3.
 """
@@ -26,11 +26,11 @@ from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import unscaled
 
 _Measures = tuple[tuple[str, float, float | None], ...]
-"""Of each gate that counts its name, its threshold and what it measured."""
+"""For each gate that counts: its name, its threshold and its measure."""
 
 
 class GateOutcome(NamedTuple):
-    """What gates and strategy made of a bar."""
+    """The outcome of gates and strategy at a bar."""
 
     action: str
     target: str | None  # null where orders are listed
@@ -39,12 +39,12 @@ class GateOutcome(NamedTuple):
 
 
 class DecisionIdentity(NamedTuple):
-    """All that two equal decisions on an instrument have in common."""
+    """All values that equal decisions on an instrument share."""
 
     bar: tuple[str, ...]  # open time and OHLCV
     forecast: object
     verdict: GateOutcome
-    orders: tuple[object, ...]  # that a decision by list gave birth to
+    orders: tuple[object, ...]  # the orders that a decision by list created
     strategies: tuple[tuple[str, GateOutcome], ...]  # where several share the account
 
 
@@ -65,17 +65,17 @@ def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
         ),
         _forecast(step.prediction),
         _verdict(outcome, target, measures, quantity),
-        () if target is not None else _born(step, instrument),
+        () if target is not None else _created_orders(step, instrument),
         tuple(
             [
-                # A measure that a strategy does not hold is the account's.
+                # A measure that a strategy lacks is the account's.
                 (
-                    of.strategy,
+                    each.strategy,
                     _verdict(
-                        of.outcome, of.target_quantity, measures | dict(of.measures), quantity
+                        each.outcome, each.target_quantity, measures | dict(each.measures), quantity
                     ),
                 )
-                for of in step.strategies
+                for each in step.strategies
             ]
         ),
     )
@@ -98,7 +98,7 @@ def _verdict(
 
 
 def counts(gate: str) -> bool:
-    """Return whether a gate belongs to a decision's identity: neither of timing nor of risk."""
+    """Return whether a gate is part of a decision's identity: it is neither of timing nor risk."""
     return not GATES[gate].is_timing and GATES[gate].kind is not GateKind.RISK
 
 
@@ -127,9 +127,9 @@ def _forecast(prediction: Prediction) -> object:
             return (prediction.horizons, *(all_finite(column) for column in columns), explained)
 
 
-def _born(step: Step, instrument: Instrument) -> tuple[object, ...]:
-    """Return the terms of the orders that *step* gave birth to: no id, and no reason."""
-    born = f"{step.sequence}-"
+def _created_orders(step: Step, instrument: Instrument) -> tuple[object, ...]:
+    """Return the terms of the orders that *step* created, without id and reason."""
+    prefix = f"{step.sequence}-"
     return tuple(
         [
             (
@@ -143,6 +143,6 @@ def _born(step: Step, instrument: Instrument) -> tuple[object, ...]:
                 order.owner,
             )
             for order in step.orders
-            if order.order_id.startswith(born)
+            if order.order_id.startswith(prefix)
         ]
     )  # fmt: skip

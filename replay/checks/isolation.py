@@ -1,7 +1,7 @@
 """Fresh processes in which ``lookahead`` and ``verify`` derive steps.
 
-Nothing of an earlier run, and no later bar, is in their memory: one server is started by ``exec``,
-so that it holds nothing of ours, and forks a child for each job.
+Their memory holds nothing of an earlier run and no later bar: a server is started by ``exec``, so
+it shares no memory with this process, and forks a child for each job.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Overdue(Exception):
 class FreshProcesses:
     """The server; ``with fresh.child(job, …) as child`` runs *job* in a new process of its own.
 
-    *preload* are modules to import before any child is forked: slow ones that a job needs.
-    Answers are waited for without end, unless :meth:`limit_waits` says how long. Its children
-    share the hashes of texts, which Python draws unless *hash_seed* says them.
+    *preload* are slow modules that jobs need, imported before any child is forked. A wait for an
+    answer has no limit unless :meth:`limit_waits` sets one. All children hash texts alike: by
+    *hash_seed*, or by a random seed.
     """
 
     def __init__(self, *preload: str, hash_seed: int | None = None) -> None:
@@ -55,19 +55,19 @@ class FreshProcesses:
         self._requests, theirs = socket.socketpair()
         seeded = {} if self._hash_seed is None else {"PYTHONHASHSEED": str(self._hash_seed)}
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
+            self._process = subprocess.Popen(  # noqa: S603 - fixed command
                 [sys.executable, "-c", _SERVE.format(theirs.fileno(), self._preload)],
                 pass_fds=[theirs.fileno()],
                 cwd=self._folder,
                 env={**self._environment, **seeded},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                process_group=0,  # so that children that hang end with it
+                process_group=0,  # so that hanging children end with it
             )
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """End the server and its children, also one that hangs."""
+        """End the server and its children, including hanging ones."""
         for other in self._others.values():
             other.__exit__()
         self._requests.close()
@@ -76,7 +76,7 @@ class FreshProcesses:
         self._process.wait()
 
     def limit_waits(self, patience_s: Callable[[], float]) -> None:
-        """Wait for an answer of a later child as many seconds as *patience_s* then returns."""
+        """Limit waits for later children to the seconds that *patience_s* returns at each."""
         self._patience_s = patience_s
 
     def under(self, hash_seed: int) -> FreshProcesses:
@@ -100,7 +100,7 @@ class FreshProcesses:
 
 
 class Child:
-    """Our end: what a child sends, its errors raised here."""
+    """The parent's end of a connection to a child; raises the child's errors."""
 
     def __init__(
         self, connection: Connection, patience_s: Callable[[], float] | None = None
@@ -109,7 +109,7 @@ class Child:
         self._patience_s = patience_s
 
     def fileno(self) -> int:
-        """Return our end, so that several children can be waited for at once."""
+        """Return the descriptor, so that a caller can wait for several children at once."""
         return self._connection.fileno()
 
     def send(self, value: object) -> None:
@@ -141,16 +141,16 @@ class Child:
 
 
 def serve(descriptor: int, preload: tuple[str, ...]) -> None:
-    """Fork a child for every socket that arrives, until ours is closed: the server's body."""
+    """Fork a child for every socket that arrives, until the parent closes its end."""
     __import__("tracepaper.replay.checks.derived")
     for name in preload:
-        with contextlib.suppress(ImportError):  # a class may do without it
+        with contextlib.suppress(ImportError):  # optional
             __import__(name)
     for kept in (code_version, libraries, recorded_instruments):
-        kept()  # so that no child reads it again
-    in_memory().close()  # nor makes the views of a record
+        kept()  # cached, so that no child reads it again
+    in_memory().close()  # also caches the views of a record
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with our socket
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the parent's socket
     with socket.socket(fileno=descriptor) as requests:
         while True:
             _, handed, _, _ = socket.recv_fds(requests, 1, 1)
@@ -164,10 +164,10 @@ def serve(descriptor: int, preload: tuple[str, ...]) -> None:
 
 
 def _work(connection: Connection) -> None:
-    """Do one job; an error of ours is its answer."""
+    """Do one job; send a ``TracepaperError`` as its answer."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    random.seed()  # no two children may draw alike
+    random.seed()  # no two children may draw the same numbers
     np.random.seed()  # noqa: NPY002 - what users draw from
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         path, job, given, named = connection.recv()

@@ -1,4 +1,4 @@
-"""Whether two derived steps judge the same, and the first field in which they do not."""
+"""Compares two derived steps by judgement or signal, and finds the first field that differs."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from tracepaper.strategies.types.decisions import Decision, Step, StrategyDecisi
 _RISK: Final = frozenset(gate_order(GateKind.RISK))
 
 Signals = tuple[Signal | Orders | None, tuple[Signal | Orders | None, ...]]
-"""What the strategy signalled; of several on one account each, None without equity."""
+"""The account's signal, and that of each of several strategies; None without equity."""
 
 
 @dataclass(frozen=True)
 class DerivedStep:
-    """A step, and what the strategy signalled at it."""
+    """A step with the strategy's signal and columns."""
 
     step: Step
     signal: Signal | Orders | None
     parts: tuple[Signal | Orders | None, ...] = ()
-    """What each of several strategies on one account signalled; None without equity."""
+    """The signal of each of several strategies on one account; None without equity."""
     columns: tuple[tuple[str, Any], ...] = ()
     """The newest value of each declared column."""
 
     @property
     def by_strategy(self) -> tuple[DerivedStep, ...]:
-        """The step as each of several strategies that are asked decided it, or itself.
+        """The step as decided by each of several strategies, or the step itself.
 
-        What they want together changes with what they hold, and is no strategy's signal.
+        Their combined target depends on what they hold, so it is no strategy's signal.
         """
         decisions = self.step.strategies
         if not decisions:
@@ -52,7 +52,7 @@ class DerivedStep:
 
 
 def _decision_of(decision: StrategyDecision, step: Step) -> Decision:
-    """Return the decision of a strategy, with the measures that it shares with the account's."""
+    """Return a strategy's decision, with the measures that it shares with the account."""
     account_decision, gates = step.decision, decision.outcome.gate_set.gates
     assert account_decision is not None
     measures = dict(
@@ -66,33 +66,33 @@ def _decision_of(decision: StrategyDecision, step: Step) -> Decision:
 def of_each_strategy(
     same: Callable[[DerivedStep, DerivedStep], bool],
 ) -> Callable[[DerivedStep, DerivedStep], bool]:
-    """Return *same* as it holds for each of several strategies that both steps asked."""
+    """Return *same* applied to each strategy where both steps have several."""
 
     @wraps(same)
-    def every(mine: DerivedStep, theirs: DerivedStep) -> bool:
-        if not mine.step.strategies or not theirs.step.strategies:
-            return same(mine, theirs)
-        pairs = zip(mine.by_strategy, theirs.by_strategy, strict=True)
+    def every(base: DerivedStep, other: DerivedStep) -> bool:
+        if not base.step.strategies or not other.step.strategies:
+            return same(base, other)
+        pairs = zip(base.by_strategy, other.by_strategy, strict=True)
         return all(a.signal is None or b.signal is None or same(a, b) for a, b in pairs)
 
     return every
 
 
 @of_each_strategy
-def same_judgement(mine: DerivedStep, other: DerivedStep) -> bool:
+def same_judgement(base: DerivedStep, other: DerivedStep) -> bool:
     """Return whether two steps forecast, measure and signal the same, whatever was held before.
 
-    What stands, what a limit of the account refuses and what a horizon closes are the account's;
-    the signal before all that is the strategy's alone, and HOLD is a signal like the others.
+    Positions, refusals by account limits and closes at a horizon belong to the account; the signal
+    before them is the strategy's alone, and HOLD is a signal like the others.
     """
-    a, b = mine.step.decision, other.step.decision
+    a, b = base.step.decision, other.step.decision
     if a is None or b is None:
         return a is b
-    if not same_signal(mine, other) or not _notes_agree(mine, other):
+    if not same_signal(base, other) or not _notes_agree(base, other):
         return False
     gates = a.gate_set.gates
     kept = [place for place, gate in enumerate(gates) if gate not in _RISK]
-    # The limits of the account measure what was held before.
+    # The measures of account limits depend on what was held before.
     if gates != b.gate_set.gates or not all(
         near_measure(a.measures[at], b.measures[at]) for at in kept
     ):
@@ -103,23 +103,23 @@ def same_judgement(mine: DerivedStep, other: DerivedStep) -> bool:
 
 
 @of_each_strategy
-def same_signal(mine: DerivedStep, other: DerivedStep) -> bool:
-    """Return whether the strategy signalled the same of forecasts that agree."""
-    a, b = mine.signal, other.signal
+def same_signal(base: DerivedStep, other: DerivedStep) -> bool:
+    """Return whether forecasts agree and the strategy's signals are the same."""
+    a, b = base.signal, other.signal
     if a is None or b is None:
         return a is b
     if isinstance(a, Orders) or isinstance(b, Orders):
-        return a == b and predictions_agree(mine.step.prediction, other.step.prediction)
+        return a == b and predictions_agree(base.step.prediction, other.step.prediction)
     same = a.action is b.action and abs(a.strength - b.strength) <= SHARES
-    return same and predictions_agree(mine.step.prediction, other.step.prediction)
+    return same and predictions_agree(base.step.prediction, other.step.prediction)
 
 
-def _notes_agree(mine: DerivedStep, other: DerivedStep) -> bool:
-    """Return whether the strategy noted the same: exactly, or of forecasts within 1e-4."""
-    a, b = mine.step.decision, other.step.decision
+def _notes_agree(base: DerivedStep, other: DerivedStep) -> bool:
+    """Return whether the notes are equal, or with a forecast equal within 1e-4."""
+    a, b = base.step.decision, other.step.decision
     assert a is not None
     assert b is not None
-    if a.note == b.note or a.note is None or b.note is None or mine.step.prediction is None:
+    if a.note == b.note or a.note is None or b.note is None or base.step.prediction is None:
         return a.note == b.note
     return list(a.note) == list(b.note) and all(
         near_measure(first, second)
@@ -130,7 +130,7 @@ def _notes_agree(mine: DerivedStep, other: DerivedStep) -> bool:
 
 
 def _at_threshold(a: Decision, b: Decision) -> bool:
-    """Return whether a gate that only one of the two passes stands within 1e-4 of its threshold."""
+    """Return whether each gate that only one decision passes is within 1e-4 of its threshold."""
     for place, threshold in enumerate(a.gate_set.thresholds):
         bit = 1 << place
         if (a.passed ^ b.passed) & bit:
@@ -140,23 +140,23 @@ def _at_threshold(a: Decision, b: Decision) -> bool:
     return True
 
 
-def _shown(signal: Signal | Orders) -> str:
+def _signal_text(signal: Signal | Orders) -> str:
     if isinstance(signal, Signal):
         return signal.action.value
     return f"{len(signal.requests)} requests, {short_text(signal.requests)}"
 
 
-def difference_of(mine: DerivedStep, other: DerivedStep) -> Difference:
+def difference_of(base: DerivedStep, other: DerivedStep) -> Difference:
     """Return the first field in which two steps differ: columns, then the signal, then others."""
-    for (name, first), (_, second) in zip(mine.columns, other.columns, strict=False):
+    for (name, first), (_, second) in zip(base.columns, other.columns, strict=False):
         if repr(first) != repr(second):
-            return Difference.of(mine.step, f"column {name!r}", str(first), str(second))
-    every = zip(mine.by_strategy, other.by_strategy, strict=True)
-    mine, other = next((pair for pair in every if not same_judgement(*pair)), (mine, other))
-    step, a, b = mine.step, mine.signal, other.signal
+            return Difference.of(base.step, f"column {name!r}", str(first), str(second))
+    every = zip(base.by_strategy, other.by_strategy, strict=True)
+    base, other = next((pair for pair in every if not same_judgement(*pair)), (base, other))
+    step, a, b = base.step, base.signal, other.signal
     if a is not None and b is not None:
         if isinstance(a, Orders) or isinstance(b, Orders):
-            return Difference.of(step, "signal", _shown(a), _shown(b))
+            return Difference.of(step, "signal", _signal_text(a), _signal_text(b))
         if a.action is not b.action:
             return Difference.of(step, "signal", a.action, b.action)
         if a.strength != b.strength:

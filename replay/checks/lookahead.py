@@ -1,9 +1,9 @@
-"""``lookahead`` and ``recursive``: change the future, or cut the past off, and look what moves.
+"""``lookahead`` and ``recursive``: change the future or the start, and compare the decisions.
 
-No decision may move where later bars are absent or other, where the process has seen
-nothing before, where its clocks jump or where an instrument is alone; and a user's class may open
-nothing but its declared files. What peeks is named with the bar. After its warm-up none may move
-either that started later, given its account and declared state; what it keeps beside them is named.
+No decision may differ where later bars are absent or changed, where the process is new, where its
+clocks jump or where an instrument is alone; and a user's class may open only its declared files.
+The finding names the bar. After a later start, given its account and declared state, no decision
+after the warm-up may differ either; the finding names what else the strategy keeps.
 
 The rules are docs/strategies.md, U3 and U8 to U11.
 """
@@ -25,10 +25,9 @@ from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding, Difference
 from tracepaper.replay.checks.derived import (
-    Accesses,
     DerivedRun,
     MovedStep,
-    SentRun,
+    RunMessage,
     Setup,
     fed_together,
     first_moved,
@@ -47,9 +46,9 @@ from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import iso
 
 GRACE_S: Final = 10.0
-"""An answer under way when the time is over is waited for this long, wall seconds."""
+"""Wall seconds to wait for an answer after the time is over."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
-"""What a check of a model loads once rather than in every fresh process."""
+"""The module that a check of a model loads once rather than in every fresh process."""
 
 
 def lookahead(
@@ -62,13 +61,13 @@ def lookahead(
     allow: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> CheckFinding:
-    """Look for whatever a decision over *data* depends on beside its own past bars.
+    """Find what decisions over *data* depend on besides their past bars.
 
     *allow* names files, folders, addresses or programs that the class may open. Raises
-    ``ConfigInvalid`` where the candles are too few to decide anything.
+    ``ConfigInvalid`` where the candles are too few for a decision.
     """
     if not data.frames:
-        # A cut future changes them no more.
+        # Fit them now, so that a cut future does not change them.
         config, shortened = fit_windows(config, data.span_ms)
         for sentence in shortened:
             report(f"Warning: {sentence}.")
@@ -86,24 +85,24 @@ def recursive(
     mode: str = "scan",
     report: Callable[[str], None] = lambda _: None,
 ) -> CheckFinding:
-    """Start at *probes* later bars, each time in a process that has seen nothing.
+    """Start at *probes* later bars, each time in a new process.
 
-    The run until there is recorded and goes on as ``replay --resume`` does: after *warmup* bars,
-    and given its account and declared state, nothing may differ. Of several instruments all start
-    at the time of a bar of the first.
+    The run until that bar is recorded and resumed as ``replay --resume`` does: after *warmup* bars,
+    given its account and declared state, no decision may differ. All instruments start together, at
+    the time of a bar of the first.
     """
     limits, starts = Limits(probes, math.inf), later_starts(data, probes, warmup)
     return Check(config, data, fresh, limits, mode, report, starts=starts).run()
 
 
 def later_starts(data: MarketData, probes: int, warmup: int) -> list[int]:
-    """Return when bars open, spread over *data*, before which every instrument has *warmup* bars.
+    """Return open times spread over *data* before which every instrument has *warmup* bars.
 
-    Raises ``DataInvalid`` where there is none.
+    Raises ``DataInvalid`` where there is no such time.
     """
     candles = data.candles
     for part in candles:
-        if len(part) - warmup < 2:  # one bar to start later by, one to compare
+        if len(part) - warmup < 2:  # one bar to skip, one to compare
             raise DataInvalid(
                 f"{part.path} holds {len(part)} bars and the warm-up alone takes {warmup}; "
                 "give more data."
@@ -131,7 +130,7 @@ class _TimeOver(Exception):
 
 
 class Check:
-    """One ``lookahead`` or ``recursive``: each possible leak is probed in turn."""
+    """One ``lookahead`` or ``recursive``: runs its probes in turn."""
 
     def __init__(
         self,
@@ -145,12 +144,12 @@ class Check:
         allow: Sequence[str] = (),
         starts: Sequence[int] | None = None,
     ) -> None:
-        """Check *config* over *data*: its past by later *starts*, or without them its future."""
+        """Check *config* over *data*: with later *starts* ``recursive``, else ``lookahead``."""
         name = LOOKAHEAD if starts is None else RECURSIVE
         self.config, self.allow, self._fresh = config, allow, fresh
         self.starts = starts or ()
-        self.data = self.replayed = data  # of these the candles that the time sufficed for
-        # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
+        self.data = self.replayed_data = data  # shortened to the bars that the time allows
+        # A user's model predicts bar by bar, so that its predictions repeat in every bit.
         self._mode = "step" if config.model.custom_class and name == LOOKAHEAD else mode
         self.weeks = weeks_later(config.market.interval_ms)
         self.is_custom = bool(custom_classes(config))
@@ -160,24 +159,24 @@ class Check:
         if math.isfinite(limits.seconds):
             fresh.limit_waits(lambda: max(0.0, self._left_s()) + GRACE_S)
         self.finding = CheckFinding(name, planned=limits.probes)
-        self.moved_first: MovedStep | None = None
+        self.moved_step: MovedStep | None = None
         self.opened: dict[ExternalInput, None] = {}
         self._native: set[str] = set()
 
     def run(self) -> CheckFinding:
-        """Do all of it, or as much as the time allows."""
+        """Run all probes, or as many as the time allows."""
         finding = self.finding
         try:
-            self.whole = self._replay_whole()
+            self.replay = self._replay_all()
         except Overdue:
             raise StrategyFailed(
                 f"The strategy did not get through a replay within {self.limits.seconds:g} s; "
                 "see where it waits, or give more --seconds."
             ) from None
-        self.is_portfolio = self.whole.sent.is_portfolio
-        self.instruments = self.whole.sent.setup.run.instruments
+        self.is_portfolio = self.replay.message.is_portfolio
+        self.instruments = self.replay.message.setup.run.instruments
         for probe in PROBES:
-            is_due = self.moved_first is not None if probe.explains else not finding.differences
+            is_due = self.moved_step is not None if probe.explains else not finding.differences
             if probe.check != finding.check or not is_due:
                 continue
             name = probe.name.format(weeks=self.weeks)
@@ -191,30 +190,30 @@ class Check:
             self._conclude()
         return finding
 
-    def _replay_whole(self) -> DerivedRun:
-        """Replay everything, for at most a sixth of the time; all probes are compared with it."""
+    def _replay_all(self) -> DerivedRun:
+        """Replay everything in at most a sixth of the time; probes are compared with this run."""
         finding = self.finding
         total = sum(map(len, self.data.candles))
-        whole = self.derived(self.data, within_s=self.limits.seconds / 6)
-        bars, _, opened_ms = whole.opened()
-        warmup, is_cut = whole.sent.warmup, whole.sent.is_cut
+        replay = self.derived(self.data, within_s=self.limits.seconds / 6)
+        bars, _, opened_ms = replay.opened()
+        warmup, is_cut = replay.message.warmup, replay.message.is_cut
         finding.given, finding.bars, finding.warmup = total, bars, warmup
-        if bars <= warmup * len(whole.sent.setup.run.instruments) and not is_cut:
-            # Nothing would move, for nothing would be decided.
+        if bars <= warmup * len(replay.message.setup.run.instruments) and not is_cut:
+            # Nothing could differ, since nothing would be decided.
             raise ConfigInvalid(
-                f"The strategy is warm after {warmup:,} bars, and {bars:,} are looked at; give "
+                f"The strategy is warm after {warmup:,} bars, and only {bars:,} are given; give "
                 "more."
             )
         if is_cut:
-            self.replayed = self.data.opening(0, opened_ms - 1)
+            self.replayed_data = self.data.opening(0, opened_ms - 1)
             finding.unfinished.append("a replay of all bars")
             finding.unproved.append(
-                f"the last {total - bars:,} of {total:,} bars: the time did not suffice"
+                f"the last {total - bars:,} of {total:,} bars: the time was too short"
             )
-        return whole
+        return replay
 
     def _probe(self, probe: CheckProbe) -> None:
-        """Make the trials of *probe* until one of them moves a step."""
+        """Run the trials of *probe* until a step differs."""
         for trial in probe.trials(self):
             if isinstance(trial, Difference):
                 self.finding.differences.append(trial)
@@ -226,72 +225,73 @@ class Check:
             except TracepaperError as error:
                 if probe.is_refused:
                     raise
-                self.finding.unproved.append(f"whether it depends {trial.because}: {error}")
+                self.finding.unproved.append(f"whether it depends {trial.cause}: {error}")
                 return
             if moved is None:
                 continue
             difference = moved.difference
             if not probe.is_refused:
                 at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
-                self.finding.depends.append(f"it depends {trial.because}, first at {at}")
+                self.finding.depends.append(f"it depends {trial.cause}, first at {at}")
                 return
             names = [name for name in moved.unset if name in os.environ]
-            self.finding.because = trial.because.format(f", {', '.join(names)}" if names else "")
+            self.finding.because = trial.cause.format(f", {', '.join(names)}" if names else "")
             self.finding.differences.append(difference)
-            self.moved_first = moved
+            self.moved_step = moved
             return
 
     # ------------------------------------------------------------ runs of other processes
 
     def moved(self, trial: ProbeTrial) -> MovedStep | None:
-        """Return the first step of *trial* that differs; None where all are as expected."""
-        is_whole = True
+        """Return the first step of *trial* that differs; None where none does."""
+        is_complete = True
         if isinstance(trial.subject, MarketData):
             other = self.derived(trial.subject, trial.config)
         elif trial.subject is None:
             assert trial.from_ms is not None
-            self._record = self.derived(self.data, until_ms=trial.from_ms).sent.content
+            self._record = self.derived(self.data, until_ms=trial.from_ms).message.content
             other = self.resumed()
         else:
-            given = self._again(trial, trial.subject)
-            if isinstance(given, MovedStep):
-                return given
-            other, is_whole = given
+            derived = self._again(trial, trial.subject)
+            if isinstance(derived, MovedStep):
+                return derived
+            other, is_complete = derived
         self.finding.probes += trial.until_ms is not None or trial.from_ms is not None
         moved, compared = first_moved(
-            trial.mine, other, trial.same, until_ms=trial.until_ms, from_ms=trial.from_ms
+            trial.base, other, trial.same, until_ms=trial.until_ms, from_ms=trial.from_ms
         )
         self.finding.compared += compared
-        if moved is None and not is_whole:
+        if moved is None and not is_complete:
             raise _TimeOver
-        return moved and moved._replace(unset=other.sent.accesses.unset)
+        return moved and moved._replace(unset=other.message.accesses.unset)
 
     def _again(self, trial: ProbeTrial, setup: Setup) -> tuple[DerivedRun, bool] | MovedStep:
-        """Derive the run of *setup*; return it and whether the time sufficed, or where it fails."""
-        mine, seed, at, is_over = trial.mine, trial.hash_seed, 0, False
+        """Derive the run of *setup*; return it and whether it is complete, or the failed step."""
+        base, seed, at, is_over = trial.base, trial.hash_seed, 0, False
         fresh = self._fresh if seed is None else self._fresh.under(seed)
-        content = None if trial.is_blind else mine.sent.content
-        job = fresh.child(send_again, setup, content, trial.only, has_past=trial.has_past)
+        content = None if trial.one_by_one else base.message.content
+        job = fresh.child(send_again, setup, content, trial.only, runs_twice=trial.runs_twice)
         with job as child:
             try:
-                if trial.is_blind:
+                if trial.one_by_one:
                     child.receive()
-                    for turn, rows in enumerate(fed_together(mine.sent.content)):
+                    for turn, rows in enumerate(fed_together(base.message.content)):
                         if is_over := turn % 200 == 0 and self._left_s() < 0:
                             break
-                        child.ask(rows)  # until it asks for the next
+                        child.ask(rows)  # returns when it requests the next
                         at += len(rows)
                         self.finding.without_later += sum(type(row[2]) is Bar for row in rows)
                     child.send(None)
                 return self._received(child), not is_over
             except StrategyFailed as error:
-                return MovedStep(mine.bar_from(at), str(error))
+                return MovedStep(base.bar_from(at), str(error))
 
     def _received(self, child: Child) -> DerivedRun:
-        """Return the run that *child* sends, and note what its class opened."""
-        sent: SentRun = child.receive()
-        self._note_accesses(sent.accesses)
-        return DerivedRun(sent)
+        """Return the run that *child* sends, and record its accesses."""
+        message: RunMessage = child.receive()
+        self.opened.update(dict.fromkeys(message.accesses.opened))
+        self._native.update(message.accesses.native)
+        return DerivedRun(message)
 
     def derived(
         self,
@@ -301,35 +301,36 @@ class Check:
         within_s: float | None = None,
         until_ms: int | None = None,
     ) -> DerivedRun:
-        """Return the replay of *data* by a fresh process, or what is done of it *within_s*."""
+        """Return the replay of *data* by a fresh process, or the part done *within_s*."""
         left_s = self._left_s() if within_s is None else within_s
         given = config or self.config, data, self._mode, left_s
         with self._fresh.child(send_candles, *given, until_ms=until_ms) as child:
-            whole = self._received(child)
-        if whole.sent.is_cut and within_s is None:
+            replay = self._received(child)
+        if replay.message.is_cut and within_s is None:
             raise _TimeOver
-        return whole
+        return replay
 
     def resumed(self, until_ms: int | None = None) -> DerivedRun:
-        """Return the run that goes on with the record of the last later start, until *until_ms*."""
-        given = self.config, self.data, self._record, until_ms
-        with self._fresh.child(send_resumed, *given) as child:
+        """Return the run that resumes the record of the newest later start, until *until_ms*."""
+        with self._fresh.child(
+            send_resumed, self.config, self.data, self._record, until_ms
+        ) as child:
             return self._received(child)
 
     def again(self, most: int) -> tuple[bytes, str] | None:
-        """Return the first *most* steps of another equal run, None where it fails."""
-        given = self.setup(), self.whole.sent.content, None, most
+        """Return the first *most* steps of another equal run; None where it fails."""
+        given = self.setup(), self.replay.message.content, None, most
         with self._fresh.child(send_again, *given) as child:
             try:
                 run = self._received(child)
             except (TracepaperError, Overdue):
                 return None
-        return run.head, repr(run.sent.columns)
+        return run.head, repr(run.message.columns)
 
     def setup(self, **changed: Any) -> Setup:  # noqa: ANN401 - fields of a Setup
-        """Return the engine of the whole replay, *changed*."""
-        compiled = self.whole.sent.accesses.compiled
-        return replace(self.whole.sent.setup, compiled=compiled, **changed)
+        """Return the setup of the whole replay with *changed* fields."""
+        compiled = self.replay.message.accesses.compiled
+        return replace(self.replay.message.setup, compiled=compiled, **changed)
 
     def is_allowed(self, item: ExternalInput) -> bool:
         """Return whether the class may open *item*."""
@@ -341,11 +342,7 @@ class Check:
         """Return how many seconds of the check are left."""
         return self._until_s - self._clock.network_s()
 
-    def _note_accesses(self, accesses: Accesses) -> None:
-        self.opened.update(dict.fromkeys(accesses.opened))
-        self._native.update(accesses.native)
-
-    # ------------------------------------------------------------ what comes of it
+    # ------------------------------------------------------------ conclusion
 
     def _conclude(self) -> None:
         finding = self.finding
@@ -353,7 +350,7 @@ class Check:
         for item in self.opened:
             (finding.allowed if self.is_allowed(item) else finding.opened).append(item)
         if self.is_custom:
-            signals = [signal for signal, _ in self.whole.sent.signals.values()]
+            signals = [signal for signal, _ in self.replay.message.signals.values()]
             if signals and all(
                 isinstance(signal, Signal) and signal.action is Action.HOLD for signal in signals
             ):
@@ -368,7 +365,7 @@ class Check:
                     "whether what it was allowed to open tells the future: "
                     + ", ".join(item.name for item in finding.allowed)
                 )
-            if declared := self.whole.sent.accesses.declared:
+            if declared := self.replay.message.accesses.declared:
                 finding.unproved.append(
                     f"whether its declared files tell the future: {', '.join(declared)}"
                 )
@@ -379,8 +376,8 @@ class Check:
                 )
 
     def _note_tables(self) -> None:
-        """Take a table in a source of the class for a file that it read."""
-        for module in self.whole.sent.accesses.modules:
+        """Report a large table in a source of the class like a file that it read."""
+        for module in self.replay.message.accesses.modules:
             source = Path(module)
             if source.suffix != ".py" or not source.is_file():
                 self.finding.unproved.append(f"what {module} holds: it is compiled")

@@ -1,4 +1,4 @@
-"""What a strategy object remembers, by name: two that came to the same place are compared by it."""
+"""The memory of a strategy object by name, to compare two objects at the same step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tracepaper.daemon.session.user_code import custom_folder, custom_sources
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
 
 SHOWN_LONGEST: Final = 40
-"""Characters of a value that is named with its name; of longer ones a hash is compared."""
+"""Longest value that is shown with its name; longer ones are compared by a hash."""
 _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes, Enum)
 _ABSENT: Final = "absent"
 
 Memory = Mapping[str, str]
-"""The name of everything remembered, and its value as text that is equal where values are."""
+"""Values by name, as texts that are equal where the values are equal."""
 
 
 def memory_of(strategy: Strategy) -> dict[str, str]:
-    """Return the places in which *strategy* could remember a bar, but for its declared state.
+    """Return everything in which *strategy* could keep a bar, except its declared state.
 
-    These are its attributes, those of its classes, and the variables of its modules.
+    That is its attributes, those of its classes, and the variables of its modules.
     """
     user = unguarded(strategy)
     is_declared = getattr(user, "State", None) is not None
@@ -50,8 +50,8 @@ def memory_of(strategy: Strategy) -> dict[str, str]:
     return {name: text for shown, value in named.items() for name, text in _named(shown, value)}
 
 
-def unlike(first_memory: Memory, second_memory: Memory) -> list[str]:
-    """Return the names of what differs, with both values where they are short."""
+def differing_names(first_memory: Memory, second_memory: Memory) -> list[str]:
+    """Return the names that differ, the shortest values first, with both values if short."""
     differing = [
         (name, first_memory.get(name, _ABSENT), second_memory.get(name, _ABSENT))
         for name in dict.fromkeys((*first_memory, *second_memory))
@@ -78,7 +78,7 @@ def _custom_modules(kind: type) -> Iterator[ModuleType]:
 
 
 def _variables(owner: type | ModuleType) -> Iterator[tuple[str, object]]:
-    """Yield what can change of a class or module."""
+    """Yield the variables of a class or module that can change."""
     for name, value in vars(owner).items():
         is_constant = isinstance(value, (type, ModuleType, property))
         if not name.startswith("__") and not is_constant:
@@ -86,7 +86,7 @@ def _variables(owner: type | ModuleType) -> Iterator[tuple[str, object]]:
 
 
 def _named(shown: str, value: object, depth: int = 3) -> Iterator[tuple[str, str]]:
-    """Yield the names and the texts of *value*, or of the attributes of which it is made."""
+    """Yield the name and text of *value*, or of each of its attributes."""
     if depth and (attributes := _attributes(value)):
         for name, part in attributes.items():
             yield from _named(f"{shown}.{name}", part, depth - 1)
@@ -95,7 +95,7 @@ def _named(shown: str, value: object, depth: int = 3) -> Iterator[tuple[str, str
 
 
 def _attributes(value: Any) -> dict[str, object]:  # noqa: ANN401 - any kind of value
-    """Return the attributes of an object; none of what is plain, a function or a class."""
+    """Return the attributes of an object; none of a plain value, a function or a class."""
     if isinstance(value, (*_PLAIN, type, ModuleType, FunctionType)):
         return {}
     names = [*getattr(value, "__dict__", ())]
@@ -104,35 +104,35 @@ def _attributes(value: Any) -> dict[str, object]:  # noqa: ANN401 - any kind of 
         names += (slots,) if isinstance(slots, str) else slots
     if isinstance(value, Struct):
         names += value.__struct_fields__
-    hidden = {"__wrapped__", "__dict__", "__weakref__"}
-    return {name: getattr(value, name) for name in {*names} - hidden if hasattr(value, name)}
+    internal = {"__wrapped__", "__dict__", "__weakref__"}
+    return {name: getattr(value, name) for name in {*names} - internal if hasattr(value, name)}
 
 
 def short_text(value: object) -> str:
-    """Return *value* as text: itself where that is short, else its kind and a hash."""
+    """Return *value* as text, or if that is long its type and a hash."""
     text = _canonical(value, frozenset())
     if len(text) <= SHOWN_LONGEST:
         return text
     return f"{type(value).__name__} {sha256(text.encode()).hexdigest()}"
 
 
-def _canonical(value: object, above: frozenset[int]) -> str:
-    """Return a text, equal for equal values; *above* are the ids of the values around it."""
+def _canonical(value: object, containers: frozenset[int]) -> str:
+    """Return a text, equal for equal values; *containers* are the ids of enclosing values."""
     if isinstance(value, _PLAIN):
         return repr(value)
-    if id(value) in above:
+    if id(value) in containers:
         return "…"
     kind = type(value).__name__
 
     def text_of(part: object) -> str:
-        return _canonical(part, above | {id(value)})
+        return _canonical(part, containers | {id(value)})
 
     match value:
         case np.ndarray():
             text = f"{kind} {value.dtype} {value.shape} {value.tolist()}"
         case list() | tuple() | deque():
             text = f"{kind}({', '.join(map(text_of, value))})"
-        case set() | frozenset():  # those that are equal may be in another order
+        case set() | frozenset():  # equal sets may have different orders
             text = f"{kind}({', '.join(sorted(map(text_of, value)))})"
         case Mapping():
             text = ", ".join(f"{text_of(key)}: {text_of(item)}" for key, item in value.items())

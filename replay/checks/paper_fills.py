@@ -1,7 +1,7 @@
 """Paper's fills of given orders: at a candle's open, or at a recorded order book.
 
 An order's cost is side × (its price - paper's) ÷ the reference price, in basis points. Paper's
-price is what the daemon's own executor gives at the same time.
+price is that of the daemon's executor at the same time.
 
 The rules are docs/money.md, M40 and M41.
 """
@@ -44,12 +44,12 @@ class TakenOrder(NamedTuple):
 
     @property
     def sent_ms(self) -> int:
-        """When it was created, or where that is not known first filled."""
+        """The time of its creation, or of its first fill where that is unknown."""
         return self.time_ms if self.created_ms is None else self.created_ms
 
 
 def by_order(executions: Iterable[Execution]) -> list[list[Execution]]:
-    """Return *executions* by their orders; a fill without an order's id is its own."""
+    """Return *executions* grouped by order; a fill without an order id is a group of its own."""
     groups: dict[object, list[Execution]] = defaultdict(list)
     for place, execution in enumerate(executions):
         groups[
@@ -76,26 +76,26 @@ def orders_of(executions: Iterable[Execution]) -> list[TakenOrder]:
     return sorted(orders, key=lambda order: order.time_ms)
 
 
-# ---------------------------------------------------------------- what paper would have had
+# ---------------------------------------------------------------- paper's fills
 
 
 class OpenFills:
     """Fills by ``next_open``: at the open of the candle in which an order was sent.
 
-    *candles* are one part a symbol; ``ConfigInvalid`` where a symbol has two.
+    Raises ``ConfigInvalid`` where two of *candles* have the same symbol.
     """
 
     model = "next_open"
 
     def __init__(self, candles: Sequence[Candles]) -> None:
-        self._held = {part.symbol: part for part in candles}
-        if len(self._held) < len(candles):
+        self._by_symbol = {part.symbol: part for part in candles}
+        if len(self._by_symbol) < len(candles):
             raise ConfigInvalid("The candles hold a symbol of two categories; give those of one.")
         self._instruments = {
-            symbol: archive_instrument(part) for symbol, part in self._held.items()
+            symbol: archive_instrument(part) for symbol, part in self._by_symbol.items()
         }
-        self._closes = {symbol: part.closes_ms for symbol, part in self._held.items()}
-        self.symbols = frozenset(self._held)
+        self._closes = {symbol: part.closes_ms for symbol, part in self._by_symbol.items()}
+        self.symbols = frozenset(self._by_symbol)
 
     def decimals(self, symbol: str) -> int:
         """Return the decimals of a fill's prices."""
@@ -103,7 +103,7 @@ class OpenFills:
 
     def place(self, order: TakenOrder) -> int | None:
         """Return the row of the candle in which *order* was sent; None without one."""
-        part = self._held[order.symbol]
+        part = self._by_symbol[order.symbol]
         row = int(np.searchsorted(part.open_time_ms, order.sent_ms, side="right")) - 1
         return row if row >= 0 and order.sent_ms < int(self._closes[order.symbol][row]) else None
 
@@ -111,15 +111,15 @@ class OpenFills:
         """Return how long after that candle's open a covered *order* was sent."""
         row = self.place(order)
         assert row is not None
-        return order.sent_ms - int(self._held[order.symbol].open_time_ms[row])
+        return order.sent_ms - int(self._by_symbol[order.symbol].open_time_ms[row])
 
     def fill(self, order: TakenOrder, costs: ExecutionCosts, latency_ms: int) -> Fill | None:
-        """Return paper's fill at that open; the latency moves nothing (M13)."""
+        """Return paper's fill at that open; the latency has no effect (M13)."""
         del latency_ms
         row = self.place(order)
         if row is None:
             return None
-        part, instrument = self._held[order.symbol], self._instruments[order.symbol]
+        part, instrument = self._by_symbol[order.symbol], self._instruments[order.symbol]
         ranges = MeanRange(RANGE_BARS)
         if costs.ranges:
             for bar in part[max(row - RANGE_BARS - 1, 0) : row].bars():
@@ -139,13 +139,13 @@ class BookFills:
     model = "quote"
 
     def __init__(self, books: Sequence[RecordedDepth]) -> None:
-        self._held: dict[str, list[tuple[RecordedDepth, Books]]] = defaultdict(list)
+        self._by_symbol: dict[str, list[tuple[RecordedDepth, Books]]] = defaultdict(list)
         self._instruments: dict[str, Instrument] = {}
         for part in books:
             symbol = part.header.instrument.symbol
-            self._held[symbol].append((part, part.books))
+            self._by_symbol[symbol].append((part, part.books))
             self._instruments[symbol] = _instrument_of(part)
-        self.symbols = frozenset(self._held)
+        self.symbols = frozenset(self._by_symbol)
         every = max((part.header.every_ms for part in books), default=LATENCY_STEP_LEAST_MS)
         step = max(every, LATENCY_STEP_LEAST_MS)
         self.latency_grid: Final = range(0, LATENCY_MOST_MS + 1, step)
@@ -155,22 +155,22 @@ class BookFills:
         return self._instruments[symbol].price_decimals
 
     def fill(self, order: TakenOrder, costs: ExecutionCosts, latency_ms: int) -> Fill | None:
-        """Return paper's fill at the first book once *latency_ms* has passed since it was sent.
+        """Return paper's fill at the first book after the order was sent and *latency_ms* passed.
 
-        Where only its execution is known, the latency is in that time already.
+        Where only the time of execution is known, it already contains the latency.
         """
         at_ms = order.sent_ms + (latency_ms if order.created_ms is not None else 0)
         instrument = self._instruments[order.symbol]
-        for part, books in self._held[order.symbol]:
+        for part, books in self._by_symbol[order.symbol]:
             row = int(np.searchsorted(part.times, at_ms))
             if row == len(part.times) or int(part.times[row]) - at_ms >= part.header.every_ms:
                 continue
             (bid, ask), (bids, asks) = books.price[row, :, 0], books.size[row, :, 0]
             if not (bids and asks):
                 continue
-            of = part.header.instrument
-            scale = 10 ** (instrument.price_decimals - of.price_decimals)
-            units = int(order.quantity.scaleb(of.quantity_decimals)) or 1
+            recorded = part.header.instrument
+            scale = 10 ** (instrument.price_decimals - recorded.price_decimals)
+            units = int(order.quantity.scaleb(recorded.quantity_decimals)) or 1
             quote = Quote(
                 instrument.id,
                 int(bid) * scale,
@@ -188,14 +188,14 @@ class BookFills:
 
 
 PaperFills = OpenFills | BookFills
-"""Prices orders by paper's own rules: at opens of candles, or at recorded books."""
+"""Prices orders by paper's rules: at opens of candles, or at recorded books."""
 
 
 def _instrument_of(part: RecordedDepth) -> Instrument:
-    of, units = part.header.instrument, part.units
+    item, units = part.header.instrument, part.units
     return Instrument(
-        of.category, of.symbol, of.symbol, "", of.price_decimals, of.quantity_decimals, 0, 0,
-        units.price, units.size, 0, 0, 0,
+        item.category, item.symbol, item.symbol, "", item.price_decimals, item.quantity_decimals,
+        0, 0, units.price, units.size, 0, 0, 0,
     )  # fmt: skip
 
 
@@ -220,9 +220,9 @@ def paper_by(
     model: str,
     columns: Sequence[str] = (),
 ) -> PaperFills:
-    """Return paper's fills by candles or by order books, whichever were given.
+    """Return paper's fills by candles or by order books, whichever are given.
 
-    Raises ``ConfigInvalid`` where neither or both are, or *model* cannot use them.
+    Raises ``ConfigInvalid`` where neither or both are given, or *model* cannot use them.
     """
     if bool(candles) == bool(depth):
         raise ConfigInvalid(

@@ -1,11 +1,11 @@
 """``parity``: agreement of two runs, or of a day and its replay; settlements and published rates.
 
-Decisions are aligned by instrument and open time and compared by what identifies them, exactly
-where both runs went the same way over the same kind of device; elsewhere, and where bars were
-batched, whose groups may differ, field by field within 1e-4. Equity is compared once a close, when
-the last of its bars is decided. What only time explains (a late bar, a stale quote, a missed
-deadline) is counted apart. Runs whose decisions depend on fills are compared, where these were
-filled by other models, up to the first fill that differs.
+Decisions are aligned by instrument and open time, and compared by their identity. The comparison is
+exact where both runs had the same mode and kind of device; else, and for batches, whose groups may
+differ, it is field by field within 1e-4. Equity is compared once per close, at its last decided
+bar. Differences that only time explains (a late bar, a stale quote, a missed deadline) are counted
+separately. Where decisions depend on fills and the fill models differ, runs are compared up to the
+first fill that differs.
 
 The rules are docs/identity.md, I6, docs/operations.md, O21 to O24, and docs/money.md, M19 and M26.
 """
@@ -32,12 +32,7 @@ from tracepaper.replay.backtest.predictors import (
     measures_agree,
     predictions_agree,
 )
-from tracepaper.replay.checks.compare import (
-    Difference,
-    decision_differences,
-    differences_of,
-    shown,
-)
+from tracepaper.replay.checks.compare import Difference, decision_differences, differences_of, shown
 from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.run_columns import RunColumns
@@ -75,29 +70,29 @@ Key = tuple[str, int]
 
 @dataclass
 class Parity:
-    """What comparing two runs found."""
+    """The result of comparing two runs."""
 
     first: str
     second: str
-    exact: bool  # whether every bit was compared, rather than fields within the tolerance
+    exact: bool  # whether every bit had to be equal, rather than fields within 1e-4
     compared: int = 0
     identical: int = 0
     within_tolerance: int = 0
     only_in_first: int = 0
     only_in_second: int = 0
-    missing: int = 0  # of those: between the first and the last bar that both runs decided
-    timing: dict[str, int] = field(default_factory=dict)  # how many differ only in time, by gate
+    missing: int = 0  # those between the first and the last bar that both runs decided
+    timing: dict[str, int] = field(default_factory=dict)  # explained by time, by gate
     differing: int = 0
     fills_compared: bool = False
     fills_differing: int = 0
     equity_differing: int = 0
-    first_fill: str = ""  # the first that differs, where decisions depend on fills
-    after_first_fill: int = 0  # decisions that may differ for it, and are not compared
+    first_fill: str = ""  # the first fill that differs, where decisions depend on fills
+    after_first_fill: int = 0  # decisions that may depend on it, which are not compared
     differences: list[Difference] = field(default_factory=list)
 
     @property
     def passes(self) -> bool:
-        """Whether something agrees, and nothing differs but for what only time explains."""
+        """Whether some decisions agree, and all differences are explained by time."""
         differs = self.differing or self.missing or self.fills_differing or self.equity_differing
         return self.identical + self.within_tolerance > 0 and not differs
 
@@ -115,7 +110,7 @@ class ComparedRun(NamedTuple):
 
 
 class _DecidedStep(NamedTuple):
-    """A decided step, and the instrument in whose decimals it counts."""
+    """A decided step, and the instrument whose decimals it uses."""
 
     step: Step
     scale: Instrument
@@ -134,12 +129,12 @@ class _DecidedStep(NamedTuple):
 
     @property
     def identity(self) -> DecisionIdentity:
-        """All that it has in common with an equal decision."""
+        """The identity of the decision."""
         return decision_identity(self.step, self.scale)
 
     @property
     def fills(self) -> str:
-        """Its fills with their fees, ids apart."""
+        """The fills with their fees, without ids."""
         texts = (
             f"{_fill_text(fill, self.scale)} (fee {unscaled(fill.fee, MONEY_DECIMALS)})"
             for fill in self.step.fills
@@ -150,10 +145,10 @@ class _DecidedStep(NamedTuple):
 def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     """Compare two runs; both databases stay open for reading.
 
-    A bar that only one of them decided is counted, and is a difference where both runs decided
-    bars before and after it.
+    A bar that only one run decided is counted; it is a difference where both runs decided bars
+    before and after it.
     """
-    first_run, second_run = (of.reader.run(of.run_id) for of in (first, second))
+    first_run, second_run = (each.reader.run(each.run_id) for each in (first, second))
     exact = _exact(first_run, second_run) and _scanned_alike(first_run, first, second)
     comparison = Parity(first.run_id, second.run_id, exact=exact)
     models = {restore(run.config).execution.model for run in (first_run, second_run)}
@@ -165,7 +160,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     others = {decided.key: decided for decided in _decided(second)}
     shared: set[Key] = set()
     alone: list[Key] = []
-    # By open time: whether all bars of that close agree, and the one that was decided last.
+    # By open time: whether all bars of that close agree, and the last decided one.
     closes: dict[int, tuple[bool, _DecidedStep]] = {}
     for decided in _decided(first):
         key = decided.key
@@ -180,13 +175,13 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
         agreed, _ = closes.get(key[1], (True, decided))
         closes[key[1]] = _judge(comparison, decided, other) and agreed, decided
     if comparison.fills_compared:
-        theirs = {key[1]: other.step.account.equity for key, other in others.items()}
+        other_equity = {key[1]: other.step.account.equity for key, other in others.items()}
         for open_ms, (agreed, decided) in closes.items():
-            equities = decided.step.account.equity, theirs[open_ms]
+            equities = decided.step.account.equity, other_equity[open_ms]
             if agreed and equities[0] != equities[1]:
                 comparison.equity_differing += 1
-                mine, other_text = (unscaled(equity, MONEY_DECIMALS) for equity in equities)
-                _keep(comparison, decided.key, [("equity", mine, other_text)])
+                first_text, second_text = (unscaled(equity, MONEY_DECIMALS) for equity in equities)
+                _keep(comparison, decided.key, [("equity", first_text, second_text)])
     missed = sorted(others.keys() - shared)
     comparison.only_in_first, comparison.only_in_second = len(alone), len(missed)
     _count_holes(comparison, shared, alone, ("decided", "missing"))
@@ -197,16 +192,16 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
 def _after_first_fill(
     comparison: Parity, first: ComparedRun, second: ComparedRun
 ) -> frozenset[Key]:
-    """Name the first fill that differs; return the bars that either run decided knowing it.
+    """Note the first fill that differs; return the bars that either run decided after it.
 
-    Fills are compared one by one for each instrument. A fill is known to the decisions of its own
-    step and of all later ones, of every instrument, for all of them share one account.
+    Fills are compared in order for each instrument. A fill can affect the decisions of its step and
+    of all later steps on every instrument, since all share one account.
     """
-    ours, theirs = _filled(first), _filled(second)
+    first_fills, second_fills = _filled(first), _filled(second)
     differing: list[tuple[int, str]] = []
     known_from: tuple[list[int], list[int]] = ([], [])
-    for key in sorted(ours.keys() | theirs.keys()):
-        for pair in zip_longest(ours.get(key, ()), theirs.get(key, ())):
+    for key in sorted(first_fills.keys() | second_fills.keys()):
+        for pair in zip_longest(first_fills.get(key, ()), second_fills.get(key, ())):
             given = [filled for filled in pair if filled is not None]
             if len({filled[1:] for filled in given}) == 1 and len(given) == len(pair):
                 continue
@@ -214,8 +209,8 @@ def _after_first_fill(
                 if filled is not None:
                     known.append(filled[0])
             at_ms = min(filled[1] for filled in given)
-            mine, other = ("none" if filled is None else filled[2] for filled in pair)
-            fills = f"{mine} in the first and {other} in the second"
+            first_text, second_text = ("none" if filled is None else filled[2] for filled in pair)
+            fills = f"{first_text} in the first and {second_text} in the second"
             differing.append((at_ms, f"{key} at {iso(at_ms)}: {fills}"))
             break
     if not differing:
@@ -231,7 +226,7 @@ def _after_first_fill(
 
 
 _Filled = tuple[int, int, str]
-"""The sequence of its step, its time, and side with exact quantity and price of a fill."""
+"""A fill: its step's sequence, its time, and its side, exact quantity and price as text."""
 
 
 def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
@@ -264,28 +259,28 @@ def _count_holes(
         if instrument in spans and spans[instrument][0] < open_ms < spans[instrument][1]
     ]
     comparison.missing += len(holes)
-    # First of all: what is decided after a hole may differ for it.
+    # Holes come first, since later decisions may differ because of them.
     comparison.differences = [*holes, *comparison.differences][:DIFFERENCES_KEPT]
 
 
 def _exact(first_run: Run, second_run: Run) -> bool:
-    """Return whether every bit of the two runs' forecasts must be equal.
+    """Return whether the two runs' forecasts must be equal in every bit.
 
-    Those of a batch depend on its members, and two runs may have gathered a close differently.
+    Forecasts of a batch depend on its members, and two runs may have grouped a close differently.
     """
     if first_run.mode == "batched":
         return False
-    # Without a model nothing was computed by libraries.
+    # Without a model no library computed anything.
     names = [name for name in ENVIRONMENT if name != "libraries" or first_run.model_id]
     same_model = first_run.model_sha256 == second_run.model_sha256
     return same_model and not differs(first_run, second_run, names)
 
 
 def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
-    """Return whether two runs like *run* began and went on at the same bars.
+    """Return whether two runs with the mode of *run* started and resumed at the same bars.
 
-    A scan takes known bars in chunks from each start on, and a chunk that begins elsewhere rounds
-    otherwise.
+    A scan processes known bars in chunks from each start on, and chunks that begin elsewhere round
+    differently.
     """
     if run.mode != "scan":
         return True
@@ -330,30 +325,30 @@ def _keep(comparison: Parity, key: Key, fields: list[tuple[str, str, str]]) -> N
 
 
 def _only_timing(first: _DecidedStep, second: _DecidedStep) -> str:
-    """Return the timing gate that refused one of the two and not the other, if that is all."""
+    """Return the timing gate that refused only one of the two decisions; '' if none did."""
     a, b = first.decision, second.decision
     for this, that in ((a, b), (b, a)):
         refused = this.refused_by
         if refused is not None and GATES[refused].is_timing and that.refused_by != refused:
             return str(refused)
-    targets = {of.identity.verdict.target for of in (first, second)}
+    targets = {each.identity.verdict.target for each in (first, second)}
     if len(targets) > 1 and a.action == b.action == "HOLD":
-        return "held since a refusal by time"  # which left another target standing
+        return "held since a refusal by time"  # which left different targets
     return ""
 
 
 def _within_tolerance(first: _DecidedStep, second: _DecidedStep) -> bool:
-    """Return whether two steps decide the same on the same bar, by forecasts that agree.
+    """Return whether two steps decide the same on the same bar, with forecasts that agree.
 
-    A target may differ by a step of the quantity, to which a size by the forecast is rounded.
+    Targets may differ by one quantity step, since sizes that depend on forecasts are rounded to it.
     """
     a, b = first.decision, second.decision
-    target, other = (of.identity.verdict.target for of in (first, second))
+    target, other = (each.identity.verdict.target for each in (first, second))
     if target is None or other is None:
-        return False  # lists of orders are the same or they are not, and these were not
+        return False  # lists of orders must be identical
     step = max(
-        Decimal(of.scale.quantity_step).scaleb(-of.scale.quantity_decimals)
-        for of in (first, second)
+        Decimal(each.scale.quantity_step).scaleb(-each.scale.quantity_decimals)
+        for each in (first, second)
     )
     return (
         (a.action, a.refused_by, a.regime) == (b.action, b.refused_by, b.regime)
@@ -365,14 +360,14 @@ def _within_tolerance(first: _DecidedStep, second: _DecidedStep) -> bool:
 
 
 def _fields(first: _DecidedStep, second: _DecidedStep) -> list[tuple[str, str, str]]:
-    """Return the fields in which two decisions differ, the bar's own first."""
+    """Return the fields in which two decisions differ, those of the bar first."""
     identity, other = first.identity, second.identity
     bars = zip(_BAR, identity.bar, other.bar, strict=True)
-    fields = [(name, mine, theirs) for name, mine, theirs in bars if mine != theirs]
-    mine, theirs = first.step.prediction, second.step.prediction
-    if isinstance(mine, Forecast) and isinstance(theirs, Forecast):
-        fields += differences_of(mine, theirs)
-    targets = [of.verdict.target or "a list of orders" for of in (identity, other)]
+    fields = [(name, a, b) for name, a, b in bars if a != b]
+    first_value, second_value = first.step.prediction, second.step.prediction
+    if isinstance(first_value, Forecast) and isinstance(second_value, Forecast):
+        fields += differences_of(first_value, second_value)
+    targets = [each.verdict.target or "a list of orders" for each in (identity, other)]
     for name, a, b in decision_differences(first.decision, second.decision):
         if name != "target_quantity":
             fields.append((name, a, b))
@@ -393,11 +388,11 @@ def check_span(
     from_ms: int | None = None,
     until_ms: int | None = None,
 ) -> ParityCheck:
-    """Replay the bars of *run_id* that opened within a span from the run's own record.
+    """Replay the bars of *run_id* that opened within a span from the run's record.
 
-    Every stored value of these steps is compared (``verify_run``); the state before the first of
-    them is the record's. Without bounds all that the run decided is replayed. What cannot be is an
-    outcome too.
+    Every stored value of these steps is compared (``verify_run``), beginning with the record's
+    state. Without bounds all decided bars are replayed. The result also says if a check was
+    impossible.
     """
     run = reader.run(run_id)
     run_key = reader.stored_run(run_id).run_key
@@ -418,33 +413,33 @@ def check_span(
             run_id,
             from_ms=from_ms,
             until_ms=until_ms,
-            from_start=run.mode == "scan",  # its passes over known bars have their bits only so
+            from_start=run.mode == "scan",  # its passes round the same only from the start
         )
     except TracepaperError as error:
         return unchecked(*span, str(error))
     bounds = max(decided[0], verification.from_ms or 0), decided[1] + run.interval_ms
-    of = ""
+    part = ""
     if from_ms is not None and until_ms is not None:
-        of = f" of {_span_text(from_ms, until_ms, *bounds)}"
-    return _check_of(verification, span, of)
+        part = f" of {_span_text(from_ms, until_ms, *bounds)}"
+    return _check_of(verification, span, part)
 
 
 def check_of_run(reader: Reader, verification: Verification) -> ParityCheck:
-    """Return the *verification* of a whole run as a comparison with its replay."""
+    """Return the *verification* of a whole run as a ``ParityCheck``."""
     run, run_key = reader.run(verification.run_id), reader.stored_run(verification.run_id).run_key
     first, last = reader.decided_within(run_key, None, None) or (run.period_start_ms,) * 2
     return _check_of(verification, (verification.from_ms or first, last + run.interval_ms))
 
 
-def _check_of(verification: Verification, span: tuple[int, int], of: str = "") -> ParityCheck:
-    """Return a *verification* of the bars within *span* as a comparison with their replay.
+def _check_of(verification: Verification, span: tuple[int, int], part: str = "") -> ParityCheck:
+    """Return a *verification* of the bars within *span* as a ``ParityCheck``.
 
-    A sentence names what it is *of*, where that is not the whole run.
+    *part* names the span in the sentence, where that is not the whole run.
     """
     run_id = verification.run_id
     if not verification.decisions and not verification.differing:
-        return unchecked(*span, f"run {run_id} holds no decision{of} that can be derived")
-    sentence = f"identical {verification.agreed} of {verification.decisions} decisions{of}"
+        return unchecked(*span, f"run {run_id} holds no decision{part} that can be derived")
+    sentence = f"identical {verification.agreed} of {verification.decisions} decisions{part}"
     if verification.tolerated:
         sentence += f", {verification.tolerated} more within 1e-4, since {verification.elsewhere}"
     check = ParityCheck(
@@ -459,7 +454,7 @@ def _check_of(verification: Verification, span: tuple[int, int], of: str = "") -
 
 
 def check_whole(database: Path, run_id: str, kind: str) -> ParityCheck:
-    """Replay all that *run_id* decided from its record, and store the result as one of *kind*.
+    """Replay all decisions of *run_id* from its record, and store the result under *kind*.
 
     This may take half a minute.
     """
@@ -471,16 +466,16 @@ def check_whole(database: Path, run_id: str, kind: str) -> ParityCheck:
 
 
 def keep_check(database: Path, checked: StoredRun, kind: str, result: ParityCheck) -> None:
-    """Store what a check found beside the record; say on stderr where it cannot be stored."""
+    """Store the result of a check beside the record; print on stderr why it cannot be stored."""
     reason = store_check(database, checked, StoredCheck(kind, SystemClock().wall_ms(), result))
     if reason:
         say(f"The result is not stored: {reason}", err=True)
 
 
 def last_day(reader: Reader, run_id: str) -> int | None:
-    """Return when the last UTC day began that *run_id* has gone through; None where it has none.
+    """Return the start of the last complete UTC day of *run_id*; None where it has none.
 
-    Of bars that are longer than a day it is the one in which the last of them opened.
+    With bars longer than a day it is the day in which the last of them opened.
     """
     columns = RunColumns(reader, run_id)
     decided = reader.decided_within(columns.run_key, None, None)
@@ -493,7 +488,7 @@ def last_day(reader: Reader, run_id: str) -> int | None:
 
 
 def _with_difference(check: ParityCheck, verification: Verification) -> ParityCheck:
-    """Return *check* with the first difference of *verification*, and its culprit."""
+    """Return *check* with the first difference of *verification* and its cause."""
     first = verification.differences[0]
     at = f"{first.instrument} {minute_text(first.open_time_ms)}" if first.instrument else ""
     stored, replayed = (
@@ -518,7 +513,7 @@ def _with_difference(check: ParityCheck, verification: Verification) -> ParityCh
 
 
 def _span_text(from_ms: int, until_ms: int, first_ms: int, end_ms: int) -> str:
-    """Name a day, and which part of it was decided where that is not all of it."""
+    """Return a day as text, with the decided part of it where that is not all."""
     text = day_text(from_ms)
     if first_ms > from_ms:
         text += f", from {minute_text(first_ms)[11:]} on"
@@ -528,7 +523,7 @@ def _span_text(from_ms: int, until_ms: int, first_ms: int, end_ms: int) -> str:
 
 
 class UnequalRate(NamedTuple):
-    """A settlement whose rates differ, in 10⁻¹⁰; None where it was not booked, or not published."""
+    """A settlement whose rates differ, in 10⁻¹⁰; None where not booked or not published."""
 
     market_ms: int
     booked: int | None
@@ -537,24 +532,24 @@ class UnequalRate(NamedTuple):
 
 @dataclass(frozen=True)
 class FundingCheck:
-    """What a run booked of one instrument beside what was published; times are UTC ms."""
+    """A run's booked funding of one instrument, compared with the published; times are UTC ms."""
 
     instrument: str
-    published: int  # settlements of the history that fall into the run
-    booked: int  # of those, how many the run booked at the published rate
-    differing: tuple[UnequalRate, ...]  # within the history's own time
+    published: int  # settlements of the history within the run's time
+    booked: int  # those that the run booked at the published rate
+    differing: tuple[UnequalRate, ...]  # within the time of the history
 
     @property
     def passes(self) -> bool:
-        """Whether exactly what was published is what was booked."""
+        """Whether exactly the published settlements were booked."""
         return not self.differing
 
 
 def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCheck:
     """Compare the settlements of *run_id* with the history *rates* of one of its instruments.
 
-    A settlement that came twice is booked once. Raises ``DataInvalid`` where the run trades no
-    such instrument, or the history does not reach into its time.
+    A repeated settlement is booked once. Raises ``DataInvalid`` where the run does not trade the
+    instrument, or the history does not cover its time.
     """
     columns, key = RunColumns(reader, run_id), rates.instrument
     if key not in columns.instruments:

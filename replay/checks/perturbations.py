@@ -36,16 +36,16 @@ from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import INTERVAL_NAMES, iso, unscaled
 
 _NONSENSE: Final = -40.0
-"""Later numbers are multiplied by it, and stand so much lower."""
+"""Later numbers are increased by one and multiplied by this."""
 
 Change = Callable[[CovariateRows], CovariateRows]
 
 
 @contextmanager
 def replaced_covariates(config: Config, change: Change) -> Iterator[Config]:
-    """Yield *config* with what *change* makes of its covariates; itself where it names none.
+    """Yield *config* with its covariates changed by *change*, or itself where it has none.
 
-    Raises ``DataInvalid`` for a file that cannot be believed.
+    Raises ``DataInvalid`` for an invalid file of covariates.
     """
     if config.model.covariates is None:
         yield config
@@ -53,20 +53,20 @@ def replaced_covariates(config: Config, change: Change) -> Iterator[Config]:
     file = read_covariates(covariates_path(config, config.model.covariates))
     with tempfile.TemporaryDirectory(prefix="tracepaper-vectors-") as folder:
         path = Path(folder) / "vectors.csv"
-        everyones = ALL_SYMBOLS in file.rows
+        is_shared = ALL_SYMBOLS in file.rows
         with path.open("w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text)
-            writer.writerow([TIME, *([] if everyones else [SYMBOL]), *file.columns])
+            writer.writerow([TIME, *([] if is_shared else [SYMBOL]), *file.columns])
             for symbol, rows in file.rows.items():
-                whose, other = [] if everyones else [symbol], change(rows)
+                whose, other = [] if is_shared else [symbol], change(rows)
                 for at, values in zip(other.time_ms.tolist(), other.values.tolist(), strict=True):
                     writer.writerow([at, *whose, *values])
         model = config.model.model_copy(update={"covariates": str(path)})
         yield config.model_copy(update={"model": model})
 
 
-def without_later(at_ms: int, *, cut: bool) -> Change:
-    """Return a change that corrupts the rows after *at_ms*, or cuts them off if some are left."""
+def corrupt_later(at_ms: int, *, cut: bool) -> Change:
+    """Return a change that corrupts or cuts the rows after *at_ms*; it never cuts off all."""
 
     def change(rows: CovariateRows) -> CovariateRows:
         later = rows.time_ms > at_ms
@@ -78,29 +78,30 @@ def without_later(at_ms: int, *, cut: bool) -> Change:
     return change
 
 
-def moved_by(milliseconds: int) -> Change:
-    """Return a change that moves all rows in time."""
+def shift_rows(milliseconds: int) -> Change:
+    """Return a change that shifts all rows in time."""
     return lambda rows: rows_of(rows.time_ms + milliseconds, rows.values)
 
 
 HASH_SEEDS: Final = (1, 2)
-"""Of the hashes of texts. A question with two answers falls alike under both in half of all cases:
-then these two servers and the first one, whose seed is drawn, agree by chance in a quarter."""
+"""Seeds for the hashes of texts. A choice of two by hash agrees by chance in a quarter of all
+cases: under both seeds and in the first process, whose seed is random.
+"""
 
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Variables that say how work is shared out: by another count of threads sums are rounded anew."""
+"""Kept variables: another number of threads would round sums differently."""
 
 _unset: Final[set[str]] = set()
 
 
 def unset() -> tuple[str, ...]:
-    """Return the variables that were asked for in an emptied environment, and are missing."""
+    """Return the variables that were read in an emptied environment, and are missing."""
     return tuple(sorted(_unset))
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process finds around it: an environment, emptied but for *kept*, and a folder."""
+    """A process's environment, emptied except for *kept*, and its working folder."""
 
     kept: frozenset[str] | None = None  # None: the environment as it is
     folder: str | None = None  # None: the working folder as it is
@@ -108,7 +109,7 @@ class Surroundings:
     def enter(self) -> None:
         """Empty the environment, and work in the folder."""
         if self.folder is not None:
-            # The class is looked for where it was; an empty entry means the working folder.
+            # The class is still imported from its folder; an empty entry means the working folder.
             here = os.path.abspath("")  # noqa: PTH100 - one more string of the path
             sys.path[:] = [os.path.join(here, entry) for entry in sys.path]  # noqa: PTH118 - likewise
             if here not in map(os.path.normpath, sys.path):
@@ -122,7 +123,7 @@ class Surroundings:
 
 
 class _Variables(dict[bytes, bytes]):
-    """The variables of an environment; it keeps the names that are asked for and missing."""
+    """Environment variables; collects the names that are read and missing."""
 
     def __missing__(self, name: bytes) -> bytes:
         _unset.add(os.fsdecode(name))
@@ -130,7 +131,7 @@ class _Variables(dict[bytes, bytes]):
 
 
 def link(names: Sequence[str], folder: Path) -> None:
-    """Let what *names* name in the working folder be found in *folder* by the same names."""
+    """Link the paths *names* of the working folder into *folder* under the same names."""
     for name in names:
         path = Path(name)
         if name and not path.is_absolute() and ".." not in path.parts and path.exists():
@@ -141,31 +142,33 @@ def link(names: Sequence[str], folder: Path) -> None:
 
 
 VALUES: Final = 64
-"""So many in one table, or one text or number as long, are named; fewer are not looked for."""
+"""A table of at least so many values, or one text or number as long, is reported."""
 _BYTES_OF_A_VALUE: Final = 8
 _DISPLAYS: Final = (ast.Dict, ast.List, ast.Set, ast.Tuple)
 
 
 def largest_table(source: Path) -> int:
-    """Return how many values the largest table of *source* holds; 0 of fewer than ``VALUES``."""
+    """Return the number of values in the largest table of *source*; 0 if below ``VALUES``."""
     try:
         tree = parsed(source)
     except (SyntaxError, ValueError):
-        return 0  # Python ran something else, which is another file
-    spoken = frozenset[int]()
+        return 0  # not the source that Python ran
+    docstrings = frozenset[int]()
     names = (getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree))
     if "__doc__" not in names and all(node.value != "__doc__" for node in _constants(tree)):
-        # Texts that stand for themselves: nothing reads them but ``__doc__``.
-        spoken = frozenset(id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr))
-    most = max((_size(node, spoken) for node in ast.walk(tree)), default=0)
+        # Expression statements such as docstrings: only ``__doc__`` reads them.
+        docstrings = frozenset(
+            id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)
+        )
+    most = max((_size(node, docstrings) for node in ast.walk(tree)), default=0)
     return most if most >= VALUES else 0
 
 
-def _size(node: ast.AST, spoken: frozenset[int]) -> int:
-    """Return how many values a display or a constant holds."""
+def _size(node: ast.AST, docstrings: frozenset[int]) -> int:
+    """Return the number of values in a literal container or a constant."""
     if isinstance(node, _DISPLAYS):
-        return sum(_size(part, spoken) for part in _constants(node))
-    if not isinstance(node, ast.Constant) or id(node) in spoken:
+        return sum(_size(part, docstrings) for part in _constants(node))
+    if not isinstance(node, ast.Constant) or id(node) in docstrings:
         return 0
     value = node.value
     if isinstance(value, (str, bytes)):
@@ -179,8 +182,8 @@ def _constants(node: ast.AST) -> Iterator[ast.Constant]:
     return (part for part in ast.walk(node) if isinstance(part, ast.Constant))
 
 
-BEYOND_BARS: Final = 512
-"""Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
+BARS_AFTER_PROBE: Final = 512
+"""Corrupted bars after a probe: a batched pass processes them with the bars before."""
 
 
 @dataclass(frozen=True)
@@ -193,27 +196,27 @@ class FutureProbe:
 
     def window(self, data: MarketData) -> MarketData:
         """Return the bars of *data* that are derived."""
-        beyond_ms = BEYOND_BARS * data.candles[0].interval_ms
-        return data.opening(self.from_ms, self.at_ms + beyond_ms)
+        after_ms = BARS_AFTER_PROBE * data.candles[0].interval_ms
+        return data.opening(self.from_ms, self.at_ms + after_ms)
 
     @contextmanager
     def changed(self, config: Config, data: MarketData) -> Iterator[tuple[Config, MarketData]]:
         """Yield *config* and the window of *data* with another future."""
-        later = without_later(data.close_of(self.at_ms), cut=self.cut)
+        later = corrupt_later(data.close_of(self.at_ms), cut=self.cut)
         with replaced_covariates(config, later) as other:
             yield other, self.window(data.until(self.at_ms, cut=self.cut))
 
 
 WEEKS_LATER: Final = 64
-"""A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
+"""64 weeks are a whole number of 64-bar blocks, which one week is not, and change the date."""
 MONTHS_LATER: Final = 1_461
-"""Weeks of 28 years, after which every month begins on its date and lasts as long again."""
+"""The weeks of 28 years, after which every month has the same first day and length again."""
 
 PRICE_FACTOR: Final = 10
 
 
 def weeks_later(interval_ms: int) -> int:
-    """Return by how many weeks candles of *interval_ms* can be moved and stay what they are."""
+    """Return the number of weeks by which candles of *interval_ms* can be shifted unchanged."""
     return MONTHS_LATER if interval_ms == MONTH_MS else WEEKS_LATER
 
 
@@ -224,9 +227,9 @@ def first_false_frame(
 ) -> tuple[int, Difference | None]:
     """Compare the bars of higher timeframes with the closed ones of the whole file.
 
-    *framed* has of each timeframe its length, how many bars are wanted, and the newest one that was
-    handed on at a bar. Return how many bars were compared, and the first of them at which that had
-    not closed, or is not what its bars add up to.
+    *framed* has, at each bar, each timeframe's length, the number of bars wanted and the newest one
+    passed on. Return the number of compared bars, and the first at which that newest one had not
+    closed or is not the aggregate of its bars.
     """
     scales = {item.id: item for item in instruments}
     closed = {
@@ -244,13 +247,13 @@ def first_false_frame(
             if newest != due:
                 name = f"the newest bar of the frame {INTERVAL_NAMES[length_ms]}"
                 at = event.instrument, event.open_time_ms
-                texts = [_frame_shown(row, scales[event.instrument]) for row in (newest, due)]
+                texts = [_row_text(row, scales[event.instrument]) for row in (newest, due)]
                 return compared, Difference(*at, name, *texts)
     return compared, None
 
 
 class _ClosedFrames:
-    """The closed bars of higher timeframes that a file's candles make, and those before it."""
+    """Closed bars of higher timeframes, aggregated from candles, and from files before them."""
 
     def __init__(self, candles: Candles, instrument: Instrument, before: Sequence[Candles]) -> None:
         self._candles, *self._before = [part.aligned(instrument) for part in (candles, *before)]
@@ -258,9 +261,9 @@ class _ClosedFrames:
         self._calendars: dict[int, Calendar] = {}
 
     def newest(self, length_ms: int, wanted: int, bar: Bar) -> Row | None:
-        """Return the newest bar of the last *wanted* intervals that had closed with *bar*."""
+        """Return the newest of the last *wanted* frame bars that had closed with *bar*."""
         if length_ms not in self._by_length:
-            self._by_length[length_ms] = self._whole(length_ms)
+            self._by_length[length_ms] = self._closed_rows(length_ms)
         rows = self._by_length[length_ms]
         at = bisect_right(rows, bar.market_ms, key=itemgetter(2))
         place, closes_ms = self._grid(length_ms, bar.open_time_ms)
@@ -268,7 +271,7 @@ class _ClosedFrames:
         return rows[at - 1] if at and rows[at - 1][0] >= end - wanted else None
 
     def _grid(self, length_ms: int, open_ms: int) -> tuple[int, int]:
-        """Return place and close of the frame's bar in which a bar that opens then lies."""
+        """Return place and close time of the frame bar that contains a bar opening at *open_ms*."""
         if (calendar := self._candles.calendar) is not None:
             if length_ms not in self._calendars:
                 self._calendars[length_ms] = Calendar(calendar.sessions, length_ms)
@@ -278,11 +281,11 @@ class _ClosedFrames:
         place = every.place(open_ms)
         return place, every.span(place)[1]
 
-    def _whole(self, length_ms: int) -> list[Row]:
+    def _closed_rows(self, length_ms: int) -> list[Row]:
         first_ms = int(self._candles.open_time_ms[0])
         before = [part for part in self._before if part.interval_ms == length_ms]
         rows = [row for part in before for row in self._rows(part) if row[1] < first_ms]
-        with suppress(DataInvalid):  # not one is whole
+        with suppress(DataInvalid):  # no frame bar is complete
             rows += self._rows(self._candles.resampled(length_ms))
         return sorted({row[0]: row for row in rows}.values())
 
@@ -293,7 +296,7 @@ class _ClosedFrames:
         return [(self._grid(candles.interval_ms, row[0])[0], *row) for row in rows]
 
 
-def _frame_shown(row: Row | None, scale: Instrument) -> str:
+def _row_text(row: Row | None, scale: Instrument) -> str:
     if row is None:
         return "none"
     close = unscaled(row[6], scale.price_decimals)

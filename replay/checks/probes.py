@@ -1,6 +1,6 @@
-"""The probes of ``lookahead`` and ``recursive``: ways in which a decision can depend on too much.
+"""The probes of ``lookahead`` and ``recursive``, each for one forbidden dependence of decisions.
 
-Each is a row of ``PROBES``; a new one is its function and its row.
+A new probe is a function and a row of ``PROBES``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, Difference
 from tracepaper.replay.checks.judgement import DerivedStep, same_judgement, same_signal
-from tracepaper.replay.checks.memory import unlike
+from tracepaper.replay.checks.memory import differing_names
 from tracepaper.replay.checks.perturbations import (
     HASH_SEEDS,
     PRICE_FACTOR,
@@ -25,8 +25,8 @@ from tracepaper.replay.checks.perturbations import (
     Surroundings,
     first_false_frame,
     link,
-    moved_by,
     replaced_covariates,
+    shift_rows,
 )
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Bar
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 TO_COME: Final = "it depends on bars that are still to come"
 ROWS_TO_COME: Final = "it depends on bars, or rows of covariates, that are still to come"
 FALSE_FRAME: Final = (
-    "a bar of a higher frame was handed on that had not closed, or is not what its bars add up to"
+    "a bar of a higher frame was passed on before its close, or is not the aggregate of its bars"
 )
 ON_ORDER: Final = (
     "it depends on the order of the symbols within a close: what they share changes while they are "
     "decided; let one PortfolioStrategy decide for all"
 )
 ON_EARLIER_RUNS: Final = "it remembers earlier runs of its process"
-SURROUNDED: Final = "the environment, the working folder and the hashes of texts"
+SURROUNDINGS: Final = "the environment, the working folder and the hashes of texts"
 ON_HASHES: Final = (
-    "it depends on the hash of a text, or on the order of a set of texts, which Python draws anew "
-    "in each process; sort them"
+    "it depends on the hash of a text, or on the order of a set of texts, which Python "
+    "changes in each process; sort them"
 )
 ON_ENVIRONMENT: Final = (
     "it depends on the environment{}; pass what cannot tell with --allow-reading"
@@ -66,17 +66,17 @@ NOT_WARM: Final = "its warm-up bars do not suffice"
 REMEMBERED: Final = (
     "it keeps what its warm-up bars do not rebuild and its State does not declare, {}"
 )
-LOOKS: Final = 4
-"""Equal runs, each in a process of its own, before what moved is believed to be no chance."""
-LOOKED_BEYOND: Final = 16
-"""Steps after the first that moved: one coin may fall alike in all of them, not so many."""
-NAMED_MOST: Final = 3
-"""Of what differs in memory, the shortest are named."""
+EQUAL_RUNS: Final = 4
+"""Equal runs, each in its own process, that must agree before a difference is not random."""
+EQUAL_STEPS_AFTER: Final = 16
+"""Steps compared after the first that differs: one random choice may repeat, not so many."""
+NAMES_SHOWN: Final = 3
+"""Names of differing memory that a finding lists, the shortest first."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a check looks at: corrupted or cut futures, and seconds in all."""
+    """Limits of a check: the number of corrupted or cut futures, and the total seconds."""
 
     probes: int = 12
     seconds: float = 300.0
@@ -84,114 +84,114 @@ class Limits:
 
 
 class ProbeTrial(NamedTuple):
-    """One process that derives a run again, of which no step may differ from those of *mine*."""
+    """One process that derives a run again; its steps must equal those of *base*."""
 
-    mine: DerivedRun
-    subject: Setup | MarketData | None  # its inputs again, other candles, or a later start of it
-    because: str  # what moves depends on; {} stands for variables of the environment
+    base: DerivedRun
+    subject: Setup | MarketData | None  # its inputs again, other candles, or None: a later start
+    cause: str  # what a difference depends on; {} stands for environment variables
     same: Callable[[DerivedStep, DerivedStep], bool] | None = None  # None: every bit
-    config: Config | None = None  # of other candles, where it is another
-    until_ms: int | None = None  # of other candles: the last open time that is compared
-    from_ms: int | None = None  # of a later start: where it begins
-    only: Instrument | None = None  # the one instrument that is handed on
+    config: Config | None = None  # for other candles, if it changes
+    until_ms: int | None = None  # for other candles: the last compared open time
+    from_ms: int | None = None  # for a later start: its time
+    only: Instrument | None = None  # the only instrument that gets inputs
     hash_seed: int | None = None
-    is_blind: bool = False  # handed its inputs one at a time
-    has_past: bool = False  # after the same was derived in that process before
+    one_by_one: bool = False  # inputs arrive one at a time
+    runs_twice: bool = False  # the run is derived twice in the process
 
 
 class CheckProbe(NamedTuple):
-    """One way in which a decision can depend on what it should not, and how it shows."""
+    """One forbidden dependence of decisions, and the trials that reveal it."""
 
     name: str
     trials: Callable[[Check], Iterator[ProbeTrial | Difference]]
     check: str = LOOKAHEAD
-    is_refused: bool = True  # else a difference is only told, as what decisions depend on
-    explains: bool = False  # made of a step that another one moved, and says why it did
+    is_refused: bool = True  # else a difference is only reported as a dependence
+    explains: bool = False  # runs after another probe's finding, and explains it
 
 
 def _without_later(check: Check) -> Iterator[ProbeTrial]:
-    """Hand on the events one at a time, so that no later bar exists before a decision."""
-    yield ProbeTrial(check.whole, check.setup(), TO_COME, is_blind=True)
+    """Pass the events one at a time, so that no later bar exists before a decision."""
+    yield ProbeTrial(check.replay, check.setup(), TO_COME, one_by_one=True)
 
 
 def _reordered(check: Check) -> Iterator[ProbeTrial]:
-    """Hand on the bars of each close in the opposite order of their symbols."""
-    if len(check.instruments) > 1:  # two have an order
-        reverse = replace(check.replayed, candles=check.replayed.candles[::-1])
-        yield ProbeTrial(check.whole, reverse, ON_ORDER, same_judgement)
+    """Pass the bars of each close in the opposite order of their symbols."""
+    if len(check.instruments) > 1:  # one has no order
+        reverse = replace(check.replayed_data, candles=check.replayed_data.candles[::-1])
+        yield ProbeTrial(check.replay, reverse, ON_ORDER, same_judgement)
 
 
-def _again(check: Check) -> Iterator[ProbeTrial]:
-    yield ProbeTrial(check.whole, check.setup(), ON_EARLIER_RUNS, has_past=True)
+def _second_run(check: Check) -> Iterator[ProbeTrial]:
+    yield ProbeTrial(check.replay, check.setup(), ON_EARLIER_RUNS, runs_twice=True)
 
 
-def _surrounded(check: Check) -> Iterator[ProbeTrial]:
+def _changed_surroundings(check: Check) -> Iterator[ProbeTrial]:
     """Repeat under other hash seeds, without environment variables, then in another folder too.
 
-    Only for a user's class: ours read none of these. Where something was opened that is not
-    allowed, that is the finding.
+    Only for a user's class: built-in ones read none of these. Skipped where something opened is not
+    allowed, which is then the finding.
     """
     if not check.is_custom or not all(map(check.is_allowed, check.opened)):
         return
     for seed in HASH_SEEDS:
-        yield ProbeTrial(check.whole, check.setup(), ON_HASHES, hash_seed=seed)
+        yield ProbeTrial(check.replay, check.setup(), ON_HASHES, hash_seed=seed)
     with tempfile.TemporaryDirectory(prefix="tracepaper-elsewhere-") as folder:
         link(check.allow, Path(folder))
-        for where, because in ((None, ON_ENVIRONMENT), (folder, ON_FOLDER)):
-            around = Surroundings(frozenset(check.allow), where)
-            yield ProbeTrial(check.whole, check.setup(around=around), because)
+        for where, cause in ((None, ON_ENVIRONMENT), (folder, ON_FOLDER)):
+            surroundings = Surroundings(frozenset(check.allow), where)
+            yield ProbeTrial(check.replay, check.setup(surroundings=surroundings), cause)
 
 
-def _jumping(check: Check) -> Iterator[ProbeTrial]:
+def _jumping_clocks(check: Check) -> Iterator[ProbeTrial]:
     """Repeat in a process whose clocks jump at each reading."""
-    yield ProbeTrial(check.whole, check.setup(jumping=True), ON_CLOCK)
+    yield ProbeTrial(check.replay, check.setup(jumping=True), ON_CLOCK)
 
 
-def _alone(check: Check) -> Iterator[ProbeTrial]:
-    """Step each of several instruments through by itself; a portfolio decides for all."""
-    if len(check.instruments) < 2 or check.is_portfolio:  # two can share
+def _separate_instruments(check: Check) -> Iterator[ProbeTrial]:
+    """Derive each of several instruments alone; a portfolio decides for all, so it is skipped."""
+    if len(check.instruments) < 2 or check.is_portfolio:  # one has nothing to share
         return
     for item in check.instruments:
-        because = (
+        cause = (
             f"{item.id} is decided otherwise without the other instruments: its objects share "
             "something; let one PortfolioStrategy decide for all"
         )
-        yield ProbeTrial(check.whole, check.setup(), because, same_judgement, only=item)
+        yield ProbeTrial(check.replay, check.setup(), cause, same_judgement, only=item)
 
 
 def _futures(check: Check) -> Iterator[ProbeTrial]:
-    """Corrupt or cut off what follows bars that are spread over the whole file."""
+    """Corrupt or cut off the future after bars spread over the whole file."""
     config, data = check.config, check.data
-    because = TO_COME if config.model.covariates is None else ROWS_TO_COME
+    cause = TO_COME if config.model.covariates is None else ROWS_TO_COME
     first_ms, _ = data.bounds
-    probes = _spread(check.replayed, check.limits, check.whole.sent.warmup)
+    probes = _spread(check.replayed_data, check.limits, check.replay.message.warmup)
     check.finding.planned = len(probes)
     for number, probe in enumerate(probes):
         check.report(f"lookahead: future {number + 1} of {len(probes)}")
-        base = check.whole
+        base = check.replay
         if probe.from_ms > first_ms:
             base = check.derived(probe.window(data))
         with probe.changed(config, data) as (changed, future):
-            yield ProbeTrial(base, future, because, config=changed, until_ms=probe.at_ms)
+            yield ProbeTrial(base, future, cause, config=changed, until_ms=probe.at_ms)
 
 
-def _later(check: Check) -> Iterator[ProbeTrial]:
-    """Move the whole series in time; what then differs depends on the date."""
-    with replaced_covariates(check.config, moved_by(check.weeks * WEEK_MS)) as config:
-        moved = check.replayed.shifted(check.weeks)
-        yield ProbeTrial(check.whole, moved, "on the date", same_judgement, config)
+def _shifted_series(check: Check) -> Iterator[ProbeTrial]:
+    """Shift the whole series in time; a decision that differs depends on the date."""
+    with replaced_covariates(check.config, shift_rows(check.weeks * WEEK_MS)) as config:
+        moved = check.replayed_data.shifted(check.weeks)
+        yield ProbeTrial(check.replay, moved, "on the date", same_judgement, config)
 
 
-def _dearer(check: Check) -> Iterator[ProbeTrial]:
-    """Multiply all prices; whose signal then differs depends on the absolute price."""
-    moved = check.replayed.scaled(PRICE_FACTOR)
-    yield ProbeTrial(check.whole, moved, "on the absolute price", same_signal)
+def _multiplied_prices(check: Check) -> Iterator[ProbeTrial]:
+    """Multiply all prices; a signal that differs depends on the absolute price."""
+    moved = check.replayed_data.scaled(PRICE_FACTOR)
+    yield ProbeTrial(check.replay, moved, "on the absolute price", same_signal)
 
 
 def _frames(check: Check) -> Iterator[Difference]:
     """Compare the bars of higher timeframes with the closed ones of the whole file."""
     compared, difference = first_false_frame(
-        check.replayed, check.instruments, check.whole.framed()
+        check.replayed_data, check.instruments, check.replay.framed()
     )
     check.finding.compared += compared
     if difference is not None:
@@ -200,33 +200,33 @@ def _frames(check: Check) -> Iterator[Difference]:
 
 
 def _later_starts(check: Check) -> Iterator[ProbeTrial]:
-    """Record the run until a later bar, and go on with it as ``replay --resume`` does."""
+    """Record the run until a later bar, and resume it as ``replay --resume`` does."""
     for number, from_ms in enumerate(check.starts):
         check.report(f"recursive: start {number + 1} of {len(check.starts)}")
-        yield ProbeTrial(check.whole, None, NOT_WARM, same_judgement, from_ms=from_ms)
+        yield ProbeTrial(check.replay, None, NOT_WARM, same_judgement, from_ms=from_ms)
 
 
-def _once_more(check: Check) -> Iterator[ProbeTrial]:
-    """Look whether equal runs differ as well, so that what moved is no function of bars."""
-    assert check.moved_first is not None
-    most = check.moved_first.mine.step.sequence + LOOKED_BEYOND
-    first, because = check.again(most), check.finding.because
-    if any(check.again(most) != first for _ in range(LOOKS - 1)):
-        check.finding.because = f"{because}, or {UNEQUAL}" if because == ON_CLOCK else UNEQUAL
+def _equal_runs(check: Check) -> Iterator[ProbeTrial]:
+    """Check whether equal runs differ too; the decisions are then no function of the bars."""
+    assert check.moved_step is not None
+    most = check.moved_step.base.step.sequence + EQUAL_STEPS_AFTER
+    first, cause = check.again(most), check.finding.because
+    if any(check.again(most) != first for _ in range(EQUAL_RUNS - 1)):
+        check.finding.because = f"{cause}, or {UNEQUAL}" if cause == ON_CLOCK else UNEQUAL
     yield from ()
 
 
-def _memory(check: Check) -> Iterator[ProbeTrial]:
-    """Name what a later start remembers otherwise at the step that moved."""
-    assert check.moved_first is not None
-    event = check.moved_first.mine.step.event
+def _remembered_names(check: Check) -> Iterator[ProbeTrial]:
+    """Name what a later start remembers differently at the step that differs."""
+    assert check.moved_step is not None
+    event = check.moved_step.base.step.event
     assert isinstance(event, Bar)
     until_ms = event.open_time_ms + 1
     runs = check.derived(check.data, until_ms=until_ms), check.resumed(until_ms)
-    names = unlike(*(run.sent.memories[event.instrument] for run in runs))
+    names = differing_names(*(run.message.memories[event.instrument] for run in runs))
     if names:
         check.finding.undeclared = names
-        check.finding.because = REMEMBERED.format(", ".join(names[:NAMED_MOST]))
+        check.finding.because = REMEMBERED.format(", ".join(names[:NAMES_SHOWN]))
     yield from ()
 
 
@@ -234,24 +234,24 @@ PROBES: Final = (
     CheckProbe("bars without a later bar in the process", _without_later),
     CheckProbe("bars of higher frames", _frames),
     CheckProbe("the symbols in another order", _reordered),
-    CheckProbe("a second run in one process", _again),
-    CheckProbe(SURROUNDED, _surrounded),
-    CheckProbe("jumping clocks", _jumping),
-    CheckProbe("each instrument alone", _alone),
+    CheckProbe("a second run in one process", _second_run),
+    CheckProbe(SURROUNDINGS, _changed_surroundings),
+    CheckProbe("jumping clocks", _jumping_clocks),
+    CheckProbe("each instrument alone", _separate_instruments),
     CheckProbe("corrupted and cut futures", _futures),
-    CheckProbe("the series {weeks} weeks later", _later, is_refused=False),
-    CheckProbe(f"prices times {PRICE_FACTOR}", _dearer, is_refused=False),
-    CheckProbe("the same once more, nothing withheld", _once_more, explains=True),
+    CheckProbe("the series {weeks} weeks later", _shifted_series, is_refused=False),
+    CheckProbe(f"prices times {PRICE_FACTOR}", _multiplied_prices, is_refused=False),
+    CheckProbe("the same once more, nothing withheld", _equal_runs, explains=True),
     CheckProbe("later starts", _later_starts, RECURSIVE),
-    CheckProbe("memory by name", _memory, RECURSIVE, explains=True),
+    CheckProbe("memory by name", _remembered_names, RECURSIVE, explains=True),
 )
-"""In the order in which they are made; what the first finds to refuse is explained, and no more."""
+"""In the order of execution; after the first finding only the probes that explain it run."""
 
 
 def _spread(data: MarketData, limits: Limits, warmup: int) -> list[FutureProbe]:
-    """Return a probe in each of as many equal parts of the file; their order is a seeded one."""
+    """Return one probe per equal part of the file, in a seeded random order."""
     times = data.opens_ms
-    if times.size < 3:  # a past, a probe and a future
+    if times.size < 3:  # one each of past, probe and future
         raise DataInvalid(f"{times.size} bars have no future to perturb; give more data.")
     rng = np.random.default_rng(limits.seed)
     first = min(warmup, times.size // 4)
@@ -263,7 +263,7 @@ def _spread(data: MarketData, limits: Limits, warmup: int) -> list[FutureProbe]:
     places = sorted({int(place) for place in drawn})
     back = max(2_000, 2 * warmup)
     if times.size <= 4 * back:
-        back = int(times.size)  # so few bars are derived from the first one on
+        back = int(times.size)  # few bars: derive all from the first one
     starts = [max(0, place - back) for place in places]
     probes = [
         FutureProbe(int(times[start]), int(times[place]), cut=turn % 2 == 1)

@@ -1,9 +1,8 @@
 """Shortfall of a trader's own fills: each decision as paper and as the account filled it.
 
-What a decision ordered of one side is held to the fills of the account that followed it. Both
-results run from that decision to the next one in the same book that was filled, so that they add
-up over a run: cash that moved, and what is held at the marks. The marks are closes of the run's
-bars.
+A decision's orders of one side are compared with the account's fills that followed. Both results
+cover the time from that decision to the next filled one in the same book, so they add up over a
+run: the cash flow, and the holding at the marks, which are closes of the run's bars.
 
 The rules are docs/money.md, M107 to M109.
 """
@@ -36,12 +35,7 @@ from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import Category, Instrument, Side
-from tracepaper.strategies.units import (
-    MONEY_DECIMALS,
-    Notional,
-    divide_half_even,
-    scaled,
-)
+from tracepaper.strategies.units import MONEY_DECIMALS, Notional, divide_half_even, scaled
 
 StoredRow = dict[str, Value]
 OUTSIDE: Final = "outside of the run's bars"
@@ -49,13 +43,13 @@ OUTSIDE: Final = "outside of the run's bars"
 
 @dataclass
 class FilledSum:
-    """Fills of one side, added up: integers of 10⁻ᵏ of the instrument, and of money."""
+    """The sum of fills of one side, in integers of the instrument's decimals and of money."""
 
     quantity: int = 0
     notional: int = 0
-    fee: int | None = 0  # in the quote currency; None where one of them is not known
+    fee: int | None = 0  # in the quote currency; None where one is unknown
     fee_base: int = 0
-    opens: int = 0  # quantity x open of the bar of each
+    opens: int = 0  # sum of quantity x open of the fill's bar
     first_ms: int | None = None
 
     def add(self, fill: FilledSum) -> None:
@@ -71,7 +65,7 @@ class FilledSum:
 
 @dataclass
 class OrderedSide:
-    """What one decision ordered of one side of a book, and its fills."""
+    """One decision's orders of one side of a book, and their fills."""
 
     book: tuple[str, str]  # instrument and, in hedge mode, position side
     side: Side
@@ -83,9 +77,9 @@ class OrderedSide:
 
 
 class Shortfall(NamedTuple):
-    """An ordered side, both results with the fees in them, and what made the difference."""
+    """An ordered side, both (result, fees in it), and the parts of the difference."""
 
-    of: OrderedSide
+    decision: OrderedSide
     paper: tuple[int, int]
     account: tuple[int, int]
     parts: dict[str, int]  # by SHORTFALL_PARTS, whose sum is the difference
@@ -93,7 +87,7 @@ class Shortfall(NamedTuple):
 
 @dataclass
 class ShortfallFindings:
-    """What a file of fills says of the decisions of a run."""
+    """The comparison of a file of fills with the decisions of a run."""
 
     rows: int
     joined: int  # fills
@@ -103,7 +97,7 @@ class ShortfallFindings:
 
 
 class _Market:
-    """The bars of one instrument: opens, marks, and money of its integers."""
+    """The bars of one instrument: their opens, marks, and the money of a holding."""
 
     def __init__(self, columns: RunColumns, instrument: Instrument) -> None:
         self.instrument, self.money = instrument, Notional.of(instrument)
@@ -111,10 +105,10 @@ class _Market:
         self.opens_ms: Ints = bars["open_time_ms"]
         self._closes_ms = columns.times.closes_of(self.opens_ms)
         self._sequence, self._open, self._close = bars["sequence"], bars["open"], bars["close"]
-        self._begun_ms = columns.run.period_start_ms  # bars before it are looked back on
+        self._begun_ms = columns.run.period_start_ms  # earlier bars are only lookback
 
     def covers(self, time_ms: int) -> bool:
-        """Return whether a fill at *time_ms* lies within the bars that the run could decide."""
+        """Return whether a fill at *time_ms* lies within the run's decided bars."""
         if not self.opens_ms.size or time_ms < self._begun_ms:
             return False
         return bool(self.opens_ms[0] <= time_ms < self._closes_ms[-1])
@@ -134,12 +128,12 @@ class _Market:
         """Return the sequence of the last bar that had closed at *time_ms*, or the first."""
         return int(self._sequence[max(_last_until(self._closes_ms, time_ms), 0)])
 
-    def result(self, before: int, side: Side, of: FilledSum, marks: tuple[int, int]) -> int:
-        """Return the money that a holding of *before* and the fills *of* came to between marks."""
+    def result(self, before: int, side: Side, fills: FilledSum, marks: tuple[int, int]) -> int:
+        """Return the gain between *marks* of a holding of *before* and then *fills*."""
         sign = 1 if side is Side.BUY else -1
-        after = before + sign * of.quantity - of.fee_base
+        after = before + sign * fills.quantity - fills.fee_base
         held = self.money(marks[1], after) - self.money(marks[0], before)
-        return held - sign * of.notional - (of.fee or 0)
+        return held - sign * fills.notional - (fills.fee or 0)
 
 
 def _last_until(times_ms: Ints, time_ms: int) -> int:
@@ -149,7 +143,7 @@ def _last_until(times_ms: Ints, time_ms: int) -> int:
 def join_fills(reader: Reader, run_id: str, executions: Executions) -> ShortfallFindings:
     """Join *executions* to the decisions of a run.
 
-    Raises ``DataInvalid`` where none of them can be: other symbols, another time, splits.
+    Raises ``DataInvalid`` where none can be joined, or the run has splits or dividends.
     """
     columns = RunColumns(reader, run_id)
     markets = {name: _Market(columns, item) for name, item in columns.instruments.items()}
@@ -192,7 +186,7 @@ def join_fills(reader: Reader, run_id: str, executions: Executions) -> Shortfall
         for (name, _), book in sorted(ordered.books.items())
         for each in _shortfalls(markets[name], book)
     ]
-    shortfalls.sort(key=lambda each: (each.of.decided_ms, each.of.sequence))
+    shortfalls.sort(key=lambda each: (each.decision.decided_ms, each.decision.sequence))
     notes += _missed_outside(shortfalls)
     return ShortfallFindings(
         executions.rows, len(fills), shortfalls, dict(sorted(left_out.items())), notes
@@ -200,8 +194,8 @@ def join_fills(reader: Reader, run_id: str, executions: Executions) -> Shortfall
 
 
 def _missed_outside(shortfalls: Sequence[Shortfall]) -> Iterator[str]:
-    """Yield a note of what was missed before the first fill of the file and after its last."""
-    filled = [place for place, each in enumerate(shortfalls) if each.of.account.quantity]
+    """Yield notes on the decisions missed before the file's first fill and after its last."""
+    filled = [place for place, each in enumerate(shortfalls) if each.decision.account.quantity]
     for count, where in (
         (filled[0], "before the first fill of the file"),
         (len(shortfalls) - 1 - filled[-1], "after the last fill of the file"),
@@ -217,11 +211,12 @@ class _OrdersOfRun(NamedTuple):
     by_id: dict[str, OrderedSide]
 
     def find(self, name: str, fills: Sequence[Execution], market: _Market) -> OrderedSide:
-        """Return the decision that an order of the account followed, or one of no decision.
+        """Return the decision that an order of the account followed, or a new side without one.
 
-        It is the one whose order the file names, else the newest before it that ordered its side:
-        unless a later decision ordered another side, and the account has filled that one already.
-        An id that another run gave as well names nothing.
+        That is the decision whose order id the file has, else the newest earlier one that ordered
+        the same side, unless the account has filled that already and a later decision ordered the
+        other side. An order id counts only if instrument, side and time fit, since other runs use
+        the same ids.
         """
         first = fills[0]
         sent_ms = min(
@@ -234,23 +229,24 @@ class _OrdersOfRun(NamedTuple):
             and followed.decided_ms <= sent_ms
         ):
             return followed
-        usual = PositionSide.LONG if first.side is Side.BUY else PositionSide.SHORT
-        is_hedged = any(position for of, position in self.books if of == name)
+        opening_side = PositionSide.LONG if first.side is Side.BUY else PositionSide.SHORT
+        is_hedged = any(position for instrument, position in self.books if instrument == name)
         positions = (first.position_side,) if first.position_side or not is_hedged else PositionSide
         newest = None
         for position in positions if is_hedged else ("",):
             book = self.books.get((name, position), [])
             end = bisect_right(book, sent_ms, key=attrgetter("decided_ms"))
             places = range(end - 1, -1, -1)
-            same = next((book[at] for at in places if book[at].side is first.side), None)
-            if same is None or (
-                same.decided_ms < book[end - 1].decided_ms and same.account.quantity >= same.ordered
+            candidate = next((book[at] for at in places if book[at].side is first.side), None)
+            if candidate is None or (
+                candidate.decided_ms < book[end - 1].decided_ms
+                and candidate.account.quantity >= candidate.ordered
             ):
                 continue
-            if newest is None or same.decided_ms > newest.decided_ms:
-                newest = same
+            if newest is None or candidate.decided_ms > newest.decided_ms:
+                newest = candidate
         if newest is None:
-            position = (first.position_side or usual.value) if is_hedged else ""
+            position = (first.position_side or opening_side.value) if is_hedged else ""
             newest = OrderedSide((name, position), first.side, market.step_at(sent_ms), sent_ms)
             book = self.books[newest.book]
             book.insert(bisect_right(book, sent_ms, key=attrgetter("decided_ms")), newest)
@@ -265,26 +261,26 @@ def _ordered(
     by_id: dict[str, OrderedSide] = {}
     sides: dict[tuple[object, ...], OrderedSide] = {}
     for row in columns.views.rows("v_orders"):
-        born, name = int(row["order_id"].partition("-")[0]), row["instrument"]
+        decided_at, name = int(row["order_id"].partition("-")[0]), row["instrument"]
         market = markets[name]
         if not market.opens_ms.size or row["created_ms"] < market.opens_ms[0]:
-            continue  # of the run before, or pruned
+            continue  # from the parent run, or pruned
         book, side = (name, row["position_side"] or ""), Side(row["side"])
-        key = (*book, side, born)
+        key = (*book, side, decided_at)
         if key not in sides:
-            sides[key] = OrderedSide(book, side, born, row["created_ms"])
+            sides[key] = OrderedSide(book, side, decided_at, row["created_ms"])
             books[book].append(sides[key])
         sides[key].ordered += _whole(row, "quantity", market.instrument.quantity_decimals)
         by_id[row["order_id"]] = sides[key]
     for row in columns.views.rows("v_fills"):
-        of = by_id.get(row["order_id"])
-        if of is None:
+        decision = by_id.get(row["order_id"])
+        if decision is None:
             left_out["of paper, of orders before the run's bars"] += 1
             continue
         market = markets[row["instrument"]]
         decimals = market.instrument.quantity_decimals
         quantity = _whole(row, "quantity", decimals)
-        of.paper.add(
+        decision.paper.add(
             FilledSum(
                 quantity,
                 _whole(row, "notional", MONEY_DECIMALS),
@@ -295,7 +291,9 @@ def _ordered(
             )
         )
     for book_sides in books.values():
-        book_sides.sort(key=lambda of: (of.decided_ms, of.sequence, of.side))
+        book_sides.sort(
+            key=lambda decision: (decision.decided_ms, decision.sequence, decision.side)
+        )
     return _OrdersOfRun(books, by_id)
 
 
@@ -304,7 +302,7 @@ def _whole(row: Row, name: str, decimals: int) -> int:
 
 
 def _filled(fill: Execution, market: _Market, path: str) -> FilledSum:
-    """Return a fill of the account; raise ``DataInvalid`` for decimals that no fill has."""
+    """Return a fill of the account; raise ``DataInvalid`` for too many decimals."""
     item = market.instrument
     try:
         quantity = scaled(fill.quantity, item.quantity_decimals, name="quantity")
@@ -320,7 +318,7 @@ def _filled(fill: Execution, market: _Market, path: str) -> FilledSum:
 
 
 def _fees(fill: Execution, item: Instrument) -> tuple[int | None, int]:
-    """Return a fill's fee in money, and in base, where a spot buy pays unless its coin differs."""
+    """Return a fill's fees in money and in base, which a spot buy pays unless its coin differs."""
     if fill.fee is None and fill.fee_base is None:
         return None, 0
     paid, base = fill.fee or Decimal(0), fill.fee_base or Decimal(0)
@@ -336,44 +334,45 @@ def _money(amount: Fraction) -> int:
     return round(amount * 10**MONEY_DECIMALS)
 
 
-# ---------------------------------------------------------------- what made the difference
+# ---------------------------------------------------------------- parts of the difference
 
 
 def _shortfalls(market: _Market, book: Iterable[OrderedSide]) -> Iterator[Shortfall]:
-    """Yield the ordered sides of one book that were filled, with both results and the parts."""
-    filled = [of for of in book if of.paper.quantity or of.account.quantity]
+    """Yield the filled sides of one book, with both results and the parts of the difference."""
+    filled = [decision for decision in book if decision.paper.quantity or decision.account.quantity]
     paper_held = account_held = 0
-    for place, of in enumerate(filled):
+    for place, decision in enumerate(filled):
         until = filled[place + 1].decided_ms if place + 1 < len(filled) else None
-        marks = market.mark(of.decided_ms), market.mark(until)
-        account = _complete(of.account, of.paper)
-        results = [market.result(paper_held, of.side, of.paper, marks)]
-        stages = _stages(of.paper, account, market)
-        results += [market.result(account_held, of.side, stage, marks) for stage in stages]
+        marks = market.mark(decision.decided_ms), market.mark(until)
+        account = _complete(decision.account, decision.paper)
+        results = [market.result(paper_held, decision.side, decision.paper, marks)]
+        stages = _stages(decision.paper, account, market)
+        results += [market.result(account_held, decision.side, stage, marks) for stage in stages]
         steps = [after - before for before, after in pairwise(results)]
         names = ("size", "delay", "price", "fee")
-        if not of.account.quantity:
+        if not decision.account.quantity:
             parts = {"missed": results[-1] - results[0]}
-        elif not of.paper.quantity:
+        elif not decision.paper.quantity:
             parts = {"size": results[-1] - results[0]}
         else:
             parts = dict(zip(names, steps, strict=True))
         fees = [
-            (each.fee or 0) + market.money(marks[1], each.fee_base) for each in (of.paper, account)
+            (each.fee or 0) + market.money(marks[1], each.fee_base)
+            for each in (decision.paper, account)
         ]
         yield Shortfall(
-            of,
+            decision,
             (results[0], fees[0]),
             (results[-1], fees[1]),
             {name: parts.get(name, 0) for name in SHORTFALL_PARTS},
         )
-        sign = 1 if of.side is Side.BUY else -1
-        paper_held += sign * of.paper.quantity - of.paper.fee_base
+        sign = 1 if decision.side is Side.BUY else -1
+        paper_held += sign * decision.paper.quantity - decision.paper.fee_base
         account_held += sign * account.quantity - account.fee_base
 
 
 def _complete(account: FilledSum, paper: FilledSum) -> FilledSum:
-    """Return *account* with paper's fees by quantity where its own are not known."""
+    """Return *account*; where its fees are unknown, with paper's in proportion to quantity."""
     if account.fee is not None:
         return account
     fee, fee_base = (_part(each, account, paper) for each in (paper.fee or 0, paper.fee_base))
@@ -381,12 +380,12 @@ def _complete(account: FilledSum, paper: FilledSum) -> FilledSum:
 
 
 def _part(amount: int, account: FilledSum, paper: FilledSum) -> int:
-    """Return paper's *amount* for the quantity of the account."""
+    """Return paper's *amount* scaled to the account's quantity."""
     return divide_half_even(amount * account.quantity, paper.quantity) if paper.quantity else 0
 
 
 def _stages(paper: FilledSum, account: FilledSum, market: _Market) -> list[FilledSum]:
-    """Return paper's fills as they become the account's: quantity, time, price, fee."""
+    """Return paper's fills with the account's quantity, then also its time, price and fees."""
     notional, fee, fee_base, opens = (
         _part(amount, account, paper)
         for amount in (paper.notional, paper.fee or 0, paper.fee_base, paper.opens)
@@ -408,21 +407,21 @@ def stored_rows(reader: Reader, run_id: str, findings: ShortfallFindings) -> lis
     ordinals: Counter[int] = Counter()
     rows: list[StoredRow] = []
     for each in findings.shortfalls:
-        of = each.of
+        decision = each.decision
         row: StoredRow = {
             "run_key": stored.run_key,
-            "sequence": of.sequence,
-            "ordinal": ordinals[of.sequence],
-            "instrument": places.index(of.book[0]),
-            "side": of.side.value,
-            "position_side": of.book[1] or None,
-            "decided_ms": of.decided_ms,
-            "ordered": of.ordered,
+            "sequence": decision.sequence,
+            "ordinal": ordinals[decision.sequence],
+            "instrument": places.index(decision.book[0]),
+            "side": decision.side.value,
+            "position_side": decision.book[1] or None,
+            "decided_ms": decision.decided_ms,
+            "ordered": decision.ordered,
             **each.parts,
         }
         for whose, filled, (result, fee) in (
-            ("paper", of.paper, each.paper),
-            ("account", of.account, each.account),
+            ("paper", decision.paper, each.paper),
+            ("account", decision.account, each.account),
         ):
             row |= {
                 f"{whose}_quantity": filled.quantity,
@@ -431,13 +430,13 @@ def stored_rows(reader: Reader, run_id: str, findings: ShortfallFindings) -> lis
                 f"{whose}_ms": filled.first_ms,
                 f"{whose}_result": result,
             }
-        ordinals[of.sequence] += 1
+        ordinals[decision.sequence] += 1
         rows.append(row)
     return rows
 
 
 def rows_in_view(stored: StoredRun, rows: Sequence[StoredRow]) -> list[Row]:
-    """Return *rows* of a run as ``v_shortfall`` has them: a daemon may hold the database."""
+    """Return *rows* as ``v_shortfall`` shows them; needs no write to the run's database."""
     opening = StepEncoder(stored.run, stored.run_key, ()).opening(stored.run, 0)
     values = [tuple(row[name] for name in stored_columns("shortfalls")) for row in rows]
     with closing(in_memory()) as connection:

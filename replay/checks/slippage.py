@@ -1,6 +1,7 @@
-"""Slippage of real fills against paper's: by symbol, size and hour; the settings that fit them.
+"""Slippage of real fills against paper's, by symbol, size and hour, and the settings that fit.
 
-Errors are by UTC day. Settings are fitted on the earlier days and judged on the later ones.
+Standard errors are by UTC day. Settings are fitted on the earlier days and tested on the later
+ones.
 
 The rules are docs/money.md, M42 to M44.
 """
@@ -36,14 +37,14 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, RATE_SCALE, day_text, d
 
 LEAST_ORDERS: Final = 30
 LEAST_DAYS: Final = 15
-"""With fewer orders or UTC days figures are shown and no settings are proposed."""
+"""With fewer orders or UTC days no settings are proposed."""
 FITTED_SHARE: Final = 2 / 3
 LEVEL: Final = 0.95
-VARIANCE_TOLD: Final = 0.05
-"""By what share the variance of costs must differ over latencies for prices to tell one."""
+VARIANCE_SHARE: Final = 0.05
+"""Share by which the variance of costs must differ over latencies to identify one."""
 LATENCIES_LEAST: Final = 10
 SETTING_MOST: Final = 1_000.0
-"""Basis points; the most that the configuration takes."""
+"""Basis points; the greatest value that the configuration accepts."""
 BASIS_POINT: Final = RATE_SCALE // 10_000
 FAR: Final = "orders over 1,000 bp from paper's price: another symbol, unit or time zone"
 _BIAS: Final = (
@@ -60,7 +61,7 @@ SIZES: Final = ("smallest third", "middle third", "largest third")
 
 
 class Bias(NamedTuple):
-    """A mean cost in bp, its error by day (None of one block of days), and the deviation."""
+    """A mean cost in bp, its error by day (None for one block of days), and the deviation."""
 
     orders: int
     days: int
@@ -70,9 +71,9 @@ class Bias(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The mean's interval of 95 %, by Student's t of the blocks of days less one.
+        """The mean's 95 % interval, by Student's t with one degree less than the blocks of days.
 
-        None where the error is not known.
+        None where the error is unknown.
         """
         if self.error is None:
             return None
@@ -81,7 +82,7 @@ class Bias(NamedTuple):
 
     @property
     def cells(self) -> tuple[int, int, Estimate, float]:
-        """What a table shows of it."""
+        """Its cells in a table."""
         return self.orders, self.days, (self.mean, self.error), self.deviation
 
     def sentence(self) -> str:
@@ -101,18 +102,18 @@ def bias(costs: Array, days: NDArray[np.int64]) -> Bias:
 
 
 class SettingFit(NamedTuple):
-    """A setting as it is, as it fits, and the interval of 95 % of what fits."""
+    """A setting: its present value, the fitted one, and that one's 95 % interval."""
 
     key: str
     now: float
-    proposed: float | None  # None: it stays
+    proposed: float | None  # None: unchanged
     error: float | None
     low: float | None
     high: float | None
 
 
 class HeldOut(NamedTuple):
-    """The mean bias on the later days, by the present and by the proposed settings."""
+    """The mean bias on the later days, with the present and with the proposed settings."""
 
     from_ms: int
     before: Bias
@@ -121,7 +122,7 @@ class HeldOut(NamedTuple):
 
 @dataclass
 class SlippageFindings:
-    """What a file of fills says about the settings of execution; costs are in basis points."""
+    """The comparison of a file of fills with paper, and settings; costs are in basis points."""
 
     model: str
     rows: int
@@ -135,7 +136,7 @@ class SlippageFindings:
 
 
 class _Sample:
-    """Orders that paper covers, and their costs by given settings."""
+    """Orders that paper can fill, and their costs under given settings."""
 
     def __init__(self, orders: Sequence[TakenOrder], paper: PaperFills) -> None:
         self.orders = orders
@@ -143,7 +144,7 @@ class _Sample:
         self.paper = paper
 
     def costs(self, costs: ExecutionCosts, latency_ms: int) -> Array:
-        """Return the cost of each order in bp; NaN where *latency_ms* leads out of the books."""
+        """Return the cost of each order in bp; NaN where *latency_ms* leads outside the books."""
         order_costs = []
         for order in self.orders:
             fill = self.paper.fill(order, costs, latency_ms)
@@ -151,21 +152,21 @@ class _Sample:
             order_costs.append(np.nan if fill is None else cost_bp(order, fill, decimals))
         return np.array(order_costs, dtype=np.float64)
 
-    def part(self, mine: NDArray[np.bool_]) -> _Sample:
-        """Return the orders of *mine*."""
-        return _Sample([self.orders[row] for row in np.flatnonzero(mine).tolist()], self.paper)
+    def select(self, chosen: NDArray[np.bool_]) -> _Sample:
+        """Return the *chosen* orders: a mask."""
+        return _Sample([self.orders[row] for row in np.flatnonzero(chosen).tolist()], self.paper)
 
 
 def calibrate(
     executions: Executions, paper: PaperFills, costs: ExecutionCosts, latency_ms: int
 ) -> SlippageFindings:
-    """Compare *executions* with *paper* by *costs* and *latency_ms*; propose what fits better."""
+    """Compare *executions* with *paper* under *costs* and *latency_ms*; propose better settings."""
     left_out, notes = Counter(executions.left_out), list(executions.notes)
     orders = []
     first_outside: TakenOrder | None = None
     for order in orders_of(executions.taken):
         if order.symbol not in paper.symbols:
-            left_out[f"orders of {order.symbol}, of which nothing was given"] += 1
+            left_out[f"orders of {order.symbol}, for which nothing was given"] += 1
         elif (fill := paper.fill(order, costs, latency_ms)) is None:
             left_out["orders outside what was given"] += 1
             first_outside = first_outside or order
@@ -204,7 +205,7 @@ def days_of(orders: Sequence[TakenOrder]) -> NDArray[np.int64]:
 
 
 def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
-    """Return the bias of all, by symbol, by third of notional, and by hour of day.
+    """Return the bias of all orders, by symbol, by third of notional, and by hour of day.
 
     *costs* [order] are in basis points.
     """
@@ -231,9 +232,9 @@ def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
             title,
             _BIAS,
             tuple(
-                (name, *of.cells)
-                for name, mine in rows
-                if mine.any() and (of := bias(costs[mine], days[mine]))
+                (name, *row_bias.cells)
+                for name, chosen in rows
+                if chosen.any() and (row_bias := bias(costs[chosen], days[chosen]))
             ),
             whole=True,
         )
@@ -241,7 +242,7 @@ def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
     ]
 
 
-# ---------------------------------------------------------------- what fits
+# ---------------------------------------------------------------- fitted settings
 
 
 def _propose(
@@ -251,10 +252,10 @@ def _propose(
     latency_ms: int,
     in_minutes: bool,  # noqa: FBT001 - of the file
 ) -> None:
-    """Fit the settings on the earlier days, try them on the later ones, and say what follows."""
+    """Fit the settings on the earlier days, test them on the later ones, and add the result."""
     days = np.unique(sample.days)
     turn = int(days[int(np.ceil(len(days) * FITTED_SHARE))])
-    early, late = sample.part(sample.days < turn), sample.part(sample.days >= turn)
+    early, late = sample.select(sample.days < turn), sample.select(sample.days >= turn)
     latency = _latency(findings, early, costs, latency_ms, in_minutes)
     if latency.proposed is not None:
         then, now = (_bias_of(late, costs, at) for at in (int(latency.proposed), latency_ms))
@@ -266,7 +267,7 @@ def _propose(
             latency = latency._replace(proposed=None)
     chosen = latency_ms if latency.proposed is None else int(latency.proposed)
     fitted = _bias_of(early, costs, chosen)
-    changed = _moved(costs, fitted.mean, by_open=findings.model == OpenFills.model)
+    changed = _shifted_costs(costs, fitted.mean, by_open=findings.model == OpenFills.model)
     low, high = fitted.interval or (-np.inf, np.inf)
     before = _bias_of(late, costs, latency_ms)
     after = None
@@ -294,8 +295,8 @@ def _propose(
     findings.settings = [*_settings(findings, costs, changed, fitted), latency]
 
 
-def _moved(costs: ExecutionCosts, bias_bp: float, *, by_open: bool) -> ExecutionCosts:
-    """Return *costs* that take *bias_bp* more; the spread moves only where half of it is more."""
+def _shifted_costs(costs: ExecutionCosts, bias_bp: float, *, by_open: bool) -> ExecutionCosts:
+    """Return *costs* raised by *bias_bp*; the spread changes only where half of it exceeds them."""
     half = costs.half_spread / BASIS_POINT if by_open else 0.0
     total = min(max(costs.slippage / BASIS_POINT + half + bias_bp, 0.0), SETTING_MOST)
     slippage = round(round(max(total - half, 0.0), 2) * BASIS_POINT)
@@ -307,19 +308,19 @@ def _moved(costs: ExecutionCosts, bias_bp: float, *, by_open: bool) -> Execution
 def _settings(
     findings: SlippageFindings, costs: ExecutionCosts, changed: ExecutionCosts, fitted: Bias
 ) -> list[SettingFit]:
-    """Return the slippage, and by ``next_open`` the spread, as they are and as they fit."""
+    """Return the present and the fitted slippage, and for ``next_open`` the spread."""
     now, proposed = costs.slippage / BASIS_POINT, changed.slippage / BASIS_POINT
     interval = fitted.interval or (-np.inf, np.inf)
     low, high = (min(max(now + end, 0.0), SETTING_MOST) for end in interval)
-    moved = None if proposed == now else proposed
-    fits = [SettingFit("slippage_bp", now, moved, fitted.error, low, high)]
+    proposal = None if proposed == now else proposed
+    fits = [SettingFit("slippage_bp", now, proposal, fitted.error, low, high)]
     if findings.model == OpenFills.model:
         now, proposed = (2 * each.half_spread / BASIS_POINT for each in (costs, changed))
         spread = None if proposed == now else proposed
         fits.append(SettingFit("spread_bp", now, spread, None, None, None))
         findings.sentences.append(
-            "not identified: spread_bp apart from slippage_bp (both move a fill alike); it stays "
-            "unless less than half of it fits."
+            "not identified: spread_bp separately from slippage_bp (both move fills alike); it "
+            "stays unless less than half of it fits."
         )
     return fits
 
@@ -337,9 +338,9 @@ def _latency(
     now_ms: int,
     in_minutes: bool,  # noqa: FBT001 - of the file
 ) -> SettingFit:
-    """Fit the latency at which costs vary least, or say why nothing tells it."""
+    """Fit the latency at which costs vary least, or add a sentence why it is not identified."""
     kept = SettingFit("latency_ms", float(now_ms), None, None, None, None)
-    why = _untold(sample, in_minutes)
+    why = _unidentified_reason(sample, in_minutes)
     if not why:
         assert isinstance(sample.paper, BookFills)
         grid = np.array(sample.paper.latency_grid, dtype=np.float64)
@@ -352,17 +353,17 @@ def _latency(
             fitted = _fitted_latency(values[:, finite], sample.days[finite], grid)
             if fitted is not None and fitted.interval is not None:
                 low, high = fitted.interval
-                moved = None if low <= now_ms <= high else fitted.mean
+                proposal = None if low <= now_ms <= high else fitted.mean
                 return kept._replace(
-                    proposed=moved, error=fitted.error, low=max(low, 0.0), high=high
+                    proposed=proposal, error=fitted.error, low=max(low, 0.0), high=high
                 )
             why = f"the prices within {reach} do not tell it"
     findings.sentences.append(f"not identified: latency_ms ({why}).")
     return kept
 
 
-def _untold(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the file
-    """Return why no price within the latency is known; empty where some may be."""
+def _unidentified_reason(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the file
+    """Return why the latency cannot be identified; empty where it may be."""
     paper = sample.paper
     if not isinstance(paper, BookFills):
         return "candles show no price within it; give recorded books by --depth"
@@ -376,9 +377,9 @@ def _untold(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the 
 
 
 def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias | None:
-    """Return the latency at which *values* [latency, order] vary least; None where none stands out.
+    """Return the latency at which *values* [latency, order] vary least; None if none stands out.
 
-    Its error is that of blocks of days drawn anew, and no finer than the grid; None without one.
+    Its error is by resampled blocks of days, and at least that of the grid.
     """
     terms = np.concatenate([values, values**2, np.ones_like(values[:1])])
     best = figure(terms, days, _least_varied(grid))
@@ -390,12 +391,12 @@ def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias
     fitted = Bias(values.shape[1], len(np.unique(days)), best.value, error, deviation)
     assert fitted.interval is not None
     low, high = fitted.interval
-    tells = variance.max() > variance.min() * (1 + VARIANCE_TOLD)
-    return fitted if tells and high - low <= grid[-1] / 2 and best.value < grid[-1] else None
+    is_distinct = variance.max() > variance.min() * (1 + VARIANCE_SHARE)
+    return fitted if is_distinct and high - low <= grid[-1] / 2 and best.value < grid[-1] else None
 
 
 def _least_varied(grid: Array) -> Callable[[Array], Array]:
-    """Return the function of sums [.., value, square, count] to the value of *grid* that fits."""
+    """Return the function that maps sums [.., value, square, count] to the best value of *grid*."""
 
     def combine(sums: Array) -> Array:
         count = sums[:, -1:]
@@ -419,23 +420,23 @@ _HELD_OUT: Final = (*_BIAS, *(of_row(name, f"95 % {name}", "gain") for name in (
 
 
 def fitted_tables(findings: SlippageFindings) -> list[Table]:
-    """Return the settings, and what they make of the later days; none where nothing was fitted."""
+    """Return the settings and their result on the later days; none where nothing was fitted."""
     if (held := findings.held_out) is None:
         return []
     settings = Table(
         "settings", "[execution], fitted on the earlier days", _FIT, (*findings.settings,)
     )
     rows = [
-        (name, *of.cells, *(of.interval or (None, None)))
-        for name, of in (("present settings", held.before), ("proposed", held.after))
-        if of is not None
+        (name, *each.cells, *(each.interval or (None, None)))
+        for name, each in (("present settings", held.before), ("proposed", held.after))
+        if each is not None
     ]
     title = f"Held out, from {day_text(held.from_ms)}"
     return [settings, Table("held_out", title, _HELD_OUT, tuple(rows), whole=True)]
 
 
 def counted(what: str, left_out: Mapping[str, int], notes: Iterable[str]) -> list[Part]:
-    """Return *what* was compared, what was not, and what is to be known, as paragraphs."""
+    """Return *what* was compared, what was left out and the notes, as paragraphs."""
     return [
         Paragraph(what),
         *(Paragraph(f"Left out: {count:,} {why}.") for why, count in left_out.items()),
@@ -444,7 +445,7 @@ def counted(what: str, left_out: Mapping[str, int], notes: Iterable[str]) -> lis
 
 
 def parts_of(findings: SlippageFindings, what: str) -> list[Part]:
-    """Return the findings as paragraphs and tables; *what* says how much was compared."""
+    """Return the findings as paragraphs and tables; *what* is a sentence about their extent."""
     return [
         *counted(what, findings.left_out, findings.notes),
         *(*findings.tables, *fitted_tables(findings)),

@@ -1,4 +1,4 @@
-"""Choices of a universe, held to the figures that they name, to their times, and to the bars.
+"""Checks a universe's choices against their own figures, their times, and the bars.
 
 The rules are docs/universe.md, V17 and V18.
 """
@@ -22,21 +22,21 @@ from tracepaper.strategies.units import DAY_MS, iso
 
 _UNIT: Final = Decimal(1)
 _SHARE: Final = Decimal("0.000001")
-"""To so much the turnover and the volatility of an event are rounded."""
+"""Rounding steps of an event's turnover and volatility."""
 
 Unlike = tuple[str, object, object]
-"""The name of a field, what is stored, and what is due."""
+"""The name of a field, its stored value, and the expected one."""
 
 
 class _CandidateFigures(NamedTuple):
-    """A candidate's figures as its event has them, and whether its limits hold."""
+    """A candidate's figures as stored in its event."""
 
     turnover: Decimal
     volatility: Decimal
     age_days: int
 
     def passes(self, rule: UniverseRule, slack: int) -> bool:
-        """Return whether the limits hold with *slack* times what rounding can move."""
+        """Return whether the figures keep the limits, widened by *slack* rounding steps."""
         return (
             self.turnover + slack * _UNIT >= rule.min_turnover
             and rule.min_volatility - slack * _SHARE <= self.volatility
@@ -46,18 +46,18 @@ class _CandidateFigures(NamedTuple):
 
 
 class ChoiceCheck:
-    """Checks the choices of one run in the order of its events; of a run without a rule, nothing.
+    """Checks the choices of one run in the order of its events; without a rule there are none.
 
-    A run over candle files has one at its start and at each stated time, made from bars that it
-    holds itself. A live one has it of the exchange: its figures are held to the choice alone.
-    *is_whole* says that the events begin with the run's first.
+    A run over candle files chooses at its start and at each configured time, from bars in its own
+    record. A live run gets the figures from the exchange, so only the choice is checked against
+    them. *is_whole* means that the events begin with the first of the run.
     """
 
     def __init__(self, reader: Reader, run: Run, config: Config, *, is_whole: bool) -> None:
         self._run, self._rule = run, config.market.universe
         self._instruments = {item.id: item for item in run.instruments}
         self._due_ms: int | None = None
-        self._slack_ms = config.exchange.ahead_ms  # of clocks that may be behind a bar's date
+        self._slack_ms = config.exchange.ahead_ms  # clocks may be this far behind a bar's date
         self._has_choice = not is_whole
         self._is_of_candles = False
         self._days: dict[str, deque[Bar]] = defaultdict(deque)
@@ -76,7 +76,7 @@ class ChoiceCheck:
                 self._due_ms = run.period_start_ms
 
     def of(self, *events: Event) -> Iterator[Unlike]:
-        """Check *events*; a bar shows that a choice before it is missing."""
+        """Check *events*; a bar reveals that the choice before it is missing."""
         if self._rule is None:
             return
         for event in events:
@@ -114,53 +114,53 @@ class ChoiceCheck:
             yield "universe", f"a choice at {iso(at_ms)}", f"none before {iso(due_ms)}"
 
     def _of_figures(self, event: UniverseChange, rule: UniverseRule) -> Iterator[Unlike]:
-        """Hold the choice to the figures beside it, as far as these are rounded.
+        """Check the choice against the figures in its event, within their rounding.
 
-        Which symbols a list named is not in the record.
+        The record does not hold the symbols of a list.
         """
         figures = {
             key: _CandidateFigures(Decimal(turnover), Decimal(volatility), age)
             for key, turnover, volatility, age in event.candidates
         }
         chosen = event.chosen
-        strange = [key for key in chosen if key not in figures or not figures[key].passes(rule, 1)]
-        if strange or len(set(chosen)) < len(chosen) or not set(figures) <= set(self._instruments):
+        invalid = [key for key in chosen if key not in figures or not figures[key].passes(rule, 1)]
+        if invalid or len(set(chosen)) < len(chosen) or not set(figures) <= set(self._instruments):
             yield "chosen", chosen, f"symbols that pass market.universe of {list(figures)}"
             return
         measures = [getattr(figures[key], rule.by) for key in chosen]
-        surely = [
+        due_others = [
             candidate
             for key, candidate in figures.items()
             if key not in chosen and candidate.passes(rule, -1)
         ]
         if rule.file is not None:
-            surely = []
+            due_others = []
         least = measures[-1] if measures else None
         if (
             measures != sorted(measures, reverse=True)
             or len(chosen) > rule.top
-            or (surely and len(chosen) < rule.top)
+            or (due_others and len(chosen) < rule.top)
             or (
                 least is not None
-                and any(getattr(candidate, rule.by) > least for candidate in surely)
+                and any(getattr(candidate, rule.by) > least for candidate in due_others)
             )
         ):
             yield "chosen", chosen, f"the first {rule.top} by {rule.by}"
-        begins = (
+        due_start = (
             f"{len(chosen)} of {len(figures)} symbols may open positions, the first by "
             f"{rule.by} of "
             if chosen
             else f"none of {len(figures)} symbols passes market.universe"
         )
-        is_of_list = rule.file is not None and not figures  # it could not be used, and says why
-        if not event.reason.startswith(begins) and not is_of_list:
-            yield "reason", event.reason, begins
+        is_of_list = rule.file is not None and not figures  # the reason says why not
+        if not event.reason.startswith(due_start) and not is_of_list:
+            yield "reason", event.reason, due_start
 
     def _of_bars(self, event: UniverseChange, rule: UniverseRule) -> Iterator[Unlike]:
-        """Hold the figures to the bars of the 24 hours before, where the record holds them all.
+        """Check the figures against the bars of the 24 hours before, where the record has them all.
 
-        The first choice of a file has none. A run that begins amid its files holds whole days of a
-        symbol only a day after its first bar.
+        The first choice over a file has no such bars. A run that begins within its files has a
+        symbol's full day only one day after the symbol's first bar.
         """
         at_ms = event.market_ms
         if at_ms == self._run.period_start_ms:
@@ -176,23 +176,23 @@ class ChoiceCheck:
             if (candidate := self._listed(item, at_ms)) is not None
         ]
         due = change_of(rule, tuple(self._instruments.values()), listed, now_ms=at_ms)
-        follows = {row[0]: row for row in due.candidates}
+        due_rows = {row[0]: row for row in due.candidates}
         for key in held:
-            was, now = stored.get(key), follows.get(key)
-            if was == now or (now is None and key not in complete):
+            stored_row, due_row = stored.get(key), due_rows.get(key)
+            if stored_row == due_row or (due_row is None and key not in complete):
                 continue
-            if was is not None and now is not None and not self._begins_empty:
-                # The first bar of its file may lie before the record's.
-                is_older, is_other = was[3] >= now[3], was[1:3] != now[1:3]
+            if stored_row is not None and due_row is not None and not self._begins_empty:
+                # The file may begin before the record, so the symbol may be older.
+                is_older, is_other = stored_row[3] >= due_row[3], stored_row[1:3] != due_row[1:3]
                 if is_older and not (is_other and key in complete):
                     continue
-            yield "candidates", was, now
+            yield "candidates", stored_row, due_row
         for name in ("chosen", "reason") if self._begins_empty and rule.file is None else ():
             if getattr(event, name) != getattr(due, name):
                 yield name, getattr(event, name), getattr(due, name)
 
     def _listed(self, item: Instrument, at_ms: int) -> TradedSymbol | None:
-        """Return *item* as its ticker of *at_ms* would have it; None without a bar in that day."""
+        """Return *item* with its ticker's figures at *at_ms*; None without a bar in that day."""
         day = [bar for bar in self._days[item.id] if at_ms - DAY_MS < bar.market_ms <= at_ms]
         if not day:
             return None
@@ -207,7 +207,7 @@ class ChoiceCheck:
 
 
 def _begins_with_choice(reader: Reader, run: Run) -> bool:
-    """Return whether *run* took over a choice with the account of its parent."""
+    """Return whether *run* took over a choice with its parent's account."""
     if run.parent_run_id is None:
         return False
     first = next(iter(reader.steps(run.run_id)), None)

@@ -1,7 +1,7 @@
 """``verify``: derives every step of a run again from its record.
 
-A stored value that was changed, with the chain's digests recomputed to hide it, is still found: it
-no longer follows from the rest, but for what follows from nothing (S12).
+It also finds a changed value whose chain digests were recomputed, since the value no longer follows
+from the rest. Values that follow from nothing else are the exception (S12).
 
 The rules are docs/identity.md, I12, and docs/storage.md, S12.
 """
@@ -20,12 +20,7 @@ from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import check_state
-from tracepaper.daemon.session.retraining import (
-    is_better,
-    level_of,
-    one_sided,
-    with_verdict,
-)
+from tracepaper.daemon.session.retraining import is_better, level_of, one_sided, with_verdict
 from tracepaper.daemon.session.run_row import (
     ENVIRONMENT_FIELDS,
     NO_MODEL,
@@ -43,7 +38,7 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Cause, diagnose
-from tracepaper.replay.checks.universe import ChoiceCheck
+from tracepaper.replay.checks.universe import ChoiceCheck, Unlike
 from tracepaper.storage.database.chunks import StoredRun, commit_at
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
@@ -68,35 +63,32 @@ DIFFERENCES_KEPT: Final = 100
 PROGRESS_STEPS: Final = 250
 EXACT: Final = frozenset({"sma_cross", "persistence"})
 """Strategies of whole numbers: no library and no machine rounds what they decide."""
-_OF_A_START: Final = ("model_id", "model_sha256", "mode", *ENVIRONMENT_FIELDS)
-"""What a run's row and its first start both say."""
+_START_FIELDS: Final = ("model_id", "model_sha256", "mode", *ENVIRONMENT_FIELDS)
+"""Fields that a run's row and its first start both have."""
 
-Unlike = tuple[str, object, object]
-"""The name of a field, what is stored, and what is due."""
-
-_BY_NOTHING: Final = (*NO_MODEL, "torch_version", "instruction_set")
+_FIELDS_WITHOUT_MODEL: Final = (*NO_MODEL, "torch_version", "instruction_set")
 
 
 @dataclass
 class Verification:
-    """What re-deriving a run found; ``differences`` holds the first of them."""
+    """The result of re-deriving a run; ``differences`` holds the first ones."""
 
     run_id: str
     steps: int = 0
     decisions: int = 0
     agreed: int = 0  # decisions that are equal in every bit
-    tolerated: int = 0  # decisions whose floats differ within their tolerances alone
+    tolerated: int = 0  # decisions that differ only in floats, within their tolerances
     differing: int = 0
-    exact: bool = True  # whether every bit was promised, and so every bit was compared
-    taken: int = 0  # answers of an outside service, which are taken from the record
-    elsewhere: str = ""  # why it was not: what is another here than when the run was made
-    from_step: int = 0  # the first that was compared
-    from_ms: int | None = None  # open time of the first bar that was compared, where not all are
-    chained: int = 0  # decisions stored before that, which only the chain covers
-    state_step: int | None = None  # which stored the state from which it was derived
+    exact: bool = True  # whether every bit had to be equal
+    taken: int = 0  # answers of an outside service, used from the record
+    elsewhere: str = ""  # why not exact: what differs here from where the run was made
+    from_step: int = 0  # the first compared step
+    from_ms: int | None = None  # open time of the first compared bar, where not all are
+    chained: int = 0  # decisions before that, which only the chain covers
+    state_step: int | None = None  # the step whose stored state the derivation began from
     differences: list[Difference] = field(default_factory=list)
     culprit: Cause | None = None
-    to_blame: str = ""  # the culprit, "or the record" where it need not be the only one
+    to_blame: str = ""  # the culprit, with "or the record" where that is possible too
     likely_cause: str = ""
 
     @property
@@ -105,7 +97,7 @@ class Verification:
         return self.decisions > 0 and self.differing == 0
 
     def add(self, at_ms: int, what: str, stored: object, due: object) -> None:
-        """Count that *what* is stored is not what is due, and keep the first such differences."""
+        """Count a difference of *stored* and *due* in the field *what*; keep the first ones."""
         self.differing += 1
         if len(self.differences) < DIFFERENCES_KEPT:
             self.differences.append(Difference("", at_ms, what, str(stored), str(due)))
@@ -124,17 +116,16 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     probes: bool = True,
     progressed: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> Verification:
-    """Step *run_id* through again and compare each step with what is stored, in every column.
+    """Derive *run_id* again and compare each step with its stored rows, in every column.
 
-    Where a start was made in this very environment, every bit must be equal; elsewhere floats
-    may differ within their tolerances. With *sample* only the last that many steps are compared;
-    the steps before them are still derived, since an account depends on all of them. With *from_ms*
-    the bars from that open time on are compared, and the state before them is the record's; with
-    *until_ms* only those that opened before; with *commit* the commit that holds that step. With
-    *from_start* that state is derived too. A run that was
-    pruned is derived from where its bars allow it. Without *probes* no bar of a batched pass is
-    computed once more by itself, which finds a network that sees later bars. *progressed* is told
-    how many steps are derived, and of how many, now and then.
+    After a start in the present environment every bit must be equal; after others floats may differ
+    within their tolerances. *sample* compares only that many steps at the end, though all are
+    derived, since the account depends on them. *from_ms* and *until_ms* compare only the bars that
+    opened in that span, and *commit* only the commit with that step; the state before is then the
+    record's, or derived as well with *from_start*. A pruned run is derived from the first step that
+    its bars allow. *probes* compute some bars of a batched pass once more by themselves, which
+    finds a network that sees later bars. *progressed* is called now and then with the number of
+    derived steps and their total.
     """
     stored = reader.stored_run(run_id)
     begin, end = _bounds(reader, stored, (from_ms, until_ms), commit)
@@ -150,31 +141,33 @@ def verify_run(  # noqa: PLR0913 - the options of verify
         reader, stored, member_shape=getattr(recorded.forecaster, "member_shape", None)
     )
     here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
-    begun = recorded.beginning
-    start = None if begun is None else reader.newest_of(run_id, ModelChange, until=begun.after)
+    beginning = recorded.beginning
+    start = (
+        None if beginning is None else reader.newest_of(run_id, ModelChange, until=beginning.after)
+    )
     elsewhere = _cut(recorded) or differs(start or recorded.run, here)
     _judge_run(verification, reader, stored, recorded)
-    if begun is not None or begin is not None:
+    if beginning is not None or begin is not None:
         first_compared = max(first_compared, begin or 0)
         _judge_state(verification, reader, recorded, first_compared)
     verification.from_step = first_compared
     if end is not None:
         total = max(end, recorded.first)
-    # The run may grow meanwhile, and what it had is what is compared.
+    # The run may grow meanwhile; later steps are not compared.
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(run_events, total - recorded.first)
-    given = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
-    if begun is not None:
+    checks = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
+    if beginning is not None:
         _judge_given(
-            verification, given.of_run(), at_ms=verification.from_ms or 0, sequence=begun.after
+            verification, checks.of_run(), at_ms=verification.from_ms or 0, sequence=beginning.after
         )
-    anew = _derived(verification, recorded, predictor, events, given, first_compared)
-    decide = members_of(recorded.config).values() or (recorded.config,)
+    derived_steps = _derived(verification, recorded, predictor, events, checks, first_compared)
+    members = members_of(recorded.config).values() or (recorded.config,)
     computes = recorded.forecaster is not None or any(
-        member.strategy.name not in EXACT for member in decide
+        member.strategy.name not in EXACT for member in members
     )
-    for derived, kept in zip(anew, rows, strict=True):
+    for derived, stored_step in zip(derived_steps, rows, strict=True):
         if isinstance(derived.event, ModelChange):
             here = start_event(predictor.forecaster, warm_from=(), market_ms=0)
             is_cut = bool(recorded.beginning and not derived.event.warm_from)
@@ -185,7 +178,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
             progressed(verification.steps, total - recorded.first)
         verification.steps += 1
         if derived.sequence >= first_compared:
-            _judge(verification, check, derived, kept, exact=not (computes and elsewhere))
+            _judge(verification, check, derived, stored_step, exact=not (computes and elsewhere))
     verification.taken = predictor.taken
     if verification.differences:
         diagnosis = diagnose(reader, stored, verification.differences, exact=verification.exact)
@@ -197,7 +190,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
 def _bounds(
     reader: Reader, stored: StoredRun, times_ms: tuple[int | None, int | None], commit: int | None
 ) -> tuple[int | None, int | None]:
-    """Return the first step that is asked for, and the one behind the last; None where all are."""
+    """Return the first requested step and the one after the last; None without such a bound."""
     if commit is not None:
         if (bounds := commit_at(reader.connection, stored.run_key, commit)) is None:
             raise DataInvalid(f"Run {stored.run.run_id} holds no commit with step {commit}.")
@@ -210,7 +203,7 @@ def _bounds(
 
 
 def _cut(recorded: RecordedRun) -> str:
-    """Say why a model that begins amid a run promises no equal bits; else ''."""
+    """Return why a model that begins within a run cannot give equal bits; '' where it can."""
     if recorded.beginning is None or recorded.run.mode != "scan":
         return ""
     return f"the model's passes over known bars begin elsewhere, before step {recorded.first}"
@@ -219,9 +212,9 @@ def _cut(recorded: RecordedRun) -> str:
 def _judge_state(
     verification: Verification, reader: Reader, recorded: RecordedRun, first: int
 ) -> None:
-    """Check the recorded state against fills and ledger; say what is compared from step *first*.
+    """Check the recorded state against fills and ledger, and note where the comparison begins.
 
-    All that is stored before is covered by the chain alone.
+    Only the chain covers what is stored before step *first*.
     """
     run_id, run = recorded.run.run_id, recorded.run
     run_key = reader.stored_run(run_id).run_key
@@ -259,7 +252,7 @@ def _judge_run(
         "calendar": counted_by,
         "sees_account": recorded.engine.sees_account,
     }
-    if recorded.beginning is None or model is None:  # else another may answer there
+    if recorded.beginning is None or model is None:  # else another model may answer there
         due["model_id"] = "" if model is None else model.model_id
         due["model_sha256"] = "" if model is None else model.model_sha256
     if counted_by is None:
@@ -267,14 +260,14 @@ def _judge_run(
     for name, _, value in of_start(run, model):
         due[name] = value
     if starts := reader.of_type(run.run_id, ModelChange):
-        due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
+        due = {name: getattr(starts[0], name) for name in _START_FIELDS} | due
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
     wrong.append(("step_count", *reader.counted(run.run_id)))
     sets = recorded.engine.gate_sets
-    if recorded.beginning is None:  # else those of another model may judge there
+    if recorded.beginning is None:  # else the gates of another model may decide there
         wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
-    if recorded.beginning is None or config.strategies.named:  # of several no step names theirs
+    if recorded.beginning is None or config.strategies.named:  # no step names those of several
         wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
     for name, stored_value, due_value in wrong:
         if stored_value != due_value:
@@ -286,7 +279,7 @@ def _derived(
     recorded: RecordedRun,
     predictor: RecordedPredictor,
     events: Iterable[Event],
-    given: GivenEvents,
+    checks: GivenEvents,
     first_compared: int,
 ) -> Iterator[Step]:
     """Yield the steps of *events*; from *first_compared* on, check the events themselves."""
@@ -294,19 +287,19 @@ def _derived(
         steps = steps_of(recorded.engine, unit, predictor.predict(unit))
         at = steps[0].sequence
         if isinstance(unit, Close):
-            unlike, at_ms = [*given.of_close(unit)], unit.closed.open_time_ms
+            wrong_fields, at_ms = [*checks.of_close(unit)], unit.closed.open_time_ms
         else:
-            unlike, at_ms = [*given.of(unit, predictor.forecaster)], unit.market_ms
+            wrong_fields, at_ms = [*checks.of(unit, predictor.forecaster)], unit.market_ms
         if at >= first_compared:
-            _judge_given(verification, unlike, at_ms=at_ms, sequence=at)
+            _judge_given(verification, wrong_fields, at_ms=at_ms, sequence=at)
         yield from steps
 
 
 def _judge_given(
-    verification: Verification, unlike: Iterable[Unlike], *, at_ms: int, sequence: int
+    verification: Verification, wrong_fields: Iterable[Unlike], *, at_ms: int, sequence: int
 ) -> None:
-    """Note the fields of an event that contradict the rest of the record."""
-    for name, stored, follows in unlike:
+    """Add the fields of an event that contradict the rest of the record."""
+    for name, stored, follows in wrong_fields:
         verification.add(at_ms, f"event.{name} (step {sequence})", stored, follows)
 
 
@@ -327,7 +320,7 @@ def _judge(
     event = stored.event
     instrument = event.instrument if isinstance(event, Bar) else ""
     opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
-    # Among numbers that were rounded otherwise only the columns say which one is not.
+    # Where some numbers differ by rounding, only the columns show which one differs by more.
     fields = [] if compared.rounded else list(differences_of(stored, derived))
     fields = fields or [
         (name, shown(first), shown(second)) for name, first, second in compared.unequal
@@ -352,7 +345,7 @@ class GivenEvents:
         self._sampled: dict[str, bool] = {}  # whether the books of each instrument are samples
 
     def of_close(self, close: Close) -> Iterator[Unlike]:
-        """Check a ``CloseStart`` against the bars behind it."""
+        """Check a ``CloseStart`` against the bars that follow it."""
         names = [bar.instrument for bar in close.bars]
         absent = tuple(key for key in self._keys if key not in names)
         due = [key for key in self._keys if key in names]
@@ -365,14 +358,14 @@ class GivenEvents:
         yield from self._choices.of(*close.bars)
 
     def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
-        """Check *event*, after which *forecaster* answers, against the rest of the record."""
+        """Check *event* against the rest of the record; *forecaster* is the model after it."""
         match event:
             case ModelChange():
                 yield from of_start(event, forecaster)
             case RetrainingEnd():
                 yield from self._of_retrained(event, forecaster)
             case Depths():
-                try:  # also where no decision looked at them
+                try:  # also where no decision used them
                     books_in(event)
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
@@ -383,9 +376,9 @@ class GivenEvents:
                 yield from self._choices.of(event)
 
     def of_run(self) -> Iterator[Unlike]:
-        """Check all retrainings and changes of model, which a prune keeps, against each other.
+        """Check all retrainings and model changes, which a prune keeps, against each other.
 
-        A run that is derived from its start is checked by ``of``, event by event.
+        In a run derived from its start, ``of`` checks them event by event.
         """
         promoted = self._reader.promoted(self._run.run_id)
         for event in self._reader.of_type(self._run.run_id, RetrainingEnd):
@@ -395,7 +388,7 @@ class GivenEvents:
                 yield "model_sha256", after.model_sha256, before.model_sha256
 
     def _of_retrained(self, event: RetrainingEnd, running: Forecaster | None) -> Iterator[Unlike]:
-        """Check the outcome of a retraining against its own figures."""
+        """Check the outcome of a retraining against its figures."""
         if running is not None and event.running_sha256 != running.model_sha256:
             yield "running_sha256", event.running_sha256, running.model_sha256
         yield from _of_verdict(event)
@@ -416,7 +409,7 @@ class GivenEvents:
             sum(start.market_ms < event.market_ms for start in starts) > 1
             and event.alpha is not None
         ):
-            alpha = event.alpha  # a start may have brought another: it decides no bar
+            alpha = event.alpha  # a later start may have changed it
         level = level_of(alpha, event.test)
         if not math.isclose(event.level, level, rel_tol=1e-5):
             yield "level", event.level, level
@@ -425,9 +418,9 @@ class GivenEvents:
 
 
 def of_start(start: Run | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:
-    """Check the environment that a start names against the model and its configuration."""
+    """Check the environment in a start event against the model and its configuration."""
     due = start_event(forecaster, warm_from=(), market_ms=0)
-    for name in _BY_NOTHING if forecaster is None else ("threads",):
+    for name in _FIELDS_WITHOUT_MODEL if forecaster is None else ("threads",):
         if getattr(start, name) != getattr(due, name):
             yield name, getattr(start, name), getattr(due, name)
 
@@ -442,18 +435,18 @@ def _of_verdict(event: RetrainingEnd) -> Iterator[Unlike]:
             yield "p", event.p, p
     is_taken = is_better(event.difference, event.p, event.level)
     if (event.outcome is RetrainOutcome.PROMOTED) is not is_taken:
-        is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded
+        is_lost = event.outcome is RetrainOutcome.FAILED  # better, but it could not be loaded
         if not is_lost:
             taken = RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED
             yield "outcome", event.outcome.value, taken.value
 
 
 def _of_reason(event: RetrainingEnd, alpha: float) -> Iterator[Unlike]:
-    """Check the sentence against the figures; one about a failed load may follow it."""
+    """Check the reason against the figures; a sentence about a failed load may follow it."""
     if event.difference is None or event.p is None:
         return
     due = with_verdict(event, test=event.test, alpha=alpha).reason
-    is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded
+    is_lost = event.outcome is RetrainOutcome.FAILED  # better, but it could not be loaded
     begins = event.reason[: len(due)] if is_lost else event.reason
     if begins != due:
         yield "reason", event.reason, due

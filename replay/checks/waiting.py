@@ -1,9 +1,9 @@
-"""Bars that a changed run only waits through: what the record measured judges them, by arrays.
+"""Bars at which a changed run surely holds: the recorded measures decide them, in arrays.
 
-Built-in strategies hold at known bars whatever they are shown, and what a gate refuses holds as
-well. There the changed run keeps what it has, and only which gate refuses may be another. The gates
-measure what they did, so their columns are compared with the thresholds: no forecast is read, and
-no step is made.
+At some bars a built-in strategy holds whatever its inputs, and so does a signal that a gate
+refuses. There the changed run keeps its position, and only the refusing gate may change. The gates'
+measures are the recorded ones, so their columns are compared with the thresholds, without forecasts
+or steps.
 """
 
 from __future__ import annotations
@@ -39,36 +39,34 @@ def waiting_of(
 ) -> Wait | None:
     """Return a function that takes bars into *log* while *changed* waits; None where it may not.
 
-    *rows* are the decisions of the record, of which *columns* are.
-
-    What the gates measured is what they measure in the changed run where all is equal that they
-    measure by, and the account has no limit.
+    *rows* are the decisions of the record in *columns*. The recorded measures hold in the changed
+    run where the settings behind the measures are equal and the account has no limit.
     """
     engine, before = changed.engine, changed.recorded
     if changed.first_ms or not engine.may_wait or changed.reader.promoted(changed.run.run_id):
-        return None  # a promoted model's card has thresholds of its own
-    (state,), (recorded,) = (of.states.values() for of in (engine, before))
-    gates, were = (of.gates.evaluator.gate_set for of in (state, recorded))
+        return None  # a promoted model's card may change the thresholds
+    (state,), (recorded,) = (each.states.values() for each in (engine, before))
+    gates, recorded_gates = (each.gates.evaluator.gate_set for each in (state, recorded))
     if (
-        columns.gate_sets != (were,)
-        or not set(gates.gates) <= set(were.gates)
+        columns.gate_sets != (recorded_gates,)
+        or not set(gates.gates) <= set(recorded_gates.gates)
         or state.measured_by != recorded.measured_by
     ):
         return None
-    # Of these alone it is known; a class of a user that extends one is behind a wrapper.
+    # Known only of these two; a user's class that extends one is behind a wrapper.
     is_hourly = isinstance(state.strategy, TrendStrategy) and bool(state.strategy.frames)
     if not is_hourly and not isinstance(state.strategy, AttentionStrategy):
         return None
     sequences, outcomes = rows["sequence"], rows["outcome"]
-    passed = _passed(columns, sequences, outcomes, gates, were)
+    passed = _passed(columns, sequences, outcomes, gates, recorded_gates)
     refusing = ((1 << len(gates.gates)) - 1) & ~passed
-    # The lowest bit is the first gate that refuses; none has the place -1.
+    # The lowest bit is the first gate that refuses; -1 means none.
     first = np.frexp((refusing & -refusing).astype(np.float64))[1] - 1
     verdicts = np.array([log.code((Action.HOLD, gate)) for gate in (*gates.gates, None)])[first]
-    is_waited = refusing != 0  # else it goes with the forecast
+    is_waited = refusing != 0  # else it follows the forecast
     if is_hourly:
         is_waited = columns.times.closes_of(rows["open_time_ms"]) % HOUR_MS != 0
-    # What comes between two decided bars is for the engine.
+    # The engine takes events between two decided bars.
     ends = np.flatnonzero(~is_waited | (np.diff(sequences, prepend=-2) != 1))
     return _Waiting(
         changed, columns, log, gates, sequences, rows["open_time_ms"], outcomes, passed, verdicts,
@@ -76,30 +74,32 @@ def waiting_of(
     ).take  # fmt: skip
 
 
-def _passed(columns: RunColumns, at: Ints, outcomes: Ints, gates: GateSet, were: GateSet) -> Ints:
-    """Return which of *gates* passes at each step *at*: as it *were*, or by another threshold.
+def _passed(
+    columns: RunColumns, at: Ints, outcomes: Ints, gates: GateSet, recorded_gates: GateSet
+) -> Ints:
+    """Return the bits of *gates* that pass at each step *at*: as recorded, or by a new threshold.
 
-    *outcomes* are the places of what the record says of each.
+    *outcomes* are the places of the recorded outcomes.
     """
     (instrument,) = columns.instruments
-    before = np.array([of.passed for of in columns.rows.outcomes], np.int64)[outcomes]
-    limits = dict(zip(were.gates, were.thresholds, strict=True))
+    before = np.array([each.passed for each in columns.rows.outcomes], np.int64)[outcomes]
+    limits = dict(zip(recorded_gates.gates, recorded_gates.thresholds, strict=True))
     passed = np.zeros(at.size, np.int64)
     for place, (gate, limit) in enumerate(zip(gates.gates, gates.thresholds, strict=True)):
         if limits[gate] == limit:
-            lets = (before >> were.gates.index(gate) & 1).astype(np.bool_)
+            passes = (before >> recorded_gates.gates.index(gate) & 1).astype(np.bool_)
         else:
             name = measure_name(gate)
             stored = columns.forecasts(instrument, [name], at)[name]
             measured = with_usual(stored, gate, limits[gate])
-            lets = measured >= limit if GATES[gate].at_least else measured <= limit
-        passed |= lets.astype(np.int64) << place
+            passes = measured >= limit if GATES[gate].at_least else measured <= limit
+        passed |= passes.astype(np.int64) << place
     return passed
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Takes bars that are waited through; the columns have a row for each decided bar."""
+    """Takes bars while the run waits; the columns have a row for each decided bar."""
 
     changed: ChangedRun
     columns: RunColumns
@@ -107,16 +107,16 @@ class _Waiting:
     gates: GateSet
     sequences: Ints
     opens_ms: Ints
-    outcomes: Ints  # places of what the record says
+    outcomes: Ints  # places of the recorded outcomes
     passed: Ints
-    verdicts: Ints  # by their codes in the log
+    verdicts: Ints  # as codes of the log
     is_waited: npt.NDArray[np.bool_]
-    ends: Ints  # rows that none before them is taken together with, and the end
+    ends: Ints  # first rows of a new group, and the end
 
     def take(self, sequence: int, ahead: Iterator[Bar | CloseStart]) -> int:
-        """Take the bars *ahead*, from a step on, that only value what is held; return how many.
+        """Take the bars *ahead*, from step *sequence* on, at which the run waits; return how many.
 
-        What is held can bear prices a quarter away.
+        An open position is safe while prices stay within a quarter of its mark.
         """
         first, engine = int(np.searchsorted(self.sequences, sequence)), self.changed.engine
         if first == self.sequences.size or self.sequences[first] != sequence:
@@ -144,7 +144,7 @@ class _Waiting:
         return len(bars)
 
     def _decided(self, first: int, target: int, place: int) -> Decision:
-        """Return the decision at a *place* behind the row *first*, by what the record measured."""
+        """Return the decision at row *first* + *place*, by the recorded measures."""
         row, gates = first + place, self.gates
         stored = self.columns.decision(int(self.sequences[row]))
         passed = int(self.passed[row])

@@ -1,4 +1,4 @@
-"""What a change makes of a recorded run, or another run beside it, decision by decision.
+"""Compares a recorded run with its changed form, or two runs, decision by decision.
 
 The rule is docs/identity.md, I21.
 """
@@ -43,7 +43,7 @@ from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import MONEY_SCALE, count_of, iso
 
 CHANGES_KEPT: Final = 100
-"""Changed decisions that are listed, each where it begins; all of them are counted."""
+"""Changes that are listed, each at its first bar; all changed decisions are counted."""
 ACCOUNTS: Final = (
     of_row("account", "account", "text"),
     of_row("profit", "profit", "gain"),
@@ -62,14 +62,14 @@ DERIVED: Final = ("as recorded", "what if")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs over the bars that both decided: of so many ``decisions``, ``changed`` differ."""
+    """Two runs over the bars that both decided: ``changed`` of the ``decisions`` differ."""
 
     run_id: str  # of the first
     change: tuple[str, ...]
     names: tuple[str, str]
     decisions: int
     changed: int
-    moved: int  # of these with another target
+    moved: int  # changed decisions with another target
     from_ms: int  # open time of the first compared bar
     until_ms: int  # close of the last
     accounts: tuple[Cells, ...]  # of the first, of the second, the difference
@@ -80,26 +80,26 @@ class Comparison:
 
 @dataclass(frozen=True)
 class DecidedRun:
-    """The decisions of a run, a row each: its place in the run, the code of its verdict."""
+    """The decisions of a run, one row each, with its place in the run and its verdict's code."""
 
-    rows: Columns  # a target is infinite where there is none
+    rows: Columns  # an absent target is infinite
     decision: Callable[[int], Decision]  # at a place
     account: Callable[[int, int], tuple[float, int, int]]
-    """The equity before the one place, and fees and fills from there to the other."""
+    """Maps two places to the equity before the first, and the fees and fills between them."""
 
 
 class DecisionLog:
-    """Keeps of a run what is compared; its rows would take as long as to derive them."""
+    """A log of only the compared values; storing rows would take as long as the derivation."""
 
     room = SEQUENCE_LIMIT  # no group of steps is ever full
 
     def __init__(self, cash: float, codes: dict[Verdict, int]) -> None:
-        """Take the first *cash*; each verdict that is none of *codes* is added to them."""
-        self._cash, self._fees, self._fills = cash, 0, 0  # of the account, until the last step
+        """Start with *cash*; new verdicts are added to *codes*."""
+        self._cash, self._fees, self._fills = cash, 0, 0  # up to the last step
         self._codes = codes
         self._columns = [array("q") for _ in _KEPT]
-        self._firsts = array("q")  # of each of ``_decisions`` the first row
-        self._decisions: list[Callable[[int], Decision]] = []  # by the place behind that
+        self._firsts = array("q")  # first rows of ``_decisions``
+        self._decisions: list[Callable[[int], Decision]] = []  # by the place from that row
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
@@ -107,7 +107,7 @@ class DecisionLog:
         self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
 
     def append_now(self, *steps: Step) -> None:
-        """Keep what *steps* decided."""
+        """Keep the decisions of *steps*."""
         for step in steps:
             self._fees = step.account.fees_paid
             self._fills += len(step.fills)
@@ -116,19 +116,19 @@ class DecisionLog:
                 self._keep((decision,).__getitem__, *((value,) for value in row))
 
     def append_stretch(self, stretch: QuietStretch) -> None:
-        """Keep what each bar of *stretch* repeats."""
+        """Keep the repeated decision of each bar of *stretch*."""
         repeats, units, first = stretch.repeats, stretch.units, stretch.bars[0]
-        rows = [self._row(key, of.decision) for key, of in repeats.items()]
-        worth, step_ms = stretch.marks.worth, first.interval_ms  # bars follow at once
+        rows = [self._row(key, each.decision) for key, each in repeats.items()]
+        worth, step_ms = stretch.marks.worth, first.interval_ms  # bars without gaps
         opens = [*range(first.open_time_ms, first.open_time_ms + units * step_ms, step_ms)]
         equity = [worth + profit for profit in stretch.marks.account_unrealized]
         if len(rows) > 1:
-            opens, equity = ([value for value in of for _ in rows] for of in (opens, equity))
-        decisions = [of.decision for of in repeats.values()]
+            opens, equity = ([value for value in each for _ in rows] for each in (opens, equity))
+        decisions = [each.decision for each in repeats.values()]
         self._keep(
             lambda place: decisions[place % len(decisions)],
             opens,
-            *(array("q", of) * units for of in zip(*rows, strict=True)),
+            *(array("q", each) * units for each in zip(*rows, strict=True)),
             equity,
         )
 
@@ -136,7 +136,7 @@ class DecisionLog:
         self, opens_ms: Ints, equity: Sequence[int], target: int, verdicts: Ints,
         decisions: Callable[[int], Decision],
     ) -> None:  # fmt: skip
-        """Keep what each bar decided that opened at *opens_ms*, of a run of one instrument."""
+        """Keep the decisions of the bars that opened at *opens_ms*, of a run of one instrument."""
         same = (array("q", (value,)) * opens_ms.size for value in (0, target))
         self._keep(decisions, opens_ms.tolist(), *same, verdicts.tolist(), equity)
 
@@ -145,12 +145,12 @@ class DecisionLog:
         return self._codes.setdefault(verdict, len(self._codes))
 
     def _row(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
-        """Return the compared values of a *decision*, and its instrument."""
+        """Return the instrument, target and verdict code of a *decision*."""
         code, target = self.code((decision.action, decision.refused_by)), decision.target_quantity
         return self._place_of[instrument], NOT_STORED if target is None else target, code
 
     def _keep(self, decisions: Callable[[int], Decision], *columns: Iterable[int]) -> None:
-        """Keep the *columns* of the next rows, and what makes their decisions."""
+        """Keep the *columns* of the next rows, and the function that makes their decisions."""
         self._firsts.append(len(self._columns[0]))
         self._decisions.append(decisions)
         for kept, column in zip(self._columns, columns, strict=True):
@@ -161,7 +161,7 @@ class DecisionLog:
         return self._decisions[at](row - self._firsts[at])
 
     def flush(self) -> None:
-        """Keep what was taken: all is."""
+        """Do nothing: all is kept already."""
 
     def decided(self) -> DecidedRun:
         """Return the decisions."""
@@ -169,7 +169,7 @@ class DecisionLog:
         rows: Columns = dict(zip(_KEPT, columns, strict=True))
         rows["place"] = np.arange(len(self._columns[0]))
         rows["target_quantity"] = _targets(rows, self._items)
-        account = self._cash, self._fees, self._fills  # its first decision is compared
+        account = self._cash, self._fees, self._fills  # its first decision is always compared
         return DecidedRun(rows, self._decision, lambda _first, _last: account)
 
 
@@ -183,9 +183,9 @@ def _targets(rows: Columns, items: Iterable[Instrument]) -> Floats:
 def _recorded(
     reader: Reader, columns: RunColumns, codes: dict[Verdict, int], decided: Columns | None = None
 ) -> DecidedRun:
-    """Return the decisions of a record; each verdict that is none of *codes* is added to them.
+    """Return the decisions of a record; new verdicts are added to *codes*.
 
-    Its rows are *decided* where they were read.
+    *decided* are its rows, if they were read already.
     """
     run_id, rows = columns.run.run_id, dict(decided or columns.rows.decided())
     verdicts = [
@@ -197,7 +197,7 @@ def _recorded(
 
     def account(first: int, last: int) -> tuple[float, int, int]:
         begin, end = columns.span
-        if last < rows["sequence"][-1]:  # else what came after its last decision counts too
+        if last < rows["sequence"][-1]:  # else events after the last decision count too
             end = last
         paid = reader.step(run_id, end).account.fees_paid
         if first > begin:
@@ -222,9 +222,9 @@ def what_if(changed: ChangedRun) -> Comparison:
 def compare_recorded(
     left: tuple[Reader, RunColumns], right: tuple[Reader, RunColumns], names: tuple[str, str]
 ) -> Comparison:
-    """Compare the decisions of two recorded runs, which are called *names*.
+    """Compare the decisions of two recorded runs under the given *names*.
 
-    Raises ``DataInvalid`` where they decided no bar in common.
+    Raises ``DataInvalid`` where no bar was decided in both.
     """
     codes: dict[Verdict, int] = {}
     (reader, columns), (_, other) = left, right
@@ -244,17 +244,17 @@ def _compared(
     names: tuple[str, str],
     notes: tuple[str, ...] = (),
 ) -> Comparison:
-    """Compare *both*, of which the first is that of *columns*; codes are places in *verdicts*."""
+    """Compare *both* runs, the first being that of *columns*; codes are places in *verdicts*."""
     run, (stored, derived) = columns.run, both
     keys, others = (
-        of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"] for of in both
+        each.rows["open_time_ms"] * len(run.instruments) + each.rows["instrument"] for each in both
     )
     if not np.array_equal(keys, others):
         _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
         order = np.argsort(mine)
         stored, derived = (
-            replace(of, rows={name: column[rows[order]] for name, column in of.rows.items()})
-            for of, rows in ((stored, mine), (derived, theirs))
+            replace(each, rows={name: column[rows[order]] for name, column in each.rows.items()})
+            for each, rows in ((stored, mine), (derived, theirs))
         )
     if not (opens := stored.rows["open_time_ms"]).size:
         raise DataInvalid("No bar was decided both times; compare runs, or a --from, of one time.")
@@ -263,7 +263,9 @@ def _compared(
     )
     differs = moves | judged
     causes = Counter[str]()
-    pairs = zip(*(of.rows["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
+    pairs = zip(
+        *(each.rows["verdict"][differs].tolist() for each in (stored, derived)), strict=True
+    )
     for (before, after), times in Counter(pairs).items():
         causes[_why(verdicts[before], verdicts[after])] += times
     closes = columns.times.closes_of(opens)
@@ -285,9 +287,9 @@ def _compared(
 
 
 def _beginnings(differs: npt.NDArray[np.bool_], stored: Columns, derived: Columns) -> Ints:
-    """Return the places of changed decisions, unlike the one before on the same instrument."""
+    """Return the places of changed decisions that differ from the instrument's one before."""
     order = np.argsort(stored["instrument"], kind="stable")
-    rows = np.stack([of[name] for of in (stored, derived) for name in ("verdict", *_JUDGED)])
+    rows = np.stack([each[name] for each in (stored, derived) for name in ("verdict", *_JUDGED)])
     rows = rows[:, order]
     begins = np.ones(order.size, np.bool_)
     begins[order[1:]] = (rows[:, 1:] != rows[:, :-1]).any(axis=0)
@@ -295,7 +297,7 @@ def _beginnings(differs: npt.NDArray[np.bool_], stored: Columns, derived: Column
 
 
 def _notes(changed: ChangedRun) -> Iterator[str]:
-    """Yield what else may differ than the change."""
+    """Yield notes on other causes of differences."""
     run = changed.stored.run
     if run.code_version != code_version():
         yield "Another version made the run, and what that changed counts as well."
@@ -320,13 +322,13 @@ def _changes(
 ) -> Iterator[Cells]:
     """Yield the decisions of the rows *listed* as they were and as they are."""
     for row in listed.tolist():
-        before, after = (of.decision(int(of.rows["place"][row])) for of in (stored, derived))
+        before, after = (each.decision(int(each.rows["place"][row])) for each in (stored, derived))
         gate, judged = after.refused_by, after
         if gate is None or gate == before.refused_by:
             gate, judged = before.refused_by, before
         at = None if gate is None else judged.gate_set.gates.index(gate)
-        verdicts = [(of.action.value, of.refused_by) for of in (before, after)]
-        targets = [float(of.rows["target_quantity"][row]) for of in (stored, derived)]
+        verdicts = [(each.action.value, each.refused_by) for each in (before, after)]
+        targets = [float(each.rows["target_quantity"][row]) for each in (stored, derived)]
         target, target_after = (None if math.isinf(target) else target for target in targets)
         yield {
             "open_time_ms": int(stored.rows["open_time_ms"][row]),
@@ -355,13 +357,13 @@ def _accounts(
     stored: DecidedRun,
     derived: DecidedRun,
 ) -> tuple[Cells, ...]:
-    """Return the account's gain in both runs, and the difference by day."""
+    """Return the account's results in both runs, and their difference."""
     days = metrics.return_days(closes, calendar)
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []
-    for of in (stored, derived):
-        start, paid, fills = of.account(*of.rows["place"][[0, -1]].tolist())
-        curve = np.concatenate(([start], of.rows["equity"] / MONEY_SCALE))
+    for each in (stored, derived):
+        start, paid, fills = each.account(*each.rows["place"][[0, -1]].tolist())
+        curve = np.concatenate(([start], each.rows["equity"] / MONEY_SCALE))
         fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
         daily = metrics.daily_returns(closes, curve, calendar)
         rows.append((np.diff(curve[ends]), daily, fall, paid / MONEY_SCALE, fills))
@@ -385,7 +387,7 @@ def _accounts(
 
 
 def _estimate(values: Floats, days: Ints, times: int = 1) -> Estimate:
-    """Return the mean of *values* and its error, so many *times*."""
+    """Return the mean of *values* and its error, both multiplied by *times*."""
     error = metrics.mean_error(values, days)
     return float(values.mean()) * times, None if error is None else error * times
 
@@ -394,7 +396,7 @@ def _estimate(values: Floats, days: Ints, times: int = 1) -> Estimate:
 
 
 def _columns(result: Comparison) -> Iterator[Figure[Cells]]:
-    """Yield the columns of the changes; of two records both decisions can be opened."""
+    """Yield the columns of the changes; with two records both decisions have links."""
     before, after = result.names
     is_recorded = result.names != DERIVED
     yield of_row("open_time_ms", "bar", "minute")
@@ -422,7 +424,7 @@ def tables(result: Comparison) -> tuple[Table, ...]:
 
 
 def what_if_document(result: Comparison) -> TitledParts:
-    """Return the document of a comparison, a sentence first."""
+    """Return the document of a comparison, which begins with a sentence."""
     sentence = (
         f"{result.changed:,} of {count_of(result.decisions, 'decision')} change, "
         f"{result.moved:,} of them the target; {iso(result.from_ms)} to {iso(result.until_ms)}."

@@ -1,10 +1,9 @@
 """REST answers as pure functions of venue, query and server time.
 
 An answer is the ``result`` object in the exchange's key order, or an ``ExchangeError`` with the
-retCode that HTTP 200 carries. Names that an endpoint does not know are ignored, as the exchange
-seems to.
+retCode that HTTP 200 carries. Unknown parameters are ignored, as the exchange seems to do.
 
-A route is a function of a venue, a query and server time, declared by ``route`` where it stands.
+A route is such a function, decorated by ``route``.
 """
 
 from __future__ import annotations
@@ -25,12 +24,7 @@ from tracepaper.replay.exchange.market import (
     funding_interval_ms,
     funding_rate,
 )
-from tracepaper.replay.exchange.quotes import (
-    level_texts,
-    levels,
-    rest_linear,
-    rest_spot,
-)
+from tracepaper.replay.exchange.quotes import level_texts, levels, rest_linear, rest_spot
 from tracepaper.strategies.units import INTERVALS, unscaled
 
 BAD_PARAMETER: Final = 10001
@@ -41,10 +35,10 @@ Query = Mapping[str, str]
 
 
 Answer = dict[str, Any] | ExchangeError
-"""What a route gives: the ``result``, or a refusal."""
+"""The ``result`` of a route, or an error."""
 
 
-class RefusedQuery(Exception):
+class InvalidQuery(Exception):
     """A query that cannot be answered; its arguments are those of ``ExchangeError``."""
 
 
@@ -56,23 +50,23 @@ class Limit(NamedTuple):
 
 
 def page_size(query: Query, limit: Limit) -> int:
-    """Return the requested page size, at most the endpoint's own; or raise ``RefusedQuery``."""
+    """Return the requested page size, at most the endpoint's; or raise ``InvalidQuery``."""
     size = _integer(query, "limit")
     if size is None:
         return limit.default
     if size < 1:
-        raise RefusedQuery(BAD_PARAMETER, "params error: Limit is invalid")
+        raise InvalidQuery(BAD_PARAMETER, "params error: Limit is invalid")
     return min(size, limit.most)
 
 
 def window_of(
     query: Query, limit: Limit, start: str, end: str
 ) -> tuple[int | None, int | None, int]:
-    """Return start, end and page size of *query*, or raise ``RefusedQuery``."""
+    """Return start, end and page size of *query*, or raise ``InvalidQuery``."""
     start_ms, end_ms = _integer(query, start), _integer(query, end)
     size = page_size(query, limit)
     if start_ms is not None and end_ms is not None and end_ms < start_ms:
-        raise RefusedQuery(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
+        raise InvalidQuery(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
     return start_ms, end_ms, size
 
 
@@ -81,7 +75,7 @@ def _integer(query: Query, name: str) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
-        raise RefusedQuery(BAD_PARAMETER, f"params error: {name} is invalid")
+        raise InvalidQuery(BAD_PARAMETER, f"params error: {name} is invalid")
     return int(text)
 
 
@@ -96,7 +90,7 @@ def cursor_fields(query: Query) -> dict[str, str]:
 BAD_SYMBOL: Final = ExchangeError(BAD_PARAMETER, "Not supported symbols")
 BAD_CATEGORY: Final = ExchangeError(BAD_PARAMETER, "params error: Category is invalid")
 MISSING: Final = {"category": BAD_CATEGORY, "symbol": BAD_SYMBOL}
-"""The exchange's own answers where a parameter is missing; for others a plain sentence."""
+"""The exchange's answers to a missing parameter; other parameters get a generic sentence."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +108,15 @@ class Route:
         return (self.function.__doc__ or "").partition("\n")[0]
 
     def __call__(self, venue: Venue, query: Query, now_ms: int) -> Answer:
-        """Return the answer to *query* at *now_ms*, or its refusal."""
+        """Return the answer to *query* at *now_ms*, or an error."""
         for name in self.required:
             if not query.get(name, ""):
-                plain = ExchangeError(BAD_PARAMETER, f"params error: {name} is required")
-                return MISSING.get(name, plain)
+                generic = ExchangeError(BAD_PARAMETER, f"params error: {name} is required")
+                return MISSING.get(name, generic)
         try:
             return self.function(venue, query, now_ms)
-        except RefusedQuery as refusal:
-            return ExchangeError(*refusal.args)
+        except InvalidQuery as rejection:
+            return ExchangeError(*rejection.args)
 
 
 def route(
@@ -146,10 +140,10 @@ TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
 
 
 def category_of(query: Query, allowed: Sequence[str] = CATEGORIES) -> str:
-    """Return the category of *query*; raise ``RefusedQuery`` where it is not *allowed*."""
+    """Return the category of *query*; raise ``InvalidQuery`` where it is not *allowed*."""
     category = query.get("category", "")
     if category not in allowed:
-        raise RefusedQuery(*BAD_CATEGORY)
+        raise InvalidQuery(*BAD_CATEGORY)
     return category
 
 
@@ -198,14 +192,14 @@ def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Exchan
 def _candles(
     venue: Venue, query: Query, now_ms: int, *, is_mark: bool = False
 ) -> tuple[SimulatedMarket, list[Candle]]:
-    """Return the market and its candles of the window asked for, newest first."""
+    """Return the market and its candles in the requested window, newest first."""
     market = market_of(venue, query)
     series = market.marked if is_mark else market.series
     interval = query.get("interval", "")
     table = series.table(interval)
     if table is None:
         why = "is finer than this exchange's data" if interval in INTERVALS else "is invalid"
-        raise RefusedQuery(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
+        raise InvalidQuery(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
     start_ms, end_ms, limit = window_of(query, KLINE_LIMIT, "start", "end")
     row = market.base.row_at(now_ms)
     newest = table.row_at(now_ms)
@@ -219,7 +213,7 @@ def _candles(
     if last < first:
         return market, []
     candles = table.candles(first, last + 1)
-    if last == newest and market.is_open_in(interval, newest, now_ms):
+    if last == newest and now_ms < table.end_of(newest):
         candles[-1] = series.open_candle(interval, row, now_ms)
     return market, candles[::-1]
 
@@ -240,7 +234,7 @@ def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | Exchan
 
 
 def instruments_page(category: str, served: Iterable[Result], query: Query) -> Result:
-    """Return the page of the instruments *served* that *query* asks for, or raise."""
+    """Return the page of *served* instruments that *query* requests, or raise ``InvalidQuery``."""
     limit = page_size(query, INSTRUMENT_LIMIT)
     items = sorted(
         (
@@ -357,10 +351,10 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Exchang
 def market_of(venue: Venue, query: Query, *, required: bool = False) -> SimulatedMarket:
     """Return the market that *query* names; without a category it is linear, unless required.
 
-    Raises ``RefusedQuery`` where there is no such market.
+    Raises ``InvalidQuery`` where there is no such market.
     """
     category = category_of(query if required else {"category": "linear", **query})
     market = venue.find(category, query.get("symbol", ""))
     if market is None:
-        raise RefusedQuery(*BAD_SYMBOL)
+        raise InvalidQuery(*BAD_SYMBOL)
     return market

@@ -1,10 +1,10 @@
 """Candles at every interval, and the seeded path of trades within a bar.
 
 The first trade is at the open, the last at the close; one in between touches each extreme. Sizes
-are multiples of the quantity step, but for a remainder where the volume is finer, and sum to the
-volume exactly. A bar without volume has no trades. No trade falls into a bar's first second, so
-the new candle of a roll frame is still empty, as the exchange's is. The more volume a
-bar has beside the bars before it, the more trades.
+sum to the volume exactly; they are multiples of the quantity step, except for a remainder where the
+volume is finer. A bar without volume has no trades. No trade happens in a bar's first second, so
+the new candle of a roll frame is still empty, as on the exchange. The number of trades grows with
+the bar's volume relative to the bars before it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.archive import Candles
 from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.months import interval_end
-from tracepaper.strategies.units import (
-    HOUR_MS,
-    INTERVALS,
-    MINUTE_MS,
-    interval_start,
-)
+from tracepaper.strategies.units import HOUR_MS, INTERVALS, MINUTE_MS, interval_start
 
 # ------------------------------------------------------------ seeded noise
 #
@@ -88,7 +83,7 @@ class Candle(NamedTuple):
 
 
 class PathTrade(NamedTuple):
-    """One trade inside a bar; ``size`` is in units of 10^-size_decimals of its path."""
+    """One trade inside a bar; ``size`` is in the unit of its path."""
 
     time_ms: int
     price: int
@@ -99,8 +94,8 @@ class PathTrade(NamedTuple):
 class Path(NamedTuple):
     """All trades of one bar in time order.
 
-    ``size_scale`` is 1 in all but a bar whose volume has fewer units than its prices need trades;
-    there a unit is a tenth, and ``size_scale`` is 10.
+    The unit of sizes is that of the volume divided by ``size_scale``, which is 1, or 10 where the
+    volume has fewer units than the path needs trades.
     """
 
     trades: tuple[PathTrade, ...]
@@ -115,7 +110,8 @@ def walk(
 ) -> Path:
     """Return the path of *candle*; *tick* and *step* are in its price and volume scales.
 
-    *typical* is the volume of a bar of its time, to which the number of trades is proportional.
+    *typical* is the typical volume of a bar; the number of trades is proportional to the candle's
+    volume divided by it.
     """
     if candle.volume == 0:
         return EMPTY
@@ -135,7 +131,7 @@ def walk(
 
 
 def _corners(candle: Candle, *, high_first: bool) -> list[int]:
-    """Return open, both extremes and close, less what another corner already touches."""
+    """Return open, extremes and close, without an extreme that the open or close touches."""
     extremes = (candle.high, candle.low) if high_first else (candle.low, candle.high)
     inner = [price for price in extremes if price not in (candle.open, candle.close)]
     ends = [candle.open] if not inner and candle.open == candle.close else None
@@ -158,7 +154,7 @@ def _prices(
         for place in range(1, steps + 1):
             straight = (end - start) * place // ((steps + 1) * tick)
             price = start + (straight + numbers[used] % (2 * noise + 1) - noise) * tick
-            # Noise makes no new extreme: the path must give this candle again.
+            # Noise makes no new extreme: the path has to reproduce this candle.
             prices.append(min(max(price, candle.low), candle.high))
             used += 1
         if len(corners) > 1:
@@ -171,10 +167,10 @@ def _sizes(units: int, step: int, numbers: list[int]) -> list[int]:
     """Return positive sizes that sum to *units*, in whole steps where there are enough."""
     count = len(numbers)
     grain = step if units // step >= count else 1
-    whole, remainder = divmod(units, grain)
+    grains, remainder = divmod(units, grain)
     weights = [1 + number % 15 for number in numbers]
-    spare, total = whole - count, sum(weights)
-    # One grain each first, so that no size is 0; rounded partial sums deal out all the rest.
+    spare, total = grains - count, sum(weights)
+    # Each size gets one grain, so that none is 0; rounded partial sums distribute the rest.
     marks = [0, *(spare * weight // total for weight in accumulate(weights))]
     sizes = [(1 + after - before) * grain for before, after in pairwise(marks)]
     sizes[-1] += remainder
@@ -182,18 +178,18 @@ def _sizes(units: int, step: int, numbers: list[int]) -> list[int]:
 
 
 def _times(start_ms: int, interval_ms: int, numbers: list[int]) -> list[int]:
-    """Return rising times inside the bar, none of them in its first second."""
+    """Return sorted times inside the bar, after its first second."""
     room = interval_ms - FIRST_TRADE_MS
     return sorted(start_ms + FIRST_TRADE_MS + number % room for number in numbers)
 
 
 def _sides(prices: list[int], numbers: list[int]) -> list[bool]:
-    """Return whether each trade's taker bought: up is a buy, down a sell, level is either."""
-    level = [number % 2 == 0 for number in numbers]
+    """Return whether each trade's taker bought: at a rise yes, at a fall no, else at random."""
+    random_sides = [number % 2 == 0 for number in numbers]
     return [
-        level[0],
+        random_sides[0],
         *(
-            after > before if after != before else level[place]
+            after > before if after != before else random_sides[place]
             for place, (before, after) in enumerate(pairwise(prices), 1)
         ),
     ]
@@ -203,13 +199,13 @@ def _sides(prices: list[int], numbers: list[int]) -> list[bool]:
 
 IntArray = NDArray[np.int64]
 TURNOVER_DECIMALS: Final = 4
-"""Decimals of a turnover that the data lacks, as tickers show it."""
+"""Decimals of an estimated turnover, as in tickers."""
 SLICE_ROWS: Final = 4_096
 
 
 @dataclass(frozen=True, eq=False)
 class CandleTable(Candles):
-    """Candles with a turnover, by rows and times."""
+    """Candles with a turnover, found by row or by time."""
 
     turnover: IntArray
 
@@ -238,7 +234,7 @@ class CandleTable(Candles):
 class CandleSeries:
     """The candles of a market's trades, or of its mark, at every interval of the exchange.
 
-    ``running`` gives a bar of *base* at a moment, with nothing later in it.
+    ``running(row, time_ms)`` returns a bar of *base* as of a time, with nothing later in it.
     """
 
     def __init__(self, base: CandleTable, running: Callable[[int, int], Candle]) -> None:
@@ -252,12 +248,12 @@ class CandleSeries:
         if length_ms not in self._tables:
             if not is_made_of(length_ms, self.base.interval_ms):
                 return None
-            # A candle holds what the data have of it.
+            # A candle at a hole is made of the bars that the data has.
             self._tables[length_ms], _ = self.base.aggregated(length_ms)
         return self._tables[length_ms]
 
     def open_candle(self, interval: str, row: int, time_ms: int) -> Candle:
-        """Return the candle at *interval* around bar *row*, with nothing after *time_ms* in it."""
+        """Return the *interval* candle that contains bar *row*, as of *time_ms*."""
         now = self._running(row, time_ms)
         if INTERVALS[interval] == self.base.interval_ms:
             return now
@@ -280,29 +276,29 @@ class CandleSeries:
 def typical_turnover(base: Candles) -> IntArray:
     """Return volume x (open + high + low + close) / 4, in 10^-TURNOVER_DECIMALS.
 
-    It stands in for the turnover that an archive dropped. The product of two 64-bit scales needs
-    Python integers; they are made a slice at a time, since they are large.
+    It replaces the turnover that an archive lacks. The product of two 64-bit integers needs Python
+    integers, which are made a slice at a time to save memory.
     """
     shift = base.price_decimals + base.volume_decimals - TURNOVER_DECIMALS
-    above, below = 10 ** max(0, -shift), 4 * 10 ** max(0, shift)
+    multiplier, divisor = 10 ** max(0, -shift), 4 * 10 ** max(0, shift)
     total = base.open + base.high + base.low + base.close
     turnover = np.empty(len(base), dtype=np.int64)
     for first in range(0, len(base), SLICE_ROWS):
         rows = slice(first, first + SLICE_ROWS)
-        turnover[rows] = total[rows].astype(object) * base.volume[rows] * above // below
+        turnover[rows] = total[rows].astype(object) * base.volume[rows] * multiplier // divisor
     return turnover
 
 
 # ------------------------------------------------------------ mark and index
 #
-# The data holds trades alone. The last trade stands above the index by the premium, which drifts
-# from hour to hour and shivers from bar to bar; the mark stands between the two, near the trade.
+# The data holds only trades. The last trade is above the index by the premium, which drifts from
+# hour to hour and varies from bar to bar; the mark lies between the two, nearer to the trade.
 
 PREMIUM_UNIT: Final = 10**6
 HOURLY_MOST: Final = 360
 BAR_MOST: Final = 40
 MARK_SHARE: Final = 4
-"""The mark keeps so small a part of the premium: a quarter."""
+"""The mark differs from the last trade by the premium divided by this."""
 
 
 class Marks:
@@ -314,16 +310,14 @@ class Marks:
 
     @cached_property
     def premiums(self) -> IntArray:
-        """The premium of each bar: never near nought, and no function of any price."""
+        """The premium of each bar: never near 0, and independent of prices."""
         times = self._base.open_time_ms
         hours, into = times // HOUR_MS, times % HOUR_MS
-        drift = (self._knot(hours) * (HOUR_MS - into) + self._knot(hours + 1) * into) // HOUR_MS
+        before, after = (self._noise(hours + step, HOURLY_MOST) for step in (0, 1))
+        drift = (before * (HOUR_MS - into) + after * into) // HOUR_MS
         premium = drift + self._noise(times, BAR_MOST)
         least = np.where(premium < 0, -BAR_MOST, BAR_MOST)
         return np.where(np.abs(premium) < BAR_MOST, least, premium)
-
-    def _knot(self, hours: IntArray) -> IntArray:
-        return self._noise(hours, HOURLY_MOST)
 
     def _noise(self, places: IntArray, most: int) -> IntArray:
         """Return a number from -*most* to *most* for each place."""
@@ -341,17 +335,19 @@ class Marks:
         return last - last * premium // (PREMIUM_UNIT + premium)
 
     def running(self, row: int, candle: Candle) -> Candle:
-        """Return the mark's candle that belongs to bar *row*, which stands as *candle*.
+        """Return the mark price's candle for bar *row*, whose trades so far make *candle*.
 
         It opens at the close of the bar before, as the exchange's do, and has no volume.
         """
         close, high, low = (
             self.mark(row, price) for price in (candle.close, candle.high, candle.low)
         )
-        opened = self.mark(row, candle.open)
+        open_price = self.mark(row, candle.open)
         if row > 0:
-            opened = self.mark(row - 1, int(self._base.close[row - 1]))
-        return Candle(candle.start_ms, opened, max(opened, high), min(opened, low), close, 0, 0)
+            open_price = self.mark(row - 1, int(self._base.close[row - 1]))
+        return Candle(
+            candle.start_ms, open_price, max(open_price, high), min(open_price, low), close, 0, 0
+        )
 
     def table(self) -> CandleTable:
         """Return the mark's candles for all bars."""
@@ -361,14 +357,14 @@ class Marks:
             for prices in (base.close, base.high, base.low)
         )
         first = self.mark(0, int(base.open[0]))
-        opened = np.concatenate((np.array([first], dtype=np.int64), close[:-1]))
-        nothing = np.zeros(len(base), dtype=np.int64)
+        open_price = np.concatenate((np.array([first], dtype=np.int64), close[:-1]))
+        zeros = np.zeros(len(base), dtype=np.int64)
         return replace(
             base,
-            open=opened,
-            high=np.maximum(opened, high),
-            low=np.minimum(opened, low),
+            open=open_price,
+            high=np.maximum(open_price, high),
+            low=np.minimum(open_price, low),
             close=close,
-            volume=nothing,
-            turnover=nothing,
+            volume=zeros,
+            turnover=zeros,
         )

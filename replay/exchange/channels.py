@@ -24,7 +24,7 @@ TICKER_FRAMES_PER_WALL_S: Final = 20
 TRADE_FRAMES_PER_WALL_S: Final = 50
 BOOK_FRAMES_PER_CANDLE_MIN: Final = 5
 SYMBOLS_AT_FULL_PACE: Final = 10
-"""The frames a wall second of so many symbols are divided among more: one process makes them."""
+"""With more symbols than this the frames per wall second are shared: one process makes all."""
 GRID_MS: Final = 100
 
 encode: Final[Callable[[Any], bytes]] = msgspec.json.Encoder().encode
@@ -39,14 +39,14 @@ class Frame(NamedTuple):
 
 
 Due = tuple[float, Callable[[], list[Frame]]]
-"""A market time, and what to build when it comes."""
+"""A market time, and the function that then builds the frames."""
 
 
 class Channel(ABC):
     """One topic of one category."""
 
     def opening(self, now_ms: int) -> list[Frame]:
-        """Return the frames for a new subscriber: the state, from before now; none by default."""
+        """Return the state before *now_ms* as frames for a new subscriber; none by default."""
         del now_ms
         return []
 
@@ -54,31 +54,31 @@ class Channel(ABC):
     def steps(self, from_ms: int) -> Iterator[Due]:
         """Yield the frames due after *from_ms*, in time order, until the data ends."""
 
-    def reset(self) -> None:  # noqa: B027 - most follow from market time alone
-        """Forget what was sent, as nobody listens any more; counters never go back."""
+    def reset(self) -> None:  # noqa: B027 - most channels keep no state
+        """Forget the state last sent, as nobody listens any more; counters never go back."""
 
 
 @dataclass(frozen=True)
 class FramePace:
-    """Market milliseconds between frames; above speed 1 the wall clock caps books and tickers.
+    """Market milliseconds between frames; above speed 1 the wall clock limits books and tickers.
 
-    Candles and trades are never left out: trades that fall together share a frame.
+    Candles and trades are never dropped: trades close in time share a frame.
     """
 
     speed: float
     symbols: int = 1
 
     def trade_gap_ms(self) -> int:
-        """Return the span of trades that share a frame; 1 sends each moment's by itself."""
+        """Return the span within which trades share a frame; 1 sends each millisecond's alone."""
         return self._gap_ms(TRADE_FRAMES_PER_WALL_S, 1)
 
     def book_gap_ms(self, interval_ms: int) -> int:
-        """Return the least gap between two book frames: never fewer than four a candle."""
+        """Return the least gap between two book frames, for at least five frames a candle."""
         gap = self._gap_ms(BOOK_FRAMES_PER_WALL_S, GRID_MS)
         return min(gap, interval_ms // BOOK_FRAMES_PER_CANDLE_MIN)
 
     def ticker_gap_ms(self, interval_ms: int) -> int:
-        """Return the least gap between two ticker frames: never less than one a candle."""
+        """Return the least gap between two ticker frames, for at least one frame a candle."""
         return min(self._gap_ms(TICKER_FRAMES_PER_WALL_S, GRID_MS), interval_ms)
 
     def _gap_ms(self, frames_per_s: int, natural_ms: int) -> int:
@@ -90,7 +90,7 @@ class FramePace:
 
 @dataclass(frozen=True)
 class TopicRequest:
-    """What a client subscribes: ``{name}.{argument}.{symbol}`` of a category, and how it is fed."""
+    """A client's topic ``{name}.{argument}.{symbol}`` of a category, with its pace and faults."""
 
     venue: Venue
     category: str
@@ -105,7 +105,7 @@ class TopicRequest:
 
     @property
     def argument(self) -> str:
-        """What stands between the name and the symbol."""
+        """The text between the name and the symbol."""
         return self.topic.partition(".")[2].rpartition(".")[0]
 
     @property
@@ -116,24 +116,24 @@ class TopicRequest:
 
 @dataclass(frozen=True)
 class Topic:
-    """One kind of topic: its form, and what makes its channel (None where there is none)."""
+    """One kind of topic: its form, and the function that makes its channel or returns None."""
 
     form: str
     function: Callable[[TopicRequest], Channel | None]
 
     @property
     def name(self) -> str:
-        """The kind's name, with which its topics begin."""
+        """The first part of the kind's topics."""
         return self.form.partition(".")[0]
 
     @property
     def meaning(self) -> str:
-        """What it sends, in one line."""
+        """The first line of the function's docstring."""
         return (self.function.__doc__ or "").partition("\n")[0]
 
 
 def topic(form: str) -> Callable[[Callable[[TopicRequest], Channel | None]], Topic]:
-    """Make the decorated function the maker of the channels of topics of *form*."""
+    """Decorate the function that makes the channels of topics of *form*."""
     return partial(Topic, form)
 
 
@@ -141,7 +141,7 @@ def topic(form: str) -> Callable[[Callable[[TopicRequest], Channel | None]], Top
 
 PUSH_MS: Final = 1_000
 EARLY_CONFIRM_MS: Final = 2_000
-"""A candle that says it is closed too early does so this long before its close or longer."""
+"""A fault that marks an open candle as closed does so at least this long before its close."""
 UUID_DIGITS: Final = 32
 
 
@@ -163,10 +163,10 @@ def public_trade(request: TopicRequest) -> Channel | None:
 
 
 class CandleChannel(Channel):
-    """One kline topic: pushes on a one-second grid when something changed, and the roll.
+    """One kline topic: updates on a one-second grid after trades, and the roll at a close.
 
-    At the roll linear sends one frame of two candles and spot two frames, 0.1 to 1 s late,
-    as the exchange does. The candle faults act here, as REST must not see them.
+    At the roll linear sends one frame of two candles and spot two frames, 0.1 to 1 s late, as the
+    exchange does. The candle faults act here, so that REST stays correct.
     """
 
     def __init__(self, topic: str, market: SimulatedMarket, interval: str, faults: Faults) -> None:
@@ -200,7 +200,7 @@ class CandleChannel(Channel):
                 yield at_ms, partial(self._roll, row, end_ms, at_ms)
 
     def _is_last(self, row: int, end_ms: int) -> bool:
-        """Return whether bar *row* is the last that the data has of a candle that has ended."""
+        """Return whether bar *row* is the data's last one of the candle that ends at *end_ms*."""
         if end_ms > self._market.end_ms:
             return False
         return row + 1 == len(self._market.base) or self._market.open_ms(row + 1) >= end_ms
@@ -219,31 +219,31 @@ class CandleChannel(Channel):
         candle = self._market.series.open_candle(self._interval, row, at_ms)
         element = self._element(candle, at_ms, confirm=False)
         left_ms = interval_end(candle.start_ms, self._length_ms) - at_ms
-        if left_ms >= EARLY_CONFIRM_MS and (change := self._faults.hit("push", at_ms, self.topic)):
-            element = change(element)
+        if left_ms >= EARLY_CONFIRM_MS and (fault := self._faults.hit("push", at_ms, self.topic)):
+            element = fault(element)
         return [self._frame([element], at_ms)]
 
     def _roll(self, row: int, end_ms: int, at_ms: int) -> list[Frame]:
-        """Return the closing frame or frames, and what a fault makes of them."""
+        """Return the closing frame or frames, as a fault changes them."""
         market = self._market
         candle = market.series.open_candle(self._interval, row, end_ms)
         element = self._element(candle, at_ms, confirm=True)
-        closed = FaultEffect((element,))
-        if change := self._faults.hit("close", at_ms, self.topic):
+        effect = FaultEffect((element,))
+        if fault := self._faults.hit("close", at_ms, self.topic):
             write = partial(self._element, at_ms=at_ms, confirm=True)
             listing = market.listing
-            closed = change(ClosingCandle(element, candle, listing.tick, listing.step, write))
+            effect = fault(ClosingCandle(element, candle, listing.tick, listing.step, write))
         opened = self._opened(row, end_ms, at_ms)
-        parts = [[*closed.now, *opened]]
+        contents = [[*effect.now, *opened]]
         if market.category is Category.SPOT:
-            parts = [[*closed.now], opened]
-        frames = [self._frame(part, at_ms) for part in parts if part]
-        for by_ms, late in closed.later:
+            contents = [[*effect.now], opened]
+        frames = [self._frame(content, at_ms) for content in contents if content]
+        for by_ms, late in effect.later:
             frames.append(self._frame([late | {"timestamp": at_ms + by_ms}], at_ms + by_ms))
         return frames
 
     def _opened(self, row: int, end_ms: int, at_ms: int) -> list[dict[str, Any]]:
-        """Return the new candle, still empty, where the data goes on without a hole."""
+        """Return the new, still empty candle, or nothing before a hole in the data."""
         market = self._market
         if row + 1 == len(market.base) or market.open_ms(row + 1) != end_ms:
             return []
@@ -276,9 +276,9 @@ class CandleChannel(Channel):
 
 
 class TradeChannel(Channel):
-    """One publicTrade topic; trades of one moment, or of one paced span, share a frame.
+    """One publicTrade topic; trades within the gap of its pace share a frame.
 
-    The exchange sends no past trades, so nothing is sent at first.
+    As on the exchange, a new subscriber gets no past trades.
     """
 
     def __init__(self, topic: str, market: SimulatedMarket, pacing: FramePace) -> None:

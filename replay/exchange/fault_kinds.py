@@ -1,9 +1,8 @@
-"""Every kind of fault: name, target, effect; pure.
+"""Every kind of fault: its name, its target and its effect, a pure function.
 
-A kind acts at a ``Stage``, which says what its effect is given and returns. A new kind is one row
-of ``FAULTS``: the listing of the command, the control calls, the seeded schedule and the stage find
-it there. The rows stand in the order in which the schedule deals them, so that a seed keeps its
-schedule.
+A kind acts at a ``Stage``, which defines the arguments and the result of its effect. A new kind is
+one row of ``FAULTS``: the command's listing, the control calls, the seeded schedule and the stage
+find it there. A seed's schedule depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     code: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what the fields' own bounds let pass; msgspec turns it into its own error."""
+        """Reject what the fields' bounds let pass; msgspec turns the error into its own."""
         if self.kind not in FAULTS:
             raise ValueError(f"there is no kind {self.kind!r}")
         if self.ms < 0 and not FAULTS[self.kind].is_signed:
@@ -58,12 +57,12 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def delay_ms(self) -> int:
-        """Market milliseconds by which this fault delays or moves."""
+        """The delay or shift of this fault in market milliseconds."""
         return self.ms or FAULTS[self.kind].default_ms
 
 
 class Hit(NamedTuple):
-    """A fault that meets something: the *turn*-th of its kind, at a market speed."""
+    """One firing of a fault: the *turn*-th of its kind, at a market speed."""
 
     fault: Fault
     turn: int
@@ -72,24 +71,24 @@ class Hit(NamedTuple):
 
 Stage = Literal[
     "frame",  # one data frame: body -> ``FaultEffect``
-    "connection",  # as soon as somebody listens: the hub -> None
+    "connection",  # as soon as a client listens: the hub -> None
     "handshake",  # a new connection; it cuts the others when it is armed: -> ``HttpReply``
     "push",  # an open candle that is not near its close: element -> element
-    "close",  # a candle at its close, which REST has unharmed: ``ClosingCandle`` -> ``FaultEffect``
-    "answer",  # in place of an answer of REST: -> ``HttpReply`` or ``ExchangeError``
+    "close",  # a candle at its close; REST stays right: ``ClosingCandle`` -> ``FaultEffect``
+    "answer",  # instead of a REST answer: -> ``HttpReply`` or ``ExchangeError``
     "body",  # the bytes of an answer: body -> body
     "time",  # the server's time of an answer: time, path, result -> time and result
     "rows",  # an answer with rows, newest first: rows, result -> rows
 ]
-"""Where a fault acts: what its effect is given before the hit, and what it returns."""
+"""Where a fault acts; its effect takes these arguments and then the hit -> its result."""
 
 
 class FaultKind(NamedTuple):
     """A row of ``FAULTS``.
 
-    ``meaning`` says what it does, with the parameters that it takes beside ``kind`` in
-    parentheses. ``aim`` is the beginning of the topics or paths that it hits where its fault names
-    none. ``dealt`` gives the schedule's parameters of a drawn number.
+    ``meaning`` describes it, with its parameters besides ``kind`` in parentheses. ``aim`` is the
+    default prefix of the topics or paths that it hits. ``dealt`` returns the schedule's parameters
+    for a drawn number.
     """
 
     stage: Stage
@@ -102,17 +101,17 @@ class FaultKind(NamedTuple):
 
     @property
     def is_provoked(self) -> bool:
-        """Whether the schedule cuts the stream with it.
+        """Whether the schedule also cuts the stream.
 
-        A client that is well asks REST for settlements alone.
+        A client whose stream works requests only settlements over REST.
         """
         return self.stage in {"answer", "body", "time", "rows"} and self.aim != FUNDING_PATH
 
 
 class FaultEffect(NamedTuple):
-    """What is sent in place of a frame, or of a closing frame's elements.
+    """The replacement of a frame, or of a closing frame's elements.
 
-    Now, so many ms of market time later, and after the next frame.
+    ``later`` holds (milliseconds of market time, content); ``after_next`` follows the next frame.
     """
 
     now: tuple[Any, ...] = ()
@@ -121,7 +120,7 @@ class FaultEffect(NamedTuple):
 
 
 class ClosingCandle(NamedTuple):
-    """A candle at its close: as it is written, as integers of its market, and how to write it."""
+    """A candle at its close: its stream element, its integers, and the function that writes it."""
 
     element: Message
     candle: Candle
@@ -130,12 +129,12 @@ class ClosingCandle(NamedTuple):
     write: Callable[[Candle], Message]
 
     def changed(self, **fields: str | int) -> FaultEffect:
-        """Return it sent once, with other *fields* of what is written."""
+        """Return the effect that sends the element with *fields* replaced."""
         return FaultEffect((self.element | fields,))
 
 
 class HttpReply(NamedTuple):
-    """What an HTTP call is answered with, *wait_s* machine seconds later."""
+    """The answer to an HTTP call, sent *wait_s* machine seconds later."""
 
     status: int
     text: str
@@ -146,27 +145,27 @@ class HttpReply(NamedTuple):
 
 # ------------------------------------------------------------ frames
 
-STRANGER: Final = "OTHERUSDT"
+OTHER_SYMBOL: Final = "OTHERUSDT"
 PRICES: Final = ("open", "close", "high", "low", "p", "turnover", "markPrice", "lastPrice")
 DEEP_LEVELS: Final = 1_500
 AHEAD_MS: Final = HOUR_MS
 AHEAD_S: Final = 3.0
-"""A frame is dated ahead by an hour, and by no less than this at the speed of the exchange."""
+"""A frame is dated ahead by an hour, and by at least this many machine seconds."""
 ANNOUNCED_RATE: Final = "-0.4"
 ABSURD_RATE: Final = "0.25"
-"""Two rates: two lies that agree by chance would be believed, as they should be."""
+"""The two rates differ, since a client rightly believes two sources that agree."""
 FALSE_MARK: Final = Decimal("1.26")
 FALSE_BOOK: Final = Decimal("0.67")
 TICKER_PRICES: Final = ("markPrice", "indexPrice", "lastPrice", "ask1Price", "bid1Price")
 
 
 def _half_at_candles(number: int) -> dict[str, Any]:
-    """Let half of the schedule's plain frame faults aim at candles."""
+    """Aim half of the schedule's plain frame faults at candles."""
     return {"topic": CANDLES} if number % 2 else {}
 
 
 def _malformed(body: bytes, hit: Hit) -> FaultEffect:
-    """Break the frame in one of four ways, each in its turn."""
+    """Break the frame in one of four ways, in turn."""
     topic = encode({"topic": msgspec.json.decode(body).get("topic")})
     broken = (
         body[: len(body) // 2],  # cut short
@@ -190,7 +189,7 @@ def _moved(text: str, factor: Decimal) -> str:
 
 
 def _date_ahead(body: bytes, hit: Hit) -> FaultEffect:
-    """Send before the frame one of twice its prices and all its dates ahead, candles closed."""
+    """Send first a copy of the frame with doubled prices, later dates and closed candles."""
     ahead_ms = hit.fault.ms or max(AHEAD_MS, int(AHEAD_S * 1_000 * hit.speed))
     frame: Message = msgspec.json.decode(body)
     frame["ts"] += ahead_ms
@@ -222,27 +221,27 @@ def _items(frame: Message) -> list[Message]:
 def _foreign_frame(body: bytes, _hit: Hit) -> FaultEffect:
     frame: Message = msgspec.json.decode(body)
     for item in _items(frame):
-        item |= {name: STRANGER for name in ("s", "symbol") if name in item}
+        item |= {name: OTHER_SYMBOL for name in ("s", "symbol") if name in item}
     return FaultEffect((encode(frame),))
 
 
 def _with_data(body: bytes, changed: Callable[[Message], Message], **head: str) -> bytes:
-    """Return the frame *body* with what *changed* makes of its data, and another *head*."""
+    """Return the frame *body* with *changed* applied to its data and *head* to its head."""
     frame: Message = msgspec.json.decode(body)
     return encode(frame | {"data": frame["data"] | changed(frame["data"])} | head)
 
 
-def _swapped(data: Message) -> Message:
-    """Return the sides of a book swapped."""
+def _swapped_book(data: Message) -> Message:
+    """Return a book with its sides swapped."""
     return {"b": data["a"] or [["2", "1"]], "a": data["b"] or [["1", "1"]]}
 
 
-def _deep(_data: Message) -> Message:
+def _deep_book(_data: Message) -> Message:
     """Return more bids than any book has."""
     return {"b": [[str(price), "1"] for price in range(1, DEEP_LEVELS + 1)], "a": []}
 
 
-def _lower(data: Message) -> Message:
+def _lower_book(data: Message) -> Message:
     return {
         side: [[_moved(price, FALSE_BOOK), size] for price, size in data[side]]
         for side in ("b", "a")
@@ -254,21 +253,21 @@ def _mark_of(data: Message) -> str:
     return next((data[name] for name in TICKER_PRICES if data.get(name)), "1000000")
 
 
-def _dearer(data: Message) -> Message:
+def _dearer_ticker(data: Message) -> Message:
     prices = {"markPrice": _mark_of(data)}
     prices |= {name: data[name] for name in TICKER_PRICES if data.get(name)}
     return {name: _moved(price, FALSE_MARK) for name, price in prices.items()}
 
 
 def _in_data(changed: Callable[[Message], Message]) -> Callable[[bytes, Hit], FaultEffect]:
-    """Return a fault that sends a frame with its data *changed* in its place."""
+    """Return an effect that replaces a frame by itself with *changed* data."""
     return lambda body, _hit: FaultEffect((_with_data(body, changed),))
 
 
 def _before(
     changed: Callable[[Message], Message], kind: str
 ) -> Callable[[bytes, Hit], FaultEffect]:
-    """Return a fault that sends a frame of *kind*, with its data *changed*, before the frame."""
+    """Return an effect that sends, before a frame, one of *kind* with *changed* data."""
     return lambda body, _hit: FaultEffect((_with_data(body, changed, type=kind), body))
 
 
@@ -276,13 +275,13 @@ def _before(
 
 REVISION_DELAY_MS: Final = 700
 FACTOR: Final = 1_000
-"""How many times the true one an implausible close of the stream is."""
+"""An implausible close in the stream is the true one times this."""
 PAGE_FACTOR: Final = 1_001
-"""The same of REST: two ways that say the same by chance would be believed, as they should be."""
+"""The factor over REST: another one, since a client rightly believes two sources that agree."""
 
 
 def _revised_close(closing: ClosingCandle, _hit: Hit) -> FaultEffect:
-    """Send it again with another close and more volume, inside its own range."""
+    """Send the candle, and later again with another close and more volume."""
     candle, tick = closing.candle, closing.tick
     close = candle.close + tick if candle.close + tick <= candle.high else candle.close - tick
     revised = candle._replace(
@@ -327,7 +326,7 @@ FORBIDDEN: Final = HttpReply(
 """,
     "text/html",
 )
-"""The ban, which comes from the network in front of the exchange, as HTML."""
+"""The ban, which the network in front of the exchange answers as HTML."""
 TOO_MANY_VISITS: Final = ExchangeError(10006, "Too many visits. Exceeded the API Rate Limit.")
 DEFAULT_STATUS: Final = 500
 DEFAULT_CODE: Final = 10016
@@ -344,7 +343,7 @@ RETCODES: Final = (
 )
 """The retCodes that the schedule draws from."""
 LIES_MS: Final = (HOUR_MS, -HOUR_MS, 10 * DAY_MS, -10 * DAY_MS, 2**62, -(2**62))
-"""How far off the schedule lets the server's time be."""
+"""The errors of the server's time that the schedule draws from."""
 
 
 FOREIGN_PRICE: Final = "0.5"
@@ -354,12 +353,12 @@ HIGH_COLUMN: Final = 2
 
 
 def _malformed_body(body: bytes, hit: Hit) -> bytes:
-    """Break the body in one of five ways, each in its turn."""
-    whole = msgspec.json.decode(body)
+    """Break the body in one of five ways, in turn."""
+    answer = msgspec.json.decode(body)
     broken = (
         body[: len(body) // 2],
-        encode({**whole, "result": None}),
-        encode({**whole, "retCode": "OK"}),
+        encode({**answer, "result": None}),
+        encode({**answer, "retCode": "OK"}),
         b"<html><body>Bad gateway</body></html>",
         b"",
     )
@@ -367,7 +366,7 @@ def _malformed_body(body: bytes, hit: Hit) -> bytes:
 
 
 def _dealt_lie(number: int) -> dict[str, Any]:
-    """Draw how far off the time is; half of the lies stand on a page of candles."""
+    """Draw the error of the time; half of the errors are on a page of candles."""
     path = KLINE_PATH if number % 2 else ""
     return {"ms": LIES_MS[number // 2 % len(LIES_MS)], "topic": path}
 
@@ -380,7 +379,7 @@ def _lying_time(server_ms: int, path: str, result: Message, hit: Hit) -> tuple[i
 
 
 def _foreign_page(rows: list[Row], result: Message, _hit: Hit) -> list[Row]:
-    result["symbol"] = STRANGER
+    result["symbol"] = OTHER_SYMBOL
     return [[row[0], *(FOREIGN_PRICE for _ in row[1:5]), *row[5:]] for row in rows]
 
 
@@ -519,11 +518,14 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     "crossed_book": FaultKind(
         "frame",
         "a book whose bid lies above its ask is sent before a book",
-        _before(_swapped, "snapshot"),
+        _before(_swapped_book, "snapshot"),
         aim=BOOKS,
     ),
     "deep_book": FaultKind(
-        "frame", "a delta of 1,500 bids is sent before a book", _before(_deep, "delta"), aim=BOOKS
+        "frame",
+        "a delta of 1,500 bids is sent before a book",
+        _before(_deep_book, "delta"),
+        aim=BOOKS,
     ),
     "http_status": FaultKind(
         "answer",
@@ -610,7 +612,7 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     "false_ticker": FaultKind(
         "frame",
         "all prices of one ticker, also its mark, are 26 % too high",
-        _in_data(_dearer),
+        _in_data(_dearer_ticker),
         aim=TICKERS,
     ),
     "absurd_rate": FaultKind(
@@ -622,7 +624,7 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     "false_book": FaultKind(
         "frame",
         "one book of depth 1 is a third too low",
-        _in_data(_lower),
+        _in_data(_lower_book),
         aim="orderbook.1.",
     ),
     "absurd_settlement": FaultKind(

@@ -1,12 +1,11 @@
-"""Faults on request or by a seeded schedule, counted when they hit.
+"""Faults armed on request or by a seeded schedule, and counted when they hit.
 
-A fault is *scheduled* when it is armed and *fired* when it hit something: a frame, a connection
-or a request. An armed fault waits until then. ``fault_kinds`` declares every kind; ``tracepaper
-exchange --list-faults`` prints them. ``topic`` is the beginning of the topic or of the REST path to
-hit.
+A fault is *scheduled* when it is armed and *fired* when it hits a frame, a connection or a request;
+until then it waits. ``fault_kinds`` declares every kind; ``tracepaper exchange --list-faults``
+prints them. ``topic`` is a prefix of the topics or REST paths to hit.
 
-With ``provoke`` (the schedule sets it), the REST faults also cut the stream, since a client that
-is well has no reason to ask.
+``provoke`` (the schedule sets it for REST faults) also cuts the stream, since a client whose stream
+works makes no REST request.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Faults:
         return self._tallies.setdefault(kind, FaultTally())
 
     def arm(self, fault: Fault) -> None:
-        """Let *fault* wait for something to hit; raises ``ConfigInvalid`` when too many wait."""
+        """Add *fault* to those that wait; raise ``ConfigInvalid`` when too many wait."""
         if self.pending(fault.kind) + fault.count > PENDING_LIMIT:
             raise ConfigInvalid(
                 f"{PENDING_LIMIT} faults {fault.kind} already wait: connect a client first."
@@ -70,9 +69,9 @@ class Faults:
         return sum(fault.kind == kind for fault in self._armed)
 
     def hit(self, stage: Stage, now_ms: int, topic: str = "") -> Callable[..., Any] | None:
-        """Return the effect of the first waiting fault of *stage* that fits *topic*, as fired.
+        """Fire the first waiting fault of *stage* that matches *topic*; return its effect, or None.
 
-        It takes what the stage gives its effects, but for their last argument, the hit.
+        The effect takes the arguments of its ``Stage``; the hit is bound already.
         """
         for place, fault in enumerate(self._armed):
             kind = FAULTS[fault.kind]
@@ -83,7 +82,7 @@ class Faults:
                 tally.fired += 1
                 tally.times.append(now_ms)
                 hit = Hit(fault, tally.fired, self._speed)
-                return lambda *given: kind.effect(*given, hit)
+                return lambda *arguments: kind.effect(*arguments, hit)
         return None
 
     def report(self) -> dict[str, dict[str, Any]]:
@@ -98,7 +97,7 @@ class Faults:
 
 
 class TimedFault(NamedTuple):
-    """A fault and the machine seconds to wait before it, counted from the one before."""
+    """A fault and the machine seconds to wait after the fault before it."""
 
     wait_s: float
     fault: Fault
@@ -111,12 +110,11 @@ class ListedFault(Fault, frozen=True, forbid_unknown_fields=True):
 
 
 class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
-    """What to arm and when, counted from the first subscription; the keys of a faults file.
+    """The faults to arm and when, counted from the first subscription; the keys of a faults file.
 
-    The seeded schedule deals all *kinds* (None: every kind) in a shuffled round, then again, so
-    each comes once a round; gaps are half to one and a half times *every_s*. Whoever runs it waits
-    for a client, and for each fault to hit before the next, so that every kind fires while a client
-    runs.
+    The seeded schedule runs in rounds: each arms every one of *kinds* (None: all kinds) once, in a
+    shuffled order, with gaps of 0.5 to 1.5 times *every_s*. The exchange waits for a client, and
+    for each fault to hit before it arms the next, so that every kind fires while a client runs.
     """
 
     seed: int = 0
@@ -125,7 +123,7 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
     faults: tuple[ListedFault, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse kinds that there are not; msgspec turns it into its own error."""
+        """Reject unknown kinds; msgspec turns the error into its own."""
         for kind in self.kinds or ():
             if kind not in FAULTS:
                 raise ValueError(f"there is no kind {kind!r}")
@@ -153,7 +151,7 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_plan(path: Path | None) -> FaultPlan:
-    """Return the plan of a TOML file, or raise ``ConfigInvalid``; without one, none."""
+    """Return the plan of a TOML file, or raise ``ConfigInvalid``; without a file, an empty plan."""
     if path is None:
         return FaultPlan()
     try:

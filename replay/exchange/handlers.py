@@ -13,8 +13,8 @@ from tracepaper.daemon.config.values import is_loopback
 from tracepaper.replay.exchange.answers import (
     CATEGORIES,
     Answer,
+    InvalidQuery,
     Query,
-    RefusedQuery,
     instruments_page,
 )
 from tracepaper.replay.exchange.candles import key
@@ -30,7 +30,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 REQUESTS_PER_WINDOW: Final = 600
 REQUEST_WINDOW_S: Final = 5.0
 SPEED_MAX: Final = 1_000_000.0
-"""As much as `exchange.time_scale` allows."""
+"""The greatest value that `exchange.time_scale` accepts."""
 WALL_TIME: Final = "Market time is the wall clock here: leave out --now to set its pace."
 
 
@@ -47,34 +47,34 @@ class RestHandler:
         """Answer one request."""
         now_ms, faults = self._hub.clock.now_ms(), self._hub.faults
         if replace := faults.hit("answer", now_ms, request.path):
-            given: HttpReply | ExchangeError = replace()
-            if isinstance(given, HttpReply):
-                return await reply(given)
-            return _json_response(_envelope(given, now_ms))
+            replacement: HttpReply | ExchangeError = replace()
+            if isinstance(replacement, HttpReply):
+                return await reply(replacement)
+            return _json_response(_envelope(replacement, now_ms))
         if not self._limiter.admits(asyncio.get_running_loop().time()):
             return await reply(FORBIDDEN)
         answer = self.answer(request.path, request.query, now_ms)
         if isinstance(answer, dict):
-            now_ms, answer = self._disturbed(request.path, answer, now_ms)
+            now_ms, answer = self._with_faults(request.path, answer, now_ms)
         body = _envelope(answer, now_ms)
-        if damage := faults.hit("body", now_ms, request.path):
-            body = damage(body)
+        if change_body := faults.hit("body", now_ms, request.path):
+            body = change_body(body)
         return _json_response(body)
 
-    def _disturbed(
+    def _with_faults(
         self, path: str, result: dict[str, Any], now_ms: int
     ) -> tuple[int, dict[str, Any]]:
-        """Return the server's time and *result* as armed faults change them."""
+        """Return the server's time and *result*, changed by the armed faults."""
         faults = self._hub.faults
         if result.get("list") and (change := faults.hit("rows", now_ms, path)):
             result = dict(result)
             result["list"] = change(result["list"], result)
-        if lie := faults.hit("time", now_ms, path):
-            now_ms, result = lie(now_ms, path, result)
+        if change_time := faults.hit("time", now_ms, path):
+            now_ms, result = change_time(now_ms, path, result)
         return now_ms, result
 
     def answer(self, path: str, query: Query, now_ms: int) -> Answer:
-        """Return the result of *path*, or the refusal of a route that there is not."""
+        """Return the answer to *query*; an unknown *path* gets an error."""
         if self._recording and not self._venue.markets:
             recorded = recorded_answer(self._recording, path, query, now_ms)
             if recorded is not None:
@@ -82,14 +82,14 @@ class RestHandler:
         return routed_answer(self._venue, path, query, now_ms)
 
 
-async def reply(given: HttpReply) -> web.Response:
-    """Return *given* as a response, once its wait is over."""
-    await asyncio.sleep(given.wait_s)
+async def reply(content: HttpReply) -> web.Response:
+    """Return *content* as a response after its wait."""
+    await asyncio.sleep(content.wait_s)
     return web.Response(
-        status=given.status,
-        text=given.text,
-        content_type=given.content_type,
-        headers={"Location": given.location} if given.location else None,
+        status=content.status,
+        text=content.text,
+        content_type=content.content_type,
+        headers={"Location": content.location} if content.location else None,
     )
 
 
@@ -107,7 +107,7 @@ def _envelope(answer: Answer, now_ms: int) -> bytes:
 
 
 def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) -> Answer | None:
-    """Answer from a recording alone: its instruments and its own candles."""
+    """Return the recording's instruments or candles; None where *query* is for anything else."""
     category = query.get("category", recording.category)
     symbol = query.get("symbol", "")
     if category != recording.category:
@@ -115,8 +115,8 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
     if path == "/v5/market/instruments-info":
         try:
             return instruments_page(category, recording.instruments(), query)
-        except RefusedQuery as refusal:
-            return ExchangeError(*refusal.args)
+        except InvalidQuery as rejection:
+            return ExchangeError(*rejection.args)
     if path == "/v5/market/kline" and symbol in recording.symbols:
         rows = recording.candles(symbol, query.get("interval", ""), now_ms)
         return {"symbol": symbol, "category": category, "list": rows}
@@ -126,13 +126,13 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
 # ------------------------------------------------------------ control calls
 #
 # ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
-# ``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;
-# ``POST /control/hold`` stops time until candles are subscribed anew; ``POST /control/speed``
+# ``GET /control/faults`` returns each kind's meaning, how often it was scheduled and fired, and
+# when; ``POST /control/hold`` stops time until a client subscribes candles; ``POST /control/speed``
 # (``{"speed": 60}``) sets how fast it runs.
 
 
 class _Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Market seconds a second."""
+    """The body of a speed call: market seconds per machine second."""
 
     speed: Annotated[float, msgspec.Meta(gt=0, le=SPEED_MAX)]
 
@@ -141,7 +141,7 @@ class Control:
     """The handlers of ``/control``."""
 
     def __init__(self, hub: Hub, *, keeps_wall_time: bool = False) -> None:
-        """Take the *hub* to control; its pace is fixed where market time is the wall clock's."""
+        """Control *hub*; *keeps_wall_time* rejects holds and speeds, as time is the wall clock."""
         self._hub = hub
         self._keeps_wall_time = keeps_wall_time
 
@@ -155,7 +155,7 @@ class Control:
         ]
 
     async def fault(self, request: web.Request) -> web.Response:
-        """Arm the fault of the body; 400 with a sentence where it is none."""
+        """Arm the fault that the body describes; answer 400 with a sentence where it is invalid."""
         _reject_foreign(request)
         try:
             described = msgspec.json.decode(await request.read(), type=dict[str, Any])
@@ -170,7 +170,7 @@ class Control:
         return _json(self._hub.faults.report())
 
     async def hold(self, request: web.Request) -> web.Response:
-        """Let time stand still until candles are subscribed anew."""
+        """Stop time until a client subscribes candles."""
         _reject_foreign(request)
         if self._keeps_wall_time:
             return _json({"error": WALL_TIME}, status=400)
@@ -179,22 +179,22 @@ class Control:
         return _json({"held": self._hub.clock.held})
 
     async def speed(self, request: web.Request) -> web.Response:
-        """Set how fast time passes; 400 with a sentence where the body gives no such speed."""
+        """Set the speed of time; answer 400 with a sentence where the body has no valid speed."""
         _reject_foreign(request)
         if self._keeps_wall_time:
             return _json({"error": WALL_TIME}, status=400)
         try:
-            given = msgspec.json.decode(await request.read(), type=_Speed)
+            requested = msgspec.json.decode(await request.read(), type=_Speed)
         except (msgspec.DecodeError, RecursionError) as error:
             sentence = f'This is no speed ({error}): give {{"speed": 60}}, up to {SPEED_MAX:,.0f}.'
             return _json({"error": sentence}, status=400)
-        self._hub.clock.set_speed(given.speed)  # frames are thinned as for the first speed
+        self._hub.clock.set_speed(requested.speed)  # frames keep their pace
         self._hub.wake()
-        return _json({"speed": given.speed, "time": self._hub.clock.now_ms()})
+        return _json({"speed": requested.speed, "time": self._hub.clock.now_ms()})
 
 
 def _reject_foreign(request: web.Request) -> None:
-    """Refuse a caller that is not on this machine, or a web page that made a browser call."""
+    """Reject a caller on another machine, and a web page that makes the browser call."""
     if not (is_loopback(request.url.host or "") and is_loopback(request.remote or "")):
         raise web.HTTPForbidden(text="Control calls are answered on loopback only.")
     if "Origin" in request.headers:
@@ -211,7 +211,7 @@ CONNECTIONS_PER_WINDOW: Final = 500
 CONNECTION_WINDOW_S: Final = 300.0
 CLOSE_TIMEOUT_S: Final = 1.0
 ANSWER_S: Final = 0.01
-"""No exchange answers within microseconds, and pybit registers its callback after it has sent."""
+"""Delay of an answer: pybit registers its callback only after it has sent the request."""
 
 Message = dict[str, Any]
 
@@ -287,7 +287,7 @@ class StreamHandler:
             else:
                 self._hub.unsubscribe(connection, topic)
         answer = encode(acknowledgement(connection, request, ""))
-        # Spot acknowledges first; linear sends what it has buffered before.
+        # Spot acknowledges first; linear sends the opening frames first.
         ordered = [answer, *opening] if connection.category == "spot" else [*opening, answer]
         for body in ordered:
             connection.send(body)
@@ -330,7 +330,7 @@ def acknowledgement(connection: Connection, request: Message, error: str) -> Mes
 def _reply(
     connection: Connection, request: Message, *, success: bool, text: str, operation: str
 ) -> Message:
-    """Return a reply in the key order of the category; spot has no req_id where none was sent."""
+    """Return a reply in the category's key order; spot omits a req_id that the request lacks."""
     reply: Message = {"success": success, "ret_msg": text, "conn_id": connection.identity}
     if "req_id" in request:
         reply["req_id"] = str(request["req_id"])

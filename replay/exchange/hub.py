@@ -44,7 +44,7 @@ class MarketClock:
     """Server time in ms. It never goes back.
 
     ``monotonic`` gives machine seconds; it is an argument, so a test needs no machine time. A
-    *manual* clock moves by ``set`` alone; a *held* one stands still until ``release``.
+    *manual* clock moves only by ``set``; a *held* one stands still until ``release``.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MarketClock:
 
     @property
     def ended(self) -> bool:
-        """Whether the data is over; time then stands at its end."""
+        """Whether the data has ended; time then stands at its end."""
         return self._end_ms is not None and self.now_ms() >= self._end_ms
 
     def now_ms(self) -> int:
@@ -97,7 +97,7 @@ class MarketClock:
             self._anchor_s = self._monotonic()
 
     def hold(self) -> None:
-        """Let time stand still until ``release``."""
+        """Stop time until ``release``."""
         self._anchor_ms = self.now_ms()
         self.held = True
 
@@ -108,7 +108,7 @@ class MarketClock:
         self.speed = speed
 
     def stop_at(self, end_ms: int) -> None:
-        """Let time run to *end_ms* and no further."""
+        """Stop time at *end_ms*."""
         self._end_ms = end_ms
 
 
@@ -118,7 +118,7 @@ OUTBOX_FRAMES_MAX: Final = 20_000
 
 
 class Connection:
-    """A connection of one category, known to its client by *identity*."""
+    """A client's connection to one category; *identity* is its ``conn_id``."""
 
     def __init__(self, category: str, identity: str, request: web.Request) -> None:
         self.category: Final = category
@@ -133,7 +133,7 @@ class Connection:
         self.is_cut = False
 
     def stall(self, until_s: float) -> None:
-        """Withhold data until *until_s*, machine time."""
+        """Withhold data until *until_s* in machine time."""
         self._stalled_until_s = until_s
 
     def is_served(self, now_s: float) -> bool:
@@ -152,7 +152,7 @@ class Connection:
         self._filled.set()
 
     async def write(self, socket: web.WebSocketResponse) -> None:
-        """Write what waits, for as long as the connection lives."""
+        """Write the queued bodies until the connection is cut."""
         try:
             while not self.is_cut:
                 await self._filled.wait()
@@ -206,7 +206,7 @@ class Hub:
         *,
         is_released_by_any: bool = False,
     ) -> None:
-        """Make a hub whose held time any topic releases, or candles alone."""
+        """Make a hub; candle topics release held time, any topic does with *is_released_by_any*."""
         self.clock: Final = clock
         self.faults: Final = faults
         self.connections: Final[set[Connection]] = set()
@@ -233,7 +233,7 @@ class Hub:
         return self._channels[key]
 
     def subscribe(self, connection: Connection, topic: str) -> list[bytes]:
-        """Add *connection* to a known *topic*; return the frames that it is sent first."""
+        """Add *connection* to a known *topic*; return its opening frames."""
         key = (connection.category, topic)
         channel = self.channel(*key)
         if channel is None or topic in connection.topics:
@@ -253,7 +253,7 @@ class Hub:
         return [frame.body for frame in opening]
 
     def unsubscribe(self, connection: Connection, topic: str) -> None:
-        """Remove *connection* from *topic*; the last one out stops the channel."""
+        """Remove *connection* from *topic*; the last listener to leave stops the channel."""
         key = (connection.category, topic)
         connection.topics.discard(topic)
         subscription = self._subscriptions.get(key)
@@ -275,12 +275,12 @@ class Hub:
     # ------------------------------------------------------------ time
 
     def at(self, time_ms: float, action: Action) -> None:
-        """Let *action* happen when market time reaches *time_ms*, after what is already due."""
+        """Run *action* when market time reaches *time_ms*, after those queued earlier for it."""
         self._serial += 1
         heappush(self._due, (time_ms, self._serial, action))
 
     def wake(self) -> None:
-        """Look at the clock again, which was held or set to another speed."""
+        """Make the pump read the clock again, after its hold or speed changed."""
         self._woken.set()
 
     def _schedule_next(self, key: Key, subscription: Subscription) -> None:
@@ -302,12 +302,12 @@ class Hub:
         self.at(time_ms, fire)
 
     def fire_until(self, limit_ms: float) -> None:
-        """Do everything that is due at or before *limit_ms*, in time order."""
+        """Run all actions that are due at or before *limit_ms*, in time order."""
         while self._due and self._due[0][0] <= limit_ms:
             heappop(self._due)[2]()
 
     async def pump(self) -> None:
-        """Fire what is due as market time passes; wakes no more often than every millisecond."""
+        """Run due actions as market time passes; wake at most once a millisecond."""
         while True:
             self.fire_until(self.clock.now_ms())
             wait_s = self.clock.seconds_until(self._due[0][0]) if self._due else None
@@ -319,7 +319,7 @@ class Hub:
             self._woken.clear()
 
     async def advance_to(self, time_ms: int) -> None:
-        """Move a manual clock to *time_ms*, firing each due moment at its own time."""
+        """Move a manual clock to *time_ms*, running each due action at its own time."""
         while self._due and self._due[0][0] <= max(time_ms, self.clock.now_ms()):
             moment = self._due[0][0]
             self.clock.set(moment)
@@ -331,22 +331,22 @@ class Hub:
     # ------------------------------------------------------------ sending
 
     def publish(self, key: Key, frame: Frame) -> None:
-        """Send *frame* to its listeners, or what a fault makes of it."""
+        """Send *frame* to its listeners, as an armed fault changes it."""
         self.apply_connection_faults()
         if not self._receivers(key):
             return
         held_back, self._held_back = self._held_back, []
         now_ms = self.clock.now_ms()
-        sent = FaultEffect((frame.body,))
+        effect = FaultEffect((frame.body,))
         if change := self.faults.hit("frame", now_ms, frame.topic):
-            sent = change(frame.body)
-        for body in sent.now:
+            effect = change(frame.body)
+        for body in effect.now:
             self._deliver(key, body)
-        for by_ms, body in sent.later:
+        for by_ms, body in effect.later:
             self.at(now_ms + by_ms, partial(self._deliver, key, body))
-        self._held_back += ((key, body) for body in sent.after_next)
-        for other, late in held_back:
-            self._deliver(other, late)
+        self._held_back += ((key, body) for body in effect.after_next)
+        for late_key, late_body in held_back:
+            self._deliver(late_key, late_body)
 
     def _deliver(self, key: Key, body: bytes) -> None:
         for connection in self._receivers(key):
@@ -369,14 +369,14 @@ class Hub:
         self.apply_connection_faults()
 
     def apply_connection_faults(self) -> None:
-        """Let an armed fault act on the connections of the moment, once one of them listens."""
+        """Apply an armed connection fault, once a connection listens to a topic."""
         if any(each.topics and not each.is_cut for each in self.connections) and (
             disturb := self.faults.hit("connection", self.clock.now_ms())
         ):
             disturb(self)
 
     def stall(self, seconds: float) -> None:
-        """Withhold data from every connection of the moment."""
+        """Withhold data from every open connection for *seconds* of machine time."""
         until_s = asyncio.get_running_loop().time() + seconds
         for connection in self.connections:
             connection.stall(until_s)

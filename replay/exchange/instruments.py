@@ -2,8 +2,8 @@
 
 The recorded linear filters are the exchange's own answer of 2026-08-09, every field verbatim, from
 the sample data of github.com/bmoscon/cryptofeed (branch v3), whose licence allows redistribution
-with attribution. Real old candles are finer than today's tick: there the data wins. Spot filters
-and unknown symbols are derived from the data.
+with attribution. Some old candles are finer than today's tick; then the tick follows the data. Spot
+filters and unknown symbols are derived from the data.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parsed(text: str) -> tuple[int, int]:
 SPOT_BASE_PRECISION: Final = "0.000001"
 SPOT_MIN_ORDER_AMOUNT: Final = "5"
 RECORDED_LIKE: Final = "BTCUSDT"
-"""What an unknown perpetual takes from another: all but its names and filters."""
+"""The recorded perpetual from which an unknown one copies all but names and filters."""
 STEPS_PER_MEAN_BAR: Final = 1_000
 RISK_PARAMETERS: Final = {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"}
 
@@ -70,16 +70,16 @@ class ServedInstrument:
 
 
 def list_instrument(candles: Candles) -> ServedInstrument:
-    """Return the listing of *candles*: recorded, else derived; finer data wins over its tick."""
+    """Return the listing of *candles*: recorded, else derived; finer data replaces the tick."""
     linear = candles.category is Category.LINEAR
     recorded = recorded_instruments().get(candles.symbol) if linear else None
     item = recorded or _derived(candles)
     tick, decimals = parsed(item["priceFilter"]["tickSize"])
     price_decimals = max(decimals, candles.price_decimals)
     tick *= 10 ** (price_decimals - decimals)
-    lift = 10 ** (price_decimals - candles.price_decimals)
+    factor = 10 ** (price_decimals - candles.price_decimals)
     columns = (candles.open, candles.high, candles.low, candles.close)
-    if any(np.any(column * lift % tick) for column in columns):  # between two ticks
+    if any(np.any(column * factor % tick) for column in columns):  # between two ticks
         tick, price_decimals = 1, candles.price_decimals
         filters = item["priceFilter"] | {"tickSize": unscaled(1, price_decimals)}
         item = item | {"priceScale": str(price_decimals), "priceFilter": filters}
@@ -98,7 +98,7 @@ def list_instrument(candles: Candles) -> ServedInstrument:
 
 
 def _derived(candles: Candles) -> Item:
-    """Return an invented but plausible perpetual, which is like a recorded one, or a spot pair."""
+    """Return a plausible spot pair, or a perpetual modelled on a recorded one."""
     base, quote = coins_of(candles.symbol)
     tick = unscaled(1, candles.price_decimals)
     if candles.category is not Category.LINEAR:

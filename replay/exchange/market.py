@@ -46,11 +46,11 @@ from tracepaper.strategies.units import (
 CONFIRM_DELAY_MS: Final = (100, 1_000)
 PATHS_KEPT: Final = 64
 SEQUENCE_EPOCH_MS: Final = 1_262_304_000_000
-"""2010-01-01: counters derived from time stay short."""
+"""2010-01-01; subtracted from times, so that counters made of them stay short."""
 
 
 class Day(NamedTuple):
-    """The figures of a ticker: the day before one bar, that bar excluded."""
+    """A ticker's figures for the 24 hours before a bar, without that bar."""
 
     high: int
     low: int
@@ -61,17 +61,17 @@ class Day(NamedTuple):
 
 
 class BarProgress(NamedTuple):
-    """One bar after each of its trades; all but ``times`` begin with the bar before any trade."""
+    """A bar's values after each trade; all but ``times`` begin with those before any trade."""
 
     times: list[int]
     highs: list[int]
     lows: list[int]
     volumes: list[int]
-    paid: list[int]
+    notionals: list[int]
 
 
 class Touch(NamedTuple):
-    """The last trade, which stands at the touch of the book."""
+    """The last trade, whose price is the best bid or the best ask of the book."""
 
     price: int
     is_buy: bool
@@ -79,7 +79,7 @@ class Touch(NamedTuple):
 
 
 class SimulatedMarket:
-    """The served market of one symbol. Prices, sizes and turnovers are integers of its scales."""
+    """One symbol's simulated market. Prices, sizes and turnovers are integers in its scales."""
 
     def __init__(self, candles: Candles, *, seed: int) -> None:
         """Raise ``DataInvalid`` where *candles* are finer than a minute or of no Bybit interval."""
@@ -102,7 +102,7 @@ class SimulatedMarket:
         turnover, decimals = scaled.turnover, scaled.turnover_decimals
         if turnover is None:
             turnover, decimals = typical_turnover(scaled), TURNOVER_DECIMALS
-        # As many decimals as leave room for the sum of all.
+        # Keep as many decimals as let the sum of all turnovers fit into 62 bits.
         total = int(turnover.sum(dtype=np.float64))
         surplus = min(decimals, len(str(total >> 62).lstrip("0")))
         turnover, self.turnover_decimals = turnover // 10**surplus, decimals - surplus
@@ -144,7 +144,7 @@ class SimulatedMarket:
         return close_ms + least + mix(self.seed ^ close_ms) % (most - least + 1)
 
     def sequence(self, time_ms: int) -> int:
-        """Return the cross sequence at *time_ms*: it never goes back."""
+        """Return the cross sequence number at *time_ms*; it never decreases."""
         return self.seed % 10**9 + time_ms - SEQUENCE_EPOCH_MS
 
     # ------------------------------------------------------------ bars and trades
@@ -161,7 +161,7 @@ class SimulatedMarket:
 
     @cached_property
     def typical_volumes(self) -> NDArray[np.float64]:
-        """The mean volume of the bars in the day before each bar; of the first, its own."""
+        """The mean volume of the bars in the day before each bar; for the first bar, its volume."""
         volumes = self.base.volume.astype(np.float64)
         sums = np.concatenate((np.zeros(1), np.cumsum(volumes)))
         rows = np.arange(len(volumes))
@@ -187,24 +187,27 @@ class SimulatedMarket:
         )
 
     def running(self, row: int, time_ms: int) -> Candle:
-        """Return bar *row* at *time_ms*, from the trades so far alone.
+        """Return bar *row* as of *time_ms*, made only of its trades up to then.
 
-        Its turnover is the trades' own; the closed bar has the data's, so it may move at the close.
+        The turnover is that of the trades; the closed bar has the data's, so it may change at the
+        close.
         """
-        whole = self.base.candle(row)
-        if time_ms >= whole.start_ms + self.interval_ms:
-            return whole
+        closed = self.base.candle(row)
+        if time_ms >= closed.start_ms + self.interval_ms:
+            return closed
         path, progress = self.path(row), self.progress(row)
         count = bisect_right(progress.times, time_ms)
         decimals = self.listing.price_decimals + self.listing.size_decimals
         return Candle(
-            whole.start_ms,
-            whole.open,
+            closed.start_ms,
+            closed.open,
             progress.highs[count],
             progress.lows[count],
-            path.trades[count - 1].price if count else whole.open,
+            path.trades[count - 1].price if count else closed.open,
             progress.volumes[count] // path.size_scale,
-            rescaled(progress.paid[count] // path.size_scale, decimals, self.turnover_decimals),
+            rescaled(
+                progress.notionals[count] // path.size_scale, decimals, self.turnover_decimals
+            ),
         )
 
     def touch(self, row: int, time_ms: int) -> Touch:
@@ -232,19 +235,14 @@ class SimulatedMarket:
 
     # ------------------------------------------------------------ candles of any interval
 
-    def is_open_in(self, interval: str, row: int, time_ms: int) -> bool:
-        """Return whether the candle at *row* of the table of *interval* is open at *time_ms*."""
-        table = self.series.table(interval)
-        return table is not None and time_ms < table.end_of(row)
-
     @cached_property
     def marks(self) -> Marks:
-        """The index and mark that belong to the trades."""
+        """The index and mark prices, derived from the trades."""
         return Marks(self.base, self.seed)
 
     @cached_property
     def marked(self) -> CandleSeries:
-        """The candles of the mark."""
+        """The candles of the mark price."""
 
         def running(row: int, time_ms: int) -> Candle:
             return self.marks.running(row, self.running(row, time_ms))
@@ -345,13 +343,13 @@ def open_interest(market: SimulatedMarket, time_ms: int) -> int:
 # ------------------------------------------------------------ all markets
 
 WARM_UP_BARS: Final = 7_250
-"""Bars before the start by default: the default model's warm-up, so that REST can warm it."""
+"""Default number of bars before the start, so that the default model can warm up over REST."""
 SETTLE_MS: Final = 5_000
-"""How far into its first bar time starts: the bar before is then final by any client's rule."""
+"""Time starts this far into a bar, when every client takes the bar before it as final."""
 HOLE_LINGER_MS: Final = 1_500
-"""How long time stays in a hole, so that the last confirm before it is sent."""
+"""Time stays this long in a hole, so that the last candle before it is confirmed."""
 END_LINGER_MS: Final = 10_000
-"""How long after the last close time stops, so that the last bar is final over REST."""
+"""Time stops this long after the last close, so that the last bar is final over REST."""
 
 
 class Venue:

@@ -34,16 +34,16 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, rescaled, un
 
 # ------------------------------------------------------------ order book
 #
-# The last trade stands at the touch: a buy at the ask, a sell at the bid. Sizes are seeded noise
-# that changes level by level, so a delta is small; in some ten seconds nothing moves at all, so
-# depth 1 has to repeat itself. The less volume a bar has, the more of its seconds are so quiet.
+# The last trade is at the touch: a buy at the ask, a sell at the bid. Sizes are seeded noise that
+# changes level by level, so deltas are small. In a quiet window of ten seconds nothing changes, so
+# depth 1 has to repeat itself. The less volume a bar has, the more of its windows are quiet.
 
 SLOT_MS: Final = 100
 EPOCH_SLOTS: Final = 16
 QUIET_SLOTS: Final = 100
 QUIET_SCALE: Final = 10_000
 BUSY_PER_VOLUME: Final = 5
-"""A bar of typical volume is quiet in one of six spans, one without volume in all."""
+"""One in six windows of a bar with typical volume is quiet, and every window without volume."""
 EMPTY_ONE_IN: Final = 4
 BID: Final = 0
 ASK: Final = 1
@@ -75,7 +75,7 @@ def _touch(market: SimulatedMarket, row: int, time_ms: int) -> tuple[int, int]:
 
 
 def _slot(market: SimulatedMarket, row: int, time_ms: int) -> int:
-    """Return the slot of *time_ms*; in a quiet window, the window's first."""
+    """Return the slot of *time_ms*; in a quiet window, the first slot of the window."""
     slot = time_ms // SLOT_MS
     window = slot // QUIET_SLOTS
     quiet = QUIET_SCALE / (1 + BUSY_PER_VOLUME * market.activity(row))
@@ -84,8 +84,8 @@ def _slot(market: SimulatedMarket, row: int, time_ms: int) -> int:
     return slot
 
 
-def _span(market: SimulatedMarket) -> int:
-    """Return how many steps a level may hold: about a minute's share of the volume."""
+def _largest_size(market: SimulatedMarket) -> int:
+    """Return the largest size of a level in steps: a quarter of a minute's volume, at least 4."""
     per_minute = market.daily_volume * MINUTE_MS // DAY_MS // market.listing.step
     return max(4, per_minute // 4)
 
@@ -96,13 +96,15 @@ def _side(
     prices = prices[prices > 0]
     unsigned = prices.astype(np.uint64)
     start = np.uint64((market.seed + side) & (2**64 - 1))
-    place = mix_array(start + np.uint64(2) * unsigned)
-    epoch = (np.uint64(slot) + place % np.uint64(EPOCH_SLOTS)) // np.uint64(EPOCH_SLOTS)
-    noise = mix_array(place + epoch * np.uint64(STRIDE))
-    held = (noise >> np.uint64(40)) % np.uint64(EMPTY_ONE_IN) != 0
-    held[0] = True
-    sizes = (1 + (noise % np.uint64(_span(market))).astype(np.int64)) * market.listing.step
-    return list(zip(prices[held][:depth].tolist(), sizes[held][:depth].tolist(), strict=True))
+    price_hash = mix_array(start + np.uint64(2) * unsigned)
+    epoch = (np.uint64(slot) + price_hash % np.uint64(EPOCH_SLOTS)) // np.uint64(EPOCH_SLOTS)
+    noise = mix_array(price_hash + epoch * np.uint64(STRIDE))
+    is_filled = (noise >> np.uint64(40)) % np.uint64(EMPTY_ONE_IN) != 0
+    is_filled[0] = True
+    sizes = (1 + (noise % np.uint64(_largest_size(market))).astype(np.int64)) * market.listing.step
+    return list(
+        zip(prices[is_filled][:depth].tolist(), sizes[is_filled][:depth].tolist(), strict=True)
+    )
 
 
 # ------------------------------------------------------------ tickers
@@ -214,7 +216,7 @@ def change(now: int, before: int, decimals: int) -> str:
 
 
 def value(product: int, decimals: int) -> str:
-    """Return a money value of *decimals* with the two decimals of the exchange."""
+    """Return *product*, which has *decimals* decimals, as money with the exchange's two."""
     return padded(rescaled(product, decimals, VALUE_DECIMALS), VALUE_DECIMALS)
 
 
@@ -222,13 +224,13 @@ DEPTHS: Final = (1, 50, 200, 1000)
 REPEAT_MS: Final = 3_000
 STALE_MS: Final = 1_000
 FIRST_QUOTE_MS: Final = 250
-"""A book frame comes so soon after a confirm: the orders of that bar are eligible by then."""
+"""Delay of a book frame after a confirm; by then the orders of that bar are eligible to fill."""
 PAIRS: Final = (("bid1Price", "bid1Size"), ("ask1Price", "ask1Size"))
 Pair = tuple[str, str]
 
 
-def _stale(market: SimulatedMarket, now_ms: int) -> tuple[int, int] | None:
-    """Return the bar and moment of a state up to a second old, or None where no bar is open."""
+def _recent_moment(market: SimulatedMarket, now_ms: int) -> tuple[int, int] | None:
+    """Return the bar and time of a state up to a second old, or None where no bar is open."""
     row = market.base.row_at(now_ms)
     if not market.is_open(row, now_ms):
         return None
@@ -253,7 +255,7 @@ def orderbook(request: TopicRequest) -> Channel | None:
 
 
 class TickerChannel(Channel):
-    """One ticker topic: a snapshot and deltas of changed fields, on spot whole snapshots."""
+    """One ticker topic: a snapshot, then deltas of changed fields; on spot only snapshots."""
 
     def __init__(self, topic: str, market: SimulatedMarket, pacing: FramePace) -> None:
         self.topic: Final = topic
@@ -263,9 +265,9 @@ class TickerChannel(Channel):
         self._sent_ms = 0
 
     def opening(self, now_ms: int) -> list[Frame]:
-        """Return the whole state as last sent; to the first subscriber, a second old."""
+        """Return the full state as last sent; the first subscriber gets one up to a second old."""
         if not self._sent:
-            moment = _stale(self._market, now_ms)
+            moment = _recent_moment(self._market, now_ms)
             if moment is None:
                 return []
             self._sent_ms = moment[1]
@@ -273,11 +275,11 @@ class TickerChannel(Channel):
         return [self._frame("snapshot", self._sent, self._sent_ms)]
 
     def reset(self) -> None:
-        """Forget the merged state."""
+        """Forget the state last sent."""
         self._sent = {}
 
     def steps(self, from_ms: int) -> Iterator[Due]:
-        """Yield the paced moments of each bar."""
+        """Yield the updates of each bar at the pace of the channel."""
         market = self._market
         for row in range(max(0, market.base.row_at(from_ms)), len(market.base)):
             first = market.open_ms(row) + self._gap_ms // 2
@@ -314,7 +316,7 @@ class TickerChannel(Channel):
 
 
 class BookChannel(Channel):
-    """One book topic: depth 1 is snapshots with repeats, deeper books a snapshot and deltas."""
+    """One book topic: at depth 1 snapshots, which repeat; deeper, a snapshot and then deltas."""
 
     def __init__(self, topic: str, market: SimulatedMarket, depth: int, pacing: FramePace) -> None:
         self.topic: Final = topic
@@ -328,9 +330,9 @@ class BookChannel(Channel):
         self._sent_ms = 0
 
     def opening(self, now_ms: int) -> list[Frame]:
-        """Return a snapshot as last sent; to the first subscriber, a second old."""
+        """Return a snapshot as last sent; the first subscriber gets one up to a second old."""
         if not self._bids:
-            moment = _stale(self._market, now_ms)
+            moment = _recent_moment(self._market, now_ms)
             if moment is None:
                 return []
             self._bids, self._asks = levels(self._market, *moment, self._depth)
@@ -338,12 +340,12 @@ class BookChannel(Channel):
         return [self._frame("snapshot", self._bids, self._asks, self._sent_ms)]
 
     def reset(self) -> None:
-        """Forget the book; its update id goes on."""
+        """Forget the book; its update id still rises."""
         self._bids, self._asks = [], []
         self._update_id += 1
 
     def steps(self, from_ms: int) -> Iterator[Due]:
-        """Yield the paced moments of each bar, one of them soon after the last bar's confirm."""
+        """Yield the updates of each bar, one of them soon after the previous bar's confirm."""
         market = self._market
         for row in range(max(0, market.base.row_at(from_ms)), len(market.base)):
             open_ms, close_ms = market.open_ms(row), market.close_ms(row)
@@ -400,7 +402,7 @@ def level_texts(market: SimulatedMarket, side: Levels) -> list[Pair]:
 
 
 def _difference(before: dict[int, int], now: Levels, *, falling: bool) -> Levels:
-    """Return the levels that changed, a gone one with size 0, in book order."""
+    """Return the changed levels in book order; a removed level has size 0."""
     current = dict(now)
     changed = [(price, size) for price, size in now if before.get(price) != size]
     gone = [(price, 0) for price in before if price not in current]

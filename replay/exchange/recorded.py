@@ -1,13 +1,12 @@
 """Recorded sessions played back; the registry of routes and topics.
 
-A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``, or the
-frames as they came, whose own ``ts`` counts. Lines of other kinds and frames without a topic
-(acknowledgements, pongs) are the session's own and are left out. Time starts with the recording
-when the first client subscribes. A client that comes later is sent the last snapshot of a topic and
-all deltas since, as the exchange does.
+A file is JSON lines, plain or gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``, or
+bare frames, each timed by its ``ts``. Other lines and frames without a topic (acknowledgements,
+pongs) are skipped. Time starts when the first client subscribes. A later client gets the last
+snapshot of a topic and all deltas since, as on the exchange.
 
-A new one is a function declared by ``route`` or ``topic`` in one of ``MODULES``; the server, the
-listing of the command and its page find it here.
+A new route or topic is a function decorated by ``route`` or ``topic`` in one of ``MODULES``; the
+server, the command's listing and its page find it here.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ TOPICS: Final = {topic.name: topic for topic in _DECLARED if isinstance(topic, T
 
 
 def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
-    """Answer *query* to *path* at *now_ms*, or refuse either."""
+    """Return the answer to *query* at *now_ms*, or an error, also for an unknown *path*."""
     route = ROUTES.get(path)
     if route is None:
         return ExchangeError(ROUTE_NOT_FOUND, "Route not found.")
@@ -55,15 +54,15 @@ def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
 
 
 def find_channel(request: TopicRequest) -> Channel | None:
-    """Return a new channel of the topic asked for, or None where there is no such topic."""
+    """Return a new channel for *request*, or None for an unknown topic."""
     topic = TOPICS.get(request.name)
     return None if topic is None else topic.function(request)
 
 
 def listing() -> dict[str, dict[str, str]]:
-    """Return every route with its parameters, every form of topic and every fault, with what it is.
+    """Return the meaning of every route with its parameters, every form of topic and every fault.
 
-    Parameters that may be left out stand in brackets.
+    Optional parameters are in brackets.
     """
     calls = {}
     for route in ROUTES.values():
@@ -79,13 +78,13 @@ def listing() -> dict[str, dict[str, str]]:
 RECEIVED: Final = "recv"
 NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 FRAMES_READ: Final = 200
-"""So many frames of a topic tell the decimals of its prices."""
+"""Frames of each topic that are read to find the decimals of its prices."""
 PRICE_FIELDS: Final = ("p", "open", "high", "low", "close", "lastPrice", "bid1Price", "ask1Price")
 SIZE_FIELDS: Final = ("v", "volume", "bid1Size", "ask1Size")
 
 
 class RecordedFrame(msgspec.Struct, frozen=True):
-    """One frame as it came; its time has fractions, which keep the order of the session."""
+    """One frame as received; fractions of its milliseconds keep the order of the session."""
 
     received_ms: float
     topic: str
@@ -102,7 +101,7 @@ class RecordedChannel(Channel):
         self._frames = frames
 
     def opening(self, now_ms: int) -> list[Frame]:
-        """Return the last snapshot so far and the deltas since; of trades nothing."""
+        """Return the last snapshot so far and the deltas since; nothing for trades."""
         past = [each for each in self._frames if each.received_ms <= now_ms]
         places = [place for place, each in enumerate(past) if each.is_snapshot]
         if not places or self.topic.startswith("publicTrade."):
@@ -118,7 +117,7 @@ class RecordedChannel(Channel):
 
 
 class Recording:
-    """A session of one category's frames."""
+    """The frames of one category of a recorded session."""
 
     def __init__(self, frames: list[RecordedFrame], category: str, *, path: str) -> None:
         self.category: Final = category
@@ -137,12 +136,12 @@ class Recording:
         return sorted({topic.rpartition(".")[2] for topic in named})
 
     def channel(self, category: str, topic: str) -> Channel | None:
-        """Return the channel of *topic*, or None where the session did not hold it."""
+        """Return the channel of *topic*, or None where the session lacks it."""
         frames = self._topics.get(topic) if category == self.category else None
         return None if frames is None else RecordedChannel(topic, frames)
 
     def instruments(self) -> list[dict[str, Any]]:
-        """Return the instruments of the session's symbols: recorded, else as its prices have it."""
+        """Return the instruments of the symbols: recorded ones, else derived from the frames."""
         return [self._instrument(symbol) for symbol in self.symbols]
 
     def _instrument(self, symbol: str) -> dict[str, Any]:
@@ -158,7 +157,7 @@ class Recording:
         price, decimals = _finest(prices)
         size, size_decimals = _finest(sizes)
         column = np.array([price], dtype=np.int64)
-        shown = Candles(
+        candles = Candles(
             path=self._path,
             category=Category(self.category),
             symbol=symbol,
@@ -174,21 +173,23 @@ class Recording:
             volume=np.array([size], dtype=np.int64),
             turnover=None,
         )
-        return list_instrument(shown).item
+        return list_instrument(candles).item
 
     def frames(self, *topics: str) -> list[RecordedFrame]:
-        """Return the frames of *topics* in order; none where the session did not hold them."""
+        """Return the frames of *topics* in order; none where the session lacks them."""
         return [frame for frame in self._frames if frame.topic in topics]
 
     def book_topic(self, symbol: str, levels: int) -> str:
-        """Return the shallowest topic of a book of *symbol* with so many levels a side.
+        """Return the shallowest book topic of *symbol* with at least *levels* levels a side.
 
-        Raises ``ConfigInvalid`` where none is so deep, ``DataInvalid`` where there is none.
+        Raises ``ConfigInvalid`` where no book is that deep, ``DataInvalid`` where there is no book.
         """
         named = [topic.split(".") for topic in self._topics if topic.startswith("orderbook.")]
-        depths = sorted(int(depth) for _, depth, of in named if of == symbol and depth.isdecimal())
-        if deep := [depth for depth in depths if depth >= levels]:
-            return f"orderbook.{deep[0]}.{symbol}"
+        depths = sorted(
+            int(depth) for _, depth, name in named if name == symbol and depth.isdecimal()
+        )
+        if deep_enough := [depth for depth in depths if depth >= levels]:
+            return f"orderbook.{deep_enough[0]}.{symbol}"
         if depths:
             raise ConfigInvalid(
                 f"{self._path} holds {depths[-1]} levels of {symbol}; give --depth {depths[-1]} or "
@@ -200,7 +201,7 @@ class Recording:
         )
 
     def candles(self, symbol: str, interval: str, now_ms: int) -> list[list[str]]:
-        """Return the candles that the session's frames have shown by *now_ms*, newest first."""
+        """Return the candles in the session's frames up to *now_ms*, newest first."""
         rows: dict[int, list[str]] = {}
         for frame in self._topics.get(f"kline.{interval}.{symbol}", []):
             if frame.received_ms > now_ms:
@@ -214,7 +215,7 @@ class Recording:
 def read_recording(path: Path, category: Category | None = None) -> Recording:
     """Return the recording in the file at *path*, or raise ``DataInvalid``.
 
-    Its category is *category*, else that of the addresses which it names, else linear.
+    Its category is *category*, else the one in the recorded addresses, else linear.
     """
     frames: list[RecordedFrame] = []
     addresses: dict[str, str] = {}
@@ -251,7 +252,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
 
 
 def _text_of(path: Path) -> bytes:
-    """Return the lines of the file at *path*; of one that was being recorded, the whole ones."""
+    """Return the text of the file at *path*; of a recording, only the complete members."""
     if recording_header(path):
         return b"".join(content for content, _ in EventsFile(path).members())
     return unpacked(path)[1]
@@ -262,26 +263,26 @@ def _entry(line: bytes) -> dict[str, Any]:
     if not line.strip():
         return {}
     entry = msgspec.json.decode(line, type=dict[str, Any])
-    if "topic" in entry and isinstance(entry.get("ts"), int):  # nothing is said of when it came
+    if "topic" in entry and isinstance(entry.get("ts"), int):  # a bare frame
         return {"t": RECEIVED, "ts": entry["ts"] / 1000, "data": line.decode()}
     return entry
 
 
 def _figures(data: object, prices: list[str], sizes: list[str]) -> None:
-    """Add the prices and sizes that a frame's *data* holds, by the names of its fields."""
+    """Append the prices and sizes in a frame's *data*, found by the names of their fields."""
     for element in data if isinstance(data, list) else [data]:
         if not isinstance(element, dict):
             continue
         levels = [level for side in ("b", "a") for level in element.get(side, ())]
         pairs = [level[:2] for level in levels if isinstance(level, list) and len(level) > 1]
-        shown = [price for price, _ in pairs] + [element.get(name) for name in PRICE_FIELDS]
-        prices += [text for text in shown if isinstance(text, str) and NUMBER.fullmatch(text)]
-        shown = [size for _, size in pairs] + [element.get(name) for name in SIZE_FIELDS]
-        sizes += [text for text in shown if isinstance(text, str) and NUMBER.fullmatch(text)]
+        texts = [price for price, _ in pairs] + [element.get(name) for name in PRICE_FIELDS]
+        prices += [text for text in texts if isinstance(text, str) and NUMBER.fullmatch(text)]
+        texts = [size for _, size in pairs] + [element.get(name) for name in SIZE_FIELDS]
+        sizes += [text for text in texts if isinstance(text, str) and NUMBER.fullmatch(text)]
 
 
 def _finest(texts: list[str]) -> tuple[int, int]:
-    """Return the first of *texts* above nought at the most decimals that any has; else 1."""
+    """Return the first positive number of *texts*, else 1, scaled to the finest decimals of all."""
     pairs = [parsed(text) for text in texts or ["1"]]
     decimals = max(places for _, places in pairs)
     value, places = next((pair for pair in pairs if pair[0] > 0), (1, 0))

@@ -23,7 +23,7 @@ RISK_SYMBOLS: Final = 15
 LEVERAGE_SHARES: Final = (100, 75, 50, 25, 10)
 """Each risk tier's share of the greatest leverage, in hundredths."""
 TIER_SHARE: Final = 200
-"""A risk tier is so many parts of a day's turnover, to one digit."""
+"""A day's turnover divided by this, rounded down to one digit, is one risk tier."""
 MARGIN_DECIMALS: Final = 6
 COIN_DECIMALS: Final = 8
 
@@ -80,7 +80,7 @@ def _tiers(market: SimulatedMarket) -> Iterator[Item]:
 def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
     """Return the retail fee rates, with or without a key.
 
-    It is no public route, but clients that load instruments ask for it before all else.
+    The exchange's route is private, but clients that load instruments request it first.
     """
     del now_ms
     category = category_of(query)
@@ -102,7 +102,7 @@ def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
 def coin_info(venue: Venue, query: Query, now_ms: int) -> Answer:
     """Return the coins of the markets, without deposit and withdrawal.
 
-    Like the fee rates it is no public route, and asked for by clients that load instruments.
+    The exchange's route is private, but clients that load instruments request it.
     """
     del now_ms
     coins = {

@@ -13,10 +13,10 @@ A test moves market time itself and never sleeps::
         await exchange.advance(61_000)       # every frame due in 61 s has been written
         exchange.arm("missing_close")
 
-Time: the clock starts ``start`` bars and 5 s into the data; over a hole that
-all symbols share it jumps and says so; 10 s after the last bar it stops, and REST answers on.
-With ``hold`` it stands still until a client subscribes a kline topic; with ``wall_ms`` it is the
-wall clock, to which the candles are shifted.
+Time: the clock starts ``start`` bars and 5 s into the data. It jumps over a hole that all symbols
+share, with a warning. It stops 10 s after the last bar, and REST still answers. With ``hold`` it
+stands still until a client subscribes a kline topic; with ``wall_ms`` it is the wall clock, to
+which the candles are shifted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ HOST: Final = "127.0.0.1"
 SHUTDOWN_S: Final = 2.0
 CONNECTIONS_MAX: Final = 1_024
 REQUEST_TIMEOUT_S: Final = 75.0
-"""As long as a client may keep a connection of REST for its next request."""
+"""How long a client may keep a REST connection open before its next request."""
 FIRE_WITHIN_S_MIN: Final = 10.0
 FIRE_WITHIN_GAPS: Final = 10.0
 ROUNDS_PER_GAP: Final = 4
@@ -69,11 +69,11 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExchangeSettings:
-    """What to serve and how. ``data`` are paths, also ``SYMBOL=PATH``; ``candles`` are added.
+    """What to serve and how. ``data`` are paths or ``SYMBOL=PATH``; ``candles`` are served as well.
 
     ``speed`` scales market time; ``manual`` leaves it to ``EmbeddedExchange.advance``. With
-    ``wall_ms`` the candles are shifted by whole bars so that market time is what it returns; then
-    time neither jumps over holes nor stops at the end of the data.
+    ``wall_ms`` the candles are shifted by whole bars, so that market time is the value it returns;
+    time then neither jumps over holes nor stops at the end of the data.
     """
 
     data: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ class EmbeddedExchange:
         self._port = settings.port
 
     async def __aenter__(self) -> Self:
-        """Bind the port and let time run."""
+        """Bind the port and start time."""
         loop = asyncio.get_running_loop()
         recording, settings = self.recording, self.settings
         if settings.wall_ms:
@@ -139,7 +139,7 @@ class EmbeddedExchange:
         self.hub = Hub(
             self.clock, self.faults, self._channel, is_released_by_any=recording is not None
         )
-        self._lay_timeline(start_ms)
+        self._plan_timeline(start_ms)
         async with AsyncExitStack() as stack:
             await self._listen(stack)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -154,7 +154,7 @@ class EmbeddedExchange:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Cut every connection and free the port; an error of the body passes as it is."""
+        """Cut every connection and free the port; an error of the body propagates."""
         del kind, error, trace
         self.hub.cut_all()
         await self._stack.aclose()
@@ -210,7 +210,7 @@ class EmbeddedExchange:
         """Arm a fault by name, as ``POST /control/fault`` does; raises ``ConfigInvalid``."""
         self.hub.arm(fault_from({"kind": kind, **parameters}))
 
-    # ------------------------------------------------------------ making
+    # ------------------------------------------------------------ channels, port, time
 
     def _channel(self, category: str, topic: str) -> Channel | None:
         if self.recording:
@@ -247,7 +247,7 @@ class EmbeddedExchange:
         stack.callback(listening.close)
         self._port = listening.sockets[0].getsockname()[1]
 
-    def _lay_timeline(self, start_ms: int) -> None:
+    def _plan_timeline(self, start_ms: int) -> None:
         """Plan the jumps over holes and the end of time."""
         if self.recording:
             self.clock.stop_at(self.recording.end_ms)
@@ -284,7 +284,7 @@ class EmbeddedExchange:
             self.hub.arm(timed.fault)
 
     async def _until_fired(self, fault: Fault) -> None:
-        """Wait until *fault* has hit, but not for ever: no client may listen to its topic."""
+        """Wait until *fault* has fired, but not forever: perhaps no client listens to its topic."""
         limit_s = max(FIRE_WITHIN_S_MIN, FIRE_WITHIN_GAPS * self._plan.every_s)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + limit_s
@@ -305,7 +305,7 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 async def serve(settings: ExchangeSettings, *, until_eof: bool = False) -> None:
     """Announce the addresses on stdout, then serve until SIGTERM or Ctrl-C.
 
-    With *until_eof* the end of standard input ends it as well: whoever started us is gone.
+    With *until_eof* the end of standard input, which shows that the parent is gone, ends it too.
     Raises ``ConfigInvalid`` or ``DataInvalid`` where the settings cannot be served.
     """
     stopped = asyncio.Event()

@@ -425,7 +425,7 @@ def read_heads_at(past: Past) -> HeadReport | None:
     """Analyse the heads at the decision; None if the run has too few bars before it."""
     if len(past.read) < past.forecaster.context + DECISIONS_MIN - 1:
         return None
-    return heads_of(past.forecaster, past.read, past.sequence, half=past.is_half)
+    return heads_of(past.forecaster, past.read, past.sequence, half=past.is_member)
 
 
 def full_document(

@@ -138,7 +138,7 @@ def read_heads(record: RunRecord) -> HeadReport:
     rows = explained[decisions.instrument[explained] == instrument]
     answered = {*decisions.open_time_ms[rows].tolist()}
     return heads_of(
-        past.forecaster, past.read, sequence, half=past.is_half, places=PLACES, answered=answered
+        past.forecaster, past.read, sequence, half=past.is_member, places=PLACES, answered=answered
     )
 
 

@@ -1,4 +1,4 @@
-"""One decision as it was made: its own model, the bars that it looked back on, its forecast."""
+"""A stored decision with its model, the bars in the model's lookback, and its forecast."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from tracepaper.strategies.types.market import Bar
 
 
 class ModelAnswer(ABC):
-    """What a model says again of one decision; ``key`` is where it stands in JSON."""
+    """A model's answer about one decision, computed again; ``key`` is its key in JSON."""
 
     key: ClassVar[str]
 
     @abstractmethod
     def parts(self) -> Iterator[Part]:
-        """Yield it for people."""
+        """Yield the parts of its document for people."""
 
     def document(self) -> Any:  # noqa: ANN401 - what JSON can hold
-        """Return its values; returns are log returns."""
+        """Return its values for JSON; returns are log returns."""
         return self
 
     @property
     def added(self) -> Sequence[tuple[str, float]]:
-        """What each feature added to the mean, where that is what it says."""
+        """The contribution of each feature to the mean, where the answer has it."""
         return ()
 
 
@@ -49,7 +49,7 @@ Kind = TypeVar("Kind", bound=Forecaster)
 
 @dataclass(frozen=True)
 class PastOf(Generic[Kind]):
-    """What one decision was made of: its own model, and the bars that the model looks back on."""
+    """The inputs of one decision: its model, and the bars in the model's lookback."""
 
     run: Run
     sequence: int
@@ -57,8 +57,8 @@ class PastOf(Generic[Kind]):
     forecast: Forecast  # as it was stored
     bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
     price_decimals: int
-    is_half: bool = False  # whether the forecaster is the network of the ensemble that decided
-    read: tuple[Bar, ...] = ()  # the bars, and the earlier ones that were asked for
+    is_member: bool = False  # whether the forecaster is a member of the ensemble that decided
+    read: tuple[Bar, ...] = ()  # the bars, after the requested earlier ones
 
     @property
     def decided(self) -> Bar:
@@ -73,38 +73,38 @@ class PastOf(Generic[Kind]):
 
 
 Past = PastOf[Attending]
-"""A decision of a network that attends."""
+"""A decision of a network with attention."""
 
 
 def open_past(database: Path, run_id: str, sequence: int, earlier: int | None = 0) -> Past:
-    """Open the decision's bars and forecast, with its network warmed up to it.
+    """Read the decision's bars and forecast, and warm its network up on the bars.
 
-    So many *earlier* bars are read as well, all of them where it is None. Raises ``DataInvalid`` as
-    ``open_any``, and for a model without attention.
+    Also reads *earlier* more bars, or all where that is None. Raises ``DataInvalid`` as
+    ``open_any`` does, and for a model without attention.
     """
     past = open_any(database, run_id, sequence, earlier)
     forecaster, model_id = attending(past.forecaster), past.forecaster.model_id
     if over_symbols(past.forecaster) is not None:
         raise DataInvalid(
-            f"The model {model_id} looks at several symbols, of which `explain --full` "
-            "and `--method rollout` say what it looked at; leave comparisons, pages and heads out."
+            f"The model {model_id} attends to several symbols, which only `explain --full` and "
+            "`--method rollout` explain; leave comparisons, pages and heads out."
         )
     if forecaster is None:
         raise DataInvalid(
             f"The model {model_id} has no attention to look back through; leave --full, --method "
             "and --heads out, and see its gates and its forecast."
         )
-    half = forecaster is not past.forecaster
-    return PastOf(**{**vars(past), "forecaster": forecaster, "is_half": half})
+    is_member = forecaster is not past.forecaster
+    return PastOf(**{**vars(past), "forecaster": forecaster, "is_member": is_member})
 
 
 def open_any(
     database: Path, run_id: str, sequence: int, earlier: int | None = 0
 ) -> PastOf[Forecaster]:
-    """Open the decision's bars and forecast, with its model warmed up to it; as ``open_past``.
+    """Do the same as ``open_past`` for any model.
 
-    Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars,
-    or the model's checkpoint is gone.
+    Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars, or
+    the model's checkpoint is missing.
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)
@@ -132,9 +132,10 @@ def bars_before(
     *,
     earlier: int | None = 0,
 ) -> list[Bar]:
-    """Return the bars that *model* looks back on at a decision, after *earlier* ones.
+    """Return *earlier* bars, then the bars in the lookback of *model* at a decision.
 
-    It is shown what else it read. Raises ``DataInvalid``, with its *name*, where bars are lacking.
+    Gives *model* its other recorded inputs too. Raises ``DataInvalid``, which calls the model
+    *name*, where bars are missing.
     """
     wanted = None if earlier is None else model.context + earlier
     bars = reader.bars(run_id, instrument, wanted, until=sequence)
@@ -154,18 +155,18 @@ def stored_forecast(run: Run, step: Step) -> Forecast:
         raise DataInvalid(f"Step {step.sequence} of run {run.run_id} is no decision; name one.")
     if not run.model_id:
         raise DataInvalid(
-            f"{named} asked no model, so there is nothing to recompute; choose a decision of an "
+            f"{named} has no model, so there is nothing to recompute; choose a decision of an "
             "attention run."
         )
     if isinstance(step.prediction, PredictionTimeout):
         raise DataInvalid(
-            f"{named} has no forecast to take apart, for the model missed its deadline of "
+            f"{named} has no forecast to explain, since the model missed its deadline of "
             f"{step.prediction.deadline_ms:,} ms; choose another decision."
         )
     if step.prediction is None:
         if step.decision.refused_by == "finite":
             raise DataInvalid(
-                f"{named} was refused by the gate finite, for its model gave no usable forecast; "
+                f"{named} was refused by the gate finite, since its model gave no usable forecast; "
                 "choose another decision."
             )
         raise DataInvalid(
@@ -176,9 +177,9 @@ def stored_forecast(run: Run, step: Step) -> Forecast:
 
 
 def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
-    """Return the model that decided: beside the database, or a bundled one.
+    """Return the model that decided, stored beside the database or bundled.
 
-    Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is not there any more.
+    Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is missing.
     """
     config = restore(run.config)
     if config.model.custom_class:
@@ -186,8 +187,8 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
         reject_other_model(custom_model, run.model_sha256, run.run_id)
         if type(custom_model.model).contributions is Model.contributions:
             raise DataInvalid(
-                f"The model {config.model.custom_class} is a class of a user's own, which does not "
-                "say where it looked; leave --full out, or implement contributions."
+                f"The model {config.model.custom_class} is a custom class without contributions; "
+                "leave --full out, or implement contributions."
             )
         custom_model.scale(run.instruments)
         return custom_model
@@ -198,7 +199,7 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
     forecaster: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
     if forecaster.model_id != model_id:
         raise DataInvalid(
-            f"{folder} holds the checkpoint {forecaster.model_id}, and {model_id} decided; "
+            f"{folder} holds the checkpoint {forecaster.model_id}, but {model_id} decided; "
             "restore it."
         )
     return forecaster

@@ -209,7 +209,7 @@ def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds
         finding = checked(configured(strategy={"name": "early:Mine"}), [walk(160)])
     assert finding.passes is holds
     assert (
-        "a bar of a higher frame was handed on that had not closed" in finding.because
+        "a bar of a higher frame was passed on before its close" in finding.because
     ) is not holds
 
 

@@ -238,7 +238,7 @@ def test_orders_outside_and_inside_gaps_and_of_other_symbols_are_counted(
     assert document["orders"] == len(covered)
     assert document["left_out"] == {
         "orders inside gaps of the recording": 4,
-        "orders of linear:ETHUSDT, of which no books were given": len(sent) - len(mine),
+        "orders of linear:ETHUSDT, for which no books were given": len(sent) - len(mine),
         "orders outside the recorded time": 5,
     }
     output = cli.out("parity", "last", "--db", run, "--books", tmp_path / "a.depth")

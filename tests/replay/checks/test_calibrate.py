@@ -415,7 +415,7 @@ def test_orders_that_nothing_covers_are_counted_and_named(
     findings = calibrate(fills, paper, costs_of(), 100)
     assert findings.orders == 108
     assert findings.left_out == {
-        "orders of XRPUSDT, of which nothing was given": 1,
+        "orders of XRPUSDT, for which nothing was given": 1,
         "orders outside what was given": 2,
         FAR: 1,
     }

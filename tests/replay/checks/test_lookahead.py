@@ -285,7 +285,7 @@ def test_another_file_than_the_declared_one_is_refused(check: Checks) -> None:
 
 FUTURE = "it depends on bars that are still to come"
 CLOCK = "it depends on the machine's clock"
-HASHES = "the order of a set of texts, which Python draws anew in each process"
+HASHES = "the order of a set of texts, which Python changes in each process"
 WALK = """
 frame = sys._getframe()
 while frame is not None and 'replay' not in frame.f_locals:
@@ -518,7 +518,7 @@ def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk:
 
 def test_too_little_data_is_refused_with_a_sentence(fresh: FreshProcesses, walk: Candles) -> None:
     far = {"name": "sma_cross", "fast": 5, "slow": 400}
-    with pytest.raises(ConfigInvalid, match="warm after 400 bars, and 160 are looked at; give"):
+    with pytest.raises(ConfigInvalid, match="warm after 400 bars, and only 160 are given; give"):
         lookahead(configured(far), MarketData([walk]), fresh, FEW)
 
 

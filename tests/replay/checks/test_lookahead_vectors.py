@@ -23,9 +23,9 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import lookahead
 from tracepaper.replay.checks.perturbations import (
     FutureProbe,
-    moved_by,
+    corrupt_later,
     replaced_covariates,
-    without_later,
+    shift_rows,
 )
 from tracepaper.replay.checks.probes import Limits
 from tracepaper.storage.covariates import read_covariates
@@ -130,7 +130,7 @@ def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk:
     given = config(tmp_path, walk)
     at = int(walk.open_time_ms[9]) + 1_000  # that of the fourth row
     for cut, count in ((True, 4), (False, len(range(0, BARS, 3)))):
-        with replaced_covariates(given, without_later(at, cut=cut)) as other:
+        with replaced_covariates(given, corrupt_later(at, cut=cut)) as other:
             assert other.model.covariates is not None
             rows = read_covariates(Path(other.model.covariates)).rows[""]
         assert len(rows) == count
@@ -139,5 +139,5 @@ def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk:
         assert (rows.values[4:] != kept.values[4 : len(rows)]).all()
         assert not Path(other.model.covariates).exists()
     rows = rows_of(np.array([5, 9]), np.ones((2, 1)))
-    assert moved_by(-2)(rows).time_ms.tolist() == [3, 7]
-    assert len(without_later(1, cut=True)(rows)) == 2  # of none nothing could be asked
+    assert shift_rows(-2)(rows).time_ms.tolist() == [3, 7]
+    assert len(corrupt_later(1, cut=True)(rows)) == 2  # of none nothing could be asked

@@ -316,7 +316,7 @@ def _judged(step: Step) -> tuple[object, ...]:
         ("crossing", {"changes": {"log": {"level": "debug"}}}, "log.level decides nothing"),
         ("crossing", {"changes": {"strategy": {"name": "attention"}}}, "strategy"),
         ("crossing", {"drop_gates": ["edge"]}, "has no gate edge"),
-        ("crossing", {}, "Nothing would be another"),
+        ("crossing", {}, "The change has no effect"),
         ("crossing", {"from_ms": 1}, "lies outside of run"),
         ("crossing", {"changes": {"sizing": {"mode": "fixed", "quantity": "1e-9"}}}, "quantity"),
         (MODEL, {"changes": {"gate": {"horizon": 7}}}, "gate.horizon 7 is no horizon"),

@@ -143,7 +143,7 @@ def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
     assert "The strategy sma_cross uses no model" in text
     document, complaint = document_of(cli, modelless, 40, "--full", code=1)
     assert document["full"] is None
-    assert "asked no model" in document["full_missing"]
+    assert "has no model" in document["full_missing"]
     assert document["full_missing"] in complaint
 
 

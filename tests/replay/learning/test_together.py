@@ -440,7 +440,7 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
         error = refused(cli, "explain", f"last:{sequence}", "--db", path, "--method", method)
         assert "A network over several symbols is explained by its rollout" in error
     error = refused(cli, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}")
-    assert "looks at several symbols, of which `explain --full` and `--method rollout` say" in error
+    assert "attends to several symbols, which only `explain --full` and `--method rollout`" in error
 
 
 def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
