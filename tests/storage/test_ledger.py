@@ -62,7 +62,10 @@ def test_a_step_without_a_movement_has_no_row(path: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("UPDATE ledger SET amount = amount + 1 WHERE sequence = 11", "at step 11, and the entry"),
+        (
+            "UPDATE ledger SET amount = amount + 1 WHERE sequence = 11",
+            "at step 11, and the balance of its entry",
+        ),
         (
             "UPDATE ledger SET amount = amount + 1, balance = balance + 1 WHERE sequence = 11",
             "at step 11, and the account's cash",

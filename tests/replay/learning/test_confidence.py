@@ -114,7 +114,7 @@ def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -
     strict, untouched = judge_holdouts(rows(seed=1), fitted)
     assert not strict
     text = confidence_sentence(fitted, untouched)
-    assert "did not credibly choose surer signs" in text
+    assert "did not credibly raise sign accuracy" in text
     assert text.endswith("by default (q0.01).")
 
 

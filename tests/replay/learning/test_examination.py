@@ -181,7 +181,7 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
     assert half["forecaster"] == "1/2: 16 bars"  # the bar of age 20 is gone
     assert beyond(half["difference"]) < -5
     assert len(table.rows) == 2 * len(HORIZONS) * 6
-    assert ("restarted" in table.notes[0]) is any_length
+    assert ("restarts" in table.notes[0]) is any_length
 
 
 def test_the_column_that_is_used_is_found_and_no_other(leaking: Dataset) -> None:

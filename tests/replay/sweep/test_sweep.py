@@ -188,9 +188,9 @@ def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
 def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"0\.4 days, too few for one window of 2 days"):
         here(candles, windows="2d/1d")
-    with pytest.raises(ConfigInvalid, match=r"takes 30 days; the data have 0\.4: choose return"):
+    with pytest.raises(ConfigInvalid, match=r"needs 30 days; the data have 0\.4: choose return"):
         here(candles, objective="sharpe")
-    with pytest.raises(ConfigInvalid, match=r"takes 30 days; a window trains on 20\.0"):
+    with pytest.raises(ConfigInvalid, match=r"needs 30 days; a window trains on 20\.0"):
         here(days, objective="sharpe", windows="20d/8d")
 
 
