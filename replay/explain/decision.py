@@ -384,9 +384,9 @@ class ForecastSide:
 
     horizon: int  # bars
     side: str  # LONG, SHORT, or HOLD if mean_return and lean disagree
-    mean_return: float  # log return; the other side needs the other sign
+    mean_return: float  # log return; its sign is that of the side
     mean_over_stdev: float
-    lean: float  # p_up - p_down; the other side needs the other sign
+    lean: float  # p_up - p_down; its sign is that of the side
 
 
 @dataclass(frozen=True)

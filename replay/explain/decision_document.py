@@ -303,7 +303,7 @@ def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
         yield (
             f"{pointed}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
             f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and P(up) − P(down) is "
-            f"{side.lean:+.3f}; the other side needs the other sign of both."
+            f"{side.lean:+.3f}; both must change sign to turn it."
         )
     if stored.decision["horizon"] is not None:
         yield _also_forecast(stored.decision)
