@@ -250,7 +250,7 @@ def test_where_months_cannot_be_they_are_refused_in_one_sentence(
     months: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, sentence in (
-        (["run", "--set", "market.interval=M", "--db", str(tmp_path / "a.db")], "is only for replays"),
+        (["run", "--set", "market.interval=M", "--db", str(tmp_path / "a.db")], "only for replays"),
         (["data", "fetch", "BTCUSDT", "--interval", "M"], "fetch D and set market.interval to M"),
         (["train", "--data", str(months), "--out", str(tmp_path / "m")], "too few to learn from"),
         (["replay", *SMA, "--set", "gate.horizon=30d", "--data", str(months), "--db",

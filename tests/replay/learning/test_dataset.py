@@ -228,4 +228,3 @@ def test_a_network_is_trained_on_two_intervals_by_one_command(
     assert intervals_of(card["features"]["intervals"]) == (FIFTEEN, FIVE)
     recipe = recipe_of(read_recipe(out / "card.toml"))
     assert (recipe.schema_id, recipe.intervals) == ("v2-15m", ("15m", "5m"))
-    assert list((tmp_path / "kept").iterdir())

@@ -104,7 +104,7 @@ def test_the_wider_schema_holds_the_other_from_its_first_bar_on(bars: list[Bar])
     assert wider(WIDE, NARROW) is WIDE
     assert wider(NARROW, NARROW) is NARROW
     for stranger in ("v2-5m", "tree-1h"):
-        with pytest.raises(ConfigInvalid, match="no part of"):
+        with pytest.raises(ConfigInvalid, match="not part of"):
             wider(NARROW, schema(stranger))
     table = columns(bars[: WIDE.lookback + 40])
     part, narrow, wide = (
@@ -254,7 +254,9 @@ def test_a_run_is_derived_again_and_shows_both_halves(
     assert document["by_feature"]["share"] == pytest.approx(1 - share)
     full = invoke("explain", "last:500", "--full", "--db", database)
     assert "Bar by bar" in full
-    assert f"the network has {share:.2f}, and the mean" in " ".join(full.split())
+    assert f"a share of {1 - share:.2f} in the log variance; the network has the rest" in " ".join(
+        full.split()
+    )
     listing = invoke("models", str(folder / "both"))
     assert f"{share:.2f} at 8" in listing
 

@@ -155,7 +155,7 @@ def test_the_terminal_says_what_the_document_says(
     [
         (["--from", "2023-11-15"], "begins before 2023-11-20"),
         (["--from", "2030-01-01"], "no bar of the span"),
-        (["--folds", "walk:2", "--from", "2023-11-15"], "and no holdout"),
+        (["--folds", "walk:2", "--from", "2023-11-15"], "and leave out holdouts"),
         (["--folds", "combinatorial:40/2"], "cannot be cut"),
     ],
 )

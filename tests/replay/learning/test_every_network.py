@@ -193,7 +193,7 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     assert figures["5"]["drawdown"]["below_50"][0] == pytest.approx(
         median["realised"]["value"], abs=1e-5
     )
-    assert any(line.startswith("Its value at risk of 5 %") for line in span["sentences"])
+    assert any("its value at risk of 5 %" in line for line in span["sentences"])
     assert "likelihood of a mixture" in card["training"]["losses"]
 
 

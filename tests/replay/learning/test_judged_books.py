@@ -297,7 +297,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
             "--set evaluation.explained_bars is for models of bars",
         ),
         ((good, "--folds", "combinatorial:4/2"), "write --folds walk:3"),
-        ((good, *walk_1, "--from", "2025-02-10"), "and no holdout nor --compare"),
+        ((good, *walk_1, "--from", "2025-02-10"), "and leave out holdouts and --compare"),
         ((good, "--ablate", "layers=2"), "give --folds walk:1 as well"),
         ((good, *walk_1, "--ablate", "horizons=3"), "they keep architecture.horizons"),
         ((good, *walk_1, "--ablate", "layers=1"), "changes nothing"),

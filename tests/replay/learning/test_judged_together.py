@@ -476,7 +476,7 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
         (["--folds", "walk:1", "--ablate", "every=7"], "architecture.every is 7; weights are"),
         (["--folds", "walk:1", "--ablate", "every=5"], "changes nothing"),
         (["--ablate", "every=30"], "give --folds walk:1 as well"),
-        (["--folds", "walk:1", "--from", "2024-01-01"], "and no holdout nor --compare"),
+        (["--folds", "walk:1", "--from", "2024-01-01"], "and leave out holdouts and --compare"),
         (["--holdout", "A=2023-11-15:2023-11-20"], "the model was fitted on data until then"),
         (
             [*choose("evaluation.explained_bars=600")],
