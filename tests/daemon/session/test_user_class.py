@@ -391,7 +391,7 @@ def test_a_declared_file_is_a_path_by_its_name(hashed: Hashed, tmp_path: Path) -
     (tmp_path / "declared.csv").unlink()
     for use in (hashed, lambda: user_strategy(type(strategy), {})):
         with pytest.raises(
-            ConfigInvalid, match=r"Mine\.files names declared\.csv, and there is no"
+            ConfigInvalid, match=r"Mine\.files names declared\.csv, but there is no"
         ):
             use()
 

@@ -196,5 +196,5 @@ def test_explain_says_what_the_trend_was_made_of(
 
 def test_windows_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> None:
     data = walk().resampled(4 * HOUR)
-    with pytest.raises(ConfigInvalid, match="has 4h, and closes of 4h make windows of 8h to"):
+    with pytest.raises(ConfigInvalid, match="has 4h, but closes of 4h make windows of 8h to"):
         build(configured("240"), MarketData([data]), started_at_ms=0, database=tmp_path / "a.db")

@@ -131,7 +131,7 @@ def test_a_size_that_the_weights_do_not_have_allocates_nothing(
         ("content_free", "much", "content_free must be a finite number"),
         ("quantiles", {"shift": QUANTILES[::-1]}, "quantiles.shift must not fall"),
         ("quantiles", {"shift": [float("inf")]}, "quantiles.shift must be a finite number"),
-        ("quantiles", 3, "quantiles is no table"),
+        ("quantiles", 3, "quantiles is not a table"),
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused(name: str, value: object, words: str) -> None:
