@@ -202,10 +202,12 @@ FIGURES: Final = (
     Figure(
         "a what-if over a month of minutes, the whole command, CPU time", YEAR,
         lambda document: document["whatif_month_cpu_s"], 1, "s",
+        next="45 % of it is imports; import less",
     ),
     Figure(
         "a what-if over a year of minutes without a model, the same", YEAR,
         lambda document: document["whatif_year_cpu_s"], 5, "s",
+        next="quiet stretches take a third; compare a stretch as columns",
     ),
     Figure(
         "first paint of the page: a year of minutes, a year of explained bars, wall", YEAR,
