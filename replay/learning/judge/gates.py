@@ -734,8 +734,8 @@ def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> 
     current: int | None = None
     measures = np.stack([explained.value(name) for name in cells.names], axis=1)
     for row in measures.tolist():
-        known = [None if np.isnan(value) else value for value in row]
-        current = cells.next_cell(current, known, hysteresis)
+        values = [None if np.isnan(value) else value for value in row]
+        current = cells.next_cell(current, values, hysteresis)
         path.append(current or 0)
     cell = np.array(path)
     figures = {}

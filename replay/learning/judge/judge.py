@@ -142,8 +142,8 @@ def answers_of(
             rows = labelled[(labelled >= start) & (labelled < stop)]
             rows = rows[[answers[row] is not None for row in rows.tolist()]]
             if len(rows):
-                known: Any = [answers[row] for row in rows.tolist()]
-                parts.append(SegmentFields.of_run(samples, rows, known, measures).finite())
+                judged: Any = [answers[row] for row in rows.tolist()]
+                parts.append(SegmentFields.of_run(samples, rows, judged, measures).finite())
     return [fields for fields in parts if len(fields.rows)]
 
 
