@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -18,7 +19,10 @@ from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import InstalledWheel, installed_with_all
 
 COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
-"""CPU seconds and name of each test over a quarter of one, as `make costs` measures them."""
+"""CPU seconds, name and mark of each test that `make costs` saw take a quarter of one or more, or
+open a socket or start a process."""
+REAL_TIME: Final = {"socket.bind", "socket.connect", "subprocess.Popen", "os.fork"}
+"""What Python audits where a test's course comes to depend on how busy the machine is."""
 LIMITS_S: Final = {"slow": (0.25, 1.0), "long": (0.5, 10.0)}
 """Above what cost a test has the mark, and the cheapest test of a module: a module is a subject."""
 WALK: Final = "tests/repository/test_readme.py"
@@ -32,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: "installed" not in getattr(item, "fixturenames", ()))
     lines = COSTS.read_text(encoding="utf-8").splitlines()
-    costs = {name: float(cost) for cost, name in (line.split("\t", 1) for line in lines)}
+    rows = [line.split("\t") for line in lines]
+    costs = {row[1]: float(row[0]) for row in rows}
+    marks = {row[1]: row[2] for row in rows if len(row) > 2}
     cheapest: dict[Path, str] = {}
     for item in sorted(items, key=lambda item: costs.get(item.nodeid, 0.0)):
         cheapest.setdefault(item.path, item.nodeid)
@@ -42,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark, limits_s in LIMITS_S.items():
             if cost > limits_s[is_cheapest]:
                 item.add_marker(mark)
+        if item.nodeid in marks:
+            item.add_marker(marks[item.nodeid])
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
 
@@ -53,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Costs:
-    """CPU seconds of each test.
+    """CPU seconds of each test, and whether it opens a socket or starts a process.
 
     A fixture that tests share counts in equal parts for those of its users that are fast, since
     it is made for them even where no other test runs.
@@ -63,6 +71,12 @@ class Costs:
         self._path = path
         self._tests: dict[pytest.Item, float] = {}
         self._fixtures: dict[FixtureDef[object], float] = {}
+        self._real_time: set[pytest.Item | FixtureDef[object]] = set()
+        self._real_time_events = 0
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, _arguments: tuple[object, ...]) -> None:
+        self._real_time_events += event in REAL_TIME
 
     @staticmethod
     def _cpu_s() -> float:
@@ -77,9 +91,12 @@ class Costs:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Measure a test, without the fixtures that it shares with others."""
         before, shared = self._cpu_s(), sum(self._fixtures.values())
+        events = self._real_time_events
         done = yield
         shared = sum(self._fixtures.values()) - shared
         self._tests[item] = self._cpu_s() - before - shared
+        if self._real_time_events > events:
+            self._real_time.add(item)
         return done
 
     @pytest.hookimpl(wrapper=True)
@@ -88,7 +105,10 @@ class Costs:
     ) -> Generator[None, object, object]:
         """Measure what sets up a fixture of a module or of the session."""
         before, inner = self._cpu_s(), sum(self._fixtures.values())
+        events = self._real_time_events
         done = yield
+        if self._real_time_events > events:
+            self._real_time.add(fixturedef)
         if fixturedef.scope != "function":
             inner = sum(self._fixtures.values()) - inner
             cost = self._cpu_s() - before - inner
@@ -105,11 +125,15 @@ class Costs:
                 if fixture.argname in getattr(item, "fixturenames", ())
                 and item.nodeid.startswith(fixture.baseid)
             ]
+            if fixture in self._real_time:
+                self._real_time.update(users)
             users = [item for item in users if costs[item] <= LIMITS_S["slow"][0]] or users
             for item in users:
                 costs[item] += cost / len(users)
         with self._path.open("a", encoding="utf-8") as table:
-            table.writelines(f"{cost:.2f}\t{item.nodeid}\n" for item, cost in costs.items())
+            for item, cost in costs.items():
+                mark = "\treal_time" if item in self._real_time else ""
+                table.write(f"{cost:.2f}\t{item.nodeid}{mark}\n")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -25,10 +25,25 @@ ROUNDS: Final = 100
 TEN: Final = 10
 _PYTHON: Final = (sys.executable,)
 _ENGINE: Final = (*_PYTHON, "tests/campaigns/campaign_engine.py")
+_PYTEST: Final = (*_PYTHON, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider")
+LONG: Final[Mapping[str, str]] = {
+    "daemon": "tests/daemon",
+    "storage": "tests/storage",
+    "strategies": "tests/strategies",
+    "learning": "tests/replay/learning",
+    "page": "tests/replay/page",
+    "checks": "tests/replay/checks",
+    "product": "tests/product",
+}
+"""Folders whose long tests are a part each: one that fails does not make the others run again."""
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "alarms": ("promtool", "test", "rules", "deploy/tracepaper.rules.test.yml"),
     "image": (*_PYTHON, "tests/campaigns/campaign_image.py"),
-    "long": (*_PYTHON, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "long"),
+    **{f"long_{name}": (*_PYTEST, "-m", "long", folder) for name, folder in LONG.items()},
+    "long_others": (
+        *(*_PYTEST, "-m", "long"),
+        *(f"--ignore={folder}" for folder in LONG.values()),
+    ),
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
@@ -84,7 +99,8 @@ def git(*words: str) -> str:
 
 def run(part: str) -> tuple[int, str]:
     """Run *part*, show what it says, and return its exit code and its last line."""
-    environment = os.environ | {"PYTHONPATH": "tests/support"}
+    # Two processes of one thread each share two cores; with two threads each they spin.
+    environment = os.environ | {"PYTHONPATH": "tests/support", "OMP_NUM_THREADS": "1"}
     last = ""
     with subprocess.Popen(
         PARTS[part], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

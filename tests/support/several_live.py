@@ -67,6 +67,21 @@ class Live:
         assert self.task is not None
         await until_daemon(self.task, condition)
 
+    def trace(self) -> str:
+        """Return the exchange's time, what each connection subscribes, and every stored event."""
+        hub = self.exchange.hub
+        return "\n".join(
+            (
+                f"the exchange's time: {self.exchange.clock.now_ms():.0f}",
+                *(
+                    f"{connection.identity}{' (cut)' * connection.is_cut}: "
+                    f"{' '.join(sorted(connection.topics))}"
+                    for connection in hub.connections
+                ),
+                *(f"{step.sequence} {step.event}" for step in self.steps),
+            )
+        )
+
     async def listening(self, topics: int) -> None:
         """Wait until *topics* are subscribed."""
         connections = self.exchange.hub.connections
@@ -123,6 +138,10 @@ async def trading(
         async with deadline():
             await asyncio.wait([live.task])
         live.task.result()
+    except BaseException:
+        # pytest keeps the folder of a failed test: what did not arrive can be read there.
+        database.with_suffix(".trace").write_text(live.trace(), encoding="utf-8")
+        raise
     finally:
         live.task.cancel()
         await asyncio.wait([live.task])
