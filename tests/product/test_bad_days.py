@@ -169,7 +169,7 @@ async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
             await running.close_bars(2)
     # A restart must neither begin a new account nor drop the log that is left.
     log = database.with_name("run.db-wal").read_bytes()
-    with pytest.raises(ConfigInvalid, match=r"run\.db-wal is left of it"):
+    with pytest.raises(ConfigInvalid, match=r"run\.db-wal is left"):
         open_writer(database)
     assert database.with_name("run.db-wal").read_bytes() == log
 

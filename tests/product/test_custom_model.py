@@ -110,7 +110,7 @@ def test_explain_says_that_there_is_no_more_to_explain(
     assert "Forecast, " in printed
     assert "without an explanation" in printed
     assert invoke([*given, "--full"]) == 1
-    assert "class of a user's own" in capsys.readouterr().err
+    assert "is a custom class without contributions" in capsys.readouterr().err
 
 
 SURE: Final = """

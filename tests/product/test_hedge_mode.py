@@ -178,7 +178,7 @@ def test_the_mode_is_switched_without_positions_and_orders_alone(tmp_path: Path)
             if at > 10 and any(book.held(ITEM.id) for book in engine.broker.account.books):
                 break
         first.stop()
-        with pytest.raises(ConfigInvalid, match="in another position mode, and the exchange"):
+        with pytest.raises(ConfigInvalid, match="in another position mode"):
             Process(path, after, FillModel.NEXT_OPEN)
         again = Process(path, mode, FillModel.NEXT_OPEN)
         assert again.opened.resumed

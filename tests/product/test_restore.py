@@ -65,10 +65,13 @@ def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
     shutil.move(path, lib / "tracepaper.db")
     shutil.move(checkpoints.kept_checkpoints(path), lib / "tracepaper.db.checkpoints")
     shutil.rmtree(tmp_path / "made")
-    for name in ("old", "new"):
-        (backups / f"1-{name}.db.checkpoints").mkdir()
-        (backups / f"1-{name}.db").write_text("an earlier copy")
-    os.utime(backups / "1-old.db", (0, 0))
+    # The file system orders a copy and its folder as it likes: of many, some come either way.
+    old = [f"1-old-{number}" for number in range(20)]
+    for name in (*old, "1-new"):
+        (backups / f"{name}.db.checkpoints").mkdir()
+        (backups / f"{name}.db").write_text("an earlier copy")
+    for name in old:
+        os.utime(backups / f"{name}.db", (0, 0))
     (copied, note) = shell(night(), tmp_path).splitlines()
     assert copied.startswith("Copied ")
     assert note.endswith(".db.checkpoints belongs to the copy: keep both together.")

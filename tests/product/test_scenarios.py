@@ -153,8 +153,13 @@ def test_what_it_shows_is_derived_from_its_record(scenario: Scenario) -> None:
     assert check_record(path) == decisions
     shown, judged = shown_measures(path), judged_measures(path)
     assert shown.keys() == judged.keys()
-    for of, measures in judged.items():  # JSON of SQLite has fifteen digits
-        assert shown[of] == pytest.approx(measures, rel=1e-13, abs=0), of
+    for of, measures in judged.items():
+        assert shown[of].keys() == measures.keys(), of
+        for gate, measure in measures.items():
+            if measure is None:
+                assert shown[of][gate] is None, (of, gate)
+            else:  # JSON of SQLite has fifteen digits
+                assert shown[of][gate] == pytest.approx(measure, rel=1e-13, abs=0), (of, gate)
 
 
 def shown_measures(path: Path) -> dict[tuple[int, str], dict[str, float | None]]:

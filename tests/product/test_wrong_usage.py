@@ -113,7 +113,11 @@ CASES = [
         2,
         "name a file with storage.url or --db",
     ),
-    ("lookahead -c far.toml --data BTCUSDT.csv", 2, "warm after 500 bars, and 60 .* give more"),
+    (
+        "lookahead -c far.toml --data BTCUSDT.csv",
+        2,
+        "warm after 500 bars, and only 60 .* give more",
+    ),
     ("exchange --data BTCUSDT.csv --speed nan", 2, "give a number above 0"),
     ("exchange --data BTCUSDT.csv --start -1", 2, "give 0 to 59"),
     ("run --bars 0", 2, "--bars"),
