@@ -9,9 +9,8 @@ from typing import Final, NamedTuple
 from tracepaper.daemon.config.loading import Config, custom_classes, restore
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.checks.compare import Difference
-from tracepaper.storage.chain.verify import verify_chain
+from tracepaper.storage.chain.verify import ChainProblem
 from tracepaper.storage.database.chunks import StoredRun
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run
 
 UNDECLARED_INPUT: Final = (
@@ -71,12 +70,19 @@ class LikelyCause(NamedTuple):
 
 
 def diagnose(
-    reader: Reader, stored: StoredRun, differences: Sequence[Difference], *, exact: bool
+    stored: StoredRun,
+    differences: Sequence[Difference],
+    chain_problem: ChainProblem | None,
+    *,
+    exact: bool,
 ) -> LikelyCause:
     """Return the likeliest cause of the *differences* between a run and its derivation.
 
-    The record is ruled out only where code, environment and chain are intact.
+    Without differences it is the problem of its chain. The record is ruled out only where code,
+    environment and chain are intact.
     """
+    if chain_problem is not None and not differences:
+        return LikelyCause(Cause.RECORD, chain_problem.sentence.removesuffix("."))
     run, config = stored.run, restore(stored.run.config)
     row = {each.field: each for each in differences if each.field.startswith("runs.")}
     if (count := row.get("runs.step_count")) is not None:
@@ -88,7 +94,7 @@ def diagnose(
         return LikelyCause(
             Cause.CODE, f"{versions}, so a changed record cannot be ruled out", sure=False
         )
-    is_chained = verify_chain(reader.connection, run.run_id).passes
+    is_chained = chain_problem is None
     steps = [each for each in differences if each.field not in row]
     if row:
         cause, sentence = _by_row(run, row, has_steps=bool(steps))

@@ -1,7 +1,8 @@
 """``verify``: derives every step of a run again from its record.
 
-It also finds a changed value whose chain digests were recomputed, since the value no longer follows
-from the rest. Values that follow from nothing else are the exception (S12).
+It walks the chain of what it reads, and finds a changed value even if all digests were recomputed,
+since the value no longer follows from the rest. Values that follow from nothing else are the
+exception (S12).
 
 The rules are docs/identity.md, I12, and docs/storage.md, S12.
 """
@@ -39,6 +40,7 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Cause, diagnose
 from tracepaper.replay.checks.universe import ChoiceCheck, Unlike
+from tracepaper.storage.chain.verify import ChainProblem, verify_chain
 from tracepaper.storage.database.chunks import StoredRun, commit_at
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
@@ -93,7 +95,7 @@ class Verification:
 
     @property
     def passes(self) -> bool:
-        """Whether there are decisions, and every step follows from the record."""
+        """Whether there are decisions, every step follows from the record and its chain holds."""
         return self.decisions > 0 and self.differing == 0
 
     def add(self, at_ms: int, what: str, stored: object, due: object) -> None:
@@ -117,6 +119,8 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     progressed: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> Verification:
     """Derive *run_id* again and compare each step with its stored rows, in every column.
+
+    The chain of all rows that are read must hold too.
 
     After a start in the present environment every bit must be equal; after others floats may differ
     within their tolerances. *sample* compares only that many steps at the end, though all are
@@ -153,6 +157,12 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     verification.from_step = first_compared
     if end is not None:
         total = max(end, recorded.first)
+    chain_problem = verify_chain(
+        reader.connection,
+        run_id,
+        first=0 if beginning is None else beginning.fed_from,
+        last=None if end is None else total - 1,
+    ).problem
     # The run may grow meanwhile; later steps are not compared.
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
@@ -180,11 +190,22 @@ def verify_run(  # noqa: PLR0913 - the options of verify
         if derived.sequence >= first_compared:
             _judge(verification, check, derived, stored_step, exact=not (computes and elsewhere))
     verification.taken = predictor.taken
-    if verification.differences:
-        diagnosis = diagnose(reader, stored, verification.differences, exact=verification.exact)
-        verification.culprit, verification.to_blame = diagnosis.culprit, diagnosis.named
-        verification.likely_cause = diagnosis.sentence
+    _add_causes(verification, stored, chain_problem)
     return verification
+
+
+def _add_causes(
+    verification: Verification, stored: StoredRun, chain_problem: ChainProblem | None
+) -> None:
+    """Add the likely cause of all differences, and the difference of a broken chain."""
+    if not verification.differences and chain_problem is None:
+        return
+    diagnosis = diagnose(stored, verification.differences, chain_problem, exact=verification.exact)
+    verification.culprit, verification.to_blame = diagnosis.culprit, diagnosis.named
+    verification.likely_cause = diagnosis.sentence
+    if chain_problem is not None:
+        at = "" if chain_problem.sequence is None else f" (step {chain_problem.sequence})"
+        verification.add(verification.from_ms or 0, f"the chain{at}", "broken", "whole")
 
 
 def _bounds(

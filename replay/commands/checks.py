@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,8 +106,6 @@ def _verified(verification: Verification) -> Iterator[str]:
             f"{verification.taken:,} answers of an outside service are taken from the record; "
             "the service was not asked again."
         )
-    if sys.stdout.isatty():
-        yield "The links of its chain are another check: `tracepaper audit verify`."
     if verification.elsewhere:
         yield f"Floats were compared within tolerances, since {verification.elsewhere}."
 

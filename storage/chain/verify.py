@@ -23,6 +23,7 @@ from tracepaper.storage.database.chunks import (
     Span,
     StoredRow,
     chain_head,
+    commit_at,
     gate_set_rows,
     prune_point,
     run_span,
@@ -118,11 +119,15 @@ def verify_chain(
     *,
     head: bytes | None = None,
     take: Callable[[Commit], object] = lambda _commit: None,
+    first: int = 0,
+    last: int | None = None,
 ) -> ChainReport:
     """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
 
     *take* is called with each commit that passes. All is read from one snapshot, so the run may
-    grow meanwhile. ``DataInvalid`` is raised only if the run is missing; the report has any damage.
+    grow meanwhile. With *first* and *last* only the commits of these steps are walked, with what a
+    prune keeps of all earlier steps. ``DataInvalid`` is raised only if the run is missing; the
+    report has any damage.
     """
     with snapshot(connection):
         row = connection.execute(RUN_ROW, (run_id,)).fetchone()
@@ -131,19 +136,24 @@ def verify_chain(
         opened, step_count, head_digest = row[OPENED_AT:]
         pruned = prune_point(connection, row[0])
         until = None if pruned is None else pruned.until_sequence
-        walk = Walk.begin(connection, row[0], opened)
-        first, head_at = walk.due, None
+        commit_bounds = commit_at(connection, row[0], first)
+        walk = Walk.begin(connection, row[0], opened, commit_bounds[0] if commit_bounds else 0)
+        begin, head_at = walk.due, None
         problem = _check_opening(connection, row) or check_prune(connection, row[0], pruned)
+        if problem is None and until != begin - 1:  # else ``check_prune`` checked these rows
+            problem = _check_kept_rows(connection, row[0], begin - 1, walk.head.kept)
         if problem is None:
-            for commit in walk.commits():
+            for commit in walk.commits(SEQUENCE_LIMIT if last is None else last + 1):
                 if commit.head.digest == head:
                     head_at = commit.last
                 take(commit)
-            problem = walk.problem or _check_end(walk, step_count, head_digest)
+            problem = walk.problem
+            if problem is None and (last is None or walk.due <= last):
+                problem = _check_end(walk, step_count, head_digest)
             problem = problem or _check_gate_sets(connection, row[0])
         if problem is None and head is not None and head_at is None:
             problem = _rewritten(head, until)
-        return ChainReport(run_id, walk.due - first, walk.head.digest, until, head_at, problem)
+        return ChainReport(run_id, walk.due - begin, walk.head.digest, until, head_at, problem)
 
 
 class StoredCommit(NamedTuple):
@@ -388,10 +398,16 @@ def _check_kept(
         if at is not None:
             sentence = f"A row was added to {table} at step {at}, whose rows were pruned."
             return ChainProblem(at, (table,), "extra", sentence)
-    if kept_until(connection, run_key, until) == pruned.kept_sha256:
+    return _check_kept_rows(connection, run_key, until, pruned.kept_sha256)
+
+
+def _check_kept_rows(
+    connection: sqlite3.Connection, run_key: int, until: int, kept: bytes
+) -> ChainProblem | None:
+    """Check the rows up to step *until* that a prune keeps against their hash *kept*."""
+    if kept_until(connection, run_key, until) == kept:
         return None
-    sentence = f"A row up to step {until}, kept when the run was pruned, was changed: it is in "
-    sentence += f"one of {', '.join(KEPT_TABLES)}."
+    sentence = f"A row up to step {until} was changed: it is in one of {', '.join(KEPT_TABLES)}."
     return ChainProblem(until, KEPT_TABLES, "changed", sentence)
 
 

@@ -25,12 +25,14 @@ from tracepaper.replay.backtest.make import resume_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.diagnosis import Cause
+from tracepaper.replay.checks.parity import check_span
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import ParityOutcome
 
 BARS = 400
 
@@ -369,3 +371,62 @@ def test_a_count_of_steps_that_is_not_theirs_is_found(run: Path, count: int) -> 
     verification = verified(run)
     assert (verification.passes, verification.culprit) == (False, Cause.RECORD)
     assert "runs.step_count" in [difference.field for difference in verification.differences]
+
+
+# ---------------------------------------------------------------- a chain that does not hold
+
+BROKEN = {
+    "a high by one unit": "UPDATE steps SET high = high + 1 WHERE sequence = 200",
+    "a volume times 10": "UPDATE steps SET volume = volume * 10 WHERE sequence = 200",
+    "a digest": "UPDATE commits SET digest = zeroblob(32) WHERE first_sequence = 200",
+    "a commit": "DELETE FROM commits WHERE first_sequence = 199",
+}
+ASKED: dict[str, Callable[[Reader, Path, str], bool]] = {
+    "the run": lambda *run: verify_run(*run).passes,
+    "its last steps": lambda *run: verify_run(*run, sample=50).passes,
+    "one commit": lambda *run: verify_run(*run, commit=200).passes,
+    "a commit whose bars look back on it": lambda *run: verify_run(*run, commit=202).passes,
+    "parity": lambda *run: check_span(*run).outcome is ParityOutcome.IDENTICAL,
+}
+
+
+@pytest.fixture(scope="module")
+def chained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of hours, whose decisions look back on 61 bars, with a commit a step."""
+    hours = made_candles(walk_rows(300), interval_ms=3_600_000)
+    path = tmp_path_factory.mktemp("chained") / "run.db"
+    replayed(path, hours, market={"symbols": [hours.symbol], "interval": "60"})
+    return path
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_run_whose_chain_is_broken_is_not_verified(
+    tmp_path: Path, chained: Path, broken: str, asked: str
+) -> None:
+    path = copied(chained, tmp_path / "run.db")
+    with Reader.open(path) as reader:
+        assert ASKED[asked](reader, path, reader.find("last"))
+    tamper(path, BROKEN[broken])
+    with Reader.open(path) as reader:
+        assert not ASKED[asked](reader, path, reader.find("last"))
+
+
+def test_a_broken_chain_is_named_with_its_steps_and_tables(tmp_path: Path, chained: Path) -> None:
+    path = copied(chained, tmp_path / "run.db")
+    tamper(path, BROKEN["a high by one unit"])
+    verification = verified(path)
+    assert (verification.culprit, verification.to_blame) == (Cause.RECORD, "the record")
+    assert "Steps 200 to 200 do not match the digest" in verification.likely_cause
+    assert [difference.field for difference in verification.differences] == ["the chain (step 200)"]
+
+
+def test_a_commit_is_verified_whatever_became_of_those_that_it_does_not_look_back_on(
+    tmp_path: Path, chained: Path
+) -> None:
+    path = copied(chained, tmp_path / "run.db")
+    tamper(path, BROKEN["a high by one unit"])
+    assert verified(path, commit=150).passes
+    assert verified(path, commit=290).passes
+    tamper(path, "UPDATE fills SET filled_ms = filled_ms + 1 WHERE sequence < 100")
+    assert not verified(path, commit=290).passes  # its account rests on every fill before
