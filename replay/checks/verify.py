@@ -286,9 +286,13 @@ def _judge_run(
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
     wrong.append(("step_count", *reader.counted(run.run_id)))
     sets = recorded.engine.gate_sets
-    if recorded.beginning is None:  # else the gates of another model may decide there
+    until = None if recorded.beginning is None else recorded.beginning.after
+    is_first_model = until is None or (
+        reader.models(run.run_id, until=until).deciding == run.model_sha256
+    )
+    if is_first_model:  # else the gates of another model decide there
         wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
-    if recorded.beginning is None or config.strategies.named:  # no step names those of several
+    if is_first_model or config.strategies.named:  # no step names those of several
         wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
     for name, stored_value, due_value in wrong:
         if stored_value != due_value:

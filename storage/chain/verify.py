@@ -109,7 +109,7 @@ _MISPLACED_SET: Final = (
 )
 _HOLED_SET: Final = (
     "SELECT gate_set FROM gate_sets WHERE run_key = ? GROUP BY gate_set "
-    "HAVING max(ordinal) <> count(*) - 1 LIMIT 1"
+    "HAVING max(ordinal) <> count(*) - 1 OR count(DISTINCT ifnull(sequence, -1)) > 1 LIMIT 1"
 )
 
 
@@ -421,7 +421,8 @@ def kept_until(connection: sqlite3.Connection, run_key: int, until: int) -> byte
 def _check_gate_sets(connection: sqlite3.Connection, run_key: int) -> ChainProblem | None:
     """Check that every gate set is complete and stored with the first outcome that uses it."""
     if row := connection.execute(_HOLED_SET, (run_key,)).fetchone():
-        sentence = f"Gate set {row[0]} was changed: its gates are not numbered from 0 on."
+        sentence = f"Gate set {row[0]} was changed: its gates are not numbered from 0 on, or "
+        sentence += "they are of several steps."
     elif row := connection.execute(_MISPLACED_SET, (run_key,)).fetchone():
         sentence = f"Gate set {row[0]} was added or moved: its step is not that of its first use."
     else:

@@ -56,6 +56,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.warnings": "what the start had to say",
     **dict.fromkeys(("runs.calendar_version", "runs.calendar_sha256", "runs.sessions"), _SESSIONS),
     **dict.fromkeys((f"instruments.{name}" for name in _FILTERS), _EXCHANGE),
+    "instruments.quantity_step": "to one that divides every quantity that the run ordered",
     **dict.fromkeys(("steps.open", "steps.low", "steps.volume"), _BAR),
     **dict.fromkeys(("steps.turnover", "steps.source"), _EXCHANGE),
     **dict.fromkeys(("events.market_ms", "events.seen_ms"), _EXCHANGE),

@@ -57,7 +57,6 @@ OF_A_PAIR = {
 }
 """Believed with what says the same alone: ``test_forged_pairs`` forges them, and books."""
 OF_A_PRUNED_RUN = {
-    "instruments.quantity_step",
     "holdings.funding_paid",
     "holdings.long_funding",
 }
@@ -76,7 +75,7 @@ def replayed(path: Path, bars: int) -> Path:
     given = made_candles(walk_rows(bars), interval_ms=HOUR, times_ms=times)
     config = crossing(
         interval="60",
-        sizing={"mode": "fixed", "quantity": "0.001"},
+        sizing={"mode": "fixed", "quantity": "0.002"},
         risk={"max_notional": "1000000", "max_drawdown": "0.9", "max_daily_trades": 50},
     )
     paid = FundingRates(
@@ -204,6 +203,9 @@ GHOSTS = {
     ],
     "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold, sequence "
                    "FROM gate_sets WHERE ordinal = 0")],
+    "a gate that is of another step than its set": [
+        "UPDATE gate_sets SET sequence = (SELECT min(sequence) FROM outcomes) WHERE ordinal = 2"
+    ],
     "an outcome that its step does not use": [
         (f"INSERT INTO outcomes SELECT run_key, {LAST}, "
         f"{', '.join(stored_columns('outcomes')[2:])} "
