@@ -99,8 +99,9 @@ peers: $(STAMP)
 	$(BIN)/python -m pytest -q -m peers -p no:cacheprovider tests/peers
 	PYTHONPATH=tests/support $(BIN)/python tests/peers/speed.py
 
+# The source distribution, and the wheel made of it, at the pinned setuptools: two builds are equal byte by byte.
 wheel: $(STAMP)
-	$(BIN)/python -m build --wheel
+	PIP_CONSTRAINT=$(abspath $(CONSTRAINTS)) $(BIN)/python -m build
 
 # What follows from the code: golden steps, the documented configuration, the page of the views.
 golden: $(STAMP)

@@ -1,4 +1,4 @@
-"""Compiles the loops of attention where a C compiler is, and tags the wheel by what it holds.
+"""Compiles the loops of attention, makes both distributions reproducible, and writes the SBOM.
 
 ``native.c`` becomes one object for each width of vectors. A build without a compiler, or with one
 that fails, warns in one line and goes on: torch computes the same.
@@ -6,25 +6,36 @@ that fails, warns in one line and goes on: torch computes the same.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
+import os
 import platform
+import re
 import shutil
 import sys
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
+ROOT = Path(__file__).parent
 FOLDER = "strategies/attention"
 WIDTHS = {"native_avx512": ["-mavx512f", "-mprefer-vector-width=512"], "native_avx2": ["-mavx2"]}
+VENDORED = "replay/page/assets/vendor"
+EARLIEST_S = 315_532_800
+"""1980-01-01, the earliest date of a zip archive: every file of a distribution has it."""
 
 
 def loops() -> list[Extension]:
     """Return the objects to compile: Linux on x86-64 alone has the instructions and the ABI."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return []
-    source = Path(__file__).parent / FOLDER / "native.c"
+    source = ROOT / FOLDER / "native.c"
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     return [
         Extension(
@@ -68,12 +79,102 @@ class Wheel(bdist_wheel):
     def run(self) -> None:
         """Build from nothing: a module that an earlier version left in ``build`` would go along."""
         shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        os.environ["SOURCE_DATE_EPOCH"] = str(EARLIEST_S)
+        os.umask(0o022)  # an archive holds the modes of files
         super().run()
+
+    def write_wheelfile(self, wheelfile_base: str, *arguments: str) -> None:
+        """Write ``WHEEL``, and beside it the bill of materials (PEP 770)."""
+        super().write_wheelfile(wheelfile_base, *arguments)
+        path = Path(wheelfile_base, "sboms", "tracepaper.cdx.json")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(bill_of_materials(self.distribution), indent=1) + "\n", "utf-8")
+
+
+class SourceArchive(sdist):
+    """An archive of which the bytes follow from the files: no time, user or umask enters it."""
+
+    def make_archive(self, base_name: str, _format: str, **tree: str | None) -> str:
+        """Write the release tree into a ``.tar.gz`` and return its path."""
+
+        def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = EARLIEST_S, 0, 0, "", ""
+            entry.mode = 0o755 if entry.isdir() else 0o644
+            return entry
+
+        path = f"{base_name}.tar.gz"
+        with (
+            gzip.GzipFile(path, "wb", mtime=EARLIEST_S) as packed,
+            tarfile.open(fileobj=packed, mode="w") as archive,
+        ):
+            archive.add(str(tree["base_dir"]), filter=plain)
+        return path
+
+
+# ---------------------------------------------------------------- bill of materials
+
+
+def bill_of_materials(distribution: Distribution) -> dict[str, object]:
+    """Return CycloneDX 1.6 of the wheel.
+
+    It names the page's vendored code, and each direct dependency at the version of
+    ``constraints.txt``, with which it was tested; those of extras are optional.
+    """
+    name, version = distribution.get_name(), distribution.get_version()
+    program = component("pypi", name, version, licenses=[{"license": {"id": "Apache-2.0"}}])
+    extras = [text for texts in distribution.extras_require.values() for text in texts]
+    required = packages(distribution.install_requires)
+    components = [*vendored()]
+    pins = (ROOT / "constraints.txt").read_text("utf-8")
+    for package, tested in re.findall(r"^([\w.-]+)==([\w.+]+)", pins, re.MULTILINE):
+        key = normalized(package)
+        if key in required | packages(extras):
+            scope = "required" if key in required else "optional"
+            components.append(component("pypi", key, tested, scope=scope))
+    references = [each["bom-ref"] for each in components]
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": program | {"type": "application"}},
+        "components": components,
+        "dependencies": [{"ref": program["bom-ref"], "dependsOn": references}],
+        # What the dependencies require in turn is not listed.
+        "compositions": [{"aggregate": "incomplete", "dependencies": references}],
+    }
+
+
+def component(kind: str, name: str, version: str, **fields: object) -> dict[str, object]:
+    """Return a component of an index of *kind* (``pypi``, ``npm``)."""
+    url = f"pkg:{kind}/{name}@{version}"
+    identity = {"bom-ref": url, "name": name, "version": version, "purl": url}
+    return {"type": "library"} | identity | fields
+
+
+def vendored() -> Iterable[dict[str, object]]:
+    """Yield other people's code in the page, as ``THIRD_PARTY.md`` lists it."""
+    for line in (ROOT / VENDORED / "THIRD_PARTY.md").read_text("utf-8").splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            file, package, version, *_, sha256 = (cell.strip("`") for cell in cells)
+            hashes = [{"alg": "SHA-256", "content": sha256}]
+            fields = {"description": f"{VENDORED}/{file}: {package}", "hashes": hashes}
+            yield component("npm", package.partition(",")[0], version, **fields)
+
+
+def packages(requirements: Iterable[str]) -> set[str]:
+    """Return the names of the packages that *requirements* name."""
+    return {normalized(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in requirements}
+
+
+def normalized(name: str) -> str:
+    """Return a package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 # The name keeps this file out of the wheel: a build front end runs it under another.
 setup(
     script_name="setup.py",
     ext_modules=loops(),
-    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildLoops},
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildLoops, "sdist": SourceArchive},
 )

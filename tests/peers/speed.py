@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from other_backtesters import Ours, ask_peer
+from other_backtesters import REQUIREMENTS, Ours, ask_peer
 
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replay import tiled
@@ -39,7 +39,8 @@ def main() -> None:
     print(f"{bars:,} bars, {len(ours.fills)} fills; medians of {ROUNDS} rounds of CPU time")
     for name, seconds in median.items():
         ratio = seconds / median["tracepaper"]
-        print(f"{name:12} {1e6 * seconds:6.1f} µs a bar, {ratio:.2f} times ours")
+        version = REQUIREMENTS.get(name, (name,))[0]  # of NautilusTrader 1 with its core in Cython
+        print(f"{version:24} {1e6 * seconds:6.1f} µs a bar, {ratio:.2f} times ours")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 import pytest
+from packaging.requirements import Requirement
 from programs import Program
-from wheels import InstalledWheel, built, installed_alone, tracked
+from wheels import InstalledWheel, build, built, installed_alone, tracked
 
+import tracepaper
 from tracepaper.strategies.attention import compiled
 
 pytestmark = pytest.mark.slow
@@ -61,6 +66,50 @@ def test_a_wheel_is_of_this_platform_only_where_it_holds_compiled_loops(
         assert held == (set() if platform_tag == "any" else loops)
         if compiler is None:
             assert platform_tag == "any"
+
+
+def test_builds_in_other_folders_at_other_times_are_equal_byte_by_byte(
+    installed: InstalledWheel, tmp_path: Path
+) -> None:
+    """By another user, at another time, and the wheel once from the source distribution."""
+    places = (tmp_path / "here", tmp_path / "elsewhere" / "deeper")
+    build(places[0], "--sdist", extra={"SOURCE_DATE_EPOCH": "1500000000"})
+    build(places[1], extra={"TZ": "Asia/Tokyo"}, umask=0o077)
+    sources = [next(place.glob("*.tar.gz")).read_bytes() for place in places]
+    assert sources[0] == sources[1]
+    (wheel,) = places[1].glob("*.whl")
+    assert wheel.name == installed.wheel.name
+    assert wheel.read_bytes() == installed.wheel.read_bytes()
+
+
+def test_the_bill_of_materials_names_the_pinned_dependencies_and_the_vendored_code(
+    installed: InstalledWheel,
+) -> None:
+    with zipfile.ZipFile(installed.wheel) as archive:
+        (name,) = (name for name in archive.namelist() if "dist-info/sboms/" in name)
+        bill = json.loads(archive.read(name))
+        hashes = {
+            file: hashlib.sha256(archive.read(f"tracepaper/{file}")).hexdigest()
+            for each in bill["components"]
+            if "hashes" in each and (file := each["description"].partition(":")[0])
+        }
+    assert name == f"tracepaper-{tracepaper.__version__}.dist-info/sboms/tracepaper.cdx.json"
+    assert set(hashes.values()) == {
+        each["hashes"][0]["content"] for each in bill["components"] if "hashes" in each
+    }
+    scopes: dict[str, set[str]] = {"required": set(), "optional": set(), "vendored": set()}
+    for each in bill["components"]:
+        scopes[each.get("scope", "vendored")].add(each["name"])
+        if "scope" in each:
+            assert each["version"] == metadata.version(each["name"]).partition("+")[0]
+    assert scopes["vendored"] == {"htm", "lightweight-charts"}
+    direct: dict[bool, set[str]] = {False: set(), True: set()}
+    for requirement in map(Requirement, metadata.requires("tracepaper") or ()):
+        is_extra = "extra" in str(requirement.marker)
+        direct[is_extra].add(re.sub(r"[-_.]+", "-", requirement.name).lower())
+    assert scopes["required"] == direct[False]
+    assert scopes["optional"] <= direct[True] - direct[False]
+    assert {"polars", "ray", "ta-lib"} <= scopes["optional"]
 
 
 def test_no_file_of_the_packages_is_of_a_kind_that_is_not_shipped() -> None:

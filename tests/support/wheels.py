@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,10 @@ PARTS: Final = (
     "replay",
     "storage",
     "strategies",
+)
+BUILT_WITH: Final = (
+    *("pyproject.toml", "setup.py", "MANIFEST.in", "constraints.txt"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md"),
 )
 
 
@@ -51,25 +56,35 @@ def tracked() -> set[str]:
 def built(folder: Path, compiler: str | None = None) -> Path:
     """Build the wheel in *folder* with what is installed here, and with *compiler* if it is given.
 
-    It is built from a copy: this checkout holds more than a fresh clone. An earlier build left a
-    module there that this version has no more.
+    An earlier build left a module there that this version has no more.
     """
     left = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/tracepaper/gone.py"
     (folder / "source" / "build" / left).parent.mkdir(parents=True)
     (folder / "source" / "build" / left).touch()
-    for name in files_of_git(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / "source" / name)
-    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    build(folder, "--wheel", extra={} if compiler is None else {"CC": compiler})
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def build(folder: Path, *kinds: str, extra: Mapping[str, str], umask: int = 0o022) -> None:
+    """Build distributions of *kinds*, or both, in *folder*; files of the source have its *umask*.
+
+    They are built from a copy: this checkout holds more than a fresh clone.
+    """
+    for name in files_of_git(*PARTS, *BUILT_WITH):
+        copy = folder / "source" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy)
+        copy.chmod(0o666 & ~umask)
+    command = ["-m", "build", *kinds, "--no-isolation", "--outdir", str(folder)]
     subprocess.run(
-        [sys.executable, *build, str(folder / "source")],
-        env=environment() | ({} if compiler is None else {"CC": compiler}),
+        [sys.executable, *command, str(folder / "source")],
+        env={**environment(), **extra},
         check=True,
         capture_output=True,
         timeout=deadline_s(240),
+        umask=umask,
     )
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 @dataclass(frozen=True)
