@@ -22,7 +22,7 @@ from typing import Annotated, Final
 import typer
 from typer.core import TyperGroup
 
-from tracepaper.daemon.session.shutdown import exit_without_waiting
+from tracepaper.daemon.session.shutdown import exit_without_waiting, interrupt_on_signals
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.units import visible
 
@@ -53,6 +53,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A collection visits every imported object, half a million with a model.
     gc.set_threshold(NEW_OBJECTS)
+    interrupt_on_signals()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character without an encoding raises nothing

@@ -160,11 +160,11 @@ def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
 
 def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
     import os
-    import signal
     import threading
 
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.session.child import frame_of
+    from tracepaper.daemon.session.shutdown import handle_signals
     from tracepaper.storage.fleet.follow import Follower
     from tracepaper.storage.fleet.server import shown
 
@@ -173,8 +173,7 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
     if service:
         _stay_with_daemon(path, stop, seconds)
     else:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        handle_signals(lambda _number: stop.set())
         say(f"Shipping {path} to {shown(url)} until Ctrl-C.", err=True)
     reported, steps = "", 0
 

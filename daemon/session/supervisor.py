@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 import threading
@@ -20,13 +19,13 @@ from typing import Any, Final
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import background_task
+from tracepaper.daemon.session.shutdown import signals_call
 
 MICROSECONDS: Final = 1_000_000
 STOP_WITHIN_S: Final = 18.0
 """Wall seconds from the first signal until the process is ended, even if something hangs."""
 LOGGED_FRAMES: Final = 4
 """Innermost functions of a hanging task or thread that are logged."""
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 Service = Callable[[], Awaitable[None]]
 
@@ -145,18 +144,17 @@ class Supervisor:
         # In a thread, because a hanging loop runs no timers; started now, because at the stop the
         # machine may be unable to start one.
         threading.Thread(target=self._limit_stop, name="deadline", daemon=True).start()
-        loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._task = asyncio.current_task()
         assert self._task is not None
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self.stop)
         interval_s = self._notifier.watchdog_s
         try:
-            async with (
-                background_task(self._feed_watchdog(interval_s), "watchdog", self.stop)
-                if interval_s
-                else nullcontext()
-            ):
-                await service()
+            with signals_call(self.stop):
+                async with (
+                    background_task(self._feed_watchdog(interval_s), "watchdog", self.stop)
+                    if interval_s
+                    else nullcontext()
+                ):
+                    await service()
         except asyncio.CancelledError:
             if not self.stopping.is_set():
                 raise
@@ -166,8 +164,6 @@ class Supervisor:
         finally:
             self._task = None
             self.stop()
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
             self._has_ended.set()
 
     async def _feed_watchdog(self, interval_s: float) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +23,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.session.child import on_input_end
 from tracepaper.daemon.session.processes import NICE, file_of
-from tracepaper.daemon.session.shutdown import run_loop
+from tracepaper.daemon.session.shutdown import run_loop, signals_call
 from tracepaper.replay.archive.download import record_live
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import time_of
@@ -54,7 +53,7 @@ def record_session(
     lasting: str | None = None,
     service: bool = False,
 ) -> str:
-    """Record until *lasting* is over, Ctrl-C or SIGTERM; return a message about torn ends.
+    """Record until *lasting* is over or a signal comes; return a message about torn ends.
 
     A *service* ends with the daemon that started it, and skips symbols that are not listed.
     """
@@ -68,8 +67,6 @@ def record_session(
             if not done.done():
                 done.set_result(None)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end)
         if seconds is not None:
             loop.call_later(seconds, end)
         skips: Callable[[str], None] | None = None
@@ -80,7 +77,8 @@ def record_session(
             on_input_end(lambda: loop.call_soon_threadsafe(end))
             skips = tell
         clock = SystemClock(exchange.time_scale)
-        return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
+        with signals_call(end):
+            return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
 
     return run_loop(session())
 

@@ -19,6 +19,7 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     answers,
 )
+from tracepaper.daemon.session.shutdown import signals_handled
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.replay.commands.train import OnOption
 from tracepaper.strategies.errors import ConfigInvalid
@@ -89,20 +90,17 @@ def replay(
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts."""
+    """Yield a function that tells whether a signal has come; Ctrl-C then interrupts at once."""
     interrupted = False
 
-    def handle(_signal: int, _frame: object) -> None:
+    def handle(number: int) -> None:
         nonlocal interrupted
-        if interrupted:
+        if interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
         interrupted = True
 
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
+    with signals_handled(handle):
         yield lambda: interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

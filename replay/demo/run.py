@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tracepaper.daemon.config.values import NO_MODEL
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.parity import OFF
-from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
+from tracepaper.daemon.session.shutdown import run_loop, signals_call
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.live_view import live_view
 from tracepaper.replay.backtest.build import fit_windows
@@ -70,7 +69,7 @@ class Show:
 
 
 def perform(show: Show) -> None:
-    """Run the demo and print its summary; SIGINT and SIGTERM end it cleanly.
+    """Run the demo and print its summary; a signal ends it cleanly.
 
     Raises ``DataInvalid`` or ``ConfigInvalid`` if it cannot start, and ``FeedLost`` if its daemon
     ends early; if anything was decided, the summary is printed first.
@@ -84,7 +83,6 @@ def perform(show: Show) -> None:
     except BaseException:
         _clean(files)
         raise
-    exit_zero_on_signals()  # the loop's own handlers are gone
     if not demo.race.decisions:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
@@ -126,13 +124,13 @@ def _clean(files: ShowFiles) -> None:
 
 
 async def _play(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
-    """Run the demo to its end, or until SIGINT or SIGTERM."""
+    """Run the demo to its end, or until a signal."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     candles = [str(path) for path in MONTH_CANDLES]
-    with embedded_exchange(candles, SERVED_SPEED, start=WARM_UP_BARS) as exchange:
+    with (
+        signals_call(stop.set),
+        embedded_exchange(candles, SERVED_SPEED, start=WARM_UP_BARS) as exchange,
+    ):
         served = exchange.served
         interval_ms, until_ms = INTERVALS[served["interval"]], served["end_ms"]
         begin_ms = interval_start(served["start_ms"], interval_ms)
@@ -241,7 +239,7 @@ def perform_on_data(
 ) -> None:
     """Run a demo on *data* with the configuration *file*, and print the summary.
 
-    *listening* is called with the address of the daemon's page. SIGINT and SIGTERM end it cleanly.
+    *listening* is called with the address of the daemon's page. A signal ends it cleanly.
     Raises ``DataInvalid`` if the database exists, and ``FeedLost``, after the summary, if the
     exchange ends early.
     """
@@ -263,7 +261,6 @@ def perform_on_data(
                 listening=listening or (lambda _url: None),
             )
             failure = run_loop(_run(daemon, exchange))
-    exit_zero_on_signals()
     if not watcher.decisions:
         raise failure or FeedLost("The demo was stopped before its first decision; start it again.")
     sum_up(database, None, as_json=as_json)

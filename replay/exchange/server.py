@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -38,6 +37,7 @@ from aiohttp import web
 
 from tracepaper.daemon.http.server import ConnectionLimits
 from tracepaper.daemon.session.child import on_input_end
+from tracepaper.daemon.session.shutdown import signals_call
 from tracepaper.replay.archive import Candles, merge_candles, read_candles
 from tracepaper.replay.exchange.channels import Channel, FramePace, TopicRequest, encode
 from tracepaper.replay.exchange.fault_kinds import Fault
@@ -299,22 +299,19 @@ class EmbeddedExchange:
 
 # ------------------------------------------------------------ one process
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
 
 async def serve(settings: ExchangeSettings, *, until_eof: bool = False) -> None:
-    """Announce the addresses on stdout, then serve until SIGTERM or Ctrl-C.
+    """Announce the addresses on stdout, then serve until a signal.
 
     With *until_eof* the end of standard input, which shows that the parent is gone, ends it too.
     Raises ``ConfigInvalid`` or ``DataInvalid`` where the settings cannot be served.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stopped.set)
     if until_eof:
         on_input_end(lambda: loop.call_soon_threadsafe(stopped.set))
-    async with EmbeddedExchange(settings) as exchange:
-        sys.stdout.write(encode(exchange.announcement()).decode() + "\n")
-        sys.stdout.flush()
-        await stopped.wait()
+    with signals_call(stopped.set):
+        async with EmbeddedExchange(settings) as exchange:
+            sys.stdout.write(encode(exchange.announcement()).decode() + "\n")
+            sys.stdout.flush()
+            await stopped.wait()

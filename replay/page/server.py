@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import re
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +20,7 @@ from aiohttp import WSCloseCode, web
 from aiohttp.typedefs import Handler
 
 from tracepaper.daemon.http.server import listening, reject_foreigners
+from tracepaper.daemon.session.shutdown import signals_call
 from tracepaper.replay.page import process
 from tracepaper.replay.page.answers import Error, FailedTask, FinishedTask
 from tracepaper.replay.page.process import HEAVY, STREAMS, ReaderProcess, ReplyFrame
@@ -327,11 +327,9 @@ async def serve_until_ended(
 ) -> None:
     """Serve databases, or a fleet, until a signal; call *listening_at* with the address."""
     ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    async with serving(paths, host=host, port=port, fleet=fleet) as url:
-        announcement = listening_at(url)
-        if announcement is not None:
-            await announcement
-        await ended.wait()
+    with signals_call(ended.set):
+        async with serving(paths, host=host, port=port, fleet=fleet) as url:
+            announcement = listening_at(url)
+            if announcement is not None:
+                await announcement
+            await ended.wait()

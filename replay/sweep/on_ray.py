@@ -9,8 +9,10 @@ import importlib
 import os
 import pickle
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +70,10 @@ class OnRay(Workers[Any]):
         self._folder: Path | None = None
         self._is_ours, content = not self._ray.is_initialized(), pickle.dumps(work.packed())
         if self._is_ours:
+            handler = signal.getsignal(signal.SIGTERM)
             self._connect(os.environ.get("RAY_ADDRESS") or "local", len(content))
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray's handler would abort the process
         # Ray's default is one thread; another number of threads changes the last bits of sums.
         threads = os.environ.get(_THREADS[0], str(len(os.sched_getaffinity(0))))
         env = {"env_vars": {name: os.environ.get(name, threads) for name in _THREADS}}

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pytest
 from programs import BIN, Program, ProgramResult, pointing_at, run
+from waiting import deadline_s
 
 from tracepaper.replay.samples import DEMO_CANDLES
 
@@ -148,9 +150,12 @@ def test_a_second_instance_is_refused_with_the_holders_pid(story: Story) -> None
     assert story.second.out == ""
 
 
-def test_sigterm_ends_a_daemon_in_good_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_hang_up_ends_daemon_and_exchange_in_good_order_unless_it_is_ignored(
+    tmp_path: Path, nohup: bool
+) -> None:
     exchange = [str(BIN / "tracepaper"), "exchange", "--data", str(DEMO_CANDLES), "--speed", SPEED]
-    exchange_process = Program(exchange, tmp_path, name="exchange")
+    exchange_process = Program(exchange, tmp_path, name="exchange", nohup=nohup)
     try:
         exchange_process.wait_until(lambda: "\n" in exchange_process.out)
         daemon = Program(
@@ -158,17 +163,82 @@ def test_sigterm_ends_a_daemon_in_good_order(tmp_path: Path) -> None:
             tmp_path,
             name="daemon",
             extra=pointing_at(exchange_process.out),
+            nohup=nohup,
         )
+        by = signal.SIGHUP
         try:
             daemon.wait_until(lambda: '"event": "decision"' in daemon.err)
-            ended = daemon.stop(signal.SIGTERM)
+            if nohup:
+                exchange_process.process.send_signal(by)
+                daemon.process.send_signal(by)
+                logged = daemon.err.count('"event": "decision"')
+                daemon.wait_until(lambda: daemon.err.count('"event": "decision"') > logged)
+                by = signal.SIGTERM
+            ended = daemon.stop(by)
+            exchange_ended = exchange_process.stop(by)
         finally:
             daemon.kill()
     finally:
         exchange_process.kill()
     assert ended.code == 0, ended.err[-2000:]
+    assert exchange_ended.code == 0, exchange_ended.err[-2000:]
+    assert rows("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL", tmp_path / "run.db") == [
+        (1,)
+    ]
     checked = run(["audit", "verify", "last", "--db", "run.db"], tmp_path)
     assert checked.code == 0
+
+
+# ---------------------------------------------------------------- other long commands
+
+LASTS: Final = """
+import threading
+from pathlib import Path
+from tracepaper import Strategy
+
+
+class Lasts(Strategy):
+    def __init__(self, number):
+        Path("begun").touch()
+        threading.Event().wait()
+
+    def decide(self, now):
+        raise AssertionError
+"""
+SWEEP: Final = [
+    *("sweep", str(DEMO_CANDLES), "--strategy", "lasts:Lasts"),
+    *("--space", "number=1..4", "--objective", "return"),
+]
+TRAIN: Final = [
+    *("train", "--data", str(DEMO_CANDLES), "--set", "model.kind=lstm", "--out", "model"),
+    *("--set", "training.validate_every=1", "--set", "training.steps=100000"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "sign", "number"),
+    [
+        (SWEEP, "begun", signal.SIGTERM),
+        (SWEEP, "begun", signal.SIGHUP),
+        (TRAIN, "model.training", signal.SIGHUP),
+    ],
+)
+def test_a_signal_interrupts_a_sweep_and_a_training_as_ctrl_c_does(
+    tmp_path: Path, command: list[str], sign: str, number: signal.Signals
+) -> None:
+    (tmp_path / "lasts.py").write_text(LASTS)
+    extra = {"TRACEPAPER_TRIALS": str(tmp_path / "trials.db")}
+    program = Program([str(BIN / "tracepaper"), *command], tmp_path, name="long", extra=extra)
+    try:
+        program.wait_until((tmp_path / sign).exists)
+        workers = psutil.Process(program.process.pid).children(recursive=True)
+        ended = program.stop(number)
+    finally:
+        program.kill()
+    assert ended.code == 130, ended.err[-2000:]
+    assert "Traceback" not in ended.err
+    _, alive = psutil.wait_procs(workers, timeout=deadline_s(30))
+    assert alive == []
 
 
 # ---------------------------------------------------------------- replays

@@ -84,7 +84,11 @@ def run(
 
 
 class Program:
-    """A program that goes on until it is told to stop; it is killed where a test forgets it."""
+    """A program that goes on until it is told to stop; it is killed where a test forgets it.
+
+    With *nohup* it starts with SIGHUP ignored, as under that command; *stdin* and *stdout* are
+    descriptors, by default of no input and of a file.
+    """
 
     def __init__(
         self,
@@ -93,18 +97,24 @@ class Program:
         *,
         name: str,
         extra: Mapping[str, str] | None = None,
+        nohup: bool = False,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
     ) -> None:
         self.command = tuple(command)
         self._out, self._err = (folder / f"{name}.{end}" for end in ("out", "err"))
+        # A child takes over whether SIGHUP is ignored, and this process may be under nohup itself.
+        ours = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 self.command,
                 cwd=folder,
                 env=environment({"PYTHONFAULTHANDLER": "1", **(extra or {})}),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdin=stdin,
+                stdout=out if stdout is None else stdout,
                 stderr=err,
             )
+        signal.signal(signal.SIGHUP, ours)
 
     @property
     def out(self) -> str:

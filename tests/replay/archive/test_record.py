@@ -220,7 +220,7 @@ async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_pat
                 heard = [message["ts"] for message in await stream.drain() if "topic" in message]
             await until(lambda: out.stat().st_size > size)
         finally:
-            program.process.send_signal(signal.SIGTERM)
+            program.process.send_signal(signal.SIGHUP)
             ended = await asyncio.to_thread(program.end)
     assert ended.code == 0, ended.err
     assert "1 gaps: " in ended.out

@@ -71,12 +71,15 @@ def test_the_run_follows_from_its_record_and_the_changed_copy_is_gone(
     assert ending["parity"]["identical"] == ending["parity"]["compared"] == ending["decisions"]
 
 
-def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_with_the_summary_of_what_was_played(
+    tmp_path: Path, by: signal.Signals
+) -> None:
     command = [str(BIN / "tracepaper"), "demo", "--model", "none", "--db", "show.db"]
     program = Program(command, tmp_path, name="demo")
     try:
         program.wait_until(lambda: has_decided(tmp_path / "show.db"))
-        ended = program.stop(signal.SIGINT)
+        ended = program.stop(by)
     finally:
         program.kill()
     assert ended.code == 0, ended.err[-2000:]

@@ -275,15 +275,12 @@ def served(fleet_url: str, tmp_path: Path) -> Iterator[tuple[Program, Path]]:
     shipped(tmp_path, fleet_url)
     (temporary := tmp_path / "temporary").mkdir()
     command = [str(BIN / "tracepaper"), "ui", "--fleet", fleet_url]
-    # A child takes over that a signal is ignored, as of a test under nohup.
-    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     program = Program(command, tmp_path, name="ui", extra={"TMPDIR": str(temporary)})
     try:
         program.wait_until(lambda: "The page is " in program.out)
         yield program, temporary
     finally:
         program.kill()
-        signal.signal(signal.SIGHUP, hung_up)
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])

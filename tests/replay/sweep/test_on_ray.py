@@ -198,8 +198,9 @@ class Counted(Strategy):
 """
 
 
-def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
-    candles: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_behind_and_the_same_command_goes_on(
+    candles: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     (tmp_path / "counted.py").write_text(COUNTED)
     words = [
@@ -219,7 +220,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
         Path(match) for each in family for match in FOLDER.findall(" ".join(each.cmdline()))
     }
     assert folder.is_dir()
-    os.killpg(there.process.pid, signal.SIGINT)
+    os.killpg(there.process.pid, number)
     ended = there.end()
     assert ended.code == 130, ended.err
     assert "Traceback" not in ended.err
