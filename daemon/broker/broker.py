@@ -56,6 +56,7 @@ from tracepaper.strategies.types.market import (
     CorporateAction,
     Funding,
     Gap,
+    GapCause,
     Instrument,
     Mark,
     Quote,
@@ -71,6 +72,9 @@ class Save(IntEnum):
     LATER = 1  # periodically: the steps in between hold the changes
     NOW = 2  # with this step; within a close, with its last one
 
+
+STAMPED_LATE_MS: Final = 1_000
+"""Exchanges date settlements some milliseconds late: until then they belong to the bar before."""
 
 _LATER: Final = Save.LATER  # looking up an enum member is slow, and entries do it at each bar
 
@@ -187,6 +191,8 @@ class Broker:
             for item in instruments
         }
         self._missed_until_ms: dict[str, int] = {}  # earlier bars arrived without their quotes
+        # By instrument: settlements that wait for the bar that fills orders at their time.
+        self.unsettled: dict[str, list[Funding]] = {}
         self.save = Save.NOW
 
     def begin(self, sequence: int) -> None:
@@ -234,23 +240,27 @@ class Broker:
         that *is_last* of its close liquidates, after all of them have valued their positions.
         """
         key = bar.instrument
+        settlements = self._settlements_inside(bar) if self.unsettled else ()
         if self._by_quotes or self._by_book:
-            self._on_bar_of_quotes(bar)
+            self._on_bar_of_quotes(bar, settlements)
         else:
             for account in self._accounts:
-                account.positions[key].match_bar(bar)
+                account.positions[key].match_bar(bar, settlements)
         mark = self._marked.pop(key, None)
         if mark is None:
             self._newest.pop(key, None)
             mark = bar.close
             for line in self._lines[key]:
                 line.mark_to(mark)
+        if self.unsettled:
+            self._settle(key, bar.close_time_ms + STAMPED_LATE_MS)
         if self._is_on_margin and (is_last or not self.is_cross):
-            self._liquidate(key, mark, bar.close_time_ms)
+            # Before a settlement at the close, as what the bar's path fills.
+            self._liquidate(key, mark, bar.close_time_ms - 1)
         if self._ranges:
             self._ranges[key].push(bar)
 
-    def _on_bar_of_quotes(self, bar: Bar) -> None:
+    def _on_bar_of_quotes(self, bar: Bar, settlements: Sequence[Funding]) -> None:
         """Match *bar* if its quotes were missed; in any case cancel expired orders."""
         key = bar.instrument
         self.expire(key, bar.market_ms)
@@ -261,7 +271,7 @@ class Broker:
                     self.save = Save.NOW
             return
         for account in self._accounts:
-            account.positions[key].match_bar(bar, is_missed=True)
+            account.positions[key].match_bar(bar, settlements, is_missed=True)
             account.journal.mark_while_down()
 
     def on_quote(self, quote: Quote) -> None:
@@ -283,16 +293,44 @@ class Broker:
         self.mark(mark)
         self._liquidate(mark.instrument, mark.price, mark.market_ms)
 
-    def on_funding(self, funding: Funding) -> None:
-        """Settle *funding*, and liquidate the accounts on cross margin that it ruins."""
-        key = funding.instrument
+    def on_funding(self, funding: Funding, closed_ms: int) -> None:
+        """Settle *funding*, or keep it for the coming bar if that fills orders before its time.
+
+        *closed_ms* is the close of the instrument's newest bar.
+        """
+        key, at_ms = funding.instrument, funding.market_ms
         self.save = Save.NOW
-        for account in self._accounts:
-            account.pay_funding(key, funding.rate)
-            for line in account.lines_of(key):
-                line.protector.set_liquidation_price(funding.market_ms)
-        if self.is_cross:
-            self._liquidate(key, self._lines[key][0].mark, funding.market_ms)
+        self.unsettled.setdefault(key, []).append(funding)
+        by_candles = not (self._by_quotes or self._by_book)
+        waits = by_candles or at_ms <= self._missed_until_ms.get(key, 0)
+        if not waits or at_ms < closed_ms + STAMPED_LATE_MS:
+            self._settle(key, at_ms + 1)
+
+    def on_hole(self, gap: Gap) -> None:
+        """Settle what waits for bars that *gap* says will never arrive."""
+        if not gap.repaired_by and gap.cause is not GapCause.FUNDING:
+            self._settle(gap.instrument, gap.until_ms)
+
+    def _settlements_inside(self, bar: Bar) -> list[Funding]:
+        """Settle what was due by the open of *bar*; return the settlements inside the bar."""
+        self._settle(bar.instrument, bar.open_time_ms + STAMPED_LATE_MS)
+        return self._due(bar.instrument, bar.close_time_ms)
+
+    def _due(self, instrument: str, until_ms: int) -> list[Funding]:
+        """Take the settlements before *until_ms* from those that wait."""
+        waiting = self.unsettled.pop(instrument, [])
+        if later := [funding for funding in waiting if funding.market_ms >= until_ms]:
+            self.unsettled[instrument] = later
+        due = [funding for funding in waiting if funding.market_ms < until_ms]
+        if due:
+            self.save = Save.NOW
+        return due
+
+    def _settle(self, instrument: str, until_ms: int) -> None:
+        """Settle what waits and was due before *until_ms*."""
+        for funding in self._due(instrument, until_ms):
+            for account in self._accounts:
+                account.positions[instrument].settle(funding)
 
     def on_action(self, action: CorporateAction) -> None:
         """Book a split or a dividend in every account."""
@@ -574,7 +612,7 @@ class Broker:
         That needs a single account in one-way mode in which nothing can be liquidated. The caller
         has to check that each bar passes the positions of :meth:`resting`.
         """
-        if self.save is Save.NOW or self._marked or self.account.entries:
+        if self.save is Save.NOW or self._marked or self.unsettled or self.account.entries:
             return False
         if self._by_quotes or self._by_book or self.shadows or self.account.sides:
             return False

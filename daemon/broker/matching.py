@@ -186,14 +186,8 @@ class MarketPass:
         self._apply_fill(order, self._executor.liquidated(order, mark, at_ms))
 
     def walk(self, bar: Bar, path: int) -> None:
-        """Match limits and stops at the open of *bar*, then at every price along *path*, 0 or 1.
-
-        Orders that began to rest after the open are skipped: they exist if quotes filled an order
-        before a missed bar arrived late.
-        """
-        self._younger = {resting.order_id for resting in self._orders if _is_younger(resting, bar)}
-        self._open(bar)
-        self._trail(bar.open, bar.open)
+        """Match limits and stops after the open of *bar*, at every price along *path*, 0 or 1."""
+        self._skip_younger(bar)
         for start, end in pairwise(_PATHS[path](bar)):
             at = start
             while True:
@@ -210,12 +204,20 @@ class MarketPass:
                     break
             self._trail(end, end)
 
-    def _open(self, bar: Bar) -> None:
+    def _skip_younger(self, bar: Bar) -> None:
+        """Skip the orders that began to rest after the open of *bar*.
+
+        They exist if quotes filled an order before a missed bar arrived late.
+        """
+        self._younger = {resting.order_id for resting in self._orders if _is_younger(resting, bar)}
+
+    def arrive(self, bar: Bar) -> None:
         """Let orders arrive at the open of *bar*, and match those whose price the open passed.
 
         An arriving order takes at the open. A resting limit is filled at its own price, which the
         market passed on its way to the open.
         """
+        self._skip_younger(bar)
         price, at_ms = bar.open, bar.open_time_ms
         for resting in self._orders:
             order = self._find(resting.order_id)
@@ -236,6 +238,7 @@ class MarketPass:
                 self._take_all(order, price, at_ms)
             elif not arrives and _is_through(order, price):
                 self._make(order, at_ms)
+        self._trail(price, price)
 
     def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
         """Return the order that a move from *start* to *end* meets first, and its price."""

@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import CrossMargin
 from tracepaper.daemon.broker.matching import MarketPass
 from tracepaper.strategies.types.decisions import Fill
-from tracepaper.strategies.types.market import Bar, BookUpdate, Quote
+from tracepaper.strategies.types.market import Bar, BookUpdate, Funding, Quote
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.account import PaperAccount
@@ -73,14 +73,20 @@ class Positions:
         BookPass(self, self.queues).match(update, book_moves)
         self._end_pass(first, at_ms)
 
-    def match_bar(self, bar: Bar, *, is_missed: bool = False) -> None:
+    def match_bar(
+        self, bar: Bar, settlements: Sequence[Funding] = (), *, is_missed: bool = False
+    ) -> None:
         """Match market orders at the open of *bar*, all others along the path with less equity.
 
-        A bar *is_missed* if quotes fill orders and the quotes of this bar did not arrive. An order
-        that expires inside the bar is not filled by it. The exit orders of an entry can be filled
-        inside the bar of the entry, and a new position on margin can be liquidated in it.
+        The *settlements* inside the bar come between the two, since fills on the path are dated at
+        the end of the bar. A bar *is_missed* if quotes fill orders and the quotes of this bar did
+        not arrive. An order that expires inside the bar is not filled by it. The exit orders of an
+        entry can be filled inside the bar of the entry, and a new position on margin can be
+        liquidated in it.
         """
         if not self.waits or self.is_passed_by(bar):
+            for funding in settlements:
+                self.settle(funding)
             return
         newer = [
             (line.orders, line.orders.rewind())
@@ -92,12 +98,23 @@ class Positions:
         first = self.journal.begin()
         MarketPass(self).match_open(bar, is_missed=is_missed)
         self._end_pass(first, bar.open_time_ms)
+        first = self.journal.begin()
+        MarketPass(self).arrive(bar)
+        for funding in settlements:
+            self.settle(funding)
         if (path := matching.worse_path(self, bar)) is not None:
-            first = self.journal.begin()
             MarketPass(self).walk(bar, path)
-            self._end_pass(first, bar.close_time_ms)
+        self._end_pass(first, bar.close_time_ms)
         for orders, moved in newer:  # quotes after the bar had moved these
             orders.resume(moved, bar.open_time_ms)
+
+    def settle(self, funding: Funding) -> None:
+        """Settle *funding*, and liquidate an account on cross margin that it ruins."""
+        self.account.pay_funding(funding.instrument, funding.rate)
+        for line in self.lines:
+            line.protector.set_liquidation_price(funding.market_ms)
+        if self.cross is not None:
+            self.cross.match_mark(self, self.lines[0].mark, funding.market_ms)
 
     def match_mark(self, mark: int, at_ms: int) -> None:
         """Liquidate each position whose liquidation price *mark* has reached."""

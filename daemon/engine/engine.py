@@ -401,6 +401,7 @@ class Engine:
                 self.broker.save = Save.NOW
             case Gap():
                 self.broker.on_gap(event)
+                self.broker.on_hole(event)
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
                 market = self.markets[event.instrument]
@@ -1037,7 +1038,8 @@ class Engine:
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         belief.settled_ms = funding.market_ms
-        self.broker.on_funding(funding)
+        last = self.markets[key].last_bar
+        self.broker.on_funding(funding, -1 if last is None else last.close_time_ms)
         return self._finish(funding, key, belief=words)
 
     # ------------------------------------------------------------ commands and changes
@@ -1195,6 +1197,7 @@ class Engine:
             SharesState(self.broker.reserves, self.set_aside, self.shared_out)
             if self.members
             else None,
+            self.broker.unsettled,
         )
 
     def _encoded_state(self) -> bytes:

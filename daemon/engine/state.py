@@ -56,6 +56,7 @@ from tracepaper.strategies.types.market import (
     Depths,
     Event,
     FrameBar,
+    Funding,
     Gap,
     InstrumentChange,
     Mark,
@@ -223,6 +224,7 @@ class EngineState(Struct, frozen=True, array_like=True):
     cells: dict[str, int] = {}  # by instrument: its cell among the card's learned regimes
     chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
     shares: SharesState | None = None  # of several strategies; ``shadows`` has their sub-accounts
+    unsettled: dict[str, list[Funding]] = {}  # by instrument: settlements that wait for their bar
 
 
 def decode_state(state: bytes) -> EngineState:
@@ -468,6 +470,10 @@ class Restart:
             fills=fills,
             taken_over=taken_over,
         )
+        waiting: dict[str, Any] = state.unsettled
+        engine.broker.unsettled = {
+            key: list(waiting[key]) for key in engine.markets if key in waiting
+        }
         if state.chosen is not None:
             engine.risk.choose(state.chosen)
         # Pyright sees this module under two names, and takes their structs for different types.

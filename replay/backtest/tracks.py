@@ -35,7 +35,6 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import interval_start, iso
 
-SECOND_MS: Final = 1_000
 BATCH_BARS: Final = 16_384
 """Bars built at once: enough to be fast, few enough to save memory over a year."""
 
@@ -331,21 +330,8 @@ def funding_tracks(given: Sequence[FundingRates], bars: BarSpan) -> list[Track]:
                 missing = dict(missing_settlements(rates, first_ms, part.until_ms))
                 settled = rates.select(inside)
                 times = np.union1d(settled.time_ms, np.array([*missing], dtype=np.int64))
-                known_ms = _after_the_bar(times, part.open_time_ms, part.closes_ms)
-                tracks.append(Track(known_ms, partial(_settlements, settled, missing, times)))
+                tracks.append(Track(times, partial(_settlements, settled, missing, times)))
     return tracks
-
-
-def _after_the_bar(times_ms: IntArray, opens: IntArray, closes: IntArray) -> IntArray:
-    """Return *times_ms*, with a time inside a bar replaced by the bar's close.
-
-    A closed bar fills orders at its open. A settlement inside the bar is due on the position after
-    these fills, so it follows the bar. Exchanges stamp settlements some milliseconds late, so a
-    time within a second of the open counts as the open.
-    """
-    at = np.searchsorted(opens, times_ms, side="right") - 1
-    is_inside = (at >= 0) & (times_ms >= opens[at] + SECOND_MS) & (times_ms < closes[at])
-    return np.where(is_inside, closes[at], times_ms)
 
 
 def action_tracks(_given: Sequence[ActionRow], bars: BarSpan) -> list[Track]:

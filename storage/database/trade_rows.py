@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, repeat
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _FILLS: Final = select("fills", WITHIN)
 _HOLDINGS: Final = select("holdings", WITHIN)
 _SEQUENCE: Final = itemgetter(At("fills").sequence)  # the same index as in ``holdings``
+_KEY: Final = itemgetter(slice(4))
+_BOOK: Final = itemgetter(At("fills").sequence, At("fills").book)
 
 
 def trades_until(
@@ -27,13 +29,22 @@ def trades_until(
 ) -> tuple[TradeBooks, list[Row]]:
     """Return the books of *run* after step *until*, and the rows of the trades closed by then."""
     books, span = TradeBooks(run), run_span(run_key, until)
-    changes: list[tuple[int, Any, Any]] = []
-    for query, take in ((_HOLDINGS, books.settle), (_FILLS, books.fill), (_HOLDINGS, books.hold)):
-        if take != books.hold or books.is_taken_over:
-            rows = connection.execute(query, span).fetchall()
-            changes += zip(map(_SEQUENCE, rows), repeat(take), rows)
+    fills = connection.execute(_FILLS, span).fetchall()
+    held = connection.execute(_HOLDINGS, span).fetchall()
+    early, late = list[Any](), list[Any]()
+    for _, group in groupby(fills, key=_BOOK):
+        rows = list(group)
+        count = books.before_settling(rows)
+        early += rows[:count]
+        late += rows[count:]
+    kept = held if books.is_taken_over else ()
+    takes = ((books.fill, early), (books.settle, held), (books.fill, late), (books.hold, kept))
+    changes: list[tuple[int, Any, Any]] = [
+        (_SEQUENCE(row), take, row) for take, rows in takes for row in rows
+    ]
     actions = Reader(connection).actions(run.run_id, until=until)
     acted = ((at, books.act, action) for at, action in actions)
-    # The sort is stable: within a step the order is that of the encoder.
+    # The sort is stable: within a step the order of each book is that of the encoder.
     changes = sorted(chain(acted, changes), key=itemgetter(0))
-    return books, [row for _, take, change in changes if (row := take(change)) is not None]
+    closed = [row for _, take, change in changes if (row := take(change)) is not None]
+    return books, sorted(closed, key=_KEY)

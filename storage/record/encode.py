@@ -55,6 +55,7 @@ from tracepaper.strategies.types.decisions import (
     Forecast,
     LedgerEntry,
     Order,
+    Position,
     QuietStretch,
 )
 from tracepaper.strategies.types.market import (
@@ -63,7 +64,6 @@ from tracepaper.strategies.types.market import (
     CloseStart,
     CorporateAction,
     Depths,
-    Funding,
     Instrument,
     InstrumentChange,
 )
@@ -226,9 +226,10 @@ class StepEncoder:
         prediction = step.prediction
         if prediction is not None or note is not None or answered.count(None) < len(answered):
             rows["answers"].append(self._answer_row(key, prediction, answered, note))
-        is_settled = type(event) is Funding
-        if step.orders or step.fills or step.ledger or step.halted is not None or is_settled:
+        if step.orders or step.ledger or step.halted is not None:
             self._add_trades(step, key)
+        if step.fills or holding == sequence:
+            self._add_fills(step.fills, (*key, 0), None, place, step.position)
         if step.shadows or self._trades.is_taken_over:
             shadows = self._add_shadows(step, key, place)
         rows["steps"].append(
@@ -453,19 +454,13 @@ class StepEncoder:
         )
 
     def _add_trades(self, step: Step, key: tuple[int, int]) -> None:
-        """Add the rows of orders, fills, ledger entries and a breached limit."""
+        """Add the rows of orders, ledger entries and a breached limit."""
         rows, event = self._rows, step.event
-        if type(event) is Funding and step.position is not None:
-            place = self._place(event.instrument)
-            positions = ((shadow.shadow, shadow.position) for shadow in step.shadows)
-            for name, held in ((None, step.position), *positions):
-                self._trades.pay(name, place, held.funding_paid, held.long_funding)
         for ordinal, order in enumerate(step.orders):
             rows["orders"].append((*key, ordinal, *self._columns(TABLES["orders"][3:], order)))
         for ordinal, entry in enumerate(step.ledger):
             columns = self._columns(TABLES["ledger"][3:], entry, market_ms=event.market_ms)
             rows["ledger"].append((*key, ordinal, *columns))
-        self._add_fills(step.fills, (*key, 0), None)
         if (halted := step.halted) is not None:
             times = event.market_ms, event.seen_ms
             rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
@@ -488,8 +483,8 @@ class StepEncoder:
             factor = position.quantity * self._factors.get(place, 0)
             of_account = _marks(account, unrealized)
             marks.append(_follow(factor, position.entry_notional, close, unrealized, *of_account))
-            if shadow.fills:
-                self._add_fills(shadow.fills, (*key, book), shadow.shadow)
+            if shadow.fills or holding == key[1]:
+                self._add_fills(shadow.fills, (*key, book), shadow.shadow, place, position)
         if self._trades.is_taken_over:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
@@ -510,13 +505,29 @@ class StepEncoder:
         self._shadows[place] = content, sequence if follow else named
         return sequence
 
-    def _add_fills(self, fills: Sequence[Fill], key: Row, shadow: str | None) -> None:
-        for ordinal, fill in enumerate(fills):
-            columns = self._columns(TABLES["fills"][4:-1], fill)
-            row = (*key, ordinal, *columns, shadow)
-            self._rows["fills"].append(row)
-            if (closed := self._trades.fill(row)) is not None:
-                self._rows["trades"].append(closed)
+    def _add_fills(
+        self,
+        fills: Sequence[Fill],
+        key: Row,
+        shadow: str | None,
+        place: int | None,
+        held: Position | None,
+    ) -> None:
+        """Add the rows of a book's *fills* and of the trades that they close.
+
+        *held* is its position after them, in the instrument at *place*, with the funding paid.
+        """
+        rows: list[Row] = [
+            (*key, ordinal, *self._columns(TABLES["fills"][4:-1], fill), shadow)
+            for ordinal, fill in enumerate(fills)
+        ]
+        self._rows["fills"] += rows
+        early = self._trades.before_settling(rows)
+        closed = [self._trades.fill(row) for row in rows[:early]]
+        if held is not None and place is not None:
+            self._trades.pay(shadow, place, held.funding_paid, held.long_funding)
+        closed += [self._trades.fill(row) for row in rows[early:]]
+        self._rows["trades"] += [row for row in closed if row is not None]
 
     def _columns(
         self, columns: Sequence[Column], stored: Order | Fill | LedgerEntry, **given: Value

@@ -139,7 +139,7 @@ EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
 }
 
 
-RULES: Final = 1
+RULES: Final = 2
 """Increase it when a null gets another meaning, or a row is hashed differently."""
 
 

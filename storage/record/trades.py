@@ -18,9 +18,9 @@ from tracepaper.strategies.corporate_actions import (
     entitlement,
     entitlement_parts,
 )
-from tracepaper.strategies.types.decisions import PositionSide
+from tracepaper.strategies.types.decisions import FillModel, PositionSide
 from tracepaper.strategies.types.market import Side
-from tracepaper.strategies.units import divide_half_even
+from tracepaper.strategies.units import divide_half_even, interval_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,9 @@ _FILLED: Final = gather(
 _HELD: Final = gather(
     "holdings", "shadow", "instrument", "quantity", "funding_paid", "long_funding"
 )
+_DATED: Final = gather("fills", "model", "filled_ms")
 _SIDES: Final = frozenset(PositionSide)
+_BY_CANDLE: Final = frozenset({FillModel.NEXT_OPEN, FillModel.BAR_PATH})
 
 
 class TradeBook:
@@ -140,6 +142,7 @@ class TradeBooks:
     def __init__(self, run: Run) -> None:
         self.is_taken_over = run.parent_run_id is not None
         self._terms = [ShareTerms.of(instrument) for instrument in run.instruments]
+        self._interval_ms = run.interval_ms
         self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
         named = json.decode(run.config).get("strategies", {})
         self._owners = [name for name, of in named.items() if isinstance(of, dict)]
@@ -160,8 +163,22 @@ class TradeBooks:
         closed = book.fill(row)
         return None if closed is None else (*row[:4], *closed)
 
+    def before_settling(self, rows: Sequence[Sequence[Any]]) -> int:
+        """Return how many of *rows*, the fills of one book in one step, precede its settlement.
+
+        A settlement inside a bar follows the fills at the bar's open; any other precedes all fills.
+        """
+        count = len(rows)
+        while count and not self._is_at_open(rows[count - 1]):
+            count -= 1
+        return count
+
+    def _is_at_open(self, row: Sequence[Any]) -> bool:
+        model, filled_ms = _DATED(row)
+        return model in _BY_CANDLE and interval_start(filled_ms, self._interval_ms) == filled_ms
+
     def settle(self, row: Sequence[Any]) -> None:
-        """Apply the settlement in a row of ``holdings``, before the fills of its step."""
+        """Apply the settlement in a row of ``holdings``."""
         shadow, instrument, quantity, paid, of_long = _HELD(row)
         if quantity is not None:
             self.pay(shadow, instrument, paid, of_long or 0)

@@ -61,7 +61,7 @@ from tracepaper.strategies.types.market import (
     Side,
     UniverseChange,
 )
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE, divide_half_even
 
 TIERS = (
     RiskTier(20_000 * MONEY_SCALE, 50_000_000, 10_000, 0),
@@ -279,6 +279,7 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
             )  # fmt: skip
             until_ms = candle.open_time_ms + MINUTE
             events += _books(rng, case, candle)
+            events += _inside(rng, case, candle)
             if is_missed:
                 events.append(
                     Gap(
@@ -305,6 +306,13 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
     elif len(case.items) == 2 and not case.by_quotes and rng.random() < 0.5:
         return list(_by_close(events))
     return events
+
+
+def _inside(rng: random.Random, case: Case, candle: Bar) -> Iterator[Funding]:
+    """Draw a settlement inside a bar now and then, at its edges or between them."""
+    if case.category == "linear" and rng.random() < 0.1:
+        at_ms = candle.open_time_ms + rng.choice((0, 500, 999, 1_000, MINUTE - 1, MINUTE))
+        yield Funding(candle.instrument, rng.randint(-9, 9) * 10**6, at_ms, at_ms)
 
 
 def _quotes(
@@ -406,6 +414,9 @@ class History:
         self._bars, self._splits = list[Bar](), list[CorporateAction]()
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
         self._held_of_sides: dict[tuple[str, str, PositionSide], int] = Counter()
+        self._dated = list[tuple[str, Fill]]()  # every fill, with the name of its account
+        self._unsettled = list[Funding]()
+        self._missed_until_ms: dict[str, int] = {}  # bars that arrive without their quotes
         self.engine = self._opened()
         self._cash = self.engine.broker.account.cash
         # Of each account what its fills and settlements left of the first cash, and its funding.
@@ -428,7 +439,7 @@ class History:
         return engine_of(config, list(self._items.values()), execution=self.case.model)  # fmt: skip
 
     def _take(self, event: Any) -> None:
-        engine, rests = self.engine, True
+        engine, rests, marks = self.engine, True, self._marks()
         if isinstance(event, BookUpdate):
             rests = engine.broker.watch(event.instrument).rests
         if isinstance(event, Close):
@@ -437,6 +448,7 @@ class History:
             steps = engine.close(closed, bars, [None, None])
             self._bars += bars
         else:
+            bars = (event,) if isinstance(event, Bar) else ()
             steps = [engine.step(event, None)]
         self._keep(steps)
         if isinstance(event, Bar):
@@ -448,6 +460,11 @@ class History:
             self._add(step)
         for account in (engine.broker.account, *engine.broker.shadows.values()):
             check_account(account, self._cash)
+        if isinstance(event, Funding) and steps[0].accepted:
+            self._unsettled.append(event)
+        elif isinstance(event, Gap) and self.case.by_quotes:
+            self._missed_until_ms[event.instrument] = event.until_ms
+        self._check_funding(bars, marks)
         self._check_held()
 
     def _add(self, step: Step) -> None:
@@ -469,6 +486,7 @@ class History:
             self._check_shared(
                 fill, step.fills, [part for part in of_owners if _is_part(part[1], fill)]
             )
+        self._dated += every + parts
         for name, fill in every + parts:
             bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
             sign = 1 if bought else -1
@@ -551,6 +569,61 @@ class History:
             self._money[name] = cash, balance.funding_paid
             if self.case.category != "stock" and not moves_cash:
                 assert balance.equity == cash + worth, name
+
+    def _marks(self) -> dict[str, int]:
+        account = self.engine.broker.account
+        return {key: account.lines_of(key)[0].mark for key in self._items}
+
+    def _check_funding(self, bars: Sequence[Bar], marks: Mapping[str, int]) -> None:
+        """Assert that what was due by the end of *bars* was paid by what fills left at its time.
+
+        The *marks* are those before the event. Where candles fill, a settlement waits for the bar
+        that ends after it; one within a second of a bar's open is due at the open.
+        """
+        broker, by_candles = self.engine.broker, self.case.model is FillModel.NEXT_OPEN
+        newest = {candle.instrument: candle for candle in self._bars}
+        due, left = list[tuple[Funding, int]](), list[Funding]()
+        for funding in self._unsettled:
+            last = newest.get(funding.instrument)
+            closed_ms = -1 if last is None else last.close_time_ms
+            waits = by_candles or funding.market_ms <= self._missed_until_ms.get(
+                funding.instrument, 0
+            )
+            if waits and funding.market_ms >= closed_ms + 1_000:
+                left.append(funding)
+            else:
+                is_inside = any(
+                    candle.instrument == funding.instrument
+                    and funding.market_ms < candle.close_time_ms
+                    for candle in bars
+                )
+                at_mark = marks if is_inside else self._marks()
+                due.append((funding, at_mark[funding.instrument]))
+        self._unsettled = left
+        for name, account in (("", broker.account), *broker.shadows.items()):
+            if isinstance(account.policy, CrossMargin) and len(self._items) > 1:
+                continue  # a bar of the other symbol may have closed the position before
+            paid = account.subtotal().funding_paid - self._money[name][1]
+            owed = sum(self._owed(name, *settlement, by_date=by_candles) for settlement in due)
+            if account.policy.is_isolated:  # it never pays more than it has
+                assert paid <= owed
+            else:
+                assert paid == owed, (name, due)
+            self.counted["settled inside a bar"] += bool(bars and paid)
+
+    def _owed(self, name: str, funding: Funding, mark: int, *, by_date: bool) -> int:
+        """Return what account *name* pays for the positions that its fills had left."""
+        key, at_ms = funding.instrument, funding.market_ms
+        at_ms -= at_ms % MINUTE if at_ms % MINUTE < 1_000 else 0
+        held: Counter[PositionSide | None] = Counter()
+        for owner, fill in self._dated:
+            if (owner, fill.instrument) == (name, key) and (fill.filled_ms < at_ms or not by_date):
+                sign = 1 if fill.side is Side.BUY else -1
+                held[fill.position_side] += sign * fill.quantity
+        return sum(
+            divide_half_even(quantity * mark * self._unit(key) * funding.rate, RATE_SCALE)
+            for quantity in held.values()
+        )
 
     def _restart(self) -> None:
         """Make the engine anew from what it carries, and feed it its bars again."""

@@ -104,7 +104,7 @@ class Desk:
         self.sequence += 1
         self.broker.begin(self.sequence)
         at = START_MS + self.index * 60_000
-        self.broker.on_funding(Funding(key, rate, at, at))
+        self.broker.on_funding(Funding(key, rate, at, at), closed_ms=at)
         return self.broker.take()
 
     def target(self, key: str, target: int) -> tuple[tuple[Order, ...], str | None]:

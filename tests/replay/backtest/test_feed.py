@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,11 @@ from exchange_client import candles as made_candles
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive import Candles, FundingRates, read_funding
+from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.tracks import BATCH_BARS, SECOND_MS
+from tracepaper.replay.backtest.tracks import BATCH_BARS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Bar, Event, Funding, Gap, GapCause, Source
 
@@ -179,34 +178,3 @@ def test_a_settlement_follows_the_bars_that_close_with_it() -> None:
     order = [e.rate if isinstance(e, Funding) else (e.seen_ms - T0) // MINUTE for e in events]
     assert [type(e) for e in events] == [Bar, Bar, Funding, Bar, Funding, Bar, Bar]
     assert order == [1, 2, 2, 3, 3, 4, 5]
-
-
-@pytest.mark.parametrize("hours", [1, 4, 6, 12, 24])
-def test_a_settlement_inside_a_bar_finds_the_position_of_its_opening_fill(hours: int) -> None:
-    """Whoever holds from the open of one bar to that of another pays what fell due in between."""
-    rates = read_funding(SAMPLES / "binance_um_BTCUSDT_funding_2025.csv.gz")
-    step = hours * 3_600_000
-    start = int(rates.time_ms[0]) // 86_400_000 * 86_400_000
-    count = (int(rates.time_ms[-1]) - start) // step + 2
-    opened = np.arange(count, dtype=np.int64) * step + start
-    part = replace(candles(range(count), interval_ms=step), open_time_ms=opened)
-    events = list(feed(part, funding=[rates]).events())
-    published = rates.time_ms[rates.time_ms - start >= SECOND_MS]
-    settled = [event.market_ms for event in events if isinstance(event, Funding)]
-    assert settled == published.tolist()
-    draw = random.Random(hours)
-    for _ in range(50):
-        enter, leave = sorted(draw.sample(range(count), 2))
-        held = events[_index(events, opened[enter]) : _index(events, opened[leave])]
-        paid = [event.market_ms for event in held if isinstance(event, Funding)]
-        due = (published >= opened[enter] + SECOND_MS) & (published < opened[leave] + SECOND_MS)
-        assert paid == published[due].tolist()
-
-
-def _index(events: Sequence[Event], opened_ms: int) -> int:
-    """Return the place of the bar that opened at *opened_ms*, whose open is filled there."""
-    return next(
-        place
-        for place, event in enumerate(events)
-        if isinstance(event, Bar) and event.open_time_ms == opened_ms
-    )
