@@ -143,12 +143,33 @@ def _bounded(value: Decimal) -> None:
         raise ValueError(f"write a number of at most {DIGITS_MAX} digits")
 
 
+QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
+"""Quote coins that identify a symbol; of two with one ending, the longer comes first."""
+STOCK_MARKETS: Final = (
+    *("NASDAQ", "NYSE", "AMEX", "ARCA", "BATS", "OTC", "LSE", "XETR", "TSX", "ASX"),
+    *("NSE", "BSE", "TSE", "HKEX"),
+)
+"""Markets before a share, as in ``NASDAQ:TSLA``."""
+
+
 def symbol_name(text: str) -> str:
     """Return the exchange's name of a symbol: ``btcusdt`` and ``BTC/USDT`` become BTCUSDT.
 
-    The settlement coin of ccxt's form, after a colon, is dropped; the category implies it.
+    A colon separates a pair and its settlement coin (``BTC/USDT:USDT``), which the category
+    implies, or a market and what it trades (``BINANCE:BTCUSDT``, ``NASDAQ:TSLA``). Other texts with
+    a colon keep it, and so are no symbols.
     """
-    return text.strip().partition(":")[0].replace("/", "").upper()
+    plain = text.strip().upper()
+    head, colon, tail = plain.partition(":")
+    if colon and tail.isalnum() and ("/" in head or (head != tail and head.endswith(tail))):
+        plain = head
+    elif head in STOCK_MARKETS or ("/" not in head and _is_pair(tail)):
+        plain = tail
+    return plain.replace("/", "")
+
+
+def _is_pair(name: str) -> bool:
+    return name.endswith(QUOTES) and name not in QUOTES
 
 
 def symbol_names(value: object) -> object:

@@ -73,7 +73,7 @@ def reject_contracts(path: Path, *, is_named: bool) -> None:
 
 def reject_content(table: RawTable, *, is_named: bool) -> None:
     """Raise ``DataInvalid`` if a symbol or category in *table* tells such contracts."""
-    _reject_contract(table.path, "", {table.kind.lower()}, is_named=is_named)
+    _reject_contract(table.path, table.symbol, {table.kind.lower()}, is_named=is_named)
     for name in (*SYMBOL_COLUMNS, "category"):
         if name not in table.columns:
             continue

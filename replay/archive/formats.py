@@ -25,12 +25,12 @@ import numpy.typing as npt
 from tracepaper.replay.archive.columns import Column, column_of
 from tracepaper.replay.archive.layouts import (
     HEADER_LINES,
+    PAIR,
     RawTable,
     TableHead,
     distinct,
     head_of,
     reject_unclear,
-    symbol_text,
 )
 from tracepaper.replay.archive.recordings import MARK
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -489,7 +489,7 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
     names: list[str] | None = None
     if isinstance(document, Mapping) and len(wrapped) == 1:
         name, document, names = wrapped[0]
-        symbol = symbol_text(name) if "/" in name else ""
+        symbol = name if PAIR.fullmatch(name.upper()) else ""
     if isinstance(document, Mapping):
         columns = _columns_within(document)
         if len({len(values) for values in columns.values()}) != 1:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.config.values import symbol_name
+from tracepaper.daemon.config.values import QUOTES, symbol_name
 from tracepaper.replay.archive.columns import (
     CellInvalidError,
     Column,
@@ -28,12 +28,16 @@ from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import UNITS_MS, count_of
 
-QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
-"""Quote coins that identify a symbol; of two with one ending, the longer comes first."""
-
 SYMBOL: Final = re.compile(r"[^\W_]{1,20}([-./][^\W_]{1,10})?(:[^\W_]{1,10})?")
 """Any alphabet: exchanges list coins with Chinese names."""
+NO_BASES: Final = (
+    *("BINANCE", "BYBIT", "COINBASE", "KRAKEN", "KUCOIN", "OKX", "BITGET", "GATE", "MEXC", "HTX"),
+    *("BITSTAMP", "BITFINEX", "BITMEX", "DERIBIT", "GEMINI", "FTX", "HUOBI", "YAHOO", "CRYPTO"),
+    *("SPOT", "LINEAR", "FUTURES", "DATA", "PRICE", "PRICES", "HISTORY", "CANDLES", "OHLCV", "IN"),
+)
+"""Words before a coin in file names, such as ``Binance_BTC_1h``, which make no pair with it."""
 PAIR: Final = re.compile(
+    rf"(?<![^\W_a-z])(?!(?:{'|'.join(NO_BASES)})[-_/])"
     r"(?P<base>[^\W_a-z]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
     r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
 )
@@ -44,8 +48,11 @@ ONE_WORD: Final = re.compile(
 INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
 MONTHLY: Final = re.compile(r"(?:^|[-_ .])1(M|mo)(?=$|[-_ .])")
 """Months in the notation of Binance and others; ``1m`` is a minute."""
-VENUE_ENDING: Final = re.compile(r"(\.[A-Z]{1,2}|=[A-Z])$")
-"""The suffix of a venue after a symbol, as in ``AAPL.US`` and ``EURUSD=X``."""
+VENUE_ENDING: Final = re.compile(r"(\.([D-Z]|[A-Z]{2})|=[A-Z]|[-_](SWAP|SPOT))$")
+"""The suffix of a venue or market after a symbol, as in ``AAPL.US``, ``EURUSD=X`` and
+``BTC-USDT-SWAP``; ``.A`` to ``.C`` are classes of shares."""
+KNOWN_SYMBOL: Final = re.compile(r"[^\W_]{1,20}(\.[A-C]|-PERP)?")
+"""What ``symbol_text`` makes of a symbol in a known form."""
 LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
 
 
@@ -64,7 +71,7 @@ def split_argument(argument: str | Path) -> tuple[str | None, Path]:
         raise ConfigInvalid(f"{text} names no file after the =: write SYMBOL=PATH.")
     if not head:
         raise ConfigInvalid(f"{text} names no symbol before the =: write SYMBOL=PATH.")
-    if SYMBOL.fullmatch(head):
+    if SYMBOL.fullmatch(head) and ":" not in symbol_name(head):
         if not Path(tail).exists():
             raise ConfigInvalid(
                 f"Neither a file {text} exists, nor a file {tail} for {symbol_name(head)}: check "
@@ -95,7 +102,7 @@ def category_of(path: Path) -> Category:
     """
     stem = path.name.split(".", 1)[0]
     words = {word.lower() for word in re.split(r"[-_ ]", stem)}
-    for names in (words, {parent.name.lower() for parent in list(path.parents)[:6]}):
+    for names in (words, *({parent.name.lower()} for parent in list(path.parents)[:6])):
         if "spot" in names:
             return Category.SPOT
         if names & LINEAR_WORDS:
@@ -130,9 +137,11 @@ def symbol_text(text: str) -> str:
     """Return a symbol from a file's content in the exchange's notation.
 
     ``BTC/USDT:USDT``, ``BTC-USD``, ``AAPL.US`` and ``EURUSD=X`` are BTCUSDT, BTCUSD, AAPL, EURUSD.
+    A text of no known form does not match ``KNOWN_SYMBOL``.
     """
-    plain = VENUE_ENDING.sub("", text.strip().upper().partition(":")[0])
-    return plain.replace("/", "").replace("-", "").removeprefix("^")
+    plain = VENUE_ENDING.sub("", symbol_name(text)).removeprefix("^")
+    base, perpetual, _ = plain.partition("-PERP")
+    return re.sub("[-_]", "", base) + perpetual
 
 
 # ---------------------------------------------------------------- columns
@@ -218,7 +227,8 @@ FIGURES: Final = frozenset(
     name for meaning, names in MEANINGS.items() if meaning != TIME for name in names
 )
 """Every name of a column of numbers."""
-KNOWN: Final = FIGURES | {*MEANINGS[TIME], *("symbol", "pair", "instrument", "ticker")}
+SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker", "instrument_name", "instid")
+KNOWN: Final = FIGURES | {*MEANINGS[TIME], *SYMBOL_COLUMNS}
 """Every name with a meaning."""
 REQUIRED: Final = (TIME, "open", "high", "low", "close", "volume")
 SAME: Final = "\x1f"
@@ -274,7 +284,6 @@ CLOSED: Final = ("confirm", "is_closed", "isclosed", "is_final", "isfinal", "com
 MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?( ?[AaPp][Mm])?")
 DIGITS_OF_DAY: Final = re.compile(r"\d{1,6}")
 """A time of day without colons and leading zeros: ``153000``, ``90000``, ``0``."""
-SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker")
 SYMBOLS_SHOWN: Final = 8
 
 
@@ -489,7 +498,7 @@ def _named(table: RawTable, field: str, name: str) -> str:
 def own_symbols(table: RawTable) -> tuple[str, ...]:
     """Return the symbols in the content of *table*, sorted."""
     if table.symbol:
-        return (table.symbol,)
+        return (symbol_text(table.symbol),)
     symbols = {name.partition("@")[2] for name in table.columns if "@" in name}
     for name in SYMBOL_COLUMNS:
         cells = table.columns.get(name)
@@ -514,6 +523,11 @@ def symbol_of_table(
     held = own_symbols(table)
     if len(held) > 1:
         return named or given or by_name, ()
+    if held and not named and not KNOWN_SYMBOL.fullmatch(held[0]):
+        raise SymbolUnknown(
+            f"{table.path} names its symbol {held[0][:40]}, which is no known form: write "
+            f"SYMBOL={table.path}."
+        )
     symbol = by_name or (held[0] if held else None)
     if named:
         if symbol and named != symbol:
@@ -544,10 +558,16 @@ def of_one_symbol(table: RawTable, symbol: str | None) -> RawTable:
     if len(held) < 2:  # one, or none that is named
         return table
     if symbol not in held:
+        choices = [name for name in held if KNOWN_SYMBOL.fullmatch(name)]
         shown = ", ".join(held[:SYMBOLS_SHOWN]) + (" and more" if len(held) > SYMBOLS_SHOWN else "")
+        if not choices:
+            raise ConfigInvalid(
+                f"{table.path} holds {shown}, which are no known form of symbols: write them as "
+                "BTCUSDT or AAPL."
+            )
         raise ConfigInvalid(
             f"{table.path} holds {shown}: choose one by SYMBOL={table.path}, such as "
-            f"{held[0]}={table.path}."
+            f"{choices[0]}={table.path}."
         )
     note = f"{len(held) - 1} other symbols of the file left out"
     if any("@" in name for name in table.columns):
@@ -615,7 +635,7 @@ def _yfinance_head(rows: Rows) -> TableHead | None:
         return None
     tickers = [symbol_text(cell) for cell in rows[1 - place][1:]]
     if len(set(tickers)) == 1:
-        return TableHead([time, *kinds[place][1:]], height, tickers[0])
+        return TableHead([time, *kinds[place][1:]], height, rows[1 - place][1].strip())
     names = [f"{name}@{ticker}" for name, ticker in zip(kinds[place][1:], tickers, strict=True)]
     return TableHead([time, *names], height)
 

@@ -105,6 +105,61 @@ def test_a_column_of_several_symbols_gives_the_one_that_is_meant(tmp_path: Path)
     assert candles.close.tolist() == [20] * 4
 
 
+FORMS = {
+    "BINANCE:BTCUSDT": "BTCUSDT",
+    "X:BTC-USD": "BTCUSD",
+    "NASDAQ:TSLA": "TSLA",
+    "BTC/USDT:USDT": "BTCUSDT",
+    "BTCUSDT:USDT": "BTCUSDT",
+    "BTC-USDT-SWAP": "BTCUSDT",
+    "BTC_USDT": "BTCUSDT",
+    "BTCUSDT.P": "BTCUSDT",
+    "AAPL.US": "AAPL",
+    "BRK.B": "BRK.B",
+    "^GSPC": "GSPC",
+}
+
+
+@pytest.mark.parametrize("text", FORMS)
+@pytest.mark.parametrize("name", ["symbol", "instId", "instrument_name"])
+def test_a_symbol_in_a_known_form_is_believed(text: str, name: str, tmp_path: Path) -> None:
+    rows = [f"{text},{T0 + 60 * place},10,12,9,11,5" for place in range(4)]
+    path = file(tmp_path, "\n".join([f"{name},{HEADER}", *rows]) + "\n", "prices.csv")
+    assert read_candles(path).symbol == FORMS[text]
+
+
+@pytest.mark.parametrize("text", ["BTCUSDT:BINANCE", "BTC:USDT", "BTC USDT", "BTC/USDT:USDT-27"])
+def test_a_symbol_in_no_known_form_is_asked_for(text: str, tmp_path: Path) -> None:
+    rows = [f"{text},{T0 + 60 * place},10,12,9,11,5" for place in range(4)]
+    path = file(tmp_path, "\n".join([f"symbol,{HEADER}", *rows]) + "\n", "prices.csv")
+    assert "which is no known form: write SYMBOL=" in refusal(path)
+    assert read_candles(f"BTCUSDT={path}").symbol == "BTCUSDT"
+    if ":" in text and "/" not in text:
+        assert "before the = is no symbol" in refusal(f"{text}={path}")
+
+
+def test_symbols_in_no_known_form_are_never_joined(tmp_path: Path) -> None:
+    rows = [
+        f"{symbol},{T0 + 60 * place},10,12,9,11,5"
+        for place in range(4)
+        for symbol in ("BTC:USDT", "ETH:USDT")
+    ]
+    path = file(tmp_path, "\n".join([f"symbol,{HEADER}", *rows]) + "\n", "prices.csv")
+    assert "no known form of symbols: write them as BTCUSDT or AAPL" in refusal(path)
+
+
+def test_a_name_beside_rows_is_a_symbol_only_in_a_known_form(tmp_path: Path) -> None:
+    candles = [[T0 + 60 * place, 10, 12, 9, 11, 5] for place in range(4)]
+    for name, symbol in {"BTC/USD": "BTCUSD", "data/2024": None}.items():
+        path = file(tmp_path, json.dumps({"bars": {name: candles}}), "prices.json")
+        if symbol is None:
+            assert "does not name its symbol" in refusal(path)
+        else:
+            assert read_candles(path).symbol == symbol
+    inverse = file(tmp_path, json.dumps({"BTC/USD:BTC": candles}), "prices.json")
+    assert "paid in coin" in refusal(inverse)
+
+
 # ---------------------------------------------------------------- Coinbase's order
 
 

@@ -402,14 +402,19 @@ def test_turnover_is_read_where_the_maker_has_it(tmp_path: Path) -> None:
         ("ftx_BTC-PERP_1m_2022-01.csv.gz", "BTC-PERP", Category.LINEAR),
         ("btcusdt_1h.csv", "BTCUSDT", Category.LINEAR),
         ("SOLUSDC-1m.zip", "SOLUSDC", Category.LINEAR),
+        ("BINANCE_BTCUSDT, 60.csv", "BTCUSDT", Category.LINEAR),
+        ("BINANCE_BTC_USDT-1m.csv", "BTCUSDT", Category.SPOT),
+        ("spot/futures/um/BTCUSDT-1m.csv", "BTCUSDT", Category.LINEAR),
+        ("Binance_BTC_1h.csv", None, Category.LINEAR),
+        ("prices_in_usd.csv", None, Category.LINEAR),
     ],
 )
 def test_symbol_and_category_are_read_from_the_name(
-    name: str, symbol: str, category: Category
+    name: str, symbol: str | None, category: Category
 ) -> None:
     from tracepaper.replay.archive.layouts import category_of, symbol_of
 
-    assert symbol_of(name) == symbol
+    assert symbol_of(Path(name).name) == symbol
     assert category_of(Path(name)) is category
 
 
