@@ -34,12 +34,13 @@ POWERS: Final = 10 ** np.arange(SAFE_DIGITS + 1, dtype=np.int64)
 
 
 class CellInvalidError(ValueError):
-    """A cell that is not a finite decimal of at most 64 bits; the reader adds file and line."""
+    """A cell that is not a finite decimal of 64 bits; the reader adds file, line and remedy."""
 
-    def __init__(self, row: int, what: str) -> None:
+    def __init__(self, row: int, what: str, remedy: str = "") -> None:
         super().__init__(what)
         self.row = row
         self.what = what
+        self.remedy = remedy
 
 
 class CellTooLongError(CellInvalidError):
@@ -237,6 +238,8 @@ UNITS: Final = (
     (10**17, "nanoseconds", 1, 1_000_000),
 )
 """Between 1973 and 5138 the units do not overlap, so a number implies its unit."""
+SPREADSHEET_DAYS: Final = (32_874, 51_136)
+"""Days since 1899-12-30 from 1990 to 2039, as spreadsheets save dates."""
 
 TIME_NUMBER: Final = re.compile(rb"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*")
 COMPACT_DATE: Final = re.compile(rb"(19|20)\d{6}")
@@ -245,6 +248,13 @@ COMPACT_MOMENT: Final = re.compile(
 )
 """``2025013115``, ``202501311530`` and ``20250131153000``: no plausible epoch numbers."""
 DAY_FIRST: Final = re.compile(rb"(\d\d?)\.(\d\d?)\.(\d{4})(?=\D|$)")
+_MONTH: Final = rb"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
+MONTHS: Final = b"janfebmaraprmayjunjulaugsepoctnovdec"
+WORDED: Final = re.compile(
+    rb"([a-z]{3,9}, ?)?((\d\d?)[ -]%b|%b (\d\d?),?)[ -](\d{4})\b,?" % (_MONTH, _MONTH),
+    re.IGNORECASE,
+)
+"""``Jan 01, 2024``, ``01-Jan-2024`` and ``Mon, 01 Jan 2024``."""
 SLASHED: Final = re.compile(rb"(\d\d?)/(\d\d?)/(\d{4})(?=\D|$)")
 HALF_DAY: Final = re.compile(
     rb"[ T,]+(\d{1,2})(?:[:.-](\d\d))?(?:[:.-](\d\d))?[ -]?([AaPp])\.?[Mm]\.?$"
@@ -360,6 +370,13 @@ def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, 
     too_small = np.flatnonzero(integral < UNITS[0][0])
     if too_small.size:
         row = int(too_small[0])
+        if SPREADSHEET_DAYS[0] <= integral[row] < SPREADSHEET_DAYS[1]:
+            raise CellInvalidError(
+                row,
+                f"is {integral[row]}, as spreadsheets count days",
+                "save dates as text, or convert them, such as by pandas: frame[column] = "
+                "pandas.to_datetime(frame[column], unit='D', origin='1899-12-30')",
+            )
         raise CellInvalidError(row, f"is {integral[row]}, which is before 1973 in every unit")
     result = np.empty_like(integral)
     names: list[str] = []
@@ -390,6 +407,8 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
         cells = _year_first(cells, DAY_FIRST, day=0)
     elif SLASHED.match(first):
         cells = _year_first(cells, SLASHED, day=_place_of_day(cells))
+    elif WORDED.match(first):
+        cells = np.array([WORDED.sub(_without_words, cell.strip(), 1) for cell in cells.tolist()])
     if HALF_DAY.search(first):
         cells = np.array([HALF_DAY.sub(_whole_day, cell.strip()) for cell in cells.tolist()])
     _reject_joined_clocks(cells.tolist())
@@ -420,7 +439,7 @@ def _reject_joined_clocks(cells: list[bytes]) -> None:
             if len(offsets) > OFFSETS_MOST or not OFFSET_OF_DATE.fullmatch(tail):
                 shown = cell.decode("utf-8", "replace")[:40]
                 raise CellInvalidError(
-                    row, f"is {shown!r}, a date and a clock: write a blank between them"
+                    row, f"is {shown!r}, a date and a clock", "write a blank between them"
                 )
 
 
@@ -436,7 +455,7 @@ def _place_of_day(cells: npt.NDArray[np.bytes_]) -> int:
     if max(places[1]) > 12:
         return 1
     raise CellInvalidError(
-        0, "is a date whose day and month cannot be told apart: write it as 2025-01-31"
+        0, "is a date whose day and month cannot be told apart", "write it as 2025-01-31"
     )
 
 
@@ -450,6 +469,12 @@ def _year_first(
         return b"-".join((parts[3], month.zfill(2), number.zfill(2)))
 
     return np.array([date.sub(iso_date, cell.strip(), count=1) for cell in cells.tolist()])
+
+
+def _without_words(date: re.Match[bytes]) -> bytes:
+    """Convert a date with its month in words to 2025-01-31."""
+    month = MONTHS.index((date[4] or date[5]).lower()) // 3 + 1
+    return b"%s-%02d-%s" % (date[7], month, (date[3] or date[6]).zfill(2))
 
 
 def _whole_day(clock: re.Match[bytes]) -> bytes:

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import texts_of
-from tracepaper.replay.archive.layouts import SYMBOL_COLUMNS
+from tracepaper.replay.archive.layouts import SYMBOL_COLUMNS, interval_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.units import MINUTE_MS, duration, iso
+from tracepaper.strategies.units import MINUTE_MS, WEEK_MS, count_of, duration, iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.archive.candles import Rows
@@ -35,6 +35,8 @@ REGULAR_STEPS: Final = 20
 """So many consecutive equal steps are an interval; holes of rare trading vary."""
 OUTLIER_RANGES: Final = 30.0
 """A close so many median true ranges away, with a return at the next bar, is an error."""
+JUMP_LEAST: Final = 1.4
+"""The ratio of two prices in a row, or its inverse, from which a split is likely."""
 _DATE: Final = (
     r"(?:(?:19|2[1-9]|3\d|20(?!1[0-2]))(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
     r"|\d{1,2}(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)\d{2,4})(?=$|[-_. ])"
@@ -164,6 +166,9 @@ def _changed(rows: Rows, interval_ms: int) -> str:
     other = starts[lasting & (steps[starts] != interval_ms)]
     if interval_ms == MONTH_MS or not other.size:
         return ""
+    is_named = interval_of(rows.table.path.name) == interval_ms
+    if is_named and np.unique(steps[starts[lasting]]).size == 1:
+        return ""  # a market that trades in every second interval
     first = int(other[0])
     return (
         f"candles are {duration(int(steps[first]))} apart from {rows.table.unit} "
@@ -195,11 +200,32 @@ def _outlier(rows: Rows, _interval_ms: int) -> str:
     )
 
 
+def _jump(rows: Rows, _interval_ms: int) -> str:
+    prices = {name: _float(rows.prices[name]) for name in PRICES}
+    close = prices["close"]
+    # Open and close are far from both closes before, else one wrong price would be a jump.
+    after, before = (prices["open"][2:], close[2:]), (close[1:-1], close[:-2])
+    ratios = np.array([late / early for late in after for early in before])
+    ratio = np.maximum(ratios, 1 / ratios).min(axis=0)
+    usual = np.median(prices["high"] / prices["low"] - 1)
+    far = (ratio > JUMP_LEAST) & (ratio - 1 > OUTLIER_RANGES * usual)
+    places = np.flatnonzero(far & (np.diff(rows.times)[1:] <= WEEK_MS)) + 2
+    if not places.size:
+        return ""
+    first = int(places[0])
+    return (
+        f"{count_of(places.size, 'jump')} of the price from candle to candle, the first at "
+        f"{rows.table.place(first)}: {prices['open'][first]:g} after {close[first - 1]:g}; a split "
+        "needs its action (--actions), or adjusted candles"
+    )
+
+
 DOUBTS: Final = (
     Doubt(_turnover, rejects=True),
     Doubt(_phase, rejects=True),
     Doubt(_changed, rejects=True),
     Doubt(_outlier, rejects=False),
+    Doubt(_jump, rejects=False),
 )
 """Every doubt about rows, in the order of checking."""
 

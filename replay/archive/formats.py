@@ -30,6 +30,7 @@ from tracepaper.replay.archive.layouts import (
     TableHead,
     distinct,
     head_of,
+    is_most,
     reject_unclear,
 )
 from tracepaper.replay.archive.recordings import MARK
@@ -118,9 +119,7 @@ def _text_table(
     """Return the table of *rows* of cells with the head; *lines* number them in *unit*."""
     head = head_of(path, rows[:HEADER_LINES])
     rows, lines = rows[head.height :], lines[head.height :]
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(head.names):
-            raise _wrong_width(path, f"{unit} {line}", len(row), len(head.names))
+    _reject_widths(path, unit, lines, np.array([len(row) for row in rows]), len(head.names))
     if not rows:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
     columns: dict[str, Column] = {}
@@ -169,11 +168,16 @@ def _skip_preamble(text: bytes) -> tuple[int, bytes]:
     return skipped, text
 
 
-def _wrong_width(path: Path, place: str, width: int, expected: int) -> DataInvalid:
-    return DataInvalid(
-        f"{path}: {place} has {width} columns where the first has {expected}; "
-        "correct or remove the row."
-    )
+def _reject_widths(
+    path: Path, unit: str, lines: Sequence[int], widths: npt.NDArray[np.int64], expected: int
+) -> None:
+    for row in np.flatnonzero(widths != expected).tolist():
+        what = (
+            f"{path}: {unit} {lines[row]} has {widths[row]} columns where the first has {expected}"
+        )
+        if is_most(widths != expected):
+            raise DataInvalid(f"{what}, and so have most rows: name as many in the header.")
+        raise DataInvalid(f"{what}; correct or remove the row.")
 
 
 def _read_in_bulk(
@@ -184,9 +188,7 @@ def _read_in_bulk(
     text = np.frombuffer(body + b"\n" + bytes(CELL_WIDTH_MAX), dtype=np.uint8)
     ends = np.flatnonzero((text == ord(delimiter)) | (text == ord("\n")))
     widths = np.diff(np.flatnonzero(text[ends] == ord("\n")), prepend=-1)
-    if (wrong := np.flatnonzero(widths != width)).size:
-        row = int(wrong[0])
-        raise _wrong_width(path, f"line {start + row}", int(widths[row]), width)
+    _reject_widths(path, "line", range(start, start + widths.size), widths, width)
     starts = np.concatenate(([0], ends[:-1] + 1))
     columns = {
         name: column

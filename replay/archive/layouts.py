@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
@@ -312,11 +313,19 @@ class RawTable:
         """Return the place of row *row* for a message: ``prices.csv: line 17``."""
         return f"{self.path}: {self.unit} {self.lines[row]}"
 
-    def reject(self, error: CellInvalidError, name: str) -> DataInvalid:
-        """Return *error* in column *name* as an error that names file and line."""
-        return DataInvalid(
-            f"{self.place(error.row)}: {name} {error.what}; correct or remove the row."
-        )
+    def reject(self, error: CellInvalidError, name: str, *, is_usual: bool = False) -> DataInvalid:
+        """Return *error* in column *name*, in most rows if *is_usual*, with file and line."""
+        what = f"{self.place(error.row)}: {name} {error.what}"
+        if error.remedy:
+            return DataInvalid(f"{what}: {error.remedy}.")
+        if not is_usual:
+            return DataInvalid(f"{what}; correct or remove the row.")
+        field = TIME if name == "the open time" else name
+        remedy = f"name another column by --columns {field}=NAME, or " if field in MEANINGS else ""
+        form = "numbers"
+        if field == TIME:
+            form = "2025-01-31T12:00, by pandas: frame[column] = pandas.to_datetime(frame[column])"
+        return DataInvalid(f"{what}, and so in most rows: {remedy}write it as {form}.")
 
     def checked(
         self, name: str, read: Callable[Given, Result], *given: Given.args, **keys: Given.kwargs
@@ -325,7 +334,8 @@ class RawTable:
         try:
             return read(*given, **keys)
         except CellInvalidError as error:
-            raise self.reject(error, name) from None
+            is_usual = _fails_mostly(partial(read, **keys), given)
+            raise self.reject(error, name, is_usual=is_usual) from None
 
     def select(self, rows: npt.NDArray[Any]) -> RawTable:
         """Return the rows at these indices, or of this mask."""
@@ -341,6 +351,28 @@ class TableHead(NamedTuple):
     symbol: str = ""
 
 
+ROWS_TRIED: Final = 20
+ROWS_LEAST: Final = 3  # of fewer, a wrong one is no sign
+
+
+def is_most(wrong: npt.NDArray[np.bool_]) -> bool:
+    """Return whether most rows are *wrong*, so that the file is, and not a row."""
+    return wrong.size >= ROWS_LEAST and bool(wrong.mean() > 0.5)
+
+
+def _fails_mostly(read: Callable[..., object], given: Sequence[object]) -> bool:
+    """Return whether *read* fails for most single rows of the columns in *given*."""
+    size = next((value.size for value in given if isinstance(value, np.ndarray)), 1)
+    wrong = []
+    for row in np.unique(np.linspace(0, size - 1, ROWS_TRIED).astype(np.int64)):
+        try:
+            read(*(value[[row]] if isinstance(value, np.ndarray) else value for value in given))
+            wrong.append(False)
+        except CellInvalidError:
+            wrong.append(True)
+    return is_most(np.array(wrong))
+
+
 Rows = Sequence[Sequence[str]]
 """The cells of a file's first rows, at most ``HEADER_LINES``."""
 
@@ -352,9 +384,21 @@ def head_of(path: Path, rows: Rows) -> TableHead:
             return head._replace(names=distinct(path, head.names, head.names))
     if is_header(rows[0]):
         return TableHead(distinct(path, rows[0]), 1)
+    if {"true", "false"} & {*map(str.lower, rows[0])}:
+        raise holds_trades(path)
     raise DataInvalid(
         f"{path} has no header and {len(rows[0])} columns, which is no layout of a known maker: "
         "add a first row such as open_time,open,high,low,close,volume."
+    )
+
+
+def holds_trades(path: Path) -> DataInvalid:
+    """Return the error for a file of trades in the place of candles."""
+    return DataInvalid(
+        f"{path} holds trades and no candles: make candles of its columns time, price and "
+        "quantity, such as by pandas: frame.index = pandas.to_datetime(frame.time, unit='ms'); "
+        "frame.price.resample('1min').ohlc().assign(volume=frame.quantity.resample('1min').sum())"
+        ".dropna().to_csv('BTCUSDT_1m.csv')."
     )
 
 
@@ -395,6 +439,14 @@ def plain_table(table: RawTable, symbol: str | None, columns: Sequence[str] = ()
     *columns* are choices in the notation of ``chosen_columns``. Raises ``DataInvalid`` or
     ``ConfigInvalid`` for ambiguous columns.
     """
+    if "homenotional" in table.columns:  # coins, beside volume and turnover in contracts
+        raise DataInvalid(
+            f"{table.path} has the buckets of BitMEX, whose volume and turnover count contracts "
+            "and whose times are those of closes: convert them, such as by pandas for minutes: "
+            "frame.index = pandas.to_datetime(frame.timestamp) - pandas.Timedelta('1min'); "
+            "frame[['open', 'high', 'low', 'close']].assign(volume=frame.homeNotional, "
+            "turnover=frame.foreignNotional).to_csv('BTCUSDT_1m.csv')."
+        )
     table = _with_chosen(of_one_symbol(table, symbol), symbol, chosen_columns(columns))
     for layout in LAYOUTS:
         table = layout(table) or table
@@ -423,7 +475,7 @@ def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
             )
         if field in chosen:
             raise ConfigInvalid(f"--columns names {field} twice; leave one of them out.")
-        if not name and field in REQUIRED:
+        if not name and field in REQUIRED[:-1]:
             raise ConfigInvalid(
                 f"--columns is {text}, and {field} cannot be left out; write {field}=COLUMN."
             )
@@ -471,6 +523,8 @@ def _with_chosen(table: RawTable, symbol: str | None, chosen: Mapping[str, str])
         f"{field} is {places[field].rpartition(SAME)[2]}" if name else f"{field} is left out"
         for field, name in chosen.items()
     ]
+    if chosen.get("volume") == "":
+        picked["volume"] = np.zeros(table.lines.size, dtype=np.int64)
     note = f"{' and '.join(words)}, by --columns"
     return replace(table, columns={**others, **picked}, notes=(*table.notes, note))
 
@@ -693,7 +747,7 @@ def _decimal_points(table: RawTable, name: str, cells: npt.NDArray[np.bytes_]) -
         cell = bytes(cells[row])
         if not GROUPED.fullmatch(cell):
             what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
-            raise table.reject(CellInvalidError(row, what), name)
+            raise table.reject(CellInvalidError(row, what), name, is_usual=is_most(odd))
     return np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
 
 
@@ -778,6 +832,7 @@ HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
         # Trades of Binance have flags.
         lambda cells: len(cells) in {6, 7} and not {"true", "false"} & {*map(str.lower, cells)},
     ),
+    _without_header(REQUIRED[:5], lambda cells: len(cells) == 5),
     _without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
     _yfinance_head,
 )

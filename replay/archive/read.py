@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +54,9 @@ from tracepaper.replay.archive.layouts import (
     category_of,
     chosen_columns,
     distinct,
+    holds_trades,
     interval_of,
+    is_most,
     meanings,
     plain_table,
     reject_unclear,
@@ -65,7 +68,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, count_of, duration, iso
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, duration, iso
 
 PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
@@ -140,7 +143,7 @@ def _candles(
             turnover = None
     rows = Rows(table, times, prices, volume, turnover)
     reject_impossible(rows)
-    rows = in_order(rows, notes.append)
+    rows = in_order(rows, notes.append, is_zoneless=ZONELESS in notes)
     stated = interval_of(table.path.name)
     # Session bars differ in length, so the interval in the file's name comes first.
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
@@ -182,11 +185,14 @@ def _fields(table: RawTable, symbol: str) -> dict[str, str]:
     ):
         del fields[TIME]  # it counts the rows
     missing = [name for name in REQUIRED if name not in fields]
+    if {"open", "high", "low"} <= {*missing} and "price" in table.columns:
+        raise holds_trades(table.path)
+    without = ", read candles without a volume by --columns volume=" * (missing == ["volume"])
     if missing:
         raise DataInvalid(
             f"{table.path} has no column {', '.join(missing)} (found "
             f"{', '.join(table.columns)}): name its columns, such as by --columns "
-            f"{missing[0]}=NAME, or give a file of candles."
+            f"{missing[0]}=NAME{without}, or give a file of candles."
         )
     return fields
 
@@ -322,8 +328,8 @@ def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume
         return parse(column)
     except CellTooLongError:
         return _rounded(table, column, notes, meaning)
-    except CellInvalidError as error:
-        raise table.reject(error, meaning) from None
+    except CellInvalidError:
+        return table.checked(meaning, parse, column)
 
 
 def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) -> Decimals:
@@ -359,16 +365,22 @@ def reject_impossible(rows: Rows) -> None:
 
 
 def _reject(rows: Rows, bad: npt.NDArray[np.bool_], what: str) -> None:
-    where = np.flatnonzero(bad)
-    if where.size:
-        raise DataInvalid(f"{rows.table.place(int(where[0]))}: {what}; correct or remove the row.")
+    for row in np.flatnonzero(bad).tolist():
+        if not is_most(bad):
+            raise DataInvalid(f"{rows.table.place(row)}: {what}; correct or remove the row.")
+        raise DataInvalid(
+            f"{rows.table.place(row)}: {what}, and so in most rows, so the columns have another "
+            "order: name them by --columns or in the first line, such as "
+            "time,volume,close,high,low,open of Gate."
+        )
 
 
-def in_order(rows: Rows, note: Note) -> Rows:
+def in_order(rows: Rows, note: Note, *, is_zoneless: bool = False) -> Rows:
     """Return *rows* oldest first, each time once.
 
     A file that is newest first is reversed; equal repetitions are dropped. Raises ``DataInvalid``
-    for other orders, and if two rows of one time differ.
+    for other orders, and if two rows of one time differ. If its times are texts without a zone
+    (*is_zoneless*), an hour of a Sunday morning that comes twice is that of a local clock.
     """
     steps = np.diff(rows.times)
     if steps.size and (steps <= 0).all() and (steps < 0).any():
@@ -378,6 +390,8 @@ def in_order(rows: Rows, note: Note) -> Rows:
     back = np.flatnonzero(steps < 0)
     if back.size:
         row = int(back[0]) + 1
+        if is_zoneless:
+            reject_local(rows, row)
         raise DataInvalid(
             f"{rows.table.place(row)}: the time goes back from {iso(int(rows.times[row - 1]))} to "
             f"{iso(int(rows.times[row]))}; sort the file."
@@ -390,6 +404,8 @@ def in_order(rows: Rows, note: Note) -> Rows:
         columns.append(rows.turnover.mantissa)
     for row in again.tolist():
         if any(column[row] != column[row - 1] for column in columns):
+            if is_zoneless:
+                reject_local(rows, row)
             raise DataInvalid(
                 f"{rows.table.place(row)}: contradicts {rows.table.unit} "
                 f"{rows.table.lines[row - 1]}, which has the same open time "
@@ -397,6 +413,23 @@ def in_order(rows: Rows, note: Note) -> Rows:
             )
     note(f"{again.size} equal repetitions dropped")
     return rows.select(np.delete(np.arange(rows.times.size), again))
+
+
+def reject_local(rows: Rows, row: int) -> None:
+    """Raise ``DataInvalid`` if the time of *row* repeats an hour in a night of changing clocks."""
+    before, again = rows.times[row - 1 : row + 1].tolist()
+    moment = datetime.fromtimestamp(again / 1000, UTC)
+    if before - again > HOUR_MS or f"{moment:%w %H}" not in NIGHT:
+        return
+    raise DataInvalid(
+        f"{rows.table.place(row)}: {iso(again)} comes twice, as on local clocks in the night when "
+        "summer time ends: export it in UTC, or convert it, such as by pandas: frame[column] = "
+        "pandas.to_datetime(frame[column]).dt.tz_localize('America/New_York', ambiguous='infer')."
+    )
+
+
+NIGHT: Final = ("0 00", "0 01", "0 02", "0 03")
+"""The hours of a Sunday in which clocks are turned."""
 
 
 def interval_between(rows: Rows, stated: int | None) -> int:

@@ -21,6 +21,7 @@ from tracepaper.replay.archive.layouts import (
     TIME,
     RawTable,
     coins_of,
+    is_most,
     of_one_symbol,
     split_argument,
     symbol_of_table,
@@ -196,8 +197,14 @@ def _decimals(number: Decimal) -> int:
 
 PERCENT_FROM: Final = 0.004
 """A median rate from here on is in percent: as a fraction it would be 400 % a year."""
-RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")
-TIME_NAMES: Final = ("funding_time", "fundingratetimestamp", "calc_time", *MEANINGS[TIME])
+RATE_NAMES: Final = (
+    *("realizedrate", "realized_rate"),  # what OKX settled; fundingRate was expected
+    *("funding_rate", "fundingrate", "last_funding_rate", "rate", "open"),
+)
+TIME_NAMES: Final = (
+    *("funding_time", "fundingtime", "fundingratetimestamp", "calc_time"),
+    *MEANINGS[TIME],
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +325,7 @@ def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
     times, _ = table.checked("the time", epoch_ms, table.columns[time_name])
     rates = table.checked("funding_rate", parse, table.columns[rate_name])
     wild = np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places)
-    if wild.size:
+    if wild.size and not is_most(np.abs(rates.mantissa) >= 10**rates.places):
         error = CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate")
         raise table.reject(error, "funding_rate")
     if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:

@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "trades": (
         [f"335829145{at},10,0.5,500,501,{T0},True" for at in range(6)],
-        "has no header and 7 columns, which is no layout",
+        "holds trades and no candles",
     ),
     "an unknown layout": ([f"{T0},1,2,3"], "has no header and 4 columns"),
     "two columns of one name": (
@@ -99,6 +99,46 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 def test_what_cannot_be_candles_is_refused(tmp_path: Path, what: str) -> None:
     lines, words = REFUSED[what]
     assert words in refusal(file(tmp_path, lines))
+
+
+MOSTLY_WRONG: dict[str, tuple[list[str], str]] = {
+    "times": (
+        [HEADER, *(f"bar {at},10,12,9,11,1" for at in range(6))],
+        "and so in most rows: name another column by --columns open_time=NAME",
+    ),
+    "numbers": (
+        [HEADER, *(row(at, "10,12,9,x,1") for at in range(6))],
+        "name another column by --columns close=NAME",
+    ),
+    "volumes": (
+        [HEADER, *(row(at, "10,12,9,11,few") for at in range(6))],
+        "name another column by --columns volume=NAME",
+    ),
+    "candles": (
+        [HEADER, *(row(at, "5,12,9,20,1") for at in range(6))],
+        "and so in most rows, so the columns have another order: name them by --columns",
+    ),
+    "widths": (
+        [HEADER, *(f"{good},7" for good in GOOD)],
+        "and so have most rows: name as many in the header",
+    ),
+    "quoted widths": (
+        [HEADER, *(f'{good},"7"' for good in GOOD)],
+        "and so have most rows: name as many in the header",
+    ),
+    "ambiguous dates": (
+        [HEADER, *(f"0{at}/01/2024,10,12,9,11,1" for at in range(1, 7))],
+        "day and month cannot be told apart: write it as 2025-01-31.",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MOSTLY_WRONG)
+def test_where_most_rows_are_wrong_the_file_is(what: str, tmp_path: Path) -> None:
+    lines, remedy = MOSTLY_WRONG[what]
+    sentence = refusal(file(tmp_path, lines))
+    assert remedy in sentence
+    assert "remove the row" not in sentence
 
 
 def test_equal_repetitions_are_dropped_and_said(tmp_path: Path) -> None:
@@ -261,9 +301,28 @@ def test_funding_files_are_read_exactly_and_checked(tmp_path: Path) -> None:
     percent = file(tmp_path, ["time,rate", f"{T0},1.5"], "BTCUSDT_c.csv")
     with pytest.raises(DataInvalid, match="line 2: funding_rate is 100 % or more"):
         read_funding(percent)
+    most = file(tmp_path, ["time,rate", *(f"{T0 + at},1.5" for at in range(3))], "BTCUSDT_e.csv")
+    with pytest.raises(DataInvalid, match="has funding rates of percent"):
+        read_funding(most)
     small = file(tmp_path, ["time,rate", *(f"{T0 + at},0.01" for at in range(3))], "BTCUSDT_d.csv")
     with pytest.raises(DataInvalid, match="has funding rates of percent"):
         read_funding(small)
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("symbol,fundingTime,fundingRate,markPrice", "BTCUSDT,{0},0.0001,42000"),
+        ("fundingRate,fundingTime,instId,instType,realizedRate", "9,{0},BTC-USDT-SWAP,SWAP,0.0001"),
+    ],
+)
+def test_funding_is_read_as_binance_and_okx_name_it(header: str, line: str, tmp_path: Path) -> None:
+    rates = read_funding(file(tmp_path, [header, line.format(T0)], "rates.csv"))
+    assert (rates.symbol, rates.time_ms.tolist(), rates.rate.tolist()) == (
+        "BTCUSDT",
+        [T0],
+        [1_000_000],
+    )
 
 
 ENDLESS = ("\n".join([HEADER, *GOOD]) + "\n" + "1" * (3 << 20)).encode()

@@ -157,6 +157,15 @@ def test_a_name_gives_the_interval_of_a_market_that_seldom_trades(tmp_path: Path
         read_candles(regular)
 
 
+def test_an_interval_that_no_name_gives_may_not_change(tmp_path: Path) -> None:
+    times = np.cumsum([0, *[1, 1, 2] * 20, *[5] * 20]) * MINUTE + START
+    path = tmp_path / "BTCUSDT.csv"
+    path.write_text("\n".join([HEADER, *(f"{time},1,1,1,1,1" for time in times)]) + "\n")
+    with pytest.raises(DataInvalid, match=r"5.0 min apart from line"):
+        read_candles(path)
+    assert read_candles(path.rename(tmp_path / "BTCUSDT_1m.csv")).interval_ms == MINUTE
+
+
 @pytest.mark.parametrize("steps", [[1] * 60 + [5] * 20, [5] * 20 + [1] * 60, [5] * 60 + [1] * 20])
 def test_a_file_whose_interval_changes_is_rejected(steps: list[int], tmp_path: Path) -> None:
     times = np.cumsum([0, *steps]) * MINUTE + START
@@ -271,6 +280,18 @@ def test_a_close_that_jumps_and_returns_is_said(tmp_path: Path) -> None:
     (note,) = read_candles(written(tmp_path, rows)).notes
     assert "line 14: 1130 between 112 and 114" in note
     assert read_candles(written(tmp_path, CANDLES)).notes == ()
+
+
+def test_a_price_that_jumps_and_stays_is_said(tmp_path: Path) -> None:
+    rows: list[Sequence[object]] = [
+        *CANDLES[:15],
+        *([value / 4 for value in row[:4]] + [2.5] for row in CANDLES[15:]),
+    ]
+    (note,) = read_candles(written(tmp_path, rows)).notes
+    assert "1 jump of the price" in note
+    assert "line 17: 28.75 after 115; a split needs its action" in note
+    apart = written(tmp_path, rows, step=8 * 24 * HOUR, name="ETHUSDT.csv")
+    assert read_candles(apart).notes == ()
 
 
 def test_single_precision_counts_as_its_shortest_text_wherever_it_comes_from(

@@ -1,0 +1,254 @@
+"""Public reports about candle files: each is read rightly, or refused in a sentence about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import Cli
+from public_cases import DAY, FILES, HOUR, MINUTE, START, columns, play, records
+
+from tracepaper import Action, Signal
+from tracepaper.replay.archive import Candles, read_candles
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+
+
+def values(candles: Candles, name: str) -> list[float]:
+    """Return a column as plain numbers."""
+    decimals = candles.volume_decimals if name == "volume" else candles.price_decimals
+    return [value / 10**decimals for value in getattr(candles, name).tolist()]
+
+
+def refusal(path: str | Path, columns: Sequence[str] = ()) -> str:
+    with pytest.raises(TracepaperError) as caught:
+        read_candles(path, columns=columns)
+    return str(caught.value)
+
+
+def test_a_seventh_column_of_kraken_counts_trades() -> None:
+    """Case 01: freqtrade#8982. The count is no turnover."""
+    candles = read_candles(FILES / "01-XBTUSD_1.csv")
+    assert candles.turnover is None
+    assert "the seventh column counts trades and is no turnover, left out" in candles.notes
+
+
+def test_contracts_that_are_margined_in_coin_are_refused() -> None:
+    """Case 02: ccxt#17279, binance-public-data#168. Contracts of 100 USD are no coins."""
+    assert "paid in coin (inverse)" in refusal(FILES / "02-BTCUSD_PERP-1m-2024-01.csv")
+
+
+@pytest.mark.parametrize(
+    "name", ["BTCUSDT_240628-1m-2024-05.csv", "BTCUSDT-27JUN25_1m.csv", "BTC-USDT-240628_1m.csv"]
+)
+def test_a_dated_future_is_no_perpetual(name: str, tmp_path: Path) -> None:
+    """Case 04: BitcoinChecker#120, ccxt#8538, binance-public-data#75."""
+    shutil.copy(FILES / "31-plain.csv", tmp_path / name)
+    assert "delivered on a date" in refusal(tmp_path / name)
+
+
+def test_a_market_that_trades_in_every_second_minute_has_minutes() -> None:
+    """Case 05: ccxt#3254, openalgo#1946. A candle is missing where nothing traded."""
+    candles = read_candles(FILES / "05-ACAEUR_1m.csv")
+    assert (candles.interval_ms, len(candles), candles.missing) == (MINUTE, 227, 222)
+
+
+def test_single_precision_counts_as_its_shortest_text() -> None:
+    """Case 06: trading-strategy#148, freqtrade#7701."""
+    candles = read_candles(FILES / "06-DOGEUSDT_1m.parquet")
+    assert (candles.price_decimals, values(candles, "open")[0]) == (2, 0.1)
+
+
+def test_keys_that_differ_in_case_alone_are_two() -> None:
+    """Case 07: ccxt#21783, nautilus_trader#4711. Hyperliquid opens at t and closes at T."""
+    assert read_candles(FILES / "07-BTCUSDT.json").open_time_ms[0] == START
+
+
+SECOND_OPENS = {
+    "23-BTCUSDT.csv": "devbio-napari#46: the delimiter is named before the header",
+    "24-kucoin_BTC-USDT_1m.csv": "kucoin-api-docs#373: rows are time, open, close, high, low",
+    "26-BTCUSDT, 1.csv": "TradingView-data-scraper#14: plots of one name repeat",
+    "28-bitstamp_BTCUSD.csv": "backtesting.py#1080: a minute without a trade is a row of NaN",
+}
+
+
+@pytest.mark.parametrize("name", SECOND_OPENS)
+def test_a_layout_of_a_usual_maker_is_read(name: str) -> None:
+    """Cases 23, 24, 26 and 28."""
+    assert values(read_candles(FILES / name), "open")[:2] == [42_000.0, 41_996.3]
+
+
+def test_a_clock_of_twelve_hours_is_read() -> None:
+    """Case 27: older hours of CryptoDataDownload are dated 2024-01-02 05-AM, newest first."""
+    candles = read_candles(FILES / "27-BTCUSDT_1h.csv")
+    assert values(candles, "open")[0] == 42_000.0
+    assert (candles.open_time_ms[0], candles.interval_ms) == (START, HOUR)
+
+
+def test_a_symbol_may_be_written_in_any_alphabet(tmp_path: Path) -> None:
+    """Case 31: ccxt#27663 and #27194, python-binance#1617."""
+    name = "\u5e01\u5b89\u4eba\u751fUSDT"
+    path = shutil.copy(FILES / "31-plain.csv", tmp_path / f"{name}_1m.csv")
+    assert read_candles(f"{name}={path}").symbol == name
+
+
+@pytest.mark.parametrize("wrapped", ["results", "bars"])
+def test_rows_within_an_answer_are_found(wrapped: str, tmp_path: Path) -> None:
+    """Case 33: answers of two vendors, as people save them."""
+    rows = [
+        {"v": 1.5, "vw": 42_000, "o": 42_000, "c": 42_001, "h": 42_002, "l": 41_999, "n": 3}
+        | {"t": START + place * MINUTE}
+        for place in range(5)
+    ]
+    answers: dict[str, object] = {
+        "results": {"ticker": "X:BTCUSD", "results": rows},
+        "bars": {"bars": {"BTC/USD": rows}},
+    }
+    path = tmp_path / "saved_BTCUSD.json"
+    path.write_text(json.dumps(answers[wrapped]))
+    assert len(read_candles(path)) == 5
+
+
+def test_what_stands_before_a_colon_is_a_market() -> None:
+    """Case 130: polygon-io/issues#203, oscmcompany/fund#1128, backtesting.py#233."""
+    assert read_candles(FILES / "130-minute_aggs.csv").symbol == "BTCUSD"
+    watchlist = FILES / "130-watchlist.csv"
+    assert "holds BTCUSDT, ETHUSDT: choose one by SYMBOL=" in refusal(watchlist)
+    assert read_candles(f"ETHUSDT={watchlist}").symbol == "ETHUSDT"
+
+
+def converted(sentence: str, path: Path, folder: Path) -> Path:
+    """Follow the lines of pandas in *sentence* for the file at *path*; return the new file."""
+    lines = re.search(r"by pandas(?: for minutes)?: (.*)\.$", sentence)
+    assert lines is not None, sentence
+    frame = pd.read_csv(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(lines[1], {"pandas": pd, "frame": frame, "column": "Date"})
+    if not any(folder.glob("*.csv")):  # the lines change a column
+        frame.to_csv(folder / path.name, index=False)
+    return next(folder.glob("*.csv"))
+
+
+def test_a_volume_and_a_turnover_in_contracts_are_refused(tmp_path: Path) -> None:
+    """Case 132: ccxt#6888. Turnover ÷ volume of BitMEX is a price, but both count contracts."""
+    sentence = refusal(path := FILES / "132-XBTUSDT_1m.csv")
+    assert "count contracts and whose times are those of closes" in sentence
+    candles = read_candles(converted(sentence, path, tmp_path))
+    assert values(candles, "volume")[0] == 0.5
+    assert candles.open_time_ms[0] == START
+
+
+def test_an_order_of_columns_that_no_rule_finds_is_asked_for(tmp_path: Path) -> None:
+    """Case 133: gateapi-python#163 and #129. Gate writes time, volume, close, high, low, open."""
+    sentence = refusal(path := FILES / "133-BTC_USDT-202401.csv")
+    assert "so the columns have another order" in sentence
+    assert "remove the row" not in sentence
+    named = tmp_path / path.name
+    named.write_text("time,volume,close,high,low,open\n" + path.read_text())
+    assert values(read_candles(named), "open")[0] == 100.0
+
+
+def test_an_hour_that_comes_twice_is_that_of_a_local_clock(tmp_path: Path) -> None:
+    """Case 134: yahooquery#128, homeassistant-statistics#222, PowerwallCompanion#17."""
+    sentence = refusal(path := FILES / "134-BTCUSD_1h.csv")
+    assert "comes twice, as on local clocks" in sentence
+    assert "remove" not in sentence
+    candles = read_candles(converted(sentence, path, tmp_path))
+    assert np.diff(candles.open_time_ms).tolist() == [HOUR] * 5
+    assert candles.open_time_ms[0] == START + 307 * DAY + 4 * HOUR  # New York is four hours behind
+
+
+@pytest.mark.parametrize("kind", ["yahoo", "nse", "http"])
+def test_a_month_in_words_is_a_date(kind: str) -> None:
+    """Case 136: Yahoo, Investing and NSE write Jan 01, 2024, and servers Mon, 01 Jan 2024."""
+    candles = read_candles(FILES / f"136-{kind}-BTCUSDT.csv")
+    step = MINUTE if kind == "http" else DAY
+    assert candles.open_time_ms.tolist() == [START + place * step for place in range(len(candles))]
+
+
+def test_days_as_spreadsheets_count_them_are_named(tmp_path: Path) -> None:
+    """Case 136: a spreadsheet saves 45292 for 2024-01-01."""
+    sentence = refusal(path := FILES / "136-spreadsheet-BTCUSDT.csv")
+    assert "as spreadsheets count days: save dates as text" in sentence
+    assert read_candles(converted(sentence, path, tmp_path)).open_time_ms[0] == START
+
+
+@pytest.mark.parametrize("name", ["137-SPXUSD.csv", "137-BTCUSD_30m.json"])
+def test_candles_without_a_volume_are_read_by_a_choice(name: str) -> None:
+    """Case 137: financial-data#2, OKX.Api#50. An index and a mark price have no volume."""
+    assert "read candles without a volume by --columns volume=" in refusal(FILES / name)
+    candles = read_candles(FILES / name, columns=["volume="])
+    assert not candles.volume.any()
+    assert "volume is left out, by --columns" in candles.notes
+
+
+@pytest.mark.parametrize(
+    "name", ["138-BTCUSDT-trades-2025-01-01.csv", "138-BTCUSDT-aggTrades-2024-01-01.csv"]
+)
+def test_trades_are_no_candles(name: str, tmp_path: Path) -> None:
+    """Case 138: binance-public-data#386 and #387, freqtrade#4343 and #9232."""
+    sentence = refusal(FILES / name)
+    assert "holds trades and no candles" in sentence
+    trades = tmp_path / "trades"
+    trades.write_text("time,price,quantity\n1704067200000,100,0.5\n1704067210000,101,0.5\n")
+    candles = read_candles(converted(sentence, trades, tmp_path), symbol="BTCUSDT")
+    assert (values(candles, "high"), values(candles, "volume")) == ([101.0], [1.0])
+
+
+def test_a_split_without_its_action_is_noted(cli: Cli) -> None:
+    """Case 141: finnhub#439 and #502, eod2#134, python-eodhistoricaldata#17."""
+    path = FILES / "141-AAPL.csv"
+    assert "129 after 499; a split needs its action" in cli.out("data", "check", f"AAPL={path}")
+
+
+FIRST_OPENS = {
+    "BTC_USD Bitfinex Historical Data.csv": START + 12 * DAY,
+    "BTCUSDT-1m-2024-12.csv": START + 366 * DAY - 2 * MINUTE,
+}
+LAYOUTS = sorted((FILES / "layouts").iterdir())
+
+
+@pytest.mark.parametrize("path", LAYOUTS, ids=lambda path: path.name)
+def test_four_candles_are_the_same_from_each_of_sixteen_makers(path: Path) -> None:
+    """Case 180: OKX, Bitget, Investing, Alpaca, EODHD, Dukascopy, Binance, Kite and others."""
+    candles = read_candles(path)
+    first = [values(candles, name)[0] for name in ("open", "high", "low", "close", "volume")]
+    assert first == [42_000, 42_010, 41_990, 42_005, 5]
+    assert (candles.open_time_ms[0], len(candles)) == (FIRST_OPENS.get(path.name, START), 4)
+
+
+def test_an_interval_between_those_of_the_exchange_is_advised_rightly() -> None:
+    """Case 30: freqtrade#7291. Advice names only multiples of the candles' interval."""
+    for step in (8 * HOUR, 10 * MINUTE):
+        with pytest.raises(ConfigInvalid) as caught:
+            play(lambda _context: None, columns([100.0] * 30, step))
+        advised = re.search(r"multiple of it: ([\d, ]+)", str(caught.value))
+        minutes = [] if advised is None else [int(part) for part in re.findall(r"\d+", advised[1])]
+        assert not [each for each in minutes if each * MINUTE % step]
+
+
+def test_funding_is_paid_by_the_intervals_that_its_file_names(tmp_path: Path) -> None:
+    """Case 19: freqtrade#12583. Settlements come every 8, 4 or 1 hours."""
+    hours = [0, 8, 16, 24, 32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80]
+    lines = [
+        f"{START + hour * HOUR},{hour - before},0.0001"
+        for before, hour in zip([-8, *hours], hours, strict=False)
+    ]
+    path = tmp_path / "BTCUSDT-fundingRate-2024-01.csv"
+    head = "calc_time,funding_interval_hours,last_funding_rate"
+    path.write_text("\n".join([head, *lines]) + "\n")
+    run = play(
+        lambda _context: Signal(Action.LONG, "in"),
+        columns([100.0] * 86, HOUR),
+        {"sizing": {"mode": "fixed", "quantity": "10"}},
+        funding=[str(path)],
+    )
+    assert not [gap for gap in records(run.frames.gaps()) if gap["cause"] == "funding"]
+    paid = [row for row in records(run.frames.ledger()) if row["kind"] == "funding"]
+    assert len(paid) == 14
