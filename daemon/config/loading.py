@@ -56,6 +56,8 @@ from tracepaper.daemon.config.values import (
     canonical,
     description,
     interval_name,
+    merged,
+    nested,
     table_of,
 )
 from tracepaper.storage import checkpoints
@@ -178,22 +180,35 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
 def settings_of(texts: Sequence[str] | None) -> Tables:
     """Return the keys that each ``section.key=value`` of *texts* sets, by section.
 
-    A value is text as in an environment variable: lists separated by commas, tables as JSON. Raises
-    ``ConfigInvalid`` for a text of another form and for a key given twice.
+    ``section.key.inner=value`` sets one key of a table. A value is text as in an environment
+    variable: lists separated by commas, tables as JSON; an option of a class is read as JSON where
+    it is JSON. Raises ``ConfigInvalid`` for a text of another form and for a key given twice.
     """
     settings: Tables = {}
+    names = set[str]()
     for text in texts or ():
         name, equals, value = text.partition("=")
-        section, _, key = name.strip().partition(".")
-        if not (equals and key):
+        name = name.strip()
+        path = name.split(".")
+        if not (equals and len(path) > 1 and all(path)):
             shown = "…" if secret_in(text) else text
             raise ConfigInvalid(
                 f"{SET} {shown} sets no key; write section.key=value, such as market.interval=15."
             )
-        if key in settings.setdefault(section, {}):
-            raise ConfigInvalid(f"{SET} gives {section}.{key} twice; give it once.")
-        settings[section][key] = value
+        if name in names:
+            raise ConfigInvalid(f"{SET} gives {name} twice; give it once.")
+        names.add(name)
+        is_option = "options" in path[1:-1]
+        settings = merged(settings, nested(path, _option(value) if is_option else value))
     return settings
+
+
+def _option(text: str) -> object:
+    """Return the JSON value of *text*, or *text* itself if it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 ELSEWHERE: Final = {
@@ -250,11 +265,6 @@ def load_with_origins(
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     _reject_unread(sources, config, origins)
     config = _with_model_defaults(config, origins)
-    # Checked here and not by the sections, so that a stored run with both can be read.
-    if config.strategies.named and (single := [key for key in origins if key[0] == "strategy"]):
-        raise ConfigInvalid(
-            f"{origins[single[0]]} gives [strategy], and [strategies] names several; leave one out."
-        )
     if isinstance(given, Path) and custom_classes(config):
         folder = str(given.resolve().parent)
         if folder not in sys.path:  # at the end, so that it hides no package of the same name
@@ -362,7 +372,7 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
 
     An error that no single key causes names *file*.
     """
-    merged: Tables = {}
+    whole: Tables = {}
     origins: Origins = {}
     for origin, tables in sources:
         if not isinstance(tables, Mapping):
@@ -374,14 +384,20 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
                 raise ConfigInvalid(
                     f"{origin}: {section} is a section; write [{section}] and its keys below it."
                 )
-            for key, value in table.items():
-                merged.setdefault(section, {})[key] = value
+            whole[section] = merged(whole.get(section, {}), table)
+            for key in table:
                 origins[section, key] = _origin_of(origin, section, key)
-    _convert_horizon(merged, origins)
+    _convert_horizon(whole, origins)
     try:
-        return Config.model_validate(merged), origins
+        config = Config.model_validate(whole)
     except ValidationError as error:
         raise ConfigInvalid(_first_fault(error, origins, file)) from None
+    # Checked here and not by the sections, since only here the sources are known.
+    if config.strategies.named and (single := [key for key in origins if key[0] == "strategy"]):
+        raise ConfigInvalid(
+            f"{origins[single[0]]} gives [strategy], and [strategies] names several; leave one out."
+        )
+    return config, origins
 
 
 def _reject_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
@@ -490,9 +506,6 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     if first["type"] == "extra_forbidden":
         if (advice := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {advice}."
-        name, dot, option = key.partition(".")
-        if dot and name in model.model_fields:
-            suggested = f'; {section}.{name} is set whole: give it as JSON, {{"{option}": …}}'
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ")
     if not key:

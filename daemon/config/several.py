@@ -99,12 +99,6 @@ class StrategiesSection(Section):
             parsed = json_object(table) if name != "reset" else table
             if name != "reset":
                 if not isinstance(parsed, dict):
-                    strategy, _, key = name.partition(".")
-                    if key:
-                        raise ValueError(
-                            f"[strategies.{strategy}] is set as a whole: write {key} into the "
-                            f"file, or give --set strategies.{strategy}= the table as JSON"
-                        )
                     raise ValueError(
                         f"[strategies] {name} is no key; write a strategy as [strategies.{name}]"
                     )
@@ -115,9 +109,10 @@ class StrategiesSection(Section):
                         "account"
                     )
                 if "share" not in parsed:
+                    others = ", ".join(sorted(value.keys() - {name, "reset"}))
                     raise ValueError(
                         f"[strategies.{name}] needs a share of the equity; write share, such as "
-                        '"0.5"'
+                        f'"0.5", or the name of a strategy that is there ({others or "none is"})'
                     )
             tables[name] = parsed
         return tables

@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from ipaddress import ip_address
@@ -209,6 +210,35 @@ def json_object(value: object) -> object:
         return json.loads(value)
     except json.JSONDecodeError:
         raise ValueError('write a JSON object such as {"fast": 3}') from None
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table *below* with the keys of *above*; a table changes the keys that it names.
+
+    Both may hold tables as JSON objects. Options belong to the ``name`` beside them: under another
+    name those of *below* are left out.
+    """
+    result = dict(below)
+    if "name" in below and above.get("name", below["name"]) != below["name"]:
+        result.pop("options", None)
+    for key, value in above.items():
+        before, table = _table(result.get(key)), _table(value)
+        result[key] = value if before is None or table is None else merged(before, table)
+    return result
+
+
+def nested(path: Sequence[str], value: object) -> dict[str, Any]:
+    """Return tables within each other in which the keys of *path* lead to *value*."""
+    key, *further = path
+    return {key: nested(further, value) if further else value}
+
+
+def _table(value: object) -> Mapping[str, Any] | None:
+    """Return *value* if it is a table, also as a JSON object; None for any other value."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with suppress(ValueError):
+            value = json.loads(value)
+    return value if isinstance(value, Mapping) else None
 
 
 def _duration(value: object) -> object:

@@ -101,12 +101,11 @@ class ChangedRun:
     @property
     def words(self) -> tuple[str, ...]:
         """The changes, each in a few words."""
-        before, words = self.before.settings(), []
-        for section, values in self.config.settings().items():
-            for key, value in values.items():
-                was = before.get(section, {}).get(key)
-                if value != was and (section, key) != ("gate", "drop"):
-                    words.append(f"{section}.{key} {_word(was)} → {_word(value)}")
+        words = [
+            f"{name} {_word(was)} → {_word(value)}"
+            for name, was, value in _changed(self.before.settings(), self.config.settings())
+            if name != "gate.drop"
+        ]
         words += [f"without {gate}" for gate in self.config.gate.drop]
         if self.run.period_start_ms != self.stored.run.period_start_ms:
             words.append(f"from {iso(self.run.period_start_ms)}")
@@ -163,6 +162,19 @@ def changed_run(
         reader, database, stored, replace(run, sees_account=engine.sees_account), before, config,
         recorded, engine, forecaster, _first_bars(reader, stored, run, bars_before, bars),
     )  # fmt: skip
+
+
+def _changed(
+    before: Mapping[str, object], after: Mapping[str, object]
+) -> Iterator[tuple[str, object, object]]:
+    """Yield the dotted name of each key that differs, with its value before and after."""
+    for key, value in after.items():
+        was = before.get(key)
+        if isinstance(was, Mapping) and isinstance(value, Mapping):
+            for name, inner_was, inner in _changed(was, value):
+                yield f"{key}.{name}", inner_was, inner
+        elif value != was:
+            yield key, was, value
 
 
 def _word(value: object) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.config.loading import WithSettings
+from tracepaper.daemon.config.values import merged
 from tracepaper.daemon.session.user_class import known_class
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.run_spec import flags_of
@@ -155,7 +156,7 @@ class Sweep:
         if isinstance(config, Mapping):
             tables = {name: dict(table) for name, table in config.items()}
         for name, table in overrides_of(work, best.point).items():
-            tables.setdefault(name, {}).update(table)
+            tables[name] = merged(tables.get(name, {}), table)
         words = [
             f"TRACEPAPER_{section.upper()}__{key.upper()}={shlex.quote(_environment_text(value))}"
             for section, table in tables.items()

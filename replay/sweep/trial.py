@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Given, load
+from tracepaper.daemon.config.values import merged, nested
 from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.models import card_of
@@ -173,11 +174,14 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for name, value in point.items():
         bare = name.removeprefix("strategy.options.") if takes_options else name
-        section, dot, key = bare.partition(".")
+        path = bare.split(".")
         # Decimal keys take text; str() of a float is the shortest text that equals it.
-        is_key = isinstance(value, float) and (dot or not takes_options)
-        keys = sections.setdefault(section, {}) if dot else params
-        keys[key or bare] = str(value) if is_key else value
+        is_option = "options" in path[1:-1] or (len(path) == 1 and takes_options)
+        plain = str(value) if isinstance(value, float) and not is_option else value
+        if len(path) > 1:
+            sections = merged(sections, nested(path, plain))
+        else:
+            params[bare] = plain
     if strategy is not None:
         sections["strategy"] = {
             **strategy_keys(strategy, params, work.spec.given),
@@ -294,15 +298,14 @@ class SweepRequest:
 def check_several(
     names: Sequence[str], strategy: str | None, params: Mapping[str, Any] | None
 ) -> None:
-    """Raise ``ConfigInvalid`` if a sweep would vary one of several strategies on one account."""
-    names = [name for name in names if name != "strategies.reset"]
-    keys = [name for name in names if name.partition(".")[0] in {name, "strategy", "strategies"}]
+    """Raise ``ConfigInvalid`` if a sweep of several strategies varies a key of an unnamed one."""
+    keys = [name for name in names if name.partition(".")[0] in {name, "strategy"}]
     if not keys and strategy is None and not params:
         return
     what = f"{keys[0]} is a key" if keys else "that is an option"
     raise ConfigInvalid(
-        f"[strategies] names several, and {what} of one; let the sweep vary keys that they share, "
-        "such as sizing.fraction, or sweep one of them as [strategy]."
+        f"[strategies] names several, and {what} of one; write strategies.NAME.KEY, or a key that "
+        "they share, such as sizing.fraction."
     )
 
 

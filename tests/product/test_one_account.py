@@ -204,8 +204,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "[strategies.a] has no key 'fats'; the nearest is 'fast'; correct it.",
     ),
     (
-        {"strategies": {"a.share": "0.1", "b": {"share": "0.5"}}},
-        "is set as a whole: write share into the file, or give --set strategies.a= the table as",
+        {"strategies": {"c": {"fast": 3}, "a": {"share": "0.5"}, "b": {"share": "0.5"}}},
+        'write share, such as "0.5", or the name of a strategy that is there (a, b)',
     ),
 ]
 
@@ -271,7 +271,7 @@ def test_explain_shows_what_stands_behind_a_netted_decision(
 @pytest.mark.parametrize(
     ("axis", "options", "sentence"),
     [
-        ("fast=2,3", (), "fast is a key of one; let the sweep vary keys"),
+        ("fast=2,3", (), "fast is a key of one; write strategies.NAME.KEY"),
         ("sizing.fraction=0.5,1", ("--strategy", "sma_cross"), "leave one out"),
     ],
 )

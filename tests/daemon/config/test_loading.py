@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from tracepaper.daemon.config.loading import (
     load_with_origins,
     render,
     restore,
+    settings_of,
     with_settings,
 )
 from tracepaper.daemon.config.values import plain
@@ -67,6 +69,65 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
     assert config.settings()["risk"]["max_notional"] is None
 
 
+TWO: Final = """
+[strategies.calm]
+share = "0.5"
+name = "mine:Calm"
+options = {low = 3, high = 9, names = ["a", "b"]}
+[strategies.quick]
+share = "0.5"
+name = "sma_cross"
+fast = 3
+slow = 7
+sizing = {mode = "fixed", quantity = "0.3"}
+"""
+
+
+def test_a_table_changes_the_keys_that_it_names_and_a_list_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, TWO)
+    monkeypatch.setenv("TRACEPAPER_STRATEGIES__QUICK", '{"slow": 8}')
+    settings = [
+        'strategies.quick={"fast": 4, "sizing": {"quantity": "0.2"}}',
+        "strategies.quick.share=0.25",
+        'strategies.calm={"options": {"names": ["c"]}}',
+        "strategies.calm.options.low=5",
+    ]
+    changed = load(with_settings(path, settings)).strategies.named
+    stored = restore(load(path).canonical_json(), settings_of(settings)).strategies.named
+    calm, quick = changed["calm"], changed["quick"]
+    assert (quick.name, quick.fast, quick.slow) == ("sma_cross", 4, 8)
+    assert quick.sizing == {"mode": "fixed", "quantity": "0.2"}
+    assert (calm.share, quick.share) == (Decimal("0.5"), Decimal("0.25"))
+    assert calm.options == {"low": 5, "high": 9, "names": ["c"]}
+    assert stored == changed
+    other = ["strategies.calm.name=mine:Other", "strategies.calm.options.word=a,b"]
+    assert load(with_settings(path, other)).strategies.named["calm"].options == {"word": "a,b"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("strategies.slow.fast=4", "or the name of a strategy that is there (calm, quick)"),
+        ("strategies.quick.fats=4", "[strategies.quick] has no key 'fats'; the nearest is 'fast'"),
+        ("strategy.fast=4", "--set gives [strategy], and [strategies] names several"),
+        ("strategies.quick.=4", "sets no key; write section.key=value"),
+    ],
+)
+def test_a_table_of_no_strategy_is_refused_in_a_replay_and_a_what_if(
+    tmp_path: Path, setting: str, sentence: str
+) -> None:
+    path = written(tmp_path, TWO)
+    stored = load(path).canonical_json()
+    with pytest.raises(ConfigInvalid) as caught:
+        load(with_settings(path, [setting]))
+    assert sentence in str(caught.value)
+    with pytest.raises(ConfigInvalid) as caught:
+        restore(stored, settings_of([setting]))
+    assert sentence in str(caught.value)
+
+
 def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,10 +168,6 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('[exits]\nminimal_roi = {"30" = -1}', "write minutes and returns from 0 on"),
         ("[strategy]\ncommission = 0.001", "has no key 'commission': write [execution] taker_fee"),
         ("[strategy]\nqqqqqq = 1", "has no key 'qqqqqq' (it knows name, fast, slow"),
-        (
-            '[strategy]\n"options.low" = 30',
-            'strategy.options is set whole: give it as JSON, {"low": …}; correct it',
-        ),
         ("[markt]\na = 1", "there is no section [markt]; the nearest is 'market'"),
         ('cash = "1"', "cash stands outside its section; put it below [account]"),
         ("market = 5", "market is a section; write [market]"),

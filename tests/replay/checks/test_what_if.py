@@ -132,6 +132,7 @@ def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
         ("declared state and columns", FEE, (), 0.6),
         ("a hole", {}, (), 0.8),
         ("several strategies", FEE, (), 0.5),
+        ("several strategies", {"strategies": {"a": {"share": "0.3"}}}, (), 0),
         ("hedge mode", FEE, (), 0),
         ("shares", {}, (), 0.6),
         ("a portfolio", {"sizing": {"fraction": "0.5"}}, (), 0),
@@ -144,7 +145,9 @@ def test_it_equals_a_replay_of_the_change(
     path, from_ms = scenario.recorded(), from_of(scenario, part)
     sections = {section: dict(keys) for section, keys in scenario.sections().items()}
     for section, keys in changes.items():
-        sections.setdefault(section, {}).update(keys)
+        given = sections.setdefault(section, {})
+        for key, value in keys.items():
+            given[key] = {**given[key], **value} if isinstance(value, dict) else value
     if drop:
         gates = sections.setdefault("gate", {})
         gates["drop"] = (*gates.get("drop", ()), *drop)
