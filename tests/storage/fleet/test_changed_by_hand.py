@@ -60,7 +60,7 @@ def test_a_run_whose_row_or_mark_is_gone_is_not_shipped_on(
     write_run(path, plain_steps(60))
     ship_once(path, fleet_url)
     postgres.sql(fleet_url, f"DELETE FROM {table}")
-    with pytest.raises(DataInvalid, match=f"holds run 1 of .* without its {missing}.*--new-id"):
+    with pytest.raises(DataInvalid, match=f"holds run 1 of .* its {missing} was removed.*--new-id"):
         ship_once(path, fleet_url)
     assert postgres.sql(fleet_url, "SELECT count(*) FROM steps") == [(60,)]
 

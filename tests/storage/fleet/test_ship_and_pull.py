@@ -102,7 +102,7 @@ def test_a_run_alone_names_the_one_before_it_as_absent(tmp_path: Path, fleet_url
     with Reader.open(back) as reader:
         (audit,) = audit_runs(reader.connection, ["r-2"])
     assert audit.passes
-    assert "run r-1, opened before it, is absent" in audit.warnings[0]
+    assert "this file lacks run r-1, opened before it" in audit.warnings[0]
     mine, whole = contents(back), contents(path)
     for table in ("steps", "fills", "events", "answers", "gate_sets"):
         assert mine[table] == [row for row in whole[table] if row[0][1] == 2], table
