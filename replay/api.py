@@ -474,7 +474,13 @@ class Backtest:
         )
         yield from map(
             str,
-            largest_causes(decided.sequence.size, refused, unfilled, record.instruments.values()),
+            largest_causes(
+                decided.sequence.size,
+                refused,
+                unfilled,
+                record.instruments.values(),
+                lambda reason: decided.instrument[decided.unfilled == reason].tolist(),
+            ),
         )
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 

@@ -135,7 +135,7 @@ class MarketSection(Section):
                 raise ValueError(f"write symbols in the exchange's capitals instead of {symbol!r}")
         if len(set(value)) < len(value):
             raise ValueError("name each symbol once")
-        return value
+        return tuple(sorted(value))  # whoever shares a purse is served in this order: M110
 
     @model_validator(mode="before")
     @classmethod

@@ -180,8 +180,8 @@ def listed_symbols(config: Config) -> tuple[str, ...] | None:
 
 
 def with_symbols(config: Config, symbols: Sequence[str]) -> Config:
-    """Return *config* with *symbols* as ``market.symbols``."""
-    market = config.market.model_copy(update={"symbols": tuple(symbols)})
+    """Return *config* with *symbols* as ``market.symbols``, by name as in every configuration."""
+    market = config.market.model_copy(update={"symbols": tuple(sorted(symbols))})
     return config.model_copy(update={"market": market})
 
 

@@ -421,7 +421,7 @@ def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> di
 def _instruments(
     data: MarketData, market: MarketSection, *, shared: bool
 ) -> tuple[Instrument, ...]:
-    """Return one instrument per symbol, with the finest decimals of its files."""
+    """Return one instrument per symbol, by name, with the finest decimals of its files."""
     by_id: dict[str, Instrument] = {}
     for part in (*data.candles, *data.frames):
         instrument = archive_instrument(
@@ -433,4 +433,4 @@ def _instruments(
             volume_decimals=max(before.volume_decimals, instrument.volume_decimals),
             turnover_decimals=max(before.turnover_decimals, instrument.turnover_decimals),
         )
-    return tuple(by_id.values())
+    return tuple(by_id[key] for key in sorted(by_id))

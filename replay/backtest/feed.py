@@ -39,7 +39,7 @@ _AFTER_BARS: Final = frozenset({Funding, CorporateAction, UniverseChange})
 class ArchiveFeed:
     """Archived bars of one or more instruments, oldest first, as events.
 
-    Events are ordered by the bar's close, then by the order of the candles. A ``Gap`` precedes the
+    Events are ordered by the bar's close, then by instrument. A ``Gap`` precedes the
     bar after a hole; a ``Funding`` follows the bars that close at its time. A bar is seen at its
     close, ``market_ms = seen_ms``; with a calendar it closes at its session's end at the latest.
 
@@ -70,7 +70,8 @@ class ArchiveFeed:
         lookback: DataLookback = _BARS_ALONE,
         chosen: Callable[[MarketData, int], Sequence[UniverseChange]] = lambda _all, _at: (),
     ) -> None:
-        data = replace(data, candles=merge_candles(data.candles))
+        merged = sorted(merge_candles(data.candles), key=attrgetter("instrument"))
+        data = replace(data, candles=merged)
         joined = data.candles
         self.sessions: Sessions | None = _sessions_of(data)
         """The sessions that bars are counted by; None if the market never closes."""

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -191,9 +192,16 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
             " bars: give earlier candles, or let the strategy and its model look back on fewer."
         )
     instruments = reader.stored_run(run_id).run.instruments
-    for cause in largest_causes(decisions, refusals, unfilled, instruments):
+    went_without = partial(_went_without, views)
+    for cause in largest_causes(decisions, refusals, unfilled, instruments, went_without):
         if cause.remedy:  # the tables name causes without a remedy
             yield Paragraph(f"M{str(cause)[1:]}.")
+
+
+def _went_without(views: RunViews, reason: str) -> list[str]:
+    """Return the instruments on which *reason* left a target without an order."""
+    counts = views.counts("v_decisions", "instrument", unfilled_reason=reason)
+    return [instrument for instrument, _ in counts]
 
 
 def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -53,6 +53,7 @@ def remedies_for(instruments: Iterable[Instrument]) -> dict[str, str]:
     return remedies | of_sides
 
 
+_SYMBOLS_SHOWN: Final = 5
 _CAUSE_MIN: Final = 0.01
 """Least share of the bars for the largest cause to be reported."""
 
@@ -65,25 +66,31 @@ class LargestCause(NamedTuple):
     bars: int
     decisions: int
     remedy: str  # empty if none is known
+    symbols: tuple[str, ...] = ()  # of a run of several: whose bars these were
 
     def __str__(self) -> str:
         """Return one line that begins with the count."""
         share = (
             f"{self.bars:,} of {self.decisions:,} bars ({100 * self.bars / self.decisions:.1f} %)"
         )
-        return f"most {self.kind}: {share}, {self.name}" + (f": {self.remedy}" * bool(self.remedy))
+        shown, more = self.symbols[:_SYMBOLS_SHOWN], len(self.symbols) - _SYMBOLS_SHOWN
+        named = f" ({', '.join(shown)}{f' and {more} more' * (more > 0)})" if shown else ""
+        remedy = f": {self.remedy}" * bool(self.remedy)
+        return f"most {self.kind}: {share}, {self.name}{named}{remedy}"
 
 
 def largest_causes(
     decisions: int,
     refused: Iterable[tuple[str, int]],
     unfilled: Iterable[tuple[str, int]],
-    instruments: Iterable[Instrument] = (),
+    instruments: Collection[Instrument] = (),
+    went_without: Callable[[str], Iterable[str]] = lambda _reason: (),
 ) -> Iterator[LargestCause]:
     """Yield the gate that refused most *decisions*, and the reason that left most unfilled.
 
     *refused* has counts by gate, *unfilled* by reason; *instruments* give the reasons their
-    remedies. Rare causes are left out, and so is the warm-up, which has no signals.
+    remedies. *went_without* maps such a reason to the ids of the instruments that it left without
+    an order. Rare causes are left out, and so is the warm-up, which has no signals.
     """
     judged = [(name, count) for name, count in refused if name != warm.name]
     for kind, counts in (("refused", judged), ("unfilled", unfilled)):
@@ -92,7 +99,11 @@ def largest_causes(
             remedy = remedies_for(instruments).get(name, "")
             if kind == "refused" and isinstance(key := GATES[name].threshold, ThresholdKey):
                 remedy = f"its threshold is [{GATES[name].section}] {key.name}"
-            yield LargestCause(kind, name, count, decisions, remedy)
+            symbols: tuple[str, ...] = ()
+            if kind == "unfilled" and len(instruments) > 1:
+                left = set(went_without(name))
+                symbols = tuple(sorted(item.symbol for item in instruments if item.id in left))
+            yield LargestCause(kind, name, count, decisions, remedy, symbols)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_an_interval_finer_than_the_data_is_refused_with_who_named_it(
 
 def test_two_symbols_come_from_two_files() -> None:
     config = configuration(None, MarketData([sol(), read_candles(BTC)]))
-    assert config.market.symbols == ("SOLUSDT", "BTCUSDT")
+    assert config.market.symbols == ("BTCUSDT", "SOLUSDT")
 
 
 def test_a_strategy_is_found_beside_its_configuration(

@@ -73,12 +73,12 @@ def test_several_symbols_come_in_order_of_close_then_of_symbol() -> None:
     close = [T0 + (i + 1) * MINUTE for i in range(4)]
     assert closes == [
         ("Bar", "BTC", close[0]),
-        ("Bar", "ETH", close[1]),
         ("Bar", "BTC", close[1]),
+        ("Bar", "ETH", close[1]),
         ("Bar", "ETH", close[2]),
-        ("Bar", "ETH", close[3]),
         ("Gap", "BTC", close[3]),
         ("Bar", "BTC", close[3]),
+        ("Bar", "ETH", close[3]),
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record
 from records import check_record, identities, rows, tamper
+from rich.console import Console
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
@@ -18,11 +21,14 @@ from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.document.terminal import show_document
+from tracepaper.replay.report.terminal import summary_document
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.chunks import close_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Category
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 
@@ -123,3 +129,36 @@ def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_
     audit.end(3)
     audit.close()
     assert identities(again) == identities(batched)
+
+
+@pytest.mark.parametrize("margin", ["none", "isolated"])
+def test_symbols_on_one_purse_are_served_by_name_in_whatever_order_they_are_given(
+    margin: str, tmp_path: Path
+) -> None:
+    category = Category.SPOT if margin == "none" else Category.LINEAR
+    data = [replace(part, category=category) for part in candles(200)]
+    sections = {
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": margin == "none"},
+        "account": {"cash": "100000", "margin": margin},
+    }
+    told = []
+    for at, order in enumerate(permutations(range(3))):
+        path = tmp_path / f"{at}.db"
+        names = [SYMBOLS[place] for place in reversed(order)]
+        market = {"symbols": names, "category": category.value}
+        run_id = replayed(path, [data[place] for place in order], market=market, **sections)
+        fills = rows(
+            path, "SELECT instrument, filled_ms, side, quantity_text FROM v_fills ORDER BY sequence"
+        )
+        check_record(path)
+        console = Console(file=io.StringIO(), width=300)
+        show_document(console, summary_document(path, run_id), blank_lines=False)
+        assert isinstance(console.file, io.StringIO)
+        printed = console.file.getvalue().splitlines()
+        (line,) = (line for line in printed if line.startswith("Most unfilled"))
+        told.append((fills, line))
+    assert told.count(told[0]) == len(told)
+    fills, line = told[0]
+    served = [(filled_ms, name) for name, filled_ms, *_ in fills]
+    assert served == sorted(served)
+    assert "(BTCUSDT, ETHUSDT, SOLUSDT)" in line
