@@ -362,18 +362,23 @@ class MemberState:
         return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
 
     def hold(self, bar: Bar, account: Holdings, exposure: float) -> Intent:
-        """Return the intent of a shadow account that holds *exposure* times its first cash, long.
+        """Return the intent of a shadow account that holds *exposure* times its first cash.
 
-        The target stays unless the new one differs by more than ``sizing.rebalance``. In hedge mode
-        it holds on its long side.
+        *exposure* is below zero for a short position. The target stays unless the new one differs
+        by more than ``sizing.rebalance``. In hedge mode the side of the exposure's sign holds it.
         """
         standing = account.target(bar.instrument)
         cash = sum(book.settings.cash for book in account.books)
         target = self._sizer.held(bar.close, cash, exposure, standing=standing)
-        intent = Intent(Action.HOLD, standing, "nothing was held so far")
-        if target:
-            intent = Intent(Action.LONG, target, "buy and hold")
-        return intent._replace(sides={PositionSide.LONG: intent, PositionSide.SHORT: None})
+        if target == standing == 0:
+            signal = Signal(Action.HOLD, "nothing was held so far")
+        else:
+            side = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
+            signal = Signal(side, "buy and hold")
+        nets: dict[PositionSide | None, int] = {
+            None: target, PositionSide.LONG: max(target, 0), PositionSide.SHORT: min(target, 0)
+        }  # fmt: skip
+        return self.net_intent(signal, nets, account, bar.instrument)
 
     def value_of(self, price: int, quantity: int) -> int:
         """Return the unsigned value of *quantity* at *price*, in money."""

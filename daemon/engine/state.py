@@ -2,10 +2,10 @@
 
 ``ungated`` follows every signal. ``random_gate`` follows randomly drawn signals, as many as the
 judgement gates let through on the card's calibration slice or in the run so far. ``buy_and_hold``
-holds the run's mean exposure so far. ``fixed_band`` replaces a signal's band by the default of
-``sizing.rebalance``. ``sized_by_forecast`` sizes by the model's volatility. ``uncorrelated`` weighs
-by the run's rule as if no two symbols were correlated. ``full_size`` and ``no_GATE`` differ from
-the run in one thing: they always take a full position, or ignore that gate.
+holds the run's mean exposure so far, with its sign. ``fixed_band`` replaces a signal's band by the
+default of ``sizing.rebalance``. ``sized_by_forecast`` sizes by the model's volatility.
+``uncorrelated`` weighs by the run's rule as if no two symbols were correlated. ``full_size`` and
+``no_GATE`` differ from the run in one thing: they always take a full position, or ignore that gate.
 
 The rules are docs/decisions.md, G18.
 """
@@ -88,7 +88,7 @@ SHADOWS: Final = {
         "the same forecasts, let through by chance as often as the run's gates did so far, or as "
         "the card counted on its calibration slice, where a warning of the run says so"
     ),
-    BUY_AND_HOLD: "held long at the run's mean exposure so far",
+    BUY_AND_HOLD: "held at the run's mean exposure so far, short where that is below zero",
     FIXED_BAND: "the same signals, traded where a target has moved by more than a quarter",
     SIZED_BY_FORECAST: "the same trend, sized by the model's volatility",
     FULL_SIZE: "the same decisions, each with a full position",
@@ -132,7 +132,7 @@ class ShadowBasis(Struct, frozen=True, array_like=True):
     bars: int = 0
     judged: int = 0  # bars that no integrity gate refused
     passed: int = 0  # judged bars that no judgement gate refused
-    exposure: float = 0.0  # sum of position value (unsigned) / equity
+    exposure: float = 0.0  # sum of position value / equity, below zero where short
 
     def passes(self, instrument: str, open_time_ms: int, share: float | None = None) -> bool:
         """Return whether the signal of a bar passes at random, as a function of the arguments.
@@ -331,7 +331,8 @@ class Shadows:
         if refused == warm.name:
             return False  # no position was possible yet
         before = self.bases[bar.instrument]
-        value = state.value_of(bar.close, position.quantity)
+        size = state.value_of(bar.close, position.quantity)
+        value = size if position.quantity > 0 else -size
         judged = refused not in INTEGRITY
         equity = account.equity
         self.bases[bar.instrument] = ShadowBasis(

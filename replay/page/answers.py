@@ -229,8 +229,8 @@ class Equity(Struct, frozen=True):
     time_ms: list[int]
     equity: dict[str, list[float]]  # by account, the run's first
     low: dict[str, list[float]]
-    exposure: list[float]  # of the run's account: gross position value ÷ equity
-    net_exposure: list[float] | None  # in hedge mode: long side less short side ÷ equity
+    exposure: list[float]  # of the run's account: value of all positions ÷ equity, signed
+    gross_exposure: list[float] | None  # in hedge mode: both sides without their signs ÷ equity
 
 
 class FillMark(Struct, frozen=True):

@@ -43,7 +43,7 @@ ACCOUNTS: Final = (
     of_field("fees", "fees", "money"),
     of_field("funding", "funding", "money"),
     of_field("fills", "fills", "count"),
-    of_field("mean_exposure", "mean exposure", "percent"),
+    of_field("mean_exposure", "mean exposure", "gain percent"),
 )  # fmt: skip
 POSITIONS: Final = (
     of_field("instrument", "symbol", "text"),
@@ -114,12 +114,11 @@ def _curves(shown: ShownRun, figures: list[answers.AccountFigures]) -> Iterator[
                 _lost(equity, np.minimum(low, equity)),
             )
         )
-    name, net = "exposure, held value ÷ equity", columns.net_exposure
+    name, gross = "exposure, long less short ÷ equity", columns.gross_exposure
     held = [LineLayer(name, columns.time_ms, _percent(columns.exposure), "ink", 1.0)]
-    if net is not None:
-        held = [replace(held[0], name="gross exposure, both sides ÷ equity")]
-        name = "net exposure, long less short"
-        held.append(LineLayer(name, columns.time_ms, _percent(net), "shadow-1", 1.0, "dash"))
+    if gross is not None:
+        name = "gross exposure, both sides ÷ equity"
+        held.append(LineLayer(name, columns.time_ms, _percent(gross), "shadow-1", 1.0, "dash"))
     yield Paragraph("Equity", "heading")
     chart = charts.accounts_chart(np.array(columns.time_ms, dtype=np.int64), curves, held)
     yield replace(chart, title="")

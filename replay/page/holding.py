@@ -12,7 +12,7 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing
-from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit
+from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit, held_source
 from tracepaper.strategies.sessions import SuspectedSplit, named_splits
 from tracepaper.strategies.units import RATE_SCALE
 
@@ -43,13 +43,18 @@ class HeldUnits(NamedTuple):
 
 @dataclass(frozen=True)
 class HoldingAccount:
-    """An account that buys for a *share* of the initial money in equal parts, and holds."""
+    """An account that buys for *shares* of the initial money, or sells short, and holds."""
 
     name: str
     title: str
     source: str
-    share: float
+    shares: dict[str, float]  # by instrument
     units: HeldUnits
+
+    @property
+    def share(self) -> float:
+        """The share of the initial money in all instruments, with their signs."""
+        return sum(self.shares.values())
 
     @property
     def start(self) -> float:
@@ -58,10 +63,11 @@ class HoldingAccount:
 
     def equity(self, opens_ms: Floats, closes: dict[str, Floats]) -> Floats:
         """Return the equity at *closes*, after the last bars that open until *opens_ms*."""
-        gains = np.zeros(opens_ms.size)
+        grown = np.ones(opens_ms.size)
         for name, unit in self.units.bought.items():
-            gains += unit.gain(opens_ms, self.units.adjusted(name, opens_ms, closes[name]))
-        return self.start * (1.0 + self.share * gains / len(self.units.newest))
+            prices = self.units.adjusted(name, opens_ms, closes[name])
+            grown += unit.profit(self.shares[name], opens_ms, prices)
+        return self.start * grown
 
     @property
     def newest(self) -> float:
@@ -97,10 +103,10 @@ def _units(shown: ShownRun) -> HeldUnits:
             if (place_of := places.get(market_ms)) is not None:
                 settled.append((*place_of, rate / RATE_SCALE))
         within_ms, before_ms, closes, paid = np.array(sorted(settled)).reshape(-1, 4).T
-        price = units.adjusted(name, bar[TIME], bar["open"])[0] * (1.0 + cost_rate)
+        price = units.adjusted(name, bar[TIME], bar["open"])[0]
         paid = (units.adjusted(name, before_ms, closes) * paid).cumsum()
         units.bought[name] = HeldUnit(
-            float(price), int(bar[TIME][0]), within_ms, np.concatenate(([0.0], paid))
+            float(price), cost_rate, int(bar[TIME][0]), within_ms, np.concatenate(([0.0], paid))
         )
     return units
 
@@ -173,24 +179,31 @@ def shadows(shown: ShownRun) -> list[str]:
     return sorted({row["shadow"] for row in rows})
 
 
-def mean_exposure(shown: ShownRun, sums: str = "exposures") -> float | None:
-    """Return the mean exposure for buy and hold, from the first warm bar on.
+def mean_exposure(shown: ShownRun) -> float | None:
+    """Return the run's mean exposure over all symbols, with their signs; None if unknown."""
+    shares = mean_exposures(shown)
+    return None if shares is None else sum(shares.values())
 
-    With *sums* ``grosses`` it is the gross exposure, in hedge mode of both sides. None without a
-    position so far, if the equity was used up, or if a roll-up is still missing.
+
+def mean_exposures(shown: ShownRun) -> dict[str, float] | None:
+    """Return the run's mean exposure in each symbol, from the first warm bar on.
+
+    None without such a bar, if the equity was used up, or if a roll-up is still missing.
     """
     try:
-        return shown.rollups.kept_value(sums, lambda: _mean(shown, sums))
+        return shown.rollups.kept_value("exposures", lambda: _means(shown))
     except RollupMissing:
         return None
 
 
-def _mean(shown: ShownRun, sums: str) -> float | None:
+def _means(shown: ShownRun) -> dict[str, float] | None:
     block = shown.rollups.full_range(ACCOUNTS)
     bars = float(np.sum(block.get("exposed", 0.0)))
     if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
         return None
-    return float(np.sum(block.get(sums, block["exposures"]))) / bars
+    return {
+        name: float(np.sum(block[f"exposures:{name}"])) / bars for name in shown.columns.instruments
+    }
 
 
 def held(shown: ShownRun) -> list[HoldingAccount]:
@@ -198,19 +211,23 @@ def held(shown: ShownRun) -> list[HoldingAccount]:
 
     The first is left out if the run has the shadow account that holds its exposure so far.
     """
-    share = mean_exposure(shown)
-    return shown.rollups.kept_value(f"held {share}", lambda: _held_by(shown, share))
+    shares = mean_exposures(shown)
+    return shown.rollups.kept_value(f"held {shares}", lambda: _held_by(shown, shares))
 
 
-def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
+def _held_by(shown: ShownRun, shares: dict[str, float] | None) -> list[HoldingAccount]:
     units = _units(shown)
     if not units.bought:
         return []
     pruned = ", over the rest of a pruned run" if shown.columns.span[0] else ""
     has_shadow, accounts = BUY_AND_HOLD in shadows(shown), []
-    if share and not has_shadow:
-        source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{pruned}"
-        accounts.append((HELD_ALIKE, "buy and hold at its own exposure", source, share))
+    if shares and any(shares.values()) and not has_shadow:
+        instruments = shown.columns.instruments
+        source = held_source({instruments[name].symbol: share for name, share in shares.items()})
+        title = "buy and hold at its own exposure"
+        accounts.append((HELD_ALIKE, title, f"{source}{pruned}", shares))
     name = f"{BUY_AND_HOLD} in full" if has_shadow else BUY_AND_HOLD
-    accounts.append((name, "buy and hold", f"computed: all the money, {BOUGHT}{pruned}", 1.0))
+    source = f"computed: all the money, {BOUGHT}{pruned}"
+    in_full = dict.fromkeys(units.newest, 1.0 / len(units.newest))
+    accounts.append((name, "buy and hold", source, in_full))
     return [HoldingAccount(*account, units) for account in accounts]

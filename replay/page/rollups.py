@@ -41,7 +41,7 @@ Block = dict[str, Floats]
 """Columns of one length by name; NaN is an unknown value, times are exact as floats."""
 
 TIME: Final = "open_time_ms"
-VERSION: Final = 6
+VERSION: Final = 7
 GRAIN: Final = 15
 """Bars in a cell of a roll-up; cells of multiples are computed from these."""
 SHORT_BARS: Final = 40_000
@@ -65,10 +65,8 @@ _RULES: Final = {
     "close": "last",
     "volume": "sum",
     "exposed": "sum",
-    "exposures": "sum",
-    "grosses": "sum",
 }
-_RULE_OF: Final = {"spare": "min", "failed": "sum", "low": "min"}
+_RULE_OF: Final = {"spare": "min", "failed": "sum", "low": "min", "exposures": "sum"}
 """Rules of columns ``prefix:name``; other columns keep the last known value."""
 
 
@@ -347,10 +345,9 @@ class Rollups:
     def _accounts(self, span: Span) -> Block:
         """Return every account's equity after each close, and the exposure of the run's account.
 
-        ``exposure`` is the gross position by equity; ``exposures`` is its sum over the bars after
-        the warm-up, and ``exposed`` their number. In hedge mode ``exposure`` adds both sides,
-        ``grosses`` is its sum, ``net_exposure`` is the long side less the short one, and
-        ``exposures`` sums the absolute net position of each symbol.
+        ``exposure`` is the position by equity with its sign, over all symbols; ``exposures:NAME``
+        is its sum in one symbol over the bars after the warm-up, and ``exposed`` their number. In
+        hedge mode ``gross_exposure`` adds both sides of every symbol without their signs.
         """
         accounts = self.columns.accounts(span)
         times = [columns[TIME] for columns in accounts.values()]
@@ -363,31 +360,31 @@ class Rollups:
             block[f"equity:{name or OWN}"], block[f"low:{name or OWN}"] = column, column.copy()
         equity = block.get(f"equity:{OWN}", np.ones(axis.size))
 
-        def by_equity(name: str = "", *, net: bool = False) -> Floats:
-            worth = self._worth(span, axis, accounts.get(name, {}), name, net=net)
-            return np.divide(worth, equity, out=np.zeros(axis.size), where=equity > 0)
+        def by_equity(name: str = "") -> dict[str, Floats]:
+            values = self._worth(span, axis, accounts.get(name, {}), name)
+            return {
+                instrument: np.divide(value, equity, out=np.zeros(axis.size), where=equity > 0)
+                for instrument, value in values.items()
+            }
 
-        exposure = by_equity()
+        exposures = by_equity()
         warmed = self.warm_sequence()
         counted = axis >= (np.inf if warmed is None else self._rows.open_ms(warmed))
         block |= {
-            "exposure": exposure,
-            "exposures": np.where(counted, exposure, 0.0),
+            "exposure": sum(exposures.values(), np.zeros(axis.size)),
             "exposed": counted.astype(np.float64),
         }
+        for instrument, exposure in exposures.items():
+            block[f"exposures:{instrument}"] = np.where(counted, exposure, 0.0)
         if sides := [side for side in SIDES if side in accounts]:
-            gross = np.sum([by_equity(side) for side in sides], axis=0)
-            block |= {
-                "exposure": gross,
-                "grosses": np.where(counted, gross, 0.0),
-                "net_exposure": by_equity(net=True),
-            }
+            of_sides = [np.abs(held) for side in sides for held in by_equity(side).values()]
+            block["gross_exposure"] = sum(of_sides, np.zeros(axis.size))
         return block
 
-    def _worth(self, span: Span, axis: Floats, account: Columns, name: str, *, net: bool) -> Floats:
-        """Return the gross or *net* value of the positions at *axis*, by their last closes."""
-        worth, values = np.zeros(axis.size), self._holding_value(account, net=net)
-        for place in range(len(self.columns.instruments)):
+    def _worth(self, span: Span, axis: Floats, account: Columns, name: str) -> dict[str, Floats]:
+        """Return the signed value of each symbol's position at *axis*, by its last closes."""
+        worth, values = dict[str, Floats](), self._holding_value(account)
+        for place, instrument in enumerate(self.columns.instruments):
             column = np.full(axis.size, np.nan)
             if account:
                 mask = account["instrument"] == place
@@ -396,17 +393,16 @@ class Rollups:
                 before = (self.span[0], span[0] - 1)
                 at = self._rows.decided_at(before, instrument=place, newest=True)
                 last = {} if at is None else self.columns.accounts((at, at)).get(name, {})
-                column[0] = self._holding_value(last, net=net).sum()
-            worth += filled(column)
+                column[0] = self._holding_value(last).sum()
+            worth[instrument] = filled(column)
         return worth
 
-    def _holding_value(self, account: Columns, *, net: bool) -> Floats:
-        """Return the value of the positions of *account* after each bar, without dust."""
+    def _holding_value(self, account: Columns) -> Floats:
+        """Return the signed value of the positions of *account* after each bar, without dust."""
         if not account:
             return np.empty(0)
         steps = np.array([self.columns.quantity_step(name) for name in self.columns.instruments])
-        quantity = without_dust(account["quantity"], steps[account["instrument"]])
-        return (quantity if net else np.abs(quantity)) * account["close"]
+        return without_dust(account["quantity"], steps[account["instrument"]]) * account["close"]
 
     # ------------------------------------------------------------ the file
 

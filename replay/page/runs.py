@@ -374,7 +374,7 @@ def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
                 fees=as_number(row["fees_paid"]),
                 funding=as_number(row["funding_paid"]),
                 fills=views.count(f"v_{kind}fills", **shadow),
-                mean_exposure=None if place else holding.mean_exposure(shown, "grosses"),
+                mean_exposure=None if place else holding.mean_exposure(shown),
                 **_style(shadow_line(place - 1) if place else RUN_LINE),
             )
 
@@ -481,7 +481,7 @@ def equity(
         equity=stored | held,
         low={name: columns[f"low:{name}"].tolist() for name in names if f"low:{name}" in columns},
         exposure=columns.get("exposure", times).tolist(),
-        net_exposure=columns["net_exposure"].tolist() if "net_exposure" in columns else None,
+        gross_exposure=columns["gross_exposure"].tolist() if "gross_exposure" in columns else None,
     )
 
 

@@ -26,7 +26,8 @@ The rule is docs/decisions.md, G21.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -35,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.replay.report.metrics import blocks_of, mean_error, mean_of
+from tracepaper.replay.report.metrics import blocks_of, finite_mean, mean_error, mean_of
 from tracepaper.replay.report.record import AccountRecord, Bars, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.builtin import TREND
@@ -47,8 +48,8 @@ RANDOM_TIMINGS: Final = 200
 RANDOM_SEED: Final = 1
 EQUAL: Final = 1e-10
 """Final equities that differ by a smaller fraction of the initial equity are equal."""
-BOUGHT: Final = "bought at the open after the first decidable bar at the run's costs, not sold"
-"""How a benchmark bought its position, as part of an account's source."""
+BOUGHT: Final = "traded at the open after the first decidable bar at the run's costs, then held"
+"""How a benchmark opened its position, as part of an account's source."""
 BAND: Final = (0.05, 0.5, 0.95)
 """The quantiles of the random timings' equity that are shown."""
 
@@ -98,84 +99,115 @@ def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> 
     return np.array(held, float)[np.searchsorted(at, decided, side="right") - 1]
 
 
-def exposures(
-    record: RunRecord, ledger: AccountRecord, held_by: Sequence[AccountRecord] | None = None
-) -> tuple[Floats, Floats]:
-    """Return the net and the gross exposure of *ledger* at each of the record's times.
+def exposures(record: RunRecord, ledger: AccountRecord) -> dict[str, Floats]:
+    """Return the exposure of *ledger* in each symbol at each of the record's times.
 
-    The gross exposure adds long and short positions, in hedge mode those of both sides of a symbol;
-    *held_by* has these sides by default.
+    It is the position's value ÷ the account's equity, below zero if it is short; in hedge mode the
+    long side less the short one. It is NaN where nothing of the equity is left.
     """
-    held_by = sides_of(record, ledger) if held_by is None else held_by
-    net, gross = np.zeros((2, record.times_ms.size))
-    for name, held in ((name, held) for account in held_by for name, held in account.held.items()):
+    return _exposures(record, ledger.held, ledger.equity)
+
+
+def gross_exposure(record: RunRecord, ledger: AccountRecord) -> Floats:
+    """Return the sum of the exposures of *ledger* without their signs, in hedge mode of each side.
+
+    It has a value at each of the record's times.
+    """
+    gross = np.zeros(record.times_ms.size)
+    for side in sides_of(record, ledger):
+        for held in _exposures(record, side.held, ledger.equity).values():
+            gross += np.abs(held)
+    return gross
+
+
+def _exposures(record: RunRecord, held: Mapping[str, Floats], equity: Floats) -> dict[str, Floats]:
+    left = np.where(equity[1:] > 0, equity[1:], np.nan)
+    shares = {}
+    for name, quantity in held.items():
         bars = record.bars[name]
         closes_ms = record.bar_times.closes_of(bars.open_time_ms)
         at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
-        notional = np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
-        net += notional
-        gross += np.abs(notional)
-    equity = np.where(ledger.equity[1:] > 0, ledger.equity[1:], np.nan)
-    return net / equity, gross / equity
+        value = np.where(at >= 0, (quantity * bars.close)[at.clip(min=0)], 0.0)
+        shares[name] = value / left
+    return shares
 
 
-def mean_exposure(record: RunRecord) -> float:
-    """Return the mean exposure for the comparison with buy and hold; NaN without any bar.
+def mean_exposures(record: RunRecord) -> dict[str, float] | None:
+    """Return the run's mean exposure in each symbol, over the bars that it could decide.
 
-    It is the gross exposure over the bars that the run could decide. In hedge mode the sides of a
-    symbol are netted first, since only their difference moves with the market.
+    None without such a bar, or if nothing of the equity was left at one.
     """
-    gross = exposures(record, record.account, [record.account])[1][record.decidable_from :]
-    return float(np.mean(gross)) if gross.size else float("nan")
+    means = {
+        name: finite_mean(held[record.decidable_from :])
+        for name, held in exposures(record, record.account).items()
+    }
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    return known if len(known) == len(means) else None
 
 
 @dataclass(frozen=True)
 class HeldUnit:
-    """One unit of an instrument, bought and held; prices in quote currency."""
+    """One unit of an instrument, bought or sold short, and held; prices in quote currency."""
 
-    price: float  # with the cost of trading
+    price: float  # without the cost of trading
+    cost_rate: float  # of the trade, as a fraction of the price
     opened_ms: int  # open time of the bar at which it was bought
     settled_ms: Ints  # opens of the later bars that contain a funding settlement
     paid: Floats  # [settled + 1] sum paid per unit after so many of them
 
-    def gain(self, opens_ms: Ints | Floats, closes: Floats) -> Floats:
-        """Return the gain by each of *closes*, as a fraction of the price.
+    def profit(self, share: float, opens_ms: Ints | Floats, closes: Floats) -> Floats:
+        """Return the profit by each of *closes* of *share* of some money, as a fraction of it.
 
-        *opens_ms* are the open times of their bars. The gain is 0 before the purchase.
+        A *share* below zero is sold short. *opens_ms* are the open times of the bars of *closes*.
+        The profit is 0 before the trade.
         """
         paid = self.paid[np.searchsorted(self.settled_ms, opens_ms, side="right")]
-        return np.where(opens_ms >= self.opened_ms, (closes - paid) / self.price - 1.0, 0.0)
+        price = self.price * (1.0 + math.copysign(self.cost_rate, share))
+        gain = (closes - paid) / price - 1.0
+        return share * np.where(opens_ms >= self.opened_ms, gain, 0.0)
 
 
 def bought(bars: Bars, at: int, cost_rate: float) -> HeldUnit:
-    """Return a unit bought at the open of bar *at*; later *bars* give the funding that it pays."""
+    """Return a unit traded at the open of bar *at*; later *bars* give the funding that it pays."""
     due = at + 1 + np.flatnonzero(bars.funding[at + 1 :])
     return HeldUnit(
-        price=float(bars.open[at]) * (1.0 + cost_rate),
+        price=float(bars.open[at]),
+        cost_rate=cost_rate,
         opened_ms=int(bars.open_time_ms[at]),
         settled_ms=bars.open_time_ms[due],
         paid=np.concatenate(([0.0], (bars.close[due - 1] * bars.funding[due]).cumsum())),
     )
 
 
-def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
-    """Return the equity [times + 1] of holding *share* of the initial money in equal parts.
+def buy_and_hold(record: RunRecord, shares: Mapping[str, float] | None = None) -> Floats:
+    """Return the equity [times + 1] of holding *shares* of the initial money, by instrument.
 
     Each instrument is bought at the open after its first bar past the warm-up, which is the
-    earliest open at which the run could buy, and pays a fee. The rest is cash; a share above 1 is
-    bought on credit without interest.
+    earliest open at which the run could buy, and pays a fee; if its share is below zero it is sold
+    short. The rest is cash; what exceeds the money is bought on credit without interest. By default
+    all the money is held, in equal parts.
     """
+    shares = dict.fromkeys(record.bars, 1.0 / len(record.bars)) if shares is None else shares
     start = float(record.account.equity[0])
     equity = np.full(record.times_ms.size + 1, start)
     for name in record.bars:
         bars, at = record.adjusted(name), record.warm_from[name] + 1
         if at < bars.open.size:
-            gain = bought(bars, at, record.cost_rate).gain(bars.open_time_ms, bars.close)
+            unit = bought(bars, at, record.cost_rate)
+            profit = start * unit.profit(shares[name], bars.open_time_ms, bars.close)
             closes_ms = record.bar_times.closes_of(bars.open_time_ms)
             closed = np.searchsorted(closes_ms, record.times_ms, side="right")
-            profit = np.concatenate(([0.0], gain))[np.append(0, closed)]
-            equity += share * start / len(record.bars) * profit
+            equity += np.concatenate(([0.0], profit))[np.append(0, closed)]
     return equity
+
+
+def held_source(shares: Mapping[str, float]) -> str:
+    """Return the source of buy and hold at the run's mean exposure: *shares* of the start."""
+    by_symbol = ", ".join(
+        f"{share:.2%} of the start" + (f" in {symbol}" if len(shares) > 1 else "")
+        for symbol, share in shares.items()
+    )
+    return f"computed: the run's mean exposure, {by_symbol}, {BOUGHT}"
 
 
 class Episodes(NamedTuple):

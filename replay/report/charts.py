@@ -173,7 +173,8 @@ def exposure_share(report: Report) -> Floats:
     A mark has the largest position since the previous mark, so brief positions are visible.
     """
     record = report.record
-    share = np.concatenate(([0.0], np.nan_to_num(exposures(record, record.account)[0])))
+    held = sum(exposures(record, record.account).values(), np.zeros(record.times_ms.size))
+    share = np.concatenate(([0.0], np.nan_to_num(held)))
     ends = np.searchsorted(record.times_ms, report.marks_ms, side="right")
     starts = np.concatenate(([0], ends[:-1] + 1))
     highest, lowest = np.maximum.reduceat(share, starts), np.minimum.reduceat(share, starts)

@@ -200,7 +200,11 @@ def _tiles(report: Report) -> Table:
     held = [each for each in report.accounts if each.name.startswith(prefix)]
     tiles: list[tuple[str, Value, Form]] = [("return", figures.total_return, "gain percent")]
     for each in held:
-        share = "" if each.mean_exposure is None else f" ({written(each.mean_exposure, 'percent')})"
+        share = (
+            ""
+            if each.mean_exposure is None
+            else f" ({written(each.mean_exposure, 'gain percent')})"
+        )
         name = f"{BUY_AND_HOLD_AT}its own exposure so far{share}" if shadow else each.name
         tiles.append((name, each.performance.total_return, "gain percent"))
     fully_held = report.accounts[-1]

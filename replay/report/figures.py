@@ -92,8 +92,8 @@ ACCOUNTS: Final = (
     of_field("drawdown_bars", "longest, bars", "count", "performance.drawdown_bars"),
     of_field("calmar", "Calmar", "gain ratio", "performance.calmar"),
     of_field("exposure", "time in the market", "share", "activity.exposure"),
-    of_field("mean_exposure", "mean exposure", "percent"),
-    of_field("net_exposure", "mean net exposure", "gain percent"),
+    of_field("mean_exposure", "mean exposure", "gain percent"),
+    of_field("gross_exposure", "mean gross exposure", "percent", "activity.gross_exposure"),
     of_field("turnover", "turnover a year", "ratio", "activity.turnover"),
     of_field("trades", "closed trades", "count", "activity.trades"),
     of_field("hit_rate", "trades won", "share", "activity.hit_rate"),
@@ -436,13 +436,7 @@ def _annual(report: Report) -> tuple[str, ...]:
     )
     if record.held_shadow is not None:
         held += f", and {record.held_shadow.name} with as much as the run held so far in the mean"
-    if report.accounts[0].net_exposure is not None:
-        held += (
-            ". In hedge mode exposure is gross, both sides added up; net is the long "
-            "side less the short one, and buy and hold is compared at that of each bar without its "
-            "sign"
-        )
-    return sentence, f"{held}."
+    return sentence, f"{held}. A short position counts below zero, except in gross exposure."
 
 
 def _refusal_notes(record: RunRecord, refused: Sequence[Refusal]) -> tuple[str, ...]:

@@ -74,7 +74,8 @@ class Activity:
     """How much was traded, and the results of closed trades."""
 
     exposure: float | None  # share of the decidable bars with a position
-    mean_exposure: float | None  # gross position by equity, over the same bars
+    mean_exposure: float | None  # positions by equity with their signs, over the same bars
+    gross_exposure: float | None  # mean of the positions by equity without their signs
     turnover: float | None  # traded notional a year, in multiples of the mean equity
     trades: int  # closed
     hit_rate: float | None  # share of closed trades with a profit after costs
@@ -458,6 +459,7 @@ def unknown(figures: Performance) -> Performance:
 def activity(
     *,
     exposures: Numbers,
+    gross_exposures: Numbers,
     notionals: Numbers,
     equity: Numbers,
     profits: Numbers,
@@ -466,17 +468,19 @@ def activity(
 ) -> Activity:
     """Return the activity of an account.
 
-    *exposures* has the gross position by equity at each decidable bar, *notionals* that of each
-    fill, *equity* one value per bar, *profits* the profit of each closed trade after costs.
+    *exposures* has the positions by equity at each decidable bar, added with their signs, and
+    *gross_exposures* without; *notionals* has the notional of each fill, *equity* one value per
+    bar, *profits* the profit of each closed trade after costs.
     """
     values = np.asarray(profits, dtype=np.float64)
-    held = np.asarray(exposures, dtype=np.float64)
+    gross = np.asarray(gross_exposures, dtype=np.float64)
     capital = float(np.mean(equity))
     traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
     lost = -float(values[values < 0].sum())
     return Activity(
-        exposure=mean_of(held != 0),
-        mean_exposure=finite_mean(held),
+        exposure=mean_of(gross != 0),
+        mean_exposure=finite_mean(np.asarray(exposures, dtype=np.float64)),
+        gross_exposure=finite_mean(gross),
         turnover=traded / capital * year_days / days if is_annual(days) and capital > 0 else None,
         trades=values.size,
         hit_rate=mean_of(values > 0),

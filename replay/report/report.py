@@ -26,10 +26,11 @@ from tracepaper.replay.report.benchmarks import (
     Refusal,
     buy_and_hold,
     exposures,
-    mean_exposure,
+    gross_exposure,
+    held_source,
+    mean_exposures,
     random_timings,
     refusals,
-    sides_of,
 )
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
@@ -83,12 +84,11 @@ class AccountReport:
     activity: Activity | None  # None for a computed benchmark
     costs: Costs | None
     margin: MarginHeld | None = None  # None without a position on margin
-    net_exposure: float | None = None  # in hedge mode, mean of long less short
     bought: float | None = None  # of a computed benchmark, the share of the initial money
 
     @property
     def mean_exposure(self) -> float | None:
-        """The mean position by equity; of a computed benchmark the share that it bought."""
+        """The mean position by equity, with its sign; of a benchmark the share that it holds."""
         return self.bought if self.activity is None else self.activity.mean_exposure
 
     @property
@@ -238,7 +238,7 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
     parts += _fitted_parts(record.fitted, first_ms, last_ms)
     if not parts:
         return ()
-    exposed, separate = exposures(record, record.account)[1], list[Stretch]()
+    exposed, separate = gross_exposure(record, record.account), list[Stretch]()
     for name, since, until in parts:
         if since >= until:
             continue
@@ -303,7 +303,8 @@ def account_report(
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
     is_own = ledger is record.account
-    net, gross = (each[record.decidable_from :] for each in exposures(record, ledger))
+    net = sum(exposures(record, ledger).values(), np.zeros(record.times_ms.size))
+    gross = gross_exposure(record, ledger)
     figures = _figures(record, ledger)
     return AccountReport(
         name=ledger.name,
@@ -313,7 +314,8 @@ def account_report(
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
-            exposures=gross,
+            exposures=net[record.decidable_from :],
+            gross_exposures=gross[record.decidable_from :],
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
@@ -322,8 +324,6 @@ def account_report(
         ),
         costs=costs(ledger, record.terms),
         margin=_margin(record) if is_own else None,
-        # Only hedge mode has a net exposure that differs from the gross one.
-        net_exposure=metrics.finite_mean(net) if len(sides_of(record, ledger)) > 1 else None,
     )
 
 
@@ -350,27 +350,33 @@ def _margin(record: RunRecord) -> MarginHeld | None:
 
 
 class HoldBenchmark(NamedTuple):
-    """A benchmark that buys for a share of the initial money and holds."""
+    """A benchmark that buys for a share of the initial money, or sells short, and holds."""
 
     name: str
     source: str
     equity: Floats
-    share: float
+    share: float  # of all symbols, with their signs
 
 
 def held_alike(record: RunRecord) -> list[HoldBenchmark]:
-    """Return buy and hold at the run's mean exposure, and with all the money.
+    """Return buy and hold at the run's mean exposure in each symbol, and with all the money.
 
     The first is left out if a shadow account holds the run's exposure so far.
     """
     held = []
     if record.held_shadow is None:
-        share = mean_exposure(record)
-        if np.isfinite(share) and share > 0:
-            source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}"
+        shares = mean_exposures(record)
+        if shares and any(shares.values()):
+            share, symbols = (
+                sum(shares.values()),
+                {record.instruments[name].symbol: each for name, each in shares.items()},
+            )
             held.append(
                 HoldBenchmark(
-                    f"{BUY_AND_HOLD_AT}{share:.2%}", source, buy_and_hold(record, share), share
+                    f"{BUY_AND_HOLD_AT}{share:.2%}",
+                    held_source(symbols),
+                    buy_and_hold(record, shares),
+                    share,
                 )
             )
     source = f"computed: all the money, {BOUGHT}"

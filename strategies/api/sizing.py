@@ -360,9 +360,13 @@ class Sizer:
         return side * size
 
     def held(self, price: int, cash: int, exposure: float, *, standing: int) -> int:
-        """Return the quantity that *exposure*, a multiple of *cash*, buys at *price*."""
-        money = cash * int(exposure * _PARTS) // _PARTS
-        return self._kept(self._whole_steps(self._notional.quantity(money, price)), standing)
+        """Return the quantity that *exposure*, a multiple of *cash*, buys at *price*.
+
+        It is below zero, and sold short, if *exposure* is.
+        """
+        money = cash * int(abs(exposure) * _PARTS) // _PARTS
+        size = self._whole_steps(self._notional.quantity(money, price))
+        return self._kept(size if exposure > 0 else -size, standing)
 
     def _kept(self, target: int, standing: int) -> int:
         """Return *standing* if *target* has the same side and is close to it, else *target*."""

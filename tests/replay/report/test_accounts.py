@@ -8,11 +8,14 @@ from builders import present
 from command_line import Cli
 from hypothesis import given
 from hypothesis import strategies as st
+from page_cases import shown_of
 from pages import said_in
 from records import rows
-from report_cases import BTC, cross, replayed
+from report_cases import BTC, SOL, build_report_of, cross, replayed
 
-from tracepaper.replay.api import Backtest
+from tracepaper import Action, BarContext, Signal, Strategy
+from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.page import runs
 from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
@@ -71,6 +74,40 @@ def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
     account = cross_report.accounts[-1]
     assert account.name == BUY_AND_HOLD
     assert account.performance.total_return == pytest.approx(held[-1] / 1e6 - 1)
+
+
+class Opposed(Strategy):
+    """Is always short of Bitcoin, and long of everything else."""
+
+    warmup = 1
+
+    def decide(self, now: BarContext) -> Signal:
+        """Return the same side at every bar."""
+        is_short = "BTC" in now.instrument.symbol
+        return Signal(Action.SHORT if is_short else Action.LONG, "always")
+
+
+@pytest.mark.parametrize("data", [(BTC,), (BTC, SOL)], ids=["short", "short and long"])
+def test_buy_and_hold_at_the_run_s_exposure_has_its_sign_in_every_symbol(
+    data: tuple[Path, ...], tmp_path: Path
+) -> None:
+    """An account that only holds is level with it, up to the drift of its exposure."""
+    config = {"sizing": {"mode": "notional", "notional": 20_000, "rebalance": "0.9"}}
+    database = tmp_path / "run.db"
+    with backtest(Opposed, list(data), config=config, db=database) as run:
+        summary, accounts = run.summary, {row["account"]: row for row in run.report()["accounts"]}
+    by_symbol = present(benchmarks.mean_exposures(build_report_of(database).record))
+    assert by_symbol["linear:BTCUSDT"] < -0.1
+    assert all(share > 0.1 for name, share in by_symbol.items() if "BTC" not in name)
+    own, held = summary["return"], summary["held_return"]
+    assert held == pytest.approx(own, rel=0.1)
+    total = sum(by_symbol.values())
+    assert accounts[f"buy and hold at {total:.2%}"]["return"] == held
+    assert accounts["this run"]["mean_exposure"] == pytest.approx(total)
+    shown = {account.title: account for account in runs.accounts(shown_of(database))}
+    page = shown["buy and hold at its own exposure"]
+    assert page.total_return == pytest.approx(held)
+    assert page.mean_exposure == shown["this run"].mean_exposure == pytest.approx(total)
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:

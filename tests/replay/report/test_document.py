@@ -9,6 +9,7 @@ import storage_cases as cases
 from builders import MINUTE, present
 from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
+from tracepaper.replay.report.benchmarks import mean_exposures
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.storage.database.reader import resolve
@@ -64,12 +65,16 @@ def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
         if (bars := record.bars[name])
     }
     shares = [
-        sum(abs(of.get(time - 60_000, 0.0)) for of in closes.values()) / equity
+        np.array([of.get(time - 60_000, 0.0) for of in closes.values()]) / equity
         for time, equity in zip(
             record.times_ms.tolist(), record.account.equity[1:].tolist(), strict=True
         )
     ]
-    assert done.mean_exposure == pytest.approx(np.mean(shares[first:]))
+    by_symbol = np.mean(shares[first:], axis=0)
+    assert done.mean_exposure == pytest.approx(by_symbol.sum())
+    assert done.gross_exposure == pytest.approx(np.mean(np.abs(shares[first:]).sum(axis=1)))
+    means = dict(zip(closes, by_symbol.tolist(), strict=True))
+    assert present(mean_exposures(record)) == pytest.approx(means)
     closed = pair_report.own_trades
     assert done.hit_rate == pytest.approx(sum(trade.profit > 0 for trade in closed) / len(closed))
 

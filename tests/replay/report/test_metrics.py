@@ -66,7 +66,12 @@ def test_nothing_is_a_year_s_under_thirty_days(values: list[float], more: int) -
     )  # fmt: skip
     assert annual == (None,) * 7
     activity = metrics.activity(
-        exposures=[], notionals=[1e6], equity=equity, profits=[1.0, 2.0], days=performance.days
+        exposures=[],
+        gross_exposures=[],
+        notionals=[1e6],
+        equity=equity,
+        profits=[1.0, 2.0],
+        days=performance.days,
     )
     nothing = (activity.exposure, activity.turnover, activity.profit_factor)
     assert nothing == (None, None, None)
@@ -189,14 +194,16 @@ def test_an_account_that_lost_everything_has_no_ratios() -> None:
 
 def test_trades_and_exposure_are_counted() -> None:
     activity = metrics.activity(
-        exposures=[0, 0.5, 1.0, 0, 2.0],
+        exposures=[0, 0.5, -1.0, 0, 1.5],
+        gross_exposures=[0, 0.5, 1.0, 0, 2.0],
         notionals=[500, -300, 200],
         equity=[1_000, 1_000, 1_000, 1_000, 1_000],
         profits=[30.0, -10.0, 0.0, 20.0],
         days=73.0,
     )
     assert activity.exposure == pytest.approx(0.6)
-    assert activity.mean_exposure == pytest.approx(0.7)
+    assert activity.mean_exposure == pytest.approx(0.2)
+    assert activity.gross_exposure == pytest.approx(0.7)
     assert activity.turnover == pytest.approx(5.0)
     assert (activity.trades, activity.hit_rate) == (4, 0.5)
     assert activity.profit_factor == pytest.approx(5.0)

@@ -19,7 +19,7 @@ from report_cases import BTC
 from stock_files import HOUR_MS, opens, write
 
 from tracepaper import Action, Orders, Signal, Strategy, backtest, buy, sell
-from tracepaper.replay.report.benchmarks import exposures
+from tracepaper.replay.report.benchmarks import exposures, gross_exposure
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
@@ -243,6 +243,9 @@ def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
             of_own, of_shadow = (rows(path, OF_SIDES, of) for of in (None, "ungated"))
             assert of_own == of_shadow
             assert {side for _, side, paid in of_own if paid} == {"LONG", "SHORT"}
-            both = [exposures(record, of) for of in (record.account, shadow)]
-            assert np.allclose(both[0], both[1])
-            assert not np.allclose(both[0][1], np.abs(both[0][0]))
+            (net,), (net_of_shadow,) = (
+                exposures(record, of).values() for of in (record.account, shadow)
+            )
+            gross, of_both = (gross_exposure(record, of) for of in (record.account, shadow))
+            assert np.allclose((net, gross), (net_of_shadow, of_both))
+            assert not np.allclose(gross, np.abs(net))
