@@ -48,7 +48,7 @@ from tracepaper.replay.backtest.strategy_keys import (
     strategy_name,
 )
 from tracepaper.replay.dataframes import Library, RunFrames, frames_for, open_run
-from tracepaper.replay.document.values import Form, estimate, written
+from tracepaper.replay.document.values import TOO_FEW_DAYS, Form, estimate, written
 from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
@@ -443,18 +443,17 @@ class Backtest:
         )
         yield (
             f"return {written(figures['return'], 'gain percent')}, a day "
-            f"{_estimate(figures, 'mean_day', 'gain bp')} bp, worst drawdown "
+            f"{_daily(figures['mean_day'], figures['mean_day_error'])}, worst drawdown "
             f"{written(figures['max_drawdown'], 'percent')}"
         )
         if figures["sharpe"] is not None:
             yield f"Sharpe ratio a year {_estimate(figures, 'sharpe', 'gain ratio')}"
         for part in stretches(record, self._closed):
             performance = part.performance
-            day = estimate(performance.mean_day, performance.error_day)
             line = (
                 f"{part.name}: {written(performance.days, 'days')} days, a day "
-                f"{written(day, 'gain bp')} bp, in the market {written(part.exposure, 'share')} of "
-                "the time"
+                f"{_daily(performance.mean_day, performance.error_day)}, in the market "
+                f"{written(part.exposure, 'share')} of the time"
             )
             if performance.sharpe is not None:
                 ratio = estimate(performance.sharpe, performance.sharpe_error)
@@ -490,6 +489,12 @@ class Backtest:
         first, *rest = map(escape, self._lines())
         rows = "".join(f"<li>{line}</li>" for line in rest)
         return f"<p><b>{first}</b></p><ul>{rows}</ul>"
+
+
+def _daily(value: float | None, error: float | None) -> str:
+    """Return the mean of a day with its error; says so if the days are too few for one."""
+    written_day = f"{written(estimate(value, error), 'gain bp')} bp"
+    return written_day if value is None or error is not None else f"{written_day} ({TOO_FEW_DAYS})"
 
 
 def _estimate(figures: Headline, key: str, form: Form) -> str:

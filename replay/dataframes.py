@@ -162,7 +162,7 @@ class RunFrames(Generic[Frame]):
     def report(self, table: str = "accounts") -> Frame:
         """Return a table of the run's report, such as ``refusals``, ``drawdowns`` or ``costs``.
 
-        Its columns have the keys of ``tracepaper report --json``; ``x_error`` is the standard error
+        Its columns have the keys of ``tracepaper report --json``; ``x_error`` is the error
         of an estimate ``x``.
         """
         from tracepaper.replay.report.figures import tables

@@ -154,7 +154,7 @@ def _value(value: object, name: str) -> str:
             return str(value)
         case float() if math.isfinite(value):
             return repr(value)
-        case None:  # an unknown standard error; TOML has no null
+        case None:  # an unknown error; TOML has no null
             return "nan"
         case list() | tuple():
             return _list(value, name)
@@ -217,7 +217,7 @@ CardPair = tuple[float | None, float | None]
 
 
 class CardFigures(msgspec.Struct, frozen=True):
-    """Figures at one horizon by forecaster, with standard errors; None if unknown."""
+    """Figures at one horizon by forecaster, with errors; None if unknown."""
 
     qlike: dict[str, CardPair] = {}
     sign_accuracy: dict[str, CardPair] = {}

@@ -100,11 +100,10 @@ def with_verdict(judged: J, *, test: int, alpha: float) -> J:
     """Return *judged* with the outcome of judgement number *test* at overall level *alpha*."""
     assert judged.difference is not None
     assert judged.p is not None
-    error = "unknown" if judged.error is None else f"{judged.error:.5f}"
     level = level_of(alpha, test)
     is_promoted = is_better(judged.difference, judged.p, level)
     reason = (
-        f"QLIKE {judged.difference:+.5f} ± {error} over {judged.days} days at "
+        f"QLIKE {judged.difference:+.5f} over {judged.days} days at "
         f"{judged.horizon} bars: p {judged.p:.2g} is {'below' if is_promoted else 'not below'} "
         f"{level:.2g}, the share of test {test} in {alpha:g}"
     )

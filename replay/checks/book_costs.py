@@ -234,10 +234,9 @@ def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
     costs = np.array([each.cost_bp for each in whole])
     findings.tables = [*tables_of([each.order for each in whole], costs), *findings.tables]
     of_all = _bias_of(whole)
-    if of_all.error is None or of_all.interval is None:
+    if of_all.interval is None:
         findings.sentences.append(
-            f"A fill at the books costs {of_all.mean:+.2f} bp more than on paper; one day gives no "
-            "standard error."
+            f"A fill at the books costs {of_all.sentence()} more than on paper."
         )
         return
     low, high = of_all.interval

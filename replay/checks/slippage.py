@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.replay.archive.executions import Executions
@@ -29,9 +28,8 @@ from tracepaper.replay.checks.paper_fills import (
     cost_bp,
     orders_of,
 )
-from tracepaper.replay.document.values import Estimate, Paragraph, Part, Table, of_row
-from tracepaper.replay.learning.statistics import figure, mean
-from tracepaper.replay.report.metrics import BLOCK_DAYS
+from tracepaper.replay.document.values import TOO_FEW_DAYS, Estimate, Paragraph, Part, Table, of_row
+from tracepaper.replay.learning.statistics import block_figure, block_mean
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, RATE_SCALE, day_text, duration, iso
 
@@ -51,7 +49,7 @@ _BIAS: Final = (
     of_row("name", "", "text"),
     of_row("orders", "orders", "count"),
     of_row("days", "days", "count"),
-    of_row("bias_bp", "bias bp", "gain"),
+    of_row("bias_bp", "bias bp ± error", "gain"),
     of_row("std_bp", "std bp", "money"),
 )
 SIZES: Final = ("smallest third", "middle third", "largest third")
@@ -61,24 +59,14 @@ SIZES: Final = ("smallest third", "middle third", "largest third")
 
 
 class Bias(NamedTuple):
-    """A mean cost in bp, its error by day (None for one block of days), and the deviation."""
+    """A mean cost in bp, its error by day (None for too few days), and the deviation."""
 
     orders: int
     days: int
     mean: float
     error: float | None
     deviation: float
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The mean's 95 % interval, by Student's t with one degree less than the blocks of days.
-
-        None where the error is unknown.
-        """
-        if self.error is None:
-            return None
-        half = float(stdtrit(max(self.days // BLOCK_DAYS - 1, 1), (1 + LEVEL) / 2)) * self.error
-        return self.mean - half, self.mean + half
+    interval: tuple[float, float] | None  # of 95 %; None for one block of days
 
     @property
     def cells(self) -> tuple[int, int, Estimate, float]:
@@ -86,19 +74,21 @@ class Bias(NamedTuple):
         return self.orders, self.days, (self.mean, self.error), self.deviation
 
     def sentence(self) -> str:
-        """Return the mean with its error and interval."""
+        """Return the mean with its error, if the days are enough for one, and its interval."""
         if self.interval is None:
-            return f"{self.mean:+.2f} bp (its error is not known: too few days)"
+            return f"{self.mean:+.2f} bp ({TOO_FEW_DAYS})"
         low, high = self.interval
-        return f"{self.mean:+.2f} ± {self.error:.2f} bp (95 %: {low:+.2f} to {high:+.2f})"
+        few = f"; {TOO_FEW_DAYS} for an error" if self.error is None else ""
+        error = "" if self.error is None else f" ± {self.error:.2f}"
+        return f"{self.mean:+.2f}{error} bp (95 %: {low:+.2f} to {high:+.2f}{few})"
 
 
 def bias(costs: Array, days: NDArray[np.int64]) -> Bias:
     """Return the mean of *costs* [order] with its error over *days* [order]."""
     count = len(np.unique(days))
-    estimate = mean(costs, days)
+    estimate = block_mean(costs, days)
     deviation = float(costs.std(ddof=1)) if len(costs) > 1 else 0.0
-    return Bias(len(costs), count, estimate.value, estimate.error, deviation)
+    return Bias(len(costs), count, *estimate.daily, deviation, estimate.interval(LEVEL))
 
 
 class SettingFit(NamedTuple):
@@ -382,13 +372,15 @@ def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias
     Its error is by resampled blocks of days, and at least that of the grid.
     """
     terms = np.concatenate([values, values**2, np.ones_like(values[:1])])
-    best = figure(terms, days, _least_varied(grid))
-    if best.error is None:
+    best = block_figure(terms, days, _least_varied(grid))
+    if best.standard_error is None:
         return None
-    error = max(best.error, float(grid[1] - grid[0]) / 12**0.5)
+    error = max(best.standard_error, float(grid[1] - grid[0]) / 12**0.5)
+    best = best._replace(standard_error=error)
     variance = values.var(axis=1)
     deviation = float(variance.min()) ** 0.5
-    fitted = Bias(values.shape[1], len(np.unique(days)), best.value, error, deviation)
+    count, interval = len(np.unique(days)), best.interval(LEVEL)
+    fitted = Bias(values.shape[1], count, *best.daily, deviation, interval)
     assert fitted.interval is not None
     low, high = fitted.interval
     is_distinct = variance.max() > variance.min() * (1 + VARIANCE_SHARE)

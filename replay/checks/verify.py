@@ -451,11 +451,10 @@ def of_start(start: Run | ModelChange, forecaster: Forecaster | None) -> Iterato
 
 
 def _of_verdict(event: RetrainingEnd) -> Iterator[Unlike]:
-    from tracepaper.replay.learning.statistics import DayDifference, chance  # brings torch
+    from tracepaper.replay.learning.statistics import chance  # brings torch
 
     if event.difference is not None and event.p is not None:
-        difference = DayDifference(event.difference, event.error, event.days, 1.0)
-        p = one_sided(event.difference, chance(difference))
+        p = one_sided(event.difference, chance(event.difference, event.error, event.days))
         if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
             yield "p", event.p, p
     is_taken = is_better(event.difference, event.p, event.level)

@@ -415,7 +415,9 @@ def _columns(result: Comparison) -> Iterator[Figure[Cells]]:
 
 def tables(result: Comparison) -> tuple[Table, ...]:
     """Return the tables of a comparison."""
-    note = "± is a standard error, by blocks of at least five days."
+    note = (
+        "± is an error, by blocks of at least five days; chance exceeds two in one of twenty runs."
+    )
     return (
         table("accounts", "Result", ACCOUNTS, result.accounts, notes=(note,)),
         table("causes", "Why decisions change", CAUSES, result.causes),

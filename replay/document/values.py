@@ -1,7 +1,7 @@
 """The output of a command: tables, charts and paragraphs as values and as JSON.
 
 A ``Figure`` declares a column: its title, its form and the function that reads it from the row's
-subject. Estimates are pairs (value, standard error). Signed forms always write the sign besides
+subject. Estimates are pairs (value, error). Signed forms always write the sign besides
 the colour, so a loss is visible without colours.
 """
 
@@ -34,6 +34,8 @@ class Link(str):
 
 
 Estimate = tuple[float, float | None]
+TOO_FEW_DAYS: Final = "too few days"
+"""Of an estimate without an error."""
 Value = str | int | float | Estimate | None
 Cells = Mapping[str, Value]
 """One row: each figure's value by its key."""
@@ -170,11 +172,16 @@ class Table:
     pages: Pages | None = None  # if rows come in pages
 
     def heading(self, place: int) -> str:
-        """Return the title of the figure at *place*, with "± error" only if a cell has one."""
+        """Return the title of the figure at *place*, with "± error" only if a cell has one.
+
+        If estimates have none, the title says that their days are too few.
+        """
         title = self.figures[place].title
-        cells = (row[place] for row in self.rows)
-        has_error = any(isinstance(cell, tuple) and cell[1] is not None for cell in cells)
-        return title if has_error else title.replace(" ± error", "")
+        errors = [cell[1] for row in self.rows if isinstance(cell := row[place], tuple)]
+        if " ± error" not in title or any(error is not None for error in errors):
+            return title
+        title = title.replace(" ± error", "")
+        return f"{title} ({TOO_FEW_DAYS})" if errors else title
 
     def records(self) -> list[dict[str, Value]]:
         """Return each row's values by the figures' keys."""
@@ -422,11 +429,19 @@ def written(value: Value, form: Form) -> str:
     return pattern.format(value * times) + _UNITS.get(form, "")
 
 
-def plus_minus(error: float | None, pattern: str, factor: float = 1.0) -> str:
-    """Return ``±`` and a standard *error* for a sentence, or ``± unknown``."""
+def plus_minus(error: float | None, pattern: str, factor: float = 1.0, unit: str = "") -> str:
+    """Return ``±``, an *error* and its *unit* for a sentence, or ``too few days`` without one."""
     if error is None or math.isnan(error):
-        return "± unknown"
-    return f"± {error * factor:{pattern}}"
+        return TOO_FEW_DAYS
+    return f"± {error * factor:{pattern}}{unit}"
+
+
+def signed_estimate(
+    value: float, error: float | None, pattern: str, factor: float = 1.0, unit: str = ""
+) -> str:
+    """Return *value* with its sign and ``plus_minus`` of its *error*, for a sentence."""
+    comma = "," if error is None or math.isnan(error) else ""
+    return f"{value * factor:+{pattern}}{comma} {plus_minus(error, pattern, factor, unit)}"
 
 
 def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from tracepaper.replay.learning.samples import FLAT_BAND, LABELS, NO_LABEL, Fields, Samples
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.replay.learning.windows import predict, thinned
-from tracepaper.replay.report.metrics import mean_error
+from tracepaper.replay.report.metrics import standard_error
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.methods import trained_entropy
 from tracepaper.strategies.attention.reads import row_confidence
@@ -337,7 +337,7 @@ def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -
         weight, deviation = weights[:, column], deviations[task, :, column]
         used = weight > 0
         weighted = (weight * deviation)[used] / weight.sum() * used.sum()  # has the mean 0
-        error = mean_error(weighted, days[used])
+        error = standard_error(weighted, days[used])
         if error is None:
             error = float(np.sqrt((weight * deviation**2).sum() / weight.sum()))
         errors[task, column] = error if error > _TINY else 1.0

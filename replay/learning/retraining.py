@@ -301,7 +301,7 @@ def _judged(
     difference = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
     p = one_sided(difference.value, difference.p)
     return msgspec.structs.replace(
-        judgement, difference=difference.value, error=difference.error, p=p
+        judgement, difference=difference.value, error=difference.standard_error, p=p
     )
 
 

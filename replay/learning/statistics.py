@@ -1,7 +1,8 @@
-"""Figures of forecasts against outcomes, each with its standard error over calendar days.
+"""Figures of forecasts against outcomes, each with its error over calendar days.
 
-A figure's error comes from resampling blocks of days (``metrics.blocks_of``); with a single block
-it is None. Every figure is a function of sums, so a resample only adds the sums of its blocks.
+A figure's standard error comes from resampling blocks of days (``metrics.blocks_of``); its error
+allows for few blocks (``metrics.widening``) and is None for too few. Every figure is a function of
+sums, so a resample only adds the sums of its blocks.
 
 The rules are docs/models.md, L14 and L45.
 """
@@ -16,7 +17,13 @@ from numpy.typing import NDArray
 from scipy.special import betaln, stdtr, stdtrit
 
 from tracepaper.replay.report.honesty import LEVEL
-from tracepaper.replay.report.metrics import BLOCK_DAYS, blocks_of, lost_elsewhere, mean_error
+from tracepaper.replay.report.metrics import (
+    BLOCK_DAYS,
+    blocks_of,
+    lost_elsewhere,
+    standard_error,
+    widening,
+)
 from tracepaper.strategies.features.rolling import Array
 
 K = TypeVar("K")
@@ -28,10 +35,10 @@ VARIANCE_FLOOR: Final = 0.01
 
 
 class DailyEstimate(NamedTuple):
-    """A value and its standard error over days."""
+    """A value and its error over days."""
 
     value: float
-    error: float | None  # None with a single block of days
+    error: float | None  # None with too few days
 
     def rounded(self, digits: int = 5) -> list[float | None]:
         """Return [value, error] with *digits* decimals, for a card."""
@@ -39,24 +46,57 @@ class DailyEstimate(NamedTuple):
         return [None if np.isnan(self.value) else round(self.value, digits), error]
 
 
+class BlockEstimate(NamedTuple):
+    """A value with its standard error over blocks of days, and the number of rows in each."""
+
+    value: float
+    standard_error: float | None  # None with a single block
+    sizes: NDArray[np.int64]  # [block]
+
+    @property
+    def daily(self) -> DailyEstimate:
+        """The value and the error that allows for few blocks."""
+        factor = widening(self.sizes)
+        if factor is None or self.standard_error is None:
+            return DailyEstimate(self.value, None)
+        return DailyEstimate(self.value, factor * self.standard_error)
+
+    def interval(self, level: float) -> tuple[float, float] | None:
+        """Return the interval that holds the true value at this *level*; None with one block.
+
+        By Student's t with one degree of freedom less than there are blocks.
+        """
+        if self.standard_error is None:
+            return None
+        half = float(stdtrit(len(self.sizes) - 1, 0.5 + level / 2)) * self.standard_error
+        return self.value - half, self.value + half
+
+
 def figure(
     terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array]
 ) -> DailyEstimate:
+    """Return the value and error of ``block_figure``."""
+    return block_figure(terms, days, combine).daily
+
+
+def block_figure(
+    terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array]
+) -> BlockEstimate:
     """Return ``combine`` of the summed [term, row] *terms*, with its error over *days* [row].
 
     ``combine`` maps sums [.., term] to values [..]. The error comes from ``RESAMPLES`` bootstraps
-    of the blocks of days. Without rows the value is NaN; with a single block the error is None.
+    of the blocks of days. Without rows the value is NaN.
     """
     if not len(days):
-        return DailyEstimate(float("nan"), None)
+        return BlockEstimate(float("nan"), None, days)
     block = blocks_of(days)
     blocks = [np.bincount(block, row).astype(np.float64) for row in terms]
     value, error = resampled(np.stack(blocks, axis=1), combine)
-    return DailyEstimate(float(value), None if error is None else float(error))
+    return BlockEstimate(float(value), None if error is None else float(error), np.bincount(block))
 
 
 def resampled(blocks: Array, combine: Callable[[Array], Array]) -> tuple[Array, Array | None]:
-    """Return ``combine`` of [block, term] *blocks* summed, with its error over them, as ``figure``.
+    """Return ``combine`` of [block, term] *blocks* summed, with its standard error over them.
 
     Values may have further axes. The bootstrap underestimates the error of n blocks, so it is
     widened by √(n ÷ (n - 1)).
@@ -71,11 +111,16 @@ def resampled(blocks: Array, combine: Callable[[Array], Array]) -> tuple[Array, 
 
 
 def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
+    """Return the value and error of ``block_mean``."""
+    return block_mean(values, days).daily
+
+
+def block_mean(values: Array, days: NDArray[np.int64]) -> BlockEstimate:
     """Return the mean of *values*, NaN if there are none, with its error over *days*."""
     if not len(values):
-        return DailyEstimate(float("nan"), None)
-    error = mean_error(np.asarray(values, dtype=np.float64), days)
-    return DailyEstimate(float(values.mean()), error)
+        return BlockEstimate(float("nan"), None, days)
+    error = standard_error(np.asarray(values, dtype=np.float64), days)
+    return BlockEstimate(float(values.mean()), error, np.bincount(blocks_of(days)))
 
 
 def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float | None]:
@@ -138,12 +183,13 @@ def top(measure: Array, coverage: float) -> NDArray[np.bool_]:
 
 
 class DayDifference(NamedTuple):
-    """A difference with its standard error over days, and its p value."""
+    """A difference with its error over days, and its p value."""
 
     value: float
-    error: float | None  # None with a single block of days
+    error: float | None  # None with too few days
     days: int
-    p: float  # two-sided; 1 without an error
+    p: float  # two-sided; 1 with a single block of days
+    standard_error: float | None = None  # by which p was computed
 
     @property
     def pair(self) -> tuple[float, float | None]:
@@ -156,26 +202,26 @@ class DayDifference(NamedTuple):
         return [float(f"{self.value:.5g}"), error, float(f"{self.p:.5g}")]
 
 
-def compared(difference: DailyEstimate, days: int) -> DayDifference:
+def compared(difference: BlockEstimate, days: int) -> DayDifference:
     """Return *difference*, over so many *days*, with its p value against zero."""
-    tested = DayDifference(difference.value, difference.error, days, 1.0)
-    return tested._replace(p=chance(tested))
+    value, error = difference.value, difference.standard_error
+    return DayDifference(*difference.daily, days, chance(value, error, days), error)
 
 
-def chance(difference: DayDifference) -> float:
-    """Return the two-sided p value of *difference* against zero; 1 without an error.
+def chance(value: float, standard_error: float | None, days: int) -> float:
+    """Return the two-sided p value of *value* against zero; 1 without a standard error.
 
     By Student's t with one degree of freedom less than there are blocks of days.
     """
-    blocks = difference.days // BLOCK_DAYS
-    if blocks < 2 or not difference.error:
+    blocks = days // BLOCK_DAYS
+    if blocks < 2 or not standard_error:
         return 1.0
-    return 2.0 * float(stdtr(blocks - 1, -abs(difference.value) / difference.error))
+    return 2.0 * float(stdtr(blocks - 1, -abs(value) / standard_error))
 
 
 def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDifference:
     """Return the mean of *first* minus *second* [row], tested over *days* [row]."""
-    return compared(mean(first - second, days), len(np.unique(days)))
+    return compared(block_mean(first - second, days), len(np.unique(days)))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -227,7 +273,7 @@ class RiskCurve(NamedTuple):
 
     risk: float  # the mean of all bars, which is a random gate's at any coverage
     excess: Array
-    errors: Array | None  # of ``excess``; None with a single block of days
+    errors: Array | None  # of ``excess``; None with too few days
     area: DayDifference
     bars: int
 
@@ -275,11 +321,13 @@ def risk_curve(parts: Sequence[RankedBars], rivals: Sequence[RankedBars] = ()) -
         return np.column_stack([pooled, pooled.mean(axis=1)])
 
     value, error = resampled(np.concatenate(sums, axis=1), excess)
-    area = DailyEstimate(float(value[-1]), None if error is None else float(error[-1]))
+    sizes = np.bincount(np.concatenate(blocks), minlength=count)
+    area = BlockEstimate(float(value[-1]), None if error is None else float(error[-1]), sizes)
+    factor = widening(sizes)
     return RiskCurve(
         float(np.mean([part.risk.mean() for part in ranked])),
         value[:-1],
-        None if error is None else error[:-1],
+        None if error is None or factor is None else factor * error[:-1],
         compared(area, len(np.unique(days))),
         sum(len(part.risk) for part, sign in signed if sign > 0),
     )

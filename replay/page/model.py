@@ -26,7 +26,7 @@ from tracepaper.replay.document.values import (
     Part,
     TitledParts,
     Value,
-    plus_minus,
+    signed_estimate,
     table_of,
 )
 from tracepaper.replay.learning import statistics
@@ -144,7 +144,8 @@ def realised(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterato
     )
     if days < FEW_DAYS:
         yield Paragraph(
-            f"{days} days are too few for a standard error, so this proves nothing.", "warning"
+            f"{count_of(days, 'UTC day')}: too few days for an error, so this proves nothing.",
+            "warning",
         )
     yield from _direction(forecasts)
     yield from _intervals(forecasts)
@@ -262,5 +263,5 @@ def _verdict(name: str, curve: RiskCurve) -> str:
         comparison = "lower than for" if value < 0 else "higher than for"
     return (
         f"{name[0].upper()}{name[1:]}: {curve.risk:.3f} over all bars; for the most confident bars "
-        f"it is {comparison} random ones ({value:+.4f} {plus_minus(error, '.4f')})."
+        f"it is {comparison} random ones ({signed_estimate(value, error, '.4f')})."
     )

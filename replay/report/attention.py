@@ -27,6 +27,7 @@ from tracepaper.replay.document.values import (
     plain,
     table,
 )
+from tracepaper.replay.report.metrics import mean_by_day
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
@@ -34,6 +35,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
 from tracepaper.strategies.time_buckets import cells_by_age
+from tracepaper.strategies.units import DAY_MS
 
 COLUMNS_MAX: Final = 240
 """Columns of the heatmap over time; each is the mean of its decisions."""
@@ -53,11 +55,11 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class EntryGroup:
-    """Means of measures at the entries of a group of trades, with standard errors."""
+    """Means of measures at the entries of a group of trades, with errors by day of entry."""
 
     name: str
     trades: int
-    means: dict[str, Estimate]  # without an error for one trade
+    means: dict[str, Estimate]  # without an error for too few days
     rollout: tuple[float, ...] = ()  # by age, in cells of 64 bars
 
 
@@ -187,20 +189,18 @@ def _group(
     }
     rows = [attention.rollout_by_age[trade.entry_sequence] for trade in trades]
     rollout = tuple(np.mean(rows, axis=0).tolist()) if rows else ()
-    return EntryGroup(name, len(trades), _means(columns), rollout)
+    return EntryGroup(name, len(trades), _means(columns, decisions.open_time_ms[at]), rollout)
 
 
-def _means(columns: Mapping[str, Floats]) -> dict[str, Estimate]:
-    """Return the mean and standard error of the finite values of each measure."""
-    finite = {name: column[np.isfinite(column)] for name, column in columns.items()}
-    return {
-        name: (
-            float(column.mean()),
-            float(column.std(ddof=1) / np.sqrt(column.size)) if column.size > 1 else None,
-        )
-        for name, column in finite.items()
-        if column.size
-    }
+def _means(columns: Mapping[str, Floats], opens_ms: Ints) -> dict[str, Estimate]:
+    """Return the mean of the finite values of each measure, with its error by day of entry."""
+    means = {}
+    for name, column in columns.items():
+        finite = np.isfinite(column)
+        mean = mean_by_day(column[finite], opens_ms[finite] // DAY_MS)
+        if mean is not None:
+            means[name] = mean
+    return means
 
 
 def entry_table(
@@ -212,7 +212,9 @@ def entry_table(
     notes: Sequence[str] = (),
 ) -> Table:
     """Return a table with a column for the means of each group, and a row for each measure."""
-    columns = [of_row(group.name, f"{group.trades:,} {group.name}", form) for group in groups]
+    columns = [
+        of_row(group.name, f"{group.trades:,} {group.name} ± error", form) for group in groups
+    ]
     rows: list[Cells] = [
         {
             measure.key: name.replace("_", " "),
@@ -343,6 +345,7 @@ def _groups(
     """Return the shares at the entries of winning and of losing trades."""
     symbols, decisions = list(by_symbol), record.decisions
     attended: dict[str, list[Floats]] = {"winners": [], "losers": []}
+    entered: dict[str, list[int]] = {"winners": [], "losers": []}
     for trade in trades:
         symbol = record.instruments[trade.instrument].symbol
         at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
@@ -354,10 +357,16 @@ def _groups(
                 shares[symbols.index(name)] = noted.number[place]
         if shares.any():
             shares[-1] = shares[symbols.index(symbol)]
-            attended["winners" if trade.profit > 0 else "losers"].append(shares)
+            group = "winners" if trade.profit > 0 else "losers"
+            attended[group].append(shares)
+            entered[group].append(opened)
     names = [*symbols, OWN]
     return tuple(
-        EntryGroup(name, len(rows), _means(dict(zip(names, np.array(rows).T, strict=True))))
+        EntryGroup(
+            name,
+            len(rows),
+            _means(dict(zip(names, np.array(rows).T, strict=True)), np.array(entered[name])),
+        )
         for name, rows in attended.items()
         if rows
     )

@@ -36,7 +36,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.replay.report.metrics import blocks_of, finite_mean, mean_error, mean_of
+from tracepaper.replay.document.values import TOO_FEW_DAYS
+from tracepaper.replay.report.metrics import (
+    blocks_of,
+    finite_mean,
+    is_credible,
+    mean_of,
+    standard_error,
+    widening,
+)
 from tracepaper.replay.report.record import AccountRecord, Bars, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.builtin import TREND
@@ -371,7 +379,6 @@ COST: Final = "cost"
 BETTER: Final = "better"
 WORSE: Final = "worse"
 NO_EVIDENCE: Final = "no evidence"
-FEW_DAYS: Final = "too few days"
 
 Mask = npt.NDArray[np.bool_]
 
@@ -381,7 +388,7 @@ class RefusalJudgement:
     """Mean return of the other signals less that of the chosen ones, as a fraction."""
 
     difference: float | None
-    error: float | None  # its standard error by day
+    error: float | None  # its error by day
     days: int  # that have chosen signals
     low: float | None  # 95 % range of random gates of equal coverage
     high: float | None
@@ -497,8 +504,6 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
     *gross* [signal] is in order of time. *days* [signal] is the number of the signal's day; days
     are so long that a signal ends on its own or on the next.
     """
-    from scipy.special import stdtrit  # slow to import, and few reports have refusals
-
     count = int(np.count_nonzero(chosen))
     lengths = np.diff(np.append(_starts(days), days.size))
     here, there = _sums(chosen, days), _sums(~chosen, days)
@@ -510,16 +515,14 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
     # Each signal's contribution to the error of the difference of the means; they sum to 0.
     pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
     # Sum by blocks of days before squaring: signals of near days share their market.
-    error = mean_error(pull * pull.size, days)
+    spread = standard_error(pull * pull.size, days)
+    factors = [widening(_sums(mask, blocks_of(days))) for mask in (chosen, ~chosen)]
+    error = None if spread is None or None in factors else spread * max(filter(None, factors))
     if error is None or min(days_here, days_there) < LEAST_DAYS:
         return RefusalJudgement(difference, None, int(days_here), None, None, 0)
     low, high = _random(gross, chosen, int(lengths.max()))
     outside = difference > high or difference < low
-    # Effective number of blocks, less one: a few blocks may have most signals.
-    sizes = [_sums(mask, blocks_of(days)) for mask in (chosen, ~chosen)]
-    freedom = min(max(1.0, float(size.sum() ** 2 / (size**2).sum()) - 1.0) for size in sizes)
-    clear = abs(difference) > float(stdtrit(freedom, 0.5 + LEVEL / 2)) * error
-    sign = int(np.sign(difference)) if outside and clear else 0
+    sign = int(np.sign(difference)) if outside and is_credible(difference, error) else 0
     return RefusalJudgement(difference, error, int(days_here), low, high, sign)
 
 
@@ -553,7 +556,7 @@ def verdict_on(judged: RefusalJudgement, *, allowed: bool) -> str:
     if judged.difference is None:
         return ""
     if judged.error is None:
-        return FEW_DAYS
+        return TOO_FEW_DAYS
     if not judged.sign:
         return NO_EVIDENCE
     if allowed:

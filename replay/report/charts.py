@@ -44,6 +44,7 @@ from tracepaper.replay.report.benchmarks import (
     exposures,
     sides,
 )
+from tracepaper.replay.report.metrics import credible_bound
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
@@ -197,12 +198,12 @@ def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
     layers: list[Layer] = [
         BarLayer("random gate, 95 %", rounded(high - low), places, ("faint",), rounded(low)),
         MarkLayer(
-            "this gate ± 2 errors",
+            "this gate, 95 %",
             rounded(better),
             places,
             roles=[roles.get(row.verdict, "muted") for row in rows],
             texts=[row.verdict for row in rows],
-            errors=rounded(2 * error),
+            errors=rounded(credible_bound(error)),
         ),
         RuleLayer(0.0, "x"),
     ]

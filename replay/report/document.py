@@ -211,8 +211,11 @@ def _tiles(report: Report) -> Table:
     assert fully_held.name == BUY_AND_HOLD
     tiles += [
         (BUY_AND_HOLD, fully_held.performance.total_return, "gain percent"),
-        (f"bp a day, over {figures.days:,.1f} days", estimate(figures.mean_day, figures.error_day),
-         "gain bp"),
+        (
+            f"bp a day ± error, over {figures.days:,.1f} days",
+            estimate(figures.mean_day, figures.error_day),
+            "gain bp",
+        ),
         ("Sharpe a year", estimate(figures.sharpe, figures.sharpe_error), "gain ratio"),
         ("worst drawdown", figures.max_drawdown, "percent"),
         ("closed trades", activity.trades if activity else None, "count"),

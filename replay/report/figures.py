@@ -13,6 +13,7 @@ import numpy as np
 
 from tracepaper.daemon.engine.state import reserve_of
 from tracepaper.replay.document.values import (
+    TOO_FEW_DAYS,
     Cells,
     Figure,
     Form,
@@ -295,7 +296,7 @@ def _decided(report: Report) -> Iterator[Table]:
         title = "What new weights were expected to gain"
         yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
     if (groups := report.groups) and all(group.trades for group in groups):
-        title = f"At the entries of {report.shown}: mean ± standard error"
+        title = f"Means at the entries of {report.shown}"
         measure = of_row("measure", "measure", "text")
         yield entry_table("entries", title, measure, groups, "measure")
 
@@ -359,7 +360,10 @@ def _reweightings(record: RunRecord) -> list[Cells]:
             gain, error = noted[name].number, noted[name + ERROR].number
             row: dict[str, Value] = {"gained": str(rule), "count": len(gain)}
             row |= {"mean_bp": float(gain.mean()), "error_bp": float(np.sqrt((error**2).mean()))}
-            row |= {"credible": float((gain > 2 * error).mean()), "sum_bp": float(gain.sum())}
+            row |= {
+                "credible": float((gain > metrics.credible_bound(error)).mean()),
+                "sum_bp": float(gain.sum()),
+            }
             rows.append(row)
     return rows
 
@@ -404,9 +408,10 @@ def _annual(report: Report) -> tuple[str, ...]:
     """Return notes on the days, years and errors of the figures, and on missing figures."""
     record, performance = report.record, report.accounts[0].performance
     bars = count_of(performance.bars, "bar")
-    too_few = ", too few for one" if performance.error_day is None else ""
+    too_few = f", {TOO_FEW_DAYS} for an error" if performance.error_day is None else ""
     sentence = (
-        "Standard errors (±) take blocks of at least five days as independent; the run has "
+        "Errors (±) take blocks of at least five days as independent; chance makes a mean of more "
+        "than two errors in one of twenty runs. This run has "
         f"{bars} on {performance.days:,.1f} days{too_few}. "
     )
     if not is_annual(performance.days):
@@ -463,7 +468,7 @@ _LAST: Final = np.zeros(1, dtype=np.int64)
 def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     """Return the figures of the run's account; *closed* are its closed trades.
 
-    The keys are those of ``tracepaper report --json``; an estimate ``x`` has its standard error by
+    The keys are those of ``tracepaper report --json``; an estimate ``x`` has its error by
     day as ``x_error``. Further keys are ``bars``; ``held_return``, that of buy and hold at the
     run's mean exposure (or of the shadow account ``buy_and_hold``, if the run has it);
     ``buy_and_hold_return``, with all the money; and ``random_beaten``, the share of

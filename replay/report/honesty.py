@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tracepaper.replay.document.values import plus_minus
+from tracepaper.replay.document.values import plus_minus, signed_estimate
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Card
 
@@ -44,10 +44,10 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
         difference, error, p = paired["sign"][MAJORITY]
         sentences.append(
             f"At {horizon} bars it predicted the sign of the return on {100 * right:.1f} % of"
-            f" untouched bars ({plus_minus(spread, '.1f', 100)} by days):"
+            f" untouched bars ({plus_minus(spread, '.1f', 100, ' by days')}):"
             f" {verdict_of(difference, p, days)} always predicting the more frequent sign"
-            f" ({100 * majority:.1f} %; {-100 * difference:+.1f}"
-            f" {plus_minus(error, '.1f', 100)} points by day, p {p:.2g})."
+            f" ({100 * majority:.1f} %;"
+            f" {signed_estimate(-difference, error, '.1f', 100, ' points by day')}, p {p:.2g})."
         )
     if baselines := paired.get("qlike"):
         best = min(baselines, key=lambda name: main["qlike"][name][0])
@@ -56,7 +56,7 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
         sentences.append(
             f"Its volatility at {horizon} bars is {verdict_of(difference, p, days)} the best "
             f"baseline's (QLIKE {ours:.3f} against {other:.3f} of {best.replace('_', ' ')}; "
-            f"{difference:+.4f} {plus_minus(error, '.4f')} by day, p {p:.2g} by Holm over "
+            f"{signed_estimate(difference, error, '.4f', unit=' by day')}, p {p:.2g} by Holm over "
             f"{len(baselines)})."
         )
     return sentences

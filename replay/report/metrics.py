@@ -1,7 +1,7 @@
 """Performance metrics of plain arrays.
 
-Returns are measured by UTC day: the mean day with its standard error and, from thirty days on,
-annual figures with 365 days a year, because these markets never close. With a calendar, a day is a
+Returns are measured by UTC day: the mean day and, from thirty days on, its error and annual
+figures with 365 days a year, because these markets never close. With a calendar, a day is a
 session, and a year has the exchange's number of them. An undefined figure (no loss to divide by, a
 single day) is None. The definitions are those of empyrical, with which the tests compare: the
 standard deviation is that of a sample (ddof 1); Sharpe and Sortino ratios use the returns in
@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,16 @@ YEAR_DAYS: Final = 365
 DAYS_TO_ANNUALISE: Final = 30
 """Fewest days for annual figures; with fewer they would mostly show luck."""
 BLOCK_DAYS: Final = 5
-"""Standard errors treat blocks of at least so many days as independent; near days are not."""
+"""Errors treat blocks of at least so many days as independent; near days are not."""
+BLOCKS_LEAST: Final = 6
+"""With fewer blocks, of equal size, nothing is told from chance: there are too few days."""
+CREDIBLE_ERRORS: Final = 2.0
+"""Chance makes a value of more errors than this in one of twenty cases."""
 CSCV_GROUPS: Final = 16
 """Stretches of time in the probability of overfitting; its authors use as many."""
 
 Floats = npt.NDArray[np.float64]
+FloatOrArray = TypeVar("FloatOrArray", float, Floats)
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Sequence[int]
 
 
@@ -46,7 +51,7 @@ class Performance:
     mean_day: (
         float | None
     )  # simple return of UTC days; that of a longer bar is spread over its days
-    error_day: float | None  # its standard error, by blocks of days; None for one block
+    error_day: float | None  # its error, by blocks of days; None if they are too few
     volatility_day: float | None
     cagr: float | None  # compound annual growth
     volatility: float | None  # annual
@@ -119,10 +124,11 @@ def blocks_of(days: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.unique(place, return_inverse=True)[1].reshape(days.shape).astype(np.int64)
 
 
-def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
+def standard_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     """Return the standard error of the mean of *values* [row], by blocks of *days* [row].
 
     None for a single block. It is the error of a ratio of sums, with one degree of freedom less.
+    A claim uses ``mean_error``, which allows for few blocks.
     """
     if not values.size:
         return None
@@ -130,6 +136,55 @@ def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     if summed.size < 2:
         return None
     return math.sqrt(summed.size / (summed.size - 1) * float((summed**2).sum()))
+
+
+def widening(sizes: Floats | npt.NDArray[np.int64]) -> float | None:
+    """Return the factor that makes an error of a standard error over blocks of *sizes* [block].
+
+    By Student's t, chance then exceeds ``CREDIBLE_ERRORS`` errors in one of twenty cases, whatever
+    the number of blocks. A block counts by its size, since a few may hold nearly all rows. None if
+    they count as fewer than ``BLOCKS_LEAST``.
+    """
+    blocks = float(sizes.sum()) ** 2 / float((sizes**2).sum()) if sizes.size else 0.0
+    if round(blocks) < BLOCKS_LEAST:
+        return None
+    return _t_quantile(blocks - 1.0) / CREDIBLE_ERRORS
+
+
+def _t_quantile(freedom: float) -> float:
+    """Return the 97.5 % quantile of Student's t; exact to .001 from four degrees of freedom on.
+
+    Expanded about the normal's: Abramowitz and Stegun (1964), 26.7.5. SciPy would take longer to
+    import than a report to compute.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
+    """Return the error of the mean of *values* [row], by blocks of *days* [row].
+
+    It is the standard error with the ``widening`` of its blocks; None if the days are too few.
+    """
+    factor, error = widening(np.bincount(blocks_of(days))), standard_error(values, days)
+    return None if factor is None or error is None else factor * error
+
+
+def credible_bound(error: FloatOrArray) -> FloatOrArray:
+    """Return the bound that chance exceeds in one of twenty cases, for the *error* of a value."""
+    return CREDIBLE_ERRORS * error
+
+
+def is_credible(value: float, error: float | None) -> bool:
+    """Return whether chance seldom makes a *value* of this *error*; False if *error* is None."""
+    return error is not None and abs(value) > credible_bound(error) > 0.0
 
 
 def mean_of(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> float | None:
@@ -146,11 +201,6 @@ def finite_mean(values: Floats) -> float | None:
 def mean_by_day(values: Floats, days: npt.NDArray[np.int64]) -> tuple[float, float | None] | None:
     """Return the mean of *values* [row] with its error by *days* [row]; None without any."""
     return (float(values.mean()), mean_error(values, days)) if values.size else None
-
-
-def is_credible(value: float, error: float | None) -> bool:
-    """Return whether *value* is over two standard errors from zero; False if *error* is None."""
-    return error is not None and abs(value) > 2.0 * error > 0.0
 
 
 def day_ends(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ from tracepaper.replay.document.values import (
     TitledParts,
     Value,
     of_row,
+    signed_estimate,
     written,
 )
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_error
@@ -207,11 +208,9 @@ def luck(sweep: Sweep) -> Iterator[str]:
                     f"{median}; if they are much worse than the best, the best is chance."
                 )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
-    if mean is not None and error:
-        yield (
-            f"It earns {mean * 1e4:+.1f} ± {error * 1e4:.1f} bp a day, before one counts how many "
-            "were tried."
-        )
+    if mean is not None:
+        earned = signed_estimate(mean, error, ".1f", 1e4, " bp")
+        yield f"It earns a day {earned}, before one counts how many were tried."
     beaten = best.figures["random_beaten"]
     if beaten is not None:
         count = len(values)
@@ -266,11 +265,10 @@ def _out_of_sample(sweep: Sweep) -> Iterator[str]:
     days = sum(cell.figures["days"] or 0.0 for cell in tests)
     bar_days = max(1.0, days / daily.size)  # more than 1 if a bar is longer than a day
     error = mean_error(daily, np.arange(daily.size))  # the tests follow each other
-    noise = "" if error is None else f" ± {error / bar_days * 1e4:.1f}"
+    earned = signed_estimate(float(daily.mean()), error, ".1f", 1e4 / bar_days, " bp")
     yield (
         f"Out of sample, in {len(tests)} tests after their windows: {grown * 100:+.2f} % in "
-        f"{days:,.0f} days, {daily.mean() / bar_days * 1e4:+.1f}{noise} bp a day. Believe this "
-        "figure."
+        f"{days:,.0f} days, a day {earned}. Believe this figure."
     )
 
 

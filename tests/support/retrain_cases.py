@@ -23,7 +23,7 @@ from records import rows
 from tracepaper.daemon.session.child import frame_of
 from tracepaper.daemon.session.retraining import not_judged
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.learning.statistics import DayDifference, chance
+from tracepaper.replay.learning.statistics import chance
 from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.verify import verify_chain
@@ -84,7 +84,7 @@ class PlantedTraining:
 
     def judges(self, difference_: float = -0.01, **figures: Any) -> None:
         """Let the training answer with a judgement of the candidate, of 28 days."""
-        p = chance(DayDifference(difference_, 0.001, 28, 1.0)) / 2
+        p = chance(difference_, 0.001, 28) / 2
         judgement = msgspec.structs.replace(
             not_judged("", self.running.sha256),
             candidate=str(self.folder / "candidate"),

@@ -239,7 +239,7 @@ def _members_sentence(
     kind = card["parts"][MEMBERS[1]]["model"]["kind"]
     words = {NAMES[0]: "the network", NAMES[1]: f"the {kind}"}
     changes = " and ".join(
-        f"by {gains[name][0]:+.4f} ({plus_minus(gains[name][1], '.4f')} by days) "
+        f"by {gains[name][0]:+.4f} ({plus_minus(gains[name][1], '.4f', unit=' by days')}) "
         f"from {words[name]}'s"
         for name in NAMES
     )

@@ -297,7 +297,7 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
             f"At {horizon} books its log loss on {section['days']} untouched days is {verdict} "
             f"than that of the moves' frequencies ({section['log_loss']:.4f} against "
             f"{section['log_loss_of_frequencies']:.4f}, "
-            f"{plus_minus(section['error'], '.4f')} by days{few})."
+            f"{plus_minus(section['error'], '.4f', unit=' by days')}{few})."
         )
     if not any(section["is_better"] for section in figures.values()):
         lines.append("experimental: it has beaten nothing at any horizon.")

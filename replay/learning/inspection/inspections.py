@@ -51,6 +51,7 @@ from tracepaper.replay.learning.statistics import (
     estimate,
 )
 from tracepaper.replay.learning.windows import predict
+from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence
@@ -242,7 +243,7 @@ def _areas(
 ) -> Table:
     """Return the areas of every order, and their differences from random and recency.
 
-    An order beats recency if it differs from it by two standard errors on both sides.
+    An order beats recency if it differs from it credibly on both sides.
     """
     days = days_of(decisions)
     count = len(np.unique(days))
@@ -258,7 +259,7 @@ def _areas(
             for other in (RANDOM, "recency"):
                 value, error = estimate(area[:, side] - areas[other, target][:, side], days)
                 row[f"{word} - {other}"] = None if is_alone else (value, error)
-            beats.append(error is not None and sign * value > 2 * error)  # of recency
+            beats.append(is_credible(value, error) and sign * value > 0)  # of recency
         if name not in {RANDOM, "recency", DECIDED} and all(beats):
             better.append(f"{name} (of the {TARGETS[target]})")
         rows.append(row)

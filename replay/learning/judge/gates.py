@@ -23,7 +23,7 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
-from tracepaper.replay.document.values import plus_minus
+from tracepaper.replay.document.values import plus_minus, signed_estimate
 from tracepaper.replay.learning.card import (
     PERCENTS,
     RECENT_MASS,
@@ -642,7 +642,7 @@ def confidence_sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -
     measure = _CONFIDENCE_WORDS[fitted.chosen]
     holdouts = evidence.get("holdouts", ())
     gained = " and ".join(
-        f"{100 * gain:+.1f} {plus_minus(error, '.1f', 100)}"
+        signed_estimate(gain, error, ".1f", 100)
         for gain, error in (holdout["sign"][fitted.chosen] for holdout in holdouts)
     )
     points = f" ({gained} points of accuracy, mean over coverages)" if gained else ""
@@ -669,9 +669,9 @@ def attention_sentence(evidence: Mapping[str, Any]) -> str:
     )
     return (
         "On the calibration slice, the measures of attention added"
-        f" {100 * sign:+.1f} {plus_minus(sign_error, '.1f', 100)} points of sign accuracy to what"
+        f" {signed_estimate(sign, sign_error, '.1f', 100)} points of sign accuracy to what"
         " mean and margin give, and"
-        f" {100 * calm:+.1f} {plus_minus(calm_error, '.1f', 100)} points to the ranking of the"
+        f" {signed_estimate(calm, calm_error, '.1f', 100)} points to the ranking of the"
         " volatility's errors."
     )
 
@@ -684,7 +684,7 @@ _CONFIDENCE_WORDS: Final = {
 
 
 def _gain_over_error(gain: DailyEstimate) -> float:
-    if gain.error is None:  # one block of days, so no candidate has an error
+    if gain.error is None:  # too few days, so no candidate has an error
         return gain.value
     return gain.value / gain.error if gain.error > 0 else 0.0
 
@@ -752,7 +752,7 @@ def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> 
 def regime_sentence(figures: Mapping[str, Any]) -> str:
     """Return one sentence about the first and the last cell of ``judge_cells``."""
     parts = [
-        f"{ratio[0]:.2f} ({plus_minus(ratio[1], '.2f')} by days) in regime {number}"
+        f"{ratio[0]:.2f} ({plus_minus(ratio[1], '.2f', unit=' by days')}) in regime {number}"
         for number in (min(figures, key=int), max(figures, key=int))
         if (ratio := figures[number]["variance_ratio"])
     ]

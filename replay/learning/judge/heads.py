@@ -148,7 +148,7 @@ def levelled(table: Forecasts, levels: Levels) -> Forecasts:
 
 
 def head_figures(table: Forecasts) -> dict[str, Any]:
-    """Return the figures of every horizon for a card, each [value, standard error by day]."""
+    """Return the figures of every horizon for a card, each [value, error by day]."""
     return {str(horizon): _figures(rows) for horizon, rows in table.by_horizon()}
 
 
@@ -216,7 +216,7 @@ def head_sentences(by_horizon: Mapping[str, Any], *, horizon: int, days: int) ->
     if verdicts:
         lines.append(
             f"Compared with EWMA volatility times constants at {horizon} bars:"
-            f" {', '.join(verdicts)} (level: within two standard errors by day)."
+            f" {', '.join(verdicts)} (level: within two errors by day)."
         )
     if "regimes" in main:
         phrase = _compared(main["regimes"]["less_average_odds"], days)
@@ -231,7 +231,7 @@ def _compared(pair: Sequence[float | None], days: int) -> str:
 
 
 def plain_verdict(pair: Sequence[float | None], days: int) -> str:
-    """Return "better", "worse", or "level": within two standard errors, or on few days."""
+    """Return "better", "worse", or "level": within two errors, or on few days."""
     value, error = pair
     if value is None or days < FEW_DAYS or not is_credible(value, error):
         return "level"
@@ -431,7 +431,7 @@ def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
 
 
 def correlation_figures(table: Forecasts) -> dict[str, Any]:
-    """Return the figures of every horizon for a card, each [value, standard error by day]."""
+    """Return the figures of every horizon for a card, each [value, error by day]."""
     return {
         str(horizon): {
             name.replace(" ", "_").lower(): estimate(

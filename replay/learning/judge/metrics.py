@@ -279,7 +279,7 @@ def estimate(metric: Metric, view: MetricView) -> DailyEstimate:
 
 
 def figures(table: Forecasts, model: str = MODEL) -> dict[str, Any]:
-    """Return every figure by horizon as [value, standard error], for a card.
+    """Return every figure by horizon as [value, error], for a card.
 
     *model* is the card's name of the judged model.
     """

@@ -1,7 +1,7 @@
 """Every table and chart of a judgement, for terminal, page and JSON.
 
 An entry of ``SHOWN`` makes the tables of one holdout and may draw a chart; an entry of ``ACROSS``
-makes tables of all holdouts. Estimates are pairs of value and standard error by day.
+makes tables of all holdouts. Estimates are pairs of value and error by day.
 """
 
 from __future__ import annotations

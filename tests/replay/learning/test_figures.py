@@ -45,7 +45,9 @@ def test_an_error_is_that_of_blocks_of_five_days() -> None:
     values = np.repeat(weekly, ROWS // 8)  # every bar of five days is the same
     daily_estimate = figures.mean(values, DAYS)
     assert daily_estimate.value == pytest.approx(weekly.mean())
-    assert daily_estimate.error == pytest.approx(weekly.std(ddof=1) / 8**0.5)
+    assert daily_estimate.error == pytest.approx(
+        0.5 * stats.t.ppf(0.975, 7) * weekly.std(ddof=1) / 8**0.5, rel=1e-3
+    )
     drawn = figures.figure(np.stack([values, values**0]), DAYS, lambda s: s[:, 0] / s[:, 1])
     assert drawn.error == pytest.approx(daily_estimate.error, rel=0.15)
     few = DAYS < 9  # one block: nothing says how far another one would be away

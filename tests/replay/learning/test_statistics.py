@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from tracepaper.replay.learning.statistics import (
     COVERAGES,
     RISK_COVERAGES,
-    DailyEstimate,
     RankedBars,
-    compared,
+    chance,
     corrected,
     difference,
     holm,
@@ -62,11 +61,10 @@ def test_a_true_difference_is_found_with_its_sign() -> None:
 
 
 def test_one_block_of_days_says_nothing() -> None:
-    assert compared(DailyEstimate(-5.0, 0.1), 9).p == 1.0
-    assert compared(DailyEstimate(-5.0, 0.0), 90).p == 1.0
-    assert compared(DailyEstimate(-5.0, None), 90).p == 1.0
-    wide, narrow = (compared(DailyEstimate(-1.0, 0.4), days) for days in (10, 400))
-    assert wide.p > narrow.p
+    assert chance(-5.0, 0.1, 9) == 1.0
+    assert chance(-5.0, 0.0, 90) == 1.0
+    assert chance(-5.0, None, 90) == 1.0
+    assert chance(-1.0, 0.4, 10) > chance(-1.0, 0.4, 400)
 
 
 def test_an_error_covers_days_that_are_like_the_days_before() -> None:

@@ -72,7 +72,7 @@ def test_gates_that_cannot_be_judged_have_no_mark(
     )
     chart = present(refusal_chart(judged))
     layers = layers_of(chart)
-    band, marks = layers["random gate, 95 %"], layers["this gate ± 2 errors"]
+    band, marks = layers["random gate, 95 %"], layers["this gate, 95 %"]
     assert (band.base, band.x) == ([-2.0] * 3, [5.0] * 3)
     assert marks.roles == ["gain", "loss", "muted"]
     assert marks.errors == [3.0] * 3

@@ -9,7 +9,10 @@ import storage_cases as cases
 from builders import MINUTE, present
 from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
+from tracepaper.replay.api import Backtest
+from tracepaper.replay.document.values import Table
 from tracepaper.replay.report.benchmarks import mean_exposures
+from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.storage.database.reader import resolve
@@ -42,10 +45,25 @@ def test_figures_of_a_day_are_those_of_its_ends_and_of_a_year_there_are_none(
         assert figures.probabilistic_sharpe is None
         assert account.activity is None or account.activity.turnover is None
     accounts = tables(cross_report)["accounts"]
-    assert "a day, bp" in map(accounts.heading, range(len(accounts.figures)))
+    assert "a day, bp (too few days)" in map(accounts.heading, range(len(accounts.figures)))
     note, held = accounts.notes
     assert "buy and hold begins there too, with all the money" in held
-    assert "1,500 bars on 1.0 days, too few for one. Under 30 days nothing is annualised" in note
+    assert (
+        "1,500 bars on 1.0 days, too few days for an error. Under 30 days nothing is annualised"
+        in note
+    )
+
+
+def test_a_run_of_one_day_stands_without_an_error(cross_database: Path) -> None:
+    """Neither its sentence nor its page claims what a day cannot tell."""
+    report = build_report_of(cross_database)
+    sentence = repr(Backtest(cross_database, report.record.run["run_id"]))
+    assert "bp (too few days), worst drawdown" in sentence
+    assert "±" not in sentence
+    parts = report_document(report).parts
+    (tiles,) = (part for part in parts if isinstance(part, Table) and part.look == "tiles")
+    titles = [tiles.heading(place) for place in range(len(tiles.figures))]
+    assert "bp a day, over 1.0 days (too few days)" in titles
 
 
 def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:

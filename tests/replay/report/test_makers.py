@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.metrics import mean_error
+from tracepaper.replay.report.metrics import standard_error
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.trades import markouts
@@ -52,7 +52,7 @@ def test_the_close_so_many_bars_later_is_compared_with_the_price(cross_report: R
 
 def test_the_error_counts_days_and_not_fills() -> None:
     def error(days: list[int]) -> float | None:
-        return mean_error(np.array([0.01, 0.01, -0.01, -0.01]), np.array(days))
+        return standard_error(np.array([0.01, 0.01, -0.01, -0.01]), np.array(days))
 
     assert error([1, 1, 6, 6]) is None  # of fewer than ten days nothing tells
     assert error([1, 3, 8, 10]) == pytest.approx(0.01)

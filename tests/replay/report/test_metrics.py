@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 
 from tracepaper.replay.report import metrics
 
@@ -218,6 +219,26 @@ def test_months_compound_to_the_total(values: list[float]) -> None:
     assert product == pytest.approx(1.0 + metrics.total_return(equity))
     assert months[0][:2] == (2025, 1)
     assert [m[:2] for m in months] == sorted({m[:2] for m in months})
+
+
+@pytest.mark.parametrize("days", [29, 30, 60])
+def test_chance_makes_a_mean_of_more_than_two_errors_in_one_of_twenty_runs(days: int) -> None:
+    """However few the days: under thirty of them there is no error to compare with."""
+    draws = np.random.default_rng(days).normal(size=(4_000, days))
+    errors = [metrics.mean_error(draw, np.arange(days)) for draw in draws]
+    claimed = [
+        metrics.is_credible(draw.mean(), error) for draw, error in zip(draws, errors, strict=True)
+    ]
+    assert {error is None for error in errors} == {days < 30}
+    assert np.mean(claimed) == (0.0 if days < 30 else pytest.approx(0.05, abs=0.01))
+
+
+def test_blocks_count_by_what_they_hold() -> None:
+    for count in (6, 12, 400):
+        exact = float(stdtrit(count - 1, 0.975)) / 2
+        assert metrics.widening(np.full(count, 10)) == pytest.approx(exact, abs=1e-3)
+    assert metrics.widening(np.array([*[1] * 11, 500])) is None, "one block has nearly all"
+    assert metrics.widening(np.full(5, 10)) is None
 
 
 @pytest.mark.parametrize(

@@ -172,13 +172,13 @@ def test_one_lucky_day_of_many_signals_proves_nothing() -> None:
 
 def test_one_bad_month_proves_nothing_though_its_days_agree() -> None:
     """Near days are similar: a rotated gate finds other months like those of the gate."""
-    gross, days = world(100, 11)
-    month = days // 20
-    gross += np.array([-6e-4, 5e-4, -5e-4, 6e-4, 0.0])[month]
+    gross, days = world(200, 11)
+    month = days // 40
+    gross += np.array([-6e-4, 5e-4, -8e-4, 6e-4, 0.0])[month]
     judgement = judge(gross, month == 0, days)
     assert judgement.difference is not None
     assert judgement.error is not None
-    assert judgement.difference > 2.5 * judgement.error  # by days alone it would have saved
+    assert judgement.difference > 2 * judgement.error  # by days alone it would have saved
     assert judgement.sign == 0
 
 
@@ -248,11 +248,11 @@ def test_a_gate_on_few_days_is_not_judged_and_one_that_refuses_all_cannot_be() -
 
 
 def test_a_random_gate_is_the_gate_s_own_pattern_moved_along() -> None:
-    gross, days = world(12, 9)
+    gross, days = world(60, 9, a_day=20)
     chosen = blocks(gross.size, 0.4, 11, 10)
     moved = [
         float(gross[~there].mean() - gross[there].mean())
-        for step in range(60, gross.size - 60)
+        for step in range(20, gross.size - 20)
         if (there := np.roll(chosen, step)).any()
     ]
     judged = judge(gross, chosen, days)
