@@ -432,7 +432,7 @@ class Backtest:
         """Yield the run in a few lines: strategy, period, figures and benchmarks."""
         self._require_open()
         record, figures = self._record, self.summary
-        yield from (state.sentence for state in record.states)
+        yield from record.cautions
         yield (
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"

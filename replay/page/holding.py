@@ -13,6 +13,7 @@ from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing
 from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit, held_source
+from tracepaper.replay.report.states import below_zero
 from tracepaper.strategies.sessions import SuspectedSplit, named_splits
 from tracepaper.strategies.units import RATE_SCALE
 
@@ -194,6 +195,22 @@ def mean_exposures(shown: ShownRun) -> dict[str, float] | None:
         return shown.rollups.kept_value("exposures", lambda: _means(shown))
     except RollupMissing:
         return None
+
+
+def below_zero_of(shown: ShownRun) -> str:
+    """Return the sentence on an account that had nothing left; empty while roll-ups are missing."""
+    try:
+        return shown.rollups.kept_value("below zero", lambda: _below_zero(shown))
+    except RollupMissing:
+        return ""
+
+
+def _below_zero(shown: ShownRun) -> str:
+    block = shown.rollups.full_range(ACCOUNTS)
+    lowest = block.get(f"low:{OWN}", np.empty(0))
+    is_known = ~np.isnan(lowest)
+    closes_ms = shown.columns.times.closes_of(block[TIME][is_known].astype(np.int64))
+    return below_zero(closes_ms, lowest[is_known])
 
 
 def _means(shown: ShownRun) -> dict[str, float] | None:

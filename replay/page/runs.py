@@ -206,6 +206,7 @@ def run(
         parity=newest_parity(shown, verified),
         damage=damage_of(shown),
         halt="" if (held := halt(shown)) is None else held.sentence,
+        below_zero=holding.below_zero_of(shown),
         holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
         first_sequence=first,

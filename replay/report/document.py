@@ -176,7 +176,7 @@ MONTHS: Final = (
 def _heading(report: Report) -> Iterator[Part]:
     """Yield the run, the main figures and the caveats."""
     record = report.record
-    yield from (Paragraph(state.sentence, "warning") for state in record.states)
+    yield from (Paragraph(caution, "warning") for caution in record.cautions)
     yield Paragraph(
         f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
         f"{record.bar_times.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",

@@ -113,6 +113,11 @@ STRETCHES: Final = (
     of_field("trades", "closed trades", "count"),
 )  # fmt: skip
 
+BELOW_ZERO: Final = (
+    of_field("below_zero_ms", "nothing left from", "minute", "performance.below_zero_ms"),
+    of_field("lowest_equity", "lowest equity", "money", "performance.lowest"),
+)
+
 MARGIN: Final = (
     of_field("margin_used", "margin used", "money", "margin.used"),
     of_field("leverage", "leverage", "ratio", "margin.leverage"),
@@ -231,7 +236,12 @@ def _performance(report: Report) -> Iterator[Table]:
     """Yield the tables of the accounts: results, comparison with chance, and costs."""
     notes = _annual(report) + _reserve(report)
     yield table(
-        "accounts", "Accounts", (*ACCOUNTS, *MARGIN), report.accounts, turned=True, notes=notes
+        "accounts",
+        "Accounts",
+        (*ACCOUNTS, *BELOW_ZERO, *MARGIN),
+        report.accounts,
+        turned=True,
+        notes=notes,
     )
     if report.stretches:
         yield table("stretches", "Parts of the run", STRETCHES, report.stretches, turned=True)
@@ -477,7 +487,7 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     """
     account = account_report(record, record.account, closed)
     values: Headline = {"bars": account.performance.bars}
-    for figure in ACCOUNTS[1:]:  # the first is the account's name
+    for figure in (*ACCOUNTS[1:], *BELOW_ZERO):  # the first is the account's name
         value = figure.read(account)
         if isinstance(value, tuple):
             values[figure.key], values[f"{figure.key}_error"] = value

@@ -62,6 +62,8 @@ class Performance:
     max_drawdown: float | None  # share lost from a peak, not negative
     drawdown_bars: int | None  # longest time under an earlier peak
     calmar: float | None  # cagr / max_drawdown
+    below_zero_ms: int | None  # when nothing of the equity was left for the first time
+    lowest: float | None  # the lowest equity, if nothing was left
 
 
 @dataclass(frozen=True)
@@ -231,11 +233,13 @@ def days_of(times_ms: Numbers, interval_ms: int, calendar: Calendar | None = Non
 def daily_returns(times_ms: Numbers, equity: Numbers, calendar: Calendar | None = None) -> Floats:
     """Return the simple return of each day; *equity* has its initial value before all times.
 
-    Empty if the equity reached 0, after which returns are not defined.
+    Empty if the equity ever reached 0, after which returns are not defined.
     """
     values = np.asarray(equity, dtype=np.float64)
+    if (values <= 0).any():
+        return np.empty(0)
     ends = np.concatenate((values[:1], values[1:][day_ends(times_ms, calendar)]))
-    return ends[1:] / ends[:-1] - 1.0 if (ends > 0).all() else np.empty(0)
+    return ends[1:] / ends[:-1] - 1.0
 
 
 def return_days(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
@@ -253,10 +257,8 @@ def total_return(equity: Numbers) -> float:
 def cagr(growth: float, days: float, year: float = YEAR_DAYS) -> float | None:
     """Return the annual growth rate of a factor *growth* over *days*, with *year* days a year.
 
-    It is -1 if nothing is left.
+    The factor is above 0.
     """
-    if growth <= 0:
-        return -1.0
     if days <= 0:
         return None
     with np.errstate(over="ignore"):
@@ -411,10 +413,10 @@ def rolling_sharpe(
 
 
 def sortino(returns: Numbers, a_year: float) -> float | None:
-    """Return the annual Sortino ratio of excess returns; None without a loss."""
+    """Return the annual Sortino ratio of excess returns; None if they are constant or no loss."""
     values = np.asarray(returns, dtype=np.float64)
     downside = np.minimum(values, 0.0)
-    if values.size < 2 or not downside.any():
+    if values.size < 2 or float(np.ptp(values)) == 0.0 or not downside.any():
         return None
     risk = np.sqrt(np.mean(downside**2))
     return float(values.mean() / risk * np.sqrt(a_year))
@@ -468,7 +470,7 @@ def performance(
     """Return the figures of an equity curve: a value before any trade, then one at each time.
 
     *times_ms* are closes. A day is a UTC day, or a session of *calendar*. *risk_free* is an annual
-    rate.
+    rate. If nothing of the equity was left at any time, there are no figures a day or a year.
     """
     values = np.asarray(equity, dtype=np.float64)
     days = days_of(times_ms, interval_ms, calendar)
@@ -478,7 +480,9 @@ def performance(
     a_year = days_in_year(interval_ms, calendar)
     annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
-    growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
+    gone = np.flatnonzero(values[1:] <= 0)
+    is_defined = is_annual(days) and not gone.size
+    growth = cagr(1.0 + earned, days, year_days(calendar)) if is_defined else None
     worst = float(drawdowns(values).max(initial=0.0))
     excess = annual - rate_of_return(risk_free, a_year)
     ratio_stderr = sharpe_error(excess)
@@ -498,6 +502,8 @@ def performance(
         max_drawdown=worst,
         drawdown_bars=longest_drawdown(values),
         calmar=growth / worst if growth is not None and worst else None,
+        below_zero_ms=int(times_ms[gone[0]]) if gone.size else None,
+        lowest=float(values.min()) if gone.size else None,
     )
 
 

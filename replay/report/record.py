@@ -20,7 +20,7 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.replay.report.states import LastingState, lasting_states
+from tracepaper.replay.report.states import LastingState, below_zero, lasting_states
 from tracepaper.replay.run_columns import (
     BarTimes,
     Floats,
@@ -218,6 +218,12 @@ class RunRecord:
     def held_shadow(self) -> AccountRecord | None:
         """The shadow account that holds the run's mean exposure so far, if the run has it."""
         return next((shadow for shadow in self.shadows if shadow.name == BUY_AND_HOLD), None)
+
+    @cached_property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences that come before all figures: lasting states, and an account without money."""
+        gone = below_zero(self.times_ms, self.account.equity[1:])
+        return (*([gone] if gone else ()), *(state.sentence for state in self.states))
 
     @property
     def risk_free(self) -> float:

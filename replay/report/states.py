@@ -13,8 +13,9 @@ from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
-from tracepaper.replay.run_columns import RunColumns
+from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.gates.declared import (
     operator,
@@ -99,6 +100,21 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
     if (holes := span.holes()) is not None:
         states.append(holes)
     return tuple(states)
+
+
+def below_zero(times_ms: Ints, equity: Floats) -> str:
+    """Return a sentence on an account that had nothing left at one of *times_ms*, else nothing.
+
+    *equity* has a value at each time.
+    """
+    gone = np.flatnonzero(equity <= 0)
+    if not gone.size:
+        return ""
+    return (
+        f"The account had nothing left from {time_text(int(times_ms[gone[0]]))}; its lowest equity "
+        f"was {float(equity.min()):,.2f}. What it made later needed money that it had not, so "
+        "there are no figures a day or a year."
+    )
 
 
 def command_of(content: dict[str, Any], market_ms: int = 0) -> Command:

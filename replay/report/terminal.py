@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from rich.console import Console
 
 from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
@@ -29,7 +30,7 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.states import lasting_states
+from tracepaper.replay.report.states import below_zero, lasting_states
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
@@ -56,7 +57,7 @@ def show_report(
     caveats = list(report.sentences)
     if not notes and len(caveats) > 1:
         caveats[1:] = [f"{len(caveats) - 1} more to know before believing any of it: --notes"]
-    first = (*(state.sentence for state in record.states), *report.warnings)
+    first = (*record.cautions, *report.warnings)
     parts: list[Part] = [Paragraph(warning, "warning") for warning in first]
     parts += [Paragraph(caveat, "note") for caveat in caveats]
     parts += [*tables(report).values(), *(analysis.tables() if analysis else ())]
@@ -158,6 +159,17 @@ def summary_document(database: Path, run_id: str) -> TitledParts:
             return TitledParts(title, tuple(_summary_parts(reader, views)))
 
 
+def _cautions(columns: RunColumns, views: RunViews) -> Iterator[str]:
+    """Yield sentences on an account without money, on lasting states, and the run's warnings."""
+    lowest, _ = views.bounds("v_equity", "equity")
+    if lowest is not None and lowest <= 0:  # only such a run has its columns read
+        account = columns.accounts(columns.span)[""]
+        closes_ms = columns.times.closes_of(account["open_time_ms"].astype(np.int64))
+        yield below_zero(closes_ms, account["equity"])
+    yield from (state.sentence for state in lasting_states(columns))
+    yield from (f"Warning: {text}." for text in json.loads(views.run()["warnings"] or "[]"))
+
+
 def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     run_id = views.run_id
     bounds = (bound or "" for bound in views.bounds("v_decisions", "open_time_iso"))
@@ -165,10 +177,8 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     allowed = views.count("v_decisions", allowed=1)
     counted = f"{count_of(decisions, 'bar')} decided, {allowed:,} allowed"
     yield Paragraph(f"{counted}, {count_of(filled, 'fill')}\n{' to '.join(bounds)}", "lead")
-    for state in lasting_states(RunColumns(reader, run_id)):
-        yield Paragraph(state.sentence, "warning")
-    for warning in json.loads(views.run()["warnings"] or "[]"):
-        yield Paragraph(f"Warning: {warning}.", "warning")
+    for caution in _cautions(RunColumns(reader, run_id), views):
+        yield Paragraph(caution, "warning")
     yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))
     if fills := list(_with_held(views, views.rows("v_fills", newest=FILLS_SHOWN))):
         several = len({fill["instrument"] for fill in fills}) > 1

@@ -31,7 +31,8 @@ BINS: Final = 8
 """Bins of a continuous axis in a heat map."""
 SHOWN_FIGURES: Final = (
     "return", "days", "trades", "mean_day", "mean_day_error", "sharpe", "sharpe_error",
-    "max_drawdown", "exposure", "held_return", "buy_and_hold_return", "random_beaten",
+    "max_drawdown", "below_zero_ms", "lowest_equity", "exposure", "held_return",
+    "buy_and_hold_return", "random_beaten",
 )  # fmt: skip
 """Figures of a cell that ``Sweep.frame`` has as columns."""
 

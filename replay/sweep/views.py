@@ -20,6 +20,7 @@ from tracepaper.replay.document.values import (
     written,
 )
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_error
+from tracepaper.replay.report.states import below_zero
 from tracepaper.replay.sweep.result import Heat, Sweep
 from tracepaper.replay.sweep.space import FIGURES, objective_text
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
@@ -211,6 +212,9 @@ def luck(sweep: Sweep) -> Iterator[str]:
     if mean is not None:
         earned = signed_estimate(mean, error, ".1f", 1e4, " bp")
         yield f"It earns a day {earned}, before one counts how many were tried."
+    since_ms, lowest = best.figures["below_zero_ms"], best.figures["lowest_equity"]
+    if since_ms is not None and lowest is not None:
+        yield below_zero(np.array([since_ms]), np.array([lowest]))
     beaten = best.figures["random_beaten"]
     if beaten is not None:
         count = len(values)

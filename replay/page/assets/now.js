@@ -100,6 +100,7 @@ function Banner({ run, connection, isCold }) {
   if (connection.state === "refused")
     return html`<p class="banner" role="alert"><b>This page receives no steps since ${when(connection.since, Date.now())}:</b> it has too many readers. It is refreshed every 15 s.</p>`;
   if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt}</b> Decisions go on.</p>`;
+  if (run.below_zero) return html`<p class="banner">${run.below_zero}</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
     return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes at ${when(run.row.last_ms + (run.bars_needed - run.row.decisions + 1) * run.row.interval_ms, run.row.last_ms)}.` : "soon."}</p>`;

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from builders import present
 from command_line import Cli
@@ -13,14 +14,17 @@ from pages import said_in
 from records import rows
 from report_cases import BTC, SOL, build_report_of, cross, replayed
 
-from tracepaper import Action, BarContext, Signal, Strategy
+from tracepaper import Action, BarContext, Signal, Strategy, sweep
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.page import runs
 from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
+from tracepaper.replay.report.terminal import summary_document
 from tracepaper.replay.run_columns import Floats
+from tracepaper.replay.sweep.executor import InThisProcess
 from tracepaper.replay.sweep.space import FIGURES
+from tracepaper.replay.sweep.views import luck
 from tracepaper.strategies.types.decisions import Liquidity
 
 part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
@@ -108,6 +112,46 @@ def test_buy_and_hold_at_the_run_s_exposure_has_its_sign_in_every_symbol(
     page = shown["buy and hold at its own exposure"]
     assert page.total_return == pytest.approx(held)
     assert page.mean_exposure == shown["this run"].mean_exposure == pytest.approx(total)
+
+
+def test_an_account_below_zero_names_the_day_and_its_lowest_equity_everywhere(
+    tmp_path: Path, cli: Cli
+) -> None:
+    """For twenty days a short position owes more than there is; at the end it has gained."""
+    days = np.arange(90)
+    price = np.where((days >= 30) & (days < 50), 220.0, np.where(days > 84, 90.0, 100.0))
+    names = ("open", "high", "low", "close")
+    opens_ms = 1_704_067_200_000 + 86_400_000 * days
+    frame = pd.DataFrame({"open_time": opens_ms, **dict.fromkeys(names, price), "volume": 1.0})
+    frame.to_csv(candles := tmp_path / "BTCUSDT.csv", index=False)
+    config = {
+        "sizing": {"mode": "fixed", "quantity": "1000"},
+        "gate": {"plausible": "10000"},
+    }
+    database, page = tmp_path / "run.db", tmp_path / "run.html"
+    with backtest(Opposed, candles, config=config, db=database) as run:
+        assert run.summary["return"] == pytest.approx(0.1, abs=0.01)
+        assert run.summary["below_zero_ms"] == 1_704_067_200_000 + 31 * 86_400_000
+        assert run.summary["lowest_equity"] == pytest.approx(-20_055)
+        yearly = ("mean_day", "cagr", "volatility", "sharpe", "sortino", "calmar")
+        assert all(run.summary[key] is None for key in yearly)
+        run.report(html=page)
+        sentence, *_ = repr(run).splitlines()
+    assert "nothing left from 2024-02-01 00:00 UTC; its lowest equity was -20,055.00" in sentence
+    shown = shown_of(database)
+    printed = (
+        " ".join(cli.out("report", "--db", database).split()),
+        said_in(page),
+        runs.run(shown).below_zero,
+        *(getattr(part, "text", "") for part in summary_document(database, shown.run_id).parts),
+    )
+    assert [sentence in each for each in printed[:3]] == [True] * 3
+    assert sentence in printed[3:]
+    (own, *_) = cli.json("report", "--db", database)["accounts"]
+    assert (own["below_zero_ms"], own["cagr"]) == (1_706_745_600_000, None)
+    space = {"sizing.quantity": ["1000"]}
+    swept = sweep(Opposed, candles, space, "return", config=config, executor=InThisProcess())
+    assert sum(sentence in line for line in luck(swept)) == 1
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:

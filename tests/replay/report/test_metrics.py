@@ -180,6 +180,8 @@ def test_what_is_not_defined_is_none_and_never_infinite() -> None:
     flat = metrics.performance(closes(50), [100.0] * 51, DAY)
     assert (flat.total_return, flat.sharpe, flat.sortino, flat.calmar) == (0.0, None, None, None)
     assert (flat.mean_day, flat.error_day, flat.probabilistic_sharpe) == (0.0, 0.0, None)
+    flat = metrics.performance(closes(50), [100.0] * 51, DAY, risk_free=0.04)
+    assert (flat.sharpe, flat.sortino, flat.calmar) == (None, None, None), "it never traded"
     single = metrics.performance([], [100.0], HOUR)
     assert (single.bars, single.mean_day, single.cagr) == (0, None, None)
     assert metrics.cagr(1e30, 1.0) is None
@@ -187,7 +189,7 @@ def test_what_is_not_defined_is_none_and_never_infinite() -> None:
 
 def test_an_account_that_lost_everything_has_no_ratios() -> None:
     ruined = metrics.performance(closes(40), [100.0, 50.0, *[-10.0] * 39], DAY)
-    assert ruined.cagr == -1.0
+    assert (ruined.total_return, ruined.cagr, ruined.calmar) == (pytest.approx(-1.1), None, None)
     assert (ruined.sharpe, ruined.sortino, ruined.volatility) == (None, None, None)
     assert (ruined.mean_day, ruined.volatility_day) == (None, None)
     assert ruined.max_drawdown == pytest.approx(1.1)
