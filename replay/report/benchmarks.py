@@ -6,8 +6,9 @@ spread and slippage, and pay the recorded funding. They are computed here, not s
 A random timing holds the run's positions, each with its side, sizes and length, at random times.
 The difference between the run and its random timings is timing; what both earn is market direction
 less costs. Each change of a position costs a timing what the run's own fills cost: fee, spread and
-slippage as taker, the fee alone as maker. With a taker's costs, makers without any timing would
-beat most of their timings, because a limit that is met by chance is as fair a price as an open.
+slippage as taker, the fee alone as maker. A maker's change keeps the distance of the run's fill
+from the close of its bar: an order rests until the price goes through it, so the close is on
+average beyond the fill, and makers without any timing would lose to timings that trade at opens.
 
 A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
 strategy requires; for the strategy trend it is the side of the trend. Its return is that from the
@@ -230,14 +231,19 @@ class Episodes(NamedTuple):
     counts: Ints  # [stretch], number of its changes
     offset: Ints  # [change], in bars
     delta: Floats  # [change], signed
-    cost: Floats  # [change], as a fraction of its notional
+    terms: Floats  # [change, 3], of a ``ChangeTerms``
 
 
-def episodes(held: Floats, cost: Floats) -> Episodes:
-    """Return the stretches of *held* [bar] in which it keeps one sign, in order.
+class ChangeTerms(NamedTuple):
+    """The terms of a change of the position in each bar [bar]."""
 
-    *cost* [bar] is the cost of a change at each bar, as a fraction of its notional.
-    """
+    cost: Floats  # as a fraction of the notional
+    maker: Floats  # share of the notional that was filled as maker
+    distance: Floats  # of these fills: price ÷ close of the bar
+
+
+def episodes(held: Floats, terms: ChangeTerms) -> Episodes:
+    """Return the stretches of *held* [bar] in which it keeps one sign, with their *terms*."""
     edges = np.flatnonzero(np.diff(np.sign(held))) + 1
     starts, parts = [], []
     for start, part in zip((0, *edges.tolist()), np.split(held, edges), strict=True):
@@ -256,12 +262,13 @@ def episodes(held: Floats, cost: Floats) -> Episodes:
         counts,
         offset,
         np.concatenate([np.empty(0), *(step[at] for step, at in zip(steps, offsets, strict=True))]),
-        cost[bars.clip(max=held.size - 1)],  # the cost of closing an open stretch is not used
+        # The terms of closing an open stretch are not used.
+        np.column_stack(terms)[bars.clip(max=held.size - 1)],
     )
 
 
 def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints, Floats, Floats]:
-    """Return (bar, change, cost) of *parts* in random order at random places without overlap.
+    """Return (bar, change, terms) of *parts* in random order at random places without overlap.
 
     All distributions of the free bars are equally likely. A part that reaches the last bar stays
     open there, as the run's last position may.
@@ -277,17 +284,19 @@ def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints
     picked = np.repeat(parts.first[order] - before, counts) + np.arange(int(counts.sum()))
     at = np.repeat(starts, counts) + parts.offset[picked]
     within = at < bars
-    return at[within], parts.delta[picked][within], parts.cost[picked][within]
+    return at[within], parts.delta[picked][within], parts.terms[picked][within]
 
 
-def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) -> Floats:
+def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, terms: Floats) -> Floats:
     """Return the profit of a position that changes by *delta* at the bars *at*.
 
-    The profit is that after each number of *closed* bars. *cost* [change] is a fraction of the
-    notional.
+    The profit is that after each number of *closed* bars. *terms* [change, 3] are those of
+    ``ChangeTerms``.
     """
     position = np.concatenate(([0.0], delta.cumsum()))
-    notional = delta * bars.open[at]
+    cost, maker, distance = terms.T
+    price = (1.0 - maker) * bars.open[at] + maker * distance * bars.close[at]
+    notional = delta * price
     cash = np.concatenate(([0.0], (-notional - np.abs(notional) * cost).cumsum()))
     settled = np.flatnonzero(bars.funding[1:]) + 1
     paid = position[np.searchsorted(at, settled)] * bars.close[settled - 1] * bars.funding[settled]
@@ -297,11 +306,11 @@ def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) ->
     return cash[done] + position[done] * close - paid[np.searchsorted(settled, closed)]
 
 
-def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
-    """Return the cost rate of *ledger*'s fills in each bar [bar] of an instrument.
+def change_terms(record: RunRecord, ledger: AccountRecord, name: str) -> ChangeTerms:
+    """Return the terms of *ledger*'s fills in each bar of an instrument.
 
     Several fills in one bar have their mean, weighted by notional. A bar without a fill has the
-    cost of a taker.
+    terms of a taker.
     """
     closes_ms = record.bar_times.closes_of(record.bars[name].open_time_ms)
     fills = [fill for fill in ledger.fills if fill["instrument"] == name]
@@ -309,11 +318,13 @@ def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
     at = np.searchsorted(closes_ms, times, side="right").clip(max=closes_ms.size - 1)
     notional = np.array([fill["price"] * float(fill["quantity_text"]) for fill in fills])
     as_maker = np.array([fill["liquidity"] == Liquidity.MAKER for fill in fills], dtype=np.float64)
-    total, maker = (
-        np.bincount(at, weights, closes_ms.size) for weights in (notional, notional * as_maker)
-    )
+    prices = np.array([fill["price"] for fill in fills], dtype=np.float64)
+    weights = (notional, notional * as_maker, notional * as_maker * prices)
+    total, maker, paid = (np.bincount(at, weight, closes_ms.size) for weight in weights)
     share = np.divide(maker, total, out=np.zeros(closes_ms.size), where=total > 0)
-    return share * record.maker_rate + (1.0 - share) * record.cost_rate
+    mean = np.divide(paid, maker, out=np.zeros(closes_ms.size), where=maker > 0)
+    cost = share * record.maker_rate + (1.0 - share) * record.cost_rate
+    return ChangeTerms(cost, share, mean / record.bars[name].close)
 
 
 def random_timings(
@@ -325,7 +336,7 @@ def random_timings(
     are the indices of the equity curve at which the quantiles are taken.
     """
     parts = [
-        (name, episodes(held * record.shares_of(name), change_costs(record, ledger, name)))
+        (name, episodes(held * record.shares_of(name), change_terms(record, ledger, name)))
         for account in sides_of(record, ledger)
         for name, held in account.held.items()
     ]
@@ -351,8 +362,8 @@ def random_timings(
     for shadow in range(count):
         for (name, stretches), first in zip(parts, early, strict=True):
             bars = adjusted[name]
-            at, delta, cost = place(stretches, bars.open.size - first, chance)
-            curves[shadow] += value_at(bars, at + first, delta, closed[name], cost)
+            at, delta, terms = place(stretches, bars.open.size - first, chance)
+            curves[shadow] += value_at(bars, at + first, delta, closed[name], terms)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
     finals = curves[:, -1]
     ahead = ledger.equity[-1] - finals

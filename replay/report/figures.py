@@ -385,7 +385,8 @@ _REWEIGHTINGS_NOTE: Final = (
 )
 _CHANCE: Final = (
     "A random timing holds the same positions, each with its side, sizes and length, at random "
-    "times on the same bars and at the same costs. What an account earned beyond them is timing."
+    "times on the same bars and at the same costs; a fill as maker keeps its distance from the "
+    "close of its bar. What an account earned beyond them is timing."
 )
 _COSTS_NOTE: Final = (
     "Positive where paid. Spread and slippage are each fill's distance from the bar's open or the "

@@ -40,7 +40,7 @@ shadow_equity, shadow_fills, strategy_decisions, while_down
 time_second, time_nano
 
 # Figures of a report, read by their paths.
-final_median, volatility_day, drawdown_bars, calmar, peak_ms, trough_ms, recovered_ms
+final_median, volatility_day, drawdown_bars, below_zero_ms, calmar, peak_ms, trough_ms, recovered_ms
 period_correlation
 
 # Of charts, read by the page.
