@@ -41,9 +41,14 @@ class DailyEstimate(NamedTuple):
     error: float | None  # None with too few days
 
     def rounded(self, digits: int = 5) -> list[float | None]:
-        """Return [value, error] with *digits* decimals, for a card."""
-        error = None if self.error is None else round(self.error, digits)
-        return [None if np.isnan(self.value) else round(self.value, digits), error]
+        """Return [value, error] with *digits* decimals, for a card; None for one that is absent.
+
+        A mean of no rows is absent, and so is a ratio to a variance of zero.
+        """
+        return [
+            round(number, digits) if number is not None and np.isfinite(number) else None
+            for number in self
+        ]
 
 
 class BlockEstimate(NamedTuple):
@@ -197,9 +202,11 @@ class DayDifference(NamedTuple):
         return self.value, self.error
 
     def rounded(self) -> list[float | None]:
-        """Return [value, error, p] to five significant digits, for a card."""
-        error = None if self.error is None else float(f"{self.error:.5g}")
-        return [float(f"{self.value:.5g}"), error, float(f"{self.p:.5g}")]
+        """Return [value, error, p] to five significant digits, for a card; None if absent."""
+        return [
+            float(f"{number:.5g}") if number is not None and np.isfinite(number) else None
+            for number in (self.value, self.error, self.p)
+        ]
 
 
 def compared(difference: BlockEstimate, days: int) -> DayDifference:

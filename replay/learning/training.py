@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from rich.console import Console
@@ -37,6 +37,9 @@ from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.features.rows import schema_of
 from tracepaper.strategies.units import DAY_MS, interval_text, iso
 
+UNJUDGED: Final = "It was not judged: its training ended before that."
+"""The sentence on the card of a checkpoint that has no figures yet."""
+
 
 def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401 - what its kind reads
     """Fit *recipe* to *data*, calibrate, evaluate and write a checkpoint; return it.
@@ -49,6 +52,8 @@ def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401
     fitted = recipe.kind.fit(data, recipe, run._replace(folder=state, name=recipe.name or name))
     run.say("Calibrating.")
     fitted = fitted.calibrated(data, bars=bars)
+    # Written first, so that a fault of the judgement does not lose the training.
+    fitted.with_card(honesty={"sentences": [UNJUDGED]}).save(run.folder, data)
     run.say("Judging on untouched time.")
     return fitted.evaluated(data, bars=bars).save(run.folder, data)
 
@@ -128,6 +133,8 @@ def _is_finished(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN4
     if not is_checkpoint(folder):
         return False
     card = load(folder).card
+    if UNJUDGED in card["honesty"]["sentences"]:
+        return False
 
     def full(key: str, value: object) -> object:
         return schema_of(str(value), data.interval_ms).schema_id if key == "schema_id" else value

@@ -37,7 +37,12 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
     """
     main, paired = figures[str(horizon)], figures[PAIRED][str(horizon)]
     days, sentences = main["days"], []
-    if forecaster in main.get("sign_accuracy", {}):
+    has_signs = forecaster in main.get("sign_accuracy", {})
+    if has_signs and MAJORITY not in paired.get("sign", {}):
+        sentences.append(
+            f"No untouched bar's price moved within {horizon} bars: no sign was judged."
+        )
+    elif has_signs:
         (right, spread), (majority, _) = (
             main["sign_accuracy"][name] for name in (forecaster, MAJORITY)
         )
@@ -49,7 +54,12 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
             f" ({100 * majority:.1f} %;"
             f" {signed_estimate(-difference, error, '.1f', 100, ' points by day')}, p {p:.2g})."
         )
-    if baselines := paired.get("qlike"):
+    baselines = {
+        name: comparison
+        for name, comparison in paired.get("qlike", {}).items()
+        if None not in (comparison[0], main["qlike"][name][0], main["qlike"][forecaster][0])
+    }
+    if baselines:
         best = min(baselines, key=lambda name: main["qlike"][name][0])
         difference, error, p = baselines[best]
         ours, other = (main["qlike"][name][0] for name in (forecaster, best))

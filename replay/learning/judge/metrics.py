@@ -326,7 +326,8 @@ def _moments(first: Array, second: Array) -> Array:
 
 
 def _explained(sums: Array) -> Array:
-    return 1.0 - sums[:, 0] / sums[:, 1]
+    missed, whole = sums.T
+    return 1.0 - np.divide(missed, whole, out=np.full(len(sums), np.nan), where=whole > 0)
 
 
 def _r_squared(view: MetricView) -> Array:

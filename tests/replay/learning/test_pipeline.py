@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 import typer
-from learning import DAY_BARS, HORIZONS, choose, learnable, quiet, split, tiny, write_csv
+from learning import (
+    DAY_BARS,
+    HORIZONS,
+    choose,
+    learnable,
+    minutes_of,
+    quiet,
+    split,
+    tiny,
+    write_csv,
+)
 from typer.testing import CliRunner
 
 from tracepaper.replay.commands.evaluate import evaluate
@@ -25,7 +35,7 @@ from tracepaper.replay.learning.fitted import FitRun, Say
 from tracepaper.replay.learning.holdouts import read_uses
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.splits import split_of
-from tracepaper.replay.learning.training import train
+from tracepaper.replay.learning.training import UNJUDGED, _is_finished, train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import RunOptions, build
@@ -165,6 +175,29 @@ def test_an_unfinished_training_is_taken_up(
     rest = trained(material, target, say=lines.append, resume=True)
     assert lines[0] == "Resuming the fit at step 3."
     assert rest.sha256 == checkpoint.sha256
+
+
+def test_where_no_untouched_price_moves_the_card_says_so_and_is_written_before_the_judgement(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(5)
+    moves = rng.normal(0, 5e-4, DAYS * DAY_BARS)
+    moves[int(6.4 * DAY_BARS) :] = 0.0  # the test part begins at 6.5 days
+    file = write_csv(minutes_of(moves, rng), tmp_path)
+    material = Dataset.read([str(file)], lambda _: SPLIT, HORIZONS)
+    folder, before = tmp_path / "still", list[tuple[list[str], bool]]()
+
+    def say(text: str) -> None:
+        if text.startswith("Judging"):
+            card = load(folder).card
+            before.append((card["honesty"]["sentences"], _is_finished(RECIPE, folder, material)))
+
+    card = trained(material, folder, say=say).card
+    assert before == [([UNJUDGED], False)]
+    assert "moved within 30 bars: no sign was judged" in " ".join(card["honesty"]["sentences"])
+    assert card["figures"]["30"]["r_squared"]["network"] == [None, None]
+    assert "sign" not in card["figures"]["paired"]["30"]
+    assert _is_finished(RECIPE, folder, material)
 
 
 def test_a_card_without_a_split_cannot_be_judged() -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tracepaper.replay.learning.statistics import (
     COVERAGES,
     RISK_COVERAGES,
+    DailyEstimate,
+    DayDifference,
     RankedBars,
     chance,
     corrected,
@@ -31,6 +33,13 @@ DAY_COUNT = 30
 A_DAY = 20
 DAYS = np.repeat(np.arange(DAY_COUNT), A_DAY)
 ROWS = len(DAYS)
+
+
+@pytest.mark.parametrize("absent", [float("nan"), float("inf"), -float("inf")])
+def test_a_figure_that_is_no_finite_number_is_absent(absent: float) -> None:
+    assert DailyEstimate(absent, 0.25).rounded() == [None, 0.25]
+    assert DailyEstimate(0.5, absent).rounded() == [0.5, None]
+    assert DayDifference(absent, None, 3, 1.0).rounded() == [None, None, 1.0]
 
 
 def by_day(rng: np.random.Generator, daily: float = 1.0) -> Array:
