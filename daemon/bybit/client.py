@@ -219,7 +219,8 @@ class BybitClient:
 
     Recoverable errors are retried for ever, unless a *budget* limits them; then ``FeedLost`` or
     ``MessageMalformed`` is raised. A wrong symbol, category or address raises ``ConfigInvalid``.
-    Once *is_proven*, such an answer is a fault of the network and is retried like other errors.
+    From the first good answer on a refusal of the address, and once *is_proven* every such answer,
+    is a fault of the network and is retried like other errors.
 
     ``counters`` has the numbers of requests and of unreadable rows.
 
@@ -244,7 +245,8 @@ class BybitClient:
         self._clock = clock
         self._rng = rng
         self.cooldown = cooldown or Cooldown(clock=clock)
-        self._is_proven = is_proven
+        self._is_proven = is_proven  # category and symbols are right
+        self._has_answered = is_proven  # the address is right
         self._latest_ms = latest_ms
         self._budget = budget
         self._session: aiohttp.ClientSession | None = None
@@ -266,7 +268,7 @@ class BybitClient:
             await self._session.close()
 
     def prove(self) -> None:
-        """Note that address, category and symbols are right: later failures are the network's."""
+        """Note that category and symbols are right: later failures are the network's."""
         self._is_proven = True
 
     async def server_time_ms(self) -> int:
@@ -460,15 +462,19 @@ class BybitClient:
         session = self._session
 
         async def attempt() -> R:
+            is_proven = self._has_answered
             try:
                 body = await self._body(session, path, query)
+                is_proven = self._is_proven
                 try:
-                    return read(*decode_result(body, path, result))
+                    value, server_ms = decode_result(body, path, result)
+                    self._has_answered = True
+                    return read(value, server_ms)
                 except (ValueError, RecursionError) as error:
                     # A field that a reader does not check must not end the daemon.
                     raise _undocumented(path, error) from error
             except ConfigInvalid as error:
-                if not self._is_proven:
+                if not is_proven:
                     raise
                 raise FeedLost(f"{error} (It worked before, so it is retried.)") from error
 

@@ -204,16 +204,13 @@ class Daemon:
                 with usage_errors():
                     strategies = preflight_engine(config, forecaster)
             category = Category(config.market.category)
-            instruments = [
-                filters_for(config, item)
-                for item in await self._listed(client, category, is_served=is_served)
-            ]
+            listed = await self._listed(client, category, is_served=is_served)
+            client.prove()  # category and symbols are right: later failures are the network's
+            instruments = [filters_for(config, item) for item in listed]
             if config.account.margin != "none":
                 instruments = [
                     replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
                 ]
-            # Address, category and symbols are right: later failures are the network's.
-            client.prove()
             for item in () if is_served else instruments:
                 reject_size(config, item)  # in a resumed run each decision gives the reason
             opened = open_run(

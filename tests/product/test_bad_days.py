@@ -158,6 +158,22 @@ async def test_a_restart_waits_for_an_exchange_that_refuses_what_it_once_served(
     check_record(database, bars=10)
 
 
+async def test_a_first_start_waits_once_the_exchange_has_answered_for_its_symbols(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    tier = {"symbol": "BTCUSDT", "riskLimitValue": "2000000", "maintenanceMargin": "0.005"}
+    tier |= {"initialMargin": "0.01", "maxLeverage": "100.00", "mmDeduction": ""}
+    async with ScriptedServer() as server:
+        known = {"category": "linear", "symbol": "BTCUSDT", "list": [tier], "nextPageCursor": ""}
+        *broken, _, _ = refusals(server)
+        server.answer_next("risk-limit", *broken, server.reply(known))
+        async with daemon(server, database, account={"margin": "isolated"}) as running:
+            await running.close_bars(1)
+    assert not server.answers["risk-limit"]
+    check_record(database, bars=1)
+
+
 async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
     tmp_path: Path,
 ) -> None:

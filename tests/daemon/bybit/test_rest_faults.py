@@ -334,6 +334,19 @@ async def test_before_the_first_success_a_wrong_address_stops_with_advice(status
             await rest.server_time_ms()
 
 
+@pytest.mark.parametrize("status", [302, 404, 451])
+async def test_after_the_first_success_a_refusal_of_the_address_is_the_networks(
+    status: int,
+) -> None:
+    clock = SteppedClock()
+    async with serving() as server, asking(server, clock, is_proven=False) as rest:
+        server.answer_next("risk-limit", web.Response(status=status), server.reply(pages([TIER])))
+        await rest.server_time_ms()
+        assert await clock.finish(rest.risk_tiers(BITCOIN))
+        with pytest.raises(ConfigInvalid, match=r"trades no linear instrument ADAUSDT; correct"):
+            await rest.instrument(Category.LINEAR, "ADAUSDT")
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_before_the_first_success_a_busy_server_is_waited_for(status: int) -> None:
     clock = SteppedClock()

@@ -395,10 +395,10 @@ async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:
 async def test_a_mistake_found_in_the_background_ends_the_feed_with_its_sentence() -> None:
     async def misled() -> None:
         async with ScriptedServer() as server, live(server) as run:
-            server.answer_next("time", web.Response(status=404))
+            server.answer_next("time", server.reply({}, code=10024, message="no"))
             await run.expect(lambda: run.is_ended)
 
-    with pytest.raises(ConfigInvalid, match="HTTP 404"):
+    with pytest.raises(ConfigInvalid, match="retCode 10024"):
         await misled()
 
 
