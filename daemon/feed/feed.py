@@ -126,7 +126,6 @@ class LiveFeed:
             states=self._states,
             maintenance=self._maintenance,
             is_up=self._is_up,
-            certain_s=exchange.certain_s,
         )
         self._ends_in_gap = False  # the newest queued frame of the fill book is a gap
         self._warming = WarmUpTurns(

@@ -35,8 +35,6 @@ from tracepaper.strategies.types.market import (
 )
 
 FIRST_WAIT_S: Final = 0.5
-LISTING_WAIT_S_MAX: Final = 1.0
-"""Longest wait between the two answers that have to agree on an instrument's first candle."""
 
 
 async def finish_requests(
@@ -100,7 +98,6 @@ class BarSequencer:
         states: Mapping[str, FeedState],
         maintenance: FeedMaintenance,
         is_up: Callable[[FeedState], bool],
-        certain_s: float,
     ) -> None:
         self._client = client
         self._clock = clock
@@ -109,7 +106,6 @@ class BarSequencer:
         self._counters = client.counters
         self._is_up = is_up
         self._interval_ms = next(iter(states.values())).sequence.interval_ms
-        self._listing_wait_s = min(LISTING_WAIT_S_MAX, certain_s)
         self.left = 0  # bars and gaps that follow the event just yielded at once
         # Causes of missing bars that closed before the stream; None for a new instrument.
         self._causes = {key: state.cause for key, state in states.items()}
@@ -131,8 +127,6 @@ class BarSequencer:
                     yield revision
                 return
             case Place.NEXT | Place.AHEAD:
-                if state.cause is None:  # REST had no bar, so the stream's first bar is the first
-                    self._begin_at(state, bar)
                 if not state.pending.add(bar):
                     self._counters["overflow_bars"] += 1
             case _:
@@ -150,21 +144,22 @@ class BarSequencer:
         async for event in self._drain(state):
             yield event
         state.pending.trim()
-        if (due_s := state.missing.due_s()) > page.answered_s:
+        if (due_s := state.evidence_due_s()) > page.answered_s:
             state.request_by(due_s)
 
     def _take(self, state: FeedState, bars: Sequence[Bar], answered_s: float) -> None:
         """Take in *bars*, an answer of REST to a request that began at the next bar."""
         sequence = state.sequence
+        state.pending.add_missing(filter(sequence.is_new, bars))
+        if self._is_new(state) and not self._begins(state, bars, answered_s):
+            return
         if bars:
-            self._begin_at(state, bars[0])
             state.missing.update(
                 missing_bars(bars, sequence.next_open_ms, sequence.interval_ms),
                 from_ms=sequence.next_open_ms,
                 until_ms=bars[-1].close_time_ms,
                 now_s=answered_s,
             )
-        state.pending.add_missing(filter(sequence.is_new, bars))
 
     def hold(self, instrument: str) -> None:
         """Hold the stream's bars of *instrument* until ``release``; its warm-up asks REST."""
@@ -256,7 +251,7 @@ class BarSequencer:
         # An instrument without any candle is as rare as a wrong empty answer: ask twice.
         empty = [state for state in lacking if self._is_new(state)]
         if empty and not is_again:
-            await self._wait(self._listing_wait_s)
+            await self._wait(empty[0].listing.wait_s)
             again = self._filled(empty, until_ms, patience_s, unanswered, is_again=True)
             async for numbered in again:
                 yield numbered
@@ -272,8 +267,6 @@ class BarSequencer:
         request_ms = max(sequence.next_open_ms, start_ms)
         if request_ms >= end_ms or not (bars := await self._request(state, request_ms, end_ms)):
             return
-        if self._is_new(state):
-            bars = await self._from_listing(state, bars, end_ms)
         wait_s = FIRST_WAIT_S
         while True:
             now_s = self._clock.network_s()
@@ -282,22 +275,10 @@ class BarSequencer:
             events += (event if isinstance(event, Gap) else event[0] for event in ready)
             if not is_held and not len(state.pending):
                 return
-            due_s = state.missing.due_s() - now_s  # negative if answers do not cover the hole
+            due_s = state.evidence_due_s() - now_s  # negative if answers do not cover the hole
             await self._wait(min(wait_s, due_s) if due_s > 0 else wait_s)
             wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
             bars = await self._request(state, sequence.next_open_ms, end_ms)
-
-    async def _from_listing(self, state: FeedState, bars: list[Bar], end_ms: int) -> list[Bar]:
-        """Return the bars from the listing on: two consecutive answers begin with the same bar."""
-        while bars[0].open_time_ms > state.sequence.next_open_ms:
-            await self._wait(self._listing_wait_s)
-            again = await self._request(state, state.sequence.next_open_ms, end_ms)
-            if not again or again[0].open_time_ms > bars[0].open_time_ms:
-                continue  # this answer lacks bars of the first one, so it is no evidence
-            if again[0].open_time_ms == bars[0].open_time_ms:
-                break
-            bars = again
-        return bars
 
     async def _request(self, state: FeedState, from_ms: int, until_ms: int) -> list[Bar]:
         return await self._client.candles(
@@ -311,11 +292,25 @@ class BarSequencer:
         """Return whether no candle of *state* is known, so that its listing date is unknown."""
         return self._causes[state.instrument.id] is None and not state.sequence.is_begun
 
-    def _begin_at(self, state: FeedState, bar: Bar) -> None:
-        """Let a new instrument begin at *bar*, or at an earlier pending one: it was just listed."""
-        if self._is_new(state):
-            first_ms = state.pending.first_open_ms()
-            state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
+    def _begins(self, state: FeedState, bars: Sequence[Bar], answered_s: float) -> bool:
+        """Let a new instrument begin at its first bar; return False if that is not certain yet.
+
+        The stream's first bar is no evidence: bars before it may be in the next answer of REST.
+        """
+        first_ms = state.pending.first_open_ms()
+        if first_ms is None or not state.sequence.lacks(first_ms):
+            return True
+        is_held = bool(bars) and bars[0].open_time_ms == first_ms
+        if not state.listing.is_certain(first_ms, is_held=is_held, answered_s=answered_s):
+            return False
+        state.sequence.skip(first_ms)
+        if not is_held:
+            log.warning(
+                "unknown to REST",
+                instrument=state.instrument.id,
+                advice="it begins with the stream's first bar, and no lost bar can be repaired",
+            )
+        return True
 
     def _revision(self, state: FeedState, bar: Bar, place: Place) -> list[Bar]:
         """Return *bar* if it revises a delivered one; nothing if it repeats one or is too old."""

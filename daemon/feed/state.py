@@ -179,6 +179,35 @@ class MissingBars:
         self._certain &= self._since_s.keys()
 
 
+LISTING_WAIT_S_MAX: Final = 1.0
+"""Longest wait between the two answers that have to agree on an instrument's first bar."""
+
+
+class Listing:
+    """The evidence for the first bar of a new instrument: two answers of REST without earlier ones.
+
+    Answers that hold the first bar agree ``wait_s`` after each other. Answers without it, which
+    only the stream has brought so far, agree after *certain_s*. ``due_s`` is the network time at
+    which to ask again; infinity before the first answer.
+    """
+
+    def __init__(self, certain_s: float) -> None:
+        self._certain_s = certain_s
+        self.wait_s = min(LISTING_WAIT_S_MAX, certain_s)
+        self._since_s: dict[tuple[int, bool], float] = {}  # network time of the first such answer
+        self.due_s = float("inf")
+
+    def is_certain(self, first_ms: int, *, is_held: bool, answered_s: float) -> bool:
+        """Take in an answer without bars before *first_ms*; return whether that is certain.
+
+        *is_held* tells whether the answer has the bar that opens at *first_ms*.
+        """
+        since_s = self._since_s.setdefault((first_ms, is_held), answered_s)
+        # REST holds a bar some seconds after the stream brought it, so ask before certain_s.
+        self.due_s = answered_s + self.wait_s
+        return answered_s - since_s >= (self.wait_s if is_held else self._certain_s)
+
+
 # ---------------------------------------------------------------- order books
 
 OVERFLOW: Final = "overflow"
@@ -262,6 +291,7 @@ class FeedState:
         self._is_requested = False  # a request for bars runs, or its answer is in the queue
         self.pending = PendingBars()
         self.missing = MissingBars(certain_s, sequence.interval_ms)
+        self.listing = Listing(certain_s)
         self._close_filter = CloseFilter() if close_filter is None else close_filter
         self.books = books  # None if no books are sampled
         self._newest = {kind: NewestPrice() for kind in (Quote, Mark, Trade)}
@@ -394,6 +424,11 @@ class FeedState:
         self._request_wait_s = min(2 * self._request_wait_s, REQUEST_WAIT_MAX_S)
         self._request_at_s = network_s + self._request_wait_s
         return True
+
+    def evidence_due_s(self) -> float:
+        """Return when an answer of REST can next make certain that bars are missing."""
+        due_s = self.missing.due_s()
+        return due_s if self.sequence.is_begun else min(due_s, self.listing.due_s)
 
     def request_by(self, network_s: float) -> None:
         """Make the next request for bars due by *network_s*."""

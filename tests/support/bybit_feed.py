@@ -39,7 +39,6 @@ def sequencer_of(clock: SteppedClock, client: BybitClient, *states: FeedState) -
             spawn=lambda work: work.close(),
         ),
         is_up=lambda _: True,
-        certain_s=30.0,
     )
 
 

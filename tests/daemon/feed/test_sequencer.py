@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 
+import pytest
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from bybit_feed import sequencer_of
 from bybit_server import SteppedClock, exchange_section
@@ -125,9 +126,30 @@ async def test_the_newest_quote_comes_before_the_last_bar_also_where_a_hole_foll
     assert kinds == [Gap, Bar, Gap, Quote, Bar, Gap]
 
 
-async def test_a_new_run_begins_with_the_first_bar_that_is_known() -> None:
-    sequencer = without_rest(state_of(cause=None), SteppedClock(START_MS))
-    assert await opens(sequencer.bar(bar(index=5))) == [5]
+@pytest.mark.parametrize(
+    ("answers", "first", "wait_s"),
+    [
+        ([[], []], 5, 30.0),  # REST does not know the stream's first bar
+        ([[5], [5]], 5, 1.0),
+        ([[], [5], [5]], 5, 1.0),  # nor did it at first
+        ([[3, 4], [3, 4]], 3, 1.0),
+        ([[4], [3, 4], [3, 4]], 3, 1.0),  # an answer that lacks bars of a later one
+        ([[3, 4], [4], [3, 4]], 3, 1.0),  # or of an earlier one
+    ],
+)
+async def test_a_new_instrument_begins_once_two_answers_agree(
+    answers: list[list[int]], first: int, wait_s: float
+) -> None:
+    clock, state = SteppedClock(START_MS), state_of(cause=None)
+    sequencer = without_rest(state, clock)
+    delivered = await opens(sequencer.bar(bar(index=5)))
+    for answer in answers:
+        assert delivered == []
+        candles = tuple(bar(index=index, source=Source.REST) for index in answer)
+        page = BackfillPage(state.instrument.id, candles, clock.network_s())
+        delivered = await opens(sequencer.page(page))
+        clock.advance(network_s=wait_s if answer == answers[-1] else 0.0)
+    assert delivered[0] == first
 
 
 async def test_where_anything_may_be_missing_a_bar_ahead_waits() -> None:
