@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -129,6 +129,7 @@ class PublicStream:
         self._rng = rng
         self._cooldown = cooldown
         self._requests = 0
+        self._connection: ClientConnection | None = None
         self._stale_topics: set[str] = set()
         self._has_stale_topics = asyncio.Event()
         self._acks: dict[str, asyncio.Future[Ack]] = {}
@@ -150,6 +151,20 @@ class PublicStream:
         self._stale_topics.update(topics)
         self._has_stale_topics.set()
 
+    async def unsubscribe(self) -> None:
+        """Unsubscribe every topic of an open connection; return once all earlier frames are read.
+
+        Raises ``FeedLost`` if the exchange does not answer.
+        """
+        if self._connection is not None:
+            for batch in self._batches():
+                await self._ask(self._connection, batch, operation="unsubscribe")
+
+    def _batches(self) -> Iterator[tuple[str, ...]]:
+        """Yield the topics of each request."""
+        for first in range(0, len(self._topics), TOPICS_PER_REQUEST):
+            yield self._topics[first : first + TOPICS_PER_REQUEST]
+
     def note_date(self, server_ms: int) -> None:
         """Note the accepted date of a frame, market time."""
         self._sent_ms = max(server_ms, self._sent_ms)
@@ -159,6 +174,7 @@ class PublicStream:
         connection = await self._connect()
         self._stale_topics.clear()
         self._sent_ms = 0
+        self._connection = connection
         self.is_open = True
         self._data_s = self._clock.network_s()
         self._handler.connected()
@@ -175,6 +191,7 @@ class PublicStream:
                 self._handler.lost(cause)
             raise cause from None
         finally:
+            self._connection = None
             self.is_open = False
             self._acks.clear()
             await connection.close()
@@ -260,10 +277,7 @@ class PublicStream:
     async def _subscribe(self, connection: ClientConnection) -> None:
         """Subscribe every topic; retry refused ones for ever."""
         self.refused.clear()
-        batches: deque[tuple[str, ...]] = deque(
-            self._topics[first : first + TOPICS_PER_REQUEST]
-            for first in range(0, len(self._topics), TOPICS_PER_REQUEST)
-        )
+        batches = deque(self._batches())
         while batches:
             batch = batches.popleft()
             refusal = await self._ask(connection, batch)

@@ -92,6 +92,7 @@ class ChildProcess:
         self._name, self._command, self._limits = name, tuple(command), limits
         self._opening, self._errors = opening, errors
         self._environment = {**os.environ, **(environment or {}), "PYTHONPATH": import_path()}
+        self.fault = ""  # why the last process did not end in order when it was stopped
         self._process: subprocess.Popen[bytes] | None = None
         self._transports: list[asyncio.ReadTransport] = []
 
@@ -185,7 +186,7 @@ class ChildProcess:
             raise ChildFailed(f"the {self._name} process could not begin ({error})") from None
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
-        self._reader, self._tail = asyncio.StreamReader(), _Tail()
+        self._reader, self._tail, self.fault = asyncio.StreamReader(), _Tail(), ""
         protocol = asyncio.StreamReaderProtocol(self._reader)
         for stream, listener in ((process.stdout, protocol), (process.stderr, self._tail)):
             if stream is not None:
@@ -208,6 +209,9 @@ class ChildProcess:
         if (process := self._process) is None:
             return f"the {self._name} process was stopped"
         await _wait_for_end(process, END_S)
+        return self._cause_of(process)
+
+    def _cause_of(self, process: subprocess.Popen[bytes]) -> str:
         code = process.returncode
         if code is None:
             return f"the {self._name} process closed its output"
@@ -224,7 +228,10 @@ class ChildProcess:
         return f"the {self._name} ended with {code}: {last}"
 
     async def stop(self) -> None:
-        """Close the input of the process, which ends it; kill it if it takes too long."""
+        """Close the input of the process, which ends it; kill it if it takes too long.
+
+        If it had time to end and did not, or ended with an error, ``fault`` is the reason.
+        """
         process, self._process = self._process, None
         transports, self._transports = self._transports, []
         if process is None:
@@ -236,6 +243,10 @@ class ChildProcess:
             if limit_s is not None:
                 await _wait_for_end(process, limit_s)
         finally:
+            if limit_s and process.poll() is None:
+                self.fault = f"the {self._name} process did not end within {limit_s:g} s"
+            elif limit_s and process.returncode:
+                self.fault = self._cause_of(process)
             for transport in transports:
                 transport.close()
             if limit_s is not None and process.poll() is None:

@@ -19,7 +19,6 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.book_follower import LEVELS
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import (
-    END_S,
     HEALTHY_S,
     ChildProcess,
     Companion,
@@ -32,6 +31,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 RECORD: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
 SHIP: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
 """The programs: the same commands that a user may run."""
+RECORDED_S: Final = 5.0
+"""Wall seconds that the recorder has to read and write the last frames before it is killed."""
 NICE: Final = 5
 """The niceness of the recorder: its priority is below the daemon's, above work that can wait."""
 PROBE_BYTES: Final = 64 * 1024
@@ -81,7 +82,7 @@ class Recorder(Companion):
             *("--category", market.category, "--depth", str(market.depth or LEVELS)),
             *("--service", msgspec.json.encode(config.settings()["exchange"]).decode()),
         )
-        self._child = ChildProcess("recording", command, TimeLimits(end_s=END_S))
+        self._child = ChildProcess("recording", command, TimeLimits(end_s=RECORDED_S))
         self._clock = clock
         self._faults, self._error = 0, ""
         self._started_s: float | None = None  # network time; None while no process runs
@@ -96,7 +97,15 @@ class Recorder(Companion):
         return {"faults": self._faults, "error": "" if is_healthy else self._error}
 
     async def _work(self) -> None:
-        await repeat(self._record, self._clock, self._failed)
+        try:
+            await repeat(self._record, self._clock, self._failed)
+        finally:
+            if self._child.fault:
+                log.warning(
+                    "recording cut",
+                    error=self._child.fault,
+                    advice="the files lack the last frames before this stop",
+                )
 
     async def _record(self) -> None:
         self._started_s = self._clock.network_s()

@@ -39,7 +39,7 @@ from tracepaper.replay.archive.candle_file import CandleFile, file_name
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
-from tracepaper.strategies.errors import ConfigInvalid, FeedStale, Recoverable
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost, FeedStale, Recoverable
 from tracepaper.strategies.types.market import Bar, Category, Instrument
 from tracepaper.strategies.units import interval_start
 
@@ -85,6 +85,8 @@ def runs(times: Times, interval_ms: int, *, most: int | None = None) -> list[Spa
     ]
 
 
+LAST_FRAMES_S: Final = 4.0
+"""Wall seconds that the end of a recording may take to read what the exchange sent before."""
 FAILURES_MAX: Final = 5
 FAILURES_WINDOW_S: Final = 300.0
 """Within so many seconds a limit of failed requests ends the fetch, which can be repeated."""
@@ -299,9 +301,11 @@ async def record_live(
 ) -> str:
     """Record each of *requests*, all of one category, from the exchange to its file until *done*.
 
-    Returns the sentences of the writers. Raises ``ConfigInvalid`` for an unknown symbol; with
-    *skips* it is called with the reason, and the others are recorded. Raises ``FeedLost`` if the
-    exchange cannot be reached at the start. Later losses become gaps, and it reconnects forever.
+    At the end it records what the exchange sent before, and raises ``FeedLost`` if that takes more
+    than ``LAST_FRAMES_S``. Returns the sentences of the writers. Raises ``ConfigInvalid`` for an
+    unknown symbol; with *skips* it is called with the reason, and the others are recorded. Raises
+    ``FeedLost`` if the exchange cannot be reached at the start. Later losses become gaps, and it
+    reconnects forever.
     """
     jitter = random.Random(min(wanted.every_ms for wanted in requests.values()))  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
@@ -393,12 +397,20 @@ def _stream_of(
 
 
 async def _until_done(streams: Sequence[PublicStream], done: asyncio.Future[None]) -> None:
-    """Listen until *done*; raise an error that ends the stream for good."""
+    """Listen until *done* and all earlier frames are read; raise an error that ends a stream."""
     listening = [asyncio.ensure_future(stream.run()) for stream in streams]
     try:
         ended, _ = await asyncio.wait((*listening, done), return_when=asyncio.FIRST_COMPLETED)
         for task in ended - {done}:
             await task
+        try:
+            async with asyncio.timeout(LAST_FRAMES_S):
+                await asyncio.gather(*(stream.unsubscribe() for stream in streams))
+        except (TimeoutError, FeedLost):
+            raise FeedLost(
+                f"The recording ended before it had read the last frames, which took more than "
+                f"{LAST_FRAMES_S:g} s; leave it more of the processor, or record fewer symbols."
+            ) from None
     finally:
         for task in listening:
             task.cancel()

@@ -24,16 +24,18 @@ from exchange_client import candles as made_candles
 from msgspec.structs import replace
 from programs import run
 from several_live import Live, trading
+from structlog.testing import capture_logs
 from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session import child, processes
+from tracepaper.replay.archive import download
 from tracepaper.replay.archive.events import EventsFile, EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost
 from tracepaper.strategies.types.market import Category
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
@@ -71,6 +73,24 @@ async def recorded(live: Live, *names: str) -> None:
 
 def texts(path: Path) -> list[str]:
     return [line.data for line in EventsFile(path).lines() if not line.cause]
+
+
+def gap_causes(path: Path) -> set[str]:
+    return {gap.cause for gap in EventsFile(path).quality().gaps}
+
+
+def begun_processes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the ids of the processes that begin from now on."""
+    begun: list[int] = []
+    popen: Any = subprocess.Popen
+
+    def remembered(*words: Any, **options: Any) -> Any:
+        process = popen(*words, **options)
+        begun.append(process.pid)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", remembered)
+    return begun
 
 
 # ---------------------------------------------------------------- like the command
@@ -121,15 +141,7 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "PAUSE_S", (0.01, 0.1))
-    begun: list[int] = []
-    popen: Any = subprocess.Popen
-
-    def remembered(*words: Any, **options: Any) -> Any:
-        process = popen(*words, **options)
-        begun.append(process.pid)
-        return process
-
-    monkeypatch.setattr(subprocess, "Popen", remembered)
+    begun = begun_processes(monkeypatch)
     path = tmp_path / "BTCUSDT.events"
     async with (
         venue() as exchange,
@@ -149,13 +161,65 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
             )
         )
         await live.close_bar(set(SYMBOLS))
+        await live.until(lambda: gap_causes(path) == {"disconnected"})  # on the disk
         os.kill(begun[0], signal.SIGKILL)
         await live.until(lambda: len(begun) == 2 and not listening_to(exchange, *expected, times=2))
         await live.until(lambda: listening_to(exchange, *expected, times=2))
         await live.close_bar(set(SYMBOLS))
-    quality = EventsFile(path).quality()
-    assert {gap.cause for gap in quality.gaps} == {"disconnected", "stopped"}
-    assert quality.torn == ""
+    assert gap_causes(path) == {"disconnected", "stopped"}
+    assert EventsFile(path).quality().torn == ""
+
+
+# ---------------------------------------------------------------- the end
+
+
+async def heard_until_the_end(exchange: EmbeddedExchange, out: Path) -> list[str]:
+    """Record a minute that the exchange sends at once, end at once; return what it sent."""
+    request = DepthRequest(Category.LINEAR, "BTCUSDT", 200, 1_000, events=True)
+    by_hand = ByHand(exchange, out, request)
+    await until(lambda: listening_to(exchange, *topics("BTCUSDT")))
+    async with ClientSession() as http, Client(exchange, http).stream() as stream:
+        await stream.subscribe(*topics("BTCUSDT"))
+        await exchange.advance(60_000)
+        await by_hand.end()
+        await stream.ask("ping")
+        return [text for text in stream.texts if '"topic"' in text[:200]]
+
+
+async def test_the_end_of_a_recording_waits_for_what_the_exchange_has_sent(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT.events"
+    async with venue() as exchange:
+        sent = await heard_until_the_end(exchange, path)
+    assert len(sent) > 100
+    assert texts(path)[1:] == sent[1:]  # each subscription has its own first snapshot
+
+
+async def test_an_end_that_cannot_wait_says_that_the_last_frames_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "LAST_FRAMES_S", 0.0)
+    path = tmp_path / "BTCUSDT.events"
+    async with venue() as exchange:
+        with pytest.raises(FeedLost, match="before it had read the last frames"):
+            await heard_until_the_end(exchange, path)
+    assert EventsFile(path).quality().torn == ""
+
+
+async def test_a_recorder_that_does_not_end_in_time_is_a_warning_of_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "RECORDED_S", 0.2)
+    recorders = begun_processes(monkeypatch)
+    with capture_logs() as lines:
+        async with (
+            venue() as exchange,
+            trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
+        ):
+            await recorded(live)
+            await live.close_bar(set(SYMBOLS))
+            os.kill(recorders[0], signal.SIGSTOP)
+    (line,) = [line for line in lines if line["event"] == "recording cut"]
+    assert line["error"] == "the recording process did not end within 0.2 s"
 
 
 # ---------------------------------------------------------------- full disk
