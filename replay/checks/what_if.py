@@ -76,6 +76,7 @@ class Comparison:
     causes: tuple[Cells, ...]  # the most frequent first
     changes: tuple[Cells, ...]  # the first ``CHANGES_KEPT``
     notes: tuple[str, ...]
+    instruments: int  # of the first run
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,7 @@ def _compared(
         tuple({"why": why, "decisions": times} for why, times in causes.most_common()),
         tuple(_changes(run.instruments, listed, stored, derived)),
         notes,
+        len(run.instruments),
     )
 
 
@@ -400,7 +402,7 @@ def _columns(result: Comparison) -> Iterator[Figure[Cells]]:
     before, after = result.names
     is_recorded = result.names != DERIVED
     yield of_row("open_time_ms", "bar", "minute")
-    yield of_row("instrument", "instrument", "text", wide=True)
+    yield of_row("instrument", "symbol", "text", wide=result.instruments == 1)
     yield of_row("sequence", "sequence", "step" if is_recorded else "text", wide=True)
     if is_recorded:
         yield of_row("beside", "beside", "text")

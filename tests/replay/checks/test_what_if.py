@@ -21,7 +21,15 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.changed_run import changed_run
 from tracepaper.replay.checks.waiting import waiting_of
-from tracepaper.replay.checks.what_if import Comparison, DecisionLog, as_json, what_if
+from tracepaper.replay.checks.what_if import (
+    Comparison,
+    DecisionLog,
+    as_json,
+    what_if,
+    what_if_document,
+)
+from tracepaper.replay.document.terminal import show_document
+from tracepaper.replay.notebook import text_of
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
@@ -299,6 +307,17 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
         assert account["max_drawdown"] == pytest.approx(float((1 - equity / peaks).max()))
         assert account["fees"] == pytest.approx(steps[-1].account.fees_paid / 1e8)
     assert made_of(difference) == pytest.approx(made_of(changed) - made_of(recorded))
+
+
+@pytest.mark.parametrize(("name", "shown"), [("several symbols", True), (MODEL, False)])
+def test_a_change_of_several_symbols_is_shown_with_its_symbol(name: str, shown: bool) -> None:
+    result = of(CASES[name].recorded(), changes=FEE | {"sizing": {"mode": "equity"}})
+    text = text_of(lambda console: show_document(console, what_if_document(result)))
+    _, changes = text.split("Where the changes begin")
+    ids = {str(each["instrument"]) for each in result.changes[:10]}
+    assert len(ids) > 1 or not shown
+    assert ("symbol" in changes) is shown
+    assert {each for each in ids if each in changes} == (ids if shown else set())
 
 
 def made_of(account: Mapping[str, Any]) -> float:
