@@ -222,7 +222,7 @@ def _explain(error: BaseException) -> int:
         case typer.TyperException():
             sentence, code = _usage_sentence(error), error.exit_code
         case sqlite3.DatabaseError():
-            from tracepaper.storage.database.connection import unusable
+            from tracepaper.storage.database.remedies import unusable
 
             sentence, code = unusable("The database", error), FAILED
         case MemoryError():
@@ -233,15 +233,23 @@ def _explain(error: BaseException) -> int:
         case OSError() if error.errno == errno.EAGAIN and error.filename is None:
             sentence, code = _NO_PROCESS, FAILED
         case OSError():
-            where = f"{Path(str(error.filename)).absolute()}: " if error.filename else ""
-            sentence = f"{where}{error.strerror or error}; correct that and try again."
-            code = FAILED
+            sentence, code = _file_problem(error)
         case RuntimeError() if _is_thread_limit(error):
             sentence, code = _NO_PROCESS, FAILED
         case _:
             raise error
     typer.echo(visible(sentence), err=True)
     return code
+
+
+def _file_problem(error: OSError) -> tuple[str, int]:
+    """Return the sentence and the exit code of an error of the system."""
+    from tracepaper.storage.database.remedies import remedy_of, unusable
+
+    if not error.filename:  # of a connection, say
+        return f"{error.strerror or error}; correct that and try again.", FAILED
+    path = Path(str(error.filename)).absolute()
+    return unusable(str(path), error), remedy_of(error).exit_code
 
 
 def _usage_sentence(error: typer.TyperException) -> str:

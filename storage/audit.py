@@ -19,8 +19,9 @@ from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import WITHIN, chain_head, find_step, latest_state, run_span
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.trade_rows import trades_until
-from tracepaper.storage.database.writer import Writer, advice, insert_rows, open_writer
+from tracepaper.storage.database.writer import Writer, insert_rows, open_writer
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, Commit
 from tracepaper.storage.record.rows import Previous
@@ -403,13 +404,16 @@ class SqlAuditLog:
             self._write(commits)
             also()
             self._connection.execute("COMMIT")
+        except sqlite3.IntegrityError as error:
+            self._roll_back()
+            self._refusal = f"A row cannot be stored ({error}); its source is wrong."
+            raise InvariantBroken(self._refusal) from error
         except sqlite3.Error as error:
             self._roll_back()
-            self._refusal = (
-                f"The audit log cannot be written ({error}); {advice(error)}, "
-                "then start again: the run resumes at its last committed step."
-            )
-            raise AuditUnwritable(self._refusal) from error
+            then = ", then start again: the run resumes at its last committed step"
+            refused = refusal("The audit log", error, then)
+            self._refusal = str(refused)
+            raise refused from error
         except OverflowError as error:
             self._roll_back()
             self._refusal = "A number does not fit 64 bits; its source is wrong."

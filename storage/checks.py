@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.database.writer import advice, insert_rows, open_writer
+from tracepaper.storage.database.remedies import unusable
+from tracepaper.storage.database.writer import insert_rows, open_writer
 from tracepaper.storage.record.columns import Value, stored_columns
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
@@ -84,7 +85,7 @@ def _store(
         )
         writer.connection.execute("COMMIT")
     except sqlite3.Error as error:
-        return f"{database} cannot be written ({error}); {advice(error)}."
+        return unusable(str(database), error)
     finally:
         writer.close()
     return ""

@@ -29,9 +29,10 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.lock import lock_file
-from tracepaper.storage.database.writer import advice, open_writer
+from tracepaper.storage.database.remedies import refusal
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.record.rows import DROPPED_ROWS
-from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Prune
 from tracepaper.strategies.units import DAY_MS
 
@@ -74,9 +75,7 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
     try:
         partial.write_bytes(b"")
     except OSError as error:
-        raise AuditUnwritable(
-            f"{target} cannot be written ({error.strerror}); choose another place."
-        ) from None
+        raise refusal(str(target), error) from None
     try:
         yield partial
         # Otherwise the rename could reach the disk before the content.
@@ -85,9 +84,7 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
         lock_file(target).unlink(missing_ok=True)  # left by a database that was deleted
         partial.rename(target)
     except (sqlite3.Error, OSError) as error:
-        raise AuditUnwritable(
-            f"{target} cannot be written ({error}); free disk space or choose another place."
-        ) from error
+        raise refusal(str(target), error) from error
     finally:
         for suffix in ("", "-wal", "-shm", ".lock"):
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)
@@ -185,9 +182,7 @@ def prune(
         if any(pruning.steps for pruning in done):
             raw.execute("VACUUM")
     except sqlite3.Error as error:
-        raise AuditUnwritable(
-            f"{path} could not be pruned ({error}); {advice(error)} and run it again."
-        ) from error
+        raise refusal(str(path), error, ", and prune again") from error
     finally:
         writer.close()
     return done

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from tracepaper.storage.database.connection import is_busy_error
+from tracepaper.storage.database.remedies import primary_code, refusal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 REGISTRY_VARIABLE: Final = "TRACEPAPER_TRIALS"
@@ -138,6 +139,13 @@ def is_sweep(path: Path) -> bool:
     return head.startswith(b"SQLite format 3\0") and head[_ID_AT:] == _SWEEP_ID.to_bytes(4, "big")
 
 
+_UNREAD: Final = {
+    sqlite3.SQLITE_BUSY: "it is being made",
+    sqlite3.SQLITE_READONLY: "it was killed as it stored a run; start it again, which resumes it",
+}
+"""Reasons, by SQLite's code; a reader may not undo the write that a kill cut off."""
+
+
 def read_sweep(path: Path) -> StoredSweep:
     """Read the sweep in *path*; raise ``DataInvalid`` if it cannot be read."""
     try:
@@ -154,7 +162,7 @@ def read_sweep(path: Path) -> StoredSweep:
             None if row is None else json.loads(row[0]),
         )
     except (sqlite3.Error, ValueError, TypeError) as error:
-        reason = "it is being made" if is_busy_error(error) else str(error)
+        reason = _UNREAD.get(primary_code(error) or 0, str(error))
         raise DataInvalid(f"The sweep {path.name} cannot be read ({reason}).") from None
 
 
@@ -259,9 +267,7 @@ def _explaining_errors(path: Path | None) -> Iterator[None]:
             raise ConfigInvalid(
                 f"{path} is in use by another sweep; wait for it, or name another file."
             ) from None
-        raise ConfigInvalid(f"{path} cannot be used ({error}); name another file.") from None
+        raise refusal(str(path), error) from None
     except OSError as error:
-        raise ConfigInvalid(
-            f"{path} cannot be used ({error.strerror}); name another file, or for the registry "
-            f"of trials set {REGISTRY_VARIABLE}."
-        ) from None
+        then = f", or for the registry of trials set {REGISTRY_VARIABLE}"
+        raise refusal(str(path), error, then) from None

@@ -12,7 +12,7 @@
     └── Fatal                  record, stop, exit non-zero
         ├── ConfigInvalid      wrong usage or configuration (exit code 2)
         ├── DataInvalid        invalid data in a file or a stored row
-        ├── AuditUnwritable    the record cannot store the next step
+        ├── AuditUnwritable    the record, or a file beside it, cannot be written for now
         ├── CheckpointMismatch weights or a card that do not belong together
         ├── StrategyFailed     a user's strategy raised, or returned no signal
         ├── AttentionInvalid   a tensor, mask or backend that attention does not support
@@ -71,7 +71,7 @@ class DataInvalid(Fatal):
 
 
 class AuditUnwritable(Fatal):
-    """The record cannot store the next step, so trading must stop."""
+    """The record, or a file beside it, cannot be written for now, so trading must stop."""
 
 
 class CheckpointMismatch(Fatal):

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tracepaper.storage.database.lock import Holder, holder_of
-from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
+from tracepaper.storage.database.remedies import refusal
+from tracepaper.strategies.errors import FeedLost, TracepaperError
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 ANSWER_WITHIN_S: Final = 10.0
@@ -111,9 +112,7 @@ def write_token(database: Path) -> str:
             os.close(descriptor)
         partial.rename(file)
     except OSError as error:
-        raise ConfigInvalid(
-            f"{file} cannot be written ({error.strerror}); mend the permissions of its folder."
-        ) from None
+        raise refusal(str(file), error) from None
     return token
 
 

@@ -213,21 +213,22 @@ class Daemon:
                 ]
             for item in () if is_served else instruments:
                 reject_size(config, item)  # in a resumed run each decision gives the reason
-            opened = open_run(
-                Opening(
-                    config=config,
-                    kind=self._kind,
-                    database=self._database,
-                    instruments=tuple(instruments),
-                    forecaster=forecaster,
-                    strategies=strategies,
-                    period_start_ms=interval_start(server_ms, config.market.interval_ms),
-                    wall_ms=clock.wall_ms(),
-                    warnings=_promotion_warnings(forecaster, self._configured_sha256),
-                    is_served=is_served,
-                ),
-                audit,
-            )
+            with usage_errors():
+                opened = open_run(
+                    Opening(
+                        config=config,
+                        kind=self._kind,
+                        database=self._database,
+                        instruments=tuple(instruments),
+                        forecaster=forecaster,
+                        strategies=strategies,
+                        period_start_ms=interval_start(server_ms, config.market.interval_ms),
+                        wall_ms=clock.wall_ms(),
+                        warnings=_promotion_warnings(forecaster, self._configured_sha256),
+                        is_served=is_served,
+                    ),
+                    audit,
+                )
             await self._drive(opened, client, audit)
 
     def _newest_model(self, configured: Forecaster) -> Forecaster:

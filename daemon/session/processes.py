@@ -25,8 +25,8 @@ from tracepaper.daemon.session.child import (
     TimeLimits,
     repeat,
 )
+from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.fleet.server import ShipProgress
-from tracepaper.strategies.errors import ConfigInvalid
 
 RECORD: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
 SHIP: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
@@ -54,7 +54,7 @@ def folder_of(config: Config) -> Path | None:
 
 
 def check_recording(config: Config) -> None:
-    """Raise ``ConfigInvalid`` if no file can be written to the folder."""
+    """Raise ``ConfigInvalid`` or ``AuditUnwritable`` if no file can be written to the folder."""
     if (folder := folder_of(config)) is None:
         return
     try:
@@ -64,10 +64,7 @@ def check_recording(config: Config) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise ConfigInvalid(
-            f"[market] record_events: {folder} takes no file ({error.strerror}); free disk space, "
-            "or name a writable folder."
-        ) from None
+        raise refusal(f"[market] record_events: {folder}", error) from None
 
 
 class Recorder(Companion):

@@ -45,6 +45,7 @@ from tracepaper.daemon.session.universe import listed_symbols
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.remedies import refusal, remedy_of, unusable
 from tracepaper.storage.database.writer import reject_place
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
@@ -272,14 +273,19 @@ def preflight(config: Config, database: Path) -> None:
 def usage_errors() -> Iterator[None]:
     """Turn errors in a file, database or class into ``ConfigInvalid``: no later start can succeed.
 
-    Errors of the disk or the network and locks of other processes may pass; they stay unchanged.
+    An error that may pass stays unchanged (docs/operations.md, O1).
     """
     try:
         yield
     except (CheckpointMismatch, DataInvalid, StrategyFailed) as error:
-        if isinstance(error.__cause__, OSError | sqlite3.OperationalError):
+        cause = error.__cause__
+        if isinstance(cause, OSError | sqlite3.Error) and remedy_of(cause).may_heal:
             raise
         raise ConfigInvalid(str(error)) from error
+    except sqlite3.Error as error:
+        if remedy_of(error).may_heal:
+            raise refusal("The database", error) from error
+        raise ConfigInvalid(unusable("The database", error)) from error
 
 
 def reject_retraining(config: Config) -> None:

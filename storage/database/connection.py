@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from tracepaper.storage.database.lock import Holder, last_holder, lock_file
+from tracepaper.storage.database.remedies import primary_code, unusable
 from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.storage.record.columns import ANSWER_GATES, APPLICATION_ID, measure_name
 from tracepaper.strategies.errors import DataInvalid
@@ -137,39 +138,9 @@ def _is_on_read_only_media(path: Path) -> bool:
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
-_REMEDIES: Final = {
-    sqlite3.SQLITE_CORRUPT: "is damaged ({}); restore a backup, or name another with --db",
-    sqlite3.SQLITE_NOTADB: "is no database ({}); restore a backup, or name another with --db",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened where it lies ({}): SQLite needs a folder that it "
-    "can write in; copy the file to one",
-    sqlite3.SQLITE_READONLY: "cannot be written where it lies ({}); copy it to a folder that can "
-    "be written, or choose another --db",
-    sqlite3.SQLITE_PERM: "may not be opened ({}); give this user the right to it",
-    sqlite3.SQLITE_BUSY: "is in use by another process ({}); try again when that has ended",
-    sqlite3.SQLITE_LOCKED: "is in use by another process ({}); try again when that has ended",
-    sqlite3.SQLITE_FULL: "has no room ({}); free some of the disk",
-    sqlite3.SQLITE_IOERR: "cannot be reached on its disk ({}); see that the disk works, and try "
-    "again",
-}
-"""The problem and its remedy, by SQLite's error; only the first two concern the file's bytes."""
-_UNKNOWN: Final = "is of another version, or not a record ({}); name another with --db"
-
-
 def is_busy_error(error: BaseException | None) -> bool:
     """Return whether *error* means that another connection holds a needed lock."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-
-
-def unusable(name: str, error: BaseException) -> str:
-    """Return a sentence with the reason why the database *name* cannot be used, and a remedy."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, UnicodeDecodeError):  # damage can make SQLite's message invalid UTF-8
-        code = sqlite3.SQLITE_CORRUPT
-    elif isinstance(error, OSError):
-        return f"{name} cannot be used ({error.strerror or error}); correct that and try again."
-    remedy = _UNKNOWN if code is None else _REMEDIES.get(code & 0xFF, _UNKNOWN)
-    return f"{name} {remedy.format(error)}."
+    return primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def schema_of(connection: sqlite3.Connection) -> int | None:

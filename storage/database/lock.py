@@ -21,6 +21,7 @@ from typing import ClassVar, Final
 import msgspec
 from msgspec.structs import replace
 
+from tracepaper.storage.database.remedies import refusal
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 # ---------------------------------------------------------------- the files under the writer
@@ -72,17 +73,15 @@ class FileWatch:
     def open(cls, path: Path) -> FileWatch:
         """Lock the file *path*, which is created if missing.
 
-        Raises ``ConfigInvalid`` if another writer has locked it, even under another name.
+        Raises ``ConfigInvalid`` if another writer has locked it, even under another name, or if
+        only the owner can make it writable, ``AuditUnwritable`` if time may.
         """
         if identity(path) in cls._held:
             raise ConfigInvalid(_in_use(path, os.getpid()))
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise AuditUnwritable(
-                f"{path} cannot be opened for writing ({error.strerror}); correct that, or choose "
-                "another --db."
-            ) from error
+            raise refusal(str(path), error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -90,7 +89,7 @@ class FileWatch:
             if isinstance(error, BlockingIOError):
                 holder = holder_of(path)
                 raise ConfigInvalid(_in_use(path, holder.pid if holder else 0)) from None
-            raise AuditUnwritable(
+            raise ConfigInvalid(
                 f"{path} cannot be locked ({error.strerror}); use a local disk."
             ) from error
         return cls(path, descriptor)
@@ -292,9 +291,7 @@ class InstanceLock:
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise AuditUnwritable(
-                f"{file} cannot be written ({error.strerror}); choose another --db."
-            ) from error
+            raise refusal(str(file), error) from error
         if not _lock(descriptor):
             holder = _read_holder(descriptor)
             os.close(descriptor)
@@ -351,9 +348,7 @@ def holder_of(path: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigInvalid(
-            f"{lock_file(path)} cannot be read ({error.strerror}); correct its permissions."
-        ) from error
+        raise refusal(str(lock_file(path)), error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,16 +14,15 @@ from tracepaper.storage.database.connection import (
     check_acknowledged,
     check_schema,
     connect_read_only,
-    is_busy_error,
     schema_of,
     sqlite_problem,
     to_begin_anew,
-    unusable,
 )
 from tracepaper.storage.database.lock import FileWatch, Holder, InstanceLock, last_holder
+from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.views import FILE_SCHEMA, VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
-from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
 
 WRITE_TIMEOUT_S: Final = 1.0
 """Seconds that one attempt to write waits for the write lock of another process."""
-
-
-def advice(error: BaseException | None) -> str:
-    """Return the remedy for a write that failed with *error*."""
-    if is_busy_error(error):
-        return "end the transaction of the other process that has the file locked"
-    return "free disk space or correct the file's permissions"
 
 
 class Writer(NamedTuple):
@@ -113,8 +105,9 @@ def reject_place(path: Path) -> None:
 def open_writer(path: Path) -> Writer:
     """Open *path* for writing; create database and folder if they are missing.
 
-    Raises ``ConfigInvalid`` if it is a folder, another process writes it or only its -wal is left,
-    ``DataInvalid`` for another schema, ``AuditUnwritable`` if it cannot be written.
+    Raises ``ConfigInvalid`` if it is a folder, another process writes it, only its -wal is left or
+    only the owner can make it writable, ``DataInvalid`` for another schema, ``AuditUnwritable`` if
+    it cannot be written for now.
     """
     reject_place(path)
     is_there = path.is_file() and path.stat().st_size > 0
@@ -148,7 +141,7 @@ def open_writer(path: Path) -> Writer:
             identify(connection)
             file.begin(connection)
         except (sqlite3.Error, OSError) as error:
-            raise AuditUnwritable(unusable(str(path), error)) from error
+            raise refusal(str(path), error) from error
         undo.pop_all()
         return Writer(connection, lock, file)
 
@@ -156,7 +149,7 @@ def open_writer(path: Path) -> Writer:
 def _settle_journal(path: Path, connection: sqlite3.Connection) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
-        raise AuditUnwritable(f"{path} cannot use a write-ahead log; use a local disk.")
+        raise ConfigInvalid(f"{path} cannot use a write-ahead log; use a local disk.")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 

@@ -21,6 +21,7 @@ from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import example
 from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
 from tracepaper.replay.exchange.recorded import listing
+from tracepaper.storage.database.remedies import REMEDIES
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies import indicators
 from tracepaper.strategies.gates.gate import (
@@ -99,6 +100,16 @@ def decisions_page() -> str:
     """Return the page of the gates, with the table that its text surrounds."""
     head = "| gate | kind | measure | unit | passes | key, default |"
     return _with_table("decisions", head, (_gate_row(GATES[name]) for name in gate_order()))
+
+
+def operations_page() -> str:
+    """Return the page of operations, with the table of the errors of files."""
+    rows = (
+        f"| {', '.join(f'`{name}`' for name in remedy.errors)} | {remedy.problem} "
+        f"| {remedy.advice} | {remedy.exit_code} |"
+        for remedy in REMEDIES
+    )
+    return _with_table("operations", "| error | a file | what to do | exit code |", rows)
 
 
 def combinations_page() -> str:
@@ -267,6 +278,7 @@ GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "docs" / "decisions.md": decisions_page,
     LOG / "index.md": decisions_log_index,
     ROOT / "docs" / "http.md": http_page,
+    ROOT / "docs" / "operations.md": operations_page,
     ROOT / "docs" / "surface.md": surface_page,
     ROOT / "docs" / "strategies.md": indicators_page,
     ROOT / "docs" / "views.md": views_page,

@@ -15,8 +15,8 @@ from records import tamper
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.connection import unusable
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.remedies import unusable
 
 LAST = explained_runs.CONTEXT + 15
 

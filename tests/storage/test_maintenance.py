@@ -114,7 +114,7 @@ def test_a_backup_that_the_disk_does_not_take_leaves_nothing(
 
 def test_a_backup_into_a_place_that_takes_no_file_says_so(path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AuditUnwritable, match=r"\(Not a directory\); choose another place\.$"):
+    with pytest.raises(ConfigInvalid, match=r"\(Not a directory\); choose another place\.$"):
         backup(path, tmp_path / "file" / "copy.db")
 
 

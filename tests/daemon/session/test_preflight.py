@@ -123,7 +123,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], type[Fatal], str]] = {
     "of another version": (of_another_version, ConfigInvalid, "has schema 1"),
     "words": (lambda at: at.write_text("no database\n" * 99), ConfigInvalid, "is no database"),
     "a folder": (Path.mkdir, ConfigInvalid, "is a folder"),
-    "locked": (locked, DataInvalid, "try again when that has ended"),
+    "locked": (locked, DataInvalid, "end the transaction of the other process"),
 }
 """What is at the database's path, with the error and its message."""
 

@@ -241,7 +241,7 @@ async def test_a_full_disk_ends_no_run_and_tears_no_file(
             status = await asyncio.to_thread(ask, tmp_path / "live.db", "/status")
         await live.close_bar(set(SYMBOLS))  # and the run goes on
         assert "record" not in str(status["not_ready"])
-    assert "File too large; correct that and try again" in status["recording"]["error"]
+    assert "(File too large); raise the limit of a file's size" in status["recording"]["error"]
     assert status["recording"]["faults"] >= 1
     for symbol in SYMBOLS:
         path = tmp_path / f"{symbol}.events"
@@ -271,7 +271,7 @@ async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", Path("/proc/1/nothing")):
         async with ScriptedServer() as server:
-            with pytest.raises(ConfigInvalid, match=r"record_events: .* takes no file \(.*free"):
+            with pytest.raises(ConfigInvalid, match=r"record_events: .*choose another place"):
                 async with scripted_daemon(
                     server, tmp_path / "run.db", market={"record_events": str(folder)}
                 ) as running:

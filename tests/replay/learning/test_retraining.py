@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_of_the_training_is_left(
     with full_disk(monkeypatch, candidate):
         assert cli.invoke(words) == cli.FAILED
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"{candidate}: No space left on device; correct that and try again."
+    assert line == f"{candidate} has no room (No space left on device); free some of the disk."
     assert list(retraining.folder.iterdir()) == []
     assert cli.invoke(words) == cli.DONE
     assert {path.name for path in retraining.folder.iterdir()} == {"candidate", "holdout_uses.toml"}

@@ -22,7 +22,7 @@ from tracepaper.storage.database.connection import open_reader, sqlite_problem
 from tracepaper.storage.database.lock import Holder, InstanceLock, holder_of, lock_file
 from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 
 def test_a_new_database_has_the_promised_settings(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_gate_that_was_declared_since_is_named(
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AuditUnwritable, match="choose another --db"):
+    with pytest.raises(ConfigInvalid, match="choose another place"):
         open_writer(tmp_path / "file" / "a.db")
 
 

@@ -1,0 +1,89 @@
+"""Whoever writes a file answers a failure from one table: by its sentence and by its exit code."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.http.client import write_token
+from tracepaper.daemon.session.processes import check_recording
+from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.maintenance import backup
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+
+WRITERS: dict[str, Callable[[Path, Path], object]] = {
+    "record": lambda folder, _sound: open_writer(folder / "a.db"),
+    "token": lambda folder, _sound: write_token(folder / "a.db"),
+    "recording": lambda folder, _sound: check_recording(
+        load({"market": {"record_events": str(folder / "events")}})
+    ),
+    "backup": lambda folder, sound: backup(sound, folder / "copy.db"),
+}
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open no file."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    path = tmp_path / "sound.db"
+    cases.write_run(path, cases.plain_steps(3))
+    return path
+
+
+@pytest.fixture
+def full_folder(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder on a file system of its own that has no byte left."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may not mount a file system")
+    try:
+        (folder / "rest").write_bytes(bytes(os.statvfs(folder).f_bavail * 4096))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_exit_code_1_and_says_what_to_free(
+    full_folder: Path, sound: Path, writer: str
+) -> None:
+    with pytest.raises(AuditUnwritable, match=r"has no room \([^)]*\); free some of the disk"):
+        WRITERS[writer](full_folder, sound)
+
+
+@pytest.mark.parametrize("writer", ["record", "token", "recording"])
+def test_too_many_open_files_are_exit_code_1(tmp_path: Path, sound: Path, writer: str) -> None:
+    (tmp_path / "events").mkdir()
+    with pytest.raises(AuditUnwritable) as error, no_more_files():
+        WRITERS[writer](tmp_path, sound)
+    assert "(Too many open files); raise LimitNOFILE" in str(error.value)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_place_that_only_the_owner_can_mend_is_exit_code_2(
+    tmp_path: Path, sound: Path, writer: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigInvalid, match=r"choose another place\.$"):
+        WRITERS[writer](tmp_path / "file" / "folder", sound)
