@@ -13,11 +13,11 @@ import sqlite3
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tracepaper.storage.database.lock import Holder, last_holder, lock_file
+from tracepaper.storage.database.lock import Holder, holder_of, last_holder, lock_file
 from tracepaper.storage.database.remedies import primary_code, unusable
 from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.storage.record.columns import ANSWER_GATES, APPLICATION_ID, measure_name
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import DataInvalid, Fatal
 
 BUSY_TIMEOUT_S: Final = 5.0
 SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
@@ -48,9 +48,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
     last = last_holder(path)
     connection = connect_read_only(path)
     try:
+        check_log(path, connection)
         check_acknowledged(path, connection, last)
         check_schema(path, connection)
-    except DataInvalid:
+    except BaseException:
         connection.close()
         raise
     return connection
@@ -92,7 +93,7 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
         code = getattr(error, "sqlite_errorcode", None)
         state = _state_of(path)
         if code != sqlite3.SQLITE_CANTOPEN or not _is_on_read_only_media(path) or state[-1]:
-            raise DataInvalid(unusable(str(path), error)) from error
+            raise DataInvalid(_unreadable(path, error)) from error
     try:
         connection = _connected(path, "mode=ro&immutable=1", ImmutableConnection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
@@ -141,6 +142,95 @@ def _is_on_read_only_media(path: Path) -> bool:
 def is_busy_error(error: BaseException | None) -> bool:
     """Return whether *error* means that another connection holds a needed lock."""
     return primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+# ---------------------------------------------------------------- the files beside a database
+
+PAGE_BYTES: Final = 4096
+"""The size of a page, and of the file while SQLite creates it."""
+_BESIDE: Final = ("-wal", "-journal", "-shm", ".lock")
+_HOLED: Final = (
+    "SELECT 1 FROM runs r LEFT JOIN prunes p USING (run_key) LEFT JOIN (SELECT run_key, "
+    "max(last_sequence) AS last, sum(last_sequence - first_sequence + 1) AS steps "
+    "FROM commits GROUP BY run_key) c USING (run_key) "
+    "WHERE coalesce(c.last, p.until_sequence, -1) <> r.step_count - 1 "
+    "OR coalesce(c.steps, 0) <> r.step_count - coalesce(p.until_sequence + 1, 0)"
+)
+"""Selects a run whose commits are not as many steps as its row counts."""
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Return the file beside the database *path* with this *ending*, such as ``-wal``."""
+    return path.with_name(path.name + ending)
+
+
+def _has_bytes(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
+def is_first_page(path: Path) -> bool:
+    """Return whether *path* is what a first start left that was killed while it wrote page 1.
+
+    Its journal undoes that page. Afterwards the database has a log, and no journal.
+    """
+    return _has_bytes(beside(path, "-journal")) and path.stat().st_size <= PAGE_BYTES
+
+
+def check_log(path: Path, connection: sqlite3.Connection) -> None:
+    """Raise ``DataInvalid`` if *path* is damaged by a -wal that no process writes, and only by it.
+
+    SQLite reads a -wal that is older than its file, or of another file, as if it belonged to it:
+    a copy that was put in the place of the file would be called damaged.
+    """
+    if _has_bytes(beside(path, "-wal")) and not _is_written(path) and not _is_sound(connection):
+        _reject_left_files(path)
+
+
+def _is_written(path: Path) -> bool:
+    try:
+        return holder_of(path) is not None
+    except Fatal:  # the lock file is another user's
+        return True
+
+
+def _reject_left_files(path: Path) -> None:
+    """Raise ``DataInvalid`` if *path* is sound without the files beside it."""
+    connection = None
+    try:
+        connection = _connected(path, "mode=ro&immutable=1", sqlite3.Connection)
+        is_sound = _is_sound(connection)
+    except (sqlite3.Error, UnicodeDecodeError):
+        is_sound = False
+    finally:
+        if connection is not None:
+            connection.close()
+    names = [file.name for end in _BESIDE if (file := beside(path, end)).exists()]
+    if is_sound and names:
+        raise DataInvalid(
+            f"{path} is sound without the files beside it, which are older or of another file: "
+            f"move {', '.join(names)} away, and try again."
+        )
+
+
+def _is_sound(connection: sqlite3.Connection) -> bool:
+    """Return whether the pages are sound, and each run has the commits of its steps."""
+    try:
+        if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            return False
+        return schema_of(connection) != FILE_SCHEMA or not connection.execute(_HOLED).fetchone()
+    except (sqlite3.Error, UnicodeDecodeError):
+        return False
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
+    """Return why *path* cannot be opened; raise ``DataInvalid`` if a file beside it causes that."""
+    code, has_journal = primary_code(error), _has_bytes(beside(path, "-journal"))
+    if code == sqlite3.SQLITE_READONLY and has_journal and is_first_page(path):
+        return f"{path} has no run: its first start was killed; start it again."
+    is_damaged = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    if is_damaged or (code == sqlite3.SQLITE_READONLY and has_journal):
+        _reject_left_files(path)
+    return unusable(str(path), error)
 
 
 def schema_of(connection: sqlite3.Connection) -> int | None:

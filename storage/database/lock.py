@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tracepaper.storage.database.remedies import refusal
-from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 
 # ---------------------------------------------------------------- the files under the writer
 
@@ -95,26 +95,13 @@ class FileWatch:
         return cls(path, descriptor)
 
     def begin(self, connection: sqlite3.Connection) -> None:
-        """Begin to watch, once *connection* has the file, its -wal and its -shm open.
-
-        Raises ``AuditUnwritable`` if a reader still uses a -wal that was deleted.
-        """
+        """Begin to watch, once *connection* has the file, its -wal and its -shm open."""
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
         self._frame_bytes = _FRAME_HEADER + int(page_bytes)
         path = self._path.resolve()
         for ending in ("-wal", "-shm"):
             file = path.with_name(path.name + ending)
             self._log[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        frames, moved = self._counted()
-        # A reader keeps the index of a deleted -wal alive though the new -wal is empty. Truncating
-        # makes the next frame the first again.
-        if self._lacks(frames) and frames <= moved:
-            (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if is_busy:
-                raise AuditUnwritable(
-                    f"Another process still reads {self._path}, whose -wal was deleted under it: "
-                    "end that process and start again; every stored step is in the file."
-                )
         self.settle()
 
     def settle(self) -> None:
@@ -365,6 +352,25 @@ def last_holder(path: Path) -> Holder | None:
         return _decoded(lock_file(path).read_bytes())
     except OSError:
         return None
+
+
+_READ_LOCKS: Final = range(120, 128)
+"""Bytes of the -shm that a transaction locks (sqlite.org/walformat.html); 128 is a connection's."""
+
+
+def reader_of(path: Path) -> str:
+    """Return the process that has a transaction on the log of *path*, as a sentence begins."""
+    index = identity(path.resolve().with_name(f"{path.resolve().name}-shm"))
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            *_, pid, file, first, _last = line.split()
+            inode = int(file.rpartition(":")[2])
+            if index is not None and inode == index[1] and int(first) in _READ_LOCKS:
+                with suppress(OSError):  # its name may be hidden from this user
+                    name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
+                    return f"Process {pid} ({name.strip()})"
+                return f"Process {pid}"
+    return "Another process"
 
 
 def _lock(descriptor: int) -> bool:

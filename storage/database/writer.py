@@ -11,18 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.storage.database.connection import (
+    beside,
     check_acknowledged,
+    check_log,
     check_schema,
     connect_read_only,
+    is_first_page,
     schema_of,
     sqlite_problem,
     to_begin_anew,
 )
-from tracepaper.storage.database.lock import FileWatch, Holder, InstanceLock, last_holder
+from tracepaper.storage.database.lock import (
+    FileWatch,
+    Holder,
+    InstanceLock,
+    last_holder,
+    reader_of,
+)
 from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.views import FILE_SCHEMA, VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +40,10 @@ if TYPE_CHECKING:
 
 WRITE_TIMEOUT_S: Final = 1.0
 """Seconds that one attempt to write waits for the write lock of another process."""
+
+
+READER_ATTEMPTS: Final = 30
+"""Attempts, of a second each, to move a log that another process reads into its database."""
 
 
 class Writer(NamedTuple):
@@ -85,7 +98,7 @@ def left_log(path: Path) -> str:
 
     SQLite would delete that log, and with it the steps in it.
     """
-    log = path.with_name(f"{path.name}-wal")
+    log = beside(path, "-wal")
     if not log.is_file() or not log.stat().st_size:
         return ""
     return (
@@ -102,15 +115,17 @@ def reject_place(path: Path) -> None:
         raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
 
 
-def open_writer(path: Path) -> Writer:
+def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer:
     """Open *path* for writing; create database and folder if they are missing.
+
+    Waits *reader_attempts* seconds for other processes that read the log of the last writer.
 
     Raises ``ConfigInvalid`` if it is a folder, another process writes it, only its -wal is left or
     only the owner can make it writable, ``DataInvalid`` for another schema, ``AuditUnwritable`` if
     it cannot be written for now.
     """
     reject_place(path)
-    is_there = path.is_file() and path.stat().st_size > 0
+    is_there = path.is_file() and path.stat().st_size > 0 and not is_first_page(path)
     if not is_there and (problem := left_log(path)):
         raise ConfigInvalid(problem)
     file: FileWatch | None = None
@@ -122,6 +137,7 @@ def open_writer(path: Path) -> Writer:
             undo.callback(file.close)
             last = last_holder(path)
             with closing(connect_read_only(path)) as reader:
+                check_log(path, reader)
                 check_acknowledged(path, reader, last)
                 if schema_of(reader) != 0:  # 0: the database is still empty
                     check_schema(path, reader)
@@ -135,8 +151,11 @@ def open_writer(path: Path) -> Writer:
                 path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             undo.callback(connection.close)
+            if (schema := schema_of(connection)) != 0:  # the first read undoes a first page
+                check_schema(path, connection)
             _settle_journal(path, connection)
-            if schema_of(connection) == 0:
+            _empty_log(path, connection, reader_attempts)
+            if schema == 0:
                 create(connection)
             identify(connection)
             file.begin(connection)
@@ -152,6 +171,25 @@ def _settle_journal(path: Path, connection: sqlite3.Connection) -> None:
         raise ConfigInvalid(f"{path} cannot use a write-ahead log; use a local disk.")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _empty_log(path: Path, connection: sqlite3.Connection, attempts: int) -> None:
+    """Move the log of the last writer into the database and empty it, before anything follows it.
+
+    A sync of that log may have failed before the writer ended. Then the kernel shows pages that
+    the disk never got and counts them as written, so no later sync of the log writes them: a power
+    cut would end the log there, and drop every commit behind. The pages moved are written anew.
+
+    Raises ``AuditUnwritable`` if another process still reads the log after *attempts* seconds.
+    """
+    for _ in range(attempts):
+        (is_busy, *_counts) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not is_busy:
+            return
+    raise AuditUnwritable(
+        f"{reader_of(path)} still reads {path}, so the log of its last writer cannot be moved into "
+        "it: end that process or its transaction, and start again; every stored step is kept."
+    )
 
 
 BLOCK_ROWS: Final = 30

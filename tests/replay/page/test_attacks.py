@@ -41,6 +41,7 @@ from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
 from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute
 from tracepaper.replay.page.server import READERS_MAX, Page, serving
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.types.market import CommandKind
 
 TOKEN: Final = "only-the-owner-knows"
@@ -469,6 +470,20 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
         if frames[-1].kind == process.REFUSED:
             refused |= refusal(path, frames[-1].status, json.loads(frames[-1].body))
     return refused
+
+
+def test_the_page_reads_nothing_after_an_answer(cross_database: Path, tmp_path: Path) -> None:
+    """A transaction that stays open would keep a daemon from its start (docs/storage.md, S3)."""
+    copy, run = copied(cross_database, tmp_path), shown_of(cross_database).run_id
+    writer, shelf = open_writer(copy), Databases([copy])
+    writer.connection.execute("PRAGMA busy_timeout = 1")
+    for route in (*ROUTES, *ROUTES):
+        writer.connection.execute("UPDATE databases SET database_id = 'another'")
+        out = BytesIO()
+        process.respond(shelf, {"path": address(route, run), "query": {}}, out)
+        emptied = writer.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert emptied == (0, 0, 0), route.path
+    writer.close()
 
 
 @pytest.mark.parametrize(

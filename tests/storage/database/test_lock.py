@@ -211,8 +211,8 @@ def test_a_restart_goes_on_beside_a_reader_of_the_log_that_was_deleted(
             log.append_now(STEPS[40])
         log.close()
         # Its transaction needs the log that is gone, so no other may begin in its place.
-        with pytest.raises(AuditUnwritable, match=r"still reads .*every stored step is in"):
-            open_writer(path)
+        with pytest.raises(AuditUnwritable, match=r"still reads .*every stored step is kept"):
+            open_writer(path, reader_attempts=1)
         reader.stdin.write("COMMIT\n")
         reader.stdin.flush()
         assert reader.stdout.readline()
@@ -224,6 +224,33 @@ def test_a_restart_goes_on_beside_a_reader_of_the_log_that_was_deleted(
             log.close()
         reader.stdin.close()
     assert stored(path) == STEPS[:80]
+
+
+def test_a_long_query_delays_a_start_which_names_it_and_succeeds_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    command = [sys.executable, "-c", READER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline()
+        log.close()  # it leaves the log, which the query reads
+        assert sibling(path, "-wal").stat().st_size > 0
+        with pytest.raises(
+            AuditUnwritable, match=rf"^Process {reader.pid} \(python.*\) still reads"
+        ):
+            open_writer(path, reader_attempts=1)
+        reader.stdin.write("COMMIT\n")
+        reader.stdin.flush()
+        assert reader.stdout.readline()
+        open_writer(path, reader_attempts=1).close()  # though the process has the file open
+        assert sibling(path, "-wal").stat().st_size == 0
+        reader.stdin.close()
+    assert stored(path) == STEPS[:40]
 
 
 def flip(path: Path) -> None:
