@@ -263,8 +263,17 @@ def _costs(accounts: Sequence[AccountReport]) -> Table:
         replace(figure, wide=not is_liquidated) if figure.key == "liquidation" else figure
         for figure in COSTS
     )
-    notes = (_COSTS_NOTE, _LIQUIDATIONS_NOTE) if is_liquidated else (_COSTS_NOTE,)
-    return table("costs", "Costs (quote currency)", figures, accounts, notes=notes)
+    notes = [_COSTS_NOTE, *([_LIQUIDATIONS_NOTE] if is_liquidated else [])]
+    assumed = dict.fromkeys(
+        name for each in accounts if each.costs is not None for name in each.costs.assumed
+    )
+    if assumed:
+        keys = " and ".join(f"execution.{name}_bp" for name in assumed)
+        notes.append(
+            f"{' and '.join(assumed).capitalize()} of 0 {'are' if len(assumed) > 1 else 'is'} "
+            f"assumed, for candles show none: set {keys}."
+        )
+    return table("costs", "Costs (quote currency)", figures, accounts, notes=tuple(notes))
 
 
 @declared

@@ -175,7 +175,8 @@ class Costs:
     Spread and slippage are the distance of each fill from its reference price (the bar's open, or
     the middle of the quote), including rounding to whole ticks. For a liquidation, the distance
     from the price of the call is ``liquidation``, negative if the exchange's fund paid a part.
-    ``gross`` is the profit without any of these.
+    ``gross`` is the profit without any of these. ``assumed`` names the costs that the configuration
+    sets to 0 where candles, which have no spread, filled orders.
     """
 
     fee: float
@@ -185,6 +186,7 @@ class Costs:
     funding: float
     gross: float
     net: float
+    assumed: tuple[str, ...]
 
 
 def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
@@ -210,8 +212,20 @@ def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
         spread += (1.0 - share) * distance
     net = float(ledger.equity[-1] - ledger.equity[0])
     paid = ledger.fees_paid + ledger.funding_paid + spread + slippage + liquidation
+    settings = {
+        "spread": terms.half_spread,
+        "slippage": terms.slippage or terms.ranges or terms.impact,
+    }
+    by_bars = any(fill["model"] in _BAR_MODELS for fill in ledger.fills)
     return Costs(
-        ledger.fees_paid, spread, slippage, liquidation, ledger.funding_paid, net + paid, net
+        ledger.fees_paid,
+        spread,
+        slippage,
+        liquidation,
+        ledger.funding_paid,
+        net + paid,
+        net,
+        tuple(name for name, setting in settings.items() if by_bars and not setting),
     )
 
 

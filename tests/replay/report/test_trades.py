@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,28 @@ def test_gross_is_what_the_same_run_earns_where_trading_is_free(tmp_path: Path) 
     assert paid.slippage + paid.spread < 3.5e-4 * notional * 1.001 + ticks
     assert paid.fee == pytest.approx(0.00055 * notional, rel=1e-6)
     assert paid.net == pytest.approx(paid.gross - paid.fee - paid.spread - paid.slippage)
+
+
+ASSUMED = "assumed, for candles show none: set"
+SLIPPAGE = "execution.slippage_bp"
+
+
+@pytest.mark.parametrize(
+    ("keys", "note"),
+    [
+        ({}, f"Spread and slippage of 0 are {ASSUMED} execution.spread_bp and {SLIPPAGE}."),
+        ({"spread_bp": "3"}, f"Slippage of 0 is {ASSUMED} {SLIPPAGE}."),
+        ({"spread_bp": "3", "slippage_bp": "2"}, ""),
+    ],
+)
+def test_costs_that_candles_do_not_show_are_named_as_assumed(
+    tmp_path: Path, keys: dict[str, Any], note: str
+) -> None:
+    report = report_of(tmp_path, cross(**keys), "--data", BTC)
+    [part] = [part for part in as_parts(report_document(report).parts)
+              if part.get("key") == "costs"]  # fmt: skip
+    notes = [text for text in part["notes"] if "assumed" in text]
+    assert notes == ([note] if note else [])
 
 
 def test_funding_is_a_cost_of_its_own(tmp_path: Path) -> None:
