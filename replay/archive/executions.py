@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,7 @@ _NO_STOP: Final = ("", "unknown", "--", "next_open", "quote")
 """Values of Bybit's ``stopOrderType`` and of ``v_fills.model`` for orders that are no stops."""
 _FILLS: Final = ("", "trade", "busttrade", "adltrade")
 """Lower-case values of Bybit's ``execType`` for executions that change a position."""
+_FUNDING: Final = "funding"
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,22 @@ class Execution:
     exclusion: str = ""  # why it is no measure of taking liquidity; empty for a taker
 
 
+class FundingRow(NamedTuple):
+    """A settlement of funding at UTC ms; *amount* is in quote currency, negative if received."""
+
+    symbol: str
+    time_ms: int
+    amount: Decimal
+
+
 @dataclass
 class Executions:
-    """The fills of one file, and the number of dropped rows by reason."""
+    """The fills and the funding of one file, and the number of dropped rows by reason."""
 
     path: str
     rows: int
     fills: list[Execution]
+    funding: list[FundingRow] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)  # rows that are no fills, or repeat one
     notes: list[str] = field(default_factory=list)
     in_minutes: bool = False  # no time has seconds
@@ -101,7 +111,8 @@ class Executions:
     @property
     def left_out(self) -> Counter[str]:
         """The number of rows outside ``taken``, by reason."""
-        return self.dropped + Counter(each.exclusion for each in self.fills if each.exclusion)
+        excluded = Counter(each.exclusion for each in self.fills if each.exclusion)
+        return self.dropped + excluded + Counter({"of type Funding": len(self.funding)})
 
 
 class _Rows:
@@ -130,18 +141,24 @@ class _Rows:
 def read_executions(path: Path) -> Executions:
     """Read the fills of the file at *path*: delimited text, or JSON such as an answer of Bybit's.
 
-    Each execution id counts once. Rows that are no fills (funding) are counted in ``dropped``.
+    Each execution id counts once. Rows of other types than fills and funding are ``dropped``.
     Fills of makers, stops and liquidations have an ``exclusion``. Raises ``DataInvalid`` if the
     file lacks a column or has an invalid number, side or time.
     """
     rows = _Rows(read_table(path, head=_head))
     executions = Executions(str(path), len(rows), [])
     chosen = _distinct(
-        rows, [row for row in range(len(rows)) if _is_fill(rows, row, executions)], executions
+        rows, [row for row in range(len(rows)) if _is_read(rows, row, executions)], executions
     )
     times = _times(rows, "time", chosen, executions)
-    created = _times(rows, "created", chosen, executions) if "created" in rows.columns else {}
-    for row in chosen:
+    settled = [row for row in chosen if rows.cell(row, "type").lower() == _FUNDING]
+    executions.funding = [
+        FundingRow(_symbol(rows, row), times[row], _amount(rows, row, "fee") or Decimal(0))
+        for row in settled
+    ]
+    filled = sorted(set(chosen).difference(settled))
+    created = _times(rows, "created", filled, executions) if "created" in rows.columns else {}
+    for row in filled:
         if created.get(row, 0) > times[row]:
             raise rows.reject(row, "created", "is after the fill")
         executions.fills.append(
@@ -198,12 +215,13 @@ def _meanings(header: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _is_fill(rows: _Rows, row: int, executions: Executions) -> bool:
-    """Return whether the row changed a position."""
+def _is_read(rows: _Rows, row: int, executions: Executions) -> bool:
+    """Return whether the row changed a position or is funding."""
     kind = rows.cell(row, "type")
-    if kind.lower() not in _FILLS:
+    if kind.lower() not in (*_FILLS, _FUNDING):
         executions.dropped[f"of type {kind}"] += 1
-    return kind.lower() in _FILLS
+        return False
+    return True
 
 
 def _exclusion(rows: _Rows, row: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -434,12 +434,13 @@ def calibrate(
 ) -> CommandAnswer:
     """Compare your real fills with paper's on the same orders; propose slippage and latency.
 
-    With --run, show for each decision paper's fills, your account's fills, and why they differ.
+    With --run, show for each decision paper's fills, your account's fills, and why they differ;
+    candles finer than the run's bars then tell late fills from dear ones.
     """
     if run is not None:
-        if candles or depth:
-            raise ConfigInvalid("--run takes prices from the run; leave --candles and --depth out.")
-        return _join(fills, located(run, db, config))
+        if depth:
+            raise ConfigInvalid("--run takes candles, no books; leave --depth out.")
+        return _join(fills, located(run, db, config), candles or (), columns or ())
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.build import costs_for
     from tracepaper.replay.archive.executions import read_executions
@@ -458,9 +459,13 @@ def calibrate(
     )
 
 
-def _join(fills: Path, place: RunLocation) -> CommandAnswer:
+def _join(
+    fills: Path, place: RunLocation, candles: Sequence[str], columns: Sequence[str]
+) -> CommandAnswer:
     """Match the fills of a file with the decisions of a run; store and show the shortfall."""
     from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.archive import read_candles
+    from tracepaper.replay.archive.candles import merge_candles
     from tracepaper.replay.archive.executions import read_executions
     from tracepaper.replay.checks.shortfall import join_fills, rows_in_view, stored_rows
     from tracepaper.replay.checks.slippage import counted
@@ -470,8 +475,9 @@ def _join(fills: Path, place: RunLocation) -> CommandAnswer:
     from tracepaper.storage.database.reader import Reader
 
     executions = read_executions(fills)
+    given = merge_candles([read_candles(path, columns=columns) for path in candles])
     with Reader.open(place.path) as reader:
-        findings = join_fills(reader, place.run_id, executions)
+        findings = join_fills(reader, place.run_id, executions, given)
         rows = stored_rows(reader, place.run_id, findings)
         stored = reader.stored_run(place.run_id)
     tables = tuple(shortfall_tables(rows_in_view(stored, rows)))

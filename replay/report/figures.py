@@ -530,6 +530,10 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
 WHOLE: Final = "shortfall"
 
 
+def _part_title(part: str) -> str:
+    return part.replace("_", " ")
+
+
 def _mean_price(whose: str, row: Row) -> float | None:
     quantity: float = row[f"{whose}_quantity"]
     return float(row[f"{whose}_notional"]) / quantity if quantity else None
@@ -555,12 +559,12 @@ _DECISIONS: Final = (
         for whose in ("paper", "account")
     ),
     of_view(WHOLE, "account less paper", "gain"),
-    *(of_row(part, part, "gain", wide=True) for part in SHORTFALL_PARTS),
+    *(of_row(part, _part_title(part), "gain", wide=True) for part in SHORTFALL_PARTS),
     of_view("cause", "cause", "text"),
 )
 _SHORTFALL_NOTE: Final = (
-    "The account's profit minus paper's. The five parts add up to the shortfall. Errors count "
-    "blocks of five days."
+    "The account's profit minus paper's. The parts add up to the shortfall. Errors count blocks of "
+    "five days."
 )
 
 
@@ -576,7 +580,7 @@ def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
         shares = money / notional
         parts.append(
             {
-                "part": part,
+                "part": _part_title(part),
                 "decisions": int((money != 0).sum()),
                 "money": float(money.sum()),
                 "mean": metrics.mean_by_day(shares, days),

@@ -820,7 +820,7 @@ V_SHORTFALL: Final = View(
                 "shortfall",
                 "c.account_result - c.paper_result",
                 MONEY,
-                "the account's result minus paper's: the sum of its five parts",
+                "the account's result minus paper's: the sum of its parts",
             ),
             ViewColumn(
                 "cause",

@@ -660,11 +660,17 @@ _SHORTFALLS = (
     *_filled_by("account", "the account"),
     _whole("price", "part of the shortfall due to the account's prices", MONEY),
     _whole("fee", "part due to its fees", MONEY),
-    _whole("size", "part due to its quantities, earlier ones included", MONEY),
-    _whole("delay", "part due to the market's move until the bar of its fill", MONEY),
-    _whole("missed", "all of it if the account filled nothing", MONEY),
+    _whole("size", "part due to quantities larger or smaller than paper's", MONEY),
+    _whole("delay", "part due to the market's move until the candle of its fill", MONEY),
+    _whole("missed", "part due to decisions that it did not fill", MONEY),
+    _whole("carried", "part due to another position at the run's begin", MONEY),
+    _whole("own_trades", "part due to fills that no decision ordered", MONEY),
+    _whole("funding", "part due to its funding", MONEY),
 )
-SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
+SHORTFALL_PARTS: Final = (
+    *("price", "fee", "size", "delay", "missed"),
+    *("carried", "own_trades", "funding"),
+)
 """The columns of ``shortfalls`` that add up to the account's result minus the paper result."""
 
 # One row per file. ``only_run_id`` is set in a file that ``db pull`` made from a single run.

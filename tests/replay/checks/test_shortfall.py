@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import Cli
 from fed_daemon import Process
@@ -24,6 +25,7 @@ from report_cases import cross
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.build import resolved
+from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.executions import Execution, Executions, read_executions
 from tracepaper.replay.checks.shortfall import ShortfallFindings, join_fills, stored_rows
 from tracepaper.replay.document.values import as_parts
@@ -33,20 +35,22 @@ from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.checks import store_shortfalls
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.record.columns import SHORTFALL_PARTS
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Side
 
-PARTS = ("price", "fee", "size", "delay", "missed")
 MONEY = 10**8
+MINUTE = 60_000
 
 
-def one_way(folder: Path, category: str = "linear") -> Path:
+def one_way(folder: Path, category: str = "linear", **changed: Any) -> Path:
     config = folder / "run.toml"
-    is_spot = category == "spot"
-    text = cross(long_only=is_spot, quantity="0.5", slippage_bp="2", category=category)
-    config.write_text(text)
+    keys = {"long_only": category == "spot", "quantity": "0.5", "slippage_bp": "2", **changed}
+    config.write_text(cross(category=category, **keys))
     command = ["replay", "--config", str(config), "--data", f"BTCUSDT={DEMO_CANDLES}"]
     within = ["--from", "2025-05-26T10:00", "--to", "2025-05-26T22:00"]
+    if "interval" in changed:
+        within = ["--from", "2025-05-28T10:00"]
     assert invoke([*command, *within, "--db", str(folder / "run.db"), "--json"]) == 0
     return folder / "run.db"
 
@@ -219,10 +223,9 @@ def test_parts_are_the_difference_that_a_ledger_of_its_own_finds(seed: int, data
         key = (row["position_side"] or "", row["decided_ms"], row["sequence"], row["side"])
         for name, results in (("paper", of_paper), ("account", of_account)):
             assert abs(money(row, f"{name}_result") - results[key]) * MONEY <= 3
-        parts = sum(money(row, part) for part in PARTS)
+        parts = sum(money(row, part) for part in SHORTFALL_PARTS)
         assert parts == money(row, "shortfall")
         assert parts == money(row, "account_result") - money(row, "paper_result")
-        assert (money(row, "missed") != 0) <= (row["account_ms"] is None)
     for name, fills in (("paper", paper), ("account", account)):
         summed = sum(money(row, f"{name}_result") for row in rows)
         assert abs(summed - ledger.profit(fills)) * MONEY <= len(rows) + len(fills)
@@ -258,7 +261,7 @@ def test_the_runs_own_fills_have_no_shortfall(database: Path, tmp_path: Path) ->
         rows.writerows(fills)
     joined(database, read_executions(path).fills)
     for row in stored(database):
-        assert {money(row, name) for name in (*PARTS, "shortfall")} == {0}
+        assert {money(row, name) for name in (*SHORTFALL_PARTS, "shortfall")} == {0}
         assert row["cause"] is None
         assert row["paper_ms"] == row["account_ms"]
 
@@ -271,44 +274,272 @@ def crossing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return one_way(tmp_path_factory.mktemp("crossing"))
 
 
-def test_each_cause_is_told_from_the_others(crossing: Path) -> None:
-    paper = [replace(fill, order="") for fill in paper_fills(crossing)]
-    fill, later = paper[4], paper[5]
-    sign = 1 if fill.side is Side.BUY else -1
+@pytest.fixture(scope="module")
+def entering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a run on minutes that buys, sells, buys, sells and so on."""
+    return one_way(tmp_path_factory.mktemp("entering"), long_only=True)
 
-    def parts(*instead: Execution) -> dict[str, Fraction]:
-        kept = [each for each in paper if each is not fill]
-        shortfall = found_of(crossing, [*kept, *instead]).shortfalls[4]
-        return {part: Fraction(value, MONEY) for part, value in shortfall.parts.items() if value}
 
-    assert parts(fill) == {}
-    dearer = replace(fill, price=fill.price + 2 * sign)
-    assert parts(dearer) == {"price": -2 * Fraction(fill.quantity)}
+@pytest.fixture(scope="module")
+def hourly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return one_way(tmp_path_factory.mktemp("hourly"), long_only=True, interval="60")
+
+
+def resized(fill: Execution, factor: str, **changed: Any) -> Execution:
     assert fill.fee is not None
-    assert parts(replace(fill, fee=fill.fee + 3)) == {"fee": Fraction(-3)}
-    for unknown in (replace(fill, fee=None, fee_base=None), replace(fill, fee_coin="MNT")):
-        assert parts(unknown) == {}  # paper's counts
-        assert any("1 fills name no fee" in note for note in found_of(crossing, [unknown]).notes)
-    assert set(parts(replace(fill, quantity=fill.quantity / 2, fee=fill.fee / 2))) == {"size"}
-    assert set(parts()) == {"missed"}
-    # The next bar's open, where the market stands then: it has moved, and nothing else differs.
-    opens = {
-        row["open_time_ms"]: Fraction(row["open_text"])
-        for row in rows_of(crossing, "SELECT * FROM v_bars")
+    quantity, fee = fill.quantity * Decimal(factor), fill.fee * Decimal(factor)
+    return replace(fill, quantity=quantity, fee=fee, **changed)
+
+
+def reversed_side(fill: Execution) -> Execution:
+    return replace(fill, side=Side.SELL if fill.side is Side.BUY else Side.BUY)
+
+
+def by_hand(fill: Execution, minutes: int, price: int) -> Execution:
+    """Return an order that nothing ordered, of the quantity of *fill*, *minutes* after it."""
+    at_ms = fill.time_ms + minutes * MINUTE
+    return replace(fill, time_ms=at_ms, price=Decimal(price), order=f"by hand {at_ms}")
+
+
+def split(fill: Execution, *seconds: int) -> list[Execution]:
+    """Return *fill* in five orders, each *seconds* later."""
+    return [
+        resized(fill, "0.2", time_ms=fill.time_ms + 1_000 * late, order=f"split {late}")
+        for late in seconds
+    ]
+
+
+def strangers(paper: Sequence[Execution]) -> list[Execution]:
+    """Return the fills of another account: many orders at other times, prices and quantities."""
+    rng = random.Random(4)
+    return [
+        by_hand(
+            resized(rng.choice(paper[:-2]), "1.6", side=rng.choice(list(Side))),
+            rng.randrange(2, 9),
+            rng.randrange(108_000, 111_000),
+        )
+        for _ in range(12)
+    ]
+
+
+FAULTS: dict[str, tuple[str, Callable[[list[Execution]], list[Execution]]]] = {
+    "a missed entry": ("missed", lambda paper: [*paper[:4], *paper[6:]]),
+    "a missed exit": ("missed", lambda paper: [*paper[:5], *paper[7:]]),
+    "a missed exit, made up for by hand after the next entry": (
+        "missed",
+        lambda paper: [
+            *paper[:5],
+            *paper[6:],
+            by_hand(replace(paper[5], time_ms=paper[6].time_ms), 2, 109_000),
+        ],
+    ),
+    "larger": ("size", lambda paper: [resized(fill, "2") for fill in paper]),
+    "smaller": ("size", lambda paper: [resized(fill, "0.5") for fill in paper]),
+    "filled in part": (
+        "size",
+        lambda paper: [*paper[:4], *(resized(fill, "0.6") for fill in paper[4:6]), *paper[6:]],
+    ),
+    "a manual trade": (
+        "own_trades",
+        lambda paper: [
+            *paper,
+            by_hand(reversed_side(paper[5]), 1, 109_500),
+            by_hand(paper[5], 3, 109_100),
+        ],
+    ),
+    "fills of another account": ("own_trades", lambda paper: [*paper, *strangers(paper)]),
+    "dearer, seconds later in the candle": (
+        "price",
+        lambda paper: [
+            replace(paper[0], price=paper[0].price + 7, time_ms=paper[0].time_ms + 5_000),
+            *paper[1:],
+        ],
+    ),
+    "a higher fee": ("fee", lambda paper: [replace(paper[0], fee=Decimal(99)), *paper[1:]]),
+    "in several orders": (
+        "",
+        lambda paper: [
+            *split(paper[0], 0, 1, 2, 5, 9),
+            *split(paper[1], 0, 1, 2, 3, 4),
+            *paper[2:],
+        ],
+    ),
+    "in several fills of an order": (
+        "",
+        lambda paper: [
+            *(replace(part, order="one") for part in split(paper[0], 0, 1, 2, 5, 9)),
+            *paper[1:],
+        ],
+    ),
+}
+"""What differs from paper's fills, by the part that alone may tell it; none where nothing does."""
+
+
+def exported(path: Path, fills: Sequence[Execution], *funding: tuple[int, str]) -> Executions:
+    """Return what is read of an export of *fills* and *funding* (time, amount)."""
+    columns = "symbol,side,execPrice,execQty,execTime,execFee,feeCurrency,execType,orderId,execId"
+    lines = [
+        f"{fill.symbol},{fill.side},{fill.price},{fill.quantity},{fill.time_ms},{fill.fee},"
+        f"{fill.fee_coin},Trade,{fill.order},{place}"
+        for place, fill in enumerate(fills)
+    ]
+    lines += [f"BTCUSDT,Buy,1,1,{at_ms},{paid},USDT,Funding,,f{at_ms}" for at_ms, paid in funding]
+    path.write_text("\n".join([columns, *lines]))
+    return read_executions(path)
+
+
+def parts_of(
+    database: Path, executions: Executions, candles: Sequence[Candles] = ()
+) -> tuple[dict[str, Fraction], ShortfallFindings]:
+    """Return the sums of the parts that are not 0, after each row's were added up exactly."""
+    with Reader.open(database) as reader:
+        findings = join_fills(reader, reader.find("last"), executions, candles)
+    for row in findings.shortfalls:
+        assert sum(row.parts.values()) == row.account[0] - row.paper[0]
+    sums = {
+        part: Fraction(sum(row.parts[part] for row in findings.shortfalls), MONEY)
+        for part in SHORTFALL_PARTS
     }
-    moved = opens[fill.time_ms + 60_000] - opens[fill.time_ms]
-    late = replace(fill, time_ms=fill.time_ms + 60_000, price=fill.price + Decimal(float(moved)))
-    assert parts(late) == {"delay": -sign * moved * Fraction(fill.quantity)}
-    # After the next decision a late fill follows the one that ordered its side and was not filled,
-    after = replace(fill, time_ms=later.time_ms + 1_000)
-    assert {"delay"} <= set(parts(after)) <= {"delay", "price"}
-    # and one that nothing ordered, or not any more, stands by itself.
-    again = replace(fill, time_ms=later.time_ms + 1_000)
-    joined(crossing, [*paper, again][::-1])  # the newest first, as exports are
-    (strange,) = [row for row in stored(crossing) if row["ordered"] == 0]
-    assert (strange["side"], strange["paper_ms"]) == (fill.side.value, None)
-    assert strange["decided_ms"] == again.time_ms
-    assert strange["cause"] == "size"
+    return {part: amount for part, amount in sums.items() if amount}, findings
+
+
+def followed(database: Path) -> list[Execution]:
+    """Return paper's fills as an account's that names none of the run's orders."""
+    paper = paper_fills(database)
+    return [replace(fill, order=f"order {place}") for place, fill in enumerate(paper)]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_told_by_its_own_part(fault: str, entering: Path, tmp_path: Path) -> None:
+    paper, ledger = followed(entering), Ledger(entering)
+    part, make = FAULTS[fault]
+    account = make(paper)
+    truth = ledger.profit(account) - ledger.profit(paper)
+    parts, findings = parts_of(entering, exported(tmp_path / "fills.csv", account))
+    assert findings.joined == len(account)
+    assert sum(parts.values()) == truth
+    assert parts == ({part: truth} if part else {})
+
+
+def test_a_reversed_trade_is_a_missed_one_and_one_of_its_own(
+    entering: Path, tmp_path: Path
+) -> None:
+    paper, ledger = followed(entering), Ledger(entering)
+    turned = [*paper[:4], *map(reversed_side, paper[4:6]), *paper[6:]]
+    without = ledger.profit([*paper[:4], *paper[6:]])
+    parts, _ = parts_of(entering, exported(tmp_path / "fills.csv", turned))
+    assert parts["missed"] == without - ledger.profit(paper)
+    assert parts["own_trades"] == ledger.profit(turned) - without
+    assert set(parts) == {"missed", "own_trades"}
+
+
+def test_a_limit_that_rests_is_followed_over_later_decisions(tmp_path: Path) -> None:
+    database = in_hedge_mode(tmp_path)
+    account = followed(database)
+    parts, findings = parts_of(database, Executions("fills.csv", len(account), account))
+    assert parts == {}
+    assert all(row.decision.ordered for row in findings.shortfalls)
+
+
+def test_faults_together_stay_in_their_parts(entering: Path, tmp_path: Path) -> None:
+    paper, ledger = followed(entering), Ledger(entering)
+    hand = [by_hand(reversed_side(paper[5]), 1, 109_500), by_hand(paper[5], 3, 109_100)]
+    dearer = [replace(fill, price=fill.price + 9) for fill in paper[8:10]]
+    account = [*paper[:2], *paper[4:8], *hand, *dearer, *paper[10:]]
+    parts, _ = parts_of(entering, exported(tmp_path / "fills.csv", account))
+    alone = {
+        "missed": [*paper[:2], *paper[4:]],
+        "own_trades": [*paper, *hand],
+        "price": [*paper[:8], *dearer, *paper[10:]],
+    }
+    assert parts == {
+        part: truth
+        for part, fills in alone.items()
+        if (truth := ledger.profit(fills) - ledger.profit(paper))
+    }
+
+
+def test_a_manual_trade_around_a_larger_entry_stays_its_own(entering: Path, tmp_path: Path) -> None:
+    paper, ledger = followed(entering), Ledger(entering)
+    bought = by_hand(reversed_side(paper[7]), 1, 109_500)
+    sold = by_hand(replace(paper[7], time_ms=paper[8].time_ms), 2, 109_100)
+    larger = [*paper[:8], *(resized(fill, "2") for fill in paper[8:10]), *paper[10:]]
+    parts, _ = parts_of(entering, exported(tmp_path / "fills.csv", [*larger, bought, sold]))
+    assert parts == {
+        "size": ledger.profit(larger) - ledger.profit(paper),
+        "own_trades": ledger.profit([*paper, bought, sold]) - ledger.profit(paper),
+    }
+
+
+def test_half_an_hour_inside_an_hourly_bar_is_delay_where_minutes_are_given(
+    hourly: Path, tmp_path: Path
+) -> None:
+    paper, ledger = followed(hourly), Ledger(hourly)
+    minutes = read_candles(DEMO_CANDLES)
+    row = int(np.searchsorted(minutes.open_time_ms, paper[0].time_ms))
+    moved = Decimal(int(minutes.open[row + 30] - minutes.open[row])).scaleb(-minutes.price_decimals)
+    late = replace(paper[0], time_ms=paper[0].time_ms + 30 * MINUTE, price=paper[0].price + moved)
+    executions = exported(tmp_path / "fills.csv", [late, *paper[1:]])
+    truth = ledger.profit([late, *paper[1:]]) - ledger.profit(paper)
+    assert truth != 0
+    assert parts_of(hourly, executions, [minutes])[0] == {"delay": truth}
+    parts, findings = parts_of(hourly, executions)
+    assert parts == {"price": truth}
+    assert "1 fills lie inside a bar of 60.0 min: give finer --candles" in findings.notes[-1]
+
+
+def test_a_fee_in_another_coin_is_converted_or_named(entering: Path, tmp_path: Path) -> None:
+    paper, minutes = followed(entering), read_candles(DEMO_CANDLES)
+    account = [replace(paper[0], fee=Decimal("1.5"), fee_coin="MNT"), *paper[1:]]
+    executions = exported(tmp_path / "fills.csv", account)
+    coin = replace(minutes, symbol="MNTUSDT")
+    row = int(np.searchsorted(minutes.open_time_ms, paper[0].time_ms))
+    price = Fraction(int(minutes.open[row]), 10**minutes.price_decimals)
+    assert paper[0].fee is not None
+    spared = Fraction(paper[0].fee)
+    assert parts_of(entering, executions, [coin])[0] == {"fee": spared - Fraction(3, 2) * price}
+    parts, findings = parts_of(entering, executions)
+    assert parts == {"fee": spared}
+    assert "fees of 1.5 MNT are not counted: give --candles MNTUSDT=FILE" in findings.notes
+
+
+def test_a_fee_that_is_not_named_is_papers(entering: Path) -> None:
+    paper = followed(entering)
+    account = [replace(paper[0], fee=None, fee_base=None), *paper[1:]]
+    parts, findings = parts_of(entering, Executions("fills.csv", len(account), account))
+    assert parts == {}
+    assert findings.notes == ["1 fills name no fee; paper's is taken"]
+
+
+def test_funding_and_a_position_at_the_begin_are_parts(entering: Path, tmp_path: Path) -> None:
+    paper, ledger = followed(entering), Ledger(entering)
+    paid = [(paper[1].time_ms + MINUTE, "1.25"), (paper[4].time_ms + MINUTE, "-0.5")]
+    parts, _ = parts_of(entering, exported(tmp_path / "fills.csv", paper, *paid))
+    assert parts == {"funding": Fraction("-0.75")}
+    with Reader.open(entering) as reader:
+        begun_ms = reader.run(reader.find("last")).period_start_ms
+    before = resized(paper[0], "0.4", time_ms=begun_ms - 90 * MINUTE, price=Decimal(100_000))
+    parts, findings = parts_of(entering, exported(tmp_path / "fills.csv", [before, *paper]))
+    moved = ledger.closes[-1][1] - ledger.close(begun_ms)
+    assert parts == {"carried": Fraction(before.quantity) * moved}
+    assert findings.left_out == {"before the run, which give the position at its begin": 1}
+    # Sold by hand, it ends.
+    sold = by_hand(resized(reversed_side(paper[0]), "0.4"), 2, 109_000)
+    executions = exported(tmp_path / "fills.csv", [before, *paper, sold])
+    assert set(parts_of(entering, executions)[0]) == {"carried"}
+
+
+def test_fees_in_base_keep_to_their_part(tmp_path: Path) -> None:
+    """Without the fee in base that paper pays for a spot buy, the account holds more."""
+    database = one_way(tmp_path, "spot")
+    paper = followed(database)
+    account = [replace(paper[0], fee=Decimal(30), fee_coin="USDT"), *paper[1:]]
+    fills = Executions("fills.csv", len(account), [replace(account[0], fee_base=None), *paper[1:]])
+    parts, _ = parts_of(database, fills)
+    assert set(parts) == {"fee"}
+    ledger = Ledger(database)
+    truth = ledger.profit([replace(account[0], fee_base=None), *paper[1:]]) - ledger.profit(paper)
+    assert abs(parts["fee"] - truth) * MONEY <= len(paper)
 
 
 # ---------------------------------------------------------------- the command
@@ -341,6 +572,9 @@ def test_an_import_replaces_the_one_before_and_is_in_the_report(
     assert by_part["missed"]["decisions"] == 7
     assert by_part["price"]["money"] == by_part["delay"]["money"] == 0
     assert len(answer["shortfall_decisions"]) == len(stored(crossing)) == len(paper)
+    # Candles no finer than the run's bars change nothing.
+    same = cli.json(*command, fills, "--candles", f"BTCUSDT={DEMO_CANDLES}")
+    assert same["shortfall"] == answer["shortfall"]
     report = cli.json("report", "last", "--db", crossing)
     for name in ("shortfall", "shortfall_decisions"):
         assert report[name] == answer[name]
@@ -363,7 +597,7 @@ def test_what_cannot_be_joined_is_one_sentence(
     command = ["calibrate", "--run", "last", "--db", str(crossing)]
     (begun,) = rows_of(crossing, "SELECT min(open_time_ms) AS ms FROM v_bars")
     for changed, sentence in (
-        ([replace(paper[0], time_ms=begun["ms"] + 60_000)], "1 outside of the run's bars"),
+        ([replace(paper[0], time_ms=begun["ms"] + 60_000)], "1 before the run"),
         ([replace(fill, symbol="XRPUSDT") for fill in paper], "of XRPUSDT, which the run does not"),
         ([replace(fill, time_ms=fill.time_ms + 10**10) for fill in paper], "outside of the run's"),
         ([replace(paper[0], quantity=Decimal("0.12345678"))], "is traded in 3 decimals"),
@@ -375,5 +609,5 @@ def test_what_cannot_be_joined_is_one_sentence(
         assert sentence in answer
         assert "Traceback" not in answer
     path = written(tmp_path / "fills.csv", paper)
-    assert invoke([*command, path, "--candles", str(DEMO_CANDLES)]) != 0
-    assert "leave --candles and --depth out" in capsys.readouterr().err
+    assert invoke([*command, path, "--depth", path]) != 0
+    assert "leave --depth out" in capsys.readouterr().err
