@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from tracepaper.storage.database.connection import is_busy_error
-from tracepaper.storage.database.remedies import primary_code, refusal
+from tracepaper.storage.database.remedies import primary_code, refusal, remedy_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 REGISTRY_VARIABLE: Final = "TRACEPAPER_TRIALS"
@@ -267,7 +267,9 @@ def _explaining_errors(path: Path | None) -> Iterator[None]:
             raise ConfigInvalid(
                 f"{path} is in use by another sweep; wait for it, or name another file."
             ) from None
-        raise refusal(str(path), error) from None
+        if remedy_of(error).may_heal:
+            raise refusal(str(path), error) from None
+        raise ConfigInvalid(f"{path} cannot be used ({error}); name another file.") from None
     except OSError as error:
         then = f", or for the registry of trials set {REGISTRY_VARIABLE}"
         raise refusal(str(path), error, then) from None
