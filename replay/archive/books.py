@@ -239,9 +239,8 @@ class RecordedDepth:
             return self.file_sha256
         return sha256(f"{self.file_sha256} {self.change}".encode()).hexdigest()
 
-    @property
-    def books(self) -> Books:
-        """All books, in memory."""
+    def read_all(self) -> Books:
+        """Return all books, in memory; each call unpacks the whole file."""
         return self.part(0, len(self.times))
 
     def stretches(self) -> list[Books]:

@@ -143,7 +143,7 @@ class BookFills:
         self._instruments: dict[str, Instrument] = {}
         for part in books:
             symbol = part.header.instrument.symbol
-            self._by_symbol[symbol].append((part, part.books))
+            self._by_symbol[symbol].append((part, part.read_all()))
             self._instruments[symbol] = _instrument_of(part)
         self.symbols = frozenset(self._by_symbol)
         every = max((part.header.every_ms for part in books), default=LATENCY_STEP_LEAST_MS)

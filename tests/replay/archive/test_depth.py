@@ -45,7 +45,7 @@ def test_what_is_written_is_read_back_to_the_unit(tmp_path: Path) -> None:
     depths[7] = depth([(649_000, 1)], [(700_000, 2**62)], depths[7].seen_ms)  # levels are missing
     write(tmp_path / "a", depths)
     recorded = read_depth(tmp_path / "a")
-    assert rows(recorded.books) == as_rows(depths)
+    assert rows(recorded.read_all()) == as_rows(depths)
     assert (recorded.starts.tolist(), recorded.torn) == ([0], "")
     quality = BooksFile(tmp_path / "a").quality()
     assert (quality.books, quality.thin, quality.recorded_ms) == (200, 1, 200_000)
@@ -71,7 +71,7 @@ def test_a_later_session_goes_on_behind_a_gap(tmp_path: Path) -> None:
     assert write(tmp_path / "a", first) == ""
     assert write(tmp_path / "a", later, cause="stopped") == ""
     recorded_depth = read_depth(tmp_path / "a")
-    assert rows(recorded_depth.books) == as_rows(first + later)
+    assert rows(recorded_depth.read_all()) == as_rows(first + later)
     assert [len(part) for part in recorded_depth.stretches()] == [100, 50]
     (gap,) = BooksFile(tmp_path / "a").quality().gaps
     assert (gap.from_ms, gap.until_ms, gap.cause) == (
@@ -91,7 +91,7 @@ def test_a_gap_within_a_session_begins_a_block(tmp_path: Path) -> None:
         for depth in later[1:]:
             writer.add(depth, "")
     recorded_depth = read_depth(tmp_path / "a")
-    assert rows(recorded_depth.books) == as_rows(first + later)
+    assert rows(recorded_depth.read_all()) == as_rows(first + later)
     assert recorded_depth.starts.tolist() == [0, 10]
     assert [gap.cause for gap in BooksFile(tmp_path / "a").quality().gaps] == ["sequence"]
 
@@ -104,7 +104,7 @@ def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     for cut in range(last + 1, len(whole), 7):
         path.write_bytes(whole[:cut])
         recorded_depth = read_depth(path)
-        assert len(recorded_depth.books) == 120
+        assert len(recorded_depth.read_all()) == 120
         assert recorded_depth.torn == (
             f"The last {cut - last:,} bytes of {path} are no whole block, as a recorder that was "
             "killed leaves them; they are left out."
@@ -115,14 +115,14 @@ def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     assert "The last 50 bytes" in write(path, later, cause="stopped")
     assert path.read_bytes().startswith(whole[:last] + MARK)
     again = read_depth(path)
-    assert (len(again.books), again.torn, again.starts.tolist()) == (123, "", [0, 120])
+    assert (len(again.read_all()), again.torn, again.starts.tolist()) == (123, "", [0, 120])
 
 
 def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, walk(130))
     whole = path.read_bytes()
-    written = rows(read_depth(path).books)
+    written = rows(read_depth(path).read_all())
     last, rng = whole.rindex(MARK), random.Random(5)
     places = [*range(60), *rng.sample(range(60, len(whole)), 240)]
     for place in places:
@@ -135,7 +135,7 @@ def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
             continue
         assert place >= last, place
         assert recorded_depth.torn
-        assert rows(recorded_depth.books) == written[:120]
+        assert rows(recorded_depth.read_all()) == written[:120]
 
 
 def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_book_that_no_exchange_shows_is_refused_in_one_sentence(
 ) -> None:
     (bids, asks), sentence = IMPOSSIBLE[name]
     write(tmp_path / "good", [depth(*GOOD, FIRST_MS)])
-    assert len(read_depth(tmp_path / "good").books) == 1
+    assert len(read_depth(tmp_path / "good").read_all()) == 1
     write(tmp_path / "bad", [depth(bids, asks, FIRST_MS)])
     with pytest.raises(DataInvalid, match=f"{sentence}, which no recording writes"):
         read_depth(tmp_path / "bad")
@@ -214,7 +214,7 @@ def test_a_block_that_skips_or_repeats_time_is_refused(tmp_path: Path) -> None:
         later = FIRST_MS + later_ms
         (tmp_path / "a").unlink(missing_ok=True)
         write(tmp_path / "a", walk(60))
-        books = read_depth(tmp_path / "a").books
+        books = read_depth(tmp_path / "a").read_all()
         shifted = Books(books.seen_ms - FIRST_MS + later, books.market_ms, books.price, books.size)
         with (tmp_path / "a").open("ab") as file:
             block = packed_books(instrument, shifted, every_ms=1_000, seen_ms=later)

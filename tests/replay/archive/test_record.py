@@ -170,13 +170,14 @@ async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
     depth = read_depth(tmp_path / "a")
     plain = plainly(frames, 50, 100)
     assert len(plain) > 300
-    for row in range(len(depth.books)):
-        sides = zip(depth.books.price[row], depth.books.size[row], strict=True)
+    books = depth.read_all()
+    for row in range(len(books)):
+        sides = zip(books.price[row], books.size[row], strict=True)
         kept = tuple(
             packed([(int(p), int(q)) for p, q in zip(*side, strict=True) if q]) for side in sides
         )
-        assert kept == plain.get(int(depth.books.seen_ms[row]), kept)
-    assert set(plain) <= set(depth.books.seen_ms.tolist())
+        assert kept == plain.get(int(books.seen_ms[row]), kept)
+    assert set(plain) <= set(books.seen_ms.tolist())
     quality = BooksFile(tmp_path / "a").quality()
     assert (quality.gaps, quality.source, quality.instrument) == ((), "loopback", "linear:BTCUSDT")
 

@@ -105,14 +105,14 @@ def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
 ) -> None:
     path = tmp_path / "a.db"
     replayed(path, books, checkpoint)
-    recorded = read_depth(books)
+    recorded = read_depth(books).read_all()
     stored = [books_in(event) for event in events(path)]
     times = np.concatenate([depths.seen_ms for depths in stored])
     begun_ms, end_ms = FIRST_MS - WINDOW * 1_000, FIRST_MS + BARS * MINUTE_MS
-    wanted = (recorded.books.seen_ms > begun_ms) & (recorded.books.seen_ms <= end_ms)
-    assert times.tolist() == recorded.books.seen_ms[wanted].tolist()
+    wanted = (recorded.seen_ms > begun_ms) & (recorded.seen_ms <= end_ms)
+    assert times.tolist() == recorded.seen_ms[wanted].tolist()
     price = np.concatenate([books.price for books in stored])
-    assert (price == recorded.books.price[wanted]).all()
+    assert (price == recorded.price[wanted]).all()
     order = rows(path, "SELECT kind, market_ms FROM v_events WHERE kind IN ('bar', 'depth')")
     assert [at_ms for _, at_ms in order] == sorted(at_ms for _, at_ms in order)
     assert [depth.cause for depth in events(path) if depth.cause] == ["stopped", "disconnected"]
@@ -183,7 +183,7 @@ def test_a_newest_book_that_lacks_a_level_is_not_looked_at(
 ) -> None:
     recorded = read_depth(books)
     strategy = make_orderbook(built(tmp_path / "a.db", [recorded], checkpoint).config)
-    window = recorded.books.part(0, WINDOW)
+    window = recorded.read_all().part(0, WINDOW)
     close_ms = int(window.seen_ms[-1])
     assert not isinstance(strategy.usable(window, close_ms), str)
     for side in (0, 1):
@@ -206,7 +206,7 @@ def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
     replay = built(tmp_path / "a.db", [recorded], checkpoint, data=finer)
     assert replay.instruments[0].price_decimals == 4
     first = next(event for event in replay.feed.events() if isinstance(event, Depths))
-    assert books_in(first).price[0, 0, 0] == 1_000 * recorded.books.price[45, 0, 0]
+    assert books_in(first).price[0, 0, 0] == 1_000 * recorded.read_all().price[45, 0, 0]
     coarse = replace(recorded, header=header(price_decimals=5))
     with pytest.raises(DataInvalid, match="prices of --depth need 5 decimals"):
         built(tmp_path / "a.db", [coarse], checkpoint)
@@ -224,7 +224,7 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
     noted = rows(path, "SELECT number FROM v_notes WHERE name = 'last_ms' ORDER BY sequence")
     closes = [FIRST_MS + (bar + 1) * MINUTE_MS for bar in range(BARS)]
     assert [int(at) for (at,) in noted][:9] == closes[:9]
-    wanted = depth[0].books
+    wanted = depth[0].read_all()
     row = int(np.searchsorted(wanted.seen_ms, closes[0]))
     ((bid,),) = rows(
         path, "SELECT number FROM v_notes WHERE name = 'bid' ORDER BY sequence LIMIT 1"

@@ -80,7 +80,7 @@ def test_nonsense_stands_in_place_of_later_bars_and_books_alone(
     other = data.until(at_ms, cut=False)
     same = other.candles[0].close == data.candles[0].close
     assert np.flatnonzero(~same).tolist() == list(range(AT + 1, BARS))
-    first, second = (market_data.depth[0].books.price for market_data in (data, other))
+    first, second = (market_data.depth[0].read_all().price for market_data in (data, other))
     is_other = (first != second).any(axis=(1, 2))
     assert is_other.tolist() == (data.depth[0].times > at_ms + MINUTE_MS).tolist()
 
@@ -100,7 +100,7 @@ def test_prices_are_multiplied_and_rates_are_not(data: MarketData) -> None:
     assert dear.frames[0].open.tolist() == (10 * data.frames[0].open).tolist()
     assert dear.actions[0].value == 10 * data.actions[0].value
     assert dear.funding[0].rate.tolist() == data.funding[0].rate.tolist()
-    assert (dear.depth[0].books.price == 10 * data.depth[0].books.price).all()
+    assert (dear.depth[0].read_all().price == 10 * data.depth[0].read_all().price).all()
 
 
 @pytest.mark.parametrize("field", ["candles", "funding", "actions", "frames", "depth"])

@@ -137,7 +137,7 @@ def test_symbols_on_one_purse_are_served_by_name_in_whatever_order_they_are_give
 ) -> None:
     category = Category.SPOT if margin == "none" else Category.LINEAR
     data = [replace(part, category=category) for part in candles(200)]
-    sections = {
+    sections: dict[str, Any] = {
         "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": margin == "none"},
         "account": {"cash": "100000", "margin": margin},
     }

@@ -397,8 +397,8 @@ def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
     torn = tmp_path / "torn.depth"
     torn.write_bytes(samples(tmp_path, mine, lambda order: book_for(order, 0.0)).read_bytes()[:-7])
     assert len(costs(cli, run, torn)["notes"]) == 1
-    assert "--books is of one run" in refused(cli, "last", "last", *place[1:], str(torn))
-    assert "--books is of one run" in refused(cli, *place, str(torn), "--day", "2025-01-01")
+    assert "--books needs a single RUN" in refused(cli, "last", "last", *place[1:], str(torn))
+    assert "--books needs a single RUN" in refused(cli, *place, str(torn), "--day", "2025-01-01")
 
 
 def test_a_run_without_a_fill_is_told_so(tmp_path: Path, cli: Cli) -> None:

@@ -159,8 +159,8 @@ def test_the_later_books_are_gone_or_others(depth: list[RecordedDepth]) -> None:
     assert cut.times.tolist() == whole.times[:701].tolist()
     assert cut.starts.tolist() == [0]
     other = books_at(at_ms, cut=False)
-    check_books(other.books, "what is taken for later books")
-    same = (other.books.price == whole.books.price).all(axis=(1, 2))
-    assert np.flatnonzero(~same).tolist() == list(range(701, len(whole.books)))
+    check_books(other.read_all(), "what is taken for later books")
+    same = (other.read_all().price == whole.read_all().price).all(axis=(1, 2))
+    assert np.flatnonzero(~same).tolist() == list(range(701, len(whole.read_all())))
     none = books_at(0, cut=True)
-    assert (len(none.books), none.starts.tolist(), none.causes) == (0, [], ())
+    assert (len(none.read_all()), none.starts.tolist(), none.causes) == (0, [], ())

@@ -244,7 +244,7 @@ def test_several_symbols_start_later_at_one_time(
     )
     assert finding.passes
     assert (finding.probes, finding.compared > 400) == (4, True)
-    (tmp_path / "counts.py").write_text(users.source(**REMEMBERS["a count of all bars"]))
+    (tmp_path / "counts.py").write_text(users.source(**REMEMBERS["a count, told by holding"]))
     with users.importable(tmp_path):
         config = configured("counts:Mine", **SYMBOLS)
         assert not recursive(config, MarketData(walks), fresh, probes=4, warmup=60).passes
