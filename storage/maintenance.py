@@ -10,20 +10,24 @@ import sqlite3
 from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import RunLookback, StartingPoints
+from tracepaper.storage.chain.starting_point import RunLookback, StartingPoint, StartingPoints
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
 from tracepaper.storage.database.chunks import (
     WITHIN,
+    CarriedState,
+    FedRows,
+    KeptStart,
     chain_head,
+    fed_rows,
     find_step,
-    latest_state,
     prune_point,
     run_span,
 )
@@ -31,7 +35,7 @@ from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.storage.record.rows import DROPPED_ROWS
+from tracepaper.storage.record.rows import DROPPED_ROWS, At
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Prune
 from tracepaper.strategies.units import DAY_MS
@@ -43,10 +47,7 @@ if TYPE_CHECKING:
 _OPENED: Final = (
     f"SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE {WITHIN} AND ignored IS NULL"
 )
-_INTERVAL: Final = "SELECT interval_ms FROM runs WHERE run_key = ?"
-_WARM: Final = "SELECT max(threshold) FROM gate_sets WHERE run_key = ? AND gate = 'warm'"
-_KEYS: Final = "SELECT instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
-_ASKED: Final = f"SELECT EXISTS (SELECT 1 FROM answers WHERE {WITHIN} AND horizon IS NOT NULL)"
+_ANSWER: Final = At("answers")
 _NEWEST_CLOSE: Final = (
     "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
     "WHERE s.run_key = ? AND r.run_key = s.run_key"
@@ -139,6 +140,13 @@ def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> li
     return copied
 
 
+class Rebuilding(NamedTuple):
+    """What a prune asks of a run's engine."""
+
+    lookback: RunLookback
+    state_after: Callable[[int], CarriedState]  # the engine's state after a step
+
+
 class Pruning(Struct, frozen=True):
     """The steps of one run that a prune dropped."""
 
@@ -152,15 +160,16 @@ def prune(
     *,
     keep_days: int,
     pruned_at_ms: int,
-    reach: Callable[[str], RunLookback | None] = lambda _run_id: None,
+    rebuild: Callable[[str], Rebuilding | None],
 ) -> list[Pruning]:
     """Drop the steps on which no decision of a run's last *keep_days* of market time depends.
 
     Their bars, forecasts and shadow steps are dropped; trades, settlements, gaps and commands are
-    kept, covered by a hash. The lookback of the first decision is kept too: *reach* returns it for
-    a run, or None to estimate it from the record. The chain is checked before, and continues from
-    the first kept step. Raises ``ConfigInvalid`` while a daemon has the database open,
-    ``DataInvalid`` if a chain is broken.
+    kept, covered by a hash. The lookback of the first decision is kept too. Every kept decision can
+    be derived: the prune keeps the engine's state at its end and the events that go before.
+    *rebuild* answers for the engine of a run; if it returns None, the run is left as it is. The
+    chain is checked before, and continues from the first kept step. Raises ``ConfigInvalid`` while
+    a daemon has the database open, ``DataInvalid`` if a chain is broken.
     """
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
@@ -173,12 +182,9 @@ def prune(
         log = SqlAuditLog(writer)
         done = []
         for run_key, run_id in runs:
-
-            def lookback(run_key: int = run_key, run_id: str = run_id) -> RunLookback:
-                return reach(run_id) or estimated_lookback(raw, run_key)
-
-            until = _prunable_until(raw, run_key, keep_days * DAY_MS, lookback)
-            done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
+            done.append(
+                _prune_run(log, raw, (run_key, run_id), keep_days * DAY_MS, pruned_at_ms, rebuild)
+            )
         if any(pruning.steps for pruning in done):
             raw.execute("VACUUM")
     except sqlite3.Error as error:
@@ -192,31 +198,39 @@ def _prune_run(
     log: SqlAuditLog,
     raw: sqlite3.Connection,
     run: tuple[int, str],
-    until: int,
+    keep_ms: int,
     pruned_at_ms: int,
+    rebuild: Callable[[str], Rebuilding | None],
 ) -> Pruning:
-    """Drop the commits up to step *until*; record the prune as a step of the run."""
+    """Drop the commits before the last *keep_ms*; record the prune as a step of the run."""
     run_key, run_id = run
     pruned = prune_point(raw, run_key)
     before = -1 if pruned is None else pruned.until_sequence
+    unchanged = Pruning(run_id, before, 0)
+    oldest, newest = raw.execute(_OPENED, run_span(run_key)).fetchone()
+    if newest is None or oldest > newest - keep_ms or (rebuilding := rebuild(run_id)) is None:
+        return unchanged
+    points = StartingPoints(raw, run_key, rebuilding.lookback)
+    until = _prunable_until(raw, run_key, points, newest - keep_ms)
+    if until <= before:
+        return unchanged
     chain_end = chain_head(raw, run_key, until)
-    if chain_end is None or chain_end[0] <= before:
-        return Pruning(run_id, before, 0)
-    until, head = chain_end
+    assert chain_end is not None, "a commit ends there"
+    head = chain_end[1]
     report = verify_chain(raw, run_id)
     if report.problem is not None:
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
     log.resume(run_id)
     span = run_span(run_key, until)
-    stored = latest_state(raw, run_key, until)
-    state = None if stored is None else stored[0]
+    state, run_in = _start_after(raw, run_key, points.after(until), rebuilding)
     (market_ms,) = raw.execute(_NEWEST_CLOSE, (run_key,)).fetchone()
     event = Prune(
         until,
         pruned_at_ms,
         head.digest.hex(),
         head.kept.hex(),
-        "" if state is None else sha256(state).hexdigest(),
+        head.state.hex(),
+        sha256(state + run_in).hexdigest(),
         market_ms,
         market_ms,
     )
@@ -227,41 +241,54 @@ def _prune_run(
         raw.execute(
             "DELETE FROM commits WHERE run_key = ? AND last_sequence <= ?", (run_key, until)
         )
-        row = (run_key, until, pruned_at_ms, head.digest, head.kept, state)
-        raw.execute("INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)", row)
+        row = (run_key, until, pruned_at_ms, *head, state, run_in)
+        raw.execute(f"INSERT OR REPLACE INTO prunes VALUES ({', '.join('?' * len(row))})", row)
 
     log.note(event, drop)
     return Pruning(run_id, until, until - before)
 
 
 def _prunable_until(
-    raw: sqlite3.Connection, run_key: int, keep_ms: int, reach: Callable[[], RunLookback]
+    raw: sqlite3.Connection, run_key: int, points: StartingPoints, until_ms: int
 ) -> int:
-    """Return the last step on which no decision on a kept bar depends, or -1."""
-    span = run_span(run_key)
-    oldest, newest = raw.execute(_OPENED, span).fetchone()
-    if newest is None or oldest > newest - keep_ms:
-        return -1
-    starting_points = StartingPoints(raw, run_key, reach())
-    first_kept = starting_points.step_at(newest - keep_ms + 1)
-    assert first_kept is not None, "the newest bar is always kept"
-    until = starting_points.droppable(first_kept)
-    # If no bar would be dropped, nothing is.
-    first_bar = find_step(raw, *span, "steps", "instrument IS NOT NULL")
-    return until if first_bar is not None and until >= first_bar else -1
+    """Return the last step on which no decision on a bar after *until_ms* depends, or -1.
 
-
-def estimated_lookback(raw: sqlite3.Connection, run_key: int) -> RunLookback:
-    """Return an estimate of the lookback of a run's decisions, from its record.
-
-    It is the larger of the threshold of its gate ``warm`` and the bars of a day. The exact value
-    needs an engine.
+    It ends a commit, and no change of the model is pending after it.
     """
-    (interval_ms,) = raw.execute(_INTERVAL, (run_key,)).fetchone()
-    (warm,) = raw.execute(_WARM, (run_key,)).fetchone()
-    bars = max(int(warm or 0), DAY_MS // interval_ms + 1)
-    keys = [str(key) for (key,) in raw.execute(_KEYS, (run_key,))]
-    (is_modelled,) = raw.execute(_ASKED, run_span(run_key)).fetchone()
-    return RunLookback(
-        dict.fromkeys(keys, bars), context=bars if is_modelled else 0, counts=bool(is_modelled)
+    first_kept = points.step_at(until_ms + 1)
+    assert first_kept is not None, "the newest bar is always kept"
+    until = points.droppable(first_kept)
+    # If no bar would be dropped, nothing is.
+    first_bar = find_step(raw, *run_span(run_key), "steps", "instrument IS NOT NULL")
+    if first_bar is None or until < first_bar:
+        return -1
+    while (chain_end := chain_head(raw, run_key, until)) is not None:
+        until = chain_end[0]
+        if (pending := points.pending(until)) is None:
+            break
+        until = pending - 1
+    return -1 if chain_end is None else until
+
+
+def _start_after(
+    raw: sqlite3.Connection, run_key: int, point: StartingPoint, rebuilding: Rebuilding
+) -> tuple[bytes, bytes]:
+    """Return the engine's state at *point*, and the rest with which a derivation begins there."""
+    pruned = prune_point(raw, run_key)
+    if pruned is None or point.fed_from > pruned.until_sequence:
+        fed = fed_rows(raw, (run_key, point.fed_from, point.after))
+    else:
+        since = fed_rows(raw, (run_key, pruned.until_sequence + 1, point.after))
+        kept = zip(pruned.kept_start().run_in, since, strict=True)
+        fed = FedRows(*([*old, *new] for old, new in kept))
+    # What the model said is not asked for, only where it was late.
+    late = [row for row in fed.answers if row[_ANSWER.late_deadline_ms] is not None]
+    carried = rebuilding.state_after(point.after)
+    start = KeptStart(
+        point.fed_from,
+        point.is_started,
+        carried.since,
+        carried.is_unsaved,
+        fed._replace(answers=late),
     )
+    return carried.state, msgspec.msgpack.encode(start)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tracepaper.storage.chain.integrity import AuditResult
-    from tracepaper.storage.chain.starting_point import RunLookback
     from tracepaper.storage.database.chunks import RunLocation
     from tracepaper.storage.database.queries import QueryAnswer
+    from tracepaper.storage.maintenance import Rebuilding
 
 audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 
@@ -372,7 +372,7 @@ def prune(
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.commands.fleet import reject_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.resume import estimated_lookback
+    from tracepaper.daemon.session.resume import rebuilding
     from tracepaper.storage.database.connection import size_on_disk
     from tracepaper.storage.maintenance import prune as prune_database
 
@@ -383,9 +383,9 @@ def prune(
     path = database_path(db, config)
     not_loaded: dict[str, str] = {}
 
-    def lookback(run_id: str) -> RunLookback | None:
+    def rebuild(run_id: str) -> Rebuilding | None:
         try:
-            return estimated_lookback(path, run_id)
+            return rebuilding(path, run_id)
         except (TracepaperError, ValueError) as error:
             not_loaded[run_id] = " ".join(str(error).split())
             return None
@@ -394,12 +394,12 @@ def prune(
         reject_unshipped(path)
     ship_prune = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
-    prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=lookback)
+    prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, rebuild=rebuild)
     ship_prune()
     for run_id, reason in not_loaded.items():
         say(
-            f"Warning: how far run {run_id} looks back was derived from its record alone, since "
-            f"its strategy or model cannot be loaded here: {reason}",
+            f"Warning: run {run_id} is not pruned, since its strategy or model cannot be loaded "
+            f"here: {reason}",
             err=True,
         )
     kept_days = count_of(days, "day")
@@ -408,6 +408,7 @@ def prune(
         f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped"
         f"{'' if pruning.steps else note}; the chain holds from step {pruning.until_sequence + 1}."
         for pruning in prunings
+        if pruning.run_id not in not_loaded
     ]
     lines.append(f"{path} now takes {size_on_disk(path):,} bytes.")
     return CommandAnswer({"database": str(path), "runs": prunings}, "\n".join(lines))

@@ -109,7 +109,7 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 STATE_EVERY_STEPS: Final = 1_024
-"""How often the state is stored if positions are only confirmed; a prune cuts at stored states."""
+"""How often the state is stored if positions are only confirmed."""
 
 _WRITTEN_BY_LOG: Final = frozenset({RunEnd, Prune})
 """Events that the log writes by itself. No engine sees them live, so they store no state."""
@@ -1151,7 +1151,7 @@ class Engine:
             if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _WRITTEN_BY_LOG:
                 broker.save = _NOW
             if broker.save is _NOW and saves:
-                state = self._encoded_state() if self.stores_state else None
+                state = self.encoded_state() if self.stores_state else None
                 broker.save = _NO
         self.begin(sequence + 1)
         halted, self.risk.halted = self.risk.halted, None
@@ -1200,7 +1200,8 @@ class Engine:
             self.broker.unsettled,
         )
 
-    def _encoded_state(self) -> bytes:
+    def encoded_state(self) -> bytes:
+        """Return the state as a step stores it."""
         fields = list(astuple(self.state()))
         while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
             fields.pop()

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import posting_account
 from tracepaper.daemon.broker.book import AccountState
+from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
@@ -39,7 +40,9 @@ from tracepaper.daemon.session.run_row import (
     strategy_sha256,
 )
 from tracepaper.storage.chain.starting_point import RunLookback
+from tracepaper.storage.database.chunks import CarriedState
 from tracepaper.storage.database.reader import Reader, RunModels
+from tracepaper.storage.maintenance import Rebuilding
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.covariates import run_source
@@ -52,6 +55,7 @@ from tracepaper.strategies.types.market import (
     CovariatesRead,
     Event,
     Instrument,
+    InstrumentChange,
     ModelChange,
     RunKind,
     Side,
@@ -270,21 +274,45 @@ def engine_lookback(engine: Engine, context: int) -> RunLookback:
         {key: max(market.lookback, context) for key, market in engine.markets.items()},
         {key: books for key, of in engine.states.items() if (books := of.strategy.books)},
         context,
-        counts=engine.counts,
     )
 
 
-def estimated_lookback(database: Path, run_id: str) -> RunLookback:
-    """Return the lookback of a run of *database*, from its strategy and model.
+def rebuilding(database: Path, run_id: str) -> Rebuilding:
+    """Return what a prune asks of the engine of a run of *database*.
 
-    Raises ``TracepaperError`` or ``ValueError`` if one of them can no longer be loaded.
+    Raises ``TracepaperError`` or ``ValueError`` if its strategy or model can no longer be loaded.
     """
     with Reader.open(database) as reader:
-        run = reader.stored_run(run_id).run
+        run = reader.run(run_id)
     config = restore(run.config)
     forecaster = forecaster_of_run(run, config, database) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
-    return engine_lookback(engine, 0 if forecaster is None else forecaster.context)
+
+    def state_after(step: int) -> CarriedState:
+        with Reader.open(database) as reader:
+            decider, sha256 = forecaster, reader.models(run_id, until=step).deciding
+            if sha256 != run.model_sha256:
+                decider = forecaster_of_run(run, config, database, sha256=sha256)
+            engine = engine_after(reader, run, config, decider, step)
+        is_unsaved = engine.broker.save is not Save.NO
+        return CarriedState(engine.encoded_state(), engine.since_decided, is_unsaved)
+
+    context = 0 if forecaster is None else forecaster.context
+    return Rebuilding(engine_lookback(engine, context), state_after)
+
+
+def engine_after(
+    reader: Reader, run: Run, config: Config, decider: Forecaster | None, after: int
+) -> Engine:
+    """Return an engine in the state of *run* after step *after*, where the model *decider* decides.
+
+    Its bars have to be fed separately.
+    """
+    changes = reader.of_type(run.run_id, InstrumentChange, until=after)
+    filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
+    engine = engine_of(run, config, decider, tuple(filters.values()))
+    restore_at(engine, reader, run, after)
+    return engine
 
 
 def engine_of(
@@ -338,6 +366,8 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
         confirmed=reader.confirmations(run.run_id, until=after),
         since=reader.since_decided(run.run_id, until=after),
     )
+    if reader.keeps_unsaved(run.run_id, until=after):
+        engine.broker.save = engine.broker.save or Save.LATER
     if engine.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
             engine.count(step)

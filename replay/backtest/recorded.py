@@ -11,7 +11,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -30,10 +30,10 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.resume import (
+    engine_after,
     engine_lookback,
     engine_of,
     recall_lookback,
-    restore_at,
 )
 from tracepaper.daemon.session.run_row import ENVIRONMENT_FIELDS, start_event
 from tracepaper.daemon.session.user_model import reject_other_model, user_model
@@ -56,7 +56,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Event,
-    InstrumentChange,
     ModelChange,
     ParityCheck,
     Prune,
@@ -120,32 +119,17 @@ def open_recorded(
             reader.models(run_id, until=beginning.after).deciding,
         )
     )
-    changes = reader.of_type(run_id, InstrumentChange, until=beginning.after)
-    filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
-    engine = engine_of(run, config, decider, tuple(filters.values()))
-    restore_at(engine, reader, run, beginning.after)
+    engine = engine_after(reader, run, config, decider, beginning.after)
     return RecordedRun(run, config, engine, first, beginning)
 
 
 def _find_beginning(
     reader: Reader, stored: StoredRun, reach: RunLookback, from_step: int | None
 ) -> StartingPoint | None:
-    """Return where to begin, None for the run's start; raise if a prune left too few bars."""
-    places = StartingPoints(reader.connection, stored.run_key, reach)
-    pruned = reader.pruned(stored.run_key)
-    requested = None if from_step is None else places.before(from_step)
-    if pruned is None:
-        return requested
-    first = places.first(pruned.until_sequence)
-    if first is None:
-        raise DataInvalid(
-            f"Run {stored.run.run_id} was pruned until step {pruned.until_sequence}, and what is "
-            "left is less than its decisions look back on: nothing of it can be derived, and "
-            "`tracepaper audit verify` checks its chain."
-        )
-    if requested is None or requested.fed_from <= pruned.until_sequence:
-        return first
-    return requested
+    """Return where to begin, None for the run's start."""
+    points = StartingPoints(reader.connection, stored.run_key, reach)
+    requested = None if from_step is None else points.before(from_step)
+    return requested or points.after_prune
 
 
 def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
@@ -237,7 +221,10 @@ class RecordedPredictor:
         before = -1 if beginning is None else beginning.fed_from - 1
         for model in (self._run.forecaster, self._prober):
             recall_lookback(model, reader, run_id, before)
-        return self.handed_on(reader.events(run_id, before), place=place)
+        events = reader.events(run_id, before)
+        if beginning is not None and beginning.after < reader.first_kept(run_id):
+            events = chain(reader.run_in(run_id), events)
+        return self.handed_on(events, place=place)
 
     def handed_on(
         self,

@@ -1,8 +1,8 @@
 """Steps of a run at which ``verify`` can begin to compute it: after a prune, or ``--from``.
 
 After any step the engine's state is the newest stored state plus the confirmations and counts since
-then. The rest is restored by feeding the events of a stretch before it, the *run-in*. This module
-only queries the database; it uses no engine.
+then. The rest is restored by feeding the events of a stretch before it, the *run-in*; a prune keeps
+both for its last step. This module only queries the database; it uses no engine.
 
 docs/storage.md, S17, has the rule.
 """
@@ -18,8 +18,8 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import (
     WITHIN,
     close_of,
-    confirmed_since,
     find_step,
+    prune_point,
     run_span,
 )
 
@@ -53,7 +53,6 @@ class RunLookback(Struct, frozen=True):
     bars: dict[str, int]  # newest bars needed, by instrument id
     books: dict[str, int] = {}  # newest order books needed, by instrument id
     context: int = 0  # bars per instrument that a forecast depends on; 0 without a model
-    counts: bool = False  # whether a shadow account counts every bar since the stored state
 
 
 class _StartContent(Struct):
@@ -88,13 +87,18 @@ class StartingPoints:
         self._run_key = run_key
         self._find = partial(find_step, connection, run_key)
         _, self._first, self._last = run_span(run_key)
+        self.after_prune: StartingPoint | None = None
+        """The starting point at the end of a prune; None in a whole run."""
+        pruned = prune_point(connection, run_key)
+        if pruned is not None:
+            kept = pruned.kept_start()
+            self.after_prune = StartingPoint(pruned.until_sequence, kept.fed_from, kept.is_started)
+            self._first = pruned.until_sequence + 1
         instruments = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
         self._places = {str(name): int(place) for place, name in instruments}
         # At least one bar, because its close values the position.
         self._bars = {key: max(count, 1) for key, count in lookback.bars.items()}
         self._unquoted: set[str] | None = None  # instruments without a quote in a pruned run
-
-    # ------------------------------------------------------------ a whole run
 
     def before(self, sequence: int) -> StartingPoint | None:
         """Return the last starting point before step *sequence*.
@@ -102,57 +106,20 @@ class StartingPoints:
         None if fewer bars precede it than its decision needs.
         """
         step = self._unit(sequence)[0] - 1
-        pending = self._pending(step)
+        pending = self.pending(step)
         if pending is not None:  # begin before the promotion, to compute its model change too
             step = pending - 1
         return None if step < self._first else self._fed(step)
 
-    # ------------------------------------------------------------ a pruned run
-
-    def first(self, until_sequence: int) -> StartingPoint | None:
-        """Return the first starting point after step *until_sequence*, the last pruned one.
-
-        None if too few bars are left.
-        """
-        since = until_sequence + 1
-        context = self._model_bars
-        candidate = self._reached(since, {key: max(n, context) for key, n in self._bars.items()})
-        while candidate is not None:
-            step = self._unit(candidate)[1]
-            if self._pending(step) is not None:
-                candidate = self._find(step + 1, self._last, "events", _CHANGE)
-                continue
-            beginning = self._fed(step, since=since)
-            if beginning is not None:
-                # A prune drops bars that a shadow account counted since the state was stored.
-                if not self._lookback.counts or self._find(since, step, "states") is not None:
-                    return beginning
-                candidate = self._find(step + 1, self._last, "states")
-                continue
-            candidate = self._find(step + 1, self._last, "steps", _BAR)
-            started = self._start_before(step) if context else None
-            if candidate is not None and started is not None and started.step >= since:
-                # The bars that warmed it up were pruned: wait until a full context has followed.
-                later = self._reached(started.step + 1, dict.fromkeys(self._bars, context))
-                candidate = None if later is None else max(candidate, later)
-        return None
-
-    # ------------------------------------------------------------ what a prune may drop
+    def after(self, step: int) -> StartingPoint:
+        """Return the starting point after *step*, with all events before it where it needs them."""
+        kept = self.after_prune or StartingPoint(-1, self._first)
+        return self._fed(step) or StartingPoint(step, kept.fed_from, kept.is_started)
 
     def droppable(self, sequence: int) -> int:
         """Return the last step that step *sequence* and later ones do not need; -1 if none."""
         beginning = self.before(sequence)
-        if beginning is None:
-            return -1
-        until = beginning.fed_from - 1
-        after = beginning.after
-        stored = self._find(self._first, after, "states", newest=True)
-        if stored is not None and stored <= until:
-            confirmed = confirmed_since(self._connection, (self._run_key, stored + 1, after))
-            if self._lookback.counts or next(iter(confirmed), None) is not None:
-                # The state at *after* needs the stored state and the steps that changed it since.
-                until = self._unit(stored)[0] - 1
-        return max(until, -1)
+        return -1 if beginning is None else beginning.fed_from - 1
 
     # ------------------------------------------------------------ queries
 
@@ -171,27 +138,16 @@ class StartingPoints:
         """Return the first and last step of the close that holds *step*; without one, *step*."""
         return close_of(self._connection, self._run_key, step, len(self._places))
 
-    def _pending(self, step: int) -> int | None:
+    def pending(self, step: int) -> int | None:
         """Return the step of a promotion whose model change has not followed by *step*."""
         if not self._lookback.context:
             return None
-        row = self._connection.execute(_PROMOTED, (self._run_key, self._first, step)).fetchone()
+        row = self._connection.execute(_PROMOTED, (self._run_key, 0, step)).fetchone()
         if row is None:
             return None
         changed = f"{_CHANGE} AND json_extract(content, '$.model_sha256') = ?"
         done = self._find(row[0], step, "events", changed, row[1])
         return int(row[0]) if done is None else None
-
-    def _reached(self, first: int, wanted: dict[str, int]) -> int | None:
-        """Return the step from *first* on by which each instrument has had its *wanted* bars."""
-        steps: list[int] = []
-        for key, count in wanted.items():
-            if self._is_young(key, first) and len(wanted) > 1:
-                continue
-            if (step := self._bar(first, self._last, key, skip=max(count, 1) - 1)) is None:
-                return None
-            steps.append(step)
-        return max(steps, default=None)
 
     def _bar(
         self, first: int, last: int, key: str, *, newest: bool = False, skip: int = 0
@@ -200,18 +156,18 @@ class StartingPoints:
         query = "steps", f"instrument = ? AND {_BAR}", self._places[key]
         return self._find(first, last, *query, newest=newest, skip=skip)
 
-    def _back(self, first: int, step: int, key: str, count: int) -> int | None:
+    def _back(self, step: int, key: str, count: int) -> int | None:
         """Return the step of the oldest of an instrument's last *count* bars up to *step*."""
-        return self._bar(first, step, key, newest=True, skip=count - 1)
+        return self._bar(self._first, step, key, newest=True, skip=count - 1)
 
-    def _oldest(self, first: int, step: int, key: str) -> int:
+    def _oldest(self, step: int, key: str) -> int:
         """Return the step of an instrument's first bar; *step* if it has none."""
-        bar = self._bar(first, step, key)
+        bar = self._bar(self._first, step, key)
         return step if bar is None else bar
 
-    def _is_young(self, key: str, first: int) -> bool:
+    def _is_young(self, key: str) -> bool:
         """Return whether no bar of an instrument can have been pruned."""
-        return first == self._first or self._bar(first, self._last, key) is None
+        return self.after_prune is None or self._bar(self._first, self._last, key) is None
 
     def _start_before(self, step: int) -> _Start | None:
         """Return the start of the model that forecasts at *step*.
@@ -222,102 +178,95 @@ class StartingPoints:
 
     def _starts(self, step: int) -> Iterator[_Start]:
         """Yield the starts and promotions up to *step*, newest first."""
-        for at, content in self._connection.execute(
-            _STARTED, (self._run_key, self._first, step)
-        ).fetchall():
+        for at, content in self._connection.execute(_STARTED, (self._run_key, 0, step)).fetchall():
             start = msgspec.json.decode(content, type=_StartContent)
             if self._lookback.context and not start.warm_from:
-                row = self._connection.execute(
-                    _PROMOTED, (self._run_key, self._first, at)
-                ).fetchone()
+                row = self._connection.execute(_PROMOTED, (self._run_key, 0, at)).fetchone()
                 if row is not None and row[1] == start.model_sha256:
                     yield _Start(int(row[0]), {}, is_promotion=True)
                     continue
             yield _Start(int(at), dict(start.warm_from), is_promotion=False)
 
-    def _fed(self, step: int, *, since: int | None = None) -> StartingPoint | None:
-        """Return the starting point after *step*; None if an event it needs is before *since*."""
-        first = self._first if since is None else since
-        fed = [self._back(first, step, key, count) for key, count in self._bars.items()]
+    def _fed(self, step: int) -> StartingPoint | None:
+        """Return the starting point after *step*; None if an event it needs was pruned."""
+        fed = [self._back(step, key, count) for key, count in self._bars.items()]
         if any(oldest is not None for oldest in fed):
             # An instrument whose bars begin late needs those from its first bar on.
             fed = [
-                self._oldest(first, step, key)
-                if oldest is None and self._is_young(key, first)
-                else oldest
+                self._oldest(step, key) if oldest is None and self._is_young(key) else oldest
                 for key, oldest in zip(self._bars, fed, strict=True)
             ]
-        fed += [self._books(first, step, key, count) for key, count in self._lookback.books.items()]
-        if first != self._first and self._unquoted is None:
-            quotes = {key: self._last_quoted(first, self._last, key) for key in self._bars}
+        fed += [self._books(step, key, count) for key, count in self._lookback.books.items()]
+        if self.after_prune is not None and self._unquoted is None:
+            quotes = {key: self._last_quoted(self._first, self._last, key) for key in self._bars}
             self._unquoted = {key for key, quoted in quotes.items() if quoted is None}
-        fed += [self._quote(first, step, key) for key in self._bars]
+        fed += [self._quote(step, key) for key in self._bars]
         is_started = False
         if self._lookback.context:
-            of_model, is_started = self._model_fed(first, step)
+            of_model, is_started = self._model_fed(step)
             fed += of_model
         steps = [oldest for oldest in fed if oldest is not None]
         if len(steps) < len(fed):
             return None
         fed_from = self._unit(min([step + 1, *steps]))[0]
-        pending = self._pending(fed_from - 1)
+        pending = self.pending(fed_from - 1)
         if pending is not None:  # the run-in must hold the promotion, which loads the model
-            if pending < first:
+            if pending < self._first:
                 return None
             fed_from = pending
         return StartingPoint(step, fed_from, is_started)
 
-    def _model_fed(self, first: int, step: int) -> tuple[list[int | None], bool]:
+    def _model_fed(self, step: int) -> tuple[list[int | None], bool]:
         """Return the first steps that the model needs, and whether it forecasts from there on.
 
         Forecasts over a full context of bars restore its state. If the model started more recently,
         it is warmed up with the bars of its start instead.
         """
-        keys = [key for key in self._bars if self._oldest(first, step, key) < step]
-        by_steps = [self._back(first, step, key, self._model_bars) for key in keys]
+        keys = [key for key in self._bars if self._oldest(step, key) < step]
+        by_steps = [self._back(step, key, self._model_bars) for key in keys]
         started = self._start_before(step)
         at = -1 if started is None else started.step
         if started is None or all(oldest is not None and oldest > at for oldest in by_steps):
             return [*by_steps], True
-        if at < first:
+        if at < self._first:
             return [None], False
         if not started.is_promotion:
             warm_from = started.warm_from.items()
-            return [at, *(self._bar_at(first, at, key, opened) for key, opened in warm_from)], False
-        before = [self._back(first, at, key, self._lookback.context) for key in keys]
-        if first == self._first:  # an instrument may have had fewer bars then
-            before = [first if oldest is None else oldest for oldest in before]
+            return [at, *(self._bar_at(at, key, opened) for key, opened in warm_from)], False
+        before = [self._back(at, key, self._lookback.context) for key in keys]
+        if self.after_prune is None:  # an instrument may have had fewer bars then
+            before = [self._first if oldest is None else oldest for oldest in before]
         return [at, *before], True
 
-    def _bar_at(self, first: int, last: int, key: str, open_time_ms: int) -> int | None:
+    def _bar_at(self, last: int, key: str, open_time_ms: int) -> int | None:
         """Return the step of the bar of an instrument that opened at *open_time_ms*."""
         where = f"instrument = ? AND {_BAR} AND open_time_ms = ?"
-        return self._find(first, last, "steps", where, self._places[key], open_time_ms)
+        return self._find(self._first, last, "steps", where, self._places[key], open_time_ms)
 
-    def _since_start(self, first: int, step: int) -> int:
+    def _since_start(self, step: int) -> int:
         """Return the first step whose quotes and books still count: a start drops earlier ones."""
         starts = (start.step for start in self._starts(step) if not start.is_promotion)
-        return max(first, next(starts, first))
+        return max(self._first, next(starts, self._first))
 
-    def _quote(self, first: int, step: int, key: str) -> int | None:
+    def _quote(self, step: int, key: str) -> int | None:
         """Return the step of an instrument's newest quote up to *step*; *step* if it has none.
 
         None if the quote may have been pruned.
         """
-        since = self._since_start(first, step)
+        since = self._since_start(step)
         quoted = self._last_quoted(since, step, key)
         if quoted is not None:
             return quoted
-        may_be_pruned = since == first != self._first and key not in (self._unquoted or ())
-        return None if may_be_pruned else step
+        is_first = since == self._first and self.after_prune is not None
+        return None if is_first and key not in (self._unquoted or ()) else step
 
     def _last_quoted(self, first: int, last: int, key: str) -> int | None:
         quoted = "kind = 'quote' AND instrument = ?"
         return self._find(first, last, "events", quoted, self._places[key], newest=True)
 
-    def _books(self, first: int, step: int, key: str, count: int) -> int | None:
+    def _books(self, step: int, key: str, count: int) -> int | None:
         """Return the step of the oldest of an instrument's last *count* order books."""
-        since = self._since_start(first, step)
+        since = self._since_start(step)
         oldest = step
         span = (self._run_key, since, step, self._places[key])
         for at, books in self._connection.execute(_BOOKS, span):
@@ -325,4 +274,4 @@ class StartingPoints:
             if count <= 0:
                 return oldest
         # Either no more followed the start, or some were pruned.
-        return oldest if since > first or first == self._first else None
+        return oldest if since > self._first or self.after_prune is None else None

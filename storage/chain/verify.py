@@ -368,13 +368,14 @@ def check_prune(
         return ChainProblem(
             None, ("prunes",), "missing", "The run was pruned, and its row in prunes was removed."
         )
-    _, until, pruned_at_ms, digest, kept_sha256, state = pruned
+    _, until, pruned_at_ms, digest, kept_sha256, state_sha256, state, run_in = pruned
     content = {
         "until_sequence": until,
         "pruned_at_ms": pruned_at_ms,
         "digest": digest.hex(),
         "kept_sha256": kept_sha256.hex(),
-        "state_sha256": "" if state is None else sha256(state).hexdigest(),
+        "state_sha256": state_sha256.hex(),
+        "start_sha256": sha256(state + run_in).hexdigest(),
     }
     if event is None or event[0] != msgspec.json.encode(content).decode():
         return ChainProblem(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
+    FED_QUERIES,
     INSTRUMENT_ROWS,
     RUN_ROW,
     WITHIN,
@@ -62,8 +63,9 @@ from tracepaper.strategies.types.market import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
+    from tracepaper.storage.database.chunks import StoredRow
     from tracepaper.storage.database.run_rows import RunRows
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
     from tracepaper.strategies.types.market import CloseStart, Event, RunKind
@@ -76,6 +78,21 @@ Wait = Callable[[int, "Iterator[Bar | CloseStart]"], int]
 """Called with a step and the bars from it on; returns how many of the bars it consumed."""
 
 
+def _fed(
+    decoder: StepDecoder,
+    row: StoredRow,
+    events: Mapping[int, StoredRow],
+    answers: Mapping[int, StoredRow],
+) -> Fed:
+    """Decode one step as it was fed, from its *row* and the rows of *events* and *answers*."""
+    sequence = row[0]
+    event_row = events.get(sequence) if events else None
+    prediction = decoder.given(answers[sequence]) if sequence in answers else None
+    event: Event
+    event = decoder.unit_of(row) if event_row is None else decoder.event(event_row)
+    return sequence, row[1] is None, event, prediction
+
+
 class RunModels(NamedTuple):
     """The hashes of the model that decided last, and of the one with which the run continues.
 
@@ -86,13 +103,11 @@ class RunModels(NamedTuple):
     next: str
 
 
-_FED: Final = f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
 _IS_FED: Final = (
     "open_time_ms IS NOT NULL OR EXISTS (SELECT 1 FROM events e WHERE e.run_key = s.run_key "
     "AND e.sequence = s.sequence AND e.kind "
     "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))"
 )
-_FED_ROWS: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _DECIDED: Final = (
     f"SELECT instrument, max(sequence) FROM steps WHERE {WITHIN} AND outcome IS NOT NULL GROUP BY 1"
@@ -231,6 +246,11 @@ class Reader:
         """Return the run's row of ``prunes``; None if it was not pruned."""
         return prune_point(self.connection, run_key)
 
+    def first_kept(self, run_id: str) -> int:
+        """Return the first step of *run_id* that was not pruned."""
+        pruned = self.pruned(self.stored_run(run_id).run_key)
+        return 0 if pruned is None else pruned.until_sequence + 1
+
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
         rows = gate_set_rows(self.connection, run_key)
@@ -267,12 +287,12 @@ class Reader:
         """
         stored, decoder = self._decoding(run_id)
         last, execute = self._last_sequence(stored.run_key), self.connection.execute
-        of_events, of_answers = _FED_ROWS
+        of_steps, of_events, of_answers = FED_QUERIES
         for start in range(after + 1, last + 1, CHUNK_STEPS):
             span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
             events = {row[1]: row for row in execute(of_events, span)}
             answers = {row[1]: row for row in execute(of_answers, span)} if wait is None else {}
-            rows, waited = execute(_FED, span).fetchall(), 0
+            rows, waited = execute(of_steps, span).fetchall(), 0
             for place, row in enumerate(rows):
                 if place < waited:
                     continue
@@ -284,11 +304,17 @@ class Reader:
                         continue
                     at = execute(of_answers, (stored.run_key, sequence, sequence))
                     answers = {row[1]: row for row in at}
-                event_row = events.get(sequence) if events else None
-                prediction = decoder.given(answers[sequence]) if sequence in answers else None
-                event: Event
-                event = decoder.unit_of(row) if event_row is None else decoder.event(event_row)
-                yield sequence, row[1] is None, event, prediction
+                yield _fed(decoder, row, events, answers)
+
+    def run_in(self, run_id: str) -> Iterator[Fed]:
+        """Yield the events of a prune's run-in, as ``events`` does."""
+        stored, decoder = self._decoding(run_id)
+        if (pruned := self.pruned(stored.run_key)) is not None:
+            fed = pruned.kept_start().run_in
+            events = {row[1]: row for row in fed.events}
+            answers = {row[1]: row for row in fed.answers}
+            for row in fed.steps:
+                yield _fed(decoder, row, events, answers)
 
     def forecasts(self, run_id: str, most: int) -> list[Forecast]:
         """Return the first *most* forecasts of *run_id* whose numbers are stored."""
@@ -554,7 +580,7 @@ class Reader:
         """Return the oldest stored state of the engine, and the step after which it was stored."""
         run_key = self.stored_run(run_id).run_key
         pruned = self.pruned(run_key)
-        if pruned is not None and pruned.state is not None:
+        if pruned is not None:
             return pruned.state, pruned.until_sequence
         query = "SELECT state, sequence FROM states WHERE run_key = ? ORDER BY sequence LIMIT 1"
         row: tuple[bytes, int] | None = self.connection.execute(query, (run_key,)).fetchone()
@@ -563,9 +589,19 @@ class Reader:
     def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
         """Return the engine's newest state up to step *until*, and the step that stored it.
 
-        A state that a prune kept counts as stored by the last step that was pruned.
+        A prune keeps the state after the last step that it drops.
         """
         return latest_state(self.connection, self.stored_run(run_id).run_key, until)
+
+    def keeps_unsaved(self, run_id: str, *, until: int | None = None) -> bool:
+        """Return whether the newest state up to step *until* is a prune's, not stored by a step."""
+        pruned, stored = (
+            self.pruned(self.stored_run(run_id).run_key),
+            self.state_at(run_id, until=until),
+        )
+        if pruned is None or stored is None or stored[1] > pruned.until_sequence:
+            return False
+        return pruned.kept_start().is_unsaved
 
     def steps_since_state(self, run_id: str, *, until: int | None = None) -> Iterator[Step]:
         """Yield the steps from the one that stored the newest state on, up to step *until*."""
@@ -585,6 +621,8 @@ class Reader:
     def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, LastDecision]:
         """Return each instrument's last outcome, up to step *until*, and the fills since."""
         stored, decoder = self._decoding(run_id)
+        pruned = self.pruned(stored.run_key)
+        kept = {} if pruned is None else pruned.kept_start().since
         span = run_span(stored.run_key, until)
         last, places = min(span[-1], self._last_sequence(span[0])), len(stored.run.instruments)
         for first in (last - _RECENT * places, 0):  # the recent steps mostly suffice
@@ -600,10 +638,28 @@ class Reader:
             if decided >= 0:
                 # A decision knows all fills of its close, also those by another symbol's price.
                 decided = close_of(self.connection, stored.run_key, decided, len(steps))[1]
+            elif pruned is not None:
+                span = (stored.run_key, pruned.until_sequence + 1, last)
+                since[item.id] = self._since_prune(decoder, kept[item.id], item.id, span)
+                continue
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = LastDecision(outcome, item_fills, parts)
         return since
+
+    def _since_prune(
+        self, decoder: StepDecoder, kept: LastDecision, instrument: str, span: Span
+    ) -> LastDecision:
+        """Return the decision that a prune *kept*, with the fills of *span*, the steps since."""
+        fills: dict[str | None, list[Fill]] = {}
+        for row in self.connection.execute(select("fills", WITHIN), span):
+            if (fill := decoder.fill(row)).instrument == instrument:
+                fills.setdefault(row[FILL.shadow], []).append(fill)
+        parts = {
+            name: LastDecision(part.verdict, (*part.fills, *fills.get(name, ())))
+            for name, part in kept.parts.items()
+        }
+        return LastDecision(kept.verdict, (*kept.fills, *fills.get(None, ())), parts)
 
     def _parts_since(
         self, decoder: StepDecoder, decided: Step, instrument: str, span: Span

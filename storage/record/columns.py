@@ -620,7 +620,9 @@ _PRUNES = (
     _whole("pruned_at_ms"),
     _blob("digest"),  # the digest at that step; the chain continues from it
     _blob("kept_sha256"),  # the running hash of the kept rows at that step
-    _blob("state", null=True),  # the engine's carried state at that step
+    _blob("state_sha256"),  # of the newest state that a step up to it stored; the chain covers it
+    _blob("state"),  # the engine's state after that step
+    _blob("run_in"),  # msgpack of ``KeptStart``: what else a derivation from there needs
 )
 
 _CHECKS = (

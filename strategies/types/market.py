@@ -502,7 +502,8 @@ class Prune(Struct, frozen=True, gc=False):
     pruned_at_ms: int  # wall time
     digest: str  # of that step
     kept_sha256: str  # of the rows up to that step that were kept
-    state_sha256: str  # of the engine's carried state at that step; "" without one
+    state_sha256: str  # of the newest state that a step up to it stored
+    start_sha256: str  # of what a derivation from the next step on begins with
     market_ms: int
     seen_ms: int
 

@@ -7,22 +7,21 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders import present
 from forging import audited, forged, unequal
 from killed_replays import killed, resumed
 from recorded_strategies import Peeks
 from recordings import copied, record
-from records import check_record, rows, run_again
+from records import check_record, prune, rows, run_again
 from scenarios import SCENARIOS, Scenario
 
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.verify import verify_run
@@ -89,8 +88,9 @@ def rows_of(
 
 def state(path: Path) -> list[Any]:
     """Return what the newest stored state declares and owns."""
-    query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY sequence DESC LIMIT 1"
-    engine_state = decode_state(rows(path, query)[0][0])
+    with Reader.open(path) as reader:
+        stored = present(reader.state_at(reader.find("last")))
+    engine_state = decode_state(stored[0])
     books = engine_state.account.books
     return [
         engine_state.declared, engine_state.account.cash,
@@ -135,11 +135,6 @@ def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
         monkeypatch.setattr(maintenance, "DAY_MS", chosen.day_ms)
     return chosen
-
-
-def prune(path: Path, keep_days: int) -> maintenance.Pruning:
-    reach = partial(estimated_lookback, path)
-    return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=5, reach=reach)[-1]
 
 
 # ---------------------------------------------------------------- the laws
@@ -245,8 +240,9 @@ def test_killed_amid_a_group_of_steps_it_goes_on_behind_a_whole_close(
 
 def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> None:
     whole, path = scenario.recorded(), tmp_path / "pruned.db"
-    assert prune(copied(whole, path), scenario.keep_days).steps > 0
-    assert check_record(path) > 0
+    assert prune(copied(whole, path), keep_days=scenario.keep_days).steps > 0
+    [(kept,)] = rows(path, "SELECT count(outcome) FROM steps")
+    assert check_record(path) == kept > 0
     [(until,)] = rows(path, "SELECT until_sequence FROM prunes")
     [(from_ms,)] = rows(whole, f"SELECT max(market_ms) + 1 FROM v_events WHERE sequence <= {until}")
     assert_same(whole, path, from_ms=from_ms, views=set(VIEWS) - {"v_trades"})
@@ -260,7 +256,7 @@ def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> No
 def test_pruned_it_goes_on_as_if_it_had_kept_all(scenario: Scenario, tmp_path: Path) -> None:
     cut = copied(scenario.killed()[-1], tmp_path / "cut.db")
     SqlAuditLog.open(cut).close()
-    assert prune(cut, scenario.keep_days).steps > 0
+    assert prune(cut, keep_days=scenario.keep_days).steps > 0
     [(from_ms,)] = rows(cut, "SELECT max(market_ms) + 1 FROM v_events")
     resumed(cut, scenario.data())
     assert_goes_on(scenario, cut, from_ms)

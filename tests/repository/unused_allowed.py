@@ -33,7 +33,7 @@ minimal_roi
 validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
-state_sha256, exit_sequence, hit_rate, must_pass, profit_factor
+state_sha256, start_sha256, exit_sequence, hit_rate, must_pass, profit_factor
 shadow_equity, shadow_fills, strategy_decisions, while_down
 
 # Required of a body, so that one of another shape is refused.

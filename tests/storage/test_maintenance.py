@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from tracepaper.storage.maintenance import Pruning, backup, copied_at_s
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.rows import DROPPED_TABLES
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Action, GateSet, Position, ShadowStep, Step
+from tracepaper.strategies.types.decisions import GateSet, Position, ShadowStep, Step
 from tracepaper.strategies.types.market import RetrainingEnd
 
 DAY = 24 * 60
@@ -133,27 +132,8 @@ def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(
 # ---------------------------------------------------------------- prune
 
 
-def stored_at(steps: Sequence[Step], before: int) -> int:
-    """Return where a prune cuts: before the last step until *before* that stored a state."""
-    return max(step.sequence for step in steps[:before] if step.state is not None) - 1
-
-
-UNTIL = stored_at(STEPS, 500)
-
-
-def test_a_prune_cuts_where_no_confirmation_is_lost(tmp_path: Path) -> None:
-    # Without a confirmed position since the last state, any step will do.
-    path = tmp_path / "a.db"
-    quiet = [
-        replace(
-            step, shadows=(),
-            decision=step.decision and altered(step.decision, action=Action.HOLD),
-            state=b"only" if step.sequence == 3 else None,
-        )
-        for step in STEPS
-    ]  # fmt: skip
-    write_run(path, quiet)
-    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == 499
+UNTIL = 499
+"""The last step before the bars of the last day."""
 
 
 def test_a_pruned_chain_holds_from_where_it_was_cut(path: Path) -> None:
@@ -304,8 +284,7 @@ def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
     early = [*cases.rich_steps()[:9], cases.undecided(9, cases.retrained())]
     late = [replace(step, sequence=step.sequence + 10) for step in STEPS]
     write_run(path, [*early, *late])
-    until = stored_at([*early, *late], 510)
-    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == until
+    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == UNTIL + 10
     with Reader.open(path) as reader:
         kinds = {kind for (kind,) in reader.connection.execute("SELECT kind FROM v_events")}
         resumed = reader.connection.execute("SELECT count(*) FROM v_gaps").fetchone()

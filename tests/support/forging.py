@@ -11,6 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+from msgspec.structs import replace
+
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.checks.compare import RowCheck
@@ -18,10 +21,17 @@ from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.verify import kept_until
 from tracepaper.storage.checkpoints import kept_folder
-from tracepaper.storage.database.chunks import WITHIN, PrunePoint, prune_point, select
+from tracepaper.storage.database.chunks import (
+    WITHIN,
+    KeptStart,
+    PrunePoint,
+    prune_point,
+    select,
+)
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.decode import BAR_READ
 from tracepaper.storage.record.hashing import ChainHead, opened_digest, sealed
 from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_TYPES
 from tracepaper.strategies.errors import TracepaperError
@@ -63,7 +73,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     **dict.fromkeys(("steps.market_delay_ms", "steps.seen_delay_ms"), _LATENESS),
     "events.content": "given from outside; only what a fill or a mark rests on is held to it",
     "events.books": "other books that an exchange can show, where no decision follows from them",
-    "prunes.state": "its steps are gone; cash, positions and resting orders are held",
+    "prunes.run_in": "what no kept step depends on, as of a bar in ``steps``",
 }
 """Columns that follow from nothing else in the record, and why: a forger who recomputes the chain
 may change them, and only a head kept elsewhere shows it."""
@@ -96,7 +106,7 @@ CUNNING = {
     ),
     "steps.market_delay_ms": f"-7 {_A_BAR}",
     "steps.seen_delay_ms": f"-7 {_A_BAR}",
-    "prunes.state": "CAST(substr(state, 1, 1) || x'c3' || substr(state, 3) AS BLOB)",  # halted
+    "prunes.run_in": "with_volumes(run_in)",
     "events.content": "replace(content, 'archive', 'missed') WHERE content LIKE '%archive%'",
 }
 """Edits that are chosen to pass: a column that is listed must have one."""
@@ -110,6 +120,7 @@ DIGESTS = {
     "commits.contents",
     "prunes.digest",
     "prunes.kept_sha256",
+    "prunes.state_sha256",
 }
 """What the forger recomputes, so that no edit of these is left standing."""
 
@@ -182,8 +193,8 @@ def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: PrunePoint, kep
     text, sequence = raw.execute(query, (run_key,)).fetchone()
     content = json.loads(text)
     content["kept_sha256"], content["digest"] = kept.hex(), pruned.digest.hex()
-    if pruned.state is not None:
-        content["state_sha256"] = sha256(pruned.state).hexdigest()
+    content["state_sha256"] = pruned.state_sha256.hex()
+    content["start_sha256"] = sha256(pruned.state + pruned.run_in).hexdigest()
     text = json.dumps(content, separators=(",", ":"))
     at = (text, run_key, sequence)
     raw.execute("UPDATE events SET content = ? WHERE run_key = ? AND sequence = ?", at)
@@ -283,12 +294,24 @@ def literal(value: object) -> str:
             return repr(value)
 
 
+def with_volumes(run_in: bytes) -> bytes:
+    """Return what a prune kept with larger volumes of all bars."""
+    kept = msgspec.msgpack.decode(run_in, type=KeptStart)
+    at = BAR_READ.index("volume")
+    steps = [
+        row if row[at] is None else (*row[:at], row[at] + 1, *row[at + 1 :])
+        for row in kept.run_in.steps
+    ]
+    return msgspec.msgpack.encode(replace(kept, run_in=kept.run_in._replace(steps=steps)))
+
+
 def forged(path: Path, target: Path, *statements: str, hide: bool = True) -> Path:
     """Copy *path* to *target* with *statements* done to it, and the chain made to fit."""
     shutil.copy(path, target)
     with closing(sqlite3.connect(target)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
         raw.execute("PRAGMA synchronous = OFF")
+        raw.create_function("with_volumes", 1, with_volumes)
         for statement in statements:
             assert raw.execute(statement).rowcount > 0, statement
         raw.commit()

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import RunLookback
+from tracepaper.storage.database.chunks import CarriedState
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -660,8 +662,14 @@ def renumbered(drawn: list[Step]) -> list[Step]:
 
 
 def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[maintenance.Pruning]:
-    """Prune runs of which nothing looks back, as an older version pruned every run."""
-    nothing = RunLookback({})
-    return maintenance.prune(
-        path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, reach=lambda _run: nothing
-    )
+    """Prune runs of which nothing looks back and whose state is the newest that was stored."""
+
+    def rebuild(run_id: str) -> maintenance.Rebuilding:
+        def state_after(step: int) -> CarriedState:
+            with Reader.open(path) as reader:
+                state = reader.state_at(run_id, until=step)
+            return CarriedState(b"" if state is None else state[0], {}, is_unsaved=False)
+
+        return maintenance.Rebuilding(RunLookback({}), state_after)
+
+    return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, rebuild=rebuild)

@@ -9,18 +9,22 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import storage_cases as cases
 from command_line import Cli
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
 from fleet_cases import assert_same, grown
+from forging import rechain
 from postgres_server import Cluster
+from recordings import crossing, record
+from records import tamper
 from waiting import deadline_s, until
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.storage.fleet.server import shown as shown_address
 from tracepaper.storage.fleet.ship import database_id
-from tracepaper.strategies.types.market import RunKind
 
 
 @pytest.fixture
@@ -90,13 +94,20 @@ def test_what_is_refused_names_the_address_and_what_to_do(
     assert "no database zz; `tracepaper fleet URL --json` lists" in err
 
 
+def hours_recorded(path: Path, **sections: Any) -> None:
+    """Replay 200 hours into *path*."""
+    hours = made_candles(walk_rows(200), interval_ms=3_600_000)
+    record(path, crossing(interval="60", **sections), [hours], group_steps=1)
+
+
 def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
     tmp_path: Path, postgres: Cluster, fleet_url: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path, back = tmp_path / "a.db", tmp_path / "back.db"
-    config = load(None, {"storage": {"ship_to": fleet_url}}).canonical_json()
-    cases.write_run(path, cases.plain_steps(5000), of=cases.run(kind=RunKind.LIVE, config=config))
+    hours_recorded(path, storage={"ship_to": fleet_url})
+    tamper(path, "UPDATE runs SET kind = 'live'")
+    rechain(path)
     prune = ("db", "prune", "--keep", 1, "--db", path)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -126,9 +137,7 @@ def test_a_prune_with_a_hole_is_named_by_the_fleet(
     tmp_path: Path, fleet_url: str, cli: Cli
 ) -> None:
     path = tmp_path / "a.db"
-    cases.write_run(path, cases.plain_steps(100))
-    cli("db", "ship", "--to", fleet_url, "--db", path, "--once")
-    grown(path, 5000, seed=1, since=100)
+    hours_recorded(path)
     assert cli("db", "prune", "--keep", 1, "--hole", "--db", path)[0] == 0
     code, _, err = cli("db", "ship", "--to", fleet_url, "--db", path, "--once")
     assert code == 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from records import check_record, rows
+from records import check_record, prune, rows
 from several_live import AFTER_MS, MINUTE, SPEED, check_parity, trading
 
 from tracepaper.daemon.bybit.client import BybitClient
@@ -21,7 +21,6 @@ from tracepaper.daemon.session import loop
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import audit
-from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
@@ -116,7 +115,7 @@ async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
                 for _ in range(bars):
                     await live.close_bar({"BTCUSDT"}, HOUR)
             if bars == 36:
-                (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
+                pruned = prune(path, keep_days=1)
                 assert pruned.steps > 36
     check_seen(data, 2, 20, 40)
 

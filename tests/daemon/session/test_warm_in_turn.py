@@ -17,7 +17,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
-from records import check_record, rows
+from records import check_record, prune, rows
 from retrain_cases import CONTEXT, written
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline
@@ -26,7 +26,6 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.daemon.session.run_row import in_stages
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import maintenance
@@ -267,7 +266,6 @@ async def test_a_prune_amid_the_turns_leaves_what_is_derived_again(
                 await live.close_bar(set(NAMES))
     monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
     monkeypatch.setattr(maintenance, "DAY_MS", MINUTE)
-    reach = partial(estimated_lookback, case.path)
-    done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]
+    done = prune(case.path, keep_days=2)
     assert done.steps > 800
     check_record(case.path)

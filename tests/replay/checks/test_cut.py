@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,23 @@ from builders import present
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain, verified
+from msgspec.structs import replace
 from recordings import copied, recorded
-from records import rows, run_again, tamper
+from records import prune, rows, run_again, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
-from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.chain.trades import check_trades
 from tracepaper.storage.chain.verify import verify_chain
-from tracepaper.storage.database.chunks import commit_at
+from tracepaper.storage.database.chunks import KeptStart, commit_at
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.storage.maintenance import Pruning
+from tracepaper.storage.record.decode import BAR_READ
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
 
@@ -89,12 +87,6 @@ def audited(path: Path) -> str:
     return "" if audit_result.problem is None else audit_result.problem.sentence
 
 
-def prune(path: Path, keep_days: int, *, days: int = 0) -> Pruning:
-    """Prune as ``db prune`` does; return what became of the last run."""
-    reach = partial(estimated_lookback, path)
-    return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=5 + days, reach=reach)[-1]
-
-
 def opened(path: Path) -> list[int]:
     """Return the open time of every bar that was decided, in order."""
     with closing(sqlite3.connect(path)) as raw:
@@ -139,7 +131,7 @@ def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) ->
 @pytest.mark.usefixtures("short_days")
 def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
-    pruned = prune(path, 3)
+    pruned = prune(path, keep_days=3)
     assert pruned.steps > 100
     assert not audited(path)
     verification = verified(path)
@@ -156,21 +148,21 @@ def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path)
 def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     replayed(path, "crossing")
-    prune(path, 3)
-    verification = verified(path)
-    state = f"sequence = {verification.state_step}"
-    bar = f"sequence = {verification.from_step - 2}"
+    prune(path, keep_days=3)
+    assert verified(path).passes
+    oldest = "sequence = (SELECT min(sequence) FROM states)"
     for number, statement in enumerate(
         (
-            f"UPDATE steps SET close = close * 2, high = high * 2 WHERE {bar}",
-            f"UPDATE states SET state = replace_cash(state) WHERE {state}",
-            "UPDATE prunes SET state = replace_cash(state) WHERE state IS NOT NULL",
-            f"DELETE FROM states WHERE {state}",
+            "UPDATE prunes SET run_in = replace_close(run_in)",
+            "UPDATE prunes SET state = replace_cash(state)",
+            f"UPDATE states SET state = replace_cash(state) WHERE {oldest}",
+            f"DELETE FROM states WHERE {oldest}",
         )
     ):
         forged = Path(shutil.copy(path, tmp_path / f"{number}.db"))
         with closing(sqlite3.connect(forged)) as raw:
             raw.create_function("replace_cash", 1, richer)
+            raw.create_function("replace_close", 1, dearer)
             assert raw.execute(statement).rowcount == 1
             raw.commit()
         assert audited(forged), statement
@@ -181,6 +173,19 @@ def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
         again = verified(forged)
         assert not again.passes, statement
         assert again.culprit is Cause.RECORD
+
+
+def dearer(run_in: bytes) -> bytes:
+    """Return what a prune kept with twice the high and close of its last bar."""
+    import msgspec
+
+    kept = msgspec.msgpack.decode(run_in, type=KeptStart)
+    *earlier, last = kept.run_in.steps
+    values = list(last)
+    for name in ("high", "close"):
+        values[BAR_READ.index(name)] *= 2
+    steps = [*earlier, tuple(values)]
+    return msgspec.msgpack.encode(replace(kept, run_in=kept.run_in._replace(steps=steps)))
 
 
 def richer(state: bytes) -> bytes:
@@ -226,7 +231,7 @@ TAKEN_OUT = {
 def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str) -> None:
     path = tmp_path / "run.db"
     replayed(path, "stops")
-    old = f"sequence <= {prune(path, 3).until_sequence}"
+    old = f"sequence <= {prune(path, keep_days=3).until_sequence}"
     losing = "SELECT order_id FROM ledger WHERE kind = 'realized' AND amount < 0"
     assert not audited(path)
     _, *statements = TAKEN_OUT[what]
@@ -311,7 +316,7 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
     of, sentence, *statements = CONTRADICTS[what]
     path = tmp_path / "run.db"
     replayed(path, of)
-    until = prune(path, 3).until_sequence if is_pruned else 100
+    until = prune(path, keep_days=3).until_sequence if is_pruned else 100
     (step,) = rows(path, "SELECT min(sequence) FROM fills")[0]
     assert step < until
     assert not audited(path)
@@ -323,9 +328,7 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
 @pytest.mark.usefixtures("short_days")
 def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
-    (done,) = maintenance.prune(
-        path, keep_days=3, pruned_at_ms=5, reach=lambda _run: RunLookback({})
-    )
+    done = prune(path, keep_days=3)
     assert not audited(path)
     pruned = f"book > 0 AND sequence <= {done.until_sequence}"
     shadow = f"UPDATE fills SET notional = notional + 1 WHERE {pruned}"
@@ -340,27 +343,25 @@ def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path
     assert chain_problem.tables == ("holdings", "fills")
 
 
-def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_decision_that_a_prune_keeps_is_derived(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "run.db"
-    replayed(path, "crossing")
-    times = opened(path)
-    maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: RunLookback({}))
-    verification = verified(path)
-    assert verification.passes
-    assert verification.from_ms is not None
-    assert verification.from_ms > times[-72]
-    assert (verification.chained, verification.chained + verification.decisions) == (61, 72)
-    maintenance.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: RunLookback({}))
-    with pytest.raises(DataInvalid, match=r"less than its decisions look back on: nothing of it"):
-        verified(path)
-    assert not audited(path)
+    replayed(path, kind)
+    whole = len(opened(path))
+    for keep_days in (6, 5, 2):  # the second one looks back on bars that the first one dropped
+        done = prune(path, keep_days=keep_days)
+        assert done.steps > 0
+        assert not audited(path)
+        verification = verified(path)
+        assert verification.passes, verification.differences[:3]
+        assert (verification.exact, verification.chained) == (True, 0)
+        assert 24 * keep_days <= verification.decisions == len(opened(path)) < whole
 
 
 KILLED = """
 import os, sys
 from pathlib import Path
+from tracepaper.daemon.session.resume import rebuilding
 from tracepaper.storage import maintenance as retention
 path, before = Path(sys.argv[1]), sys.argv[2]
 opened = retention.open_writer
@@ -377,13 +378,15 @@ def watched(*args):
     raw.set_trace_callback(killing)
     return writer
 retention.open_writer = watched
-retention.prune(path, keep_days=3, pruned_at_ms=5)
+retention.prune(
+    path, keep_days=3, pruned_at_ms=5, rebuild=lambda run_id: rebuilding(path, run_id)
+)
 """
 
 
 def test_a_prune_that_is_killed_was_not_or_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    replayed(path, "stops")
+    replayed(path, "crossing")
     for before in ("COMMIT", "VACUUM"):
         copy = Path(shutil.copy(path, tmp_path / f"{before.split()[0]}.db"))
         words = [sys.executable, "-c", KILLED, str(copy), before]
@@ -393,5 +396,5 @@ def test_a_prune_that_is_killed_was_not_or_is_whole(tmp_path: Path) -> None:
         verification = verified(copy)
         assert verification.passes
         assert (verification.from_step > 0) is (before == "VACUUM")
-        assert prune(copy, 3).until_sequence > 0
+        assert prune(copy, keep_days=3).until_sequence > 0
         assert verified(copy).from_step > 0

@@ -17,11 +17,11 @@ from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import rechain
 from recordings import crossing, record
+from records import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.parity import check_span, last_day
-from tracepaper.storage import maintenance
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -170,12 +170,13 @@ def test_a_day_without_a_decision_says_so(run: Path) -> None:
 
 
 def test_a_pruned_day_says_so_and_those_that_are_left_are_replayed(run: Path) -> None:
-    maintenance.prune(run, keep_days=1, pruned_at_ms=FIRST_MS + 4 * DAY_MS)
+    prune(run, keep_days=1, pruned_at_ms=FIRST_MS + 4 * DAY_MS)
     assert day(run, 0).outcome is FAILED
     assert day(run, 0).reason.endswith("decided no bar of it that it still holds: it was pruned")
-    part = day(run, 2)
+    part = day(run, 1)
     assert part.outcome is IDENTICAL
-    assert part.reason.endswith(" decisions of 2025-01-03, from 05:00Z on")
+    assert part.reason.endswith(" decisions of 2025-01-02, from 04:45Z on")
+    assert day(run, 2).compared == 96
     assert day(run, 3).compared == 20
 
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import explained_runs
@@ -30,15 +29,14 @@ from forging import (
 )
 from msgspec.structs import replace
 from recordings import crossing, record
+from records import prune
 
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.recorded import open_recorded
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.maintenance import prune
 from tracepaper.storage.record.columns import stored_columns
 
 HOUR = 3_600_000
@@ -89,7 +87,7 @@ def replayed(path: Path, bars: int) -> Path:
 def pruned(plain: Path) -> Path:
     """Return a longer run without a model, pruned to its last day and what that looks back on."""
     path = replayed(plain.with_name("pruned.db"), 2 * BARS)
-    (done,) = prune(path, keep_days=1, pruned_at_ms=5, reach=partial(estimated_lookback, path))
+    done = prune(path, keep_days=1)
     assert done.steps > 20
     return path
 
@@ -125,6 +123,20 @@ def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
     others = {"runs.parent_run_id", "events.books", *OF_A_CALENDAR, *OF_A_PAIR}
     outside = {name for name in COLUMNS if name.partition(".")[0] in OUTSIDE}
     assert passed - outside == set(TAKEN_AS_TOLD) - others
+
+
+def test_a_forgery_in_every_decision_that_a_prune_keeps_is_found(
+    pruned: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(pruned, tmp_path / "forged.db"))
+    with closing(sqlite3.connect(path)) as raw:
+        change = "UPDATE steps SET target_quantity = target_quantity + 2"
+        decisions = raw.execute(f"{change} WHERE outcome IS NOT NULL").rowcount
+        raw.commit()
+    assert decisions > 80
+    rechain(path)
+    assert audited(path)
+    assert verified(path).differing == decisions
 
 
 def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_path: Path) -> None:

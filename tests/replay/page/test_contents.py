@@ -15,13 +15,13 @@ import msgspec
 import pytest
 from page_cases import shown_of
 from pages import record_in, unpacked
+from records import prune
 from report_cases import SAMPLE, cross, replayed
 
 from tracepaper.replay.page import contents, routes
 from tracepaper.replay.page.contents import contents_of
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.export import run_page
-from tracepaper.storage.maintenance import prune
 
 PLACES: Final = (
     *("", "/marks", "/account", "/health", "/refusals", "/report", "/equity", "/compare"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 from page_cases import shown_of
+from records import prune
 from report_cases import build_report_of
 
 from tracepaper.replay.archive.series import archive_instrument
@@ -20,7 +21,6 @@ from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.page import holding, rollups, runs
 from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.report.report import held_alike
-from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
@@ -121,7 +121,7 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
     units = holding.held(followed)[0].units.bought.values()
     assert all(unit.settled_ms.size > 5 and unit.paid.any() for unit in units)
     if bars > DAY_MS // MINUTE_MS:
-        assert prune(database, keep_days=1, pruned_at_ms=5)
+        assert prune(database, keep_days=1).steps
         for run in (followed, shown_of(database)):
             run.rollups.refresh()
             assert run.columns.span[0] > 0

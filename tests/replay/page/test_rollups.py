@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 from page_cases import record, shown_of
-from records import rows
+from records import prune, rows
 
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import live_config, live_parts
@@ -21,7 +21,6 @@ from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.page import rollups, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.page.server import serving
-from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
@@ -104,7 +103,7 @@ def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
                 if grown is heavy:
                     grown.rollups.build()
                 check(grown, database)
-    assert prune(database, keep_days=1, pruned_at_ms=5)
+    assert prune(database, keep_days=1).steps
     for grown in (heavy, shown_of(database)):
         grown.rollups.refresh()
         assert grown.columns.span[0] > 0

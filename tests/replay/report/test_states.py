@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from engines import engine_of
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import verified
-from records import rows, tamper
+from records import prune, rows, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.resume import estimated_lookback
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
@@ -27,7 +25,6 @@ from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.report.states import LIMITS, LastingState, lasting_states
 from tracepaper.replay.run_columns import RunColumns
-from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
@@ -154,8 +151,7 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     for command in ("report", "explain"):
         assert "halted by risk.drawdown since" in cli.out(command, "last", "--db", path)
 
-    reach = partial(estimated_lookback, path)
-    maintenance.prune(path, keep_days=2, pruned_at_ms=5, reach=reach)
+    prune(path, keep_days=2)
     with Reader.open(path) as reader:
         assert audit(reader.connection, run_id).passes
         assert verify_run(reader, path, run_id).passes

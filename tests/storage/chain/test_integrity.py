@@ -243,7 +243,7 @@ def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None
         "UPDATE fills SET filled_ms = filled_ms + 100 WHERE sequence = 11",
         "UPDATE orders SET quantity = 7 WHERE sequence = 10",
         "UPDATE holdings SET cash = cash + 1 WHERE sequence = 11",
-        "UPDATE prunes SET state = x'00'",
+        "UPDATE prunes SET state_sha256 = zeroblob(32)",
     ],
 )
 def test_a_forged_prune_is_found_under_a_head_kept_elsewhere(
@@ -269,7 +269,7 @@ def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) 
         for table in ("shadow_steps", "answers", "states", "steps"):
             raw.execute(f"DELETE FROM {table} WHERE sequence < 256")
         raw.execute("DELETE FROM commits WHERE last_sequence < 256")
-        raw.execute("INSERT INTO prunes VALUES (1, 255, 5, ?, ?, NULL)", link)
+        raw.execute("INSERT INTO prunes VALUES (1, 255, 5, ?, ?, x'', x'', x'')", link)
         raw.commit()
     assert "differs from the prune's event" in problem_of(path)
 
