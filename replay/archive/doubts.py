@@ -36,7 +36,8 @@ REGULAR_STEPS: Final = 20
 OUTLIER_RANGES: Final = 30.0
 """A close so many median true ranges away, with a return at the next bar, is an error."""
 JUMP_LEAST: Final = 1.4
-"""The ratio of two prices in a row, or its inverse, from which a split is likely."""
+"""The ratio of two prices in a row, or its inverse, from which a split is likely, if it also
+exceeds many usual moves."""
 _DATE: Final = (
     r"(?:(?:19|2[1-9]|3\d|20(?!1[0-2]))(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
     r"|\d{1,2}(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)\d{2,4})(?=$|[-_. ])"
@@ -203,12 +204,14 @@ def _outlier(rows: Rows, _interval_ms: int) -> str:
 def _jump(rows: Rows, _interval_ms: int) -> str:
     prices = {name: _float(rows.prices[name]) for name in PRICES}
     close = prices["close"]
+    moves = np.abs(np.diff(close) / close[:-1])
+    if (moves := moves[moves > 0]).size < 10:
+        return ""
     # Open and close are far from both closes before, else one wrong price would be a jump.
     after, before = (prices["open"][2:], close[2:]), (close[1:-1], close[:-2])
     ratios = np.array([late / early for late in after for early in before])
     ratio = np.maximum(ratios, 1 / ratios).min(axis=0)
-    usual = np.median(prices["high"] / prices["low"] - 1)
-    far = (ratio > JUMP_LEAST) & (ratio - 1 > OUTLIER_RANGES * usual)
+    far = (ratio > JUMP_LEAST) & (ratio - 1 > OUTLIER_RANGES * np.median(moves))
     places = np.flatnonzero(far & (np.diff(rows.times)[1:] <= WEEK_MS)) + 2
     if not places.size:
         return ""

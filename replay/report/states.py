@@ -111,9 +111,9 @@ def below_zero(times_ms: Ints, equity: Floats) -> str:
     if not gone.size:
         return ""
     return (
-        f"The account had nothing left from {time_text(int(times_ms[gone[0]]))}; its lowest equity "
-        f"was {float(equity.min()):,.2f}. What it made later needed money that it had not, so "
-        "there are no figures a day or a year."
+        f"The account was at or below zero from {time_text(int(times_ms[gone[0]]))}; its lowest "
+        f"equity was {float(equity.min()):,.2f}. What it made later needed money that it had not, "
+        "so there are no figures a day or a year."
     )
 
 

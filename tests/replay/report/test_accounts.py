@@ -144,7 +144,7 @@ def test_an_account_below_zero_names_the_day_and_its_lowest_equity_everywhere(
         assert all(run.summary[key] is None for key in yearly)
         run.report(html=page)
         sentence, *_ = repr(run).splitlines()
-    assert "nothing left from 2024-02-01 00:00 UTC; its lowest equity was -20,055.00" in sentence
+    assert "below zero from 2024-02-01 00:00 UTC; its lowest equity was -20,055.00" in sentence
     shown = shown_of(database)
     printed = (
         " ".join(cli.out("report", "--db", database).split()),
