@@ -105,7 +105,7 @@ wheel: $(STAMP)
 
 # What follows from the code: golden steps, the documented configuration, the page of the views.
 golden: $(STAMP)
-	$(BIN)/python -m pytest -q tests/product/test_line.py --rewrite-golden
+	$(BIN)/python -m pytest -q -n 0 tests/product/test_line.py tests/daemon/engine/test_histories.py --rewrite-golden
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/generated.py
 	git --no-pager diff --stat -- tests/data deploy docs
 

@@ -309,7 +309,7 @@ class Broker:
     def on_hole(self, gap: Gap) -> None:
         """Settle what waits for bars that *gap* says will never arrive."""
         if not gap.repaired_by and gap.cause is not GapCause.FUNDING:
-            self._settle(gap.instrument, gap.until_ms)
+            self._settle(gap.instrument, gap.until_ms + STAMPED_LATE_MS)
 
     def _settlements_inside(self, bar: Bar) -> list[Funding]:
         """Settle what was due by the open of *bar*; return the settlements inside the bar."""

@@ -485,9 +485,18 @@ def chosen(
 
 
 def random_groups(
-    number: int, seed: int, root: Path
+    number: int, seed: int, root: Path, within: Sequence[str] = ()
 ) -> tuple[dict[str, Group], dict[Mutation, Mutant]]:
-    """Return *number* mutations drawn from every function of the product, by room."""
+    """Return *number* mutations drawn from every function of the product, by room.
+
+    *within* names the folders or modules that they are drawn from; then only the tests of the
+    folders of these names, and those of whole replays, judge them.
+    """
+    drawn_from = {
+        path: source
+        for path, source in sources(root).items()
+        if not within or any(path.is_relative_to(place) for place in within)
+    }
     mutants = {
         Mutation(
             "/".join(change.path.parts[:2]) if len(change.path.parts) > 2 else change.path.parts[0],
@@ -495,10 +504,15 @@ def random_groups(
             change.old,
             change.new,
         ): Mutant(change.path, change.definition, change.source)
-        for change in drawn_mutations.drawn(sources(root), number, seed)
+        for change in drawn_mutations.drawn(drawn_from, number, seed)
     }
     folder = root / "tests"
-    paths = [path for name in (*PACKAGES, "product") for path in (folder / name).rglob("test_*.py")]
+    places = [place.removesuffix(".py") for place in within] + ["replay/backtest"]
+    paths = [
+        path
+        for name in (places if within else (*PACKAGES, "product"))
+        for path in (folder / name).rglob("test_*.py")
+    ]
     tests = tuple(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
     table = {
         name: Group(tests, tuple(of_room), NEAREST_S)
@@ -547,6 +561,7 @@ def main() -> int:
     )
     parser.add_argument("--random", type=int, help="draw so many mutations of the whole product")
     parser.add_argument("--seed", type=int, default=1, help="of --random")
+    parser.add_argument("--within", nargs="+", default=[], help="folders or modules, of --random")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -560,7 +575,9 @@ def main() -> int:
                 for mutation in group.mutations
             }
         else:
-            every, mutants = random_groups(options.random, options.seed, options.root)
+            every, mutants = random_groups(
+                options.random, options.seed, options.root, options.within
+            )
         table = wanted(every, options.only)
         if not table:
             parser.error(f"nothing in {TABLE} matches {options.only!r}")

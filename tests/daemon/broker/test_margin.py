@@ -25,7 +25,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.build import margin_rules, margin_warnings
-from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy, sell
+from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.holding import Holding
@@ -181,6 +181,21 @@ def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_
         margin = margin_of(before) + 95 * MONEY_SCALE + 1_045 * MONEY_SCALE * 55 // 100_000
         fee = 950 * MONEY_SCALE * 55 // 100_000
         assert before.account.cash - step.account.cash <= margin + fee
+
+
+@pytest.mark.parametrize("action", [Action.LONG, Action.SHORT])
+def test_the_least_order_has_its_side_and_its_stop_the_date_of_the_bars_end(
+    action: Action,
+) -> None:
+    sign = 1 if action is Action.LONG else -1
+    machine = engine(Says(Signal(action, "enter", stop=Percent(1))), quantity="0.001")
+    step = entered(machine)
+    assert present(step.position).quantity == sign
+    last = bar(100_000 - sign * 3_000, index=2, open_=100_000)
+    stopped = machine.step(last, None)
+    assert [fill.filled_ms for fill in step.fills] == [bar(1, index=1).open_time_ms]
+    assert [fill.filled_ms for fill in stopped.fills] == [last.close_time_ms - 1]
+    assert present(stopped.position).quantity == 0
 
 
 @pytest.mark.parametrize(("mark", "models"), [(90_454, []), (90_453, [FillModel.LIQUIDATION])])

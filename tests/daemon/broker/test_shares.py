@@ -6,6 +6,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 
 import pytest
 from builders import bar, instrument
+from engines import engine_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,3 +145,16 @@ def test_no_funding_is_settled_on_shares() -> None:
     assert order(paper, 10, 100_00, 1) is None
     paper.positions[KEY].match_bar(bar(open_=100_00, instrument_id=KEY))
     assert paper.line(KEY).pay_funding(10**8) == 0
+
+
+def test_the_round_trip_of_the_edge_has_the_fee_of_both_shares_at_the_close() -> None:
+    item = instrument(symbol="ACME", category=Category.STOCK)
+    given = {
+        "market": {"symbols": ["ACME"], "category": "stock"},
+        "strategy": {"name": "sma_cross"},
+        "execution": {"fee_per_share": "0.005"},
+    }
+    machine = engine_of(given, [item])
+    gates, regimes = machine.states[item.id].gates, machine.markets[item.id].regimes
+    gates.see_forecast(bar(40_00, instrument_id=item.id), None, regimes, is_finite=None)
+    assert gates.inputs.round_trip_cost == pytest.approx(2 * 0.005 / 40)

@@ -40,7 +40,9 @@ def test_a_position_pays_what_is_settled_after_its_fill_until_its_closing_fill(
     """A settlement less than a second after a bar's open counts as of that open."""
     path, rates = tmp_path / "run.db", settlements(seed)
     drawn = walk_rows(DAYS, seed=seed)
-    candles = made_candles(drawn, interval_ms=DAY_MS, first_ms=FIRST_MS)
+    every = made_candles(drawn, interval_ms=DAY_MS, first_ms=FIRST_MS)
+    places = np.arange(DAYS)
+    candles = every[(places % 9 != 6) & (places % 13 != 4)]  # with holes of a day or two
     strategy = {"name": "recorded_strategies:Scatter", "options": {}}
     run_id = record(path, crossing(interval="D", strategy=strategy), [candles], funding=[rates])
     fills = rows(path, "SELECT filled_ms, side, quantity_text, model FROM v_fills")
@@ -55,7 +57,8 @@ def test_a_position_pays_what_is_settled_after_its_fill_until_its_closing_fill(
             for filled_ms, side, quantity, _ in fills
             if filled_ms < due_ms
         )
-        mark = Fraction(closes.get(due_ms - due_ms % DAY_MS, 0), 10)
+        newest = max((at for at in closes if at <= due_ms), default=0)
+        mark = Fraction(closes.get(newest, 0), 10)
         owed[due_ms] = round(held * mark * Fraction(rate, 10**10) * UNIT)
         same_day = [at for at, *_ in fills if at // DAY_MS == due_ms // DAY_MS and at > time]
         unsure += due_ms % DAY_MS > 0 and any(at % DAY_MS for at in same_day)
@@ -68,7 +71,7 @@ def test_a_position_pays_what_is_settled_after_its_fill_until_its_closing_fill(
         due = [paid for at, paid in owed.items() if opened_ms < at <= closed_ms]
         assert int(Fraction(funding) * UNIT) == sum(due)
     inside = [at for at, *_ in fills if at % DAY_MS == DAY_MS - 1]
-    assert min(len(inside), len(trades), unsure) > 5
+    assert min(len(inside), len(trades), unsure) > 4
     text = " ".join(build_report(path, run_id).sentences)
     assert f"{unsure} funding settlements in the same bar as a fill" in text
     assert check_record(path) > 100

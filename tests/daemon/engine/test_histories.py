@@ -1,0 +1,52 @@
+"""Random histories cause the steps that they always caused, to the byte.
+
+Their laws hold at every step as well. A digest finds what no law says, such as the reason of an
+order; `make golden` writes it anew after a change that is meant.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pytest
+from histories import KINDS, History
+
+from tracepaper.strategies.types.decisions import Step
+
+GOLDEN: Final = Path(__file__).parents[2] / "data/golden_histories.json"
+HISTORIES: Final = 100
+AT_ONCE: Final = 2
+EVENTS: Final = 100
+
+
+class DigestedHistory(History):
+    """A history with a digest of its steps."""
+
+    def __init__(self, seed: int, kind: str, *, most: int) -> None:
+        self._digest = sha256()
+        super().__init__(seed, kind, most=most)
+        self.digest = self._digest.hexdigest()[:16]
+
+    def _keep(self, steps: list[Step]) -> None:
+        for step in steps:
+            self._digest.update(msgspec.msgpack.encode(step))
+
+
+@pytest.mark.parametrize("first", range(0, HISTORIES, AT_ONCE))
+def test_random_histories_cause_the_steps_that_they_always_caused(
+    first: int, *, rewrite_golden: bool
+) -> None:
+    seeds = range(first, first + AT_ONCE)
+    digests = {
+        str(seed): DigestedHistory(seed, KINDS[seed % len(KINDS)], most=EVENTS).digest
+        for seed in seeds
+    }
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
+    if rewrite_golden:
+        golden |= digests
+        GOLDEN.write_text(json.dumps(golden, indent=0) + "\n", encoding="utf-8")
+    assert {seed: golden[seed] for seed in digests} == digests
