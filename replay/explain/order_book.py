@@ -49,7 +49,7 @@ class BookMap(ModelAnswer):
 
     @property
     def probabilities(self) -> list[list[float]]:
-        """[horizon][down, flat, up]."""
+        """By horizon: down, flat, up."""
         rows: list[list[float]] = self.attribution.probabilities.tolist()
         return rows
 

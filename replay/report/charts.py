@@ -389,7 +389,7 @@ def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel 
 def counts_panel(
     name: str, times_ms: Sequence[int], gates: Sequence[str], counts: Sequence[Sequence[int]]
 ) -> ChartPanel:
-    """Draw *counts* [gate][time]; darker is more."""
+    """Draw *counts*, by gate and time; darker is more."""
     most = float(max(map(max, counts)))
     cells = HeatLayer(name, times_ms, range(len(gates)), 0.0, most, counts, digits=0)
     height = 30 + 24 * len(gates)

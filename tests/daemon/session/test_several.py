@@ -49,7 +49,7 @@ class Quarters(Strategy):
 
 
 class Pairs(Quarters):
-    """Looks further back on its timeframe than the bars that a prune keeps."""
+    """Looks further back on its timeframe than the days that the test keeps."""
 
     frames = ("120",)
     frames_warmup = {"120": 20}  # noqa: RUF012 - as a user writes it
@@ -96,7 +96,7 @@ async def test_frames_are_warmed_from_the_exchange_and_are_the_same_after_a_rest
 HOUR = 60 * MINUTE
 
 
-async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
+async def test_a_prune_keeps_the_bars_that_a_longer_timeframe_looks_back_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (loop, audit):
@@ -116,7 +116,7 @@ async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
                     await live.close_bar({"BTCUSDT"}, HOUR)
             if bars == 36:
                 pruned = prune(path, keep_days=1)
-                assert pruned.steps > 36
+                assert pruned.steps > 0
     check_seen(data, 2, 20, 40)
 
 
