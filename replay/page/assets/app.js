@@ -34,7 +34,7 @@ function Places({ address, run, fleet, openPalette, openOperator }) {
   const row = run?.row;
   return html`<header class="places">
     <nav aria-label="Places">
-      <strong class=${fleet ? "wide" : ""}>tracepaper</strong>
+      <strong class="wide">tracepaper</strong>
       ${fleet && html`<button aria-current=${is("fleet")} onClick=${() => go({ place: "fleet" })}>Fleet</button>`}
       ${(run || !fleet) && html`<button aria-current=${is("run", "now")} onClick=${() => go({ ...present, view: "now" })}>Now</button>`}
       <button aria-current=${is("runs")} onClick=${() => go({ place: "runs" })}>Runs</button>

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import socket
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from browser import opened
+from live_page import LiveDaemon, live_daemon
 from playwright.sync_api import expect
-from programs import BIN, Program, pointing_at
-from report_cases import SAMPLE
 from waiting import deadline_s
 
-from tracepaper.daemon.http.client import token_file
 from tracepaper.replay.report.states import command_of
 
 if TYPE_CHECKING:
@@ -29,7 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=1_000 * deadline_s(30))
 
-SPEED: Final = "60"  # a bar a second
 CONFIG: Final = """
 [strategy]
 name = "sma_cross"
@@ -45,71 +36,10 @@ daily_at = "off"
 AWAY: Final = "ERR_(CONNECTION|EMPTY|INCOMPLETE|NETWORK)|status of (401|503)|WebSocket"
 
 
-@dataclass
-class LiveDaemon:
-    """A daemon and an exchange; the daemon keeps its port over restarts."""
-
-    folder: Path
-    url: str
-    settings: dict[str, str]
-    daemon: Program
-
-    @property
-    def database(self) -> Path:
-        return self.folder / "run.db"
-
-    @property
-    def token(self) -> str:
-        return token_file(self.database).read_text()
-
-    def start(self) -> None:
-        """Start the daemon again."""
-        self.daemon = started(self.folder, self.settings)
-
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as db:
-            return db.execute(query, values).fetchall()
-
-    def wait_for(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Wait until *query* has a row."""
-        self.daemon.wait_until(lambda: bool(self.rows(query, *values)))
-        return self.rows(query, *values)
-
-    def commands(self) -> list[tuple[int, dict[str, Any]]]:
-        """Return the operator's words of the record, oldest first, with their sequences."""
-        query = "SELECT sequence, content FROM v_events WHERE kind = 'command' ORDER BY sequence"
-        return [(sequence, json.loads(content)) for sequence, content in self.rows(query)]
-
-
-def started(folder: Path, settings: dict[str, str]) -> Program:
-    """Start a daemon, and wait until it has decided."""
-    command = [str(BIN / "tracepaper"), "run", "-c", "live.toml", "--db", "run.db"]
-    daemon = Program(command, folder, name="daemon", extra=settings)
-    daemon.wait_until(lambda: '"event": "decision"' in daemon.err)
-    return daemon
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
-    folder = tmp_path_factory.mktemp("live")
-    (folder / "live.toml").write_text(CONFIG)
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
-    exchange = Program(
-        [str(BIN / "tracepaper"), "exchange", "--data", str(SAMPLE), "--speed", SPEED],
-        folder,
-        name="exchange",
-    )
-    try:
-        exchange.wait_until(lambda: "\n" in exchange.out)
-        settings = pointing_at(exchange.out) | {"TRACEPAPER_HTTP__PORT": str(port)}
-        served = LiveDaemon(folder, f"http://127.0.0.1:{port}", settings, started(folder, settings))
-        try:
-            yield served
-        finally:
-            served.daemon.kill()
-    finally:
-        exchange.kill()
+    with live_daemon(tmp_path_factory.mktemp("live"), CONFIG) as served:
+        yield served
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import { ROW, drawGateRow, drawRegimes } from "./rows.js";
 import { Across, Layer } from "./scale.js";
 
 const AXIS = 94; // least px of the right axis and of the column of row labels
+const DENSITY = { wide: 2.5, compact: 3.5 }; // font sizes between the labels of a vertical axis
 const LEGEND = 16; // px per line of the legend over the equity
 const SPACING = 2.25; // px per bar in the first view
 const ROOM = 4; // bars right of the fan
@@ -273,15 +274,15 @@ export class Chart {
   }
 
   /** Set the run whose rows and lines are drawn. */
-  setRun({ interval, rows, accounts, extras, axis = AXIS, legendLines = 1 }) {
+  setRun({ interval, rows, accounts, extras, axis = AXIS, legendLines = 1, isCompact = false }) {
     this.interval = interval;
     this.#rows = rows;
     this.#legendLines = legendLines;
-    this.#chart.applyOptions({ rightPriceScale: { minimumWidth: Math.max(AXIS, axis) } });
+    this.#chart.applyOptions({ rightPriceScale: { minimumWidth: Math.max(AXIS, axis), tickMarkDensity: isCompact ? DENSITY.compact : DENSITY.wide } });
     for (const [, { series }] of this.#lines) this.#chart.removeSeries(series);
     this.#lines.clear();
     const tokens = themeColours();
-    const add = (key, pane, { tone, width = 1, dash = "solid", column, format, price = false, threshold = null, isSparse = false }) => {
+    const add = (key, pane, { tone, width = 1, dash = "solid", column, format, price = false, threshold = null, isSparse = false, isScaled = true }) => {
       const series = this.#chart.addSeries(
         LineSeries,
         {
@@ -292,6 +293,7 @@ export class Chart {
           lastValueVisible: false,
           priceLineVisible: false,
           crosshairMarkerVisible: false,
+          ...(isScaled ? {} : { autoscaleInfoProvider: () => null }), // it may leave the pane
           ...(format ? { priceFormat: { type: "custom", formatter: format, minMove: 1e-9 } } : {}),
         },
         pane,

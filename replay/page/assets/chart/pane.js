@@ -33,8 +33,12 @@ const legendHeight = (lines, width) => {
   return Math.ceil(lines.length / Math.max(1, Math.floor(width / widest)));
 };
 
-/** The accounts of the equity pane: the run's, a shadow account or its parts, and a benchmark. */
-export function accountLines(run) {
+/**
+ * The accounts of the equity pane: the run's, a shadow account or its parts, and a benchmark. In the
+ * low pane of a phone the run's account and its parts alone set the scale: beside a market that moved
+ * by 3 % its own .1 % would be a flat line.
+ */
+export function accountLines(run, { isCompact = false } = {}) {
   const [main, ...others] = run.accounts;
   const starts = new Map(run.accounts.map((each) => [each.name, each.start]));
   const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (starts.get(name) ?? starts.get(main.name)) - 1) * 100));
@@ -47,6 +51,7 @@ export function accountLines(run) {
     dash: account.dash,
     width: Math.round(account.width), // the library draws whole pixels
     isShadow: index > 0 && account.is_stored,
+    isScaled: !isCompact || index === 0 || (account.is_stored && hasParts(run)),
     column: asReturn(account.name),
     format: (value) => `${number(value, Math.abs(value) < 10 ? 2 : 1)} %`,
   }));
@@ -105,7 +110,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   const [state, setState] = useState({ isLoading: true, error: null });
   const interval = run.row.interval_ms;
   const rows = useMemo(() => rowsOf(run, { compact: isCompact }), [run.row.run_id, isCompact]);
-  const lines = useMemo(() => accountLines(run), [run.row.run_id]);
+  const lines = useMemo(() => accountLines(run, { isCompact }), [run.row.run_id, isCompact]);
   const decimals = run.instruments.find((each) => each.id === instrument)?.price_decimals ?? 2;
   const listeners = useRef({});
   const lastMs = useRef(run.row.last_ms);
@@ -138,7 +143,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         let panes = 0;
         const axis = Math.max(...rows.map(labelWidth));
         const legendLines = legendHeight(lines, element.current.clientWidth - Math.max(AXIS, axis));
-        chart.current.setRun({ interval, rows, accounts: lines, axis, legendLines, extras: extras.filter((each) => each.onPrice || panes++ < most) });
+        chart.current.setRun({ interval, rows, accounts: lines, axis, legendLines, isCompact, extras: extras.filter((each) => each.onPrice || panes++ < most) });
       }
       // Keep the newest bar in view, even if bars arrived while the range was loading.
       const ahead = isNewest && view === undefined && wanted && wanted.until_ms >= before.lastMs ? Math.max(0, frame.lastMs - before.lastMs) : 0;
