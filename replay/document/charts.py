@@ -205,6 +205,30 @@ def packed(cells: NDArray[np.float64], low: float, high: float) -> str:
     return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
 
 
+def numbers(values: Numbers) -> NDArray[np.float64]:
+    """Return *values* as an array; None becomes NaN."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def cells_of(heat: HeatLayer) -> NDArray[np.float64]:
+    """Return the cells of *heat* [y, x] on its scale; a missing one is NaN."""
+    if not heat.packed:
+        return np.array([numbers(row) for row in heat.rows])
+    levels = np.frombuffer(base64.b64decode(heat.packed), dtype=np.uint8).astype(np.float64)
+    levels[levels > LEVELS] = np.nan
+    return (heat.low + (heat.high - heat.low) * levels / LEVELS).reshape(len(heat.y), -1)
+
+
+def cell_text(heat: HeatLayer, value: float) -> str:
+    """Return the text of a *value* on the scale of *heat*."""
+    if heat.palette == "steps":
+        return heat.names[round(value)]
+    base = {"linear": 0.0, "log2": 2.0, "log10": 10.0}[heat.scale]
+    shown = heat.times * (base**value if base else value)
+    digits = ",.4g" if heat.digits is None else f",.{heat.digits}f"
+    return f"{shown:{digits}}{heat.unit}"
+
+
 def percent_axis(title: str, digits: int = 2, *, has_zero: bool = True) -> ChartAxis:
     """Return an axis of percentages."""
     return ChartAxis(title, unit=" %", digits=digits, has_zero=has_zero)

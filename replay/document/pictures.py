@@ -1,7 +1,4 @@
-"""Draw a ``Chart`` with matplotlib, its panels stacked over one time axis.
-
-Equal charts give equal files. Only lines, bands, bars and marks are drawn; pages draw all layers.
-"""
+"""Draw a ``Chart`` with matplotlib. Equal charts give equal files."""
 
 from __future__ import annotations
 
@@ -17,12 +14,20 @@ from tracepaper.replay.document.charts import (
     ChartAxis,
     ChartPanel,
     ChartRole,
+    EdgeLayer,
+    FlowLayer,
+    HeatLayer,
     LineLayer,
     MarkLayer,
     Numbers,
+    RuleLayer,
+    cell_text,
+    cells_of,
+    numbers,
 )
+from tracepaper.replay.document.renderer import Renderer
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, minute_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    Floats = NDArray[np.float64]
+
+Axes = Any  # matplotlib's
 KINDS: Final = {".png": "png", ".svg": "svg"}
 DPI: Final = 130
 WIDTH: Final = 12.0
@@ -40,26 +48,45 @@ _ROLES: Final[dict[ChartRole, str]] = {
     "soft": "#0f6e8433", "ink": "#1c2024", "muted": "#666b72", "faint": "#e6e3dd",
     "gain": "#15803d", "loss": "#b3352c",
 }  # fmt: skip
+_HEADS: Final = (
+    "#0f6e84", "#b3352c", "#8a5a00", "#6a4fa3", "#1d7a46", "#a83a77", "#3f66ad", "#6b6459",
+)  # fmt: skip
+_PALETTES: Final = {
+    "sequential": ("#f6f4ef", "#8fbfc9", "#06404e"),
+    "steps": ("#e6e3dd", "#8fbfc9", "#0f6e84"),
+}
 _DASHES: Final = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _SHAPES: Final = {"dot": "o", "ring": "o", "cross": "x", "up": "^", "down": "v", "tick": "|"}
-_LEGEND_MOST: Final = 8
+_LETTER: Final = 0.075
+"""Width of a small letter in inches."""
+_LEGEND_SIGN: Final = 5
+"""Width of a legend's sign and gap, in letters."""
+_FLOW_TEXT: Final = 0.004
+"""Least share of a group that has a label."""
 
 
 def figure_of(chart: Chart) -> Figure:
     """Draw *chart* under its title."""
-    heights = [panel.height for panel in chart.panels]
+    rows = [
+        chart.panels[start : start + chart.columns]
+        for start in range(0, len(chart.panels), chart.columns)
+    ]
+    heights = [max(panel.height for panel in row) for row in rows]
     figure: Figure = import_module("matplotlib.figure").Figure(
-        figsize=(WIDTH, 0.8 + sum(heights) / PIXELS), layout="constrained"
+        figsize=(WIDTH, 0.8 + 0.3 * len(rows) + sum(heights) / PIXELS), layout="constrained"
     )
-    panels = figure.subplots(
-        len(heights),
-        1,
+    grid = figure.subplots(
+        len(rows),
+        chart.columns,
         sharex=chart.is_aligned,
         gridspec_kw={"height_ratios": heights},
         squeeze=False,
-    )[:, 0]
-    for axes, panel in zip(panels, chart.panels, strict=True):
-        _draw(axes, panel)
+    )
+    for axes in grid.flat[len(chart.panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(grid.flat, chart.panels, strict=False):
+        is_last = not chart.is_aligned or panel is chart.panels[-1]
+        _draw(axes, panel, WIDTH / chart.columns, is_last=is_last)
     figure.suptitle(chart.title, x=0.01, ha="left", fontsize=11, color=_ROLES["ink"])
     return figure
 
@@ -82,71 +109,280 @@ def write_picture(chart: Chart, path: Path) -> None:
             ) from error
 
 
-def _draw(axes: Any, panel: ChartPanel) -> None:  # noqa: ANN401 - matplotlib's
-    for layer in panel.layers:
-        _layer(axes, panel, layer)
+# ---------------------------------------------------------------- one panel
+
+
+def _draw(axes: Axes, panel: ChartPanel, width: float, *, is_last: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0)
-    axes.grid(visible=True, alpha=0.2)
-    axes.set_title(panel.title, loc="left", fontsize=9, color=_ROLES["muted"])
+    axes.margins(x=0.05 if panel.y.kind == "category" and panel.x.kind == "number" else 0.0)
+    if not any(isinstance(layer, HeatLayer | EdgeLayer | FlowLayer) for layer in panel.layers):
+        axes.grid(visible=True, alpha=0.2)
+    axes.set_axisbelow(True)
+    _label(axes, "x", panel.x, is_last=is_last)
+    _label(axes, "y", panel.y)
+    for layer in panel.layers:
+        PICTURE.draw(axes, panel, layer)
     for which, axis in (("x", panel.x), ("y", panel.y)):
-        _label(axes, which, axis)
-    if 0 < len(axes.get_legend_handles_labels()[1]) <= _LEGEND_MOST:
-        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        if axis.has_zero:
+            low, high = sorted(getattr(axes, f"get_{which}lim")())
+            getattr(axes, f"set_{which}bound")(min(low, 0.0), max(high, 0.0))
+    titles = [panel.title, *(_scale_text(each) for each in panel.layers)]
+    title = "; ".join(filter(None, titles))
+    axes.set_title(title, loc="left", fontsize=9, color=_ROLES["muted"])
+    _legend(axes, width, has_title=bool(title))
 
 
-def _label(axes: Any, which: str, axis: ChartAxis) -> None:  # noqa: ANN401 - matplotlib's
-    getattr(axes, f"set_{which}label")(axis.title, fontsize=9)
+def _scale_text(layer: object) -> str:
+    """Return what the colours of a heat map mean; nothing for other layers."""
+    if not isinstance(layer, HeatLayer):
+        return ""
+    if layer.palette == "steps":
+        return f"{layer.name}, from pale to full: {', '.join(layer.names)}"
+    return (
+        f"{layer.name}, from pale to full: {cell_text(layer, layer.low)} to "
+        f"{cell_text(layer, layer.high)}"
+    )
+
+
+def _legend(axes: Axes, width: float, *, has_title: bool) -> None:
+    """Write the legend above the panel, so that it hides no data."""
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if not named:
+        return
+    letters = max(map(len, named)) + _LEGEND_SIGN
+    columns = max(1, min(len(named), int(width * 0.9 / (_LETTER * letters))))
+    if has_title and columns < len(named):
+        axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=9, pad=18)
+    side, at = ("right", 1.0) if has_title else ("left", 0.0)
+    axes.legend(
+        named.values(),
+        named,
+        loc=f"lower {side}",
+        bbox_to_anchor=(at, 1.0),
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+        borderaxespad=0.1,
+        columnspacing=1.2,
+    )
+
+
+def _label(axes: Axes, which: str, axis: ChartAxis, *, is_last: bool = True) -> None:
     drawn_axis = getattr(axes, f"{which}axis")
-    if axis.kind == "time":
-        dates = import_module("matplotlib.dates")
-        locator = dates.AutoDateLocator()
-        drawn_axis.set_major_locator(locator)
-        drawn_axis.set_major_formatter(dates.ConciseDateFormatter(locator))
-    else:
-        drawn_axis.set_major_formatter("{x:,g}")
+    title = axis.title or ("UTC" if axis.kind == "time" and which == "x" else "")
+    getattr(axes, f"set_{which}label")(title if is_last else "", fontsize=9)
+    match axis.kind:
+        case "time":
+            dates = import_module("matplotlib.dates")
+            locator = dates.AutoDateLocator()
+            drawn_axis.set_major_locator(locator)
+            drawn_axis.set_major_formatter(dates.ConciseDateFormatter(locator))
+        case "category":
+            names = [name if axis.has_labels else "" for name in axis.names]
+            step = -(-len(names) // (40 if which == "y" else 24))
+            drawn_axis.set_ticks(range(0, len(names), step), names[::step], fontsize=8)
+            getattr(axes, f"set_{which}lim")(-0.5, len(names) - 0.5)
+        case "number":
+            if axis.ticks:
+                drawn_axis.set_ticks(*zip(*axis.ticks, strict=True))
+            else:
+                drawn_axis.set_major_formatter("{x:,g}")
+    drawn_axis.set_tick_params(labelsize=8)
+    drawn_axis.get_offset_text().set_size(8)
+    if not axis.has_labels:
+        drawn_axis.set_ticklabels([])
+    if axis.is_reversed:
+        drawn_axis.set_inverted(True)
 
 
-def _layer(
-    axes: Any,  # noqa: ANN401 - matplotlib's
-    panel: ChartPanel,
-    layer: object,
-) -> None:
-    match layer:
-        case LineLayer():
-            x, y, colour = _places(layer.x, panel.x), _numbers(layer.y), _ROLES[layer.role]
-            style = "steps-post" if layer.is_step else "default"
-            if layer.is_filled:
-                step = "post" if layer.is_step else None
-                axes.fill_between(x, y, step=step, color=colour, alpha=0.3, linewidth=0)
-            axes.plot(
-                x, y, _DASHES[layer.dash], color=colour, linewidth=layer.width, drawstyle=style,
-                label=layer.name,
-            )  # fmt: skip
-        case BandLayer():
-            low, high = _numbers(layer.low), _numbers(layer.high)
-            colour = _ROLES[layer.role]
-            axes.fill_between(_places(layer.x, panel.x), low, high, color=colour, linewidth=0)
-        case BarLayer():
-            colours = [_ROLES[role] for role in layer.roles]
-            x, y = _places(layer.x, panel.x), _numbers(layer.y)
-            width = float(np.median(np.diff(x))) if len(x) > 1 else 1.0
-            axes.bar(x, y, width, color=colours)
-        case MarkLayer():
-            colours = [_ROLES[role] for role in layer.roles]
-            x, y = _places(layer.x, panel.x), _numbers(layer.y)
-            shape = _SHAPES[layer.shape]
-            marks = axes.scatter(x, y, 26, c=colours, marker=shape, zorder=3, clip_on=False)
-            if layer.shape == "ring":
-                marks.set(facecolor="none", edgecolor=colours)
-        case _:
-            raise TypeError(f"{type(layer).__name__} is drawn only on pages")
-
-
-def _numbers(values: Numbers) -> NDArray[np.float64]:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _places(values: Numbers, axis: ChartAxis) -> NDArray[np.float64]:
+def _places(values: Numbers, axis: ChartAxis) -> Floats:
     """Return *values* in matplotlib's units: times in days."""
-    return _numbers(values) / (DAY_MS if axis.kind == "time" else 1)
+    return numbers(values) / (DAY_MS if axis.kind == "time" else 1)
+
+
+# ---------------------------------------------------------------- its layers
+
+
+def _line(axes: Axes, panel: ChartPanel, layer: LineLayer) -> None:
+    x, y, colour = _places(layer.x, panel.x), numbers(layer.y), _ROLES[layer.role]
+    style = "steps-post" if layer.is_step else "default"
+    if layer.is_filled:
+        step = "post" if layer.is_step else None
+        axes.fill_between(x, y, step=step, color=colour, alpha=0.3, linewidth=0)
+    axes.plot(
+        x, y, _DASHES[layer.dash], color=colour, linewidth=layer.width, drawstyle=style,
+        label=layer.name, marker="o" if layer.has_points else "", markersize=4,
+    )  # fmt: skip
+
+
+def _band(axes: Axes, panel: ChartPanel, layer: BandLayer) -> None:
+    low, high, colour = numbers(layer.low), numbers(layer.high), _ROLES[layer.role]
+    x = _places(layer.x, panel.x)
+    axes.fill_between(x, low, high, color=colour, linewidth=0, label=layer.name)
+
+
+def _bars(axes: Axes, panel: ChartPanel, layer: BarLayer) -> None:
+    colours = [_ROLES[role] for role in layer.roles]
+    is_flat = panel.y.kind == "category"
+    places = numbers(layer.y) if is_flat else _places(layer.x, panel.x)
+    lengths = numbers(layer.x if is_flat else layer.y)
+    room = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
+    room *= 0.66 if is_flat else 0.94
+    bars = [each for each in panel.layers if isinstance(each, BarLayer)]
+    if panel.is_grouped:
+        room /= len(bars)
+        places = places + room * (bars.index(layer) - (len(bars) - 1) / 2)
+    base = numbers(layer.base) if layer.base else np.zeros(len(lengths))
+    if not layer.base and not panel.is_grouped:
+        base = _piled(bars[: bars.index(layer)], lengths, is_flat=is_flat)
+    draw = axes.barh if is_flat else axes.bar
+    sides = {"left" if is_flat else "bottom": base}
+    name = layer.name if len(set(layer.roles)) == 1 else ""
+    draw(places, lengths, room, color=colours, label=name, **sides)
+
+
+def _piled(below: list[BarLayer], lengths: Floats, *, is_flat: bool) -> Floats:
+    """Return where stacked bars begin: at the end of those of their sign *below* them."""
+    base = np.zeros(len(lengths))
+    for layer in below:
+        if layer.base:
+            continue
+        others = np.nan_to_num(numbers(layer.x if is_flat else layer.y))
+        if others.size == base.size:
+            base += np.where((others > 0) == (lengths > 0), others, 0.0)
+    return base
+
+
+def _marks(axes: Axes, panel: ChartPanel, layer: MarkLayer) -> None:
+    x, y = _places(layer.x, panel.x), _places(layer.y, panel.y)
+    colours = [_ROLES[layer.roles[at % len(layer.roles)]] for at in range(len(x))]
+    if layer.errors:
+        errors = numbers(layer.errors)
+        axes.errorbar(x, y, xerr=errors, fmt="none", ecolor=colours, elinewidth=1.2)
+    marks = axes.scatter(
+        x, y, 26, c=colours, marker=_SHAPES[layer.shape], zorder=3, clip_on=False, label=layer.name
+    )
+    if layer.shape == "ring":
+        marks.set(facecolor="none", edgecolor=colours)
+
+
+def _rule(axes: Axes, panel: ChartPanel, layer: RuleLayer) -> None:
+    axis = panel.x if layer.axis == "x" else panel.y
+    (at,) = _places([layer.at], axis)
+    draw = axes.axvline if layer.axis == "x" else axes.axhline
+    dash = "--" if layer.name and layer.role != "faint" else "-"
+    width = 4 if layer.role == "faint" else 1
+    draw(at, color=_ROLES[layer.role], linestyle=dash, linewidth=width, label=layer.name)
+
+
+def _heat(axes: Axes, panel: ChartPanel, layer: HeatLayer) -> None:
+    cells = cells_of(layer)
+    across, down = _edges(_places(layer.x, panel.x)), _edges(_places(layer.y, panel.y))
+    colours = import_module("matplotlib.colors").LinearSegmentedColormap.from_list(
+        layer.palette, _PALETTES[layer.palette]
+    )
+    low, high = sorted((layer.low, layer.high))
+    shown = cells if layer.low <= layer.high else low + high - cells
+    shown = np.full_like(shown, (low + high) / 2) if low == high else shown
+    shown = np.ma.masked_invalid(np.where(np.isnan(cells), np.nan, shown))
+    is_few = cells.size <= 400 and panel.x.kind == "category"  # lines between cells
+    axes.pcolormesh(
+        across, down, shown, cmap=colours, vmin=low, vmax=high if high > low else low + 1.0,
+        edgecolors="white" if is_few else "none", linewidth=1.5 if is_few else 0, rasterized=True,
+    )  # fmt: skip
+    if layer.is_written:
+        _write_cells(axes, layer, cells)
+
+
+def _write_cells(axes: Axes, layer: HeatLayer, cells: Floats) -> None:
+    """Write each number into its cell, in white on the darker half of the scale."""
+    span = layer.high - layer.low
+    for (row, column), value in np.ndenumerate(cells):
+        if np.isnan(value):
+            continue
+        text = layer.texts[row][column] if layer.texts else cell_text(layer, float(value))
+        is_dark = span != 0 and (value - layer.low) / span > 0.6
+        axes.text(
+            layer.x[column], layer.y[row], text, ha="center", va="center", fontsize=8,
+            color="white" if is_dark else _ROLES["ink"],
+        )  # fmt: skip
+
+
+def _edges(middles: Floats) -> Floats:
+    """Return the edges of cells with the centres *middles*."""
+    if middles.size < 2:
+        return np.array([middles[0] - 0.5, middles[0] + 0.5])
+    inner = 0.5 * (middles[1:] + middles[:-1])
+    return np.concatenate(([2 * middles[0] - inner[0]], inner, [2 * middles[-1] - inner[-1]]))
+
+
+def _attention(axes: Axes, _panel: ChartPanel, layer: EdgeLayer) -> None:
+    """Draw what each head of the last layer attended to from the newest decided bar."""
+    heads: Floats = np.array(layer.shares[-1], dtype=np.float64)[:, -1]
+    heads /= layer.scale
+    count = len(layer.firsts)
+    most = max(float(heads.max()), 1.0 / layer.scale)
+    rise = np.linspace(0.0, 1.0, 40)
+    bend = rise**2 * (3 - 2 * rise)
+    for head, shares in enumerate(heads):
+        colour = _HEADS[head % len(_HEADS)]
+        for cell in np.flatnonzero(shares > 0):
+            share = float(shares[cell]) / most
+            begin, end = count / 2 - 0.5, count - 1 - cell + 0.6 * (head / len(heads) - 0.5)
+            axes.plot(
+                begin + (end - begin) * bend, 1 - rise, color=colour,
+                linewidth=0.5 + 4 * share, alpha=0.1 + 0.8 * share,
+            )  # fmt: skip
+        axes.plot([], [], color=colour, linewidth=2, label=f"head {head + 1}")
+    step = max(1, count // 10)
+    axes.set_xticks(
+        [count - 1 - cell for cell in range(0, count, step)],
+        [str(layer.firsts[cell]) for cell in range(0, count, step)],
+    )
+    axes.set_xlim(-0.7, count - 0.3)
+    axes.set_yticks([])
+    axes.set_ylim(0, 1)
+    decided = minute_text(layer.times[-1])
+    axes.set_xlabel(f"bars back from {decided}, layer {len(layer.shares)}", fontsize=9)
+
+
+def _flow(axes: Axes, _panel: ChartPanel, layer: FlowLayer) -> None:
+    """Draw the groups as stacked bars in each column, and what flows between as bands."""
+    held = np.array([numbers(shares) for shares in layer.held])
+    gap = 0.02
+    lower = np.cumsum(held, axis=1) - held + gap * np.arange(held.shape[1])
+    half = 0.02
+    rise = np.linspace(0.0, 1.0, 40)
+    bend = rise**2 * (3 - 2 * rise)
+    for column, matrix in enumerate(layer.flows):
+        leaves, arrives = lower[column].copy(), lower[column + 1].copy()
+        across = column + half + (1 - 2 * half) * rise
+        for source, row in enumerate(matrix):
+            for target, share in enumerate(numbers(row)):
+                low = leaves[source] + (arrives[target] - leaves[source]) * bend
+                axes.fill_between(across, low, low + share, color=_ROLES["soft"], linewidth=0)
+                leaves[source] += share
+                arrives[target] += share
+    for column, shares in enumerate(held):
+        axes.bar([column] * len(shares), shares, 2 * half, lower[column], color=_ROLES["accent"])
+    last = len(held) - 1
+    for group, share in enumerate(held[last]):
+        if share >= _FLOW_TEXT:
+            text = f"{layer.groups[group]}: {100 * share:.0f} %"
+            axes.text(last + 0.04, lower[last, group] + share / 2, text, va="center", fontsize=8)
+    axes.set_xticks(range(len(layer.columns)), layer.columns)
+    axes.set_xlim(-0.1, last + 0.35)
+    axes.set_yticks([])
+    axes.yaxis.set_inverted(True)  # the newest group on top
+
+
+PICTURE: Final[Renderer[Axes, None]] = Renderer(
+    line=_line,
+    band=_band,
+    bars=_bars,
+    marks=_marks,
+    rule=_rule,
+    heat=_heat,
+    edges=_attention,
+    flow=_flow,
+)

@@ -1,0 +1,81 @@
+"""Every chart of every scenario, on the page, as a picture and in characters."""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+from browser import opened
+from gallery import gallery
+from rich.console import Console
+from scenarios import SCENARIOS
+
+from tracepaper.replay.document.charts import Chart, Layer
+from tracepaper.replay.document.pictures import figure_of
+from tracepaper.replay.document.terminal import show
+from tracepaper.replay.document.values import Paragraph, TitledParts
+from tracepaper.replay.page.export import write_document_page
+from tracepaper.replay.report.charts import picture_chart
+from tracepaper.replay.report.document import report_document
+from tracepaper.replay.report.report import build_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+def of_run(database: Path) -> list[Chart]:
+    """Return the charts of the run's report, and the one of ``report --chart``."""
+    with closing(sqlite3.connect(database)) as connection:
+        [(run_id,)] = connection.execute("SELECT run_id FROM v_runs")
+    report = build_report(database, run_id)
+    parts = report_document(report).parts
+    return [*(part for part in parts if isinstance(part, Chart)), picture_chart(report, last=1_000)]
+
+
+def names_of(chart: Chart) -> set[str]:
+    """Return the names of its layers, and its title for one that has no name."""
+    layers = [layer for panel in chart.panels for layer in panel.layers]
+    return {name for layer in layers if (name := getattr(layer, "name", chart.title))}
+
+
+def assert_drawn(charts: list[Chart], folder: Path, browser: Browser) -> None:
+    """Draw *charts* by every renderer: no panel is empty, no layer is passed over in silence."""
+    for chart in charts:
+        figure = figure_of(chart)
+        figure.draw_without_rendering()
+        drawn = [axes for axes in figure.axes if axes.has_data()]
+        layers = [panel for panel in chart.panels if panel.layers]
+        assert len(drawn) == len(layers), chart.title
+        console = Console(file=io.StringIO(), width=200)
+        show(console, [chart], drawn_by="--html FILE")
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        first = chart.lines_first
+        for name in names_of(chart):
+            assert first is not None or name in text, (chart.title, name)
+    file = folder / "charts.html"
+    write_document_page(TitledParts("Charts", (Paragraph("All of them.", "lead"), *charts)), file)
+    with opened(browser, file.as_uri(), offline=True) as page:
+        page.wait_for_selector(".document figure svg")
+        figures = page.locator("figure").all()
+        assert len(figures) == len(charts)
+        for each in figures:
+            assert each.locator("svg[role]").count() >= 1
+
+
+def test_every_kind_of_layer_is_drawn_by_every_renderer(browser: Browser, tmp_path: Path) -> None:
+    charts = [part for part in gallery() if isinstance(part, Chart)]
+    layers = {type(layer) for chart in charts for panel in chart.panels for layer in panel.layers}
+    assert layers == {*get_args(Layer)}
+    assert_drawn(charts, tmp_path, browser)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_chart_of_a_run_is_drawn_by_every_renderer(
+    browser: Browser, tmp_path: Path, name: str
+) -> None:
+    assert_drawn(of_run(SCENARIOS[name].recorded()), tmp_path, browser)
