@@ -176,7 +176,7 @@ def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
     run_id = replayed(path, hours, stop_after=150, market=market, execution=costs)
     prune(path, keep_days=1, pruned_at_ms=5)
     audit = SqlAuditLog.open(path)
-    with pytest.raises(DataInvalid, match=r"pruned to 27 bars .* depend on 61; start a new replay"):
+    with pytest.raises(DataInvalid, match=r"pruned to 24 bars .* depend on 61; start a new replay"):
         resume_replay(run_id, MarketData([hours]), audit, path, Tally())
     audit.close()
 
