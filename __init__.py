@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
-    from tracepaper.replay.dataframes import open_run as open_run
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
+    from tracepaper.replay.run import open_run as open_run
     from tracepaper.replay.samples import samples as samples
     from tracepaper.replay.sweep.run import sweep as sweep
     from tracepaper.strategies import attention as attention
@@ -55,7 +55,7 @@ _HOMES = {
     "buy": "strategies.api.context",
     "feature_row": "strategies.api.model",
     "open_checkpoint": "replay.learning.inspection.model",
-    "open_run": "replay.dataframes",
+    "open_run": "replay.run",
     "samples": "replay.samples",
     "sell": "strategies.api.context",
     "sweep": "replay.sweep.run",

@@ -28,10 +28,10 @@ from tracepaper.strategies.types.market import Category, ParityOutcome
 from tracepaper.strategies.units import MONEY_DECIMALS, count_of, unscaled
 
 if TYPE_CHECKING:
-    from tracepaper.replay.api import Backtest
     from tracepaper.replay.backtest.build import Replay
     from tracepaper.replay.backtest.make import MadeRun
     from tracepaper.replay.exchange.faults import FaultPlan
+    from tracepaper.replay.run import Run
     from tracepaper.replay.sweep.space import Objective
     from tracepaper.strategies.types.market import ParityCheck
 
@@ -281,7 +281,7 @@ def _objective(text: str) -> Objective:
     function = imported(text, key="--objective")
     if not callable(function):
         raise ConfigInvalid(f"--objective {text} is no function; name one as module:function.")
-    return cast("Callable[[Backtest], float]", function)
+    return cast("Callable[[Run[object]], float]", function)
 
 
 def demo(

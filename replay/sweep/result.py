@@ -16,12 +16,13 @@ import numpy as np
 from tracepaper.daemon.config.loading import WithSettings
 from tracepaper.daemon.config.values import merged
 from tracepaper.daemon.session.user_class import known_class
-from tracepaper.replay.api import Backtest
+from tracepaper.replay.api import run_of_spec
 from tracepaper.replay.backtest.run_spec import flags_of
 from tracepaper.replay.backtest.strategy_keys import process_warnings
 from tracepaper.replay.dataframes import Kind, frame_of, frames_for
 from tracepaper.replay.notebook import text_of
 from tracepaper.replay.report import metrics
+from tracepaper.replay.run import Run
 from tracepaper.replay.sweep.space import Axis, Point
 from tracepaper.replay.sweep.trial import TEST, CellResult, SweepRequest, overrides_of
 from tracepaper.storage.sweeps import Trials
@@ -123,7 +124,7 @@ class Sweep:
 
     # ------------------------------------------------------------ the best cell's run
 
-    def best_run(self, db: str | Path | None = None) -> Backtest:
+    def best_run(self, db: str | Path | None = None) -> Run[Any]:
         """Run the best cell again over the whole period, and store its record."""
         best = self.best
         if best is None:
@@ -137,7 +138,7 @@ class Sweep:
                 database=None if db is None else Path(db),
                 warnings=process_warnings(classes),
             )
-            return Backtest.of_spec(spec, classes, library=self.request.library)
+            return run_of_spec(spec, classes, library=self.request.library)
 
     @property
     def command(self) -> str | None:

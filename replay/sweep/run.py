@@ -20,12 +20,12 @@ from tracepaper.daemon.config.loading import Sections
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import ForeignCode
 from tracepaper.replay import notebook
-from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.run_spec import Consumer, spec_of
 from tracepaper.replay.backtest.strategy_keys import strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.report import metrics
+from tracepaper.replay.run import Run
 from tracepaper.replay.sweep.executor import (
     RAY,
     InThisProcess,
@@ -280,14 +280,14 @@ class _Runner:
         except TracepaperError as error:
             return replace(raw, error=str(error), run_id="")
 
-    def _value(self, objective: Callable[[Backtest], float], raw: CellResult) -> float:
+    def _value(self, objective: Callable[[Run[Any]], float], raw: CellResult) -> float:
         """Return the objective of the run of *raw*, and delete the run's record."""
         local_class = self._request.work.local_class
         classes = () if local_class is None else (local_class,)
         name, database = self._request.objective_name, record_path(self._work, raw)
         try:
             with limited(self._request.search.limit_s), ForeignCode(name, "as the objective"):
-                value: Any = objective(Backtest(database, raw.run_id, classes))
+                value: Any = objective(Run(database, raw.run_id, classes))
         finally:
             for path in database.parent.glob(f"{database.name}*"):
                 if path.is_file():

@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.document.values import Form, written
 from tracepaper.replay.report.figures import ACCOUNTS
+from tracepaper.replay.run import Run
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.units import DAY_MS, number, time_of
@@ -360,7 +360,7 @@ def _lengths(given: object) -> tuple[int, int]:
     )
 
 
-Objective = str | Callable[[Backtest], float]
+Objective = str | Callable[[Run[Any]], float]
 
 FIGURES: Final[dict[str, Form]] = {figure.key: figure.form for figure in ACCOUNTS[1:]}
 """The figures that may be an objective, by their keys in ``tracepaper report --json``."""
@@ -378,7 +378,7 @@ def objective_of(given: object, direction: str | None) -> tuple[Objective, bool]
     if direction not in {None, "maximize", "minimize"}:
         raise ConfigInvalid(f"direction is {shown(direction)}; write maximize or minimize.")
     if callable(given):
-        return cast("Callable[[Backtest], float]", given), direction != "minimize"
+        return cast("Callable[[Run[Any]], float]", given), direction != "minimize"
     key = str(given)
     if key not in FIGURES:
         raise ConfigInvalid(

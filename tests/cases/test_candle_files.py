@@ -249,6 +249,6 @@ def test_funding_is_paid_by_the_intervals_that_its_file_names(tmp_path: Path) ->
         {"sizing": {"mode": "fixed", "quantity": "10"}},
         funding=[str(path)],
     )
-    assert not [gap for gap in records(run.frames.gaps()) if gap["cause"] == "funding"]
-    paid = [row for row in records(run.frames.ledger()) if row["kind"] == "funding"]
+    assert not [gap for gap in records(run.gaps) if gap["cause"] == "funding"]
+    paid = [row for row in records(run.ledger) if row["kind"] == "funding"]
     assert len(paid) == 14

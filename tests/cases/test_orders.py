@@ -79,7 +79,7 @@ def test_a_flip_realizes_what_was_held_and_opens_the_rest() -> None:
         columns([100, 100, 100, 110, 120, 120, 130]),
         {"account": {"cash": "1000000"}},
     )
-    last = records(run.frames.positions())[-1]
+    last = records(run.positions)[-1]
     assert (last["quantity"], last["average_price"]) == (-100.0, 115.0)
     assert (last["realized_pnl"], last["unrealized_pnl"]) == (1000.0, -1500.0)
     assert [trade["profit"] for trade in records(run.trades)] == [1000.0]
@@ -353,5 +353,5 @@ def test_funding_within_a_bar_follows_the_times_of_the_fills(
         {"sizing": {"mode": "fixed", "quantity": "100"}},
         funding=[str(path)],
     )
-    paid = [row["amount"] for row in records(run.frames.ledger()) if row["kind"] == "funding"]
+    paid = [row["amount"] for row in records(run.ledger) if row["kind"] == "funding"]
     assert [due[round(-amount / 1e4 / 1e-6) - 1] for amount in paid] == hours

@@ -14,7 +14,7 @@ from records import rows, tamper
 
 import tracepaper
 from tracepaper import Action, BarContext, Cancel, Orders, Percent, Signal, Strategy, buy
-from tracepaper.replay.api import Backtest
+from tracepaper.replay.run import Run
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, StrategyFailed
@@ -40,7 +40,7 @@ def candles(count: int = 8) -> dict[str, Any]:
     }
 
 
-def answered(answer: Callable[[BarContext], object], db: Path | None = None) -> Backtest:
+def answered(answer: Callable[[BarContext], object], db: Path | None = None) -> Run[Any]:
     """Return the run of a class that answers so."""
 
     class Odd(Strategy):

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from waiting import deadline_s
 
 import tracepaper
-from tracepaper.replay.api import Backtest
+from tracepaper.replay.run import Run
 from tracepaper.replay.samples import MONTH_CANDLES
 from tracepaper.storage.database.reader import resolve
 
@@ -83,7 +83,7 @@ def terminal(folder: Path, cells: dict[str, list[Any]]) -> dict[str, str]:
     """Return what the same expressions give in a process without a notebook."""
     assert cells
     database = folder / "run.db"
-    run = Backtest(database, resolve(database, "last").run_id)
+    run: Run[Any] = Run(database, resolve(database, "last").run_id)
     names = {"run": run, "tracepaper": tracepaper, "candles": str(MONTH_CANDLES[0])}
     return {source: repr(eval(source, names)) for source in SHOWN}
 

@@ -4,6 +4,7 @@ import sqlite3
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import polars as pl
@@ -11,11 +12,13 @@ import pytest
 import storage_cases as cases
 
 from tracepaper import open_run
-from tracepaper.replay.dataframes import RunFrames, kind_of
+from tracepaper.replay.dataframes import kind_of
 from tracepaper.replay.report import figures
 from tracepaper.replay.report.report import build_report
+from tracepaper.replay.run import Run
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 FRAMES = [view.name.removeprefix("v_") for view in VIEWS if view.name != "v_runs"]
 HOLDS: dict[str, type | tuple[type, ...]] = {
@@ -35,8 +38,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def frame(run: RunFrames[pl.DataFrame], name: str) -> pl.DataFrame:
-    rows = getattr(run, name)()
+def frame(run: Run[Any], name: str) -> pl.DataFrame:
+    rows = getattr(run, name)
     assert isinstance(rows, pl.DataFrame)
     return rows
 
@@ -79,20 +82,46 @@ def test_the_schema_never_depends_on_what_is_there(database: Path, name: str) ->
 
 
 def test_a_moment_is_its_milliseconds_in_utc(database: Path) -> None:
-    bars = open_run("plain", database).bars()
+    bars = open_run("plain", database).bars
     first = bars["open_time_utc"][0]
     assert first == datetime.fromtimestamp(bars["open_time_ms"][0] / 1000, tz=UTC)
 
 
 def test_sequences_bound_what_is_read(database: Path) -> None:
     run = open_run("plain", database)
-    assert run.decisions(first=10, last=12)["sequence"].to_list() == [10, 11, 12]
-    assert run.decisions(first=58)["sequence"].to_list() == [58, 59]
+    assert run.rows("decisions", first=10, last=12)["sequence"].to_list() == [10, 11, 12]
+    assert run.rows("decisions", first=58)["sequence"].to_list() == [58, 59]
+
+
+def test_a_run_that_is_still_written_is_read_as_far_as_it_has_come(tmp_path: Path) -> None:
+    path, started = tmp_path / "live.db", cases.other_events()[1]
+    steps = cases.renumbered([cases.undecided(0, started), *cases.plain_steps(12)])
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run("live"))
+
+    def write(count: int) -> None:
+        for step in steps[:count]:
+            log.append_now(step)
+        log.flush()
+        del steps[:count]
+
+    write(1)
+    run = open_run("live", path)
+    assert "has decided no bar yet" in repr(run)
+    assert run.decisions.height == 0
+    with pytest.raises(DataInvalid, match="has decided no bar yet"):
+        _ = run.summary
+    for written, decided in ((10, 10), (2, 12)):
+        write(written)
+        assert run.decisions.height == run.summary["bars"] == decided
+        assert run.decisions is run.decisions
+        assert f"{decided} bars" in repr(run)
+    log.close()
 
 
 def test_pandas_frames_hold_the_same(database: Path) -> None:
-    ours = open_run("rich", database, frames="pandas").decisions()
-    theirs = open_run("rich", database).decisions()
+    ours = open_run("rich", database, frames="pandas").decisions
+    theirs = open_run("rich", database).decisions
     assert isinstance(ours, pd.DataFrame)
     assert list(ours.columns) == theirs.columns
     assert ours["confidence"].dropna().tolist() == theirs["confidence"].drop_nulls().to_list()
@@ -116,7 +145,7 @@ def test_a_table_of_the_report_is_a_frame_of_its_figures(database: Path) -> None
     run = open_run("plain", database)
     tables = figures.tables(build_report(database, "plain"))
     for key, table in tables.items():
-        column = run.report(key)
+        column = run.table(key)
         documents = table.documents()
         assert column.height == len(documents)
         for name in documents[0] if documents else ():
@@ -126,6 +155,6 @@ def test_a_table_of_the_report_is_a_frame_of_its_figures(database: Path) -> None
                 assert column[f"{name}_error"].to_list() == errors
                 values = [value and value["value"] for value in values]
             assert column[name].to_list() == values
-    assert {"end", "mean_day", "mean_day_error"} <= set(run.report().columns)
+    assert {"end", "mean_day", "mean_day_error"} <= set(run.table().columns)
     with pytest.raises(ConfigInvalid, match="has no table nonsense; choose from accounts, "):
-        run.report("nonsense")
+        run.table("nonsense")

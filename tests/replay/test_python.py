@@ -27,9 +27,10 @@ import tracepaper
 from tracepaper import Action, ConfigInvalid, DataInvalid, Signal, Strategy, StrategyFailed
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.replay import dataframes
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.api import backtest
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.checks.identity import DecisionIdentity
+from tracepaper.replay.run import Run
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.database.reader import Reader
 
@@ -48,7 +49,7 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sma_run(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Backtest:
+def sma_run(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Run[Any]:
     database = tmp_path_factory.mktemp("made") / "run.db"
     return backtest("sma_cross", candles, params=PARAMS, config=SIZED, db=database)
 
@@ -67,7 +68,7 @@ class Follows(Strategy):
         return Signal(Action.LONG if self._moved > self._least else Action.FLAT, "it rose or not")
 
 
-def test_the_command_and_the_function_decide_alike(sma_run: Backtest, candles: Path) -> None:
+def test_the_command_and_the_function_decide_alike(sma_run: Run[Any], candles: Path) -> None:
     config = sma_run.database.parent / "sma.toml"
     config.write_text(
         '[strategy]\nname = "sma_cross"\nfast = 5\nslow = 20\n'
@@ -83,7 +84,7 @@ def test_the_command_and_the_function_decide_alike(sma_run: Backtest, candles: P
     assert rows[0] == rows[1]
 
 
-def test_frames_have_the_rows_of_the_record(sma_run: Backtest) -> None:
+def test_frames_have_the_rows_of_the_record(sma_run: Run[Any]) -> None:
     assert sma_run.decisions.height == BARS
     assert sma_run.fills.height == sma_run.orders.height > 20
     assert sma_run.trades.height == sma_run.summary["trades"]
@@ -91,14 +92,26 @@ def test_frames_have_the_rows_of_the_record(sma_run: Backtest) -> None:
     assert sma_run.trades["closed_utc"].dtype == pl.Datetime("ms", "UTC")
     assert (sma_run.trades["closed_ms"] > sma_run.trades["opened_ms"]).all()
     assert sma_run.equity["equity"][-1] == pytest.approx(sma_run.summary["end"])
-    assert sma_run.frames.bars().height == BARS
+    assert sma_run.bars.height == BARS
+
+
+def test_an_opened_run_answers_as_the_run_that_was_made(sma_run: Run[Any]) -> None:
+    opened = tracepaper.open_run("last", sma_run.database)
+    assert repr(opened) == repr(sma_run)
+    assert opened.summary == sma_run.summary
+    assert opened.trades.equals(sma_run.trades)
+    assert opened.explain(-1).text == sma_run.explain(-1).text
+    assert opened.verify().passes
+    changes = {"execution": {"taker_fee": "0.01"}}
+    assert opened.what_if(changes).document == sma_run.what_if(changes).document
+    assert repr(opened.plot()) == repr(sma_run.plot())
 
 
 def test_without_polars_frames_are_columns_of_numpy(
-    sma_run: Backtest, monkeypatch: pytest.MonkeyPatch
+    sma_run: Run[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tracepaper.replay.dataframes.importlib.util.find_spec", lambda _name: None)
-    plain = Backtest(sma_run.database, sma_run.run_id)
+    plain: Run[Any] = Run(sma_run.database, sma_run.run_id)
     assert isinstance(plain.trades, dataframes.NumpyFrame)
     assert plain.trades["profit"].tolist() == sma_run.trades["profit"].to_list()
     assert plain.trades["closed_utc"].dtype == "M8[ms]"
@@ -109,12 +122,12 @@ def test_without_polars_frames_are_columns_of_numpy(
     assert f"{BARS:,} rows of run_id, sequence" in repr(plain.decisions)
 
 
-def test_frames_are_those_of_the_data_or_those_asked_for(sma_run: Backtest) -> None:
+def test_frames_are_those_of_the_data_or_those_asked_for(sma_run: Run[Any]) -> None:
     candles = CSV.to_pandas().head(400)
     given: dict[str, Any] = {"params": {"fast": 5, "slow": 20}}
     with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, **given) as run:
         assert isinstance(run.trades, pd.DataFrame)
-        assert isinstance(run.frames.equity(), pd.DataFrame)
+        assert isinstance(run.equity, pd.DataFrame)
     with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, frames="polars", **given) as run:
         assert isinstance(run.trades, pl.DataFrame)
     with tracepaper.backtest("sma_cross", {"BTCUSDT": pl.from_pandas(candles)}, **given) as run:
@@ -123,13 +136,13 @@ def test_frames_are_those_of_the_data_or_those_asked_for(sma_run: Backtest) -> N
         tracepaper.backtest("sma_cross", candles, frames="spark", **given)  # type: ignore[arg-type]
 
 
-def test_stats_are_the_summary_as_a_series(sma_run: Backtest) -> None:
+def test_stats_are_the_summary_as_a_series(sma_run: Run[Any]) -> None:
     assert isinstance(sma_run.stats, pd.Series)
     assert sma_run.stats.name == "sma_cross"
     assert dict(sma_run.stats) == dict(sma_run.summary)
 
 
-def test_the_chart_is_that_of_the_command(sma_run: Backtest, tmp_path: Path) -> None:
+def test_the_chart_is_that_of_the_command(sma_run: Run[Any], tmp_path: Path) -> None:
     of_call, of_command = tmp_path / "call.svg", tmp_path / "command.svg"
     assert "closed trades" in sma_run.report(chart=of_call, last=300).text.lower()
     given = ("report", "last", "--db", str(sma_run.database), "--chart", str(of_command))
@@ -139,7 +152,7 @@ def test_the_chart_is_that_of_the_command(sma_run: Backtest, tmp_path: Path) -> 
     assert len((tmp_path / "all.svg").read_bytes()) > len(of_call.read_bytes())
 
 
-def test_a_decision_is_explained_by_its_sequence_or_from_the_end(sma_run: Backtest) -> None:
+def test_a_decision_is_explained_by_its_sequence_or_from_the_end(sma_run: Run[Any]) -> None:
     last = sma_run.decisions["sequence"][-1]
     assert sma_run.explain()["decision"]["sequence"] == last
     assert sma_run.explain(-2)["decision"]["sequence"] == last - 1
@@ -164,7 +177,7 @@ def test_a_decision_is_explained_by_its_sequence_or_from_the_end(sma_run: Backte
     ],
     ids=["polars", "polars moments", "pandas", "pandas index", "pandas zone", "lists", "numpy"],
 )  # fmt: skip
-def test_a_frame_is_read_as_its_file_is(frame: Any, sma_run: Backtest) -> None:
+def test_a_frame_is_read_as_its_file_is(frame: Any, sma_run: Run[Any]) -> None:
     with backtest("sma_cross", {"BTCUSDT": frame}, params=PARAMS, config=SIZED) as run:
         assert identities(run.database) == identities(sma_run.database)
 
@@ -182,7 +195,7 @@ def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path
 
 
 def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
-    sma_run: Backtest, tmp_path: Path
+    sma_run: Run[Any], tmp_path: Path
 ) -> None:
     other = CSV.rename({"close": "Settle"}).with_columns(Last=pl.col("open"), Amount=pl.lit(1.5))
     path = tmp_path / "BTCUSDT-1m.csv"
@@ -206,7 +219,7 @@ def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
     assert "--columns close=settle --columns turnover=" in str(tried.command)
 
 
-def test_a_frame_takes_the_configured_symbol(sma_run: Backtest) -> None:
+def test_a_frame_takes_the_configured_symbol(sma_run: Run[Any]) -> None:
     config = {**SIZED, "market": {"symbols": "BTCUSDT"}}
     with backtest("sma_cross", CSV, params=PARAMS, config=config) as run:
         assert identities(run.database) == identities(sma_run.database)
@@ -270,7 +283,7 @@ def test_wrong_usage_gets_one_sentence(given: dict[str, Any], sentence: str, can
 def test_params_of_numpy_are_stored_as_numbers(candles: Path) -> None:
     given = {"least": np.int64(7)}
     with backtest(Follows, candles, params=given, config=SIZED) as run:
-        stored = json.loads(run.frames.run["config"])["strategy"]["options"]
+        stored = json.loads(run.row["config"])["strategy"]["options"]
         assert stored == {"least": 7}
         assert run.verify().passes
         changed = run.what_if({"execution": {"taker_fee": "0.01"}})
@@ -292,8 +305,8 @@ def test_params_lie_over_the_options_that_are_configured_for_this_class(
             pass
         cls = import_module("own").Own
         with backtest(cls, candles, params={"b": 3}, config=config, end="2025-05-26T08:00") as done:
-            assert done.frames.run["strategy"] == "own:Own"
-            assert json.loads(done.frames.run["warnings"]) == []
+            assert done.row["strategy"] == "own:Own"
+            assert json.loads(done.row["warnings"]) == []
 
 
 def test_a_class_of_a_module_is_verified_by_another_process(candles: Path, tmp_path: Path) -> None:
@@ -325,8 +338,8 @@ def made(text):
 text = "class Typed(Strategy):\\n def decide(self, now):\\n  return Signal(Action.FLAT, 'no')"
 for of in (Typed, made(text)):
     run = tracepaper.backtest(of, CANDLES, end="2025-05-26T08:00", db=f"{of is Typed}.db")
-    print(run.frames.run["strategy"], run.verify().passes, run.frames.run["strategy_sha256"][:8])
-    print(run.frames.run["warnings"])
+    print(run.row["strategy"], run.verify().passes, run.row["strategy_sha256"][:8])
+    print(run.row["warnings"])
 """
 
 
@@ -383,10 +396,10 @@ def test_several_strategies_are_those_of_the_configuration(candles: Path) -> Non
         stored = several_of(f"{__name__}:Follows", **options)
         with backtest(None, candles, config={**SIZED, "strategies": stored}) as named:
             assert identities(named.database) == identities(run.database)
-            assert named.frames.run["config_sha256"] == run.frames.run["config_sha256"]
+            assert named.row["config_sha256"] == run.row["config_sha256"]
         accounts = [row["account"] for row in run.report().document["accounts"]]
         assert accounts[1:3] == ["crossing", "own"]
-        fills = run.frames.shadow_fills().to_dicts()
+        fills = run.shadow_fills.to_dicts()
         assert {row["shadow"] for row in fills} == {"crossing", "own"}
 
 
@@ -400,7 +413,7 @@ def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candle
     given = {name: {"share": "0.5", "name": of} for name, of in (("one", First), ("two", Second))}
     with backtest(None, candles, strategies=given, config=SIZED) as run:
         assert run.verify().passes
-        text = "".join(json.loads(run.frames.run["warnings"]))
+        text = "".join(json.loads(run.row["warnings"]))
         assert "the class First" in text
         assert "the class Second" in text
 
@@ -434,7 +447,7 @@ def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
         user_class(name)
 
 
-def test_it_runs_inside_a_running_event_loop(candles: Path, sma_run: Backtest) -> None:
+def test_it_runs_inside_a_running_event_loop(candles: Path, sma_run: Run[Any]) -> None:
     async def cell() -> list[tuple[int, DecisionIdentity]]:
         with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as run:
             assert run.verify(sample=10).passes

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import tracepaper
 from tracepaper import Action, Orders, Signal, Strategy
-from tracepaper.replay.api import Backtest
+from tracepaper.replay.run import Run
 
 FILES: Final = Path(__file__).parents[1] / "cases" / "files"
 """Files of invented numbers in the layouts that reports are about."""
@@ -56,7 +56,7 @@ def play(
     data: Mapping[str, Any],
     config: Mapping[str, Mapping[str, object]] | None = None,
     **options: Any,
-) -> Backtest:
+) -> Run[Any]:
     """Run *strategy* on *data*, candles of BTCUSDT or of each symbol, at no cost of execution."""
     settings: dict[str, dict[str, object]] = {"execution": {**FREE}}
     for section, keys in (config or {}).items():
@@ -84,6 +84,6 @@ def records(frame: Any) -> list[dict[str, Any]]:
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
-def fills(run: Backtest) -> list[tuple[str, float, float]]:
+def fills(run: Run[Any]) -> list[tuple[str, float, float]]:
     """Return side, quantity and price of each fill."""
     return [(fill["side"], fill["quantity"], fill["price"]) for fill in records(run.fills)]

@@ -102,7 +102,7 @@ def test_the_typed_command_and_the_call_make_the_same_run(
     assert typed(place, "parity", "a.db#last", "b.db#last") == 0
     assert list(run.decisions["action"]) == list(again.decisions["action"])
     assert set(run.decisions["action"]) == {"LONG", "FLAT"}
-    noted = run.frames.notes()
+    noted = run.notes
     last = [
         row for row, name in zip(noted["number"], noted["name"], strict=True) if name == "last_ms"
     ]

@@ -8,7 +8,8 @@ import pytest
 from walks import straight
 
 from tracepaper import Action, ConfigInvalid, Percent, Signal, Strategy, Volatility
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.api import backtest
+from tracepaper.replay.run import Run
 
 START_MS = 1_748_246_400_000
 FREE = {"taker_fee": "0", "maker_fee": "0"}
@@ -49,7 +50,7 @@ FALLING = straight(START_MS, [100, 100, 100, 100, 100, 97, 94, 91, 88])
 RISING = straight(START_MS, [100, 100, 100, 100, 100, 103, 106, 109, 112])
 
 
-def run_of(of: type[Strategy], data: Any, **params: float) -> Backtest:
+def run_of(of: type[Strategy], data: Any, **params: float) -> Run[Any]:
     return backtest(of, {"AAAUSDT": data}, params=params, config=SIZED)
 
 

@@ -9,7 +9,8 @@ import pytest
 from walks import straight
 
 from tracepaper import Action, Orders, Signal, Strategy, buy, sell
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.api import backtest
+from tracepaper.replay.run import Run
 from tracepaper.strategies.types.decisions import PositionSide
 
 START_MS = 1_748_246_400_000
@@ -66,7 +67,7 @@ def configured(**sections: Any) -> dict[str, Any]:
     }
 
 
-def liquidations(run: Backtest) -> dict[int, list[dict[str, Any]]]:
+def liquidations(run: Run[Any]) -> dict[int, list[dict[str, Any]]]:
     """Return explain's sentences on liquidations, by instrument and minute."""
     by_bar: dict[int, list[dict[str, Any]]] = {}
     for row in run.decisions.to_dicts():
@@ -75,20 +76,20 @@ def liquidations(run: Backtest) -> dict[int, list[dict[str, Any]]]:
     return by_bar
 
 
-def lost_by(run: Backtest) -> float:
+def lost_by(run: Run[Any]) -> float:
     """Return the cash changes of liquidations, from the record's ledger alone."""
-    rows = run.frames.ledger().to_dicts()
+    rows = run.ledger.to_dicts()
     ids = {row["order_id"] for row in rows if row["kind"] == "liquidation_fee"}
     return -sum(row["amount"] for row in rows if row["order_id"] in ids)
 
 
 @pytest.fixture(scope="module")
-def isolated() -> Iterator[Backtest]:
+def isolated() -> Iterator[Run[Any]]:
     with backtest(Buys, {"AAAUSDT": straight(START_MS, PRICES)}, config=configured()) as run:
         yield run
 
 
-def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Backtest) -> None:
+def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Run[Any]) -> None:
     by_bar = liquidations(isolated)
     assert list(by_bar) == [CRASH]
     (only,) = by_bar[CRASH]
@@ -103,7 +104,7 @@ def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Back
     )
 
 
-def test_the_loss_of_a_liquidation_is_no_spread(isolated: Backtest) -> None:
+def test_the_loss_of_a_liquidation_is_no_spread(isolated: Run[Any]) -> None:
     (row,) = isolated.report().document["costs"]
     assert (row["spread"], row["slippage"]) == (0.0, 0.0)
     assert row["liquidation"] == pytest.approx(25.0)
@@ -126,7 +127,7 @@ def test_a_side_of_hedge_mode_is_named_and_the_other_one_stays() -> None:
 
 
 @pytest.fixture(scope="module")
-def crossed() -> Iterator[Backtest]:
+def crossed() -> Iterator[Run[Any]]:
     account = {"cash": "1000", "margin": "cross", "leverage": "10"}
     deep = [1_000.0] * CRASH + [600.0] * (BARS - CRASH)
     data = {"AAAUSDT": straight(START_MS, deep), "BBBUSDT": straight(START_MS, [1_000.0] * BARS)}
@@ -140,7 +141,7 @@ def crossed() -> Iterator[Backtest]:
         yield run
 
 
-def test_on_cross_margin_all_positions_and_parts_are_told(crossed: Backtest) -> None:
+def test_on_cross_margin_all_positions_and_parts_are_told(crossed: Run[Any]) -> None:
     by_bar = liquidations(crossed)
     fills = [row for row in crossed.fills.to_dicts() if row["model"] == "liquidation"]
     assert len({row["instrument"] for row in fills}) == 2

@@ -9,7 +9,8 @@ import pytest
 from pages import said_in
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, sell
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.api import backtest
+from tracepaper.replay.run import Run
 
 START_MS = 1_748_246_400_000
 BARS = 12
@@ -40,12 +41,12 @@ class Lists(Strategy):
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Backtest]:
+def run() -> Iterator[Run[Any]]:
     with backtest(Lists, {"AAAUSDT": CANDLES}) as run:
         yield run
 
 
-def decided(run: Backtest, reason: str) -> int:
+def decided(run: Run[Any], reason: str) -> int:
     rows = run.decisions.to_dicts()
     (sequence,) = (row["sequence"] for row in rows if row["reason"] == reason)
     return int(sequence)
@@ -55,7 +56,7 @@ def became(document: Any) -> list[tuple[str, str, str | None, str]]:
     return [(of["side"], of["kind"], of["price"], of["became"]) for of in document["orders"]]
 
 
-def test_explain_lists_what_a_list_sent_and_canceled(run: Backtest) -> None:
+def test_explain_lists_what_a_list_sent_and_canceled(run: Run[Any]) -> None:
     first = run.explain(decided(run, "first"))
     assert became(first.document) == [
         ("BUY", "LIMIT", "99.5", "filled at 99.5 as maker"),
@@ -74,7 +75,7 @@ def test_explain_lists_what_a_list_sent_and_canceled(run: Backtest) -> None:
     assert [of["quantity"] for of in second["orders"]] == ["3.000", "1.000"]
 
 
-def test_the_report_lists_them_for_terminal_json_and_page(run: Backtest, tmp_path: Any) -> None:
+def test_the_report_lists_them_for_terminal_json_and_page(run: Run[Any], tmp_path: Any) -> None:
     page = tmp_path / "run.html"
     report = run.report(html=page)
     assert [of[3] for of in became(report)] == [

@@ -13,9 +13,10 @@ from scenarios import SCENARIOS
 from seeded_events import SeededMarket, seeded_market
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, open_run, sell
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.api import backtest
 from tracepaper.replay.archive.events import EventsFile
 from tracepaper.replay.report.listed_orders import queue_positions
+from tracepaper.replay.run import Run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.units import to_tick
@@ -56,7 +57,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
 @pytest.fixture(scope="module", params=MODELS)
 def run(
     request: pytest.FixtureRequest, market: SeededMarket, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Backtest]:
+) -> Iterator[Run[Any]]:
     path = tmp_path_factory.mktemp("queues") / "run.db"
     config = configured(request.param, latency_ms=2_750)  # frames come while it cancels
     with backtest(Quotes, market.candles, config=config, events=market.events, db=path) as run:
@@ -149,14 +150,14 @@ def queues_of(
     return {queue.order["order_id"]: queue for queue in queues}
 
 
-def explained(run: Backtest) -> dict[str, dict[str, Any]]:
+def explained(run: Run[Any]) -> dict[str, dict[str, Any]]:
     sequences = [row["sequence"] for row in run.decisions.to_dicts() if row["action"] == "ORDERS"]
     queues = [run.explain(sequence)["queues"] for sequence in sequences]
     return {order_id: place for each in queues for order_id, place in each.items()}
 
 
-def test_what_stood_ahead_is_what_the_file_says(run: Backtest, market: SeededMarket) -> None:
-    model = json.loads(run.frames.run["config"])["execution"]["queue_model"]
+def test_what_stood_ahead_is_what_the_file_says(run: Run[Any], market: SeededMarket) -> None:
+    model = json.loads(run.row["config"])["execution"]["queue_model"]
     rows = {row["order_id"]: row for row in open_rows(run)}
     ranks = explained(run)
     canceled = [row for row in rows.values() if row["status"] == "CANCELED"]
@@ -178,12 +179,12 @@ def test_what_stood_ahead_is_what_the_file_says(run: Backtest, market: SeededMar
     assert any(place["joined"] not in {None, "0"} for place in filled)
 
 
-def open_rows(backtest_run: Backtest) -> list[dict[str, Any]]:
+def open_rows(backtest_run: Run[Any]) -> list[dict[str, Any]]:
     run = open_run(backtest_run.run_id, backtest_run.database, exact=True, frames="polars")
-    return list(run.orders().to_dicts())
+    return list(run.orders.to_dicts())
 
 
-def test_a_list_that_only_cancels_names_what_it_withdrew(run: Backtest) -> None:
+def test_a_list_that_only_cancels_names_what_it_withdrew(run: Run[Any]) -> None:
     rows = [row for row in run.decisions.to_dicts() if row["action"] == "ORDERS"]
     withdrawn = 0
     for sent, ended in pairwise(rows):

@@ -17,12 +17,13 @@ from records import rows
 from report_cases import BTC, SOL, build_report_of, cross, replayed
 
 from tracepaper import Action, BarContext, Signal, Strategy, sweep
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.api import backtest
 from tracepaper.replay.page import runs
 from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.terminal import summary_document
+from tracepaper.replay.run import Run
 from tracepaper.replay.run_columns import Floats
 from tracepaper.replay.sweep.executor import InThisProcess
 from tracepaper.replay.sweep.space import FIGURES
@@ -343,7 +344,7 @@ def test_the_account_says_margin_leverage_and_liquidation_price(
     )
     assert all(of["margin_used"] is None for of in others)
     ((run_id,),) = rows(database, "SELECT run_id FROM v_runs")
-    assert Backtest(database, run_id).summary["end"] == account["end"]
+    assert Run(database, run_id).summary["end"] == account["end"]
     assert "liquidation_price" not in FIGURES, "no sweep is judged by it"
     text = cli.out("report", "--db", database)
     assert ("liquidated at" in text) is held

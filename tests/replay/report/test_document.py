@@ -9,12 +9,12 @@ import storage_cases as cases
 from builders import MINUTE, present
 from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
-from tracepaper.replay.api import Backtest
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.report.benchmarks import mean_exposures
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
+from tracepaper.replay.run import Run
 from tracepaper.storage.database.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Gap, GapCause
@@ -57,7 +57,7 @@ def test_figures_of_a_day_are_those_of_its_ends_and_of_a_year_there_are_none(
 def test_a_run_of_one_day_stands_without_an_error(cross_database: Path) -> None:
     """Neither its sentence nor its page claims what a day cannot tell."""
     report = build_report_of(cross_database)
-    sentence = repr(Backtest(cross_database, report.record.run["run_id"]))
+    sentence = repr(Run(cross_database, report.record.run["run_id"]))
     assert "bp (too few days), worst drawdown" in sentence
     assert "±" not in sentence
     parts = report_document(report).parts

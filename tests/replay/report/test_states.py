@@ -18,12 +18,12 @@ from records import prune, rows, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.report.states import LIMITS, LastingState, lasting_states
+from tracepaper.replay.run import Run
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
@@ -137,7 +137,7 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     (state,) = states_of(path)
     assert state.refused
     assert state.refused > 20
-    run = Backtest(path, run_id)
+    run: Run[Any] = Run(path, run_id)
     assert repr(run).splitlines()[0] == state.sentence
     assert run.summary["halted_ms"] == state.since_ms
     report = cli.json("report", "last", "--db", path)

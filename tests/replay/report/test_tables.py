@@ -34,7 +34,7 @@ def test_a_figure_declared_once_is_on_the_terminal_on_the_page_in_json_and_in_a_
     place = [figure.title for figure in table.figures].index("planted figure")
     assert table.rows[0][place] == end
     assert as_document(cross_report)["accounts"][0]["planted"] == end
-    frame = open_run("last", cross_report.record.database).report("accounts")
+    frame = open_run("last", cross_report.record.database).table("accounts")
     assert frame["planted"][0] == end
 
 

@@ -1,4 +1,4 @@
-"""``v_trades`` equals the report's closed trades and those of ``Backtest.trades``."""
+"""``v_trades`` equals the report's closed trades and those of ``Run.trades``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from report_cases import BTC, funding_file
 
 from tracepaper import Action, Percent, Signal, Strategy
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.api import backtest
+from tracepaper.replay.run import Run
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -32,7 +33,7 @@ class StopNextBars(Strategy):
         return Signal(action, "in", stop=Percent(0.05), target=Percent(0.1), reenter=True)
 
 
-def rows(run: Backtest) -> list[dict[str, Any]]:
+def rows(run: Run[Any]) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(run.database)) as connection:
         connection.row_factory = sqlite3.Row
         query = "SELECT * FROM v_trades WHERE run_id = ? ORDER BY closed_ms, instrument"
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def run(request: pytest.FixtureRequest) -> Iterator[Backtest]:
+def run(request: pytest.FixtureRequest) -> Iterator[Run[Any]]:
     strategy, data, more = CASES[request.param]
     params = {"fast": 5, "slow": 20} if strategy == "sma_cross" else None
     with backtest(strategy, data, params=params, **more) as done:
@@ -75,7 +76,7 @@ def test_a_trade_has_the_forecast_of_the_decision_that_opened_it(tmp_path: Path)
         assert {name: trade[name] for name in FORECAST} == {name: opened[name] for name in FORECAST}
 
 
-def test_what_it_earned_is_gross_less_costs_and_funding(run: Backtest) -> None:
+def test_what_it_earned_is_gross_less_costs_and_funding(run: Run[Any]) -> None:
     for row in rows(run):
         left = row["gross"] - row["costs"] - row["funding"]
         assert row["net"] == pytest.approx(left, abs=1e-9)

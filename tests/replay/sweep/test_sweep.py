@@ -208,7 +208,7 @@ def test_a_point_sets_one_key_of_one_of_several_strategies(candles: Path) -> Non
         changed = {**config, "strategies": {**several, "quick": quick}}
         with backtest(None, candles, config=changed) as alone:
             assert cell.figures == alone.summary
-            assert cell.config_sha256 == alone.frames.run["config_sha256"]
+            assert cell.config_sha256 == alone.row["config_sha256"]
     assert swept.cells[0].value != swept.cells[1].value
 
 
@@ -400,7 +400,7 @@ def test_a_class_that_only_this_process_has_runs_here_under_its_limit(
 
 def objective(of: Any) -> float:
     """Return what the parametrised test is about, by the fast average."""
-    fast = json.loads(of.frames.run["config"])["strategy"]["fast"]
+    fast = json.loads(of.row["config"])["strategy"]["fast"]
     if fast == 3:
         raise RuntimeError("no idea")
     odd: dict[int, Any] = {5: math.nan, 7: "good", 9: np.float64(of.trades.height), 11: True}
