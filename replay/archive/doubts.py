@@ -35,7 +35,7 @@ REGULAR_STEPS: Final = 20
 """So many consecutive equal steps are an interval; holes of rare trading vary."""
 OUTLIER_RANGES: Final = 30.0
 """A close so many median true ranges away, with a return at the next bar, is an error."""
-JUMP_LEAST: Final = 1.4
+JUMP_LEAST: Final = 1.45
 """The ratio of two prices in a row, or its inverse, from which a split is likely, if it also
 exceeds many usual moves."""
 _DATE: Final = (
@@ -201,7 +201,11 @@ def _outlier(rows: Rows, _interval_ms: int) -> str:
     )
 
 
-def _jump(rows: Rows, _interval_ms: int) -> str:
+def jump(rows: Rows) -> str:
+    """Return a sentence about prices that jump as by a split, or "".
+
+    Candles in sessions do without: their run names a suspected split, and knows its actions.
+    """
     prices = {name: _float(rows.prices[name]) for name in PRICES}
     close = prices["close"]
     moves = np.abs(np.diff(close) / close[:-1])
@@ -228,7 +232,6 @@ DOUBTS: Final = (
     Doubt(_phase, rejects=True),
     Doubt(_changed, rejects=True),
     Doubt(_outlier, rejects=False),
-    Doubt(_jump, rejects=False),
 )
 """Every doubt about rows, in the order of checking."""
 

@@ -38,6 +38,7 @@ from tracepaper.replay.archive.doubts import (
     MOST_WRONG,
     doubt,
     is_outside,
+    jump,
     likely_order,
     reject_content,
     reject_contracts,
@@ -153,6 +154,8 @@ def _candles(
         step = interval_believed(rows, step, by_name)
     doubt(rows, step, notes.append)
     if sessions_for is None:
+        if sentence := jump(rows):
+            notes.append(sentence)
         rows = on_grid(rows, step, notes.append)
     candles = Candles(
         path=str(table.path),
