@@ -130,13 +130,28 @@ class WarmUpTurns:
         return bars
 
     async def _fetched(self, lack: FrameRange) -> list[FrameBar]:
-        bars = await self._client.candles(
-            self._states[lack.instrument].instrument,
-            lack.interval_ms,
-            lack.from_ms,
-            lack.until_ms - 1,
+        """Fetch the candles of *lack*; an answer without the newest one counts if REST repeats it.
+
+        REST holds a candle some seconds after its close, so both answers come ``certain_s`` later.
+        """
+        newest_ms, wait_s = (
+            lack.until_ms - lack.interval_ms,
+            self._states[lack.instrument].listing.wait_s,
         )
-        now_ms = self._clock.market_ms()
+        certain_ms = lack.until_ms + self._clock.scaled_ms(self._exchange.certain_s)
+        is_repeated = False
+        while True:
+            bars = await self._client.candles(
+                self._states[lack.instrument].instrument,
+                lack.interval_ms,
+                lack.from_ms,
+                lack.until_ms - 1,
+            )
+            now_ms = self._clock.market_ms()
+            if is_repeated or (bars and bars[-1].open_time_ms >= newest_ms):
+                break
+            is_repeated = now_ms >= certain_ms
+            await self._client.cooldown.pause("a candle of a higher timeframe", wait_s)
         self._client.counters["frame_bars"] += len(bars)
         return [frame_bar_of(bar, seen_ms=now_ms) for bar in bars]
 

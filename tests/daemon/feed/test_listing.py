@@ -33,8 +33,8 @@ async def test_bars_that_closed_before_the_stream_are_not_lost(wrong: int) -> No
     """REST has no bar at the start and *wrong* times later; then it has every minute."""
     async with ScriptedServer() as server, live(server, start=START) as run:
         serve(server, *range(5))
-        empty = server.reply({"category": "linear", "symbol": "BTCUSDT", "list": []})
-        server.answer_next("kline", *(empty for _ in range(wrong)))
+        empty = {"category": "linear", "symbol": "BTCUSDT", "list": []}
+        server.answer_next("kline", *(server.reply(empty) for _ in range(wrong)))
         await stream(run, [5, 6])
         await run.expect(partial(run.has_bars, 7))
         assert run.opens() == list(range(7))
