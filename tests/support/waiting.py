@@ -42,6 +42,13 @@ async def deadline(seconds: float = PATIENCE_S) -> AsyncIterator[None]:
             timer.cancel()
 
 
+def pass_time(seconds: float) -> None:
+    """Let *seconds* of the running loop's time pass at once: limits that run now are exceeded."""
+    loop = asyncio.get_running_loop()
+    before = loop.time
+    loop.time = lambda: before() + seconds  # type: ignore[method-assign]
+
+
 async def until(condition: Callable[[], object], *, poll_s: float = 0.0) -> None:
     """Let the loop run until *condition* holds, asking every *poll_s*."""
     async with deadline():

@@ -24,7 +24,7 @@ from fakes import JumpClock, ManualClock
 from notify_cases import TEMPERS, receivers
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
-from waiting import deadline_s, until
+from waiting import deadline_s, pass_time, until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.clock import SystemClock
@@ -223,10 +223,15 @@ async def test_a_lost_feed_is_noticed_without_any_step(planted: SendingProgram) 
 async def test_an_address_that_hangs_takes_nothing_from_others_or_the_next_message(
     planted: SendingProgram,
 ) -> None:
-    planted.answers("if name.endswith('b'): time.sleep(60)")
-    async with Sender(["json://a", "json://b"], limit_s=0.5) as sender:
-        lost = await sender.send(HELLO)
-        assert [each.error for each in lost] == ["", "it took longer than notify.timeout_s, 0.5 s"]
+    planted.answers("if name.endswith('b'): (here / 'hangs').touch(); time.sleep(3_600)")
+    async with Sender(["json://a", "json://b"], limit_s=3_600) as sender:
+        sending = asyncio.ensure_future(sender.send(HELLO))
+        await until((planted.folder / "hangs").exists, poll_s=0.01)
+        for _ in range(20):  # the answer of the other address, which is in the pipe, is read
+            await asyncio.sleep(0)
+        pass_time(3_600)
+        lost = await sending
+        assert [each.error for each in lost] == ["", "it took longer than notify.timeout_s, 3600 s"]
         planted.answers("pass")
         assert [each.error for each in await sender.send(HELLO)] == ["", ""]
 
