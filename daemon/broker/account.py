@@ -88,6 +88,13 @@ class BrokerSettings(Struct, frozen=True):
         """Return the costs of trading *instrument*: those set for it, or the default."""
         return self.costs_of.get(instrument, self.costs)
 
+    @property
+    def of_fills(self) -> BrokerSettings:
+        """These settings without the latency if bars fill orders: there it only dates them."""
+        if self.execution is not FillModel.NEXT_OPEN:
+            return self
+        return replace(self, latency=Latency(0))
+
 
 class Ownership(NamedTuple):
     """The share that one of several strategies has of an account."""

@@ -38,7 +38,8 @@ class QueueRules(Struct, frozen=True):
     @classmethod
     def named(cls, model: str, exponent: int) -> QueueRules:
         """Return the rules of the named *model*; raise ``ValueError`` for an unknown name."""
-        return cls(QueueModel(model), exponent)
+        kind = QueueModel(model)
+        return cls(kind, exponent) if kind is QueueModel.POWER_PROB else cls(kind)
 
 
 UNKNOWN: Final = -1

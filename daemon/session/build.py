@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -334,7 +335,7 @@ def costs_for(config: Config) -> ExecutionCosts:
     def units(key: str, value: Decimal) -> int:  # 1 bp is 0.0001
         return scaled(value, RATE_DECIMALS, name=f"execution.{key}")
 
-    has_impact = execution.beyond_best == "impact"
+    has_impact = execution.beyond_best == "impact" and execution.model in {"auto", "quote"}
     return ExecutionCosts(
         taker_fee=units(
             "taker_fee", Decimal(taker) if execution.taker_fee is None else execution.taker_fee
@@ -442,6 +443,33 @@ def build_engine(
         if not config.strategies.named:
             horizon_index(config, forecaster)
         strategies = make_strategies(config, forecaster)
+    account, *members = engine_terms(
+        config,
+        instruments,
+        execution=execution,
+        period_start_ms=period_start_ms,
+        forecaster=forecaster,
+        strategies=strategies,
+        sessions=sessions,
+    )
+    return Engine(instruments, account, members=members, reset=config.strategies.reset)
+
+
+def engine_terms(
+    config: Config,
+    instruments: Sequence[Instrument],
+    *,
+    execution: FillModel,
+    period_start_ms: int,
+    forecaster: Forecaster | None,
+    strategies: Strategies,
+    sessions: Sessions | None = None,
+) -> list[MemberTerms]:
+    """Return the terms of the account, and then those of each of several strategies on it.
+
+    A setting that the run cannot use (a queue model where bars fill the orders) is left out, so
+    terms are equal where a changed key has no effect.
+    """
     terms_of = partial(
         _terms,
         instruments=instruments,
@@ -461,8 +489,7 @@ def build_engine(
         members.append(terms._replace(name=name, share=shares[name]))
     if members:
         reject_limits(config, forecaster)  # its message names all strategies
-    account = terms_of(account_of(config), forecaster, strategies)
-    return Engine(instruments, account, members=members, reset=config.strategies.reset)
+    return [terms_of(account_of(config), forecaster, strategies), *members]
 
 
 def _terms(
@@ -496,8 +523,11 @@ def _terms(
                     f"{config.strategy.name} does not declare; add it to its gates."
                 )
     fees = fees_of_symbols(config)
-    latency_ms, jitter_ms = config.execution.latency_ms, config.execution.latency_jitter_ms
     cash = scaled(config.account.cash, MONEY_DECIMALS, name="account.cash")
+    # Only a model that takes its place could bring a gate that the strategy does not have now.
+    gates = {gate for each in terms.gates.values() for gate in each.gate_set.gates}
+    has_model, has_regime = forecaster is not None, regime_gate.name in gates
+    has_judgement = any(GATES[gate].kind is GateKind.JUDGEMENT for gate in gates)
     settings = EngineSettings(
         BrokerSettings(
             execution=execution,
@@ -507,20 +537,22 @@ def _terms(
             costs=costs_for(config),
             costs_of={item.id: fees[item.symbol] for item in instruments if item.symbol in fees},
             cash=check_money(cash, name="account.cash"),
-            latency=Latency(latency_ms, jitter_ms, config.execution.seed),
-            fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
             exits=Exits.of(config.exits.model_dump(), forecaster),
-            queue=QueueRules.named(config.execution.queue_model, config.execution.queue_exponent),
+            **_delays(config, execution),
         ),
         interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,
         usual_ranges=float(config.execution.plausible),
         agree_within_ms=round(config.execution.agree_within_ms * config.exchange.time_scale),
-        flat_on_refusal=config.gate.on_refusal == "flat",
+        flat_on_refusal=config.gate.on_refusal == "flat" and (has_model or has_judgement),
         model=terms,
-        regimes=frozenset(Regime(name) for name in config.gate.regimes),
-        learned_regimes=frozenset(config.gate.learned_regimes),
-        hysteresis=float(config.regime.hysteresis),
+        regimes=frozenset(Regime(name) for name in config.gate.regimes if has_model or has_regime),
+        learned_regimes=frozenset(
+            cell
+            for cell in config.gate.learned_regimes
+            if has_model or learned_regime.name in gates
+        ),
+        hysteresis=float(config.regime.hysteresis) if has_model else 0.0,
         risk=risk,
         flatten_on_breach=config.risk.on_breach == "flatten",
         closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
@@ -528,6 +560,23 @@ def _terms(
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}
     return MemberTerms("", 0, by_id, sizers, settings)
+
+
+def _delays(config: Config, execution: FillModel) -> dict[str, Any]:
+    """Return the fields of ``BrokerSettings`` on time and queues that *execution* uses.
+
+    A bar leaves no order to expire, and only a book has queues.
+    """
+    keys = config.execution
+    jitter_ms = keys.latency_jitter_ms
+    delays: dict[str, Any] = {
+        "latency": Latency(keys.latency_ms, jitter_ms, keys.seed if jitter_ms else 0)
+    }
+    if execution is not FillModel.NEXT_OPEN:
+        delays["fill_within_ms"] = round(keys.fill_within_ms * config.exchange.time_scale)
+    if execution is FillModel.BOOK:
+        delays["queue"] = QueueRules.named(keys.queue_model, keys.queue_exponent)
+    return delays
 
 
 def model_terms(

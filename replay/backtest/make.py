@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -11,9 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
-from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.loop import KnownPredictor
 from tracepaper.daemon.session.models import card_of
@@ -21,6 +24,11 @@ from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build, configuration
+from tracepaper.replay.backtest.effects import (
+    engine_inputs,
+    keys_without_effect,
+    sentence_on,
+)
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import (
@@ -39,6 +47,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import (
     Depths,
     Event,
@@ -131,8 +140,9 @@ def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Repl
     if spec.mode not in ("scan", "step"):
         raise ConfigInvalid(f"--mode is {spec.mode!r}; write scan or step.")
     data = MarketData.read(spec)
-    return build(
-        configuration(spec.given, data, spec.sections, caller=spec.caller),
+    config = configuration(spec.given, data, spec.sections, caller=spec.caller)
+    replay = build(
+        config,
         data,
         started_at_ms=started_at_ms,
         from_ms=spec.from_ms,
@@ -140,6 +150,36 @@ def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Repl
         mode=spec.mode,
         database=database,
         warnings=spec.warnings,
+    )
+    if not (spec.settings and (keys := _without_effect(spec, data, config, replay))):
+        return replay
+    warnings = (*replay.run.warnings, sentence_on(keys))
+    return dataclasses.replace(replay, run=msgspec.structs.replace(replay.run, warnings=warnings))
+
+
+def _without_effect(
+    spec: RunSpec, data: MarketData, config: Config, replay: Replay
+) -> tuple[str, ...]:
+    """Return the keys of ``--set`` on which *replay*, with *config* before its build, depends not.
+
+    None is named where the run cannot be configured without them.
+    """
+    unset = dataclasses.replace(spec, settings=())
+    try:
+        before = configuration(unset.given, data, unset.sections, caller=unset.caller)
+    except ConfigInvalid:
+        return ()
+    execution = FillModel(replay.config.execution.model)
+    strategies = {
+        item.symbol: replay.engine.states[item.id].strategy for item in replay.instruments
+    }
+    return keys_without_effect(
+        before,
+        config,
+        replay.config,
+        lambda config: engine_inputs(
+            config, replay.run, strategies, replay.forecaster, execution=execution
+        ),
     )
 
 

@@ -27,6 +27,12 @@ from tracepaper.daemon.session.build import (
     warmup_bars,
 )
 from tracepaper.daemon.session.run_row import reject_size, sessions_of, strategy_sha256
+from tracepaper.replay.backtest.effects import (
+    CHANGEABLE,
+    changed_keys,
+    engine_inputs,
+    keys_without_effect,
+)
 from tracepaper.replay.backtest.recorded import RecordedForecaster, RecordedPredictor, RecordedRun
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
 from tracepaper.storage.database.chunks import StoredRun, find_step, run_span
@@ -58,10 +64,6 @@ from tracepaper.strategies.units import count_of, iso
 REPLAY: Final = "make another run by `tracepaper replay`"
 FORECASTS_READ: Final = 64
 """Forecasts read to see a model's fields: the first may lack those that need an earlier one."""
-CHANGEABLE: Final = frozenset(
-    {"strategy", "strategies", "gate", "regime", "sizing", "exits", "execution", "risk", "account"}
-)
-"""Sections that act on a run's inputs; others choose the inputs, or have no effect."""
 _INPUT_KEYS: Final = ("execution.model", "execution.filters")
 _START_INPUTS: Final[Mapping[type[Event], str]] = {
     FrameBar: "candles of higher timeframes",
@@ -86,6 +88,7 @@ class ChangedRun:
     engine: Engine
     forecaster: RecordedForecaster | None
     first_ms: Mapping[str, int]  # open time of each instrument's first bar; empty: all bars
+    without_effect: tuple[str, ...]  # changed keys that the run does not use
 
     def derive(self, log: StepLog, wait: Wait | None = None) -> None:
         """Run the recorded events through the engine into *log*, except those that *wait* takes."""
@@ -102,9 +105,9 @@ class ChangedRun:
     def words(self) -> tuple[str, ...]:
         """The changes, each in a few words."""
         words = [
-            f"{name} {_word(was)} → {_word(value)}"
-            for name, was, value in _changed(self.before.settings(), self.config.settings())
-            if name != "gate.drop"
+            f"{'.'.join(path)} {_word(was)} → {_word(value)}"
+            for path, was, value in changed_keys(self.before.settings(), self.config.settings())
+            if path != ("gate", "drop")
         ]
         words += [f"without {gate}" for gate in self.config.gate.drop]
         if self.run.period_start_ms != self.stored.run.period_start_ms:
@@ -155,26 +158,32 @@ def changed_run(
     for item in run.instruments:
         reject_size(config, item)
     engine, bars = _engine(run, config, forecaster, shadows=shadows)
+    models = [forecaster]
     for sha256 in reader.promoted(run_id):
         promoted = _forecaster(reader, run, sha256, 1 if forecaster is None else forecaster.context)
         engine.prepare(sha256, terms_for(config, engine, promoted, run))
+        models.append(promoted)
     return ChangedRun(
         reader, database, stored, replace(run, sees_account=engine.sees_account), before, config,
         recorded, engine, forecaster, _first_bars(reader, stored, run, bars_before, bars),
+        _without_effect(run, before, config, models),
     )  # fmt: skip
 
 
-def _changed(
-    before: Mapping[str, object], after: Mapping[str, object]
-) -> Iterator[tuple[str, object, object]]:
-    """Yield the dotted name of each key that differs, with its value before and after."""
-    for key, value in after.items():
-        was = before.get(key)
-        if isinstance(was, Mapping) and isinstance(value, Mapping):
-            for name, inner_was, inner in _changed(was, value):
-                yield f"{key}.{name}", inner_was, inner
-        elif value != was:
-            yield key, was, value
+def _without_effect(
+    run: Run, before: Config, config: Config, models: Sequence[RecordedForecaster | None]
+) -> tuple[str, ...]:
+    """Return the changed keys on which *run* does not depend, with none of its *models*."""
+    strategies = [make_strategies(config, model) for model in models]
+
+    def inputs_of(config: Config) -> object:
+        execution = FillModel(config.execution.model)
+        return [
+            engine_inputs(config, run, each, model, execution=execution)
+            for each, model in zip(strategies, models, strict=True)
+        ]
+
+    return keys_without_effect(before, config, config, inputs_of)
 
 
 def _word(value: object) -> str:

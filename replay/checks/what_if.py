@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.session.run_row import code_version
+from tracepaper.replay.backtest.effects import sentence_on
 from tracepaper.replay.checks.changed_run import ChangedRun
 from tracepaper.replay.checks.waiting import waiting_of
 from tracepaper.replay.document.values import (
@@ -299,8 +300,10 @@ def _beginnings(differs: npt.NDArray[np.bool_], stored: Columns, derived: Column
 
 
 def _notes(changed: ChangedRun) -> Iterator[str]:
-    """Yield notes on other causes of differences."""
+    """Yield notes on keys without effect, and on other causes of differences."""
     run = changed.stored.run
+    if changed.without_effect:
+        yield f"{sentence_on(changed.without_effect)}."
     if run.code_version != code_version():
         yield "Another version made the run, and what that changed counts as well."
     if changed.forecaster is not None and changed.first_ms and run.mode == "scan":

@@ -237,6 +237,11 @@ class Sizer:
         """Whether the distance to the stop determines the size."""
 
     @property
+    def settings(self) -> tuple[Sizing, int]:
+        """The configured size, and the index of the horizon whose forecast it uses."""
+        return self._sizing, self._index
+
+    @property
     def bars(self) -> int:
         """Bars that a size depends on; 0 if only the newest."""
         return 0 if self._estimate is None else self._estimate.bars

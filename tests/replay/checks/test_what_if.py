@@ -320,6 +320,36 @@ def test_a_change_of_several_symbols_is_shown_with_its_symbol(name: str, shown: 
     assert {each for each in ids if each in changes} == (ids if shown else set())
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "without"),
+    [
+        (
+            "crossing",
+            {
+                "execution": {"latency_ms": 900, "impact_bp": "5", "queue_exponent": 5},
+                "gate": {"confidence": "0.3", "shift": "0.01"},
+            },
+            ["gate.confidence", "gate.shift", "execution.impact_bp", "execution.latency_ms",
+             "execution.queue_exponent"],
+        ),
+        ("crossing", {"execution": {"latency_ms": 900, **FEE["execution"]}},
+         ["execution.latency_ms"]),
+        ("crossing", {"risk": {"max_notional": "100000000"}}, []),  # read, and never reached
+        (MODEL, {"gate": {"shift": "0.9"}}, []),
+        (MODEL, {"gate": {"shift": "0.9"}, "execution": {"queue_exponent": 5}},
+         ["execution.queue_exponent"]),
+    ],
+)  # fmt: skip
+def test_changed_keys_that_the_run_does_not_use_are_named(
+    name: str, changes: dict[str, dict[str, Any]], without: list[str]
+) -> None:
+    notes = [
+        note for note in of(CASES[name].recorded(), changes=changes).notes if "no effect" in note
+    ]
+    names = [word for note in notes for word in note.replace(",", "").split() if "." in word[:-1]]
+    assert sorted(names) == sorted(without)
+
+
 def made_of(account: Mapping[str, Any]) -> float:
     profit, _ = account["profit"]
     return float(profit)
