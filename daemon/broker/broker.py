@@ -632,6 +632,11 @@ class Broker:
         every = self.account.positions.items()
         return {key: positions for key, positions in every if positions.waits}
 
+    def resting_orders(self, instrument: str) -> list[Order]:
+        """Return the resting orders of the account and of its owners in *instrument*."""
+        books = self.account.every_book
+        return [order for book in books for order in book.lines[instrument].orders.orders]
+
     def follow(self, bars: Sequence[Bar]) -> None:
         """Value the positions by the last of *bars*, of one instrument; nothing else changes."""
         key = bars[-1].instrument

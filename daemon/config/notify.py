@@ -33,14 +33,17 @@ class NoticeTemplate(NamedTuple):
 
 _FILL: Final = (
     *("symbol", "side", "quantity", "price", "fee", "order", "reason"),
-    *("position", "equity"),
+    *("profit", "position", "equity"),
 )
 WORDINGS: Final[dict[NoticeKind, NoticeTemplate]] = {
     "fills": NoticeTemplate(
-        "{symbol} {side} {quantity} at {price} ({reason}); holds {position}, equity {equity}", _FILL
+        "{symbol} {side} {quantity} at {price} ({reason}){profit}; {position}; equity {equity}",
+        _FILL,
     ),
     "stops": NoticeTemplate(
-        "{symbol} {order}: {side} {quantity} at {price}; holds {position}, equity {equity}", _FILL
+        "{symbol} {order}: {side} {quantity} at {price} ({reason}){profit}; {position}; "
+        "equity {equity}",
+        _FILL,
     ),
     "limits": NoticeTemplate(
         "{limit} breached at equity {equity}: {action}", ("limit", "action", "equity")

@@ -42,6 +42,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
     LastDecision,
+    Order,
     Position,
     PositionSide,
     Prediction,
@@ -243,6 +244,17 @@ def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
 def parts_of(state: EngineState) -> dict[str, AccountState]:
     """Return the states of the sides and the owners of the run's account, by name."""
     return {name: part for name, part in state.shadows.items() if not _is_shadow(name)}
+
+
+def resting_orders(state: EngineState) -> list[Order]:
+    """Return the orders that rest in the books of the run's account, its sides and its owners."""
+    return [
+        order
+        for account in (state.account, *parts_of(state).values())
+        for book in account.books.values()
+        for order in (book.orders.order, *book.orders.others)
+        if order is not None
+    ]
 
 
 def _is_shadow(name: str) -> bool:

@@ -13,10 +13,12 @@ from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.gates.declared import late, operator, risk_halt, warm
+from tracepaper.strategies.position_text import FLAT, stored_position_text
 from tracepaper.strategies.types.decisions import (
     Account,
     Decision,
     Forecast,
+    Order,
     Position,
     Prediction,
     PredictionTimeout,
@@ -98,7 +100,7 @@ class Monitor:
     RESUME, if any. *obstacles* returns further reasons why the daemon cannot decide. *margin* has
     the rules of each instrument on margin. ``companions`` has a function per key of background
     work that returns its status. ``warm_at`` returns when an instrument will have enough bars,
-    ``copied_s`` the time of the last backup.
+    ``resting_orders`` the orders that rest in it, ``copied_s`` the time of the last backup.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Monitor:
         self._newest = newest  # None before anything was received
         self._obstacles = obstacles
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
+        self.resting_orders: Callable[[str], Sequence[Order]] = lambda _instrument: ()
         self.copied_s: Callable[[], float | None] = lambda: None
         self._margin = margin or {}
         self.model_id = run.model_id
@@ -325,7 +328,21 @@ class Monitor:
             for shadow in _sides_of(held)
         }
         document |= self._position(held.position, item, is_net=bool(sides))
+        document["position"] = self._position_text(held, held.position, item)
         return document | ({"sides": sides} if sides else {})
+
+    def _position_text(self, held: Step, net: Position, item: Instrument) -> str:
+        """Return the position in words, with what protects it; in hedge mode both sides."""
+        orders = self.resting_orders(item.id)
+        if not (sides := _sides_of(held)):
+            return stored_position_text(item, net, orders)
+        texts = [
+            stored_position_text(
+                item, side.position, [o for o in orders if o.position_side == side.shadow]
+            )
+            for side in sides
+        ]
+        return "; ".join(text for text in texts if text != FLAT) or FLAT
 
     def _position(self, position: Position, item: Instrument, *, is_net: bool = False) -> Document:
         """Return *position*; on margin, with its margin, unless it *is_net* of two sides."""

@@ -312,6 +312,7 @@ class Daemon:
             monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
+            monitor.resting_orders = engine.broker.resting_orders
             monitor.copied_s = partial(copied_at_s, self._database)
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)

@@ -12,9 +12,19 @@ from typing import Final
 
 from msgspec import Struct
 
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
-from tracepaper.strategies.types.decisions import Decision, Fill, OrderRole, Run, Step
+from tracepaper.strategies.position_text import stored_position_text
+from tracepaper.strategies.types.decisions import (
+    Decision,
+    Fill,
+    OrderRole,
+    Position,
+    PositionSide,
+    Run,
+    Step,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Command,
@@ -77,6 +87,7 @@ class Notices:
         self._late_count = 0
         self._set_aside: set[str] = set()  # failed strategies of several that were reported
         self._is_lost = False
+        self._held: dict[tuple[str, PositionSide | None], Position] = {}
         self._refusals = _Digest(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Digest(DAY_MS, time_of_day_ms(section.daily_at))
 
@@ -91,7 +102,8 @@ class Notices:
         notices: list[Notice] = []
         if step.fills:
             self._daily.fills += len(step.fills)
-            notices += [self._fill(fill, step) for fill in step.fills]
+            notices += self._fills(step)
+        self._remember(step)
         match step.event:
             case Bar() as bar if step.accepted:
                 notices += self._failures(set_aside, step)
@@ -127,14 +139,27 @@ class Notices:
 
     # ------------------------------------------------------------ of one step
 
-    def _fill(self, fill: Fill, step: Step) -> Notice:
+    def _fills(self, step: Step) -> Iterator[Notice]:
+        """Yield one notice for each fill; the last one that closes has the profit of the step."""
+        for at, fill in enumerate(step.fills):
+            key = fill.instrument, fill.position_side
+            before, after = self._held.get(key), _position_of(fill, step)
+            is_last = key not in {(f.instrument, f.position_side) for f in step.fills[at + 1 :]}
+            profit = ""
+            if is_last and before is not None and after is not None and _closes(fill, before):
+                realized = _money(after.realized_pnl - before.realized_pnl, sign="+")
+                profit = f", profit {realized} before fees"
+            yield self._fill(fill, after, profit, step)
+
+    def _fill(self, fill: Fill, held: Position | None, profit: str, step: Step) -> Notice:
         item = self._instruments[fill.instrument]
         role = next((o.role for o in step.orders if o.order_id == fill.order_id), OrderRole.SIGNAL)
-        held = step.position if getattr(step.event, "instrument", "") == fill.instrument else None
-        if held is not None and fill.position_side is not None:
-            (held,) = (
-                shadow.position for shadow in step.shadows if shadow.shadow == fill.position_side
-            )
+        # A fill changes the size of what protects its position, so the step has these orders.
+        orders = [
+            order
+            for order in step.orders
+            if (order.instrument, order.position_side) == (item.id, fill.position_side)
+        ]
         return _notice(
             "fills" if role in _PLAIN_ROLES else "stops",
             step,
@@ -145,9 +170,18 @@ class Notices:
             fee=_money(fill.fee),
             order="order" if role in _PLAIN_ROLES else role.words,
             reason=_shortened(fill.reason),
-            position="?" if held is None else unscaled(held.quantity, item.quantity_decimals),
+            profit=profit,
+            position="?" if held is None else stored_position_text(item, held, orders),
             equity=_money(step.account.equity),
         )
+
+    def _remember(self, step: Step) -> None:
+        """Keep the position of the step's instrument, from which the next fill's profit follows."""
+        if step.position is not None and (name := getattr(step.event, "instrument", "")):
+            self._held[name, None] = step.position
+            for shadow in step.shadows:
+                if shadow.shadow in SIDES:
+                    self._held[name, PositionSide(shadow.shadow)] = shadow.position
 
     def _bar(self, bar: Bar, step: Step, breach: str, notices: list[Notice]) -> None:
         if bar.open_time_ms < self._start_ms:
@@ -285,6 +319,20 @@ def _summary(digest: _Digest, step: Step) -> Notice:
         decisions=str(digest.decisions),
         shadows=shadows,
     )
+
+
+def _position_of(fill: Fill, step: Step) -> Position | None:
+    """Return the position that *fill* changed, after the step; None if the step lacks it."""
+    if getattr(step.event, "instrument", "") != fill.instrument:
+        return None
+    if fill.position_side is None:
+        return step.position
+    return next(each.position for each in step.shadows if each.shadow == fill.position_side)
+
+
+def _closes(fill: Fill, before: Position) -> bool:
+    """Return whether *fill* makes the position *before* smaller, or turns it."""
+    return before.quantity * (1 if fill.side is Side.BUY else -1) < 0
 
 
 def _notice(kind: NoticeKind, step: Step, **fields: str) -> Notice:

@@ -19,7 +19,13 @@ from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, parts_of, sides_of
+from tracepaper.daemon.engine.state import (
+    EngineState,
+    Restart,
+    decode_state,
+    resting_orders,
+    sides_of,
+)
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.log import Logger
@@ -458,14 +464,7 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
     initial = replace(state, account=nothing, shadows={})
     check_fills(reader, run, initial, state, after=-1, until=until)
     stored = {_key_fields(order) for order in reader.open_orders(run.run_id, until=until)}
-    resting = [
-        order
-        for account in (state.account, *parts_of(state).values())
-        for book in account.books.values()
-        for order in (book.orders.order, *book.orders.others)
-        if order is not None
-    ]
-    if stored != {_key_fields(order) for order in resting}:
+    if stored != {_key_fields(order) for order in resting_orders(state)}:
         raise _broken(run, f"resting orders after step {until} differ from those of its state")
 
 

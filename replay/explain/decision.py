@@ -21,6 +21,7 @@ from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
+from tracepaper.replay.explain.position import orders_after, positions_text
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.replay.report.listed_orders import (
     QueuePosition,
@@ -46,6 +47,7 @@ from tracepaper.strategies.gates.gate import (
     refusal,
     verdict,
 )
+from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.time_buckets import content_share
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command
@@ -72,6 +74,7 @@ class StoredDecision:
     card: Mapping[str, Any] = field(default_factory=dict)
     """Stored card of the model that decided, if it attended or the entropy gate judged."""
     states: tuple[LastingState, ...] = ()  # that held the run at this decision
+    position: str = FLAT  # in the decision's instrument after its step, with what protects it
 
     @property
     def has_forecast(self) -> bool:
@@ -310,6 +313,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
         )
         model = reader.models(run_id, until=sequence).deciding if judged or buckets else ""
         is_halted = decisions[0]["refused_by"] == operator.name
+        held = [row for row in views.rows("v_positions", sequence=sequence) if row["quantity"]]
         netted = (
             views.rows("v_strategy_decisions", sequence=sequence) if "strategies" in config else ()
         )
@@ -326,6 +330,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             reader.newest_of(run_id, Command, until=sequence) if is_halted else None,
             views.card(model),
             lasting_states(columns, until=sequence),
+            positions_text(columns, held, orders_after(reader, run_id, sequence) if held else []),
         )
 
 

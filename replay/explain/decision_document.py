@@ -45,6 +45,7 @@ from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.builtin import BAND, SIZE, TREND
 from tracepaper.strategies.gates.declared import gap, late, stale, warm
 from tracepaper.strategies.gates.gate import GATES, measured, refusal, unit_beside
+from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide
 from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, number, without_zeros
@@ -92,6 +93,8 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
     parts: list[Part] = [Paragraph(each.sentence, "strong") for each in stored.liquidations]
     if reasons := f"{_reasons(stored, close_ms, before, base)} {kept}".strip():
         parts.append(Paragraph(reasons))
+    if stored.position != FLAT:
+        parts.append(Paragraph(f"After this close: {stored.position}."))
     parts += [Paragraph(sentence, "detail") for sentence in _details(stored, flips)]
     parts += [history.table for history in orders]
     gates = table("gates", "Gates", _GATES, flips.gates)

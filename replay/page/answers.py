@@ -117,6 +117,7 @@ class InstrumentPosition(Struct, frozen=True):
     side: str  # LONG, SHORT or FLAT
     quantity_text: str  # not negative
     average_price_text: str | None
+    text: str  # in words, with the orders that protect it: "long 0.096 BTC from 103,634.6, …"
     unrealized: Number
     margin: Number = None
     liquidation_price: Number = None

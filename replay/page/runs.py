@@ -22,6 +22,7 @@ from tracepaper.replay.document.charts import (
 )
 from tracepaper.replay.document.values import Paragraph, TitledParts
 from tracepaper.replay.explain.decision import missed_text
+from tracepaper.replay.explain.position import orders_after, row_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of
@@ -34,6 +35,7 @@ from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.evaluator import is_movable, threshold_key
 from tracepaper.strategies.gates.gate import GATES, ThresholdForm
+from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome, Side
 from tracepaper.strategies.units import BASE_FEES, DAY_MS, without_zeros
@@ -246,6 +248,9 @@ def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
 def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
     """Return the newest position of every instrument, in hedge mode of both sides."""
     nothing: Row = {"side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
+    last = {name: shown.views.last_positions(name) for name in shown.columns.instruments}
+    is_held = any(row["quantity"] for rows in last.values() for row in rows)
+    orders = orders_after(shown.reader, shown.run_id, shown.columns.span[1]) if is_held else []
     return [
         answers.InstrumentPosition(
             instrument=name,
@@ -253,12 +258,13 @@ def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
             quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
             average_price_text=row.get("average_price_text")  # None if it is not an exact decimal
             or (row.get("average_price") and f"{row['average_price']:.{item.price_decimals}f}"),
+            text=row_text(shown.columns, row, orders) if row["quantity"] else FLAT,
             unrealized=as_number(row.get("unrealized_pnl")),
             margin=as_number(row.get("margin")),
             liquidation_price=as_number(row.get("liquidation_price")),
         )
         for name, item in shown.columns.instruments.items()
-        for row in shown.views.last_positions(name) or [nothing]
+        for row in last[name] or [nothing]
     ]
 
 

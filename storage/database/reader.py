@@ -395,13 +395,18 @@ class Reader:
 
     def open_orders(self, run_id: str, *, until: int | None = None) -> tuple[Order, ...]:
         """Return the orders that rest after step *until* (default: the last), oldest first."""
-        stored, decoder = self._decoding(run_id)
-        latest: dict[str, Order] = {}
-        query = select("orders", WITHIN)
-        for row in self.connection.execute(query, run_span(stored.run_key, until)):
-            order = decoder.order(row)
-            latest[order.order_id] = order
+        latest = self.changed_orders(run_id, after=-1, until=until)
         return tuple(order for order in latest.values() if order.status in _OPEN)
+
+    def changed_orders(
+        self, run_id: str, *, after: int, until: int | None = None
+    ) -> dict[str, Order]:
+        """Return by id, as of step *until*, the orders that changed after step *after*."""
+        stored, decoder = self._decoding(run_id)
+        run_key, _, last = run_span(stored.run_key, until)
+        span = run_key, after + 1, last
+        rows = self.connection.execute(select("orders", WITHIN), span)
+        return {(order := decoder.order(row)).order_id: order for row in rows}
 
     def _last_sequence(self, run_key: int) -> int:
         """Return the sequence of the run's last stored step, or -1."""

@@ -214,8 +214,13 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     noted = [(step, notice) for step in process.steps for notice in notices.of_step(step, "")]
     assert noted
     for step, notice in noted:
-        held = {unscaled(t.position.quantity, 3) for t in step.shadows}
-        assert notice.fields["position"] in held
+        held = {
+            f"{shadow.shadow.lower()} {unscaled(abs(shadow.position.quantity), 3)} {ITEM.base_coin}"
+            if shadow.position.quantity
+            else "flat"
+            for shadow in step.shadows
+        }
+        assert notice.fields["position"].partition(" from ")[0] in held
     last = process.steps[-1]
     databases = Databases([path])
     shown_run = databases.find(process.opened.run.run_id)

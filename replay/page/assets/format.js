@@ -60,6 +60,9 @@ export function quantity(text) {
   return bare.includes(".") ? bare.replace(/0+$/, "").replace(/\.$/, "") : bare;
 }
 
+/** A sentence of the server with the page's minus, and no break before a per cent. */
+export const sentenceText = (text) => text.replace(/ %/g, `${NARROW}%`).replace(/ -(?=\d)/g, ` ${MINUS}`);
+
 export const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /** A time in the chosen zone, as `2025-06-03T09:33:00`. */

@@ -1,16 +1,19 @@
 /** The page's first sentence, and the line under it. */
 import { html } from "./vendor/htm-preact.js";
-import { count, moment, number, percent, quantity, when, word, zoneName } from "./format.js";
+import { count, moment, number, percent, quantity, sentenceText, when, word, zoneName } from "./format.js";
 
 const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base ?? id;
 
-/** The position in words: "Long 0.5 BTC, short 0.4 BTC"; for more than two symbols their number. */
+/**
+ * The position in words: one with what protects it, "Long 0.5 BTC from 103,634.6, stop 103,323.7, +0.21 %";
+ * "Long 0.5 BTC, short 0.4 BTC"; for more than two symbols their number.
+ */
 export function heldWords(run) {
   const open = run.holdings.filter((each) => each.side !== "FLAT");
   if (!open.length) return "Flat";
   const symbols = new Set(open.map((each) => each.instrument)); // in hedge mode a symbol has two sides
   if (symbols.size > 2) return `Holds ${symbols.size} of ${run.instruments.length}`;
-  const texts = open.map((each) => `${each.side.toLowerCase()} ${quantity(each.quantity_text)} ${baseOf(run, each.instrument)}`);
+  const texts = open.length === 1 ? [sentenceText(open[0].text)] : open.map((each) => `${each.side.toLowerCase()} ${quantity(each.quantity_text)} ${baseOf(run, each.instrument)}`);
   const text = texts.join(", ");
   return text[0].toUpperCase() + text.slice(1);
 }
@@ -25,12 +28,12 @@ function Parity({ run, toHealth }) {
       ${count(parity.identical)} of ${count(parity.decisions)}</button>.`;
 }
 
-/** "Long 0.036 BTC, +0.4 %; last refused 14:59 by shifted, short by .015; parity 1,440 of 1,440." */
+/** "Long 0.036 BTC from 103,634.6, stop 103,323.7, +0.21 %; account +0.4 %; last refused 14:59 by shifted, short by .015; parity 1,440 of 1,440." */
 export function Sentence({ run, toDecision, toHealth }) {
   const refused = run.last_refusal;
   const symbol = refused && run.instruments.length > 1 ? `${baseOf(run, refused.instrument)} ` : "";
   return html`<h1 class="sentence">
-    ${heldWords(run)}, <span class="figure">${percent(run.row.total_return, { sign: true })}</span>;${" "}
+    ${heldWords(run)}; account <span class="figure">${percent(run.row.total_return, { sign: true })}</span>;${" "}
     ${refused
       ? html`last refused${" "}
           <button class="plain" onClick=${() => toDecision(refused.sequence, refused.instrument)}>

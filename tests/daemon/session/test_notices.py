@@ -73,7 +73,7 @@ def filled(role: OrderRole, **of: Any) -> Step:
         kind=OrderKind.STOP,
         role=role,
     )
-    step = closed(START_MS, None, fills=(fill,), position=Position(1_000))
+    step = closed(START_MS, None, fills=(fill,), position=Position(1_000, 101 * 10**8))
     return msgspec.structs.replace(step, orders=(order,))
 
 
@@ -82,7 +82,7 @@ def filled(role: OrderRole, **of: Any) -> Step:
 
 def test_a_fill_says_what_was_traded_and_what_is_held_now() -> None:
     assert told_of(notices(), filled(OrderRole.SIGNAL)) == [
-        ("fills", "BTCUSDT bought 1 at 101 (edge); holds 1, equity 100,000.00")
+        ("fills", "BTCUSDT bought 1 at 101 (edge); long 1 BTC from 101, +0.00 %; equity 100,000.00")
     ]
 
 

@@ -29,6 +29,7 @@ const EQUITY = { tall: 84, low: 74 };
 const NOTE = 64;
 const TIME_AXIS = 26;
 const PRICE_LEAST = 120; // least px of the price pane
+const PROTECTIVE = new Set(["STOP", "TRAILING", "TARGET"]);
 const SLIP = 5; // px that the pointer may move during a click
 
 export class Chart {
@@ -166,7 +167,7 @@ export class Chart {
     };
   }
 
-  /** Return the prices that the scale must include: the newest fan, and orders near the candles. */
+  /** Return the prices that the scale must include: the newest fan, what protects, and other orders near the candles. */
   #priceRange(from, to) {
     if (!this.frame?.length) return null;
     const first = Math.max(0, Math.floor(from));
@@ -174,11 +175,12 @@ export class Chart {
     if (end < first) return null;
     const low = Math.min(...this.frame.low.slice(first, end + 1));
     const high = Math.max(...this.frame.high.slice(first, end + 1));
-    const margin = (high - low) / 2;
-    const prices = this.frame.orders
-      .filter((order) => this.frame.position(order.from_ms) <= to && (order.until_ms == null || this.frame.position(order.until_ms) >= from))
-      .map((order) => order.price)
-      .filter((price) => price > low - margin && price < high + margin);
+    const inView = this.frame.orders.filter(
+      (order) => this.frame.position(order.from_ms) <= to && (order.until_ms == null || this.frame.position(order.until_ms) >= from),
+    );
+    // What protects the position now is in the picture, as long as the candles keep a quarter of it.
+    const far = (order) => (high - low) * (order.until_ms == null && PROTECTIVE.has(order.role) ? 3 : 0.5);
+    const prices = inView.filter((order) => order.price > low - far(order) && order.price < high + far(order)).map((order) => order.price);
     const { decision } = this.#shown;
     const index = this.#decidedIndex();
     if (decision && decision.following == null && index >= from && index <= to) prices.push(...(fanRange(decision) ?? []));

@@ -1,4 +1,5 @@
 /** Marks on the candles: fills, resting orders, refusals by the selected gate, gaps. */
+import { plain } from "../format.js";
 
 const SIZE = 5;
 const FILL_SPACING = 4; // px; of closer fills of one side only the first is drawn
@@ -51,7 +52,7 @@ const LINES = {
 const DEFAULT_LINE = { dash: [6, 3, 2, 3], word: "order" };
 
 /** Draw a line from an order's creation to its end, at its price. */
-export function drawOrders(context, { frame, across, y, colours }) {
+export function drawOrders(context, { frame, across, y, colours, height }) {
   const [first, end] = across.span(frame.length);
   context.lineWidth = 1;
   context.font = `11px ${colours.font}`;
@@ -64,6 +65,12 @@ export function drawOrders(context, { frame, across, y, colours }) {
     const left = Math.max(0, across.edge(from));
     const right = across.edge(until);
     const level = Math.round(y(order.price)) + 0.5;
+    if (order.until_ms == null && (level < 0 || level > height)) {
+      // A resting order beyond the scale is named at its edge.
+      context.fillStyle = colours.muted;
+      context.fillText(`${word} ${level < 0 ? "↑" : "↓"} ${plain(order.price, 9)}`, 3, level < 0 ? 26 : height - 3);
+      continue;
+    }
     context.strokeStyle = order.role === "TARGET" ? colours.accent : colours.ink;
     context.setLineDash(dash);
     context.globalAlpha = 0.8;
