@@ -74,7 +74,7 @@ def test_what_explains_attention_says_that_it_has_none(outputs: dict[str, str]) 
     assert "forecasts without an explanation of where it looked" in outputs["explain"]
     assert outputs["explain"].endswith("exit code 0\n")
     assert "has no attention to look back through" in outputs["full"]
-    assert json.loads(outputs["report"].removesuffix("exit code 0\n"))["attention"] is None
+    assert json.loads(outputs["report"].removesuffix("exit code 0\n"))["head_confidence"] is None
 
 
 def test_what_needs_a_network_refuses_it_in_one_sentence(outputs: dict[str, str]) -> None:
