@@ -121,7 +121,7 @@ def test_the_notebook_of_the_docs_shows_what_is_stored_in_it(folder: Path) -> No
         assert cell.source == other.source
         assert texts(cell) == texts(other), cell.source
     pictures = [cell.source for cell in again.cells if "image/png" in str(cell.get("outputs"))]
-    assert [source.partition("(")[0] for source in pictures] == ["run.plot", "sweep.heat"]
+    assert [source.partition("(")[0] for source in pictures] == ["run.plot"]
 
 
 def texts(cell: Any) -> list[Any]:
