@@ -38,6 +38,7 @@ from tracepaper.strategies.smoothing import (
     wilder_sums,
     windows,
 )
+from tracepaper.strategies.without_value import indicator
 
 __all__ = [
     "adx",
@@ -91,11 +92,13 @@ Flags = npt.NDArray[np.bool_]
 # ---------------------------------------------------------------- averages
 
 
+@indicator
 def sma(values: Floats, period: int = 30) -> Floats:
     """Return the mean of the last *period* values."""
     return padded(rolling_means(values, period), values.size)
 
 
+@indicator
 def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
     """Return the exponential mean: each value weighs 1 - 2 / (period + 1) times the next one.
 
@@ -104,33 +107,39 @@ def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Float
     return padded(smoothed(values, period, 2 / (period + 1), window), values.size)
 
 
+@indicator
 def wma(values: Floats, period: int = 30) -> Floats:
     """Return the mean with linear weights: *period* for the newest value, 1 for the oldest."""
     return padded(weighted_sums(values, rising_weights(period)), values.size)
 
 
+@indicator
 def rma(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
     """Return Wilder's mean: each value weighs 1 - 1 / period times the next one (not in TA-Lib)."""
     return padded(smoothed(values, period, 1 / period, window), values.size)
 
 
+@indicator
 def dema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
     """Return 2 x ``ema`` - ``ema`` of ``ema``; with *window* it depends on 2 x window - 1 rows."""
     once, twice = _repeated(values, period, 2, window)
     return padded(2 * once - twice, values.size)
 
 
+@indicator
 def tema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
     """Return 3 x ``ema`` - 3 x ``ema`` of it + ``ema`` of that; *window*: 3 x window - 2 rows."""
     once, twice, thrice = _repeated(values, period, 3, window)
     return padded(3 * once - 3 * twice + thrice, values.size)
 
 
+@indicator
 def trix(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
     """Return the change of a triple ``ema`` in per cent; *window*: 3 x window - 1 rows."""
     return roc(padded(_repeated(values, period, 3, window)[2], values.size), 1)
 
 
+@indicator
 def hma(values: Floats, period: int = 16) -> Floats:
     """Return Hull's mean: ``wma`` of (2 x ``wma`` of half the period - ``wma``) (not in TA-Lib)."""
     whole = weighted_sums(values, rising_weights(period))
@@ -139,6 +148,7 @@ def hma(values: Floats, period: int = 16) -> Floats:
     return padded(weighted_sums(ahead, rising_weights(isqrt(period))), values.size)
 
 
+@indicator
 def macd(
     values: Floats,
     fast: int = 12,
@@ -163,6 +173,7 @@ def macd(
     return padded(line, size), padded(mean, size), padded(line - mean, size)
 
 
+@indicator
 def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 30) -> Floats:
     """Return the mean typical price of the last *period* bars, weighted by volume (not in TA-Lib).
 
@@ -172,6 +183,7 @@ def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int =
     return padded(ratio(money, windows(volume, period).sum(axis=1), np.nan), close.size)
 
 
+@indicator
 def vwma(values: Floats, volume: Floats, period: int = 20) -> Floats:
     """Return the mean of *period* values, weighted by volume; NaN if it is 0 (not in TA-Lib)."""
     money = windows(values * volume, period).sum(axis=1)
@@ -181,6 +193,7 @@ def vwma(values: Floats, volume: Floats, period: int = 20) -> Floats:
 # ---------------------------------------------------------------- crossings
 
 
+@indicator
 def crossover(values: Floats, other: Floats | float) -> Flags:
     """Return True where *values* rise above *other* from at or below it; False at a NaN."""
     level = np.broadcast_to(other, values.shape)
@@ -189,6 +202,7 @@ def crossover(values: Floats, other: Floats | float) -> Flags:
     return crossed
 
 
+@indicator
 def crossunder(values: Floats, other: Floats | float) -> Flags:
     """Return True where *values* fall below *other* from at or above it; False at a NaN."""
     return crossover(-values, -np.asarray(other))
@@ -197,11 +211,13 @@ def crossunder(values: Floats, other: Floats | float) -> Flags:
 # ---------------------------------------------------------------- spread
 
 
+@indicator
 def stddev(values: Floats, period: int = 5, deviations: float = 1.0) -> Floats:
     """Return *deviations* standard deviations (of the population) of the last *period* values."""
     return padded(deviations * rolling_deviations(values, period), values.size)
 
 
+@indicator
 def zscore(values: Floats, period: int = 30) -> Floats:
     """Return the distance from the mean of the last *period* values, in their standard deviations.
 
@@ -215,6 +231,7 @@ def zscore(values: Floats, period: int = 30) -> Floats:
     return padded(scores, values.size)
 
 
+@indicator
 def bbands(
     values: Floats, period: int = 20, up: float = 2.0, down: float = 2.0
 ) -> tuple[Floats, Floats, Floats]:
@@ -223,11 +240,13 @@ def bbands(
     return middle + up * deviation, middle, middle - down * deviation
 
 
+@indicator
 def trange(high: Floats, low: Floats, close: Floats) -> Floats:
     """Return the true range: the range of the bar including the previous close."""
     return padded(true_ranges(high, low, close), close.size)
 
 
+@indicator
 def atr(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
@@ -237,6 +256,7 @@ def atr(
     return padded(smoothed(ranges, period, 1 / period, range_window), close.size)
 
 
+@indicator
 def natr(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
@@ -244,22 +264,26 @@ def natr(
     return 100 * ratio(atr(high, low, close, period, window=window), close, 0.0)
 
 
+@indicator
 def highest(values: Floats, period: int = 30) -> Floats:
     """Return the highest of the last *period* values: TA-Lib's MAX."""
     return padded(np.maximum.reduce(windows(values, period), axis=1), values.size)
 
 
+@indicator
 def lowest(values: Floats, period: int = 30) -> Floats:
     """Return the lowest of the last *period* values: TA-Lib's MIN."""
     return padded(np.minimum.reduce(windows(values, period), axis=1), values.size)
 
 
+@indicator
 def donchian(high: Floats, low: Floats, period: int = 20) -> tuple[Floats, Floats, Floats]:
     """Return the channel of the last *period* bars: upper, middle and lower (not in TA-Lib)."""
     upper, lower = highest(high, period), lowest(low, period)
     return upper, (upper + lower) / 2, lower
 
 
+@indicator
 def keltner(
     high: Floats,
     low: Floats,
@@ -280,6 +304,7 @@ def keltner(
     return middle + far, middle, middle - far
 
 
+@indicator
 def ichimoku(
     high: Floats,
     low: Floats,
@@ -298,6 +323,7 @@ def ichimoku(
     return lines[0], lines[1], first, second
 
 
+@indicator
 def supertrend(
     high: Floats,
     low: Floats,
@@ -333,6 +359,7 @@ def supertrend(
     return lines, sides
 
 
+@indicator
 def sar(
     high: Floats,
     low: Floats,
@@ -372,6 +399,7 @@ def sar(
     return np.array(stops)
 
 
+@indicator
 def heikin_ashi(
     open_: Floats, high: Floats, low: Floats, close: Floats, *, window: int | None = None
 ) -> tuple[Floats, Floats, Floats, Floats]:
@@ -400,17 +428,20 @@ def heikin_ashi(
 # ---------------------------------------------------------------- momentum
 
 
+@indicator
 def mom(values: Floats, period: int = 10) -> Floats:
     """Return the change over *period* rows."""
     return padded(values[checked_period(period) :] - values[:-period], values.size)
 
 
+@indicator
 def roc(values: Floats, period: int = 10) -> Floats:
     """Return the change over *period* rows in per cent; 0 if the first value is 0."""
     before = values[: -checked_period(period)]
     return padded(100 * ratio(values[period:] - before, before, 0.0), values.size)
 
 
+@indicator
 def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
     """Return Wilder's relative strength: rises in % of all changes, smoothed by 1 / period."""
     changes = values[1:] - values[:-1]
@@ -420,6 +451,7 @@ def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Float
     return padded(50 * ratio(net + all_, all_, 0.0), values.size)
 
 
+@indicator
 def stoch(
     high: Floats, low: Floats, close: Floats, fastk: int = 5, slowk: int = 3, slowd: int = 3
 ) -> tuple[Floats, Floats]:
@@ -427,6 +459,7 @@ def stoch(
     return _slowed(rolling_means(_positions(high, low, close, fastk), slowk), slowd, close.size)
 
 
+@indicator
 def stochf(
     high: Floats, low: Floats, close: Floats, fastk: int = 5, fastd: int = 3
 ) -> tuple[Floats, Floats]:
@@ -434,6 +467,7 @@ def stochf(
     return _slowed(_positions(high, low, close, fastk), fastd, close.size)
 
 
+@indicator
 def stochrsi(
     values: Floats, period: int = 14, fastk: int = 5, fastd: int = 3, *, window: int | None = None
 ) -> tuple[Floats, Floats]:
@@ -446,12 +480,14 @@ def stochrsi(
     return _slowed(_positions(strength, strength, strength, fastk, 1e-9), fastd, values.size)
 
 
+@indicator
 def willr(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     """Return minus the close's distance from the high of *period* bars, in % of their range."""
     top, bottom = highest(high, period), lowest(low, period)
     return -100 * ratio(top - close, top - bottom, 0.0)
 
 
+@indicator
 def cci(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     """Return the typical price's distance from its mean, in 0.015 mean deviations."""
     typical = (high + low + close) / 3
@@ -461,6 +497,7 @@ def cci(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     return padded(ratio(off, 0.015 * deviation, 0.0), close.size)
 
 
+@indicator
 def adx(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
@@ -475,6 +512,7 @@ def adx(
     return padded(smoothed_known(index, period, window), close.size)
 
 
+@indicator
 def plus_di(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
@@ -483,6 +521,7 @@ def plus_di(
     return padded(100 * ratio(plus, ranges, 0.0), close.size)
 
 
+@indicator
 def minus_di(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
@@ -491,6 +530,7 @@ def minus_di(
     return padded(100 * ratio(minus, ranges, 0.0), close.size)
 
 
+@indicator
 def aroon(high: Floats, low: Floats, period: int = 14) -> tuple[Floats, Floats]:
     """Return how recent low and high of the last *period* + 1 bars are: 100 is this bar."""
     lows, highs = (windows(column, period + 1)[:, ::-1] for column in (low, high))
@@ -502,6 +542,7 @@ def aroon(high: Floats, low: Floats, period: int = 14) -> tuple[Floats, Floats]:
 # ---------------------------------------------------------------- volume and fit
 
 
+@indicator
 def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 14) -> Floats:
     """Return the money flow of rising bars in per cent of all, over *period* changes.
 
@@ -514,6 +555,7 @@ def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 
     return padded(np.where(total < 1, 0.0, 100 * ratio(rises, total, 0.0)), close.size)
 
 
+@indicator
 def cmf(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 20) -> Floats:
     """Return Chaikin's money flow: volume by the close's position in its range (not in TA-Lib).
 
@@ -524,6 +566,7 @@ def cmf(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 
     return padded(ratio(windows(flow, period).sum(axis=1), traded, np.nan), close.size)
 
 
+@indicator
 def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
     """Return on-balance volume: volume at rises minus volume at falls, summed from the first row.
 
@@ -537,6 +580,7 @@ def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
     return np.cumsum(np.concatenate([volume[:1], signed]))
 
 
+@indicator
 def linearreg(values: Floats, period: int = 14) -> Floats:
     """Return the last point of the least-squares line through *period* values."""
     return padded(weighted_sums(values, line_weights(period)), values.size)

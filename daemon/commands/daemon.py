@@ -240,6 +240,7 @@ def check(
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
     from tracepaper.daemon.http.entrance import tokens_of
+    from tracepaper.daemon.session.bundled_bars import asked_over_bundled_bars
     from tracepaper.daemon.session.messenger import check_notify
     from tracepaper.daemon.session.run_row import preflight
 
@@ -248,10 +249,13 @@ def check(
     check_notify(loaded.notify)
     preflight(loaded, loaded.storage.path)
     market = loaded.market
+    asked = asked_over_bundled_bars(loaded)
     return CommandAnswer(
-        {"valid": True, "config_sha256": loaded.sha256()},
+        {"valid": True, "config_sha256": loaded.sha256(), "bundled_bars": asked or None},
         f"The configuration can be used: {strategy_name(loaded)} on {', '.join(market.symbols)} "
-        f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}.",
+        f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}."
+        + f"\n{asked}"
+        * bool(asked),
     )
 
 

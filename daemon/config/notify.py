@@ -58,10 +58,10 @@ WORDINGS: Final[dict[NoticeKind, NoticeTemplate]] = {
     ),
     "daily": NoticeTemplate(
         "equity {equity}, {change} ({percent}) since {since}; {fills} fills, fees {fees}, "
-        "{refused} of {decisions} decisions refused{shadows}",
+        "{refused} of {decisions} decisions refused{shadows}{without_fills}",
         (
             *("equity", "change", "percent", "since", "fills", "fees", "funding"),
-            *("refused", "decisions", "shadows"),
+            *("refused", "decisions", "shadows", "without_fills"),
         ),
     ),
 }

@@ -35,6 +35,7 @@ from tracepaper.strategies.types.market import (
     ModelChange,
 )
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, minute_text, unscaled
+from tracepaper.strategies.without_fills import DecisionCounts
 
 DECISION_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 WORK_BOUNDS_S: Final = (
@@ -122,6 +123,7 @@ class Monitor:
         self.actions: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.fills = 0
+        self.decided = DecisionCounts()
         self.revisions = 0
         self.halted_by = halted_by
         self.bars: dict[str, Step] = {}
@@ -163,6 +165,14 @@ class Monitor:
             self.actions[decision.action.value] += 1
             if decision.refused_by is not None:
                 self.refusals[decision.refused_by] += 1
+            if not self.fills:
+                self.decided.add(
+                    decision.action,
+                    decision.refused_by,
+                    decision.reason,
+                    decision.unfilled_reason,
+                    open_ms=step.event.market_ms,
+                )
         self.halted_by = self._halting(step)
         # Between bars, quotes fill orders and marks change the value of positions.
         if step.position is not None and (name := getattr(step.event, "instrument", "")):
@@ -280,6 +290,7 @@ class Monitor:
             **{name: status() for name, status in self.companions.items()},
             "actions": dict(self.actions),
             "refusals": dict(self.refusals),
+            "without_fills": None if self.fills else self.decided.why_no_fill() or None,
             "revisions": self.revisions,
             "instruments": {name: self.instrument(name) for name in self.bars},
             "counters": dict(self.counters),

@@ -5,7 +5,6 @@ A notice is a kind and the fields of its template (``daemon/config/notify.py``),
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -45,6 +44,7 @@ from tracepaper.strategies.units import (
     unscaled,
     visible,
 )
+from tracepaper.strategies.without_fills import DecisionCounts
 
 TEXT_MOST: Final = 300
 """Most characters of a text from a user, an operator or a strategy."""
@@ -191,15 +191,15 @@ class Notices:
             refusals.begin(bar, step)
             daily.begin(bar, step)
         if (decision := step.decision) is not None:
-            refusals.count(decision)
-            daily.count(decision)
+            refusals.count(bar, decision)
+            daily.count(bar, decision)
             self._limit(decision, step, breach, notices)
             is_late = decision.refused_by in _LATE
             self._late_count += is_late
             if is_late is not (bar.instrument in self._late):
                 self._lateness(bar, decision, step, notices)
         if bar.close_time_ms >= refusals.until_ms:
-            if refusals.refused:
+            if refusals.counts.refused:
                 notices.append(_refusals(refusals, step))
             refusals.begin(bar, step)
         if bar.close_time_ms >= daily.until_ms:
@@ -261,23 +261,26 @@ class _Digest:
         self._every_ms, self._at_ms = every_ms, at_ms
         self.until_ms = 0
         self.first: Step | None = None  # the first step of the period
-        self.decisions = 0
-        self.refused: Counter[str] = Counter()
+        self.counts = DecisionCounts()
         self.fills = 0
 
-    def count(self, decision: Decision) -> None:
-        """Count a decision."""
-        self.decisions += 1
-        if decision.refused_by is not None:
-            self.refused[decision.refused_by] += 1
+    def count(self, bar: Bar, decision: Decision) -> None:
+        """Count the decision on *bar*."""
+        self.counts.add(
+            decision.action,
+            decision.refused_by,
+            decision.reason,
+            decision.unfilled_reason,
+            open_ms=bar.open_time_ms,
+        )
 
     def begin(self, bar: Bar, step: Step) -> None:
         """Begin a period with the step of *bar*; it ends at the next multiple of its length."""
         past_ms = (bar.close_time_ms - self._at_ms) % self._every_ms
         self.until_ms = bar.close_time_ms - past_ms + self._every_ms
         self.first = step
-        self.decisions = self.fills = 0
-        self.refused.clear()
+        self.fills = 0
+        self.counts = DecisionCounts()
 
     def since(self) -> str:
         """Return the market time at which the period began, as text."""
@@ -285,12 +288,12 @@ class _Digest:
 
 
 def _refusals(digest: _Digest, step: Step) -> Notice:
-    gates = ", ".join(f"{gate} {count}" for gate, count in digest.refused.most_common())
+    gates = ", ".join(f"{gate} {count}" for gate, count in digest.counts.refused.most_common())
     return _notice(
         "refusals",
         step,
-        refused=str(digest.refused.total()),
-        decisions=str(digest.decisions),
+        refused=str(digest.counts.refused.total()),
+        decisions=str(digest.counts.bars),
         since=digest.since(),
         gates=gates,
     )
@@ -298,6 +301,7 @@ def _refusals(digest: _Digest, step: Step) -> Notice:
 
 def _summary(digest: _Digest, step: Step) -> Notice:
     first = step if digest.first is None else digest.first
+    why = "" if digest.fills else digest.counts.why_no_fill()
     before, after = first.account, step.account
     equity_before = {shadow.shadow: shadow.account.equity for shadow in first.shadows}
     shadows = "".join(
@@ -315,9 +319,10 @@ def _summary(digest: _Digest, step: Step) -> Notice:
         fills=str(digest.fills),
         fees=_money(after.fees_paid - before.fees_paid),
         funding=_money(after.funding_paid - before.funding_paid),
-        refused=str(digest.refused.total()),
-        decisions=str(digest.decisions),
+        refused=str(digest.counts.refused.total()),
+        decisions=str(digest.counts.bars),
         shadows=shadows,
+        without_fills=f". {_shortened(why)}" if why else "",
     )
 
 

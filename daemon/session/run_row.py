@@ -312,7 +312,7 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
     reject_combination(traits_of(config, live=True))
     reject_retraining(config)
     config = resolved(config, live_execution(config))
-    instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
+    instruments = [stand_in(config, symbol) for symbol in config.market.symbols]
     strategies = make_strategies(config, forecaster)
     if any(INTERVAL_NAMES[MONTH_MS] in strategy.frames for strategy in strategies.values()):
         raise ConfigInvalid(
@@ -378,9 +378,16 @@ def reject_size(config: Config, instrument: Instrument) -> None:
             )
 
 
-def _stand_in(config: Config, symbol: str) -> Instrument:
+STAND_IN_PRICE_DECIMALS: Final = 2
+STAND_IN_VOLUME_DECIMALS: Final = 8
+
+
+def stand_in(config: Config, symbol: str) -> Instrument:
     """Return an instrument without limits, in the decimals of the configured quantity."""
     exponent = config.sizing.quantity.normalize().as_tuple().exponent
     decimals = max(-exponent, 0) if isinstance(exponent, int) else 0
     category = Category(config.market.category)
-    return Instrument(category, symbol, symbol, "", 2, decimals, 8, 8, 1, 1, 0, 0, 0)
+    return Instrument(
+        category, symbol, symbol, "", STAND_IN_PRICE_DECIMALS, decimals,
+        STAND_IN_VOLUME_DECIMALS, 8, 1, 1, 0, 0, 0,
+    )  # fmt: skip

@@ -56,6 +56,7 @@ from tracepaper.strategies.gates.gate import GATES, gate_order
 from tracepaper.strategies.types.decisions import Action, OrderKind, PositionSide
 from tracepaper.strategies.types.market import Bar, CorporateAction, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
+from tracepaper.strategies.without_value import IndicatorWatch
 
 WARMUP_MOST: Final = 100_000
 REQUESTS_MOST: Final = 200
@@ -298,6 +299,7 @@ class _Checks(Generic[Custom]):
         inherited = (Strategy.observe, PortfolioStrategy.observe)
         self._observes = type(guarded).observe not in inherited
         self._checked_answer: Signal | None = None  # the newest answer that passed unchanged
+        self._watch = IndicatorWatch()
         for name in _DECLARED:
             setattr(self, name, getattr(guarded, name))
         self.gates, self.shadows = frozenset(guarded.gates), tuple(guarded.shadows)
@@ -313,7 +315,8 @@ class _Checks(Generic[Custom]):
 
     def observe(self, bar: Bar) -> None:
         if self._observes:
-            with self._observing:
+            self._watch.clear()
+            with self._observing, self._watch:
                 self.guarded.observe(bar)
 
     def adjust(self, action: CorporateAction) -> None:
@@ -322,6 +325,18 @@ class _Checks(Generic[Custom]):
 
     def _fault(self, problem: str, advice: str) -> StrategyFailed:
         return StrategyFailed(f"{self._name} {problem}; {advice}.")
+
+    def _with_cause(self, answer: Signal | Orders) -> Signal | Orders:
+        """Return *answer*; its reason also names an indicator that had no value.
+
+        A strategy that compares NaN answers as if the comparison were false, and its own reason
+        does not say so.
+        """
+        if not self._watch.calls:
+            return answer
+        frames = frozenset(self.guarded.frames_warmup.values())
+        cause = self._watch.sentence(self.guarded.warmup, frames)
+        return replace(answer, reason=f"{answer.reason}; {cause}" if answer.reason else cause)
 
     def _checked(self, answer: object) -> Signal | Orders:
         if (known := self._checked_answer) is not None and answer is known:
@@ -470,9 +485,11 @@ class _GuardedStrategy(_Checks[Strategy], Strategy):
             self.columns = columns
 
     def decide(self, context: BarContext) -> Signal | Orders:
-        with self._deciding:
+        if not self._observes:
+            self._watch.clear()
+        with self._deciding, self._watch:
             signal = self.guarded.decide(context)
-        return self._checked(signal)
+        return self._with_cause(self._checked(signal))
 
 
 class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
@@ -483,7 +500,9 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
         self.symbols = portfolio.symbols
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
-        with self._deciding:
+        if not self._observes:
+            self._watch.clear()
+        with self._deciding, self._watch:
             answers = self.guarded.decide(contexts)
             # Reading a user's mapping runs user code too.
             by_symbol = dict(answers) if isinstance(answers, Mapping) else None
@@ -496,7 +515,9 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
                     f"answered for {short(symbol)} in decide, which the run does not trade",
                     f"name symbols of: {', '.join(self.symbols)}",
                 )
-        return {symbol: self._checked(signal) for symbol, signal in by_symbol.items()}
+        return {
+            symbol: self._with_cause(self._checked(signal)) for symbol, signal in by_symbol.items()
+        }
 
 
 def _plain_request(request: OrderRequest) -> OrderRequest | None:

@@ -44,6 +44,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFai
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import iso
+from tracepaper.strategies.without_fills import DecisionCounts
 
 GRACE_S: Final = 10.0
 """Wall seconds to wait for an answer after the time is over."""
@@ -186,9 +187,21 @@ class Check:
             except (_TimeOver, Overdue):
                 finding.unfinished.append(name)
                 finding.unproved.append(f"{name}: not probed to the end, the time was over")
+        self._note_idleness()
         if finding.check == LOOKAHEAD:
             self._conclude()
         return finding
+
+    def _note_idleness(self) -> None:
+        """Report that the class asked for no position at any bar, which proves little."""
+        counts = DecisionCounts()
+        for signal, _ in self.replay.message.signals.values():
+            if signal is not None:
+                action = signal.action if isinstance(signal, Signal) else Action.ORDERS
+                counts.add(action, None, signal.reason, None)
+        if self.is_custom and counts.bars and not counts.asked:
+            sentences = counts.why_no_fill().rstrip(".")
+            self.finding.unproved.append(f"anything of what it would do. {sentences}")
 
     def _replay_all(self) -> DerivedRun:
         """Replay everything in at most a sixth of the time; probes are compared with this run."""
@@ -350,13 +363,6 @@ class Check:
         for item in self.opened:
             (finding.allowed if self.is_allowed(item) else finding.opened).append(item)
         if self.is_custom:
-            signals = [signal for signal, _ in self.replay.message.signals.values()]
-            if signals and all(
-                isinstance(signal, Signal) and signal.action is Action.HOLD for signal in signals
-            ):
-                finding.unproved.append(
-                    f"anything of what it would do: it signalled HOLD at all {len(signals):,} bars"
-                )
             if finding.without_later < finding.bars and not finding.differences:
                 left = finding.bars - finding.without_later
                 finding.unproved.append(f"{left:,} bars that were not decided blindly")

@@ -20,7 +20,7 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.replay.report.states import LastingState, below_zero, lasting_states
+from tracepaper.replay.report.states import LastingState, below_zero, lasting_states, without_fills
 from tracepaper.replay.run_columns import (
     BarTimes,
     Floats,
@@ -139,6 +139,7 @@ class RunRecord:
     actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
     states: tuple[LastingState, ...] = ()  # that hold the run at its end
     fitted: tuple[FittedSpan, ...] = ()  # periods on which the run's model was fitted
+    without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
@@ -221,9 +222,10 @@ class RunRecord:
 
     @cached_property
     def cautions(self) -> tuple[str, ...]:
-        """Sentences that come before all figures: lasting states, and an account without money."""
+        """Sentences before all figures: an account without money, lasting states, no fill."""
         gone = below_zero(self.times_ms, self.account.equity[1:])
-        return (*([gone] if gone else ()), *(state.sentence for state in self.states))
+        states = (state.sentence for state in self.states)
+        return tuple(sentence for sentence in (gone, *states, self.without_fills) if sentence)
 
     @property
     def risk_free(self) -> float:
@@ -306,6 +308,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             ),
             actions=tuple(columns.actions()),
             states=lasting_states(columns),
+            without_fills=without_fills(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 

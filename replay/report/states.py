@@ -22,10 +22,12 @@ from tracepaper.strategies.gates.declared import (
     risk_daily_loss,
     risk_drawdown,
     risk_halt,
+    warm,
 )
-from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.decisions import Action, OrderStatus
 from tracepaper.strategies.types.market import BY_REST, Command, CommandKind, GapCause, Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
+from tracepaper.strategies.without_fills import DecisionCounts
 
 LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
 """The gates that refuse while a limit halts the run."""
@@ -100,6 +102,31 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
     if (holes := span.holes()) is not None:
         states.append(holes)
     return tuple(states)
+
+
+def without_fills(columns: RunColumns) -> str:
+    """Return why nothing has filled in a run so far, in sentences; nothing if an order filled."""
+    rows, views = columns.rows, columns.views
+    if rows.filled(columns.span):
+        return ""
+    counts, outcomes = DecisionCounts(), {each.key: each for each in rows.outcomes}
+    for key, counted in rows.outcome_counts(columns.span).items():
+        outcome = outcomes[key]
+        counts.add(
+            outcome.action,
+            outcome.refused_by,
+            outcome.reason,
+            outcome.unfilled_reason,
+            open_ms=rows.open_ms(counted.first),
+            bars=counted.times,
+        )
+    known = ""
+    is_cold = counts.refused[warm.name] == counts.bars
+    for gate in () if not is_cold else views.rows("v_gates", newest=1, gate=warm.name):
+        known = f"{gate['measure']:,.0f} of {gate['threshold']:,.0f}"
+    return counts.why_no_fill(
+        dict(views.counts("v_orders", "reason", status=OrderStatus.REJECTED)), known=known
+    )
 
 
 def below_zero(times_ms: Ints, equity: Floats) -> str:

@@ -30,12 +30,11 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.states import below_zero, lasting_states
+from tracepaper.replay.report.states import below_zero, lasting_states, without_fills
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.units import count_of, iso
 
 if TYPE_CHECKING:
@@ -160,13 +159,15 @@ def summary_document(database: Path, run_id: str) -> TitledParts:
 
 
 def _cautions(columns: RunColumns, views: RunViews) -> Iterator[str]:
-    """Yield sentences on an account without money, on lasting states, and the run's warnings."""
+    """Yield sentences on an account without money, lasting states, no fill, and the warnings."""
     lowest, _ = views.bounds("v_equity", "equity")
     if lowest is not None and lowest <= 0:  # only such a run has its columns read
         account = columns.accounts(columns.span)[""]
         closes_ms = columns.times.closes_of(account["open_time_ms"].astype(np.int64))
         yield below_zero(closes_ms, account["equity"])
     yield from (state.sentence for state in lasting_states(columns))
+    if sentences := without_fills(columns):
+        yield sentences
     yield from (f"Warning: {text}." for text in json.loads(views.run()["warnings"] or "[]"))
 
 
@@ -195,12 +196,6 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     if rejected := list(views.counts("v_orders", "reason", status="REJECTED")):
         title = "Rejected orders (by the rules of the venue)"
         yield table_of("rejected", title, {"reason": "text", "orders": "count"}, rejected)
-    if refusals == [(warm.name, decisions)]:
-        (gate,) = views.rows("v_gates", newest=1, gate=warm.name)
-        yield Paragraph(
-            f"No bar left the warm-up, which had {gate['measure']:,.0f} of {gate['threshold']:,.0f}"
-            " bars: give earlier candles, or let the strategy and its model look back on fewer."
-        )
     instruments = reader.stored_run(run_id).run.instruments
     went_without = partial(_went_without, views)
     for cause in largest_causes(decisions, refusals, unfilled, instruments, went_without):

@@ -150,6 +150,7 @@ class CellResult:
     model_sha256: str = ""
     seconds: float = 0.0
     run_id: str = ""  # of its record, until the objective has read it
+    without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
 
     @property
     def key(self) -> CellKey:
@@ -227,6 +228,7 @@ def _run(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
         "strategy_sha256": row.strategy_sha256,
         "model_sha256": row.model_sha256,
         "run_id": "" if work.record_folder is None else run_id,
+        "without_fills": record.without_fills,
     }
 
 

@@ -72,6 +72,9 @@ def _parts(sweep: Sweep) -> Iterator[Part]:
             yield Paragraph(sentence, "item")
     for sentence in _errors(sweep) if sweep.best is not None else ():
         yield Paragraph(sentence)
+    if idle := [cell for cell in sweep.cells if cell.without_fills]:
+        runs = f"{len(idle):,} of {count_of(count, 'run')} filled nothing"
+        yield Paragraph(f"{runs}, first {_named_point(idle[0])}: {idle[0].without_fills}")
     if is_walk or sweep.best is None:
         yield FoldedParts("Every run", (_every_run(sweep, is_walk=is_walk),))
     if sweep.command is not None:
@@ -276,10 +279,13 @@ def _out_of_sample(sweep: Sweep) -> Iterator[str]:
     )
 
 
+def _named_point(cell: CellResult) -> str:
+    return ", ".join(f"{name} = {_value(value)}" for name, value in cell.point.items())
+
+
 def _errors(sweep: Sweep) -> Iterator[str]:
     failed = [cell for cell in sweep.cells if cell.error]
     for cell in failed[:ERRORS_SHOWN]:
-        point = ", ".join(f"{name} = {_value(value)}" for name, value in cell.point.items())
-        yield f"Failed: {point}: {cell.error}"
+        yield f"Failed: {_named_point(cell)}: {cell.error}"
     if len(failed) > ERRORS_SHOWN:
         yield f"and {len(failed) - ERRORS_SHOWN:,} more failed."

@@ -6,7 +6,7 @@ import importlib
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from inspect import signature
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,7 +124,7 @@ def combinations_page() -> str:
 def indicators_page() -> str:
     """Return the page of strategies, with the table of the indicators in their code's order."""
     listed = (getattr(indicators, name) for name in indicators.__all__)
-    functions = sorted(listed, key=lambda function: function.__code__.co_firstlineno)
+    functions = sorted(listed, key=lambda each: unwrap(each).__code__.co_firstlineno)
     return _with_table("strategies", "| indicator | returns |", map(_indicator_row, functions))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tracepaper.strategies import indicators as ind
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.smoothing import Floats
+from tracepaper.strategies.without_value import IndicatorWatch, WithoutValue
 
 Candles = dict[str, Floats]
 Found = Floats | tuple[Floats, ...]
@@ -176,6 +178,31 @@ def test_a_windowed_value_follows_from_its_rows_and_no_others(
                 "zscore",
                 *WITHOUT_VOLUME,
             }
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_value_that_is_missing_says_how_many_rows_give_one(name: str) -> None:
+    function, columns, _ = WINDOWED[name]
+    table, watch = candles(200, seed=3), IndicatorWatch()
+
+    def missing(rows: int) -> list[WithoutValue]:
+        watch.clear()
+        with watch:
+            function(*(table[column][:rows] for column in columns))
+        return list(watch.calls)
+
+    if not (at_one_row := missing(1)):
+        assert name in {"obv", "heikin_ashi"}
+        return
+    (call,) = at_one_row
+    assert call.is_short
+    (short,) = missing(call.needed - 1)
+    assert short == replace(call, rows=call.needed - 1)
+    assert not missing(call.needed)
+    advice = f"set warmup = {call.needed} or more"
+    missing(1)
+    assert watch.sentence(1) == f"{call.call} has no value with 1 bar of history: {advice}"
+    assert watch.sentence(5).endswith(f"has no value with 1 row: give it {call.needed} or more")
 
 
 @given(st.integers(0, 10_000), st.integers(20, 200), st.integers(2, 19))

@@ -54,7 +54,7 @@ function Against({ account, other }) {
   </span>`;
 }
 
-/** Equity, newest fill with its reason, and buy and hold. */
+/** Equity, newest fill with its reason or why nothing filled, and buy and hold. */
 export function SecondLine({ run, toDecision, toAccount }) {
   const [account, ...others] = run.accounts;
   const quote = run.instruments[0]?.quote ?? "";
@@ -66,6 +66,7 @@ export function SecondLine({ run, toDecision, toAccount }) {
     html`<button class="plain term" title=${`${moment(fill.filled_ms)} ${zoneName()}`} onClick=${() => toDecision(fill.decision_sequence ?? fill.sequence, fill.instrument)}>
       ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${when(fill.filled_ms, run.row.last_ms)}${fill.reason && `: ${fill.reason}`}
     </button>`}
+    ${run.without_fills && html`<span>${run.without_fills}</span>`}
     ${benchmarks.map((other) => html`<${Against} key=${other.name} account=${account} other=${other} />`)}
   </p>`;
 }

@@ -44,6 +44,21 @@ def test_a_fresh_monitor_is_not_ready_and_says_why() -> None:
     assert status["account"] is None
 
 
+def test_the_status_says_why_nothing_filled_until_something_fills() -> None:
+    watched = monitor()
+    assert watched.status()["without_fills"] is None
+    passed = decision(measures=(("edge", 2.0, 1.0, True),), reason="too calm", action=Action.FLAT)
+    for sequence in (4, 5):
+        watched.observe(step(bar(), sequence=sequence, decided=passed))
+    watched.observe(step(bar(), sequence=6, decided=decision()))
+    assert watched.status()["without_fills"] == (
+        "The strategy asked for no position on the 2 bars that no gate refused. Its reason on 2: "
+        "too calm. Gates refused 1, most by edge (1)."
+    )
+    watched.observe(decided())
+    assert watched.status()["without_fills"] is None
+
+
 def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:
     watched = monitor()
     watched.observe(decided())

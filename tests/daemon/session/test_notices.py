@@ -222,6 +222,19 @@ def test_the_day_is_summed_up_at_its_time() -> None:
     assert len(told_of(notifier, closed(MIDNIGHT_MS + DAY_MS + 30 * MINUTE))) == 1
 
 
+def test_a_day_without_a_fill_is_summed_up_with_its_cause() -> None:
+    notifier = notices(daily_at="00:30", kinds=("daily",))
+    flat = builders.decision(
+        measures=(("edge", 2.0, 1.0, True),), reason="too calm", action=Action.FLAT
+    )
+    last = closed(MIDNIGHT_MS + 30 * MINUTE, flat)
+    ((_, text),) = told_of(notifier, closed(MIDNIGHT_MS, flat), last)
+    assert text.endswith(
+        "0 of 2 decisions refused. The strategy asked for no position on 2 of 2 bars. Its reason "
+        "on 2: too calm."
+    )
+
+
 # ---------------------------------------------------------------- kinds and fields
 
 

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import instrument
@@ -18,6 +19,7 @@ from user_strategies import importable
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.bundled_bars import asked_over_bundled_bars
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.run_row import reject_size
 from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, WEIGHTS_NAME, keep
@@ -25,6 +27,7 @@ from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, Fatal, StrategyFailed
+from tracepaper.strategies.indicators import sma
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import ModelChange, RunKind
 
@@ -298,3 +301,46 @@ async def test_a_start_makes_a_users_class_once(tmp_path: Path) -> None:
         async with daemon(server, tmp_path / "run.db", strategy=strategy) as running:  # it goes on
             await running.until(lambda: running.steps)
         assert len(MADE) == 2
+
+
+class NeedsModel(Strategy):
+    needs_forecast = True
+
+    def decide(self, context: BarContext) -> Signal:
+        raise AssertionError(context)
+
+
+class FailsAtTenth(Strategy):
+    """Raises at its tenth bar."""
+
+    bars = 0
+
+    def decide(self, context: BarContext) -> Signal:
+        self.bars += 1
+        return Signal(Action.HOLD, f"{context.close / (10 - self.bars)}")
+
+
+class ShortOfNothing(Strategy):
+    """Is short where its average has no value, which is everywhere."""
+
+    def decide(self, context: BarContext) -> Signal:
+        is_above = context.close > sma(context.history.close, 50)[-1]
+        return Signal(Action.LONG if is_above else Action.SHORT, "by the average")
+
+
+def test_a_class_is_tried_on_bundled_bars() -> None:
+    def tried(cls: type, **sections: dict[str, Any]) -> str:
+        strategy = {"name": f"{__name__}:{cls.__name__}"}
+        sizing = {"mode": "fixed", "quantity": "0.1"}
+        return asked_over_bundled_bars(
+            load(None, {"strategy": strategy, "sizing": sizing, **sections})
+        )
+
+    assert tried(ShortOfNothing, market={"symbols": ["ETHUSDT"], "interval": "60"}) == (
+        "Tried on 122 bundled bars, it asked for a position on 122. Its reason on 122: by the "
+        "average; sma(…, 50) has no value with 1 bar of history: set warmup = 50 or more."
+    )
+    assert tried(NeedsModel).startswith("It was not tried on bundled bars: it needs a model's")
+    with pytest.raises(ConfigInvalid, match=r"ZeroDivisionError: .*test_preflight\.py:\d+"):
+        tried(FailsAtTenth)
+    assert not asked_over_bundled_bars(load(None, {}))
