@@ -33,7 +33,7 @@ def test_every_kind_has_a_name_and_comes_back_as_it_was(tmp_path: Path) -> None:
         builders.bar(),
         *cases.other_events(),
         CloseStart(builders.START_MS, 1, (cases.ETH.id,), **at),
-        Prune(0, builders.START_MS + 3, "00", "01", "", **at),
+        Prune(0, builders.START_MS + 3, "00", "01", "", "02", **at),
         RunEnd(builders.START_MS + 3, **at),
     ]
     kinds = set(get_args(Event))
