@@ -115,7 +115,7 @@ class MemberState:
         self._answer: Signal | Orders | None = None
         self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
         self._has_sides = settings.broker.is_hedged
-        self._owner_intents = NO_OWNER_INTENTS  # of several strategies
+        self._owner_intents: OwnerIntents  # of several strategies, at the newest decision
         # The category of an instrument that cannot be sold short, for the reason of its FLAT.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal

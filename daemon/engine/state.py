@@ -324,7 +324,7 @@ class Shadows:
             return signal if passes else None
         assert signal is not None  # the bar was decided
         refused = None if passes else RANDOM_GATE
-        return state.follow(_shadow_signal(name, signal), bar, forecast, account, refused)
+        return state.follow(shadow_signal(name, signal), bar, forecast, account, refused)
 
     def count(self, step: Step, name: str, state: MemberState) -> bool:
         """Add the bar of *step* to the totals; return whether it counts.
@@ -423,7 +423,7 @@ def _only_reduces(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
     return abs(intent.target) <= abs(held) and intent.target * held >= 0
 
 
-def _shadow_signal(name: str, signal: Signal) -> Signal:
+def shadow_signal(name: str, signal: Signal) -> Signal:
     """Return the signal of the shadow account *name* for the run's *signal*."""
     if name == FIXED_BAND and signal.band is not None:
         return replace(signal, band=None)

@@ -86,7 +86,9 @@ class DrawnSignals(Strategy):
         """Draw an answer, by the bar's volume."""
         account, quiet = context.account, self.quiet
         assert account is not None
-        note = {
+        verdict = context.verdict
+        note: dict[str, float | str | None] = {
+            "refused": "-" if verdict is None else verdict.refused_by or "nothing",
             "held": account.position.quantity, "equity": account.equity,
             "fills": float(len(account.fills)), "orders": float(len(account.orders)),
             "bars": float(account.position.bars_held),
@@ -397,6 +399,20 @@ def _by_close(events: Sequence[Any]) -> Iterator[Any]:
             bars.clear()
 
 
+def events_of(event: Any) -> tuple[Any, ...]:
+    """Return the bars of a close, or the *event* itself."""
+    return event.bars if isinstance(event, Close) else (event,)
+
+
+def played(engine: Engine, event: Any) -> list[Step]:
+    """Return the steps of *engine* that *event* causes."""
+    if not isinstance(event, Close):
+        return [engine.step(event, None)]
+    bars = event.bars
+    closed = CloseStart(bars[0].open_time_ms, 2, (), bars[0].closed_ms, bars[0].closed_ms)
+    return engine.close(closed, bars, [None, None])
+
+
 def _is_part(fill: Fill, of: Fill) -> bool:
     """Return whether *fill* is *of* that one or a part of it, and no crossing."""
     return fill.order_id == of.order_id and fill.model is of.model
@@ -442,18 +458,11 @@ class History:
         engine, rests, marks = self.engine, True, self._marks()
         if isinstance(event, BookUpdate):
             rests = engine.broker.watch(event.instrument).rests
-        if isinstance(event, Close):
-            bars = event.bars
-            closed = CloseStart(bars[0].open_time_ms, 2, (), bars[0].closed_ms, bars[0].closed_ms)
-            steps = engine.close(closed, bars, [None, None])
-            self._bars += bars
-        else:
-            bars = (event,) if isinstance(event, Bar) else ()
-            steps = [engine.step(event, None)]
+        bars = tuple(of for of in events_of(event) if isinstance(of, Bar))
+        steps = played(engine, event)
+        self._bars += bars
         self._keep(steps)
-        if isinstance(event, Bar):
-            self._bars.append(event)
-        elif isinstance(event, InstrumentChange):
+        if isinstance(event, InstrumentChange):
             self._items[event.instrument.id] = event.instrument
         for step in steps:
             assert rests or not step.orders  # a feed leaves out the books of which nothing rests

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from builders import START_MS, bar, instrument, quote
+from builders import START_MS, bar, instrument, present, quote
 from engines import Says, engine_of
 from msgspec.structs import replace
 from reference_cross import ReferenceCross, ReferenceFill, RestingSize, Tier
@@ -26,7 +26,16 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     OrderStatus,
 )
-from tracepaper.strategies.types.market import Bar, Funding, Instrument, Mark, RiskTier, Side
+from tracepaper.strategies.types.market import (
+    Bar,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+    Mark,
+    RiskTier,
+    Side,
+)
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
@@ -246,6 +255,13 @@ def test_the_ratio_counts_at_exactly_100_percent() -> None:
     assert loss_of(btc, 7, lines) == 7
 
 
+def test_a_deduction_leaves_no_negative_margin() -> None:
+    item = replace(items()[0], risk_tiers=(RiskTier(0, 50_000_000, 10_000, MONEY_SCALE),))
+    rules = MarginRules(item, 1_000, 0, is_cross=True)
+    values = [value * MONEY_SCALE for value in (1, 199, 200, 400)]
+    assert [rules.maintenance(value) for value in values] == [0, 0, 0, MONEY_SCALE]
+
+
 def test_an_order_beyond_the_available_balance_is_cut_or_refused_and_nothing_is_lost() -> None:
     desk = Desk(cash="300", leverage="10")
     desk.enter(BTC, 2_000)  # binds 200 and a fee
@@ -280,6 +296,19 @@ def test_funding_comes_from_the_cash_and_may_call_the_account() -> None:
     filled = desk.pay(BTC, 1_100_000_000)  # 220
     assert [reduction[:3] for reduction in liquidations_in(filled)] == [(BTC, Side.SELL, 2_000)]
     assert 0 <= desk.equity < MONEY_SCALE // 10
+
+
+def test_a_settlement_waits_for_the_bars_of_a_gap_unless_they_never_arrive() -> None:
+    desk = Desk(cash="1000")
+    desk.enter(BTC, 2_000)
+    closed_ms, cash = desk.last[BTC].close_time_ms, desk.broker.account.cash
+    due_ms, until_ms = closed_ms + 30_000, closed_ms + 120_000
+    desk.broker.on_funding(Funding(BTC, 10**8, due_ms, due_ms), closed_ms)
+    for repaired_by, paid in (("rest", 0), ("", 20 * MONEY_SCALE)):
+        desk.broker.on_hole(
+            Gap(BTC, closed_ms, until_ms, GapCause.DOWN, repaired_by, until_ms, until_ms)
+        )
+        assert cash - desk.broker.account.cash == paid
 
 
 def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> None:
@@ -494,7 +523,12 @@ class Twice:
             assert holding.quantity == held.quantity * 1_000
             assert holding.entry_notional == held.entry * 10**8
             assert holding.margin == 0, "no position has a margin of its own"
-            resting = {order.order_id for order in account.line(key).orders.orders}
+            line, value = account.line(key), reference.value(key, held.quantity)
+            rules, position = present(line.margin_rules), present(account.position(key))
+            assert rules.used_by(position) == reference.initial(value) * 10**8
+            needed = reference.maintenance(key, value) if value else 0
+            assert rules.needed_by(position) == needed * 10**8
+            resting = {order.order_id for order in line.orders.orders}
             assert resting == {
                 name for name, order in reference.orders.items() if order.symbol == key
             }
@@ -559,3 +593,38 @@ def test_an_account_kept_by_itself_agrees_to_the_last_unit(retiers: float) -> No
     assert sum(desk.liquidations for desk in both) > 20
     assert sum(desk.reductions for desk in both) > 0
     assert not retiers or sum(desk.at_limit for desk in both) > 40
+
+
+def test_the_first_price_of_a_path_that_liquidates_is_that_of_counting() -> None:
+    """Near the price at which a drawn account is liquidated, in ticks of one unit and of more."""
+    spans = 0
+    for seed in range(12):
+        both, rng = walked(seed, steps=25), random.Random(seed)
+        account, reference = both.desk.broker.account, both.reference
+
+        def is_called(price: int, key: str, reference: ReferenceCross = reference) -> bool:
+            before, reference.marks[key] = reference.marks[key], Fraction(price, 100)
+            called, reference.marks[key] = reference.is_called(), before
+            return called
+
+        for key in set(KEYS) - both.marked:
+            mark, held = account.line(key).mark, account.held(key)
+            way = -1 if held > 0 else 1
+            reached = next((at for at in range(100) if is_called(mark + way * at * 400, key)), 0)
+            if not held or not reached:
+                continue
+            tick = rng.choice((1, 5))
+            both.desk.broker.change(replace(both.items[key], tick_size=tick))
+            least = mark + way * (reached - 1) * 400
+            fewest = next(at for at in range(401) if is_called(least + way * at, key))
+            for _ in range(30):
+                start = least + way * (fewest - rng.randint(-3, 40))
+                end = least + way * (fewest + rng.randint(-9, 40))
+                towards = tick if end > start else -tick
+                prices = [*range(start, end, towards), end]
+                due = next((price for price in prices if is_called(price, key)), None)
+                due = due if is_called(end, key) else None
+                cross = account.positions[key].cross
+                assert present(cross).first_liquidation(account.positions[key], start, end) == due
+                spans += due is not None
+    assert spans > 50

@@ -214,6 +214,32 @@ def test_a_level_of_any_finite_number_is_refused_in_a_sentence(number: float) ->
                 assert plan.startswith(("stop", "target", "trailing stop"))
 
 
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(
+    ("levels", "configured", "distance"),
+    [
+        ({"stop": Percent(2)}, {}, 200),
+        ({"stop": 3.0}, {}, 300),
+        ({"stop": 3.0, "trailing": 1.5}, {}, 150),
+        ({"stop": -3.0}, {}, 0),  # it loses nothing there
+        ({"target": 3.0}, {}, 0),
+        ({}, {"stop_loss": "4%"}, 400),
+        ({"stop": 3.0}, {"stop_loss": "1%"}, 100),
+    ],
+)
+def test_a_size_by_its_stop_counts_the_nearest_stop_of_either_side(
+    levels: dict[str, Any], configured: dict[str, str], distance: int, side: int
+) -> None:
+    given = {
+        key: 100 - side * level if key == "stop" and not isinstance(level, Percent) else level
+        for key, level in levels.items()
+    }
+    exits = Exits.of(load(None, {"exits": configured}).exits.model_dump(), FORECASTER)
+    planner, day = Planner(instrument(), exits), MeanRange.of_day(MINUTE)
+    signal = long(**given) if side > 0 else short(**given)
+    assert planner.distance(signal, 10_000, day) == distance
+
+
 def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
     signals = dict.fromkeys(range(4), long(stop=98.0))
     assert steps_of(machine(signals), flat_bars(4))[-1].state is not None

@@ -1,6 +1,7 @@
 """Orders by list: what is refused and why, tags, what reduces, and what other fills do to them."""
 
 import math
+import random
 from decimal import Decimal
 from typing import Any
 
@@ -176,6 +177,12 @@ def test_floats_that_are_nearly_a_tick_are_taken_for_it() -> None:
     assert (order.status, order.quantity, order.price) == (OrderStatus.NEW, 300, 9_930)
 
 
+@pytest.mark.parametrize(("off", "status"), [("1e-9", "NEW"), ("1.1e-9", "REJECTED")])
+def test_a_quantity_may_miss_a_step_by_a_millionth_of_it(off: str, status: str) -> None:
+    (order,) = Desk().send(buy(Decimal("0.3") + Decimal(off)))
+    assert order.status is OrderStatus[status]
+
+
 def test_resting_buys_on_spot_share_the_cash() -> None:
     desk = Desk(category=Category.SPOT, cash=1_000)
     first, second = desk.send(buy(6, limit=100), buy(6, limit=99))
@@ -299,6 +306,13 @@ def test_a_stop_limit_becomes_a_limit_where_it_is_touched() -> None:
     assert desk.quote(9_850, 9_860).fills == []
     (fill,) = desk.quote(9_860, 9_870).fills
     assert (fill.price, fill.liquidity) == (9_850, Liquidity.MAKER)
+
+
+def test_a_stop_limit_beyond_which_the_market_is_as_it_is_touched_takes() -> None:
+    desk = Desk()
+    desk.send(buy(1, stop=101, limit=102))
+    (fill,) = desk.quote(10_100, 10_110).fills
+    assert (fill.price, fill.liquidity) == (10_110, Liquidity.TAKER)
 
 
 def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_before_that() -> None:
@@ -491,6 +505,35 @@ def test_an_order_whose_time_ends_inside_a_bar_meets_none_of_it() -> None:
     assert (met.fills, reasons(met.orders)) == ([], [(OrderStatus.CANCELED, "its time is over")])
 
 
+@pytest.mark.parametrize(("after_ms", "fills"), [(-1, 0), (0, 1)])
+def test_an_order_may_be_filled_until_the_last_millisecond_of_a_bar(
+    after_ms: int, fills: int
+) -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, until=START_MS + 3 * 60_000 + after_ms))
+    assert len(desk.bar(9_800, 9_800, 9_800, 9_800).fills) == fills  # the bar ends at +3 minutes
+
+
+def test_the_next_open_fills_what_a_quote_has_left_of_an_order() -> None:
+    desk = Desk()
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000, size=400)
+    assert [fill.quantity for fill in desk.bar(10_000, 10_000, 10_000, 10_000).fills] == [600]
+
+
+def test_what_lists_could_open_is_what_is_left_of_them() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, tag="a"), sell(2, limit=101), sell(1, limit=102, tag="b"))
+    desk.send(buy(0.5, limit=98, reduce_only=True))
+    desk.quote(9_950, 9_960)  # from then on the limits rest
+    desk.quote(9_870, 9_880, size=400)
+    opens = desk.line.orders.opens
+    assert opens(()) == (600, 3_000, True)
+    assert opens((buy(3, tag="a"), sell(5, reduce_only=True))) == (3_000, 3_000, False)
+    assert opens((Cancel("b"),)) == (600, 2_000, True)
+    assert opens((Cancel(""), sell(4))) == (0, 4_000, False)
+
+
 def test_the_time_of_an_order_ends_inside_a_bar_that_comes_nowhere_near_it() -> None:
     desk = Desk()
     desk.send(buy(1, limit=90, until=START_MS + 3 * 60_000 + 30_000))
@@ -557,6 +600,34 @@ def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_i
     assert (desk.held, rest.role, rest.filled, rest.quantity) == (0, OrderRole.SIGNAL, 400, 1_400)
     desk.quote(9_890, 9_900)
     assert (desk.held, broker.target, desk.resting) == (-1_000, -1_000, ())
+
+
+def test_an_exit_ends_what_a_signal_ordered_except_the_rest_of_a_reversal() -> None:
+    """A stop of a list, or of the position, fills in part or whole beside an order by signal."""
+    counted = dict.fromkeys(("reversal", "closing"), 0)
+    for seed in range(200):
+        rng, desk = random.Random(seed), Desk(quantity_step=1, min_quantity=1, min_notional=0)
+        held, sign = rng.randint(2, 900), rng.choice((1, -1))
+        desk.aim(sign * held, START_MS + 60_000)
+        desk.quote(CLOSE, CLOSE)
+        is_protective, trigger = rng.random() < 0.6, CLOSE - sign * 100
+        if is_protective:
+            desk.arm(OrderRole.STOP, trigger=trigger)
+        else:
+            close = sell if sign > 0 else buy
+            desk.send(close(held / 1_000, stop=trigger / 100, reduce_only=True))
+        target = -sign * rng.choice((0, 1, rng.randint(2, 900), -(held // 2)))
+        (ordered,) = desk.aim(target, START_MS + 60_001)  # the next quote is before it arrives
+        closed = rng.choice((held, rng.randint(1, held - 1)))
+        desk.quote(trigger, trigger, size=closed)
+        left, orders = sign * (held - closed), desk.line.orders
+        reverses = is_protective and target * sign < 0
+        rest = 0 if orders.order is None else orders.order.quantity - orders.order.filled
+        assert desk.held == left
+        assert orders.target == (target if reverses else left)
+        assert rest == (min(ordered.quantity, abs(target - left)) if reverses else 0)
+        counted["reversal" if reverses else "closing"] += 1
+    assert min(counted.values()) > 50
 
 
 def test_what_lists_fill_moves_the_target_that_a_signal_left() -> None:

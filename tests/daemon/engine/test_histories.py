@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pytest
-from histories import KINDS, History
+from histories import KINDS, History, events_of, played
 
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import Restart
 from tracepaper.strategies.types.decisions import Step
 
 GOLDEN: Final = Path(__file__).parents[2] / "data/golden_histories.json"
@@ -50,3 +52,41 @@ def test_random_histories_cause_the_steps_that_they_always_caused(
         golden |= digests
         GOLDEN.write_text(json.dumps(golden, indent=0) + "\n", encoding="utf-8")
     assert {seed: golden[seed] for seed in digests} == digests
+
+
+class Middle(History):
+    """A history, and an engine that took it up in its middle and goes on beside its own."""
+
+    def _begin(self) -> None:
+        self._fed = list[Any]()
+        self._steps = list[Step]()
+        self._second: Engine | None = None
+
+    def _keep(self, steps: list[Step]) -> None:
+        self._steps = steps
+
+    def _take(self, event: Any) -> None:
+        super()._take(event)
+        if self._second is not None:
+            assert played(self._second, event) == self._steps
+            self.counted["compared"] += 1
+        self._fed += events_of(event)
+
+    def _restart(self) -> None:
+        self._second = self._opened()
+        restart = Restart(self._second)
+        restart.restore(
+            self.engine.state(),
+            next_sequence=self.engine.sequence,
+            since=self.engine.since_decided,
+        )
+        for event in self._fed:
+            restart.repeat(event)
+        assert self._second.state() == self.engine.state()
+
+
+@pytest.mark.parametrize("first", range(0, 20, 5))
+def test_an_engine_that_takes_a_history_up_in_its_middle_causes_the_same_steps(first: int) -> None:
+    seeds = range(first, first + 5)
+    every = [Middle(seed, KINDS[seed % len(KINDS)], most=2 * EVENTS) for seed in seeds]
+    assert sum(history.counted["compared"] for history in every) > 50

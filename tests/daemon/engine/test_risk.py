@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
+from statistics import median
 
 import pytest
+from builders import bars, quote
+from engines import engine_of
 
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.strategies.gates.gate import GateInputs
@@ -60,6 +64,22 @@ def test_drawdown_is_a_fraction_of_the_highest_equity() -> None:
     measured(watch, 2_000)
     assert measured(watch, 1_500).drawdown == pytest.approx(0.25)
     assert measured(watch, 1_500, DAY_MS).drawdown == pytest.approx(0.25)
+
+
+def test_spread_and_range_are_basis_points_of_the_middle_and_of_the_close() -> None:
+    given = {"strategy": {"name": "sma_cross"}, "risk": {"max_spread_bp": "5", "max_range_bp": "9"}}
+    machine = engine_of(given, execution=FillModel.QUOTE)
+    inputs, candles = machine.states[KEY].gates.inputs, bars(70)
+    for candle in candles:
+        middle = candle.close
+        machine.step(quote(middle - 30, middle + 50, at_ms=candle.close_time_ms - 9), None)
+        machine.step(candle, None)
+    assert inputs.spread_bp == pytest.approx(10_000 * 80 / (middle + 10))
+    ranges = [
+        max(candle.high, before.close) - min(candle.low, before.close)
+        for before, candle in pairwise(candles)
+    ]
+    assert inputs.range_bp == pytest.approx(10_000 * median(ranges[-60:]) / middle)
 
 
 def test_the_days_loss_is_money_and_begins_anew_each_utc_day() -> None:

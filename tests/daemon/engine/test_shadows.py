@@ -17,8 +17,16 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.values import SHADOW_NAMES, RegimeName
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import SHADOWS, WITHOUT, Restart, ShadowBasis, decode_state
+from tracepaper.daemon.engine.state import (
+    SHADOWS,
+    WITHOUT,
+    Restart,
+    ShadowBasis,
+    decode_state,
+    shadow_signal,
+)
 from tracepaper.daemon.session.build import build_engine, coverage_warnings
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import HEAD_MEASURES, MEASURES
 from tracepaper.strategies.types.calibration import Calibration, GateCoverage
@@ -397,3 +405,29 @@ def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_shadow() -> Non
         assert step.decision
         assert step.decision.refused_by == "risk.tail"
     assert quantity(step, "no_edge") == held, "the other side, however small, is refused"
+
+
+def test_a_shadow_signal_differs_from_the_runs_in_what_its_name_says() -> None:
+    """A band scales with the target to the power of two thirds."""
+    for seed in range(200):
+        rng = random.Random(seed)
+        given = {
+            key: rng.choice((None, rng.uniform(0.1, 0.9)))
+            for key in ("band", "by_forecast", "uncorrelated")
+        }
+        strength = rng.choice((0.0, rng.uniform(0.1, 0.9)))
+        signal = Signal(Action.LONG, "why", strength, **given)  # type: ignore[arg-type]
+        band, by_forecast, uncorrelated = given.values()
+        due = dict.fromkeys(("ungated", "fixed_band", "sized_by_forecast", "uncorrelated"), signal)
+        due["fixed_band"] = replace(signal, band=None)
+        if by_forecast is not None and strength:
+            scaled = None if band is None else band * (by_forecast / strength) ** (2 / 3)
+            due["sized_by_forecast"] = replace(signal, strength=by_forecast, band=scaled)
+        if uncorrelated is not None:
+            due["uncorrelated"] = replace(signal, strength=uncorrelated)
+        for name, wanted in due.items():
+            got = shadow_signal(name, signal)
+            assert got.band == (None if wanted.band is None else pytest.approx(wanted.band))
+            assert replace(got, band=None) == replace(wanted, band=None)
+    flat = Signal(Action.LONG, "why", 1.0, uncorrelated=0.0)
+    assert shadow_signal("uncorrelated", flat).action is Action.FLAT

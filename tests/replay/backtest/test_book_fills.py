@@ -14,8 +14,6 @@ from queue_cases import KEY, Say, book, gap, played, send, shows, trade
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
     BookLevel,
-    BookMoves,
-    Move,
     QueueModel,
     QueuePlace,
     QueueRules,
@@ -23,13 +21,10 @@ from tracepaper.daemon.broker.book_fills import (
     QueueState,
     after_change,
     after_trade,
-    pack_moves,
-    unpack_moves,
     walk_levels,
 )
 from tracepaper.strategies.api.context import Cancel, buy, sell
-from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.market import BookUpdate, Side
+from tracepaper.strategies.types.market import Side
 
 BIDS, ASKS = {99: 10, 98: 20, 97: 30}, {101: 5, 102: 7, 103: 9}
 B = book(0, BIDS, ASKS)
@@ -419,63 +414,3 @@ def test_a_walk_leaves_what_was_taken() -> None:
     assert used.left(Side.SELL, BookLevel(101, 5, 3)) == 5  # a later frame set it
     used.forget_renewed(Side.SELL, [BookLevel(101, 5, 3)])
     assert used.state() == QueueState(2)
-
-
-# ---------------------------------------------------------------- what an event may hold
-
-
-def _update(moved: BookMoves, **keys: Any) -> BookUpdate:
-    fields: dict[str, Any] = {
-        "cause": "",
-        "frame": 9,
-        "is_sampled": False,
-        "market_ms": 50,
-        "seen_ms": 50,
-    } | keys
-    return BookUpdate(KEY, books=pack_moves(moved), **fields)
-
-
-SOUND = BookMoves((Move(40, Side.BUY, 99, 3),), (BookLevel(99, 3, 9),), (BookLevel(101, 5, 1),))
-DAMAGED = {
-    "a crossed book": SOUND._replace(asks=(BookLevel(99, 5, 1),)),
-    "an empty side": SOUND._replace(bids=()),
-    "levels towards the touch": SOUND._replace(asks=(BookLevel(102, 1, 1), BookLevel(101, 1, 1))),
-    "a level of a later frame": SOUND._replace(bids=(BookLevel(99, 3, 10),)),
-    "a level without a size": SOUND._replace(bids=(BookLevel(99, 0, 9),)),
-    "a negative size": SOUND._replace(moves=(Move(40, Side.BUY, 99, -1),)),
-    "a move of later": SOUND._replace(moves=(Move(51, Side.BUY, 99, 1),)),
-    "moves out of order": SOUND._replace(
-        moves=(Move(40, Side.BUY, 99, 1), Move(39, Side.BUY, 99, 1))
-    ),
-    "a trade that is neither one nor none": SOUND._replace(
-        moves=(Move(40, Side.BUY, 99, 1, 2),)  # type: ignore[arg-type]
-    ),
-    "a book that is neither whole nor not": SOUND._replace(is_whole=2),  # type: ignore[arg-type]
-    "levels beyond the best": SOUND._replace(
-        bids=(BookLevel(99, 3, 9), BookLevel(98, 3, 9)), is_whole=False
-    ),
-}
-
-
-def test_an_event_comes_back_as_it_was_packed() -> None:
-    assert unpack_moves(_update(SOUND)) == SOUND
-
-
-@pytest.mark.parametrize("moved", DAMAGED.values(), ids=DAMAGED)
-def test_an_event_that_no_feed_writes_is_refused(moved: BookMoves) -> None:
-    with pytest.raises(DataInvalid, match="which no recording writes"):
-        unpack_moves(_update(moved))
-
-
-@pytest.mark.parametrize("moved", [SOUND, SOUND._replace(moves=(), is_whole=False)])
-def test_a_sample_knows_nothing_of_what_happened_before_it(moved: BookMoves) -> None:
-    with pytest.raises(DataInvalid, match="which no recording writes"):
-        unpack_moves(_update(moved, is_sampled=True))
-
-
-@pytest.mark.parametrize("cut", [0, 5, -1])
-def test_a_torn_event_is_refused(cut: int) -> None:
-    sound = _update(SOUND)
-    torn = BookUpdate(KEY, "", 9, False, sound.books[:cut], 50, 50)
-    with pytest.raises(DataInvalid, match="is damaged"):
-        unpack_moves(torn)

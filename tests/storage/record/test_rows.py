@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from math import inf, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from types import GenericAlias
 
@@ -27,7 +27,8 @@ from tracepaper.storage.record.columns import (
     measure_name,
 )
 from tracepaper.storage.record.encode import StepEncoder
-from tracepaper.storage.record.hashing import ChainHead, pack, sealed
+from tracepaper.storage.record.hashing import ChainHead, all_finite, finite, pack, sealed
+from tracepaper.storage.record.interning import GateSetPlan
 from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import ShadowStep, Step
@@ -92,6 +93,19 @@ def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
     assert back.prediction is not None
     assert repr(getattr(back.prediction, "mean_return")) == "(nan, 0.0)"  # noqa: B009
     assert repr(getattr(back.prediction, "volatility")) == "(nan, 1.0)"  # noqa: B009
+
+
+@given(st.lists(st.none() | st.floats(), max_size=5))
+def test_numbers_are_stored_alone_as_together(numbers: list[float | None]) -> None:
+    stored = [number if number is not None and isfinite(number) else None for number in numbers]
+    assert [finite(number) for number in numbers] == [*all_finite(numbers)] == stored
+    assert repr([finite(number) for number in numbers]) == repr([*all_finite(numbers)])
+
+
+def test_a_threshold_of_minus_zero_is_stored_as_zero() -> None:
+    gates = replace(cases.CROSS_GATES, thresholds=(-0.0,) * len(cases.CROSS_GATES.gates))
+    rows = GateSetPlan(gates, 0).rows(1, None)
+    assert [repr(threshold) for *_, threshold, _ in rows] == ["0.0"] * len(rows) != []
 
 
 def test_a_run_holds_no_more_steps_than_a_key_can_count() -> None:

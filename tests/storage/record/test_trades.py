@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import storage_cases as cases
 from builders import instrument
 
@@ -27,6 +28,7 @@ def closed(
     of: TradeBooks,
     *moves: tuple[int, int, int] | tuple[int, int, int, int],
     shadow: str | None = None,
+    side: str | None = None,
 ) -> list[dict[str, int]]:
     """Return the trades that *moves* close: signed quantity, notional, fee and fee in base."""
     trades = []
@@ -35,6 +37,7 @@ def closed(
             "fills", run_key=1, sequence=place, book=0, ordinal=0, instrument=0,
             side="BUY" if quantity > 0 else "SELL", quantity=abs(quantity), reference_price=0,
             notional=notional, fee=fee, fee_base=sum(base), shadow=shadow,
+            position_side=side,
         )  # fmt: skip
         if (trade := of.fill(fill)) is not None:
             trades.append(
@@ -64,12 +67,18 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
     assert (trade["quantity"], earned(trade)) == (9_995, 120 - 1 - 100)
 
 
-def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since() -> None:
+@pytest.mark.parametrize("side", [None, "LONG", "SHORT"])
+def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since(
+    side: str | None,
+) -> None:
     taken = books("before")
-    assert closed(taken, (-9, 9, 0)) == []  # no row has shown yet what is held
-    taken.hold(row("holdings", instrument=0, quantity=2, funding_paid=5))
-    (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0))
+    assert closed(taken, (-9, 9, 0), side=side) == []  # no row has shown yet what is held
+    taken.hold(row("holdings", instrument=0, shadow=side, quantity=2, funding_paid=5))
+    (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0), side=side)
     assert (trade["opened_sequence"], trade["entry_notional"]) == (1, 200)
+
+
+def test_a_run_that_takes_an_account_over_has_the_trades_that_it_opens() -> None:
     whole, later = (StepEncoder(cases.run(parent_run_id=of), 1) for of in (None, "before"))
     steps = cases.plain_steps(60)
     for encoder, begun in ((whole, 0), (later, 15)):
