@@ -55,7 +55,7 @@ from tracepaper.strategies.errors import shown as shortened
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
-from tracepaper.strategies.types.decisions import OrderRole
+from tracepaper.strategies.types.decisions import Action, OrderRole
 from tracepaper.strategies.units import count_of, iso
 
 LINES_FIRST: Final = 4
@@ -271,7 +271,10 @@ def price_chart(report: Report, instrument: str, last: int | None = None) -> Cha
         *above,
         *_marks(drawn_trades(report, instrument, int(closes_ms[0]))),
     ]
-    panels = [ChartPanel(prices, time_axis(), ChartAxis("price"), 320)]
+    panels = [
+        ChartPanel(prices, time_axis(), ChartAxis("price"), 320),
+        _asked(report, instrument, bars),
+    ]
     if below:
         panels.append(ChartPanel(below, time_axis(), ChartAxis("noted"), 100))
     if (refused := _refused(report, instrument, bars)) is not None:
@@ -366,6 +369,26 @@ def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[La
                 )
             )
     return above, below
+
+
+def _asked(report: Report, instrument: str, bars: records.Bars) -> ChartPanel:
+    """Draw what the strategy asked for: a cell is its last bar, and blank where a gate refused."""
+    record, decisions = report.record, report.record.decisions
+    places = decisions.places[instrument][-bars.open_time_ms.size :]
+    starts = np.linspace(0, places.size, min(places.size, COLUMNS), endpoint=False).astype(np.int64)
+    last = places[np.append(starts[1:], places.size) - 1]
+    cells = np.array([ASKED.index(action) for action in decisions.action[last]], np.float64)
+    cells[~decisions.allowed[last]] = np.nan
+    times_ms = record.bar_times.closes_of(decisions.open_time_ms[last]).tolist()
+    top = float(len(ASKED) - 1)
+    ribbon = HeatLayer(
+        "asked for", times_ms, range(1), 0.0, top, [rounded(cells)], palette="steps", names=ASKED
+    )
+    return ChartPanel([ribbon], time_axis(), category_axis(["asked for"]), 44)
+
+
+ASKED: Final = (Action.HOLD, Action.FLAT, Action.SHORT, Action.LONG, Action.ORDERS)
+"""The actions in the order of their shades, from pale to full."""
 
 
 def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel | None:

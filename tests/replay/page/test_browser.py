@@ -109,6 +109,10 @@ def test_it_opens_on_one_sentence_one_chart_and_the_newest_decision(
     assert page.get_by_role("link", name="TradingView").get_attribute("href") == (
         "https://www.tradingview.com/"
     )
+    query = "SELECT allowed, action FROM v_decisions ORDER BY sequence DESC LIMIT 1"
+    ((allowed, action),) = rows(database, query)
+    ribbon = f"asked {action}" if allowed else "asked for"
+    expect(page.locator(".chart .rows")).to_contain_text(ribbon)
 
 
 def red(page: Page) -> tuple[float, float]:

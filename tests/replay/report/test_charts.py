@@ -109,6 +109,22 @@ def test_the_price_chart_counts_every_refused_signal_of_each_gate(attention_repo
     assert drawn == refused
 
 
+def test_the_ribbon_shows_what_was_asked_for_at_each_time(
+    attention_report: Report, cross_report: Report
+) -> None:
+    shown = set[str | None]()
+    for report in (attention_report, cross_report):
+        chart = present(price_chart(report, "linear:BTCUSDT", last=120))
+        ribbon, record = layers_of(chart)["asked for"], report.record
+        newest = record.decisions.open_time_ms[-120:]
+        assert list(ribbon.x) == record.bar_times.closes_of(newest).tolist()
+        drawn = [None if cell is None else ribbon.names[int(cell)] for cell in ribbon.rows[0]]
+        pairs = zip(record.decisions.action[-120:], record.decisions.allowed[-120:], strict=True)
+        assert drawn == [action if allowed else None for action, allowed in pairs]
+        shown |= set(drawn)
+    assert {None, "LONG", "SHORT"} <= shown
+
+
 def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(cross_report: Report) -> None:
     bars = cross_report.record.bars["linear:BTCUSDT"]
     chart = present(price_chart(cross_report, "linear:BTCUSDT"))

@@ -17,7 +17,7 @@ import { colours as themeColours } from "../theme.js";
 import { densities, drawStrip, drawTint } from "./attention.js";
 import { drawFan, fanRange } from "./fan.js";
 import { drawFills, drawGaps, drawOrders, drawRefusals } from "./marks.js";
-import { ROW, drawGateRow, drawRegimes } from "./rows.js";
+import { ROW, drawAsked, drawGateRow, drawRegimes } from "./rows.js";
 import { Across, Layer } from "./scale.js";
 
 const AXIS = 94; // least px of the right axis and of the column of row labels
@@ -238,6 +238,7 @@ export class Chart {
         still.fillStyle = colours.grid;
         still.fillRect(0, top + ROW - 1, width, 1);
         if (row.gates.length) drawGateRow(still, { ...view, gates: row.gates, top });
+        else if (row.kind === "asked") drawAsked(still, { ...view, top });
         else if (row.kind === "regime") drawRegimes(still, { ...view, top });
       });
     }

@@ -326,6 +326,8 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   const pinned = drawn && pinnedMs != null ? drawn.indexOf(pinnedMs) : -1;
   const at = pointer ?? (pinned >= 0 ? pinned : (drawn?.length ?? 1) - 1);
   const regime = drawn?.regime[at];
+  const asked = drawn && !drawn.refused_by[at] && drawn.action[at];
+  const labels = { regime: word((regime || "regime").toLowerCase()).replace("mean ", ""), asked: asked ? `asked ${asked}` : "asked for" };
   return html`<div class="chart" aria-busy=${state.isLoading}>
     <div class="canvas" ref=${element} role="img" aria-label=${`Candles of ${instrument}, with gates and equity. The arrow keys step through the decisions; the card says each in words.`}></div>
     ${drawn?.length && layout.tops.length > 1 &&
@@ -341,7 +343,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
                     onClick=${() => toGate(row.key)}
                   ><span>${row.label}</span><span class="figure">${refused(row) || ""}</span><span class="unseen">${refused(row) ? " refusals" : " no refusal"}</span></button>`
                 : html`<span title=${row.gates.join(", ")} class=${row.gates.includes(decision?.refused_by) ? "refuser" : ""}>
-                    <span>${row.kind === "regime" ? word((regime || "regime").toLowerCase()).replace("mean ", "") : row.label}</span><span class="figure">${refused(row) || ""}</span>
+                    <span>${labels[row.kind] ?? row.label}</span><span class="figure">${refused(row) || ""}</span>
                   </span>`}
             </li>`,
         )}

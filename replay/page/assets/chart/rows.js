@@ -1,4 +1,4 @@
-/** Rows under the chart: attention, a thin row for each gate, and a ribbon of regimes. */
+/** Rows under the chart: what was asked for, attention, a thin row for each gate, and regimes. */
 import { word } from "../format.js";
 
 export const ROW = 17;
@@ -25,6 +25,7 @@ export function rowsOf(run, { compact = false } = {}) {
   const shown = graded.filter((gate) => kept.has(gate));
   const others = run.gates.filter((gate) => !shown.includes(gate));
   const rows = shown.map((gate) => ({ kind: "gate", key: gate.gate, label: word(gate.gate), gates: [gate.gate] }));
+  rows.unshift({ kind: "asked", key: "asked", label: "asked for", gates: [] });
   if (run.has_model) rows.unshift({ kind: "attention", key: "attention", label: "looked at", gates: [] });
   if (others.length)
     rows.push({
@@ -81,6 +82,28 @@ export function drawGateRow(context, { gates, frame, across, top, colours }) {
     }
   }
   flush();
+  context.globalAlpha = 1;
+}
+
+/** The place and height of an action in its row: LONG above, SHORT below, FLAT a line between. */
+const ASKED = { LONG: [3, 5], FLAT: [8, 1], SHORT: [9, 5], ORDERS: [6, 5] };
+
+/** Draw what the strategy asked for; HOLD, and a decision that a gate refused, leave a blank. */
+export function drawAsked(context, { frame, across, top, colours }) {
+  const [first, end] = across.span(frame.length);
+  const asked = (index) => (frame.refused_by[index] ? null : frame.action[index]);
+  context.fillStyle = colours.ink;
+  let start = first;
+  for (let index = first; index <= end; index++) {
+    if (index < end && asked(index + 1) === asked(index)) continue;
+    const place = ASKED[asked(index)];
+    if (place) {
+      const left = Math.round(across.x(start - 0.5));
+      context.globalAlpha = 0.6;
+      context.fillRect(left, top + place[0], Math.max(1, Math.round(across.x(index + 0.5)) - left), place[1]);
+    }
+    start = index + 1;
+  }
   context.globalAlpha = 1;
 }
 
