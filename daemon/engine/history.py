@@ -315,7 +315,12 @@ class InstrumentState:
         return self.bars >= self._needed
 
     def warm_at(self, now_ms: int) -> int | None:
-        """Return when it will be warm, as estimated at *now_ms*; None if it is."""
+        """Return when it will be warm, as estimated at *now_ms*; None if it is.
+
+        Between two closes the estimate stays.
+        """
+        if self.last_bar is not None:
+            now_ms = self.last_bar.close_time_ms
         if self.is_full and self.lookbacks[0].is_warm(self):
             return None
         bars_ms = now_ms + (self._needed - self.bars) * self._base_ms

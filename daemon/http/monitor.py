@@ -133,6 +133,7 @@ class Monitor:
         self.commit_s = Histogram(WORK_BOUNDS_S)
         self._committed_s: float | None = None
         self._clock = clock
+        self._since_ms = clock.market_ms()
         self._newest = newest  # None before anything was received
         self._obstacles = obstacles
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
@@ -285,6 +286,7 @@ class Monitor:
             "pid": os.getpid(),
             "code_version": run.code_version,
             "started_at_ms": run.started_at_ms,
+            "since_ms": self._since_ms,  # of bars, decisions, fills, actions, refusals, counters
             "market_ms": self._clock.market_ms(),
             **dict.fromkeys(BESIDE),
             **{name: status() for name, status in self.companions.items()},
@@ -295,7 +297,12 @@ class Monitor:
             "instruments": {name: self.instrument(name) for name in self.bars},
             "counters": dict(self.counters),
             "feeds": [
-                {"instrument": key, "bar_s": self.bar_age_s(key), "quote_s": self.quote_age_s(key)}
+                {
+                    "instrument": key,
+                    "bar_s": self.bar_age_s(key),
+                    "quote_s": self.quote_age_s(key),
+                    "warm_at_ms": self.warm_at(key),
+                }
                 for key in self._instruments
             ],
             "frame_s": self.frame_age_s(),

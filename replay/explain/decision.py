@@ -22,6 +22,7 @@ from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
 from tracepaper.replay.explain.position import orders_after, positions_text
+from tracepaper.replay.explain.warming import warm_at_ms, warming_sentence
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.replay.report.listed_orders import (
     QueuePosition,
@@ -51,7 +52,7 @@ from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.time_buckets import content_share
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.units import count_of, iso
 
 _LAST: Final = "last"
 _TIMED: Final = re.compile(r"(?P<run>.+?):(?P<time>\d{4}-\d\d-\d\d.*)")
@@ -74,6 +75,7 @@ class StoredDecision:
     card: Mapping[str, Any] = field(default_factory=dict)
     """Stored card of the model that decided, if it attended or the entropy gate judged."""
     states: tuple[LastingState, ...] = ()  # that held the run at this decision
+    warm_at_ms: int | None = None  # by the run's daemon, if the gate warm refused
     position: str = FLAT  # in the decision's instrument after its step, with what protects it
 
     @property
@@ -312,6 +314,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             if row["weight"] is not None
         )
         model = reader.models(run_id, until=sequence).deciding if judged or buckets else ""
+        is_cold = decisions[0]["refused_by"] == warm.name and run["ended_at"] is None
         is_halted = decisions[0]["refused_by"] == operator.name
         held = [row for row in views.rows("v_positions", sequence=sequence) if row["quantity"]]
         netted = (
@@ -330,6 +333,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             reader.newest_of(run_id, Command, until=sequence) if is_halted else None,
             views.card(model),
             lasting_states(columns, until=sequence),
+            warm_at_ms(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
             positions_text(columns, held, orders_after(reader, run_id, sequence) if held else []),
         )
 
@@ -425,7 +429,9 @@ def flips_of(stored: StoredDecision) -> Flips:
         None if nearest is None else nearest.gate,
         gates,
         _side(stored.decision),
-        _allowed_sentence(nearest, failed) if allowed else _refused_sentence(failed) + carried_out,
+        _allowed_sentence(nearest, failed)
+        if allowed
+        else _refused_sentence(stored, failed) + carried_out,
     )
 
 
@@ -457,6 +463,8 @@ def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
 def margin_text(gate: str, margin: float) -> str:
     """Return the size of a margin: no leading zero, and two digits if it is small."""
     size = abs(margin)
+    if gate == warm.name:
+        return count_of(round(size), "bar")
     if GATES[gate].unit in (MILLISECONDS, QUOTE_CURRENCY, SHARE_OF_PEAK):
         return measured(gate, size)
     if size >= 1 or size == 0:
@@ -481,15 +489,12 @@ def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> 
     return f"{passed}; nearest {near.gate}, with {spare} to spare."
 
 
-def _refused_sentence(failed: Sequence[GateMargin]) -> str:
-    if (
-        cold := next((failure for failure in failed if failure.gate == warm.name), None)
-    ) and cold.margin:
-        # The count stops one short if candles of a timeframe are missing.
-        lacking = f"{-cold.margin:,.0f} more bars"
-        if cold.margin == -1:
-            lacking = "one more bar, or candles of a higher timeframe"
-        return f"It needs {lacking}."
+def _refused_sentence(stored: StoredDecision, failed: Sequence[GateMargin]) -> str:
+    cold = next((failure for failure in failed if failure.gate == warm.name), None)
+    if cold is not None and cold.margin:
+        lacking, interval_ms = round(-cold.margin), stored.run["interval_ms"]
+        bars_ms = stored.decision["open_time_ms"] + (lacking + 1) * interval_ms
+        return warming_sentence(lacking, bars_ms, stored.warm_at_ms)
     if len(failed) > 1:
         names = ", ".join(failure.gate for failure in failed)
         return f"All of {names} would have had to pass."

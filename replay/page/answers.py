@@ -124,7 +124,7 @@ class InstrumentPosition(Struct, frozen=True):
 
 
 class LastRefusal(Struct, frozen=True):
-    """The newest decision that a gate refused after the warm-up."""
+    """The newest decision that a gate refused."""
 
     sequence: int
     instrument: str
@@ -187,10 +187,11 @@ class Run(Struct, frozen=True):
     without_fills: str  # why nothing filled so far, in sentences; empty if an order filled
     holes: str  # how long no trade was possible for missing bars, and why; empty if not long
     notes: list[NoteSeries]
+    bars_from_ms: int | None  # open of the first bar, those of the warm-up included
     first_sequence: int | None  # of a decision
     last_sequence: int | None
     warm_sequence: int | None  # the first decision after the warm-up
-    bars_needed: int  # for the warm-up
+    warming: str  # how many bars it has, and when it may trade; empty once it is warm
     has_model: bool
     gate_horizon: int  # bars
     pulled_ms: int | None = None  # wall time when it was pulled from a fleet

@@ -288,6 +288,7 @@ def health(
         *(Paragraph(f"Not ready: {reason}", "warning") for reason in not_ready),
         _parity(parity),
         Paragraph("Feed and speed", "heading"),
+        *_since_start(shown, status),
         *_feed(status),
         Paragraph("What happened", "heading"),
         table_of("happenings", "", forms, events, [] if events else ["No event but bars."]),
@@ -349,6 +350,19 @@ def _parity(parity: answers.ParityState | None) -> Paragraph:
     return Paragraph(f"✗ {text} First difference: {parity.first_difference}".rstrip(), "warning")
 
 
+def _since_start(shown: ShownRun, status: Mapping[str, Any] | None) -> Iterator[Part]:
+    """Yield what the daemon counts, which begins anew at each start, beside the whole run."""
+    if status is None:
+        return
+    counts = ", ".join(
+        count_of(status[name], name.removesuffix("s")) for name in ("bars", "decisions", "fills")
+    )
+    whole = count_of(shown.views.count("v_fills"), "fill")
+    yield Paragraph(
+        f"Since this start at {time_text(status['since_ms'])}: {counts}. The whole run: {whole}."
+    )
+
+
 def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
     """Yield the figures that only a running daemon has."""
     if status is None:
@@ -378,11 +392,11 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
         for row in status["latencies"]
     ]
     note = "A quantile is the upper bound of its class."
-    yield table_of("latencies", "Latency", forms, latencies, [note])
+    yield table_of("latencies", "Latency since this start", forms, latencies, [note])
     counters = {_COUNTED.get(name, name): count for name, count in status["counters"].items()}
     counters |= {f"notices {name}": count for name, count in (status["notices"] or {}).items()}
     pairs = [(name.replace("_", " "), f"{count:,}") for name, count in counters.items()]
-    yield replace(table_of("counters", "Counters", PAIR, pairs), look="pairs")
+    yield replace(table_of("counters", "Counters since this start", PAIR, pairs), look="pairs")
     if (parity := status["parity"]) is not None:
         runs = " A replay of the last day runs." if parity["checking"] else ""
         at = time_text(parity["due_ms"])

@@ -21,7 +21,8 @@ from tracepaper.replay.document.charts import (
     shadow_line,
 )
 from tracepaper.replay.document.values import Paragraph, TitledParts
-from tracepaper.replay.explain.decision import missed_text
+from tracepaper.replay.explain.decision import missed_text, stored_decision
+from tracepaper.replay.explain.decision_document import decision_document
 from tracepaper.replay.explain.position import orders_after, row_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
@@ -32,7 +33,6 @@ from tracepaper.storage.checks import newest_check
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
-from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.evaluator import is_movable, threshold_key
 from tracepaper.strategies.gates.gate import GATES, ThresholdForm
 from tracepaper.strategies.position_text import FLAT
@@ -214,14 +214,24 @@ def run(
         ),
         holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
+        bars_from_ms=None if (bounds := shown.rollups.bounds_ms()) is None else bounds[0],
         first_sequence=first,
         last_sequence=last,
         warm_sequence=shown.rollups.warm_sequence(),
-        bars_needed=int(thresholds.get(warm.name, 0)),
+        warming=_warming(shown, last) if row["ended_at"] is None else "",
         has_model=bool(row["model_id"]),
         gate_horizon=row["gate_horizon"],
         pulled_ms=pulled_ms,
     )  # fmt: skip
+
+
+def _warming(shown: ShownRun, last: int | None) -> str:
+    """Return the card's words on the warm-up, by the newest decision; empty once one was warm."""
+    if last is None or shown.rollups.warm_sequence() is not None:
+        return ""
+    document = decision_document(shown.columns, stored_decision(shown.reader, shown.columns, last))
+    reasons = document.parts[0]
+    return f"{document.title}. {reasons.text}" if isinstance(reasons, Paragraph) else document.title
 
 
 _GATE_FIELDS: Final = ("words", "unit", "is_switch", "is_capped")
@@ -273,7 +283,7 @@ def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
 
 def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
     stored = shown.columns.rows.outcomes
-    keys = [outcome.key for outcome in stored if outcome.refused_by not in (None, warm.name)]
+    keys = [outcome.key for outcome in stored if outcome.refused_by is not None]
     sequence = shown.rollups.newest_of(keys)
     if sequence is None:
         return None

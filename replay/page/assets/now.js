@@ -56,7 +56,7 @@ async function seek({ run, frame, from, direction, kind, gate, instrument }) {
     if (ahead.length) return ahead.at(isLater ? 0 : -1).decision_sequence;
     return source.isRecord ? null : find("fills", after(from.close_time_ms));
   }
-  const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
+  const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0).map((each) => each.gate);
   const found = await Promise.all(names.map((name) => find("decisions", { ...after(from.open_time_ms), refused_by: name })));
   const sequences = found.filter((sequence) => sequence != null);
   return sequences.length ? Math[isLater ? "min" : "max"](...sequences) : null;
@@ -77,6 +77,7 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
       ${frame?.length
         ? html`<span>${moment(frame.times[at]).replace(clock(frame.times[at]), "")}<b>${clock(frame.times[at])}</b></span>
             <span class="wide wider">O ${price("open")}</span><span class="wide first">H ${price("high")}</span><span class="wide first">L ${price("low")}</span><span>C ${price("close")}</span>
+            ${frame.isWarmUp(at) && html`<span>warm-up</span>`}
             <span title=${isNet ? "The long side less the short one" : ""}>${isNet ? "net position" : "position"} <b>${frame.held[at] == null ? "–" : number(frame.held[at], 8).replace(/\.?0+$/, "")}</b></span>`
         : " "}
     </span>
@@ -91,7 +92,7 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
 }
 
 /** The most urgent banner on the run or the connection. */
-function Banner({ run, connection, isCold }) {
+function Banner({ run, connection }) {
   if (run.damage) return html`<p class="banner" role="alert">${run.damage}</p>`;
   if (connection.state === "lost")
     return html`<p class="banner" role="alert"><b>The daemon has not answered since ${when(connection.since, Date.now())}.</b> This page shows its last answer and reconnects by itself.</p>`;
@@ -102,8 +103,7 @@ function Banner({ run, connection, isCold }) {
   if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt}</b> Decisions go on.</p>`;
   if (run.below_zero) return html`<p class="banner">${run.below_zero}</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
-  if (isCold)
-    return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes at ${when(run.row.last_ms + (run.bars_needed - run.row.decisions + 1) * run.row.interval_ms, run.row.last_ms)}.` : "soon."}</p>`;
+  if (run.warming) return html`<p class="banner calm">${run.warming}</p>`;
   if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;
   return null;
 }
@@ -251,7 +251,6 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     Escape: () => (playing ? setPlaying(null) : gate ? setGate(null) : toNewest()),
   });
 
-  const isCold = run.warm_sequence == null && run.row.ended_ms == null;
   if (run.last_sequence == null && newest == null)
     return html`<div class="empty"><h1 class="sentence">No decision yet.</h1><p>The first bar that closes makes one; this page shows it by itself. To look at a recorded market at once: <code>tracepaper demo</code></p></div>`;
 
@@ -265,7 +264,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     <header class="top">
       <${Sentence} run=${run} toDecision=${toSequence} toHealth=${() => go({ run: id, view: "health" })} />
       <${SecondLine} run=${run} toDecision=${toSequence} toAccount=${() => go({ run: id, view: "account" })} />
-      <${Banner} run=${run} connection=${connection} isCold=${isCold} />
+      <${Banner} run=${run} connection=${connection} />
     </header>
     <section class="figure" aria-label="Chart">
       <${Legend} isNet=${isHedged(run)}

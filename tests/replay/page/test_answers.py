@@ -14,12 +14,14 @@ import msgspec
 import numpy as np
 import pytest
 from builders import present
+from fakes import ManualClock
 from page_cases import shown_of
 from records import tamper
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 from storage_cases import other_events, plain_steps, prune, undecided, write_run
 from user_strategies import importable
 
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.replay.document.values import Pages, Table, as_parts
 from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
@@ -468,3 +470,28 @@ def test_what_was_noted_early_alone_is_listed(tmp_path: Path) -> None:
     with importable(tmp_path):
         path = replayed(tmp_path, config, "--data", BTC, "--to", "2025-05-27T18:00")
     assert [note.name for note in runs.run(shown_of(path)).notes] == ["early"]
+
+
+def test_what_is_counted_since_this_start_stands_beside_the_whole_run(run: ShownRun) -> None:
+    monitor = Monitor(run=run.columns.run, clock=ManualClock(1_746_100_800_000))
+    (fills,) = run.reader.connection.execute("SELECT count(*) FROM v_fills").fetchone()
+    assert fills > 0
+    texts = [
+        part.text
+        for part in records.health(run, status=monitor.status()).parts
+        if hasattr(part, "text")
+    ]
+    assert (
+        "Since this start at 2025-05-01 12:00 UTC: 0 bars, 0 decisions, 0 fills. "
+        f"The whole run: {fills} fills."
+    ) in texts
+
+
+def test_a_refusal_by_warm_is_the_last_refusal_of_a_run_that_was_refused_by_nothing_else(
+    run: ShownRun,
+) -> None:
+    query = "SELECT max(sequence) FROM v_decisions WHERE refused_by = 'warm'"
+    (last,) = run.reader.connection.execute(query).fetchone()
+    refused = runs.run(run).last_refusal
+    assert refused is not None
+    assert (refused.sequence, refused.gate, refused.missed) == (last, "warm", "short by 1 bar")

@@ -281,16 +281,16 @@ def test_a_slider_that_is_let_go_says_what_another_threshold_would_have_made(
 
 
 def test_zooming_out_asks_coarser_cells_and_in_again_finer(page: Page) -> None:
-    for _ in range(4):
+    for _ in range(7):
         page.keyboard.press("-")
     expect(page.locator(".chart .cell")).to_be_visible()
-    for _ in range(6):
+    for _ in range(9):
         page.keyboard.press("+")
     expect(page.locator(".chart .cell")).to_have_count(0)
 
 
 def test_keys_that_come_within_one_drawing_each_zoom(page: Page) -> None:
-    press = 'for (const _ of "----") dispatchEvent(new KeyboardEvent("keydown", { key: "-" }))'
+    press = 'for (const _ of "-------") dispatchEvent(new KeyboardEvent("keydown", { key: "-" }))'
     page.evaluate(press)
     expect(page.locator(".chart .cell")).to_be_visible()
 

@@ -23,7 +23,9 @@ import { Across, Layer } from "./scale.js";
 const AXIS = 94; // least px of the right axis and of the column of row labels
 const DENSITY = { wide: 2.5, compact: 3.5 }; // font sizes between the labels of a vertical axis
 const LEGEND = 16; // px per line of the legend over the equity
-const SPACING = 2.25; // px per bar in the first view
+const SPACING = 4; // least px per bar in the first view, so that bodies are visible
+const FIRST = { least: 40, most: 120 }; // bars in the first view
+const PALE = "66"; // opacity of warm-up bars, after a colour
 const ROOM = 4; // bars right of the fan
 const EQUITY = { tall: 84, low: 74 };
 const NOTE = 64;
@@ -273,6 +275,7 @@ export class Chart {
     for (const [, { series, tone }] of this.#lines)
       series.applyOptions({ color: tokens[tone] });
     this.#cache.key = "";
+    if (this.frame?.length) this.#drawCandles();
     this.#update();
   }
 
@@ -358,9 +361,7 @@ export class Chart {
     this.frame = frame;
     this.#wanted = null;
     const seconds = frame.times.map((time) => time / 1e3);
-    this.#candles.setData(
-      seconds.map((time, index) => ({ time, open: frame.open[index], high: frame.high[index], low: frame.low[index], close: frame.close[index] })),
-    );
+    this.#drawCandles();
     this.#volume.setData(seconds.map((time, index) => ({ time, value: frame.volume[index] })));
     for (const [, { series, column }] of this.#lines) {
       const values = column(frame);
@@ -368,6 +369,26 @@ export class Chart {
     }
     this.#cache.key = "";
     if (view) this.setView(view);
+  }
+
+  /** Draw the candles; those of the warm-up are paler. */
+  #drawCandles() {
+    const { frame } = this;
+    const { up, down } = themeColours();
+    const pale = (index) => {
+      const color = (frame.close[index] >= frame.open[index] ? up : down) + PALE;
+      return { color, wickColor: color };
+    };
+    this.#candles.setData(
+      frame.times.map((time, index) => ({
+        time: time / 1e3,
+        open: frame.open[index],
+        high: frame.high[index],
+        low: frame.low[index],
+        close: frame.close[index],
+        ...(frame.isWarmUp(index) ? pale(index) : {}),
+      })),
+    );
   }
 
   /** The range of cells in view, or the requested one, which the library applies at the next drawing. */
@@ -392,11 +413,12 @@ export class Chart {
     this.#go({ from: this.frame.position(from_ms), to: this.frame.position(until_ms) });
   }
 
-  /** Show the newest bars with the first spacing, and room for the fan. */
+  /** Show some 120 of the newest bars, or all of fewer, with room for the fan. */
   showNewest(horizon) {
     const width = this.#chart.timeScale().width();
     const room = (horizon * this.interval) / this.frame.step + ROOM;
-    const bars = width / SPACING;
+    const known = Math.max(FIRST.least, Math.min(FIRST.most, this.frame.length + ROOM));
+    const bars = Math.min(known + room, width / SPACING);
     const to = this.frame.length - 1 + room;
     this.#go({ from: to - bars, to });
   }

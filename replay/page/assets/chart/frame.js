@@ -34,6 +34,11 @@ export class Frame {
     return column;
   }
 
+  /** Whether a cell is of the warm-up: no strategy decided there, or none could yet. */
+  isWarmUp(cell) {
+    return this.sequence[cell] == null || this.refused_by[cell] === "warm";
+  }
+
   get length() {
     return this.times.length;
   }

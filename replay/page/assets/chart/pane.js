@@ -178,7 +178,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   /** The range to load for a view: as much again on each side, within the run. */
   const around = ({ from_ms, until_ms }) => {
     const room = MARGIN * (until_ms - from_ms);
-    return { from_ms: Math.max(run.row.first_ms, from_ms - room), until_ms: Math.min(lastMs.current + interval, until_ms + room) };
+    return { from_ms: Math.max(run.bars_from_ms, from_ms - room), until_ms: Math.min(lastMs.current + interval, until_ms + room) };
   };
 
   /** Load the range that the view needs, if the frame lacks it. */
@@ -190,7 +190,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     const shownStep = chart.current.frame.step;
     const step = stepFor({ interval, least: listeners.current.least, span, width: view.width, current: shownStep });
     const { loaded } = work.current;
-    const first = run.row.first_ms;
+    const first = run.bars_from_ms;
     const end = lastMs.current + interval;
     const needed = { from_ms: Math.max(first, view.from_ms - span / 4), until_ms: Math.min(end, view.until_ms + span / 4) };
     // A file returns longer cells than requested if it has no shorter ones.
@@ -248,7 +248,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       goTo: (ms, room = 0) => {
         if (!drawing.frame?.length) return;
         const { step } = drawing.frame;
-        const ends = [run.row.first_ms - FREE * step, lastMs.current + Math.max(room, FREE) * step];
+        const ends = [run.bars_from_ms - FREE * step, lastMs.current + Math.max(room, FREE) * step];
         const index = drawing.frame.indexOf(ms);
         if (index >= 0) {
           drawing.reveal(index, Math.min(room, Math.max(0, drawing.frame.length - 1 - index + room)), ends.map((end) => drawing.frame.position(end)));
@@ -262,7 +262,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       },
       /** Show the whole run. */
       showWhole: () => {
-        const whole = { from_ms: run.row.first_ms, until_ms: lastMs.current + interval };
+        const whole = { from_ms: run.bars_from_ms, until_ms: lastMs.current + interval };
         const step = stepFor({ interval, least: listeners.current.least, span: whole.until_ms - whole.from_ms, width: drawing.view().width });
         load({ ...whole, step, view: whole });
       },
@@ -275,10 +275,8 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       },
     };
     const until_ms = lastMs.current + interval;
-    const width = element.current.clientWidth - 94;
-    const bars = Math.max(FIRST_BARS, (2 * width) / 2.25);
     const step = Math.max(interval, least ?? interval);
-    load({ from_ms: Math.max(run.row.first_ms, until_ms - bars * step), until_ms, step });
+    load({ from_ms: Math.max(run.bars_from_ms, until_ms - FIRST_BARS * step), until_ms, step });
     return () => {
       work.current.abort?.abort();
       clearTimeout(work.current.timer);
@@ -320,7 +318,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   });
 
   // The rows stay as first drawn; their counts are updated.
-  const counts = useMemo(() => new Map(run.gates.map((each) => [each.gate, each.gate === "warm" ? 0 : each.refused])), [run]);
+  const counts = useMemo(() => new Map(run.gates.map((each) => [each.gate, each.refused])), [run]);
   const refused = (row) => row.gates.reduce((sum, each) => sum + counts.get(each), 0);
   const drawn = chart.current?.frame;
   const pinned = drawn && pinnedMs != null ? drawn.indexOf(pinnedMs) : -1;
