@@ -73,7 +73,8 @@ class DecisionCounts:
             return f"The strategy asked for a position on {bars}, and nothing filled{cause}."
         if refused.total() == judged:
             after = " after the warm-up" * bool(warmup)
-            return f"Gates refused all {count_of(judged, 'bar')}{after}, {_most(refused)}."
+            bars = f"all {judged:,} bars" if judged > 1 else "the only bar"
+            return f"Gates refused {bars}{after}, {_most(refused)}."
         bars, refusals = f"{judged:,} of {self.bars:,} bars", ""
         if refused:
             bars = f"the {count_of(self.idle.total(), 'bar')} that no gate refused"

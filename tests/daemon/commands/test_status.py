@@ -45,6 +45,7 @@ async def test_status_shows_health_account_and_gates(
         "running",
         "run-7f3a",
         "1 bar, 1 decision",
+        "Gates refused the only bar, most by edge (1).",
         "100,000.00",
         "✗ edge",
         "of 4 passed",
