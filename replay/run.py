@@ -340,20 +340,23 @@ class Run(Generic[Frame]):
         *,
         html: str | Path | None = None,
         chart: str | Path | None = None,
+        picture: str = "price",
         last: int = BARS_DRAWN,
     ) -> Text:
         """Return the report as text; its ``document`` is that of ``tracepaper report --json``.
 
-        *html* also writes the page to that file; *chart*, a .png or .svg, draws the price of the
-        newest *last* bars with the trades. Raises ``ConfigInvalid`` if a file cannot be written,
-        ``DataInvalid`` without two bars to draw.
+        *html* also writes the page to that file; *chart*, a .png or .svg, draws a *picture* of
+        :meth:`plot`. Raises ``ConfigInvalid`` if a file cannot be written, ``DataInvalid`` if the
+        run has nothing to draw.
         """
         from tracepaper.replay.document.pictures import write_picture
-        from tracepaper.replay.report.charts import check, picture_chart
+        from tracepaper.replay.report.charts import check
         from tracepaper.replay.report.report import build_report
+        from tracepaper.replay.report.run_charts import chart_named, picture_named
         from tracepaper.replay.report.terminal import as_document, show_report
 
         self._require_open()
+        name = picture_named(picture)
         if chart is not None:
             check(Path(chart), last, "chart")
         built = build_report(self.database, self.run_id)
@@ -364,26 +367,31 @@ class Run(Generic[Frame]):
             document = report_document(built)
             write_page(run_page(self.database, self.run_id, document=document), Path(html))
         if chart is not None:
-            write_picture(picture_chart(built, last=last), Path(chart))
+            write_picture(chart_named(built, name, last=last), Path(chart))
         return Text(text_of(lambda console: show_report(console, built)), as_document(built))
 
-    def plot(self, *, last: int = BARS_DRAWN) -> Picture:
-        """Draw the price of the newest *last* bars with the trades and the strategy's notes.
+    def plot(self, picture: str = "price", *, last: int = BARS_DRAWN) -> Picture:
+        """Draw a picture of the run.
 
-        A notebook shows the picture; ``figure`` is the matplotlib figure, and ``save(path)`` writes
-        it. Raises ``ConfigInvalid`` without matplotlib, ``DataInvalid`` without two bars to draw.
+        ``price`` is the newest *last* bars with the trades, the refusals and the strategy's notes;
+        ``equity`` the return of every account with drawdown and position; ``trades`` the profit of
+        each closed trade over time and as a histogram; ``events`` the times of what would send a
+        notice. A notebook shows the picture; ``figure`` is the matplotlib figure, and
+        ``save(path)`` writes it. Raises ``ConfigInvalid`` without matplotlib, ``DataInvalid`` if
+        the run has nothing to draw.
         """
         from tracepaper.replay.document.pictures import figure_of
-        from tracepaper.replay.report.charts import check_bars, picture_chart
+        from tracepaper.replay.report.charts import check_bars
         from tracepaper.replay.report.report import build_report
+        from tracepaper.replay.report.run_charts import chart_named, picture_named
 
         self._require_open()
+        name = picture_named(picture)
         check_bars(last)
         require("matplotlib", "plot")
         built = build_report(self.database, self.run_id)
-        return Picture(
-            figure_of(picture_chart(built, last=last)), f"<picture of run {self.run_id}>"
-        )
+        chart = chart_named(built, name, last=last)
+        return Picture(figure_of(chart), f"<picture of run {self.run_id}>")
 
     def show(self, *, full: bool = False) -> RunPage:
         """Show the run's page, that of ``tracepaper ui``, in a notebook.

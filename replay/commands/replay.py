@@ -18,11 +18,12 @@ from tracepaper.daemon.commands.options import (
     HtmlOption,
     JsonOption,
     answers,
+    tell,
 )
 from tracepaper.daemon.session.shutdown import signals_handled
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.replay.commands.train import OnOption
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category, ParityOutcome
 from tracepaper.strategies.units import MONEY_DECIMALS, count_of, unscaled
@@ -216,6 +217,10 @@ def sweep(
         Path | None,
         typer.Option(metavar="FILE", help="File that keeps the results."),
     ] = None,
+    chart: Annotated[
+        Path | None,
+        typer.Option("--chart", metavar="FILE", help="Draw the heat map, as .png or .svg."),
+    ] = None,
     spec: RunSpec,
     html: HtmlOption = None,
 ) -> CommandAnswer:
@@ -230,6 +235,10 @@ def sweep(
     from tracepaper.replay.sweep.trial import Search, default_state, read_request
     from tracepaper.replay.sweep.views import sweep_document
 
+    if chart is not None:
+        from tracepaper.replay.document.pictures import check_picture_file
+
+        check_picture_file(chart, "--chart")
     require("ray", "--on ray", on == "ray")
     require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
     axes = [axis_of_text(text) for text in space]
@@ -260,6 +269,15 @@ def sweep(
         )
     if html is not None:
         result.report(html=html)
+    if chart is not None:
+        from tracepaper.replay.document.pictures import write_picture
+        from tracepaper.replay.sweep.views import heat_chart
+
+        try:
+            write_picture(heat_chart(result), chart)
+            tell(f"The chart is {chart}.")
+        except DataInvalid as error:  # the other results are printed all the same
+            tell(str(error))
 
     def print_result() -> None:
         show(Terminal(), sweep_document(result).parts, blank_lines=False)

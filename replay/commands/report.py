@@ -78,6 +78,15 @@ def report(
             "--chart", metavar="FILE", help="Draw the price with the trades, as .png or .svg."
         ),
     ] = None,
+    picture: Annotated[
+        str,
+        typer.Option(
+            "--picture",
+            metavar="NAME",
+            help="With --chart: price (default), equity, trades or events.",
+            show_default=False,
+        ),
+    ] = "price",
     last: Annotated[
         int, typer.Option("--last", min=2, help="With --chart: number of newest bars.")
     ] = BARS_DRAWN,
@@ -89,12 +98,16 @@ def report(
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.report.report import build_report
+    from tracepaper.replay.report.run_charts import picture_named
     from tracepaper.replay.report.terminal import as_document, show_report
 
     if chart is not None:
         from tracepaper.replay.report.charts import check
 
         check(chart, last)
+    name = picture_named(picture)
+    if chart is None and name != "price":
+        raise ConfigInvalid("--picture is for the file of --chart; give --chart FILE with it.")
     if full and html is None:
         raise ConfigInvalid("--full applies to the page of --html; give --html FILE with it.")
     if samples and not importance:
@@ -120,9 +133,9 @@ def report(
         tell(f"The page is {html}.")
     if chart is not None:
         from tracepaper.replay.document.pictures import write_picture
-        from tracepaper.replay.report.charts import picture_chart
+        from tracepaper.replay.report.run_charts import chart_named
 
-        write_picture(picture_chart(run_report, last=last), chart)
+        write_picture(chart_named(run_report, name, last=last), chart)
         tell(f"The chart is {chart}.")
 
     def print_report() -> None:

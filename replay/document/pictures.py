@@ -27,6 +27,7 @@ from tracepaper.replay.document.charts import (
 )
 from tracepaper.replay.document.renderer import Renderer
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
 from tracepaper.strategies.units import DAY_MS, minute_text
 
 if TYPE_CHECKING:
@@ -91,6 +92,13 @@ def figure_of(chart: Chart) -> Figure:
     return figure
 
 
+def check_picture_file(path: Path, option: str) -> None:
+    """Raise ``ConfigInvalid`` if no picture can be written to *path*, which *option* names."""
+    if path.suffix.lower() not in KINDS:
+        raise ConfigInvalid(f"{path} is not a picture; give a .png or .svg file.")
+    require("matplotlib", option)
+
+
 def write_picture(chart: Chart, path: Path) -> None:
     """Write *chart* as SVG if *path* ends in ``.svg``, else as PNG.
 
@@ -147,7 +155,7 @@ def _scale_text(layer: object) -> str:
 def _legend(axes: Axes, width: float, *, has_title: bool) -> None:
     """Write the legend above the panel, so that it hides no data."""
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    if not named:
+    if not named or (len(named) == 1 and axes.get_ylabel().startswith(next(iter(named)))):
         return
     letters = max(map(len, named)) + _LEGEND_SIGN
     columns = max(1, min(len(named), int(width * 0.9 / (_LETTER * letters))))

@@ -67,7 +67,7 @@ def show_document(console: Console, document: TitledParts, *, blank_lines: bool 
 
 
 def show(
-    console: Console, parts: Iterable[Part], *, blank_lines: bool = True, drawn_by: str = "a page"
+    console: Console, parts: Iterable[Part], *, blank_lines: bool = True, drawn_by: str = "A page"
 ) -> None:
     """Print *parts*, with *blank_lines* before tables and charts; only pages show folds.
 
@@ -90,7 +90,8 @@ def show(
             case FoldedParts():
                 pass
     if undrawn:
-        console.print(Text(f"Drawn by {drawn_by}: {', '.join(undrawn)}.", style="dim"))
+        names = "; ".join(undrawn)
+        console.print(Text(f"A terminal does not draw: {names}. {drawn_by} does.", style="dim"))
 
 
 def renderable(table: Table) -> RenderableType:
@@ -214,23 +215,23 @@ def _chart_grid(rows: Sequence[ChartRow]) -> rich_table.Table:
     grid = rich_table.Table(box=None, pad_edge=False, show_header=False)
     grid.add_column()
     grid.add_column(no_wrap=True)
-    grid.add_column()
+    grid.add_column(no_wrap=True)
     for row in rows:
         grid.add_row(Text(visible(row.name)), Text(row.drawing, style="cyan"), Text(row.scale))
     return grid
 
 
 def _chart_rows(chart: Chart, width: int, undrawn: dict[str, None]) -> Iterator[ChartRow]:
-    """Yield *chart* in characters; add to *undrawn* the names of layers without any."""
+    """Yield *chart* in characters; add to *undrawn* the names of layers without any.
+
+    A chart with ``lines_first`` shows only the lines of the run.
+    """
     cells = min(max(width - NAMES_ROOM, CELLS_LEAST), CELLS_MOST)
-    first = chart.lines_first
     for panel in chart.panels:
-        lines = [layer for layer in panel.layers if isinstance(layer, LineLayer)]
-        later = [] if first is None else lines[: max(0, len(lines) - first)]
         for layer in panel.layers:
-            if layer in later:
-                continue
-            rows = CHARACTERS.draw(cells, panel, layer)
+            is_other = isinstance(layer, LineLayer) and layer.role != "accent"
+            is_later = is_other and chart.lines_first is not None
+            rows = None if is_later else CHARACTERS.draw(cells, panel, layer)
             if rows is not None:
                 yield from rows
             elif name := getattr(layer, "name", chart.title):
@@ -272,7 +273,7 @@ def _number(value: float, axis: ChartAxis) -> str:
         case "category":
             return axis.names[round(value)]
         case "number":
-            digits = ",.6g" if axis.digits is None else f",.{axis.digits}f"
+            digits = "z,.6g" if axis.digits is None else f"z,.{axis.digits}f"
             return f"{value:{digits}}{axis.unit}"
 
 
@@ -286,7 +287,8 @@ def _line(cells: int, panel: ChartPanel, layer: LineLayer) -> list[ChartRow] | N
     )
     sampled = _sampled(layer.x, layer.y, min(cells, len(layer.x)), ends=_ends(panel))
     drawing = _levels(sampled, float(values.min()), float(values.max()), HEIGHTS)
-    name = ", ".join(dict.fromkeys(filter(None, (layer.name, panel.y.title))))
+    title = panel.y.title
+    name = title if title.startswith(layer.name) else f"{layer.name}, {title}".removesuffix(", ")
     return [ChartRow(name, drawing, f"{low} to {high}, last {last}")]
 
 

@@ -33,7 +33,7 @@ from tracepaper.replay.document.charts import (
     shadow_line,
     time_axis,
 )
-from tracepaper.replay.document.pictures import KINDS
+from tracepaper.replay.document.pictures import check_picture_file
 from tracepaper.replay.report import record as records
 from tracepaper.replay.report.benchmarks import (
     BETTER,
@@ -52,7 +52,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.errors import shown as shortened
-from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import Action, OrderRole
@@ -269,10 +268,11 @@ def price_chart(report: Report, instrument: str, last: int | None = None) -> Cha
         BandLayer("low to high", over, rounded(low, 8), rounded(high, 8)),
         LineLayer("close", at, rounded(shown, 8), "ink", 1.1),
         *above,
-        *_marks(drawn_trades(report, instrument, int(closes_ms[0]))),
+        *_marks(drawn_trades(report, instrument, int(closes_ms[0])), int(closes_ms[0])),
     ]
+    price_axis = ChartAxis(f"price, {record.instruments[instrument].quote_coin}")
     panels = [
-        ChartPanel(prices, time_axis(), ChartAxis("price"), 320),
+        ChartPanel(prices, time_axis(), price_axis, 320),
         _asked(report, instrument, bars),
     ]
     if below:
@@ -309,12 +309,12 @@ def _folded(
     return over, (np.insert(low, places, prices), np.insert(high, places, prices))
 
 
-def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
-    """Return marks of entries by side, and of exits by result."""
+def _marks(trades: Sequence[ClosedTrade], since_ms: int) -> list[MarkLayer]:
+    """Return marks of entries since *since_ms* by side, and of exits by result."""
     layers = []
     entries: tuple[tuple[str, MarkShape], ...] = (("LONG", "up"), ("SHORT", "down"))
     for side, shape in entries:
-        entered = [trade for trade in trades if trade.side == side]
+        entered = [trade for trade in trades if trade.side == side and trade.opened_ms >= since_ms]
         times = [trade.opened_ms for trade in entered]
         prices = rounded([trade.entry_price for trade in entered], 8)
         texts = [trade.entry_reason for trade in entered]
@@ -469,9 +469,7 @@ def check(path: Path, last: int, option: str = "--chart") -> None:
     *option* is the command's option that requests it.
     """
     check_bars(last)
-    if path.suffix.lower() not in KINDS:
-        raise ConfigInvalid(f"{path} is not a picture; give a .png or .svg file.")
-    require("matplotlib", option)
+    check_picture_file(path, option)
 
 
 def picture_chart(report: Report, *, last: int) -> Chart:
@@ -491,14 +489,19 @@ def picture_chart(report: Report, *, last: int) -> Chart:
         views = RunViews(reader.connection, record.run["run_id"])
         orders = views.rows("v_orders", instrument=instrument, role=tuple(LEVELS))
     first, *others = chart.panels
-    layers = [*first.layers, *_levels(trades, orders)]
+    layers = [*first.layers, *_levels(trades, orders, since_ms)]
     strategy = record.run["strategy"].rpartition(":")[2]
     title = f"{instrument}: {strategy}, {count_of(len(trades), 'trade')}"
     return replace(chart, title=title, panels=[replace(first, layers=layers), *others])
 
 
-def _levels(trades: Sequence[ClosedTrade], orders: Sequence[Row]) -> Iterator[LineLayer]:
-    """Yield the prices of the orders that protected *trades*, by role, while they were open."""
+def _levels(
+    trades: Sequence[ClosedTrade], orders: Sequence[Row], since_ms: int
+) -> Iterator[LineLayer]:
+    """Yield the prices of the orders that protected *trades*, by role, while they were open.
+
+    A line begins at *since_ms* at the earliest.
+    """
     for role, colour in LEVELS.items():
         x, y = list[float](), list[float | None]()
         for trade in trades:
@@ -506,7 +509,7 @@ def _levels(trades: Sequence[ClosedTrade], orders: Sequence[Row]) -> Iterator[Li
                 level = order["trigger_price"] or order["limit_price"]
                 is_during = trade.opened_ms <= order["created_ms"] < trade.closed_ms
                 if order["role"] == role and level is not None and is_during:
-                    x += [trade.opened_ms, trade.closed_ms, trade.closed_ms]
+                    x += [max(trade.opened_ms, since_ms), trade.closed_ms, trade.closed_ms]
                     y += [level, level, None]
         if x:
             yield LineLayer(role.lower(), x, y, colour, 1.0, "dot")

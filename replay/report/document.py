@@ -43,6 +43,7 @@ from tracepaper.replay.report.charts import (
 )
 from tracepaper.replay.report.figures import LAST, LAST_TRADES, tables
 from tracepaper.replay.report.report import BUY_AND_HOLD, BUY_AND_HOLD_AT, Report
+from tracepaper.replay.report.run_charts import events_chart, events_table, trades_chart
 from tracepaper.replay.report.terminal import counted, span
 from tracepaper.strategies.units import MINUTE_MS
 
@@ -70,7 +71,9 @@ def report_document(
         kinds, by_head, flow, *subjects = analysis.tables()
         parts += [_section(kinds.title), replace(kinds, title=""), by_head, *subjects]
         parts += head_charts(analysis, flow.title)
-    parts += [_section("Trades"), _trades(report)]
+    parts += _present([_section("Trades"), trades_chart(report), _trades(report)])
+    if (events := events_table(report)) is not None:
+        parts += _present([_section("Events"), events_chart(report), events])
     parts += _pop(remaining, "shortfall", "shortfall_decisions")
     parts += [_section("Gaps in the data")]
     parts += _pop(remaining, "gaps", otherwise="The data have no gap.")

@@ -37,6 +37,7 @@ from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
+from tracepaper.replay.report.timeline import Timeline, read_timeline
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
@@ -144,6 +145,7 @@ class Report:
     heads: int  # per layer of the run's model; 0 without its card
     head_outcomes: HeadOutcomes | None  # None without auxiliary heads
     stretches: tuple[Stretch, ...]  # until a halt, and by the periods of the model's fit
+    timeline: Timeline  # the notices that its events would send
     shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's real fills compared with the run's
 
     @property
@@ -174,6 +176,7 @@ def build_report(
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
         outcomes = read_head_outcomes(reader, record, card)
+        timeline = read_timeline(reader, record)
     progress("drawing random timings")
     times, marks = _times(record), _marks(record)
     held = held_alike(record)
@@ -219,6 +222,7 @@ def build_report(
         heads=int(card.get("architecture", {}).get("heads", 0)),
         head_outcomes=outcomes,
         stretches=stretches(record, closed[record.account.name]),
+        timeline=timeline,
         shortfalls=shortfalls,
     )
 

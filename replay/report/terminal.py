@@ -28,8 +28,10 @@ from tracepaper.replay.document.values import (
     table,
     table_of,
 )
+from tracepaper.replay.report.charts import equity_chart
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
+from tracepaper.replay.report.run_charts import events_chart, trades_chart
 from tracepaper.replay.report.states import below_zero, lasting_states, without_fills
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.replay.run_columns import RunColumns
@@ -40,6 +42,10 @@ from tracepaper.strategies.units import count_of, iso
 if TYPE_CHECKING:
     from tracepaper.replay.report.attention import InfluenceReport
     from tracepaper.replay.report.heads import HeadReport
+
+
+DRAWN_BY: Final = "`report --html FILE`"
+"""The option that draws what a terminal cannot."""
 
 
 def show_report(
@@ -59,8 +65,10 @@ def show_report(
     first = (*record.cautions, *report.warnings)
     parts: list[Part] = [Paragraph(warning, "warning") for warning in first]
     parts += [Paragraph(caveat, "note") for caveat in caveats]
+    drawn = (equity_chart(report), trades_chart(report), events_chart(report))
+    parts += [chart for chart in drawn if chart is not None]
     parts += [*tables(report).values(), *(analysis.tables() if analysis else ())]
-    show(console, parts)
+    show(console, parts, drawn_by=DRAWN_BY)
 
 
 def counted(report: Report) -> str:
@@ -95,6 +103,7 @@ def as_document(
         "trades": report.trades,
         "head_confidence": report.attention and report.attention.head_confidence,
         "groups_of": report.shown,
+        "events": [event._asdict() for event in report.timeline.events],
         "groups": report.groups,
     }
     return {

@@ -20,13 +20,14 @@ from tracepaper.replay.api import run_of_spec
 from tracepaper.replay.backtest.run_spec import flags_of
 from tracepaper.replay.backtest.strategy_keys import process_warnings
 from tracepaper.replay.dataframes import Kind, frame_of, frames_for
-from tracepaper.replay.notebook import text_of
+from tracepaper.replay.notebook import Picture, text_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run import Run
 from tracepaper.replay.sweep.space import Axis, Point
 from tracepaper.replay.sweep.trial import TEST, CellResult, SweepRequest, overrides_of
 from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.extras import require
 
 BINS: Final = 8
 """Bins of a continuous axis in a heat map."""
@@ -312,6 +313,18 @@ class Sweep:
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(repr(self))}</pre>"
+
+    def plot(self) -> Picture:
+        """Draw the heat map of the two options that move the objective most.
+
+        A notebook shows the picture; ``save(path)`` writes it. Raises ``ConfigInvalid`` without
+        matplotlib, ``DataInvalid`` if no two points have a value.
+        """
+        from tracepaper.replay.document.pictures import figure_of
+        from tracepaper.replay.sweep.views import heat_chart
+
+        require("matplotlib", "plot")
+        return Picture(figure_of(heat_chart(self)), f"<heat map of {self.objective}>")
 
     def report(self, *, html: str | Path) -> None:
         """Write the sweep as one page that works offline."""

@@ -7,6 +7,13 @@ from typing import Final, Literal
 
 import numpy as np
 
+from tracepaper.replay.document.charts import (
+    Chart,
+    ChartPanel,
+    HeatLayer,
+    category_axis,
+    rounded,
+)
 from tracepaper.replay.document.values import (
     FoldedParts,
     Form,
@@ -24,6 +31,7 @@ from tracepaper.replay.report.states import below_zero
 from tracepaper.replay.sweep.result import Heat, Sweep
 from tracepaper.replay.sweep.space import FIGURES, objective_text
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import count_of, number
 
 CELLS_SHOWN: Final = 5
@@ -37,6 +45,9 @@ COMPARED: Final[dict[str, Form]] = {
     "random_beaten": "share",
 }
 """Figures shown beside the objective."""
+SCALES: Final = {"percent": (100.0, " %", 2), "share": (100.0, " %", 1), "bp": (1e4, " bp", 1)}
+PLAIN: Final = (1.0, "", None)
+"""Factor, unit and decimals of the heat map's scale, by the form of the objective."""
 TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats timings"}
 
 
@@ -180,6 +191,44 @@ def _heat(sweep: Sweep, heat: Heat) -> Table:
     best: Literal["most", "least"] = "most" if sweep.maximize else "least"
     whole = len(rows) <= HEAT_ROWS
     return Table("heat", title, tuple(figures), rows, best=best, whole=whole)
+
+
+def heat_chart(sweep: Sweep) -> Chart:
+    """Draw the heat map: medians of the objective over the two options that move it most.
+
+    Raises ``DataInvalid`` if the objective has no two values to compare.
+    """
+    heat = sweep.heat()
+    if heat is None or len(heat.columns) < 2:
+        raise DataInvalid(
+            "No two points of this sweep have a value, so there is no heat map; give more values."
+        )
+    texts = [
+        [objective_text(value, sweep.objective) for value in row] for row in heat.values.tolist()
+    ]
+    row, column = heat.best
+    texts[row][column] = f"best: {texts[row][column]}"
+    ends = float(np.nanmin(heat.values)), float(np.nanmax(heat.values))
+    low, high = ends if sweep.maximize else ends[::-1]
+    form = FIGURES.get(sweep.objective, "measure")
+    times, unit, digits = next((scale for name, scale in SCALES.items() if name in form), PLAIN)
+    cells = HeatLayer(
+        sweep.objective,
+        range(len(heat.columns)),
+        range(len(heat.rows)),
+        low,
+        high,
+        [rounded(values) for values in heat.values],
+        times=times,
+        unit=unit,
+        digits=digits,
+        texts=texts,
+        is_written=True,
+    )
+    across, down = category_axis(heat.columns, heat.x), category_axis(heat.rows, heat.y)
+    panel = ChartPanel([cells], across, down, 60 + min(44 * len(heat.rows), 560))
+    caption = f"The median {sweep.objective} of all runs at a point; the best run is in its cell."
+    return Chart(f"{_strategy(sweep)}: {sweep.objective}", caption, [panel])
 
 
 def luck(sweep: Sweep) -> Iterator[str]:

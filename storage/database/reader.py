@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
@@ -269,6 +269,13 @@ class Reader:
         _, decoder = self._decoding(run_id)
         for rows in self.rows(run_id, after=after, until=until):
             yield decoder.step(rows)
+
+    def steps_at(self, run_id: str, sequences: Iterable[int]) -> Iterator[Step]:
+        """Yield the kept steps with these *sequences*."""
+        stored, decoder = self._decoding(run_id)
+        for sequence in sequences:
+            for rows in step_rows(self.connection, stored.run_key, sequence, sequence):
+                yield decoder.step(rows)
 
     def rows(
         self, run_id: str, *, after: int = -1, until: int | None = None

@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from builders import present
+from command_line import Cli
+from records import rows
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.document.charts import BarLayer, MarkLayer
+from tracepaper.replay.report.report import build_report
+from tracepaper.replay.report.run_charts import PICTURES, trades_chart
+from tracepaper.replay.run import open_run
+from tracepaper.storage.database.reader import Reader
 
 ROOT = Path(__file__).parents[3]
 CANDLES = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
@@ -47,3 +55,55 @@ def test_a_run_without_notes_has_one_panel(tmp_path: Path) -> None:
     text = drawn(database, "plain.svg")
     assert ">noted<" not in text
     assert ">stop<" not in text
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_each_picture_is_drawn_by_command_and_from_python_alike(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    of_command = drawn(run, f"{name}.svg", "--picture", name)
+    with Reader.open(run) as reader:
+        run_id = reader.find("last")
+    open_run(run_id, run).report(chart=tmp_path / "python.svg", picture=name)
+    assert (tmp_path / "python.svg").read_text("utf-8") == of_command
+    assert repr(open_run(run_id, run).plot(name)) == f"<picture of run {run_id}>"
+
+
+def test_each_closed_trade_is_a_dot_and_in_one_bar_of_its_sign(run: Path) -> None:
+    with Reader.open(run) as reader:
+        run_id = reader.find("last")
+    dots, histogram = present(trades_chart(build_report(run, run_id))).panels
+    profits = [
+        profit for (profit,) in rows(run, "SELECT profit FROM v_trades WHERE closed_ms IS NOT NULL")
+    ]
+    gains = sum(profit > 0 for profit in profits)
+    marks = {mark.name: mark for mark in dots.layers if isinstance(mark, MarkLayer)}
+    assert {name: len(mark.x) for name, mark in marks.items()} == {
+        "gain": gains, "loss": len(profits) - gains,
+    }  # fmt: skip
+    (bars,) = (layer for layer in histogram.layers if isinstance(layer, BarLayer))
+    counts: dict[str, float] = dict.fromkeys(bars.roles, 0.0)
+    for role, count in zip(bars.roles, bars.y, strict=True):
+        counts[role] += count or 0.0
+    assert counts == {"gain": gains, "loss": len(profits) - gains}
+
+
+def test_a_run_without_trades_and_events_has_no_such_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('[strategy]\nname = "sma_cross"\nfast = 3\nslow = 7\n')
+    database = tmp_path / "run.db"
+    given = ["--data", str(CANDLES), "--to", "2025-05-26T07:36", "--db", str(database)]
+    assert invoke(["replay", "-c", str(config), *given]) == 0
+    cli, report = Cli(capsys), ("report", "last", "--db", database)
+    for picture, sentence in (
+        ("trades", "closed no trade; draw its price or equity instead"),
+        ("events", "has no event that would send a notice; draw its price"),
+        ("equities", "'equities' is no picture; write price, equity, trades or events"),
+    ):
+        answer = cli(*report, "--chart", tmp_path / "none.svg", "--picture", picture)
+        assert answer.code == (2 if picture == "equities" else 1)
+        assert sentence in answer.err
+    answer = cli(*report, "--picture", "equity")
+    assert "give --chart FILE with it" in answer.err

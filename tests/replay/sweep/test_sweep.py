@@ -34,10 +34,13 @@ from tracepaper import (
 )
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.checks.isolation import FreshProcesses
+from tracepaper.replay.document.charts import HeatLayer, cells_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
 from tracepaper.replay.sweep.result import Sweep
+from tracepaper.replay.sweep.space import objective_text
 from tracepaper.replay.sweep.trial import Cell, overrides_of, read_request
+from tracepaper.replay.sweep.views import heat_chart
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
@@ -100,6 +103,19 @@ def test_another_executor_finds_what_this_process_finds(
 ) -> None:
     with executor() as elsewhere:
         assert values(here(candles, executor=elsewhere)) == values(nine)
+
+
+def test_a_heat_map_is_drawn_with_every_value_and_the_best(nine: Sweep) -> None:
+    chart = heat_chart(nine)
+    (cells,) = chart.panels[0].layers
+    assert isinstance(cells, HeatLayer)
+    heat = present(nine.heat())
+    assert cells_of(cells) == pytest.approx(heat.values, rel=1e-5)
+    assert (cells.low, cells.high) == (heat.values.min(), heat.values.max())
+    texts = [text.get_text() for text in nine.plot().figure.axes[0].texts]
+    best = objective_text(heat.values[heat.best], "return")
+    assert [text for text in texts if "best" in text] == [f"best: {best}"]
+    assert len(texts) == heat.values.size
 
 
 def test_heat_and_neighbours(nine: Sweep) -> None:
