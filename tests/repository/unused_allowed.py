@@ -48,7 +48,7 @@ has_points, palette, lines_first
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
-last_refusal, last_fill, first_sequence, last_sequence
+last_refusal, last_fill, first_sequence, last_sequence, bars_from_ms, warming
 first_difference
 
 # What libraries read: the command's name.
