@@ -412,16 +412,20 @@ class Run(Generic[Frame]):
         A negative one counts back from the end: -1 is the last decision. Raises ``DataInvalid`` if
         there is no such decision.
         """
+        from tracepaper.replay.checks.nearest_change import nearest_changes
         from tracepaper.replay.document.terminal import show
         from tracepaper.replay.explain.decision_document import read_decision
         from tracepaper.replay.explain.document import document, stored_parts
 
         self._require_open()
-        stored, titled = read_decision(self.database, self.run_id, self._sequence_of(sequence))
-        parts = tuple(stored_parts(stored, titled))
+        place = self.database, self.run_id, self._sequence_of(sequence)
+        stored, titled = read_decision(*place)
+        with self._custom_classes():
+            nearest = nearest_changes(*place)
+        parts = tuple(stored_parts(stored, titled, nearest))
         return Text(
             text_of(lambda console: show(console, parts)),
-            document(stored, titled.title, (), None),
+            document(stored, titled.title, (), None, nearest),
         )
 
     def _sequence_of(self, index: int) -> int:

@@ -146,7 +146,7 @@ def changed_run(
     if absent := [gate for gate in drop_gates if gate not in judging]:
         names = ", ".join(name for name in gate_order(*DROPPABLE) if name in judging)
         raise ConfigInvalid(f"Run {run_id} has no gate {absent[0]}; it has {names or 'none'}.")
-    forecaster, bars_before, recorded = _recorded_model(reader, stored, before, config)
+    forecaster, bars_before, recorded = recorded_model(reader, stored, before, config)
     run = replace(
         run if from_ms is None else _starting(reader, stored, from_ms),
         config=config.canonical_json(),
@@ -264,13 +264,13 @@ def _forecaster(reader: Reader, run: Run, sha256: str, context: int) -> Recorded
     return RecordedForecaster(run, card, forecasts, context=context)
 
 
-def _recorded_model(
+def recorded_model(
     reader: Reader, stored: StoredRun, before: Config, config: Config
 ) -> tuple[RecordedForecaster | None, int, Engine]:
     """Return the stored model, the bars that the run needed before its period, and its engine.
 
-    The threshold of the gate ``warm`` is the model's lookback. The run's gates must follow from the
-    record, which shows that version and card are the same.
+    *config* is the changed one. The threshold of the gate ``warm`` is the model's lookback. The
+    run's gates must follow from the record, which shows that version and card are the same.
     """
     run, opened = stored.run, reader.gate_sets(stored.run_key)[: stored.opened[-1]]
     contexts: list[int | None] = [None]

@@ -98,10 +98,11 @@ class Parity:
 
 
 class ComparedRun(NamedTuple):
-    """One of the two runs: the open database and the run's id."""
+    """One of the two runs: the open database, the run's id, and the bars to compare."""
 
     reader: Reader
     run_id: str
+    open_ms: int | None = None  # only the bars that opened then; None: all
 
     @property
     def scales(self) -> dict[str, Instrument]:
@@ -294,7 +295,9 @@ def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
 def _decided(source: ComparedRun) -> Iterator[_DecidedStep]:
     scales = source.scales
     for step in source.reader.steps(source.run_id):
-        if step.decision is not None and isinstance(step.event, Bar):
+        if step.decision is None or not isinstance(step.event, Bar):
+            continue
+        if source.open_ms in {None, step.event.open_time_ms}:
             yield _DecidedStep(step, scales[step.event.instrument])
 
 
@@ -513,7 +516,9 @@ def _with_difference(check: ParityCheck, verification: Verification) -> ParityCh
 
 
 def _span_text(from_ms: int, until_ms: int, first_ms: int, end_ms: int) -> str:
-    """Return a day as text, with the decided part of it where that is not all."""
+    """Return a day as text, with the decided part of it where that is not all; or a bar."""
+    if until_ms - from_ms < DAY_MS:
+        return f"the bar of {minute_text(from_ms)}"
     text = day_text(from_ms)
     if first_ms > from_ms:
         text += f", from {minute_text(first_ms)[11:]} on"

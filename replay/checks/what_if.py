@@ -78,6 +78,7 @@ class Comparison:
     changes: tuple[Cells, ...]  # the first ``CHANGES_KEPT``
     notes: tuple[str, ...]
     instruments: int  # of the first run
+    chosen: tuple[Cells, ...] = ()  # the decision that was asked for, changed or not
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,12 @@ def _recorded(
     return DecidedRun(rows | {"place": rows["sequence"]}, columns.decision, account)
 
 
-def what_if(changed: ChangedRun) -> Comparison:
-    """Derive *changed*, and compare each of its decisions with the record's."""
+def what_if(changed: ChangedRun, sequence: int | None = None) -> Comparison:
+    """Derive *changed*, and compare each of its decisions with the record's.
+
+    The decision *sequence* is listed also if it did not change. Raises ``DataInvalid`` if it is not
+    among those compared.
+    """
     codes: dict[Verdict, int] = {}
     log = DecisionLog(float(changed.config.account.cash), codes)
     columns = RunColumns(changed.reader, changed.stored.run.run_id)
@@ -218,7 +223,8 @@ def what_if(changed: ChangedRun) -> Comparison:
     changed.derive(log, waiting_of(changed, columns, rows, log))
     stored = _recorded(changed.reader, columns, codes, rows)
     notes = tuple(_notes(changed))
-    return _compared(columns, (stored, log.decided()), list(codes), changed.words, DERIVED, notes)
+    both = stored, log.decided()
+    return _compared(columns, both, list(codes), changed.words, DERIVED, notes, sequence)
 
 
 def compare_recorded(
@@ -245,8 +251,12 @@ def _compared(
     change: tuple[str, ...],
     names: tuple[str, str],
     notes: tuple[str, ...] = (),
+    sequence: int | None = None,
 ) -> Comparison:
-    """Compare *both* runs, the first being that of *columns*; codes are places in *verdicts*."""
+    """Compare *both* runs, the first being that of *columns*; codes are places in *verdicts*.
+
+    The decision *sequence* of the first is listed also if it did not change.
+    """
     run, (stored, derived) = columns.run, both
     keys, others = (
         each.rows["open_time_ms"] * len(run.instruments) + each.rows["instrument"] for each in both
@@ -272,6 +282,9 @@ def _compared(
         causes[_why(verdicts[before], verdicts[after])] += times
     closes = columns.times.closes_of(opens)
     listed = _beginnings(differs, stored.rows, derived.rows)[:CHANGES_KEPT]
+    chosen = np.flatnonzero(stored.rows["sequence"] == (-1 if sequence is None else sequence))
+    if sequence is not None and not chosen.size:
+        raise DataInvalid(f"Decision {sequence} of run {run.run_id} is not among those compared.")
     return Comparison(
         run.run_id,
         change,
@@ -286,6 +299,7 @@ def _compared(
         tuple(_changes(run.instruments, listed, stored, derived)),
         notes,
         len(run.instruments),
+        tuple(_changes(run.instruments, chosen, stored, derived)),
     )
 
 
@@ -423,10 +437,12 @@ def tables(result: Comparison) -> tuple[Table, ...]:
     note = (
         "± is an error, by blocks of at least five days; chance exceeds two in one of twenty runs."
     )
+    columns = tuple(_columns(result))
     return (
+        table("chosen", "At this decision", columns, result.chosen),
         table("accounts", "Result", ACCOUNTS, result.accounts, notes=(note,)),
         table("causes", "Why decisions change", CAUSES, result.causes),
-        table("changes", "Where the changes begin", tuple(_columns(result)), result.changes),
+        table("changes", "Where the changes begin", columns, result.changes),
     )
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
+    from tracepaper.replay.explain.place import DecisionPlace
     from tracepaper.storage.database.chunks import RunLocation
 
 SHOWN: Final = 10
@@ -165,7 +166,13 @@ def _funding(funding_check: FundingCheck) -> Iterator[str]:
 @reads_record
 @answers
 def parity(
-    first: Annotated[str, typer.Argument(metavar="RUN", help="A run, or FILE#RUN.")],
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[:WHERE]",
+            help="A run, or FILE#RUN; WHERE, as for explain, compares only this bar.",
+        ),
+    ],
     second: Annotated[
         str | None,
         typer.Argument(metavar="[RUN]", help="The run to compare it with; by default its replay."),
@@ -194,9 +201,11 @@ def parity(
     run without a full day is replayed as far as it went. --books says how optimistic paper's fills
     were.
     """
+    from tracepaper.replay.explain.place import locate, names_place
+
     if books:
-        if second is not None or day is not None or service:
-            raise ConfigInvalid("--books needs a single RUN, without --day or --service.")
+        if second is not None or day is not None or service or names_place(first):
+            raise ConfigInvalid("--books needs a single RUN, without WHERE, --day or --service.")
         from tracepaper.replay.checks.book_costs import compare_with_books
         from tracepaper.storage.database.reader import Reader
 
@@ -209,42 +218,55 @@ def parity(
         from tracepaper.daemon.session.child import limit_this_process
 
         limit_this_process()  # before the slow imports
+    if day is not None and names_place(first):
+        raise ConfigInvalid(f"{first} names a bar and --day a day; leave one out.")
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+    from tracepaper.replay.explain.place import decided_open_ms
     from tracepaper.storage.database.reader import Reader
 
     if second is None:
-        return _replay_day(located(first, db), day, service=service)
+        return _replay_day(locate(first, db), day, service=service)
     if day is not None or service:
         raise ConfigInvalid("--day and --service compare a run with its replay; name one RUN.")
-    first_place, second_place = (located(spec, db) for spec in (first, second))
+    first_place, second_place = locate(first, db), located(second, db)
     with Reader.open(first_place.path) as a, Reader.open(second_place.path) as b:
+        open_ms = None
+        if first_place.sequence is not None:
+            open_ms = decided_open_ms(a, first_place.run_id, first_place.sequence)
         comparison = compare_runs(
-            ComparedRun(a, first_place.run_id), ComparedRun(b, second_place.run_id)
+            ComparedRun(a, first_place.run_id, open_ms),
+            ComparedRun(b, second_place.run_id, open_ms),
         )
     document = {**asdict(comparison), "passes": comparison.passes}
     return CommandAnswer(document, "\n".join(_compared(comparison)), int(not comparison.passes))
 
 
-def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> CommandAnswer | None:
-    """Replay one day of a run from its record, and compare the decisions."""
+def _replay_day(place: DecisionPlace, day: str | None, *, service: bool) -> CommandAnswer | None:
+    """Replay one day of a run, or the bar of *place*, from its record; compare the decisions."""
     from tracepaper.daemon.session.child import frame_of, reserve_stdout
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_span, keep_check, last_day
+    from tracepaper.replay.explain.place import decided_open_ms
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.market import ParityOutcome
 
     output = reserve_stdout() if service else None  # a user's class may print to stdout
     with Reader.open(place.path) as reader:
-        from_ms = last_day(reader, place.run_id) if day is None else instant(day)
-        if from_ms is not None and from_ms % DAY_MS:
-            raise ConfigInvalid(f"--day {day} is not a UTC day; write it as 2025-05-26.")
-        until_ms = None if from_ms is None else from_ms + DAY_MS
+        if place.sequence is not None:
+            from_ms: int | None = decided_open_ms(reader, place.run_id, place.sequence)
+        else:
+            from_ms = last_day(reader, place.run_id) if day is None else instant(day)
+            if from_ms is not None and from_ms % DAY_MS:
+                raise ConfigInvalid(f"--day {day} is not a UTC day; write it as 2025-05-26.")
+        length_ms = DAY_MS if place.sequence is None else 1
+        until_ms = None if from_ms is None else from_ms + length_ms
         checked = reader.stored_run(place.run_id)
         check = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
     if output is not None:  # the daemon stores the result as an event
         output.write(frame_of(check))
         return None
-    keep_check(place.path, checked, "parity", check)
+    if place.sequence is None:  # the check of one bar is not the newest check of the run
+        keep_check(place.path, checked, "parity", check)
     return CommandAnswer(
         check, f"{check.reason}.", int(check.outcome is not ParityOutcome.IDENTICAL)
     )

@@ -20,7 +20,6 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     SetOption,
     answers,
-    database_path,
     located,
     print_json,
     reads_record,
@@ -184,12 +183,18 @@ def explain(
     decision: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN[:SEQUENCE]",
-            help="The decision, by default the last. SEQUENCE may be the time at which its bar "
-            "opened (UTC); RUN may be last, a prefix or FILE#RUN.",
+            metavar="RUN[:WHERE]",
+            help="The decision, by default the last: last:6000 (a sequence), 14:05, "
+            "last:2025-05-31T14:05 (UTC). RUN may be last, a prefix or FILE#RUN.",
         ),
     ] = None,
     *,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            "--time", metavar="T", help="A time at which its bar was open: 14:05, or with a date."
+        ),
+    ] = None,
     full: Annotated[
         bool,
         typer.Option(
@@ -252,7 +257,7 @@ def explain(
         str | None,
         typer.Option(
             "--with",
-            metavar="RUN[:SEQUENCE]",
+            metavar="RUN[:WHERE]",
             help="Compare with another decision, layer by layer.",
         ),
     ] = None,
@@ -288,29 +293,51 @@ def explain(
     With --depth, show the attribution of an order-book network instead, by level and time.
     """
     if depth is not None or checkpoint is not None or at is not None:
-        others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)
+        others = (
+            decision,
+            time,
+            full,
+            method,
+            fusion,
+            residual,
+            start_layer,
+            discard,
+            head_weights,
+        )
         has_others = any(
             option not in (None, False) for option in (*others, png, page, other, compare, db)
         )
         _explain_book(None if has_others else depth, checkpoint, at, as_json=json)
         return
-    from tracepaper.replay.explain.attribution import ComparedWith, TypedMethod
+    from tracepaper.replay.checks.nearest_change import nearest_changes
     from tracepaper.replay.explain.document import explain_decision
+    from tracepaper.replay.explain.options import ComparedWith, ModelRequest, TypedMethod
 
-    decision = decision or "last"
+    decision = _with_time(decision or "last", time)
     typed = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
-    database = None if "#" in decision else database_path(db)
     write_page = None
     if page is not None:
         from tracepaper.replay.page.export import write_document_page
 
         write_page = partial(write_document_page, path=page)
+    request = ModelRequest(full or page is not None, typed, ComparedWith(other, compare))
     explain_decision(
-        decision, database, full=full, png=png, write_page=write_page, as_json=json, method=typed,
-        other=ComparedWith(other, compare),
+        decision, db, request, png=png, write_page=write_page, as_json=json,
+        find_nearest=nearest_changes,
     )  # fmt: skip
     if page is not None:
         typer.echo(f"The page is {page}.", err=True)
+
+
+def _with_time(decision: str, time: str | None) -> str:
+    """Return ``RUN:WHERE`` of a run and the option --time."""
+    if time is None:
+        return decision
+    from tracepaper.replay.explain.place import names_place
+
+    if names_place(decision):
+        raise ConfigInvalid(f"{decision} names a decision; leave --time or that out.")
+    return f"{decision}:{time}"
 
 
 def _explain_book(
@@ -354,7 +381,13 @@ def _instant(text: str) -> int:
 @reads_record
 @answers
 def whatif(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[:WHERE]",
+            help="An id, a prefix, last, or FILE#RUN; WHERE, as for explain, shows this decision.",
+        ),
+    ],
     *,
     settings: SetOption = None,
     drop_gate: Annotated[
@@ -374,19 +407,19 @@ def whatif(
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import as_json, what_if, what_if_document
     from tracepaper.replay.document.terminal import show_document
+    from tracepaper.replay.explain.place import locate
     from tracepaper.storage.database.reader import Reader
 
-    place = located(run, db)
+    place = locate(run, db)
     with Reader.open(place.path) as reader:
-        result = what_if(
-            changed_run(
-                reader,
-                place.path,
-                place.run_id,
-                changes=settings_of(settings),
-                drop_gates=drop_gate or (),
-                from_ms=RunSpec(start=from_).from_ms,
-            )
+        changed = changed_run(
+            reader,
+            place.path,
+            place.run_id,
+            changes=settings_of(settings),
+            drop_gates=drop_gate or (),
+            from_ms=RunSpec(start=from_).from_ms,
         )
+        result = what_if(changed, place.sequence)
     document = what_if_document(result)
     return CommandAnswer(as_json(result), lambda: show_document(Terminal(), document))

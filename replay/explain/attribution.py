@@ -29,6 +29,7 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.explain.decision_document import ATTENDED, BASIS_POINTS
+from tracepaper.replay.explain.options import TypedMethod
 from tracepaper.replay.explain.recompute import (
     FEATURES_SHOWN,
     Floats,
@@ -248,45 +249,6 @@ def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> By
         features=tuple(sorted(features, key=lambda feature: -abs(np.log(feature.volatility)))),
         share=share,
     )
-
-
-@dataclass(frozen=True)
-class TypedMethod:
-    """An attribution method as typed by the user; None keeps the stored option."""
-
-    method: str | None = None
-    fusion: str | None = None
-    residual: float | None = None
-    start_layer: int | None = None
-    discard: float | None = None
-    head_weights: str | None = None  # as 1,0,0,0, or per layer as 1,0/0,1
-
-    def __bool__(self) -> bool:
-        """Return whether anything was given."""
-        return any(value is not None for value in asdict(self).values())
-
-
-@dataclass(frozen=True)
-class ComparedWith:
-    """The comparison of a decision: with another decision, or with another model on its bars."""
-
-    decision: str | None = None
-    model: str | None = None
-
-    def __bool__(self) -> bool:
-        """Return whether anything was given."""
-        return self.decision is not None or self.model is not None
-
-    def check(self) -> None:
-        """Raise ``ConfigInvalid`` if both were given."""
-        if self.decision is not None and self.model is not None:
-            raise ConfigInvalid(
-                "Compare with a decision or with a model; leave --with or --compare out."
-            )
-
-
-ALONE: Final = ComparedWith()
-"""No comparison."""
 
 
 def method_of(typed: TypedMethod, stored: Rollout = PLAIN) -> Rollout:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
-from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
+from tracepaper.replay.explain.place import no_such_decision
 from tracepaper.replay.explain.position import orders_after, positions_text
 from tracepaper.replay.explain.warming import warm_at_ms, warming_sentence
 from tracepaper.replay.report.honesty import entropy_sentence
@@ -32,12 +30,12 @@ from tracepaper.replay.report.listed_orders import (
 from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.allocation import ERROR, GAINED, WeightRule
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import confidence, operator, shifted, warm
 from tracepaper.strategies.gates.gate import (
     GATES,
@@ -53,9 +51,6 @@ from tracepaper.strategies.time_buckets import content_share
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command
 from tracepaper.strategies.units import count_of, iso
-
-_LAST: Final = "last"
-_TIMED: Final = re.compile(r"(?P<run>.+?):(?P<time>\d{4}-\d\d-\d\d.*)")
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class StoredDecision:
     halted_by: Command | None = None  # the operator's command that refused it
     card: Mapping[str, Any] = field(default_factory=dict)
     """Stored card of the model that decided, if it attended or the entropy gate judged."""
-    states: tuple[LastingState, ...] = ()  # that held the run at this decision
+    states: tuple[LastingState, ...] = ()  # the halts that held the run at this decision
     warm_at_ms: int | None = None  # by the run's daemon, if the gate warm refused
     position: str = FLAT  # in the decision's instrument after its step, with what protects it
 
@@ -245,61 +240,13 @@ class StoredDecision:
         return f"It looked at {shares}; --full says at which of their bars.{risk}"
 
 
-def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
-    """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``.
-
-    ``RUN`` and ``RUN:last`` are the run's last decision; ``RUN:TIME`` is the decision of the bar
-    that opened at that time.
-    """
-    if (timed := _TIMED.fullmatch(decision)) is not None:
-        named = located(timed["run"], database)
-        return named.path, named.run_id, _decision_at(named.path, named.run_id, timed["time"])
-    run, separator, sequence = decision.rpartition(":")
-    if not separator or sequence == _LAST:
-        named = located(run if separator else decision, database)
-        return named.path, named.run_id, last_decision(named.path, named.run_id)
-    if not re.fullmatch(r"[0-9]{1,18}", sequence):
-        raise ConfigInvalid(
-            f"{decision!r} is not a decision; write RUN:SEQUENCE such as last:6000, RUN:TIME for "
-            "the bar that opened then, or last for the newest."
-        )
-    named = located(run, database)
-    return named.path, named.run_id, int(sequence)
-
-
-def last_decision(database: Path, run_id: str) -> int:
-    """Return the sequence of the run's last decision; raise ``DataInvalid`` if it has none."""
-    with Reader.open(database) as reader:
-        views = RunViews(reader.connection, run_id)
-        with views.snapshot():
-            newest = views.rows("v_decisions", newest=1)
-            if not newest:
-                raise DataInvalid(_no_such_decision(views, 0))
-            return int(newest[0]["sequence"])
-
-
-def _decision_at(database: Path, run_id: str, time: str) -> int:
-    """Return the sequence of the decision of the bar that opened at *time*, ISO text."""
-    open_time_ms = instant(time)
-    with Reader.open(database) as reader:
-        rows = RunViews(reader.connection, run_id).rows("v_decisions", open_time_ms=open_time_ms)
-    if len(rows) == 1:
-        return int(rows[0]["sequence"])
-    each = ", ".join(f"{run_id}:{row['sequence']} ({row['instrument']})" for row in rows)
-    raise DataInvalid(
-        f"Several decisions have bars that opened at {iso(open_time_ms)}; choose one of {each}."
-        if rows
-        else f"Run {run_id} has no decision of a bar that opened at {iso(open_time_ms)}."
-    )
-
-
 def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> StoredDecision:
     """Read one decision of a run; raise ``DataInvalid`` if it has no such decision."""
     views, run_id = columns.views, columns.run.run_id
     with views.snapshot():  # a prune between two reads must not leave half a decision
         decisions = views.rows("v_decisions", sequence=sequence)
         if not decisions:
-            raise DataInvalid(_no_such_decision(views, sequence))
+            raise DataInvalid(no_such_decision(views, sequence))
         run = views.run()
         config = json.loads(run["config"])
         gates = tuple(views.rows("v_gates", sequence=sequence))
@@ -332,7 +279,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             liquidations_of(reader, views, decisions[0], config),
             reader.newest_of(run_id, Command, until=sequence) if is_halted else None,
             views.card(model),
-            lasting_states(columns, until=sequence),
+            tuple(each for each in lasting_states(columns, until=sequence) if each.is_halt),
             warm_at_ms(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
             positions_text(columns, held, orders_after(reader, run_id, sequence) if held else []),
         )
@@ -345,15 +292,6 @@ def gates_text(row: Row) -> str:
         measure, threshold, _ = json.loads(row["gates"])[gate]
         text = f"{gate}: {measured(gate, measure)} of {measured(gate, threshold)}"
     return text if (unfilled := row["unfilled_reason"]) is None else f"{text}; {unfilled}"
-
-
-def _no_such_decision(views: RunViews, sequence: int) -> str:
-    """Return the error for a step that is no decision; it names the nearest decision."""
-    if (nearest := views.nearest("v_decisions", sequence)) is None:
-        return f"Run {views.run_id} holds no decision yet; choose another run."
-    return (
-        f"Run {views.run_id} has no decision {sequence}; the nearest is {views.run_id}:{nearest}."
-    )
 
 
 def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
@@ -412,6 +350,21 @@ class Flips:
     gates: tuple[GateMargin, ...]
     side: ForecastSide | None
     sentence: str
+
+
+@dataclass(frozen=True)
+class NearestChange:
+    """One change of a decision that did not trade, derived again from the record."""
+
+    what: str  # a key, such as gate.edge; a gate without one; or close
+    value: str  # exact decimal text; empty where the gate is left out
+    was: str
+    trades: bool  # whether an order is sent
+    sentence: str
+
+
+FindNearest = Callable[[Path, str, int], tuple[NearestChange, ...]]
+"""Maps database, run id and sequence to the smallest changes that would have traded."""
 
 
 def flips_of(stored: StoredDecision) -> Flips:

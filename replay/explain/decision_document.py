@@ -43,7 +43,7 @@ from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.builtin import BAND, SIZE, TREND
-from tracepaper.strategies.gates.declared import gap, late, stale, warm
+from tracepaper.strategies.gates.declared import gap, late, plausible, stale, warm
 from tracepaper.strategies.gates.gate import GATES, measured, refusal, unit_beside
 from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide
@@ -57,7 +57,7 @@ ATTENDED: Final = f"where attention flowed; {NOT_WHY}"
 ADDED: Final = f"relevance: signed shares, whose sizes sum to 1; {NOT_WHY}"
 _BANDS: Final = ((0.6744897501960817, 50), (1.6448536269514722, 90))
 """Central intervals of a normal distribution: half width in standard deviations, and per cent."""
-_DATA_GATES: Final = (late.name, gap.name, stale.name)
+_DATA_GATES: Final = (late.name, gap.name, plausible.name, stale.name)
 """Gates that are never near their thresholds with a sound feed."""
 _REASON_MAX: Final = 400
 """Characters of a strategy's reason that are shown."""

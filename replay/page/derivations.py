@@ -84,6 +84,16 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
     return TitledParts("✓ Same", (Paragraph(text),))
 
 
+def nearest_of(shown: ShownRun, sequence: int) -> TitledParts:
+    """Return the smallest changes with which a decision that did not trade would have traded."""
+    from tracepaper.replay.checks.nearest_change import nearest_changes
+    from tracepaper.replay.explain.document import nearest_parts
+
+    decision_at(shown, sequence)  # rejects a sequence that is no decision
+    nearest = nearest_changes(shown.database, shown.run_id, sequence)
+    return TitledParts("What would have traded", tuple(nearest_parts(nearest)))
+
+
 def verify(shown: ShownRun, report: Report) -> answers.ParityState:
     """Derive the whole run again; return the result in the form of the daily replay."""
 
@@ -126,7 +136,8 @@ def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) ->
 
 def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
     """Ask the run's model again about one decision; the document has all of ``explain --full``."""
-    from tracepaper.replay.explain.document import ask_again
+    from tracepaper.replay.explain.options import ModelRequest
+    from tracepaper.replay.explain.recomputed import ask_again
 
     stored = decision_at(shown, sequence)
     if not shown.views.run()["model_id"]:
@@ -138,6 +149,7 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
         shown.run_id,
         sequence,
         stored,
+        ModelRequest(full=True),
         begins=lambda doing: report(next(shares), doing),
     )
     return TitledParts(

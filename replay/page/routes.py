@@ -183,6 +183,9 @@ ROUTES: Final = (
     ReadRoute(_D, "One decision in full.", decisions.decision, answers.Decision),
     ReadRoute(f"{_D}/verify", "Verifies one decision against the record; lines of JSON.",
           lambda shown, sequence, report: _late().verify_decision(shown, sequence, report)),
+    ReadRoute(f"{_D}/nearest", "The smallest changes with which a decision that did not trade "
+          "would have traded, derived again from the record.",
+          lambda shown, sequence: _late().nearest_of(shown, sequence)),
     ReadRoute(f"{_D}/ask", "Runs the model again for one decision; lines of JSON.",
           lambda shown, sequence, report: _late().ask(shown, sequence, report)),
     ReadRoute(f"{_R}/verify", "Verifies the whole run against its record; lines of JSON.",

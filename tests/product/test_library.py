@@ -37,7 +37,7 @@ SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""
 SHORT: Final = {"steps": 2, "length": 128, "windows": 8, "batch": 2, "explained_bars": 500}
 """Sizes of a fit, and of what is explained after it."""
-CHARTS: Final = ("report/attention_charts.py", "explain/document.py")
+CHARTS: Final = ("report/attention_charts.py", "explain/recomputed.py")
 
 
 class Line(NamedTuple):

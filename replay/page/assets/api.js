@@ -210,6 +210,8 @@ export const findDecision = (run, view, isLast, wanted) => source.find(run, view
 export const getOf = (run, rest, options, parameters) => source.get(runPath(run, `/${rest}`), parameters, options);
 
 export const verifyDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), progressed, signal);
+/** What would have traded at a decision that did not: a document of sentences. */
+export const getNearest = (run, sequence, options) => source.get(runPath(run, `/decisions/${sequence}/nearest`), {}, options);
 export const askDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), progressed, signal);
 
 /** Derive the whole run again; the result becomes its parity. */

@@ -1,9 +1,9 @@
 /** The why card: the result of one decision, its reasons, and what would have changed it. */
 import { html } from "./vendor/htm-preact.js";
-import { askDecision, source, verifyDecision } from "./api.js";
+import { askDecision, getNearest, source, verifyDecision } from "./api.js";
 import { Parts } from "./document.js";
 import { moment, number, word, zoneName } from "./format.js";
-import { useTask } from "./hooks.js";
+import { useAnswer, useTask } from "./hooks.js";
 
 /** The title, with the name of the refusing gate in red. */
 function Title({ decision }) {
@@ -13,6 +13,20 @@ function Title({ decision }) {
   return html`<h2>
     ${decision.title.slice(0, at)}<span class="loss">${word(name)}</span>${decision.title.slice(at + name.length)}
   </h2>`;
+}
+
+const REST = 500; // ms that a decision must stay before it is derived again
+
+/** The smallest changes with which a decision that did not trade would have traded. */
+function Nearest({ decision: { run_id: run, sequence } }) {
+  const ask = async (signal) => {
+    if (source.isRecord) return null;
+    await new Promise((resolve) => setTimeout(resolve, REST));
+    return signal.aborted ? null : { sequence, parts: (await getNearest(run, sequence, { signal })).parts };
+  };
+  const { value } = useAnswer(ask, [run, sequence]);
+  if (value?.sequence !== sequence || !value.parts.length) return null; // else it is of the decision before
+  return html`<div class="because"><${Parts} parts=${value.parts} /></div>`;
 }
 
 /** The recomputed answer of the model: features and heads. */
@@ -82,6 +96,7 @@ export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld,
       </header>
       <${Title} decision=${decision} />
       <div class="because"><${Parts} parts=${decision.parts.slice(0, reasons)} /></div>
+      <${Nearest} decision=${decision} />
       <${Parts} parts=${decision.parts.slice(reasons)} links=${{ gate, toGate, refusedBy: decision.refused_by, viewFrom, at: decision.close_time_ms }} />
       <${Ask} decision=${decision} />
     </div>

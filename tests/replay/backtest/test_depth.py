@@ -25,6 +25,7 @@ from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.explain.document import explain_decision
+from tracepaper.replay.explain.options import ModelRequest
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig
@@ -297,7 +298,7 @@ def test_a_decision_is_explained_by_its_map_of_level_and_time(
         path, "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 20"
     )
     decision = f"{run_id}:{sequence}"
-    explain_decision(decision, path, full=True, png=None, as_json=True)
+    explain_decision(decision, path, ModelRequest(full=True), png=None, as_json=True)
     document = json.loads(capsys.readouterr().out)
     answer = document["books"]
     weights = np.array([answer[side]["weights"] for side in ("bid", "ask")])
@@ -307,7 +308,7 @@ def test_a_decision_is_explained_by_its_map_of_level_and_time(
     assert weights[0].sum() == pytest.approx(noted["looked_bid"], abs=1e-6)
     assert answer["answers"][-1]["up"] == pytest.approx(noted["p_up"], abs=1e-6)
     assert answer["seen_ms"][-1] == FIRST_MS + 21 * MINUTE_MS  # the close of that bar
-    explain_decision(decision, path, full=True, png=None, as_json=False)
+    explain_decision(decision, path, ModelRequest(full=True), png=None, as_json=False)
     text = capsys.readouterr().out
     assert "untrained" in text
     assert "level" in text
@@ -322,4 +323,6 @@ def test_a_decision_whose_books_are_gone_says_so(
     query = "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 20"
     ((sequence,),) = rows(path, query)
     with pytest.raises(DataInvalid, match="no longer has the order books that decision"):
-        explain_decision(f"{run_id}:{sequence}", path, full=True, png=None, as_json=True)
+        explain_decision(
+            f"{run_id}:{sequence}", path, ModelRequest(full=True), png=None, as_json=True
+        )

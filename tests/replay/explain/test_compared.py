@@ -15,13 +15,13 @@ from msgspec import structs
 from pages import document_in, layers_of, said_in
 
 from tracepaper.replay.explain.attribution import ComparisonSide, by_model, compare, comparison_side
-from tracepaper.replay.explain.document import (
+from tracepaper.replay.explain.recompute import explain_fully
+from tracepaper.replay.explain.recomputed import (
     age_chart,
     attention_chart,
     attribution_chart,
     features_chart,
 )
-from tracepaper.replay.explain.recompute import explain_fully
 from tracepaper.replay.report.past import Past, open_past
 from tracepaper.strategies.errors import DataInvalid
 

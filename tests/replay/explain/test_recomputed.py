@@ -14,7 +14,6 @@ from explained_runs import CONTEXT, LAST, SMALL
 
 from tracepaper.replay.document.values import Paragraph, Table
 from tracepaper.replay.explain.decision_document import read_decision
-from tracepaper.replay.explain.document import full_document
 from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
@@ -24,6 +23,7 @@ from tracepaper.replay.explain.recompute import (
     explain_fully,
     moves_of,
 )
+from tracepaper.replay.explain.recomputed import full_document
 from tracepaper.replay.report.past import open_past
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch

@@ -18,9 +18,10 @@ from rich.console import Console
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import BAR_CELLS
-from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate
+from tracepaper.replay.explain.decision import StoredDecision, flips_of
 from tracepaper.replay.explain.decision_document import attention_table, read_decision
 from tracepaper.replay.explain.document import stored_parts
+from tracepaper.replay.explain.place import locate
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.strategies.errors import DataInvalid
 
@@ -37,10 +38,27 @@ def test_a_decision_is_found_by_last_by_prefix_and_by_file(database: Path) -> No
     assert locate(f"{run_id[:6]}:40", database) == wanted
     assert locate(f"{database}#{run_id}:40", None) == wanted
     assert locate(f"{database}#last:40", None) == wanted
-    opened = read_decision(database, run_id, 40)[0].decision["open_time_iso"]
-    assert locate(f"last:{opened}", database) == wanted
-    with pytest.raises(DataInvalid, match="no decision of a bar that opened at 2020-01-01"):
+    with pytest.raises(DataInvalid, match="decided no bar that was open at 2020-01-01"):
         locate("last:2020-01-01", database)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "{time}", "last:{time}", "{run}:{time}", "{file}#last:{time}",
+        "{date}T{time}", "last:{date}T{time}", "last:{date} {time}:30", "{run}:{date}T{time}Z",
+    ],
+)  # fmt: skip
+def test_a_decision_is_found_by_a_time_at_which_its_bar_was_open(
+    database: Path, typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = explained_runs.run_id(database)
+    opened = read_decision(database, run_id, 40)[0].decision["open_time_iso"]
+    date, time = opened[:10], opened[11:16]
+    text = typed.format(run=run_id, file=database, date=date, time=time)
+    assert locate(text, database) == (database, run_id, 40)
+    assert invoke(["explain", "--time", time, "--db", str(database), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decision"]["sequence"] == 40
 
 
 def test_a_missing_decision_names_the_nearest(database: Path) -> None:

@@ -17,8 +17,9 @@ from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.explain.attribution import TypedMethod, explain_by
+from tracepaper.replay.explain.attribution import explain_by
 from tracepaper.replay.explain.decision_document import read_decision
+from tracepaper.replay.explain.options import TypedMethod
 from tracepaper.replay.explain.recompute import attribute
 from tracepaper.replay.page import decisions
 from tracepaper.replay.report.attention_charts import rollout_chart
