@@ -77,7 +77,7 @@ async def cut_the_stream(demo: Demo) -> None:
     _conclude(
         demo,
         f"The daemon connected again and read the {bars} bars that it had missed by REST; "
-        + ("none is missing." if not lost else f"{len(lost)} holes stayed."),
+        + ("none is missing." if not lost else f"bars of {len(lost)} gaps are absent."),
         passes=not lost,
     )
 

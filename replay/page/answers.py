@@ -185,7 +185,7 @@ class Run(Struct, frozen=True):
     halt: str  # the sentence of the report on a halt that lasts until RESUME; else empty
     below_zero: str  # since when nothing of the account was left, and its lowest equity; or empty
     without_fills: str  # why nothing filled so far, in sentences; empty if an order filled
-    holes: str  # how long no trade was possible for missing bars, and why; empty if not long
+    absent: str  # how long no trade was possible for absent bars, and why; empty if not long
     notes: list[NoteSeries]
     bars_from_ms: int | None  # open of the first bar, those of the warm-up included
     first_sequence: int | None  # of a decision
@@ -268,7 +268,7 @@ class OrderLine(Struct, frozen=True):
 
 
 class GapMark(Struct, frozen=True):
-    """A hole in the data."""
+    """Bars that are absent, or that were late or repaired."""
 
     instrument: str
     from_ms: int

@@ -300,7 +300,7 @@ def health(
 
 
 def _gaps(shown: ShownRun) -> tuple[str, int]:
-    """Return the run's gaps in words, and the number of missing bars."""
+    """Return the run's gaps in words, and the number of absent bars."""
     lost, count = 0, 0
     for gap in shown.views.rows("v_gaps"):
         if gap["cause"] != GapCause.FUNDING:
@@ -310,7 +310,7 @@ def _gaps(shown: ShownRun) -> tuple[str, int]:
                 lost += int(shown.columns.times.bars_between(*edges))
     gaps = count_of(count, "gap")
     if lost:
-        return f"{count_of(lost, 'bar')} of {gaps} missing", lost
+        return f"{count_of(lost, 'bar')} of {gaps} absent", lost
     return (f"{gaps}, repaired" if count else "no gap"), 0
 
 
@@ -443,7 +443,7 @@ def event_text(kind: str, content: dict[str, Any]) -> str:
         return f"{command.kind} {command.giver}" + (f": {command.note}" if command.note else "")
     if kind == "gap":
         repaired = content.get("repaired_by")
-        after = f"repaired by {repaired}" if repaired else "never repaired"
+        after = f"repaired by {repaired}" if repaired else "its bars are absent"
         return f"Gap ({content.get('cause')}), {after}"
     if kind == HALTED:
         return f"Halted by {content['limit']} until RESUME"

@@ -27,7 +27,7 @@ from tracepaper.replay.explain.position import orders_after, row_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of
-from tracepaper.replay.report.states import HOLE, LastingState, lasting_states, without_fills
+from tracepaper.replay.report.states import LastingState, lasting_states, without_fills
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage.checks import newest_check
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -212,7 +212,7 @@ def run(
         without_fills=shown.rollups.kept_value(
             "without fills", lambda: without_fills(shown.columns)
         ),
-        holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
+        absent="".join(state.sentence for state in _states(shown) if state.kind == "absent"),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
         bars_from_ms=None if (bounds := shown.rollups.bounds_ms()) is None else bounds[0],
         first_sequence=first,

@@ -410,7 +410,7 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         )
         longest = max(row["until_ms"] - row["from_ms"] for row in record.gaps)
         sentences.append(
-            f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Missing "
+            f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Absent "
             f"bars: {lost:,}; annual figures do not count them."
         )
     if record.missing:

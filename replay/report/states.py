@@ -1,4 +1,4 @@
-"""Lasting states that make a run look idle: halts, and long holes in its data.
+"""Lasting states that make a run look idle: halts, and many absent or late bars.
 
 The rule is docs/decisions.md, G22.
 """
@@ -6,11 +6,11 @@ The rule is docs/decisions.md, G22.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -32,9 +32,9 @@ from tracepaper.strategies.without_fills import DecisionCounts
 LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
 """The gates that refuse while a limit halts the run."""
 _ENTRIES: Final = (Action.LONG, Action.SHORT, Action.ORDERS)
-LONG_HOLES: Final = 0.01
-"""Share of a run's time from which its holes count as a state."""
-HOLE: Final = "hole"
+LONG_GAPS: Final = 0.01
+"""Share of a run's time from which its absent or late bars count as a state."""
+GapWord = Literal["absent", "late", "repaired"]
 _CAUSES: Final = {
     GapCause.DISCONNECTED: "the feed was disconnected",
     GapCause.MISSED: "no closing frame came",
@@ -50,16 +50,16 @@ _LENGTHS: Final = ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes"))
 
 @dataclass(frozen=True)
 class LastingState:
-    """One lasting state; ``refused`` is None for holes."""
+    """One lasting state; ``refused`` is None for absent and late bars."""
 
-    kind: str  # limit, operator or hole
-    by: str  # the gate; for holes the cause of the longest
-    since_ms: int  # market time; for holes the open time of the first bar missing in the longest
+    kind: str  # limit, operator, absent or late
+    by: str  # the gate; for bars the cause of the longest gap
+    since_ms: int  # market time; for bars the open time of the first in the longest gap
     sequence: int  # of the step that recorded the state
     refused: int | None
-    idle_ms: int  # since the last entry; for holes their total length
+    idle_ms: int  # since the last entry; for bars their total time
     sentence: str
-    ends_by: str  # the command; empty for holes, which have ended
+    ends_by: str  # the command; empty for bars
     word: str = ""  # the operator's command, HALT or FLATTEN
     note: str = ""
     giver: str = ""  # who gave the command, and by which means
@@ -73,7 +73,7 @@ class LastingState:
 def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[LastingState, ...]:
     """Return the states that hold a run after step *until*, by default after its newest step.
 
-    The last one is that of the holes in the data until then, if these are long.
+    The last ones are those of absent and late bars until then, if these are many.
     """
     views = columns.views
     newest = views.rows("v_events", newest=1) if until is None else ()
@@ -99,8 +99,7 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
         states.append(span.state("limit", halt.limit, halt.since_ms, halt.sequence))
     elif (state := span.refused_by_drawdown(resumed)) is not None:
         states.append(state)
-    if (holes := span.holes()) is not None:
-        states.append(holes)
+    states += filter(None, (span.of_bars("absent"), span.of_bars("late")))
     return tuple(states)
 
 
@@ -127,6 +126,19 @@ def without_fills(columns: RunColumns) -> str:
     return counts.why_no_fill(
         dict(views.counts("v_orders", "reason", status=OrderStatus.REJECTED)), known=known
     )
+
+
+def gap_word(gap: Mapping[str, Any], interval_ms: int) -> GapWord | None:
+    """Return what the bars of a row of ``v_gaps`` are; None if it is about no bars.
+
+    They are ``absent`` if they never came, ``late`` if REST gave the first more than one interval
+    after its close, and else ``repaired``.
+    """
+    if gap["cause"] == GapCause.FUNDING or gap["repaired_by"] not in {"", BY_REST}:
+        return None
+    if not gap["repaired_by"]:
+        return "absent"
+    return "late" if gap["market_ms"] - gap["from_ms"] > 2 * interval_ms else "repaired"
 
 
 def below_zero(times_ms: Ints, equity: Floats) -> str:
@@ -215,38 +227,41 @@ class _Span:
         by, lifted = risk_drawdown.name, CommandKind.RESUME.value
         return LastingState("limit", by, since_ms, sequence, refused, idle_ms, sentence, lifted)
 
-    def holes(self) -> LastingState | None:
-        """Return the holes of the instrument with the most missing time, or None if they are short.
+    def of_bars(self, word: GapWord) -> LastingState | None:
+        """Return the absent or late bars of the instrument with most of them; None if they are few.
 
-        Bars that arrived late, by REST, count for their delay beyond one interval.
+        Absent bars count for their length, late ones for their delay beyond one interval.
         """
+        interval_ms = self._columns.interval_ms
         lost: dict[str, list[tuple[int, Row]]] = {}
         for row in self._views.rows("v_gaps"):
+            if row["sequence"] > self._last or gap_word(row, interval_ms) != word:
+                continue
             until_ms = row["until_ms"]
-            if row["repaired_by"] == BY_REST:
-                until_ms = min(until_ms, row["market_ms"] - self._columns.interval_ms)
-            is_bars = row["cause"] != GapCause.FUNDING and row["repaired_by"] in {"", BY_REST}
-            if is_bars and row["sequence"] <= self._last and until_ms > row["from_ms"]:
-                lost.setdefault(row["instrument"], []).append((until_ms - row["from_ms"], row))
+            if word == "late":
+                until_ms = min(until_ms, row["market_ms"] - interval_ms)
+            lost.setdefault(row["instrument"], []).append((until_ms - row["from_ms"], row))
         if not lost:
             return None
-        name, holes = max(lost.items(), key=lambda item: sum(length for length, _ in item[1]))
-        total_ms = sum(length for length, _ in holes)
+        name, gaps = max(lost.items(), key=lambda item: sum(length for length, _ in item[1]))
+        total_ms = sum(length for length, _ in gaps)
         lasted_ms = self._now_ms - self._columns.run.period_start_ms
-        if total_ms < max(LONG_HOLES * lasted_ms, 2 * self._columns.interval_ms):
+        if total_ms < max(LONG_GAPS * lasted_ms, 2 * interval_ms):
             return None
-        length_ms, longest = max(holes, key=itemgetter(0))
-        of_name = f" of {name}" if len(self._columns.instruments) > 1 else ""
+        length_ms, longest = max(gaps, key=itemgetter(0))
         begin, cause = time_text(longest["from_ms"]), longest["cause"]
-        where = f"the data{of_name} have a hole from {begin}"
-        if len(holes) > 1:
-            lasted = span_text(length_ms)
+        where = f"from {begin}"
+        if len(gaps) > 1:
             where = (
-                f"the data{of_name} have {len(holes):,} holes, the longest of {lasted} from {begin}"
+                f"in {len(gaps):,} stretches, the longest of {span_text(length_ms)} from {begin}"
             )
-        sentence = f"No decision could trade for {span_text(total_ms)}: {where} ({_CAUSES[cause]})."
+        bars = f"bars of {name}" if len(self._columns.instruments) > 1 else "bars"
+        effect, came = "No decision could trade", "are absent"
+        if word == "late":
+            effect, came = "Decisions were late", "were late, and repaired"
+        sentence = f"{effect} for {span_text(total_ms)}: {bars} {came}, {where} ({_CAUSES[cause]})."
         first = longest["from_ms"], longest["sequence"]
-        return LastingState(HOLE, cause, *first, None, total_ms, sentence, "")
+        return LastingState(word, cause, *first, None, total_ms, sentence, "")
 
     def _is_held(self) -> bool:
         """Whether a position was held after the last step."""

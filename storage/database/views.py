@@ -143,7 +143,7 @@ V_COMMITS: Final = View(
 
 V_GAPS: Final = View(
     "v_gaps",
-    "a hole in the data, and its repair",
+    "a gap, whose bars are absent or were repaired late or in time",
     (
         *of_step("e"),
         INSTRUMENT,

@@ -102,7 +102,7 @@ function Banner({ run, connection }) {
     return html`<p class="banner" role="alert"><b>This page receives no steps since ${when(connection.since, Date.now())}:</b> it has too many readers. It is refreshed every 15 s.</p>`;
   if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt}</b> Decisions go on.</p>`;
   if (run.below_zero) return html`<p class="banner">${run.below_zero}</p>`;
-  if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
+  if (run.absent) return html`<p class="banner calm">${run.absent}</p>`;
   if (run.warming) return html`<p class="banner calm">${run.warming}</p>`;
   if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;
   return null;

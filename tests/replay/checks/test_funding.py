@@ -73,7 +73,7 @@ def test_a_settlement_that_never_came_is_a_gap_and_in_the_report(path: Path) -> 
     text = " ".join(report.sentences)
     assert "1 funding settlement missing, 1 with an open position" in text
     assert "1 funding settlement arrived twice, booked once" in text
-    assert "Missing bars" not in text
+    assert "Absent bars" not in text
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_gaps_are_counted_and_said(tmp_path: Path) -> None:
     report = build_report_of(tmp_path / "a.db")
     assert [row["cause"] for row in report.record.gaps] == ["archive"]
     assert any(
-        "Gaps in the data: 1, " in text and "Missing bars: 7;" in text for text in report.sentences
+        "Gaps in the data: 1, " in text and "Absent bars: 7;" in text for text in report.sentences
     )
 
 
