@@ -154,7 +154,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
     draw = np.random.default_rng(3)
     mean = draw.normal(0.0, 0.001, count)
     realised = skill * mean + spread * draw.normal(0.0, 0.002, count)
-    days = np.repeat(np.arange(20), count // 20)
+    days = np.repeat(np.arange(40), count // 40)
     return model.RunForecasts(
         open_time_ms=days * 86_400_000,
         mean=mean,
