@@ -194,13 +194,13 @@ def whole(books: Books) -> list[Samples]:
 
 
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
-    planted = books_of(long("exchange", days=18)[0], 2)
+    planted = books_of(long("exchange", days=42)[0], 2)
     config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
     learnt = learnt_from(planted.part(0, 120))
     network = fitted(learnt, config, BookFitOptions(30, 1, 0.02))
     frequencies = frequencies_of(learnt.samples(Part.TRAIN), (1,))
-    figures = figures_on(network, planted.part(140, 432), frequencies)
-    assert figures["1"]["days"] == 13
+    figures = figures_on(network, planted.part(140, 1_008), frequencies)
+    assert figures["1"]["days"] == 37
     assert figures["1"]["is_better"] is True
     assert "experimental" not in sentences_of(figures)[-1]
     assert experimental(read_card(DEFAULT_CHECKPOINT) | {"figures": figures}) == ""

@@ -57,13 +57,13 @@ def test_no_view_of_a_running_daemon_scrolls_sideways(
     [[run]] = several.rows("SELECT run_id FROM v_runs")
     with opened(browser, several.url, PHONE) as page:
 
-        def widths() -> dict[int, int]:
-            """Return the width of the content by the width of the screen."""
-            found: dict[int, int] = {}
+        def check_widths() -> None:
+            """Check that the content is as wide as each screen, once its charts are drawn anew."""
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": PHONE["height"]})
-                found[width] = page.evaluate("document.documentElement.scrollWidth")
-            return found
+                page.wait_for_function(
+                    "width => document.documentElement.scrollWidth === width", arg=width
+                )
 
         for view in VIEWS:
             page.goto(f"{several.url}/#/run/{run}{view}")
@@ -73,10 +73,10 @@ def test_no_view_of_a_running_daemon_scrolls_sideways(
             if view == "/gates":
                 expect(page.locator(".slider").first).to_be_visible()
             expect(page.locator(".tools").get_by_text("Halt…")).to_be_visible()
-            assert widths() == {width: width for width in WIDTHS}, view
+            check_widths()
         page.locator(".tools").get_by_text("Halt…").click()
         expect(page.get_by_role("dialog", name="Operator")).to_be_visible()
-        assert widths() == {width: width for width in WIDTHS}
+        check_widths()
 
 
 LABELS: Final = """
