@@ -179,7 +179,8 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
     whole, half, *_ = by_forecaster(table.records()[: len(table.rows) // 2], HORIZON).values()
     assert whole["value"][0] == pytest.approx(0.0, abs=1e-3)
     assert half["forecaster"] == "1/2: 16 bars"  # the bar of age 20 is gone
-    assert half["difference"][0] < -0.1
+    # Of a whole window that errs by nothing; 14 days have no error.
+    assert half["difference"][0] < -0.3
     assert len(table.rows) == 2 * len(HORIZONS) * 6
     assert ("restarts" in table.notes[0]) is any_length
 
