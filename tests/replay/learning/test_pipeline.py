@@ -269,7 +269,6 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
         assert title in page
     assert "reversed persistence" in page
     assert "decided bar" in page
-    assert "entropy confidence" in page
     assert all(sentence[:40] in page for sentence in judged["sentences"])
     uses = read_uses(folder / "holdout_uses.toml")
     assert {use.model for use in uses} == {trained["id"]}

@@ -210,7 +210,6 @@ def test_a_row_model_is_examined_by_column_and_interval(
     assert list(document) == [
         "permutation",
         "attributions",
-        "contributions",
         "intervals",
         "interval_days",
     ]
