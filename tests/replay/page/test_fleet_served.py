@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_written_is_said_without_its_place(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
     try:
-        with pytest.raises(HttpRefusal, match=r"^r-1\.db cannot be written .*free disk space"):
+        with pytest.raises(HttpRefusal, match=r"^r-1\.db cannot be reached on its disk"):
             pull_run(shelf, database_id(path), "r-1", ignore)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
