@@ -46,7 +46,7 @@ from tracepaper.strategies.builtin import BAND, SIZE, TREND
 from tracepaper.strategies.gates.declared import gap, late, plausible, stale, warm
 from tracepaper.strategies.gates.gate import GATES, measured, refusal, unit_beside
 from tracepaper.strategies.position_text import FLAT
-from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide
+from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide, Regime
 from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, number, without_zeros
 
@@ -308,14 +308,18 @@ def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
             f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and P(up) − P(down) is "
             f"{side.lean:+.3f}; both must change sign to turn it."
         )
-    if stored.decision["horizon"] is not None:
-        yield _also_forecast(stored.decision)
-    yield from filter(None, (stored.entropy_worth, stored.reweighting, stored.attended_sentence))
+    also_forecast = _also_forecast(stored.decision)
+    worth = stored.entropy_worth, stored.reweighting, stored.attended_sentence
+    yield from filter(None, (also_forecast, *worth))
 
 
 def _also_forecast(decision: Mapping[str, Any]) -> str:
-    """Return the model's other forecasts at the gates' horizon, as far as it gives them."""
-    parts = [f"The regime is {decision['regime']}"]
+    """Return the model's other forecasts at the gates' horizon; empty if it gives none."""
+    if decision["horizon"] is None:
+        return ""
+    parts = []
+    if (regime := decision["regime"]) != Regime.UNKNOWN:  # a model without attention has none
+        parts.append(f"the regime is {regime}")
     if (learned := decision["learned_regime"]) is not None:
         parts.append(f"the network's regime is {learned}")
     if (cell := decision["regime_cell"]) is not None:
@@ -331,7 +335,7 @@ def _also_forecast(decision: Mapping[str, Any]) -> str:
         parts.append(f"the network itself would hold {allocation:+.3f}")
     if (factor := decision["size_factor"]) is not None:
         parts.append(f"sized {factor:.3f} by confidence in its volatility")
-    return f"{'; '.join(parts)}."
+    return capital(f"{'; '.join(parts)}.") if parts else ""
 
 
 def _bp(value: float) -> str:

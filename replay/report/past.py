@@ -188,7 +188,7 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
         if type(custom_model.model).contributions is Model.contributions:
             raise DataInvalid(
                 f"The model {config.model.custom_class} is a custom class without contributions; "
-                "leave --full out, or implement contributions."
+                "leave --full, --page and --png out, or implement contributions."
             )
         custom_model.scale(run.instruments)
         return custom_model

@@ -1,0 +1,25 @@
+"""A newcomer's empty folder: commands in this process, or by an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import Cli
+from newcomer import Shell, TerminalInProcess
+from wheels import InstalledWheel
+
+
+@pytest.fixture
+def say(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TerminalInProcess:
+    """Return a terminal in an empty folder, from which Python imports too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "100")
+    return TerminalInProcess(cli)
+
+
+@pytest.fixture
+def shell(installed: InstalledWheel, tmp_path: Path) -> Shell:
+    """Return a shell in an empty folder, whose programs are those of the wheel."""
+    return Shell(tmp_path, installed.extra)
