@@ -452,7 +452,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
         (run(other, *choose("model.retrain=7d")), 2, "is not retrained in service"),
         (train(other, data=other.data(LED)), 1, f"reads {LEADER} too, and no --data holds"),
         (train(other, data=other.data(LEADER)), 1, "no bars of another symbol at the same time"),
-        (train(other, *choose("other_symbol=CCCUSDT")), 1, "reads CCCUSDT too, and no --data holds"),
+        (train(other, *choose("other_symbol=CCCUSDT")), 1, "reads CCCUSDT too, and no --data"),
         (train(other, *choose("other_symbol=")), 2, "architecture.frame is 1; it must be at least"),
         (train(other, *choose("ensemble.kind=tree")), 2, "leave other_symbol out"),
         (
