@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -42,10 +42,6 @@ TO_COME: Final = "it depends on bars that are still to come"
 ROWS_TO_COME: Final = "it depends on bars, or rows of covariates, that are still to come"
 FALSE_FRAME: Final = (
     "a bar of a higher frame was passed on before its close, or is not the aggregate of its bars"
-)
-ON_ORDER: Final = (
-    "it depends on the order of the symbols within a close: what they share changes while they are "
-    "decided; let one PortfolioStrategy decide for all"
 )
 ON_EARLIER_RUNS: Final = "it remembers earlier runs of its process"
 SURROUNDINGS: Final = "the environment, the working folder and the hashes of texts"
@@ -112,13 +108,6 @@ class CheckProbe(NamedTuple):
 def _without_later(check: Check) -> Iterator[ProbeTrial]:
     """Pass the events one at a time, so that no later bar exists before a decision."""
     yield ProbeTrial(check.replay, check.setup(), TO_COME, one_by_one=True)
-
-
-def _reordered(check: Check) -> Iterator[ProbeTrial]:
-    """Pass the bars of each close in the opposite order of their symbols."""
-    if len(check.instruments) > 1:  # one has no order
-        reverse = replace(check.replayed_data, candles=check.replayed_data.candles[::-1])
-        yield ProbeTrial(check.replay, reverse, ON_ORDER, same_judgement)
 
 
 def _second_run(check: Check) -> Iterator[ProbeTrial]:
@@ -233,7 +222,6 @@ def _remembered_names(check: Check) -> Iterator[ProbeTrial]:
 PROBES: Final = (
     CheckProbe("bars without a later bar in the process", _without_later),
     CheckProbe("bars of higher frames", _frames),
-    CheckProbe("the symbols in another order", _reordered),
     CheckProbe("a second run in one process", _second_run),
     CheckProbe(SURROUNDINGS, _changed_surroundings),
     CheckProbe("jumping clocks", _jumping_clocks),

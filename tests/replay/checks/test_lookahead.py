@@ -414,7 +414,7 @@ def test_objects_that_share_one_state_are_told_apart_from_memory(
         observe="self.before, type(self).last = type(self).last, bar.close",
         decide="return by(self.before % 1_000 > bar.close % 1_000)",
     )
-    assert "order of the symbols" in checks.because
+    assert "its objects share something" in checks.because
 
 
 def test_a_draw_for_each_of_two_symbols_is_told_apart_from_all_else(
@@ -434,12 +434,11 @@ PAIR_BY_GLOBAL = {
 }
 
 
-def test_a_pair_over_a_module_global_depends_on_the_order_of_its_symbols(
+def test_a_pair_over_a_module_global_is_decided_otherwise_alone(
     check: Checks, walk: Candles, other: Candles
 ) -> None:
     finding = check(walk, other, **PAIR_BY_GLOBAL)
     assert finding.verdict == "moved"
-    assert finding.because.startswith("it depends on the order of the symbols within a close")
     assert finding.because.endswith("let one PortfolioStrategy decide for all")
 
 
@@ -451,39 +450,6 @@ def test_a_class_that_only_holds_is_said_to_prove_nothing(check: Checks) -> None
         "anything of what it would do. The strategy asked for no position on 160 of 160 bars. Its "
         "reason on 160: the other symbol is unknown"
     )
-
-
-PORTFOLIO = """
-from tracepaper.strategies.api.strategy import PortfolioStrategy
-from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.types import Action
-
-class Mine(PortfolioStrategy):
-    def __init__(self, options):
-        pass
-
-    def decide(self, now):
-        first = {first}
-        said = [Signal(Action.LONG, "up"), Signal(Action.SHORT, "down")]
-        if now[first].exact.close % 2:
-            said.reverse()
-        return {{symbol: said[symbol == first] for symbol in now}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("first", "because"),
-    [("min(now)", ""), ("next(iter(now))", "the order of the symbols within a close")],
-)
-def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
-    tmp_path: Path, fresh: FreshProcesses, walk: Candles, other: Candles, first: str, because: str
-) -> None:
-    (tmp_path / "own_portfolio.py").write_text(PORTFOLIO.format(first=first))
-    config = configured({"name": "own_portfolio:Mine"}, walk, other)
-    with users.importable(tmp_path):
-        finding = lookahead(config, MarketData([walk, other]), fresh, FEW)
-    assert finding.passes is (not because)
-    assert because in finding.because
 
 
 # ---------------------------------------------------------------- what is said
