@@ -97,6 +97,15 @@ CASES: dict[str, tuple[list[Say], dict[str, Any], list[Any], list[Any]]] = {
     "post-only that would take": (
         [B, send(10, buy(5, limit=101.0, post_only=True)), shows(20)], {}, [], [("REJECTED", 0)],
     ),
+    "post-only between the sides rests until the far side comes to it": (
+        [B, send(10, buy(4, limit=100.0, post_only=True)), shows(20), shows(30, asks={100: 3}),
+         shows(40, asks={100: 0}), trade(50, "Sell", 99, 9)], {},
+        [(30, "buy", 100, 3, "M"), (50, "buy", 100, 1, "M")], [("FILLED", 4)],
+    ),
+    "post-only that the far side reaches before it arrives": (
+        [B, send(10, buy(4, limit=100.0, post_only=True)), shows(20, asks={100: 3}), shows(70)],
+        {"latency_ms": 50}, [], [("REJECTED", 0)],
+    ),
     "reduce-only sells what is held": (
         [B, send(10, buy(3)), send(20, sell(9, reduce_only=True)), shows(30)], {},
         [(10, "buy", 101, 3, "T"), (20, "sell", 99, 3, "T")], [("FILLED", 3), ("FILLED", 3)],
