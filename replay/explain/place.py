@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tracepaper.daemon.commands.options import located
-from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -132,6 +131,8 @@ def _decided_at(database: Path, run_id: str, time: str) -> int:
 def _moment(time: str, until_ms: int) -> int:
     """Return the UTC milliseconds of *time*; without a date, the newest before *until_ms*."""
     if re.fullmatch(_DATE, time):
+        from tracepaper.replay.archive.columns import instant  # imports every reader of candles
+
         return instant(time)
     hours, minutes, *seconds = map(int, time.split(":"))
     of_day_ms = hours * HOUR_MS + minutes * MINUTE_MS + 1000 * sum(seconds)

@@ -327,7 +327,7 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: PlantedTrain
         assert not verify_chain(reader.connection, run_id).passes
         verification = verify_run(reader, planted.database, run_id)
         fields = [difference.field.partition(" (")[0] for difference in verification.differences]
-        assert fields == ["event.p", "event.outcome", "event.reason"]
+        assert fields == ["event.p", "event.outcome", "event.reason", "the chain"]
     with closing(sqlite3.connect(planted.database)) as db:
         for due, change in FORGED.items():
             with db:
@@ -336,7 +336,7 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: PlantedTrain
             with Reader.open(planted.database) as reader:
                 verification = verify_run(reader, planted.database, run_id)
             named = {difference.field.partition(" (")[0] for difference in verification.differences}
-            assert named == {f"event.{name}" for name in due.split()}
+            assert named == {"the chain", *(f"event.{name}" for name in due.split())}
     kept = checkpoints.kept_folder(planted.database, planted.candidate.id)
     kept.rename(planted.folder / "elsewhere")
     with (

@@ -235,8 +235,10 @@ def shell(words: str, folder: Path) -> Iterator[tuple[Terminal, subprocess.Popen
         terminal.close()
 
 
+# Tests that a shell began in the background ignore SIGINT; a new session's programs do not.
 _IN_A_SESSION = """\
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
