@@ -157,7 +157,10 @@ def command(
     from tracepaper.daemon.http.client import give
 
     if kind.upper() not in set(CommandKind):
-        raise ConfigInvalid(f"{kind!r} is no command; write {', '.join(CommandKind)}.")
+        raise ConfigInvalid(
+            f"{kind!r} is no command; write {', '.join(CommandKind)}. Ctrl-C or SIGTERM stops the "
+            "daemon."
+        )
     answer = give(database_path(db, config), CommandKind(kind.upper()), note)
     return CommandAnswer(answer, f"{kind.upper()} is event {answer['sequence']} of the run.")
 

@@ -42,8 +42,9 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     **{f"long_{name}": (*_PYTEST, "-m", "long", folder) for name, folder in LONG.items()},
     "long_others": (
         *(*_PYTEST, "-m", "long"),
-        *(f"--ignore={folder}" for folder in LONG.values()),
+        *(f"--ignore={folder}" for folder in (*LONG.values(), "tests/first_hour")),
     ),
+    "first_hour": (*_PYTEST, "tests/first_hour"),
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),

@@ -6,6 +6,7 @@ Every sentence that the user sees is printed (``pytest -s``).
 from __future__ import annotations
 
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -52,10 +53,15 @@ class Shell:
     folder: Path
     extra: Mapping[str, str] = field(default_factory=dict)
 
+    def words(self, command: str) -> list[str]:
+        """Return the words of *command*, the path of its program first."""
+        name, *others = shlex.split(command)
+        return [shutil.which(name, path=environment(self.extra)["PATH"]) or name, *others]
+
     def __call__(self, command: str, code: int = 0) -> str:
         """Return what a command prints, as one line; it ends with *code*."""
         done = subprocess.run(
-            shlex.split(command),
+            self.words(command),
             cwd=self.folder,
             env=environment(self.extra),
             capture_output=True,
