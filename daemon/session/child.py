@@ -66,7 +66,7 @@ class TimeLimits(NamedTuple):
     key: str = ""
     """The configuration key that sets ``answer_s``, with its value, for error messages."""
     end_s: float | None = 0.0
-    """From closing the process's input until it is killed; None never waits or kills."""
+    """Without output after its input was closed, until the kill; None never waits or kills."""
 
 
 class ChildProcess:
@@ -228,7 +228,7 @@ class ChildProcess:
         return f"the {self._name} ended with {code}: {last}"
 
     async def stop(self) -> None:
-        """Close the input of the process, which ends it; kill it if it takes too long.
+        """Close the input of the process, which ends it; kill it if it is silent for too long.
 
         If it had time to end and did not, or ended with an error, ``fault`` is the reason.
         """
@@ -240,11 +240,15 @@ class ChildProcess:
         process.stdin.close()
         limit_s = self._limits.end_s
         try:
-            if limit_s is not None:
-                await _wait_for_end(process, limit_s)
+            if limit_s:
+                with contextlib.suppress(TimeoutError):
+                    while not self._reader.at_eof():
+                        async with asyncio.timeout(limit_s):
+                            await self._reader.read(TAIL_BYTES)
+                    await _wait_for_end(process, limit_s)
         finally:
             if limit_s and process.poll() is None:
-                self.fault = f"the {self._name} process did not end within {limit_s:g} s"
+                self.fault = f"the {self._name} process was silent for {limit_s:g} s"
             elif limit_s and process.returncode:
                 self.fault = self._cause_of(process)
             for transport in transports:

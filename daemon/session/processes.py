@@ -32,7 +32,7 @@ RECORD: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record"
 SHIP: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
 """The programs: the same commands that a user may run."""
 RECORDED_S: Final = 5.0
-"""Wall seconds that the recorder has to read and write the last frames before it is killed."""
+"""Wall seconds without a sign of the recorder, as it ends, after which it is killed."""
 NICE: Final = 5
 """The niceness of the recorder: its priority is below the daemon's, above work that can wait."""
 PROBE_BYTES: Final = 64 * 1024

@@ -85,8 +85,6 @@ def runs(times: Times, interval_ms: int, *, most: int | None = None) -> list[Spa
     ]
 
 
-LAST_FRAMES_S: Final = 4.0
-"""Wall seconds that the end of a recording may take to read what the exchange sent before."""
 FAILURES_MAX: Final = 5
 FAILURES_WINDOW_S: Final = 300.0
 """Within so many seconds a limit of failed requests ends the fetch, which can be repeated."""
@@ -297,15 +295,16 @@ async def record_live(
     *,
     clock: Clock,
     done: asyncio.Future[None],
+    ends: Callable[[], object] = lambda: None,
     skips: Callable[[str], None] | None = None,
 ) -> str:
     """Record each of *requests*, all of one category, from the exchange to its file until *done*.
 
-    At the end it records what the exchange sent before, and raises ``FeedLost`` if that takes more
-    than ``LAST_FRAMES_S``. Returns the sentences of the writers. Raises ``ConfigInvalid`` for an
-    unknown symbol; with *skips* it is called with the reason, and the others are recorded. Raises
-    ``FeedLost`` if the exchange cannot be reached at the start. Later losses become gaps, and it
-    reconnects forever.
+    At the end it calls *ends* and records what the exchange sent before; it raises ``FeedLost`` if
+    the exchange does not answer. Returns the sentences of the writers. Raises ``ConfigInvalid`` for
+    an unknown symbol; with *skips* it is called with the reason, and the others are recorded.
+    Raises ``FeedLost`` if the exchange cannot be reached at the start. Later losses become gaps,
+    and it reconnects forever.
     """
     jitter = random.Random(min(wanted.every_ms for wanted in requests.values()))  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
@@ -354,7 +353,10 @@ async def record_live(
             )
             for first in range(0, len(recordings), SYMBOLS_PER_CONNECTION)
         ]
-        await _until_done(streams, done)
+        await _until_done(streams, done, ends)
+        for _, writer in recordings:
+            writer.flush()
+            await asyncio.sleep(0)  # the loop shows that the end goes on, between two files
     return " ".join(writer.says for _, writer in recordings if writer.says)
 
 
@@ -396,20 +398,25 @@ def _stream_of(
     return stream
 
 
-async def _until_done(streams: Sequence[PublicStream], done: asyncio.Future[None]) -> None:
-    """Listen until *done* and all earlier frames are read; raise an error that ends a stream."""
+async def _until_done(
+    streams: Sequence[PublicStream], done: asyncio.Future[None], ends: Callable[[], object]
+) -> None:
+    """Listen until *done*, call *ends* and read all earlier frames.
+
+    Raises an error that ends a stream.
+    """
     listening = [asyncio.ensure_future(stream.run()) for stream in streams]
     try:
         ended, _ = await asyncio.wait((*listening, done), return_when=asyncio.FIRST_COMPLETED)
         for task in ended - {done}:
             await task
+        ends()
         try:
-            async with asyncio.timeout(LAST_FRAMES_S):
-                await asyncio.gather(*(stream.unsubscribe() for stream in streams))
-        except (TimeoutError, FeedLost):
+            await asyncio.gather(*(stream.unsubscribe() for stream in streams))
+        except FeedLost:
             raise FeedLost(
-                f"The recording ended before it had read the last frames, which took more than "
-                f"{LAST_FRAMES_S:g} s; leave it more of the processor, or record fewer symbols."
+                "The recording ended before it had read the last frames, since the exchange did "
+                "not answer; check the network."
             ) from None
     finally:
         for task in listening:

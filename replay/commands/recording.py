@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +29,8 @@ from tracepaper.replay.archive.download import record_live
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import time_of
 
+SHOWN_S: Final = 1.0
+"""Wall seconds between two signs of a recorder that ends; far below ``RECORDED_S``."""
 _SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
 _HTTP: Final = re.compile(r"http(s?)://.+")
 
@@ -67,18 +70,27 @@ def record_session(
             if not done.done():
                 done.set_result(None)
 
+        def show() -> None:
+            """Show the daemon each second that the end goes on."""
+            with suppress(OSError):  # the daemon was killed
+                os.write(sys.stdout.fileno(), b".")
+            loop.call_later(SHOWN_S, show)
+
         if seconds is not None:
             loop.call_later(seconds, end)
         skips: Callable[[str], None] | None = None
+        ends: Callable[[], object] = end
         if service:
             with suppress(OSError):
                 os.nice(NICE)
             # The daemon's end closes standard input; the recorder then writes its buffers.
             on_input_end(lambda: loop.call_soon_threadsafe(end))
-            skips = tell
+            skips, ends = tell, show
         clock = SystemClock(exchange.time_scale)
         with signals_call(end):
-            return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
+            return await record_live(
+                exchange, requests, clock=clock, done=done, ends=ends, skips=skips
+            )
 
     return run_loop(session())
 
