@@ -18,33 +18,32 @@ demo: $(RUNTIME)
 # The tests run with an empty home and cache, so that what a first run makes or prints is tested. Each of two workers
 # computes on one thread: on two they spin against each other for the same two cores.
 # Without bytecode every program that a test starts would compile the package again.
-WORKERS ?= 2
-PYTEST = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && env -u XDG_DATA_HOME -u XDG_STATE_HOME -u MPLCONFIGDIR \
+PYTEST := home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && env -u XDG_DATA_HOME -u XDG_STATE_HOME -u MPLCONFIGDIR \
 	-u PYTHONDONTWRITEBYTECODE \
 	HOME="$$home" XDG_CACHE_HOME="$$home/.cache" XDG_CONFIG_HOME="$$home/.config" OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest -q -n $(WORKERS) -p no:cacheprovider
+	$(BIN)/python -m pytest -q -p no:cacheprovider
 
 # tests/data/costs.tsv says what each test costs. test-all adds what takes over a quarter of a CPU second; make campaign
 # runs what takes over half of one.
 test: $(STAMP)
-	@$(PYTEST) --dist worksteal -m "not slow and not long"
+	@$(PYTEST) -n 2 --dist worksteal -m "not slow and not long"
 
 test-all: $(STAMP)
-	@$(PYTEST) --dist worksteal -m "not long"
+	@$(PYTEST) -n 2 --dist worksteal -m "not long"
 
 # The tests that open a socket or start a process, beside four busy loops and each other; any failure is a fault.
 ROUNDS ?= 1
-busy-round: WORKERS = 6
 busy: $(STAMP)
 	@for loop in 1 2 3 4; do (while :; do :; done) & loops="$$loops $$!"; done; trap 'kill $$loops' EXIT; \
 	for round in $$(seq $(ROUNDS)); do $(MAKE) --no-print-directory busy-round || exit 1; done
 
 busy-round:
-	@$(PYTEST) --dist worksteal -m "real_time and not long"
+	@$(PYTEST) -n 6 --dist worksteal -m "real_time and not long" \
+		$$(awk -F '\t|::' '$$NF == "real_time" {print $$2}' tests/data/costs.tsv | sort -u)
 
 # An hour: every test once, and the table of what each costs.
 costs: $(STAMP)
-	@table=$$(mktemp) && { $(PYTEST) --dist loadfile --costs $$table || true; } && \
+	@table=$$(mktemp) && { $(PYTEST) -n 2 --dist loadfile --costs $$table || true; } && \
 	awk -F'\t' '$$1 >= 0.25 || $$3 != ""' $$table | LC_ALL=C sort -t'	' -k2 > tests/data/costs.tsv; rm -f $$table
 
 dev: $(STAMP)
