@@ -49,6 +49,9 @@ Entries = dict[str, metadata.EntryPoint]
 
 def main() -> None:
     """Run the command line of this process and exit, even if other threads wait."""
+    if sys.platform == "win32":  # which has neither fcntl's locks nor SIGHUP
+        sys.stderr.write("tracepaper does not run on Windows itself; install it in WSL 2.\n")
+        sys.exit(WRONG_USAGE)
     # By default a waiting OpenMP thread spins, and may keep the thread it waits for from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A collection visits every imported object, half a million with a model.

@@ -13,7 +13,7 @@ import pytest
 from command_line import Cli
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.cli import invoke, main
 from tracepaper.daemon.commands.options import database_path, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -122,6 +122,15 @@ def test_errors_are_one_sentence_with_their_exit_code(
     streams = cli("zz-single", "--kind", kind)
     assert streams.code == code
     assert (streams.out, streams.err) == ("", sentence)
+
+
+def test_windows_itself_is_told_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "WSL 2" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("added")

@@ -177,9 +177,10 @@ class Walk:
             self.programs.append((section, program))
             program.wait_until(lambda: "\n" in program.out)
             return
-        self.exchange = exchange = self._start(
-            f"tracepaper exchange --data {SAMPLE} --speed 60", name="exchange"
-        )
+        if self.exchange is None:
+            serve = f"tracepaper exchange --data {SAMPLE} --speed 60"
+            self.exchange = self._start(serve, name="exchange")
+        exchange = self.exchange
         exchange.wait_until(lambda: "\n" in exchange.out)
         # Bybit has months of minutes; the windows of the trend are such that these days suffice.
         windows = {"TRACEPAPER_STRATEGY__TREND_WINDOWS": "6h,12h,1d,2d"}
@@ -225,7 +226,7 @@ def shortened(target: str) -> str:
     match = re.search(rf"^{target}:.*\n\t(.+)$", makefile, re.MULTILINE)
     if match is None:
         raise LookupError(f"The Makefile has no target {target}.")
-    variables = dict(re.findall(r"^([A-Z]+) := (.+)$", makefile, re.MULTILINE))
+    variables = dict(re.findall(r"^([A-Z]+) [:?]?= (.+)$", makefile, re.MULTILINE))
     command = match.group(1).replace("$(PYTEST)", variables["PYTEST"])
     command = command.lstrip("@").replace("$(BIN)/", "").replace("$$", "$")
     for pattern, shorter in SHORTENED:

@@ -139,6 +139,8 @@ def test_the_makefile_has_what_the_readme_names(target: str) -> None:
     assert shortened("demo") == "tracepaper demo --days 1 --seconds 5"  # lower sizes alone
 
 
+GROUPS = {"audit", "bench", "config", "data", "db", "models", "notify"}
+"""Commands that have commands."""
 INLINE = sorted(
     {
         command
@@ -151,9 +153,7 @@ INLINE = sorted(
 @pytest.mark.parametrize("command", INLINE)
 def test_a_command_named_in_passing_exists_with_its_options(command: str, cli: Cli) -> None:
     words = command.split()[1:]
-    verbs = (
-        words[:2] if words[0] in ("audit", "bench", "config", "data", "db", "models") else words[:1]
-    )
+    verbs = words[:2] if words[0] in GROUPS else words[:1]
     listed = cli.out(*verbs, "--help")
     for option in (word for word in words if word.startswith("-")):
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", listed), f"{option} of {command}"
