@@ -78,6 +78,16 @@ _BALANCES: Final = (
     "AND i.instrument = h.instrument WHERE h.run_key = ?1 AND h.shadow IS NOT NULL "
     "ORDER BY h.sequence, h.book"
 )
+_FUNDING: Final = (
+    "SELECT sequence FROM (SELECT sequence, instrument, sum(paid) AS paid FROM "
+    "(SELECT sequence, instrument, "
+    "funding_paid - lag(funding_paid, 1, {}) OVER (PARTITION BY shadow, instrument "
+    "ORDER BY sequence) AS paid "
+    "FROM holdings WHERE run_key = ?1 AND instrument IS NOT NULL AND shadow IN ({}) "
+    "UNION ALL SELECT sequence, instrument, amount FROM ledger "
+    "WHERE run_key = ?1 AND kind = 'funding') GROUP BY 1, 2) WHERE paid <> 0 ORDER BY 1 LIMIT 1"
+)
+"""The first step at which the funding of the strategies is not what the account paid."""
 _ORDERED: Final = (
     "SELECT order_id, max(sequence), filled FROM orders WHERE run_key = ? GROUP BY order_id"
 )
@@ -388,6 +398,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
         lambda: _check_positions(
             connection, run_key, is_cash, acted, due, terms=terms, is_taken_over=is_taken_over
         ),
+        lambda: _check_funding(connection, run_key, terms, is_taken_over=is_taken_over),
         lambda: _check_balances(connection, run_key, terms, is_taken_over=is_taken_over),
         lambda: _check_ledger(connection, run_key, due),
         lambda: _check_orders(connection, run_key, is_taken_over=is_taken_over),
@@ -479,6 +490,18 @@ def _books_of(shadow: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:
     if not is_hedged or shadow in _SIDE_NAMES:
         return (shadow,)
     return tuple(side if shadow is None else f"{shadow}/{side}" for side in _SIDE_NAMES)
+
+
+def _check_funding(
+    connection: sqlite3.Connection, run_key: int, configured: _RunTerms, *, is_taken_over: bool
+) -> Iterator[ChainProblem]:
+    """Check that the funding of the strategies adds up to the account's, but for those reset."""
+    names = ", ".join(f"'{name}'" for name in configured.shares)
+    if not names or configured.strategies.get("reset", "never") != "never":
+        return
+    query = _FUNDING.format("funding_paid" if is_taken_over else "0", names)
+    for (step,) in connection.execute(query, (run_key,)):
+        yield _disagree(step, "funding of the strategies", "ledger", "holdings", "ledger")
 
 
 def _check_balances(

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import explained_runs
 import numpy as np
@@ -29,7 +30,7 @@ from forging import (
 )
 from msgspec.structs import replace
 from recordings import crossing, record
-from records import prune
+from records import prune, rows
 
 from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.replay.archive import FundingRates
@@ -37,6 +38,7 @@ from tracepaper.replay.backtest.recorded import open_recorded
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import stored_columns
 
 HOUR = 3_600_000
@@ -54,11 +56,13 @@ OF_A_PAIR = {
     "runs.instruction_set",
 }
 """Believed with what says the same alone: ``test_forged_pairs`` forges them, and books."""
+_MARK = "the mark at which it fell due is dropped with its step"
 OF_A_PRUNED_RUN = {
-    "holdings.funding_paid",
-    "holdings.long_funding",
+    "holdings.funding_paid": f"moved between strategies, or of a shadow account: {_MARK}",
+    "holdings.long_funding": f"moved between the sides: {_MARK}",
 }
-"""Held by the steps that a prune drops: a change of them in a whole run is found."""
+"""Columns of the dropped steps' rows that may be changed with the cash, and why; in a whole run
+such a change is found."""
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +71,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return replayed(tmp_path_factory.mktemp("forgery") / "plain.db", BARS)
 
 
-def replayed(path: Path, bars: int) -> Path:
-    """Replay so many hours into *path*."""
+def replayed(path: Path, bars: int, **sections: Any) -> Path:
+    """Replay so many hours into *path*, with other *sections* of the configuration where given."""
     times = [FIRST_MS + place * HOUR for place in range(bars + 1) if place != 40]
     given = made_candles(walk_rows(bars), interval_ms=HOUR, times_ms=times)
     config = crossing(
         interval="60",
         sizing={"mode": "fixed", "quantity": "0.002"},
         risk={"max_notional": "1000000", "max_drawdown": "0.9", "max_daily_trades": 50},
+        **sections,
     )
     paid = FundingRates(
         "builder", "BTCUSDT", np.array(times[8:25:8]), np.array([1_000_000, -2_000_000, 500_000])
@@ -137,6 +142,43 @@ def test_a_forgery_in_every_decision_that_a_prune_keeps_is_found(
     rechain(path)
     assert audited(path)
     assert verified(path).differing == decisions
+
+
+def test_funding_of_strategies_that_a_prune_keeps_adds_up_to_the_accounts(tmp_path: Path) -> None:
+    """Of rows that nothing derives any more it may move from one strategy to another at most."""
+    crosses = {"name": "sma_cross", "long_only": False, "share": "0.5"}
+    two = {"a": {**crosses, "fast": 3, "slow": 7}, "b": {**crosses, "fast": 2, "slow": 5}}
+    path = replayed(tmp_path / "two.db", 2 * BARS, strategy={}, strategies=two)
+    assert prune(path, keep_days=1).until_sequence > 20
+    paid = rows(path, "SELECT sequence FROM events WHERE kind = 'funding' ORDER BY 1 LIMIT 2")
+    where = f"WHERE sequence BETWEEN {paid[0][0]} AND {paid[1][0] - 1} AND shadow = "
+    first, second = (
+        "UPDATE holdings SET funding_paid = funding_paid + {0}, cash = cash - {0}, "
+        f"account_funding_paid = account_funding_paid + {{0}} {where}'{name}'"
+        for name in two
+    )
+    assert believed(path)
+    for changes, passes in (
+        ((first.format(7),), False),
+        ((first.format(7), second.format(-7)), True),
+    ):
+        copy = forged(path, tmp_path / "forged.db", *changes)
+        assert not audited(copy), "the closed trades tell"
+        close_again(copy)
+        assert believed(copy) is passes
+
+
+def close_again(path: Path) -> None:
+    """Compute the closed trades in *path* from its changed rows, and the chain."""
+    with Reader.open(path) as reader:
+        stored = reader.stored_run(reader.find("last"))
+        closed = trades_until(reader.connection, stored.run_key, stored.run)[1]
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("DELETE FROM trades")
+        marks = ", ".join("?" * len(closed[0]))
+        raw.executemany(f"INSERT INTO trades VALUES ({marks})", closed)
+        raw.commit()
+    rechain(path)
 
 
 def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_path: Path) -> None:
