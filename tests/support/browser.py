@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 WIDE: Final = {"width": 1440, "height": 900}
+DESK: Final = {"width": 1280, "height": 800}
 SMALL: Final = {"width": 1024, "height": 768}
 PHONE: Final = {"width": 390, "height": 844}
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import PHONE, SMALL, WIDE, opened
+from browser import DESK, PHONE, opened
 from builders import present
 from page_cases import serving_apart
 from PIL import Image
@@ -236,19 +237,8 @@ def test_keys_alone_reach_a_time_a_list_of_keys_and_another_theme(
 PLACES: Final = ("", "/account", "/gates", "/health", "/compare")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, SMALL, PHONE], ids=str)
-def test_a_screen_reader_and_weak_eyes_can_use_it(
-    browser: Browser, url: str, size: Any, scheme: str
-) -> None:
-    with opened(browser, f"{url}/", size, scheme) as page:
-        ready(page)
-        axe = Axe().run(page)
-        assert axe.violations_count == 0, axe.generate_report()
-
-
-@pytest.mark.parametrize("place", ["#/runs", *PLACES[1:], "/report"])
-def test_other_places_are_accessible(
+@pytest.mark.parametrize("place", ["#/runs", *PLACES, "/report"])
+def test_every_view_is_accessible_by_day_and_night_on_a_phone_and_a_desk(
     browser: Browser, url: str, database: Path, place: str
 ) -> None:
     run = rows(database, "SELECT run_id FROM v_runs")[0][0]
@@ -261,8 +251,11 @@ def test_other_places_are_accessible(
             page.locator("details").evaluate_all(
                 "all => all.forEach((one) => { one.open = true; })"
             )
-        axe = Axe().run(page)
-        assert axe.violations_count == 0, axe.generate_report()
+        for size, scheme in itertools.product((DESK, PHONE), ("light", "dark")):
+            page.set_viewport_size(size)
+            page.emulate_media(color_scheme=scheme)
+            axe = Axe().run(page)
+            assert axe.violations_count == 0, axe.generate_report()
 
 
 def test_a_slider_that_is_let_go_says_what_another_threshold_would_have_made(
