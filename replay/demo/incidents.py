@@ -18,7 +18,6 @@ from tracepaper.replay.demo.race import ShowFiles
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.types.market import CommandKind, Gap
 from tracepaper.strategies.units import DAY_MS, INTERVALS
@@ -188,12 +187,14 @@ def _change_and_check(files: ShowFiles) -> tuple[int, str, bool]:
 
     It is right if the original passes and the copy's problem begins at or before the changed step.
     """
-    backup(files.database, files.changed)
-    with Reader.open(files.changed) as reader:
+    with (
+        Reader.open(files.database) as reader,
+        closing(sqlite3.connect(":memory:", isolation_level=None)) as copy,
+    ):
+        reader.connection.backup(copy)
         run_id = reader.find("last")
-        original = verify_chain(reader.connection, run_id)
         run_key = reader.stored_run(run_id).run_key
-    with closing(sqlite3.connect(files.changed)) as copy, copy:
+        original = verify_chain(copy, run_id)
         decided = "FROM steps WHERE run_key = ? AND outcome IS NOT NULL AND close IS NOT NULL"
         (count,) = copy.execute(f"SELECT count(*) {decided}", (run_key,)).fetchone()
         (step,) = copy.execute(
@@ -203,9 +204,7 @@ def _change_and_check(files: ShowFiles) -> tuple[int, str, bool]:
         copy.execute(
             "UPDATE steps SET close = close + 1 WHERE run_key = ? AND sequence = ?", (run_key, step)
         )
-    with Reader.open(files.changed) as reader:
-        problem = verify_chain(reader.connection, run_id).problem
-    files.drop_changed()
+        problem = verify_chain(copy, run_id).problem
     if problem is None:
         return original.steps, "nothing was changed.", False
     first_step = -1 if problem.sequence is None else problem.sequence

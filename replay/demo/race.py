@@ -141,7 +141,7 @@ class MarketPace:
 
 @dataclass(frozen=True)
 class ShowFiles:
-    """The demo's files: the record, its configuration, the daemon's log, a changed copy."""
+    """The demo's files: the record, its configuration, the daemon's log."""
 
     database: Path
 
@@ -154,16 +154,6 @@ class ShowFiles:
     def log(self) -> Path:
         """The log lines of the daemon's processes."""
         return self.database.with_suffix(".log")
-
-    @property
-    def changed(self) -> Path:
-        """The copy in which one value is changed; it is removed after the check."""
-        return self.database.with_name(f"{self.database.stem}-changed.db")
-
-    def drop_changed(self) -> None:
-        """Remove the changed copy and SQLite's files beside it."""
-        for suffix in ("", "-wal", "-shm"):
-            self.changed.with_name(self.changed.name + suffix).unlink(missing_ok=True)
 
 
 def require_new(path: Path) -> None:
@@ -183,7 +173,7 @@ def create_files(database: Path | None, *, wall_ms: int) -> ShowFiles:
     *database* is by default named after *wall_ms*. Raises ``DataInvalid`` if a file exists.
     """
     files = ShowFiles(database or Path(f"demo-{stamp(wall_ms)}.db"))
-    for path in (files.database, files.config, files.changed):
+    for path in (files.database, files.config):
         require_new(path)
     try:
         files.config.touch(exist_ok=False)

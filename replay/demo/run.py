@@ -86,7 +86,6 @@ def perform(show: Show) -> None:
     if not demo.race.decisions:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
-    files.drop_changed()
     sum_up(files.database, demo, as_json=show.as_json)
     if demo.failure is not None:
         raise demo.failure
@@ -114,7 +113,6 @@ def config_text(model: str | None) -> str:
 
 def _clean(files: ShowFiles) -> None:
     """Remove the files of a demo without a record; name those that are kept."""
-    files.drop_changed()
     if files.database.exists():
         kept = f"the record {files.database}, its configuration {files.config}, the daemon's log "
         sys.stderr.write(f"Kept: {kept}{files.log}.\n")

@@ -257,9 +257,9 @@ def lock_file(path: Path) -> Path:
 class InstanceLock:
     """An flock on ``FILE.lock``, which holds the ``Holder`` as JSON.
 
-    The kernel drops the lock when its holder dies, so a stale file can be locked again. The file
-    is kept when the lock is released. If it is deleted, the lock on the database itself
-    (``FileWatch``) still keeps a second writer out.
+    The kernel drops the lock when its holder dies, so a stale file can be locked again. A holder
+    that ends in good order removes the file. If it is deleted earlier, the lock on the database
+    itself (``FileWatch``) still keeps a second writer out.
     """
 
     def __init__(self, file: Path, descriptor: int, last: Holder | None) -> None:
@@ -274,15 +274,19 @@ class InstanceLock:
         The count of steps that its *last* writer acknowledged is kept.
         """
         file = lock_file(path)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise refusal(str(file), error) from error
-        if not _lock(descriptor):
-            holder = _read_holder(descriptor)
-            os.close(descriptor)
-            raise ConfigInvalid(_in_use(path, holder.pid if holder else 0))
+        while True:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise refusal(str(file), error) from error
+            if not _lock(descriptor):
+                holder = _read_holder(descriptor)
+                os.close(descriptor)
+                raise ConfigInvalid(_in_use(path, holder.pid if holder else 0))
+            if identity(file) == _identity_of(descriptor):
+                break
+            os.close(descriptor)  # the previous holder removed the file before it was locked here
         lock = cls(file, descriptor, last)
         lock.publish("")
         return lock
@@ -319,11 +323,14 @@ class InstanceLock:
     def release(self, *, is_whole: bool = True) -> None:
         """Release the lock; safe to call twice.
 
-        The acknowledged count is kept unless the database file *is_whole*.
+        The file, with the acknowledged count, is kept unless the database file *is_whole*.
         """
         if self._descriptor >= 0:
             if is_whole:
                 os.truncate(self._descriptor, 0)
+                with suppress(OSError):  # this user may only write the files of the folder
+                    if identity(self._file) == _identity_of(self._descriptor):
+                        self._file.unlink()
             os.close(self._descriptor)
             self._descriptor = -1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.demo.race import ShowFiles, create_files
+from tracepaper.replay.demo.race import create_files
 from tracepaper.strategies.errors import DataInvalid
 
 NOW_MS = 1_748_538_720_000
@@ -28,11 +28,3 @@ def test_what_exists_is_refused(tmp_path: Path) -> None:
     assert database.read_text() == "what I have"
     with pytest.raises(DataInvalid, match="cannot be written"):
         create_files(tmp_path / "nowhere" / "mine.db", wall_ms=NOW_MS)
-
-
-def test_the_changed_copy_goes_with_all_that_lies_beside_it(tmp_path: Path) -> None:
-    files = ShowFiles(tmp_path / "mine.db")
-    for end in ("", "-wal", "-shm"):
-        files.changed.with_name(files.changed.name + end).touch()
-    files.drop_changed()
-    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,14 @@ from waiting import deadline_s
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.database.lock import FileWatch, Holder, holder_of, last_holder, lock_file
+from tracepaper.storage.database.lock import (
+    FileWatch,
+    Holder,
+    InstanceLock,
+    holder_of,
+    last_holder,
+    lock_file,
+)
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
@@ -426,6 +435,28 @@ def test_the_lock_goes_with_the_writer(tmp_path: Path) -> None:
     file.close()
     file.close()
     open_writer(path).close()
+
+
+def test_an_orderly_end_leaves_the_database_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    open_writer(path).close()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.db"]
+
+
+def test_writers_in_turn_are_all_seen_though_each_removes_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+
+    def take_turns(_worker: int) -> list[bool]:
+        seen: list[bool] = []
+        while len(seen) < 100:
+            with suppress(ConfigInvalid):  # another has it
+                lock = InstanceLock.acquire(path)
+                seen.append(holder_of(path) is not None)
+                lock.release()
+        return seen
+
+    with ThreadPoolExecutor(4) as workers:
+        assert all(chain.from_iterable(workers.map(take_turns, range(4))))
 
 
 # ---------------------------------------------------------------- a foreign write lock
