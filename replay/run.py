@@ -43,6 +43,7 @@ from tracepaper.replay.document.values import TOO_FEW_DAYS, Form, estimate, writ
 from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
+from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.report import stretches
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_causes
@@ -564,6 +565,7 @@ class Run(Generic[Frame]):
         if figures["random_beaten"] is not None:
             beaten = written(figures["random_beaten"], "share")
             yield f"beats {beaten} of {figures['random_timings']} random timings"
+        yield judgement(record, read.closed)
         decided = record.decisions
         refused, unfilled = (
             [pair for pair in Counter(column.tolist()).items() if pair[0]]

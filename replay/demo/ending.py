@@ -14,7 +14,10 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.checks.parity import check_whole
 from tracepaper.replay.demo.processes import Demo
+from tracepaper.replay.report.judgement import judgement
+from tracepaper.replay.report.record import read_record
 from tracepaper.replay.report.terminal import decision_to_explain, program_name
+from tracepaper.replay.report.trades import closed_trades
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.declared import late
@@ -25,7 +28,6 @@ FIGURES: Final = """
     SELECT (SELECT count(*) FROM v_decisions WHERE run_id = :run),
         (SELECT count(*) FROM v_decisions WHERE run_id = :run AND refused_by = :late),
         (SELECT max(open_time_ms) - min(open_time_ms) FROM v_decisions WHERE run_id = :run),
-        (SELECT count(*) FROM v_trades WHERE run_id = :run),
         (SELECT equity FROM v_equity WHERE run_id = :run ORDER BY sequence DESC LIMIT 1)
 """
 
@@ -35,18 +37,21 @@ def read(database: Path) -> tuple[dict[str, Any], ChainReport]:
     with Reader.open(database) as reader:
         run_id = reader.find("last")
         row = reader.connection.execute(FIGURES, {"run": run_id, "late": late.name}).fetchone()
-        decisions, late_count, span_ms, trades, equity = row
+        decisions, late_count, span_ms, equity = row
         cash = float(restore(reader.run(run_id).config).account.cash)
         chain = verify_chain(reader.connection, run_id)
+        record = read_record(reader, database, run_id)
+    closed = closed_trades(record.account)
     figures = {
         "run_id": run_id,
         "decisions": decisions,
         "late": late_count,  # decisions that the gate ``late`` refused
         "days": span_ms / DAY_MS,
-        "trades": trades,  # closed
+        "trades": len(closed),
         "start": cash,
         "equity": equity,
         "return": equity / cash - 1.0,
+        "judgement": judgement(record, closed),
         "explained_sequence": decision_to_explain(database, run_id),
     }
     return figures, chain
@@ -56,7 +61,8 @@ def sum_up(database: Path, played: Demo | None, *, as_json: bool) -> None:
     """Print the summary of the newest run; *played* is the demo of the bundled month, if any."""
     (ending, chain), terminal = read(database), Terminal(highlight=False)
     if not as_json:
-        terminal.print(Text(f"What happened: {happened(ending, played)}"), soft_wrap=True)
+        for sentence in (f"What happened: {happened(ending, played)}", ending["judgement"]):
+            terminal.print(Text(sentence), soft_wrap=True)
         sys.stderr.write("The run is replayed from its record, which takes a while.\n")
     parity = check_whole(database, ending["run_id"], "parity")
     if as_json:
@@ -95,6 +101,5 @@ def happened(ending: Mapping[str, Any], played: Demo | None) -> str:
     too_late = f", {ending['late']:,} too late to trade" if ending["late"] else ""
     return (
         f"{ending['decisions']:,} decisions in {ending['days']:.1f} days{through}{too_late}; "
-        f"{ending['trades']} closed trades took {ending['start']:,.0f} to {ending['equity']:,.2f} "
-        f"({ending['return']:+.2%})."
+        f"{ending['start']:,.2f} became {ending['equity']:,.2f}."
     )

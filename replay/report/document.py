@@ -42,6 +42,7 @@ from tracepaper.replay.report.charts import (
     rolling_chart,
 )
 from tracepaper.replay.report.figures import LAST, LAST_TRADES, tables
+from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.report import BUY_AND_HOLD, BUY_AND_HOLD_AT, Report
 from tracepaper.replay.report.run_charts import events_chart, events_table, trades_chart
 from tracepaper.replay.report.terminal import counted, span
@@ -185,6 +186,7 @@ def _heading(report: Report) -> Iterator[Part]:
         f"{record.bar_times.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",
         "lead",
     )
+    yield Paragraph(judgement(record, report.own_trades), "strong")
     yield _tiles(report)
     yield from (Paragraph(sentence, "warning") for sentence in report.warnings)
     first, *others = report.sentences

@@ -30,6 +30,7 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report.charts import equity_chart
 from tracepaper.replay.report.figures import tables
+from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.run_charts import events_chart, trades_chart
 from tracepaper.replay.report.states import below_zero, lasting_states, without_fills
@@ -64,6 +65,7 @@ def show_report(
         caveats[1:] = [f"{len(caveats) - 1} more to know before believing any of it: --notes"]
     first = (*record.cautions, *report.warnings)
     parts: list[Part] = [Paragraph(warning, "warning") for warning in first]
+    parts.append(Paragraph(judgement(record, report.own_trades), "strong"))
     parts += [Paragraph(caveat, "note") for caveat in caveats]
     drawn = (equity_chart(report), trades_chart(report), events_chart(report))
     parts += [chart for chart in drawn if chart is not None]
@@ -116,6 +118,7 @@ def as_document(
         "decisions": int(record.decisions.sequence.size),
         "allowed": int(record.decisions.allowed.sum()),
         "warnings": report.warnings,
+        "judgement": judgement(record, report.own_trades),
         "sentences": report.sentences,
         **{table.key: table.documents() for table in shown},
         "notes": {table.key: table.notes for table in shown if table.notes},

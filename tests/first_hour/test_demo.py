@@ -21,7 +21,9 @@ def numbers(pattern: str, text: str) -> list[Decimal]:
 
 def test_the_demo_says_what_its_record_holds_and_its_commands_work(shell: Shell) -> None:
     answer = shell("tracepaper demo")
-    (record,) = (path for path in shell.folder.glob("demo-*.db") if "changed" not in path.name)
+    (record,) = shell.folder.glob("demo-*.db")
+    left = {path.name.removeprefix(record.stem) for path in shell.folder.glob("demo-*")}
+    assert left == {".db", ".db.checkpoints", ".log", ".toml"}
     happened = answer[answer.index("What happened:") :]
 
     ((decided, closed, equity),) = rows(
@@ -30,11 +32,11 @@ def test_the_demo_says_what_its_record_holds_and_its_commands_work(shell: Shell)
         "(SELECT equity_text FROM v_equity ORDER BY sequence DESC LIMIT 1)",
     )
     assert numbers(r"What happened: ([\d,]+) decisions", happened) == [decided]
-    assert numbers(r"([\d,]+) closed trades", happened) == [closed]
-    paid = numbers(r"took ([\d,]+) to ([\d,.]+\d) \(([-+][\d.]+)\s?%\)", happened)
-    begun, ended, percent = paid
+    begun, ended = numbers(r"([\d,.]+\d) became ([\d,.]+\d)\.", happened)
     assert ended == round(Decimal(equity), 2)
-    assert percent == round(100 * (Decimal(equity) / begun - 1), 2)
+    percent, traded = numbers(r"Was it any good\? It \w+ ([\d.]+) % in ([\d,]+) trades", happened)
+    assert traded == closed
+    assert percent == abs(round(100 * (Decimal(equity) / begun - 1), 2))
     assert numbers(r"identical ([\d,]+) of ([\d,]+) decisions", happened) == [decided, decided]
     ((steps,),) = rows(record, "SELECT max(last_sequence) + 1 FROM v_commits")
     assert numbers(r"the chain of ([\d,]+) steps holds", happened) == [steps]

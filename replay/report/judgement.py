@@ -1,0 +1,81 @@
+"""The sentence that answers whether a run was any good.
+
+The rule is docs/python.md, Y7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Final
+
+from tracepaper.replay.document.values import written
+from tracepaper.replay.report import metrics
+from tracepaper.replay.report.record import RunRecord
+from tracepaper.replay.report.report import held_alike
+from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.strategies.units import count_of
+
+TRADES_TO_JUDGE: Final = 30
+"""Fewest closed trades for a judgement; with fewer one of them may make the whole result."""
+
+
+def judgement(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
+    """Return the answer to "was it any good?": result, trades, benchmark, luck.
+
+    *closed* are the closed trades of the run's account. The benchmark is buy and hold at the run's
+    mean exposure, since a run that holds less is expected to win and to lose less.
+    """
+    account, times_ms, bars = record.account, record.times_ms, record.bar_times
+    if record.holds_over_split(account):
+        return "Was it any good? Its return is unknown, because it held over an unadjusted split."
+    if (account.equity <= 0).any():
+        return "Was it any good? No: at some time nothing of its equity was left."
+    if not account.fills:
+        return "Was it any good? It never traded, so there is nothing to judge."
+    shadow, benchmarks = record.held_shadow, held_alike(record)
+    held = benchmarks[0].equity if shadow is None else shadow.equity
+    is_alike = shadow is not None or len(benchmarks) > 1
+    own_days, held_days = (
+        metrics.daily_returns(times_ms, equity, bars.calendar) for equity in (account.equity, held)
+    )
+    ahead, error = 0.0, None
+    if held_days.size == own_days.size:  # a short benchmark may lose everything
+        difference = own_days - held_days
+        ahead = float(difference.mean())
+        error = metrics.mean_error(difference, metrics.return_days(times_ms, bars.calendar))
+    if error is None:
+        verdict = "these are too few days to tell skill from luck"
+    elif len(closed) < TRADES_TO_JUDGE:
+        verdict = "these are too few trades to tell skill from luck"
+    elif not metrics.is_credible(ahead, error):
+        verdict = "luck alone makes such a difference"
+    else:
+        verdict = f"{'luck' if ahead > 0 else 'bad luck'} seldom makes such a difference"
+    length = written(metrics.days_of(times_ms, bars.interval_ms, bars.calendar), "days")
+    return (
+        f"Was it any good? It {_made(account.equity)} in {_trades(record, closed)} over {length} "
+        f"days, and buy and hold{' at the same exposure' if is_alike else ''} {_made(held)}: "
+        f"{verdict}."
+    )
+
+
+def _made(equity: metrics.Numbers) -> str:
+    """Return the total return of *equity* with its verb."""
+    total = metrics.total_return(equity)
+    return f"{'lost' if total < 0 else 'made'} {written(abs(total), 'percent')}"
+
+
+def _trades(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
+    """Return the number of *closed* trades and their median size."""
+    if not closed:
+        return "no closed trade"
+    size = median(trade.stake for trade in closed)
+    share = written(size / float(record.account.equity[0]), "share")
+    coins = {record.instruments[trade.instrument].quote_coin for trade in closed}
+    unit = f" {coins.pop()}" if len(coins) == 1 else ""
+    each = "" if len(closed) == 1 else " in the median"
+    return (
+        f"{count_of(len(closed), 'trade')} of {written(size, 'money')}{unit}{each} ({share} of the "
+        "account)"
+    )
