@@ -60,7 +60,7 @@ export function SecondLine({ run, toDecision, toAccount }) {
   const quote = run.instruments[0]?.quote ?? "";
   const fill = run.last_fill;
   const benchmarks = others.filter((each) => HOLDING.includes(each.name)).slice(0, 2);
-  return html`<p class="second">
+  return html`<div class="second">
     ${account && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(account.equity)}</b> ${quote}</button>`}
     ${fill &&
     html`<button class="plain term" title=${`${moment(fill.filled_ms)} ${zoneName()}`} onClick=${() => toDecision(fill.decision_sequence ?? fill.sequence, fill.instrument)}>
@@ -68,5 +68,16 @@ export function SecondLine({ run, toDecision, toAccount }) {
     </button>`}
     ${run.without_fills && html`<span>${run.without_fills}</span>`}
     ${benchmarks.map((other) => html`<${Against} key=${other.name} account=${account} other=${other} />`)}
-  </p>`;
+    <${Words} />
+  </div>`;
+}
+
+/** The page's terms, for a reader who knows order, price, profit, loss and fee. */
+function Words() {
+  return html`<details class="words">
+    <summary>What the words mean</summary>
+    <p>Long: the account holds the coin and wins when its price rises. Short: it wins when the price falls. Flat: it holds nothing. A full triangle is a purchase, a hollow one a sale.</p>
+    <p>A gate is a check before an order; a red mark is a bar where it refused, and “short by” is how much was missing. The fan is the model's forecast: it expects the price to end inside it in 90 of 100 cases.</p>
+    <p>Buy and hold bought at the start and kept everything; “at its own exposure” with only as much money as this run used on average. Parity counts the decisions that a replay of the record repeated. One bp is .01 %.</p>
+  </details>`;
 }
