@@ -63,6 +63,8 @@ CONTEXT_MOST: Final = 100_000
 CLASS: Final = "class"
 """The kind of model on the card of a user's class."""
 QUANTILES: Final = 99
+SHARES_TOLERANCE: Final = 1e-4
+"""How far the sum of a model's shares of attention may be from 1."""
 
 log = Logger("model")
 
@@ -446,6 +448,28 @@ class UserForecaster:
                 "feature, or None."
             )
         return contributions
+
+    def attended(self, instrument: str) -> tuple[float, ...] | None:
+        """Return the share of attention of each bar of the newest forecast, oldest first.
+
+        None if the model does not tell. Raises ``StrategyFailed`` unless they are one share per
+        bar of the context, which sum to 1. The model must be warm.
+        """
+        with ForeignCode(self._name, "in attended"):
+            answer: Any = self.model.attended(self._input(self._past_of(instrument)))
+        if answer is None:
+            return None
+        try:
+            shares = np.asarray(answer, dtype=np.float64)
+        except (TypeError, ValueError):
+            shares = np.zeros(0)
+        is_usable = shares.shape == (self.model.context,) and bool((shares >= 0).all())
+        if not is_usable or abs(float(shares.sum()) - 1) > SHARES_TOLERANCE:
+            raise StrategyFailed(
+                f"{self._name}: attended returned {short(answer)}; return {self.model.context} "
+                "shares, at least 0, that sum to 1, or None."
+            )
+        return tuple(shares.tolist())
 
     def _input(self, past: _Past) -> ModelInput:
         bar = past.bars[-1]

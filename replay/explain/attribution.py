@@ -213,6 +213,37 @@ def model_contributions(past: PastOf[Forecaster]) -> ModelContributions | None:
 _SUM_TOLERANCE: Final = 1e-6
 
 
+@dataclass(frozen=True)
+class ModelAttended(ModelAnswer):
+    """The share of attention that a custom model reports for each bar of its context."""
+
+    key: ClassVar = "attended"
+    attribution: FullAttribution
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the decided bar and the heaviest past bars."""
+        yield from self.attribution.parts()
+
+
+def model_attended(past: PastOf[Forecaster]) -> ModelAttended | None:
+    """Return where a custom model looked, as it reports; None if it does not, or sees one bar."""
+    model = user_model(past.forecaster)
+    shares = None if model is None else model.attended(past.decided.instrument)
+    if shares is None or len(shares) == 1:
+        return None
+    bars = past.bars[-len(shares) :]
+    scale = 10**past.price_decimals
+    return ModelAttended(
+        FullAttribution(
+            tuple(bar.open_time_ms for bar in bars),
+            tuple(bar.close / scale for bar in bars),
+            shares,
+            abs(sum(shares) - 1),
+            None,
+        )
+    )
+
+
 def share_of_rows(past: PastOf[Forecaster]) -> float | None:
     """Return the row model's share of an ensemble's log variance; None if it is no ensemble."""
     shares = network_shares(past.forecaster)

@@ -166,8 +166,18 @@ class StoredDecision:
                 f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
             )
         if self.has_forecast:
-            return "This model gives forecasts without an explanation of where it looked."
+            return self._unexplained_forecast
         return self._no_forecast
+
+    @property
+    def _unexplained_forecast(self) -> str:
+        """That the record does not say where the model looked, in one sentence."""
+        if json.loads(self.run["config"])["model"].get("class"):
+            return (
+                "Its class gives forecasts without an explanation of where it looked; a method "
+                "`attended` would give one (docs/own_models.md, N15)."
+            )
+        return "This model gives forecasts without an explanation of where it looked."
 
     @property
     def _no_forecast(self) -> str:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.report.past import ModelAnswer
 
 ANSWER_KEYS: Final = (
-    "full", "by_feature", "contributions", "by_method", "compared", "influence", "books",
+    "full", "by_feature", "attended", "contributions", "by_method", "compared", "influence",
+    "books",
 )  # fmt: skip
 """Keys in JSON of the model's answers; null where the model was not asked."""
 
@@ -203,7 +204,10 @@ def _parts(
     recomputed: Sequence[ModelAnswer],
     nearest: Sequence[NearestChange],
 ) -> Iterator[Part]:
-    yield from stored_parts(stored, titled, nearest)
+    is_told = any(answer.key == "attended" for answer in recomputed)
+    for part in stored_parts(stored, titled, nearest):
+        if not (is_told and isinstance(part, Table) and part.key == "looked"):
+            yield part
     if recomputed:
         from tracepaper.replay.explain.recomputed import recomputed_parts
 

@@ -37,6 +37,7 @@ from tracepaper.replay.explain.attribution import (
     comparison_side,
     explain_by,
     influence,
+    model_attended,
     model_contributions,
     past_of_row_model,
     share_of_rows,
@@ -99,7 +100,7 @@ def ask_again(
         if request.full:
             past = open_any(path, run_id, sequence)
             if user_model(past.forecaster) is not None:
-                asked = [model_contributions(past), *asked]
+                asked = [model_attended(past), model_contributions(past), *asked]
             else:
                 rows = past_of_row_model(past)
                 added = None if rows is None else by_feature(rows, share=share_of_rows(past))
@@ -111,12 +112,13 @@ def ask_again(
 
 
 def ask_custom_model(path: Path, run_id: str, sequence: int) -> list[ModelAnswer]:
-    """Return the contributions that a custom model reports, if it does."""
+    """Return what a custom model reports: where it looked, and what each feature added."""
     try:
         past = open_any(path, run_id, sequence)
     except TracepaperError:  # it has none or was changed; --full gives the reason
         return []
-    return [added] if (added := model_contributions(past)) is not None else []
+    reported = model_attended(past), model_contributions(past)
+    return [answer for answer in reported if answer is not None]
 
 
 def recomputed_parts(recomputed: Sequence[ModelAnswer]) -> Iterator[Part]:

@@ -185,10 +185,12 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
     if config.model.custom_class:
         custom_model = load_model(config)
         reject_other_model(custom_model, run.model_sha256, run.run_id)
-        if type(custom_model.model).contributions is Model.contributions:
+        of_class = type(custom_model.model)
+        is_told = of_class.contributions is not Model.contributions
+        if not is_told and of_class.attended is Model.attended:
             raise DataInvalid(
                 f"The model {config.model.custom_class} is a custom class without contributions; "
-                "leave --full, --page and --png out, or implement contributions."
+                "leave --full, --page and --png out, or implement contributions or attended."
             )
         custom_model.scale(run.instruments)
         return custom_model

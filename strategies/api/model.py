@@ -110,6 +110,15 @@ class Model:
         """
         return None
 
+    def attended(self, inputs: ModelInput) -> Sequence[float] | Floats | None:  # noqa: ARG002 - to override
+        """Return the share of attention that each of the ``context`` bars got, oldest first.
+
+        The shares are at least 0 and sum to 1, such as those of a rollout of
+        ``attention.capture``. None, the default, means unknown. They are computed when a decision
+        is explained, and not stored.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class FeatureFunction:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import tracepaper as tp
+from tracepaper import attention
 
 
 class Small(nn.Module):
@@ -49,6 +50,11 @@ class Own(tp.Model):
     def predict(self, inputs):
         with torch.inference_mode():
             return {"mean_return": self.net(torch.tensor(inputs.features)[None]).item() / 1_000}
+
+    def attended(self, inputs):
+        with torch.no_grad(), attention.capture(self.net) as captured:
+            self.net(torch.tensor(inputs.features)[None])
+        return captured.rollout().weights["bars"][0, 0].tolist()
 ''',
     "fit.py": f"""\
 import numpy as np
@@ -143,11 +149,10 @@ def test_an_own_transformer_trades_is_explained_and_shows_where_it_looked(
         assert f"BTCUSDT at {time}: " in explained
         assert ("(allowed)" in explained) is (refused_by is None or refused_by == "")
         assert f"{1e4 * mean:+.1f} bp" in explained
-        assert "forecasts without an explanation of where it looked" in explained
-    refusal = shell("tracepaper explain last --full --db own.db", 1)
-    assert "implement contributions" in refusal
+        assert "Bar by bar: the decided bar and the 16 heaviest of 31 before it" in explained
+    last = shell("tracepaper explain last --full --db own.db")
 
-    # Its attention, captured on the last decision: the pass is the one that was stored.
+    # Its attention, captured anew: the pass is the one that was stored, and the shares those shown.
     ((mean,),) = rows(record, "SELECT mean_return FROM v_decisions ORDER BY sequence DESC LIMIT 1")
     looked = shell("python look.py")
     forecast = float(re.search(r"forecast (\S+)", looked)[1])  # type: ignore[index]
@@ -155,6 +160,7 @@ def test_an_own_transformer_trades_is_explained_and_shows_where_it_looked(
     assert forecast == pytest.approx(mean, rel=1e-4)
     assert len(shares) == 32
     assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert all(f"{share:.4f}" in last for share in sorted(shares)[-17:])
 
     # It sees no later bar.
     probed = shell(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import learning
 import numpy as np
 import pytest
 from command_line import Cli
+from page_cases import shown_of
 
+import tracepaper
 from tracepaper.models import BASE, LightGBM, tree_shap
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run_spec import RunSpec
+from tracepaper.replay.document.values import FoldedParts, Table
 from tracepaper.replay.explain.attribution import model_contributions
+from tracepaper.replay.page import derivations
 from tracepaper.replay.report.past import open_any
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
@@ -98,3 +103,48 @@ def test_the_contributions_of_trees_sum_to_their_prediction(tmp_path: Path) -> N
         model.predict_rows(rows[:1])["mean_return"][0], rel=1e-9
     )
     assert model.horizons == (5,)
+
+
+ATTENDED = """
+import numpy as np
+from tracepaper import Model
+
+
+class Looked(Model):
+    context = 4
+
+    def predict(self, inputs):
+        return {"mean_return": 1e-3 * np.log(inputs.past.close[-1] / inputs.past.close[0])}
+
+    def attended(self, inputs):
+        return self.options["shares"]
+"""
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [[0.1, 0.0, 0.6, 0.3], [0.5, 0.5], [1.5, -0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.2]],
+)
+def test_the_attention_that_a_model_reports_is_shown_and_has_to_be_shares_of_its_bars(
+    shares: list[float], here: Path, cli: Cli
+) -> None:
+    (here / "looked_model.py").write_text(ATTENDED, encoding="utf-8")
+    model: dict[str, Any] = {"class": "looked_model:Looked", "options": {"shares": shares}}
+    candles = learning.write_csv(learning.learnable(40, seed=0, symbol="AAAUSDT"), here)
+    database = here / "run.db"
+    sections = {"strategy": {"name": "attention"}, "model": model}
+    with tracepaper.backtest(None, candles, config=sections, db=database, progress=False) as run:
+        closes = run.rows("bars")["close"]
+    if len(shares) != 4 or min(shares) < 0 or sum(shares) != 1:
+        assert "return 4 shares" in cli.err("explain", "last:30", "--db", database, code=1)
+        return
+    document = cli.json("explain", "last:30", "--db", database)
+    assert document["attended"]["attribution"]["weights"] == shares
+    assert document["attended"]["attribution"]["close"] == pytest.approx(closes[26:30])
+    printed = cli.out("explain", "last:30", "--db", database)
+    assert "0.6000" in printed
+    assert "without an explanation of where it looked" not in printed
+    assert "Bar by bar" in cli.out("explain", "last:30", "--full", "--db", database)
+    (on_page,) = derivations.ask(shown_of(database), 30, lambda _share, _doing: None).parts
+    assert isinstance(on_page, FoldedParts)
+    assert "bars" in {part.key for part in on_page.parts if isinstance(part, Table)}

@@ -102,7 +102,8 @@ def test_silence_has_a_reason(
     decision: dict[str, Any], gates: list[dict[str, Any]], words: str
 ) -> None:
     row = {"late_deadline_ms": None, "horizon": None, **decision}
-    stored = StoredDecision({"model_id": "a1", "strategy": "attention"}, row, tuple(gates), ())
+    run = {"model_id": "a1", "strategy": "attention", "config": '{"model": {}}'}
+    stored = StoredDecision(run, row, tuple(gates), ())
     assert stored.no_attribution is not None
     assert words in stored.no_attribution
 
