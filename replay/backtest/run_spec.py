@@ -140,10 +140,22 @@ def moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
         ) from None
 
 
+def _with_named_classes(keys: object) -> Any:  # noqa: ANN401 - a section, or what is none
+    """Return the *keys* of a section, with ``module:Class`` in place of a class."""
+    if not isinstance(keys, Mapping):
+        return keys
+    return {
+        key: f"{value.__module__}:{value.__name__}" if isinstance(value, type) else value
+        for key, value in keys.items()
+    }
+
+
 def _configured(value: object, name: str) -> Path | Sections | None:
     if isinstance(value, str):
         return Path(value)
-    if value is None or isinstance(value, (Path, Mapping)):
+    if isinstance(value, Mapping):
+        return {section: _with_named_classes(keys) for section, keys in value.items()}
+    if value is None or isinstance(value, Path):
         return value
     raise ConfigInvalid(
         f"{name} is {shown(value)}; give a TOML file, or a dictionary of sections such as "

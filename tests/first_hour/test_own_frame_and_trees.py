@@ -69,7 +69,7 @@ def test_own_trees_trade_an_own_frame_and_each_sentence_agrees_with_the_record(
     mine.fit(frame[:BEGIN].Close.to_numpy())
 
     record = tmp_path / "mine.db"
-    model = {"class": "mine:Mine", "files": ["mine.txt"]}
+    model = {"class": mine.Mine, "files": ["mine.txt"]}
     with tracepaper.backtest(
         "attention", {"BTCUSDT": frame}, config={"model": model}, start=BEGIN, end=END, db=record
     ) as run:
