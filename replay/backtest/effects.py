@@ -65,13 +65,13 @@ def keys_without_effect(
     return tuple(without)
 
 
-def sentence_on(keys: Sequence[str]) -> str:
-    """Return the sentence on *keys* without effect, without its period."""
+def sentence_on(keys: Sequence[str], where: str = "in this run") -> str:
+    """Return the sentence on *keys* without effect *where*, without its period."""
     *others, last = keys
     names = f"{', '.join(others)} and {last}" if others else last
     verb, them = ("have", "them") if others else ("has", "it")
     return (
-        f"{names} {verb} no effect in this run: its gates, sizes, costs and fills follow the same "
+        f"{names} {verb} no effect {where}: its gates, sizes, costs and fills follow the same "
         f"settings without {them}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +136,34 @@ def run_in_memory(spec: RunSpec) -> MemoryLog:
     return log
 
 
+def options_without_effect(
+    spec: RunSpec, others: Mapping[str, Sequence[RunSpec]]
+) -> tuple[str, ...]:
+    """Return the names in *others* whose specs set a key that has no effect on the run of *spec*.
+
+    The specs of a name differ from *spec* in that key alone. Raises the errors of that run.
+    """
+    data, config, replay = _built(spec, None, 0)
+    return tuple(
+        name
+        for name, specs in others.items()
+        if specs and all(_without_effect(other, data, config, replay) for other in specs)
+    )
+
+
 def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Replay:
+    data, config, replay = _built(spec, database, started_at_ms)
+    unset = dataclasses.replace(spec, settings=())
+    if not (spec.settings and (keys := _without_effect(unset, data, config, replay))):
+        return replay
+    warnings = (*replay.run.warnings, sentence_on(keys))
+    return dataclasses.replace(replay, run=msgspec.structs.replace(replay.run, warnings=warnings))
+
+
+def _built(
+    spec: RunSpec, database: Path | None, started_at_ms: int
+) -> tuple[MarketData, Config, Replay]:
+    """Return the data and the configuration of *spec*, before the build, and its replay."""
     if spec.mode not in ("scan", "step"):
         raise ConfigInvalid(f"--mode is {spec.mode!r}; write scan or step.")
     data = MarketData.read(spec)
@@ -151,22 +178,18 @@ def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Repl
         database=database,
         warnings=spec.warnings,
     )
-    if not (spec.settings and (keys := _without_effect(spec, data, config, replay))):
-        return replay
-    warnings = (*replay.run.warnings, sentence_on(keys))
-    return dataclasses.replace(replay, run=msgspec.structs.replace(replay.run, warnings=warnings))
+    return data, config, replay
 
 
 def _without_effect(
-    spec: RunSpec, data: MarketData, config: Config, replay: Replay
+    other: RunSpec, data: MarketData, config: Config, replay: Replay
 ) -> tuple[str, ...]:
-    """Return the keys of ``--set`` on which *replay*, with *config* before its build, depends not.
+    """Return the keys that differ in *other* and on which *replay* does not depend.
 
-    None is named where the run cannot be configured without them.
+    *config* is that of *replay* before its build. None is named where *other* cannot be configured.
     """
-    unset = dataclasses.replace(spec, settings=())
     try:
-        before = configuration(unset.given, data, unset.sections, caller=unset.caller)
+        before = configuration(other.given, data, other.sections, caller=other.caller)
     except ConfigInvalid:
         return ()
     execution = FillModel(replay.config.execution.model)

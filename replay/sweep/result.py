@@ -17,6 +17,7 @@ from tracepaper.daemon.config.loading import WithSettings
 from tracepaper.daemon.config.values import merged
 from tracepaper.daemon.session.user_class import known_class
 from tracepaper.replay.api import run_of_spec
+from tracepaper.replay.backtest.make import options_without_effect
 from tracepaper.replay.backtest.run_spec import flags_of
 from tracepaper.replay.backtest.strategy_keys import process_warnings
 from tracepaper.replay.dataframes import Kind, frame_of, frames_for
@@ -140,6 +141,31 @@ class Sweep:
                 warnings=process_warnings(classes),
             )
             return run_of_spec(spec, classes, library=self.request.library)
+
+    @cached_property
+    def without_effect(self) -> tuple[str, ...]:
+        """The options of the space, and keys of ``--set``, without effect at the best point."""
+        best, work = self.best, self.request.work
+        axes = [axis for axis in self.request.axes if "." in axis.name]  # all else is a strategy's
+        settings = work.spec.settings
+        if best is None or not (axes or settings):
+            return ()
+        with known_class(work.local_class):
+            others = {
+                axis.name: [
+                    replace(
+                        work.spec, overrides=overrides_of(work, {**best.point, axis.name: value})
+                    )
+                    for value in axis.values or (axis.low, axis.high)
+                    if value != best.point[axis.name]
+                ]
+                for axis in axes
+            }
+            spec = replace(work.spec, overrides=overrides_of(work, best.point))
+            for text in settings:
+                unset = replace(spec, settings=tuple(each for each in settings if each != text))
+                others[text.partition("=")[0]] = [unset]
+            return options_without_effect(spec, others)
 
     @property
     def command(self) -> str | None:
@@ -343,6 +369,7 @@ class Sweep:
             "sampler": self.request.search.sampler,
             "days": self.request.days,
             "warnings": list(self.request.warnings),
+            "without_effect": list(self.without_effect),
             "cells": [_document(cell) for cell in self.cells],
             "failed": sum(bool(cell.error) for cell in self.cells),
             "new_runs": self.new_runs,

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from tracepaper.replay.backtest.effects import sentence_on
 from tracepaper.replay.document.charts import (
     Chart,
     ChartPanel,
@@ -71,6 +72,9 @@ def _parts(sweep: Sweep) -> Iterator[Part]:
         f"sweep of {_strategy(sweep)} on {symbols}: {runs}{new_runs}, by {sweep.objective}"
     )
     for sentence in request.warnings:
+        yield Paragraph(f"Warning: {sentence}.", "warning")
+    if sweep.without_effect:
+        sentence = sentence_on(sweep.without_effect, "at the best point")
         yield Paragraph(f"Warning: {sentence}.", "warning")
     if sweep.best is None:
         yield Paragraph(f"No run succeeded; the first says: {sweep.first_error}")
