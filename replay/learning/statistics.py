@@ -1,7 +1,7 @@
 """Figures of forecasts against outcomes, each with its error over calendar days.
 
 A figure's standard error comes from resampling blocks of days (``metrics.blocks_of``); its error
-allows for few blocks (``metrics.widening``) and is None for too few. Every figure is a function of
+allows for few blocks (``metrics.widened``) and is None for too few. Every figure is a function of
 sums, so a resample only adds the sums of its blocks.
 
 The rules are docs/models.md, L14 and L45.
@@ -22,7 +22,7 @@ from tracepaper.replay.report.metrics import (
     blocks_of,
     lost_elsewhere,
     standard_error,
-    widening,
+    widened,
 )
 from tracepaper.strategies.features.rolling import Array
 
@@ -61,10 +61,7 @@ class BlockEstimate(NamedTuple):
     @property
     def daily(self) -> DailyEstimate:
         """The value and the error that allows for few blocks."""
-        factor = widening(self.sizes)
-        if factor is None or self.standard_error is None:
-            return DailyEstimate(self.value, None)
-        return DailyEstimate(self.value, factor * self.standard_error)
+        return DailyEstimate(self.value, widened(self.standard_error, self.sizes))
 
     def interval(self, level: float) -> tuple[float, float] | None:
         """Return the interval that holds the true value at this *level*; None with one block.
@@ -330,11 +327,10 @@ def risk_curve(parts: Sequence[RankedBars], rivals: Sequence[RankedBars] = ()) -
     value, error = resampled(np.concatenate(sums, axis=1), excess)
     sizes = np.bincount(np.concatenate(blocks), minlength=count)
     area = BlockEstimate(float(value[-1]), None if error is None else float(error[-1]), sizes)
-    factor = widening(sizes)
     return RiskCurve(
         float(np.mean([part.risk.mean() for part in ranked])),
         value[:-1],
-        None if error is None or factor is None else factor * error[:-1],
+        widened(None if error is None else error[:-1], sizes),
         compared(area, len(np.unique(days))),
         sum(len(part.risk) for part, sign in signed if sign > 0),
     )

@@ -44,7 +44,7 @@ from tracepaper.replay.report.metrics import (
     is_credible,
     mean_of,
     standard_error,
-    widening,
+    widened,
 )
 from tracepaper.replay.report.record import AccountRecord, Bars, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
@@ -527,8 +527,8 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
     pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
     # Sum by blocks of days before squaring: signals of near days share their market.
     spread = standard_error(pull * pull.size, days)
-    factors = [widening(_sums(mask, blocks_of(days))) for mask in (chosen, ~chosen)]
-    error = None if spread is None or None in factors else spread * max(filter(None, factors))
+    errors = [widened(spread, _sums(mask, blocks_of(days))) for mask in (chosen, ~chosen)]
+    error = None if None in errors else max(filter(None, errors), default=0.0)
     if error is None or min(days_here, days_there) < LEAST_DAYS:
         return RefusalJudgement(difference, None, int(days_here), None, None, 0)
     low, high = _random(gross, chosen, int(lengths.max()))

@@ -140,17 +140,19 @@ def standard_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     return math.sqrt(summed.size / (summed.size - 1) * float((summed**2).sum()))
 
 
-def widening(sizes: Floats | npt.NDArray[np.int64]) -> float | None:
-    """Return the factor that makes an error of a standard error over blocks of *sizes* [block].
+def widened(
+    error: FloatOrArray | None, sizes: Floats | npt.NDArray[np.int64]
+) -> FloatOrArray | None:
+    """Return the error that a standard *error* over blocks of *sizes* [block] stands for.
 
-    By Student's t, chance then exceeds ``CREDIBLE_ERRORS`` errors in one of twenty cases, whatever
+    By Student's t, chance exceeds ``CREDIBLE_ERRORS`` errors in one of twenty cases, whatever
     the number of blocks. A block counts by its size, since a few may hold nearly all rows. None if
     they count as fewer than ``BLOCKS_LEAST``.
     """
     blocks = float(sizes.sum()) ** 2 / float((sizes**2).sum()) if sizes.size else 0.0
-    if round(blocks) < BLOCKS_LEAST:
+    if error is None or round(blocks) < BLOCKS_LEAST:
         return None
-    return _t_quantile(blocks - 1.0) / CREDIBLE_ERRORS
+    return _t_quantile(blocks - 1.0) / CREDIBLE_ERRORS * error
 
 
 def _t_quantile(freedom: float) -> float:
@@ -173,10 +175,9 @@ def _t_quantile(freedom: float) -> float:
 def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     """Return the error of the mean of *values* [row], by blocks of *days* [row].
 
-    It is the standard error with the ``widening`` of its blocks; None if the days are too few.
+    It is the standard error, ``widened`` by its blocks; None if the days are too few.
     """
-    factor, error = widening(np.bincount(blocks_of(days))), standard_error(values, days)
-    return None if factor is None or error is None else factor * error
+    return widened(standard_error(values, days), np.bincount(blocks_of(days)))
 
 
 def credible_bound(error: FloatOrArray) -> FloatOrArray:

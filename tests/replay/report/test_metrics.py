@@ -239,9 +239,9 @@ def test_chance_makes_a_mean_of_more_than_two_errors_in_one_of_twenty_runs(days:
 def test_blocks_count_by_what_they_hold() -> None:
     for count in (6, 12, 400):
         exact = float(stdtrit(count - 1, 0.975)) / 2
-        assert metrics.widening(np.full(count, 10)) == pytest.approx(exact, abs=1e-3)
-    assert metrics.widening(np.array([*[1] * 11, 500])) is None, "one block has nearly all"
-    assert metrics.widening(np.full(5, 10)) is None
+        assert metrics.widened(1.0, np.full(count, 10)) == pytest.approx(exact, abs=1e-3)
+    assert metrics.widened(1.0, np.array([*[1] * 11, 500])) is None, "one block has nearly all"
+    assert metrics.widened(1.0, np.full(5, 10)) is None
 
 
 @pytest.mark.parametrize(
