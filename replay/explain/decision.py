@@ -174,8 +174,8 @@ class StoredDecision:
         """That the record does not say where the model looked, in one sentence."""
         if json.loads(self.run["config"])["model"].get("class"):
             return (
-                "Its class gives forecasts without an explanation of where it looked; a method "
-                "`attended` would give one (docs/own_models.md, N15)."
+                "Its class gives forecasts without an explanation of where it looked; the methods "
+                "`attended` and `contributions` explain them (docs/own_models.md, N15)."
             )
         return "This model gives forecasts without an explanation of where it looked."
 
