@@ -415,8 +415,8 @@ class Run(Generic[Frame]):
         """
         from tracepaper.replay.checks.nearest_change import nearest_changes
         from tracepaper.replay.document.terminal import show
-        from tracepaper.replay.explain.decision_document import read_decision
-        from tracepaper.replay.explain.document import document, stored_parts
+        from tracepaper.replay.explain.decision_document import read_decision, stored_parts
+        from tracepaper.replay.explain.document import document
 
         self._require_open()
         place = self.database, self.run_id, self._sequence_of(sequence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -30,11 +30,13 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.explain.decision import (
     Flips,
     GateMargin,
+    NearestChange,
     StoredDecision,
     flips_of,
     gates_text,
     missed_text,
     stored_decision,
+    verdict_of,
 )
 from tracepaper.replay.explain.liquidations import capital
 from tracepaper.replay.report.listed_orders import outcome
@@ -48,7 +50,7 @@ from tracepaper.strategies.gates.gate import GATES, measured, refusal, unit_besi
 from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide, Regime
 from tracepaper.strategies.types.market import Side
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, number, without_zeros
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, iso, number, without_zeros
 
 BASIS_POINTS: Final = 1e4
 BLOCKS_SHOWN: Final = 12
@@ -113,6 +115,50 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
 
 
 # ---------------------------------------------------------------- what was held
+
+
+def decision_title(stored: StoredDecision) -> str:
+    """Return the instrument and the bar of a decision."""
+    decision = stored.decision
+    return f"{decision['instrument']} at {iso(decision['open_time_ms'])}"
+
+
+def stored_parts(
+    stored: StoredDecision, titled: TitledParts, nearest: Sequence[NearestChange] = ()
+) -> Iterator[Part]:
+    """Yield the parts of one decision: the run's halts, *titled*, what would have traded."""
+    yield from (Paragraph(state.sentence, "warning") for state in stored.states)
+    decision = stored.decision
+    verdict, reason = verdict_of(decision)
+    yield Paragraph(
+        f"{decision['instrument']} at {decision['open_time_iso']}: "
+        f"{decision['action']} ({verdict}){reason and f', {reason}'}",
+        "strong",
+    )
+    yield Paragraph(titled.title)
+    yield from nearest_parts(nearest)
+    yield from map(_with_gates_in_short, titled.parts)
+    if not stored.has_forecast:
+        yield Paragraph(stored.no_attribution or "")
+
+
+def nearest_parts(nearest: Sequence[NearestChange]) -> Iterator[Paragraph]:
+    """Yield one sentence for each change."""
+    yield from (Paragraph(change.sentence) for change in nearest)
+
+
+def _with_gates_in_short(part: Part) -> Part:
+    """Return a table of gates with those that could not matter in one line; others as they are."""
+    if not isinstance(part, Table) or part.look != "gauges":
+        return part
+    rows, passed = [], []
+    for row, gate in zip(part.rows, part.records(), strict=True):
+        if gate["drawn"] or not gate["passed"]:
+            rows.append(row)
+        else:
+            passed.append(str(gate["gate"]))
+    note = f"{'Also passed' if rows else 'Passed'}: {', '.join(passed)}."
+    return replace(part, rows=tuple(rows), notes=(*part.notes, note) if passed else part.notes)
 
 
 class PositionText(NamedTuple):

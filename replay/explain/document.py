@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,22 +17,20 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.document.pictures import write_picture
 from tracepaper.replay.document.terminal import show
-from tracepaper.replay.document.values import Paragraph, Part, Table, TitledParts
+from tracepaper.replay.document.values import Part, Table, TitledParts
 from tracepaper.replay.explain.decision import (
     FindNearest,
     NearestChange,
     StoredDecision,
     flips_of,
-    verdict_of,
 )
-from tracepaper.replay.explain.decision_document import read_decision
+from tracepaper.replay.explain.decision_document import decision_title, read_decision, stored_parts
 from tracepaper.replay.explain.options import ModelRequest
 from tracepaper.replay.explain.picture import blocks_chart
 from tracepaper.replay.explain.place import find_decision
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.units import iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.past import ModelAnswer
@@ -160,44 +158,6 @@ def document(
     }
 
 
-def stored_parts(
-    stored: StoredDecision, titled: TitledParts, nearest: Sequence[NearestChange] = ()
-) -> Iterator[Part]:
-    """Yield the parts of one decision: the run's halts, *titled*, what would have traded."""
-    yield from (Paragraph(state.sentence, "warning") for state in stored.states)
-    decision = stored.decision
-    verdict, reason = verdict_of(decision)
-    yield Paragraph(
-        f"{decision['instrument']} at {decision['open_time_iso']}: "
-        f"{decision['action']} ({verdict}){reason and f', {reason}'}",
-        "strong",
-    )
-    yield Paragraph(titled.title)
-    yield from nearest_parts(nearest)
-    yield from map(_with_gates_in_short, titled.parts)
-    if not stored.has_forecast:
-        yield Paragraph(stored.no_attribution or "")
-
-
-def nearest_parts(nearest: Sequence[NearestChange]) -> Iterator[Paragraph]:
-    """Yield one sentence for each change."""
-    yield from (Paragraph(change.sentence) for change in nearest)
-
-
-def _with_gates_in_short(part: Part) -> Part:
-    """Return a table of gates with those that could not matter in one line; others as they are."""
-    if not isinstance(part, Table) or part.look != "gauges":
-        return part
-    rows, passed = [], []
-    for row, gate in zip(part.rows, part.records(), strict=True):
-        if gate["drawn"] or not gate["passed"]:
-            rows.append(row)
-        else:
-            passed.append(str(gate["gate"]))
-    note = f"{'Also passed' if rows else 'Passed'}: {', '.join(passed)}."
-    return replace(part, rows=tuple(rows), notes=(*part.notes, note) if passed else part.notes)
-
-
 def _parts(
     stored: StoredDecision,
     titled: TitledParts,
@@ -212,9 +172,3 @@ def _parts(
         from tracepaper.replay.explain.recomputed import recomputed_parts
 
         yield from recomputed_parts(recomputed)
-
-
-def decision_title(stored: StoredDecision) -> str:
-    """Return the instrument and the bar of a decision."""
-    decision = stored.decision
-    return f"{decision['instrument']} at {iso(decision['open_time_ms'])}"

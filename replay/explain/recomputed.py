@@ -44,8 +44,7 @@ from tracepaper.replay.explain.attribution import (
 )
 from tracepaper.replay.explain.auxiliary_heads import decided_map
 from tracepaper.replay.explain.decision import StoredDecision
-from tracepaper.replay.explain.decision_document import BASIS_POINTS
-from tracepaper.replay.explain.document import decision_title, stored_parts
+from tracepaper.replay.explain.decision_document import BASIS_POINTS, decision_title, stored_parts
 from tracepaper.replay.explain.options import ComparedWith, ModelRequest
 from tracepaper.replay.explain.picture import decided_panel
 from tracepaper.replay.explain.place import find_decision

@@ -87,7 +87,7 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
 def nearest_of(shown: ShownRun, sequence: int) -> TitledParts:
     """Return the smallest changes with which a decision that did not trade would have traded."""
     from tracepaper.replay.checks.nearest_change import nearest_changes
-    from tracepaper.replay.explain.document import nearest_parts
+    from tracepaper.replay.explain.decision_document import nearest_parts
 
     decision_at(shown, sequence)  # rejects a sequence that is no decision
     nearest = nearest_changes(shown.database, shown.run_id, sequence)

@@ -17,8 +17,7 @@ from rich.text import Text
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.document.terminal import show, show_document
-from tracepaper.replay.explain.decision_document import read_decision
-from tracepaper.replay.explain.document import stored_parts
+from tracepaper.replay.explain.decision_document import read_decision, stored_parts
 from tracepaper.replay.report.report import build_report
 from tracepaper.replay.report.terminal import show_report, summary_document
 from tracepaper.storage.database.reader import Reader

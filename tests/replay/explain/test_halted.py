@@ -12,8 +12,7 @@ from page_cases import shown_of
 from rich.console import Console
 
 from tracepaper.replay.document.terminal import show
-from tracepaper.replay.explain.decision_document import read_decision
-from tracepaper.replay.explain.document import stored_parts
+from tracepaper.replay.explain.decision_document import read_decision, stored_parts
 from tracepaper.replay.page import decisions, records, runs
 from tracepaper.strategies.types.market import Command, CommandKind, CommandOrigin
 from tracepaper.strategies.units import iso

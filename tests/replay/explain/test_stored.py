@@ -19,8 +19,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import BAR_CELLS
 from tracepaper.replay.explain.decision import StoredDecision, flips_of
-from tracepaper.replay.explain.decision_document import attention_table, read_decision
-from tracepaper.replay.explain.document import stored_parts
+from tracepaper.replay.explain.decision_document import attention_table, read_decision, stored_parts
 from tracepaper.replay.explain.place import locate
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.strategies.errors import DataInvalid
