@@ -206,7 +206,7 @@ class Run(Generic[Frame]):
 
     @property
     def gaps(self) -> Frame:
-        """The holes in the data, and what repaired them."""
+        """The gaps: which bars stay absent, and which were repaired late or in time."""
         return self._kept("gaps", lambda: self.rows("gaps"))
 
     @property
