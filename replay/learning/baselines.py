@@ -323,7 +323,7 @@ def _log_linear(fitted: Arrays) -> Answer:
 
 def _fit_ewma(training: Training) -> Arrays:
     ratios = [
-        variance / past[-1][:, None]
+        variance / np.maximum(past[-1], VARIANCE_FLOOR)[:, None]
         for variance, past in zip(training.variances, training.past, strict=True)
     ]
     return {"factor": np.nanmean(np.concatenate(ratios), axis=0)}

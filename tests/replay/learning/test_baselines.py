@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from learning import DAY_BARS, segment
+from learning import DAY_BARS, learnable, segment
 
 from tracepaper.replay.learning import baselines as base
 from tracepaper.replay.learning.dataset import alone
 from tracepaper.replay.learning.samples import targets
+from tracepaper.replay.learning.splits import segments_of
+from tracepaper.strategies.features.rows import schema
 
 KNOWN = segment(2 * DAY_BARS)
+SCHEMA = schema("v2-1m")
 
 
 def test_persistence_is_the_last_return_of_the_same_length() -> None:
@@ -34,6 +39,21 @@ def test_past_variances_are_means_of_squares() -> None:
     t = 1_800
     for row, window in enumerate((5, 30, 240, 1440)):
         assert values[row, t] == pytest.approx(squares[t - window : t].mean() / KNOWN.sigma[t] ** 2)
+
+
+def test_prices_that_stand_still_at_first_leave_the_smoothed_variance_a_finite_factor() -> None:
+    """Until the first move the smoothed variance is zero: no ratio to it exists."""
+    moving = learnable(2 * DAY_BARS)
+    close = np.where(np.arange(2 * DAY_BARS) < DAY_BARS, moving.close[DAY_BARS], moving.close)
+    [still] = segments_of(replace(moving, open=close, high=close, low=close, close=close), SCHEMA)
+    labels, past = targets(alone([still])[0], (30,))["variance"][0], base.past_variances(still)
+    assert (past[-1, still.first : DAY_BARS] == 0).all()
+    with np.errstate(all="raise"):
+        fitted = base.BASELINES["ewma"].fit(base.Training([], [], [], [labels], [past]))
+        answer = base.BASELINES["ewma"].read(fitted)
+        rows = np.arange(still.first, len(still))
+        forecast = answer(base.BaselineQuestion(still, rows, past[:, rows], 30, 0))
+    assert np.isfinite(forecast).all()
 
 
 @pytest.mark.parametrize(
