@@ -239,19 +239,23 @@ def test_all_of_the_cash_buys_what_it_leaves_after_the_fee() -> None:
 
 
 def test_an_entry_with_all_of_the_cash_does_not_wait_for_a_discount(tmp_path: Path) -> None:
-    """Case 63: rqalpha#381, Lean#7157. Each entry fills with the bar after its signal."""
-    run = play(
+    """Case 63: rqalpha#381, Lean#7157. Each entry pays its fee with the bar after its signal."""
+    run = tracepaper.backtest(
         "sma_cross",
         {"BTCUSDT": samples("BTCUSDT", "15m")},
-        {"market": {"category": "spot"}, "sizing": {"mode": "equity"}},
+        config={"market": {"category": "spot"}, "sizing": {"mode": "equity"}},
         params={"fast": 20, "slow": 100},
         db=tmp_path / "run.db",
+        frames="numpy",
+        progress=False,
     )
     with sqlite3.connect(f"{run.database.as_uri()}?mode=ro", uri=True) as db:
         entered = {
             sequence
-            for sequence, side in db.execute("SELECT decision_sequence, side FROM v_fills")
-            if side == "BUY"
+            for sequence, side, fee in db.execute(
+                "SELECT decision_sequence, side, fee_base FROM v_fills"
+            )
+            if side == "BUY" and float(fee) > 0
         }
         actions = db.execute(
             "SELECT sequence, action FROM v_decisions ORDER BY sequence"
