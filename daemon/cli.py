@@ -30,12 +30,12 @@ GROUP: Final = "tracepaper.commands"
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 PANELS: Final = {
-    "Trade on paper": ("demo", "run", "replay", "sweep"),
-    "Check": ("verify", "parity", "lookahead", "recursive", "calibrate"),
-    "Understand": ("ui", "explain", "report", "whatif"),
+    "Begin with": ("demo", "replay", "report", "ui", "run", "status"),
+    "Check": ("sweep", "verify", "parity", "lookahead", "recursive", "calibrate"),
+    "Understand": ("explain", "whatif"),
     "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),
-    "Operate": ("status", "command", "notify", "db", "fleet", "config", "doctor"),
+    "Operate": ("command", "notify", "db", "fleet", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""
 OTHER_PANEL: Final = "Added by other packages"

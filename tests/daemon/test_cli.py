@@ -13,7 +13,7 @@ import pytest
 from command_line import Cli
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import invoke, main
+from tracepaper.daemon.cli import PANELS, invoke, main
 from tracepaper.daemon.commands.options import database_path, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -225,6 +225,13 @@ def test_the_end_of_a_process_collects_nothing_that_a_command_imported() -> None
     frozen, left = end.split()
     assert frozen == "True"
     assert int(left) < 1_000  # what is made after the command
+
+
+def test_help_begins_with_what_a_user_needs_first(cli: Cli) -> None:
+    text = cli.out("--help")
+    places = [text.index(f"│ {name} ") for name in [*PANELS["Begin with"], "verify", "audit"]]
+    assert places == sorted(places)
+    assert len(PANELS["Begin with"]) == 6
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -85,7 +85,7 @@ def test_the_unit_notifies_and_is_watched(unit: Unit) -> None:
 def test_the_unit_calls_a_command_that_exists(unit: Unit) -> None:
     program, verb, *options = shlex.split(unit["Service"]["ExecStart"])
     assert Path(program).name == "tracepaper"
-    assert verb in PANELS["Trade on paper"]
+    assert verb in PANELS["Begin with"]
     assert options[0] == "--config"
     assert Path(options[1]).is_absolute()
 
