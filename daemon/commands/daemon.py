@@ -203,15 +203,18 @@ def init(
         Path | None, typer.Argument(metavar="FILE", help="Target file; by default tracepaper.toml.")
     ] = None,
     *,
+    short: Annotated[
+        bool, typer.Option("--short", help="Write only the keys that are changed first.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> CommandAnswer:
     """Write a configuration in which every key is documented."""
-    from tracepaper.daemon.config.loading import DEFAULT_FILE, example
+    from tracepaper.daemon.config.loading import DEFAULT_FILE, example, short_example
 
     path = file or Path(DEFAULT_FILE)
     try:
         with path.open("w" if force else "x", encoding="utf-8") as target:
-            target.write(example())
+            target.write(short_example() if short else example())
     except FileExistsError:
         raise ConfigInvalid(f"{path} exists; name another file or add --force.") from None
     except OSError as error:

@@ -570,6 +570,33 @@ def example() -> str:
     return HEADER + "".join(_example_section(name, model) for name, model in SECTIONS.items())
 
 
+SHORT: Final = {
+    "market": ("symbols", "interval"),
+    "strategy": ("name",),
+    "account": ("cash",),
+    "sizing": ("mode", "notional"),
+    "storage": ("url",),
+    "http": ("port",),
+}
+"""The keys of a short configuration, by section."""
+
+
+def short_example() -> str:
+    """Return a configuration file of the keys that are changed first, at their defaults."""
+    sections = [
+        [
+            f"\n[{name}]",
+            *(
+                f"{key} = {_default_or_example(key, SECTIONS[name].model_fields[key])}"
+                for key in keys
+            ),
+        ]
+        for name, keys in SHORT.items()
+    ]
+    head = "# Keys that are absent have their defaults; `tracepaper config init` explains them all."
+    return "\n".join([head, *(line for lines in sections for line in lines)]) + "\n"
+
+
 def _example_section(name: str, model: type[BaseModel]) -> str:
     lines = ["", *_comment(model.__doc__ or ""), f"[{name}]"]
     for key, field in model.model_fields.items():

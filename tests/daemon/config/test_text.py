@@ -67,6 +67,16 @@ def test_init_writes_what_check_and_show_read(tmp_path: Path, cli: Cli) -> None:
     assert Config.model_validate(tomllib.loads(cli.out("config", "show", "-c", path))) == Config()
 
 
+def test_a_short_configuration_has_the_defaults_in_some_fifteen_lines(
+    tmp_path: Path, cli: Cli
+) -> None:
+    path = tmp_path / "paper.toml"
+    assert cli("config", "init", path, "--short").code == 0
+    text = path.read_text(encoding="utf-8")
+    assert len([line for line in text.splitlines() if line]) <= 16
+    assert Config.model_validate(tomllib.loads(text)) == Config()
+
+
 def test_init_replaces_nothing_unasked(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "paper.toml"
     path.write_text("mine")
