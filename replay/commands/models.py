@@ -85,16 +85,51 @@ def list_models(
         {"folder": str(folder), "card": content, "experimental": experimental(content)}
         for folder, content in checkpoints
     ]
-    lines = [
-        (folder / CARD_NAME).read_text() if card else "\n".join(_lines(folder, content))
-        for folder, content in checkpoints
-    ]
-    if kinds and not card:
-        lines.append(
-            f"Experimental, for no bundled checkpoint of theirs has beaten persistence: "
-            f"{', '.join(kinds)}; `tracepaper train --set model.kind=NAME` fits one."
+    answer = {"models": documents, "experimental_kinds": kinds}
+    if len(checkpoints) == 1 or card:
+        texts = (
+            (folder / CARD_NAME).read_text() if card else "\n".join(_lines(folder, content))
+            for folder, content in checkpoints
         )
-    return CommandAnswer({"models": documents, "experimental_kinds": kinds}, "\n".join(lines))
+        return CommandAnswer(answer, "\n".join(texts))
+    return CommandAnswer(answer, lambda: _show_list(checkpoints, kinds))
+
+
+def _show_list(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]], kinds: list[str]) -> None:
+    """Print a row for each checkpoint, and how to read more."""
+    import msgspec
+
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import Form, Paragraph, table_of
+    from tracepaper.replay.learning.card import experimental
+    from tracepaper.storage.checkpoints import Card
+
+    names = ("name", "id", "kind", "interval", "horizons", "made")
+    forms: dict[str, Form] = dict.fromkeys(names, "text")
+    rows = []
+    for folder, content in checkpoints:
+        stored = msgspec.convert(content, Card)
+        kind = f"{stored.model.kind:.20}" + ", experimental" * bool(experimental(stored))
+        horizons = ", ".join(map(str, stored.architecture.horizons[:16]))
+        rows.append(
+            (
+                *(f"{folder.name:.40}", stored.model.id, kind),
+                *(f"{stored.market.get('interval')!s:.20}", horizons, stored.model.created[:10]),
+            )
+        )
+    parts: list[Part] = [
+        table_of("models", "", forms, rows, ["Horizons are in bars."]),
+        Paragraph("`tracepaper models list NAME` says what a model was measured to do."),
+    ]
+    if kinds:
+        parts.append(
+            Paragraph(
+                "Experimental, for no bundled checkpoint of theirs has beaten persistence: "
+                f"{', '.join(kinds)}; `tracepaper train --set model.kind=NAME` fits one."
+            )
+        )
+    show(Terminal(), parts)
 
 
 @models.command()

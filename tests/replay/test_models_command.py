@@ -43,6 +43,20 @@ def test_models_lists_a_checkpoint_with_its_facts(tmp_path: Path, cli: Cli) -> N
     assert str(folder) in out
 
 
+def test_several_checkpoints_are_a_table_and_one_is_told(tmp_path: Path, cli: Cli) -> None:
+    for name in ("a", "b"):
+        checkpoint(tmp_path / name)
+    first, *_ = documents = cli.json("models", "list", tmp_path)["models"]
+    listed = cli.out("models", "list", tmp_path)
+    for document in documents:
+        row = next(
+            line for line in listed.splitlines() if line.startswith(Path(document["folder"]).name)
+        )
+        assert document["card"]["model"]["id"] in row
+    assert "It is small." not in listed
+    assert "It is small." in cli.out("models", "list", first["folder"])
+
+
 @pytest.mark.parametrize("value", ABSURD)
 def test_no_card_gives_a_traceback(value: str, tmp_path: Path, cli: Cli) -> None:
     folder = checkpoint(tmp_path / "a")
