@@ -419,7 +419,11 @@ _HAPPENINGS: Final = (
 
 
 def happenings(shown: ShownRun) -> list[tuple[Value, ...]]:
-    """Return the newest events other than data: time, kind, symbol and text of each."""
+    """Return the newest events other than data: time, kind, symbol and text of each.
+
+    The newest time is first. A gap is dated by its bars, which are older than the step that reports
+    it.
+    """
     rows, span, names = shown.columns.rows, shown.columns.span, list(shown.columns.instruments)
     events = [
         (event.sequence, event.market_ms, event.kind, event.instrument, json.loads(event.content))
@@ -429,7 +433,7 @@ def happenings(shown: ShownRun) -> list[tuple[Value, ...]]:
         (halted.sequence, halted.market_ms, HALTED, None, {"limit": halted.limit})
         for halted in rows.halts((0, span[1]))
     ]
-    events.sort(key=itemgetter(0), reverse=True)
+    events.sort(key=itemgetter(1, 0), reverse=True)
     return [
         (ms, kind.replace("_", " "), "" if at is None else names[at], event_text(kind, content))
         for _, ms, kind, at, content in events[:HAPPENINGS_MAX]

@@ -14,7 +14,13 @@ from rich.console import Console
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.explain.decision_document import read_decision, stored_parts
 from tracepaper.replay.page import decisions, records, runs
-from tracepaper.strategies.types.market import Command, CommandKind, CommandOrigin
+from tracepaper.strategies.types.market import (
+    Command,
+    CommandKind,
+    CommandOrigin,
+    Gap,
+    GapCause,
+)
 from tracepaper.strategies.units import iso
 
 REFUSED = decision(measures=(("operator", 0.0, 1.0, False), ("warm", 50.0, 9.0, True)))
@@ -57,3 +63,17 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
         ("page", "anna", "root"),
         ("command", "", ""),
     ]
+
+
+def test_the_happenings_of_a_run_are_in_order_of_time(tmp_path: Path) -> None:
+    """A gap is dated by its bars: it is stored after a command that came later."""
+    steps = list(cases.plain_steps(60))
+    at_ms = steps[30].event.market_ms
+    halt = Command(CommandKind.HALT, "", at_ms, at_ms, CommandOrigin.COMMAND)
+    steps[30] = cases.undecided(30, halt)
+    gap = Gap(cases.BTC.id, at_ms - 9, at_ms - 5, GapCause.DOWN, "rest", at_ms - 5, at_ms - 5)
+    steps[31] = cases.undecided(31, gap)
+    path = tmp_path / "gap.db"
+    cases.write_run(path, steps)
+    times = [time_ms for time_ms, *_ in records.happenings(shown_of(path))]
+    assert times == [at_ms, at_ms - 5]
