@@ -305,7 +305,8 @@ def _table(runs: list[FleetRun]) -> object:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     has_several = len({run.database_id for run in runs}) > 1
-    for name in ("host, database" if has_several else "host", "run", "health", "lag", "equity"):
+    place = "host, file, database" if has_several else "host, file"
+    for name in (place, "run", "health", "lag", "equity"):
         table.add_column(
             name,
             justify="right" if name in {"lag", "equity"} else "left",
@@ -322,7 +323,7 @@ def _table(runs: list[FleetRun]) -> object:
             visible(line) for line in (held or "flat", run.last_decision, *alarms) if line
         )
         database = run.database_id[:ID_SHOWN] if has_several else ""
-        host = "\n".join(visible(line) for line in (run.host, database) if line)
+        host = "\n".join(visible(line) for line in (run.host, run.file, database) if line)
         cells = (run.run_id, run.health, lag, equity)
         table.add_row(Text(host), *(Text(visible(cell)) for cell in cells), Text(state))
     return table
