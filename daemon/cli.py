@@ -11,6 +11,7 @@ import errno
 import gc
 import io
 import os
+import re
 import sqlite3
 import sys
 import traceback
@@ -39,6 +40,37 @@ PANELS: Final = {
 }
 """The order and the headings of the help; commands of other distributions come last."""
 OTHER_PANEL: Final = "Added by other packages"
+
+ELSEWHERE: Final = {
+    "backtest": "tracepaper replay",
+    "backtesting": "tracepaper replay",
+    "trade": "tracepaper run",
+    "live": "tracepaper run",
+    "start": "tracepaper run",
+    "stop": "Ctrl-C, or tracepaper command halt",
+    "hyperopt": "tracepaper sweep",
+    "optimize": "tracepaper sweep",
+    "plot": "tracepaper report --chart FILE, or tracepaper ui",
+    "plot-dataframe": "tracepaper report --chart FILE, or tracepaper ui",
+    "web": "tracepaper ui",
+    "webserver": "tracepaper ui",
+    "download": "tracepaper data fetch",
+    "download-data": "tracepaper data fetch",
+    "convert-data": "tracepaper data check; CSV, JSON and Parquet are read as they are",
+    "init": "tracepaper config init",
+    "new-config": "tracepaper config init",
+    "lookahead-analysis": "tracepaper lookahead",
+    "recursive-analysis": "tracepaper recursive",
+    "--timerange": "--from and --to",
+    "--timeframe": "--set market.interval=VALUE",
+    "--interval": "--set market.interval=VALUE",
+    "--pair": "--symbol",
+    "--pairs": "--symbol",
+    "--datadir": "--data",
+    "--strategy-path": "--strategy module:Class, in the working folder",
+    "--dry-run": "tracepaper run, which only ever trades on paper",
+}
+"""Commands and options of other tools, with what does the same here."""
 
 NEW_OBJECTS: Final = 20_000
 """New objects after which the garbage collector runs; Python's default is 700."""
@@ -255,12 +287,18 @@ def _file_problem(error: OSError) -> tuple[str, int]:
     return unusable(str(path), error), remedy_of(error).exit_code
 
 
+_UNKNOWN: Final = re.compile(r"^No such (?:command|option:) '?([\w-]+)")
+
+
 def _usage_sentence(error: typer.TyperException) -> str:
     """Return one sentence about a wrong command line."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "tracepaper"
     words = error.format_message().replace("Value error, ", "").split()
     message = " ".join(words).rstrip(".")
+    for name in _UNKNOWN.findall(message):
+        if name in ELSEWHERE:
+            return f"tracepaper has no {name}; use {ELSEWHERE[name]}."
     if "unexpected extra argument" in message and ".toml" in message:
         message += "; give a configuration by --config"
     return f"{message}; see `{path} --help`."

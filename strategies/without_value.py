@@ -23,6 +23,14 @@ Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
 ROWS_MOST: Final = 2**17
 """Rows of the longest array that :func:`rows_needed` tries."""
+_NO_VALUE: Final = " has no value "
+NOT_FINITE: Final = "strength is not finite"
+"""The reason of a HOLD that replaces a signal whose strength is no finite number."""
+
+
+def lacked_value(reason: str) -> bool:
+    """Return whether the stored *reason* of a decision says that it lacked a value."""
+    return _NO_VALUE in reason or reason.startswith(NOT_FINITE)
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,14 @@ class IndicatorWatch:
             return ""
         call = max(self.calls, key=lambda each: (each.is_short, each.needed))
         if not call.is_short:
-            return f"{call.call} has no value at this bar"
+            return f"{call.call}{_NO_VALUE}at this bar"
         if call.rows == warmup:
             had, advice = f"{count_of(call.rows, 'bar')} of history", "set warmup ="
         elif call.rows in frames_warmup:
             had, advice = f"{count_of(call.rows, 'bar')} of history", "set frames_warmup ="
         else:
             had, advice = count_of(call.rows, "row"), "give it"
-        return f"{call.call} has no value with {had}: {advice} {call.needed:,} or more"
+        return f"{call.call}{_NO_VALUE}with {had}: {advice} {call.needed:,} or more"
 
 
 _watching: Final[ContextVar[IndicatorWatch | None]] = ContextVar("_watching", default=None)

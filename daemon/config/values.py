@@ -303,7 +303,8 @@ def sqlite_file(value: str) -> str:
     """Reject an address that names no SQLite file."""
     file = value.removeprefix(SQLITE)
     if file == value or not file or ":memory:" in file or "?" in file:
-        raise ValueError("write sqlite:/// and the path of a file, for nothing else is kept in")
+        path = "PATH" if file != value or not file or ":" in file or "?" in file else file
+        raise ValueError(f'write "{SQLITE}{path}": the record is in a file of SQLite')
     return value
 
 

@@ -283,7 +283,8 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         """Listen; raise ``ConfigInvalid`` if an address cannot be bound."""
         section, metrics = self._section, web.get("/metrics", self._metrics)
-        health = [web.get("/livez", self._livez), web.get("/readyz", self._readyz), metrics]
+        probes = [web.get("/livez", self._livez), web.get("/readyz", self._readyz)]
+        probes += [web.get(path, self._name_probes) for path in ("/health", "/healthz")]
         shown = [web.get("/status", self._show_status), web.post("/command", self._command)]
         if self._make_page is not None:
             paths = ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
@@ -292,7 +293,7 @@ class HttpServer:
             stack.push_async_callback(self._close_page)
             self.url = await stack.enter_async_context(
                 listening(
-                    [*health, *shown],
+                    [*probes, metrics, *shown],
                     reject_foreigners,
                     _require_token(self._tokens),
                     at=(section.host, section.port),
@@ -335,6 +336,9 @@ class HttpServer:
 
     async def _livez(self, _request: web.Request) -> web.Response:
         return web.Response(text="live\n")
+
+    async def _name_probes(self, _request: web.Request) -> web.Response:
+        return web.Response(status=404, text="/livez says live, /readyz ready or what it lacks\n")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         status = self._status()

@@ -16,7 +16,7 @@ from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import RegimeSection
+from tracepaper.daemon.config.sections import GateSection, RegimeSection
 from tracepaper.daemon.config.several import account_of, each_changed, members_of, shares_of
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
@@ -259,8 +259,11 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
         choices = ", ".join(
             f"{bars} ({interval_text(bars * length_ms)})" for bars in forecaster.horizons
         )
+        bars, default = config.gate.horizon, GateSection.model_fields["horizon"].default
+        origin = " by default" if bars == default else ""
         raise ConfigInvalid(
-            f"gate.horizon {config.gate.horizon} is no horizon of the model; choose from {choices}."
+            f"gate.horizon is {bars}{origin}, and the model forecasts {choices} bars ahead: set "
+            f"gate.horizon = {forecaster.horizons[0]}, or another of these."
         )
     return forecaster.horizons.index(config.gate.horizon)
 

@@ -30,6 +30,7 @@ from tracepaper.daemon.session.user_code import (
     declared_files,
     short,
 )
+from tracepaper.daemon.session.user_error import definition, place
 from tracepaper.strategies.api.columns import Column, checked_columns
 from tracepaper.strategies.api.context import (
     BarArrays,
@@ -56,7 +57,7 @@ from tracepaper.strategies.gates.gate import GATES, gate_order
 from tracepaper.strategies.types.decisions import Action, OrderKind, PositionSide
 from tracepaper.strategies.types.market import Bar, CorporateAction, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
-from tracepaper.strategies.without_value import IndicatorWatch
+from tracepaper.strategies.without_value import NOT_FINITE, IndicatorWatch
 
 WARMUP_MOST: Final = 100_000
 REQUESTS_MOST: Final = 200
@@ -69,7 +70,7 @@ NOTES_MOST: Final = 16
 NOTE_NAME_LONGEST: Final = 40
 
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
+_UNMEASURED: Final = Signal(Action.HOLD, NOT_FINITE)
 
 Custom = TypeVar("Custom", Strategy, PortfolioStrategy)
 _Instance = TypeVar("_Instance")
@@ -148,9 +149,11 @@ def imported(name: str, *, key: str) -> object:
             raise ConfigInvalid(
                 f"{key} '{name}': {error.__cause__}; correct the name after the colon."
             ) from error
+        where = place(error.__cause__)
+        remedy = "put its file beside the configuration, or its folder on PYTHONPATH"
         raise ConfigInvalid(
-            f"{key} '{name}' cannot be imported ({error.__cause__}); put its file "
-            "beside the configuration, or its folder on PYTHONPATH."
+            f"{key} '{name}' cannot be imported ({error.__cause__}{where}); "
+            f"{'correct that line, or install what it imports' if where else remedy}."
         ) from error
     return named
 
@@ -219,8 +222,8 @@ def make_guarded(name: str, make: Callable[[], _Instance], options: str, form: s
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
             raise
         raise ConfigInvalid(
-            f"{name} refused {options} ({error.__cause__}); correct them, and let its __init__ "
-            f"{form}."
+            f"{name} refused {options} ({error.__cause__}{place(error.__cause__)}); correct them, "
+            f"and let its __init__ {form}."
         ) from error
 
 
@@ -324,7 +327,8 @@ class _Checks(Generic[Custom]):
             self.guarded.adjust(action)
 
     def _fault(self, problem: str, advice: str) -> StrategyFailed:
-        return StrategyFailed(f"{self._name} {problem}; {advice}.")
+        where = definition(self.guarded.decide)
+        return StrategyFailed(f"{self._name} {problem}{where}; {advice}.")
 
     def _with_cause(self, answer: Signal | Orders) -> Signal | Orders:
         """Return *answer*; its reason also names an indicator that had no value.

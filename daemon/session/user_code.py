@@ -16,13 +16,13 @@ import os
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, TracebackType
 from typing import Final, TypeVar
 
+from tracepaper.daemon.session.user_error import INSTALLED, advice, place
 from tracepaper.strategies.api.files import DeclaredFiles, module_file
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 
@@ -31,9 +31,6 @@ Code = type | FunctionType
 
 SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
 """Suffixes of files with code, in the order in which Python tries them at an import."""
-
-INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
-"""Names of the folders of installed packages."""
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGE_FOLDERS: Final = tuple(
@@ -290,20 +287,12 @@ def has_source(cls: type) -> bool:
 ADVICE: Final = "; mend it and start again."
 """The end of the message of ``StrategyFailed``."""
 
-_WHEN_NONE: Final = {
-    "account": "it is None unless the class declares sees_account = True",
-    "forecast": "it is None unless the class declares needs_forecast = True and the model answered",
-    "explanation": "it is None unless the class declares needs_forecast = True and the model says",
-    "verdict": "it is None before the first decision of a run",
-}
-"""The attributes of a context that may be None, and when."""
-
 
 class ForeignCode:
     """A context manager that turns any exception of user code into ``StrategyFailed``.
 
-    The message has file and line. Errors of tracepaper and Ctrl-C pass unchanged. So does
-    ``SystemExit``, which a signal may have caused, unless *may_exit* is False.
+    The message has file and line. Errors of tracepaper get them too and pass, as Ctrl-C does. So
+    does ``SystemExit``, which a signal may have caused, unless *may_exit* is False.
     """
 
     def __init__(self, name: str, doing: str, *, may_exit: bool = True) -> None:
@@ -318,29 +307,21 @@ class ForeignCode:
         self,
         _kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        _trace: TracebackType | None,
     ) -> None:
-        if error is None or isinstance(error, TracepaperError):
+        if error is None:
+            return
+        if isinstance(error, TracepaperError):
+            where = place(error)
+            if where and where not in str(error):  # a guard inside this one may have said it
+                error.args = (f"{self._name} failed {self._doing}{where}: {error}",)
             return
         if not isinstance(error, Exception) and isinstance(error, self._passing):
             return
-        frames = traceback.extract_tb(trace)
-        where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        hint = _hint(error, frames[-1].line or "") if frames else ""
         raise StrategyFailed(
             f"{self._name} failed {self._doing} with {type(error).__name__}: "
-            f"{short(error, quoted=False)}{where}{hint or ADVICE}"
+            f"{short(error, quoted=False)}{place(error)}{advice(error)}{ADVICE}"
         ) from error
-
-
-def _hint(error: Exception, line: str) -> str:
-    """Return an explanation if *line* used an attribute of the context that may be None."""
-    if not isinstance(error, AttributeError) or error.obj is not None:
-        return ""
-    for attribute, when in _WHEN_NONE.items():
-        if re.search(rf"\b{attribute}\.{re.escape(error.name or '')}\b", line):
-            return f"; context.{attribute} was read: {when}."
-    return ""
 
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")

@@ -40,6 +40,7 @@ from tracepaper.daemon.session.user_code import (
     short,
     versions_of,
 )
+from tracepaper.daemon.session.user_error import definition
 from tracepaper.storage.checkpoints import Identity, identity
 from tracepaper.strategies.api.context import BarArrays, BarColumns
 from tracepaper.strategies.api.model import (
@@ -539,7 +540,8 @@ class UserForecaster:
                 answer = predict()
             return read(answer)
         except AnswerMalformed as error:
-            reason = f"{self._name} {error}."
+            method = self.model.predict_rows if _answers_rows(self.model) else self.model.predict
+            reason = f"{self._name}{definition(method)} {error}."
             if not self.is_outside:
                 raise StrategyFailed(reason) from None
         except StrategyFailed as error:

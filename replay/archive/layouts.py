@@ -181,6 +181,9 @@ MEANINGS: Final = {
         "time_utc",
         "utc",
         "open_time_utc",
+        "datetime_utc",
+        "date_utc",
+        "timestamp_utc",
         "timestamp_ms",
         "local_time",
         *ZONED,
@@ -239,7 +242,7 @@ SAME: Final = "\x1f"
 def normalise(name: str) -> str:
     """Return *name* in the notation of the tables above; ``<OPEN>`` becomes ``open``."""
     plain = name.strip().strip('"').lstrip("\ufeff").strip("<>#").strip().lower()
-    return re.sub(r"[\s.\-]+", "_", re.sub(r"[()]", "", plain))
+    return re.sub(r"[\s.\-]+", "_", re.sub(r"[()\[\]]", "", plain))
 
 
 def is_header(cells: Sequence[str]) -> bool:

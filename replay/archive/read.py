@@ -59,6 +59,7 @@ from tracepaper.replay.archive.layouts import (
     interval_of,
     is_most,
     meanings,
+    normalise,
     plain_table,
     reject_unclear,
     split_argument,
@@ -95,6 +96,11 @@ def read_candles(
     symbol is known.
     """
     chosen_columns(columns)
+    if not isinstance(path, (str, Path)):
+        raise ConfigInvalid(
+            f"read_candles was given a {type(path).__name__}: give the path of a file; "
+            "tracepaper.backtest takes frames."
+        )
     if category is not None and category not in tuple(Category):
         raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
     named, file = split_argument(path)
@@ -190,12 +196,20 @@ def _fields(table: RawTable, symbol: str) -> dict[str, str]:
     missing = [name for name in REQUIRED if name not in fields]
     if {"open", "high", "low"} <= {*missing} and "price" in table.columns:
         raise holds_trades(table.path)
-    without = ", read candles without a volume by --columns volume=" * (missing == ["volume"])
     if missing:
+        column, nothing = "--columns {}={}", ""
+        if table.path == NAME:
+            column, nothing = 'columns={{"{}": {}}}', "None"
+        remedies = [f"name its columns, such as by {column.format(missing[0], 'NAME')}"]
+        if missing == ["volume"]:
+            leave_out = column.format("volume", nothing)
+            remedies.append(f"read candles without a volume by {leave_out}")
+        if table.path == NAME and TIME in missing:
+            remedies.append("let its index be the times")
+        remedies.append("give candles")
         raise DataInvalid(
             f"{table.path} has no column {', '.join(missing)} (found "
-            f"{', '.join(table.columns)}): name its columns, such as by --columns "
-            f"{missing[0]}=NAME{without}, or give a file of candles."
+            f"{', '.join(table.columns)}): {', or '.join(remedies)}."
         )
     return fields
 
@@ -571,7 +585,8 @@ def candles_of_frame(
 def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
     """Return the columns of *frame* by name, with a pandas index of times as a column.
 
-    Columns of several levels, as in downloads of many symbols, are rejected.
+    An index of any type is tried if no column has a name of times. Columns of several levels, as in
+    downloads of many symbols, are rejected.
     """
     if isinstance(frame, Mapping):
         return dict(frame)
@@ -582,6 +597,9 @@ def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
         )
     columns = {name: frame[name] for name in names}
     index = getattr(frame, "index", None)
-    if index is not None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
-        columns = {"time": index, **columns}
+    kind = getattr(getattr(index, "dtype", None), "kind", "")
+    if kind == "M":
+        return {"time": index, **columns}
+    if kind and not any(normalise(str(name)) in MEANINGS[TIME] for name in names):
+        return {getattr(index, "name", None) or INDEXES[0]: index, **columns}
     return columns

@@ -29,7 +29,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from tracepaper.daemon.session.user_code import INSTALLED, PACKAGE_FOLDERS, SUFFIXES
+from tracepaper.daemon.session.user_code import PACKAGE_FOLDERS, SUFFIXES
+from tracepaper.daemon.session.user_error import INSTALLED
 
 NAMES_KEPT: Final = 200
 """Most names kept, in case a class opens a new file at every bar."""

@@ -20,7 +20,13 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.replay.report.states import LastingState, below_zero, lasting_states, without_fills
+from tracepaper.replay.report.states import (
+    LastingState,
+    below_zero,
+    lasting_states,
+    without_fills,
+    without_value,
+)
 from tracepaper.replay.run_columns import (
     BarTimes,
     Floats,
@@ -140,6 +146,7 @@ class RunRecord:
     states: tuple[LastingState, ...] = ()  # that hold the run at its end
     fitted: tuple[FittedSpan, ...] = ()  # periods on which the run's model was fitted
     without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
+    without_value: str = ""  # a sentence on bars that were decided without a value, if it has fills
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
@@ -225,7 +232,7 @@ class RunRecord:
         """Sentences before all figures: an account without money, lasting states, no fill."""
         gone = below_zero(self.times_ms, self.account.equity[1:])
         states = (state.sentence for state in self.states)
-        return tuple(sentence for sentence in (gone, *states, self.without_fills) if sentence)
+        return tuple(filter(None, (gone, *states, self.without_fills, self.without_value)))
 
     @property
     def risk_free(self) -> float:
@@ -309,6 +316,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             actions=tuple(columns.actions()),
             states=lasting_states(columns),
             without_fills=without_fills(columns),
+            without_value=without_value(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 

@@ -26,8 +26,9 @@ from tracepaper.strategies.gates.declared import (
 )
 from tracepaper.strategies.types.decisions import Action, OrderStatus
 from tracepaper.strategies.types.market import BY_REST, Command, CommandKind, GapCause, Side
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, minute_text
 from tracepaper.strategies.without_fills import DecisionCounts
+from tracepaper.strategies.without_value import lacked_value
 
 LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
 """The gates that refuse while a limit halts the run."""
@@ -126,6 +127,25 @@ def without_fills(columns: RunColumns) -> str:
     return counts.why_no_fill(
         dict(views.counts("v_orders", "reason", status=OrderStatus.REJECTED)), known=known
     )
+
+
+def without_value(columns: RunColumns) -> str:
+    """Return a sentence on the bars of a run with fills that were decided without a value."""
+    rows = columns.rows
+    if not rows.filled(columns.span):
+        return ""  # its reasons are in :func:`without_fills`
+    counts = rows.outcome_counts(columns.span)
+    lacking = [
+        (counts[outcome.key], outcome.reason)
+        for outcome in rows.outcomes
+        if outcome.key in counts and lacked_value(outcome.reason)
+    ]
+    if not lacking:
+        return ""
+    first = minute_text(rows.open_ms(min(counted.first for counted, _ in lacking)))
+    bars = count_of(sum(counted.times for counted, _ in lacking), "bar")
+    _, reason = max(lacking, key=lambda each: each[0].times)
+    return f"The strategy decided {bars} without a value, first at {first}. Most often: {reason}."
 
 
 def gap_word(gap: Mapping[str, Any], interval_ms: int) -> GapWord | None:

@@ -390,6 +390,11 @@ class BarArrays:
         """Return the number of bars, which is ``warmup`` in every decision."""
         return self.time.size
 
+    def __getitem__(self, name: str) -> Floats | Times:
+        """Return the array *name*, as a frame of pandas does."""
+        array: Floats | Times = getattr(self, str(name))
+        return array
+
     @property
     def open(self) -> Floats:
         """Opening prices."""

@@ -184,7 +184,7 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('[strategy]\nname = "magic"', "sma_cross or module:Class"),
         ('[gate]\nedge = "q2"', "a quantile between 0 and 1"),
         ('[gate]\nregimes = ["CALM"]', "one of MOMENTUM, MIXED, MEAN_REVERSION"),
-        ('[storage]\nurl = "postgresql://db"', "write sqlite:/// and the path"),
+        ('[storage]\nurl = "postgresql://db"', 'write "sqlite:///PATH": the record'),
         ('[exchange]\nrest_url = "api.bybit.com"', "that starts with https://"),
         ('[model]\ndevice = "gpu"', "write auto, cpu, cuda or cuda:N"),
         (

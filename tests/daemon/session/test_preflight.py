@@ -63,7 +63,7 @@ REFUSED = {
     "a backend there is not": ('[model]\nbackend = "flash_attn"\n', r"model\.backend"),
     "no checkpoint": ('[model]\ncheckpoint = "nowhere"\n', "nowhere"),
     "a damaged checkpoint": ('[model]\ncheckpoint = "damaged"\n', "SHA-256"),
-    "no such horizon": ("[gate]\nhorizon = 7\n", r"gate\.horizon 7 is no horizon of the model"),
+    "no such horizon": ("[gate]\nhorizon = 7\n", r"gate\.horizon is 7, and the model forecasts"),
     "no such quantile": ('[gate]\nconfidence = "q0.001"\n', "write q0.01 to q0.99"),
     "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
     "no such class": (
