@@ -322,6 +322,31 @@ def test_a_chart_holds_the_marks_of_its_symbol_alone(page: Page) -> None:
     assert page.evaluate(FRAME, ["B", marks]) == [["b"], ["b"], ["b"]]
 
 
+ROWS: Final = """async (run) => {
+    const { rowsOf } = await import("/assets/chart/rows.js");
+    return rowsOf({ has_model: true, config: {}, gates: [], ...run }).map((row) => row.kind);
+}"""
+REGIME: Final = {"gate": "regime", "is_switch": True, "refused": 0}
+
+
+@pytest.mark.parametrize(
+    ("run", "kinds"),
+    [
+        ({}, {"attention", "asked", "regime"}),
+        ({"has_model": False}, {"asked"}),
+        ({"config": {"model": {"class": "mine:Mine"}}}, {"asked"}),
+        (
+            {"config": {"model": {"class": "mine:Mine"}}, "gates": [REGIME]},
+            {"asked", "others", "regime"},
+        ),
+    ],
+)
+def test_a_chart_has_rows_of_what_the_record_holds(
+    page: Page, run: dict[str, Any], kinds: set[str]
+) -> None:
+    assert set(page.evaluate(ROWS, run)) == kinds
+
+
 GROWN: Final = """async ([run, instrument, from_ms, until_ms, step]) => {
     const { loadFrame } = await import("/assets/chart/frame.js");
     const range = { run, instrument, from_ms, until_ms, step };
