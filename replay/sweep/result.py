@@ -25,7 +25,7 @@ from tracepaper.replay.notebook import Picture, text_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run import Run
 from tracepaper.replay.sweep.space import Axis, Point
-from tracepaper.replay.sweep.trial import TEST, CellResult, SweepRequest, overrides_of
+from tracepaper.replay.sweep.trial import TEST, CellResult, SweepRequest, overrides_of, spec_at
 from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.extras import require
@@ -150,18 +150,17 @@ class Sweep:
         settings = work.spec.settings
         if best is None or not (axes or settings):
             return ()
+        from_ms, until_ms, _ = self.request.spans[best.span]
         with known_class(work.local_class):
+            spec = spec_at(work, best.point, from_ms, until_ms)
             others = {
                 axis.name: [
-                    replace(
-                        work.spec, overrides=overrides_of(work, {**best.point, axis.name: value})
-                    )
+                    spec_at(work, {**best.point, axis.name: value}, from_ms, until_ms)
                     for value in axis.values or (axis.low, axis.high)
                     if value != best.point[axis.name]
                 ]
                 for axis in axes
             }
-            spec = replace(work.spec, overrides=overrides_of(work, best.point))
             for text in settings:
                 unset = replace(spec, settings=tuple(each for each in settings if each != text))
                 others[text.partition("=")[0]] = [unset]

@@ -191,26 +191,31 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     return sections
 
 
+def spec_at(work: Work, point: Point, from_ms: int | None, until_ms: int | None) -> RunSpec:
+    """Return the spec of a run at *point* from *from_ms* to *until_ms*."""
+    return replace(
+        work.spec,
+        overrides=overrides_of(work, point),
+        start=None if from_ms is None else str(from_ms),
+        end=None if until_ms is None else str(until_ms),
+    )
+
+
 def make(work: Work, cell: Cell) -> CellResult:
     """Run one cell; the result of a run that fails holds the error."""
     began_s = SystemClock().network_s()
-    spec = replace(
-        work.spec,
-        start=None if cell.from_ms is None else str(cell.from_ms),
-        end=None if cell.until_ms is None else str(cell.until_ms),
-    )
     try:
-        outcome = _run(work, cell, spec)
+        outcome = _run(work, cell)
     except TracepaperError as error:
         return CellResult(*cell[:4], error=str(error))
     seconds = round(SystemClock().network_s() - began_s, 3)
     return CellResult(*cell[:4], **outcome, seconds=seconds)
 
 
-def _run(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
+def _run(work: Work, cell: Cell) -> dict[str, Any]:
     with ExitStack() as stack:
         with known_class(work.local_class):
-            spec = replace(spec, overrides=overrides_of(work, cell.point))
+            spec = spec_at(work, cell.point, cell.from_ms, cell.until_ms)
             if work.record_folder is None:
                 log = stack.enter_context(run_in_memory(spec))
                 database, run_id, reader = IN_MEMORY, log.run.run_id, log.reader
