@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -251,8 +251,9 @@ def test_every_view_is_accessible_by_day_and_night_on_a_phone_and_a_desk(
             page.locator("details").evaluate_all(
                 "all => all.forEach((one) => { one.open = true; })"
             )
-        for size, scheme in itertools.product((DESK, PHONE), ("light", "dark")):
-            page.set_viewport_size(size)
+        schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+        for size, scheme in itertools.product((DESK, PHONE), schemes):
+            page.set_viewport_size({"width": size["width"], "height": size["height"]})
             page.emulate_media(color_scheme=scheme)
             axe = Axe().run(page)
             assert axe.violations_count == 0, axe.generate_report()
