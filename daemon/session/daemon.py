@@ -94,7 +94,7 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     RunKind,
 )
-from tracepaper.strategies.units import interval_start, minute_text
+from tracepaper.strategies.units import interval_start, interval_text, minute_text
 
 ExchangeClient: Final = BybitClient
 """The client of the exchange; only ``replay.archive.download`` names it besides this module."""
@@ -343,7 +343,7 @@ class Daemon:
                     log.warning(
                         "frame contradicted",
                         instrument=bar.instrument,
-                        interval_ms=bar.interval_ms,
+                        interval=interval_text(bar.interval_ms),
                         open_time_ms=bar.open_time_ms,
                         advice="the run uses its own bars; the candle is in v_events, not accepted",
                     )
