@@ -38,6 +38,7 @@ from tracepaper.daemon.feed.client import (
     RestartBudget,
     StreamRequest,
     TradedSymbol,
+    host_of,
     is_loopback,
 )
 from tracepaper.strategies.errors import (
@@ -482,6 +483,7 @@ class BybitClient:
             attempt,
             rng=self._rng,
             name=path,
+            host=host_of(self._exchange.rest_url),
             ceiling_s=self._exchange.backoff_max_s,
             budget=self._budget,
         )

@@ -49,6 +49,7 @@ from tracepaper.daemon.feed.client import (
     OrderBookSample,
     StreamRequest,
     first_cause,
+    host_of,
     is_loopback,
 )
 from tracepaper.daemon.log import Logger
@@ -122,6 +123,7 @@ class PublicStream:
         self.refused: set[str] = set()
         self._url = stream_url(exchange, category)
         self._category = category
+        self._name = f"stream {category.value}"
         self._topics = tuple(topics)
         self._exchange = exchange
         self._handler = handler
@@ -142,7 +144,8 @@ class PublicStream:
         await self._cooldown.retry(
             self._session,
             rng=self._rng,
-            name=f"stream {self._category.value}",
+            name=self._name,
+            host=host_of(self._url),
             ceiling_s=self._exchange.backoff_max_s,
         )
 
@@ -178,6 +181,7 @@ class PublicStream:
         self.is_open = True
         self._data_s = self._clock.network_s()
         self._handler.connected()
+        self._cooldown.succeeded(self._name)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(connection))

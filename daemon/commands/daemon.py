@@ -95,6 +95,8 @@ def _lines(status: Status) -> list[Text]:
     counts = ", ".join(count_of(status[f"{noun}s"], noun) for noun in ("bar", "decision", "fill"))
     progress = f"since this start: {counts}; the run is at event {status['sequence']}"
     lines = [head, Text(progress, "dim")]
+    if outage := status["outage"]:
+        lines.append(Text(outage, "yellow"))
     if cause := status["without_fills"]:
         lines.append(Text(cause))
     lines += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]

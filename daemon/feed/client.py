@@ -7,9 +7,11 @@ The only ``except Recoverable`` is here.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -81,6 +83,15 @@ def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     return min(flat, key=rank)
 
 
+@dataclass
+class Failing:
+    """What has failed since its last success; times are network time."""
+
+    host: str
+    since_s: float
+    next_s: float  # of the next attempt
+
+
 class Cooldown:
     """The waits shared by all requests to one exchange; after a ban none is sent.
 
@@ -97,6 +108,21 @@ class Cooldown:
         self.ends_s = 0.0  # network time
         self._logged_s = float("-inf")
         self._unlogged: Counter[str] = Counter()
+        self._failing: dict[str, Failing] = {}
+
+    def outage(self) -> str | None:
+        """Return which host gives no answer, for how long, and when it is asked again, if any."""
+        failing = min(self._failing.values(), key=lambda each: each.since_s, default=None)
+        if failing is None:
+            return None
+        now_s = self._clock.network_s()
+        left_s = max(failing.next_s, self.ends_s) - now_s
+        following = f"next try in {math.ceil(left_s)} s" if left_s > 0 else "it is tried now"
+        return f"no answer from {failing.host} for {now_s - failing.since_s:.0f} s; {following}"
+
+    def succeeded(self, name: str) -> None:
+        """Record that *name* works again."""
+        self._failing.pop(name, None)
 
     def start(self, seconds: float, reason: str) -> None:
         """Send nothing for *seconds* from now; a current cooldown is never shortened."""
@@ -132,32 +158,45 @@ class Cooldown:
         *,
         rng: random.Random,
         name: str,
+        host: str,
         ceiling_s: float,
         budget: RestartBudget | None = None,
     ) -> T:
         """Return the result of *attempt*; wait and repeat it after each recoverable error.
 
-        Waits are full jitter: uniform between 0 and a bound that doubles up to *ceiling_s*, and is
-        reset after an attempt that lasted longer than *ceiling_s*. Without a *budget* it retries
+        An attempt that lasts, as that of a stream, calls ``succeeded`` once *host* answers. Waits
+        are full jitter: uniform between 0 and a bound that doubles up to *ceiling_s*, and is reset
+        after an attempt that lasted longer than *ceiling_s*. Without a *budget* it retries
         for ever; otherwise it raises the error that exceeds the budget.
         """
         failures = 0
         while True:
             started_s = self._clock.network_s()
             try:
-                return await attempt()
+                result = await attempt()
             except Recoverable as error:
                 now_s = self._clock.network_s()
                 if budget is not None and not budget.allows(now_s):
                     raise
                 failures = 1 if now_s - started_s > ceiling_s else failures + 1
                 most_s = min(ceiling_s, FIRST_WAIT_S * 2 ** min(failures - 1, 32))
-                await self.back_off(name, error, rng.uniform(0, most_s))
+                wait_s = rng.uniform(0, most_s)
+                failing = self._failing.setdefault(name, Failing(host, now_s, now_s))
+                failing.next_s = now_s + wait_s
+                await self.back_off(name, error, wait_s)
+            else:
+                self.succeeded(name)
+                return result
+
+
+def host_of(url: str) -> str:
+    """Return the host of *url*; empty without one."""
+    return urlsplit(url).hostname or ""
 
 
 def is_loopback(url: str) -> bool:
     """Return whether *url* names this machine; such connections use no proxy."""
-    return values.is_loopback(urlsplit(url).hostname or "")
+    return values.is_loopback(host_of(url))
 
 
 # ---------------------------------------------------------------- what an exchange implements

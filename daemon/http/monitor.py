@@ -101,7 +101,8 @@ class Monitor:
     RESUME, if any. *obstacles* returns further reasons why the daemon cannot decide. *margin* has
     the rules of each instrument on margin. ``companions`` has a function per key of background
     work that returns its status. ``warm_at`` returns when an instrument will have enough bars,
-    ``resting_orders`` the orders that rest in it, ``copied_s`` the time of the last backup.
+    ``resting_orders`` the orders that rest in it, ``copied_s`` the time of the last backup,
+    ``outage`` which host does not answer.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Monitor:
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
         self.resting_orders: Callable[[str], Sequence[Order]] = lambda _instrument: ()
         self.copied_s: Callable[[], float | None] = lambda: None
+        self.outage: Callable[[], str | None] = lambda: None
         self._margin = margin or {}
         self.model_id = run.model_id
         self.companions: dict[str, Callable[[], Mapping[str, Any]]] = {}
@@ -283,6 +285,7 @@ class Monitor:
             **self.summary(),
             "ready": not reasons,
             "not_ready": list(reasons),
+            "outage": self.outage(),
             "pid": os.getpid(),
             "code_version": run.code_version,
             "started_at_ms": run.started_at_ms,

@@ -314,6 +314,7 @@ class Daemon:
             monitor.warm_at = warm_at
             monitor.resting_orders = engine.broker.resting_orders
             monitor.copied_s = partial(copied_at_s, self._database)
+            monitor.outage = client.cooldown.outage
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -45,6 +46,7 @@ async def test_waits_are_full_jitter_below_a_doubling_ceiling(seed: int, times: 
         failing(clock, times=times),
         rng=random.Random(seed),
         name="stream",
+        host="api.example.com",
         ceiling_s=30.0,
     )
     assert result == "done"
@@ -56,7 +58,11 @@ async def test_waits_are_full_jitter_below_a_doubling_ceiling(seed: int, times: 
 async def test_waits_use_the_whole_range() -> None:
     clock = JumpClock()
     await Cooldown(clock=clock).retry(
-        failing(clock, times=400), rng=random.Random(1), name="stream", ceiling_s=10.0
+        failing(clock, times=400),
+        rng=random.Random(1),
+        name="stream",
+        host="api.example.com",
+        ceiling_s=10.0,
     )
     late = clock.slept[10:]
     assert min(late) < 0.5
@@ -70,6 +76,7 @@ async def test_a_long_healthy_attempt_begins_the_backoff_anew() -> None:
         failing(clock, times=30, lasting_s=31.0),
         rng=random.Random(1),
         name="stream",
+        host="api.example.com",
         ceiling_s=30.0,
     )
     assert max(clock.slept) <= FIRST_WAIT_S
@@ -81,7 +88,7 @@ async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
     with capture_logs() as lines:
         for name in ("time", "kline"):
             await cooldown.retry(
-                failing(clock, times=100), rng=random.Random(1), name=name, ceiling_s=2.0
+                failing(clock, times=100), rng=random.Random(1), name=name, host="h", ceiling_s=2.0
             )
     warnings = [line for line in lines if line["log_level"] == "warning"]
     waited_s = sum(clock.slept)
@@ -97,6 +104,7 @@ async def test_a_spent_budget_raises_the_last_error() -> None:
             failing(clock, times=99),
             rng=random.Random(1),
             name="http",
+            host="api.example.com",
             ceiling_s=1.0,
             budget=RestartBudget(limit=3, window_s=600.0),
         )
@@ -121,7 +129,9 @@ async def test_what_is_not_recoverable_is_not_retried() -> None:
         raise AuditUnwritable("The disk is full; free some space.")
 
     with pytest.raises(AuditUnwritable):
-        await Cooldown(clock=clock).retry(attempt, rng=random.Random(1), name="x", ceiling_s=1.0)
+        await Cooldown(clock=clock).retry(
+            attempt, rng=random.Random(1), name="x", host="h", ceiling_s=1.0
+        )
     assert clock.slept == []
 
 
@@ -160,3 +170,32 @@ async def test_a_shorter_silence_does_not_cut_a_longer_one() -> None:
 )
 def test_only_this_machine_is_loopback(url: str, expected: bool) -> None:
     assert is_loopback(url) is expected
+
+
+async def test_an_outage_names_the_host_how_long_it_lasts_and_the_next_try() -> None:
+    clock = JumpClock()
+    said: list[str | None] = []
+
+    def listen(_name: str, _seconds: float) -> None:
+        said.append(cooldown.outage())
+
+    cooldown = Cooldown(clock=clock, observer=listen)
+    assert cooldown.outage() is None
+    await cooldown.retry(
+        failing(clock, times=3, lasting_s=4.0),
+        rng=random.Random(1),
+        name="stream",
+        host="stream.bybit.com",
+        ceiling_s=60.0,
+    )
+    waits = [
+        re.fullmatch(
+            r"no answer from stream\.bybit\.com for (\d+) s; next try in (\d+) s", str(each)
+        )
+        for each in said
+    ]
+    lasted = [int(match[1]) for match in waits if match is not None]
+    assert len(lasted) == 3
+    assert lasted == sorted(lasted)
+    assert lasted[-1] >= 8
+    assert cooldown.outage() is None
