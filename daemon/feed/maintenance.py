@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+import itertools
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -78,6 +79,12 @@ FAR_S: Final = 60.0
 AGREEMENT_S: Final = 5.0
 """Two answers agree if their difference fits the time between them up to this, network time."""
 SAMPLES: Final = 3
+RATE_TOLERANCE: Final = 0.25
+"""The share by which rates of the exchange's time differ on a slow network."""
+RATE_SAMPLES: Final = 5
+"""Answers that prove another rate; three steady wrong ones must not end a daemon."""
+SCALE_MAX: Final = 1_000_000
+"""The largest exchange.time_scale; a time that passes faster is a wrong answer."""
 RESAMPLE_S: Final = 1.0
 ROUND_TRIP_S_MAX: Final = 10.0
 """Assumed longest round trip of the final attempt, however long the retries before it took."""
@@ -96,7 +103,8 @@ class _TimeSample(Struct, frozen=True):
 class ServerTimeReader:
     """Reads the exchange's time so that a single wrong answer has no effect.
 
-    Tolerances are network time; *time_scale* converts them to market time.
+    Tolerances are network time; *time_scale* converts them to market time. If the exchange's time
+    passes steadily, but not at this scale, ``ConfigInvalid`` is raised.
     """
 
     def __init__(
@@ -127,7 +135,7 @@ class ServerTimeReader:
 
     async def _confirmed(self, sample: _TimeSample) -> tuple[int, bool]:
         """Return the time on which three consecutive answers agree, or the first expected one."""
-        agreeing = 1
+        agreeing, samples = 1, [sample]
         log.warning(
             "server time doubted",
             server_ms=sample.server_ms,
@@ -140,6 +148,8 @@ class ServerTimeReader:
                 return again.server_ms, False
             agreeing = agreeing + 1 if self._agree(sample, again) else 1
             sample = again
+            samples.append(again)
+            self._require_scale(samples[-RATE_SAMPLES:])
         return sample.server_ms, True
 
     async def _ask(self) -> _TimeSample:
@@ -147,6 +157,27 @@ class ServerTimeReader:
         server_ms = await self._client.server_time_ms()
         answered_s = self._clock.network_s()
         return _TimeSample(server_ms, max(requested_s, answered_s - ROUND_TRIP_S_MAX), answered_s)
+
+    def _require_scale(self, samples: Sequence[_TimeSample]) -> None:
+        """Raise ``ConfigInvalid`` if *samples* show that the time scale is not the exchange's.
+
+        Only a faster or a real exchange is recognised: the embedded one may be slowed on purpose.
+        """
+        scale = self._scale_ms / 1_000
+        rates = [
+            (later.server_ms - earlier.server_ms) / 1_000 / (later.answered_s - earlier.answered_s)
+            for earlier, later in itertools.pairwise(samples)
+        ]
+        low, high = min(rates), max(rates)
+        is_steady = 0 < high < (1 + RATE_TOLERANCE) * low and high <= SCALE_MAX
+        is_real = abs(low - 1) < RATE_TOLERANCE < scale - 1 and len(samples) >= SAMPLES
+        is_faster = low > (1 + RATE_TOLERANCE) * scale and len(samples) == RATE_SAMPLES
+        if is_steady and (is_real or is_faster):
+            rate = f"{(low + high) / 2:.3g}"
+            raise ConfigInvalid(
+                f"The exchange's time passes {rate} s in one second, but exchange.time_scale is "
+                f"{scale:g}: set exchange.time_scale = {rate}."
+            )
 
     def _is_near(self, sample: _TimeSample) -> bool:
         return abs(sample.server_ms - self._clock.market_ms()) <= FAR_S * self._scale_ms

@@ -102,6 +102,29 @@ async def test_answers_that_were_long_on_their_way_agree_all_the_same() -> None:
     assert (await time.read())[1]
 
 
+@pytest.mark.parametrize(
+    ("rate", "scale", "error"),
+    [
+        (60.0, 1.0, "passes 60 s in one second, but exchange.time_scale is 1: set .* = 60"),
+        (1.0, 1_000.0, "passes 1 s in one second, but exchange.time_scale is 1000: set .* = 1"),
+        (500.0, 1_000.0, ""),  # an exchange that was slowed on purpose
+        (1.0, 1.0, ""),
+    ],
+)
+async def test_a_time_scale_that_is_not_the_exchanges_is_named(
+    rate: float, scale: float, error: str
+) -> None:
+    extra_ms = (round(1_000 * (rate - 1) * second) for second in range(1, 20))
+    clock = ManualClock(START_MS - int(600_000 * scale))
+    client = TellingClient(clock, [YEAR_MS + each for each in extra_ms])
+    time = ServerTimeReader(client, clock, time_scale=scale)
+    if not error:
+        assert (await time.read())[1]
+        return
+    with pytest.raises(ConfigInvalid, match=error):
+        await time.read()
+
+
 def maintaining(
     state: FeedState, errors_ms: Sequence[int] = (), *, time_scale: float = 1.0
 ) -> tuple[FeedMaintenance, ManualClock]:
