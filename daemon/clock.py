@@ -139,7 +139,7 @@ class Clock(Protocol):
         ...
 
     def wall_ms(self) -> int:
-        """Return the machine's UTC time in milliseconds, for ``started_at`` and the like."""
+        """Return the machine's UTC time in milliseconds, for ``started_ms`` and the like."""
         ...
 
     def observe(self, server_ms: int) -> None:

@@ -111,7 +111,7 @@ def _lines(status: Status) -> list[Text]:
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
         lines.append(Text(f"notices: {counts}", style))
     for name, normal in (
-        ("shipping", "{lag_steps} steps behind"),
+        ("shipping", "behind by {lag_steps:,}"),
         ("recording", "every frame of the books and trades"),
     ):
         if (process := status[name]) is not None:

@@ -191,7 +191,7 @@ def _listing(query: str, help_text: str) -> Callable[..., None]:
 
 for _name, _help in {
     "decisions": "Show the newest decisions of a run, including refusals.",
-    "trades": "Show the newest fills of a run.",
+    "fills": "Show the newest fills of a run.",
     "equity": "Show position, cash and equity after the newest steps of a run.",
 }.items():
     audit_app.command(_name)(_listing(_name.upper(), _help))

@@ -53,12 +53,12 @@ WORDINGS: Final[dict[NoticeKind, NoticeTemplate]] = {
     "late": NoticeTemplate("decisions {state}: {words}", ("state", "words", "symbol")),
     "parity": NoticeTemplate("parity: {result}", ("outcome", "result")),
     "refusals": NoticeTemplate(
-        "{refused} of {decisions} decisions refused since {since}: {gates}",
+        "{refused} of {decisions} refused since {since}: {gates}",
         ("refused", "decisions", "since", "gates"),
     ),
     "daily": NoticeTemplate(
-        "equity {equity}, {change} ({percent}) since {since}; {fills} fills, fees {fees}, "
-        "{refused} of {decisions} decisions refused{shadows}{without_fills}",
+        "equity {equity}, {change} ({percent}) since {since}; {fills}, fees {fees}, "
+        "{refused} of {decisions} refused{shadows}{without_fills}",
         (
             *("equity", "change", "percent", "since", "fills", "fees", "funding"),
             *("refused", "decisions", "shadows", "without_fills"),

@@ -43,7 +43,7 @@ from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.units import count_of, iso
 from tracepaper.strategies.without_fills import DecisionCounts
 
 GRACE_S: Final = 10.0
@@ -105,8 +105,8 @@ def later_starts(data: MarketData, probes: int, warmup: int) -> list[int]:
     for part in candles:
         if len(part) - warmup < 2:  # one bar to skip, one to compare
             raise DataInvalid(
-                f"{part.path} holds {len(part)} bars and the warm-up alone takes {warmup}; "
-                "give more data."
+                f"{part.path} holds {count_of(len(part), 'bar')} and the warm-up alone "
+                f"takes {warmup}; give more data."
             )
     times = candles[0].open_time_ms
     last_ms = min(int(part.open_time_ms[-warmup - 1]) for part in candles)
@@ -365,7 +365,7 @@ class Check:
         if self.is_custom:
             if finding.without_later < finding.bars and not finding.differences:
                 left = finding.bars - finding.without_later
-                finding.unproved.append(f"{left:,} bars that were not decided blindly")
+                finding.unproved.append(f"{count_of(left, 'bar')} not decided blindly")
             if finding.allowed:
                 finding.unproved.append(
                     "whether what it was allowed to open tells the future: "

@@ -30,7 +30,7 @@ from tracepaper.replay.checks.perturbations import (
 )
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Bar
-from tracepaper.strategies.units import WEEK_MS
+from tracepaper.strategies.units import WEEK_MS, count_of
 
 if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
@@ -240,7 +240,9 @@ def _spread(data: MarketData, limits: Limits, warmup: int) -> list[FutureProbe]:
     """Return one probe per equal part of the file, in a seeded random order."""
     times = data.opens_ms
     if times.size < 3:  # one each of past, probe and future
-        raise DataInvalid(f"{times.size} bars have no future to perturb; give more data.")
+        raise DataInvalid(
+            f"With {count_of(times.size, 'bar')} there is no future to perturb; give more data."
+        )
     rng = np.random.default_rng(limits.seed)
     first = min(warmup, times.size // 4)
     edges = np.linspace(first, times.size - 1, limits.probes + 1)

@@ -43,6 +43,7 @@ from tracepaper.strategies.units import (
     MINUTE_MS,
     MONEY_DECIMALS,
     Notional,
+    count_of,
     divide_half_even,
     duration,
     scaled,
@@ -327,7 +328,7 @@ def _missed_outside(shortfalls: Sequence[Shortfall]) -> Iterator[str]:
         (len(shortfalls) - 1 - filled[-1], "after the last fill of the file"),
     ):
         if count:
-            yield f"{count:,} decisions {where} count as missed; export the run's whole time"
+            yield f"missed: {count_of(count, 'decision')} {where}; export the run's whole time"
 
 
 class _OrdersOfRun(NamedTuple):
@@ -487,13 +488,13 @@ class _AccountFills:
     def notes(self, interval_ms: int) -> Iterator[str]:
         """Yield a sentence about each kind of fill that could not be converted."""
         if self._without_fee:
-            yield f"{self._without_fee:,} fills name no fee; paper's is taken"
+            yield f"without a fee: {count_of(self._without_fee, 'fill')}; paper's is taken"
         for (coin, quote), amount in sorted(self._unpriced.items()):
             yield f"fees of {amount} {coin} are not counted: give --candles {coin}{quote}=FILE"
         if self._inside:
             yield (
-                f"{self._inside:,} fills lie inside a bar of {duration(interval_ms)}: give finer "
-                "--candles, or the market's move inside it counts as price"
+                f"inside a bar of {duration(interval_ms)}: {count_of(self._inside, 'fill')}; give "
+                "finer --candles, or the market's move inside it counts as price"
             )
 
 

@@ -31,7 +31,15 @@ from tracepaper.replay.checks.paper_fills import (
 from tracepaper.replay.document.values import TOO_FEW_DAYS, Estimate, Paragraph, Part, Table, of_row
 from tracepaper.replay.learning.statistics import block_figure, block_mean
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, RATE_SCALE, day_text, duration, iso
+from tracepaper.strategies.units import (
+    DAY_MS,
+    HOUR_MS,
+    RATE_SCALE,
+    count_of,
+    day_text,
+    duration,
+    iso,
+)
 
 LEAST_ORDERS: Final = 30
 LEAST_DAYS: Final = 15
@@ -181,7 +189,8 @@ def calibrate(
     days = np.unique(sample.days)
     if len(orders) < LEAST_ORDERS or len(days) < LEAST_DAYS:
         findings.sentences.append(
-            f"Too little to propose settings: {len(orders)} orders on {len(days)} days, and "
+            f"Too little to propose settings: {count_of(len(orders), 'order')} on "
+            f"{count_of(len(days), 'day')}, and "
             f"{LEAST_ORDERS} on {LEAST_DAYS} days are wanted."
         )
         return findings

@@ -26,6 +26,7 @@ from tracepaper.replay.page.decisions import decision_at
 from tracepaper.replay.page.records import seconds_text
 from tracepaper.replay.page.runs import parity_state
 from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.past import ModelAnswer
@@ -55,7 +56,7 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
     report(0.1, f"reading the state and the bars before {opened:%H:%M} UTC from the record")
 
     def progressed(done: int, total: int) -> None:
-        steps = "1 step" if total == 1 else f"{total:,} steps"
+        steps = count_of(total, "step")
         doing = f"deriving {steps} up to {opened:%H:%M} UTC, and comparing every stored value"
         report(0.5 + 0.5 * done / max(total, 1), doing)
 
@@ -101,7 +102,7 @@ def verify(shown: ShownRun, report: Report) -> answers.ParityState:
         report(done / max(total, 1), f"{done:,} of {total:,} steps derived again")
 
     totals = shown.rollups.known_totals()
-    count = "every decision" if totals is None else f"{totals.decisions:,} decisions"
+    count = "every decision" if totals is None else count_of(totals.decisions, "decision")
     report(0.0, f"deriving {count} again")
     verification = verify_run(shown.reader, shown.database, shown.run_id, progressed=progressed)
     newest = shown.views.rows("v_events", newest=1)

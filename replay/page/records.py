@@ -320,7 +320,7 @@ def _standing(shown: ShownRun, served: str, status: Mapping[str, Any] | None) ->
     # The process that holds the file writes one run; any other unfinished run was killed.
     is_written = shown.run_id in (served, *shown.reader.run_ids()[-1:])
     is_running = is_written and holder_of(shown.database) is not None
-    has_ended = shown.views.run()["ended_at"] is not None
+    has_ended = shown.views.run()["ended_ms"] is not None
     state = "ended" if has_ended else "running" if is_running else "killed"
     if state == "running" and halted_by:
         state = "halted"

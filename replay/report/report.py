@@ -435,7 +435,7 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             "no returns (–) and its trade is left out; buy and hold is computed as if adjusted; "
             "there are no random timings."
         )
-    if record.run["ended_at"] is None:
+    if record.run["ended_ms"] is None:
         sentences.append("The run has not ended; the figures are those at the time of this report.")
     if record.run["kind"] != "live":
         sentences.append(OPENS_SENTENCE)

@@ -109,7 +109,7 @@ DECISIONS: Final = (
     "confidence, regime, target_quantity_text AS target_quantity "
     "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
 )
-TRADES: Final = (
+FILLS: Final = (
     "SELECT sequence, filled_iso, instrument, order_id, side, position_side, "
     "quantity_text AS quantity, price_text AS price, fee_text AS fee, "
     "fee_base_text AS fee_base, liquidity, model, reason, status "

@@ -234,7 +234,7 @@ class Reader:
 
     def ended_at_ms(self, run_id: str) -> int | None:
         """Return when the run ended in good order; None if it was resumed or killed."""
-        query = "SELECT ended_at FROM v_runs WHERE run_id = ?"
+        query = "SELECT ended_ms FROM v_runs WHERE run_id = ?"
         row = self.connection.execute(query, (run_id,)).fetchone()
         return None if row is None or row[0] is None else int(row[0])
 

@@ -68,7 +68,7 @@ V_RUNS: Final = View(
         (
             *shown("r", "runs", "run_id", "kind", "started_at_ms"),
             *moment(
-                "ended_at",
+                "ended_ms",
                 _ENDED_AT,
                 "wall time of the end; null if it is running or was killed",
             ),

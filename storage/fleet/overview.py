@@ -32,7 +32,7 @@ _RUNS: Final = (
     "extract(epoch FROM clock_timestamp() - s.seen_at)::double precision AS silent_s, "
     "(SELECT count(*) FROM holes h WHERE h.database_id = r.database_id "
     "AND h.run_key = r.run_key) AS holes, "
-    "(SELECT v.ended_at_iso FROM v_runs v WHERE v.database_id = r.database_id "
+    "(SELECT v.ended_iso FROM v_runs v WHERE v.database_id = r.database_id "
     "AND v.run_id = r.run_id) AS ended "
     "FROM runs r JOIN marks m USING (database_id, run_key) "
     "LEFT JOIN shippers s USING (database_id) "

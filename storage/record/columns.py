@@ -173,7 +173,7 @@ _RUNS = (
     _key("run_key"),
     _text("run_id", "the run"),
     _text("kind", any_of(RunKind), RunKind),
-    Column(name="started_at_ms", doc="wall time of the start", scale=TIME, shown="started_at"),
+    Column(name="started_at_ms", doc="wall time of the start", scale=TIME, shown="started_ms"),
     _text("parent_run_id", "the run whose account it took over", null=True),
     _whole("period_start_ms", "first open time with a decision", TIME),
     _whole("interval_ms", "milliseconds of a bar"),

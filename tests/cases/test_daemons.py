@@ -151,7 +151,7 @@ def test_a_closed_terminal_ends_a_daemon_in_good_order(by: signal.Signals, tmp_p
     with exchange(tmp_path) as served, daemon(tmp_path, served.out) as program:
         program.wait_until(lambda: bars(tmp_path) > 2)
         assert program.stop(by).code == 0
-        assert rows(tmp_path, "SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL") == [(1,)]
+        assert rows(tmp_path, "SELECT count(*) FROM v_runs WHERE ended_ms IS NOT NULL") == [(1,)]
 
 
 def test_a_machine_that_slept_fetches_its_bars_and_trades_none_of_them(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
         assert LongUnderStop.closes == [START_MS + at * MINUTE for at in range(running.decided())]
         assert 15 <= running.decided() < 15 + GROUP_STEPS
     check_record(database, bars=running.decided())
-    (ended,) = rows(database, "SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL")[0]
+    (ended,) = rows(database, "SELECT count(*) FROM v_runs WHERE ended_ms IS NOT NULL")[0]
     assert ended == 1
 
 

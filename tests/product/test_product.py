@@ -129,7 +129,7 @@ def test_ctrl_c_ends_a_demo_in_order_with_its_summary(story: Story) -> None:
     assert re.search(r"What happened: \d+ decisions in ", story.ended.out)
     assert "the chain of" in story.ended.out
     assert "Traceback" not in story.ended.err
-    assert rows("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL", story.database) == [(1,)]
+    assert rows("SELECT count(*) FROM v_runs WHERE ended_ms IS NOT NULL", story.database) == [(1,)]
 
 
 def test_a_halt_is_obeyed_audited_and_shown(story: Story) -> None:
@@ -182,7 +182,7 @@ def test_a_hang_up_ends_daemon_and_exchange_in_good_order_unless_it_is_ignored(
         exchange_process.kill()
     assert ended.code == 0, ended.err[-2000:]
     assert exchange_ended.code == 0, exchange_ended.err[-2000:]
-    assert rows("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL", tmp_path / "run.db") == [
+    assert rows("SELECT count(*) FROM v_runs WHERE ended_ms IS NOT NULL", tmp_path / "run.db") == [
         (1,)
     ]
     checked = run(["audit", "verify", "last", "--db", "run.db"], tmp_path)

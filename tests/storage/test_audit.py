@@ -291,7 +291,7 @@ def test_resume_returns_where_the_run_stands(tmp_path: Path) -> None:
 def ended(path: Path) -> list[int | None]:
     """Return when the run ended, as the reader and as the view say it."""
     with Reader.open(path) as reader:
-        (ended_at,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
+        (ended_at,) = reader.connection.execute("SELECT ended_ms FROM v_runs").fetchone()
         return [reader.ended_at_ms("r-1"), ended_at]
 
 

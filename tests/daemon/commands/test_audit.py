@@ -95,7 +95,7 @@ def test_decisions_are_the_newest_in_their_order(path: Path, cli: Cli) -> None:
 
 
 def test_trades_are_the_fills_with_exact_money(path: Path, cli: Cli) -> None:
-    rows = cli.json("audit", "trades", "--limit", 1000, "--db", path)
+    rows = cli.json("audit", "fills", "--limit", 1000, "--db", path)
     fills = [fill for step in STEPS for fill in step.fills]
     assert [row["order_id"] for row in rows] == [fill.order_id for fill in fills]
     assert rows[0]["fee"] == f"{fills[0].fee / 10**8:.8f}"
@@ -110,7 +110,7 @@ def test_equity_ends_with_the_last_step(path: Path, cli: Cli) -> None:
 
 def test_a_run_without_trades_says_so(tmp_path: Path, cli: Cli) -> None:
     cases.write_run(tmp_path / "b.db", STEPS[:5])
-    code, out, err = cli("audit", "trades", "--db", tmp_path / "b.db")
+    code, out, err = cli("audit", "fills", "--db", tmp_path / "b.db")
     assert code == 1
     assert out.startswith("sequence\t")
     assert err == "Run r-1 has none.\n"

@@ -216,7 +216,7 @@ def test_the_day_is_summed_up_at_its_time() -> None:
     ((kind, text),) = told_of(notifier, last, closed(MIDNIGHT_MS + 31 * MINUTE))
     assert kind == "daily"
     assert text == (
-        "equity 101,000.00, +1,000.00 (+1.00 %) since 2023-11-15T00:00Z; 1 fills, fees 0.00, "
+        "equity 101,000.00, +1,000.00 (+1.00 %) since 2023-11-15T00:00Z; 1 fill, fees 0.00, "
         "1 of 3 decisions refused; buy_and_hold -2.00 %"
     )
     assert len(told_of(notifier, closed(MIDNIGHT_MS + DAY_MS + 30 * MINUTE))) == 1

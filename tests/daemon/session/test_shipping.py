@@ -65,7 +65,7 @@ async def test_a_daemon_ships_every_step_and_its_end(
         assert run.last_decision is not None
         assert "linear:BTCUSDT" in run.last_decision
     # The process outlives the daemon until the run's end has arrived there.
-    ended = "SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL"
+    ended = "SELECT count(*) FROM v_runs WHERE ended_ms IS NOT NULL"
     await until(lambda: postgres.sql(fleet_url, ended) == [(1,)], poll_s=0.1)
     pull(fleet_url, back)
     assert_same(path, back)

@@ -85,7 +85,7 @@ def test_a_summary_an_explanation_and_a_report_show_a_reason_as_it_is(path: Path
     "words",
     [
         ["audit", "decisions"],
-        ["audit", "trades"],
+        ["audit", "fills"],
         ["audit", "sql", "SELECT reason FROM v_decisions"],
     ],
 )

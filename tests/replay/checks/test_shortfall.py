@@ -485,7 +485,7 @@ def test_half_an_hour_inside_an_hourly_bar_is_delay_where_minutes_are_given(
     assert parts_of(hourly, executions, [minutes])[0] == {"delay": truth}
     parts, findings = parts_of(hourly, executions)
     assert parts == {"price": truth}
-    assert "1 fills lie inside a bar of 60.0 min: give finer --candles" in findings.notes[-1]
+    assert "inside a bar of 60.0 min: 1 fill; give finer --candles" in findings.notes[-1]
 
 
 def test_a_fee_in_another_coin_is_converted_or_named(entering: Path, tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_a_fee_that_is_not_named_is_papers(entering: Path) -> None:
     account = [replace(paper[0], fee=None, fee_base=None), *paper[1:]]
     parts, findings = parts_of(entering, Executions("fills.csv", len(account), account))
     assert parts == {}
-    assert findings.notes == ["1 fills name no fee; paper's is taken"]
+    assert findings.notes == ["without a fee: 1 fill; paper's is taken"]
 
 
 def test_funding_and_a_position_at_the_begin_are_parts(entering: Path, tmp_path: Path) -> None:
@@ -567,7 +567,7 @@ def test_an_import_replaces_the_one_before_and_is_in_the_report(
     answer = cli.json(*command, fills)
     assert answer["fills"] == len(paper) - 7
     assert answer["left_out"] == {"of XRPUSDT, which the run does not trade": 1}
-    assert answer["notes"][-1].startswith("7 decisions after the last fill of the file")
+    assert answer["notes"][-1].startswith("missed: 7 decisions after the last fill of the file")
     by_part = {row["part"]: row for row in answer["shortfall"]}
     assert by_part["missed"]["decisions"] == 7
     assert by_part["price"]["money"] == by_part["delay"]["money"] == 0

@@ -233,7 +233,7 @@ def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None
     cases.write_run(path, cases.plain_steps(24 * 60 + 305), end=True)
     prune(path, keep_days=1, pruned_at_ms=5)
     with Reader.open(path) as reader:
-        (ended_at,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
+        (ended_at,) = reader.connection.execute("SELECT ended_ms FROM v_runs").fetchone()
         assert ended_at == reader.ended_at_ms("r-1") is not None
 
 

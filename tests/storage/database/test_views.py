@@ -108,8 +108,8 @@ def test_runs_tell_what_they_are(database: sqlite3.Connection) -> None:
     rich, plain = ask(database, "SELECT * FROM v_runs")
     assert rich["instruments"] == f"{cases.BTC.id},{cases.ETH.id}"
     assert (plain["run_id"], plain["kind"], plain["interval"]) == ("plain", "replay", "1")
-    assert plain["started_at"] == cases.run().started_at_ms
-    assert plain["started_at_iso"] == iso_of(cases.run().started_at_ms)
+    assert plain["started_ms"] == cases.run().started_at_ms
+    assert plain["started_iso"] == iso_of(cases.run().started_at_ms)
     assert plain["step_count"] == len(PLAIN)
     query = "SELECT lower(hex(digest)) AS digest FROM commits WHERE last_sequence = 119"
     (last,) = ask(database, query)
