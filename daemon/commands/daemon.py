@@ -95,6 +95,9 @@ def _lines(status: Status) -> list[Text]:
     counts = ", ".join(count_of(status[f"{noun}s"], noun) for noun in ("bar", "decision", "fill"))
     progress = f"since this start: {counts}; the run is at event {status['sequence']}"
     lines = [head, Text(progress, "dim")]
+    if any(status["not_in_time"].values()):
+        words = ", ".join(f"{count:,} {word}" for word, count in status["not_in_time"].items())
+        lines.append(Text(f"bars that did not come in time: {words}", "dim"))
     if outage := status["outage"]:
         lines.append(Text(outage, "yellow"))
     if cause := status["without_fills"]:

@@ -416,9 +416,19 @@ class BarSequencer:
     def _seen_now(self, event: Delivered) -> Delivered:
         """Return *event* with the present as ``seen_ms``, and a gap also as ``market_ms``."""
         now_ms = self._clock.market_ms()
-        if isinstance(event, Gap):
-            return structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
-        return structs.replace(event, seen_ms=now_ms)
+        if not isinstance(event, Gap):
+            return structs.replace(event, seen_ms=now_ms)
+        event = structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
+        if (word := event.word(self._interval_ms)) is not None:
+            tell = log.warning if word == "absent" else log.info
+            tell(
+                f"bars {word}",
+                instrument=event.instrument,
+                from_ms=event.from_ms,
+                until_ms=event.until_ms,
+                cause=event.cause.value,
+            )
+        return event
 
     def _cause(self, state: FeedState) -> GapCause:
         """Return why bars are missing; a new run's stream may have brought none yet."""

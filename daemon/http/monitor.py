@@ -27,10 +27,13 @@ from tracepaper.strategies.types.decisions import (
     Step,
 )
 from tracepaper.strategies.types.market import (
+    GAP_WORDS,
     LEVERAGE_DECIMALS,
     Bar,
     Command,
     CommandKind,
+    Gap,
+    GapWord,
     Instrument,
     ModelChange,
 )
@@ -126,6 +129,7 @@ class Monitor:
         self.fills = 0
         self.decided = DecisionCounts()
         self.revisions = 0
+        self.not_in_time: Counter[GapWord] = Counter()  # bars
         self.halted_by = halted_by
         self.bars: dict[str, Step] = {}
         self.held: dict[str, Step] = {}  # by instrument, the newest step with a position
@@ -154,6 +158,9 @@ class Monitor:
         self.events[type(step.event).__name__] += 1
         self.fills += len(step.fills)
         match step.event:
+            case Gap() as gap if word := gap.word(self.run.interval_ms):
+                bars = (gap.until_ms - gap.from_ms) // self.run.interval_ms
+                self.not_in_time[word] += max(1, bars)
             case ModelChange(model_id=model_id):
                 self.model_id = model_id
             case Bar(instrument=instrument):
@@ -297,6 +304,7 @@ class Monitor:
             "refusals": dict(self.refusals),
             "without_fills": None if self.fills else self.decided.why_no_fill() or None,
             "revisions": self.revisions,
+            "not_in_time": {word: self.not_in_time[word] for word in GAP_WORDS},
             "instruments": {name: self.instrument(name) for name in self.bars},
             "counters": dict(self.counters),
             "feeds": [

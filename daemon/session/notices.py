@@ -29,6 +29,7 @@ from tracepaper.strategies.types.market import (
     Command,
     CommandKind,
     Gap,
+    GapCause,
     ParityCheck,
     Side,
 )
@@ -249,10 +250,12 @@ class Notices:
     def _hole(self, gap: Gap, step: Step) -> Notice:
         symbol = self._instruments[gap.instrument].symbol
         words = (
-            f"{symbol} lacks {minute_text(gap.from_ms)} to {minute_text(gap.until_ms)} for good "
+            f"{symbol} has no bars from {minute_text(gap.from_ms)} to {minute_text(gap.until_ms)} "
             f"({gap.cause.value})"
         )
-        return _notice("feed", step, state="incomplete", words=words, symbol=symbol)
+        if gap.cause is GapCause.FUNDING:
+            words = f"{symbol} has no funding settlement of {minute_text(gap.from_ms)}"
+        return _notice("feed", step, state="absent", words=words, symbol=symbol)
 
 
 class _Digest:

@@ -6,11 +6,11 @@ The rule is docs/decisions.md, G22.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -25,7 +25,14 @@ from tracepaper.strategies.gates.declared import (
     warm,
 )
 from tracepaper.strategies.types.decisions import Action, OrderStatus
-from tracepaper.strategies.types.market import BY_REST, Command, CommandKind, GapCause, Side
+from tracepaper.strategies.types.market import (
+    Command,
+    CommandKind,
+    GapCause,
+    GapWord,
+    Side,
+    gap_word,
+)
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, minute_text
 from tracepaper.strategies.without_fills import DecisionCounts
 from tracepaper.strategies.without_value import lacked_value
@@ -35,7 +42,6 @@ LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
 _ENTRIES: Final = (Action.LONG, Action.SHORT, Action.ORDERS)
 LONG_GAPS: Final = 0.01
 """Share of a run's time from which its absent or late bars count as a state."""
-GapWord = Literal["absent", "late", "repaired"]
 _CAUSES: Final = {
     GapCause.DISCONNECTED: "the feed was disconnected",
     GapCause.MISSED: "no closing frame came",
@@ -148,19 +154,6 @@ def without_value(columns: RunColumns) -> str:
     return f"The strategy decided {bars} without a value, first at {first}. Most often: {reason}."
 
 
-def gap_word(gap: Mapping[str, Any], interval_ms: int) -> GapWord | None:
-    """Return what the bars of a row of ``v_gaps`` are; None if it is about no bars.
-
-    They are ``absent`` if they never came, ``late`` if REST gave the first more than one interval
-    after its close, and else ``repaired``.
-    """
-    if gap["cause"] == GapCause.FUNDING or gap["repaired_by"] not in {"", BY_REST}:
-        return None
-    if not gap["repaired_by"]:
-        return "absent"
-    return "late" if gap["market_ms"] - gap["from_ms"] > 2 * interval_ms else "repaired"
-
-
 def below_zero(times_ms: Ints, equity: Floats) -> str:
     """Return a sentence on an account that had nothing left at one of *times_ms*, else nothing.
 
@@ -255,7 +248,10 @@ class _Span:
         interval_ms = self._columns.interval_ms
         lost: dict[str, list[tuple[int, Row]]] = {}
         for row in self._views.rows("v_gaps"):
-            if row["sequence"] > self._last or gap_word(row, interval_ms) != word:
+            if row["sequence"] > self._last:
+                continue
+            times = {"from_ms": row["from_ms"], "market_ms": row["market_ms"]}
+            if gap_word(row["cause"], row["repaired_by"], **times, interval_ms=interval_ms) != word:
                 continue
             until_ms = row["until_ms"]
             if word == "late":

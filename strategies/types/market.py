@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from msgspec import Struct
 
@@ -393,6 +393,30 @@ class Gap(Struct, frozen=True, gc=False):
     repaired_by: str
     market_ms: int
     seen_ms: int
+
+    def word(self, interval_ms: int) -> GapWord | None:
+        """Return what its bars are: see ``gap_word``."""
+        times = {"from_ms": self.from_ms, "market_ms": self.market_ms}
+        return gap_word(self.cause, self.repaired_by, **times, interval_ms=interval_ms)
+
+
+GapWord = Literal["absent", "late", "repaired"]
+GAP_WORDS: Final[tuple[GapWord, ...]] = get_args(GapWord)
+
+
+def gap_word(
+    cause: str, repaired_by: str, *, from_ms: int, market_ms: int, interval_ms: int
+) -> GapWord | None:
+    """Return what the bars of a gap are; None if it is about no bars.
+
+    They are ``absent`` if they never came, ``late`` if REST gave the first more than one interval
+    after its close, and else ``repaired``.
+    """
+    if cause == GapCause.FUNDING or repaired_by not in {"", BY_REST}:
+        return None
+    if not repaired_by:
+        return "absent"
+    return "late" if market_ms - from_ms > 2 * interval_ms else "repaired"
 
 
 class CommandKind(StrEnum):

@@ -10,11 +10,13 @@ from aiohttp import web
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from msgspec import structs
+from structlog.testing import capture_logs
 from waiting import until
 
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.state import PENDING_MAX
 from tracepaper.strategies.types.market import Bar, Funding, Gap, GapCause, Instrument, Source
+from tracepaper.strategies.units import iso
 
 HOUR = 3_600_000
 ETHER = structs.replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
@@ -83,7 +85,10 @@ async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
         assert of_ether == [START_MS + index * MINUTE for index in range(6)]
         assert not run.gaps()
         server.answers["kline"].clear()
-        await run.expect(lambda: len(run.bars()) == 12)
+        with capture_logs() as lines:
+            await run.expect(lambda: len(run.bars()) == 12)
+        told = [(line["event"], line["from"]) for line in lines if "from" in line]
+        assert told == [("bars late", iso(START_MS + MINUTE))]
         bitcoins = [bar for bar in run.bars() if bar.instrument == BITCOIN.id]
         assert [(bar.open_time_ms - START_MS) // MINUTE for bar in bitcoins] == [0, 1, 2, 3, 4, 5]
         assert (

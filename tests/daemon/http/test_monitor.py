@@ -12,7 +12,7 @@ from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor
 from tracepaper.strategies.types.decisions import Action, LimitBreach, Position, ShadowStep, Step
-from tracepaper.strategies.types.market import Command, CommandKind, Quote
+from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
 BTC = "linear:BTCUSDT"
@@ -57,6 +57,21 @@ def test_the_status_says_why_nothing_filled_until_something_fills() -> None:
     )
     watched.observe(decided())
     assert watched.status()["without_fills"] is None
+
+
+def test_the_status_counts_bars_that_did_not_come_in_time() -> None:
+    watched = monitor()
+    for minutes, repaired_by, cause in (
+        (3, "", GapCause.MISSED),
+        (2, "rest", GapCause.DISCONNECTED),
+        (5, "rest", GapCause.DOWN),
+        (7, "", GapCause.FUNDING),
+        (9, "clock", GapCause.JUMPED),
+    ):
+        until_ms = START_MS + minutes * MINUTE
+        gap = Gap(BTC, START_MS, until_ms, cause, repaired_by, until_ms, until_ms)
+        watched.observe(step(gap))
+    assert watched.status()["not_in_time"] == {"absent": 3, "late": 5, "repaired": 2}
 
 
 def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:

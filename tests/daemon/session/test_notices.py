@@ -155,10 +155,10 @@ def test_a_lost_feed_is_told_once_and_so_is_its_return() -> None:
 
 
 def test_a_gap_is_told_only_where_its_bars_never_come() -> None:
-    def gap(repaired_by: str) -> Step:
+    def gap(repaired_by: str, cause: GapCause = GapCause.MISSED) -> Step:
         until_ms = START_MS + 2 * MINUTE
         of: Event = Gap(
-            *("linear:BTCUSDT", START_MS, until_ms, GapCause.MISSED, repaired_by),
+            *("linear:BTCUSDT", START_MS, until_ms, cause, repaired_by),
             *(until_ms, until_ms),
         )
         return builders.step(of)
@@ -166,7 +166,9 @@ def test_a_gap_is_told_only_where_its_bars_never_come() -> None:
     assert told_of(notices(), gap("rest")) == []
     ((kind, text),) = told_of(notices(), gap(""))
     assert kind == "feed"
-    assert "BTCUSDT lacks 2023-11-14T22:14Z to 2023-11-14T22:16Z for good (missed)" in text
+    assert "feed absent: BTCUSDT has no bars from 2023-11-14T22:14Z to 2023-11-14T22:16Z" in text
+    ((_, text),) = told_of(notices(), gap("", GapCause.FUNDING))
+    assert "feed absent: BTCUSDT has no funding settlement of 2023-11-14T22:14Z" in text
 
 
 def test_late_decisions_are_told_when_they_begin_and_end() -> None:
