@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 OUTCOMES_KEPT: Final = 64
 """The most outcomes to remember: a strategy with ever new reasons must not fill the memory."""
 
-OutcomeKey = tuple[Action, str, int, Regime, int | None, float | None]
+OutcomeKey = tuple[Action, str, str | None, int, Regime, int | None, float | None]
 """Action, reason, passed gates, regime, cell and size factor: the identity of an outcome."""
 
 
@@ -440,6 +440,7 @@ class DecisionOutcomes:
         if (
             last is not None
             and last.passed == passed
+            and last.refused_by == refused  # a failed limit refuses only what does not reduce
             and last.action is action
             and last.reason == reason
             and last.regime is regime
@@ -447,7 +448,7 @@ class DecisionOutcomes:
             and last.size_factor == factor
         ):
             return last
-        key = action, reason, passed, regime, cell, factor
+        key = action, reason, refused, passed, regime, cell, factor
         outcome = self._outcomes.get(key)
         if outcome is None:
             if len(self._outcomes) >= OUTCOMES_KEPT:

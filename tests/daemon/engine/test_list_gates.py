@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from builders import MINUTE, bar, instrument, quote
+from builders import MINUTE, bar, instrument, present, quote
 from engines import Says, engine_of
 from msgspec.structs import replace
 
@@ -21,6 +21,7 @@ from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Category, Command, CommandKind
 
+DAY = 1440
 KEY = "linear:BTCUSDT"
 
 
@@ -181,6 +182,19 @@ def test_a_breach_that_flattens_takes_back_what_could_open_whatever_is_listed_on
     assert last.decision is not None
     assert last.decision.reason == "halted by risk.drawdown"
     assert held_by(machine) == len(machine.broker.account.line(KEY).orders.orders) == 0
+
+
+def test_a_breach_refuses_what_could_open_and_no_bar_that_asks_for_less() -> None:
+    """On the next day the bars have one action, one reason and one set of passed gates."""
+    more, nothing = listed(buy(1)), Signal(Action.FLAT, "leave")
+    breach = {"max_daily_loss": "5", "on_breach": "flatten"}
+    answers = more, more, more, more, nothing, more, nothing
+    machine = engine(*answers, account={"cash": "100"}, risk=breach)
+    closes = (0, 10_000), (1, 10_000), (2, 9_000), *((DAY + index, 9_000) for index in range(4))
+    decisions = [present(step(machine, *close).decision) for close in closes][4:]
+    refused = [decision.refused_by for decision in decisions]
+    assert refused == [None, "risk.halt", None]
+    assert {decision.reason for decision in decisions} == {"halted by risk.daily_loss"}
 
 
 def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
