@@ -232,6 +232,11 @@ def number(value: float | None, *, digits: int = 4, signed: bool = False) -> str
     return without_zeros(f"{value:{sign},.{max(0, min(places, DECIMALS_MOST))}f}")
 
 
+def money_text(amount: float | Decimal, *, signed: bool = False) -> str:
+    """Return an *amount* of money to the cent: ``95,763.75``."""
+    return f"{amount:{'+' if signed else ''},.2f}"
+
+
 def without_zeros(text: str) -> str:
     """Return a decimal without trailing zeros: ``0.058`` for ``0.0580``."""
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -19,7 +19,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
-from tracepaper.strategies.units import count_of
+from tracepaper.strategies.units import count_of, money_text
 
 if TYPE_CHECKING:
     import threading
@@ -317,7 +317,7 @@ def _table(runs: list[FleetRun]) -> object:
     for run in runs:
         held = ", ".join(f"{position.instrument} {position.quantity}" for position in run.positions)
         lag = f"{run.lag_steps} in {run.lag_s:.1f} s" if run.lag_steps else "0"
-        equity = "" if run.equity is None else f"{Decimal(run.equity):,.2f}"
+        equity = "" if run.equity is None else money_text(Decimal(run.equity))
         alarms = (f"alarm: {alarm}" for alarm in run.alarms)
         state = "\n".join(
             visible(line) for line in (held or "flat", run.last_decision, *alarms) if line

@@ -171,26 +171,44 @@ def head(
     return CommandAnswer(document, f"{run_id} {steps} {digest}")
 
 
+@audit_app.command()
+@answers
+def decisions(
+    run: RunArgument = "last",
+    *,
+    limit: LimitOption = 20,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> CommandAnswer:
+    """Show the newest decisions of a run, including refusals."""
+    from tracepaper.storage.database import queries
+
+    return _newest(queries.DECISIONS, limit, located(run, db, config))
+
+
 def _listing(query: str, help_text: str) -> Callable[..., None]:
-    """Return a command that shows the newest rows of the prepared *query*."""
+    """Return a command that shows the newest rows of the prepared *query*, which have money."""
 
     def show(
         run: RunArgument = "last",
         *,
         limit: LimitOption = 20,
+        exact: Annotated[
+            bool, typer.Option("--exact", help="Show money with all its decimals.")
+        ] = False,
         db: DatabaseOption = None,
         config: ConfigOption = None,
     ) -> CommandAnswer:
         from tracepaper.storage.database import queries
 
-        return _newest(getattr(queries, query), limit, located(run, db, config))
+        place = located(run, db, config)
+        return _newest(getattr(queries, query), limit, place, is_exact=exact)
 
     show.__doc__ = help_text
     return answers(show)
 
 
 for _name, _help in {
-    "decisions": "Show the newest decisions of a run, including refusals.",
     "fills": "Show the newest fills of a run.",
     "equity": "Show position, cash and equity after the newest steps of a run.",
 }.items():
@@ -258,7 +276,7 @@ def export(
     return CommandAnswer(document, "\n".join(lines))
 
 
-def _newest(query: str, limit: int, place: RunLocation) -> CommandAnswer:
+def _newest(query: str, limit: int, place: RunLocation, *, is_exact: bool = False) -> CommandAnswer:
     """Return the newest rows of a prepared query of one run, the newest last."""
     from tracepaper.storage.database.queries import ask
     from tracepaper.storage.database.reader import Reader
@@ -268,7 +286,29 @@ def _newest(query: str, limit: int, place: RunLocation) -> CommandAnswer:
         result = ask(reader.connection, query, parameters, rows_most=limit)
     if not result.rows:
         say(f"Run {place.run_id} has none.", err=True)
-    return _rows(result.oldest_first())._replace(code=0 if result.rows else 1)
+    rows = result.oldest_first()
+    answer = _rows(rows if is_exact else _to_the_cent(rows))
+    return answer._replace(document=rows.documents(), code=0 if result.rows else 1)
+
+
+def _to_the_cent(result: QueryAnswer) -> QueryAnswer:
+    """Return *result* with money as text with two decimals."""
+    from decimal import Decimal
+
+    from tracepaper.storage.database.views import V_EQUITY, V_FILLS
+    from tracepaper.strategies.units import money_text
+
+    columns = (*V_EQUITY.columns, *V_FILLS.columns)
+    money = {column.name for column in columns if column.is_money}
+    is_money = [name in money for name in result.columns]
+    rows = [
+        tuple(
+            money_text(Decimal(value)) if is_amount and value is not None else value
+            for is_amount, value in zip(is_money, row, strict=True)
+        )
+        for row in result.rows
+    ]
+    return result._replace(rows=rows)
 
 
 def _rows(result: QueryAnswer) -> CommandAnswer:

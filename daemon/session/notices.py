@@ -41,6 +41,7 @@ from tracepaper.strategies.units import (
     day_text,
     duration,
     minute_text,
+    money_text,
     time_of,
     time_of_day_ms,
     unscaled,
@@ -149,7 +150,7 @@ class Notices:
             is_last = key not in {(f.instrument, f.position_side) for f in step.fills[at + 1 :]}
             profit = ""
             if is_last and before is not None and after is not None and _closes(fill, before):
-                realized = _money(after.realized_pnl - before.realized_pnl, sign="+")
+                realized = _money(after.realized_pnl - before.realized_pnl, signed=True)
                 profit = f", profit {realized} before fees"
             yield self._fill(fill, after, profit, step)
 
@@ -317,7 +318,7 @@ def _summary(digest: _Digest, step: Step) -> Notice:
         "daily",
         step,
         equity=_money(after.equity),
-        change=_money(after.equity - before.equity, sign="+"),
+        change=_money(after.equity - before.equity, signed=True),
         percent=_percent(before.equity, after.equity),
         since=digest.since(),
         fills=count_of(digest.fills, "fill"),
@@ -352,8 +353,8 @@ def _feed(state: str, words: str, market_ms: int) -> Notice:
     return Notice("feed", market_ms, {"state": state, "words": words, "symbol": ""})
 
 
-def _money(value: int, *, sign: str = "") -> str:
-    return f"{value / MONEY_SCALE:{sign},.2f}"
+def _money(value: int, *, signed: bool = False) -> str:
+    return money_text(value / MONEY_SCALE, signed=signed)
 
 
 def _percent(before: int, after: int) -> str:

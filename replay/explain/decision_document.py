@@ -50,7 +50,14 @@ from tracepaper.strategies.gates.gate import GATES, measured, refusal, unit_besi
 from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide, Regime
 from tracepaper.strategies.types.market import Side
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, iso, number, without_zeros
+from tracepaper.strategies.units import (
+    DAY_MS,
+    HOUR_MS,
+    MINUTE_MS,
+    iso,
+    money_text,
+    without_zeros,
+)
 
 BASIS_POINTS: Final = 1e4
 BLOCKS_SHOWN: Final = 12
@@ -564,7 +571,8 @@ def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHi
     for step in steps:
         texts = [_filled(fill, seen_ms.get(step)) for fill in fills if fill["sequence"] == step]
         texts += [
-            f"{row['kind'].replace('_', ' ')} {row['amount']:+,.4f}, balance {row['balance']:,.2f}"
+            f"{row['kind'].replace('_', ' ')} {money_text(row['amount'], signed=True)}, "
+            f"balance {money_text(row['balance'])}"
             for row in booked
             if row["sequence"] == step and row["order_id"] in (order_id, None)
         ]
@@ -597,5 +605,5 @@ def _filled(fill: Row, seen_ms: int | None) -> str:
     liquidity = f" ({fill['liquidity'].lower()})" if fill["liquidity"] else ""
     return (
         f"filled {without_zeros(fill['quantity_text'])} at {Decimal(fill['price_text']):,}{price}, "
-        f"fee {number(fill['fee'], digits=5)}{liquidity}"
+        f"fee {money_text(fill['fee'])}{liquidity}"
     )

@@ -166,7 +166,7 @@ def _shown_columns(shown: ShownRun, name: str, columns: Mapping[str, ViewColumn]
 
 
 def _figure(column: ViewColumn, columns: Mapping[str, ViewColumn]) -> Figure[Row]:
-    """Return the figure of a column; its numbers are exact decimals if the view has them."""
+    """Return the figure of a column: money to the cent, other numbers exactly where stored so."""
     name, form = column.name, _FORMS[column.kind]
     read: Callable[[Row], Value] = itemgetter(name)
     if name.endswith("sequence"):
@@ -175,6 +175,8 @@ def _figure(column: ViewColumn, columns: Mapping[str, ViewColumn]) -> Figure[Row
         form = "second"
     elif name == "instrument":
         read = _symbol
+    elif column.is_money:
+        form = "money"
     elif column.kind == "REAL":
         read = partial(_decimal, name, f"{name}_text" if f"{name}_text" in columns else "")
     title = name.removesuffix("_ms").removesuffix("_sequence").replace("_", " ")

@@ -98,6 +98,7 @@ class ViewColumn(NamedTuple):
     doc: str
     kind: str = "TEXT"  # `INTEGER`, `REAL` or `TEXT`
     is_flag: bool = False  # a boolean, 1 or 0
+    is_money: bool = False  # an amount in quote currency
 
     @property
     def typed(self) -> str:
@@ -142,9 +143,10 @@ class View(NamedTuple):
 
 def exact(name: str, sql: str, decimals: str, doc: str) -> tuple[ViewColumn, ViewColumn]:
     """Return the two columns of a number: *name* as REAL and *name*_text exactly."""
+    is_money = decimals == MONEY
     return (
-        ViewColumn(name, real(sql, decimals), doc, "REAL"),
-        ViewColumn(f"{name}_text", text(sql, decimals), f"`{name}`, exactly"),
+        ViewColumn(name, real(sql, decimals), doc, "REAL", is_money=is_money),
+        ViewColumn(f"{name}_text", text(sql, decimals), f"`{name}`, exactly", is_money=is_money),
     )
 
 

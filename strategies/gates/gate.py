@@ -25,7 +25,7 @@ from tracepaper.strategies.types.decisions import (
     HeadForecasts,
     Regime,
 )
-from tracepaper.strategies.units import NOTHING, duration, number
+from tracepaper.strategies.units import NOTHING, duration, money_text, number
 
 Reader = Callable[[Forecast, int], float | None]
 """``(forecast, horizon index) -> value``; None if unknown."""
@@ -393,7 +393,9 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
         return NOTHING if signed else {1.0: "yes", 0.0: "no"}.get(value, number(value))
     if unit in _SHARES:
         return f"{100 * value:{sign}.1f} %"
-    return f"{value:{sign},.2f}" if unit == QUOTE_CURRENCY else number(value, signed=signed)
+    if unit == QUOTE_CURRENCY:
+        return money_text(value, signed=signed)
+    return number(value, signed=signed)
 
 
 def unit_beside(name: str) -> str:

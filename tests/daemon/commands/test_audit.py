@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,16 @@ def test_equity_ends_with_the_last_step(path: Path, cli: Cli) -> None:
     assert [row["sequence"] for row in rows] == [58, 59]
     whole, part = divmod(STEPS[-1].account.equity, 10**8)
     assert rows[-1]["equity"] == f"{whole}.{part:08d}"
+
+
+def test_tables_have_money_to_the_cent_and_exactly_on_request(path: Path, cli: Cli) -> None:
+    account = STEPS[-1].account
+    for words, pattern in (((), "{:,.2f}"), (("--exact",), "{:.8f}")):
+        out = cli.out("audit", "equity", "--limit", 1, *words, "--db", path)
+        names, values = (line.split("\t") for line in out.splitlines())
+        row = dict(zip(names, values, strict=True))
+        assert row["equity"] == pattern.format(Decimal(account.equity) / 10**8)
+        assert row["fees_paid"] == pattern.format(Decimal(account.fees_paid) / 10**8)
 
 
 def test_a_run_without_trades_says_so(tmp_path: Path, cli: Cli) -> None:

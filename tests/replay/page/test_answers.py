@@ -261,6 +261,9 @@ def test_rows_are_filtered_sorted_and_paged(run: ShownRun) -> None:
         (row["decision_sequence"], f"{Decimal(without_zeros(row['price_text'])):,}")
         for row in stored
     ]
+    (part,) = as_parts([dear])
+    texts = {cell["text"] for row in part["rows"] for cell in row if isinstance(cell, dict)}
+    assert texts >= {f"{row['fee']:,.2f}" for row in stored}  # to the cent
     for view, filters in (("nope", {}), ("fills", {"x": "1"}), ("fills", {"price": "much"})):
         with pytest.raises(HttpRefusal):
             page_of(run, view, filters, limit=10)
