@@ -39,11 +39,10 @@ def judgement(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
     own_days, held_days = (
         metrics.daily_returns(times_ms, equity, bars.calendar) for equity in (account.equity, held)
     )
-    ahead, error = 0.0, None
-    if held_days.size == own_days.size:  # a short benchmark may lose everything
-        difference = own_days - held_days
-        ahead = float(difference.mean())
-        error = metrics.mean_error(difference, metrics.return_days(times_ms, bars.calendar))
+    # A short benchmark that lost everything has no daily returns; then the result counts alone.
+    difference = own_days - (held_days if held_days.size else 0.0)
+    error = metrics.mean_error(difference, metrics.return_days(times_ms, bars.calendar))
+    ahead = float(difference.mean())
     if error is None:
         verdict = "these are too few days to tell skill from luck"
     elif len(closed) < TRADES_TO_JUDGE:
