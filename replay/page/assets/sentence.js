@@ -77,7 +77,7 @@ function Words() {
   return html`<details class="words">
     <summary>What the words mean</summary>
     <p>Long: the account holds the coin and wins when its price rises. Short: it wins when the price falls. Flat: it holds nothing. A full triangle is a purchase, a hollow one a sale.</p>
-    <p>A gate is a check before an order; a red mark is a bar where it refused, and “short by” or “over by” is how far it was from passing. The fan is the model's forecast: it expects the price to end inside it in 90 of 100 cases.</p>
+    <p>Under the candles, “looked at” is where the model's attention lay and “asked” is what the strategy wanted; then come the gates. A gate is a check before an order; a red mark is a bar where it refused, and “short by” or “over by” is how far it was from passing. The fan is the model's forecast: it expects the price to end inside it in 90 of 100 cases.</p>
     <p>Buy and hold bought at the start and kept everything; “at its own exposure” with only as much money as this run used on average. Parity counts the decisions that a replay of the record repeated. One bp is .01 %.</p>
   </details>`;
 }
