@@ -295,7 +295,7 @@ class Monitor:
             "outage": self.outage(),
             "pid": os.getpid(),
             "code_version": run.code_version,
-            "started_at_ms": run.started_at_ms,
+            "started_ms": run.started_at_ms,
             "since_ms": self._since_ms,  # of bars, decisions, fills, actions, refusals, counters
             "market_ms": self._clock.market_ms(),
             **dict.fromkeys(BESIDE),

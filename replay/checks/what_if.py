@@ -50,7 +50,7 @@ ACCOUNTS: Final = (
     of_row("profit", "profit", "gain"),
     of_row("mean_day", "a day, bp", "gain bp"),
     of_row("max_drawdown", "drawdown", "percent"),
-    of_row("fees", "fees", "money"),
+    of_row("fees_paid", "fees", "money"),
     of_row("fills", "fills", "count"),
 )
 CAUSES: Final = (of_row("why", "why", "text"), of_row("decisions", "decisions", "count"))
@@ -396,7 +396,7 @@ def _accounts(
             "profit": _estimate(profit, days, profit.size),
             "mean_day": _estimate(of_day, days) if of_day.size else None,
             "max_drawdown": drawdown,
-            "fees": cost,
+            "fees_paid": cost,
             "fills": count,
         }
         for name, (profit, of_day, drawdown, cost, count) in zip(

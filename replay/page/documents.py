@@ -38,10 +38,10 @@ ACCOUNTS: Final = (
         "return", "return", "gain percent",
         lambda account: None if account.name == RESERVE else account.total_return,
     ),
-    of_field("realized", "realized", "gain"),
-    of_field("unrealized", "unrealized", "gain"),
-    of_field("fees", "fees", "money"),
-    of_field("funding", "funding", "money"),
+    of_field("realized_pnl", "realized", "gain", "realized"),
+    of_field("unrealized_pnl", "unrealized", "gain", "unrealized"),
+    of_field("fees_paid", "fees", "money", "fees"),
+    of_field("funding_paid", "funding", "money", "funding"),
     of_field("fills", "fills", "count"),
     of_field("mean_exposure", "mean exposure", "gain percent"),
 )  # fmt: skip
@@ -50,9 +50,9 @@ POSITIONS: Final = (
     of_field("side", "side", "text"),
     of_field("quantity", "quantity", "exact", "quantity_text"),
     of_field("average_price", "average price", "exact", "average_price_text"),
-    of_field("unrealized", "unrealized", "gain"),
+    of_field("unrealized_pnl", "unrealized", "gain", "unrealized"),
     of_field("margin", "margin", "money"),
-    of_field("liquidation_price", "liquidation at", "measure"),
+    of_field("liquidation_price", "liquidated at", "measure"),
 )
 
 

@@ -136,11 +136,11 @@ RANDOM: Final = (
 COSTS: Final = (
     of_field("account", "account", "text", "name"),
     of_field("gross", "gross", "gain", "costs.gross"),
-    of_field("fee", "fee", "money", "costs.fee"),
+    of_field("fees_paid", "fees", "money", "costs.fee"),
     of_field("spread", "spread", "money", "costs.spread"),
     of_field("slippage", "slippage", "money", "costs.slippage"),
     of_field("liquidation", "liquidation", "money", "costs.liquidation"),
-    of_field("funding", "funding", "money", "costs.funding"),
+    of_field("funding_paid", "funding", "money", "costs.funding"),
     of_field("net", "net", "gain", "costs.net"),
 )
 

@@ -527,7 +527,7 @@ def _holding_columns(
         *(
             column
             for name, sql, doc in sums
-            for column in exact(name, sql, MONEY, f"{doc}; the {whose}")
+            for column in exact(name, sql, MONEY, f"the {whose} {doc}")
         ),
         *shown(account, "holdings", "cash"),
         *exact(

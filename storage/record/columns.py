@@ -642,10 +642,10 @@ def _filled_by(prefix: str, name: str) -> tuple[Column, ...]:
     """Return the columns of what one account, paper or real, filled of a decision's order."""
     return (
         _whole(f"{prefix}_quantity", f"quantity that {name} filled", QUANTITY),
-        _whole(f"{prefix}_notional", "price times quantity of its fills", MONEY),
-        _whole(f"{prefix}_fee", "its fees; those in base currency at the mark", MONEY),
-        _whole(f"{prefix}_ms", "market time of its first fill", TIME, null=True),
-        _whole(f"{prefix}_result", "its profit until the next decision with a fill", MONEY),
+        _whole(f"{prefix}_notional", f"price times quantity of the fills of {name}", MONEY),
+        _whole(f"{prefix}_fee", f"fees of {name}; those in base currency at the mark", MONEY),
+        _whole(f"{prefix}_ms", f"market time of the first fill of {name}", TIME, null=True),
+        _whole(f"{prefix}_result", f"profit of {name} until the next decision with a fill", MONEY),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import figures
+import glossary
 import typer
 import yaml
 from exchange_callers import CALLERS
@@ -277,6 +278,7 @@ GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "docs" / "configuration.md": combinations_page,
     ROOT / "docs" / "decisions.md": decisions_page,
     LOG / "index.md": decisions_log_index,
+    ROOT / "docs" / "glossary.md": glossary.glossary_page,
     ROOT / "docs" / "http.md": http_page,
     ROOT / "docs" / "operations.md": operations_page,
     ROOT / "docs" / "surface.md": surface_page,

@@ -305,7 +305,7 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
         equity = np.array([cash, *(step.account.equity / 1e8 for step in steps)])
         peaks = np.maximum.accumulate(equity)
         assert account["max_drawdown"] == pytest.approx(float((1 - equity / peaks).max()))
-        assert account["fees"] == pytest.approx(steps[-1].account.fees_paid / 1e8)
+        assert account["fees_paid"] == pytest.approx(steps[-1].account.fees_paid / 1e8)
     assert made_of(difference) == pytest.approx(made_of(changed) - made_of(recorded))
 
 
@@ -371,7 +371,7 @@ def _judged(step: Step) -> tuple[object, ...]:
         ("crossing", {}, "The change has no effect"),
         ("crossing", {"from_ms": 1}, "lies outside of run"),
         ("crossing", {"changes": {"sizing": {"mode": "fixed", "quantity": "1e-9"}}}, "quantity"),
-        (MODEL, {"changes": {"gate": {"horizon": 7}}}, "gate.horizon 7 is no horizon"),
+        (MODEL, {"changes": {"gate": {"horizon": 7}}}, "gate.horizon is 7, and the model"),
         (MODEL, {"changes": {"model": {"threads": 2}}}, "model.threads decides what"),
         (MODEL, {"changes": {"sizing": {"mode": "network_allocation"}}}, "needs allocation"),
         ("frames", {"from_ms": -1}, "candles of higher timeframes"),
@@ -402,4 +402,4 @@ def test_a_pruned_run_is_asked_from_later_on(tmp_path: Path) -> None:
     with Reader.open(path) as reader:
         later = list(reader.steps(reader.find("last")))[-10:]
     fees = sum(fill.fee for step in later for fill in step.fills)
-    assert result.accounts[0]["fees"] == pytest.approx(fees / 1e8)
+    assert result.accounts[0]["fees_paid"] == pytest.approx(fees / 1e8)
