@@ -311,7 +311,7 @@ class Lines:
         if facts["forecast"] is not None and "confidence" in facts["forecast"]:
             confidence = facts["forecast"]["confidence"]
             fields["confidence"] = None if confidence is None else round(confidence, 4)
-        keys = ("action", "refused_by", "unfilled", "regime", "quantity")
+        keys = ("action", "reason", "refused_by", "unfilled", "regime", "quantity")
         fields |= {name: facts[name] for name in keys if name in facts}
         fields["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)
         fields["bars_per_s"] = round(self._pace.per_second(), 1)

@@ -297,6 +297,7 @@ def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
         clock.advance(network_s=0.1)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     decisions = [line for line in documents if line["event"] == "decision"]
+    assert all(line["reason"] for line in decisions)
     assert 3 <= len(decisions) <= 4
     assert decisions[0]["action"] == "HOLD"
     assert decisions[0]["refused_by"] == "edge"
