@@ -137,7 +137,7 @@ class StrategySection(Section):
     """Passed to your own class unchanged. crossasset and portfolio: every, long_only, rule, shrink,
     bound, aversion and cost; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
     shadows: Annotated[tuple[ShadowName, ...], BeforeValidator(several)] = ()
-    """Shadow accounts in addition to those of the strategy: ungated, random_gate, buy_and_hold,
+    """Shadow accounts in addition to those of the strategy: ungated, random_gate, held,
     fixed_band, sized_by_forecast, full_size, uncorrelated, and no_GATE, which leaves that gate out:
     no_edge, no_regime, no_learned_regime, no_tail, no_tail_share, no_expected_drawdown and so
     on."""

@@ -544,7 +544,7 @@ _SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 LearnedRegimes = Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], BeforeValidator(several)]
 SHADOW_NAMES: Final = (
-    *("ungated", "random_gate", "buy_and_hold", "fixed_band", "sized_by_forecast", "full_size"),
+    *("ungated", "random_gate", "held", "fixed_band", "sized_by_forecast", "full_size"),
     *("uncorrelated", *gates_left_out()),
 )
 """The names of all shadow accounts."""

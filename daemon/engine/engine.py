@@ -50,7 +50,7 @@ from tracepaper.daemon.engine.member import (
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
-    BUY_AND_HOLD,
+    HELD,
     INTEGRITY,
     LIMITED,
     WITHOUT,
@@ -974,7 +974,7 @@ class Engine:
             ]
             owner_intents, signal = self._net_intents(bar, account, requested, decisions, at_ms)
             intent = state.net_intent(signal, owner_intents.targets, account, key)
-            if name in LIMITED or (inputs.is_outside and name != BUY_AND_HOLD):
+            if name in LIMITED or (inputs.is_outside and name != HELD):
                 refused = evaluator.first_failed(
                     decision.passed, reduces=inputs.reduces, without=WITHOUT.get(name)
                 )

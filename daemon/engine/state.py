@@ -1,7 +1,7 @@
 """Settings and state of the engine, the restoring of a state, and the shadow accounts.
 
 ``ungated`` follows every signal. ``random_gate`` follows randomly drawn signals, as many as the
-judgement gates let through on the card's calibration slice or in the run so far. ``buy_and_hold``
+judgement gates let through on the card's calibration slice or in the run so far. ``held``
 holds the run's mean exposure so far, with its sign. ``fixed_band`` replaces a signal's band by the
 default of ``sizing.rebalance``. ``sized_by_forecast`` sizes by the model's volatility.
 ``uncorrelated`` weighs by the run's rule as if no two symbols were correlated. ``full_size`` and
@@ -76,7 +76,7 @@ LIMITS: Final = frozenset(gate_order(GateKind.RISK))
 
 UNGATED: Final = "ungated"
 RANDOM_GATE: Final = "random_gate"
-BUY_AND_HOLD: Final = "buy_and_hold"
+HELD: Final = "held"
 FIXED_BAND: Final = "fixed_band"
 SIZED_BY_FORECAST: Final = "sized_by_forecast"
 FULL_SIZE: Final = "full_size"
@@ -89,7 +89,7 @@ SHADOWS: Final = {
         "the same forecasts, let through by chance as often as the run's gates did so far, or as "
         "the card counted on its calibration slice, where a warning of the run says so"
     ),
-    BUY_AND_HOLD: "held at the run's mean exposure so far, short where that is below zero",
+    HELD: "held at the run's mean exposure so far, short where that is below zero",
     FIXED_BAND: "the same signals, traded where a target has moved by more than a quarter",
     SIZED_BY_FORECAST: "the same trend, sized by the model's volatility",
     FULL_SIZE: "the same decisions, each with a full position",
@@ -121,7 +121,7 @@ def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
 
 LIMITED: Final = frozenset({FULL_SIZE, *WITHOUT})
 """Shadow accounts to which the limits apply, as to the run."""
-BASED_ON_RUN: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
+BASED_ON_RUN: Final = frozenset({RANDOM_GATE, HELD})
 """Shadow accounts that depend on the run's earlier steps."""
 RANDOM_SEED: Final = 1
 _DRAWN: Final = 1 << 64
@@ -308,7 +308,7 @@ class Shadows:
         passes = name != RANDOM_GATE or self.bases[key].passes(
             key, bar.open_time_ms, self.passing.get(key)
         )
-        if name == BUY_AND_HOLD:
+        if name == HELD:
             return state.hold(bar, account, self.bases[key].usual_exposure)
         if name in LIMITED:
             gates = state.gates

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.engine.state import BUY_AND_HOLD
+from tracepaper.daemon.engine.state import HELD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing
 from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit, held_source
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.run_columns import Floats, Ints
     from tracepaper.storage.database.run_rows import Span
 
-HELD_ALIKE: Final = "held"
+BUY_AND_HOLD: Final = "buy_and_hold"
+"""The name of the account that holds with all the money."""
 
 
 class HeldUnits(NamedTuple):
@@ -237,14 +238,13 @@ def _held_by(shown: ShownRun, shares: dict[str, float] | None) -> list[HoldingAc
     if not units.bought:
         return []
     pruned = ", over the rest of a pruned run" if shown.columns.span[0] else ""
-    has_shadow, accounts = BUY_AND_HOLD in shadows(shown), []
+    has_shadow, accounts = HELD in shadows(shown), []
     if shares and any(shares.values()) and not has_shadow:
         instruments = shown.columns.instruments
         source = held_source({instruments[name].symbol: share for name, share in shares.items()})
         title = "buy and hold at its own exposure"
-        accounts.append((HELD_ALIKE, title, f"{source}{pruned}", shares))
-    name = f"{BUY_AND_HOLD} in full" if has_shadow else BUY_AND_HOLD
+        accounts.append((HELD, title, f"{source}{pruned}", shares))
     source = f"computed: all the money, {BOUGHT}{pruned}"
     in_full = dict.fromkeys(units.newest, 1.0 / len(units.newest))
-    accounts.append((name, "buy and hold", source, in_full))
+    accounts.append((BUY_AND_HOLD, "buy and hold", source, in_full))
     return [HoldingAccount(*account, units) for account in accounts]

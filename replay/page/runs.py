@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.daemon.engine.state import BUY_AND_HOLD, SHADOWS
+from tracepaper.daemon.engine.state import HELD, SHADOWS
 from tracepaper.replay.document.charts import (
     BENCHMARK_LINE,
     FULL_HOLD_LINE,
@@ -363,7 +363,7 @@ _OWN_SOURCE: Final = "the run's own account"
 _TITLES: Final = {
     PositionSide.LONG.value: "long side",
     PositionSide.SHORT.value: "short side",
-    BUY_AND_HOLD: "buy and hold at its own exposure",  # that of a shadow account
+    HELD: "buy and hold at its own exposure",  # that of a shadow account
 }
 
 

@@ -490,7 +490,7 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
 
     The keys are those of ``tracepaper report --json``; an estimate ``x`` has its error by
     day as ``x_error``. Further keys are ``bars``; ``held_return``, that of buy and hold at the
-    run's mean exposure (or of the shadow account ``buy_and_hold``, if the run has it);
+    run's mean exposure (or of the shadow account ``held``, if the run has it);
     ``buy_and_hold_return``, with all the money; and ``random_beaten``, the share of
     ``random_timings`` that ended with less (docs/python.md, Y7). A figure is None if the run is too
     short for it or has nothing to measure.

@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.broker import STAMPED_LATE_MS
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
-from tracepaper.daemon.engine.state import BUY_AND_HOLD
+from tracepaper.daemon.engine.state import HELD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.report.states import (
     LastingState,
@@ -225,7 +225,7 @@ class RunRecord:
     @property
     def held_shadow(self) -> AccountRecord | None:
         """The shadow account that holds the run's mean exposure so far, if the run has it."""
-        return next((shadow for shadow in self.shadows if shadow.name == BUY_AND_HOLD), None)
+        return next((shadow for shadow in self.shadows if shadow.name == HELD), None)
 
     @cached_property
     def cautions(self) -> tuple[str, ...]:

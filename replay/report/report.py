@@ -52,7 +52,7 @@ MARKS_MAX: Final = 800
 BUY_AND_HOLD: Final = "buy and hold"
 BUY_AND_HOLD_AT: Final = f"{BUY_AND_HOLD} at "
 """Prefix of the name of buy and hold at the run's mean exposure."""
-HELD: Final = frozenset({BUY_AND_HOLD, state.BUY_AND_HOLD})
+HELD: Final = frozenset({BUY_AND_HOLD, state.HELD})
 REGIMES_SENTENCE: Final = (
     "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
     "MEAN_REVERSION on distant ones; in trials they predicted no momentum in returns."

@@ -268,6 +268,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
     r"holes?": "gap",
     r"missed closes?": "absent",
     r"buy-and-hold|buy & hold|hodl": "buy and hold",
+    r"buy_and_hold": "held, or buy and hold",
     r"round trips": "trades",
     r"executions?": "fill",
     r"rejected decisions?|vetoed": "refused",

@@ -212,7 +212,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         ),
     }
     drawn = ["histories:DrawnSignals"] * 3 + ["histories:DrawnTogether"]
-    horizon, shadows = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
+    horizon, shadows = rng.choice((None, 5)), ["ungated", "held"][: rng.randint(0, 2)]
     if is_several:
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
         given["strategies"] = {

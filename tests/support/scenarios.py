@@ -298,7 +298,7 @@ def _by_model() -> Sections:
     checkpoint = recordings.stored("small", explained_runs.checkpoint) / "small"
     return {
         "market": {"symbols": ["AAAUSDT"]},
-        "strategy": {"name": "attention", "shadows": ["ungated", "random_gate", "buy_and_hold"]},
+        "strategy": {"name": "attention", "shadows": ["ungated", "random_gate", "held"]},
         "model": {"checkpoint": str(checkpoint), "threads": 1},
         **OPEN_GATES,
     }
@@ -340,7 +340,7 @@ def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
 
 def _of_all_kinds() -> Sections:
     """Return a pair, lists of orders and averages on one account, in a universe."""
-    pair, shadows = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "buy_and_hold"]
+    pair, shadows = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "held"]
     given: Sections = {
         "pair": {"name": "recorded_strategies:CountingPair", "options": pair},
         "scatter": {"name": "recorded_strategies:Scatter"},
@@ -371,7 +371,7 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_sections(
             {
                 "name": "sma_cross", "fast": 3, "slow": 7, "long_only": False,
-                "shadows": ["random_gate", "buy_and_hold"],
+                "shadows": ["random_gate", "held"],
             },
             sizing={"mode": "equity", "fraction": "0.5"},
             execution={"taker_fee": "0.0007"},
@@ -599,12 +599,12 @@ SCENARIOS: dict[str, Scenario] = {
             "v_events WHERE kind = 'universe'", "v_shadow_fills WHERE shadow = 'pair'",
             "v_orders WHERE role = 'LIST' AND status = 'FILLED'",
             "v_decisions WHERE refused_by = 'risk.notional'",
-            *(f"v_shadow_fills WHERE shadow = '{name}'" for name in ("ungated", "buy_and_hold")),
+            *(f"v_shadow_fills WHERE shadow = '{name}'" for name in ("ungated", "held")),
             "v_strategy_decisions WHERE json_extract(note, '$.opened') > 0",
         ),
         forged=(
             "UPDATE shadow_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
-            "UPDATE fills SET fee = fee + 1 WHERE shadow = 'buy_and_hold'",
+            "UPDATE fills SET fee = fee + 1 WHERE shadow = 'held'",
         ),
         day_ms=4 * HOUR_MS,
     ),
@@ -653,7 +653,7 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_sections(
             {
                 "name": hedged_cases.DRAWN, "options": {"seed": 1},
-                "shadows": ["ungated", "buy_and_hold"],
+                "shadows": ["ungated", "held"],
             },
             sizing={"mode": "notional", "notional": "40000"},
             account={
@@ -665,7 +665,7 @@ SCENARIOS: dict[str, Scenario] = {
         shows=_counts(
             "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'",
             "v_shadow_fills WHERE shadow = 'ungated'",
-            "v_shadow_fills WHERE shadow = 'buy_and_hold'",
+            "v_shadow_fills WHERE shadow = 'held'",
         ),
         forged=(
             "UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'",

@@ -43,7 +43,7 @@ export function Sentence({ run, toDecision, toHealth }) {
   </h1>`;
 }
 
-const HOLDING = ["held", "buy_and_hold", "buy_and_hold in full"];
+const HOLDING = ["held", "buy_and_hold"];
 
 function Against({ account, other }) {
   const gap = account.total_return - other.total_return;

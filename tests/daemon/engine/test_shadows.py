@@ -1,4 +1,4 @@
-"""Shadow accounts that depend on the run, such as random_gate and buy_and_hold."""
+"""Shadow accounts that depend on the run, such as random_gate and held."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_gate_by_chance_lets_through_as_often_as_the_run_s_gates_did(on_refu
 
 
 def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
-    steps = stepped(attention(["buy_and_hold"]))
+    steps = stepped(attention(["held"]))
     exposures, sides = list[float](), set[bool]()
     standing = trades = 0
     for step, after in itertools.pairwise(steps):
@@ -146,7 +146,7 @@ def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
                 trades += 1
                 standing = size
                 sides.add(size > 0)
-        assert quantity(after, "buy_and_hold") == standing
+        assert quantity(after, "held") == standing
         value = step.position.quantity * step.event.close * 10**3
         if step.decision.refused_by != "warm":
             exposures.append(value / step.account.equity)
@@ -156,7 +156,7 @@ def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
 
 @pytest.mark.parametrize("cut", [40, 333, 590])
 def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
-    shadows = ["random_gate", "buy_and_hold"]
+    shadows = ["random_gate", "held"]
     whole = stepped(attention(shadows))
     before = whole[:cut]
     stored = max(place for place, step in enumerate(before) if step.state is not None)

@@ -207,7 +207,7 @@ def test_refusals_are_counted_by_gate_over_a_span() -> None:
 
 def test_the_day_is_summed_up_at_its_time() -> None:
     notifier = notices(daily_at="00:30", kinds=("daily",))
-    holding = ShadowStep("buy_and_hold", Position(), builders.account(100_000), ())
+    holding = ShadowStep("held", Position(), builders.account(100_000), ())
     later = msgspec.structs.replace(holding, account=builders.account(98_000))
     first = closed(MIDNIGHT_MS, shadows=(holding,))
     steps = [first, filled(OrderRole.SIGNAL), closed(MIDNIGHT_MS + 29 * MINUTE, REFUSED)]
@@ -219,7 +219,7 @@ def test_the_day_is_summed_up_at_its_time() -> None:
     assert kind == "daily"
     assert text == (
         "equity 101,000.00, +1,000.00 (+1.00 %) since 2023-11-15T00:00Z; 1 fill, fees 0.00, "
-        "1 of 3 decisions refused; buy_and_hold -2.00 %"
+        "1 of 3 decisions refused; held -2.00 %"
     )
     assert len(told_of(notifier, closed(MIDNIGHT_MS + DAY_MS + 30 * MINUTE))) == 1
 

@@ -115,7 +115,7 @@ class Waits(Holds):
 class Stops(Holds):
     """Holds with a stop and a target at prices, and never lets go by itself."""
 
-    shadows = ("buy_and_hold",)
+    shadows = ("held",)
 
     def decide(self, _now: object) -> Any:
         if self._bars == 10:
@@ -242,8 +242,7 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
         levels = plan.stop, plan.target
         assert [level and level.value for level in levels] == [5_714, 12_857]
         query = (
-            "SELECT quantity, equity FROM v_shadow_equity WHERE shadow = 'buy_and_hold' "
-            "ORDER BY sequence"
+            "SELECT quantity, equity FROM v_shadow_equity WHERE shadow = 'held' ORDER BY sequence"
         )
         shadow = [row for row in queried(database, query) if row[0]]
         ratios = [after[0] / before[0] for before, after in pairwise(shadow)]

@@ -24,7 +24,7 @@ SHADOWS = """
 name = "sma_cross"
 fast = 3
 slow = 40
-shadows = ["random_gate", "buy_and_hold"]
+shadows = ["random_gate", "held"]
 """
 
 
@@ -40,10 +40,10 @@ def test_every_shadow_is_in_the_record_the_summary_and_the_report(
     assert invoke(["replay", str(SOL), "-c", "shadows.toml", "--db", "run.db"]) == 0
     printed = capsys.readouterr().out
     assert "random_gate shadow" in printed
-    assert "buy_and_hold shadow" in printed
+    assert "held shadow" in printed
     names = "SELECT DISTINCT shadow FROM v_shadow_fills ORDER BY 1"
-    assert rows("run.db", names) == [("buy_and_hold",), ("random_gate",)]
-    held = "SELECT count(*) FROM v_shadow_fills WHERE shadow = 'buy_and_hold' AND side = 'SELL'"
+    assert rows("run.db", names) == [("held",), ("random_gate",)]
+    held = "SELECT count(*) FROM v_shadow_fills WHERE shadow = 'held' AND side = 'SELL'"
     assert rows("run.db", held)[0][0] < 8  # it holds
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     capsys.readouterr()
@@ -51,24 +51,24 @@ def test_every_shadow_is_in_the_record_the_summary_and_the_report(
     accounts = {
         account["account"]: account for account in json.loads(capsys.readouterr().out)["accounts"]
     }
-    assert {"buy_and_hold", "random_gate"} <= accounts.keys()
+    assert {"held", "random_gate"} <= accounts.keys()
 
 
 def test_a_shadow_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
     Path("shadows.toml").write_text(SHADOWS.replace("random_gate", "lucky"))
     error = cli.err("replay", SOL, "-c", "shadows.toml", "--db", "run.db", code=2)
     assert error.count("\n") == 1
-    assert "ungated, random_gate, buy_and_hold" in error
+    assert "ungated, random_gate, held" in error
 
 
 def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
-    config: dict[str, Any] = {"strategy": {"shadows": ["buy_and_hold"]}}
+    config: dict[str, Any] = {"strategy": {"shadows": ["held"]}}
     params = {"fast": 3, "slow": 40}
     end = "2025-05-05T00:00"
     with backtest("sma_cross", SOL, params=params, config=config, end=end) as with_it:
         accounts = {row["account"]: row for row in with_it.report()["accounts"]}
-        assert set(accounts) == {"this run", "buy_and_hold", "buy and hold"}
-        held, equal = accounts["buy_and_hold"], accounts["buy and hold"]
+        assert set(accounts) == {"this run", "held", "buy and hold"}
+        held, equal = accounts["held"], accounts["buy and hold"]
         assert with_it.summary["held_return"] == held["return"] != equal["return"]
         page = Path("run.html")
         with_it.report(html=page)
@@ -91,7 +91,7 @@ LIQUIDATED = "model = 'liquidation'"
 
 def test_the_report_and_the_shadow_accounts_know_it(tmp_path: Path, cli: Cli) -> None:
     path, sections = tmp_path / "a.db", dict(CROSS.sections())
-    sections["strategy"] = {**sections["strategy"], "shadows": ["buy_and_hold", "random_gate"]}
+    sections["strategy"] = {**sections["strategy"], "shadows": ["held", "random_gate"]}
     record(path, load(None, sections), CROSS.candles())
     check_record(path)
     assert rows(path, f"SELECT count(*) FROM v_shadow_fills WHERE {LIQUIDATED}")[0][0] > 0

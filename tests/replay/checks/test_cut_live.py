@@ -81,7 +81,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("promoted")
     planted = PlantedTraining(folder)
     planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
-    planted.sections["strategy"]["shadows"] = ["ungated", "random_gate", "buy_and_hold"]
+    planted.sections["strategy"]["shadows"] = ["ungated", "random_gate", "held"]
     quotes = tmp_path_factory.mktemp("quotes") / "run.db"
     with pytest.MonkeyPatch.context() as patched:
         for module in (loop, audit_log):
