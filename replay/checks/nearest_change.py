@@ -155,10 +155,10 @@ class DecisionAgain:
         else:
             return
         with suppress(ConfigInvalid):  # no value of the key lets the measure pass
-            sent = _sent(self.step(changes))
-            sentence = f"{words} it would have sent no order either."
-            if sent is not None:
-                sentence = f"{words} it would have {_VERBS[sent.side]}."
+            changed = self.step(changes)
+            sent = _sent(changed)
+            outcome = _without_order(changed) if sent is None else _VERBS[sent.side]
+            sentence = f"{words} it would have {outcome}."
             yield NearestChange(name, value, was, sent is not None, sentence)
 
     # ------------------------------------------------------------ the close
@@ -224,6 +224,25 @@ def _sent(step: Step) -> Order | None:
         ),
         None,
     )
+
+
+def _without_order(step: Step) -> str:
+    """Return that the decision of *step* passed the gates, and why it sent no order."""
+    decision = step.decision
+    assert decision is not None
+    if decision.refused_by is not None:  # the changed key is also another gate's threshold
+        return f"been refused by {decision.refused_by}"
+    own = f"{step.sequence}-"
+    rejected = (
+        order.reason
+        for order in step.orders
+        if order.status is OrderStatus.REJECTED and order.order_id.startswith(own)
+    )
+    cause = decision.unfilled_reason or next(rejected, None)
+    if cause is None:
+        reason = f" ({decision.reason})" if decision.reason else ""
+        cause = f"the strategy asked for no change{reason}"
+    return f"passed and sent no order: {cause}"
 
 
 def _with_close(unit: Unit, place: int, close: int) -> Unit:

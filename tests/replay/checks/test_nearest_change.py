@@ -112,6 +112,7 @@ def test_a_threshold_that_would_have_traded_trades_in_a_what_if_from_there_on() 
                 assert first.allowed
                 wanted = side if first.action is Action.HOLD else sign(first.target_quantity or 0)
                 assert (wanted != side) is change.trades
+                assert change.trades or first.reason in change.sentence
                 traded.append(change.trades)
             if len(traded) >= 6:
                 break
