@@ -17,7 +17,7 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
-from tracepaper.strategies.units import count_of, duration, minute_text, visible
+from tracepaper.strategies.units import duration, minute_text, visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -83,6 +83,7 @@ def _lines(status: Status) -> list[Text]:
     """Return the lines of *status*: health, background work, accounts, instruments."""
     from rich.text import Text
 
+    from tracepaper.daemon.http.monitor import counts_text
     from tracepaper.daemon.terminal.screen import status_lines
 
     state, reasons = status["state"], status["not_ready"]
@@ -92,8 +93,7 @@ def _lines(status: Status) -> list[Text]:
         f"  run {status['run_id']} ({status['kind']}), process {status['pid']}, ",
         f"{status['strategy']} {status['model_id']}".rstrip(),
     )
-    counts = ", ".join(count_of(status[f"{noun}s"], noun) for noun in ("bar", "decision", "fill"))
-    progress = f"since this start: {counts}; the run is at event {status['sequence']}"
+    progress = f"since this start: {counts_text(status)}; the run is at event {status['sequence']}"
     lines = [head, Text(progress, "dim")]
     if any(status["not_in_time"].values()):
         words = ", ".join(f"{count:,} {word}" for word, count in status["not_in_time"].items())

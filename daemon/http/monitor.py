@@ -37,7 +37,7 @@ from tracepaper.strategies.types.market import (
     Instrument,
     ModelChange,
 )
-from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, minute_text, unscaled
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, count_of, minute_text, unscaled
 from tracepaper.strategies.without_fills import DecisionCounts
 
 DECISION_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -270,6 +270,7 @@ class Monitor:
     def summary(self) -> Document:
         """Return the run and its accounts as plain values; money as exact text."""
         run, last = self.run, self.last
+        decisions = self.actions.total()  # one for each bar but revised ones and those of a warm-up
         return {
             "state": "halted" if self.halted_by else "running",
             "halted_by": self.halted_by or None,
@@ -278,8 +279,8 @@ class Monitor:
             "strategy": run.strategy,
             "model_id": self.model_id,
             "sequence": last.sequence if last is not None else None,
-            "bars": self.events["Bar"],
-            "decisions": self.actions.total(),
+            "decisions": decisions,
+            "warmup_bars": self.events["Bar"] - self.revisions - decisions,
             "fills": self.fills,
             "account": self._account_document(last) if last is not None else None,
             "shadows": {name: account_document(account) for name, account in self.shadows.items()},
@@ -296,7 +297,7 @@ class Monitor:
             "pid": os.getpid(),
             "code_version": run.code_version,
             "started_ms": run.started_at_ms,
-            "since_ms": self._since_ms,  # of bars, decisions, fills, actions, refusals, counters
+            "since_ms": self._since_ms,  # of everything that is counted
             "market_ms": self._clock.market_ms(),
             **dict.fromkeys(BESIDE),
             **{name: status() for name, status in self.companions.items()},
@@ -475,3 +476,10 @@ def gate_documents(decision: Decision) -> list[Document]:
         }
         for index, (gate, measure, threshold) in enumerate(gates)
     ]
+
+
+def counts_text(status: Mapping[str, Any]) -> str:
+    """Return what a daemon did since its start: bars that it decided, bars before them, fills."""
+    warmup = count_of(status["warmup_bars"], "warm-up bar")
+    fills = count_of(status["fills"], "fill")
+    return f"{count_of(status['decisions'], 'bar')} decided, {warmup}, {fills}"

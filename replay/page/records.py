@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from tracepaper.daemon.http.monitor import counts_text
 from tracepaper.replay.document.values import (
     PAIR,
     Figure,
@@ -356,13 +357,9 @@ def _since_start(shown: ShownRun, status: Mapping[str, Any] | None) -> Iterator[
     """Yield what the daemon counts, which begins anew at each start, beside the whole run."""
     if status is None:
         return
-    counts = ", ".join(
-        count_of(status[name], name.removesuffix("s")) for name in ("bars", "decisions", "fills")
-    )
+    since, counts = time_text(status["since_ms"]), counts_text(status)
     whole = count_of(shown.views.count("v_fills"), "fill")
-    yield Paragraph(
-        f"Since this start at {time_text(status['since_ms'])}: {counts}. The whole run: {whole}."
-    )
+    yield Paragraph(f"Since this start at {since}: {counts}. The whole run: {whole}.")
 
 
 def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:

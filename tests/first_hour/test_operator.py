@@ -45,7 +45,7 @@ time_scale = {speed}
 port = 0
 """
 COUNTS = re.compile(
-    r"since this start: ([\d,]+) bars?, ([\d,]+) decisions?, ([\d,]+) fills?; "
+    r"since this start: ([\d,]+) bars? decided, [\d,]+ warm-up bars?, ([\d,]+) fills?; "
     r"the run is at event ([\d,]+)"
 )
 HELD = "SELECT 1000 * quantity FROM v_equity ORDER BY sequence DESC LIMIT 1"
@@ -91,7 +91,7 @@ class Operator:
         status = self.shell("tracepaper status")
         counts = COUNTS.search(status)
         assert counts is not None, status
-        _, decided, filled, event = (int(text.replace(",", "")) for text in counts.groups())
+        decided, filled, event = (int(text.replace(",", "")) for text in counts.groups())
         stop = "SELECT max(sequence) FROM v_events WHERE kind = 'end'"
         within = f"sequence > coalesce(({stop}), -1) AND sequence <= {event}"
         assert decided == self.count(f"v_decisions WHERE {within}")

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
-from tracepaper.daemon.http.monitor import Histogram, Monitor
+from tracepaper.daemon.http.monitor import Histogram, Monitor, counts_text
 from tracepaper.strategies.types.decisions import Action, LimitBreach, Position, ShadowStep, Step
 from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
@@ -74,12 +74,19 @@ def test_the_status_counts_bars_that_did_not_come_in_time() -> None:
     assert watched.status()["not_in_time"] == {"absent": 3, "late": 5, "repaired": 2}
 
 
+def test_warm_up_bars_are_counted_apart_from_decided_ones() -> None:
+    watched = monitor()
+    for each in (step(bar()), step(bar()), decided()):
+        watched.observe(each)
+    assert counts_text(watched.status()) == "1 bar decided, 2 warm-up bars, 1 fill"
+
+
 def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:
     watched = monitor()
     watched.observe(decided())
     status = watched.status()
     assert status["ready"] is True
-    assert (status["bars"], status["decisions"], status["fills"]) == (1, 1, 1)
+    assert (status["decisions"], status["fills"]) == (1, 1)
     assert status["refusals"] == {"edge": 1}
     assert status["counters"] == {"reconnects": 2}
     accounts = status["account"], status["shadows"]

@@ -28,7 +28,7 @@ KNOWN = {"Authorization": f"Bearer {TOKEN}"}
 class Daemon:
     """A daemon reduced to what HTTP sees of it."""
 
-    status: dict[str, object] = field(default_factory=lambda: {"ready": True, "bars": 3})
+    status: dict[str, object] = field(default_factory=lambda: {"ready": True, "decisions": 3})
     commands: list[tuple[CommandKind, str]] = field(default_factory=list)
     callers: list[tuple[CommandOrigin, str, str]] = field(default_factory=list)
     is_broken: bool = False
@@ -91,7 +91,7 @@ async def test_health_follows_the_status(
 
 async def test_status_and_metrics_answer(url: str, client: aiohttp.ClientSession) -> None:
     async with client.get(f"{url}/status") as answer:
-        assert await answer.json() == {"ready": True, "bars": 3}
+        assert await answer.json() == {"ready": True, "decisions": 3}
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
     async with client.get(f"{url}/metrics") as answer:
         assert "some 3.0" in await answer.text()

@@ -485,7 +485,7 @@ def test_what_is_counted_since_this_start_stands_beside_the_whole_run(run: Shown
         if hasattr(part, "text")
     ]
     assert (
-        "Since this start at 2025-05-01 12:00 UTC: 0 bars, 0 decisions, 0 fills. "
+        "Since this start at 2025-05-01 12:00 UTC: 0 bars decided, 0 warm-up bars, 0 fills. "
         f"The whole run: {fills} fills."
     ) in texts
 
