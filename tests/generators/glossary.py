@@ -250,6 +250,7 @@ LABELS: Final[Mapping[str, str]] = {
     "volatility": "standard deviation of returns, a year, or as it came true",
     "volatility_day": "standard deviation of daily returns",
     "warm_at_ms": "when the warm-up's bars will be there; null once they are",
+    "warmup_bars": "accepted bars without a decision since this start",
     "weight": "share of an attribution",
     "why": "the cause of a change",
     "without_fills": "why nothing filled, in sentences; null once an order filled",
@@ -354,8 +355,10 @@ def keys() -> Iterator[tuple[str, str]]:
 
 
 def meaning_of(name: str) -> str:
-    """Return the meaning of a label or a key of the status; raise ``KeyError`` without one."""
-    return LABELS[name] if name in LABELS else columns()[name]
+    """Return the meaning of a label or a key of the status; raise ``ValueError`` without one."""
+    if (meaning := LABELS.get(name, columns().get(name))) is None:
+        raise ValueError(f"{name} has no meaning: write one into LABELS of {__file__}.")
+    return meaning
 
 
 def glossary_page() -> str:
