@@ -193,6 +193,8 @@ class Run(Struct, frozen=True):
     warm_sequence: int | None  # the first decision after the warm-up
     warming: str  # how many bars it has, and when it may trade; empty once it is warm
     has_model: bool
+    has_attention: bool  # whether its newest forecast has an attribution
+    has_regime: bool  # whether a decision has one
     gate_horizon: int  # bars
     pulled_ms: int | None = None  # wall time when it was pulled from a fleet
 

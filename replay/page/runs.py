@@ -36,7 +36,7 @@ from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.evaluator import is_movable, threshold_key
 from tracepaper.strategies.gates.gate import GATES, ThresholdForm
 from tracepaper.strategies.position_text import FLAT
-from tracepaper.strategies.types.decisions import PositionSide
+from tracepaper.strategies.types.decisions import PositionSide, Regime
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome, Side
 from tracepaper.strategies.units import BASE_FEES, DAY_MS, without_zeros
 
@@ -220,6 +220,8 @@ def run(
         warm_sequence=shown.rollups.warm_sequence(),
         warming=_warming(shown, last) if row["ended_ms"] is None else "",
         has_model=bool(row["model_id"]),
+        has_attention=bool(row["model_id"]) and columns.rows.is_attributed(columns.span),
+        has_regime=any(each.regime != Regime.UNKNOWN for each in columns.rows.outcomes),
         gate_horizon=row["gate_horizon"],
         pulled_ms=pulled_ms,
     )  # fmt: skip

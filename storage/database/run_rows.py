@@ -269,6 +269,15 @@ class RunRows:
         )
         return self._connection.execute(query, (self._run_key, *span)).fetchall()
 
+    def is_attributed(self, span: Span) -> bool:
+        """Return whether the newest forecast within *span* says where the model looked."""
+        query = (
+            f"SELECT length(buckets) > 0 FROM answers WHERE {WITHIN} AND horizon IS NOT NULL "
+            "ORDER BY sequence DESC LIMIT 1"
+        )
+        row = self._connection.execute(query, (self._run_key, *span)).fetchone()
+        return row is not None and bool(row[0])
+
     # ------------------------------------------------------------ places in the run
 
     def digest(self, sequence: int) -> str | None:

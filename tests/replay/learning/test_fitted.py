@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
+from page_cases import shown_of
 from safetensors.numpy import save
+from scenarios import SCENARIOS
 
+import tracepaper
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.baselines import (
     BASELINES,
@@ -26,6 +29,7 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train
+from tracepaper.replay.page import runs
 from tracepaper.storage.checkpoints import Checkpoint, sha256_of
 from tracepaper.strategies.errors import CheckpointMismatch
 
@@ -140,3 +144,19 @@ def test_without_lightgbm_the_card_says_that_trees_are_missing(
     saved = save_judged(tmp_path / "made", checkpoint.tensors, checkpoint.card, fitted)
     assert saved.card["honesty"]["sentences"][-1] == NO_TREES
     assert NO_TREES not in checkpoint.card["honesty"]["sentences"]
+
+
+def test_the_page_of_its_run_has_no_rows_of_attention_and_regime(
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "strategy": {"name": "attention"},
+        "model": {"checkpoint": str(folder / "glm"), "threads": 1},
+        "gate": {"horizon": 30},
+    }
+    (candles,), database = (folder / "late").glob("*.csv.gz"), tmp_path / "run.db"
+    with tracepaper.backtest(None, candles, config=sections, db=database, progress=False):
+        answer = runs.run(shown_of(database))
+    assert (answer.has_model, answer.has_attention, answer.has_regime) == (True, False, False)
+    explained = runs.run(shown_of(SCENARIOS["a model with gates"].recorded()))
+    assert (explained.has_attention, explained.has_regime) == (True, True)

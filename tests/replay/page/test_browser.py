@@ -325,21 +325,16 @@ def test_a_chart_holds_the_marks_of_its_symbol_alone(page: Page) -> None:
 
 ROWS: Final = """async (run) => {
     const { rowsOf } = await import("/assets/chart/rows.js");
-    return rowsOf({ has_model: true, config: {}, gates: [], ...run }).map((row) => row.kind);
+    return rowsOf({ gates: [], ...run }).map((row) => row.kind);
 }"""
-REGIME: Final = {"gate": "regime", "is_switch": True, "refused": 0}
 
 
 @pytest.mark.parametrize(
     ("run", "kinds"),
     [
-        ({}, {"attention", "asked", "regime"}),
-        ({"has_model": False}, {"asked"}),
-        ({"config": {"model": {"class": "mine:Mine"}}}, {"asked"}),
-        (
-            {"config": {"model": {"class": "mine:Mine"}}, "gates": [REGIME]},
-            {"asked", "others", "regime"},
-        ),
+        ({}, {"asked"}),
+        ({"has_attention": True, "has_regime": True}, {"attention", "asked", "regime"}),
+        ({"has_regime": True}, {"asked", "regime"}),
     ],
 )
 def test_a_chart_has_rows_of_what_the_record_holds(

@@ -109,7 +109,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   const [layout, setLayout] = useState({ tops: [], axis: 94, extras: [] });
   const [state, setState] = useState({ isLoading: true, error: null });
   const interval = run.row.interval_ms;
-  const rows = useMemo(() => rowsOf(run, { compact: isCompact }), [run.row.run_id, isCompact]);
+  const rows = useMemo(() => rowsOf(run, { compact: isCompact }), [run.row.run_id, isCompact, run.has_attention, run.has_regime]);
   const lines = useMemo(() => accountLines(run, { isCompact }), [run.row.run_id, isCompact]);
   const decimals = run.instruments.find((each) => each.id === instrument)?.price_decimals ?? 2;
   const listeners = useRef({});

@@ -26,10 +26,7 @@ export function rowsOf(run, { compact = false } = {}) {
   const others = run.gates.filter((gate) => !shown.includes(gate));
   const rows = shown.map((gate) => ({ kind: "gate", key: gate.gate, label: word(gate.gate), gates: [gate.gate] }));
   rows.unshift({ kind: "asked", key: "asked", label: "asked for", gates: [] });
-  // The record of a user's class holds no attention, and a regime only if the class measures it.
-  const isOwn = Boolean(run.config.model?.class);
-  const hasRegime = run.has_model && (!isOwn || run.gates.some((gate) => gate.gate === "regime"));
-  if (run.has_model && !isOwn) rows.unshift({ kind: "attention", key: "attention", label: "looked at", gates: [] });
+  if (run.has_attention) rows.unshift({ kind: "attention", key: "attention", label: "looked at", gates: [] });
   if (others.length)
     rows.push({
       kind: "others",
@@ -37,7 +34,7 @@ export function rowsOf(run, { compact = false } = {}) {
       label: `${others.length} ${shown.length ? "others" : "gates"}`,
       gates: others.map((gate) => gate.gate),
     });
-  if (hasRegime && !compact) rows.push({ kind: "regime", key: "regime", label: "regime", gates: [] });
+  if (run.has_regime && !compact) rows.push({ kind: "regime", key: "regime", label: "regime", gates: [] });
   return rows;
 }
 
