@@ -61,13 +61,13 @@ ELSEWHERE: Final = {
     "new-config": "tracepaper config init",
     "lookahead-analysis": "tracepaper lookahead",
     "recursive-analysis": "tracepaper recursive",
-    "--timerange": "--from and --to",
+    "--timerange": "--from and --to of tracepaper replay",
     "--timeframe": "--set market.interval=VALUE",
     "--interval": "--set market.interval=VALUE",
-    "--pair": "--symbol",
-    "--pairs": "--symbol",
+    "--pair": "--symbol, or --set market.symbols=VALUE",
+    "--pairs": "--set market.symbols=VALUE",
     "--datadir": "--data",
-    "--strategy-path": "--strategy module:Class, in the working folder",
+    "--strategy-path": "--set strategy.name=module:Class, in the working folder",
     "--dry-run": "tracepaper run, which only ever trades on paper",
 }
 """Commands and options of other tools, with what does the same here."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final
 
+from tracepaper.strategies.types.decisions import Action
+
 INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 """Names of the folders of installed packages."""
 
@@ -116,7 +118,9 @@ def _names(value: object, *, is_called: bool = False) -> str:
     if kind.__module__.partition(".")[0] != _PACKAGE:
         return ""
     if isinstance(value, EnumType):
-        return f"; {value.__name__} has {', '.join(value.__members__)}"
+        # ORDERS is the action of ``Orders`` alone, which sets it itself.
+        members = (name for name, member in value.__members__.items() if member != Action.ORDERS)
+        return f"; {value.__name__} has {', '.join(members)}"
     if is_called:
         try:
             parameters = inspect.signature(value).parameters  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def failure(folder: Path, line: str, source: str = CLASS) -> str:
 @pytest.mark.parametrize(
     ("line", "cause"),
     {
-        "tp.Action.BUY": "AttributeError: BUY at PLACE; Action has LONG, SHORT, FLAT, HOLD",
+        "tp.Action.BUY": "AttributeError: BUY at PLACE; Action has LONG, SHORT, FLAT, HOLD; mend",
         "tp.Action('BUY')": "'BUY' is not a valid Action at PLACE; Action has LONG, SHORT",
         "tp.Signal(tp.Action.LONG, 'x', stoploss=2)": "argument 'stoploss' at PLACE; Signal takes "
         "action, reason, strength, stop, target, ",
@@ -235,7 +235,10 @@ def test_a_model_without_the_default_horizon_names_its_own() -> None:
         (("download-data",), "tracepaper has no download-data; use tracepaper data fetch.\n"),
         (("data", "download"), "tracepaper has no download; use tracepaper data fetch.\n"),
         (("plot",), "has no plot; use tracepaper report --chart FILE, or tracepaper ui.\n"),
-        (("replay", "--timerange", "1-2"), "has no --timerange; use --from and --to.\n"),
+        (
+            ("replay", "--timerange", "1-2"),
+            "has no --timerange; use --from and --to of tracepaper replay.\n",
+        ),
     ],
 )
 def test_commands_of_other_tools_are_answered_with_ours(
