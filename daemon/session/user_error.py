@@ -118,8 +118,8 @@ def _names(value: object, *, is_called: bool = False) -> str:
     if kind.__module__.partition(".")[0] != _PACKAGE:
         return ""
     if isinstance(value, EnumType):
-        # ORDERS is the action of ``Orders`` alone, which sets it itself.
-        members = (name for name, member in value.__members__.items() if member != Action.ORDERS)
+        # A signal may not have ORDERS, which ``Orders`` sets itself.
+        members = (name for name in value.__members__ if name != Action.ORDERS.name)
         return f"; {value.__name__} has {', '.join(members)}"
     if is_called:
         try:
