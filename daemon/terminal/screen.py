@@ -325,7 +325,7 @@ def _of_instrument(status: Status, name: str, width: int) -> list[_Section]:
     ]
     gates = []
     if "action" not in facts:
-        lines.append(_row("warming", (f"{count_of(status['bars'], 'bar')} taken in", "dim")))
+        lines.append(_row("warming", (f"{count_of(status['warmup_bars'], 'bar')} taken in", "dim")))
     else:
         for title, held in facts.get("sides", {"position": facts}).items():
             lines.append(_row(title, _position(held, facts)))
