@@ -7,7 +7,7 @@ from typing import Final
 
 from tracepaper.strategies.types.decisions import Order, OrderRole, OrderStatus, Position
 from tracepaper.strategies.types.market import Instrument
-from tracepaper.strategies.units import MONEY_SCALE, unscaled, without_zeros
+from tracepaper.strategies.units import MONEY_SCALE, percent, unscaled, without_zeros
 
 FLAT: Final = "flat"
 OPEN: Final = frozenset({OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED})
@@ -34,7 +34,7 @@ def position_text(
     if more := len(protections) - len(named):
         named.append(f"{more} more orders that close it")
     text = f"{side} {size} {item.base_coin} from {_price(item, entry)}"
-    share = "" if profit is None else f"{100 * profit:+.2f} %"
+    share = "" if profit is None else percent(profit, signed=True)
     return ", ".join(filter(None, (text, *named, share)))
 
 

@@ -257,6 +257,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def percent(share: float, decimals: int = 2, *, signed: bool = False) -> str:
+    """Return a share in per cent: ``0.12 %`` for ``0.0012``, *signed* ``+0.12 %``."""
+    return f"{100 * share:{'+' if signed else ''},.{decimals}f} %"
+
+
 def iso(time_ms: int) -> str:
     """Return a time, UTC milliseconds, as ISO text: ``2025-06-22T00:00:00Z``."""
     moment = datetime.fromtimestamp(time_ms / 1000, UTC)

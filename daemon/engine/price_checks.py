@@ -24,7 +24,14 @@ from tracepaper.strategies.types.market import (
     Quote,
     Trade,
 )
-from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, RATE_DECIMALS, RATE_SCALE, unscaled
+from tracepaper.strategies.units import (
+    HOUR_MS,
+    MINUTE_MS,
+    RATE_DECIMALS,
+    RATE_SCALE,
+    percent,
+    unscaled,
+)
 
 if TYPE_CHECKING:
     from tracepaper.daemon.engine.history import InstrumentState
@@ -377,8 +384,8 @@ class PriceBelief:
 
     def _distance(self, doubled: int, before: int, limit: float) -> str:
         return (
-            f"{self._price(doubled)} is {100 * abs(doubled - before) / before:.1f} % from "
-            f"{self._price(before)}, beyond {100 * limit / before:.1f} %"
+            f"{self._price(doubled)} is {percent(abs(doubled - before) / before, 1)} from "
+            f"{self._price(before)}, beyond {percent(limit / before, 1)}"
         )
 
     def _list(self, others: tuple[_SourcePrice, ...]) -> str:

@@ -77,6 +77,7 @@ from tracepaper.strategies.units import (
     RATE_DECIMALS,
     check_money,
     interval_text,
+    percent,
     scaled,
     time_of,
     unscaled,
@@ -667,7 +668,7 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
     shares = sorted({share for each in engine.shadows.values() for share in each.random_shares})
     if not shares:
         return ()
-    text = " and ".join(f"{100 * share:.2f} %" for share in shares)
+    text = " and ".join(percent(share) for share in shares)
     return (f"random_gate lets {text} of the bars through: the calibration slice's coverage",)
 
 

@@ -42,6 +42,7 @@ from tracepaper.strategies.units import (
     duration,
     minute_text,
     money_text,
+    percent,
     time_of,
     time_of_day_ms,
     unscaled,
@@ -358,7 +359,7 @@ def _money(value: int, *, signed: bool = False) -> str:
 
 
 def _percent(before: int, after: int) -> str:
-    return NOTHING if before <= 0 else f"{(after / before - 1) * 100:+.2f} %"
+    return NOTHING if before <= 0 else percent(after / before - 1, signed=True)
 
 
 def _shortened(text: str) -> str:

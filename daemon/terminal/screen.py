@@ -21,7 +21,7 @@ from tracepaper.daemon.engine.state import RESERVE, SHADOWS, account_title, rese
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import Action, Run, Step
 from tracepaper.strategies.types.market import Bar, Side
-from tracepaper.strategies.units import NOTHING, count_of, unscaled, visible
+from tracepaper.strategies.units import NOTHING, count_of, percent, unscaled, visible
 
 STOP: Final = "stop"
 """The view's message that the daemon shall stop, as by Ctrl-C."""
@@ -290,7 +290,7 @@ def _money(status: Status) -> Text:
     if "margin_used" in main:
         cells.append(Text(f"margin used {Decimal(main['margin_used']):,.2f}", "dim"))
     if (ratio := main.get("maintenance_ratio")) is not None:
-        cells.append(Text(f"maintenance ratio {ratio:.1%}, liquidated at 100 %", "dim"))
+        cells.append(Text(f"maintenance ratio {percent(ratio, 1)}, liquidated at 100 %", "dim"))
     costs = Decimal(main["fees_paid"]) + Decimal(main["funding_paid"])
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     return Text("  ").join(cells)
@@ -396,20 +396,22 @@ def _share(value: float | None, form: str = ".3f") -> str:
     return NOTHING if value is None else f"{value:{form}}"
 
 
+def _percent(value: float | None, *, signed: bool = False) -> str:
+    return NOTHING if value is None else percent(value, 3, signed=signed)
+
+
 def _forecast(forecast: Status) -> Text:
     text = Text(f"in {forecast['horizon']} bars  ")
     if "mean_return" in forecast:
-        spread = (
-            f" ± {_share(forecast['stdev_return'], '.3%')}" if "stdev_return" in forecast else ""
-        )
-        text = Text(f"{_share(forecast['mean_return'], '+.3%')}{spread} {text.plain}")
+        spread = f" ± {_percent(forecast['stdev_return'])}" if "stdev_return" in forecast else ""
+        text = Text(f"{_percent(forecast['mean_return'], signed=True)}{spread} {text.plain}")
     shares = [forecast[name] for name in ("p_down", "p_flat", "p_up") if name in forecast]
     if None in shares or not shares:
         return text
-    text.append(f"↓{shares[0]:.0%} ", DOWN)
+    text.append(f"↓{percent(shares[0], 0)} ", DOWN)
     for cells, style in zip(split(shares, BAR_CELLS), (DOWN, FLAT, UP), strict=True):
         text.append("━" * cells, style)
-    text.append(f" ↑{shares[2]:.0%}", UP)
+    text.append(f" ↑{percent(shares[2], 0)}", UP)
     return text
 
 

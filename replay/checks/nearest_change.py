@@ -35,7 +35,7 @@ from tracepaper.strategies.gates.evaluator import threshold_key
 from tracepaper.strategies.gates.gate import DROPPABLE, GATES, ThresholdForm, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Close, Side, Unit
-from tracepaper.strategies.units import unscaled, without_zeros
+from tracepaper.strategies.units import percent, unscaled, without_zeros
 
 DISTANCES: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Changes of the close that are tried, as shares of it; the nearest that trades is then refined."""
@@ -180,7 +180,7 @@ class DecisionAgain:
         share = close / bar.close - 1
         price, was = (unscaled(each, item.price_decimals) for each in (close, bar.close))
         sentence = (
-            f"With the close {abs(share):.2%} {'higher' if share > 0 else 'lower'}, at "
+            f"With the close {percent(abs(share))} {'higher' if share > 0 else 'lower'}, at "
             f"{Decimal(price):,}{', and the forecast as it was,' if prediction is not None else ''}"
             f" it would have {_VERBS[sent.side]}."
         )

@@ -20,7 +20,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import INTERVALS, count_of, duration, interval_text
+from tracepaper.strategies.units import INTERVALS, count_of, duration, interval_text, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,7 +120,7 @@ def _lines(quality: Quality) -> list[str]:
         f"  {holes}{_listed(gaps, len(quality.gaps))}",
     ]
     if quality.open_is_previous_close is not None:
-        lines.append(f"  {quality.open_is_previous_close:.1%} open at the previous close")
+        lines.append(f"  {percent(quality.open_is_previous_close, 1)} open at the previous close")
     return lines + [f"  ⚠ {note}" for note in (*quality.notes, *quality.splits)]
 
 

@@ -28,7 +28,7 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.renderer import Renderer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.units import DAY_MS, minute_text
+from tracepaper.strategies.units import DAY_MS, minute_text, percent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -376,7 +376,7 @@ def _flow(axes: Axes, _panel: ChartPanel, layer: FlowLayer) -> None:
     last = len(held) - 1
     for group, share in enumerate(held[last]):
         if share >= _FLOW_TEXT:
-            text = f"{layer.groups[group]}: {100 * share:.0f} %"
+            text = f"{layer.groups[group]}: {percent(share, 0)}"
             axes.text(last + 0.04, lower[last, group] + share / 2, text, va="center", fontsize=8)
     axes.set_xticks(range(len(layer.columns)), layer.columns)
     axes.set_xlim(-0.1, last + 0.35)

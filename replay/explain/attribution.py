@@ -61,7 +61,7 @@ from tracepaper.strategies.forecasters.tabular import (
     row_member,
 )
 from tracepaper.strategies.types.market import Bar
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.units import iso, percent
 
 COMPARED_SHOWN: Final = 6
 CONTRIBUTIONS_SHOWN: Final = 8
@@ -334,7 +334,7 @@ class ByMethod(ModelAnswer):
         alike = "no order to compare" if ranks is None else f"rank correlation {ranks:+.2f}"
         yield Paragraph(
             f"Compared with the stored explanation over the same bars: {alike}, and "
-            f"{self.common:.0%} of the weight on the same bars."
+            f"{percent(self.common, 0)} of the weight on the same bars."
         )
 
 
@@ -416,13 +416,17 @@ class SideBySide(ModelAnswer):
             ),
             Figure[ComparisonSide]("lean", "up less down", "exact", lambda it: f"{it.lean:+.3f}"),
             Figure[ComparisonSide](
-                "own_share", "decided bar's share", "exact", lambda side: f"{side.weights[-1]:.1%}"
+                "own_share",
+                "decided bar's share",
+                "exact",
+                lambda side: percent(side.weights[-1], 1),
             ),
             *(_added_by(name) for name in both[:COMPARED_SHOWN]),
         )  # fmt: skip
         yield table("compared", "Beside each other", figures, (first, second), turned=True)
         layers = ", ".join(
-            f"{layer} {common:.0%}" for layer, common in enumerate(self.common_by_layer, start=1)
+            f"{layer} {percent(common, 0)}"
+            for layer, common in enumerate(self.common_by_layer, start=1)
         )
         yield Paragraph(f"{self.in_common} In common by layer, in the mean of its heads: {layers}.")
 
@@ -432,8 +436,8 @@ class SideBySide(ModelAnswer):
         ranks = self.rank_correlation
         alike = "no order to compare" if ranks is None else f"a rank correlation of {ranks:+.2f}"
         return (
-            f"They give {self.common_ages:.0%} of their weight to the same ages and "
-            f"{self.common_bars:.0%} to the same bars; over past ages they have {alike}."
+            f"They give {percent(self.common_ages, 0)} of their weight to the same ages and "
+            f"{percent(self.common_bars, 0)} to the same bars; over past ages they have {alike}."
         )
 
     def document(self) -> dict[str, Any]:

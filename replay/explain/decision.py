@@ -50,7 +50,7 @@ from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.time_buckets import content_share
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command
-from tracepaper.strategies.units import count_of, iso
+from tracepaper.strategies.units import count_of, iso, percent
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class StoredDecision:
         factor = ""
         lowest = 0 if json.loads(self.run["config"])["strategy"]["long_only"] else -1
         if (expected := noted.get("volatility")) is not None:
-            factor = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
+            target = percent(noted["target_volatility"], 1)
+            factor = f" times min(1, {target} ÷ {percent(expected, 1)} a year)"
         sentence = (
             f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each clipped to "
             f"[{lowest}, 1]. The target is this share of a full position{factor}: "
@@ -199,10 +200,12 @@ class StoredDecision:
         noted = self._noted_numbers
         if "looked_bid" not in noted:
             return "The strategy orderbook asked no network at this close."
+        bid, ask, touch, newest = (
+            percent(noted[f"looked_{part}"], 1) for part in ("bid", "ask", "touch", "newest")
+        )
         return (
-            f"It looked at bids {noted['looked_bid']:.1%} and asks {noted['looked_ask']:.1%}, the "
-            f"best levels {noted['looked_touch']:.1%}, the newest book "
-            f"{noted['looked_newest']:.1%}; --full draws the map of level and time."
+            f"It looked at bids {bid} and asks {ask}, the best levels {touch}, the newest book "
+            f"{newest}; --full draws the map of level and time."
         )
 
     @property
@@ -236,13 +239,17 @@ class StoredDecision:
     @property
     def attended_sentence(self) -> str:
         """How a decision over several symbols divided its attention; empty for other strategies."""
+        forms: dict[str, Callable[[float], str]] = {
+            SHARE_OF: lambda share: percent(share, 1),
+            MOVES_WITH: "{:+.2f}".format,
+        }
         shares, moves = (
             ", ".join(
-                f"{row['name'].removeprefix(prefix)} {row['number']:{form}}"
+                f"{row['name'].removeprefix(prefix)} {text_of(row['number'])}"
                 for row in self.notes
                 if row["name"].startswith(prefix) and row["number"] is not None
             )
-            for prefix, form in ((SHARE_OF, ".1%"), (MOVES_WITH, "+.2f"))
+            for prefix, text_of in forms.items()
         )
         if not shares or self._asks is not DataSource.CLOSES:
             return ""

@@ -56,6 +56,7 @@ from tracepaper.strategies.units import (
     MINUTE_MS,
     iso,
     money_text,
+    percent,
     without_zeros,
 )
 
@@ -272,10 +273,6 @@ def _refused(name: str, flips: Flips) -> str:
     return ", ".join(filter(None, (f"Refused by {name}", missed_text(name, gate.margin))))
 
 
-def _share(fraction: float) -> str:
-    return f"{100 * fraction:.0f}\u202f%"
-
-
 def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
     """Return the numbers that the strategy trend noted; empty if it did not decide here."""
     if stored.run["strategy"] != TREND:
@@ -293,14 +290,14 @@ def _trend_words(
         wants = "There is no trend to follow, so it wants nothing held"
     else:
         direction = "up" if trend > 0 else "down"
-        wants = f"The trend is {direction}: it wants {_share(size)} of a full position"
+        wants = f"The trend is {direction}: it wants {percent(size, 0)} of a full position"
         if size < abs(trend):
-            wants += f", not {_share(abs(trend))}, since the market moves more than the target"
+            wants += f", not {percent(abs(trend), 0)}, since the market moves more than the target"
     text = f"{wants}; {'nothing' if held.is_flat else held.words(base)} was held"
     if row["refused_by"] is not None or row["target_quantity_text"] is None:
         return f"{text}."
     target, band = without_zeros(row["target_quantity_text"]), noted.get(BAND)
-    share = "" if band is None or trend == 0 else f"{_share(band)} of a full position"
+    share = "" if band is None or trend == 0 else f"{percent(band, 0)} of a full position"
     if float(target) == float(held.of_side(row["action"])):
         return f"{text}{share and f', within its band of {share}'}, so nothing is traded."
     if not share:
@@ -358,8 +355,8 @@ def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
         }.get(side.side, "The mean and the classes of the forecast disagreed")
         yield (
             f"{pointed}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
-            f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and P(up) − P(down) is "
-            f"{side.lean:+.3f}; both must change sign to turn it."
+            f"({percent(abs(side.mean_over_stdev), 1)} of its standard deviation), and P(up) − "
+            f"P(down) is {side.lean:+.3f}; both must change sign to turn it."
         )
     also_forecast = _also_forecast(stored.decision)
     worth = stored.entropy_worth, stored.reweighting, stored.attended_sentence
@@ -467,7 +464,7 @@ def _forecast(row: Row, outcome: ForecastOutcome, close_ms: int) -> Table:
             )
         outcome_text = f"realised {outcome.realised * BASIS_POINTS:+,.1f} bp{inside}"
     shares = [(name, row[f"p_{name}"]) for name in ("down", "flat", "up")]
-    rows = [(name, _share(share), share) for name, share in shares if share is not None]
+    rows = [(name, percent(share, 0), share) for name, share in shares if share is not None]
     title = f"Forecast, {row['horizon']} bars"
     return replace(table_of("forecast", title, _SHARE, rows, (stated, outcome_text)), look="stack")
 
@@ -514,8 +511,8 @@ def _attention_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
             break
     if (share := stored.content_share) is not None:
         yield (
-            f"The rollout differs from that of uniform attention by {share:.1%}; the rest is the "
-            "profile of a network that attends to all bars equally."
+            f"The rollout differs from that of uniform attention by {percent(share, 1)}; the rest "
+            "is the profile of a network that attends to all bars equally."
         )
 
 

@@ -17,7 +17,7 @@ from tracepaper.replay.report.past import ModelAnswer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.order_book import MOVES
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of
-from tracepaper.strategies.units import duration, iso, unscaled
+from tracepaper.strategies.units import duration, iso, percent, unscaled
 
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.order_book import OrderBookAttribution
@@ -66,7 +66,7 @@ class BookMap(ModelAnswer):
         yield from map(Paragraph, self.sentences)
         forms: dict[str, Form] = {"books ahead": "count", **dict.fromkeys(MOVES, "exact")}
         answers: list[tuple[Value, ...]] = [
-            (horizon, *(f"{share:.1%}" for share in shares))
+            (horizon, *(percent(share, 1) for share in shares))
             for horizon, shares in zip(self.horizons, self.probabilities, strict=True)
         ]
         yield table_of("answers", "Which way the mid moves", forms, answers)

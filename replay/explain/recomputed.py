@@ -55,6 +55,7 @@ from tracepaper.replay.report.past import ModelAnswer, Past, open_any, open_past
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.forecasters.attribution import DECISIONS
+from tracepaper.strategies.units import percent
 
 Kind = TypeVar("Kind", bound=ModelAnswer)
 
@@ -186,9 +187,9 @@ def attention_chart(full: Full) -> Chart:
     caption = (
         f"Each past bar's share of the rollout, and what it added to the mean, by integrated "
         f"gradients and by relevance. The decided bar itself, not drawn, holds "
-        f"{attribution.weights[-1]:.1%} and added {BASIS_POINTS * moves.by_bar[-1]:+.2f} and "
-        f"{BASIS_POINTS * moves.relevance[-1]:+.2f} bp. Where attention flowed is not why. Times "
-        "are UTC."
+        f"{percent(attribution.weights[-1], 1)} and added "
+        f"{BASIS_POINTS * moves.by_bar[-1]:+.2f} and {BASIS_POINTS * moves.relevance[-1]:+.2f} bp. "
+        "Where attention flowed is not why. Times are UTC."
     )
     return Chart("", caption, panels, is_aligned=True)
 
@@ -235,7 +236,7 @@ def age_chart(compared: SideBySide) -> Chart:
         rows = [side.layers[layer].mean(axis=0) for side in (compared.first, compared.second)]
         ages = max(map(len, rows))
         rows = [np.pad(row, (0, ages - len(row))) for row in rows]
-        title = f"layer {layer + 1}: {common:.0%} in common"
+        title = f"layer {layer + 1}: {percent(common, 0)} in common"
         panels.append(structs.replace(_by_age(rows, compared), title=title, height=170))
     caption = (
         "What both gave to each age, the decided bar at 0: by the rollout, and by the mean of the "

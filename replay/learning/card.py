@@ -22,7 +22,7 @@ from tracepaper.storage.checkpoints import Card, CardPair
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text, iso, number
+from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text, iso, number, percent
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.side_inputs import SideInputs
@@ -333,8 +333,8 @@ def experimental(table: Mapping[str, Any] | Card, *, of: str = "model") -> str:
         if signs[0] - signs[1] > max(coins):
             return ""
         reasons.append(
-            f"{signs[0]:.1%} {plus_minus(signs[1], '.1%')} of signs beside {max(coins):.1%} by "
-            "persistence, its reverse or a coin"
+            f"{percent(signs[0], 1)} {plus_minus(signs[1], '.1f', 100, ' %')} of signs beside "
+            f"{percent(max(coins), 1)} by persistence, its reverse or a coin"
         )
     if not reasons:
         return _NO_FIGURES

@@ -33,7 +33,7 @@ from tracepaper.replay.report.charts import broken
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.run_columns import Floats
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Regime
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.units import iso, percent
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.heads import HeadReport
@@ -78,7 +78,7 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     ]
     caption = (
         f"{heatmap.instrument}: close, regime, {_stored(report)} by age as a multiple of its mean "
-        f"over the run (the ages that hold {SHOWN_SHARE:.1%} of it), confidence."
+        f"over the run (the ages that hold {percent(SHOWN_SHARE, 1)} of it), confidence."
     )
     return Chart(heatmap.instrument, caption, panels, is_aligned=True)
 
@@ -270,7 +270,7 @@ def influence_chart(influence: InfluenceReport) -> Chart:
     """Draw the mean matrix: rows are forecasts of a symbol, columns are bars of a symbol."""
     count = len(influence.symbols)
     texts = [
-        [f"{100 * mean:.2f} ± {100 * spread:.2f} %" for mean, spread in zip(*rows, strict=True)]
+        [f"{100 * mean:.2f} ± {percent(spread)}" for mean, spread in zip(*rows, strict=True)]
         for rows in zip(influence.mean, influence.spread, strict=True)
     ]
     has_labels = count <= NAMED_MOST

@@ -52,6 +52,7 @@ from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Liquidity
 from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.units import percent
 
 RANDOM_TIMINGS: Final = 200
 RANDOM_SEED: Final = 1
@@ -213,7 +214,7 @@ def buy_and_hold(record: RunRecord, shares: Mapping[str, float] | None = None) -
 def held_source(shares: Mapping[str, float]) -> str:
     """Return the source of buy and hold at the run's mean exposure: *shares* of the start."""
     by_symbol = ", ".join(
-        f"{share:.2%} of the start" + (f" in {symbol}" if len(shares) > 1 else "")
+        f"{percent(share)} of the start" + (f" in {symbol}" if len(shares) > 1 else "")
         for symbol, share in shares.items()
     )
     return f"computed: the run's mean exposure, {by_symbol}, {BOUGHT}"

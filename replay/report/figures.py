@@ -59,7 +59,7 @@ from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.record.columns import SHORTFALL_PARTS
 from tracepaper.strategies.allocation import ERROR, GAINED
 from tracepaper.strategies.sessions import MONTHS_OF
-from tracepaper.strategies.units import DAY_MS, count_of
+from tracepaper.strategies.units import DAY_MS, count_of, percent
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100
@@ -441,7 +441,7 @@ def _annual(report: Report) -> tuple[str, ...]:
         unit = "days" if calendar is None or calendar.sessions.name == MONTHS_OF else "sessions"
         days = f"{YEAR_DAYS}" if calendar is None else f"{year_days(calendar):.1f}"
         rate = (
-            f"a risk-free rate of {record.risk_free:.2%}"
+            f"a risk-free rate of {percent(record.risk_free)}"
             if record.risk_free
             else "no risk-free rate"
         )

@@ -13,6 +13,7 @@ import msgspec
 from tracepaper.replay.document.values import plus_minus, signed_estimate
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Card
+from tracepaper.strategies.units import percent
 
 LEVEL: Final = 0.05
 """A difference with a smaller p value is credible."""
@@ -48,10 +49,10 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
         )
         difference, error, p = paired["sign"][MAJORITY]
         sentences.append(
-            f"At {horizon} bars it predicted the sign of the return on {100 * right:.1f} % of"
+            f"At {horizon} bars it predicted the sign of the return on {percent(right, 1)} of"
             f" untouched bars ({plus_minus(spread, '.1f', 100, ' by days')}):"
             f" {verdict_of(difference, p, days)} always predicting the more frequent sign"
-            f" ({100 * majority:.1f} %;"
+            f" ({percent(majority, 1)};"
             f" {signed_estimate(-difference, error, '.1f', 100, ' points by day')}, p {p:.2g})."
         )
     baselines = {

@@ -44,7 +44,7 @@ from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, r
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome
-from tracepaper.strategies.units import count_of, duration
+from tracepaper.strategies.units import count_of, duration, percent
 
 Card = dict[str, Any]
 MARKS_MAX: Final = 800
@@ -377,7 +377,7 @@ def held_alike(record: RunRecord) -> list[HoldBenchmark]:
             )
             held.append(
                 HoldBenchmark(
-                    f"{BUY_AND_HOLD_AT}{share:.2%}",
+                    f"{BUY_AND_HOLD_AT}{percent(share)}",
                     held_source(symbols),
                     buy_and_hold(record, shares),
                     share,

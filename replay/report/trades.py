@@ -30,7 +30,7 @@ from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity
 from tracepaper.strategies.types.market import Instrument, Side
-from tracepaper.strategies.units import DAY_MS, RATE_SCALE, count_of
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE, count_of, percent
 
 _LARGER: Final = "make the position larger by [sizing]"
 _SMALLER: Final = "make the position smaller by [sizing]"
@@ -71,7 +71,7 @@ class LargestCause(NamedTuple):
     def __str__(self) -> str:
         """Return one line that begins with the count."""
         share = (
-            f"{self.bars:,} of {self.decisions:,} bars ({100 * self.bars / self.decisions:.1f} %)"
+            f"{self.bars:,} of {self.decisions:,} bars ({percent(self.bars / self.decisions, 1)})"
         )
         shown, more = self.symbols[:_SYMBOLS_SHOWN], len(self.symbols) - _SYMBOLS_SHOWN
         named = f" ({', '.join(shown)}{f' and {more} more' * (more > 0)})" if shown else ""

@@ -33,7 +33,7 @@ from tracepaper.replay.sweep.result import Heat, Sweep
 from tracepaper.replay.sweep.space import FIGURES, objective_text
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.units import count_of, number
+from tracepaper.strategies.units import count_of, number, percent
 
 CELLS_SHOWN: Final = 5
 HEAT_COLUMNS: Final = 10
@@ -275,8 +275,8 @@ def luck(sweep: Sweep) -> Iterator[str]:
     if beaten is not None:
         count = len(values)
         yield (
-            f"It beats {beaten * 100:.1f} % of its random timings; the luckiest of {count:,} "
-            f"points without skill would beat {count / (count + 1) * 100:.0f} % on average."
+            f"It beats {percent(beaten, 1)} of its random timings; the luckiest of {count:,} "
+            f"points without skill would beat {percent(count / (count + 1), 0)} on average."
         )
     yield from _deflated(sweep, best)
     yield from _out_of_sample(sweep)
@@ -298,7 +298,7 @@ def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
     if (over := sweep.overfitting) is not None:
         left = f" ({over.left_out} left out: other days)" if over.left_out else ""
         yield (
-            f"Probability of backtest overfitting: {over.probability * 100:.0f} %. So often the "
+            f"Probability of backtest overfitting: {percent(over.probability, 0)}. So often the "
             "point with the best Sharpe ratio on one half of the days is among the worse half of "
             f"the {over.points} points{left} on the other; drawing a point by chance gives 50 %."
         )
@@ -312,7 +312,7 @@ def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
     yield (
         f"The best of so many without skill is expected to reach a Sharpe ratio of "
         f"{sweep.best_by_chance:.3f} a day; the probability that this one's true ratio is above "
-        f"that (the deflated Sharpe ratio) is {deflated * 100:.1f} %."
+        f"that (the deflated Sharpe ratio) is {percent(deflated, 1)}."
     )
 
 
@@ -327,8 +327,8 @@ def _out_of_sample(sweep: Sweep) -> Iterator[str]:
     error = mean_error(daily, np.arange(daily.size))  # the tests follow each other
     earned = signed_estimate(float(daily.mean()), error, ".1f", 1e4 / bar_days, " bp")
     yield (
-        f"Out of sample, in {len(tests)} tests after their windows: {grown * 100:+.2f} % in "
-        f"{days:,.0f} days, a day {earned}. Believe this figure."
+        f"Out of sample, in {len(tests)} tests after their windows: {percent(grown, signed=True)} "
+        f"in {days:,.0f} days, a day {earned}. Believe this figure."
     )
 
 

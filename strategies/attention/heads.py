@@ -16,6 +16,7 @@ import torch
 from tracepaper.strategies.attention.checks import check_axes, explanation
 from tracepaper.strategies.attention.masks import check_tensor
 from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.units import percent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,16 +157,16 @@ LEGEND: Final = (
     f"A diffuse head has a confidence below {DIFFUSE_BELOW:g} and repeats nothing. The rows of an "
     f"event-driven head agree on bars rather than ages (event share above {EVENT_ABOVE:g}). The "
     "profile by age of a periodic head repeats with a correlation of at least "
-    f"{PERIODIC_ABOVE:g}. A local head has more than {LOCAL_ABOVE:.0%} of its mass in the newest "
-    f"sixteenth. Focused: at least {EVENT_SHARE:.0%} on {EVENT_BARS} bars older than the newest "
-    f"quarter. Stable: a stability of at least {STABLE_ABOVE:g} from row to row. Apart: at least "
-    f"{SEPARATION_ABOVE:g} bits of divergence from the layer's other heads. The thresholds "
-    "separate planted heads of each kind, two fifths of whose weights are noise. Tied to volume or "
-    "volatility (high to low): the attention to each bar, relative to the mean profile by age, has "
-    f"a rank correlation of at least {TIED_ABOVE:g} with it. Tied to extremes: at least "
-    f"{EXTREME_ABOVE:g} times as much attention to the {EXTREME_SHARE:.1%} of bars with the "
-    "largest moves as to all bars. Of the circularly shifted series at most "
-    f"{TIED_P:.0%} agree as well."
+    f"{PERIODIC_ABOVE:g}. A local head has more than {percent(LOCAL_ABOVE, 0)} of its mass in "
+    f"the newest sixteenth. Focused: at least {percent(EVENT_SHARE, 0)} on {EVENT_BARS} bars older "
+    f"than the newest quarter. Stable: a stability of at least {STABLE_ABOVE:g} from row to row. "
+    f"Apart: at least {SEPARATION_ABOVE:g} bits of divergence from the layer's other heads. The "
+    "thresholds separate planted heads of each kind, two fifths of whose weights are noise. Tied "
+    "to volume or volatility (high to low): the attention to each bar, relative to the mean "
+    f"profile by age, has a rank correlation of at least {TIED_ABOVE:g} with it. Tied to extremes: "
+    f"at least {EXTREME_ABOVE:g} times as much attention to the {percent(EXTREME_SHARE, 1)} of "
+    "bars with the largest moves as to all bars. Of the circularly shifted series at most "
+    f"{percent(TIED_P, 0)} agree as well."
 )
 """The meaning of the figures of heads, with their thresholds."""
 

@@ -25,7 +25,7 @@ from tracepaper.strategies.types.decisions import (
     HeadForecasts,
     Regime,
 )
-from tracepaper.strategies.units import NOTHING, duration, money_text, number
+from tracepaper.strategies.units import NOTHING, duration, money_text, number, percent
 
 Reader = Callable[[Forecast, int], float | None]
 """``(forecast, horizon index) -> value``; None if unknown."""
@@ -386,13 +386,13 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
     """
     if value is None or not math.isfinite(value):
         return NOTHING
-    sign, unit = "+" if signed else "", unit_of(name)
+    unit = unit_of(name)
     if unit == MILLISECONDS:
         return duration(value, signed=signed)
     if unit == YES_OR_NO:
         return NOTHING if signed else {1.0: "yes", 0.0: "no"}.get(value, number(value))
     if unit in _SHARES:
-        return f"{100 * value:{sign}.1f} %"
+        return percent(value, 1, signed=signed)
     if unit == QUOTE_CURRENCY:
         return money_text(value, signed=signed)
     return number(value, signed=signed)

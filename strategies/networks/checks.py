@@ -28,6 +28,7 @@ from tracepaper.strategies.attention.checks import finite_layers
 from tracepaper.strategies.attention.layer import value_norms
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.extras import require
+from tracepaper.strategies.units import percent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,7 +136,7 @@ def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterat
             equal = 1.0 / confidence.shape[2]
             fault = ""
             if share is not None and share < DEAD_BELOW * equal:
-                fault = f"it is dead, and moves {share:.2%} of its layer's output"
+                fault = f"it is dead, and moves {percent(share)} of its layer's output"
             elif low > ONE_BAR_ABOVE:
                 fault = "it has collapsed onto one bar"
             elif high < even:

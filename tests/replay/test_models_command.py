@@ -201,7 +201,7 @@ def judged(folder: Path, qlike: list[float], signs: list[float], **more: object)
             [0.525, 0.01],
             "it has not beaten persistence: QLIKE 0.3900 ± 0.0200 beside",
         ),
-        ([0.5, 0.02], [0.49, 0.001], "49.0% ± 0.1% of signs beside 52.0% by persistence"),
+        ([0.5, 0.02], [0.49, 0.001], "49.0 % ± 0.1 % of signs beside 52.0 % by persistence"),
     ],
 )
 def test_a_network_that_has_not_beaten_persistence_is_experimental(

@@ -207,6 +207,12 @@ def test_a_public_class_name_has_one_meaning() -> None:
     assert classes_named_twice(modules) == {}
 
 
+def test_a_share_is_written_in_per_cent_by_one_function() -> None:
+    other = re.compile(r"[+,]?\.\d%[}\"']|[}]%[\"' ]")
+    others = {path.name for path in sources() if other.search(path.read_text(encoding="utf-8"))}
+    assert others == {"values.py"}  # as `[exits]` writes it: 2%
+
+
 def test_what_may_be_unused_is_named_with_its_reason_and_is_unused() -> None:
     settings = project()["tool"]["vulture"]  # type: ignore[index]
     paths, allowed = [settings["paths"][:-1], settings["paths"][-1]]

@@ -22,6 +22,7 @@ from tracepaper.strategies.units import (
     duration,
     interval_start,
     number,
+    percent,
     rescaled,
     scaled,
     to_step,
@@ -148,3 +149,16 @@ def test_a_number_is_written_out(value: float | None, text: str) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.sampled_from(gate_order()))
 def test_no_measure_is_written_with_an_exponent(value: float, gate: str) -> None:
     assert "e" not in measured(gate, value).replace("yes", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        (percent(0.0012), "0.12 %"),
+        (percent(0.0012, signed=True), "+0.12 %"),
+        (percent(-12.3456, 1, signed=True), "-1,234.6 %"),
+        (percent(0.5, 0), "50 %"),
+    ],
+)
+def test_a_share_is_written_in_per_cent_with_a_space(text: str, written: str) -> None:
+    assert text == written

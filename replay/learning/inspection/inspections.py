@@ -60,7 +60,7 @@ from tracepaper.strategies.forecasters.attribution import PATH_NODES, integrated
 from tracepaper.strategies.forecasters.tabular import TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.keys import nearest
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, percent
 
 PARTS: Final = (1, 2, 4, 8, 16, 32, 64)
 """Divisors of the window; at least one bar remains."""
@@ -679,13 +679,15 @@ def intervals(subject: Subject) -> list[Table]:
     return [
         table_of_rows(
             "intervals",
-            f"Intervals of {COVERAGE:.0%}, {subject.material.times[subject.column]} ahead,"
+            f"Intervals of {percent(COVERAGE, 0)}, {subject.material.times[subject.column]} ahead,"
             f" {len(bars):,} bars of {len(days)} days",
             f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} known scores,"
             f" at first those of the calibration part.{no_dropout}",
             rows,
         ),
-        table_of_rows("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", by_day),
+        table_of_rows(
+            "interval_days", f"Coverage of {percent(COVERAGE, 0)} intervals by day", "", by_day
+        ),
     ]
 
 

@@ -62,6 +62,7 @@ from tracepaper.strategies.types.decisions import (
     TAILS,
     path_steps,
 )
+from tracepaper.strategies.units import percent
 
 EXTREMES: Final = ("drawdown", "runup")
 """Heads that forecast quantiles of a largest move, at ``DRAWDOWN_LEVELS``."""
@@ -203,7 +204,7 @@ def head_sentences(by_horizon: Mapping[str, Any], *, horizon: int, days: int) ->
         return []
     lines = []
     if "tails" in main:
-        shares = [f"{100 * main['tails'][f'{tail}_5'][0]:.1f} %" for tail in TAILS]
+        shares = [percent(main["tails"][f"{tail}_5"][0], 1) for tail in TAILS]
         lines.append(
             f"The loss exceeded its value at risk of 5 % at {horizon} bars on {shares[0]} of"
             f" untouched bars for a long position and on {shares[1]} for a short one."

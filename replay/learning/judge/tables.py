@@ -82,7 +82,7 @@ from tracepaper.replay.learning.statistics import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS, iso
+from tracepaper.strategies.units import DAY_MS, iso, percent
 
 _HEIGHT: Final = 280
 _ROLES: Final[tuple[ChartRole, ...]] = ("accent", "ink", "gain", "loss", "muted")
@@ -263,7 +263,7 @@ def _intervals(judgement: Judgement) -> Iterable[Table]:
         return
     table_rows = []
     for level in LEVELS:
-        row: dict[str, Value] = {"interval": f"{100 * level:.0f} %"}
+        row: dict[str, Value] = {"interval": percent(level, 0)}
         for horizon, rows in judgement.forecasts.by_horizon():
             row[str(horizon)] = estimate(interval(level), MetricView(rows))
         table_rows.append(row)
@@ -407,9 +407,7 @@ _CONFIDENCE: Final = (
 
 def _gates(judgement: Judgement) -> Iterable[Table]:
     columns = [of_row("gate", "gate", "text")]
-    columns += [
-        of_row(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES
-    ]
+    columns += [of_row(f"{share:g}", percent(share, 0), "share") for share in figures.COVERAGES]
     rows: list[Cells] = []
     for name, section in judgement.figures.get("gates", {}).get("selective", {}).items():
         pairs = zip(section["gained"], section["error"], strict=True)

@@ -78,9 +78,9 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
     screen = drawn(full_step())
     for words in (
         "65,114.20",
-        "+0.200% ± 0.400% in 30 bars",
-        "↓30%",
-        "↑50%",
+        "+0.200 % ± 0.400 % in 30 bars",
+        "↓30 %",
+        "↑50 %",
         "confidence 0.200",
         "regime MOMENTUM",
         "recent mass 0.600",

@@ -25,6 +25,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import lookahead
 from tracepaper.replay.checks.probes import Limits
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import percent
 
 QUARTER = 15 * 60_000
 HOUR = 4 * QUARTER
@@ -185,7 +186,7 @@ def test_explain_says_what_the_trend_was_made_of(
     text = " ".join(capsys.readouterr().out.split())
     assert "Noted: trend_4h" in text
     assert f"{noted['trend']:+.4f}, the mean of its distances, each clipped to [-1, 1]" in text
-    assert f"40.0% ÷ {noted['volatility']:.1%} a year): {noted['size']:+.4f}." in text
+    assert f"40.0 % ÷ {percent(noted['volatility'], 1)} a year): {noted['size']:+.4f}." in text
     assert noted["size"] == noted["trend"] * min(1, 0.4 / noted["volatility"])
     assert invoke(["explain", f"last:{sequence + 1}", "--db", "a.db", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -24,6 +24,7 @@ from tracepaper.replay.explain.recomputed import (
 )
 from tracepaper.replay.report.past import Past, open_past
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.units import percent
 
 
 @pytest.fixture(scope="module")
@@ -164,5 +165,5 @@ def test_the_charts_show_what_was_recomputed(database: Path) -> None:
     for name, view in zip((str(LAST), str(LAST - 30)), (first, second), strict=True):
         bars = layers_of(features)[name]
         assert bars.x[0] == pytest.approx(1e4 * view.features[top], rel=1e-3)
-    assert f"{comparison.common_by_layer[1]:.0%} in common" in chart.panels[2].title
+    assert f"{percent(comparison.common_by_layer[1], 0)} in common" in chart.panels[2].title
     assert features_chart(replace(comparison, first=replace(first, features={}))) is None

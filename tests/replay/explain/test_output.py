@@ -11,6 +11,8 @@ import pytest
 from command_line import Cli
 from explained_runs import CONTEXT, LAST, SMALL
 
+from tracepaper.strategies.units import percent
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -98,7 +100,7 @@ def test_another_method_is_shown_beside_the_stored_rollout(
     assert 0.0 < other["common"] < 0.9999
     text, _ = texts(cli, database, LAST, *options)
     assert f"By the method {other['method']}" in text
-    assert f"and {other['common']:.0%} of the weight on the same bars" in text
+    assert f"and {percent(other['common'], 0)} of the weight on the same bars" in text
 
 
 def test_the_method_as_stored_is_what_was_stored(database: Path, cli: Cli) -> None:

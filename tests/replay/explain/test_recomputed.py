@@ -30,6 +30,7 @@ from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.time_buckets import uniform_rollout
+from tracepaper.strategies.units import percent
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_beside_the_stored_row_stands_how_far_it_is_from_that_of_uniform_attenti
     (table,) = [
         part for part in told_document.parts if isinstance(part, Table) and part.key == "looked"
     ]
-    assert f"from that of uniform attention by {share:.1%}" in table.notes[-1]
+    assert f"from that of uniform attention by {percent(share, 1)}" in table.notes[-1]
 
 
 def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:

@@ -18,6 +18,7 @@ from tracepaper.replay.run import Run
 from tracepaper.storage.database.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Gap, GapCause
+from tracepaper.strategies.units import percent
 
 DAYS = 1_500 / 1_440
 
@@ -103,7 +104,10 @@ def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     done = present(cross_report.accounts[0].activity)
     assert done.mean_exposure is not None
     equal, full = cross_report.accounts[-2:]
-    assert (equal.name, full.name) == (f"buy and hold at {done.mean_exposure:.2%}", BUY_AND_HOLD)
+    assert (equal.name, full.name) == (
+        f"buy and hold at {percent(done.mean_exposure)}",
+        BUY_AND_HOLD,
+    )
     begun = cross_report.record.account.equity[0]
     assert equal.end - begun == pytest.approx(done.mean_exposure * (full.end - begun))
 

@@ -21,6 +21,7 @@ from tracepaper.strategies.attention.heads import (
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.units import percent
 
 TIME = 400
 VISIBLE = 200
@@ -122,7 +123,7 @@ def test_a_planted_head_is_told_by_the_thresholds_of_the_legend(
     if name != "local":  # one that looks at the last bar alone moves on with each bar
         assert ("stable" in figures.marks) == (name in ("event-driven", "diffuse"))
     assert "apart" not in figures.marks
-    assert f"{EVENT_SHARE:.0%}" in LEGEND
+    assert f"{percent(EVENT_SHARE, 0)}" in LEGEND
 
 
 @pytest.mark.parametrize("visible", [64, 200, 1_088])

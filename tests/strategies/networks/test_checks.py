@@ -76,7 +76,7 @@ def test_a_dead_head_is_found() -> None:
     with torch.no_grad():
         block(model).project_out.weight[:, :4] = 0.0  # the columns that read head 0
     check = examined(model)
-    assert check.faults == ("Layer 1, head 0: it is dead, and moves 0.00% of its layer's output.",)
+    assert check.faults == ("Layer 1, head 0: it is dead, and moves 0.00 % of its layer's output.",)
 
 
 def test_a_head_that_collapsed_onto_one_bar_is_found() -> None:

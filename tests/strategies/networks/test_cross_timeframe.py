@@ -280,7 +280,7 @@ def test_a_dead_head_is_named_by_the_row_of_its_confidence() -> None:
     with torch.no_grad():  # the columns that read head 1
         cross_network.get_parameter("layers.1.2.project_out.weight")[:, 4:] = 0.0
     check = check_network(cross_network.float(), [(x.float(), positions)])
-    assert check.faults == ("Layer 3, head 1: it is dead, and moves 0.00% of its layer's output.",)
+    assert check.faults == ("Layer 3, head 1: it is dead, and moves 0.00 % of its layer's output.",)
 
 
 def test_each_window_of_a_batch_lies_on_its_own_grid() -> None:

@@ -1,7 +1,7 @@
 /** The chart as a component: it keeps a frame loaded around the view, and reports the cell under the pointer. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { Swatch, hasParts } from "../accounts.js";
-import { interval as intervalText, number, percent, plain, word } from "../format.js";
+import { interval as intervalText, percent, plain, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
 import { Chart, within } from "./chart.js";
 import { loadFrame, stepFor } from "./frame.js";
@@ -53,7 +53,7 @@ export function accountLines(run, { isCompact = false } = {}) {
     isShadow: index > 0 && account.is_stored,
     isScaled: !isCompact || index === 0 || (account.is_stored && hasParts(run)),
     column: asReturn(account.name),
-    format: (value) => `${number(value, Math.abs(value) < 10 ? 2 : 1)} %`,
+    format: (value) => percent(value / 100, { decimals: Math.abs(value) < 10 ? 2 : 1 }),
   }));
 }
 

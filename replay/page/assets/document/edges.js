@@ -1,5 +1,6 @@
 /** Edges of attention: decided bars above, the bars that they attended to below, one colour per head. */
 import { html, useState } from "../vendor/htm-preact.js";
+import { percent } from "../format.js";
 import { minute } from "./axis.js";
 
 const [WIDTH, LEFT, RIGHT, TOP, BOTTOM, HEIGHT] = [960, 16, 944, 52, 262, 330];
@@ -55,8 +56,8 @@ export function EdgesView({ edges, name }) {
     const rows = shares[layer][head];
     const looks = isOne ? rows[shown.decision] : rows.map((row) => row[shown.cell]);
     const at = looks.indexOf(Math.max(...looks));
-    const percent = `${((100 * looks[at]) / scale).toFixed(1)} %`;
-    return `head ${head + 1} ${percent} ${isOne ? `on ${span(at)} bars back` : `from ${minute(times[at])}`}`;
+    const share = percent(looks[at] / scale, { decimals: 1 });
+    return `head ${head + 1} ${share} ${isOne ? `on ${span(at)} bars back` : `from ${minute(times[at])}`}`;
   });
   const whose = isOne ? `From ${minute(times[shown.decision])} UTC` : `To ${span(shown.cell)} bars back`;
   const [wide, narrow] = [(RIGHT - LEFT) / times.length, (RIGHT - LEFT) / cells];

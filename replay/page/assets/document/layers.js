@@ -1,6 +1,6 @@
 /** The layers of a panel: their extent, drawing, text under the pointer, and numbers. */
 import { html } from "../vendor/htm-preact.js";
-import { count } from "../format.js";
+import { count, percent } from "../format.js";
 import { plain, textAt } from "./axis.js";
 import { cellText, edgesOf } from "./heat.js";
 
@@ -305,12 +305,12 @@ function edgeNumbers(rows, { shares, times, firsts, scale }) {
   shares.forEach((heads, layer) => heads.forEach((rows, head) => rows.forEach((cells, decision) => {
     const strongest = cells.indexOf(Math.max(...cells));
     const at = textAt({ kind: "time" }, times[decision]);
-    rows.push([`layer ${layer + 1}`, `head ${head + 1}`, at, `most ${firsts[strongest]} bars back: ${plain((100 * cells[strongest]) / scale, 1)} %`]);
+    rows.push([`layer ${layer + 1}`, `head ${head + 1}`, at, `most ${firsts[strongest]} bars back: ${percent(cells[strongest] / scale, { decimals: 1 })}`]);
   })));
 }
 
 function flowNumbers(rows, { columns, groups, held }) {
   held.forEach((shares, column) => shares.forEach((share, group) => {
-    rows.push([columns[column], groups[group], "", `${plain(100 * share, 1)} %`]);
+    rows.push([columns[column], groups[group], "", percent(share, { decimals: 1 })]);
   }));
 }
