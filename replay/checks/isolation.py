@@ -1,7 +1,9 @@
 """Fresh processes in which ``lookahead`` and ``verify`` derive steps.
 
 Their memory holds nothing of an earlier run and no later bar: a server is started by ``exec``, so
-it shares no memory with this process, and forks a child for each job.
+it shares no memory with this process, and forks a child for each job. The
+server of ``multiprocessing`` exists once per process, has one hash seed, and runs the caller's
+script again in each child.
 """
 
 from __future__ import annotations
