@@ -108,7 +108,7 @@ def test_the_loss_of_a_liquidation_is_no_spread(isolated: Run[Any]) -> None:
     (row,) = isolated.report().document["costs"]
     assert (row["spread"], row["slippage"]) == (0.0, 0.0)
     assert row["liquidation"] == pytest.approx(25.0)
-    assert row["fee"] == pytest.approx(5.0 + 4.5)
+    assert row["fees_paid"] == pytest.approx(5.0 + 4.5)
     assert row["gross"] == pytest.approx(-475.0)  # at the prices that it entered and was called at
     assert row["net"] == pytest.approx(-509.5)
     text = str(isolated.report())
