@@ -236,7 +236,8 @@ class Broker:
 
         All resting orders were decided before this bar. If no mark price arrived since the bar
         before, the close values the positions. Then positions at their liquidation price are
-        liquidated, since a fill or a settlement may have moved it. On cross margin only the bar
+        liquidated, since a fill may have moved it, and settlements at the close follow: where one
+        moves a liquidation price, the next price is compared with it. On cross margin only the bar
         that *is_last* of its close liquidates, after all of them have valued their positions.
         """
         key = bar.instrument
@@ -252,11 +253,11 @@ class Broker:
             mark = bar.close
             for line in self._lines[key]:
                 line.mark_to(mark)
+        if self._is_on_margin and (is_last or not self.is_cross):
+            # Dated as what the bar's path fills, and so before a settlement at the close.
+            self._liquidate(key, mark, bar.close_time_ms - 1)
         if self.unsettled:
             self._settle(key, bar.close_time_ms + STAMPED_LATE_MS)
-        if self._is_on_margin and (is_last or not self.is_cross):
-            # Before a settlement at the close, as what the bar's path fills.
-            self._liquidate(key, mark, bar.close_time_ms - 1)
         if self._ranges:
             self._ranges[key].push(bar)
 

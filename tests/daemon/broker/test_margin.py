@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from builders import START_MS, bar, instrument, present, quote
+from builders import MINUTE, START_MS, bar, instrument, present, quote
 from engines import Says, engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,6 +141,18 @@ def test_an_entry_at_the_open_can_be_liquidated_in_the_same_bar() -> None:
     machine.step(bar(100_000), None)
     step = machine.step(bar(95_000, index=1, open_=100_000, low=90_000), None)
     assert [fill.model for fill in step.fills] == [FillModel.NEXT_OPEN, FillModel.LIQUIDATION]
+
+
+def test_what_is_liquidated_by_the_close_of_its_bar_pays_no_settlement_at_that_close() -> None:
+    machine = engine(Says(Orders((buy(1, limit=950.0),), "in")))
+    machine.step(bar(100_000), None)
+    inside_ms = START_MS + 3 * MINUTE // 2
+    machine.step(Mark(KEY, 85_000, inside_ms, inside_ms), None)
+    machine.step(Funding(KEY, 10**8, *(START_MS + 2 * MINUTE,) * 2), None)
+    step = machine.step(bar(95_000, index=1, open_=100_000, low=94_000), None)
+    assert [fill.model for fill in step.fills] == [FillModel.BAR_PATH, FillModel.LIQUIDATION]
+    assert step.fills[1].filled_ms < START_MS + 2 * MINUTE
+    assert present(step.position).funding_paid == 0
 
 
 @pytest.mark.parametrize("price", [90_200, 10_000])
