@@ -30,7 +30,7 @@ from tracepaper.strategies.types.decisions import (
     Account,
     GateSet,
     QuietStretch,
-    Run,
+    RunRow,
     Step,
     quiet_step,
 )
@@ -68,7 +68,7 @@ _OPENED: Final = (
 class ResumePoint(Struct, frozen=True):
     """Everything needed to resume a run; ``state`` is the engine's state."""
 
-    run: Run
+    run: RunRow
     run_key: int
     gate_sets: tuple[GateSet, ...]
     next_sequence: int
@@ -180,7 +180,7 @@ class SqlAuditLog:
 
     # ------------------------------------------------------------ runs
 
-    def begin(self, run: Run, gate_sets: Sequence[GateSet] = ()) -> None:
+    def begin(self, run: RunRow, gate_sets: Sequence[GateSet] = ()) -> None:
         """Open *run* with the *gate_sets* of its start; raise ``DataInvalid`` if its id is in use.
 
         Its rows are written with its first steps, so that a failed start leaves none. The start of

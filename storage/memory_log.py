@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tracepaper.storage.checkpoints import Identity
-    from tracepaper.strategies.types.decisions import GateSet, QuietStretch, Run
+    from tracepaper.strategies.types.decisions import GateSet, QuietStretch, RunRow
 
 IN_MEMORY: Final = Path(":memory:")
 """Used in place of the path of a database."""
@@ -58,7 +58,7 @@ class MemoryLog(SqlAuditLog):
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def begin(self, run: Run, gate_sets: Sequence[GateSet] = ()) -> None:
+    def begin(self, run: RunRow, gate_sets: Sequence[GateSet] = ()) -> None:
         """Open *run*, the only one of this log, with the *gate_sets* of its start."""
         super().begin(run, gate_sets)
         self.run, self._has_decided = run, True  # a failed start leaves nothing anyway

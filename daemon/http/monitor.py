@@ -22,7 +22,7 @@ from tracepaper.strategies.types.decisions import (
     Position,
     Prediction,
     PredictionTimeout,
-    Run,
+    RunRow,
     ShadowStep,
     Step,
 )
@@ -111,7 +111,7 @@ class Monitor:
     def __init__(
         self,
         *,
-        run: Run,
+        run: RunRow,
         clock: Clock,
         counters: Mapping[str, int] | None = None,
         newest: Newest | None = None,

@@ -68,7 +68,7 @@ from tracepaper.strategies.gates.evaluator import (
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
 from tracepaper.strategies.sessions import Calendar, Sessions
 from tracepaper.strategies.types.calibration import Calibration, coverage_share
-from tracepaper.strategies.types.decisions import FillModel, Regime, Run
+from tracepaper.strategies.types.decisions import FillModel, Regime, RunRow
 from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Instrument
 from tracepaper.strategies.units import (
     BASE_FEES,
@@ -626,7 +626,7 @@ def model_terms(
 
 
 def terms_for(
-    config: Config, engine: Engine, forecaster: Forecaster | None, run: Run
+    config: Config, engine: Engine, forecaster: Forecaster | None, run: RunRow
 ) -> dict[str, ModelTerms]:
     """Return the settings that depend on the card of another model, for *engine*'s strategies.
 

@@ -83,7 +83,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.declared import operator, plausible
 from tracepaper.strategies.gates.evaluator import configured_threshold
-from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import (
     Category,
     Command,
@@ -121,7 +121,7 @@ class Daemon:
         database: Path,
         *,
         kind: RunKind,
-        opened: Callable[[Run], None] = lambda _run: None,
+        opened: Callable[[RunRow], None] = lambda _run: None,
         watch: Callable[[Step], bool] = lambda _step: True,
         listening: Callable[[str], None] = lambda _url: None,
         clock: Clock | None = None,
@@ -501,7 +501,7 @@ def _log_opened(opened: OpenedRun) -> None:
     )
 
 
-def _log_warming(warm_at: Callable[[str], int | None], run: Run) -> None:
+def _log_warming(warm_at: Callable[[str], int | None], run: RunRow) -> None:
     """Log how many instruments lack past bars, and until when they are held."""
     held = [at_ms for item in run.instruments if (at_ms := warm_at(item.id)) is not None]
     if held:

@@ -35,7 +35,7 @@ from tracepaper.daemon.session.child import (
 from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.units import minute_text
 
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.session.apprise_worker")
@@ -110,7 +110,7 @@ class Messenger(Companion):
     def __init__(
         self,
         config: Config,
-        run: Run,
+        run: RunRow,
         clock: Clock,
         *,
         breach: Callable[[], str],

@@ -32,7 +32,7 @@ from tracepaper.strategies.gates.evaluator import risk_thresholds, threshold_key
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.calibration import FittedConfidence
-from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.decisions import RunRow
 
 if TYPE_CHECKING:
     from tracepaper.strategies.attention.methods import Rollout
@@ -204,7 +204,7 @@ def load_forecaster(
 
 
 def forecaster_of_run(
-    run: Run, config: Config, database: Path, *, sha256: str = "", into: Path | None = None
+    run: RunRow, config: Config, database: Path, *, sha256: str = "", into: Path | None = None
 ) -> Forecaster:
     """Return the model of *run*, or the one with hash *sha256* that was promoted in it.
 

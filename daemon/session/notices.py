@@ -21,7 +21,7 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     Position,
     PositionSide,
-    Run,
+    RunRow,
     Step,
 )
 from tracepaper.strategies.types.market import (
@@ -81,7 +81,7 @@ class Notices:
     Its counts begin at the start of the process; each text gives that time as ``since``.
     """
 
-    def __init__(self, section: NotifySection, run: Run, *, on_breach: str) -> None:
+    def __init__(self, section: NotifySection, run: RunRow, *, on_breach: str) -> None:
         self._kinds = frozenset(section.kinds)
         self._instruments = {item.id: item for item in run.instruments}
         self._on_breach = on_breach

@@ -20,7 +20,7 @@ from tracepaper.daemon.config.sections import ParitySection
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import ChildFailed, ChildProcess, ScheduledJob, TimeLimits
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome
 from tracepaper.strategies.units import DAY_MS, day_text, time_of, time_of_day_ms
 
@@ -44,7 +44,7 @@ class DailyParity(ScheduledJob):
         self,
         section: ParitySection,
         database: Path,
-        run: Run,
+        run: RunRow,
         submit: Callable[[Event], Awaitable[int]],
         clock: Clock,
     ) -> None:

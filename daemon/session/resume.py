@@ -55,7 +55,7 @@ from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.other_symbol import RunOtherBars
-from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
+from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
     CovariatesRead,
@@ -98,7 +98,7 @@ class Opening:
 class OpenedRun:
     """A run that is open in the log, with an engine in the state of its last step."""
 
-    run: Run
+    run: RunRow
     engine: Engine
     instruments: tuple[Instrument, ...]
     forecaster: Forecaster | None
@@ -171,7 +171,7 @@ def _bar_history(opening: Opening) -> BarHistory:
 
 
 def _resume(
-    opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run, models: RunModels
+    opening: Opening, audit: SqlAuditLog, reader: Reader, run: RunRow, models: RunModels
 ) -> OpenedRun:
     instruments = _rescaled(opening, run.instruments)
     engine = engine_of(run, opening.config, opening.forecaster, run.instruments, opening.strategies)
@@ -204,7 +204,7 @@ def _resume(
 
 
 def _open_new(
-    opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None
+    opening: Opening, audit: SqlAuditLog, reader: Reader, parent: RunRow | None
 ) -> OpenedRun:
     """Open a new run, which takes over the account and orders of *parent*, if there is one."""
     instruments = opening.instruments
@@ -245,7 +245,7 @@ def _open_new(
 
 
 def _taken_over(
-    stored: tuple[bytes, int] | None, parent: Run, config: Config
+    stored: tuple[bytes, int] | None, parent: RunRow, config: Config
 ) -> EngineState | None:
     """Return the *stored* state of *parent* as the first state of a new run.
 
@@ -308,7 +308,7 @@ def rebuilding(database: Path, run_id: str) -> Rebuilding:
 
 
 def engine_after(
-    reader: Reader, run: Run, config: Config, decider: Forecaster | None, after: int
+    reader: Reader, run: RunRow, config: Config, decider: Forecaster | None, after: int
 ) -> Engine:
     """Return an engine in the state of *run* after step *after*, where the model *decider* decides.
 
@@ -322,7 +322,7 @@ def engine_after(
 
 
 def engine_of(
-    run: Run,
+    run: RunRow,
     config: Config,
     forecaster: Forecaster | None,
     instruments: Sequence[Instrument],
@@ -357,7 +357,7 @@ def restore_engine(
     recall_bars(engine, reader, run, history)
 
 
-def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
+def restore_at(engine: Engine, reader: Reader, run: RunRow, after: int) -> None:
     """Set *engine* to the state of *run* after step *after*; its bars have to be fed separately.
 
     Raises ``InvariantBroken`` if no state is stored.
@@ -379,7 +379,7 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
             engine.count(step)
 
 
-def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
+def recall_bars(engine: Engine, reader: Reader, run: RunRow, history: BarHistory | None) -> None:
     """Feed the newest bars of *run* into *engine* and *history* again, in the order of their times.
 
     A portfolio strategy sees the bars of all instruments, so their order matters.
@@ -446,7 +446,7 @@ def recall_lookback(model: Forecaster | None, reader: Reader, run_id: str, until
                 source.see(bar)
 
 
-def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> None:
+def check_state(reader: Reader, run: RunRow, state: EngineState, until: int) -> None:
     """Compare the *state* after step *until* with the fills, ledger and orders of *run* until then.
 
     The fills of a run that took over an account are added to its oldest state. Raises
@@ -475,7 +475,7 @@ def _key_fields(order: Order) -> tuple[str, str, Side, int, int]:
 
 def check_fills(
     reader: Reader,
-    run: Run,
+    run: RunRow,
     opened: EngineState,
     state: EngineState,
     *,
@@ -515,7 +515,7 @@ def check_fills(
 _POSTED: Final = attrgetter("quantity", "entry_notional", "realized_pnl", "fees_paid")
 
 
-def _broken(run: Run, contradiction: str) -> InvariantBroken:
+def _broken(run: RunRow, contradiction: str) -> InvariantBroken:
     return InvariantBroken(
         f"run {run.run_id}: its {contradiction}; run `tracepaper audit verify` and restore a backup"
     )

@@ -31,7 +31,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.decisions import RunRow
 from tracepaper.strategies.types.market import Event, RetrainingEnd, RetrainOutcome, RunKind
 from tracepaper.strategies.units import DAY_MS, time_of, time_of_day_ms
 
@@ -200,7 +200,7 @@ class Retrainer(ScheduledJob):
         self,
         config: Config,
         database: Path,
-        run: Run,
+        run: RunRow,
         engine: Engine,
         predictor: WorkerPredictor,
         submit: Callable[[Event], Awaitable[int]],
@@ -391,7 +391,7 @@ class Retrainer(ScheduledJob):
         return (self._folder / LOG_FILE).open("w+b")
 
 
-def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:
+def _first_start_ms(database: Path, run: RunRow, symbols: Sequence[str]) -> int:
     """Return the period start of the oldest run of the same kind and *symbols*."""
     with Reader.open(database) as reader:
         runs = [reader.run(name) for name in reader.run_ids()]

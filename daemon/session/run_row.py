@@ -58,7 +58,7 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Sessions, unpacked
-from tracepaper.strategies.types.decisions import FillModel, Run
+from tracepaper.strategies.types.decisions import FillModel, RunRow
 from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
 from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, scaled, unscaled
 
@@ -97,7 +97,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     parent_run_id: str | None = None,
     warnings: Iterable[str] = (),
     sessions: Sessions | None = None,
-) -> tuple[Run, Engine]:
+) -> tuple[RunRow, Engine]:
     """Return a new run of a resolved *config* and its engine, for live runs and replays alike.
 
     Its random id makes it unique across databases. The warnings about model, margin and shadow
@@ -120,7 +120,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
             "calendar_sha256": sessions.sha256,
             "sessions": sessions.packed(),
         }
-    run = Run(
+    run = RunRow(
         run_id=secrets.token_hex(8),
         kind=kind,
         started_at_ms=started_at_ms,
@@ -146,7 +146,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     return run, engine
 
 
-def sessions_of(run: Run) -> Sessions | None:
+def sessions_of(run: RunRow) -> Sessions | None:
     """Return the sessions that *run* was opened with; None if it counts every interval.
 
     Raises ``DataInvalid`` if they differ from the calendar that the run names.
@@ -198,7 +198,7 @@ def _environment(forecaster: Forecaster | None) -> dict[str, Any]:
 
 
 def continues(
-    run: Run, config: Config, forecaster: Forecaster | None, *, model_sha256: str
+    run: RunRow, config: Config, forecaster: Forecaster | None, *, model_sha256: str
 ) -> bool:
     """Return whether a start with *config* resumes *run*.
 

@@ -25,7 +25,7 @@ from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import import_path
 from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, RunView, Status
 from tracepaper.strategies.gates.declared import late
-from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, count_of, unscaled
 
@@ -336,7 +336,7 @@ class RunWatcher:
         """The number of decided bars, late ones included."""
         return 0 if self._run is None else self._run.decisions
 
-    def opened(self, run: Run) -> None:
+    def opened(self, run: RunRow) -> None:
         """Start with *run*, to which the next steps belong."""
         self._run = RunView(run, SystemClock())
         self._view.opened(self._run)

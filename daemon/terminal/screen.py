@@ -19,7 +19,7 @@ from rich.text import Text
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.engine.state import RESERVE, SHADOWS, account_title, reserve_of
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
-from tracepaper.strategies.types.decisions import Action, Run, Step
+from tracepaper.strategies.types.decisions import Action, RunRow, Step
 from tracepaper.strategies.types.market import Bar, Side
 from tracepaper.strategies.units import NOTHING, count_of, percent, unscaled, visible
 
@@ -65,7 +65,7 @@ class RunView:
     may call, returns updates for the view's process, which stores them with ``apply_change``.
     """
 
-    def __init__(self, run: Run, clock: Clock) -> None:
+    def __init__(self, run: RunRow, clock: Clock) -> None:
         """Start with *run*; its stored configuration has the initial cash and the margin rules."""
         # Imported here, since the view's process does not need these modules.
         from tracepaper.daemon.config.loading import restore

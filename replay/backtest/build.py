@@ -56,7 +56,7 @@ from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.types.decisions import FillModel, Run
+from tracepaper.strategies.types.decisions import FillModel, RunRow
 from tracepaper.strategies.types.market import Category, Event, Instrument, RunKind
 from tracepaper.strategies.units import (
     INTERVAL_NAMES,
@@ -72,7 +72,7 @@ from tracepaper.strategies.units import (
 class Replay:
     """A backtest over candle files, ready to run."""
 
-    run: Run
+    run: RunRow
     feed: ArchiveFeed
     engine: Engine
     forecaster: Forecaster | None

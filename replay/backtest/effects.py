@@ -17,7 +17,7 @@ from tracepaper.daemon.engine.state import MemberTerms
 from tracepaper.daemon.session.build import Strategies, engine_terms
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import FillModel, Run
+from tracepaper.strategies.types.decisions import FillModel, RunRow
 
 CHANGEABLE: Final = frozenset(
     {"strategy", "strategies", "gate", "regime", "sizing", "exits", "execution", "risk", "account"}
@@ -91,7 +91,7 @@ def _with_former(config: Config, before: Mapping[str, Any], path: KeyPath) -> Co
 
 def engine_inputs(
     config: Config,
-    run: Run,
+    run: RunRow,
     strategies: Strategies,
     forecaster: Forecaster | None,
     *,

@@ -25,7 +25,7 @@ from tracepaper.strategies.types.decisions import (
     Forecast,
     HeadForecasts,
     Prediction,
-    Run,
+    RunRow,
 )
 from tracepaper.strategies.types.market import Bar, CloseStart, Event, ModelChange, Unit
 
@@ -37,7 +37,7 @@ ENVIRONMENT: Final = (
 
 
 def differs(
-    then: Run | ModelChange, here: Run | ModelChange, names: Iterable[str] = ENVIRONMENT
+    then: RunRow | ModelChange, here: RunRow | ModelChange, names: Iterable[str] = ENVIRONMENT
 ) -> str:
     """Return the fields that differ *here*, in words; if empty, every bit must be equal."""
     pairs = [(name, getattr(then, name), getattr(here, name)) for name in names]

@@ -52,7 +52,7 @@ from tracepaper.strategies.types.decisions import (
     Forecast,
     Prediction,
     PredictionTimeout,
-    Run,
+    RunRow,
 )
 from tracepaper.strategies.types.market import (
     Event,
@@ -80,7 +80,7 @@ class RecordedRun:
     the step before, and :func:`run_in` feeds the history that a state does not hold.
     """
 
-    run: Run
+    run: RunRow
     config: Config
     engine: Engine
     forecaster: Forecaster | None  # answers the first event
@@ -132,7 +132,7 @@ def _find_beginning(
     return requested or points.after_prune
 
 
-def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
+def _forecaster(config: Config, database: Path, run: RunRow, sha256: str = "") -> Forecaster:
     """Return the model of *run*, or the model *sha256* that was promoted in it."""
     forecaster = forecaster_of_run(run, config, database, sha256=sha256)
     if (model := user_model(forecaster)) is not None:
@@ -160,7 +160,7 @@ def _reload_model(recorded: RecordedRun, database: Path, *, into: Path | None = 
     return forecaster
 
 
-def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
+def _restore_parent(reader: Reader, run: RunRow, engine: Engine) -> None:
     """Restore the account and orders that *run* took over from its parent."""
     if run.parent_run_id is None:
         return
@@ -330,7 +330,7 @@ class RecordedForecaster:
     vectors = None
 
     def __init__(
-        self, run: Run, card: Mapping[str, Any], forecasts: Sequence[Forecast], *, context: int
+        self, run: RunRow, card: Mapping[str, Any], forecasts: Sequence[Forecast], *, context: int
     ) -> None:
         """Take the recorded *card* of the model of *run*, and some of its *forecasts*."""
         self.model_id, self.model_sha256 = run.model_id, run.model_sha256

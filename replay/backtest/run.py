@@ -22,7 +22,7 @@ from tracepaper.daemon.session.loop import (
 from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.backtest.predictors import CHUNK_EVENTS, ScanPredictor
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.types.decisions import GateSet, Prediction, QuietStretch, Run, Step
+from tracepaper.strategies.types.decisions import GateSet, Prediction, QuietStretch, RunRow, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Event,
@@ -149,7 +149,7 @@ class ReplayPredictor:
 class StepLog(Protocol):
     """Receives the steps of a run, in order: a ``SqlAuditLog`` or a ``MemoryLog``."""
 
-    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:
+    def begin(self, run: RunRow, gate_sets: Sequence[GateSet]) -> None:
         """Open *run* with the *gate_sets* known at its start."""
         ...
 

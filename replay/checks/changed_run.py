@@ -42,7 +42,7 @@ from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import DROPPABLE, gate_order
-from tracepaper.strategies.types.decisions import FillModel, Run
+from tracepaper.strategies.types.decisions import FillModel, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
     CloseStart,
@@ -81,7 +81,7 @@ class ChangedRun:
     reader: Reader
     database: Path
     stored: StoredRun
-    run: Run
+    run: RunRow
     before: Config
     config: Config
     recorded: Engine  # of the unchanged run; gets no events
@@ -171,7 +171,7 @@ def changed_run(
 
 
 def _without_effect(
-    run: Run, before: Config, config: Config, models: Sequence[RecordedForecaster | None]
+    run: RunRow, before: Config, config: Config, models: Sequence[RecordedForecaster | None]
 ) -> tuple[str, ...]:
     """Return the changed keys on which *run* does not depend, with none of its *models*."""
     strategies = [make_strategies(config, model) for model in models]
@@ -190,7 +190,7 @@ def _word(value: object) -> str:
     return "unset" if value is None else str(value)
 
 
-def _reject_keys(run: Run, before: Config, config: Config, changes: Sections) -> None:
+def _reject_keys(run: RunRow, before: Config, config: Config, changes: Sections) -> None:
     for section, key in ((section, key) for section, keys in changes.items() for key in keys):
         name = f"{section}.{key}"
         if section not in CHANGEABLE and section not in {*DECIDES, "exchange"}:
@@ -235,7 +235,7 @@ def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int 
 
 
 def _engine(
-    run: Run, config: Config, forecaster: RecordedForecaster | None, *, shadows: bool = True
+    run: RunRow, config: Config, forecaster: RecordedForecaster | None, *, shadows: bool = True
 ) -> tuple[Engine, int]:
     """Return the engine of a run, and the number of bars that it needs before its period."""
     strategies = make_strategies(config, forecaster)
@@ -254,7 +254,7 @@ def _engine(
     return engine, warmup_bars(strategies, config)
 
 
-def _forecaster(reader: Reader, run: Run, sha256: str, context: int) -> RecordedForecaster:
+def _forecaster(reader: Reader, run: RunRow, sha256: str, context: int) -> RecordedForecaster:
     card = RunViews(reader.connection, run.run_id).card(sha256)
     forecasts = reader.forecasts(run.run_id, FORECASTS_READ)
     if not card or not forecasts:
@@ -307,7 +307,7 @@ def recorded_model(
 # ---------------------------------------------------------------- another start
 
 
-def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> Run:
+def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> RunRow:
     """Return the run with its start at *from_ms* and a new account."""
     run, run_id = stored.run, stored.run.run_id
     _, last_ms = reader.decided_within(stored.run_key, None, None) or (0, 0)
@@ -331,7 +331,7 @@ def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> Run:
 
 
 def _first_bars(
-    reader: Reader, stored: StoredRun, run: Run, bars_before: int, bars: int
+    reader: Reader, stored: StoredRun, run: RunRow, bars_before: int, bars: int
 ) -> dict[str, int]:
     """Return the open time of each instrument's first bar; nothing where all bars are used.
 
@@ -355,7 +355,7 @@ def _first_bars(
 
 
 def _later(  # noqa: C901 - one case a kind of event
-    reader: Reader, run: Run, first_ms: Mapping[str, int], rows: Iterator[Fed]
+    reader: Reader, run: RunRow, first_ms: Mapping[str, int], rows: Iterator[Fed]
 ) -> Iterator[Fed]:
     """Yield the rows of a run from its later start on, as a feed would pass them."""
     start_ms, starts, bars_left = run.period_start_ms, list[CloseStart](), 0

@@ -51,7 +51,7 @@ from tracepaper.storage.memory_log import IN_MEMORY, MemoryLog
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
 from tracepaper.strategies.api.strategy import decision_bars
 from tracepaper.strategies.api.timeframes import Row
-from tracepaper.strategies.types.decisions import FillModel, Run, Step
+from tracepaper.strategies.types.decisions import FillModel, RunRow, Step
 from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Setup:
     """The inputs from which an engine without candles is built."""
 
     config: Config
-    run: Run
+    run: RunRow
     jumping: bool = False  # whether this process's clocks jump
     compiled: tuple[str, ...] = ()  # modules to import before they jump
     surroundings: perturbations.Surroundings | None = None

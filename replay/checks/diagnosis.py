@@ -11,7 +11,7 @@ from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.chain.verify import ChainProblem
 from tracepaper.storage.database.chunks import StoredRun
-from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.decisions import RunRow
 
 UNDECLARED_INPUT: Final = (
     " decides by more than its bars and its declared state (`tracepaper lookahead` and `tracepaper "
@@ -104,7 +104,7 @@ def diagnose(
     return LikelyCause(cause, sentence, cause is Cause.RECORD or sure)
 
 
-def _by_row(run: Run, row: Mapping[str, Difference], *, has_steps: bool) -> tuple[Cause, str]:
+def _by_row(run: RunRow, row: Mapping[str, Difference], *, has_steps: bool) -> tuple[Cause, str]:
     """Return the cause of a difference in the run's row."""
     if any(name in row for name in _CONFIG_FIELDS):
         return Cause.CONFIGURATION, "its configuration is not the one that its hash names"

@@ -41,7 +41,7 @@ from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import Decision, Fill, Forecast, Run, Step
+from tracepaper.strategies.types.decisions import Decision, Fill, Forecast, RunRow, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Instrument,
@@ -264,7 +264,7 @@ def _count_holes(
     comparison.differences = [*holes, *comparison.differences][:DIFFERENCES_KEPT]
 
 
-def _exact(first_run: Run, second_run: Run) -> bool:
+def _exact(first_run: RunRow, second_run: RunRow) -> bool:
     """Return whether the two runs' forecasts must be equal in every bit.
 
     Forecasts of a batch depend on its members, and two runs may have grouped a close differently.
@@ -277,7 +277,7 @@ def _exact(first_run: Run, second_run: Run) -> bool:
     return same_model and not differs(first_run, second_run, names)
 
 
-def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
+def _scanned_alike(run: RunRow, first: ComparedRun, second: ComparedRun) -> bool:
     """Return whether two runs with the mode of *run* started and resumed at the same bars.
 
     A scan processes known bars in chunks from each start on, and chunks that begin elsewhere round

@@ -16,7 +16,7 @@ from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.daemon.session.universe import change_of, next_choice_ms
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.decisions import RunRow
 from tracepaper.strategies.types.market import Bar, Event, Instrument, Source, UniverseChange
 from tracepaper.strategies.units import DAY_MS, iso
 
@@ -53,7 +53,7 @@ class ChoiceCheck:
     them. *is_whole* means that the events begin with the first of the run.
     """
 
-    def __init__(self, reader: Reader, run: Run, config: Config, *, is_whole: bool) -> None:
+    def __init__(self, reader: Reader, run: RunRow, config: Config, *, is_whole: bool) -> None:
         self._run, self._rule = run, config.market.universe
         self._instruments = {item.id: item for item in run.instruments}
         self._due_ms: int | None = None
@@ -206,7 +206,7 @@ class ChoiceCheck:
         )
 
 
-def _begins_with_choice(reader: Reader, run: Run) -> bool:
+def _begins_with_choice(reader: Reader, run: RunRow) -> bool:
     """Return whether *run* took over a choice with its parent's account."""
     if run.parent_run_id is None:
         return False

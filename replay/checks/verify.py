@@ -49,7 +49,7 @@ from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.sessions import MONTHS_OF
-from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
@@ -362,7 +362,9 @@ def _judge(
 class GivenEvents:
     """Checks the events of one run in their order."""
 
-    def __init__(self, reader: Reader, run: Run, config: Config, *, is_whole: bool = True) -> None:
+    def __init__(
+        self, reader: Reader, run: RunRow, config: Config, *, is_whole: bool = True
+    ) -> None:
         self._run, self._config = run, config
         self._choices = ChoiceCheck(reader, run, config, is_whole=is_whole)
         self._reader = reader
@@ -442,7 +444,7 @@ class GivenEvents:
             yield from _of_reason(event, alpha)
 
 
-def of_start(start: Run | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:
+def of_start(start: RunRow | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:
     """Check the environment in a start event against the model and its configuration."""
     due = start_event(forecaster, warm_from=(), market_ms=0)
     for name in _FIELDS_WITHOUT_MODEL if forecaster is None else ("threads",):

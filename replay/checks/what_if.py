@@ -39,7 +39,7 @@ from tracepaper.storage.database.run_rows import NOT_STORED, Columns
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar
-from tracepaper.strategies.types.decisions import Decision, GateSet, QuietStretch, Run, Step
+from tracepaper.strategies.types.decisions import Decision, GateSet, QuietStretch, RunRow, Step
 from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import MONEY_SCALE, count_of, iso
 
@@ -104,7 +104,7 @@ class DecisionLog:
         self._firsts = array("q")  # first rows of ``_decisions``
         self._decisions: list[Callable[[int], Decision]] = []  # by the place from that row
 
-    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
+    def begin(self, run: RunRow, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
         self._items = run.instruments
         self._place_of = {item.id: place for place, item in enumerate(run.instruments)}

@@ -9,7 +9,7 @@ from typing import Final
 
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import Bar, Gap
 from tracepaper.strategies.units import MONEY_SCALE, iso
 
@@ -18,7 +18,7 @@ from tracepaper.strategies.units import MONEY_SCALE, iso
 class Race:
     """The state of a demo's run, from the steps stored so far."""
 
-    run: Run | None = None
+    run: RunRow | None = None
     sequence: int = -1  # of the newest step
     start_ms: int = 0  # close of the first decided bar
     now_ms: int = 0  # close of the newest

@@ -26,7 +26,7 @@ from tracepaper.strategies.types.decisions import (
     SHARES,
     TAILS,
     Forecast,
-    Run,
+    RunRow,
     path_steps,
 )
 from tracepaper.strategies.types.market import Bar
@@ -152,7 +152,7 @@ def _difference(stored: StoredDecision, odds: Sequence[float]) -> tuple[str, ...
     return (f"The recomputed odds differ from the stored ones by up to {furthest:.1e}.",)
 
 
-def _config_of(run: Run) -> Config:
+def _config_of(run: RunRow) -> Config:
     config = restore(run.config)
     if (sha256 := checkpoint_sha256(config)) != run.strategy_sha256:
         raise CheckpointMismatch(

@@ -46,7 +46,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.other_symbol import other_of
-from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.decisions import RunRow
 from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import DAY_MS, iso
 
@@ -94,7 +94,7 @@ def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
         remove_temporary_files(retraining.folder)
 
 
-def _retrained(retraining: Retraining, run: Run, say: Say) -> CandidateJudgement:
+def _retrained(retraining: Retraining, run: RunRow, say: Say) -> CandidateJudgement:
     with Reader.open(retraining.database) as reader:
         paths = [*_recorded_bars(reader, run, retraining), *retraining.data]
     running = checkpoints.load(retraining.running)
@@ -135,7 +135,7 @@ def clear(folder: Path) -> None:
 # --- the bars
 
 
-def _recorded_bars(reader: Reader, run: Run, retraining: Retraining) -> list[str]:
+def _recorded_bars(reader: Reader, run: RunRow, retraining: Retraining) -> list[str]:
     """Write the bars of all runs of the same kind and interval; return a file for each symbol.
 
     If several runs have a bar, the first run's is used, since decisions were made on it.
@@ -159,7 +159,7 @@ def _recorded_bars(reader: Reader, run: Run, retraining: Retraining) -> list[str
 
 
 def _bars_by_run(
-    reader: Reader, runs: Sequence[Run], instrument_id: str
+    reader: Reader, runs: Sequence[RunRow], instrument_id: str
 ) -> Iterator[tuple[Instrument, list[Bar]]]:
     """Yield each run's bars of the instrument, with the instrument in that run's units."""
     for run in runs:
@@ -170,7 +170,7 @@ def _bars_by_run(
             yield item, bars
 
 
-def _times(paths: Sequence[str], run: Run, until_ms: int | None) -> dict[str, Times]:
+def _times(paths: Sequence[str], run: RunRow, until_ms: int | None) -> dict[str, Times]:
     """Return the opening times of the bars of each of the run's symbols, in order."""
     times = {item.symbol: np.empty(0, dtype=np.int64) for item in run.instruments}
     if not paths:
@@ -244,7 +244,7 @@ def _train(
 
 def _judged(
     retraining: Retraining,
-    run: Run,
+    run: RunRow,
     folder: Path,
     paths: Sequence[str],
     judgement: CandidateJudgement,

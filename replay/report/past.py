@@ -21,7 +21,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import Attending, attending
 from tracepaper.strategies.forecasters.cross_asset import over_symbols
-from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout, Run, Step
+from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout, RunRow, Step
 from tracepaper.strategies.types.market import Bar
 
 
@@ -51,7 +51,7 @@ Kind = TypeVar("Kind", bound=Forecaster)
 class PastOf(Generic[Kind]):
     """The inputs of one decision: its model, and the bars in the model's lookback."""
 
-    run: Run
+    run: RunRow
     sequence: int
     forecaster: Kind
     forecast: Forecast  # as it was stored
@@ -148,7 +148,7 @@ def bars_before(
     return bars
 
 
-def stored_forecast(run: Run, step: Step) -> Forecast:
+def stored_forecast(run: RunRow, step: Step) -> Forecast:
     """Return the stored forecast; raise ``DataInvalid`` where there is nothing to recompute."""
     named = f"Decision {step.sequence} of run {run.run_id}"
     if step.decision is None or not isinstance(step.event, Bar):
@@ -176,7 +176,7 @@ def stored_forecast(run: Run, step: Step) -> Forecast:
     return step.prediction
 
 
-def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
+def kept_forecaster(database: Path, run: RunRow, model_id: str) -> Forecaster:
     """Return the model that decided, stored beside the database or bundled.
 
     Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is missing.

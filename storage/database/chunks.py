@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
 
-    from tracepaper.strategies.types.decisions import Run
+    from tracepaper.strategies.types.decisions import RunRow
 
 
 # ---------------------------------------------------------------- stored rows, in chunks of steps
@@ -291,7 +291,7 @@ class StoredRun(NamedTuple):
     """A run, with the further columns of its row."""
 
     run_key: int
-    run: Run
+    run: RunRow
     opened: tuple[Any, ...]  # the row as opened
     opened_digest: bytes
     step_count: int

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.database.chunks import StoredRow
     from tracepaper.storage.database.run_rows import RunRows
-    from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
+    from tracepaper.strategies.types.decisions import Fill, Order, Prediction, RunRow
     from tracepaper.strategies.types.market import CloseStart, Event, RunKind
 
 
@@ -238,7 +238,7 @@ class Reader:
         row = self.connection.execute(query, (run_id,)).fetchone()
         return None if row is None or row[0] is None else int(row[0])
 
-    def run(self, run_id: str) -> Run:
+    def run(self, run_id: str) -> RunRow:
         """Return the run as it was opened."""
         return self.stored_run(run_id).run
 
@@ -476,7 +476,7 @@ class Reader:
 
     # ------------------------------------------------------------ resuming
 
-    def newest(self, kind: RunKind) -> Run | None:
+    def newest(self, kind: RunKind) -> RunRow | None:
         """Return the run of *kind* that was opened last, if any."""
         query = "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key DESC LIMIT 1"
         row = self.connection.execute(query, (kind.value,)).fetchone()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from tracepaper.storage.record.columns import Row
-    from tracepaper.strategies.types.decisions import Run
+    from tracepaper.strategies.types.decisions import RunRow
 
 _FILLS: Final = select("fills", WITHIN)
 _HOLDINGS: Final = select("holdings", WITHIN)
@@ -25,7 +25,7 @@ _BOOK: Final = itemgetter(At("fills").sequence, At("fills").book)
 
 
 def trades_until(
-    connection: sqlite3.Connection, run_key: int, run: Run, until: int | None = None
+    connection: sqlite3.Connection, run_key: int, run: RunRow, until: int | None = None
 ) -> tuple[TradeBooks, list[Row]]:
     """Return the books of *run* after step *until*, and the rows of the trades closed by then."""
     books, span = TradeBooks(run), run_span(run_key, until)

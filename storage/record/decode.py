@@ -1,4 +1,4 @@
-"""Rows to ``Step``, ``Run`` and ``Event``, the inverse of ``encode``; pure."""
+"""Rows to ``Step``, ``RunRow`` and ``Event``, the inverse of ``encode``; pure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tracepaper.strategies.types.decisions import (
     Order,
     Position,
     PredictionTimeout,
-    Run,
+    RunRow,
     ShadowStep,
     Step,
     StrategyDecision,
@@ -167,7 +167,7 @@ def _damaged(step: object, error: Exception) -> DataInvalid:
 class StepDecoder:
     """Turns the rows of one run back into steps."""
 
-    def __init__(self, run: Run, interned: InternedRows) -> None:
+    def __init__(self, run: RunRow, interned: InternedRows) -> None:
         self._instruments = [instrument.id for instrument in run.instruments]
         self._factors = [money_factor(instrument) for instrument in run.instruments]
         self._interval_ms = run.interval_ms

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
         BookMarks,
         GateSet,
         Prediction,
-        Run,
+        RunRow,
         Step,
     )
     from tracepaper.strategies.types.market import Event
@@ -122,7 +122,7 @@ class StepEncoder:
 
     def __init__(
         self,
-        run: Run,
+        run: RunRow,
         run_key: int,
         gate_sets: Sequence[GateSet] = (),
         *,
@@ -151,7 +151,9 @@ class StepEncoder:
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
-    def opening(self, run: Run, gate_sets: int, previous: Previous = FIRST) -> dict[str, list[Row]]:
+    def opening(
+        self, run: RunRow, gate_sets: int, previous: Previous = FIRST
+    ) -> dict[str, list[Row]]:
         """Return the rows that open *run* with *gate_sets* gate sets; they start the chain."""
         sets = self.outcomes.opening_rows()
         opened = run_row(run, self._run_key, gate_sets, previous)

@@ -30,7 +30,7 @@ from tracepaper.storage.record.columns import (
     stored_columns,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import HeadForecasts, Run
+from tracepaper.strategies.types.decisions import HeadForecasts, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
@@ -221,7 +221,7 @@ OPENED_AT: Final = place("runs", OPENED_UNTIL)
 _OF_RUN: Final = TABLES["runs"][:OPENED_AT]
 
 
-def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = FIRST) -> Row:
+def run_row(run: RunRow, run_key: int, opened_gate_sets: int, previous: Previous = FIRST) -> Row:
     """Return the row of *run* as opened: the columns that never change."""
     of_opening: dict[str, Value] = {
         "run_key": run_key,
@@ -239,17 +239,17 @@ def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = 
     )
 
 
-def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
+def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> RunRow:
     """Return the run of *row*, a row of ``runs``, with the rows of its instruments in order."""
     named = dict(zip(stored_columns("runs"), row, strict=False))
     try:
-        fields = {name: named[name] for name in Run.__struct_fields__ if name in named}
+        fields = {name: named[name] for name in RunRow.__struct_fields__ if name in named}
         fields["kind"] = RunKind(named["kind"])
         fields["sees_account"] = bool(named.get("sees_account"))
         fields["interval_ms"] = _length(named["interval_ms"])
         fields["warnings"] = tuple(msgspec.json.decode(named["warnings"]))
         fields["instruments"] = tuple(instrument_of(instrument) for instrument in instruments)
-        return Run(**fields)
+        return RunRow(**fields)
     except (ValueError, TypeError, msgspec.MsgspecError) as error:
         raise DataInvalid(
             f"The row of run {named['run_id']} holds what no run has ({error}); run `tracepaper "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracepaper.storage.record.columns import Row
-    from tracepaper.strategies.types.decisions import Run
+    from tracepaper.strategies.types.decisions import RunRow
     from tracepaper.strategies.types.market import CorporateAction
 
 
@@ -139,7 +139,7 @@ class TradeBooks:
     it belong to no trade.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunRow) -> None:
         self.is_taken_over = run.parent_run_id is not None
         self._terms = [ShareTerms.of(instrument) for instrument in run.instruments]
         self._interval_ms = run.interval_ms

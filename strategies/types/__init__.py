@@ -108,7 +108,7 @@ from tracepaper.strategies.types.decisions import (
     Regime as Regime,
 )
 from tracepaper.strategies.types.decisions import (
-    Run as Run,
+    RunRow as RunRow,
 )
 from tracepaper.strategies.types.decisions import (
     ShadowStep as ShadowStep,

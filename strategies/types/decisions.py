@@ -648,7 +648,7 @@ def quiet_step(
     )  # fmt: skip
 
 
-class Run(Struct, frozen=True):
+class RunRow(Struct, frozen=True):
     """A run's constant properties, fixed when it is opened."""
 
     run_id: str

@@ -6,6 +6,7 @@ The facts in the sentences that the user sees are compared with the record by SQ
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_own_trees_trade_an_own_frame_and_each_sentence_agrees_with_the_record(
     pytest.importorskip("lightgbm")
     say("data samples")
     (tmp_path / "mine.py").write_text(MINE)
-    import mine  # type: ignore[import-not-found]
+    mine = import_module("mine")
 
     # A frame as vendors of candles return it: times are the index, headings are capital.
     frame = pandas.read_csv("samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz")

@@ -42,7 +42,7 @@ from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, Fatal, StrategyFailed
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
-from tracepaper.strategies.types.decisions import Action, Forecast, Run, Step
+from tracepaper.strategies.types.decisions import Action, Forecast, RunRow, Step
 from tracepaper.strategies.types.market import Bar, ModelChange, RunKind
 
 
@@ -350,7 +350,7 @@ async def test_a_start_that_fails_leaves_no_run(
 
 
 async def test_a_port_in_use_adds_nothing_to_the_run_that_would_go_on(tmp_path: Path) -> None:
-    database, opened = tmp_path / "run.db", list[Run]()
+    database, opened = tmp_path / "run.db", list[RunRow]()
     async with ScriptedServer() as server:
         with closing(socket.create_server(("127.0.0.1", 0))) as listener:
             given = settings(server, http={"port": listener.getsockname()[1]})

@@ -33,8 +33,8 @@ minimal_roi
 validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
-state_sha256, start_sha256, exit_sequence, hit_rate, must_pass, profit_factor
-shadow_equity, shadow_fills, strategy_decisions, while_down
+start_sha256, exit_sequence, hit_rate, must_pass, profit_factor
+shadow_equity, strategy_decisions, while_down
 
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano
@@ -43,13 +43,9 @@ time_second, time_nano
 final_median, volatility_day, drawdown_bars, below_zero_ms, calmar, peak_ms, trough_ms, recovered_ms
 period_correlation
 
-# Of charts, read by the page.
-has_points, palette, lines_first
-
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
 last_refusal, last_fill, first_sequence, last_sequence, bars_from_ms, warming
-first_difference
 
 # What libraries read: the command's name.
 ui

@@ -22,7 +22,7 @@ from tracepaper.strategies.types.decisions import (
     Position,
     Prediction,
     Regime,
-    Run,
+    RunRow,
     ShadowStep,
     Step,
 )
@@ -284,9 +284,9 @@ def fill(
     )
 
 
-def run(*, kind: RunKind = RunKind.LIVE, instruments: Sequence[Instrument] = ()) -> Run:
+def run(*, kind: RunKind = RunKind.LIVE, instruments: Sequence[Instrument] = ()) -> RunRow:
     """Return a run of the attention strategy as it was opened."""
-    return Run(
+    return RunRow(
         "run-7f3a",
         kind,
         START_MS,

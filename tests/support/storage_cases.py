@@ -37,7 +37,7 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     PredictionTimeout,
     Regime,
-    Run,
+    RunRow,
     ShadowStep,
     Step,
     StrategyDecision,
@@ -96,7 +96,7 @@ CONFIG = """{"account":{"cash":"1000000","margin":"none","position_mode":"one_wa
 """What of a configuration the readers of a run ask for."""
 
 
-def run(run_id: str = "r-1", **changes: object) -> Run:
+def run(run_id: str = "r-1", **changes: object) -> RunRow:
     """Return a replay of BTCUSDT and spot ETHUSDT in minutes."""
     fields: dict[str, object] = {
         "run_id": run_id,
@@ -121,7 +121,7 @@ def run(run_id: str = "r-1", **changes: object) -> Run:
         "backend": "tiles",
         "warnings": ("A checkpoint of another interval.",),
     }
-    return Run(**{**fields, **changes})  # type: ignore[arg-type]
+    return RunRow(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def decided(
@@ -444,7 +444,7 @@ def write_run(
     path: Path,
     steps: list[Step],
     *,
-    of: Run | None = None,
+    of: RunRow | None = None,
     end: bool = False,
     group_steps: int = 64,
 ) -> bytes:

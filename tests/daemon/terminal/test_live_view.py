@@ -32,14 +32,20 @@ from tracepaper.daemon.terminal.screen import (
     status_lines,
 )
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Run, ShadowStep, Step
+from tracepaper.strategies.types.decisions import (
+    Position,
+    PredictionTimeout,
+    RunRow,
+    ShadowStep,
+    Step,
+)
 from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause
 from tracepaper.strategies.units import MONEY_SCALE
 
 INSTRUMENTS = {"linear:BTCUSDT": instrument()}
 
 
-def state_of(*steps: Step, of: Run | None = None) -> Status:
+def state_of(*steps: Step, of: RunRow | None = None) -> Status:
     """Return what the view's own process knows after *steps*."""
     view = RunView(of or run(instruments=tuple(INSTRUMENTS.values())), ManualClock())
     status: Status = {"bars_per_s": 33.4}

@@ -20,7 +20,7 @@ from tracepaper.replay.backtest.effects import CHANGEABLE, sentence_on
 from tracepaper.replay.backtest.make import run_in_memory
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.decisions import RunRow, Step
 
 CANDLES, GATED, BOOK, SEVERAL = (
     "crossing",
@@ -82,7 +82,7 @@ def of(
     )
     with run_in_memory(spec) as log:
         (run_id,) = log.reader.run_ids()
-        run: Run = log.reader.run(run_id)
+        run: RunRow = log.reader.run(run_id)
         return run.warnings, list(log.reader.steps(run_id))[:-1]
 
 

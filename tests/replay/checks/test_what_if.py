@@ -36,7 +36,7 @@ from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.rows import RUN_TABLES
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types.decisions import GateSet, Run, Step
+from tracepaper.strategies.types.decisions import GateSet, RunRow, Step
 from tracepaper.strategies.types.market import Bar, CloseStart
 
 Rows = dict[str, list[tuple[Any, ...]]]
@@ -88,7 +88,7 @@ FEE = {"execution": {"taker_fee": "0.0011"}}
 class StepsLog(DecisionLog):
     """Keeps the steps that the engine made as well."""
 
-    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:
+    def begin(self, run: RunRow, gate_sets: Sequence[GateSet]) -> None:
         super().begin(run, gate_sets)
         self.steps: list[Step] = []
 
