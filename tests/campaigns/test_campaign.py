@@ -52,8 +52,8 @@ SUMS: dict[str, tuple[int, str, Callable[[Path, str], None], dict[str, str]]] = 
         "",
         partial(check_parts, is_all=False),
         {
-            "parts hold": "UPDATE holdings SET quantity = quantity + 1 WHERE book = 1 AND "
-            "sequence = (SELECT max(sequence) FROM holdings WHERE book = 1)"
+            "parts hold": "UPDATE holdings SET quantity = quantity + 1 WHERE book = "
+            "(SELECT max(book) FROM holdings)"
         },
     ),
     "sides": (

@@ -31,8 +31,14 @@ def gate(which: str, measure: float | None, threshold: float) -> Row:
 def stored(*gates: Row, **forecast: Any) -> StoredDecision:
     allowed = all(row["passed"] for row in gates)
     refused_by = next((row["gate"] for row in gates if not row["passed"]), None)
-    decision = {"allowed": int(allowed), "refused_by": refused_by, "action": "HOLD", "reason": ""}
-    return StoredDecision({}, decision | (forecast or FORECAST), gates, ())
+    decision = {
+        "allowed": int(allowed),
+        "refused_by": refused_by,
+        "action": "HOLD",
+        "reason": "",
+        "open_time_ms": 0,
+    }
+    return StoredDecision({"interval_ms": 60_000}, decision | (forecast or FORECAST), gates, ())
 
 
 @given(
