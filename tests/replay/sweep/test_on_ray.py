@@ -209,8 +209,8 @@ def test_a_signal_leaves_nothing_behind_and_the_same_command_goes_on(
         *("--set", "sizing.mode=fixed", "--set", "sizing.quantity=0.1"),
     ]
     extra = {"TRACEPAPER_TRIALS": str(tmp_path / "trials.db")}
-    # In a group of its own, all of which a terminal interrupts; a test run in the background ignores
-    # that. SIGTERM goes to the command: where its raylet ends first, Ray ends the command with 1.
+    # In a group of its own, which a terminal interrupts; a test in the background ignores that.
+    # SIGTERM goes to the command: where its raylet ends first, Ray ends the command with 1.
     there = Program(
         ["setsid", "env", "--default-signal=INT", str(BIN / "tracepaper"), *words, "--on", "ray"],
         tmp_path, name="there", extra=extra,
