@@ -44,7 +44,7 @@ async def test_status_shows_health_account_and_gates(
     for words in (
         "running",
         "run-7f3a",
-        "1 bar, 1 decision",
+        "1 bar decided",
         "Gates refused the only bar, most by edge (1).",
         "100,000.00",
         "✗ edge",
