@@ -1197,7 +1197,8 @@ class Engine:
             SharesState(self.broker.reserves, self.set_aside, self.shared_out)
             if self.members
             else None,
-            self.broker.unsettled,
+            # In the order of the instruments, as after a restart, whichever was settled first.
+            {key: waits for key in self.beliefs if (waits := self.broker.unsettled.get(key))},
         )
 
     def encoded_state(self) -> bytes:

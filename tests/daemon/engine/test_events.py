@@ -45,6 +45,16 @@ def test_a_settlement_that_is_told_twice_is_booked_once() -> None:
     assert later.account.cash < first.account.cash
 
 
+def test_a_restart_carries_the_settlements_that_wait_whichever_came_first() -> None:
+    items = [instrument("AUSDT"), instrument("BUSDT")]
+    given = {"market": {"symbols": ["AUSDT", "BUSDT"]}, "strategy": {"name": "sma_cross"}}
+    engine, restored = (engine_of(given, items) for _ in range(2))
+    for item in reversed(items):
+        engine.step(Funding(item.id, 10**6, AT, AT), None)
+    Restart(restored).restore(engine.state(), next_sequence=engine.sequence)
+    assert restored.encoded_state() == engine.encoded_state()
+
+
 def change(warm_from: tuple[tuple[str, int], ...]) -> ModelChange:
     return ModelChange("b" * 12, SHA, "v", "", "", "", 0, warm_from, AT, AT)
 
