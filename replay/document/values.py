@@ -150,6 +150,7 @@ class Pages:
     after: str | None
     sort: str | None
     descending: bool
+    exact: bool
     symbols: Mapping[str, str]
     chosen: str
 

@@ -74,12 +74,13 @@ _ORDER: Final = ("sequence", "ordinal")
 
 
 class RowsPage(NamedTuple):
-    """A page of rows: a time range, an order, and the place in it."""
+    """A page of rows: a time range, an order, the place in it, and whether money is exact."""
 
     from_ms: int | None = None
     until_ms: int | None = None
     sort: str | None = None
     descending: bool = False
+    exact: bool = False
     limit: int = ROWS
     after: str | None = None
 
@@ -121,10 +122,12 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
         after=str(end) if has_more else None,
         sort=page.sort,
         descending=page.descending,
+        exact=page.exact,
         symbols=symbols if "instrument" in columns and len(symbols) > 1 else {},
         chosen=filters.get("instrument", ""),
     )
-    figures = [_figure(columns[each], columns) for each in _shown_columns(shown, name, columns)]
+    names = _shown_columns(shown, name, columns)
+    figures = [_figure(columns[each], columns, is_exact=page.exact) for each in names]
     rows = [dict(zip(columns, record, strict=True)) for record in records]
     nothing = () if rows else ("None is recorded.",)
     return replace(table(name, "", figures, rows, notes=nothing, shown=FIRST_ROWS), pages=pages)
@@ -166,8 +169,10 @@ def _shown_columns(shown: ShownRun, name: str, columns: Mapping[str, ViewColumn]
     return [each for each in chosen.split() if each not in unneeded]
 
 
-def _figure(column: ViewColumn, columns: Mapping[str, ViewColumn]) -> Figure[Row]:
-    """Return the figure of a column: money to the cent, other numbers exactly where stored so."""
+def _figure(
+    column: ViewColumn, columns: Mapping[str, ViewColumn], *, is_exact: bool
+) -> Figure[Row]:
+    """Return the figure of a column: money to the cent unless *is_exact*, other numbers exactly."""
     name, form = column.name, _FORMS[column.kind]
     read: Callable[[Row], Value] = itemgetter(name)
     if name.endswith("sequence"):
@@ -176,7 +181,7 @@ def _figure(column: ViewColumn, columns: Mapping[str, ViewColumn]) -> Figure[Row
         form = "second"
     elif name == "instrument":
         read = _symbol
-    elif column.is_money:
+    elif column.is_money and not is_exact:
         form = "money"
     elif column.kind == "REAL":
         read = partial(_decimal, name, f"{name}_text" if f"{name}_text" in columns else "")

@@ -56,6 +56,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         meaning="wait for counts that are not yet known; otherwise they are null"),
     "sort": Parameter(str | None, None, "the column to sort by"),
     "descending": Parameter(bool, default=False, meaning="whether the last row comes first"),
+    "exact": Parameter(bool, default=False, meaning="whether money has all its decimals"),
     "limit": Parameter(Annotated[int, Meta(ge=1, le=records.ROWS_MAX)], records.ROWS,
         "maximum number of rows"),
     "after": Parameter(str | None, None, "`after` or `before` of the previous answer"),
@@ -200,7 +201,7 @@ ROUTES: Final = (
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns is a filter.",
           lambda shown, view, filters, query: TitledParts(view, (
               records.view_table(shown, view, filters, records.RowsPage(**query)),)),
-          takes="from_ms until_ms sort descending limit after", is_open=True),
+          takes="from_ms until_ms sort descending exact limit after", is_open=True),
     ReadRoute(f"{_R}/account", "Every account with its curve, the positions, and the newest "
           "trades, orders, fills and ledger lines.",
           lambda shown, limit: _late("documents").account(shown, limit), takes="limit"),

@@ -14,6 +14,8 @@ from page_cases import serving_apart, shown_of
 from playwright.sync_api import expect
 from waiting import deadline_s
 
+from tracepaper.strategies.units import without_zeros
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -187,7 +189,9 @@ def test_a_list_is_turned_filtered_and_sorted_by_the_server(
 ) -> None:
     trades = shown_of(pair_database).views.rows("v_trades")
     best = max(row["net"] for row in trades if row["instrument"] == "linear:SOLUSDT")
-    (opened_by,) = [row["sequence"] for row in trades if row["net"] == best]
+    ((opened_by, exact),) = [
+        (row["sequence"], row["net_text"]) for row in trades if row["net"] == best
+    ]
     with opened(browser, url) as page:
         page.goto(f"{url}/#/run/{ids(page)['sma_cross 2']}/account")
         table, pager = (page.locator(f"h2:text-is('Trades') ~ .{of}").first
@@ -203,6 +207,8 @@ def test_a_list_is_turned_filtered_and_sorted_by_the_server(
         table.get_by_role("button", name="net", exact=True).click()
         expect(table.locator("th[aria-sort=descending]")).to_have_text("net")
         expect(table.locator("tbody tr").first).to_contain_text("SOLUSDT")
+        page.locator("h2:text-is('Trades') ~ .filter input").first.check()
+        expect(table.locator("[data-title=net]").first).to_contain_text(without_zeros(exact))
         table.locator("tbody button").first.click()
         page.wait_for_url(f"**/decision/{opened_by}*")
 

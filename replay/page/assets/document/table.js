@@ -38,7 +38,7 @@ function Paged({ table: first, ask }) {
   const [asked, setAsked] = useState(null);
   const { value, error } = useAnswer((signal) => asked && ask(first.pages.address, asked, { signal }), [asked, asked?.after ? null : first]);
   const table = (asked && value?.parts[0]) || first;
-  const { total, before, after, limit, sort, descending, symbols, chosen } = table.pages;
+  const { total, before, after, limit, sort, descending, exact, symbols, chosen } = table.pages;
   // Change the last request, even if it has no answer yet.
   const turn = (change) => setAsked((last) => ({ limit, descending, ...last, after: null, ...change }));
   const served = {
@@ -50,12 +50,15 @@ function Paged({ table: first, ask }) {
   };
   const names = Object.entries(symbols);
   return [
-    names.length > 0 &&
-      html`<p class="filter"><label>Symbol
+    html`<p class="filter">
+      ${names.length > 0 &&
+      html`<label>Symbol
         <select value=${chosen} onChange=${({ target }) => turn({ instrument: target.value || null })}>
           <option value="">all</option>
           ${names.map(([id, symbol]) => html`<option key=${id} value=${id}>${symbol}</option>`)}
-        </select></label></p>`,
+        </select></label>`}
+      <label><input type="checkbox" checked=${asked?.exact ?? exact} onChange=${({ target }) => turn({ exact: target.checked })} /> Exact money</label>
+    </p>`,
     error && html`<p class="loss" role="alert">${error.message}</p>`,
     table.rows.length ? html`<${Upright} table=${table} served=${served} />` : table.notes.map((note) => html`<p class="note">${note}</p>`),
   ];
