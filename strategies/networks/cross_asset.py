@@ -31,7 +31,7 @@ from tracepaper.strategies.networks.keys import Rule, one_of
 SYMBOLS_MAX: Final = 1_000
 FACTORISED: Final = "factorised"
 JOINT: Final = "joint"
-_ROWS_AT_ONCE: Final = 16
+_ROWS_AT_ONCE: Final = 32
 """Decided assets whose rows of weights are carried together; bounds memory."""
 
 
