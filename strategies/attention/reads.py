@@ -22,11 +22,9 @@ from tracepaper.strategies.attention.tiles import (
     TILE,
     Entries,
     FuseTile,
-    Parts,
     carry_by,
     discard_below,
     fuse_mean,
-    fused_sums,
     smallest_kept,
 )
 from tracepaper.strategies.errors import AttentionInvalid
@@ -194,24 +192,24 @@ class Read(ABC):
         return discard_below(fused, edge, slack=self._slack())
 
     def _advance_fused(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
-        """Return *weights* below the read where fused rows need not sum to 1: two passes."""
-        parts: Parts = self._parts
-        fused, rows = self._fuse_and_discard(fuse), rows_with_weight(weights)
-        sums = fused_sums(parts, fused, rows, weights[:, 0])
-        kept = None
-        if fuse.fusion in NORMALISED:
-            empty = (sums == 0)[:, None]
-            kept = weights * empty
-            above, scaled = weights, weights / sums.masked_fill(sums == 0, torch.inf)[:, None]
-        else:
-            totals = fuse.residual_weight + (1.0 - fuse.residual_weight) * sums
-            has_weight = (weights != 0).any(dim=1)
-            if not bool(((totals > 0) | ~has_weight).all()):
-                raise AttentionInvalid(
-                    "A row kept no attention at all; raise residual_weight or lower discard_ratio."
-                )
-            above = scaled = weights / totals.masked_fill(~has_weight, 1.0)[:, None]
-        return CarriedRows(above, carry_by(parts, fused, scaled, rows, self.shape[3]), kept)
+        """Return *weights* below the read where fused rows need not sum to 1."""
+        is_normalised, own = fuse.fusion in NORMALISED, fuse.residual_weight
+
+        def divisor(sums: Tensor) -> Tensor:
+            totals = sums if is_normalised else own + (1.0 - own) * sums
+            return totals.masked_fill(totals == 0, torch.inf)
+
+        rows, fused = rows_with_weight(weights), self._fuse_and_discard(fuse)
+        moved, sums = carry_by(self._parts, fused, weights, rows, self.shape[3], divisor)
+        if is_normalised:
+            return CarriedRows(weights, moved, weights * (sums == 0)[:, None])
+        has_weight = (weights != 0).any(dim=1)
+        totals = divisor(sums)
+        if not bool((totals.isfinite() | ~has_weight).all()):
+            raise AttentionInvalid(
+                "A row kept no attention at all; raise residual_weight or lower discard_ratio."
+            )
+        return CarriedRows(weights / totals.masked_fill(~has_weight, 1.0)[:, None], moved)
 
 
 def by_norm(lengths: Tensor) -> FuseTile:

@@ -11,6 +11,7 @@ The rules are docs/attention.md, A4 to A9.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -377,23 +378,33 @@ def smallest_kept(
     return torch.tensor(prefixes, dtype=as_integer, device=device).view(kind)
 
 
-def fused_sums(parts: Parts, fuse: FuseTile, rows: Tensor | None, like: Tensor) -> Tensor:
-    """Return the sums of fused *rows*, shaped like *like* [batch, query]; 0 for all others."""
-    sums = torch.zeros_like(like)
-    for tile in parts(rows):
-        sums[tile.batch, tile.rows] += fuse(tile).sum(dim=-1)
-    return sums
-
-
 def carry_by(
-    parts: Parts, fuse: FuseTile, weights: Tensor, rows: Tensor | None, keys: int
-) -> Tensor:
-    """Return ``w`` times the fused rows, [batch, row, key], of *weights* [batch, row, query]."""
+    parts: Parts,
+    fuse: FuseTile,
+    weights: Tensor,
+    rows: Tensor | None,
+    keys: int,
+    divisor: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return ``w`` times the fused rows, each over its divisor: [batch, row, key]; and their sums.
+
+    *weights* are [batch, row, query]; the *divisor* follows from the sums of rows, [batch, query],
+    which are 0 where a query has no weight. A row's tiles are fused once and held together, because
+    its sum is complete only after the last of them.
+    """
     result = weights.new_zeros(*weights.shape[:2], keys)
-    for tile in parts(rows):
-        fused = fuse(tile)
-        result[tile.batch, :, tile.keys] += weights[tile.batch, :, tile.rows] @ fused
-    return result
+    sums = torch.zeros_like(weights[:, 0])
+    for _, tiles in itertools.groupby(
+        parts(rows), lambda tile: (tile.batch.start, tile.batch.stop, tile.at.start)
+    ):
+        fused = [(tile, fuse(tile)) for tile in tiles]
+        first = fused[0][0]
+        total = torch.stack([values.sum(dim=-1) for _, values in fused]).sum(dim=0)
+        sums[first.batch, first.rows] = total
+        used = weights[first.batch, :, first.rows] / divisor(total)[:, None]
+        for tile, values in fused:
+            result[tile.batch, :, tile.keys] += used @ values
+    return result, sums
 
 
 # --- precision
