@@ -75,7 +75,10 @@ def test_float32_stays_within_its_errors(mask: Mask, time: int) -> None:
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("fusion", ["max", "min"])
-def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: Fusion) -> None:
+def test_float32_fusions_stay_within_their_errors(
+    mask: Mask, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiles.TILE, "cpu", 128)  # several tiles a row
     drawn = case(mask, time=400, dim=16, heads=4, dtype=torch.float32)
     visible = reference.visible(400, mask)
     for ratio in (0.0, 0.5):
