@@ -44,7 +44,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         *(*_PYTEST, "-m", "long"),
         *(f"--ignore={folder}" for folder in (*LONG.values(), "tests/first_hour")),
     ),
-    "first_hour": (*_PYTEST, "tests/first_hour"),
+    "first_hour": (*_PYTHON, "tests/campaigns/campaign_first_hour.py"),
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),

@@ -1,4 +1,4 @@
-"""A newcomer's empty folder: commands in this process, or by an installed wheel."""
+"""A newcomer's empty folder: commands in this process, or as programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 from newcomer import Shell, TerminalInProcess
-from wheels import InstalledWheel
 
 
 @pytest.fixture
@@ -20,6 +19,6 @@ def say(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TerminalIn
 
 
 @pytest.fixture
-def shell(installed: InstalledWheel, tmp_path: Path) -> Shell:
-    """Return a shell in an empty folder, whose programs are those of the wheel."""
-    return Shell(tmp_path, installed.extra)
+def shell(tmp_path: Path) -> Shell:
+    """Return a shell in an empty folder, whose programs are those of this environment."""
+    return Shell(tmp_path)

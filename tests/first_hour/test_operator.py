@@ -73,7 +73,7 @@ class Operator:
     def running(self, command: str, name: str) -> Iterator[Program]:
         """Run *command* until the block ends; then stop it as Ctrl-C or systemd does."""
         words, folder = self.shell.words(command), self.shell.folder
-        program = Program(words, folder, name=name, extra=self.shell.extra)
+        program = Program(words, folder, name=name)
         try:
             yield program
             ended = program.stop()

@@ -10,9 +10,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -48,22 +47,21 @@ class TerminalInProcess:
 
 @dataclass(frozen=True)
 class Shell:
-    """Programs that are run in *folder*, with *extra* in their environment."""
+    """Programs of this environment, run in *folder*."""
 
     folder: Path
-    extra: Mapping[str, str] = field(default_factory=dict)
 
     def words(self, command: str) -> list[str]:
         """Return the words of *command*, the path of its program first."""
         name, *others = shlex.split(command)
-        return [shutil.which(name, path=environment(self.extra)["PATH"]) or name, *others]
+        return [shutil.which(name, path=environment()["PATH"]) or name, *others]
 
     def __call__(self, command: str, code: int = 0) -> str:
         """Return what a command prints, as one line; it ends with *code*."""
         done = subprocess.run(
             self.words(command),
             cwd=self.folder,
-            env=environment(self.extra),
+            env=environment(),
             capture_output=True,
             text=True,
             check=False,
