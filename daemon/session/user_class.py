@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.session.user_code import (
     ForeignCode,
+    class_line,
     class_sha256,
     declared_files,
     short,
@@ -242,7 +243,9 @@ def reject_coroutines(cls: type, *hooks: str) -> None:
 def _check_decide(cls: CustomClass) -> None:
     """Reject a class without a ``decide`` that can be called with a bar's context."""
     if inspect.isabstract(cls):
-        raise ConfigInvalid(f"{cls.__name__} has no decide; give it def decide(self, context).")
+        raise ConfigInvalid(
+            f"{cls.__name__}{class_line(cls)} has no decide; give it def decide(self, context)."
+        )
     reject_coroutines(cls, "decide", "observe", "adjust", "columns")
     try:
         signature = inspect.signature(cls.decide)
@@ -319,15 +322,17 @@ class _Checks(Generic[Custom]):
     def observe(self, bar: Bar) -> None:
         if self._observes:
             self._watch.clear()
+            self._observing.bars = (bar,)
             with self._observing, self._watch:
                 self.guarded.observe(bar)
 
     def adjust(self, action: CorporateAction) -> None:
+        self._observing.bars = ()
         with self._observing:
             self.guarded.adjust(action)
 
     def _fault(self, problem: str, advice: str) -> StrategyFailed:
-        where = definition(self.guarded.decide)
+        where = definition(self.guarded.decide) + self._deciding.for_bars
         return StrategyFailed(f"{self._name} {problem}{where}; {advice}.")
 
     def _with_cause(self, answer: Signal | Orders) -> Signal | Orders:
@@ -491,6 +496,7 @@ class _GuardedStrategy(_Checks[Strategy], Strategy):
     def decide(self, context: BarContext) -> Signal | Orders:
         if not self._observes:
             self._watch.clear()
+        self._deciding.bars = (context.exact,)
         with self._deciding, self._watch:
             signal = self.guarded.decide(context)
         return self._with_cause(self._checked(signal))
@@ -506,6 +512,7 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         if not self._observes:
             self._watch.clear()
+        self._deciding.bars = [context.exact for context in contexts.values()]
         with self._deciding, self._watch:
             answers = self.guarded.decide(contexts)
             # Reading a user's mapping runs user code too.

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, TracebackType
@@ -25,6 +25,8 @@ from typing import Final, TypeVar
 from tracepaper.daemon.session.user_error import INSTALLED, advice, place
 from tracepaper.strategies.api.files import DeclaredFiles, module_file
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
+from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import minute_text
 
 Code = type | FunctionType
 """A user's class or function."""
@@ -44,7 +46,7 @@ _PARSE_LOCK: Final = threading.Lock()
 _PARSE_ATTEMPTS: Final = 100
 """Failures caused by other threads after which the next error is raised."""
 
-_Parsed = TypeVar("_Parsed", ast.Module, str)
+_Parsed = TypeVar("_Parsed", ast.Module, str, int)
 
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
@@ -158,6 +160,15 @@ def _source(code: Code) -> str:
         if isinstance(code, type) and (source := _cell_source(code)):
             return source
         raise
+
+
+def class_line(cls: type) -> str:
+    """Return `` at FILE:LINE`` where *cls* begins, or an empty text if Python has no source."""
+    try:
+        file = inspect.getfile(cls)
+        return f" at {file}:{_with_parse_lock(lambda: inspect.getsourcelines(cls)[1])}"
+    except (OSError, TypeError):
+        return ""
 
 
 def _cell_source(cls: type) -> str:
@@ -291,9 +302,12 @@ ADVICE: Final = "; mend it and start again."
 class ForeignCode:
     """A context manager that turns any exception of user code into ``StrategyFailed``.
 
-    The message has file and line. Errors of tracepaper get them too and pass, as Ctrl-C does. So
-    does ``SystemExit``, which a signal may have caused, unless *may_exit* is False.
+    The message has file, line and bar. Errors of tracepaper get them too and pass, as Ctrl-C does.
+    So does ``SystemExit``, which a signal may have caused, unless *may_exit* is False.
     """
+
+    bars: Sequence[Bar] = ()
+    """The bars of one close with which the code is called; none if it sees them all."""
 
     def __init__(self, name: str, doing: str, *, may_exit: bool = True) -> None:
         self._name = name
@@ -314,14 +328,24 @@ class ForeignCode:
         if isinstance(error, TracepaperError):
             where = place(error)
             if where and where not in str(error):  # a guard inside this one may have said it
-                error.args = (f"{self._name} failed {self._doing}{where}: {error}",)
+                cause = f"{self._name} failed {self._doing}{where}{self.for_bars}"
+                error.args = (f"{cause}: {error}",)
             return
         if not isinstance(error, Exception) and isinstance(error, self._passing):
             return
         raise StrategyFailed(
             f"{self._name} failed {self._doing} with {type(error).__name__}: "
-            f"{short(error, quoted=False)}{place(error)}{advice(error)}{ADVICE}"
+            f"{short(error, quoted=False)}{place(error)}{self.for_bars}{advice(error)}{ADVICE}"
         ) from error
+
+    @property
+    def for_bars(self) -> str:
+        """`` for the bar TIME of SYMBOL``, or an empty text without bars."""
+        if not self.bars:
+            return ""
+        first, *others = self.bars
+        count = f"{len(self.bars)} symbols" if others else first.instrument.partition(":")[2]
+        return f" for the bar {minute_text(first.open_time_ms)} of {count}"
 
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")

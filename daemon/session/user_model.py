@@ -303,6 +303,7 @@ class _Past:
 
     def _computed(self, schema: FeatureFunction, past: BarArrays) -> Rows:
         """Return the checked row of a user's function; the first row is computed twice."""
+        self._featuring.bars = (self.bars[-1],)
         with self._featuring:
             answer: Any = schema(past)
             repeated: Any = schema(past) if self._width is None else None
@@ -418,6 +419,8 @@ class UserForecaster:
         if not past.is_full:
             return None
         inputs = self._input(past)
+        # Of an external service the same failure of every bar is logged once.
+        self._predicting.bars = () if self.is_outside else (bar,)
         if not np.isfinite(inputs.features).all():
             return self._unusable()
         forecast: Forecast | None = self._forecast(
@@ -502,6 +505,7 @@ class UserForecaster:
         usable = np.isfinite(rows).all(axis=1)
         forecasts[len(bars) - count :] = [self._unusable()] * count
         if (usable_count := int(usable.sum())) > 0:
+            self._predicting.bars = ()
             usable_rows = rows[usable]
             usable_rows.flags.writeable = False
             answers = self._forecast(
@@ -541,7 +545,7 @@ class UserForecaster:
             return read(answer)
         except AnswerMalformed as error:
             method = self.model.predict_rows if _answers_rows(self.model) else self.model.predict
-            reason = f"{self._name}{definition(method)} {error}."
+            reason = f"{self._name}{definition(method)}{self._predicting.for_bars} {error}."
             if not self.is_outside:
                 raise StrategyFailed(reason) from None
         except StrategyFailed as error:

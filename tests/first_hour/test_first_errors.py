@@ -81,11 +81,14 @@ def failure(folder: Path, line: str, source: str = CLASS) -> str:
         "1 / (self.bars - 10)": "ZeroDivisionError: .* at PLACE; mend",
     }.items(),
 )
-def test_an_error_names_the_line_of_the_users_file(tmp_path: Path, line: str, cause: str) -> None:
+def test_an_error_names_the_line_of_the_users_file_and_the_bar(
+    tmp_path: Path, line: str, cause: str
+) -> None:
     message = failure(tmp_path, line)
     text = (tmp_path / "mine.py").read_text()
     number = next(i for i, row in enumerate(text.splitlines(), 1) if row.endswith("# here"))
-    place = re.escape(f"{tmp_path / 'mine.py'}:{number}")
+    bar = "00:13Z" if "self.bars" in line else "00:04Z"  # the tenth warm one, or the first
+    place = re.escape(f"{tmp_path / 'mine.py'}:{number} for the bar 2025-01-01T{bar} of BTCUSDT")
     assert re.search(cause.replace("PLACE", place), message), message
 
 
@@ -101,13 +104,16 @@ def test_the_deepest_line_is_named_unless_the_class_is_installed(
     rows = (folder / "mine.py").read_text().splitlines()
     number = next(i for i, each in enumerate(rows, 1) if row in each)
     # In an installed package every file may be a library's: its first line is the class's.
-    assert f"{folder / 'mine.py'}:{number}; mend" in message
+    assert f"{folder / 'mine.py'}:{number} for the bar" in message
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (CLASS.replace("decide", "next"), r"Mine has no decide; give it def decide\(self, "),
+        (
+            CLASS.replace("decide", "next"),
+            r"Mine at .*mine\.py:12 has no decide; give it def decide\(self, ",
+        ),
         ("import nothing_of_this_name\n", r"No module named 'nothing.* at .*mine\.py:1\); correct"),
         (
             "from tracepaper import Bars\n",
@@ -122,7 +128,7 @@ def test_the_deepest_line_is_named_unless_the_class_is_installed(
         ),
         (
             CLASS.replace("return tp.Signal(tp.Action.HOLD, ", "return ("),
-            r"answered 'waiting' in decide at .*mine\.py:16; return a Signal",
+            r"answered 'waiting' in decide at .*mine\.py:16 for the bar .*; return a Signal",
         ),
     ],
 )

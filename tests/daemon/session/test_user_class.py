@@ -239,7 +239,7 @@ class Fails(Strategy):
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("zz"), AssertionError()])
 def test_what_it_raises_is_told_with_its_line(error: Exception) -> None:
     strategy = user_strategy(Fails, {"error": error})
-    where = rf"{type(error).__name__}.* at .*test_user_class\.py:\d+; mend it"
+    where = rf"{type(error).__name__}.* at .*test_user_class\.py:\d+ for the bar [^;]+; mend it"
     with pytest.raises(StrategyFailed, match=f"Fails failed in decide with {where}"):
         strategy.decide(OUTLOOK)
     with pytest.raises(StrategyFailed, match=f"Fails failed in observe with {where}"):
@@ -505,7 +505,7 @@ class Yields(Answers):
 @pytest.mark.parametrize(
     ("made_of", "message"),
     [
-        (NoDecide, r"NoDecide has no decide; give it def decide\(self, context\)\."),
+        (NoDecide, r"NoDecide at .*\.py:\d+ has no decide; give it def decide\(self, context\)\."),
         (Frames, r"Frames has decide\(self, .*metadata.*; let it be decide\(self, context\)\."),
         (
             AsyncAnswers,
