@@ -150,7 +150,7 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
     prices = _of_instruments("price", "Last close.")
     times = _of_instruments("last_bar_close_seconds", "UTC time of its close.")
     positions = _of_instruments("position", "Quantity held.")
-    confidences = _of_instruments("confidence", "Entropy confidence of the last forecast.")
+    confidences = _of_instruments("confidence_entropy", "Entropy confidence of the last forecast.")
     instruments = {instrument.id: instrument for instrument in monitor.run.instruments}
     for name, step in monitor.bars.items():
         bar, instrument, prediction = step.event, instruments[name], step.prediction
@@ -161,8 +161,8 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
             quantity = step.position.quantity / 10**instrument.quantity_decimals
             positions.add_metric([name], quantity)
         explanation = getattr(prediction, "explanation", None)
-        if explanation is not None and explanation.confidence is not None:
-            confidences.add_metric([name], explanation.confidence)
+        if explanation is not None and explanation.confidence_entropy is not None:
+            confidences.add_metric([name], explanation.confidence_entropy)
     return (prices, times, positions, confidences)
 
 

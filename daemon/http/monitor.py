@@ -455,7 +455,7 @@ def forecast_document(prediction: Prediction, horizon: int | None) -> Document |
                 if column := getattr(prediction, name):
                     document[name] = column[at]
             if explanation is not None:
-                document["confidence"] = explanation.confidence
+                document["confidence_entropy"] = explanation.confidence_entropy
                 document["recent_mass"] = explanation.recent_mass
             return document
         case _:

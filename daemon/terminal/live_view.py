@@ -308,9 +308,9 @@ class Lines:
     def _log_bar(self, step: Step, facts: Status) -> None:
         fields: Status = {"sequence": step.sequence, "instrument": facts["instrument"]}
         fields |= {name: facts[name] for name in ("open_time_ms", "close")}
-        if facts["forecast"] is not None and "confidence" in facts["forecast"]:
-            confidence = facts["forecast"]["confidence"]
-            fields["confidence"] = None if confidence is None else round(confidence, 4)
+        if facts["forecast"] is not None and "confidence_entropy" in facts["forecast"]:
+            confidence = facts["forecast"]["confidence_entropy"]
+            fields["confidence_entropy"] = None if confidence is None else round(confidence, 4)
         keys = ("action", "reason", "refused_by", "unfilled", "regime", "quantity")
         fields |= {name: facts[name] for name in keys if name in facts}
         fields["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)

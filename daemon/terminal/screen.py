@@ -383,9 +383,9 @@ def _prediction(facts: Status) -> list[tuple[str, Text]]:
     if (deadline_ms := forecast.get("deadline_ms")) is not None:
         return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]
     lines = [("forecast", _forecast(forecast))]
-    if "confidence" in forecast:
+    if "confidence_entropy" in forecast:
         text = (
-            f"confidence {_share(forecast['confidence'])}  "
+            f"confidence_entropy {_share(forecast['confidence_entropy'])}  "
             f"regime {facts.get('regime', NOTHING)}  recent mass {_share(forecast['recent_mass'])}"
         )
         lines.append(("attention", Text(text)))

@@ -36,7 +36,7 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates.declared import confidence, operator, shifted, warm
+from tracepaper.strategies.gates.declared import confidence_entropy, operator, shifted, warm
 from tracepaper.strategies.gates.gate import (
     GATES,
     MILLISECONDS,
@@ -110,7 +110,7 @@ class StoredDecision:
     @property
     def entropy_worth(self) -> str:
         """The value of the entropy gate on unseen bars, by the card; empty if it did not judge."""
-        if all(row["gate"] != confidence.name for row in self.gates):
+        if all(row["gate"] != confidence_entropy.name for row in self.gates):
             return ""
         figures = self.card.get("figures", {})
         sentence = entropy_sentence(figures.get("gates", {}))
@@ -270,7 +270,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
         orders: tuple[Row, ...] = ()
         if decisions[0]["action"] == Action.ORDERS:
             orders = of_decision(reader, views, sequence)
-        judged = any(row["gate"] == confidence.name for row in gates)
+        judged = any(row["gate"] == confidence_entropy.name for row in gates)
         # A custom model may give a confidence without an attribution.
         buckets = tuple(
             row

@@ -219,7 +219,7 @@ class Candles(Struct, frozen=True):
     action: list[str]
     refused_by: list[str | None]
     regime: list[str]
-    confidence: list[Number]
+    confidence_entropy: list[Number]
     held: list[float]  # the position after the bar, signed, in base
     mean_return: list[Number]  # log return at the gate's horizon
     stdev_return: list[Number]

@@ -57,7 +57,7 @@ class RunForecasts:
     mean: Array
     stdev: Array
     up: Array  # P(up) ÷ (P(up) + P(down)); NaN without probabilities
-    confidence: Array
+    confidence_entropy: Array
     realised: Array
 
     @property
@@ -81,7 +81,7 @@ def model_document(shown: ShownRun) -> TitledParts:
 
 def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
     """Return every forecast of the run whose outcome is recorded, and their horizon in bars."""
-    kinds = ("horizon", "mean_return", "stdev_return", "p_up", "p_down", "confidence")
+    kinds = ("horizon", "mean_return", "stdev_return", "p_up", "p_down", "confidence_entropy")
     decisions = shown.columns.decisions(kinds)
     usable = np.isfinite(decisions["mean_return"])
     horizons = np.unique(decisions["horizon"][usable])
@@ -105,7 +105,7 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
         mean=decisions["mean_return"][kept],
         stdev=decisions["stdev_return"][kept],
         up=np.divide(up, either, out=np.full(either.size, np.nan), where=either > 0),
-        confidence=decisions["confidence"][kept],
+        confidence_entropy=decisions["confidence_entropy"][kept],
         realised=outcomes[kept],
     ), horizon
 
@@ -232,7 +232,9 @@ def _selective(forecasts: RunForecasts) -> Iterator[Part]:
         name: curve
         for name, risk in ranked.items()
         if (
-            curve := statistics.risk_curve([RankedBars(risk, forecasts.confidence, forecasts.days)])
+            curve := statistics.risk_curve(
+                [RankedBars(risk, forecasts.confidence_entropy, forecasts.days)]
+            )
         )
         is not None
     }

@@ -54,7 +54,7 @@ FOLDED_BARS: Final = 256
 OWN: Final = "this run"
 ACCOUNTS: Final = ""
 """Names the accounts in place of an instrument's id."""
-FORECAST: Final = ("confidence", "mean_return", "stdev_return")
+FORECAST: Final = ("confidence_entropy", "mean_return", "stdev_return")
 MULTIPLES: Final = (1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080)
 """Lengths of a cell, in intervals of the run."""
 _RULES: Final = {

@@ -465,7 +465,7 @@ def candles(
         action=action,
         refused_by=[gate or None for gate in refused_by],
         regime=regime,
-        confidence=numbers_of(column("confidence")),
+        confidence_entropy=numbers_of(column("confidence_entropy")),
         held=_numbers(column("quantity")),
         mean_return=numbers_of(column("mean_return")),
         stdev_return=numbers_of(column("stdev_return")),

@@ -48,7 +48,7 @@ class Heatmap:
     instrument: str
     times_ms: Ints  # the open time of each column's last decision
     weights: Floats  # [cell of 64 bars of age, column]; the last cell is everything older
-    confidence: Floats  # [column]
+    confidence_entropy: Floats  # [column]
     close: Floats  # [column] at its last bar
     heads: Floats  # [layer · head, column] mean confidence of each head
 
@@ -104,7 +104,7 @@ def read_attention(
         for place in np.flatnonzero(np.isin(decisions.sequence[at], chosen)).tolist():
             # Copy, because a view of one row would keep the whole batch in memory.
             ages[int(decisions.sequence[at[place]])] = by_age[place].copy()
-        measures = np.column_stack((by_age, entropy[decided], decisions.confidence[at]))
+        measures = np.column_stack((by_age, entropy[decided], decisions.confidence_entropy[at]))
         if sums is None:
             widths, sums = read, np.zeros((last.size, measures.shape[1]))
         np.add.at(sums, column_of[at], measures)
@@ -138,7 +138,7 @@ def _columns(record: RunRecord) -> tuple[Ints, dict[str, Ints]]:
     first = 0
     for name in record.bars:
         if (rows := decisions.places.get(name)) is not None:
-            nth = np.cumsum(np.isfinite(decisions.confidence[rows]))  # counts from 1
+            nth = np.cumsum(np.isfinite(decisions.confidence_entropy[rows]))  # counts from 1
             size = max(1, -(-int(nth[-1]) // COLUMNS_MAX))
             column_of[rows] = first + (nth - 1).clip(min=0) // size
             spans[name] = np.arange(first, column_of[rows[-1]] + 1)
@@ -181,8 +181,8 @@ def _group(
     decisions = record.decisions
     at = np.searchsorted(decisions.sequence, [trade.entry_sequence for trade in trades])
     columns = {
-        "confidence": decisions.confidence[at],
-        "entropy": 1.0 - decisions.confidence[at],
+        "confidence_entropy": decisions.confidence_entropy[at],
+        "entropy": 1.0 - decisions.confidence_entropy[at],
         "recent_mass": decisions.recent_mass[at],
         "older_mass": decisions.older_mass[at],
         "shift": decisions.shift[at],

@@ -63,18 +63,18 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     at_98 = np.abs(shown).ravel()[order][np.searchsorted(mass, 0.98 * mass[-1])]
     far = float(np.clip(at_98, 0.1, 3.0))
     ages = (np.arange(weights.shape[0]) * BLOCK_BARS).tolist()
-    at, (close, confidence) = broken(heatmap.times_ms, heatmap.close, heatmap.confidence)
+    at, (close, confidence) = broken(heatmap.times_ms, heatmap.close, heatmap.confidence_entropy)
     row, names = [_regimes(report, heatmap)], [regime.value for regime in REGIMES]
     regimes = HeatLayer("regime", times, (0,), 0.0, 2.0, row, palette="steps", names=names)
-    confident: list[Layer] = [LineLayer("confidence", at, rounded(confidence), width=1.2)]
-    if (threshold := report.record.thresholds.get("confidence")) is not None:
+    confident: list[Layer] = [LineLayer("confidence_entropy", at, rounded(confidence), width=1.2)]
+    if (threshold := report.record.thresholds.get("confidence_entropy")) is not None:
         confident.append(RuleLayer(threshold, name="its gate"))
     by_age = ChartAxis("age, bars", unit=" bars", digits=0, is_reversed=True)
     panels = [
         close_panel(at, close, 130),
         ChartPanel([regimes], time_axis(), category_axis(["regime"]), 36),
         ChartPanel([_usual("usual", times, ages, shown, far)], time_axis(), by_age, 300),
-        ChartPanel(confident, time_axis(), ChartAxis("confidence"), 100),
+        ChartPanel(confident, time_axis(), ChartAxis("confidence_entropy"), 100),
     ]
     caption = (
         f"{heatmap.instrument}: close, regime, {_stored(report)} by age as a multiple of its mean "
@@ -95,7 +95,7 @@ def _regimes(report: Report, heatmap: Heatmap) -> list[float | None]:
     """Return the most frequent regime of each column, as an index of ``REGIMES`` or None."""
     decisions = report.record.decisions
     places = decisions.places[heatmap.instrument]
-    places = places[np.isfinite(decisions.confidence[places])]
+    places = places[np.isfinite(decisions.confidence_entropy[places])]
     ends = np.searchsorted(decisions.open_time_ms[places], heatmap.times_ms, side="right")
     commonest: list[float | None] = []
     for column in np.split(decisions.regime[places], ends[:-1]):
@@ -107,11 +107,11 @@ def _regimes(report: Report, heatmap: Heatmap) -> list[float | None]:
 def confidence_chart(report: Report) -> Chart:
     """Draw the distribution of confidence, below and above its gate."""
     record = report.record
-    values = record.decisions.confidence[np.isfinite(record.decisions.confidence)]
+    values = record.decisions.confidence_entropy[np.isfinite(record.decisions.confidence_entropy)]
     low, high = np.quantile(values, (0.001, 0.999))
     counts, edges = np.histogram(values, bins=CONFIDENCE_BINS, range=(low, max(high, low + 1e-9)))
     middles = 0.5 * (edges[1:] + edges[:-1])
-    threshold = record.thresholds.get("confidence", -1.0)
+    threshold = record.thresholds.get("confidence_entropy", -1.0)
     roles: list[ChartRole] = ["accent" if at >= threshold else "soft" for at in middles]
     layers: list[Layer] = [BarLayer("bars", rounded(middles), counts.tolist(), roles)]
     if threshold >= 0:

@@ -125,7 +125,7 @@ def read_heads(record: RunRecord) -> HeadReport:
     Raises ``DataInvalid`` if the run has no attention model, or too few bars.
     """
     decisions = record.decisions
-    explained = np.flatnonzero(np.isfinite(decisions.confidence))
+    explained = np.flatnonzero(np.isfinite(decisions.confidence_entropy))
     if not record.run["model_id"] or not explained.size:
         raise DataInvalid(
             f"Run {record.run['run_id']} has no attention to analyse; leave --heads out."

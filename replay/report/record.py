@@ -77,7 +77,7 @@ class Decisions:
     mean_return: Floats  # at the gate's horizon
     p_up: Floats
     p_down: Floats
-    confidence: Floats
+    confidence_entropy: Floats
     recent_mass: Floats
     older_mass: Floats
     shift: Floats
@@ -274,7 +274,7 @@ class RunRecord:
 # ---------------------------------------------------------------- reading
 
 _PREDICTED: Final = (
-    *("mean_return", "p_up", "p_down", "confidence"),
+    *("mean_return", "p_up", "p_down", "confidence_entropy"),
     *("recent_mass", "older_mass", "shift"),
 )
 

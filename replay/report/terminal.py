@@ -146,7 +146,7 @@ def decision_to_explain(database: Path, run_id: str) -> int | None:
     """Return the sequence of the last allowed entry, else of the last explained decision or any."""
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
-        explained = ("confidence",)
+        explained = ("confidence_entropy",)
         for sequence in (
             views.last("v_decisions", not_null=explained, allowed=1, action=("LONG", "SHORT")),
             views.last("v_decisions", not_null=explained),

@@ -106,7 +106,7 @@ _ALLOWED: Final = frozenset(
 
 DECISIONS: Final = (
     "SELECT sequence, open_time_iso, instrument, action, refused_by, reason, mean_return, "
-    "confidence, regime, target_quantity_text AS target_quantity "
+    "confidence_entropy, regime, target_quantity_text AS target_quantity "
     "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
 )
 FILLS: Final = (

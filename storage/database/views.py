@@ -276,7 +276,9 @@ V_DECISIONS: Final = View(
             INSTRUMENT,
             *moment("open_time_ms", "s.open_time_ms", "open time of the decided bar"),
             *shown("o", "outcomes", "action", "allowed", "refused_by"),
-            *shown("a", "answers", "horizon", *FORECAST_COLUMNS, "confidence", "content_free"),
+            *shown(
+                "a", "answers", "horizon", *FORECAST_COLUMNS, "confidence_entropy", "content_free"
+            ),
             *shown("o", "outcomes", "regime"),
             *shown("a", "answers", *_MEASURES),
             *shown("s", "steps", "target_quantity"),

@@ -346,7 +346,7 @@ _ANSWERS = (
     _real("volatility", "expected volatility of the return"),
     _blob("horizons", null=True),  # packed as ``HORIZONS``
     _blob("members", null=True),  # packed as ``Forecast.auxiliary``
-    _real("confidence", "1 minus the mean normalised entropy of attention"),
+    _real("confidence_entropy", "1 minus the mean normalised entropy of attention"),
     _real("content_free", "confidence that mask and encoding alone would give"),
     _real("recent_mass", "share of the rollout on the newest quarter of the context"),
     _real("older_mass", "share of the rollout before the oldest bucket"),
@@ -403,7 +403,7 @@ column the numbers at all horizons but ``answers.horizon``. NaN stands for a non
 GIVEN_BITS: Final = tuple(1 << place for place in range(len(FORECAST_COLUMNS)))
 """The bit of each forecast column; it is set in ``answers.horizons`` if the model gives it."""
 EXPLANATION_COLUMNS: Final = (
-    "confidence",
+    "confidence_entropy",
     "content_free",
     "recent_mass",
     "older_mass",

@@ -37,13 +37,13 @@ OF_MEASURE: Final[Mapping[str, tuple[str, ...]]] = {
     "stdev_return": ("stdev_return",),
     "probabilities": ("p_up",),  # p_down and p_flat follow where they are not given
     "volatility": ("volatility",),
-    "confidence": ("confidence",),
+    "confidence_entropy": ("confidence_entropy",),
     "content_free": ("content_free",),
     "recent_mass": ("recent_mass",),
     "shift": ("shift",),
 }
 """The names in an answer that each declared measure requires."""
-EXPLAINED: Final = ("confidence", "content_free", "recent_mass", "shift")
+EXPLAINED: Final = ("confidence_entropy", "content_free", "recent_mass", "shift")
 """Measures with one number per bar instead of one per horizon."""
 _ANSWERED: Final = frozenset(
     {*(n for names in OF_MEASURE.values() for n in names), "p_down", "p_flat"}
@@ -74,8 +74,8 @@ class Model:
     horizons: tuple[int, ...] = (30,)
     """Bars ahead of which it speaks; ``gate.horizon`` must be one of them."""
     measures: Collection[str] = ("mean_return",)
-    """What its answers hold: of mean_return, stdev_return, probabilities, volatility, confidence,
-    content_free, recent_mass, shift. Gates of others are not declared."""
+    """What its answers hold: of mean_return, stdev_return, probabilities, volatility,
+    confidence_entropy, content_free, recent_mass, shift. Gates of others are not declared."""
     calibration: Calibration | None = None
     """Quantiles of its measures and slopes of its means, where thresholds ``qX`` are wanted."""
     is_outside: bool = False

@@ -134,14 +134,14 @@ def _confidence_key(measure: str) -> ThresholdKey:
 @gate(
     GateKind.JUDGEMENT,
     "of full entropy",
-    at_least=_confidence_key("confidence"),
+    at_least=_confidence_key("confidence_entropy"),
     of_prediction=True,
-    needs={"confidence"},
+    needs={"confidence_entropy"},
     chosen_by=ENTROPY,
 )
-def confidence(inputs: GateInputs) -> float | None:
+def confidence_entropy(inputs: GateInputs) -> float | None:
     """1 less the mean normalised attention entropy of the decided row."""
-    return None if inputs.explanation is None else inputs.explanation.confidence
+    return None if inputs.explanation is None else inputs.explanation.confidence_entropy
 
 
 @gate(
@@ -183,14 +183,18 @@ def confidence_margin(inputs: GateInputs) -> float | None:
         uncalibrated="0",
     ),
     of_prediction=True,
-    needs={"confidence", "content_free"},
+    needs={"confidence_entropy", "content_free"},
 )
 def collapsed(inputs: GateInputs) -> float | None:
     """Confidence less the confidence of mask and encoding alone."""
     explanation = inputs.explanation
-    if explanation is None or explanation.confidence is None or explanation.content_free is None:
+    if (
+        explanation is None
+        or explanation.confidence_entropy is None
+        or explanation.content_free is None
+    ):
         return None
-    return explanation.confidence - explanation.content_free
+    return explanation.confidence_entropy - explanation.content_free
 
 
 @gate(

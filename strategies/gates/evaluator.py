@@ -398,7 +398,7 @@ def is_finite_forecast(forecast: Forecast) -> bool:
     if (explanation := forecast.explanation) is None:
         return True
     measures = (
-        explanation.confidence, explanation.content_free, explanation.recent_mass,
+        explanation.confidence_entropy, explanation.content_free, explanation.recent_mass,
         explanation.shift,
     )  # fmt: skip
     return all(number is None or math.isfinite(number) for number in measures)

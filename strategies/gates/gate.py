@@ -61,9 +61,9 @@ def _from_attention(read: Callable[[Explanation], float | None]) -> ConfidenceIn
 
 
 def _excess(explanation: Explanation) -> float | None:
-    if explanation.confidence is None or explanation.content_free is None:
+    if explanation.confidence_entropy is None or explanation.content_free is None:
         return None
-    return explanation.confidence - explanation.content_free
+    return explanation.confidence_entropy - explanation.content_free
 
 
 INPUTS: Final = {
@@ -278,7 +278,7 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
 
 MEASURES: Final = frozenset({
     "mean_return", "stdev_return", "probabilities", "volatility",
-    "confidence", "content_free", "recent_mass", "shift",
+    "confidence_entropy", "content_free", "recent_mass", "shift",
 })  # fmt: skip
 """The measures that a model can give; the built-in networks give all."""
 HEAD_MEASURES: Final = frozenset(HeadForecasts.__struct_fields__)

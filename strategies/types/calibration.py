@@ -19,7 +19,7 @@ CALIBRATED: Final = "calibrated"
 MARGIN: Final = "margin"
 CONFIDENCES: Final = (ENTROPY, CALIBRATED, MARGIN)
 """The choices of ``gate.confidence_by``. Each is a separate gate; only one of them is declared."""
-REGIME_MEASURES: Final = ("recent_mass", "confidence", "shift")
+REGIME_MEASURES: Final = ("recent_mass", "confidence_entropy", "shift")
 """The measures of an explanation that define regime cells."""
 MAX_REGIMES: Final = 7
 """Maximum number of regime cells on a card."""

@@ -37,7 +37,7 @@ class Explanation(Struct, frozen=True, gc=False):
     A custom model fills in the measures that it declares; the others are None or empty.
     """
 
-    confidence: float | None
+    confidence_entropy: float | None
     content_free: float | None
     recent_mass: float | None
     older_mass: float | None

@@ -32,8 +32,8 @@ WORDS: Final[Mapping[str, str]] = {
     "bar": "prices and volume of one interval; in a file it is a *candle*",
     "buy and hold": "bought with all the cash at the first bar after the warm-up and kept",
     "checkpoint": "a trained model's folder of weights and card",
-    "confidence": "what the key `gate.confidence` bounds; `gate.confidence_by` says which of the "
-    "gates `confidence` (entropy), `confidence_calibrated` and `confidence_margin` measures it",
+    "confidence": "what the key `gate.confidence` bounds: `gate.confidence_by` chooses the gate "
+    "`confidence_entropy`, `confidence_calibrated` or `confidence_margin`",
     "costs": "fees, spread, slippage and liquidation together; fees are only what the exchange "
     "takes, funding is no cost of a fill",
     "decision": "what a strategy and the gates made of one closed bar",
@@ -81,6 +81,7 @@ LABELS: Final[Mapping[str, str]] = {
     "cause": "why the bars of a gap did not come in time, or the largest part of a shortfall",
     "close_time_ms": "time at which the bar closed, UTC ms",
     "commit_s": "seconds since the newest step was stored",
+    "confidence": "1 minus the mean normalised entropy of one head",
     "count": "number of what the table's title names",
     "counters": "events of the feed since this start, by name",
     "credible": "share of the times in which the gain was above two of its errors",

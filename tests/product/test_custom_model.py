@@ -73,11 +73,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_trees_trade_through_the_gates_of_what_they_give(folder: Path) -> None:
     counted = dict(rows(folder / "replay.db", "SELECT gate, count(*) FROM v_gates GROUP BY gate"))
     assert {"deadline", "finite", "edge"} <= set(counted)
-    assert not {"confidence", "collapsed", "shifted", "regime", "direction"} & set(counted)
+    assert not {"confidence_entropy", "collapsed", "shifted", "regime", "direction"} & set(counted)
     [(allowed, given, columns)] = rows(
         folder / "replay.db",
         "SELECT sum(allowed), count(mean_return), count(p_up) + count(stdev_return) "
-        "+ count(confidence) FROM v_decisions",
+        "+ count(confidence_entropy) FROM v_decisions",
     )
     assert allowed > 100
     assert (given, columns) == (1_080, 0)
@@ -117,9 +117,9 @@ SURE: Final = """
 from tracepaper import Model
 
 class Sure(Model):
-    measures = ("mean_return", "confidence")
+    measures = ("mean_return", "confidence_entropy")
     def predict(self, inputs):
-        return {"mean_return": 0.001, "confidence": 0.5}
+        return {"mean_return": 0.001, "confidence_entropy": 0.5}
 """
 
 
@@ -130,7 +130,7 @@ def test_a_confidence_without_a_place_is_explained_and_shown(tmp_path: Path) -> 
     (tmp_path / "sure.toml").write_text(sections, encoding="utf-8")
     span = ["--to", "2025-05-26T09:00", "--db", "run.db"]
     assert run(["replay", "-c", "sure.toml", "--data", SAMPLE, *span], tmp_path).code == 0
-    assert rows(tmp_path / "run.db", "SELECT max(confidence) FROM v_decisions") == [(0.5,)]
+    assert rows(tmp_path / "run.db", "SELECT max(confidence_entropy) FROM v_decisions") == [(0.5,)]
     explained = run(["explain", "last:50", "--db", "run.db"], tmp_path)
     assert (explained.code, "without an explanation" in explained.out) == (0, True), explained.err
     written = run(["report", "last", "--html", "run.html", "--db", "run.db"], tmp_path)

@@ -67,7 +67,7 @@ def configuration() -> Config:
 
 def model() -> FixedForecaster:
     """Return a forecaster that is sure of rises and falls by the last four closes alone."""
-    quantiles = {"confidence": tuple(index / 200 for index in range(1, 100))}
+    quantiles = {"confidence_entropy": tuple(index / 200 for index in range(1, 100))}
     quantiles["direction"] = tuple(0.5 + index / 1000 for index in range(1, 100))
 
     def says(history: Sequence[Bar]) -> Forecast:
@@ -77,7 +77,7 @@ def model() -> FixedForecaster:
             p_up=0.55 if change > 0 else 0.15,
             p_down=0.15 if change > 0 else 0.55,
             explained=explanation(
-                confidence=0.24 + 5 * abs(change),
+                confidence_entropy=0.24 + 5 * abs(change),
                 recent_mass=min(max(0.6 + 40 * change, 0.0), 1.0),
                 shift=abs(change),
             ),
@@ -198,7 +198,7 @@ def test_the_golden_steps_show_what_the_house_can_do() -> None:
     golden = golden_steps()
     decisions = [step["decision"] for step in golden if "decision" in step]
     refused = {decision["refused_by"] for decision in decisions}
-    assert {"operator", "gap", "deadline", "confidence", "edge"} <= refused
+    assert {"operator", "gap", "deadline", "confidence_entropy", "edge"} <= refused
     assert {"LONG", "SHORT", "HOLD"} <= {decision["action"] for decision in decisions}
     assert sum(len(step.get("fills", [])) for step in golden) >= 2
     assert any(not step["accepted"] for step in golden)

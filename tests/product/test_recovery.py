@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 CALIBRATION = Calibration(
     {
         name: tuple(index / 100 for index in range(1, 100))
-        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+        for name in ("confidence_entropy", "collapsed", "shift", "recent_mass", "direction", "edge")
     },
     {30: 1.0},
     0.0,

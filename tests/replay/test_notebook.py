@@ -124,7 +124,10 @@ def test_pandas_frames_hold_the_same(database: Path) -> None:
     theirs = open_run("rich", database).decisions
     assert isinstance(ours, pd.DataFrame)
     assert list(ours.columns) == theirs.columns
-    assert ours["confidence"].dropna().tolist() == theirs["confidence"].drop_nulls().to_list()
+    assert (
+        ours["confidence_entropy"].dropna().tolist()
+        == theirs["confidence_entropy"].drop_nulls().to_list()
+    )
     assert ours["allowed"].tolist() == theirs["allowed"].to_list()
     assert ours["open_time_utc"].dt.tz is not None
 

@@ -12,6 +12,7 @@ from programs import ROOT
 
 from tracepaper.daemon.config.loading import example
 from tracepaper.storage.database.views import VIEWS
+from tracepaper.strategies.gates.evaluator import threshold_key
 from tracepaper.strategies.gates.gate import GATES
 
 PAGE = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
@@ -36,6 +37,13 @@ def test_every_column_of_the_views_is_named_or_derived_by_the_rule() -> None:
 def test_every_gate_label_and_key_of_the_status_is_named() -> None:
     assert {*GATES, *glossary.labels(), *glossary.status_keys()} <= NAMED
     assert {"realized_pnl", "mean_day", "without_fills", "warm_at_ms"} <= NAMED
+
+
+def test_a_gate_that_a_setting_chooses_is_named_by_its_key_and_that_setting() -> None:
+    chosen = {gate.name: gate for gate in GATES.values() if gate.chosen_by}
+    assert chosen
+    for name, gate in chosen.items():
+        assert name == f"{threshold_key(gate).removeprefix('gate.')}_{gate.chosen_by}"
 
 
 def test_what_is_explained_is_still_declared() -> None:

@@ -40,7 +40,7 @@ CELLS = RegimeCells(
 )  # fmt: skip
 QUANTILES = {
     name: tuple(place / 100 for place in range(1, 100))
-    for name in ("confidence", "confidence_margin", "confidence_calibrated")
+    for name in ("confidence_entropy", "confidence_margin", "confidence_calibrated")
 }
 
 
@@ -69,7 +69,7 @@ def test_what_is_not_known_has_no_probability() -> None:
 
 
 @pytest.mark.parametrize(("by", "gate"), [
-    ("auto", "confidence_margin"), ("entropy", "confidence"),
+    ("auto", "confidence_margin"), ("entropy", "confidence_entropy"),
     ("calibrated", "confidence_calibrated"), ("margin", "confidence_margin"),
 ])  # fmt: skip
 def test_one_confidence_is_declared_the_one_that_is_chosen(by: str, gate: str) -> None:
@@ -140,23 +140,25 @@ def test_a_cell_is_left_only_for_one_that_is_nearer_by_the_hysteresis() -> None:
 def test_a_coverage_counts_for_its_very_thresholds() -> None:
     two, every = ("MIXED", "MOMENTUM"), ("MOMENTUM", "MIXED", "MEAN_REVERSION")
     coverages = tuple(
-        GateCoverage(share, {"confidence": least}, two)
+        GateCoverage(share, {"confidence_entropy": least}, two)
         for share, least in ((0.25, 0.5), (0.75, 0.01))
     )
-    assert coverage_share(coverages, {"confidence": 0.5}, two) == 0.25
-    assert coverage_share(coverages, {"confidence": 0.5, "edge": 1.0}, two) is None
-    assert coverage_share(coverages, {"confidence": 0.5}, every) is None
+    assert coverage_share(coverages, {"confidence_entropy": 0.5}, two) == 0.25
+    assert coverage_share(coverages, {"confidence_entropy": 0.5, "edge": 1.0}, two) is None
+    assert coverage_share(coverages, {"confidence_entropy": 0.5}, every) is None
     other = replace(coverages[1], regimes=every)
-    assert coverage_share((other,), {"confidence": 0.01}, every) == 0.75
+    assert coverage_share((other,), {"confidence_entropy": 0.01}, every) == 0.75
     assert coverage_share((), {}, two) is None
 
 
 def changed(name: str, **values: object) -> dict[str, Any]:
     whole: dict[str, Any] = {
-        "quantiles": {"confidence": list(QUANTILES["confidence"])},
+        "quantiles": {"confidence_entropy": list(QUANTILES["confidence_entropy"])},
         "confidence": msgspec.to_builtins(FITTED),
         "regimes": msgspec.to_builtins(CELLS),
-        "coverage": [{"share": 0.5, "thresholds": {"confidence": 0.5}, "regimes": ["MIXED"]}],
+        "coverage": [
+            {"share": 0.5, "thresholds": {"confidence_entropy": 0.5}, "regimes": ["MIXED"]}
+        ],
     }
     if name == "coverage":
         whole["coverage"][0] |= values
@@ -176,7 +178,7 @@ def test_sizes_that_follow_no_confidence_follow_none_of_another_model() -> None:
 def test_a_card_gives_back_what_it_was_given() -> None:
     stored = present(build(changed(""), models.network().state_dict()).calibration)
     assert (stored.confidence, stored.cells) == (FITTED, CELLS)
-    assert stored.coverage == (GateCoverage(0.5, {"confidence": 0.5}, ("MIXED",)),)
+    assert stored.coverage == (GateCoverage(0.5, {"confidence_entropy": 0.5}, ("MIXED",)),)
 
 
 @pytest.mark.parametrize(("name", "values", "message"), [

@@ -29,7 +29,7 @@ YEAR = 365 * DAY
 CALIBRATION = Calibration(
     {
         name: tuple(index / 100 for index in range(1, 100))
-        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+        for name in ("confidence_entropy", "collapsed", "shift", "recent_mass", "direction", "edge")
     },
     {30: 1.0},
     0.0,
@@ -242,7 +242,7 @@ def test_a_size_by_volatility_is_not_made_smaller_twice() -> None:
 
 def model(volatility: float | None = 0.005, *, confidence: float = 0.2) -> FixedForecaster:
     """Return a model that always says the same, or nothing."""
-    answer = forecast(explained=explanation(confidence=confidence))
+    answer = forecast(explained=explanation(confidence_entropy=confidence))
     scaled = None if volatility is None else replace(answer, volatility=(volatility,))
     return FixedForecaster(lambda _bars: scaled, calibration=CALIBRATION)
 
@@ -303,7 +303,7 @@ def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction()
     steps = stepped(machine, bars(7 * 60), forecaster._answer([]))  # noqa: SLF001 - a fake
     last = next(s for s in reversed(steps) if s.decision and s.decision.note)
     gates = set(present(last.decision).outcome.gate_set.gates)
-    assert {"confidence", "collapsed", "shifted", "regime", "deadline", "finite"} <= gates
+    assert {"confidence_entropy", "collapsed", "shifted", "regime", "deadline", "finite"} <= gates
     assert not {"direction", "edge"} & gates
     # Half an hour's deviation of 0.5 % is one of a year by the root of the half-hours in it.
     annual = 0.005 * math.sqrt(2 * 24 * 365)
@@ -359,7 +359,7 @@ def test_the_gates_hold_up_entries_and_never_an_exit() -> None:
     assert held.quantity > 0
     left = stepped(machine, history[8 * 60 :], unsure)
     out = next(s for s in left if s.decision and s.decision.outcome.action is Action.FLAT)
-    assert present(out.decision).outcome.refused_by == "confidence"
+    assert present(out.decision).outcome.refused_by == "confidence_entropy"
     assert present(out.decision).outcome.reason == "no trend up"
     assert present(left[-1].position).quantity == 0
     # Refused all along, it is never entered.

@@ -152,14 +152,14 @@ def quote(
 
 def explanation(
     *,
-    confidence: float = 0.2,
+    confidence_entropy: float = 0.2,
     recent_mass: float = 0.6,
     shift: float | None = 0.01,
     content_free: float = 0.0,
 ) -> Explanation:
     """Return an explanation whose two buckets and older mass sum to one."""
     return Explanation(
-        confidence,
+        confidence_entropy,
         content_free,
         recent_mass,
         0.25,
@@ -198,7 +198,7 @@ def decision(
     measures: Sequence[tuple[str, float | None, float, bool]] = (
         ("operator", 1.0, 1.0, True),
         ("warm", 5_000.0, 4_349.0, True),
-        ("confidence", 0.21, 0.18, True),
+        ("confidence_entropy", 0.21, 0.18, True),
         ("edge", 0.4, 1.0, False),
     ),
     regime: Regime = Regime.MOMENTUM,

@@ -39,7 +39,7 @@ from tracepaper.replay.document.values import (
 EVIL: Final = '<img src=x onerror="alert(1)">'
 TIMES: Final = [1_748_736_000_000 + 3_600_000 * hour for hour in range(48)]
 WAVE: Final = [round(float(np.sin(hour / 6)), 3) for hour in range(48)]
-GATES: Final = ["shifted", "confidence"]
+GATES: Final = ["shifted", "confidence_entropy"]
 
 
 def chart_of(title: str, *panels: ChartPanel, columns: int = 1, is_aligned: bool = False) -> Chart:

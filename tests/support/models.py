@@ -145,7 +145,7 @@ def together(folder: Path, kind: str = "portfolio") -> Path:
         if name.startswith(("allocate", "relative")):
             torch.nn.init.normal_(parameter, std=1.0)
     hundredths = [place / 100 for place in range(1, 100)]
-    measured = ("confidence", "collapsed", "shift", "recent_mass")
+    measured = ("confidence_entropy", "collapsed", "shift", "recent_mass")
     described = {
         "model": {"kind": kind, "name": kind},
         "architecture": listed(config),

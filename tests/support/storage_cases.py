@@ -301,13 +301,13 @@ def model_forecast(number: int) -> Forecast:
 
 
 def model_decision(number: int, prediction: Prediction) -> Decision:
-    """Return a decision over every gate, refused by ``confidence`` or, when late, ``deadline``."""
+    """Return a decision over every gate, refused by ``confidence_entropy``, or by ``deadline``."""
     is_late = isinstance(prediction, PredictionTimeout)
     values = [0.1 * place + number for place in range(len(gate_order()))]
     measures: list[float | None] = list(values)
-    failed = "deadline" if is_late else "confidence"
+    failed = "deadline" if is_late else "confidence_entropy"
     if is_late:
-        for gate in ("finite", "confidence", "collapsed", "shifted", "edge"):
+        for gate in ("finite", "confidence_entropy", "collapsed", "shifted", "edge"):
             measures[list(gate_order()).index(gate)] = None
     passed = (1 << len(gate_order())) - 1 & ~(1 << list(gate_order()).index(failed))
     outcome = DecisionOutcome(

@@ -569,8 +569,8 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
 def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
     """Return each confidence's gain in accuracy over chance, averaged over coverages."""
     measures = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
-    if rows.gives("confidence"):
-        measures[ENTROPY] = rows.value("confidence")
+    if rows.gives("confidence_entropy"):
+        measures[ENTROPY] = rows.value("confidence_entropy")
     names = [name for name in CONFIDENCES if name in measures]
     return {name: gain_curve(rows, "sign", measures[name]) for name in names}
 
@@ -816,10 +816,10 @@ def judged_gates(
     explained = with_rules(explained, default_thresholds(section))
     gains, trades = selective_gains(explained), trade_results(explained)
     figures = {"selective": gains, "traded": trades, **figures}
-    if explained.gives("confidence"):  # NaN at bars that were not explained
+    if explained.gives("confidence_entropy"):  # NaN at bars that were not explained
         place = table.places(explained)
-        confidence = np.where(place >= 0, explained.value("confidence")[place], np.nan)
-        table = table.holding(MODEL, confidence=confidence)
+        entropy = np.where(place >= 0, explained.value("confidence_entropy")[place], np.nan)
+        table = table.holding(MODEL, confidence_entropy=entropy)
     return Judgement(table, figures, sentences, explained, section)
 
 

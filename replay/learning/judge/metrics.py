@@ -573,7 +573,7 @@ RISKS: Final = named(
 )  # fmt: skip
 """The cost of answering a bar, which a good measure of sureness ranks."""
 MEASURES: Final = named(
-    Metric("entropy", "", ("confidence",), lambda view: view["confidence"]),
+    Metric("entropy", "", ("confidence_entropy",), lambda view: view["confidence_entropy"]),
     Metric("margin", "", _ODDS, _margin),
     Metric(
         "mean_over_scale", "", ("mean", "scale"), lambda view: np.abs(view["mean"]) / view["scale"]

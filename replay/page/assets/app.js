@@ -56,7 +56,7 @@ function FileNote() {
   const { value } = useAnswer(() => source.get("/file"), []);
   if (!value) return null;
   const { database, whole } = value;
-  const rounded = `Equity and noted numbers are rounded to 7 digits, confidence, forecasts and exposure to 5, margins to thousandths; prices, volumes and positions are exact; money in tables is to the cent. tracepaper ui --db ${database} shows all.`;
+  const rounded = `Equity and noted numbers are rounded to 7 digits, confidence_entropy, forecasts and exposure to 5, margins to thousandths; prices, volumes and positions are exact; money in tables is to the cent. tracepaper ui --db ${database} shows all.`;
   return html`<span class="file" title=${rounded}>A file of ${database}, ${count(whole)} complete decisions; lines are rounded.</span>`;
 }
 

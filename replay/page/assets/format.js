@@ -105,7 +105,7 @@ export function interval(ms) {
 
 /** A name of the record as words: without prefixes and suffixes, underscores as spaces. */
 export const word = (name) =>
-  name.replace(/^confidence_(margin|calibrated)$/, "confidence").replace(/^risk[._]/, "").replaceAll("_", " ");
+  name.replace(/^risk[._]/, "").replaceAll("_", " ");
 
 /** A strategy's name without the module of its class. */
 export const strategyName = (name) => name.slice(name.lastIndexOf(":") + 1);

@@ -92,7 +92,7 @@ def test_decisions_are_the_newest_in_their_order(path: Path, cli: Cli) -> None:
     code, out, _ = cli("audit", "decisions", "rich", "--db", path)
     assert code == 0
     assert out.splitlines()[0].split("\t")[:2] == ["sequence", "open_time_iso"]
-    assert "confidence" in out
+    assert "confidence_entropy" in out
 
 
 def test_trades_are_the_fills_with_exact_money(path: Path, cli: Cli) -> None:
@@ -212,7 +212,7 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(path: Path, cl
     code, _, err = cli("audit", "sql", "SELECT d.confidense FROM v_decisions d", "--db", path)
     assert code == 2
     assert "no such column: d.confidense; v_decisions has run_id, sequence," in err
-    assert "(the nearest is confidence)" in err
+    assert "(the nearest is confidence_entropy)" in err
     code, _, err = cli("audit", "sql", "SELECT * FROM v_decision", "--db", path)
     assert code == 2
     assert "the views are " in err

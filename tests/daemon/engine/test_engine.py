@@ -44,7 +44,7 @@ SMA: dict[str, dict[str, Any]] = {
 }
 QUANTILES = {
     name: tuple(index / 100 for index in range(1, 100))
-    for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+    for name in ("confidence_entropy", "collapsed", "shift", "recent_mass", "direction", "edge")
 }
 CALIBRATION = Calibration(QUANTILES, {30: 1.0}, 0.0)
 
@@ -428,15 +428,15 @@ def test_a_forecast_that_is_not_finite_is_refused_and_not_stored() -> None:
 
 
 def test_a_refusal_by_judgement_holds_or_closes_as_configured() -> None:
-    unsure = forecast(0.01, explained=explanation(confidence=0.01))
+    unsure = forecast(0.01, explained=explanation(confidence_entropy=0.01))
     for on_refusal, action in (("hold", Action.HOLD), ("flat", Action.FLAT)):
         got = answered(attention(on_refusal=on_refusal), [None, None, forecast(0.01), unsure])
         decision = present(got[-1].decision)
-        assert (decision.refused_by, decision.action) == ("confidence", action)
+        assert (decision.refused_by, decision.action) == ("confidence_entropy", action)
 
 
 def test_a_position_that_outlives_its_horizon_is_closed() -> None:
-    unsure = forecast(0.01, explained=explanation(confidence=0.01))
+    unsure = forecast(0.01, explained=explanation(confidence_entropy=0.01))
     got = answered(attention(), [None, None, forecast(0.01)] + [unsure] * 31)
     actions = [step.decision.action for step in got if step.decision]
     assert actions[2] is Action.LONG
@@ -448,7 +448,7 @@ def test_a_position_that_outlives_its_horizon_is_closed() -> None:
 
 
 def test_the_ungated_shadow_trades_what_judgement_refused() -> None:
-    unsure = forecast(0.01, explained=explanation(confidence=0.01))
+    unsure = forecast(0.01, explained=explanation(confidence_entropy=0.01))
     got = answered(attention(), [None, None, unsure, unsure])
     (shadow,) = got[-1].shadows
     assert shadow.shadow == "ungated"

@@ -137,7 +137,7 @@ def test_what_moves_an_order_of_a_shadow_account_alone_is_saved() -> None:
 
 
 CELLS = RegimeCells(
-    ("recent_mass", "confidence"),
+    ("recent_mass", "confidence_entropy"),
     *((0.5, 0.2), (0.05, 0.02)),
     ((-1.0, 0.0), (1.0, 0.0)),
     *((0.5, 2.0), (0.1, 0.1)),
@@ -147,7 +147,7 @@ CELLS = RegimeCells(
 def by_cells() -> Engine:
     quantiles = {
         name: tuple(index / 100 for index in range(1, 100))
-        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+        for name in ("confidence_entropy", "collapsed", "shift", "recent_mass", "direction", "edge")
     }
     calibration = Calibration(quantiles, {30: 1.0}, 0.0, cells=CELLS)
     return engine_of(

@@ -82,8 +82,12 @@ def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> 
     matches = []
     for at, bar in enumerate(bars(40, seed=3)):
         confidence = 0.5 + at / 1_000
-        step = machine.step(bar, forecast(0.0, explained=explanation(confidence=confidence)))
-        matches += [dict(line.measures).get("confidence") == confidence for line in step.strategies]
+        step = machine.step(
+            bar, forecast(0.0, explained=explanation(confidence_entropy=confidence))
+        )
+        matches += [
+            dict(line.measures).get("confidence_entropy") == confidence for line in step.strategies
+        ]
     assert matches.count(True) > 50
     assert all(matches[-20:])
 

@@ -42,7 +42,7 @@ from tracepaper.strategies.types.market import Bar, Category, Command, CommandKi
 CALIBRATION = Calibration(
     {
         name: tuple(index / 100 for index in range(1, 100))
-        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+        for name in ("confidence_entropy", "collapsed", "shift", "recent_mass", "direction", "edge")
     },
     {30: 1.0},
     0.0,
@@ -227,8 +227,8 @@ def test_chance_is_a_function_of_the_bar_alone() -> None:
 
 def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> None:
     gates = {
-        "confidence": 0.1, "collapsed": 0.0, "shifted": 0.5, "regime": 1.0, "direction": 0.7,
-        "edge": 0.0001,
+        "confidence_entropy": 0.1, "collapsed": 0.0, "shifted": 0.5, "regime": 1.0,
+        "direction": 0.7, "edge": 0.0001,
     }  # fmt: skip
     counted = GateCoverage(0.25, gates, get_args(RegimeName))
     basis = ShadowBasis(judged=9, passed=9)

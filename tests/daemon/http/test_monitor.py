@@ -214,7 +214,7 @@ def test_metrics_say_the_same() -> None:
         f'tracepaper_position{{instrument="{BTC}"}} -1.5',
         f'tracepaper_bar_age_seconds{{instrument="{BTC}"}} 0.0',
         f'tracepaper_interval_seconds{{instrument="{BTC}"}} 60.0',
-        f'tracepaper_confidence{{instrument="{BTC}"}} 0.2',
+        f'tracepaper_confidence_entropy{{instrument="{BTC}"}} 0.2',
     ):
         assert line in lines
     assert any(line.startswith("process_resident_memory_bytes") for line in lines)

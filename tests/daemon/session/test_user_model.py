@@ -291,7 +291,7 @@ def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
 
     document = gates()
     assert document["direction"] == 0.5
-    assert not {"confidence", "edge", "regime"} & set(document)
+    assert not {"confidence_entropy", "edge", "regime"} & set(document)
     with pytest.raises(ConfigInvalid, match=r"gate.direction = 'q0.7'.*write a number"):
         gates(gate={"direction": "q0.7"})
     assert gates(gate={"direction": "0.6"})["direction"] == 0.6

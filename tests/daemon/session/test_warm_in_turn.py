@@ -118,7 +118,7 @@ async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lo
         await live.listening(12)
         for _ in range(4):
             await live.close_bar(set(NAMES))
-    query = f"SELECT mean_return, confidence FROM v_decisions WHERE open_time_ms = {last}"
+    query = f"SELECT mean_return, confidence_entropy FROM v_decisions WHERE open_time_ms = {last}"
     for row, other in zip(rows(case.path, query), rows(together, query), strict=True):
         assert row == pytest.approx(other, rel=1e-4)
 

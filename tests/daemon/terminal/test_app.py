@@ -44,7 +44,7 @@ def screen(symbols: int = 1, count: int = 120) -> RunView:
     held = Position(1_500, 1_500 * 990_000 * 10**3, 0, 25 * 10**7)
     measures = (
         ("operator", 1.0, 1.0, True),
-        ("confidence", 0.19, 0.18, True),
+        ("confidence_entropy", 0.19, 0.18, True),
         ("shifted", 0.0125, 0.01, False),
         ("edge", 1.4, 1.0, True),
     )

@@ -87,7 +87,7 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
         "+0.200 % ± 0.400 % in 30 bars",
         "↓30 %",
         "↑50 %",
-        "confidence 0.200",
+        "confidence_entropy 0.200",
         "regime MOMENTUM",
         "recent mass 0.600",
         "HOLD  refused by edge",
@@ -154,7 +154,7 @@ def test_a_gate_that_passed_nearly_is_shown_and_one_that_cannot_be_near_is_not()
         ("operator", 1.0, 1.0, True),
         ("warm", 4_349.0, 4_349.0, True),  # capped: it stops there
         ("shifted", 0.0095, 0.01, True),
-        ("confidence", 0.199, 0.18, True),  # a little over a tenth
+        ("confidence_entropy", 0.199, 0.18, True),  # a little over a tenth
         ("confidence_margin", 0.19, 0.18, True),
         ("edge", 1.0, 1.0, True),
     )
@@ -232,12 +232,12 @@ def test_the_operators_word_is_shown_until_another_lifts_it() -> None:
 
 
 def test_a_late_forecast_and_a_missing_measure_are_shown() -> None:
-    rows = (("deadline", 0.0, 1.0, False), ("confidence", None, 0.18, False))
+    rows = (("deadline", 0.0, 1.0, False), ("confidence_entropy", None, 0.18, False))
     screen = drawn(
         step(bar(), decided=decision(measures=rows), prediction=PredictionTimeout(1_000))
     )
     assert "none within 1000 ms" in screen
-    assert "✗ confidence  –, needs ≥ 0.18" in screen
+    assert "✗ confidence_entropy  –, needs ≥ 0.18" in screen
 
 
 def test_a_warm_up_bar_has_no_decision() -> None:
@@ -307,7 +307,7 @@ def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
     assert 3 <= len(decisions) <= 4
     assert decisions[0]["action"] == "HOLD"
     assert decisions[0]["refused_by"] == "edge"
-    assert decisions[0]["confidence"] == 0.2
+    assert decisions[0]["confidence_entropy"] == 0.2
     assert decisions[0]["equity"] == "100000"
 
 

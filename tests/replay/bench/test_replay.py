@@ -50,7 +50,7 @@ def test_closes_of_several_symbols_are_timed_beside_a_bare_commit() -> None:
 def checkpoint(folder: Path, kind: str, config: Any, tensors: dict[str, torch.Tensor]) -> Path:
     """Write a checkpoint whose measures have quantiles, as those of a trained one; return it."""
     evenly = [step / 100 for step in range(1, 100)]
-    names = ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+    names = ("confidence_entropy", "collapsed", "shift", "recent_mass", "direction", "edge")
     card = models.card(temperature=1.0, quantiles=dict.fromkeys(names, evenly))
     card["model"] = {"kind": kind}
     card["architecture"] = {

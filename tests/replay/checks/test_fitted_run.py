@@ -21,7 +21,7 @@ SIGN = LinearScore(
 CALM = LinearScore(("entropy_1",), (0.1,), (0.01,), (1.0,), 0.0)
 FITTED = FittedConfidence(30, "calibrated", strict=False, sign=SIGN, volatility=CALM,
                           edges=(0.5,), spread=(1.25, 0.9))  # fmt: skip
-CELLS = RegimeCells(("recent_mass", "confidence"), (0.5, 0.2), (0.05, 0.02),
+CELLS = RegimeCells(("recent_mass", "confidence_entropy"), (0.5, 0.2), (0.05, 0.02),
                     ((-1.0, 0.0), (0.0, 0.0), (1.0, 0.0)), (0.5, 1.0, 2.0),
                     (0.1, 0.1, 0.1))  # fmt: skip
 

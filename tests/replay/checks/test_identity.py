@@ -83,7 +83,7 @@ def test_a_decision_covers_every_number_of_its_forecast(field: str, horizon: int
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("confidence", 0.1),
+        ("confidence_entropy", 0.1),
         ("content_free", 0.1),
         ("recent_mass", 0.1),
         ("older_mass", 0.1),

@@ -62,17 +62,17 @@ def test_the_nearest_of_the_failed_gates_has_the_smallest_share(
     assume(abs(confidence - edge) > 1e-9)
     flips = flips_of(
         stored(
-            gate("confidence", confidence, 1.0),
+            gate("confidence_entropy", confidence, 1.0),
             gate("shifted", 0.04, 0.05),
             gate("edge", edge * threshold, threshold),
         )
     )
-    assert flips.must_pass == ("confidence", "edge")
-    assert flips.nearest == ("confidence" if confidence > edge else "edge")
+    assert flips.must_pass == ("confidence_entropy", "edge")
+    assert flips.nearest == ("confidence_entropy" if confidence > edge else "edge")
 
 
 def test_a_refusal_by_one_gate_says_what_it_was_short_by() -> None:
-    flips = flips_of(stored(gate("confidence", 0.3, 0.2), gate("edge", 0.75, 1.0)))
+    flips = flips_of(stored(gate("confidence_entropy", 0.3, 0.2), gate("edge", 0.75, 1.0)))
     assert not flips.allowed
     assert flips.must_pass == ("edge",)
     assert flips.sentence == "It would have passed, had edge been .25 more."
@@ -100,7 +100,7 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
             gate("operator", 1.0, 1.0),
             gate("warm", 590.0, 590.0),
             gate("regime", 1.0, 1.0),
-            gate("confidence", 0.22, 0.2),
+            gate("confidence_entropy", 0.22, 0.2),
             gate("edge", 1.05, 1.0),
         )
     )

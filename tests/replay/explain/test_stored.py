@@ -178,7 +178,7 @@ def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_p
     )
     document = explained_runs.told_of(database, silent)
     assert silent.entropy_worth in [getattr(part, "text", "") for part in document.parts]
-    by_others = tuple(row for row in silent.gates if row["gate"] != "confidence")
+    by_others = tuple(row for row in silent.gates if row["gate"] != "confidence_entropy")
     assert replace(silent, gates=by_others).entropy_worth == ""
 
 
@@ -187,7 +187,7 @@ def test_a_card_without_figures_says_that_the_entropy_gates_worth_is_not_known(
 ) -> None:
     database = explained_runs.replayed(tmp_path, bars=30)
     silent = read_decision(database, explained_runs.run_id(database), 10)[0]
-    assert any(row["gate"] == "confidence" for row in silent.gates)
+    assert any(row["gate"] == "confidence_entropy" for row in silent.gates)
     assert (
         silent.entropy_worth == "The model's card has no figure of what the entropy gate is worth."
     )

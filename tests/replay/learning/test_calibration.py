@@ -63,7 +63,7 @@ def test_measures_are_those_of_the_gates() -> None:
         round_trip_cost=ROUND_TRIP_COST,
     )
     for gate, name in (
-        ("confidence", "confidence"),
+        ("confidence_entropy", "confidence_entropy"),
         ("collapsed", "collapsed"),
         ("shifted", "shift"),
         ("direction", "direction"),
@@ -81,13 +81,13 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
     unexplained = MEASURES - set(EXPLAINED)
     document = measures([bare], available=unexplained, horizon=bare.horizons[0], slope=1.0)
     assert {"confidence_margin", "direction", "edge"} < document.keys()
-    assert {"confidence", "collapsed", "shift", "recent_mass"}.isdisjoint(document)
+    assert {"confidence_entropy", "collapsed", "shift", "recent_mass"}.isdisjoint(document)
 
 
 def test_the_default_thresholds_are_those_of_the_gates() -> None:
     percentiles = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
     expected = {
-        "confidence": 1.0, "collapsed": 1.0, "shifted": 99.0, "direction": 1.0, "edge": 1.0,
+        "confidence_entropy": 1.0, "collapsed": 1.0, "shifted": 99.0, "direction": 1.0, "edge": 1.0,
     }  # fmt: skip
     document = default_thresholds({"quantiles": percentiles})
     assert {name: document[name] for name in expected} == expected
@@ -95,7 +95,7 @@ def test_the_default_thresholds_are_those_of_the_gates() -> None:
     mild = {"confidence": {"chosen": "margin", "strict": False}, "quantiles": percentiles}
     document = default_thresholds(mild)
     assert document["confidence_margin"] == 1.0
-    assert "confidence" not in document
+    assert "confidence_entropy" not in document
     strict = {"confidence": {"chosen": "margin", "strict": True}, "quantiles": percentiles}
     assert default_thresholds(strict)["confidence_margin"] == 50.0
 

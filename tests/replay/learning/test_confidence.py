@@ -54,7 +54,7 @@ def rows(
     size = np.abs(drawn.normal(size=ROWS)) * np.sqrt(variance)
     pace_ms = days * 86_400_000 // ROWS
     measures = {
-        "confidence": (inputs["entropy_0"] + inputs["entropy_1"]) / 2,
+        "confidence_entropy": (inputs["entropy_0"] + inputs["entropy_1"]) / 2,
         "recent_mass": inputs["recent_mass"],
         "shift": inputs["shift"],
     }
@@ -218,7 +218,7 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     planted = drawn.integers(3, size=ROWS)
     middles = np.array([[0.0, 0.0, 0.0], [10.0, 0.0, 5.0], [0.0, 10.0, 5.0]])
     places = middles[planted] + 0.3 * drawn.normal(size=(ROWS, 3))
-    measures = dict(zip(("recent_mass", "confidence", "shift"), places.T, strict=True))
+    measures = dict(zip(("recent_mass", "confidence_entropy", "shift"), places.T, strict=True))
     realised = np.array([1.0, 3.0, 0.5])[planted]
     bars = replaced(
         base,

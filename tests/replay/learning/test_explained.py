@@ -53,7 +53,7 @@ def explained(*, edge: np.ndarray, mean: float = 0.01) -> Forecasts:
             "variance": ones,
             "place": np.arange(ROWS),
         },
-        {MODEL: {**model, "edge": edge, "shift": ones / 2, "confidence": ones / 2}},
+        {MODEL: {**model, "edge": edge, "shift": ones / 2, "confidence_entropy": ones / 2}},
         horizon=30,
         interval_ms=pace_ms,
     )
@@ -86,7 +86,7 @@ def test_a_closed_gate_trades_nothing() -> None:
 
 def test_shift_is_an_upper_bound_and_the_others_are_lower() -> None:
     rows = explained(edge=np.full(ROWS, 2.0))
-    open_gates = trade_results(with_rules(rows, {"shifted": 0.6, "confidence": 0.4}))
+    open_gates = trade_results(with_rules(rows, {"shifted": 0.6, "confidence_entropy": 0.4}))
     assert open_gates["all_gates"]["trades"] > 0
-    for closed in ({"shifted": 0.4}, {"confidence": 0.6}):
+    for closed in ({"shifted": 0.4}, {"confidence_entropy": 0.6}):
         assert trade_results(with_rules(rows, closed))["all_gates"]["trades"] == 0

@@ -112,7 +112,7 @@ def test_the_card_carries_99_rising_quantiles_of_every_measure(checkpoint: Check
     quantiles = checkpoint.card["calibration"]["quantiles"]
     gates = {gate.calibrated_as for gate in GATES.values()} - {""}
     assert set(quantiles) == gates | {"recent_mass"}
-    assert gates >= {"confidence", "collapsed", "shift", "direction", "edge"}
+    assert gates >= {"confidence_entropy", "collapsed", "shift", "direction", "edge"}
     for values in quantiles.values():
         assert len(values) == 99
         assert values == sorted(values)
@@ -150,8 +150,10 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     assert len(forecasts) == 201
     assert forecasts[0].model_id == checkpoint.id
     # The median of the calibration slice is near the median of other bars of one market.
-    threshold = threshold_of("q0.5", "confidence", forecaster.calibration, key="gate.confidence")
-    confidences = [f.explanation.confidence for f in forecasts if f.explanation is not None]
+    threshold = threshold_of(
+        "q0.5", "confidence_entropy", forecaster.calibration, key="gate.confidence"
+    )
+    confidences = [f.explanation.confidence_entropy for f in forecasts if f.explanation is not None]
     assert 0.02 < float(np.mean(np.array(confidences) >= threshold)) < 0.98
 
 

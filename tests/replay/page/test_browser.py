@@ -308,7 +308,7 @@ def test_a_number_is_written_as_the_design_says(page: Page, call: str, text: str
 FRAME: Final = """async ([instrument, marks]) => {
     const { Frame } = await import("/assets/chart/frame.js");
     const one = Object.fromEntries(["open", "high", "low", "close", "volume", "sequence", "action",
-        "refused_by", "regime", "confidence", "held"].map((name) => [name, [1]]));
+        "refused_by", "regime", "confidence_entropy", "held"].map((name) => [name, [1]]));
     const columns = { interval_ms: 60000, open_time_ms: [0], ...one, spare: {}, failed: {} };
     const equity = { time_ms: [60000], equity: {} };
     const answers = { candles: columns, equity, marks };
@@ -402,7 +402,7 @@ def columns_of(minutes: list[int], cell: int) -> dict[str, Any]:
     closes = [2.718281828459045 ** (minute + cell - 1) for minute in minutes]
     sequences = [minute + cell - 1 for minute in minutes]
     blank: dict[str, list[Any]] = {
-        **dict.fromkeys(("refused_by", "confidence", "stdev_return"), [None] * count),
+        **dict.fromkeys(("refused_by", "confidence_entropy", "stdev_return"), [None] * count),
         **dict.fromkeys(("action", "regime"), [""] * count),
         **dict.fromkeys(("held", "mean_return"), [0.0] * count),
     }

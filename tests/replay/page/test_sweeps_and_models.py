@@ -160,7 +160,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
         mean=mean,
         stdev=np.full(count, 0.002),
         up=np.clip(0.5 + 100 * mean, 0.01, 0.99),
-        confidence=np.abs(mean),
+        confidence_entropy=np.abs(mean),
         realised=realised,
     )
 
@@ -196,7 +196,9 @@ def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
 
     helps = forecasts(20_000, spread=0.5, skill=1.0)
     assert "is lower than for random ones" in caption_of(helps)
-    shuffled = replace(helps, confidence=np.random.default_rng(1).permutation(helps.confidence))
+    shuffled = replace(
+        helps, confidence_entropy=np.random.default_rng(1).permutation(helps.confidence_entropy)
+    )
     assert "is the same as for random ones" in caption_of(shuffled)
 
 

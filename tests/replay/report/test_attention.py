@@ -31,7 +31,7 @@ RECENT_CELLS = 17  # the newest quarter of 4,349 bars in cells of 64
 
 def decided(report: Report, what: str) -> list[float]:
     with sqlite3.connect(report.record.database) as db:
-        rows = db.execute(f"SELECT {what} FROM v_decisions WHERE confidence IS NOT NULL")
+        rows = db.execute(f"SELECT {what} FROM v_decisions WHERE confidence_entropy IS NOT NULL")
         return [row[0] for row in rows]
 
 
@@ -69,13 +69,15 @@ def test_a_trade_s_rollout_by_age_agrees_with_the_stored_recent_mass_and_buckets
 def test_the_heads_mean_confidence_is_the_decisions(attention_report: Report) -> None:
     heads = present(attention_report.attention).head_confidence
     assert (heads.size, attention_report.heads) == (16, 4)
-    assert heads.mean() == pytest.approx(mean(decided(attention_report, "confidence")), abs=1e-6)
+    assert heads.mean() == pytest.approx(
+        mean(decided(attention_report, "confidence_entropy")), abs=1e-6
+    )
 
 
 def test_the_heads_over_time_are_the_confidence_of_each_column(attention_report: Report) -> None:
     [heatmap] = present(attention_report.attention).heatmaps
     assert heatmap.heads.shape == (16, heatmap.times_ms.size)
-    assert heatmap.heads.mean(axis=0) == pytest.approx(heatmap.confidence, abs=1e-6)
+    assert heatmap.heads.mean(axis=0) == pytest.approx(heatmap.confidence_entropy, abs=1e-6)
     chart = heads_over_time_chart(heatmap, attention_report.heads)
     trace = layers_of(chart)["usual"]
     assert chart is not None
@@ -98,7 +100,7 @@ def test_attention_read_in_small_batches_is_the_same_and_keeps_none_of_them(
     assert parts.rollout_by_age.keys() == whole.rollout_by_age.keys()
     assert all(row.base is None for row in parts.rollout_by_age.values())
     [of_parts], [of_whole] = parts.heatmaps, whole.heatmaps
-    for measure in ("times_ms", "close", "weights", "confidence", "heads"):
+    for measure in ("times_ms", "close", "weights", "confidence_entropy", "heads"):
         assert getattr(of_parts, measure) == pytest.approx(getattr(of_whole, measure))
 
 
@@ -117,7 +119,7 @@ def test_winners_and_losers_share_out_the_trades(attention_report: Report) -> No
             if trade.profit <= 0
         ]
     assert losers.means["recent_mass"][0] == pytest.approx(mean(mass))
-    assert losers.means["entropy"][0] == pytest.approx(1 - losers.means["confidence"][0])
+    assert losers.means["entropy"][0] == pytest.approx(1 - losers.means["confidence_entropy"][0])
     assert sum(losers.rollout) == pytest.approx(1.0, abs=1e-4)
 
 

@@ -211,10 +211,10 @@ def test_the_histogram_counts_the_decisions_on_both_sides_of_the_gate(
 ) -> None:
     chart = confidence_chart(attention_report)
     bars, gate = layers_of(chart)["bars"], layers_of(chart)["gate"]
-    confidence = attention_report.record.decisions.confidence
+    confidence = attention_report.record.decisions.confidence_entropy
     explained = int(np.isfinite(confidence).sum())
     assert 0.99 * explained <= sum(bars.y) <= explained
-    assert gate.at == attention_report.record.thresholds["confidence"] > 0
+    assert gate.at == attention_report.record.thresholds["confidence_entropy"] > 0
     passed = [role == "accent" for role in bars.roles]
     assert passed == [at >= gate.at for at in bars.x]
 

@@ -60,7 +60,7 @@ def _quantiles() -> dict[str, list[float]]:
     """Return quantiles of every measure with which all gates pass."""
     low, high = [-1.0 + place / 100 for place in range(1, 100)], [1.0] * 99
     mass = [place / 100 for place in range(1, 100)]
-    return {"confidence": low, "collapsed": low, "shift": high, "recent_mass": mass}
+    return {"confidence_entropy": low, "collapsed": low, "shift": high, "recent_mass": mass}
 
 
 def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:

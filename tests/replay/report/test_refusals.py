@@ -203,7 +203,9 @@ def test_a_planted_gate_is_named_for_what_it_did(
     side[bad] = refused_luck * np.where(ahead[bad] >= 0, 1.0, -1.0)
     gate = np.where(chance.random(size) < 0.3, "edge", "")  # the last gate, by chance
     gate = np.where(bad & (chance.random(size) < 0.7), "regime", gate)
-    gate = np.where(chance.random(size) < 0.3, "confidence", gate)  # the first gate, by chance
+    gate = np.where(
+        chance.random(size) < 0.3, "confidence_entropy", gate
+    )  # the first gate, by chance
     nothing = np.full(size, np.nan)
     texts = np.full(size, "linear:BTCUSDT"), np.full(size, "HOLD")
     decisions = Decisions(
@@ -220,7 +222,7 @@ def test_a_planted_gate_is_named_for_what_it_did(
     assert [row.judged.days for row in rows.values()] == [40] * 4
     named = {gate: row.verdict for gate, row in rows.items()}
     # The gates by chance, before and after the one that knows, get nothing of what it did.
-    assert (named["confidence"], named["edge"]) == ("no evidence", "no evidence")
+    assert (named["confidence_entropy"], named["edge"]) == ("no evidence", "no evidence")
     assert (named["regime"], named[ALLOWED]) == words
     kept = rows["regime"].judged.difference
     assert kept is not None

@@ -73,8 +73,8 @@ def test_conditions_are_equal_or_any_of_several(connection: sqlite3.Connection) 
             assert views.count("v_decisions", **equal) == len(expected)
             sequences = [row["sequence"] for row in expected]
             assert views.last("v_decisions", **equal) == max(sequences, default=None)
-    explained = [row["sequence"] for row in every if row["confidence"] is not None]
-    assert views.last("v_decisions", not_null=("confidence",)) == max(explained)
+    explained = [row["sequence"] for row in every if row["confidence_entropy"] is not None]
+    assert views.last("v_decisions", not_null=("confidence_entropy",)) == max(explained)
 
 
 def test_the_newest_rows_are_oldest_first(connection: sqlite3.Connection) -> None:

@@ -48,7 +48,9 @@ def test_probabilities_that_cannot_be_are_refused_by_the_gate(answer: dict[str, 
     assert not is_finite_forecast(forecast)
 
 
-@pytest.mark.parametrize("name", ["mean_return", "stdev_return", "volatility", "confidence"])
+@pytest.mark.parametrize(
+    "name", ["mean_return", "stdev_return", "volatility", "confidence_entropy"]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_a_value_for_the_gate(name: str, value: float) -> None:
     forecast = present(parsed({name: value}, name))
@@ -97,7 +99,7 @@ def test_rows_answered_at_once_are_as_answered_one_by_one() -> None:
 )  # fmt: skip
 def test_any_answer_is_a_forecast_or_a_sentence(answer: Any) -> None:
     try:
-        forecast = parsed(answer, "mean_return", "probabilities", "confidence")
+        forecast = parsed(answer, "mean_return", "probabilities", "confidence_entropy")
     except AnswerMalformed as error:
         assert str(error).startswith(("answered", "declares"))  # noqa: PT017 - it may also pass
         return
@@ -109,7 +111,7 @@ def test_a_gate_is_declared_where_the_model_gives_what_it_needs() -> None:
     given_alone = {"mean_return"}
     names = declared_gates(model, by_quotes=False, risk={}, measures=frozenset(given_alone))
     assert names >= {"operator", "deadline", "finite", "edge"}
-    assert not names & {"confidence", "collapsed", "shifted", "regime", "direction"}
+    assert not names & {"confidence_entropy", "collapsed", "shifted", "regime", "direction"}
     every = declared_gates(model, by_quotes=True, risk={})
     assert every == set(model.gates) - {
         "confidence_calibrated",

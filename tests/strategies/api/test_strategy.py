@@ -88,4 +88,6 @@ def test_stale_is_a_gate_only_where_quotes_fill_and_risk_only_where_configured()
     gates = declared_gates(strategy, by_quotes=True, risk={"risk.drawdown": 0.1})
     assert gates == CORE_GATES | {"risk.drawdown"}
     assert {"operator", "warm", "late", "gap", "plausible", "stale"} <= CORE_GATES
-    assert CORE_GATES.isdisjoint({"deadline", "finite", "confidence", "edge", "risk.drawdown"})
+    assert CORE_GATES.isdisjoint(
+        {"deadline", "finite", "confidence_entropy", "edge", "risk.drawdown"}
+    )

@@ -32,7 +32,7 @@ def test_the_network_is_the_one_that_was_stored() -> None:
 
 def test_identity_and_calibration_come_from_the_card() -> None:
     card = models.card(
-        quantiles={"confidence": QUANTILES},
+        quantiles={"confidence_entropy": QUANTILES},
         slope={"5": 0.9, "30": 0.5, "240": 0.1},
         content_free=0.25,
         temperature={"5": 1.0, "30": 2.0, "240": 3.0},
@@ -42,7 +42,7 @@ def test_identity_and_calibration_come_from_the_card() -> None:
     assert forecaster.mode == "scan"
     assert forecaster.calibration is not None
     assert forecaster.calibration.slope == {5: 0.9, 30: 0.5, 240: 0.1}
-    assert forecaster.calibration.quantiles["confidence"] == tuple(QUANTILES)
+    assert forecaster.calibration.quantiles["confidence_entropy"] == tuple(QUANTILES)
     assert forecaster.calibration.content_free == 0.25
 
 

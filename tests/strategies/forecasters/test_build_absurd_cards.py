@@ -57,7 +57,7 @@ def cards() -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
         "temperature": {"5": 1.0, "30": 1.0, "240": 1.0},
         "slope": [0.5, 0.5, 0.5],
         "content_free": 0.0,
-        "quantiles": {"confidence": QUANTILES, "shift": QUANTILES},
+        "quantiles": {"confidence_entropy": QUANTILES, "shift": QUANTILES},
     }
     flash = models.card(**whole)
     by_kind = {"flash": (flash, models.network().state_dict())}

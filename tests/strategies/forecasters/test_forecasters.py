@@ -70,7 +70,10 @@ def numbers(answers: Sequence[Forecast | None]) -> NDArray[np.float64]:
         looks = answer.explanation
         row = [x for name in FIGURES for x in getattr(answer, name)]
         if looks is not None:
-            row += [getattr(looks, name) or 0.0 for name in ("confidence", "recent_mass", "shift")]
+            row += [
+                getattr(looks, name) or 0.0
+                for name in ("confidence_entropy", "recent_mass", "shift")
+            ]
             row += [*np.frombuffer(looks.entropy, "<f4"), *np.frombuffer(looks.buckets, "<f4")]
         rows.append(row)
     return np.array(rows)
@@ -189,7 +192,7 @@ def test_where_it_looked_adds_up_bar_by_bar(kind: str) -> None:
         assert None not in (looks.older_mass, looks.l1_error, looks.recent_mass)
         buckets, heads = (np.frombuffer(part, "<f4") for part in (looks.buckets, looks.entropy))
         assert buckets.sum() + (looks.older_mass or 0) == pytest.approx(1.0, abs=1e-5)
-        assert looks.confidence == pytest.approx(float(heads.mean()), abs=1e-6)
+        assert looks.confidence_entropy == pytest.approx(float(heads.mean()), abs=1e-6)
         if kind != "stream":  # it follows rows that nothing was asked of
             assert (looks.shift is None) == (answer is answers[0])
         assert 0.0 <= (looks.shift or 0.0) < 0.5

@@ -72,7 +72,7 @@ def test_an_explanation_carries_the_rows_as_little_endian_floats() -> None:
     assert np.frombuffer(explanation.buckets, "<f4").tolist() == [0.25, 0.25, 0.25]
     assert np.frombuffer(explanation.entropy, "<f4").tolist() == [0.5] * 6
     assert explanation.older_mass == 0.25
-    assert explanation.confidence == 0.5
+    assert explanation.confidence_entropy == 0.5
     assert explanation.content_free == 0.1
     assert explanation.recent_mass == 0.25  # a quarter of 200 bars is one cell
     assert explanation.l1_error == 0.0

@@ -85,7 +85,7 @@ def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, metho
     assert forecast.explanation is not None
     assert two.explanation is not None
     assert forecast.explanation.buckets != two.explanation.buckets
-    same = ("confidence", "entropy", "content_free")
+    same = ("confidence_entropy", "entropy", "content_free")
     assert all(getattr(forecast.explanation, n) == getattr(two.explanation, n) for n in same)
     assert msgspec.structs.replace(two, explanation=forecast.explanation) == forecast
     attention = Probe(other, bars, horizon=5).attended(method).weights[0, 0].double().numpy()

@@ -40,7 +40,7 @@ def spread_over(spread: float) -> Forecast:
 LOST = -100 * math.expm1(-(0.0625 + 0.0625 * math.log(2) / math.log(5)))
 """Of 100 held long: the expected shortfall between those of 5 and of 1 %."""
 CALIBRATION = Calibration(
-    {"confidence": tuple(index / 100 for index in range(1, 100))}, {30: 0.5}, 0.0
+    {"confidence_entropy": tuple(index / 100 for index in range(1, 100))}, {30: 0.5}, 0.0
 )
 
 FITTED = FittedConfidence(
@@ -70,10 +70,10 @@ PASSES = {
     "stale": (9, GateInputs(quote_age_ms=9), GateInputs(quote_age_ms=10)),
     "deadline": (1, GateInputs(answered=True), GateInputs(answered=False)),
     "finite": (1, GateInputs(finite=True), GateInputs(finite=False)),
-    "confidence": (
+    "confidence_entropy": (
         0.2,
-        GateInputs(explanation=explanation(confidence=0.2)),
-        GateInputs(explanation=explanation(confidence=0.19)),
+        GateInputs(explanation=explanation(confidence_entropy=0.2)),
+        GateInputs(explanation=explanation(confidence_entropy=0.19)),
     ),
     "confidence_calibrated": (
         0.5,
@@ -87,8 +87,8 @@ PASSES = {
     ),
     "collapsed": (
         0.1,
-        GateInputs(explanation=explanation(confidence=0.5, content_free=0.25)),
-        GateInputs(explanation=explanation(confidence=0.3, content_free=0.25)),
+        GateInputs(explanation=explanation(confidence_entropy=0.5, content_free=0.25)),
+        GateInputs(explanation=explanation(confidence_entropy=0.3, content_free=0.25)),
     ),
     "shifted": (
         0.1,
@@ -237,22 +237,22 @@ def test_bars_that_look_alike_but_for_one_measure_are_judged_by_it() -> None:
 
 
 def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
-    gate_inputs = GateInputs(explanation=explanation(confidence=math.nan))
-    assert judged("confidence", 0.1, gate_inputs) == (None, False)
-    endless = GateInputs(explanation=explanation(confidence=math.inf))
-    assert judged("confidence", 0.1, endless) == (None, False)
+    gate_inputs = GateInputs(explanation=explanation(confidence_entropy=math.nan))
+    assert judged("confidence_entropy", 0.1, gate_inputs) == (None, False)
+    endless = GateInputs(explanation=explanation(confidence_entropy=math.inf))
+    assert judged("confidence_entropy", 0.1, endless) == (None, False)
 
 
 def test_a_measure_of_minus_zero_is_zero() -> None:
-    gate_inputs = GateInputs(explanation=explanation(confidence=-0.0))
-    assert str(judged("confidence", 0.0, gate_inputs)[0]) == "0.0"
+    gate_inputs = GateInputs(explanation=explanation(confidence_entropy=-0.0))
+    assert str(judged("confidence_entropy", 0.0, gate_inputs)[0]) == "0.0"
 
 
 @given(st.floats(0.01, 0.99))
 @example(0.01)
 @example(0.99)
 def test_a_quantile_is_interpolated_between_percentiles(share: float) -> None:
-    threshold = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
+    threshold = threshold_of(f"q{share}", "confidence_entropy", CALIBRATION, key="gate.confidence")
     assert threshold == pytest.approx(share)
 
 

@@ -61,8 +61,8 @@ export function accountLines(run, { isCompact = false } = {}) {
 function extraLines(run, instrument, frame, { hasPanes }) {
   const extras = [];
   if (hasPanes && run.has_model) {
-    const gate = run.gates.find((each) => each.gate.startsWith("confidence"));
-    extras.push({ name: "confidence", tone: "accent", column: (each) => each.confidence, threshold: gate?.gate === "confidence" ? gate.threshold : null, format: (value) => plain(value, 3) });
+    const gate = run.gates.find((each) => each.gate === "confidence_entropy");
+    extras.push({ name: "confidence_entropy", tone: "accent", column: (each) => each.confidence_entropy, threshold: gate?.threshold ?? null, format: (value) => plain(value, 3) });
   }
   const price = frame.close[frame.length - 1];
   for (const { name } of run.notes.filter((each) => each.instrument === instrument)) {
