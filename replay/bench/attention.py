@@ -29,6 +29,7 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, MaskKind, shown_table
 from tracepaper.strategies.attention.methods import confidence, rollout, rollout_buckets
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -82,40 +83,6 @@ class Inputs:
         return list(zip(self.queries, self.keys, self.values, strict=True))
 
 
-def measure(
-    sizes: Sequence[int] = SIZES,
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-    compare: Sequence[str] = (),
-    tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[tuple[str, Row]]:
-    """Yield each row of figures with the title of its table, as soon as it is measured.
-
-    *compare* names functions ``module:function`` of (``Inputs``, ``Mask``) to measure as well.
-    Raises ``ConfigInvalid`` if one is no function, or if the device is missing.
-    """
-    functions = {name: function_named(name) for name in compare}
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigInvalid("--device is cuda, and PyTorch finds none here; leave it out.")
-    torch.set_num_threads(threads)
-    setting = Setting()
-    if device == "cuda":
-        setting = Setting(heads=2, head_dim=64, device=device, dtype=torch.bfloat16)
-    for bars in sizes:
-        for name, mask in MASKS.items():
-            tell(f"{bars:,} bars, {name}")
-            row = explanation_row(setting, bars, mask, functions)
-            yield "an explanation beside the flash forward", {"bars": bars, "mask": name} | row
-    tell(f"one layer of another model, {FOREIGN_KEYS:,} keys")
-    yield "one captured layer beside its attention", foreign_row(setting)
-    for row in model_rows(setting, tell):
-        yield f"a Llama of 4 layers, {TOKENS:,} tokens", row
-    if device == "cpu":
-        tell("a live step and a scan")
-        yield "the default network as a stream", live_row()
-
-
 def function_named(name: str) -> Callable[[Inputs, Mask], object]:
     """Return the user's ``module:function``; raise ``ConfigInvalid`` if it is no function."""
     function = imported(name, key="--compare")
@@ -125,7 +92,8 @@ def function_named(name: str) -> Callable[[Inputs, Mask], object]:
     return measured
 
 
-def _timed(setting: Setting, routes: Mapping[str, Route]) -> dict[str, float]:
+def timed(setting: Setting, routes: Mapping[str, Route]) -> dict[str, float]:
+    """Return each route's median seconds: of CPU time, or on CUDA of wall time."""
     if setting.device == "cpu":
         return interleaved(routes)
     return interleaved(routes, clock=time.perf_counter, wait=torch.cuda.synchronize)
@@ -154,7 +122,7 @@ def forward(inputs: Inputs, mask: Mask) -> list[Layer]:
     ]
 
 
-def explain(layers: Sequence[Layer], backend: str = "auto") -> Tensor:
+def explain(layers: Sequence[Read], backend: str = "auto") -> Tensor:
     """Compute the last row's entropies and exact rollout; return the rollout."""
     last = [layers[0].shape[2] - 1]
     confidence(layers, last)
@@ -167,16 +135,20 @@ def explain_every(layers: Sequence[Layer]) -> Tensor:
     return rollout_buckets(layers, by_age=by_age).weights["bars"]
 
 
-def dense(inputs: Inputs, mask: Mask) -> Tensor:
-    """Return the last row's rollout from stored matrices and their full products."""
+def matrices(inputs: Inputs, mask: Mask) -> Iterator[Tensor]:
+    """Yield each layer's attention matrix [1, head, query, key]."""
     time = inputs.queries[0].shape[2]
     hidden = ~shown_table(mask, time, time, inputs.queries[0].device)
-    identity = torch.eye(time, dtype=inputs.queries[0].dtype, device=hidden.device)
-    mixed = []
     for query, key, _ in inputs.layers:
         scores = query @ key.mT * query.shape[-1] ** -0.5
-        matrix = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
-        mixed.append(0.5 * identity + 0.5 * matrix.mean(dim=1))
+        yield scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+
+
+def dense(inputs: Inputs, mask: Mask) -> Tensor:
+    """Return the last row's rollout from stored matrices and their full products."""
+    like = inputs.queries[0]
+    identity = torch.eye(like.shape[2], dtype=like.dtype, device=like.device)
+    mixed = [0.5 * identity + 0.5 * matrix.mean(dim=1) for matrix in matrices(inputs, mask)]
     return reduce(lambda below, above: above @ below, mixed)[:, -1:]
 
 
@@ -200,7 +172,7 @@ def explanation_row(
     if bars <= DENSE_MAX:
         routes["stored matrices"] = partial(dense, inputs, mask)
     routes |= {name: partial(function, inputs, mask) for name, function in functions.items()}
-    return _ratios(_timed(setting, routes), "flash")
+    return _ratios(timed(setting, routes), "flash")
 
 
 def _ratios(seconds: Mapping[str, float], base: str) -> Row:
@@ -247,7 +219,7 @@ def foreign_row(setting: Setting, keys: int = FOREIGN_KEYS) -> Row:
         "whole rows, capped": lambda: capped.carry(whole),
     }
     with torch.no_grad():
-        return _ratios(_timed(setting, routes), "sdpa")
+        return _ratios(timed(setting, routes), "sdpa")
 
 
 def model_rows(
@@ -322,7 +294,7 @@ def model_rows(
             embedded.clone().requires_grad_()
         )
     tell("another library's model")
-    seconds = _timed(setting, routes)
+    seconds = timed(setting, routes)
     for name, spent in seconds.items():
         yield {"explanation": name, "ms": 1e3 * spent, "÷ forward": spent / seconds["forward"]}
 

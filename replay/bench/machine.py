@@ -84,8 +84,8 @@ def interleaved(
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
-def resident_mb() -> float:
-    """Return the resident memory of this process in MB, or its peak without ``/proc``.
+def resident_mb(*, peak: bool = False) -> float:
+    """Return the resident memory of this process in MB, or its *peak*, as without ``/proc``.
 
     The peak of ``getrusage`` is second choice, since a child process inherits its parent's.
     """
@@ -94,4 +94,5 @@ def resident_mb() -> float:
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1_024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1_024 / 1e6
+    name = "VmHWM" if peak else "VmRSS"
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1_024 / 1e6

@@ -78,6 +78,13 @@ def attention(
         list[int] | None,
         typer.Option(min=16, help="A length instead of 1,024 to 16,384; repeat."),
     ] = None,
+    section: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A section instead of all; repeat: explanation, layer, llama, stream, "
+            "mechanisms, memory, operations, or lengths on cuda."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch and of the loops.")] = 1,
     compare: Annotated[
@@ -88,10 +95,14 @@ def attention(
     ] = None,
 ) -> CommandAnswer:
     """Measure the cost of an explanation relative to the forward pass that it explains."""
-    from tracepaper.replay.bench.attention import SIZES, measure
+    from tracepaper.replay.bench.attention import SIZES
+    from tracepaper.replay.bench.costs import measure
     from tracepaper.replay.bench.machine import machine_line
 
-    rows = measure(bars or SIZES, device=device, threads=threads, compare=compare or (), tell=tell)
+    rows = measure(
+        bars or SIZES, sections=section or (), device=device, threads=threads,
+        compare=compare or (), tell=tell,
+    )  # fmt: skip
     tables: dict[str, Any] = {"machine": machine_line()}
     lines = [tables["machine"]]
     for title, row in rows:

@@ -30,11 +30,15 @@ LIVE: Final = "tracepaper bench live"
 CLOSES: Final = "tracepaper bench live --symbols 200"
 ATTENTION: Final = "tracepaper bench attention"
 CUDA: Final = "tracepaper bench attention --device cuda"
+MECHANISMS: Final = "tracepaper bench attention --section mechanisms"
+MEMORY: Final = "tracepaper bench attention --section memory"
+OPERATIONS: Final = "tracepaper bench attention --section operations"
 YEAR: Final = "python tests/generators/year.py"
 BESIDE: Final = "an explanation beside the flash forward"
 LAYER: Final = "one captured layer beside its attention"
 LLAMA: Final = "a Llama of 4 layers, 2,048 tokens"
 STREAM: Final = "the default network as a stream"
+PEAKS: Final = "peak memory beyond the inputs, causal"
 LENGTHS: Final = "1,024 to 16,384 bars"
 
 
@@ -64,6 +68,17 @@ def llama(explanation: str) -> Callable[[Any], float]:
     return lambda document: next(
         row["÷ forward"] for row in document[LLAMA] if explanation in row["explanation"]
     )
+
+
+def of_lengths(title: str, key: str) -> Callable[[Any], list[float]]:
+    """Return a reader of *key* of each length of the table *title*."""
+    return lambda document: [row[key] for row in document[title] if key in row]
+
+
+def times_stored(document: Any) -> float:
+    """Return the memory of stored matrices over that of one explained decision."""
+    row = next(row for row in document[PEAKS] if row.get("bars") == 4_096)
+    return float(row["stored matrices MB"] / row["one decision MB"])
 
 
 def of_pages(key: str) -> Callable[[Any], list[float]]:
@@ -198,6 +213,25 @@ FIGURES: Final = (
         "wall time to explain one decision ÷ that of flash attention on a GPU, causal, 4,096 bars",
         CUDA, masked("causal", DECISION), 0.35,
         next="start the 72 kernels by one captured CUDA graph; today Python starts each",
+    ),
+    Figure(
+        "times of causal, window, full, linear, ProbSparse and chunked attention ÷ dense,"
+        " 4,096 bars",
+        MECHANISMS,
+        lambda document: of_lengths("mechanisms beside dense attention", "÷ dense")(document)[1:],
+        1,
+    ),
+    Figure(
+        f"products of ProbSparse ÷ those of dense attention, {LENGTHS}", OPERATIONS,
+        of_lengths("operations of ProbSparse", "÷ dense"), 1, form=".3f",
+    ),
+    Figure(
+        "memory of stored matrices ÷ that of one explained decision, causal, 4,096 bars", MEMORY,
+        times_stored, 30, form=".0f", at_least=True,
+    ),
+    Figure(
+        "peak memory of an explanation of 100,000 tokens of order books", MEMORY,
+        lambda document: document[PEAKS][-1]["order book, explained MB"], 100, "MB", ".0f",
     ),
     Figure(
         "a what-if over a month of minutes, the whole command, CPU time", YEAR,

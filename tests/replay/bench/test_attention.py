@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import dense_attention as reference
 import pytest
 import torch
 from attention_cases import Case
+from torch.nn import functional
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.bench import attention as bench
+from tracepaper.replay.bench import costs
 from tracepaper.replay.bench.attention import (
     MASKS,
     Setting,
@@ -85,6 +88,39 @@ def test_a_model_of_transformers_is_explained_beside_other_libraries() -> None:
     assert min(ratios) > 0
 
 
+def test_costs_of_mechanisms_stand_beside_dense_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "peak_apart", costs.peak)
+    request = costs.BenchRequest([90], SETTING, (), lambda _: None)
+    rows = {row["mechanism"]: row for row in costs.mechanism_rows(request)}
+    assert list(rows) == list(costs.MECHANISMS)
+    assert rows["dense"]["÷ dense"] == 1.0
+    assert min(row["explanation ms"] for row in rows.values()) > 0
+    assert {"flash MB", "one decision MB", "every bar MB", "stored matrices MB"} < next(
+        costs.memory_rows(request)
+    ).keys()
+
+
+def test_operations_are_those_of_two_products() -> None:
+    [row] = costs.operation_rows(costs.BenchRequest([400], SETTING, (), lambda _: None))
+    layers, heads, dim = SETTING.layers, SETTING.heads, SETTING.head_dim
+    assert row["dense GFLOP"] == 4 * layers * heads * dim * 400**2 / 1e9
+    assert row["ProbSparse GFLOP"] < row["dense GFLOP"]
+
+
+def test_gradients_by_length_are_those_of_pytorch() -> None:
+    inputs = draw(SETTING, 60)
+    ours = costs.backward(inputs, costs.attended)
+    causal = partial(functional.scaled_dot_product_attention, is_causal=True)
+    theirs = costs.backward(inputs, causal)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert min(costs.length_row(SETTING, inputs).values()) > 0
+
+
+def test_a_peak_is_that_of_a_process_of_its_own() -> None:
+    held = bytearray(300_000_000)
+    assert 0 <= costs.peak_apart("one decision MB", 512) < len(held) / 2e6
+
+
 def test_what_cannot_be_measured_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,5 +131,7 @@ def test_what_cannot_be_measured_is_named(
         assert invoke(["bench", "attention", "--compare", f"my_attention:{name}"]) != 0
         assert reason in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert invoke(["bench", "attention", "--section", "speed"]) != 0
+    assert "choose explanation, layer" in capsys.readouterr().err
     assert invoke(["bench", "attention", "--device", "cuda"]) != 0
     assert "leave it out" in capsys.readouterr().err
