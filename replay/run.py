@@ -261,7 +261,7 @@ class Run(Generic[Frame]):
         return self._frame_of({"column": ("text", names), "meaning": ("text", docs)})
 
     def table(self, name: str = "accounts") -> Frame:
-        """Return a table of the run's report, such as ``refusals``, ``drawdowns`` or ``costs``.
+        """Return a table of the run's report, such as ``refusals`` or ``drawdowns``.
 
         Its columns have the keys of ``tracepaper report --json``; ``x_error`` is the error
         of an estimate ``x``. Raises ``ConfigInvalid`` if the report has no such table.

@@ -291,8 +291,8 @@ def _money(status: Status) -> Text:
         cells.append(Text(f"margin used {Decimal(main['margin_used']):,.2f}", "dim"))
     if (ratio := main.get("maintenance_ratio")) is not None:
         cells.append(Text(f"maintenance ratio {percent(ratio, 1)}, liquidated at 100 %", "dim"))
-    costs = Decimal(main["fees_paid"]) + Decimal(main["funding_paid"])
-    cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
+    paid = Decimal(main["fees_paid"]) + Decimal(main["funding_paid"])
+    cells.append(Text(f"fees and funding {paid:,.2f}", "dim"))
     return Text("  ").join(cells)
 
 

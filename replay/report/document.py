@@ -114,7 +114,7 @@ def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
             *_pop(remaining, "random_timings"),
             rolling_chart(report),
             months(report),
-            *_pop(remaining, "drawdowns", "costs"),
+            *_pop(remaining, "drawdowns", "costs_and_funding"),
             _section("Trading"),
             *prices,
             *_pop(remaining, "trade_groups", "trade_returns", "holding_times"),
@@ -199,7 +199,7 @@ def _heading(report: Report) -> Iterator[Part]:
 def _tiles(report: Report) -> Table:
     """Return the main figures."""
     account = report.accounts[0]
-    figures, activity, costs = account.performance, account.activity, account.costs
+    figures, activity, paid = account.performance, account.activity, account.costs_and_funding
     shadow = report.record.held_shadow
     prefix = BUY_AND_HOLD_AT if shadow is None else shadow.name
     held = [each for each in report.accounts if each.name.startswith(prefix)]
@@ -224,7 +224,7 @@ def _tiles(report: Report) -> Table:
         ("Sharpe a year", estimate(figures.sharpe, figures.sharpe_error), "gain ratio"),
         ("worst drawdown", figures.max_drawdown, "percent"),
         ("closed trades", activity.trades if activity else None, "count"),
-        ("paid in costs", costs.gross - costs.net if costs else None, "money"),
+        ("costs and funding", paid.gross - paid.net if paid else None, "money"),
     ]  # fmt: skip
     if not held:
         tiles.append(("time in the market", activity.exposure if activity else None, "share"))

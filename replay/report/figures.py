@@ -133,15 +133,15 @@ RANDOM: Final = (
     of_field("beaten", "it beats", "share"),
 )
 
-COSTS: Final = (
+COSTS_AND_FUNDING: Final = (
     of_field("account", "account", "text", "name"),
-    of_field("gross", "gross", "gain", "costs.gross"),
-    of_field("fees_paid", "fees", "money", "costs.fee"),
-    of_field("spread", "spread", "money", "costs.spread"),
-    of_field("slippage", "slippage", "money", "costs.slippage"),
-    of_field("liquidation", "liquidation", "money", "costs.liquidation"),
-    of_field("funding_paid", "funding", "money", "costs.funding"),
-    of_field("net", "net", "gain", "costs.net"),
+    of_field("gross", "gross", "gain", "costs_and_funding.gross"),
+    of_field("fees_paid", "fees", "money", "costs_and_funding.fee"),
+    of_field("spread", "spread", "money", "costs_and_funding.spread"),
+    of_field("slippage", "slippage", "money", "costs_and_funding.slippage"),
+    of_field("liquidation", "liquidation", "money", "costs_and_funding.liquidation"),
+    of_field("funding_paid", "funding", "money", "costs_and_funding.funding"),
+    of_field("net", "net", "gain", "costs_and_funding.net"),
 )
 
 DRAWDOWNS: Final = (
@@ -233,7 +233,7 @@ def tables(report: Report) -> dict[str, Table]:
 
 @declared
 def _performance(report: Report) -> Iterator[Table]:
-    """Yield the tables of the accounts: results, comparison with chance, and costs."""
+    """Yield the tables of the accounts: results, comparison with chance, costs and funding."""
     notes = _annual(report) + _reserve(report)
     yield table(
         "accounts",
@@ -247,8 +247,7 @@ def _performance(report: Report) -> Iterator[Table]:
         yield table("stretches", "Parts of the run", STRETCHES, report.stretches, turned=True)
     if report.random:
         yield table("random_timings", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
-    with_costs = [account for account in report.accounts if account.costs is not None]
-    yield _costs(with_costs)
+    yield _costs_and_funding([each for each in report.accounts if each.costs_and_funding])
     months = ((f"{year}-{month:02}", value) for year, month, value in report.monthly)
     forms: dict[str, Form] = {"month": "text", "return": "gain percent"}
     yield replace(table_of("months", "Months", forms, months), whole=False, newest=True)
@@ -256,24 +255,24 @@ def _performance(report: Report) -> Iterator[Table]:
         yield table("drawdowns", "Worst drawdowns", DRAWDOWNS, report.drawdowns)
 
 
-def _costs(accounts: Sequence[AccountReport]) -> Table:
-    """Return the table of costs; a terminal shows liquidations only if there were any."""
-    is_liquidated = any(each.costs is not None and each.costs.liquidation for each in accounts)
+def _costs_and_funding(accounts: Sequence[AccountReport]) -> Table:
+    """Return the table from gross to net; a terminal shows liquidations only if there were any."""
+    paid = [each.costs_and_funding for each in accounts if each.costs_and_funding]
+    is_liquidated = any(each.liquidation for each in paid)
     figures = tuple(
         replace(figure, wide=not is_liquidated) if figure.key == "liquidation" else figure
-        for figure in COSTS
+        for figure in COSTS_AND_FUNDING
     )
     notes = [_COSTS_NOTE, *([_LIQUIDATIONS_NOTE] if is_liquidated else [])]
-    assumed = dict.fromkeys(
-        name for each in accounts if each.costs is not None for name in each.costs.assumed
-    )
+    assumed = dict.fromkeys(name for each in paid for name in each.assumed)
     if assumed:
         keys = " and ".join(f"execution.{name}_bp" for name in assumed)
         notes.append(
             f"{' and '.join(assumed).capitalize()} of 0 {'are' if len(assumed) > 1 else 'is'} "
             f"assumed, for candles show none: set {keys}."
         )
-    return table("costs", "Costs (quote currency)", figures, accounts, notes=tuple(notes))
+    title = "Costs and funding (quote currency)"
+    return table("costs_and_funding", title, figures, accounts, notes=tuple(notes))
 
 
 @declared

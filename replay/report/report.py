@@ -38,7 +38,12 @@ from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.timeline import Timeline, read_timeline
-from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
+from tracepaper.replay.report.trades import (
+    ClosedTrade,
+    CostsAndFunding,
+    closed_trades,
+    costs_and_funding,
+)
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
@@ -83,7 +88,7 @@ class AccountReport:
     end: float
     performance: Performance
     activity: Activity | None  # None for a computed benchmark
-    costs: Costs | None
+    costs_and_funding: CostsAndFunding | None
     margin: MarginHeld | None = None  # None without a position on margin
     bought: float | None = None  # of a computed benchmark, the share of the initial money
 
@@ -326,7 +331,7 @@ def account_report(
             days=figures.days,
             year_days=metrics.year_days(record.bar_times.calendar),
         ),
-        costs=costs(ledger, record.terms),
+        costs_and_funding=costs_and_funding(ledger, record.terms),
         margin=_margin(record) if is_own else None,
     )
 
@@ -395,7 +400,7 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
         bought=held.share,
         performance=_performance(record, record.times_ms, held.equity),
         activity=None,
-        costs=None,
+        costs_and_funding=None,
     )
 
 

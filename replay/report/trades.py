@@ -1,4 +1,4 @@
-"""Closed trades, trading costs, markouts."""
+"""Closed trades, costs and funding, markouts."""
 
 from __future__ import annotations
 
@@ -169,8 +169,8 @@ def group_row(name: str, trades: Sequence[ClosedTrade]) -> Cells:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """The costs of trading, in quote currency: positive if paid.
+class CostsAndFunding:
+    """What lies between gross and net profit, in quote currency: positive if paid.
 
     Spread and slippage are the distance of each fill from its reference price (the bar's open, or
     the middle of the quote), including rounding to whole ticks. For a liquidation, the distance
@@ -198,8 +198,8 @@ def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
 _TRADE_COLUMNS: Final = itemgetter(*(field.name for field in fields(ClosedTrade)))
 
 
-def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
-    """Return the costs of the fills of *ledger* under *terms*."""
+def costs_and_funding(ledger: AccountRecord, terms: ExecutionCosts) -> CostsAndFunding:
+    """Return the costs of the fills of *ledger* under *terms*, and its funding."""
     spread = slippage = liquidation = 0.0
     for fill in ledger.fills:
         if fill["model"] == FillModel.LIQUIDATION:
@@ -217,7 +217,7 @@ def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
         "slippage": terms.slippage or terms.ranges or terms.impact,
     }
     by_bars = any(fill["model"] in _BAR_MODELS for fill in ledger.fills)
-    return Costs(
+    return CostsAndFunding(
         ledger.fees_paid,
         spread,
         slippage,

@@ -158,7 +158,7 @@ LABELS: Final[Mapping[str, str]] = {
     "model_id": "the model that decides",
     "money": "an amount in quote currency",
     "most": "the highest value",
-    "net": "profit after costs",
+    "net": "profit after costs; of an account after funding too",
     "not_in_time": "bars that were absent, late or repaired since this start",
     "not_ready": "why the daemon is not ready, in sentences",
     "notices": "notices by outcome since this start",

@@ -105,7 +105,7 @@ def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Run[
 
 
 def test_the_loss_of_a_liquidation_is_no_spread(isolated: Run[Any]) -> None:
-    (row,) = isolated.report().document["costs"]
+    (row,) = isolated.report().document["costs_and_funding"]
     assert (row["spread"], row["slippage"]) == (0.0, 0.0)
     assert row["liquidation"] == pytest.approx(25.0)
     assert row["fees_paid"] == pytest.approx(5.0 + 4.5)

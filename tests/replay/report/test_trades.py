@@ -32,7 +32,8 @@ def test_gross_is_what_the_same_run_earns_where_trading_is_free(tmp_path: Path) 
     dear.mkdir()
     without = report_of(free, cross(fee="0"), "--data", BTC)
     costly = report_of(dear, cross(slippage_bp="2", spread_bp="3"), "--data", BTC)
-    paid, none = costly.accounts[0].costs, without.accounts[0].costs
+    paid = costly.accounts[0].costs_and_funding
+    none = without.accounts[0].costs_and_funding
     assert paid is not None
     assert none is not None
     assert paid.gross == pytest.approx(none.net, abs=1e-6)
@@ -64,25 +65,47 @@ def test_costs_that_candles_do_not_show_are_named_as_assumed(
 ) -> None:
     report = report_of(tmp_path, cross(**keys), "--data", BTC)
     [part] = [part for part in as_parts(report_document(report).parts)
-              if part.get("key") == "costs"]  # fmt: skip
+              if part.get("key") == "costs_and_funding"]  # fmt: skip
     notes = [text for text in part["notes"] if "assumed" in text]
     assert notes == ([note] if note else [])
 
 
-def test_funding_is_a_cost_of_its_own(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def with_and_without_funding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Report]:
+    """Return the reports of one run with funding and without it; both end without a position."""
     candles = CANDLES / "bybit_linear_BTCUSDT_1m_2022-12-13.csv.gz"
     funding = CANDLES / "bybit_linear_BTCUSDT_funding_2022-12-13.csv"
-    for name in ("with", "without"):
-        (tmp_path / name).mkdir()
-    config = cross(long_only=True)
-    paying = report_of(tmp_path / "with", config, "--data", candles, "--funding", funding)
-    plain = report_of(tmp_path / "without", config, "--data", candles)
-    costs, none = paying.accounts[0].costs, plain.accounts[0].costs
-    assert costs is not None
+    config = cross(long_only=True, slippage_bp="2", spread_bp="3")
+    data = ("--data", candles)
+    return (
+        report_of(tmp_path_factory.mktemp("with"), config, *data, "--funding", funding),
+        report_of(tmp_path_factory.mktemp("without"), config, *data),
+    )
+
+
+def test_funding_lessens_the_net_and_not_the_gross(
+    with_and_without_funding: tuple[Report, Report],
+) -> None:
+    paid, none = (report.accounts[0].costs_and_funding for report in with_and_without_funding)
+    assert paid is not None
     assert none is not None
-    assert costs.funding != 0
-    assert costs.funding == pytest.approx(none.net - costs.net, abs=1e-6)
-    assert costs.gross == pytest.approx(none.gross, abs=1e-6)
+    assert paid.funding != 0
+    assert paid.funding == pytest.approx(none.net - paid.net, abs=1e-6)
+    assert paid.gross == pytest.approx(none.gross, abs=1e-6)
+
+
+def test_costs_and_funding_of_the_trades_are_the_gross_less_the_net(
+    with_and_without_funding: tuple[Report, Report],
+) -> None:
+    for report in with_and_without_funding:
+        account = report.record.account
+        paid = report.accounts[0].costs_and_funding
+        assert paid is not None
+        assert account.held["linear:BTCUSDT"][-1] == 0
+        costs = sum(trade["costs"] for trade in account.trades)
+        funding = sum(trade["funding"] for trade in account.trades)
+        assert costs > sum(trade["fees"] for trade in account.trades) > 0
+        assert costs + funding == pytest.approx(paid.gross - paid.net, abs=1e-6)
 
 
 def test_spot_buys_pay_in_base_and_their_trades_close(tmp_path: Path) -> None:
