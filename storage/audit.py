@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
+from sqlalchemy import bindparam, update
+from sqlalchemy.dialects import sqlite
 
 from tracepaper.storage.chain.verify import StoredCommit
 from tracepaper.storage.checkpoints import kept_identity
@@ -20,6 +22,7 @@ from tracepaper.storage.database.chunks import WITHIN, chain_head, find_step, la
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.remedies import refusal
+from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.database.writer import Writer, insert_rows, open_writer
 from tracepaper.storage.record.encode import StepEncoder
@@ -108,9 +111,15 @@ LOCK_ATTEMPTS: Final = 5
 START_STEPS_MAX: Final = 100_000
 """Most steps that are buffered until the start event, with which they are stored."""
 
+_RUNS: Final = metadata.tables["runs"]
+_UPDATE_HEAD: Final = str(
+    update(_RUNS)
+    .where(_RUNS.c.run_key == bindparam("key"))
+    .values(step_count=bindparam("count"), head_digest=bindparam("head"))
+    .compile(dialect=sqlite.dialect())
+)
+"""Compiled once: each step that is committed live updates its run."""
 _PREVIOUS: Final = "SELECT run_id, step_count, head_digest FROM runs WHERE run_key = ?"
-
-_UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = ?"
 
 Result = TypeVar("Result")
 
@@ -130,7 +139,7 @@ class SqlAuditLog:
         self, writer: Writer, group_steps: int | None = None, *, path: Path | None = None
     ) -> None:
         self._writer = writer
-        self._connection = writer.connection
+        self._connection, self._driver = writer.connection, writer.driver
         self._group_steps = GROUP_STEPS if group_steps is None else group_steps
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
@@ -188,14 +197,14 @@ class SqlAuditLog:
         """
         if self.is_open:
             self.flush()
-        row = self._connection.execute(
+        row = self._driver.execute(
             "SELECT coalesce(max(run_key), 0), coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
         ).fetchone()
         newest_key, is_used = int(row[0]), bool(row[1])
         if is_used:
             raise DataInvalid(f"Run {run.run_id} is in the database already; choose another id.")
-        before = self._connection.execute(_PREVIOUS, (newest_key,)).fetchone()
+        before = self._driver.execute(_PREVIOUS, (newest_key,)).fetchone()
         run_key = newest_key + 1
         encoder = StepEncoder(run, run_key, gate_sets)
         previous = Previous() if before is None else Previous(*before)
@@ -214,7 +223,7 @@ class SqlAuditLog:
         if (model := kept_identity(self._path, model_id)) is None:
             return
         query = "SELECT count(*) FROM models WHERE model_sha256 = ?"
-        if self._connection.execute(query, (model.sha256,)).fetchone() == (0,):
+        if self._driver.execute(query, (model.sha256,)).fetchone() == (0,):
             self._models[model.sha256] = tuple(model)
 
     def resume(self, run_id: str) -> ResumePoint:
@@ -224,7 +233,7 @@ class SqlAuditLog:
         """
         if self.is_open:
             self.flush()
-        resumed = read_resumed(self._connection, run_id)
+        resumed = read_resumed(self._driver, run_id)
         self._drop_buffers()
         self._opening = {}
         self._is_leaving = False
@@ -236,7 +245,7 @@ class SqlAuditLog:
             resumed.gate_sets,
             head=resumed.head,
             first=self._due,
-            trades=trades_until(self._connection, resumed.run_key, resumed.run)[0],
+            trades=trades_until(self._driver, resumed.run_key, resumed.run)[0],
         )
         last = resumed.last
         self._last = None if last is None else (last.event, last.account)
@@ -403,7 +412,7 @@ class SqlAuditLog:
             self._begin_write()
             self._write(commits)
             also()
-            self._connection.execute("COMMIT")
+            self._connection.commit()
         except sqlite3.IntegrityError as error:
             self._roll_back()
             self._refusal = f"A row cannot be stored ({error}); its source is wrong."
@@ -426,12 +435,13 @@ class SqlAuditLog:
 
     def _write(self, commits: Sequence[Commit]) -> None:
         """Insert the rows of *commits* and update count and head in the run's row."""
-        insert_rows(self._connection, {"models": [*self._models.values()], **self._opening})
+        insert_rows(self._driver, {"models": [*self._models.values()], **self._opening})
         for commit in commits:
             link = StoredCommit.of(self._run_key, commit)
-            insert_rows(self._connection, {**commit.rows, "commits": [link]})
+            insert_rows(self._driver, {**commit.rows, "commits": [link]})
         last = commits[-1]
-        self._connection.execute(_UPDATE_HEAD, (last.last + 1, last.head.digest, self._run_key))
+        head = last.last + 1, last.head.digest, self._run_key
+        self._driver.execute(_UPDATE_HEAD, head)
 
     def _begin_write(self) -> None:
         """Take the write lock; wait while another process (a shell, say) holds it.
@@ -440,7 +450,7 @@ class SqlAuditLog:
         """
         for waits in itertools.count(1):
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.begin()
             except sqlite3.OperationalError as error:
                 may_wait = self._on_wait is not None or waits < LOCK_ATTEMPTS
                 if not is_busy_error(error) or self._is_leaving or not may_wait:
@@ -460,8 +470,9 @@ class SqlAuditLog:
             raise AuditUnwritable(refusal)
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.rollback()
+        self._connection.rollback()
+        if self._driver.in_transaction:  # SQLAlchemy rolls nothing back after a COMMIT that failed
+            self._driver.rollback()
 
     def _in_writer(self, work: Callable[[], Result]) -> Result:
         """Run *work* in the writer thread, after the work queued there; inline without a thread."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from tracepaper.storage.database.remedies import unusable
-from tracepaper.storage.database.writer import insert_rows, open_writer
 from tracepaper.storage.record.columns import Value, stored_columns
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
@@ -55,35 +54,35 @@ def store_check(database: Path, checked: StoredRun, check: StoredCheck) -> str:
         "identical": result.identical + result.within_tolerance,
         "content": msgspec.json.encode(result).decode(),
     }
-    same = "run_key = :run_key AND sequence = :sequence AND checked_ms = :checked_ms"
-    return _store(database, "checks", [row], f"{same} AND kind = :kind", row)
+    same = {name: row[name] for name in ("run_key", "sequence", "checked_ms", "kind")}
+    return _store(database, "checks", [row], same)
 
 
 def store_shortfalls(database: Path, run_key: int, rows: Sequence[Mapping[str, Value]]) -> str:
     """Store *rows* of ``shortfalls`` in place of the run's; return as :func:`store_check` does."""
-    return _store(database, "shortfalls", rows, "run_key = :run_key", {"run_key": run_key})
+    return _store(database, "shortfalls", rows, {"run_key": run_key})
 
 
 def _store(
-    database: Path,
-    table: str,
-    rows: Sequence[Mapping[str, Value]],
-    replaced: str,
-    values: Mapping[str, Value],
+    database: Path, name: str, rows: Sequence[Mapping[str, Value]], replaced: Mapping[str, Value]
 ) -> str:
-    """Replace the rows that meet the condition *replaced* by *rows*, in one transaction."""
+    """Replace the rows of the table *name* with the values *replaced* by *rows*, all or none."""
+    # Imported here, because the readers of this file need no SQLAlchemy, which loads in .3 s.
+    from sqlalchemy import delete
+
+    from tracepaper.storage.database.schema import metadata
+    from tracepaper.storage.database.writer import insert_rows, open_writer
+
     try:
         writer = open_writer(database)
     except (TracepaperError, OSError) as error:
         return str(error)
-    names = stored_columns(table)
+    table, columns = metadata.tables[name], stored_columns(name)
+    new = [tuple(row[column] for column in columns) for row in rows]
     try:
-        writer.connection.execute("BEGIN IMMEDIATE")
-        writer.connection.execute(f"DELETE FROM {table} WHERE {replaced}", values)
-        insert_rows(
-            writer.connection, {table: [tuple(row[name] for name in names) for row in rows]}
-        )
-        writer.connection.execute("COMMIT")
+        with writer.connection.begin():
+            writer.connection.execute(delete(table).filter_by(**replaced))
+            insert_rows(writer.driver, {name: new})
     except sqlite3.Error as error:
         return unusable(str(database), error)
     finally:

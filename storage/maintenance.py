@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
+from sqlalchemy import delete, text
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import RunLookback, StartingPoint, StartingPoints
@@ -34,7 +35,8 @@ from tracepaper.storage.database.chunks import (
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.remedies import refusal
-from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.database.writer import Writer, insert_rows, open_writer
 from tracepaper.storage.record.rows import DROPPED_ROWS, At
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Prune
@@ -177,14 +179,11 @@ def prune(
         raise DataInvalid("A prune must keep at least 1 day.")
     writer = open_writer(path)
     try:
-        raw = writer.connection
+        raw = writer.driver
         runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
         log = SqlAuditLog(writer)
-        done = []
-        for run_key, run_id in runs:
-            done.append(
-                _prune_run(log, raw, (run_key, run_id), keep_days * DAY_MS, pruned_at_ms, rebuild)
-            )
+        kept_ms = keep_days * DAY_MS
+        done = [_prune_run(log, writer, run, kept_ms, pruned_at_ms, rebuild) for run in runs]
         if any(pruning.steps for pruning in done):
             raw.execute("VACUUM")
     except sqlite3.Error as error:
@@ -196,14 +195,14 @@ def prune(
 
 def _prune_run(
     log: SqlAuditLog,
-    raw: sqlite3.Connection,
+    writer: Writer,
     run: tuple[int, str],
     keep_ms: int,
     pruned_at_ms: int,
     rebuild: Callable[[str], Rebuilding | None],
 ) -> Pruning:
     """Drop the commits before the last *keep_ms*; record the prune as a step of the run."""
-    run_key, run_id = run
+    raw, (run_key, run_id) = writer.driver, run
     pruned = prune_point(raw, run_key)
     before = -1 if pruned is None else pruned.until_sequence
     unchanged = Pruning(run_id, before, 0)
@@ -221,7 +220,6 @@ def _prune_run(
     if report.problem is not None:
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
     log.resume(run_id)
-    span = run_span(run_key, until)
     state, run_in = _start_after(raw, run_key, points.after(until), rebuilding)
     (market_ms,) = raw.execute(_NEWEST_CLOSE, (run_key,)).fetchone()
     event = Prune(
@@ -236,13 +234,17 @@ def _prune_run(
     )
 
     def drop() -> None:
-        for table, dropped in DROPPED_ROWS:
-            raw.execute(f"DELETE FROM {table} WHERE {WITHIN} AND {dropped}", span)
-        raw.execute(
-            "DELETE FROM commits WHERE run_key = ? AND last_sequence <= ?", (run_key, until)
-        )
+        """Drop the rows and keep the prune's, in the transaction of its step."""
+        for name, dropped in DROPPED_ROWS:
+            table = metadata.tables[name]
+            is_before = table.c.run_key == run_key, table.c.sequence <= until
+            writer.connection.execute(delete(table).where(*is_before, text(dropped)))
+        commits, prunes = metadata.tables["commits"], metadata.tables["prunes"]
+        is_before = commits.c.run_key == run_key, commits.c.last_sequence <= until
+        writer.connection.execute(delete(commits).where(*is_before))
+        writer.connection.execute(delete(prunes).where(prunes.c.run_key == run_key))
         row = (run_key, until, pruned_at_ms, *head, state, run_in)
-        raw.execute(f"INSERT OR REPLACE INTO prunes VALUES ({', '.join('?' * len(row))})", row)
+        insert_rows(writer.driver, {"prunes": [row]})
 
     log.note(event, drop)
     return Pruning(run_id, until, until - before)

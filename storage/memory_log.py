@@ -12,7 +12,7 @@ import numpy as np
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Ints, OutcomeCount, RunRows, Span
-from tracepaper.storage.database.writer import Writer, in_memory, insert_rows
+from tracepaper.storage.database.writer import in_memory, insert_rows
 
 if TYPE_CHECKING:
     import sqlite3
@@ -48,8 +48,9 @@ class MemoryLog(SqlAuditLog):
         keeps_all: bool = False,
     ) -> None:
         """Start with the identity of the run's *model*, or the :attr:`content` of another log."""
-        super().__init__(Writer(in_memory(content)))
-        insert_rows(self._connection, {"models": [] if model is None else [tuple(model)]})
+        super().__init__(in_memory(content))
+        with self._connection.begin():
+            insert_rows(self._driver, {"models": [] if model is None else [tuple(model)]})
         self._keeps_all, self._quiet = keeps_all, QuietBars(())
 
     def __enter__(self) -> Self:
@@ -78,13 +79,13 @@ class MemoryLog(SqlAuditLog):
     def content(self) -> bytes:
         """The pages of the database, for another process; bars without rows are missing."""
         self.flush()
-        return self._connection.serialize()
+        return self._driver.serialize()
 
     @property
     def reader(self) -> Reader:
         """A reader of the steps so far; it is closed with the log."""
         self.flush()
-        return _MemoryReader(self._connection, self._quiet)
+        return _MemoryReader(self._driver, self._quiet)
 
 
 class QuietBars:

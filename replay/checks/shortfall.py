@@ -643,6 +643,6 @@ def rows_in_view(stored: StoredRun, rows: Sequence[StoredRow]) -> list[Row]:
     """Return *rows* as ``v_shortfall`` shows them; needs no write to the run's database."""
     opening = StepEncoder(stored.run, stored.run_key, ()).opening(stored.run, 0)
     values = [tuple(row[name] for name in stored_columns("shortfalls")) for row in rows]
-    with closing(in_memory()) as connection:
-        insert_rows(connection, {**opening, "shortfalls": values})
-        return RunViews(connection, stored.run.run_id).rows("v_shortfall")
+    with closing(in_memory()) as writer:
+        insert_rows(writer.driver, {**opening, "shortfalls": values})
+        return RunViews(writer.driver, stored.run.run_id).rows("v_shortfall")

@@ -218,8 +218,8 @@ def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
 @cache
 def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
     """Return table and statement of every object of a new database, by type and name."""
-    with closing(in_memory()) as connection:
-        objects = connection.execute(_OBJECTS).fetchall()
+    with closing(in_memory()) as writer:
+        objects = writer.driver.execute(_OBJECTS).fetchall()
     return {(kind, name): (table, sql) for kind, name, table, sql in objects}
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sqlite3
 from contextlib import ExitStack, closing
 from functools import cache, lru_cache
-from itertools import chain, groupby
-from operator import call, itemgetter, ne
+from itertools import chain, compress, count
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sqlalchemy import create_engine, event, func, insert, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.pool import NullPool
 
 from tracepaper.storage.database.connection import (
     beside,
@@ -29,12 +33,16 @@ from tracepaper.storage.database.lock import (
     reader_of,
 )
 from tracepaper.storage.database.remedies import refusal
+from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import FILE_SCHEMA, VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.engine import ExceptionContext
 
     from tracepaper.storage.record.columns import Row
 
@@ -46,21 +54,32 @@ READER_ATTEMPTS: Final = 30
 """Attempts, of a second each, to move a log that another process reads into its database."""
 
 
+DATABASES: Final = metadata.tables["databases"]
+RANDOM_ID: Final = func.lower(func.hex(func.randomblob(16)))
+
+
 class Writer(NamedTuple):
     """The only writing connection of a database, with the locks that keep other writers out.
 
     A database in memory has no locks.
     """
 
-    connection: sqlite3.Connection
+    connection: Connection
     lock: InstanceLock | None = None
     file: FileWatch | None = None
+
+    @property
+    def driver(self) -> sqlite3.Connection:
+        """The driver's connection under SQLAlchemy's: for readers, and for pragmas."""
+        driver = self.connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        return driver
 
     def problem(self) -> str:
         """Return the damage to the file since the last commit, with a remedy; "" if none."""
         if self.lock is not None:
             self.lock.keep()
-        return "" if self.file is None else self.file.problem(self.connection)
+        return "" if self.file is None else self.file.problem(self.driver)
 
     def settle(self, run_id: str, steps: int) -> None:
         """Record the file's size and the number of *steps* of a run after a commit."""
@@ -82,15 +101,30 @@ class Writer(NamedTuple):
             self.lock.release(is_whole=is_whole)
 
 
-def identify(connection: sqlite3.Connection) -> None:
+def connected(driver: sqlite3.Connection) -> Connection:
+    """Return SQLAlchemy's connection over *driver*, which is in autocommit mode.
+
+    Closing it closes *driver*. A transaction takes the write lock as it begins. An error is the
+    driver's own, because the cause of a failed write is read from its code.
+    """
+    engine = create_engine("sqlite://", creator=lambda: driver, poolclass=NullPool)
+    event.listen(engine, "begin", lambda _: driver.execute("BEGIN IMMEDIATE"))
+    event.listen(engine, "handle_error", _drivers_error)
+    return engine.connect()
+
+
+def _drivers_error(context: ExceptionContext) -> BaseException:
+    return context.original_exception
+
+
+def identify(connection: Connection) -> None:
     """Give the database an id, by which a fleet identifies it, unless it has one.
 
     A copy has the same id. The chain does not cover the id.
     """
-    if connection.execute("SELECT count(*) FROM databases").fetchone() == (0,):
-        connection.execute(
-            "INSERT INTO databases (database_id) VALUES (lower(hex(randomblob(16))))"
-        )
+    with connection.begin():
+        if connection.scalar(select(func.count()).select_from(DATABASES)) == 0:
+            connection.execute(insert(DATABASES).values(database_id=RANDOM_ID))
 
 
 def left_log(path: Path) -> str:
@@ -147,18 +181,19 @@ def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer
             file = FileWatch.open(path)
             undo.callback(file.close)
         try:
-            connection = sqlite3.connect(
+            driver = sqlite3.connect(
                 path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
-            undo.callback(connection.close)
-            if (schema := schema_of(connection)) != 0:  # the first read undoes a first page
-                check_schema(path, connection)
-            _settle_journal(path, connection)
-            _empty_log(path, connection, reader_attempts)
+            undo.callback(driver.close)
+            if (schema := schema_of(driver)) != 0:  # the first read undoes a first page
+                check_schema(path, driver)
+            _settle_journal(path, driver)
+            _empty_log(path, driver, reader_attempts)
+            connection = connected(driver)
             if schema == 0:
                 create(connection)
             identify(connection)
-            file.begin(connection)
+            file.begin(driver)
         except (sqlite3.Error, OSError) as error:
             raise refusal(str(path), error) from error
         undo.pop_all()
@@ -193,93 +228,82 @@ def _empty_log(path: Path, connection: sqlite3.Connection, attempts: int) -> Non
 
 
 BLOCK_ROWS: Final = 30
-"""Rows of different shapes that one statement inserts."""
-_ALIKE_ROWS: Final = 4
-"""From this many consecutive rows of one shape on, inserting row by row is faster."""
+"""Rows that one statement inserts; by executemany of single rows SQLite takes a third longer."""
 _INSTRUMENT_AT: Final = stored_columns("steps").index("instrument")
 
 
-def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Insert *rows* by table, in the order of the tables; a row may lack nulls at its end."""
+def insert_rows(driver: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Insert *rows* by table, in the order of the tables; a row may lack nulls at its end.
+
+    The driver runs what SQLAlchemy compiled once: SQLAlchemy's own execution of each statement
+    would add a fifth to a live step. The caller has begun a transaction.
+    """
     for table, of_table in rows.items():
         # Binding a null costs as much as four numbers, so columns that are null in all rows of a
-        # shape are left out. Rows keep their order, so that SQLite fills one page after another.
-        shapes = [*map(_step_shape if table == "steps" else len, of_table)]
-        alike: dict[int, list[Row]] = {shape: [] for shape in shapes}
-        for shape, row in zip(shapes, of_table, strict=True):
-            alike[shape].append(row)
-        present = {shape: _present(of_shape) for shape, of_shape in alike.items()}
-        in_blocks = 0
-        changes = sum(map(ne, shapes, shapes[1:]))
-        # The condition of a partial index costs as much as a row, but only once per statement.
-        if not changes or _ALIKE_ROWS * changes > len(shapes):  # such as bars and closes
-            in_blocks = len(of_table) // BLOCK_ROWS * BLOCK_ROWS
-        for start in range(0, in_blocks, BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            sql, picks = _insert_of(table, tuple(map(present.__getitem__, shapes[block])))
-            connection.execute(sql, [*chain.from_iterable(map(call, picks, of_table[block]))])
-        start = in_blocks
-        for shape, same in groupby(shapes[in_blocks:]):
-            sql, (pick,) = _insert_of(table, (present[shape],))
-            block_rows = of_table[start : (start := start + len([*same]))]
-            has_all = present[shape] == (1 << len(block_rows[0])) - 1
-            connection.executemany(sql, block_rows if has_all else map(pick, block_rows))
+        # shape are left out: a shape is a length, and in ``steps`` whether there is a bar.
+        shapes: dict[int, list[Row]] = {}
+        for row in of_table:
+            has_bar = table != "steps" or row[_INSTRUMENT_AT] is not None
+            shapes.setdefault(len(row) if has_bar else -len(row), []).append(row)
+        for alike in shapes.values():
+            inserted = _insert_of(table, _given(alike))
+            values = [*map(inserted.pick, alike)]
+            end = len(values) // BLOCK_ROWS * BLOCK_ROWS
+            blocks = (values[at : at + BLOCK_ROWS] for at in range(0, end, BLOCK_ROWS))
+            driver.executemany(inserted.block, map(tuple, map(chain.from_iterable, blocks)))
+            driver.executemany(inserted.row, values[end:])
 
 
-def _step_shape(row: Row) -> int:
-    """Return the shape of a row of ``steps``: its length, negative without a bar."""
-    return len(row) if row[_INSTRUMENT_AT] is not None else -len(row)
-
-
-def _present(rows: Sequence[Row]) -> int:
-    """Return a bit mask of the columns that are not null in all *rows*, which have one length."""
-    return sum(
-        1 << place
+def _given(rows: Sequence[Row]) -> tuple[bool, ...]:
+    """Return for each column whether a row has a value; *rows* have one length."""
+    return tuple(
+        value is not None or [row[place] for row in rows].count(None) < len(rows)
         for place, value in enumerate(rows[0])
-        if value is not None or [row[place] for row in rows].count(None) < len(rows)
     )
 
 
-@lru_cache(128)
-def _insert_of(
-    table: str, present: tuple[int, ...]
-) -> tuple[str, tuple[Callable[[Row], Row], ...]]:
-    """Return the INSERT of one row per mask in *present*, and a getter of each row's values."""
-    columns = stored_columns(table)
-    places = [[place for place in range(len(columns)) if bits >> place & 1] for bits in present]
-    union = sorted({*chain.from_iterable(places)})
-    names = ", ".join(columns[place] for place in union)
-    values = [", ".join("?" if at in of_row else "NULL" for at in union) for of_row in places]
-    sql = f"INSERT INTO {table} ({names}) VALUES ({'), ('.join(values)})"
-    return sql, tuple(itemgetter(*of_row) for of_row in places)
+class _Insert(NamedTuple):
+    """The compiled INSERT of a row and of a block, and the getter of a row's values."""
+
+    row: str
+    block: str
+    pick: Callable[[Row], Row]
 
 
-def in_memory(content: bytes | None = None) -> sqlite3.Connection:
-    """Return a database in memory with the pages *content*, or a new one; it has no journal."""
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    connection.deserialize(content or _empty())
-    connection.execute("PRAGMA journal_mode = OFF")
-    return connection
+@lru_cache(256)
+def _insert_of(table: str, given: tuple[bool, ...]) -> _Insert:
+    """Return the INSERT of the columns that are *given*, at least two: keys."""
+    names = [*compress(stored_columns(table), given)]
+    statement = insert(metadata.tables[table])
+    row = str(statement.compile(dialect=sqlite.dialect(), column_keys=names))
+    values = row.partition(" VALUES ")[2]
+    return _Insert(
+        row, row + f", {values}" * (BLOCK_ROWS - 1), itemgetter(*compress(count(), given))
+    )
+
+
+def in_memory(content: bytes | None = None) -> Writer:
+    """Return the writer of the pages *content* or a new database, in memory, without a journal."""
+    driver = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    driver.deserialize(content or _empty())
+    driver.execute("PRAGMA journal_mode = OFF")
+    return Writer(connected(driver))
 
 
 @cache
 def _empty() -> bytes:
     """Return the pages of a database without a run; cached, because creating it takes 40 ms."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+    driver = sqlite3.connect(":memory:", isolation_level=None)
+    with connected(driver) as connection:
         create(connection)
-        return connection.serialize()
+        return driver.serialize()
 
 
-def create(connection: sqlite3.Connection) -> None:
+def create(connection: Connection) -> None:
     """Create tables and views in one transaction."""
-    from sqlalchemy.dialects import sqlite  # takes a third of a second to load
-
-    from tracepaper.storage.database.schema import metadata, table_statements
-
-    connection.execute("BEGIN IMMEDIATE")
-    tables = table_statements(metadata, sqlite.dialect())
-    for statement in (*tables, *(view.sql for view in VIEWS)):
-        connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {FILE_SCHEMA}")
-    connection.execute("COMMIT")
+    with connection.begin():
+        metadata.create_all(connection, checkfirst=False)
+        for view in VIEWS:
+            connection.exec_driver_sql(view.sql)
+        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {FILE_SCHEMA}")

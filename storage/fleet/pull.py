@@ -11,8 +11,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from sqlalchemy import delete, insert
 
-from tracepaper.storage.database.writer import insert_rows, open_writer
+from tracepaper.storage.database.writer import DATABASES, insert_rows, open_writer
 from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
 from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
@@ -130,20 +131,20 @@ def _fill(
     counts: dict[str, int] = {}
     writer = open_writer(partial)
     try:
-        raw = writer.connection
-        raw.execute("PRAGMA synchronous = OFF")  # ``whole_file`` syncs the complete file
-        raw.execute("BEGIN IMMEDIATE")
-        raw.execute("DELETE FROM databases")
-        for table in TABLES:
-            if table == "databases":
-                row = server.execute(_ONLY, (database_id,)).fetchone() or (None,)
-                only_run_id = only.run_id if only else row[0]
-                raw.execute("INSERT INTO databases VALUES (?, ?)", (database_id, only_run_id))
-                continue
-            where, values = _condition(table, only)
-            counts[table] = _copy(server, raw, table, where, (database_id, *values))
-            progress(table, counts[table])
-        raw.execute("COMMIT")
+        writer.driver.execute("PRAGMA synchronous = OFF")  # ``whole_file`` syncs the complete file
+        with writer.connection.begin():
+            writer.connection.execute(delete(DATABASES))
+            new = insert(DATABASES).values(database_id=database_id)
+            for table in TABLES:
+                if table == "databases":
+                    row = server.execute(_ONLY, (database_id,)).fetchone() or (None,)
+                    only_run_id = only.run_id if only else row[0]
+                    writer.connection.execute(new.values(only_run_id=only_run_id))
+                    continue
+                where, values = _condition(table, only)
+                rows = database_id, *values
+                counts[table] = _copy(server, writer.driver, table, where, rows)
+                progress(table, counts[table])
     finally:
         writer.close()
     return PullResult(database_id, tuple(run.run_id for run in runs), counts, absent)
@@ -168,7 +169,7 @@ def _condition(table: str, only: _ServerRun | None) -> tuple[str, tuple[int, ...
 
 def _copy(
     server: Connection[Any],
-    raw: sqlite3.Connection,
+    file: sqlite3.Connection,
     table: str,
     where: str,
     values: tuple[object, ...],
@@ -188,6 +189,6 @@ def _copy(
         cursor.itersize = BATCH_ROWS
         cursor.execute(query.encode(), values)
         while rows := cursor.fetchmany(BATCH_ROWS):
-            insert_rows(raw, {table: rows})
+            insert_rows(file, {table: rows})
             count += len(rows)
     return count

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from sqlalchemy import update
 
 from tracepaper.storage.chain.verify import StoredCommit, Walk, check_prune, missing_commit
 from tracepaper.storage.database.chunks import (
@@ -25,7 +26,7 @@ from tracepaper.storage.database.chunks import (
     snapshot,
 )
 from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.database.writer import DATABASES, RANDOM_ID, open_writer
 from tracepaper.storage.fleet.server import (
     check_rights,
     check_schema,
@@ -491,7 +492,8 @@ def new_id(path: Path) -> str:
     """
     writer = open_writer(path)
     try:
-        writer.connection.execute("UPDATE databases SET database_id = lower(hex(randomblob(16)))")
+        with writer.connection.begin():
+            writer.connection.execute(update(DATABASES).values(database_id=RANDOM_ID))
     finally:
         writer.close()
     return database_id(path)

@@ -357,8 +357,8 @@ def log_with_room_for(path: Path, pages: int) -> SqlAuditLog:
     writer = open_writer(path)
     log = SqlAuditLog(writer, group_steps=50)
     log.begin(cases.run())
-    (now,) = writer.connection.execute("PRAGMA page_count").fetchone()
-    writer.connection.execute(f"PRAGMA max_page_count = {now + pages}")
+    (now,) = writer.driver.execute("PRAGMA page_count").fetchone()
+    writer.driver.execute(f"PRAGMA max_page_count = {now + pages}")
     return log
 
 
@@ -483,7 +483,7 @@ def test_a_kill_at_any_statement_of_a_commit_leaves_whole_commits(tmp_path: Path
     path, steps = tmp_path / "a.db", cases.plain_steps(16)
     log = SqlAuditLog.open(path, group_steps=8)
     log.begin(cases.run())
-    raw = log._connection  # noqa: SLF001 - where a statement begins, only SQLite knows
+    raw = log._driver  # noqa: SLF001 - where a statement begins, only SQLite knows
     cuts: dict[tuple[bytes, ...], int] = {}  # the files, with the steps acknowledged before
 
     def cut(_statement: str, acknowledged: int) -> None:

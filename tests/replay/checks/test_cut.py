@@ -374,7 +374,7 @@ def killing(statement):
 def watched(*args):
     global raw
     writer = opened(*args)
-    raw = writer.connection
+    raw = writer.driver
     raw.set_trace_callback(killing)
     return writer
 retention.open_writer = watched

@@ -476,12 +476,12 @@ def test_the_page_reads_nothing_after_an_answer(cross_database: Path, tmp_path: 
     """A transaction that stays open would keep a daemon from its start (docs/storage.md, S3)."""
     copy, run = copied(cross_database, tmp_path), shown_of(cross_database).run_id
     writer, shelf = open_writer(copy), Databases([copy])
-    writer.connection.execute("PRAGMA busy_timeout = 1")
+    writer.driver.execute("PRAGMA busy_timeout = 1")
     for route in (*ROUTES, *ROUTES):
-        writer.connection.execute("UPDATE databases SET database_id = 'another'")
+        writer.driver.execute("UPDATE databases SET database_id = 'another'")
         out = BytesIO()
         process.respond(shelf, {"path": address(route, run), "query": {}}, out)
-        emptied = writer.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        emptied = writer.driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert emptied == (0, 0, 0), route.path
     writer.close()
 

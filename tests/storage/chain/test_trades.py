@@ -15,15 +15,17 @@ from tracepaper.strategies.types.decisions import OrderKind
 
 def contradiction(kind: str | None, price: int | None, trigger: int | None) -> str | None:
     """Return the problem of a run of one order."""
-    with closing(in_memory()) as connection:
-        insert_rows(connection, StepEncoder(cases.run("run"), 1).opening(cases.run("run"), 0))
-        connection.execute(
+    with closing(in_memory()) as writer:
+        opening = StepEncoder(cases.run("run"), 1).opening(cases.run("run"), 0)
+        insert_rows(writer.driver, opening)
+        writer.connection.commit()
+        writer.driver.execute(
             "INSERT INTO orders (run_key, sequence, ordinal, order_id, instrument, side, quantity, "
             "filled, status, reason, created_ms, eligible_ms, kind, price, trigger) "
             "VALUES (1, 7, 0, '7:0', 0, 'BUY', 5, 0, 'NEW', '', 0, 0, ?, ?, ?)",
             (kind, price, trigger),
         )
-        problem = check_terms(connection, "run")
+        problem = check_terms(writer.driver, "run")
         return None if problem is None else str(problem)
 
 

@@ -28,10 +28,10 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 def test_a_new_database_has_the_promised_settings(tmp_path: Path) -> None:
     writer = open_writer(tmp_path / "new" / "a.db")
     settings = {
-        name: writer.connection.execute(f"PRAGMA {name}").fetchone()[0]
+        name: writer.driver.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
     }
-    tables = writer.connection.execute(
+    tables = writer.driver.execute(
         "SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND schema = 'main'"
     ).fetchall()
     writer.close()

@@ -31,7 +31,7 @@ def killed(path: Path, *, copied_at: int, steps: int, pages: int) -> None:
     """
     alive = path.with_name("alive.db")
     writer = open_writer(alive)
-    writer.connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+    writer.driver.execute(f"PRAGMA wal_autocheckpoint = {pages}")
     log = SqlAuditLog(writer, group_steps=1)
     log.begin(cases.run())
     for step in STEPS[:steps]:

@@ -48,7 +48,7 @@ def stored(path: Path) -> list[Step]:
 
 def log_of(path: Path, *, checkpoint_pages: int = 1_000) -> SqlAuditLog:
     writer = open_writer(path)
-    writer.connection.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
+    writer.driver.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
     log = SqlAuditLog(writer, group_steps=1)
     log.begin(cases.run())
     return log
@@ -160,7 +160,7 @@ def test_nor_where_it_happens_while_a_step_is_committed(tmp_path: Path, name: st
         if statement == "COMMIT":
             damage(sibling(path, ending))
 
-    raw = log._connection  # noqa: SLF001 - where a statement begins, only SQLite knows
+    raw = log._driver  # noqa: SLF001 - where a statement begins, only SQLite knows
     raw.set_trace_callback(at)
     with pytest.raises(AuditUnwritable, match=words):
         log.append_now(STEPS[40])
@@ -466,7 +466,7 @@ async def test_a_foreign_write_lock_is_waited_for_without_end(tmp_path: Path) ->
     path = tmp_path / "a.db"
     log = log_of(path)
     log.append_now(STEPS[0])
-    raw = log._connection  # noqa: SLF001 - a second is long for a test
+    raw = log._driver  # noqa: SLF001 - a second is long for a test
     raw.execute("PRAGMA busy_timeout = 1")
     waits = 0
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as shell:
@@ -501,7 +501,7 @@ def test_what_nobody_watches_does_not_wait_for_ever_nor_speak_of_a_full_disk(
     path = tmp_path / "a.db"
     log = log_of(path)
     log.append_now(STEPS[0])
-    log._connection.execute("PRAGMA busy_timeout = 1")  # noqa: SLF001 - a second is long for a test
+    log._driver.execute("PRAGMA busy_timeout = 1")  # noqa: SLF001 - a second is long for a test
     error = blocked(path, lambda: log.append_now(STEPS[1]))
     assert "locked); end the transaction of the other process" in error
     log.close()

@@ -78,7 +78,7 @@ def test_a_first_start_that_was_killed_anywhere_is_begun_again(tmp_path: Path) -
     for number, left in enumerate([*early, *[*kills][FIRST_PAGES::25]]):
         put(dict(left), again := tmp_path / f"kill {number}" / "a.db")
         log = SqlAuditLog.open(again, group_steps=1)
-        if log._connection.execute("SELECT count(*) FROM runs").fetchone() == (0,):  # noqa: SLF001
+        if log._driver.execute("SELECT count(*) FROM runs").fetchone() == (0,):  # noqa: SLF001
             log.begin(cases.run())
         else:
             log.resume("r-1")
