@@ -468,7 +468,8 @@ class Book:
         )
         rests = any(
             order.instrument == event.instrument
-            and order.role is OrderRole.SIGNAL
+            and order.role
+            in (OrderRole.SIGNAL, OrderRole.COMMAND)  # a FLATTEN also sets the target
             and order.status not in ENDED
             for order in self.reported.values()
         )
