@@ -327,7 +327,7 @@ class GateMargin:
     threshold: float
     passed: bool
     unit: str
-    words: str  # describe the measure
+    meaning: str  # of the measure
     margin: float | None  # by how much it passed; negative if it failed
     share: float | None  # margin ÷ (threshold − lowest value of the measure); None if that is 0
 
@@ -413,7 +413,7 @@ def _margin(row: Mapping[str, Any]) -> GateMargin:
     span = abs(threshold - gate.starts_at)
     share = None if margin is None or span == 0 else margin / span
     return GateMargin(
-        gate.name, measure, threshold, bool(row["passed"]), gate.unit, gate.words, margin, share
+        gate.name, measure, threshold, bool(row["passed"]), gate.unit, gate.meaning, margin, share
     )
 
 

@@ -418,7 +418,7 @@ _GATES: Final = (
     ),
     Figure[GateMargin]("unit", "unit", "text", lambda gate: unit_beside(gate.gate)),
     of_field("passed", "", "mark"),
-    of_field("words", "what it measures", "text", wide=True),
+    of_field("meaning", "what it measures", "text", wide=True),
     Figure[GateMargin](
         "bound", "", "text", lambda gate: "≥" if GATES[gate.gate].at_least else "≤", wide=True
     ),

@@ -79,7 +79,7 @@ class GateInfo(Struct, frozen=True):
     """A gate of a run, with its last ``threshold``."""
 
     gate: str
-    words: str  # describe the measure
+    meaning: str  # of the measure
     unit: str
     threshold: float
     is_switch: bool  # answers yes or no

@@ -236,7 +236,7 @@ def _warming(shown: ShownRun, last: int | None) -> str:
     return f"{document.title}. {reasons.text}" if isinstance(reasons, Paragraph) else document.title
 
 
-_GATE_FIELDS: Final = ("words", "unit", "is_switch", "is_capped")
+_GATE_FIELDS: Final = ("meaning", "unit", "is_switch", "is_capped")
 
 
 def _fees(config: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -194,7 +194,7 @@ REFUSALS: Final = (
     ),
     of_field("random_low", "random gate from", "gain bp", "judged.low", wide=True),
     of_field("random_high", "to", "gain bp", "judged.high", wide=True),
-    of_field("verdict", "it", "text"),
+    of_field("verdict", "verdict", "text"),
 )  # fmt: skip
 
 REWEIGHTINGS: Final = (

@@ -260,7 +260,7 @@ FIGURES: Final = (
     *_tied("volume", "with volume"),
     *_tied("volatility", "with volatility"),
     *_tied("extremes", "at extremes"),
-    of_field("marks", "is", "text"),
+    of_field("marks", "properties", "text"),
 )
 
 FEATURES: Final = (

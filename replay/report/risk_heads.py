@@ -153,8 +153,8 @@ def _covered(comparison: HeadOutcomes) -> Iterator[Cells]:
                 below = mean_by_day(
                     (outcome <= quantiles[:, at]).astype(np.float64), comparison.days
                 )
-                outcome_name = "return" if head == "quantiles" else head
-                yield {"of": outcome_name, "forecast": level, "realised": below}
+                name = "return" if head == "quantiles" else head
+                yield {"outcome": name, "forecast": level, "realised": below}
 
 
 def _regimes(comparison: HeadOutcomes) -> Iterator[Cells]:
@@ -181,7 +181,7 @@ _TAIL_FIGURES: Final = (
     of_row("expected", "forecast, bp", "bp"),
 )
 _COVERED_FIGURES: Final = (
-    of_row("of", "of", "text"),
+    of_row("outcome", "outcome", "text"),
     of_row("forecast", "below, forecast", "share"),
     of_row("realised", "realised ± error", "share"),
 )

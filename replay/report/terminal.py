@@ -277,7 +277,7 @@ FILLS_OF_SIDES: Final = (
     FILLS[0],
     Figure[Row]("instrument", "symbol", "text", lambda row: row["instrument"].partition(":")[2]),
     FILLS[2],
-    of_view("position_side", "of", "text"),
+    of_view("position_side", "position", "text"),
     *FILLS[3:],
 )
 """Columns in hedge mode: each fill is of one side, and all symbols are of one category."""

@@ -299,9 +299,15 @@ V_GATES: Final = View(
         *of_step("s"),
         ordinal("g", "place of the gate; `refused_by` is the first that fails"),
         *shown("g", "gate_sets", "gate"),
-        ViewColumn("measure", measured(), "null if it could not be computed", "REAL"),
+        ViewColumn("measure", measured(), "what the gate measured; null if it could not", "REAL"),
         *shown("g", "gate_sets", "threshold"),
-        ViewColumn("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
+        ViewColumn(
+            "passed",
+            "o.passed >> g.ordinal & 1",
+            "1 if the gate let the decision pass, else 0",
+            "INTEGER",
+            is_flag=True,
+        ),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
     f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
@@ -374,14 +380,14 @@ V_NOTES: Final = View(
         *of_step("s"),
         INSTRUMENT,
         *moment("open_time_ms", "s.open_time_ms", "open time of the decided bar"),
-        ViewColumn("name", "CAST(n.key AS TEXT)", "the strategy's name for it"),
+        ViewColumn("name", "CAST(n.key AS TEXT)", "name that the strategy gave the number or text"),
         ViewColumn(
             "number",
             "CASE WHEN n.type IN ('real', 'integer') THEN n.value END",
-            "null if it is a text, or was not finite",
+            "the noted number; null for a text, and where it was not finite",
             "REAL",
         ),
-        ViewColumn("text", "CASE n.type WHEN 'text' THEN n.value END", "null if it is a number"),
+        ViewColumn("text", "CASE n.type WHEN 'text' THEN n.value END", "the noted text, or null"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
     f"AND s.instrument IS NOT NULL JOIN answers a ON {at_step('a')} AND a.note IS NOT NULL "
@@ -680,7 +686,7 @@ V_TRADES: Final = View(
                 "costs",
                 _COSTS,
                 MONEY,
-                "fees, plus the cost of fills worse than their reference prices",
+                "fees, spread, slippage and liquidation of its fills",
             ),
             *shown("t", "trades", "fees", "funding", "dividends"),
             *exact("profit", _PROFIT, MONEY, "gross plus dividends minus costs"),

@@ -259,7 +259,7 @@ _GATE_SETS = (
     _key("run_key", "runs.run_key"),
     _key("gate_set"),
     _key("ordinal"),  # index in the set; the bit in ``outcomes.passed``
-    _text("gate", "its name"),
+    _text("gate", "name of the gate"),
     _real("threshold", "what the measure was compared with", null=False),
     # The step that first used it; null: known when the run was opened.
     _whole("sequence", null=True),
@@ -564,7 +564,7 @@ _TRADES = (
         "base currency",
         MONEY,
     ),
-    _whole("fees", "the fees alone", MONEY),
+    _whole("fees", "fees of its fills in quote currency, a part of `costs`", MONEY),
     _whole("funding", "funding while it was held, positive if paid", MONEY),
     _whole("dividends", "dividends and cash in lieu while it was held", MONEY),
     _whole("stake", "cost of the largest quantity held, at the mean entry price", MONEY),

@@ -242,7 +242,7 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
 
     name: str
     kind: GateKind
-    words: str  # a description of the measure
+    meaning: str  # of the measure, in one sentence
     unit: str  # of measure and threshold
     measure: Measure  # returns None if it cannot be computed; the gate then fails
     threshold: Threshold
@@ -335,7 +335,7 @@ def gate(  # noqa: PLR0913 - one keyword per property
         GATES[name] = Gate(
             name=name,
             kind=kind,
-            words=(measure.__doc__ or "").strip().rstrip("."),
+            meaning=(measure.__doc__ or "").strip().rstrip("."),
             unit=unit,
             measure=measure,
             threshold=threshold,

@@ -48,7 +48,7 @@ def test_explain_shows_it_with_its_unit(outputs: dict[str, str]) -> None:
         assert unit in line
     gates = {row["gate"]: row for row in json.loads(outputs["document"])["gates"]}
     assert gates["calm"]["unit"] == "usual half ranges"
-    assert gates["certain"]["words"] == "Probability of the likeliest class"
+    assert gates["certain"]["meaning"] == "Probability of the likeliest class"
     assert (gates["certain"]["margin"] >= 0) is bool(gates["certain"]["passed"])
 
 

@@ -179,7 +179,7 @@ def _gate_row(gate: Gate) -> str:
         sign = "yes" if gate.at_least else "no"
     else:
         sign = f"{sign} {threshold:g}"
-    return f"| `{gate.name}` | {gate.kind} | {gate.words} | {gate.unit} | {sign} | {key} |"
+    return f"| `{gate.name}` | {gate.kind} | {gate.meaning} | {gate.unit} | {sign} | {key} |"
 
 
 def _sentence(text: str) -> str:

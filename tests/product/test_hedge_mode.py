@@ -101,7 +101,7 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         for each in summary_document(path, process.opened.run.run_id).parts
         if isinstance(each, Table) and each.key == "fills"
     )
-    assert [figure.title for figure in fills.figures][1:3] == ["side", "of"]
+    assert [figure.title for figure in fills.figures][1:3] == ["side", "position"]
     newest = [fill.position_side for step in process.steps for fill in step.fills]
     assert [row["position_side"] for row in fills.records()] == newest[-len(fills.rows) :]
 

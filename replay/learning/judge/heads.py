@@ -273,7 +273,7 @@ _COVERED: Final = {
 }
 _COVERAGE: Final = (
     of_row("horizon", "bars ahead", "count"),
-    of_row("of", "of", "text"),
+    of_row("outcome", "outcome", "text"),
     of_row("forecast", "forecast", "measure"),
     of_row("realised", "realised", "measure"),
 )
@@ -301,7 +301,7 @@ def _covered(head: str, rows: Forecasts) -> Iterator[Cells]:
     noun = "quantile" if head in EXTREMES else "bars"
     for (key, share), level in zip(shares.items(), levels, strict=True):
         name = f"{key.partition('_')[2]} {noun}"
-        yield {"horizon": rows.horizons[0], "of": name, "forecast": level, "realised": share}
+        yield {"horizon": rows.horizons[0], "outcome": name, "forecast": level, "realised": share}
 
 
 def _regimes(rows: Forecasts) -> Iterator[Cells]:

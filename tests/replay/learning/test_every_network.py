@@ -174,8 +174,8 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
         for share in (0.01, 0.05)
     ]
     for name in ("drawdown", "runup"):
-        assert {row["of"] for row in tables[name]["rows"]} == {"50 quantile", "90 quantile"}
-    assert [row["of"] for row in tables["path"]["rows"]][-4:] == [
+        assert {row["outcome"] for row in tables[name]["rows"]} == {"50 quantile", "90 quantile"}
+    assert [row["outcome"] for row in tables["path"]["rows"]][-4:] == [
         "8 bars", "15 bars", "23 bars", "30 bars"
     ]  # fmt: skip
     assert [row["regime"] for row in tables["regimes"]["rows"]] == [1, 2, 3, 1, 2, 3]
@@ -189,7 +189,7 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     assert set(factors) == {"tails", "drawdown", "runup", "path"}
     figures = span["figures"]["further"]
     assert figures == card["figures"]["further"]
-    median = next(row for row in tables["drawdown"]["rows"] if row["of"] == "50 quantile")
+    median = next(row for row in tables["drawdown"]["rows"] if row["outcome"] == "50 quantile")
     assert figures["5"]["drawdown"]["below_50"][0] == pytest.approx(
         median["realised"]["value"], abs=1e-5
     )

@@ -86,7 +86,8 @@ def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> N
             ]  # fmt: skip
             assert row["expected"] == pytest.approx(np.mean(expected))
     quantiles = {
-        (row["of"], row["forecast"]): row["realised"]["value"] for row in document["head_quantiles"]
+        (row["outcome"], row["forecast"]): row["realised"]["value"]
+        for row in document["head_quantiles"]
     }
     assert set(quantiles) == {
         ("drawdown", 0.5), ("drawdown", 0.9), ("return", 0.05), ("return", 0.5), ("return", 0.95),

@@ -171,7 +171,7 @@ def is_of_what_may_be_absent(gate_inputs: GateInputs) -> bool:
 
 @pytest.mark.parametrize("gate", gate_order())
 def test_every_gate_says_what_it_measures_and_has_a_case_here(gate: str) -> None:
-    assert GATES[gate].words, f"give the function of {gate} a docstring: what it measures"
+    assert GATES[gate].meaning, f"give the function of {gate} a docstring: what it measures"
     assert GATES[gate].unit, f"give {gate} a unit, or YES_OR_NO"
     if gate not in PASSES:
         pytest.fail(

@@ -337,7 +337,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
                 ? html`<button
                     class=${decision?.refused_by === row.key ? "refuser" : ""}
                     aria-pressed=${gate === row.key}
-                    title=${run.gates.find((each) => each.gate === row.key).words}
+                    title=${run.gates.find((each) => each.gate === row.key).meaning}
                     onClick=${() => toGate(row.key)}
                   ><span>${row.label}</span><span class="figure">${refused(row) || ""}</span><span class="unseen">${refused(row) ? " refusals" : " no refusal"}</span></button>`
                 : html`<span title=${row.gates.join(", ")} class=${row.gates.includes(decision?.refused_by) ? "refuser" : ""}>

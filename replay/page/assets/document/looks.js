@@ -24,7 +24,7 @@ function Gauge({ share, passed }) {
 function GateLine({ row, links }) {
   const { text: name } = row.gate;
   const passed = row.passed.sort;
-  const title = `${name}: ${row.words.text}${row.unit.text === "–" ? "" : ` ${row.unit.text}`}`;
+  const title = `${name}: ${row.meaning.text}${row.unit.text === "–" ? "" : ` ${row.unit.text}`}`;
   return html`<li class=${passed ? "gate" : "gate failed"} data-gate=${name}>
     ${links?.toGate
       ? html`<button class=${`name ${name === links.refusedBy ? "refuser" : ""}`} aria-pressed=${name === links.gate} title=${title} onClick=${() => links.toGate(name)}>${word(name)}</button>`
@@ -39,7 +39,7 @@ function Gauges({ rows, links }) {
   const others = rows.filter((row) => !row.drawn.sort);
   const refused = others.filter((row) => !row.passed.sort).map((row) => word(row.gate.text));
   return html`<ul class="gates">
-      ${drawn.map((row) => html`<${GateLine} row=${row} links=${links} />${row.gate.text === links?.refusedBy && html`<li class="words muted">${row.words.text}</li>`}`)}
+      ${drawn.map((row) => html`<${GateLine} row=${row} links=${links} />${row.gate.text === links?.refusedBy && html`<li class="words muted">${row.meaning.text}</li>`}`)}
     </ul>
     ${others.length > 0 &&
     html`<details>
@@ -49,8 +49,8 @@ function Gauges({ rows, links }) {
       </summary>
       <ul class="switches">
         ${others.map(
-          ({ gate, words, measure, bound, threshold, passed }) =>
-            html`<li data-gate=${gate.text} title=${words.text}>
+          ({ gate, meaning, measure, bound, threshold, passed }) =>
+            html`<li data-gate=${gate.text} title=${meaning.text}>
               <span>${passed.text} ${word(gate.text)}</span>
               <span class="figure">${threshold.text === "yes" ? (passed.sort ? "yes" : "no") : `${measure.text} ${bound.text} ${threshold.text}`}</span>
             </li>`,
