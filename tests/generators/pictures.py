@@ -110,7 +110,7 @@ def page(folder: Path) -> None:
                     viewport={"width": width, "height": height}, device_scale_factor=SCALE
                 )
                 window.goto(url)
-                window.wait_for_selector("text=Gates")
+                window.wait_for_selector('text="Gates"')
                 window.wait_for_load_state("networkidle")
                 save(window.screenshot(), name)
             width, height = PAGES["page"]
@@ -118,7 +118,7 @@ def page(folder: Path) -> None:
                 viewport={"width": width, "height": height}, device_scale_factor=SCALE
             )
             window.goto(url)
-            window.wait_for_selector("text=Gates")
+            window.wait_for_selector('text="Gates"')
             for name, (path, text, part, key) in PARTS.items():
                 window.evaluate("hash => (location.hash = hash)", f"#/run/{run_id}{path}")
                 window.wait_for_load_state("networkidle")
