@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import create_engine, event, func, insert, select
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import StaticPool
 
 from tracepaper.storage.database.connection import (
     beside,
@@ -61,19 +61,14 @@ RANDOM_ID: Final = func.lower(func.hex(func.randomblob(16)))
 class Writer(NamedTuple):
     """The only writing connection of a database, with the locks that keep other writers out.
 
-    A database in memory has no locks.
+    ``connection`` is SQLAlchemy's over ``driver``, which readers, pragmas and the rows of a commit
+    use. A database in memory has no locks.
     """
 
+    driver: sqlite3.Connection
     connection: Connection
     lock: InstanceLock | None = None
     file: FileWatch | None = None
-
-    @property
-    def driver(self) -> sqlite3.Connection:
-        """The driver's connection under SQLAlchemy's: for readers, and for pragmas."""
-        driver = self.connection.connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
-        return driver
 
     def problem(self) -> str:
         """Return the damage to the file since the last commit, with a remedy; "" if none."""
@@ -94,6 +89,7 @@ class Writer(NamedTuple):
         If a reader keeps the WAL file, the count of acknowledged steps is kept too.
         """
         self.connection.close()
+        self.driver.close()
         is_whole = self.file is None or self.file.is_whole
         if self.file is not None:
             self.file.close()
@@ -104,10 +100,12 @@ class Writer(NamedTuple):
 def connected(driver: sqlite3.Connection) -> Connection:
     """Return SQLAlchemy's connection over *driver*, which is in autocommit mode.
 
-    Closing it closes *driver*. A transaction takes the write lock as it begins. An error is the
-    driver's own, because the cause of a failed write is read from its code.
+    A transaction takes the write lock as it begins. An error is the driver's own, because the cause
+    of a failed write is read from its code.
     """
-    engine = create_engine("sqlite://", creator=lambda: driver, poolclass=NullPool)
+    # Another pool would close the driver, which a reader may hold, as soon as nothing refers to
+    # SQLAlchemy's connection.
+    engine = create_engine("sqlite://", creator=lambda: driver, poolclass=StaticPool)
     event.listen(engine, "begin", lambda _: driver.execute("BEGIN IMMEDIATE"))
     event.listen(engine, "handle_error", _drivers_error)
     return engine.connect()
@@ -197,7 +195,7 @@ def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer
         except (sqlite3.Error, OSError) as error:
             raise refusal(str(path), error) from error
         undo.pop_all()
-        return Writer(connection, lock, file)
+        return Writer(driver, connection, lock, file)
 
 
 def _settle_journal(path: Path, connection: sqlite3.Connection) -> None:
@@ -287,15 +285,15 @@ def in_memory(content: bytes | None = None) -> Writer:
     driver = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     driver.deserialize(content or _empty())
     driver.execute("PRAGMA journal_mode = OFF")
-    return Writer(connected(driver))
+    return Writer(driver, connected(driver))
 
 
 @cache
 def _empty() -> bytes:
     """Return the pages of a database without a run; cached, because creating it takes 40 ms."""
-    driver = sqlite3.connect(":memory:", isolation_level=None)
-    with connected(driver) as connection:
-        create(connection)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as driver:
+        with connected(driver) as connection:
+            create(connection)
         return driver.serialize()
 
 
