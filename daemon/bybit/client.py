@@ -128,7 +128,7 @@ def read_klines(
         newer_ms = open_ms
         try:
             candle = messages.closed_candle(row, open_ms, interval_ms)
-            bar = read(candle, open_ms + interval_ms, Source.REST)
+            bar = read(candle, candle.end + 1, Source.REST)
         except FrameImpossible as error:
             if error.kind == "off_grid":
                 raise _unrelated(str(error)) from error

@@ -22,6 +22,7 @@ from tracepaper.daemon.bybit.messages import (
 )
 from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.strategies.errors import ConfigInvalid, FrameImpossible, MessageMalformed
+from tracepaper.strategies.months import interval_end
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
     Bar,
@@ -351,7 +352,6 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
     its volume cannot have caused its range or turnover.
     """
     name, interval = instrument.id, interval_name(interval_ms)
-    grid_ms, last_ms = interval_start(interval_ms, interval_ms) % interval_ms, interval_ms - 1
     price_decimals = instrument.price_decimals
     volume_decimals, turnover_decimals = instrument.volume_decimals, instrument.turnover_decimals
     # Factors that bring turnover and volume to common decimals, and the tolerance in these.
@@ -366,14 +366,15 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
         volume = exact(candle.volume, volume_decimals)
         turnover = exact(candle.turnover, turnover_decimals)
         start, end = candle.start, candle.end
+        is_on_grid = interval_start(start, interval_ms) == start
         if not (
             0 < low <= open_ <= high
             and low <= close <= high
-            and start % interval_ms == grid_ms
-            and end - start == last_ms
+            and is_on_grid
+            and end == interval_end(start, interval_ms) - 1
             and (candle.interval == interval or not candle.interval)
         ):
-            raise _impossible(candle, name, is_on_grid=start % interval_ms == grid_ms)
+            raise _impossible(candle, name, is_on_grid=is_on_grid)
         if source is _STREAM:  # for an answer of REST there is no second source to ask
             traded, paid = volume * over, 1_000 * turnover * unit
             if not (999 * low * traded - slack <= paid <= 1_001 * high * traded + slack) or (

@@ -13,6 +13,8 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Meta, Raw, Struct, field
 
+from tracepaper.strategies.months import interval_end
+
 Milliseconds = Annotated[int, Meta(ge=0, lt=2**62)]
 """A time; the bounds make sure that the difference of two times fits 64 bits."""
 
@@ -267,7 +269,7 @@ def closed_candle(row: KlineRow, open_ms: int, interval_ms: int) -> KlineCandle:
     _, open_, high, low, close, volume, turnover = row
     return KlineCandle(
         start=open_ms,
-        end=open_ms + interval_ms - 1,
+        end=interval_end(open_ms, interval_ms) - 1,
         open=open_,
         close=close,
         high=high,

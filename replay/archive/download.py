@@ -40,6 +40,13 @@ from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, FeedStale, Recoverable
+from tracepaper.strategies.months import (
+    MONTH_MS,
+    interval_end,
+    intervals_between,
+    month_of,
+    month_start,
+)
 from tracepaper.strategies.types.market import Bar, Category, Instrument
 from tracepaper.strategies.units import interval_start
 
@@ -66,19 +73,23 @@ async def fetch(
     """
     fetched: list[int] = []
     for first, until in runs(times, interval_ms, most=client.candles_max):
-        page = await client.candles(instrument, interval_ms, first, until - interval_ms)
+        last = interval_start(until - 1, interval_ms)
+        page = await client.candles(instrument, interval_ms, first, last)
         if page:
             keep(page)
         fetched += [bar.open_time_ms for bar in page]
-        progress((until - first) // interval_ms)
+        progress(intervals_between(first, until, interval_ms))
     return len(fetched), np.setdiff1d(times, np.array(fetched, dtype=np.int64))
 
 
 def runs(times: Times, interval_ms: int, *, most: int | None = None) -> list[Span]:
     """Split ascending *times* into spans without holes, of at most so many candles each."""
-    parts = np.split(times, np.flatnonzero(np.diff(times) != interval_ms) + 1)
+    places = times // interval_ms
+    if interval_ms == MONTH_MS:
+        places = times.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+    parts = np.split(times, np.flatnonzero(np.diff(places) != 1) + 1)
     return [
-        (int(part[0]), int(part[-1]) + interval_ms)
+        (int(part[0]), interval_end(int(part[-1]), interval_ms))
         for whole in parts
         if whole.size
         for part in np.split(whole, range(most or whole.size, whole.size, most or whole.size))
@@ -206,8 +217,12 @@ def wanted_times(request: FetchRequest, stored: Times, instrument: Instrument) -
                 "to start, such as --from 2025-01-01."
             )
         from_ms = int(stored[0])
-    start = interval_start(from_ms + interval_ms - 1, interval_ms)
-    whole = np.arange(start, request.until_ms - interval_ms + 1, interval_ms, dtype=np.int64)
+    if interval_ms == MONTH_MS:
+        months = range(month_of(from_ms - 1) + 1, month_of(request.until_ms))
+        whole = np.array([*map(month_start, months)], dtype=np.int64)
+    else:
+        start = interval_start(from_ms + interval_ms - 1, interval_ms)
+        whole = np.arange(start, request.until_ms - interval_ms + 1, interval_ms, dtype=np.int64)
     if not whole.size:
         raise ConfigInvalid(
             "No candle closed between the two times: choose an earlier --from or a later --to."

@@ -18,7 +18,6 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import INTERVALS, count_of, duration, interval_text, percent
 
@@ -317,7 +316,8 @@ def fetch(
     symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
     *,
     interval: Annotated[
-        str, typer.Option(help="1 3 5 15 30 60 120 240 360 720 D or W, as the exchange names them.")
+        str,
+        typer.Option(help="1 3 5 15 30 60 120 240 360 720 D W or M, as Bybit names them."),
     ] = "1",
     from_text: Annotated[
         str | None,
@@ -340,8 +340,6 @@ def fetch(
 
     if interval not in INTERVALS:
         raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")
-    if INTERVALS[interval] == MONTH_MS:
-        raise ConfigInvalid("--interval M is not fetched: fetch D and set market.interval to M.")
     order = FetchRequest(
         folder=out,
         category=category,

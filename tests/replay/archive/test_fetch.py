@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bybit_server import exchange_section
+from bybit_server import ScriptedServer, exchange_section
 from exchange_client import FIRST_MS, MINUTE, candles
 from fakes import ManualClock
 from hypothesis import given
@@ -24,7 +24,8 @@ from tracepaper.replay.archive.download import (
     runs,
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.months import MONTH_MS, month_start
+from tracepaper.strategies.types.market import Bar, Category, Instrument
 
 
 @given(st.sets(st.integers(0, 80)), st.integers(1, 9))
@@ -103,6 +104,28 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     assert [shelf.bars[t].close for t in sorted(shelf.bars)] == [
         value * scale for value in served.close[:2_480].tolist()
     ]
+
+
+async def test_months_are_fetched_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    opens = [month_start(month) for month in range(600, 613)]
+    clock = ManualClock()
+    async with ScriptedServer() as server:
+        server.server_ms = opens[-1] + 5 * 86_400_000  # a month is open
+        for at in (*opens[:4], *opens[5:]):
+            server.add_candle(at)
+        async with BybitClient(
+            exchange_section(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
+        ) as client:
+            wanted = opens[0] - 1, server.server_ms
+            order = FetchRequest(tmp_path, Category.LINEAR, ("BTCUSDT",), MONTH_MS, *wanted)
+            (outcome,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
+            (again,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
+    assert {query["interval"] for query in server.queries("kline")} == {"M"}
+    assert (outcome.bars, list(outcome.absent)) == (11, [(opens[4], opens[5])])
+    assert again.bars == 0
+    kept = read_candles(outcome.file)
+    assert kept.interval_ms == MONTH_MS
+    assert kept.open_time_ms.tolist() == [*opens[:4], *opens[5:-1]]
 
 
 UNTIL_MS = FIRST_MS + 100 * MINUTE

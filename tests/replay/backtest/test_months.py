@@ -251,7 +251,6 @@ def test_where_months_cannot_be_they_are_refused_in_one_sentence(
 ) -> None:
     for words, sentence in (
         (["run", "--set", "market.interval=M", "--db", str(tmp_path / "a.db")], "only for replays"),
-        (["data", "fetch", "BTCUSDT", "--interval", "M"], "fetch D and set market.interval to M"),
         (["train", "--data", str(months), "--out", str(tmp_path / "m")], "too few to learn from"),
         (["replay", *SMA, "--set", "gate.horizon=30d", "--data", str(months), "--db",
           str(tmp_path / "b.db")], "months have no one length"),
