@@ -174,9 +174,11 @@ class ServerTimeReader:
         is_faster = low > (1 + RATE_TOLERANCE) * scale and len(samples) == RATE_SAMPLES
         if is_steady and (is_real or is_faster):
             rate = f"{(low + high) / 2:.3g}"
+            # Only the embedded exchange outruns the wall clock.
+            other = ", or start `tracepaper exchange` with --now, without --speed"
             raise ConfigInvalid(
                 f"The exchange's time passes {rate} s in one second, but exchange.time_scale is "
-                f"{scale:g}: set exchange.time_scale = {rate}."
+                f"{scale:g}: set exchange.time_scale = {rate}{other if is_faster else ''}."
             )
 
     def _is_near(self, sample: _TimeSample) -> bool:
