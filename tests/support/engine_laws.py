@@ -425,6 +425,9 @@ class Book:
                 and self._touches(order, event, order.trigger)
             ):
                 now = self.reported[order.order_id]
+                moved = now.trigger or order.trigger
+                if not self._touches(order, event, moved):
+                    continue  # a fill at the bar's open moved it, with the average price
                 assert now.triggered or now.status in ENDED, f"skipped: {order.role} {order.kind}"
                 self.met["a stop was met"] += 1
 
