@@ -26,15 +26,12 @@ from sqlalchemy import (
 from sqlalchemy import (
     text as text_clause,
 )
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from sqlalchemy import Dialect
+    from collections.abc import Mapping
 
     from tracepaper.storage.record.columns import Column
 
@@ -91,11 +88,3 @@ Index(
 for _name in BORN:
     _table = metadata.tables[_name].c
     Index(f"{_name}_order", _table.order_id, _table.run_key)
-
-
-def table_statements(tables: MetaData, dialect: Dialect) -> Iterator[str]:
-    """Yield the statements that create *tables* and their indexes in *dialect*."""
-    for table in tables.sorted_tables:
-        yield str(CreateTable(table).compile(dialect=dialect))
-        for index in table.indexes:
-            yield str(CreateIndex(index).compile(dialect=dialect))

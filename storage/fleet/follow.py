@@ -11,9 +11,12 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy import func
+
 from tracepaper.storage.database.lock import identity
-from tracepaper.storage.fleet.server import ShipProgress, speaking
+from tracepaper.storage.fleet.server import ShipProgress, transaction
 from tracepaper.storage.fleet.ship import GROUP_STEPS, Shipper, ShipResult
+from tracepaper.storage.fleet.tables import metadata, upsert
 from tracepaper.strategies.errors import ServerLost
 
 if TYPE_CHECKING:
@@ -26,12 +29,7 @@ HEARTBEAT_S: Final = 2.0
 """Wall seconds between two status rows on the server, even if nothing was shipped."""
 PAUSE_S: Final = (0.5, 30.0)
 """The first and the longest pause after a fault; each further fault doubles the pause."""
-_SEEN: Final = (
-    "INSERT INTO shippers VALUES (%s, %s, %s, clock_timestamp(), %s, %s, %s) "
-    "ON CONFLICT (database_id) DO UPDATE SET host = EXCLUDED.host, file = EXCLUDED.file, "
-    "seen_at = EXCLUDED.seen_at, lag_steps = EXCLUDED.lag_steps, lag_s = EXCLUDED.lag_s, "
-    "daemon = EXCLUDED.daemon"
-)
+_SEEN: Final = upsert(metadata.tables["shippers"]).values(seen_at=func.clock_timestamp())
 
 
 class Follower:
@@ -127,14 +125,17 @@ class Follower:
         steps, holes = self._steps, self._holes
         self._report(ShipProgress(steps, behind, round(lag_s, 3), self._errors, self._error, holes))
         if self._shipper.is_open:
-            with speaking(self._url, "hear of the shipper"):
-                self._shipper.server.execute(
-                    _SEEN,
-                    (
-                        *(self._shipper.database_id, socket.gethostname()),
-                        *(str(self._path.resolve()), behind, lag_s, self._daemon()),
-                    ),
-                )
+            seen = {
+                "database_id": self._shipper.database_id,
+                "host": socket.gethostname(),
+                "file": str(self._path.resolve()),
+                "lag_steps": behind,
+                "lag_s": lag_s,
+                "daemon": self._daemon(),
+            }
+            server = self._shipper.server
+            with transaction(self._url, server, "hear of the shipper"):
+                server.execute(_SEEN, seen)
 
 
 def ship_once(path: Path, url: str, *, needed_by: str = "--to") -> ShipResult:

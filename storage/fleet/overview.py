@@ -13,13 +13,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
-from tracepaper.storage.fleet.server import check_schema, connect, speaking
+from tracepaper.storage.fleet.server import ONE_SNAPSHOT, check_schema, connect, transaction
 from tracepaper.storage.fleet.views import select_step
 from tracepaper.strategies.units import minute_text
 
 if TYPE_CHECKING:
-    from psycopg import Connection
-    from psycopg.rows import DictRow
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, RowMapping
 
     from tracepaper.storage.database.view_columns import View
 
@@ -90,13 +91,10 @@ class FleetRun(Struct, frozen=True, kw_only=True):
 def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
     """Return every run of the server at *url*, by host and file, the oldest first."""
     with closing(connect(url, needed_by=needed_by)) as server:
-        from psycopg.rows import dict_row  # after connect, which reports a missing psycopg
-
         check_schema(url, server)
-        with speaking(url, "read the fleet"):
-            server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            server.row_factory = dict_row
-            rows = server.execute(_RUNS).fetchall()
+        server.execution_options(**ONE_SNAPSHOT)
+        with transaction(url, server, "read the fleet"):
+            rows = server.exec_driver_sql(_RUNS).mappings().all()
             newest = {row["database_id"]: row["run_id"] for row in rows}
             return [_read(server, row, newest[row["database_id"]] == row["run_id"]) for row in rows]
 
@@ -105,7 +103,7 @@ _UNREADABLE: Final = (ArithmeticError, LookupError, RecursionError, TypeError, V
 """Exceptions that reading a damaged value can raise."""
 
 
-def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
+def _read(server: Connection, row: RowMapping, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
     """Return the run of *row*; if its values cannot be read, it has an alarm with the reason."""
     run = FleetRun(
         database_id=row["database_id"],
@@ -124,15 +122,15 @@ def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  
         return replace(run, alarms=(f"its row cannot be read ({reason})",))
 
 
-def _read_fields(server: Connection[Any], row: DictRow, is_newest: bool) -> dict[str, Any]:  # noqa: FBT001 - one call
+def _read_fields(server: Connection, row: RowMapping, is_newest: bool) -> dict[str, Any]:  # noqa: FBT001 - one call
     """Return the fields of a run that are read from its steps and its daemon's status."""
     run = row["database_id"], row["run_key"]
     equity = _first_row(server, V_EQUITY, run, row["sequence"])
-    (decided,) = server.execute(_DECIDED, run).fetchall()
-    decision = _first_row(server, V_DECISIONS, run, decided["sequence"])
+    decided = server.exec_driver_sql(_DECIDED, run).scalar()
+    decision = _first_row(server, V_DECISIONS, run, decided)
     held = []
-    for holding in server.execute(_HELD, run).fetchall():
-        rows = _all(server, V_POSITIONS, run, holding["sequence"])
+    for sequence in server.exec_driver_sql(_HELD, run).scalars():
+        rows = _all(server, V_POSITIONS, run, sequence)
         held += [
             FleetPosition(row["instrument"], row["quantity_text"], row["unrealized_pnl_text"])
             for row in rows  # two in hedge mode
@@ -164,7 +162,7 @@ def _read_fields(server: Connection[Any], row: DictRow, is_newest: bool) -> dict
     }
 
 
-def _health(row: DictRow, daemon: _Daemon | None, *, is_newest: bool, is_silent: bool) -> str:
+def _health(row: RowMapping, daemon: _Daemon | None, *, is_newest: bool, is_silent: bool) -> str:
     if row["ended"] is not None or not is_newest:
         return "ended"
     if row["silent_s"] is None:
@@ -178,7 +176,7 @@ def _health(row: DictRow, daemon: _Daemon | None, *, is_newest: bool, is_silent:
     return {True: "running", False: "not ready", None: "writing"}[daemon.ready]
 
 
-def _decided(decision: DictRow) -> str:
+def _decided(decision: RowMapping) -> str:
     at = minute_text(decision["open_time_ms"])
     refused_by = decision["refused_by"]
     refused = f", refused by {refused_by}" if refused_by else ""
@@ -186,17 +184,15 @@ def _decided(decision: DictRow) -> str:
 
 
 def _first_row(
-    server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
-) -> DictRow | None:
+    server: Connection, view: View, run: tuple[str, int], sequence: int | None
+) -> RowMapping | None:
     return next(iter(_all(server, view, run, sequence)), None)
 
 
 def _all(
-    server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
-) -> list[DictRow]:
+    server: Connection, view: View, run: tuple[str, int], sequence: int | None
+) -> Sequence[RowMapping]:
     """Return the rows of *view* at one step of a run; none if *sequence* is None."""
     if sequence is None:
         return []
-    values = (*run, sequence)
-    rows: list[DictRow] = server.execute(select_step(view).encode(), values).fetchall()
-    return rows
+    return server.exec_driver_sql(select_step(view), (*run, sequence)).mappings().all()

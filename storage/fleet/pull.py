@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from sqlalchemy import delete, insert
 
 from tracepaper.storage.database.writer import DATABASES, insert_rows, open_writer
-from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
+from tracepaper.storage.fleet.server import (
+    ONE_SNAPSHOT,
+    check_schema,
+    connect,
+    driver_of,
+    shown,
+    transaction,
+)
 from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
 from tracepaper.storage.record.columns import TABLES, stored_columns
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from psycopg import Connection
+    from sqlalchemy import Connection
 
 BATCH_ROWS: Final = 5_000
 _RUNS: Final = (
@@ -74,9 +81,9 @@ def pull(
         closing(connect(url, needed_by=needed_by)) as server,
     ):
         check_schema(url, server)
-        with speaking(url, "give the record"):
-            server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            runs = [_ServerRun(*row) for row in server.execute(_RUNS)]
+        server.execution_options(**ONE_SNAPSHOT)
+        with transaction(url, server, "give the record"):
+            runs = [_ServerRun(*row) for row in server.exec_driver_sql(_RUNS)]
             matching = _matching(url, runs, run, database)
             try:
                 pulled = _fill(server, partial, matching, progress, alone=bool(run))
@@ -117,7 +124,7 @@ def _matching(url: str, runs: list[_ServerRun], run: str, database: str) -> list
 
 
 def _fill(
-    server: Connection[Any],
+    server: Connection,
     partial: Path,
     runs: list[_ServerRun],
     progress: Callable[[str, int], object],
@@ -137,8 +144,8 @@ def _fill(
             new = insert(DATABASES).values(database_id=database_id)
             for table in TABLES:
                 if table == "databases":
-                    row = server.execute(_ONLY, (database_id,)).fetchone() or (None,)
-                    only_run_id = only.run_id if only else row[0]
+                    stored = server.exec_driver_sql(_ONLY, (database_id,)).scalar()
+                    only_run_id = only.run_id if only else stored
                     writer.connection.execute(new.values(only_run_id=only_run_id))
                     continue
                 where, values = _condition(table, only)
@@ -168,7 +175,7 @@ def _condition(table: str, only: _ServerRun | None) -> tuple[str, tuple[int, ...
 
 
 def _copy(
-    server: Connection[Any],
+    server: Connection,
     file: sqlite3.Connection,
     table: str,
     where: str,
@@ -181,11 +188,11 @@ def _copy(
     reals = [column.name for column in TABLES[table] if column.kind == "REAL"]
     if reals:  # SQLite would store NaN as null; no record has NaN
         nan_query = f"SELECT 1 {source} AND 'NaN'::double precision IN ({', '.join(reals)}) LIMIT 1"
-        if server.execute(nan_query.encode(), values).fetchone() is not None:
+        if server.exec_driver_sql(nan_query, values).first() is not None:
             raise sqlite3.IntegrityError(f"a NaN in {table}")
     query = f"SELECT {', '.join(names)} {source} ORDER BY {keys}"
     count = 0
-    with server.cursor(f"pull_{table}", binary=True) as cursor:
+    with driver_of(server).cursor(f"pull_{table}", binary=True) as cursor:
         cursor.itersize = BATCH_ROWS
         cursor.execute(query.encode(), values)
         while rows := cursor.fetchmany(BATCH_ROWS):

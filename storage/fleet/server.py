@@ -1,6 +1,7 @@
 """A fleet's PostgreSQL server: its address without a secret, connections, error messages.
 
-psycopg is imported when a connection is opened. docs/fleet.md, F1 to F3, has the rules.
+psycopg and SQLAlchemy are imported when a connection is opened. docs/fleet.md, F1 to F3, has the
+rules.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from tracepaper.strategies.extras import missing_sentence, require
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from psycopg import Connection
+    from psycopg import Connection as Driver
+    from sqlalchemy import Connection
 
 SCHEMA_NAME: Final = "tracepaper"
 """The schema of the tables and views in the server's database."""
 ANSWER_WITHIN_S: Final = 10
+ONE_SNAPSHOT: Final = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+"""Options of a connection whose transaction reads one state of all tables."""
 NAMED_MOST: Final = 4
 """An error message names up to this many tables; it only counts more of them."""
 SCHEMES: Final = ("postgresql", "postgres")
@@ -110,8 +114,10 @@ def _is_given(url: str, name: str) -> bool:
     return any(key == name for key, _ in parse_qsl(urlsplit(url).query))
 
 
-def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
+def connect(url: str, *, needed_by: str = "--to") -> Connection:
     """Connect to the server at *url*, an address without a secret.
+
+    A lost connection is never opened again, because its session held the lock of a file.
 
     Raises ``ConfigInvalid`` for an invalid address or without psycopg, ``ServerLost`` if the server
     does not answer or refuses the connection.
@@ -122,22 +128,36 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
         import psycopg
     except ImportError:  # psycopg alone, without [binary] and without libpq
         raise ConfigInvalid(missing_sentence("psycopg", needed_by)) from None
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.pool import NullPool
 
     given: dict[str, Any] = {}
     if not _is_given(url, "connect_timeout"):
         given["connect_timeout"] = ANSWER_WITHIN_S
     name = f"tracepaper {socket.gethostname()}:{os.getpid()}"
     try:
-        return psycopg.connect(
-            url,
-            options=_KEEPALIVE,
-            application_name=name,
-            client_encoding="UTF8",
-            autocommit=True,
-            **given,
+        driver = psycopg.connect(
+            url, options=_KEEPALIVE, application_name=name, client_encoding="UTF8", **given
         )
-    except (psycopg.Error, UnicodeError) as error:  # a host name may raise UnicodeError
+        engine = create_engine(
+            "postgresql+psycopg://",
+            creator=lambda: driver,
+            poolclass=NullPool,
+            pool_reset_on_return=None,  # a rollback on a lost connection would be logged
+            use_native_hstore=False,
+        )
+        event.listen(engine, "handle_error", lambda context: context.original_exception)
+        return engine.connect()
+    # A host name may raise UnicodeError; SQLAlchemy's first questions raise its DBAPIError.
+    except (psycopg.Error, DBAPIError, UnicodeError) as error:
         raise ServerLost(_unreachable(url, error)) from None
+
+
+def driver_of(server: Connection) -> Driver[Any]:
+    """Return the driver's connection under SQLAlchemy's: for COPY and for cursors."""
+    driver: Any = server.connection.driver_connection
+    return driver
 
 
 _ADVICE: Final = (
@@ -170,6 +190,7 @@ def shown(url: str) -> str:
 
 def reason_of(error: Exception) -> str:
     """Return the server's error message on one line, without the password."""
+    error = getattr(error, "orig", error)  # the driver's error within SQLAlchemy's
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     message = " ".join(str(primary or error).split()).rstrip(".")
     password = os.environ.get("PGPASSWORD")
@@ -177,17 +198,28 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def speaking(
-    url: str, doing: str, *, advice: str = "grant it what docs/fleet.md shows"
+def transaction(
+    url: str,
+    server: Connection,
+    doing: str,
+    *,
+    advice: str = "grant it what docs/fleet.md shows",
 ) -> Iterator[None]:
-    """Turn the server's errors in the block into one sentence about *doing*.
+    """Run the block in one transaction; turn its errors into one sentence about *doing*.
 
     Raises ``ServerLost`` if a later attempt may succeed, else ``DataInvalid``.
     """
     import psycopg
 
     try:
-        yield
+        with server.begin():
+            try:
+                yield
+            except psycopg.Error:
+                # A lost connection cannot roll back: its error would hide the first one.
+                if not server.invalidated and driver_of(server).closed:
+                    server.invalidate()
+                raise
     except psycopg.errors.InsufficientPrivilege as error:
         raise ServerLost(
             f"The role at {shown(url)} may not {doing} ({reason_of(error)}): {advice}."
@@ -204,27 +236,25 @@ def speaking(
         ) from None
 
 
-def schema_version(connection: Connection[Any]) -> int | None:
+def schema_version(server: Connection) -> int | None:
     """Return the version of the fleet's schema; None if there is none."""
-    exists = connection.execute(
+    exists = server.exec_driver_sql(
         "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA_NAME}.schema_version",)
-    ).fetchone()
-    if exists != (True,):
+    ).scalar()
+    if not exists:
         return None
-    row = connection.execute("SELECT version FROM schema_version").fetchone()
-    return None if row is None else int(row[0])
+    version: int | None = server.exec_driver_sql("SELECT version FROM schema_version").scalar()
+    return version
 
 
-def check_schema(url: str, connection: Connection[Any]) -> None:
+def check_schema(url: str, server: Connection) -> None:
     """Raise ``DataInvalid`` unless the schema at *url* is this version's."""
-    with speaking(url, "read the schema's version"):
-        version = schema_version(connection)
+    with transaction(url, server, "read the schema's version"):
+        version = schema_version(server)
     check_version(url, version)
 
 
-def check_rights(
-    url: str, connection: Connection[Any], rights: Mapping[str, Sequence[str]]
-) -> None:
+def check_rights(url: str, server: Connection, rights: Mapping[str, Sequence[str]]) -> None:
     """Raise ``ServerLost`` if the server is read-only or the role lacks one of *rights*.
 
     *rights* are tables by privilege, such as ``INSERT``.
@@ -235,9 +265,10 @@ def check_rights(
         "FROM unnest(%s::text[], %s::text[]) AS wanted(a, b) "
         "WHERE NOT has_table_privilege(wanted.b, wanted.a) GROUP BY wanted.a ORDER BY wanted.a"
     )
-    with speaking(url, "say what it may do"):
-        is_standby = connection.execute("SHOW transaction_read_only").fetchone() == ("on",)
-        missing = connection.execute(query, tuple(map(list, zip(*wanted, strict=True)))).fetchall()
+    of_wanted = tuple(map(list, zip(*wanted, strict=True)))
+    with transaction(url, server, "say what it may do"):
+        is_standby = server.exec_driver_sql("SHOW transaction_read_only").scalar() == "on"
+        missing = server.exec_driver_sql(query, of_wanted).all()
     if is_standby:
         raise ServerLost(
             f"The server at {shown(url)} takes no writes, as a standby does: name the primary, "

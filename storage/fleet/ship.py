@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
-from sqlalchemy import update
+from sqlalchemy import bindparam, delete, func, insert, text, update
+from sqlalchemy import select as select_from
+from sqlalchemy.dialects import postgresql
 
 from tracepaper.storage.chain.verify import StoredCommit, Walk, check_prune, missing_commit
 from tracepaper.storage.database.chunks import (
@@ -31,10 +33,11 @@ from tracepaper.storage.fleet.server import (
     check_rights,
     check_schema,
     connect,
+    driver_of,
     shown,
-    speaking,
+    transaction,
 )
-from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
+from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata, upsert
 from tracepaper.storage.record.rows import (
     DROPPED_ROWS,
     DROPPED_TABLES,
@@ -45,8 +48,9 @@ from tracepaper.strategies.errors import DataInvalid, ServerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
-    from psycopg import Connection
+    from sqlalchemy import BindParameter, Connection
 
 GROUP_STEPS: Final = 2000
 """Steps per transaction; reading them takes some tens of milliseconds."""
@@ -61,16 +65,20 @@ _SHIPPED: Final = (
     "ORDER BY run_key"
 )
 _OF_SHIPPED: Final = "JOIN marks USING (database_id, run_key) WHERE database_id = %s"
+_TABLES: Final = metadata.tables
+_OF_RUN: Final[dict[str, BindParameter[Any]]] = {
+    DATABASE: bindparam("of_database"),
+    "run_key": bindparam("of_run"),
+}
+_MARKS: Final = _TABLES["marks"]
 _MARK: Final = (
-    "SELECT sequence, digest FROM marks WHERE database_id = %s AND run_key = %s FOR UPDATE"
+    select_from(_MARKS.c.sequence, _MARKS.c.digest).filter_by(**_OF_RUN).with_for_update()
 )
-_SET_MARK: Final = (
-    "INSERT INTO marks VALUES (%s, %s, %s, %s, clock_timestamp()) "
-    "ON CONFLICT (database_id, run_key) DO UPDATE SET sequence = EXCLUDED.sequence, "
-    "digest = EXCLUDED.digest, shipped_at = EXCLUDED.shipped_at"
-)
+_SET_MARK: Final = upsert(_MARKS).values(shipped_at=func.clock_timestamp())
 _SET_HEAD: Final = (
-    "UPDATE runs SET step_count = %s, head_digest = %s WHERE database_id = %s AND run_key = %s"
+    update(_TABLES["runs"])
+    .filter_by(**_OF_RUN)
+    .values(step_count=bindparam("count"), head_digest=bindparam("head"))
 )
 _ARRIVED: Final = (
     "SELECT count(*), max(sequence) FROM steps "
@@ -128,7 +136,7 @@ class Shipper:
         self._path, self._url, self._needed_by = path, url, needed_by
         self._group_steps = group_steps
         self._at = at  # called at named points of a group, at which tests end the process
-        self._server: Connection[Any] | None = None
+        self._server: Connection | None = None
         self._file: sqlite3.Connection | None = None
         self._runs: dict[int, _RunState] = {}
         self._models: set[str] = set()
@@ -150,9 +158,9 @@ class Shipper:
             self._file = open_reader(self._path)
             self._server = connect(self._url, needed_by=self._needed_by)
             check_schema(self._url, self._server)
-            with speaking(self._url, "take the lock of the file"):
+            with transaction(self._url, self._server, "take the lock of the file"):
                 self._lock(self._server)
-            with speaking(self._url, "read how far the file was shipped"):
+            with transaction(self._url, self._server, "read how far the file was shipped"):
                 self._compare(self._server, self._file)
         except BaseException:
             self.close()
@@ -172,7 +180,7 @@ class Shipper:
         return self._server is not None
 
     @property
-    def server(self) -> Connection[Any]:
+    def server(self) -> Connection:
         """The connection to the server."""
         assert self._server is not None
         return self._server
@@ -193,18 +201,17 @@ class Shipper:
             file = self._file = open_reader(self._path)
             row = file.execute("SELECT database_id FROM databases").fetchone()
             self.database_id = str(row[0])
-            with speaking(self._url, "read how far the file was shipped"):
+            with transaction(self._url, server, "read how far the file was shipped"):
                 self._compare(server, file)
                 return self._holder(server)
         finally:
             self.close()
 
-    def _holder(self, server: Connection[Any]) -> str:
-        row = server.execute(_HOLDER, (self.database_id,)).fetchone()
-        return str(row[0]) if row else ""
+    def _holder(self, server: Connection) -> str:
+        return server.exec_driver_sql(_HOLDER, (self.database_id,)).scalar() or ""
 
-    def _lock(self, server: Connection[Any]) -> None:
-        if server.execute(_LOCK, (self.database_id,)).fetchone() == (True,):
+    def _lock(self, server: Connection) -> None:
+        if server.exec_driver_sql(_LOCK, (self.database_id,)).scalar():
             return
         holder = self._holder(server)
         holder = f" ({holder})" if holder else ""
@@ -213,10 +220,10 @@ class Shipper:
             "leave the shipping to it; a `tracepaper db ship` without --once waits for its end."
         )
 
-    def _compare(self, server: Connection[Any], file: sqlite3.Connection) -> None:
+    def _compare(self, server: Connection, file: sqlite3.Connection) -> None:
         """Read the marks; raise ``DataInvalid`` if the file's history differs from the server's."""
         key = (self.database_id,)
-        for run_key, last, digest, run_id, opened_digest in server.execute(_SHIPPED, key):
+        for run_key, last, digest, run_id, opened_digest in server.exec_driver_sql(_SHIPPED, key):
             if last is None or run_id is None:
                 missing = "mark" if last is None else "row"
                 raise DataInvalid(
@@ -246,13 +253,13 @@ class Shipper:
                 raise self._diverges(
                     f"step {state.next - 1} of run {run_id} has another digest than that which"
                 )
-        for run_key, until in server.execute(
+        for run_key, until in server.exec_driver_sql(
             f"SELECT run_key, until_sequence FROM prunes {_OF_SHIPPED}", key
         ):
             self._runs[run_key].pruned_until = until
         self._shipped = {run_key: state.next for run_key, state in self._runs.items()}
         query = f"SELECT model_sha256 FROM models WHERE {DATABASE} = %s"
-        self._models = {sha256 for (sha256,) in server.execute(query, key)}
+        self._models = set(server.exec_driver_sql(query, key).scalars())
 
     def _diverges(self, how: str) -> DataInvalid:
         return DataInvalid(
@@ -288,33 +295,34 @@ class Shipper:
         assert server is not None
         self._holes, steps, grown = [], 0, 0
         try:
-            with speaking(self._url, "take what was shipped"):
+            with self._taking(server):
                 self._register(server, file)
-                for run_key, _ in file.execute(_RUNS).fetchall():
-                    shipped = self._ship_run(server, file, run_key, progress)
-                    steps += shipped
-                    grown += bool(shipped)
+            for run_key, _ in file.execute(_RUNS).fetchall():
+                shipped = self._ship_run(server, file, run_key, progress)
+                steps += shipped
+                grown += bool(shipped)
         except BaseException:
             self.close()  # the states of the runs may be ahead of the server
             raise
         return ShipResult(steps, grown, tuple(self._holes))
 
-    def _register(self, server: Connection[Any], file: sqlite3.Connection) -> None:
+    def _taking(self, server: Connection) -> AbstractContextManager[None]:
+        return transaction(self._url, server, "take what was shipped")
+
+    def _register(self, server: Connection, file: sqlite3.Connection) -> None:
         """Write the file's row and the cards of its models, unless the server has them."""
         only = file.execute("SELECT only_run_id FROM databases").fetchone()
-        server.execute(
-            "INSERT INTO databases VALUES (%s, %s) ON CONFLICT DO NOTHING",
-            (self.database_id, only[0] if only else None),
-        )
+        database = self.database_id, only[0] if only else None
+        server.execute(_insert_new("databases").values(database))
         hashes = {sha256 for (sha256,) in file.execute("SELECT model_sha256 FROM models")}
         for new in sorted(hashes - self._models):
             row = file.execute(select("models", "model_sha256 = ?"), (new,)).fetchone()
-            server.execute(_insert("models") + b" ON CONFLICT DO NOTHING", (self.database_id, *row))
+            server.execute(_insert_new("models").values((self.database_id, *row)))
             self._models.add(new)
 
     def _ship_run(
         self,
-        server: Connection[Any],
+        server: Connection,
         file: sqlite3.Connection,
         run_key: int,
         progress: Callable[[int], object],
@@ -323,7 +331,7 @@ class Shipper:
         state = self._runs.get(run_key) or _RunState(run_key)
         total = 0
         while True:
-            with server.transaction():
+            with self._taking(server):
                 steps, pruned = self._ship_group(server, file, state)
                 # A prune is shipped with all steps up to its own, so that the record on the server
                 # is complete after every transaction.
@@ -344,7 +352,7 @@ class Shipper:
                 return total
 
     def _ship_group(
-        self, server: Connection[Any], file: sqlite3.Connection, state: _RunState
+        self, server: Connection, file: sqlite3.Connection, state: _RunState
     ) -> tuple[int, PrunePoint | None]:
         """Copy the next steps of a run; return their number, and a prune that must follow."""
         key = state.run_key
@@ -379,15 +387,17 @@ class Shipper:
         for table, copied in rows.items():
             self._copy(server, table, copied)
             self._at(f"after {table}")
-        arrived = server.execute(_ARRIVED, (self.database_id, *span)).fetchone()
+        arrived = tuple(server.exec_driver_sql(_ARRIVED, (self.database_id, *span)).one())
         if arrived != (last - start + 1, last):
             raise DataInvalid(
                 f"{shown(self._url)} does not hold what was sent to it ({arrived}): nothing of "
                 "this group was kept; look at the server's log."
             )
         state.next, state.digest, state.is_there = last + 1, walk.head.digest, True
-        server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
-        server.execute(_SET_MARK, (self.database_id, key, last, state.digest))
+        head = {"count": state.next, "head": state.digest}
+        server.execute(_SET_HEAD, {**self._of_run(state), **head})
+        run = {DATABASE: self.database_id, "run_key": key}
+        server.execute(_SET_MARK, {**run, "sequence": last, "digest": state.digest})
         return last - start + 1, pruned
 
     def _walked(
@@ -412,60 +422,60 @@ class Shipper:
 
     def _write(
         self,
-        server: Connection[Any],
+        server: Connection,
         state: _RunState,
         row: StoredRow,
         opening: Sequence[tuple[str, Sequence[StoredRow]]],
     ) -> None:
         """Lock the run's mark for this transaction, and write the rows that open a run."""
-        mark = server.execute(_MARK, (self.database_id, state.run_key)).fetchone()
-        expected = (state.next - 1, state.digest)
-        if mark != (expected if state.is_there else None):
+        marks = server.execute(_MARK, self._of_run(state)).all()
+        if marks != ([(state.next - 1, state.digest)] if state.is_there else []):
             raise ServerLost(
                 f"Another process shipped to {shown(self._url)} meanwhile: this one continues "
                 "after its mark."
             )
         if not state.is_there:
-            server.execute(_insert("runs"), (self.database_id, *row))
+            server.execute(insert(_TABLES["runs"]).values((self.database_id, *row)))
         for table, rows in opening:
             self._copy(server, table, rows)
 
-    def _copy(self, server: Connection[Any], table: str, rows: Sequence[StoredRow]) -> None:
+    def _of_run(self, state: _RunState) -> dict[str, object]:
+        return {"of_database": self.database_id, "of_run": state.run_key}
+
+    def _copy(self, server: Connection, table: str, rows: Sequence[StoredRow]) -> None:
         if not rows:
             return
         names = columns_of(table)
         key, nulls = (self.database_id,), (None,) * len(names)
         listed = ", ".join(names)
-        with server.cursor().copy(f"COPY {table} ({listed}) FROM STDIN".encode()) as copy:
+        with (
+            driver_of(server).cursor().copy(f"COPY {table} ({listed}) FROM STDIN".encode()) as copy
+        ):
             write = copy.write_row
             for row in rows:  # a row may lack nulls at its end
                 write(key + row + nulls[1 + len(row) :])
 
     # ------------------------------------------------------------ prunes
 
-    def _note_hole(self, server: Connection[Any], row: StoredRow, first: int, until: int) -> None:
-        server.execute(
-            "INSERT INTO holes VALUES (%s, %s, %s, %s, clock_timestamp()) ON CONFLICT DO NOTHING",
-            (self.database_id, row[0], first, until),
-        )
+    def _note_hole(self, server: Connection, row: StoredRow, first: int, until: int) -> None:
+        hole = self.database_id, row[0], first, until, func.clock_timestamp()
+        server.execute(_insert_new("holes").values(hole))
         self._holes.append(
             f"Steps {first} to {until} of run {row[_RUN_AT.run_id]} were pruned before they were "
             "shipped: the fleet has only the rows that the prune kept."
         )
 
-    def _drop(self, server: Connection[Any], state: _RunState, pruned: PrunePoint) -> None:
+    def _drop(self, server: Connection, state: _RunState, pruned: PrunePoint) -> None:
         """Drop on the server the rows that a prune dropped in the file; write the prune's row."""
-        span = (self.database_id, state.run_key, pruned.until_sequence)
-        within = f"{DATABASE} = %s AND run_key = %s AND sequence <= %s"
-        for table, dropped in DROPPED_ROWS:
-            server.execute(f"DELETE FROM {table} WHERE {within} AND {dropped}", span)
-        within = f"{DATABASE} = %s AND run_key = %s AND last_sequence <= %s"
-        server.execute(f"DELETE FROM commits WHERE {within}", span)
-        server.execute(
-            f"DELETE FROM prunes WHERE {DATABASE} = %s AND run_key = %s",
-            (self.database_id, state.run_key),
-        )
-        server.execute(_insert("prunes"), (self.database_id, *pruned))
+        until, run = pruned.until_sequence, self._of_run(state)
+        for name, dropped in DROPPED_ROWS:
+            is_before = _TABLES[name].c.sequence <= until, text(dropped)
+            server.execute(delete(_TABLES[name]).filter_by(**_OF_RUN).where(*is_before), run)
+        commits, prunes = _TABLES["commits"], _TABLES["prunes"]
+        of_commits = delete(commits).filter_by(**_OF_RUN)
+        server.execute(of_commits.where(commits.c.last_sequence <= until), run)
+        server.execute(delete(prunes).filter_by(**_OF_RUN), run)
+        server.execute(insert(prunes).values((self.database_id, *pruned)))
         state.pruned_until, state.walk = pruned.until_sequence, None
 
 
@@ -473,10 +483,9 @@ def _rows_of(file: sqlite3.Connection, table: str, run_key: int) -> list[StoredR
     return file.execute(select(table, "run_key = ?"), (run_key,)).fetchall()
 
 
-def _insert(table: str) -> bytes:
-    names = columns_of(table)
-    listed = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))})"
-    return listed.encode()
+def _insert_new(table: str) -> postgresql.Insert:
+    """Return the INSERT that leaves a row with the same key as it is."""
+    return postgresql.insert(_TABLES[table]).on_conflict_do_nothing()
 
 
 def database_id(path: Path) -> str:

@@ -18,24 +18,27 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    insert,
 )
 from sqlalchemy import Column as SqlColumn
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateSchema
 
-from tracepaper.storage.database.schema import sql_column, table_statements
+from tracepaper.storage.database.schema import sql_column
 from tracepaper.storage.fleet.server import (
     SCHEMA_NAME,
     check_version,
     connect,
     schema_version,
-    speaking,
+    transaction,
 )
 from tracepaper.storage.fleet.views import FUNCTIONS, statements
 from tracepaper.storage.record.columns import TABLES, stored_columns
 from tracepaper.storage.record.rows import SCHEMA
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from sqlalchemy import Connection
+    from sqlalchemy.dialects.postgresql import Insert
 
 
 DATABASE: Final = "database_id"
@@ -45,7 +48,6 @@ _TYPES: Final[dict[str, Any]] = {
     "TEXT": Text(collation="C"),  # sorts as SQLite does
     "BLOB": LargeBinary(),
 }
-_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 metadata: Final = MetaData()
 
 
@@ -107,13 +109,21 @@ _MAY_READ: Final = (
 )
 
 
-def _make_views(server: Connection[Any]) -> None:
+def _make_views(server: Connection) -> None:
     """Create the functions and views again, with the present rights to read the views."""
-    readers = server.execute(_MAY_READ).fetchall()
-    for statement in (*FUNCTIONS, *statements()):
-        server.execute(statement.encode())
-    for view, role in readers:
-        server.execute(f"GRANT SELECT ON {view} TO {role}".encode())
+    readers = server.exec_driver_sql(_MAY_READ).all()
+    grants = [f"GRANT SELECT ON {view} TO {role}" for view, role in readers]
+    for statement in (*FUNCTIONS, *statements(), *grants):
+        server.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def upsert(table: Table) -> Insert:
+    """Return the INSERT of a row of *table* that replaces the row with the same key."""
+    new = postgresql.insert(table)
+    changed = {
+        column.name: new.excluded[column.name] for column in table.c if not column.primary_key
+    }
+    return new.on_conflict_do_update(constraint=table.primary_key, set_=changed)
 
 
 def columns_of(table: str) -> tuple[str, ...]:
@@ -128,19 +138,19 @@ def make_schema(url: str, *, needed_by: str = "--to") -> bool:
     If the tables exist, only the views are created again. All is one transaction. Raises
     ``DataInvalid`` for another version's tables, ``ServerLost`` if the role may not create them.
     """
-    making = speaking(
-        url,
-        "make the tables",
-        advice="name the schema's owner in the address, or a role that may create a schema",
-    )
-    with closing(connect(url, needed_by=needed_by)) as server, making, server.transaction():
-        server.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (SCHEMA_NAME,))
+    advice = "name the schema's owner in the address, or a role that may create a schema"
+    with (
+        closing(connect(url, needed_by=needed_by)) as server,
+        transaction(url, server, "make the tables", advice=advice),
+    ):
+        server.exec_driver_sql(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (SCHEMA_NAME,)
+        )
         if (version := schema_version(server)) is not None:
             check_version(url, version)
         else:
-            server.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA_NAME}".encode())
-            for statement in table_statements(metadata, _DIALECT):
-                server.execute(statement.encode())
-            server.execute("INSERT INTO schema_version VALUES (%s)", (SCHEMA,))
+            server.execute(CreateSchema(SCHEMA_NAME, if_not_exists=True))
+            metadata.create_all(server, checkfirst=False)
+            server.execute(insert(metadata.tables["schema_version"]).values(version=SCHEMA))
         _make_views(server)
     return version is None

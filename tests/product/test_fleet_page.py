@@ -67,8 +67,8 @@ def test_the_page_does_what_it_says(
     assert ship_once(original, postgres.url(server, user="tracepaper_writer")).holes == ()
     writer = connect(postgres.url(server, user="tracepaper_writer"))
     for forbidden in ("DELETE FROM fills", "UPDATE steps SET close = 1", "DROP TABLE steps"):
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            writer.execute(forbidden)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), writer.begin():
+            writer.exec_driver_sql(forbidden)
     writer.close()
     for role in PASSWORDS:
         postgres.sql(postgres.url(server), f"DROP OWNED BY {role}", f"DROP ROLE {role}")

@@ -333,12 +333,16 @@ def test_two_shippers_of_one_file_are_one_too_many(
         second.open()
     third.open()
     assert (first.ship().steps, third.ship().steps) == (20, 20)
+    # The server ends a session that waits in a transaction, and with it the lock.
+    waiting = "SELECT DISTINCT state FROM pg_stat_activity WHERE application_name LIKE 'tracep%'"
+    assert postgres.sql(fleet_url, waiting) == [("idle",)]
     first.close()
     second.open()
     assert second.ship().steps == 0
     # One that believes it has the lock, and has lost it, is stopped by the mark.
     grown(path, 40, seed=1, since=20)
-    second.server.execute("SELECT pg_advisory_unlock_all()")
+    with second.server.begin():
+        second.server.exec_driver_sql("SELECT pg_advisory_unlock_all()")
     first.open()
     assert first.ship().steps == 20
     grown(path, 60, seed=1, since=40)
