@@ -44,9 +44,8 @@ from tracepaper.daemon.session.models import (
 from tracepaper.daemon.session.universe import listed_symbols
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
-from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.connection import open_reader, reject_place
 from tracepaper.storage.database.remedies import refusal, remedy_of, unusable
-from tracepaper.storage.database.writer import reject_place
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source

@@ -17,7 +17,7 @@ from tracepaper.storage.database.lock import Holder, holder_of, last_holder, loc
 from tracepaper.storage.database.remedies import primary_code, unusable
 from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.storage.record.columns import ANSWER_GATES, APPLICATION_ID, measure_name
-from tracepaper.strategies.errors import DataInvalid, Fatal
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, Fatal
 
 BUSY_TIMEOUT_S: Final = 5.0
 SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
@@ -80,6 +80,14 @@ class ImmutableConnection(sqlite3.Connection):
                 f"{self.path} was written to while it was read, so the rows may be inconsistent; "
                 "read it on the machine that writes it, or copy it and read the copy."
             )
+
+
+def reject_place(path: Path) -> None:
+    """Raise ``ConfigInvalid`` if *path* is a folder, or SQLite is too old."""
+    if problem := sqlite_problem():
+        raise ConfigInvalid(problem)
+    if path.is_dir():
+        raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:

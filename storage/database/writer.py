@@ -21,8 +21,8 @@ from tracepaper.storage.database.connection import (
     check_schema,
     connect_read_only,
     is_first_page,
+    reject_place,
     schema_of,
-    sqlite_problem,
     to_begin_anew,
 )
 from tracepaper.storage.database.lock import (
@@ -137,14 +137,6 @@ def left_log(path: Path) -> str:
         f"{path} is missing, but its {log.name} is left: put a backup in their place, or "
         f"{to_begin_anew(path)}."
     )
-
-
-def reject_place(path: Path) -> None:
-    """Raise ``ConfigInvalid`` if *path* is a folder, or SQLite is too old."""
-    if problem := sqlite_problem():
-        raise ConfigInvalid(problem)
-    if path.is_dir():
-        raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
 
 
 def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer:
