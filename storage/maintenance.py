@@ -10,20 +10,19 @@ import sqlite3
 from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 from sqlalchemy import delete, text
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import RunLookback, StartingPoint, StartingPoints
+from tracepaper.storage.chain.starting_point import Rebuilding, StartingPoint, StartingPoints
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
 from tracepaper.storage.database.chunks import (
     WITHIN,
-    CarriedState,
     FedRows,
     KeptStart,
     chain_head,
@@ -140,13 +139,6 @@ def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> li
             write_whole((place.read_bytes(),), copies / name)
             copied.append(copies / name)
     return copied
-
-
-class Rebuilding(NamedTuple):
-    """What a prune asks of a run's engine."""
-
-    lookback: RunLookback
-    state_after: Callable[[int], CarriedState]  # the engine's state after a step
 
 
 class Pruning(Struct, frozen=True):

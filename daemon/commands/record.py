@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tracepaper.storage.chain.integrity import AuditResult
+    from tracepaper.storage.chain.starting_point import Rebuilding
     from tracepaper.storage.database.chunks import RunLocation
     from tracepaper.storage.database.queries import QueryAnswer
-    from tracepaper.storage.maintenance import Rebuilding
 
 audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 

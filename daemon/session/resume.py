@@ -45,10 +45,9 @@ from tracepaper.daemon.session.run_row import (
     start_event,
     strategy_sha256,
 )
-from tracepaper.storage.chain.starting_point import RunLookback
+from tracepaper.storage.chain.starting_point import Rebuilding, RunLookback
 from tracepaper.storage.database.chunks import CarriedState
 from tracepaper.storage.database.reader import Reader, RunModels
-from tracepaper.storage.maintenance import Rebuilding
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.covariates import run_source

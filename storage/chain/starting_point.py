@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database.chunks import (
     WITHIN,
+    CarriedState,
     close_of,
     find_step,
     prune_point,
@@ -25,7 +26,7 @@ from tracepaper.storage.database.chunks import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _BAR: Final = "instrument IS NOT NULL AND ignored IS NULL"
 _CHANGE: Final = "kind = 'model_change'"
@@ -53,6 +54,13 @@ class RunLookback(Struct, frozen=True):
     bars: dict[str, int]  # newest bars needed, by instrument id
     books: dict[str, int] = {}  # newest order books needed, by instrument id
     context: int = 0  # bars per instrument that a forecast depends on; 0 without a model
+
+
+class Rebuilding(NamedTuple):
+    """What a prune asks of a run's engine."""
+
+    lookback: RunLookback
+    state_after: Callable[[int], CarriedState]  # the engine's state after a step
 
 
 class _StartContent(Struct):

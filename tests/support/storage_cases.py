@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import RunLookback
+from tracepaper.storage.chain.starting_point import Rebuilding, RunLookback
 from tracepaper.storage.database.chunks import CarriedState
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.gate import gate_order
@@ -664,12 +664,12 @@ def renumbered(drawn: list[Step]) -> list[Step]:
 def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[maintenance.Pruning]:
     """Prune runs of which nothing looks back and whose state is the newest that was stored."""
 
-    def rebuild(run_id: str) -> maintenance.Rebuilding:
+    def rebuild(run_id: str) -> Rebuilding:
         def state_after(step: int) -> CarriedState:
             with Reader.open(path) as reader:
                 state = reader.state_at(run_id, until=step)
             return CarriedState(b"" if state is None else state[0], {}, is_unsaved=False)
 
-        return maintenance.Rebuilding(RunLookback({}), state_after)
+        return Rebuilding(RunLookback({}), state_after)
 
     return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, rebuild=rebuild)
