@@ -54,7 +54,7 @@ def pull_run(
 
     Raises ``HttpRefusal`` if the run cannot be pulled; then an older file stays.
     """
-    from tracepaper.storage.fleet.pull import pull  # loads SQLAlchemy, which other answers need not
+    from tracepaper.storage.fleet.pull import pull  # loads SQLAlchemy, which a file needs not
 
     fleet = _source(shelf)
     name = run_id if NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:16]
