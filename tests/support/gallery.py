@@ -49,7 +49,7 @@ def chart_of(title: str, *panels: ChartPanel, columns: int = 1, is_aligned: bool
 def looks() -> list[Table]:
     """Return a table of each look that finds its figures by key."""
     gates: dict[str, Form] = {
-        "gate": "text", "words": "text", "unit": "text", "measure": "exact", "bound": "text",
+        "gate": "text", "meaning": "text", "unit": "text", "measure": "exact", "bound": "text",
         "threshold": "exact", "share": "measure", "passed": "mark", "drawn": "mark",
     }  # fmt: skip
     judged = [

@@ -10,7 +10,6 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import complaints
 from builders import present
 from gallery import EVIL, gallery, looks
-from waiting import deadline_s
 
 from tracepaper.replay.document.values import TitledParts
 from tracepaper.replay.page.export import write_document_page
@@ -27,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 def opened(browser: Browser, file: Path, width: int = 1200, scheme: str = "light") -> Page:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-    page.set_default_timeout(1_000 * deadline_s(10))
+    page.set_default_timeout(10_000)
     page.complaints = complaints(page)  # type: ignore[attr-defined]
     page.goto(file.as_uri())
     page.wait_for_selector(".document .plot svg")
