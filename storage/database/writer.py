@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Connection
-    from sqlalchemy.engine import ExceptionContext
 
     from tracepaper.storage.record.columns import Row
 
@@ -107,12 +106,8 @@ def connected(driver: sqlite3.Connection) -> Connection:
     # SQLAlchemy's connection.
     engine = create_engine("sqlite://", creator=lambda: driver, poolclass=StaticPool)
     event.listen(engine, "begin", lambda _: driver.execute("BEGIN IMMEDIATE"))
-    event.listen(engine, "handle_error", _drivers_error)
+    event.listen(engine, "handle_error", lambda context: context.original_exception)
     return engine.connect()
-
-
-def _drivers_error(context: ExceptionContext) -> BaseException:
-    return context.original_exception
 
 
 def identify(connection: Connection) -> None:

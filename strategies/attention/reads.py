@@ -193,10 +193,10 @@ class Read(ABC):
 
     def _advance_fused(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the read where fused rows need not sum to 1."""
-        is_normalised, own = fuse.fusion in NORMALISED, fuse.residual_weight
+        is_normalised, residual = fuse.fusion in NORMALISED, fuse.residual_weight
 
         def divisor(sums: Tensor) -> Tensor:
-            totals = sums if is_normalised else own + (1.0 - own) * sums
+            totals = sums if is_normalised else residual + (1.0 - residual) * sums
             return totals.masked_fill(totals == 0, torch.inf)
 
         rows, fused = rows_with_weight(weights), self._fuse_and_discard(fuse)
