@@ -139,12 +139,12 @@ def _turnover(rows: Rows, _interval_ms: int) -> str:
     if exchanged.sum() <= MOST_WRONG * exchanged.size:
         return (
             "volume and turnover are exchanged, as volume ÷ turnover lies inside low to high: name "
-            "their columns by --columns volume=NAME --columns turnover=NAME"
+            f"their columns by {rows.table.choice(volume='NAME', turnover='NAME')}"
         )
     return (
         f"turnover ÷ volume lies outside low to high in {int(outside.sum()):,} of {outside.size:,} "
         "rows, so one of them counts something else (trades, contracts, or coins): leave the "
-        "column out by --columns turnover=, or give the volume in coins"
+        f"column out by {rows.table.choice(turnover='')}, or give the volume in coins"
     )
 
 
@@ -156,7 +156,7 @@ def _phase(rows: Rows, interval_ms: int) -> str:
         return ""
     return (
         f"its times, such as {iso(int(rows.times[0]))}, are those of closes: give the open time of "
-        "each candle, or name its column by --columns open_time=NAME"
+        f"each candle, or name its column by {rows.table.choice(open_time='NAME')}"
     )
 
 

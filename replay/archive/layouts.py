@@ -7,6 +7,7 @@ columns.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -289,6 +290,8 @@ MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?( ?[AaPp][Mm])
 DIGITS_OF_DAY: Final = re.compile(r"\d{1,6}")
 """A time of day without colons and leading zeros: ``153000``, ``90000``, ``0``."""
 SYMBOLS_SHOWN: Final = 8
+FRAME: Final = Path("the frame")
+"""The path of a table that is a frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,6 +315,19 @@ class RawTable:
     kind: str = ""
     notes: tuple[str, ...] = ()
 
+    def choice(self, **columns: str) -> str:
+        """Return what chooses *columns*, field → name: an argument for a frame, else options.
+
+        An empty name leaves a field out.
+        """
+        if self.path == FRAME:
+            given = {field: name or None for field, name in columns.items()}
+            return f"columns={given}".replace("'", '"')
+        return " ".join(
+            f"--columns {field}={shlex.quote(name) if name else ''}"
+            for field, name in columns.items()
+        )
+
     def place(self, row: int) -> str:
         """Return the place of row *row* for a message: ``prices.csv: line 17``."""
         return f"{self.path}: {self.unit} {self.lines[row]}"
@@ -324,7 +340,9 @@ class RawTable:
         if not is_usual:
             return DataInvalid(f"{what}; correct or remove the row.")
         field = TIME if name == "the open time" else name
-        remedy = f"name another column by --columns {field}=NAME, or " if field in MEANINGS else ""
+        remedy = ""
+        if field in MEANINGS:
+            remedy = f"name another column by {self.choice(**{field: 'NAME'})}, or "
         form = "numbers"
         if field == TIME:
             form = "2025-01-31T12:00, by pandas: frame[column] = pandas.to_datetime(frame[column])"
@@ -498,8 +516,8 @@ def reject_unclear(table: RawTable, columns: Sequence[str] = ()) -> RawTable:
             raise DataInvalid(f"{table.path} has two columns {normal}: remove one of them.")
         if field not in chosen:
             raise DataInvalid(
-                f"{table.path} has two columns {normal}: choose one, such as by --columns "
-                f"{field}={written}."
+                f"{table.path} has two columns {normal}: choose one, such as by "
+                f"{table.choice(**{field: written})}."
             )
     return table
 

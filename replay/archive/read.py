@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -45,6 +44,7 @@ from tracepaper.replay.archive.doubts import (
 )
 from tracepaper.replay.archive.formats import read_table
 from tracepaper.replay.archive.layouts import (
+    FRAME,
     INDEXES,
     MEANINGS,
     REQUIRED,
@@ -197,14 +197,10 @@ def _fields(table: RawTable, symbol: str) -> dict[str, str]:
     if {"open", "high", "low"} <= {*missing} and "price" in table.columns:
         raise holds_trades(table.path)
     if missing:
-        column, nothing = "--columns {}={}", ""
-        if table.path == NAME:
-            column, nothing = 'columns={{"{}": {}}}', "None"
-        remedies = [f"name its columns, such as by {column.format(missing[0], 'NAME')}"]
+        remedies = [f"name its columns, such as by {table.choice(**{missing[0]: 'NAME'})}"]
         if missing == ["volume"]:
-            leave_out = column.format("volume", nothing)
-            remedies.append(f"read candles without a volume by {leave_out}")
-        if table.path == NAME and TIME in missing:
+            remedies.append(f"read candles without a volume by {table.choice(volume='')}")
+        if table.path == FRAME and TIME in missing:
             remedies.append("let its index be the times")
         remedies.append("give candles")
         raise DataInvalid(
@@ -315,14 +311,12 @@ def _ordered(
     if order is None:
         return prices
     if not table.bare:
-        choice = [
-            f"--columns {held}={shlex.quote(fields[name])}"
-            for held, name in zip(order, PRICES, strict=True)
-            if held != name
-        ]
+        choice = {
+            held: fields[name] for held, name in zip(order, PRICES, strict=True) if held != name
+        }
         raise DataInvalid(
             f"{table.path} has columns that hold {', '.join(order)} where it names them open, "
-            f"high, low, close: correct the names, or add {' '.join(choice)}."
+            f"high, low, close: correct the names, or add {table.choice(**choice)}."
         )
     notes.append(f"rows are {', '.join(order)}, in that order")
     held = dict(zip(order, prices.values(), strict=True))
@@ -529,8 +523,6 @@ def on_grid(rows: Rows, interval_ms: int, note: Note) -> Rows:
 MONTH_LEAST_MS: Final = 26 * DAY_MS
 MONTH_MOST_MS: Final = 35 * DAY_MS
 """The distance of two monthly candles, dated by their first session if they have one."""
-NAME: Final = Path("the frame")
-"""The name of a frame in messages."""
 
 
 def is_frame(value: object) -> bool:
@@ -559,19 +551,19 @@ def candles_of_frame(
     """
     named = _named(frame)
     held = {
-        plain: column_of(NAME, str(name), values)
+        plain: column_of(FRAME, str(name), values)
         for plain, (name, values) in zip(
-            distinct(NAME, [str(name) for name in named]), named.items(), strict=True
+            distinct(FRAME, [str(name) for name in named]), named.items(), strict=True
         )
     }
     sizes = {name: column.size for name, column in held.items()}
     if not sizes or not min(sizes.values()):
-        raise DataInvalid(f"{NAME} is empty: give one with candles.")
+        raise DataInvalid(f"{FRAME} is empty: give one with candles.")
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-        raise DataInvalid(f"{NAME} has columns of different lengths ({shown}): give rows alone.")
+        raise DataInvalid(f"{FRAME} has columns of different lengths ({shown}): give rows alone.")
     rows = np.arange(1, next(iter(sizes.values())) + 1)
-    table = reject_unclear(RawTable(NAME, held, rows, "row"), columns)
+    table = reject_unclear(RawTable(FRAME, held, rows, "row"), columns)
     try:
         symbol, notes = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
     except SymbolUnknown:
@@ -593,7 +585,7 @@ def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
     names = list(frame.columns)
     if any(isinstance(name, tuple) for name in names):
         raise DataInvalid(
-            f"{NAME} has columns of several levels: give one symbol's, frame[symbol]."
+            f"{FRAME} has columns of several levels: give one symbol's, frame[symbol]."
         )
     columns = {name: frame[name] for name in names}
     index = getattr(frame, "index", None)
