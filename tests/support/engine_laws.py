@@ -263,7 +263,8 @@ class Book:
                 return None
         elif isinstance(event, Mark) and "the quote before it is believed on this one" in belief:
             self.met["a quote was believed later"] += 1
-            return self.waiting.pop(event.instrument)
+            waited = self.waiting.pop(event.instrument)
+            return replace(waited, market_ms=max(waited.market_ms, event.market_ms))  # M37
         return event
 
     def _settle(self, step: Step, event: Funding) -> None:
