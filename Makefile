@@ -10,7 +10,7 @@ LOOPS := strategies/attention
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-all busy busy-round costs dev check docs bench campaign mutants clients peers wheel golden ledger readme clean
+.PHONY: demo test test-all busy busy-round costs dev check docs bench campaign mutants clients peers wheel golden ledger asked readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -113,6 +113,10 @@ golden: $(STAMP)
 # What the code costs its readers, by room and in all.
 ledger: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python tests/generators/ledger.py
+
+# What was asked for, and the example or the test that runs it.
+asked: $(STAMP)
+	@PYTHONPATH=tests/support:tests/generators $(BIN)/python tests/product/test_asked.py
 
 readme: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py $(PAGES)
