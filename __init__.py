@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
+    from tracepaper.replay.learned import evaluate as evaluate
+    from tracepaper.replay.learned import train as train
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
     from tracepaper.replay.run import open_run as open_run
     from tracepaper.replay.samples import samples as samples
@@ -53,12 +55,14 @@ _HOMES = {
     "Volatility": "strategies.api.context",
     "backtest": "replay.api",
     "buy": "strategies.api.context",
+    "evaluate": "replay.learned",
     "feature_row": "strategies.api.model",
     "open_checkpoint": "replay.learning.inspection.model",
     "open_run": "replay.run",
     "samples": "replay.samples",
     "sell": "strategies.api.context",
     "sweep": "replay.sweep.run",
+    "train": "replay.learned",
 }
 
 __all__ = [
@@ -81,12 +85,14 @@ __all__ = [
     "attention",
     "backtest",
     "buy",
+    "evaluate",
     "feature_row",
     "open_checkpoint",
     "open_run",
     "samples",
     "sell",
     "sweep",
+    "train",
 ]
 
 

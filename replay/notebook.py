@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from html import escape
 from importlib import import_module
 from io import BytesIO, StringIO
@@ -71,11 +72,16 @@ class RunPage:
 
 
 class Text:
-    """A result that prints as on a terminal; ``document`` holds it as in JSON."""
+    """A result that *draw* prints on a terminal; ``document`` holds it as in JSON."""
 
-    def __init__(self, text: str, document: Mapping[str, Any]) -> None:
-        self.text = text
+    def __init__(self, draw: Callable[[Console], None], document: Mapping[str, Any]) -> None:
+        self.draw = draw
         self.document = document
+
+    @cached_property
+    def text(self) -> str:
+        """What a terminal shows."""
+        return text_of(self.draw)
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - any value of JSON
         return self.document[key]
@@ -107,7 +113,7 @@ def progress(doing: str, *, wanted: bool | None = None) -> Iterator[Advance]:
 
     Elsewhere, and with *wanted* False, show nothing; with True show it at once.
     """
-    display = None if wanted is False else _display()
+    display = None if wanted is False else display_here()
     if display is None:
         yield lambda _done, _total: None
         return
@@ -143,7 +149,7 @@ def progress(doing: str, *, wanted: bool | None = None) -> Iterator[Advance]:
         draw(f"{newest[0]:,} in {clock.network_s() - began_s:,.1f} s")
 
 
-def _display() -> Any:  # noqa: ANN401 - IPython is not typed
+def display_here() -> Any:  # noqa: ANN401 - IPython is not typed
     """Return IPython's ``display`` in a notebook kernel, else None."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()

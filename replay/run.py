@@ -40,7 +40,7 @@ from tracepaper.replay.dataframes import (
     name_in_frame,
 )
 from tracepaper.replay.document.values import TOO_FEW_DAYS, Form, estimate, written
-from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
+from tracepaper.replay.notebook import Picture, RunPage, Text
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.judgement import judgement
@@ -369,7 +369,7 @@ class Run(Generic[Frame]):
             write_page(run_page(self.database, self.run_id, document=document), Path(html))
         if chart is not None:
             write_picture(chart_named(built, name, last=last), Path(chart))
-        return Text(text_of(lambda console: show_report(console, built)), as_document(built))
+        return Text(lambda console: show_report(console, built), as_document(built))
 
     def plot(self, picture: str = "price", *, last: int = BARS_DRAWN) -> Picture:
         """Draw a picture of the run.
@@ -425,7 +425,7 @@ class Run(Generic[Frame]):
             nearest = nearest_changes(*place)
         parts = tuple(stored_parts(stored, titled, nearest))
         return Text(
-            text_of(lambda console: show(console, parts)),
+            lambda console: show(console, parts),
             document(stored, titled.title, (), None, nearest),
         )
 
@@ -481,7 +481,7 @@ class Run(Generic[Frame]):
             )
             result = what_if(changed)
         document = what_if_document(result)
-        return Text(text_of(lambda console: show_document(console, document)), as_json(result))
+        return Text(lambda console: show_document(console, document), as_json(result))
 
     @contextmanager
     def _custom_classes(self) -> Iterator[None]:

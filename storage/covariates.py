@@ -1,7 +1,8 @@
 """Reads and checks files of a user's covariates, which may grow, and keeps them beside a database.
 
-A file is CSV or Parquet. Column ``time`` is when a row became known: a time with a zone, or Unix
-milliseconds. Column ``symbol``, if present, is the symbol of the row. All others are numbers.
+A file is CSV or Parquet; a frame is read as the Parquet file that holds it. Column ``time`` is when
+a row became known: a time with a zone, or Unix milliseconds. Column ``symbol``, if present, is the
+symbol of the row. All others are numbers.
 
 An incomplete last line is left for the next reading. A file that is rewritten, as Parquet always
 is, is read from its start.
@@ -40,6 +41,8 @@ from tracepaper.strategies.extras import missing_sentence
 
 TIME: Final = "time"
 SYMBOL: Final = "symbol"
+FRAME: Final = Path("the frame of covariates")
+"""The name of a frame in messages."""
 COLUMNS_MAX: Final = 1_024
 _ARROW: Final = (".parquet", ".pq")
 _DELIMITED: Final = (".csv",)
@@ -79,17 +82,19 @@ class CovariateFile:
         return FixedCovariates(self.sha256, self.chosen(columns))
 
 
-def read_covariates(path: Path) -> CovariateFile:
-    """Read a file of covariates.
+def read_covariates(given: Any) -> CovariateFile:  # noqa: ANN401 - a path or any library's frame
+    """Read a file of covariates, or a frame.
 
     Raises ``DataInvalid`` for a missing file, one that is no table or has no rows, a time without a
     zone, times that do not ascend, and a number that is not finite.
     """
-    raw = file_bytes(path)
+    is_file = isinstance(given, (str, Path))
+    path = Path(given) if is_file else FRAME
+    content = file_bytes(path) if is_file else given
     if is_text(path):
-        table = text_table(path, raw)
-    elif path.suffix in _ARROW:
-        table = _arrow(path, raw)
+        table = text_table(path, content)
+    elif path.suffix in _ARROW or not is_file:
+        table = _arrow(path, content)
     else:
         raise DataInvalid(
             f"{path} is no file of covariates; name one that ends in .csv or .parquet."
@@ -97,7 +102,8 @@ def read_covariates(path: Path) -> CovariateFile:
     columns, rows = rows_in(path, table)
     if not rows:
         raise DataInvalid(f"{path} has no rows; give covariates.")
-    return CovariateFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+    hashed = content if is_file else _bytes_of(columns, rows)
+    return CovariateFile(path, hashlib.sha256(hashed).hexdigest(), columns, rows)
 
 
 def rows_in(
@@ -114,6 +120,12 @@ def rows_in(
     times = _times(path, table[TIME], before)
     values = np.stack([_numbers(path, name, table[name], before) for name in columns], axis=1)
     return columns, _by_symbol(path, times, values, table.get(SYMBOL), before, newest)
+
+
+def _bytes_of(columns: Sequence[str], rows: Mapping[str, CovariateRows]) -> bytes:
+    parts = [repr((columns, *rows)).encode()]
+    parts += [array.tobytes() for each in rows.values() for array in (each.time_ms, each.values)]
+    return b"".join(parts)
 
 
 def is_text(path: Path) -> bool:
@@ -151,17 +163,21 @@ def text_table(path: Path, raw: bytes, *, before: int = 0) -> Table:
     return {name: [row[at] for row in rows] for at, name in enumerate(header)}
 
 
-def _arrow(path: Path, raw: bytes) -> Table:
+def _arrow(path: Path, content: Any) -> Table:  # noqa: ANN401 - a file's bytes, or a frame
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
         raise ConfigInvalid(missing_sentence("pyarrow", f"{path}")) from None
     try:
-        stored = parquet.read_table(pa.BufferReader(raw), page_checksum_verification=True)
+        if isinstance(content, bytes):
+            content = pa.BufferReader(content)
+            stored = parquet.read_table(content, page_checksum_verification=True)
+        else:
+            stored = pa.table(content)
         stored.validate(full=True)
         return {name: _arrow_column(pa, stored.column(name)) for name in stored.column_names}
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}); write it again.") from None
 

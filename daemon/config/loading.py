@@ -162,16 +162,16 @@ NOTHING: Final[Sections] = MappingProxyType({})
 
 
 class WithSettings(NamedTuple):
-    """A configuration file, by default the default one, and the keys that ``--set`` overrides."""
+    """A configuration, by default the default file, and the keys that ``--set`` overrides."""
 
-    file: Path | None
+    file: Path | Sections | None
     settings: Sections
 
 
 Given = Path | Sections | WithSettings | None
 
 
-def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
+def with_settings(file: Path | Sections | None, texts: Sequence[str] | None) -> Given:
     """Return *file* with overrides ``section.key=value``, which win over the environment too."""
     settings = settings_of(texts)
     return WithSettings(file, settings) if settings else file

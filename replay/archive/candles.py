@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -98,6 +99,15 @@ class Candles:
     def instrument(self) -> str:
         """The instrument's id, ``linear:BTCUSDT``."""
         return f"{self.category.value}:{self.symbol}"
+
+    @property
+    def sha256(self) -> str:
+        """The hash of symbol, interval, times, prices and volumes."""
+        header = f"{self.symbol} {self.interval_ms} {self.price_decimals}"
+        digest = hashlib.sha256(header.encode())
+        for name in ("open_time_ms", *COLUMNS):
+            digest.update(getattr(self, name).tobytes())
+        return digest.hexdigest()
 
     @property
     def until_ms(self) -> int:

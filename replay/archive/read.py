@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,7 @@ from tracepaper.replay.archive.layouts import (
     symbol_of_table,
 )
 from tracepaper.replay.archive.sessions import SessionsFor, in_sessions
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
@@ -76,8 +76,19 @@ PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
 
 
+class NamedFrame(NamedTuple):
+    """A frame of polars or pandas, or a dictionary of columns, with its symbol."""
+
+    symbol: str | None
+    frame: Any
+
+
+CandleInput: TypeAlias = str | Path | Candles | NamedFrame
+"""A path or ``SYMBOL=PATH``, candles, or a frame."""
+
+
 def read_candles(
-    path: str | Path,
+    path: CandleInput,
     *,
     symbol: str | None = None,
     category: Category | str | None = None,
@@ -86,21 +97,33 @@ def read_candles(
 ) -> Candles:
     """Return the exact candles of one file, oldest first, each open time once.
 
-    *path* may be ``SYMBOL=PATH``. The symbol comes from that, else from the file's name, its
-    content, or *symbol*. The category comes from the argument, else from the path; the interval
-    from the times; the format from the name. With *sessions_for* the candles are aligned to an
-    exchange's sessions (``in_sessions``). *columns* choose a field's column (``close=Price``) or
-    leave it out (``turnover=``). ``Candles.notes`` tell conversions, sorting and dropped rows.
+    *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned. The symbol comes from
+    that, else from the file's name, its content, or *symbol*. The category comes from the argument,
+    else from the path; the interval from the times; the format from the name. With *sessions_for*
+    the candles are aligned to an exchange's sessions (``in_sessions``). *columns* choose a field's
+    column (``close=Price``) or leave it out (``turnover=``). ``Candles.notes`` tell conversions,
+    sorting and dropped rows.
 
     Raises ``DataInvalid``, with file and line, for an implausible file, and ``ConfigInvalid`` if no
     symbol is known.
     """
     chosen_columns(columns)
-    if not isinstance(path, (str, Path)):
-        raise ConfigInvalid(
-            f"read_candles was given a {type(path).__name__}: give the path of a file; "
-            "tracepaper.backtest takes frames."
+    if isinstance(path, Candles):
+        if columns:
+            raise ConfigInvalid(f"{path.path} is read already; leave columns out.")
+        return path
+    if is_frame(path):
+        path = NamedFrame(None, path)
+    if isinstance(path, NamedFrame):
+        return candles_of_frame(
+            path.frame,
+            symbol=path.symbol or symbol,
+            category=Category(category or Category.LINEAR),
+            columns=columns,
+            sessions_for=sessions_for,
         )
+    if not isinstance(path, (str, Path)):
+        raise ConfigInvalid(f"{shown(path)} is neither a path nor a frame; give candles as one.")
     if category is not None and category not in tuple(Category):
         raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
     named, file = split_argument(path)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from datetime import timedelta
 from itertools import chain, product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -24,20 +25,19 @@ from tracepaper.replay.archive import (
     Candles,
     FundingRates,
     merge_candles,
-    read_candles,
     read_funding,
 )
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until, read_actions
-from tracepaper.replay.archive.read import candles_of_frame
+from tracepaper.replay.archive.read import CandleInput, NamedFrame, read_candles
 from tracepaper.replay.archive.sessions import (
     SessionsFor,
     on_common_sessions,
     sessions_named,
 )
 from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource, FillSource
-from tracepaper.replay.backtest.run_spec import CandleInput, NamedFrame, RunSpec
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.backtest.tracks import (
     BarSpan,
     Track,
@@ -47,7 +47,7 @@ from tracepaper.replay.backtest.tracks import (
     frame_tracks,
     funding_tracks,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import WEEK_MS, iso
 
@@ -96,21 +96,9 @@ def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[C
 
 def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor | None) -> Candles:
     spec, is_share = reading.spec, reading.market.asset == STOCK
-    if isinstance(item, Candles):
-        if spec.columns:
-            raise ConfigInvalid(f"{item.path} is read already; leave columns out.")
-        return item
-    if isinstance(item, NamedFrame):
-        return candles_of_frame(
-            item.frame,
-            symbol=item.symbol or reading.frame_symbol,
-            category=Category.STOCK if is_share else Category.LINEAR,
-            columns=spec.columns,
-            sessions_for=sessions_for,
-        )
     return read_candles(
         item,
-        symbol=spec.symbol,
+        symbol=reading.frame_symbol if isinstance(item, NamedFrame) else spec.symbol,
         category=Category.STOCK if is_share else spec.category,
         columns=spec.columns,
         sessions_for=sessions_for,
@@ -140,15 +128,6 @@ def _candles_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
 def _frames_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
     closed = [part[part.closes_ms <= cutoff.close_ms] for part in given]
     return [part for part in closed if len(part)]
-
-
-def _candles_sha256(part: Candles) -> str:
-    """Return the hash of the instrument, times, prices and volumes of *part*."""
-    header = f"{part.symbol} {part.interval_ms} {part.price_decimals}"
-    digest = hashlib.sha256(header.encode())
-    for column in (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume):
-        digest.update(column.tobytes())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- funding, splits and dividends
@@ -212,7 +191,7 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         until=_frames_until,
         shift=Candles.later,
         scale=Candles.dearer,
-        digest=_candles_sha256,
+        digest=attrgetter("sha256"),
     ),
     "depth": MarketSource(
         read=_read_depth,
@@ -228,7 +207,7 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         until=_candles_until,
         shift=Candles.later,
         scale=Candles.dearer,
-        digest=_candles_sha256,
+        digest=attrgetter("sha256"),
     ),
     "funding": MarketSource(
         read=_read_funding,

@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field, fields
 from datetime import UTC, date, datetime
 from enum import Flag, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
 
 import typer
 
@@ -29,21 +29,11 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 
 if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Given, Sections
-    from tracepaper.replay.archive import Candles, FundingRates
+    from tracepaper.replay.archive import FundingRates
     from tracepaper.replay.archive.books import RecordedDepth
     from tracepaper.replay.archive.corporate_actions import ActionRow
+    from tracepaper.replay.archive.read import CandleInput
     from tracepaper.replay.backtest.book_feed import FillSource
-
-
-class NamedFrame(NamedTuple):
-    """A frame of polars or pandas, or a dictionary of columns, with its symbol."""
-
-    symbol: str | None
-    frame: Any
-
-
-CandleInput: TypeAlias = "str | Candles | NamedFrame"
-"""A path or ``SYMBOL=PATH``, candles, or a frame."""
 
 
 class Consumer(Flag):
@@ -65,7 +55,8 @@ RUNS: Final = Consumer.REPLAY | Consumer.SWEEP | Consumer.RESUME
 ALL: Final = RUNS | CHECKS | PYTHON
 
 
-def _paths(value: object, name: str) -> tuple[Path, ...]:
+def paths_of(value: object, name: str) -> tuple[Path, ...]:
+    """Return the argument *name*, a path or a list of them; raise ``ConfigInvalid`` for others."""
     values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
     paths = tuple(Path(path) for path in values if isinstance(path, (str, Path)))
     if len(paths) < len(values):
@@ -75,7 +66,8 @@ def _paths(value: object, name: str) -> tuple[Path, ...]:
     return paths
 
 
-def _inputs(value: object, name: str) -> tuple[CandleInput, ...]:
+def inputs_of(value: object, name: str) -> tuple[CandleInput, ...]:
+    """Return the argument *name*, the data of ``backtest``; raise ``ConfigInvalid`` for others."""
     inputs = () if value is None else tuple(_flat(value, None))
     if not inputs and name == "data":
         raise ConfigInvalid("There are no data; give a path, a frame, or several.")
@@ -90,7 +82,7 @@ def _inputs(value: object, name: str) -> tuple[CandleInput, ...]:
 
 def _flat(value: Any, symbol: str | None) -> Iterator[CandleInput]:  # noqa: ANN401 - a user's
     from tracepaper.replay.archive import Candles
-    from tracepaper.replay.archive.read import is_frame
+    from tracepaper.replay.archive.read import NamedFrame, is_frame
 
     if isinstance(value, (str, Path)):
         yield str(value) if symbol is None else f"{symbol}={value}"
@@ -110,10 +102,10 @@ def _flat(value: Any, symbol: str | None) -> Iterator[CandleInput]:  # noqa: ANN
         )
 
 
-def _columns(value: object, _name: str) -> tuple[str, ...]:
+def columns_of(value: object, _name: str) -> tuple[str, ...]:
     """Return a dictionary of columns as ``--columns`` takes it; None leaves a field out."""
-    if value is None or (isinstance(value, tuple) and not value):
-        return ()
+    if value is None or isinstance(value, (list, tuple)):
+        return tuple(map(str, value or ()))
     if not isinstance(value, Mapping):
         raise ConfigInvalid(
             f'columns is {shown(value)}; give a dictionary such as {{"close": "Price"}}, with None '
@@ -150,7 +142,8 @@ def _with_named_classes(keys: object) -> Any:  # noqa: ANN401 - a section, or wh
     }
 
 
-def _configured(value: object, name: str) -> Path | Sections | None:
+def configured(value: object, name: str) -> Path | Sections | None:
+    """Return the argument *name*, a file or sections; raise ``ConfigInvalid`` for others."""
     if isinstance(value, str):
         return Path(value)
     if isinstance(value, Mapping):
@@ -159,7 +152,7 @@ def _configured(value: object, name: str) -> Path | Sections | None:
         return value
     raise ConfigInvalid(
         f"{name} is {shown(value)}; give a TOML file, or a dictionary of sections such as "
-        '{"account": {"cash": "10000"}}.'
+        '{"training": {"steps": 800}}.'
     )
 
 
@@ -201,7 +194,7 @@ class MarketSpec:
     candles: tuple[CandleInput, ...] = option(
         _texts("--data", "Candles: PATH or SYMBOL=PATH; repeat."),
         ALL | Consumer.RECORDED,
-        _inputs,
+        inputs_of,
         argument="data",
     )
     symbol: str | None = option(SymbolOption, RUNS)
@@ -209,22 +202,22 @@ class MarketSpec:
         _text("--category", None, "linear or spot, if the file name lacks it."),
         Consumer.REPLAY | Consumer.RESUME,
     )
-    columns: tuple[str, ...] = option(ColumnsOption, ALL, _columns)
+    columns: tuple[str, ...] = option(ColumnsOption, ALL, columns_of)
     funding: tuple[Path | FundingRates, ...] = option(
-        _files("--funding", "Settled funding rates, CSV; repeat."), RUNS | PYTHON, _paths
+        _files("--funding", "Settled funding rates, CSV; repeat."), RUNS | PYTHON, paths_of
     )
     actions: tuple[Path | ActionRow, ...] = option(
-        _files("--actions", "Splits and dividends, CSV; repeat."), ALL, _paths
+        _files("--actions", "Splits and dividends, CSV; repeat."), ALL, paths_of
     )
     frames: tuple[CandleInput, ...] = option(
         _texts("--frame-data", "Candles of a higher timeframe that begin before the data; repeat."),
         ALL,
-        _inputs,
+        inputs_of,
         argument="frame_data",
     )
-    depth: tuple[Path | RecordedDepth, ...] = option(DepthOption, ALL, _paths)
+    depth: tuple[Path | RecordedDepth, ...] = option(DepthOption, ALL, paths_of)
     events: tuple[Path | FillSource, ...] = option(
-        _files("--events", "Recorded order-book events; repeat."), ALL, _paths
+        _files("--events", "Recorded order-book events; repeat."), ALL, paths_of
     )
 
 
@@ -235,7 +228,7 @@ class RunSpec(MarketSpec):
     start: str | None = option(FromOption, RUNS | PYTHON, moment)
     end: str | None = option(ToOption, RUNS | PYTHON, moment)
     config: Path | Sections | None = option(  # noqa: RUF009 - a field
-        ConfigOption, ALL, _configured
+        ConfigOption, ALL, configured
     )
     settings: tuple[str, ...] = option(SetOption, (ALL & ~Consumer.RESUME) & ~PYTHON)
     strategy: str | None = option(
@@ -275,10 +268,7 @@ class RunSpec(MarketSpec):
         from tracepaper.daemon.config.loading import with_settings
 
         named = () if self.strategy is None else (f"strategy.name={self.strategy}",)
-        if not (settings := (*self.settings, *named)):
-            return self.config
-        assert not isinstance(self.config, Mapping), "only a command has settings"
-        return with_settings(self.config, settings)
+        return with_settings(self.config, (*self.settings, *named))
 
     @property
     def sections(self) -> Sections:

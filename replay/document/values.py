@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar
 
 from msgspec import json, to_builtins
 from msgspec.structs import replace
@@ -220,6 +220,15 @@ class TitledParts:
 
     title: str
     parts: tuple[Part, ...]
+
+
+class Found(NamedTuple):
+    """What a command found: the parts it prints, its document of JSON, its tables, its page."""
+
+    parts: Sequence[Part]
+    document: Mapping[str, Any]
+    tables: Sequence[Table] = ()
+    page: Callable[[], TitledParts] | None = None
 
 
 def as_document(document: TitledParts) -> dict[str, Any]:

@@ -213,25 +213,63 @@ def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
     return table_of("seeds", f"Figures of {len(cards)} seeds: {drawn}", titles, rows, [note])
 
 
+def card_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Return the figures of *cards*, by the names of their checkpoints, and their other keys."""
+    figures = [
+        (name, int(horizon), *each)
+        for name, card in cards.items()
+        for horizon, *each in _figures_of(card)
+    ]
+    keys = [
+        (name, section, *key)
+        for name, card in cards.items()
+        for section, content in card.items()
+        for key in _keys_of({} if section == "figures" else content)
+    ]
+    texts: dict[str, Form] = dict.fromkeys(("checkpoint", "section", "key", "value"), "text")
+    forms: dict[str, Form] = {
+        "checkpoint": "text", "bars": "count", "figure": "text", "forecaster": "text",
+        "value": "measure",
+    }  # fmt: skip
+    return [
+        table_of("figures", "Figures on untouched time", forms, figures),
+        table_of("card", "Card", texts, keys),
+    ]
+
+
+def _keys_of(content: Any, name: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - of TOML
+    """Yield the dotted name and the text of each value of *content*."""
+    if not isinstance(content, Mapping):
+        yield name, content if isinstance(content, str) else msgspec.json.encode(content).decode()
+        return
+    for key, value in content.items():
+        yield from _keys_of(value, f"{name}.{key}".lstrip("."))
+
+
+def _figures_of(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield (horizon, figure, forecaster, (value, error)) of each figure of *card*."""
+    for horizon in (key for key in card.get("figures", {}) if key.isdecimal()):
+        for name, figure in card["figures"][horizon].items():
+            parts = figure if isinstance(figure, Mapping) else {"": figure}
+            is_compared = _of_model(parts) is not None
+            for key, pair in parts.items():
+                if isinstance(pair, Sequence):
+                    named = (name, key) if is_compared else (f"{name}_{key}".rstrip("_"), "model")
+                    yield horizon, *named, (pair[0], pair[1])
+
+
 def _of_seeds(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[float]]]:
     """Yield (horizon, name, values over *cards*) of each figure of the judged model."""
-    for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
-        by_card = [_model_figures(card["figures"][horizon]) for card in cards]
-        for name in by_card[0]:
-            yield horizon, name, [figures[name] for figures in by_card if name in figures]
-
-
-def _model_figures(section: Mapping[str, Any]) -> dict[str, float]:
-    """Return every figure of the judged model at one horizon, by name."""
-    figures: dict[str, float] = {}
-    for name, figure in section.items():
-        if isinstance(figure, Mapping) and (pair := _of_model(figure)) is not None:
-            figures[name] = float(pair[0])
-        elif isinstance(figure, Mapping):
-            figures |= {f"{name}_{key}": float(pair[0]) for key, pair in figure.items()}
-        elif isinstance(figure, Sequence):
-            figures[name] = float(figure[0])
-    return figures
+    by_card = [
+        {
+            (horizon, name): pair[0]
+            for horizon, name, forecaster, pair in _figures_of(card)
+            if forecaster in ("model", "network") and pair[0] is not None
+        }
+        for card in cards
+    ]
+    for key in by_card[0]:
+        yield *key, [figures[key] for figures in by_card if key in figures]
 
 
 def _of_model(figure: Mapping[str, Any]) -> Sequence[float] | None:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.daemon.session.user_code import file_sha256
-from tracepaper.replay.archive import Candles, merge_candles, read_candles
+from tracepaper.replay.archive import Candles, merge_candles
 from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.archive.read import CandleInput, read_candles
 from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import (
@@ -99,7 +100,7 @@ class Dataset:
     @classmethod
     def read(  # noqa: PLR0913 - how files are read
         cls,
-        paths: Sequence[str],
+        inputs: Sequence[CandleInput],
         split: Callable[[Sequence[Segment]], Split],
         horizons: Sequence[int],
         schema_id: str = "v2",
@@ -110,7 +111,7 @@ class Dataset:
         stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
     ) -> Dataset:
-        """Load *paths* and split their time; *stored* are baselines that were fitted before.
+        """Load *inputs* and split their time; *stored* are baselines that were fitted before.
 
         *vectors* are joined to the bars at which they are known. *schema_id* names a schema or a
         family of schemas. The model's interval is the first of *intervals*, in milliseconds; by
@@ -119,7 +120,7 @@ class Dataset:
         """
         interval_ms = own_interval(schema_id, intervals)
         wanted = tuple(intervals) or ((interval_ms,) if interval_ms else ())
-        files = read_files(paths, wanted, calendar=calendar, columns=columns)
+        files = read_files(inputs, wanted, calendar=calendar, columns=columns)
         schemas = _schemas(schema_id, tuple(files.candles))
         segments = {
             interval_ms: [
@@ -132,8 +133,7 @@ class Dataset:
         main_ms, *other_intervals = files.candles
         if not segments[main_ms]:
             raise DataInvalid(
-                f"No file has {schemas[main_ms].lookback} bars without a gap; give --data longer"
-                " candles."
+                f"No candles have {schemas[main_ms].lookback} bars without a gap; give longer ones."
             )
         bars = tuple(sorted(horizons))
         for interval_ms in other_intervals:
@@ -473,8 +473,8 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
     symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in data.segments))
     if len(symbols) < SYMBOLS_LEAST:
         raise ConfigInvalid(
-            "A network over several assets needs candles of at least two symbols; repeat "
-            "--data for each."
+            "A network over several assets needs candles of at least two symbols; give those "
+            "of a second one."
         )
     by_symbol = {
         symbol: [segment for segment in data.segments if segment.candles.symbol == symbol]
@@ -550,20 +550,20 @@ class CandleFiles:
 
 
 def read_files(
-    paths: Sequence[str],
+    inputs: Sequence[CandleInput],
     intervals: Sequence[int] = (),
     *,
     calendar: str | None = None,
     columns: Sequence[str] = (),
 ) -> CandleFiles:
-    """Read candle files (PATH or SYMBOL=PATH) as bars of *intervals*, in milliseconds.
+    """Read candles (files or frames) as bars of *intervals*, in milliseconds.
 
     *intervals* defaults to that of the first file. A *calendar*, such as ``XNAS``, keeps the bars
     of its sessions. *columns* are the choices of ``read_candles``. Raises ``DataInvalid`` for a
     file that makes bars of no interval, has a constant price or no volume, and ``ConfigInvalid``
     for a file without a symbol.
     """
-    parts = _read(paths, calendar, columns)
+    parts = _read(inputs, calendar, columns)
     for part in parts:
         _reject_flat(part)
     wanted = tuple(intervals) or (parts[0].interval_ms,)
@@ -583,16 +583,19 @@ def read_files(
         for part in parts:
             if _makes(part, (interval_ms,)):
                 _add(series, part.resampled(interval_ms))
-    return CandleFiles(tuple(_source(part, columns) for part in parts), by_interval)
+    sources = (_source(*read, columns) for read in zip(inputs, parts, strict=True))
+    return CandleFiles(tuple(sources), by_interval)
 
 
-def _read(paths: Sequence[str], calendar: str | None, columns: Sequence[str]) -> list[Candles]:
+def _read(
+    inputs: Sequence[CandleInput], calendar: str | None, columns: Sequence[str]
+) -> list[Candles]:
     if calendar is None:
-        return [read_candles(path, columns=columns) for path in paths]
+        return [read_candles(item, columns=columns) for item in inputs]
     sessions_for = sessions_named(calendar)
     parts = [
-        read_candles(path, category=Category.STOCK, columns=columns, sessions_for=sessions_for)
-        for path in paths
+        read_candles(item, category=Category.STOCK, columns=columns, sessions_for=sessions_for)
+        for item in inputs
     ]
     return on_common_sessions(parts, sessions_for)
 
@@ -630,11 +633,11 @@ def _add(series: list[Candles], part: Candles) -> None:
             series.append(new)
 
 
-def _source(part: Candles, columns: Sequence[str]) -> TrainingFile:
+def _source(item: CandleInput, part: Candles, columns: Sequence[str]) -> TrainingFile:
     file = Path(part.path)
     return TrainingFile(
         name=file.name,
-        sha256=file_sha256(file),
+        sha256=file_sha256(file) if isinstance(item, str) else part.sha256,
         symbol=part.symbol,
         bars=len(part),
         from_ms=int(part.open_time_ms[0]),

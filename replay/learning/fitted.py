@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Se
 
 from torch import Tensor
 
+from tracepaper.replay.archive.read import CandleInput
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import save_judged, stored_baselines, unfitted
 from tracepaper.replay.learning.dataset import Dataset, close_by_close, intervals_of
@@ -112,9 +113,9 @@ class FitRun(NamedTuple):
 
 
 class DataRequest(NamedTuple):
-    """The files that a model is fitted to, with the options of reading them."""
+    """The candles that a model is fitted to, with the options of reading them."""
 
-    paths: Sequence[str]
+    data: Sequence[CandleInput]  # for order books: paths
     inputs: SideInputs | None = None
     columns: Sequence[str] = ()
 
@@ -317,7 +318,12 @@ def read_dataset(
     if source is DataSource.ORDER_BOOKS:
         if request.columns:
             raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
-        return read_books(request.paths, horizons, card)
+        paths = [item for item in request.data if isinstance(item, str)]
+        if len(paths) < len(request.data):
+            raise ConfigInvalid(
+                "Order books come from files of `tracepaper data record`; name those."
+            )
+        return read_books(paths, horizons, card)
     other = getattr(recipe.architecture, OTHER, "")
     if recipe.members and other:
         raise ConfigInvalid(
@@ -327,7 +333,7 @@ def read_dataset(
 
     def read(schema_id: str, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
         return Dataset.read(
-            request.paths,
+            request.data,
             split,
             horizons,
             schema_id,

@@ -621,6 +621,9 @@ def with_settings(document: Document, texts: Sequence[str]) -> dict[str, Any]:
 
     Raises ``ConfigInvalid`` for a key or a value that a recipe of its kind cannot have.
     """
+    for name, section in document.items():
+        if not isinstance(section, Mapping):
+            raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
     settings = [KeyValue.read("--set", text) for text in texts]
     for setting in settings:  # the kind first, as it determines the other keys
         if (setting.section, setting.key) == ("model", "kind"):

@@ -399,9 +399,9 @@ class OtherInputs(SideInputs):
 
 
 class SideFiles(NamedTuple):
-    """The files of side inputs: covariates or order books."""
+    """The files of side inputs: covariates, which may be a frame, or order books."""
 
-    covariates: Path | None
+    covariates: Any
     depth: Sequence[Path]
 
     def read(self) -> CovariateInputs | BookInputs | None:

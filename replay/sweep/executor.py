@@ -393,3 +393,10 @@ class Spread:
         if errors:
             raise errors[0]
         return [values[place] for place in range(len(units))]
+
+
+def each_on(on: str | None, jobs: int | None) -> Spread | None:
+    """Return how seeds or folds are run on an executor; None for this process, the default."""
+    if on is None and jobs is None:
+        return None
+    return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.judge.folds",))

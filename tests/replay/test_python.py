@@ -292,7 +292,10 @@ def test_params_of_numpy_are_stored_as_numbers(candles: Path) -> None:
         assert run.verify().passes
         changed = run.what_if({"execution": {"taker_fee": "0.01"}})
         assert "execution.taker_fee" in changed.text
-        assert changed["accounts"]["rows"][1]["fees"] > changed["accounts"]["rows"][0]["fees"]
+        assert (
+            changed["accounts"]["rows"][1]["fees_paid"]
+            > changed["accounts"]["rows"][0]["fees_paid"]
+        )
 
 
 def test_params_lie_over_the_options_that_are_configured_for_this_class(

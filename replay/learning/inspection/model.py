@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
+from tracepaper.replay.archive.read import CandleInput, NamedFrame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimators.tabular import row_fields
 from tracepaper.replay.learning.fitted import FittedModel
@@ -378,13 +378,13 @@ class StoredNetwork:
             )
         return joined_to(plain, joined)
 
-    def _candles(self, data: Sequence[str | Candles], columns: Sequence[str] = ()) -> list[Candles]:
+    def _candles(self, data: Sequence[CandleInput], columns: Sequence[str] = ()) -> list[Candles]:
         """Return the candles of *data* at the network's interval; by default bundled ones."""
         if columns and not data:
             raise ConfigInvalid("The bundled candles need no --columns; leave it out.")
         series = []
         for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
-            candles = path if isinstance(path, Candles) else read_candles(path, columns=columns)
+            candles = read_candles(path, columns=columns)
             interval_ms = candles.interval_ms
             if self.interval_ms and self.interval_ms != interval_ms:
                 if self.interval_ms % interval_ms:
@@ -406,7 +406,7 @@ class StoredNetwork:
                 "that attends."
             )
         until_ms = None if at is None else instant(str(at))
-        candles = candles_of_frame(bars, symbol="BARS") if is_frame(bars) else bars
+        candles = NamedFrame("BARS", bars) if is_frame(bars) else bars
         segments = [
             (segment, len(segment) if until_ms is None else int(end))
             for segment in self._segments(self._candles([candles]))
@@ -511,12 +511,13 @@ def _window(segment: Segment, start: int, end: int) -> Window:
 
 
 def open_checkpoint(
-    name: str, covariates: str | Path | None = None, depth: Sequence[str | Path] = ()
+    name: str,
+    covariates: Any = None,  # noqa: ANN401 - a path or a frame
+    depth: Sequence[str | Path] = (),
 ) -> StoredNetwork:
     """Return the network of the checkpoint *name*, a bundled one or a folder.
 
-    *covariates* is a file of the covariates that it was trained with. *depth* are files of order
+    *covariates* is a file or a frame of those that it was trained with. *depth* are files of order
     books, for a network that reads them. Raises like ``StoredNetwork.open``.
     """
-    files = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
-    return StoredNetwork.open(name, files.read())
+    return StoredNetwork.open(name, SideFiles(covariates, [*map(Path, depth)]).read())

@@ -9,12 +9,19 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
-from rich.console import Console
 
-from tracepaper.replay.document.values import Table, Value, of_row, table
+from tracepaper.replay.document.values import (
+    Found,
+    Table,
+    TitledParts,
+    Value,
+    documents,
+    of_row,
+    table,
+)
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.fitted import (
@@ -262,18 +269,14 @@ def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]
     ]
 
 
-class FoldTables(NamedTuple):
-    """The tables of a checkpoint's recipe on folds."""
-
-    model_id: str
-    recipe: str  # its hash
-    text: str  # the folds, such as walk:3
-    tables: Sequence[Table]
-
-
 def folds_of(
-    checkpoint: Checkpoint, request: DataRequest, text: str, changes: Sequence[str], each: Each
-) -> FoldTables:
+    checkpoint: Checkpoint,
+    request: DataRequest,
+    text: str,
+    changes: Sequence[str],
+    each: Each,
+    say: Say,
+) -> Found:
     """Refit the recipe of a checkpoint on folds, then the recipe with each of *changes*."""
     card: Mapping[str, Any] = checkpoint.card
     # The checks come first, before minutes of fitting.
@@ -285,10 +288,15 @@ def folds_of(
         raise ConfigInvalid(untrained[0])
     for other in cards.values():
         recipe.kind.suits(recipe_of(other), material)
-    say = Console(stderr=True).print
     unchanged, others = refit(card, material, text, say=say, each=each), dict[str, Refits]()
     for change, other in cards.items():
         say(f"With {change}.")
         others[change] = refit(other, material, text, say=say, each=each)
     findings = tables(unchanged) + (ablation_tables(unchanged, others) if others else [])
-    return FoldTables(checkpoint.id, recipe.hash, text, findings)
+    document = {"id": checkpoint.id, "recipe": recipe.hash, "folds": text}
+    return Found(
+        findings,
+        {**document, "tables": documents(findings)},
+        findings,
+        lambda: TitledParts(f"Folds of {checkpoint.id}", tuple(findings)),
+    )

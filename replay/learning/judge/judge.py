@@ -7,7 +7,7 @@ The rules are docs/models.md, L54, and docs/own_models.md, N11.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -281,7 +281,7 @@ class ModelReader(NamedTuple):
         given = load(self.config, {"model": {"class": name}})
         forecaster = load_model(given, mode="scan")
         data = Dataset.read(
-            self.request.paths,
+            self.request.data,
             lambda segments: split_at(segments, forecaster),
             forecaster.horizons,
             columns=self.request.columns,
@@ -340,7 +340,7 @@ class ModelJudgement(NamedTuple):
 def judge_named(
     reader: ModelReader,
     name: str,
-    holdouts: Sequence[Holdout],
+    holdouts: Iterable[Holdout],
     inspections: Mapping[str, int],
     bars: int | None,
     *,

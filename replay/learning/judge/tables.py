@@ -7,13 +7,12 @@ makes tables of all holdouts. Estimates are pairs of value and error by day.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
-from tracepaper.replay.document import terminal
 from tracepaper.replay.document.charts import (
     Chart,
     ChartAxis,
@@ -29,6 +28,7 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.values import (
     Cells,
     Figure,
+    Found,
     Paragraph,
     Part,
     Table,
@@ -83,6 +83,9 @@ from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, iso, percent
+
+if TYPE_CHECKING:
+    from tracepaper.replay.learning.judge.judge import ModelJudgement
 
 _HEIGHT: Final = 280
 _ROLES: Final[tuple[ChartRole, ...]] = ("accent", "ink", "gain", "loss", "muted")
@@ -629,29 +632,27 @@ def _present(tables: Iterable[Table]) -> list[Table]:
 # --- a judgement for a terminal, as JSON, and as a document of the page
 
 
-def show(console: Console, every: Sequence[Judgement], findings: Sequence[Table]) -> None:
-    """Print the tables and caveats of each holdout, the tables of all, and the *findings*."""
-    parts: list[Part] = []
-    for judgement in every:
-        sentences = [Paragraph(f"• {sentence}") for sentence in judgement.caveats]
-        parts += [Paragraph(judgement.heading, "heading"), *tables_of(judgement), *sentences]
-    terminal.show(console, [*parts, *tables_across(every), *findings])
+def found_of(judged: ModelJudgement) -> Found:
+    """Return the tables and caveats of each holdout, the tables of all, and the inspections.
 
-
-def as_document(model_id: str, recipe: str, every: Sequence[Judgement]) -> dict[str, Any]:
-    """Return the judgement as plain values; estimates are ``{"value", "error"}``.
-
-    Top-level ``figures`` and ``sentences`` are the first holdout's. A table is a list of rows under
-    its key.
+    In the document estimates are ``{"value", "error"}``, top-level ``figures`` and ``sentences``
+    are the first holdout's, and a table is a list of rows under its key. In ``tables`` those of the
+    holdouts are one, with a column ``holdout``.
     """
-    return {
-        "id": model_id,
-        "recipe": recipe,
-        "figures": every[0].figures,
-        "sentences": every[0].caveats,
-        "holdouts": [
+    every, parts, holdouts = judged.every, list[Part](), list[dict[str, Any]]()
+    pooled: dict[str, Table] = {}
+    for judgement in every:
+        name, tables = judgement.holdout.name, tables_of(judgement)
+        sentences = [Paragraph(f"• {sentence}") for sentence in judgement.caveats]
+        parts += [Paragraph(judgement.heading, "heading"), *tables, *sentences]
+        for each in tables:
+            figures = (of_row("holdout", "holdout", "text"), *each.figures)
+            before = pooled.get(each.key, replace(each, figures=figures, rows=()))
+            rows = ((name, *row) for row in each.rows)
+            pooled[each.key] = replace(before, rows=(*before.rows, *rows))
+        holdouts.append(
             {
-                "name": judgement.holdout.name,
+                "name": name,
                 "from_ms": judgement.from_ms,
                 "until_ms": judgement.until_ms,
                 "days": judgement.days,
@@ -659,12 +660,33 @@ def as_document(model_id: str, recipe: str, every: Sequence[Judgement]) -> dict[
                 "uses": judgement.uses,
                 "figures": judgement.figures,
                 "sentences": judgement.caveats,
-                "tables": documents(tables_of(judgement)),
+                "tables": documents(tables),
             }
-            for judgement in every
+        )
+    across = tables_across(every)
+    document = {
+        "id": judged.model_id,
+        "recipe": judged.recipe,
+        "figures": every[0].figures,
+        "sentences": every[0].caveats,
+        "holdouts": holdouts,
+        "tables": documents(across),
+        "findings": [
+            {
+                "name": table.key, "title": table.title, "note": "".join(table.notes),
+                "rows": table.records(),
+            }
+            for table in judged.findings
         ],
-        "tables": documents(tables_across(every)),
-    }
+        "beside": [{"name": name, "id": other} for name, other in judged.compared],
+    }  # fmt: skip
+    last = (*across, *judged.findings)
+    return Found(
+        (*parts, *last),
+        document,
+        (*pooled.values(), *last),
+        lambda: judgement_document(judged.model_id, every),
+    )
 
 
 def judgement_document(model_id: str, every: Sequence[Judgement]) -> TitledParts:

@@ -33,13 +33,14 @@ from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import RULES, Judgement
+from tracepaper.replay.learning.judge.judge import ModelJudgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, Metric
 from tracepaper.replay.learning.judge.tables import (
-    as_document,
     bins_of,
     confidence_areas,
     coverage_by_week,
     curves_of,
+    found_of,
     qlike_by_day,
     reliability,
     risk_coverage,
@@ -308,7 +309,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
         return [table("planted", "Planted", [column], [judgement])]
 
     monkeypatch.setattr(tables, "SHOWN", (*tables.SHOWN, tables.HoldoutFigure(planted)))
-    document = as_document("id", "recipe", judgements)
+    document = found_of(ModelJudgement("id", "recipe", 0, judgements, ())).document
     assert document["holdouts"][0]["tables"]["planted"]["rows"] == [{"days": judgements[0].days}]
 
 

@@ -118,7 +118,7 @@ def test_symbols_without_a_common_close_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_symbol_is_not_several(tmp_path: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="at least two symbols; repeat --data"):
+    with pytest.raises(ConfigInvalid, match="at least two symbols; give those of a second"):
         aligned([candles("AAAUSDT")], tmp_path)
 
 
