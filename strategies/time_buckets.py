@@ -165,6 +165,22 @@ def recent_mass(by_age: Floats, context: int) -> Floats:
     return by_age[:, :cells].sum(axis=1)
 
 
+def event_focus(by_age: Floats, context: int) -> Floats:
+    """Return the mass [bar] of the heaviest two neighbouring cells before the newest quarter.
+
+    A block overlaps two cells, so a bar that keeps its weight while it ages keeps its share.
+    """
+    cells = max(1, round(context * RECENT_SHARE / BLOCK_BARS))
+    distant = by_age[:, cells:-1]
+    pairs = distant[:, 1:] + distant[:, :-1] if distant.shape[1] > 1 else distant
+    return pairs.max(axis=1, initial=0.0)
+
+
+def row_entropy(by_age: Floats) -> Floats:
+    """Return the entropy [bar] of rows over their cells as a share of the most, 0 to 1."""
+    return _relative_entropy(by_age, np.ones_like(by_age)) / -np.log2(by_age.shape[1])
+
+
 def shift(before: Floats, after: Floats) -> Floats:
     """Return the Jensen–Shannon distance [bar] between the rows of two tables, in [0, 1].
 

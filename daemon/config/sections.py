@@ -355,6 +355,8 @@ class RegimeSection(Section):
     """MOMENTUM if the recent mass is at least this."""
     mean_reversion: Threshold = "q0.3333"
     """MEAN_REVERSION if the recent mass is at most this."""
+    event_focus: Threshold = "1"
+    """MEAN_REVERSION too if the share on event bars is at least this."""
     hysteresis: Fraction = Decimal("0.1")
     """Share of the distance between these two that must be crossed before the regime changes."""
 

@@ -393,10 +393,12 @@ class RegimeTracker:
 
     def follow(self, explanation: Explanation | None) -> None:
         """Update regime and cell by the *explanation* of the newest forecast."""
-        mass = None if explanation is None else explanation.recent_mass
+        if explanation is None:
+            return
+        mass, focus = explanation.recent_mass, explanation.event_focus or 0.0
         if mass is not None and self._bounds is not None:
-            self.regime = self._bounds.next_regime(self.regime, mass)
-        if explanation is not None and self._cells is not None:
+            self.regime = self._bounds.next_regime(self.regime, mass, focus)
+        if self._cells is not None:
             values = [getattr(explanation, name) for name in self._cells.names]
             self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)
 

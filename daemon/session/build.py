@@ -356,8 +356,10 @@ def costs_for(config: Config) -> ExecutionCosts:
     )
 
 
-def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
+def _bounds(config: Config, calibration: Calibration | None, has: frozenset[str]) -> RegimeBounds:
     rules = config.regime
+    if "event_focus" not in has and rules.event_focus != RegimeSection().event_focus:
+        raise ConfigInvalid("The model gives no event_focus; leave regime.event_focus out.")
     return RegimeBounds.between(
         mean_reversion=threshold_of(
             str(rules.mean_reversion), "recent_mass", calibration, key="regime.mean_reversion"
@@ -366,6 +368,9 @@ def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
             str(rules.momentum), "recent_mass", calibration, key="regime.momentum"
         ),
         hysteresis=float(rules.hysteresis),
+        event_focus=threshold_of(
+            str(rules.event_focus), "event_focus", calibration, key="regime.event_focus"
+        ),
     )
 
 
@@ -618,7 +623,7 @@ def model_terms(
         gates=gates,
         horizon_index=horizon_index(config, forecaster),
         slope=1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0),
-        bounds=_bounds(config, calibration) if has_regime else None,
+        bounds=_bounds(config, calibration, measures) if has_regime else None,
         cells=None if calibration is None else calibration.cells,
         fitted=fitted,
         passing=_coverage(config, gates, calibration),

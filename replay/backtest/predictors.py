@@ -58,8 +58,8 @@ RETURN_FIELDS: Final = ("mean_return", "stdev_return", "volatility")
 SHARE_FIELDS: Final = ("p_down", "p_flat", "p_up")
 """Fields of a forecast with the tolerance ``SHARES``."""
 EXPLANATION_FIELDS: Final = (
-    *("confidence_entropy", "content_free", "recent_mass", "older_mass", "shift", "l1_error"),
-    *("entropy", "buckets"),
+    *("confidence_entropy", "rollout_entropy", "content_free", "recent_mass", "event_focus"),
+    *("older_mass", "shift", "l1_error", "entropy", "buckets"),
 )
 """Fields of an explanation with the tolerance ``SHARES``; the last two are float32 arrays."""
 

@@ -509,6 +509,9 @@ def _attention_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
             if (start := bucket["from_open_time_ms"]) is not None:
                 yield f"half of it in the last {span_text(close_ms - start)}"
             break
+    entropies = stored.decision["rollout_entropy"], 1.0 - stored.decision["confidence_entropy"]
+    of_rollout, of_heads = (percent(share, 1) for share in entropies)
+    yield f"entropy by age {of_rollout} of the maximum; {of_heads} in the heads on average"
     if (share := stored.content_share) is not None:
         yield (
             f"The rollout differs from that of uniform attention by {percent(share, 1)}; the rest "

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.side_inputs import SideInputs
 
 RECENT_MASS: Final = "recent_mass"
-"""The only measure on the card without a gate; its quantiles are the thresholds of regimes."""
+REGIME_SHARES: Final = (RECENT_MASS, "event_focus")
+"""Measures on the card without a gate; their quantiles are the thresholds of regimes."""
 PERCENTS: Final = tuple(range(1, 100))
 ROUND_TRIP_COST: Final = 0.0011
 """Two taker fees of 5.5 basis points: the cost in ``edge``."""

@@ -265,7 +265,10 @@ _DECIDED: Final = (
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
 )
-_MEASURES: Final = ("recent_mass", "older_mass", "shift", "l1_error")
+_MEASURES: Final = (
+    *("rollout_entropy", "recent_mass", "event_focus"),
+    *("older_mass", "shift", "l1_error"),
+)
 
 V_DECISIONS: Final = View(
     "v_decisions",
@@ -367,6 +370,7 @@ V_EXPLANATIONS: Final = View(
             "`l1_error`",
             "REAL",
         ),
+        *shown("a", "answers", "confidence_entropy", "rollout_entropy"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
     "AND s.instrument IS NOT NULL "

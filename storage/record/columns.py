@@ -347,8 +347,10 @@ _ANSWERS = (
     _blob("horizons", null=True),  # packed as ``HORIZONS``
     _blob("members", null=True),  # packed as ``Forecast.auxiliary``
     _real("confidence_entropy", "1 minus the mean normalised entropy of attention"),
+    _real("rollout_entropy", "entropy of the rollout by age, as a share of the maximum"),
     _real("content_free", "confidence that mask and encoding alone would give"),
     _real("recent_mass", "share of the rollout on the newest quarter of the context"),
+    _real("event_focus", "share of the rollout on its event bars, before that quarter"),
     _real("older_mass", "share of the rollout before the oldest bucket"),
     _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
     _real("l1_error", "bound on the difference of the weights' sum from 1"),
@@ -404,8 +406,10 @@ GIVEN_BITS: Final = tuple(1 << place for place in range(len(FORECAST_COLUMNS)))
 """The bit of each forecast column; it is set in ``answers.horizons`` if the model gives it."""
 EXPLANATION_COLUMNS: Final = (
     "confidence_entropy",
+    "rollout_entropy",
     "content_free",
     "recent_mass",
+    "event_focus",
     "older_mass",
     "shift",
     "l1_error",

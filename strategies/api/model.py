@@ -40,10 +40,11 @@ OF_MEASURE: Final[Mapping[str, tuple[str, ...]]] = {
     "confidence_entropy": ("confidence_entropy",),
     "content_free": ("content_free",),
     "recent_mass": ("recent_mass",),
+    "event_focus": ("event_focus",),
     "shift": ("shift",),
 }
 """The names in an answer that each declared measure requires."""
-EXPLAINED: Final = ("confidence_entropy", "content_free", "recent_mass", "shift")
+EXPLAINED: Final = ("confidence_entropy", "content_free", "recent_mass", "event_focus", "shift")
 """Measures with one number per bar instead of one per horizon."""
 _ANSWERED: Final = frozenset(
     {*(n for names in OF_MEASURE.values() for n in names), "p_down", "p_flat"}
@@ -75,7 +76,7 @@ class Model:
     """Bars ahead of which it speaks; ``gate.horizon`` must be one of them."""
     measures: Collection[str] = ("mean_return",)
     """What its answers hold: of mean_return, stdev_return, probabilities, volatility,
-    confidence_entropy, content_free, recent_mass, shift. Gates of others are not declared."""
+    confidence_entropy, content_free, recent_mass, event_focus, shift. Others have no gates."""
     calibration: Calibration | None = None
     """Quantiles of its measures and slopes of its means, where thresholds ``qX`` are wanted."""
     is_outside: bool = False
@@ -269,10 +270,10 @@ _MAX_SUM: Final = 1 + 1e-9
 def _explanation(given: Mapping[str, tuple[float, ...]]) -> Explanation | None:
     if not any(name in given for name in EXPLAINED):
         return None
-    confidence, content_free, recent, shift = (
+    confidence, content_free, recent, focus, shift = (
         given[name][0] if name in given else None for name in EXPLAINED
     )
-    return Explanation(confidence, content_free, recent, None, shift, None, b"", b"")
+    return Explanation(confidence, None, content_free, recent, focus, None, shift, None, b"", b"")
 
 
 # ---------------------------------------------------------------- kinds of checkpoints

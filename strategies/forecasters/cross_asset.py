@@ -53,7 +53,7 @@ from tracepaper.strategies.networks.cross_asset import (
     CrossOutputs,
     weights_of,
 )
-from tracepaper.strategies.time_buckets import RECENT_SHARE, shift
+from tracepaper.strategies.time_buckets import RECENT_SHARE, cells_by_age, shift
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Explanation, Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
@@ -265,7 +265,8 @@ class TogetherForecaster(CheckpointForecaster):
         *before* is ``by_time`` of the previous close.
         """
         by_time = close.by_time
-        rows = [buckets_of(row, close.positions) for row in by_time]
+        rows = np.stack([buckets_of(row, close.positions) for row in by_time])
+        by_age = cells_by_age(rows, np.repeat(close.positions[-1:], len(rows)))
         shifts = [None] * len(rows) if before is None else shift(before, by_time).tolist()
         recent = (
             by_time[:, -max(round(self.model.config.receptive_field * RECENT_SHARE), 1) :]
@@ -275,8 +276,8 @@ class TogetherForecaster(CheckpointForecaster):
         heads = close.attribution.heads.float().flatten(1).numpy()
         errors = np.abs(1.0 - by_time.sum(axis=1)).tolist()
         return explained_rows(
-            np.stack(rows), heads, recent=recent, shifts=shifts, errors=errors,
-            content_free=CONTENT_FREE,
+            rows, heads, by_age, recent=recent, shifts=shifts, errors=errors,
+            content_free=CONTENT_FREE, context=self.model.config.receptive_field,
         )  # fmt: skip
 
     def _answers(

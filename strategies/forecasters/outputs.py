@@ -16,7 +16,7 @@ from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
-from tracepaper.strategies.time_buckets import recent_mass, shift
+from tracepaper.strategies.time_buckets import event_focus, recent_mass, row_entropy, shift
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
@@ -178,18 +178,21 @@ def explanations(
         for moved, has_shift in zip(shift(before, by_age), has_before, strict=True)
     ]
     return explained_rows(
-        rows, heads, recent=recent, shifts=shifts, errors=errors, content_free=content_free
-    )
+        rows, heads, by_age, recent=recent, shifts=shifts, errors=errors,
+        content_free=content_free, context=context,
+    )  # fmt: skip
 
 
 def explained_rows(
     rows: Singles,
     heads: Singles,
+    by_age: Floats,
     *,
     recent: Sequence[float],
     shifts: Sequence[float | None],
     errors: Sequence[float],
     content_free: float,
+    context: int,
 ) -> list[Explanation]:
     """Return the explanation of each of *rows* [bar, bucket and older], by its measures.
 
@@ -197,8 +200,10 @@ def explained_rows(
     """
     columns = (
         heads.astype(np.float64).mean(axis=1).tolist(),
+        row_entropy(by_age).tolist(),
         repeat(content_free),
         recent,
+        event_focus(by_age, context).tolist(),
         rows[:, -1].tolist(),
         shifts,
         errors,

@@ -399,7 +399,7 @@ def is_finite_forecast(forecast: Forecast) -> bool:
         return True
     measures = (
         explanation.confidence_entropy, explanation.content_free, explanation.recent_mass,
-        explanation.shift,
+        explanation.event_focus, explanation.shift,
     )  # fmt: skip
     return all(number is None or math.isfinite(number) for number in measures)
 
@@ -409,29 +409,37 @@ def _all_finite(packed: bytes) -> bool:
 
 
 class RegimeBounds(Struct, frozen=True):
-    """The two thresholds of recent mass, and the hysteresis margin for leaving a regime."""
+    """The thresholds of recent mass and event focus, and the margins for leaving a regime."""
 
     mean_reversion: float
     momentum: float
     margin: float
+    event_focus: float = 1.0
+    event_margin: float = 0.0
 
     @classmethod
-    def between(cls, *, mean_reversion: float, momentum: float, hysteresis: float) -> RegimeBounds:
-        """Return bounds whose margin is *hysteresis* times the distance between the thresholds."""
+    def between(
+        cls, *, mean_reversion: float, momentum: float, hysteresis: float, event_focus: float = 1.0
+    ) -> RegimeBounds:
+        """Return bounds; a margin is *hysteresis* times the way between the thresholds, or to 0."""
         if not mean_reversion < momentum or not 0 <= hysteresis < 1:
             raise ConfigInvalid(
                 f"regime.mean_reversion ({mean_reversion}) must lie under regime.momentum "
                 f"({momentum}), with regime.hysteresis ({hysteresis}) from 0 to below 1; set such "
                 "numbers, also where a model's recent mass is always the same."
             )
-        return cls(mean_reversion, momentum, hysteresis * (momentum - mean_reversion))
+        margin = hysteresis * (momentum - mean_reversion)
+        return cls(mean_reversion, momentum, margin, event_focus, hysteresis * event_focus)
 
-    def next_regime(self, regime: Regime, recent_mass: float) -> Regime:
-        """Return the regime that follows *regime* at this bar's *recent_mass*.
+    def next_regime(self, regime: Regime, recent_mass: float, event_focus: float = 0.0) -> Regime:
+        """Return the regime that follows *regime* at this bar's *recent_mass* and *event_focus*.
 
-        A regime includes its threshold, and is left only beyond the margin, so that noise at the
-        threshold does not make it flicker.
+        Attention on an event is distant, whatever else is recent. A regime includes its threshold,
+        and is left only beyond the margin, so that noise at the threshold does not make it flicker.
         """
+        held = self.event_margin if regime is Regime.MEAN_REVERSION else 0.0
+        if event_focus >= self.event_focus - held:
+            return Regime.MEAN_REVERSION
         if recent_mass >= self.momentum:
             return Regime.MOMENTUM
         if recent_mass <= self.mean_reversion:

@@ -278,7 +278,7 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
 
 MEASURES: Final = frozenset({
     "mean_return", "stdev_return", "probabilities", "volatility",
-    "confidence_entropy", "content_free", "recent_mass", "shift",
+    "confidence_entropy", "content_free", "recent_mass", "event_focus", "shift",
 })  # fmt: skip
 """The measures that a model can give; the built-in networks give all."""
 HEAD_MEASURES: Final = frozenset(HeadForecasts.__struct_fields__)

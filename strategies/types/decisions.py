@@ -38,8 +38,10 @@ class Explanation(Struct, frozen=True, gc=False):
     """
 
     confidence_entropy: float | None
+    rollout_entropy: float | None  # of the rollout by age, as a share of the maximum
     content_free: float | None
     recent_mass: float | None
+    event_focus: float | None
     older_mass: float | None
     shift: float | None  # Jensen–Shannon distance from the last bar's row, by age
     l1_error: float | None

@@ -13,6 +13,8 @@ __getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
 _repr_png_  # notebooks
 best_run  # of a sweep, from Python
+attention_map  # of a checkpoint, from Python
+rollout_entropy  # stored by its column's name
 frame_data  # an argument of backtest and sweep, handed on by name
 __annotations__  # typer reads them
 collect  # prometheus_client asks for the metrics

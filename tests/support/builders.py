@@ -156,12 +156,15 @@ def explanation(
     recent_mass: float = 0.6,
     shift: float | None = 0.01,
     content_free: float = 0.0,
+    event_focus: float = 0.25,
 ) -> Explanation:
     """Return an explanation whose two buckets and older mass sum to one."""
     return Explanation(
         confidence_entropy,
+        0.946,
         content_free,
         recent_mass,
+        event_focus,
         0.25,
         shift,
         0.0,

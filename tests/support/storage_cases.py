@@ -276,7 +276,9 @@ def model_explanation(number: int) -> Explanation:
     weights = (0.5, 0.25, 0.125)
     buckets = b"".join(_float32(weight) for weight in weights)
     entropy = _float32(0.25) + _float32(0.5)
-    return Explanation(0.3 + number % 7 / 100, 0.0, 0.6, 0.125, 0.01, 1e-7, entropy, buckets)
+    return Explanation(
+        0.3 + number % 7 / 100, 0.9, 0.0, 0.6, 0.2, 0.125, 0.01, 1e-7, entropy, buckets
+    )
 
 
 def _float32(number: float) -> bytes:

@@ -27,6 +27,7 @@ from tracepaper.replay.document.values import plus_minus, signed_estimate
 from tracepaper.replay.learning.card import (
     PERCENTS,
     RECENT_MASS,
+    REGIME_SHARES,
     ROUND_TRIP_COST,
     quantiles,
     rounded,
@@ -282,7 +283,7 @@ def measures(
     slope: float,
     fitted: FittedConfidence | None = None,
 ) -> dict[str, Array]:
-    """Return the inputs of a confidence and the measure of every calibrated gate, by name.
+    """Return the inputs of a confidence and the measures of calibrated gates and regime, by name.
 
     *available* names the forecaster's measures; a gate whose measures are missing is left out.
     ``edge`` assumes ``ROUND_TRIP_COST``. Without *fitted*, its gate has no measure.
@@ -296,6 +297,7 @@ def measures(
     ]
     at, first = forecasts[0].horizons.index(horizon), forecasts[0]
     names = input_names(first) if first.p_up else ()
+    regime_shares = [name for name in REGIME_SHARES if name in available]
     rows = []
     for forecast in forecasts:
         if forecast.explanation is None and RECENT_MASS in available:
@@ -308,9 +310,11 @@ def measures(
             fitted=fitted,
             round_trip_cost=ROUND_TRIP_COST,
         )
-        rows.append([*input_values(names, forecast, at), *(gate.measure(inputs) for gate in gates)])
+        shares = [getattr(forecast.explanation, name) for name in regime_shares]
+        values = input_values(names, forecast, at)
+        rows.append([*values, *(gate.measure(inputs) for gate in gates), *shares])
     columns = np.array(rows, dtype=np.float64).T
-    fields = (*names, *(gate.calibrated_as for gate in gates))
+    fields = (*names, *(gate.calibrated_as for gate in gates), *regime_shares)
     return dict(zip(fields, columns, strict=True))  # two columns of one name are equal
 
 
@@ -321,8 +325,8 @@ def inputs_of(explained: Forecasts) -> dict[str, Array]:
 
 
 def gate_measures(explained: Forecasts) -> dict[str, Array]:
-    """Return the measure of every calibrated gate, and the recent mass, by the card's names."""
-    names = [gate.calibrated_as for gate in GATES.values()] + [RECENT_MASS]
+    """Return the measures of every calibrated gate and of the regime, by the card's names."""
+    names = [*(gate.calibrated_as for gate in GATES.values()), *REGIME_SHARES]
     return {name: explained.value(name) for name in names if explained.gives(name)}
 
 
@@ -816,10 +820,10 @@ def judged_gates(
     explained = with_rules(explained, default_thresholds(section))
     gains, trades = selective_gains(explained), trade_results(explained)
     figures = {"selective": gains, "traded": trades, **figures}
-    if explained.gives("confidence_entropy"):  # NaN at bars that were not explained
-        place = table.places(explained)
-        entropy = np.where(place >= 0, explained.value("confidence_entropy")[place], np.nan)
-        table = table.holding(MODEL, confidence_entropy=entropy)
+    place = table.places(explained)
+    for name in filter(explained.gives, ("confidence_entropy", *REGIME_SHARES)):  # NaN elsewhere
+        values = np.where(place >= 0, explained.value(name)[place], np.nan)
+        table = table.holding(MODEL, **{name: values})
     return Judgement(table, figures, sentences, explained, section)
 
 

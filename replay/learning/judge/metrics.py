@@ -579,6 +579,8 @@ MEASURES: Final = named(
         "mean_over_scale", "", ("mean", "scale"), lambda view: np.abs(view["mean"]) / view["scale"]
     ),
     Metric("predicted_calm", "", ("variance",), lambda view: -view["variance"]),
+    Metric("recent_mass", "", ("recent_mass",), lambda view: view["recent_mass"]),
+    Metric("event_focus", "", ("event_focus",), lambda view: view["event_focus"]),
 )
 """Measures of how sure a model is of each row: higher is surer, NaN is unknown."""
 

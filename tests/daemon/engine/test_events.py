@@ -18,8 +18,10 @@ from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.build import model_terms
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.types.calibration import Calibration, RegimeCells
-from tracepaper.strategies.types.decisions import Action, FillModel
+from tracepaper.strategies.types.decisions import Action, FillModel, Regime
 from tracepaper.strategies.types.market import (
     Command,
     CommandKind,
@@ -144,15 +146,18 @@ CELLS = RegimeCells(
 )
 
 
-def by_cells() -> Engine:
+def by_cells_calibration() -> Calibration:
     quantiles = {
         name: tuple(index / 100 for index in range(1, 100))
         for name in ("confidence_entropy", "collapsed", "shift", "recent_mass", "direction", "edge")
     }
-    calibration = Calibration(quantiles, {30: 1.0}, 0.0, cells=CELLS)
+    return Calibration(quantiles, {30: 1.0}, 0.0, cells=CELLS)
+
+
+def by_cells() -> Engine:
     return engine_of(
         {"strategy": {"name": "attention"}},
-        forecaster=FixedForecaster(lambda _bars: None, calibration=calibration),
+        forecaster=FixedForecaster(lambda _bars: None, calibration=by_cells_calibration()),
     )
 
 
@@ -171,6 +176,32 @@ def test_a_start_goes_on_in_the_cell_of_its_record() -> None:
     for started in (engine, again):
         started.step(bar(10_100, index=20), between)
         assert started.markets[KEY].regimes.cell == 2
+
+
+def test_the_regime_follows_the_event_focus_of_the_forecast() -> None:
+    engine = engine_of(
+        {"strategy": {"name": "attention"}, "regime": {
+            "momentum": "0.5", "mean_reversion": "0.1", "event_focus": "0.4"
+        }},
+        forecaster=FixedForecaster(lambda _bars: None, calibration=by_cells_calibration()),
+    )  # fmt: skip
+    regimes = []
+    for index, focus in enumerate((0.3, 0.45)):
+        looks = explanation(recent_mass=0.6, event_focus=focus)
+        engine.step(bar(10_000, index=index), forecast(explained=looks))
+        regimes.append(engine.markets[KEY].regimes.regime)
+    assert regimes == [Regime.MOMENTUM, Regime.MEAN_REVERSION]
+
+
+def test_a_bound_of_event_focus_needs_a_model_that_gives_it() -> None:
+    forecaster = FixedForecaster(lambda _bars: None, calibration=by_cells_calibration())
+    sections = {"strategy": {"name": "attention"}, "regime": {"event_focus": "q0.9"}}
+    with pytest.raises(ConfigInvalid, match="the model's card has no quantiles of event_focus"):
+        engine_of(sections, forecaster=forecaster)
+    forecaster.measures = MEASURES - {"event_focus"}
+    with pytest.raises(ConfigInvalid, match=r"leave regime\.event_focus out"):
+        engine_of(sections, forecaster=forecaster)
+    engine_of({"strategy": {"name": "attention"}}, forecaster=forecaster)
 
 
 def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:

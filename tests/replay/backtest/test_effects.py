@@ -45,6 +45,7 @@ OF_MODELS = (
     "gate.regimes=MIXED",
     "gate.on_refusal=flat",
     "regime.momentum=0.9",
+    "regime.event_focus=0.07",
     "regime.hysteresis=0.3",
 )
 USED = (
@@ -102,7 +103,13 @@ def keys(*settings: str) -> list[str]:
         (
             GATED,
             OF_QUOTES,
-            ("gate.horizon=5", *OF_MODELS[:4], "regime.hysteresis=0.3", *USED),
+            (
+                "gate.horizon=5",
+                *OF_MODELS[:4],
+                "regime.hysteresis=0.3",
+                "regime.event_focus=0.07",
+                *USED,
+            ),
         ),
         (
             BOOK,

@@ -82,6 +82,7 @@ CASES = SCENARIOS | {
         mode="scan",
     ),
 }
+EVENTS = {"regime": {"event_focus": "0.07"}, "gate": {"regimes": ["MOMENTUM", "MIXED"]}}
 FEE = {"execution": {"taker_fee": "0.0011"}}
 
 
@@ -131,6 +132,7 @@ def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
         (MODEL, {"gate": {"direction": "0.52"}}, (), 0),
         (MODEL, {"gate": {"drop": ("shifted",)}}, ("direction",), 0),
         (MODEL, FEE, (), 0),
+        (MODEL, EVENTS, (), 0),
         (MODEL, {"sizing": {"mode": "equity", "fraction": "0.3"}}, (), 0),
         ("a model with gates", FEE, (), 0.9),
         ("crossing", FEE, (), 0.3),
@@ -198,6 +200,7 @@ def test_it_equals_a_replay_of_the_change(
         (HOURS, {"strategy": {"long_only": False}}, (), 900),
         (HOURS, {"gate": {"on_refusal": "flat"}}, (), 0),
         (HOURS, {"gate": {"regimes": ["MIXED", "MOMENTUM"]}}, (), 0),
+        (HOURS, {"regime": {"event_focus": "0.1"}}, (), 0),
         (HOURS, {"risk": {"max_daily_trades": 3}}, (), 0),
         (MODEL, {"gate": {"direction": "0.58"}}, (), 20),
         (MODEL, {}, ("shifted",), 20),

@@ -29,7 +29,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.networks.flash import FlashConfig
-from tracepaper.strategies.time_buckets import uniform_rollout
+from tracepaper.strategies.time_buckets import cells_by_age, uniform_rollout
 from tracepaper.strategies.units import percent
 
 
@@ -72,6 +72,11 @@ def test_beside_the_stored_row_stands_how_far_it_is_from_that_of_uniform_attenti
         part for part in told_document.parts if isinstance(part, Table) and part.key == "looked"
     ]
     assert f"from that of uniform attention by {percent(share, 1)}" in table.notes[-1]
+    weights = np.array([[row["weight"] for row in stored.buckets]], dtype=np.float32)
+    position = stored.decision["open_time_ms"] // stored.run["interval_ms"]
+    cells = cells_by_age(weights, np.array([position]))[0]
+    entropy = -(cells[cells > 0] * np.log(cells[cells > 0])).sum() / np.log(len(cells))
+    assert f"entropy by age {percent(entropy, 1)} of the maximum" in table.notes[-2]
 
 
 def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:

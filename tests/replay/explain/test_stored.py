@@ -152,7 +152,20 @@ def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
     rows.append({"bucket": "older", "from_open_time_ms": None, "weight": 0.8})
     console = Console(file=io.StringIO(), width=100)
     config = '{"model": {"explanation": {"method": "relevance"}}}'
-    show(console, [attention_table(StoredDecision({"config": config}, {}, (), tuple(rows)), 0)])
+    show(
+        console,
+        [
+            attention_table(
+                StoredDecision(
+                    {"config": config},
+                    {"rollout_entropy": 0.95, "confidence_entropy": 0.05},
+                    (),
+                    tuple(rows),
+                ),
+                0,
+            )
+        ],
+    )
     assert isinstance(console.file, io.StringIO)
     older, first, second = [line for line in console.file.getvalue().splitlines() if "0." in line]
     assert older.split() == ["older", "0.8000"]

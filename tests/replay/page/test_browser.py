@@ -23,6 +23,7 @@ from records import rows
 from waiting import deadline_s
 
 from tracepaper.strategies.gates.gate import measured
+from tracepaper.strategies.units import percent
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +95,10 @@ def check_card(page: Page, database: Path, sequence: int) -> None:
             continue
         assert f"{measured(gate, measure)} " in text
         assert f" {measured(gate, threshold)}" in text
+    entropies = "SELECT DISTINCT rollout_entropy, 1 - confidence_entropy FROM v_explanations"
+    for of_row, of_heads in rows(database, f"{entropies} WHERE sequence = ?", sequence):
+        words = f"entropy by age {percent(of_row, 1)} of the maximum; {percent(of_heads, 1)} in"
+        expect(page.locator(".card")).to_contain_text(words)
     failed = page.locator(".card li.failed").evaluate_all("all => all.map(one => one.dataset.gate)")
     switches = {"operator", "deadline", "finite", "regime"}
     assert set(failed) == {gate for gate, _, _, passed in stored if not passed} - switches

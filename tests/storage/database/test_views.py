@@ -215,6 +215,12 @@ def test_explanations_sum_to_one_and_cover_time_without_a_hole(
         assert rows[0]["until_open_time_ms"] == step.event.close_time_ms
         for newer, older in pairwise(rows):
             assert newer["from_open_time_ms"] == older["until_open_time_ms"]
+        assert isinstance(step.prediction, Forecast)
+        looks = step.prediction.explanation
+        assert looks is not None
+        for row in rows:
+            assert row["rollout_entropy"] == looks.rollout_entropy
+            assert row["confidence_entropy"] == looks.confidence_entropy
         assert rows[0]["from_open_time_ms"] % (64 * step.event.interval_ms) == 0
 
 

@@ -57,7 +57,9 @@ def explained(measure: NDArray[np.float64], phases: NDArray[np.int64]) -> float:
     return float((means[phases].var() / measure.var() - chance) / (1 - chance))
 
 
-@pytest.mark.parametrize("name", ["confidence_entropy", "recent_mass", "shift"])
+@pytest.mark.parametrize(
+    "name", ["confidence_entropy", "rollout_entropy", "recent_mass", "event_focus", "shift"]
+)
 def test_the_phase_of_the_open_bucket_explains_next_to_nothing(
     candles: list[Bar], answers: list[Forecast], name: str
 ) -> None:
@@ -81,7 +83,7 @@ def test_a_live_step_agrees_with_the_batched_pass(
         scale = np.abs(wanted.stdev_return)
         assert (np.abs(np.subtract(forecast.mean_return, wanted.mean_return)) <= 1e-4 * scale).all()
         np.testing.assert_allclose(forecast.p_up, wanted.p_up, atol=1e-5)
-        for name in ("confidence_entropy", "recent_mass", "shift"):
+        for name in ("confidence_entropy", "rollout_entropy", "event_focus", "shift"):
             stepped, other = getattr(forecast.explanation, name), getattr(wanted.explanation, name)
             assert stepped == pytest.approx(other, abs=1e-5)
 

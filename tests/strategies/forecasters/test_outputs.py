@@ -75,5 +75,7 @@ def test_an_explanation_carries_the_rows_as_little_endian_floats() -> None:
     assert explanation.confidence_entropy == 0.5
     assert explanation.content_free == 0.1
     assert explanation.recent_mass == 0.25  # a quarter of 200 bars is one cell
+    assert explanation.event_focus == 0.5  # both cells between that quarter and the older mass
+    assert explanation.rollout_entropy == 1.0
     assert explanation.l1_error == 0.0
     assert explanation.shift is None

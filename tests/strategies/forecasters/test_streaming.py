@@ -31,7 +31,10 @@ LONG = builders.bars(1_900, seed=5)
 AGES = dict(zip(NAMES, (1_300, 1_000, 610, 0), strict=True))
 """Bars known before the first step together: past a wrap, full, short of context, none."""
 ODDS = ("p_down", "p_flat", "p_up")
-MEASURES = ("confidence_entropy", "recent_mass", "older_mass", "shift")
+MEASURES = (
+    *("confidence_entropy", "rollout_entropy", "recent_mass", "event_focus"),
+    *("older_mass", "shift"),
+)
 NEAR = gamma(3 * 2 * 16, torch.float32)
 """In each of three layers a state takes in two sums of 16 products, in another order in a batch."""
 

@@ -1,4 +1,4 @@
-"""Recent mass and shift, by age and free of the open bucket's phase."""
+"""The measures of a rollout row, by age and free of the open bucket's phase."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tracepaper.strategies.time_buckets import cells_by_age, recent_mass, shift
+from tracepaper.strategies.time_buckets import (
+    cells_by_age,
+    event_focus,
+    recent_mass,
+    row_entropy,
+    shift,
+)
 
 CONTEXT = 4 * 1087 + 1
 BUCKETS = 69
@@ -62,7 +68,7 @@ def test_recent_mass_is_whole_buckets_and_a_share_of_the_oldest(
     assert (aged >= 0).all()
 
 
-def test_the_phase_of_the_bucket_explains_under_one_percent_of_both_measures() -> None:
+def test_the_phase_of_the_bucket_explains_under_one_percent_of_each_measure() -> None:
     """Rows that wander at random; then the variance between the 64 phases is chance alone."""
     source = np.random.default_rng(4)
     count = 64 * 60
@@ -78,6 +84,8 @@ def test_the_phase_of_the_bucket_explains_under_one_percent_of_both_measures() -
     aged = cells_by_age(rows, positions)
     for measure, phases in (
         (recent_mass(aged, CONTEXT), positions % 64),
+        (event_focus(aged, CONTEXT), positions % 64),
+        (row_entropy(aged), positions % 64),
         (shift(aged[:-1], aged[1:]), positions[1:] % 64),
     ):
         assert _explained(measure, phases) < 0.01 + 64 / count
@@ -87,6 +95,23 @@ def _explained(measure: NDArray[np.float64], phases: NDArray[np.int64]) -> float
     """Return the share of the measure's variance that lies between the phases."""
     means = np.array([measure[phases == phase].mean() for phase in range(64)])
     return float(means[phases].var() / measure.var())
+
+
+def test_a_bar_that_keeps_its_weight_keeps_its_share_of_event_focus_while_it_ages() -> None:
+    first = 6_400 + 7  # the event; all else is on the newest bar
+    positions = np.arange(first + 1_216, first + CONTEXT - 64)
+    table = np.zeros((len(positions), BUCKETS + 1), dtype=np.float32)
+    table[:, 0] = 0.7
+    table[np.arange(len(table)), positions // 64 - first // 64] = 0.3
+    aged = cells_by_age(table, positions)
+    np.testing.assert_allclose(event_focus(aged, CONTEXT), 0.3, atol=1e-6)
+    recent = cells_by_age(table[:1], positions[:1] - 192)  # three cells nearer: not distant
+    assert event_focus(recent[:, 3:], CONTEXT)[0] == 0.0
+
+
+def test_the_entropy_of_a_row_is_a_share_of_an_even_row_s() -> None:
+    rows = np.array([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(row_entropy(rows), [1.0, 0.5, 0.0], atol=1e-12)
 
 
 distributions = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(lambda w: sum(w) > 0.1)

@@ -42,6 +42,18 @@ def test_a_margin_belongs_to_the_regime_beside_it(mass: float, kept: Regime | No
         assert bounds.next_regime(regime, mass) is expected
 
 
+def test_attention_on_an_event_is_distant_until_it_falls_by_the_margin() -> None:
+    bounds = RegimeBounds.between(
+        mean_reversion=0.25, momentum=0.75, hysteresis=0.25, event_focus=0.4
+    )
+    regime, regimes = Regime.UNKNOWN, []
+    for focus in (0.39, 0.4, 0.31, 0.29, 0.39):
+        regime = bounds.next_regime(regime, 0.9, focus)
+        regimes.append(regime)
+    momentum, reversion = Regime.MOMENTUM, Regime.MEAN_REVERSION
+    assert regimes == [momentum, reversion, reversion, momentum, momentum]
+
+
 def test_bounds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match=r"must lie under .* set such numbers"):
         RegimeBounds.between(mean_reversion=0.6, momentum=0.5, hysteresis=0.1)
