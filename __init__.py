@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
+    from tracepaper.replay.document.pictures import write_matrix as write_matrix
     from tracepaper.replay.learned import evaluate as evaluate
     from tracepaper.replay.learned import train as train
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
@@ -63,6 +64,7 @@ _HOMES = {
     "sell": "strategies.api.context",
     "sweep": "replay.sweep.run",
     "train": "replay.learned",
+    "write_matrix": "replay.document.pictures",
 }
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "sell",
     "sweep",
     "train",
+    "write_matrix",
 ]
 
 

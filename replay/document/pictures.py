@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,15 +27,15 @@ from tracepaper.replay.document.charts import (
     numbers,
 )
 from tracepaper.replay.document.renderer import Renderer
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.units import DAY_MS, minute_text, percent
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
 
@@ -62,6 +63,8 @@ _LETTER: Final = 0.075
 """Width of a small letter in inches."""
 _LEGEND_SIGN: Final = 5
 """Width of a legend's sign and gap, in letters."""
+CELLS: Final = 800
+"""Most cells of a side of a written matrix."""
 _FLOW_TEXT: Final = 0.004
 """Least share of a group that has a label."""
 
@@ -115,6 +118,36 @@ def write_picture(chart: Chart, path: Path) -> None:
             raise ConfigInvalid(
                 f"The picture cannot be written to {path}: {error.strerror}; choose another file."
             ) from error
+
+
+def write_matrix(matrix: ArrayLike, path: str | Path, times_ms: Sequence[float] = ()) -> None:
+    """Write a *matrix* [row, column], such as ``attention_map`` gives, as a heat map to *path*.
+
+    *times_ms* are the UTC times of the columns, and of the rows if these are as many; otherwise
+    they are numbered from 0. Beyond ``CELLS`` cells a side, means of blocks are drawn. The colours
+    end at the quantile of 99.5 %. Raises ``ConfigInvalid`` like ``check_picture_file`` and
+    ``write_picture``, ``DataInvalid`` without finite numbers [row, column] and a time per column.
+    """
+    check_picture_file(file := Path(path), "write_matrix")
+    cells = np.asarray(matrix, dtype=np.float64)
+    is_matrix = cells.ndim == 2 and bool(cells.size) and bool(np.isfinite(cells).all())
+    if not is_matrix or len(times_ms) not in (0, cells.shape[1]):
+        raise DataInvalid(
+            f"The matrix is {list(cells.shape)}, with {len(times_ms)} times; give finite numbers "
+            "[row, column], and a time for each column or none."
+        )
+    step, places, axes = -(-max(cells.shape) // CELLS), [], []
+    for axis, name in enumerate(("row", "column")):
+        starts = np.arange(0, count := cells.shape[axis], step)
+        sizes = np.diff(starts, append=count)
+        cells = np.add.reduceat(cells, starts, axis) / (sizes if axis else sizes[:, None])
+        is_time = len(times_ms) == count
+        places.append([float(times_ms[at]) if is_time else float(at) for at in starts])
+        axes.append(ChartAxis(name, "time" if is_time else "number", is_reversed=not axis))
+    most = float(np.quantile(cells, 0.995)) or float(cells.max())
+    low, high = min(0.0, float(cells.min())), max(0.0, most)
+    heat = HeatLayer("cell", places[1], places[0], low, high, cells.tolist())
+    write_picture(Chart("", "", [ChartPanel([heat], axes[1], axes[0], 600)]), file)
 
 
 # ---------------------------------------------------------------- one panel

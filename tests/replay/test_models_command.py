@@ -15,7 +15,7 @@ from command_line import Cli
 import tracepaper
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.storage.checkpoints import CARD_NAME, save
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 ABSURD = ("nan", "-1", '"x"', "[]", "{}", "999999999999", "true")
 
@@ -134,6 +134,35 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
         assert np.abs(layer - maps.layers[0]).max() > 1e-3
     with pytest.raises(DataInvalid, match=r"hold no .* bars of 1m without a gap.*give more"):
         stored.attention(path, at=bars[300].open_time_ms)
+
+
+def test_a_map_has_the_rollout_of_every_query_and_ends_with_that_of_the_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candles = learning.learnable(900, seed=1, symbol="AAAUSDT")
+    path = learning.write_csv(candles, tmp_path)
+    stored = tracepaper.open_checkpoint(str(checkpoint(tmp_path / "a")))
+    monkeypatch.setattr("tracepaper.replay.learning.inspection.model.MAP_QUERIES", 60)
+    opened_ms, weights = stored.attention_map(path)
+    maps = stored.attention(path)
+    assert opened_ms.tolist() == maps.open_time_ms.tolist()
+    assert weights.sum(axis=1) == pytest.approx(np.ones(len(weights)), abs=1e-5)
+    assert not np.triu(weights, 1).any()
+    forecaster = models.forecaster()
+    forecaster.warm("linear:AAAUSDT", read_candles(path).bars())
+    live = np.array(forecaster.explain("linear:AAAUSDT").weights)
+    assert weights[-1, -len(live) :] == pytest.approx(live, abs=1e-6)
+
+    # An earlier query has the rollout of a pass that ends at it.
+    rows, positions = stored.windows([str(path)])[-1]
+    for query in (0, 40, 146):
+        ended = slice(query + 1)
+        explained = stored.network.explain(rows[:, ended], positions[ended])
+        row = explained.rollout.weights[0, 0].numpy()
+        assert weights[query, : query + 1] == pytest.approx(row, abs=1e-6)
+    monkeypatch.setattr("tracepaper.replay.learning.inspection.model.MAP_BARS_MAX", 147)
+    with pytest.raises(ConfigInvalid, match=r"at most 147 bars, .* needs 148; ask attention"):
+        stored.attention_map(path)
 
 
 def test_a_network_is_exported_and_answers_elsewhere(tmp_path: Path, cli: Cli) -> None:

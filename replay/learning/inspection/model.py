@@ -45,7 +45,7 @@ from tracepaper.strategies.forecasters.build import (
     tensors_of,
 )
 from tracepaper.strategies.forecasters.tabular import TrainedRows
-from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.networks.architecture import LayerAttribution, Network
 from tracepaper.strategies.networks.checks import (
     NetworkCheck,
     check_network,
@@ -274,9 +274,13 @@ class AttentionMaps:
     """[head, bar] by layer, the lowest first; a head's weights sum to 1."""
 
 
+MAP_BARS_MAX: Final = 8_192
+"""Bars of an attention map, which then takes 256 MiB."""
+MAP_QUERIES: Final = 256  # carried at once
 NO_FILE: Final = FixedCovariates("", {})
 """Stands for covariates that are not given: their names are known, their rows are not."""
 
+FileOrFrame = Any  # of candles; a frame of any library
 Window = tuple[Tensor, Tensor]
 
 
@@ -393,13 +397,47 @@ class StoredNetwork:
             series.append(candles)
         return series
 
-    def attention(self, bars: Any, *, at: str | int | None = None) -> AttentionMaps:  # noqa: ANN401
+    def attention(self, bars: FileOrFrame, *, at: str | int | None = None) -> AttentionMaps:
         """Return the attention of each head of each layer at the newest of *bars*.
 
         *bars* are a candle file, or a frame of any library. *at*, ISO text or UTC milliseconds,
         chooses the newest bar that opened by then. Raises ``ConfigInvalid`` for a network without
         attention, and ``DataInvalid`` if there are too few bars before that bar.
         """
+        opened_ms, layers = self._newest(bars, at)
+        return AttentionMaps(opened_ms, tuple(of.rows.float().cpu().numpy() for of in layers))
+
+    def attention_map(self, bars: FileOrFrame, *, at: str | int | None = None) -> tuple[Ids, Rows]:
+        """Return the open times [bar] of the newest window and its rollout map [query, bar].
+
+        A query is a position of the top layer: a bar, or where a network joins bars, a group. Each
+        row is the exact rollout from there and sums to 1; the last is that of a decision, and
+        earlier queries see the bars of this window alone. n queries and m bars take 4 n m bytes,
+        and blocks of 256 queries that much for each 256. *bars*, *at* and errors are those of
+        ``attention``; raises ``ConfigInvalid`` beyond ``MAP_BARS_MAX`` bars.
+        """
+        if self.rows > MAP_BARS_MAX:
+            raise ConfigInvalid(
+                f"A map covers at most {MAP_BARS_MAX:,} bars, and a forecast of this model needs "
+                f"{self.rows:,}; ask attention for the last row."
+            )
+        opened_ms, layers = self._newest(bars, at)
+        count = len(layers[-1].age)
+        weights = np.empty((count, self.rows), dtype=np.float32)
+        for first in range(0, count, MAP_QUERIES):
+            rows = layers[0].rows.new_zeros(min(MAP_QUERIES, count - first), count)
+            rows.diagonal(first).fill_(1.0)
+            for layer in reversed(layers):
+                rows = layer.carry(rows)
+            weights[first : first + MAP_QUERIES] = (
+                (rows / rows.sum(dim=1, keepdim=True)).cpu().numpy()
+            )
+        return opened_ms, weights
+
+    def _newest(
+        self, bars: FileOrFrame, at: str | int | None
+    ) -> tuple[Ids, list[LayerAttribution]]:
+        """Return the open times [bar] of the newest window of *bars* by *at*, and its layers."""
         if not self.network.has_attention:
             raise ConfigInvalid(
                 f"The network of {self.folder} has no attention; name a checkpoint of a network "
@@ -419,10 +457,7 @@ class StoredNetwork:
         rows, positions = _window(segment, end - self.rows, end)
         with torch.inference_mode():
             layers = self.network.eval().attribution_by_layer(rows, positions)
-        return AttentionMaps(
-            segment.open_time_ms[end - self.rows : end].copy(),
-            tuple(layer.rows.float().cpu().numpy() for layer in layers),
-        )
+        return segment.open_time_ms[end - self.rows : end].copy(), layers
 
     def examined(self, data: Sequence[str] = (), columns: Sequence[str] = ()) -> NetworkCheck:
         """Return the check of the network over real rows; raises like ``windows``."""
