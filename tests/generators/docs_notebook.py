@@ -1,4 +1,4 @@
-"""Runs docs/notebook.ipynb in a kernel of its own: `make readme` rewrites its outputs."""
+"""Runs each notebook of docs/ in a kernel of its own: `make readme` rewrites its outputs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nbclient import NotebookClient
 from programs import ROOT
 from waiting import deadline_s
 
-NOTEBOOK: Final = ROOT / "docs" / "notebook.ipynb"
+NOTEBOOKS: Final = sorted((ROOT / "docs").glob("*.ipynb"))
 
 
-def executed(folder: Path) -> Any:
-    """Run the notebook of the docs in *folder*; return it with its new outputs."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def executed(path: Path, folder: Path) -> Any:
+    """Run the notebook *path* in *folder*; return it with its new outputs."""
+    notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
         timeout=int(deadline_s(240)),
@@ -32,6 +32,7 @@ def executed(folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as trials:
-        os.environ |= {"TRACEPAPER_TRIALS": f"{trials}/trials.db", "IPYTHONDIR": trials}
-        nbformat.write(executed(Path(trials)), NOTEBOOK)
+    for place in NOTEBOOKS:
+        with tempfile.TemporaryDirectory() as trials:
+            os.environ |= {"TRACEPAPER_TRIALS": f"{trials}/trials.db", "IPYTHONDIR": trials}
+            nbformat.write(executed(place, Path(trials)), place)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import nbformat
 import pytest
-from docs_notebook import NOTEBOOK, executed
+from docs_notebook import NOTEBOOKS, executed
 from nbclient import NotebookClient
 from waiting import deadline_s
 
@@ -53,6 +53,14 @@ SHOWN: Final = (
 """Expressions, each the last line of a cell."""
 QUIET: Final = ("text = run.report().text", "run.report().document['accounts']; None")
 PRINTED: Final = ("print(run.report())", "print(run.explain())", "print(text)")
+
+
+DRAWN: Final = {
+    "attention": ["figure, axes = plt.subplots", "figure, rows = plt.subplots"],
+    "notebook": ["run.plot"],
+    "training": [],
+}
+"""How the cells with a picture begin, by notebook."""
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +121,16 @@ def test_a_report_is_drawn_as_it_is_set(cells: dict[str, list[Any]]) -> None:
         assert output.data["text/html"].startswith(f"<pre>{first}")
 
 
-def test_the_notebook_of_the_docs_shows_what_is_stored_in_it(folder: Path) -> None:
-    stored = nbformat.read(NOTEBOOK, as_version=4)
-    again = executed(folder)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_of_the_docs_shows_what_is_stored_in_it(path: Path, folder: Path) -> None:
+    stored = nbformat.read(path, as_version=4)
+    again = executed(path, folder)
     assert len(stored.cells) == len(again.cells)
     for cell, other in zip(stored.cells, again.cells, strict=True):
         assert cell.source == other.source
         assert texts(cell) == texts(other), cell.source
     pictures = [cell.source for cell in again.cells if "image/png" in str(cell.get("outputs"))]
-    assert [source.partition("(")[0] for source in pictures] == ["run.plot"]
+    assert [source.split("(")[0].split("\n")[-1] for source in pictures] == DRAWN[path.stem]
 
 
 def texts(cell: Any) -> list[Any]:
