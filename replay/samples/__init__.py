@@ -15,6 +15,8 @@ MONTH_CANDLES: Final = tuple(
     for symbol in ("BTCUSDT", "SOLUSDT")
 )
 """2,879 candles of 15 minutes of each (linear), 2025-05-04 to 2025-06-03, without holes."""
+HALF_HOUR_CANDLES: Final = Path(__file__).with_name("binance_um_ETHUSDT_30m_2025-05.csv.gz")
+"""1,439 candles of 30 minutes of ETHUSDT (linear) over the same month, without holes."""
 DEMO_CONFIG: Final = Path(__file__).with_name("demo.toml")
 """The configuration of ``tracepaper demo``."""
 
@@ -24,7 +26,8 @@ def samples(symbol: str, interval: str = "1m") -> Path:
 
     Raises ``DataInvalid`` for any that is not bundled, and names those that are.
     """
-    files = {tuple(path.name.split("_")[2:4]): path for path in (DEMO_CANDLES, *MONTH_CANDLES)}
+    candles = (DEMO_CANDLES, *MONTH_CANDLES, HALF_HOUR_CANDLES)
+    files = {tuple(path.name.split("_")[2:4]): path for path in candles}
     if (symbol, interval) not in files:
         choices = ", ".join(" ".join(name) for name in files)
         raise DataInvalid(f"There are no candles of {symbol} {interval}; choose of {choices}.")
