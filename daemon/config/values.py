@@ -610,9 +610,9 @@ else:
     FeatureSchemaName = _with_key(
         "FeatureSchemaName",
         "schema",
-        rf"^(v2|tree)$|{MODULE_CLASS.pattern}",
+        rf"^(v2|tree|macd)$|{MODULE_CLASS.pattern}",
         "tree:features",
-        "v2 or tree, or a function of your own as module:function; if absent, the class's.",
+        "v2, tree or macd, or a function of your own as module:function; if absent, the class's.",
     )
 
 

@@ -67,7 +67,8 @@ class _Model:
 @dataclass(frozen=True)
 class _Features:
     schema_id: Annotated[
-        str, Meta(description="Feature schema: v2 or tree of the interval, or one such as v2-15m.")
+        str,
+        Meta(description="Feature schema: v2, tree or macd; or of one interval, such as v2-15m."),
     ] = SCHEMA
     intervals: Annotated[
         tuple[str, ...],

@@ -69,7 +69,7 @@ class Model:
     """
 
     features: ClassVar[str | FeatureFunction | None] = None
-    """``"v2"`` or ``"tree"``, ``"module:function"``, such a function, or None for bars alone."""
+    """``"v2"``, ``"tree"``, ``"macd"``, ``"module:function"``, a function, or None for bars."""
     context: int = 1
     """Bars, and rows of features, that one answer is given."""
     horizons: tuple[int, ...] = (30,)

@@ -5,6 +5,7 @@ every interval, and one network can learn from several intervals. A window short
 longer than the interval's lookback, gives a column of zeros. Some short windows are counted in
 bars. The interval is a column too. ``tree-…`` has the columns of ``v2-…``, bit-identical, and then
 realised variance and the same hour of earlier days over times too long for a network's context.
+``macd-…`` has them and Appel's MACD (12, 26, 9) of the log close.
 
 There are three stages, each with finite memory:
 
@@ -32,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.features.rolling import Array, FeatureParts, Reach, Window, WindowPlan
+from tracepaper.strategies.indicators import macd
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, UNITS_MS
 
 CLIP: Final = 5.0
@@ -186,6 +188,8 @@ COLUMNS: Final[list[FeatureColumn]] = []
 """The columns of ``v2-…``, in order."""
 TREE_COLUMNS: Final[list[FeatureColumn]] = []
 """The additional columns of ``tree-…``."""
+MACD_COLUMNS: Final[list[FeatureColumn]] = []
+"""The additional columns of ``macd-…``."""
 
 
 def column(
@@ -435,6 +439,37 @@ def same_hour(of: FeatureBasis, *windows: Window) -> Array:
     return total / float(len(windows))
 
 
+MACD_BARS: Final = 60
+"""Bars of MACD's memory, the shortest long window of an interval; older ones weigh about 1 %."""
+
+
+def _macd_column(weights: Array) -> Callable[..., Array]:
+    """Return the column of Σ weight × log close ÷ (σ √26) over the last ``MACD_BARS`` + 1 bars.
+
+    *weights* begin with the newest bar; that bar's own makes their sum 0.
+    """
+    roots = np.sqrt(np.arange(1, MACD_BARS + 1) / 26.0)  # moves are divided by σ √lag
+    scaled = list(enumerate((-weights[1:] * roots).tolist(), start=1))
+
+    def weighted(of: FeatureBasis, *_: Window) -> Array:
+        """Return the weighted sum of the returns since each bar."""
+        total = np.zeros_like(of.sigma)
+        for lag, weight in scaled:
+            total += weight * of.moves[lag]
+        return total
+
+    return weighted
+
+
+_IMPULSE: Final = np.eye(1, MACD_BARS + 41, 40)[0]
+"""A single 1 after the rows from which the averages start: MACD's answer is its weights."""
+_LAGS: Final = tuple(map(FeatureSpan, range(1, MACD_BARS + 1)))
+for _name, _gain, _answer in zip(
+    ("macd", "macd_signal", "macd_histogram"), (4.0, 4.0, 16.0), macd(_IMPULSE), strict=True
+):
+    MACD_COLUMNS.append(FeatureColumn(_name, _gain, _macd_column(_answer[40:]), _LAGS, MOVE))
+
+
 # --- the columns of one interval
 
 
@@ -532,5 +567,9 @@ def _log_volatility(
     return dict(zip(sums, logs, strict=True))
 
 
-FAMILIES: Final[dict[str, list[FeatureColumn]]] = {"v2": COLUMNS, "tree": [*COLUMNS, *TREE_COLUMNS]}
+FAMILIES: Final[dict[str, list[FeatureColumn]]] = {
+    "v2": COLUMNS,
+    "tree": [*COLUMNS, *TREE_COLUMNS],
+    "macd": [*COLUMNS, *MACD_COLUMNS],
+}
 """The columns of each family of schemas; v2 is v2-1m, v2-5m and so on."""

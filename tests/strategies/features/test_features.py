@@ -36,7 +36,7 @@ from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import DAY_MS
 
 SCHEMA = schema("v2-1m")
-SOME = ("v2-1m", "v2-5m", "v2-15m", "v2-1h", "v2-1d", "tree-15m")
+SOME = ("v2-1m", "v2-5m", "v2-15m", "v2-1h", "v2-1d", "tree-15m", "macd-15m")
 EVERY = schema_ids()
 MORE = 240  # bars after the first row
 
@@ -194,6 +194,22 @@ def test_the_tree_knows_the_same_hour_of_five_days() -> None:
     assert row["seasonal_5d_1h"] == pytest.approx(np.mean(logs), abs=1e-5)
     five = float(np.log(np.sqrt(np.mean(moves[-480:] ** 2)) / block.sigma[-1]))
     assert row["har_5d"] == pytest.approx(five, abs=1e-5)
+
+
+def test_macd_is_two_averages_of_the_last_closes_and_the_average_of_their_difference() -> None:
+    _, walked, block = computed("macd-15m")
+    closes = np.log(np.array([bar.close for bar in walked[-61:]], dtype=float))[::-1]
+    fast, slow, third = (2 / (n + 1) * (1 - 2 / (n + 1)) ** np.arange(61) for n in (12, 26, 9))
+    line = fast - slow
+    signal = np.convolve(line, third)[:61]
+    expected = [
+        float((weights * (closes - closes[0])).sum()) / (block.sigma[-1] * 26**0.5)
+        for weights in (line, signal, line - signal)
+    ]
+    row = row_of("macd-15m")
+    values = [row["macd"] / 4, row["macd_signal"] / 4, row["macd_histogram"] / 16]
+    assert values == pytest.approx(expected, abs=1e-5)
+    assert row | row_of("v2-15m") == row
 
 
 def test_what_has_no_room_is_zero_and_the_interval_says_so() -> None:
