@@ -11,7 +11,7 @@ The rules are docs/several.md, P20 to P22 and P34.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from importlib import import_module
 from typing import Any, Final
@@ -200,15 +200,17 @@ def allocate(
     expected: Array | None = None,
     held: Array | None = None,
     bound: float = 1.0,
+    by_volume: Array | None = None,
     aversion: float = 5.0,
     cost: float = 0.0,
 ) -> Array:
     """Return the weights [asset], each in [0, bound], with a sum of at most 1.
 
     *risk* is the covariance [asset, asset] until the next rebalancing, *expected* the returns over
-    that time, *held* the current weights. ``minimum`` invests as much as *bound* allows and
-    minimises ``wᵀ risk w / mean variance + cost·|w - held|``. ``mean_variance`` may stay in cash
-    and maximises ``expected·w - aversion/2·wᵀ risk w - cost·|w - held|``. *cost* is a fraction of
+    that time, *held* the current weights, *by_volume* those of ``volume_bounds``, which limit a
+    weight like *bound*. ``minimum`` invests as much as the bounds allow and minimises
+    ``wᵀ risk w / mean variance + cost·|w - held|``. ``mean_variance`` may stay in cash and
+    maximises ``expected·w - aversion/2·wᵀ risk w - cost·|w - held|``. *cost* is a fraction of
     the traded value. Raises ``DataInvalid`` for inconsistent arrays, and ``ConfigInvalid`` without
     cvxpy and as ``check_prices``.
     """
@@ -217,6 +219,7 @@ def allocate(
     if risk.shape != (assets, assets) or len(held) != assets or not np.isfinite(risk).all():
         raise DataInvalid("Risk and held weights must be finite numbers for the same assets.")
     check_prices(bound=bound, aversion=aversion, cost=cost)
+    bounds = np.minimum(bound, np.ones(assets) if by_volume is None else by_volume)
     match rule:
         case WeightRule.EQUAL:
             weights = np.full(assets, 1.0 / assets)
@@ -227,19 +230,35 @@ def allocate(
             weights[has_risk] = variance[has_risk] ** -0.5
             weights /= max(weights.sum(), np.finfo(np.float64).tiny)
         case WeightRule.MINIMUM:
-            weights = _solved(risk, None, held, bound, aversion=1.0, cost=cost)
+            weights = _solved(risk, None, held, bounds, aversion=1.0, cost=cost)
         case WeightRule.MEAN_VARIANCE:
             if expected is None or len(expected) != assets or not np.isfinite(expected).all():
                 raise DataInvalid("The rule mean_variance needs a finite return for each asset.")
-            weights = _solved(risk, expected, held, bound, aversion=aversion, cost=cost)
-    return rounded(np.minimum(weights, bound))
+            weights = _solved(risk, expected, held, bounds, aversion=aversion, cost=cost)
+    return rounded(np.minimum(weights, bounds))
 
 
-def check_prices(*, bound: float, aversion: float, cost: float) -> None:
-    """Raise ``ConfigInvalid`` for an invalid bound, risk aversion or cost."""
+def volume_bounds(share: float, contexts: Collection[Any], *, bars: int) -> Array | None:
+    """Return the largest weights [asset] by volume, in six decimals; None where *share* is 0.
+
+    A position may be worth *share* of what trades in *bars* bars, by the mean of close × volume
+    over the history of each of *contexts* (``BarContext``), which know the account.
+    """
+    account = next(iter(contexts)).account
+    if share == 0.0 or account is None:
+        return None
+    pasts = [context.history for context in contexts]
+    traded = np.array([np.mean(past.close * past.volume) for past in pasts]) * bars
+    weights = share * traded / max(account.equity, np.finfo(np.float64).tiny)
+    return np.floor(np.minimum(weights, 1.0) * 10**DECIMALS) / 10**DECIMALS
+
+
+def check_prices(*, bound: float, aversion: float, cost: float, volume_share: float = 0.0) -> None:
+    """Raise ``ConfigInvalid`` for an invalid bound, risk aversion, cost or share of volume."""
     if not 0.0 < bound <= 1.0:
         raise ConfigInvalid(f"The largest weight is {bound:g}; give one above 0, at most 1.")
-    for name, price in (("aversion", aversion), ("cost", cost)):
+    prices = {"aversion": aversion, "cost": cost, "volume_share": volume_share}
+    for name, price in prices.items():
         if not 0.0 <= price < math.inf:
             raise ConfigInvalid(f"{name} is {price:g}; give a finite number of at least 0.")
 
@@ -270,7 +289,7 @@ def _solved(
     risk: Array,
     expected: Array | None,
     held: Array,
-    bound: float,
+    bounds: Array,
     *,
     aversion: float,
     cost: float,
@@ -285,10 +304,10 @@ def _solved(
     weights = cvxpy.Variable(assets)
     spread = cvxpy.quad_form(weights, cvxpy.psd_wrap(risk / unit))
     turnover = cvxpy.norm1(weights - held)
-    limits = [weights >= 0, weights <= bound]
+    limits = [weights >= 0, weights <= bounds]
     if expected is None:
         goal = spread + cost * turnover
-        limits.append(cvxpy.sum(weights) == min(1.0, bound * assets))
+        limits.append(cvxpy.sum(weights) == min(1.0, bounds.sum()))
     else:
         goal = 0.5 * aversion * spread + (cost * turnover - expected @ weights) / unit
         limits.append(cvxpy.sum(weights) <= 1)

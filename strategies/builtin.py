@@ -35,6 +35,7 @@ from tracepaper.strategies.allocation import (
     check_prices,
     covariance_of,
     require_solver,
+    volume_bounds,
 )
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import NoTradeBand, VolatilityKind, WindowedVolatility
@@ -289,7 +290,7 @@ def _check_windows(windows_ms: Sequence[int], bar_ms: int) -> None:
 
 
 OPTIONS: Final = ("every", "long_only", "rule")
-RULE_OPTIONS: Final = ("shrink", "bound", "aversion", "cost")
+RULE_OPTIONS: Final = ("shrink", "bound", "volume_share", "aversion", "cost")
 """Options of the rules that use the network's correlations."""
 SHRINK: Final = 0.1
 """The default shrinkage of the correlations towards zero."""
@@ -394,9 +395,10 @@ class CrossAssetStrategy(PortfolioStrategy):
                 if unknown[0] in RULE_OPTIONS
                 else f"strategy.options.{unknown[0]} is unknown; use {', '.join(names)}."
             )
-        defaults = {"shrink": SHRINK, "bound": 1.0, "aversion": 5.0, "cost": 0.0006}
+        defaults = dict(zip(RULE_OPTIONS, (SHRINK, 1.0, 0.0, 5.0, 0.0006), strict=True))
         self._settings = {name: _number(name, options, defaults[name]) for name in RULE_OPTIONS}
-        check_prices(**{name: self._settings[name] for name in ("bound", "aversion", "cost")})
+        check_prices(**{name: self._settings[name] for name in RULE_OPTIONS if name != "shrink"})
+        self.reads_history = self._settings["volume_share"] > 0.0
         if not 0.0 <= self._settings["shrink"] <= 1.0:
             raise ConfigInvalid("strategy.options.shrink must be at least 0 and at most 1.")
         self.sees_account = self._rule is not None
@@ -458,13 +460,16 @@ class CrossAssetStrategy(PortfolioStrategy):
         if not np.isfinite((deviations, expected)).all() or not np.isfinite(matrix).all():
             return {}
         settings = self._settings
+        of_run = [contexts[symbol] for symbol in self.symbols]
+        by_volume = volume_bounds(settings["volume_share"], of_run, bars=self._every)
         weights, uncorrelated = (
             allocate(
                 rule,
                 covariance_of(deviations, correlations, shrink=settings["shrink"]),
                 expected=expected,
-                held=np.array([contexts[symbol].share_of_equity for symbol in self.symbols]),
+                held=np.array([context.share_of_equity for context in of_run]),
                 bound=settings["bound"],
+                by_volume=by_volume,
                 aversion=settings["aversion"],
                 cost=settings["cost"],
             ).tolist()

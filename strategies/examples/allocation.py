@@ -21,13 +21,14 @@ from tracepaper.strategies.allocation import (
     expected_gain,
     require_solver,
     returns_of,
+    volume_bounds,
 )
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.months import place_of
 from tracepaper.strategies.types.decisions import Action
 
-_COMMON: Final = frozenset({"rule", "window", "every", "bound"})
+_COMMON: Final = frozenset({"rule", "window", "every", "bound", "volume_share"})
 _OPTIONS: Final = {
     WeightRule.EQUAL: _COMMON,
     WeightRule.INVERSE: _COMMON | {"half_life"},
@@ -35,6 +36,8 @@ _OPTIONS: Final = {
     WeightRule.MEAN_VARIANCE: _COMMON | {"half_life", "cost", "aversion", "lean"},
 }
 """What each rule makes something of."""
+_PRICES: Final = {"bound": 1.0, "volume_share": 0.0, "aversion": 5.0, "cost": 0.0006}
+"""Defaults of what ``check_prices`` checks."""
 
 
 class Allocation(PortfolioStrategy):
@@ -42,8 +45,9 @@ class Allocation(PortfolioStrategy):
 
     ``rule`` is equal, inverse, minimum or mean_variance; risk is the shrunk covariance of the last
     ``window`` bars, newer ones weighing more where ``half_life`` names bars. Weights are found anew
-    at the first common close of each ``every`` bars, no weight above ``bound``. The return that
-    mean_variance expects is ``lean`` times the window's mean: one month says little of the next.
+    at the first common close of each ``every`` bars, no weight above ``bound``, and no position
+    above ``volume_share`` of what trades in ``every`` bars. The return that mean_variance expects
+    is ``lean`` times the window's mean: one month says little of the next.
     ``aversion`` and ``cost`` are those of ``allocate``: turnover is priced from the shares of
     equity that the account holds then, whatever was asked for, refused, rounded or moved by prices.
     The notes of its decisions say what the new weights are expected to gain (``expected_gain``).
@@ -65,18 +69,17 @@ class Allocation(PortfolioStrategy):
                 f"{', '.join(sorted(allowed))}"
             )
         require_solver(self._rule)
-        self.sees_account = self._rule in SOLVED
         self.warmup = _bars(options, "window", default=240, least=3) + 1
         half_life = _bars(options, "half_life", default=0, least=0)
         self._half_life = float(half_life) if half_life else None
         self._every = _bars(options, "every", default=24, least=1)
-        self._bound = float(options.get("bound", 1.0))
-        self._aversion = float(options.get("aversion", 5.0))
-        self._cost = float(options.get("cost", 0.0006))
+        self._prices = {name: float(options.get(name, _PRICES[name])) for name in _PRICES}
+        self.sees_account = self._rule in SOLVED or self._prices["volume_share"] > 0.0
         self._lean = float(options.get("lean", 0.1))
         if not math.isfinite(self._lean):
             raise ValueError(f"lean is {self._lean:g}; give a share of the mean such as 0.1")
-        check_prices(bound=self._bound, aversion=self._aversion, cost=self._cost)
+        check_prices(**self._prices)
+        self._volume_share = self._prices.pop("volume_share")
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
         """Answer for all symbols where all have closed; elsewhere everything stays as it is."""
@@ -99,13 +102,11 @@ class Allocation(PortfolioStrategy):
             risk,
             expected=self._lean * returns.mean(axis=0) * self._every,
             held=held,
-            bound=self._bound,
-            aversion=self._aversion,
-            cost=self._cost,
+            by_volume=volume_bounds(self._volume_share, contexts.values(), bars=self._every),
+            **self._prices,
         )
-        goal = AllocationGoal(
-            self._rule, self._every, self._half_life, self._lean, self._aversion, self._cost
-        )
+        aversion, cost = self._prices["aversion"], self._prices["cost"]
+        goal = AllocationGoal(self._rule, self._every, self._half_life, self._lean, aversion, cost)
         gained = expected_gain(goal, returns, held=held, weights=weights)
         note: dict[str, float] = {}
         if gained is not None:

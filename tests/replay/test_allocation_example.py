@@ -73,3 +73,25 @@ def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_as
     assert np.allclose(weights_held, shares, atol=1e-9)
     assert np.abs(np.array(shares[1:]) - weights[:-1]).max() > 0.2
     assert cli.json("verify", "last", "--db", database)["passes"]
+
+
+def test_a_share_of_volume_bounds_the_thinner_symbol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    share = 2e-5
+    options = {"rule": "equal", "window": DAY_BARS, "every": DAY_BARS, "volume_share": share}
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", json.dumps(options))
+    database = tmp_path / "run.db"
+    cli.json("replay", *CANDLES, "-c", CONFIG, "--db", database, "--to", "2025-05-12")
+    question = (
+        "SELECT n.instrument, n.number AS weight, p.equity, (SELECT avg(b.close * b.volume) FROM "
+        "v_bars b WHERE b.instrument = n.instrument AND b.open_time_ms BETWEEN n.open_time_ms - "
+        f"{DAY_BARS} * 900000 AND n.open_time_ms) AS traded FROM v_notes n JOIN v_positions p "
+        "USING (run_id, sequence) WHERE n.name = 'weight'"
+    )
+    rows = cli.json("audit", "sql", question, "--db", database)
+    assert len(rows) >= 14
+    for row in rows:
+        bound = share * DAY_BARS * float(row["traded"]) / float(row["equity"])
+        assert float(row["weight"]) == pytest.approx(min(0.5, bound), abs=2e-6)
+    assert {row["instrument"] for row in rows if float(row["weight"]) < 0.5} == {"linear:SOLUSDT"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from tracepaper.strategies.allocation import (
     require_solver,
     returns_of,
     rounded,
+    volume_bounds,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -89,6 +92,37 @@ def least(assets: int, loss: Callable[[Array], float], steps: int, *, whole: boo
         for each in parts
         if each.sum() == steps or (not whole and each.sum() < steps)
     )
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 200),
+    rule=st.sampled_from(list(WeightRule)),
+    share=st.sampled_from([0.0, 1e-4, 0.01, 1.0]),
+)
+def test_no_position_is_above_its_share_of_what_trades(
+    seed: int, rule: WeightRule, share: float
+) -> None:
+    source = np.random.default_rng(seed)
+    prices, volumes = np.exp(source.normal(size=(2, 3, 40)))
+    contexts: list[Any] = [
+        SimpleNamespace(
+            history=SimpleNamespace(close=close, volume=volume),
+            account=SimpleNamespace(equity=1_000.0),
+        )
+        for close, volume in zip(prices, volumes, strict=True)
+    ]
+    limits = volume_bounds(share, contexts, bars=8)
+    weights = allocate(
+        rule, covariance(drawn(40, 3, seed)), expected=source.normal(size=3), by_volume=limits
+    )
+    if limits is None:
+        assert share == 0.0
+        return
+    traded = 8 * (prices * volumes).mean(axis=1)
+    assert (1_000.0 * weights <= share * traded).all()
+    if rule is WeightRule.MINIMUM:  # what may not be held of one is held of another, or not at all
+        assert weights.sum() == pytest.approx(min(1.0, limits.sum()), abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
