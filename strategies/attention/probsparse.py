@@ -60,7 +60,7 @@ def sample_keys(time: int, mask: Mask, *, factor: int = FACTOR, seed: int) -> Te
     """
     _check_mask(mask)
     generator = torch.Generator().manual_seed(whole(seed, "A seed"))
-    count = _top(time, factor)
+    count = queries_attending(time, factor)
     chance = torch.rand(time, count, generator=generator, dtype=torch.float64, device="cpu")
     return (chance * visible_counts(time, mask)[:, None]).long()
 
@@ -95,7 +95,7 @@ def attend_sparsely(
     spread = _spread(query, key, samples)
     for row in always if always == () else check_rows(always, time):
         spread[:, :, row] = torch.inf
-    active = _largest(spread, _top(time, factor))  # [batch, head, u]
+    active = _largest(spread, queries_attending(time, factor))  # [batch, head, u]
     at = active[..., None].expand(-1, -1, -1, query.shape[3])
     kind = working_type(query)
     chosen = query.gather(2, at).to(kind) * query.shape[3] ** -0.5
@@ -142,7 +142,7 @@ def visible_counts(time: int, mask: Mask) -> Tensor:
     return at if mask.kind is MaskKind.CAUSAL else torch.full_like(at, time)
 
 
-def _top(time: int, factor: int) -> int:
+def queries_attending(time: int, factor: int) -> int:
     """Return ``factor · ceil(ln time)``, at least 1 and at most *time*."""
     if whole(time, "Bars") < 1 or whole(factor, "The factor") < 1:
         raise AttentionInvalid(

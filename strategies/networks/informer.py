@@ -23,6 +23,7 @@ from tracepaper.strategies.attention.probsparse import (
     convolution_taps,
     convolve,
     pooling_taps,
+    queries_attending,
     sample_keys,
 )
 from tracepaper.strategies.networks import keys
@@ -70,6 +71,16 @@ class InformerConfig(AttentionConfig):
             "start_token is {of.start_token} without a decoder; set decoder_layers too",
         ),
     )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence where ProbSparse attention computes over two fifths of the rows."""
+        active = queries_attending(self.window, self.factor)
+        note = (
+            f"{active} of {self.window} queries attend, so ProbSparse saves little: lower factor "
+            f"({self.factor}), lengthen window, or choose the kind flash."
+        )
+        return (note,) if 5 * active > 2 * self.window else ()
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -192,6 +192,11 @@ class ReadKeys:
             for rule in vars(base).get("RULES", ()):
                 rule.check(self)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about valid keys that gain nothing; a training says them."""
+        return ()
+
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> Self:
         """Build from a card's section, which has lists for tuples; raise ``ConfigInvalid``."""

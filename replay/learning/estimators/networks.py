@@ -88,6 +88,8 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
             f"{kind.name}: {weights:,} weights; an answer depends on {config.receptive_field:,} "
             f"{data.unit}{per_symbol}."
         )
+        for note in config.notes:
+            run.say(note)
     about = {
         "options": asdict(options),
         "network": {"kind": kind.name, **listed(config)},

@@ -33,6 +33,17 @@ def test_time_is_halved_between_layers() -> None:
     assert times == [61, 61, 61, 31, 31, 31, 16]
 
 
+@pytest.mark.parametrize(("bars", "factor"), [(49, 5), (50, 5), (61, 2), (128, 10), (128, 11)])
+def test_what_hardly_saves_is_said(bars: int, factor: int) -> None:
+    config = InformerConfig(**(asdict(SMALL) | {"window": bars, "factor": factor}))
+    first = network(config).trace(window(config)).reads[0]
+    assert isinstance(first, SparseRead)
+    saves_little = first.active.shape[-1] / bars > 0.4
+    assert [note.split()[0] for note in config.notes] == (
+        [str(first.active.shape[-1])] if saves_little else []
+    )
+
+
 def test_another_sampling_seed_is_another_function() -> None:
     long = InformerConfig(**(asdict(SMALL) | {"window": 400, "factor": 1}))
     other = InformerConfig(**(asdict(long) | {"seed": 1}))
