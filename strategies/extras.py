@@ -24,6 +24,7 @@ EXTRAS: Final = {
     "psycopg": "fleet",
     "pyarrow": "data",
     "ray": "scale",
+    "yfinance": "yahoo",
 }
 """The extra that installs each package; ``tracepaper[all]`` installs every one of them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -328,11 +328,15 @@ def fetch(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder of the CSV files, created if missing.")
     ] = Path("candles"),
+    source: Annotated[
+        Literal["bybit", "yahoo"], typer.Option(help="yahoo has days of shares, by yfinance.")
+    ] = "bybit",
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Download candles from the exchange to one file per symbol; run it again to continue."""
     import sys
 
+    from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.shutdown import run_loop
     from tracepaper.replay.archive.columns import instant
@@ -348,7 +352,16 @@ def fetch(
         from_ms=None if from_text is None else instant(from_text),
         until_ms=None if to_text is None else instant(to_text),
     )
-    outcomes = run_loop(fetch_order(load(config), order, quiet=not sys.stderr.isatty()))
+    if source == "yahoo":
+        require("yfinance", "--source yahoo")
+        from tracepaper.replay.archive.yahoo import fetch_shares
+
+        if interval != "D" or order.from_ms is None:
+            raise ConfigInvalid("--source yahoo has days only: give --interval D, and --from.")
+        until_ms = min(order.until_ms or sys.maxsize, SystemClock().wall_ms())
+        outcomes = fetch_shares(out, order.symbols, from_ms=order.from_ms, until_ms=until_ms)
+    else:
+        outcomes = run_loop(fetch_order(load(config), order, quiet=not sys.stderr.isatty()))
     lines = map(_outcome_line, outcomes)
     return CommandAnswer({"series": [asdict(outcome) for outcome in outcomes]}, "\n".join(lines))
 

@@ -44,6 +44,7 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("fleet postgresql://127.0.0.1/f", "psycopg", "fleet"),
     ("ui --fleet postgresql://127.0.0.1/f", "psycopg", "--fleet"),
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
+    ("data fetch AAPL --source yahoo --interval D --from 2025-01-01", "yfinance", "--source yahoo"),
     ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),
 )
 """Commands over files that are not there: whatever is opened or computed first would say so."""
