@@ -128,8 +128,8 @@ def test_without_a_folder_the_data_are_shown(folder: Path, cli: Cli) -> None:
 
 def test_seeds_are_compared_in_a_frame(folder: Path) -> None:
     recipe = {**RECIPE, "model": {"kind": "tree"}}
-    settings = {"training.rounds": 2}
-    data = {"AAAUSDT": FRAME.head(4 * DAY_BARS)}
+    settings = {"training.rounds": 5}
+    data = {"AAAUSDT": FRAME}
     of_seeds = tracepaper.train(recipe, data, out=folder / "seeds", settings=settings, seeds=2)
     assert "Calibrating." in of_seeds.notes
     figures = of_seeds.table("figures").filter(
