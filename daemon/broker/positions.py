@@ -84,15 +84,23 @@ class Positions:
         entry can be filled inside the bar of the entry, and a new position on margin can be
         liquidated in it.
         """
-        if not self.waits or self.is_passed_by(bar):
+        newer = []
+        if is_missed:
+            newer = [
+                (line.orders, line.orders.rewind())
+                for line in self.every_line
+                if line.orders.before_quotes
+            ]
+        if self.waits and not self.is_passed_by(bar):
+            self._match_path(bar, settlements, is_missed=is_missed)
+        else:
             for funding in settlements:
                 self.settle(funding)
-            return
-        newer = [
-            (line.orders, line.orders.rewind())
-            for line in self.every_line
-            if is_missed and line.orders.before_quotes
-        ]
+        for orders, moved in newer:  # quotes after the bar had moved these
+            orders.resume(moved, bar.open_time_ms)
+
+    def _match_path(self, bar: Bar, settlements: Sequence[Funding], *, is_missed: bool) -> None:
+        """Match the open of *bar*, then its *settlements*, then its path."""
         self._expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
         first = self.journal.begin()
@@ -105,8 +113,6 @@ class Positions:
         if (path := matching.worse_path(self, bar)) is not None:
             MarketPass(self).walk(bar, path)
         self._end_pass(first, bar.close_time_ms)
-        for orders, moved in newer:  # quotes after the bar had moved these
-            orders.resume(moved, bar.open_time_ms)
 
     def settle(self, funding: Funding) -> None:
         """Settle *funding*, and liquidate an account on cross margin that it ruins."""

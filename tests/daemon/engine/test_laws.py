@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_laws import WORLDS, World, examine
+from engine_laws import WORLDS, Laws, World, examine
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import PaperAccount
@@ -24,6 +24,16 @@ MARGIN_BY_QUOTES, TWO_BY_QUOTES, MARGIN_BY_BARS, _, SPOT_BY_QUOTES, SPOT_BY_BARS
 @pytest.mark.parametrize("world", WORLDS, ids=[world.name for world in WORLDS])
 def test_the_laws_hold_whatever_comes(world: World) -> None:
     examine(world, examples=5, steps=25)
+
+
+def test_a_late_bar_meets_orders_as_they_stood_before_newer_quotes() -> None:
+    history = type("History", (Laws,), {"world": MARGIN_BY_QUOTES})()
+    try:
+        history.bars(seed=0, size=10**6, volumes=[369620, 54], wild=100)
+        history.quote(later=0, moved=-12, sizes=(0, 0), spread=1, which=0)
+        history.missed(count=1, seed=0, volume=1)
+    finally:
+        history.teardown()
 
 
 # ---------------------------------------------------------------- the machine says no
