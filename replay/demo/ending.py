@@ -22,7 +22,7 @@ from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.market import ParityOutcome
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, count_of
 
 FIGURES: Final = """
     SELECT (SELECT count(*) FROM v_decisions WHERE run_id = :run),
@@ -97,7 +97,8 @@ def happened(ending: Mapping[str, Any], played: Demo | None) -> str:
     """Return one sentence: decisions, incidents, and the account's equity."""
     through = ""
     if played is not None and (count := len(played.outcomes)):
-        through = f" through {count} incidents, in {played.starts} processes"
+        starts = count_of(played.starts, "start")
+        through = f" through {count_of(count, 'incident')} and {starts} of the daemon"
     too_late = f", {ending['late']:,} too late to trade" if ending["late"] else ""
     return (
         f"{ending['decisions']:,} decisions in {ending['days']:.1f} days{through}{too_late}; "
