@@ -150,9 +150,9 @@ def configured(value: object, name: str) -> Path | Sections | None:
         return {section: _with_named_classes(keys) for section, keys in value.items()}
     if value is None or isinstance(value, Path):
         return value
+    usual = '{"training": {"steps": 800}}' if name == "recipe" else '{"account": {"cash": "10000"}}'
     raise ConfigInvalid(
-        f"{name} is {shown(value)}; give a TOML file, or a dictionary of sections such as "
-        '{"training": {"steps": 800}}.'
+        f"{name} is {shown(value)}; give a TOML file, or a dictionary of sections such as {usual}."
     )
 
 

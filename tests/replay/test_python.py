@@ -273,7 +273,7 @@ def test_data_that_cannot_be_used_get_one_sentence(data: Any, sentence: str) -> 
         ({"strategy": None, "params": {"fast": 3}}, "name it as the first argument"),
         ({"params": {"fats": 3}}, "the call of backtest: .* no key 'fats'; the nearest is 'fast'"),
         ({"params": {"fast": float("nan")}}, "params: .* give finite numbers"),
-        ({"config": 3}, "config is 3; give a TOML file"),
+        ({"config": 3}, 'config is 3; give a TOML file, .* such as {"account"'),
         ({"config": {"sizing": {"quantiti": 1}}}, "that was given: .* no key 'quantiti'"),
         ({"strategy": Follows, "params": {"most": 3}}, "refused .* 'most'"),
         ({"strategy": "__main__:Lost"}, "typed in a session or a script that is not here"),
