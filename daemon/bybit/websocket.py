@@ -198,7 +198,10 @@ class PublicStream:
             self._connection = None
             self.is_open = False
             self._acks.clear()
-            await connection.close()
+            try:
+                await connection.close()
+            finally:  # a stop in between does not wait for the server's close
+                connection.transport.abort()
 
     async def _connect(self) -> ClientConnection:
         """Return an open connection, or raise ``FeedLost``; HTTP status 403 starts a cooldown."""

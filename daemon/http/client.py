@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import secrets
+from collections.abc import Callable
 from contextlib import closing
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -94,12 +95,12 @@ def token_file(database: Path) -> Path:
     return file.with_name(file.name + ".token")
 
 
-def write_token(database: Path) -> str:
+def write_token(database: Path, entropy: Callable[[int], bytes] = secrets.token_bytes) -> str:
     """Create a token for the daemon of *database*, and write it to ``token_file``.
 
     The file appears atomically, and only its owner can ever read it.
     """
-    token = secrets.token_urlsafe(32)
+    token = entropy(32).hex()
     file = token_file(database)
     partial = file.with_name(file.name + ".partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -259,6 +259,10 @@ class ChildProcess:
             process.returncode = 0 if process.poll() is None else process.returncode
 
 
+StartProcess = Callable[..., ChildProcess]
+"""Makes a process beside the daemon: ``ChildProcess``, or what stands for one."""
+
+
 class _Tail(asyncio.Protocol):
     """Keeps the last ``TAIL_BYTES`` of a stream."""
 

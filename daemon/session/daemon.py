@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -39,7 +40,7 @@ from tracepaper.daemon.http.server import (
 )
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
-from tracepaper.daemon.session.child import Companion
+from tracepaper.daemon.session.child import ChildProcess, Companion, StartProcess
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, covariate_reader
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
@@ -112,10 +113,11 @@ class Daemon:
 
     *opened* is called with the run once it is open, *listening* with the address of the HTTP
     server, and *watch* with every stored step. The daemon stops in order when *watch* returns
-    False.
+    False. All that a machine decides comes in by *clock*, *rng* (pauses between requests),
+    *entropy* (ids and tokens) and *start_process* (processes beside it).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a machine decides comes in by arguments
         self,
         config: Config,
         database: Path,
@@ -125,6 +127,9 @@ class Daemon:
         watch: Callable[[Step], bool] = lambda _step: True,
         listening: Callable[[str], None] = lambda _url: None,
         clock: Clock | None = None,
+        rng: random.Random | None = None,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+        start_process: StartProcess = ChildProcess,
     ) -> None:
         reject_combination(traits_of(config, live=True))
         self._config = resolved(config, live_execution(config))
@@ -134,7 +139,8 @@ class Daemon:
         self._watch = watch
         self._listening = listening
         self._clock = clock or SystemClock(config.exchange.time_scale)
-        self._rng = random.Random()  # noqa: S311 - jitter between retries, never stored
+        self._rng = rng or random.Random()  # noqa: S311 - jitter between retries, never stored
+        self._entropy, self._start_process = entropy, start_process
         self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
@@ -226,6 +232,7 @@ class Daemon:
                         wall_ms=clock.wall_ms(),
                         warnings=_promotion_warnings(forecaster, self._configured_sha256),
                         is_served=is_served,
+                        entropy=self._entropy,
                     ),
                     audit,
                 )
@@ -315,7 +322,7 @@ class Daemon:
             monitor.resting_orders = engine.broker.resting_orders
             monitor.copied_s = partial(copied_at_s, self._database)
             monitor.outage = client.cooldown.outage
-            token = write_token(self._database)
+            token = write_token(self._database, self._entropy)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(
                 HttpServer(
@@ -409,9 +416,12 @@ class Daemon:
                 clock,
                 running=opened.forecaster,
                 configured_sha256=self._configured_sha256,
+                start_process=self._start_process,
             )
         if config.parity.daily_at != OFF:
-            yield DailyParity(config.parity, database, run, submit, clock)
+            yield DailyParity(
+                config.parity, database, run, submit, clock, start_process=self._start_process
+            )
         if config.notify.addresses:
             yield Messenger(
                 config,
@@ -422,9 +432,9 @@ class Daemon:
                 frame_age_s=monitor.frame_age_s,
             )
         if (url := config.storage.ship_to) is not None:
-            yield ShippingProcess(url, database, clock)
+            yield ShippingProcess(url, database, clock, self._start_process)
         if (folder := folder_of(config)) is not None:
-            yield Recorder(config, folder, clock)
+            yield Recorder(config, folder, clock, self._start_process)
 
     def _feed(
         self, opened: OpenedRun, client: MarketDataClient, first: Sequence[Event]

@@ -18,7 +18,13 @@ import msgspec
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.child import ChildFailed, ChildProcess, ScheduledJob, TimeLimits
+from tracepaper.daemon.session.child import (
+    ChildFailed,
+    ChildProcess,
+    ScheduledJob,
+    StartProcess,
+    TimeLimits,
+)
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome
@@ -47,8 +53,11 @@ class DailyParity(ScheduledJob):
         run: RunRow,
         submit: Callable[[Event], Awaitable[int]],
         clock: Clock,
+        *,
+        start_process: StartProcess = ChildProcess,
     ) -> None:
         super().__init__()
+        self._start_process = start_process
         self.is_checking = False
         with Reader.open(database) as reader:
             is_stored = run.run_id in reader.run_ids()  # a new run is stored with its first steps
@@ -119,7 +128,7 @@ class DailyParity(ScheduledJob):
         )
         limits = TimeLimits((time_of(limit) or 0) / 1000, f"parity.time_limit, {limit}")
         try:
-            async with ChildProcess("replay", command, limits) as child:
+            async with self._start_process("replay", command, limits) as child:
                 result = await child.ask(ParityCheck)
         except ChildFailed as error:
             return unchecked(from_ms, until_ms, str(error))

@@ -22,6 +22,7 @@ from tracepaper.daemon.session.child import (
     HEALTHY_S,
     ChildProcess,
     Companion,
+    StartProcess,
     TimeLimits,
     repeat,
 )
@@ -72,14 +73,20 @@ class Recorder(Companion):
 
     key = "recording"
 
-    def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        clock: Clock,
+        start_process: StartProcess = ChildProcess,
+    ) -> None:
         market = config.market
         command = (
             *(*RECORD, *market.symbols, "--events", "--out", str(folder)),
             *("--category", market.category, "--depth", str(market.depth or LEVELS)),
             *("--service", msgspec.json.encode(config.settings()["exchange"]).decode()),
         )
-        self._child = ChildProcess("recording", command, TimeLimits(end_s=RECORDED_S))
+        self._child = start_process("recording", command, TimeLimits(end_s=RECORDED_S))
         self._clock = clock
         self._faults, self._error = 0, ""
         self._started_s: float | None = None  # network time; None while no process runs
@@ -122,11 +129,13 @@ class ShippingProcess(Companion):
 
     key = "shipping"
 
-    def __init__(self, url: str, database: Path, clock: Clock) -> None:
+    def __init__(
+        self, url: str, database: Path, clock: Clock, start_process: StartProcess = ChildProcess
+    ) -> None:
         self.progress = ShipProgress()
         self._clock = clock
         command = (*SHIP, "--service", "--to", url, "--db", str(database))
-        self._child = ChildProcess("shipping", command, TimeLimits(end_s=None))
+        self._child = start_process("shipping", command, TimeLimits(end_s=None))
 
     def status(self) -> dict[str, object]:
         """Return ``progress`` as plain values."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -91,6 +92,7 @@ class Opening:
     warnings: tuple[str, ...] = ()
     strategies: Strategies | None = None
     is_served: bool = False
+    entropy: Callable[[int], bytes] = secrets.token_bytes
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ def _open_new(
         period_start_ms=opening.period_start_ms,
         parent_run_id=None if state is None or parent is None else parent.run_id,
         warnings=opening.warnings,
+        entropy=opening.entropy,
     )
     if state is not None:
         Restart(engine).restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)

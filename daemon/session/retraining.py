@@ -23,7 +23,13 @@ from tracepaper.daemon.config.loading import Config, render
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import terms_for
-from tracepaper.daemon.session.child import ChildFailed, ChildProcess, ScheduledJob, TimeLimits
+from tracepaper.daemon.session.child import (
+    ChildFailed,
+    ChildProcess,
+    ScheduledJob,
+    StartProcess,
+    TimeLimits,
+)
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.run_row import start_event
@@ -208,8 +214,10 @@ class Retrainer(ScheduledJob):
         *,
         running: Forecaster,
         configured_sha256: str,
+        start_process: StartProcess = ChildProcess,
     ) -> None:
         super().__init__()
+        self._start_process = start_process
         self.running = running
         self.is_training = False
         self.outcomes = dict.fromkeys(RetrainOutcome, 0)
@@ -374,7 +382,7 @@ class Retrainer(ScheduledJob):
         try:
             # The worker opens and writes files: a slow disk must not stall the event loop.
             with await self._worker.submit(self._begin_folder, began_ms) as log_file:
-                child = ChildProcess(
+                child = self._start_process(
                     "training", command, limits, errors=log_file, environment=environment
                 )
                 async with child:

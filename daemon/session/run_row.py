@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -96,11 +96,12 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     parent_run_id: str | None = None,
     warnings: Iterable[str] = (),
     sessions: Sessions | None = None,
+    entropy: Callable[[int], bytes] = secrets.token_bytes,
 ) -> tuple[RunRow, Engine]:
     """Return a new run of a resolved *config* and its engine, for live runs and replays alike.
 
-    Its random id makes it unique across databases. The warnings about model, margin and shadow
-    accounts are added after *warnings*.
+    Its id, of 8 bytes of *entropy*, makes it unique across databases. The warnings about model,
+    margin and shadow accounts are added after *warnings*.
     """
     engine = build_engine(
         config,
@@ -120,7 +121,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
             "sessions": sessions.packed(),
         }
     run = RunRow(
-        run_id=secrets.token_hex(8),
+        run_id=entropy(8).hex(),
         kind=kind,
         started_at_ms=started_at_ms,
         parent_run_id=parent_run_id,

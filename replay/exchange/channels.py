@@ -62,11 +62,13 @@ class Channel(ABC):
 class FramePace:
     """Market milliseconds between frames; above speed 1 the wall clock limits books and tickers.
 
-    Candles and trades are never dropped: trades close in time share a frame.
+    Candles and trades are never dropped: trades close in time share a frame. ``frames`` is the most
+    pushes of an open candle and books in it; None sends as many as the exchange.
     """
 
     speed: float
     symbols: int = 1
+    frames: int | None = None
 
     def trade_gap_ms(self) -> int:
         """Return the span within which trades share a frame; 1 sends each millisecond's alone."""
@@ -74,11 +76,15 @@ class FramePace:
 
     def book_gap_ms(self, interval_ms: int) -> int:
         """Return the least gap between two book frames, for at least five frames a candle."""
+        if self.frames is not None:
+            return interval_ms // self.frames
         gap = self._gap_ms(BOOK_FRAMES_PER_WALL_S, GRID_MS)
         return min(gap, interval_ms // BOOK_FRAMES_PER_CANDLE_MIN)
 
     def ticker_gap_ms(self, interval_ms: int) -> int:
         """Return the least gap between two ticker frames, for at least one frame a candle."""
+        if self.frames is not None:
+            return interval_ms
         return min(self._gap_ms(TICKER_FRAMES_PER_WALL_S, GRID_MS), interval_ms)
 
     def _gap_ms(self, frames_per_s: int, natural_ms: int) -> int:
@@ -151,7 +157,9 @@ def kline(request: TopicRequest) -> Channel | None:
     market = request.market
     if market is None or market.series.table(request.argument) is None:
         return None
-    return CandleChannel(request.topic, market, request.argument, request.faults)
+    return CandleChannel(
+        request.topic, market, request.argument, request.faults, request.pacing.frames
+    )
 
 
 @topic("publicTrade.{symbol}")
@@ -169,8 +177,16 @@ class CandleChannel(Channel):
     exchange does. The candle faults act here, so that REST stays correct.
     """
 
-    def __init__(self, topic: str, market: SimulatedMarket, interval: str, faults: Faults) -> None:
+    def __init__(
+        self,
+        topic: str,
+        market: SimulatedMarket,
+        interval: str,
+        faults: Faults,
+        frames: int | None = None,
+    ) -> None:
         self.topic: Final = topic
+        self._frames = frames
         self._market = market
         self._interval, self._length_ms = interval, INTERVALS[interval]
         self._faults = faults
@@ -212,7 +228,8 @@ class CandleChannel(Channel):
             trade.time_ms + (self._phase - trade.time_ms) % PUSH_MS
             for trade in self._market.path(row).trades
         }
-        return sorted(time_ms for time_ms in times if time_ms < close_ms)
+        pushes = sorted(time_ms for time_ms in times if time_ms < close_ms)
+        return pushes if self._frames is None else pushes[-self._frames :]
 
     def _pushed(self, row: int, at_ms: int) -> list[Frame]:
         """Return the push of the open candle, as a fault changes it."""

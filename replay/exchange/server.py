@@ -73,7 +73,8 @@ class ExchangeSettings:
 
     ``speed`` scales market time; ``manual`` leaves it to ``EmbeddedExchange.advance``. With
     ``wall_ms`` the candles are shifted by whole bars, so that market time is the value it returns;
-    time then neither jumps over holes nor stops at the end of the data.
+    time then neither jumps over holes nor stops at the end of the data. ``frames_per_candle``
+    limits the pushes and books of a candle.
     """
 
     data: tuple[str, ...] = ()
@@ -89,6 +90,7 @@ class ExchangeSettings:
     frames: Path | None = None
     faults: FaultPlan | None = None
     wall_ms: Callable[[], int] | None = None
+    frames_per_candle: int | None = None
 
 
 class EmbeddedExchange:
@@ -215,7 +217,8 @@ class EmbeddedExchange:
     def _channel(self, category: str, topic: str) -> Channel | None:
         if self.recording:
             return self.recording.channel(category, topic)
-        pacing = FramePace(self.settings.speed, len(self.venue.markets))
+        settings = self.settings
+        pacing = FramePace(settings.speed, len(self.venue.markets), settings.frames_per_candle)
         return find_channel(TopicRequest(self.venue, category, topic, pacing, self.faults))
 
     async def _listen(self, stack: AsyncExitStack) -> None:
@@ -229,7 +232,11 @@ class EmbeddedExchange:
         rest = RestHandler(self.hub, self.venue, self.recording)
         application.router.add_get("/v5/{path:.*}", rest.handle)
         runner = web.AppRunner(
-            application, access_log=None, logger=limits.logger, shutdown_timeout=SHUTDOWN_S
+            application,
+            access_log=None,
+            logger=limits.logger,
+            shutdown_timeout=SHUTDOWN_S,
+            handler_cancellation=True,  # an answer that hangs ends with its connection
         )
         await runner.setup()
         assert runner.server is not None
