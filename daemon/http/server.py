@@ -118,11 +118,10 @@ class ConnectionLimits:
         At the limit, the oldest connection that waits for a request is aborted, so that a client
         with many open connections does not lock others out.
         """
-        self._timers = {
-            each: timer
-            for each, timer in self._timers.items()
-            if not each.is_closing() or each.get_write_buffer_size()
-        }
+        for each in [*self._timers]:
+            if each.is_closing() and not each.get_write_buffer_size():
+                self._stop_timer(each)
+                del self._timers[each]
         if len(self._timers) >= self._most:
             self.count("over_limit")
             oldest = next((each for each, timer in self._timers.items() if timer is not None), None)

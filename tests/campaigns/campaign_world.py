@@ -1,0 +1,193 @@
+"""Plays histories of the simulated world from seeds, and prints what came of them.
+
+    python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H] [--bars B]
+        [--kind KIND] [--minutes M] [--without NAME,...] [--keep]
+
+Without ``--seed`` it goes on from the seed that stands in ``world.toml`` beside it, adds what it
+played to the totals there, and writes the next seed. A history that breaks a law prints the command
+that repeats it; ``--shrink`` then makes it smaller. The trace of every tick goes to ``trace`` in
+the history's folder with ``--trace``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+TESTS: Final = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "campaigns")]
+
+from world.history import Outcome, history, prepare  # noqa: E402 - after their folder
+from world.spec import KINDS, Spec, drawn, without  # noqa: E402
+
+STATE: Final = TESTS / "campaigns" / "world.toml"
+COUNT: Final = 40
+BARS: Final = 120
+LOGGED: Final = 5
+
+
+class State(msgspec.Struct):
+    """What was played so far, and the seed to go on from."""
+
+    next_seed: int = 1_000
+    histories: int = 0
+    lives: int = 0
+    kills: int = 0
+    faults: int = 0
+    decisions: int = 0
+    years: dict[str, float] = {}
+    """Simulated years by the minutes of a bar."""
+    combinations: list[str] = []
+    """Distinct pairs of a fault and the phase of life that it hit."""
+
+
+def main() -> int:
+    """Play; return 1 where a law was broken."""
+    arguments = _parser().parse_args()
+    # A library's warning about a fault is no news here.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.disable(logging.CRITICAL)
+    base = Path(tempfile.mkdtemp(prefix="world-", dir=_memory()))
+    prepare(base / "prepared")
+    state = msgspec.convert(tomllib.loads(STATE.read_text()), State) if STATE.exists() else State()
+    first = state.next_seed if arguments.seed is None else arguments.seed
+    until_s = time.monotonic() + arguments.hours * 3_600
+    outcomes: list[Outcome] = []
+    broken = 0
+    seed = first
+    while time.monotonic() < until_s if arguments.hours else seed < first + arguments.count:
+        spec = drawn(seed, bars=arguments.bars, kind=arguments.kind, minutes=arguments.minutes)
+        spec = without(spec, arguments.without.split(","))
+        outcome = history(spec, base / str(seed), is_traced=arguments.trace)
+        outcomes.append(outcome)
+        print(_line(outcome), flush=True)
+        if outcome.violations:
+            broken += 1
+            for law, sentence in outcome.violations[:LOGGED]:
+                print(f"  {law}: {sentence}")
+            print(f"  repeat: {_command(spec, arguments.without)}", flush=True)
+            if arguments.shrink:
+                _shrink(spec, base, outcome)
+        seed += 1
+    _add(state, outcomes)
+    print(_summary(outcomes, broken))
+    if arguments.seed is None and not broken:
+        state.next_seed = seed
+        STATE.write_bytes(msgspec.toml.encode(state))
+    return int(broken > 0)
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112 - a name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--hours", type=float, default=0.0)
+    parser.add_argument("--bars", type=int, default=BARS)
+    parser.add_argument("--kind", choices=["", *KINDS], default="")
+    parser.add_argument("--minutes", type=int, default=0)
+    parser.add_argument("--without", default="", help="faults to leave out, by name")
+    parser.add_argument("--shrink", action="store_true")
+    parser.add_argument("--trace", action="store_true")
+    return parser
+
+
+def _line(outcome: Outcome) -> str:
+    ends = ", ".join(f"{count} {end}" for end, count in sorted(outcome.ends.items()))
+    totals = ", ".join(f"{count} {name}" for name, count in outcome.totals.items())
+    slowest_s = max(outcome.again_s, default=0.0)
+    return (
+        f"{outcome.seed} {outcome.kind} {outcome.minutes} min: {outcome.lives} lives ({ends}); "
+        f"{totals}; again within {slowest_s} s; {outcome.cpu_s} CPU s"
+    )
+
+
+def _command(spec: Spec, left_out: str) -> str:
+    options = f"--seed {spec.seed} --count 1 --bars {spec.bars}"
+    options += f" --kind {spec.kind} --minutes {spec.minutes}"
+    options += f" --without {left_out}" if left_out else ""
+    return f"python tests/campaigns/campaign_world.py {options}"
+
+
+def _shrink(spec: Spec, base: Path, broken: Outcome) -> None:
+    """Print the smallest history that still breaks the first law: fewer bars, fewer kinds."""
+    law = broken.violations[0].law
+    left_out: list[str] = []
+
+    def breaks(trial: Spec) -> bool:
+        outcome = history(trial, base / "shrunk")
+        return any(each.law == law for each in outcome.violations)
+
+    while spec.bars > 4 and breaks(
+        half := drawn(spec.seed, bars=spec.bars // 2, kind=spec.kind, minutes=spec.minutes)
+    ):
+        spec = half
+    for name in (*spec.rates, *spec.host, "commands"):
+        if breaks(trial := without(spec, [name])):
+            spec = trial
+            left_out.append(name)
+    print(f"  smallest: {_command(spec, ','.join(left_out))}", flush=True)
+
+
+def _add(state: State, outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        state.histories += 1
+        state.lives += outcome.lives
+        state.kills += outcome.ends.get("killed", 0)
+        state.faults += _faults(outcome)
+        state.decisions += outcome.totals.get("decisions", 0)
+        minutes = str(outcome.minutes)
+        years = outcome.totals.get("decisions", 0) * outcome.minutes / (365 * 1440)
+        state.years[minutes] = round(state.years.get(minutes, 0.0) + years, 4)
+
+
+def _faults(outcome: Outcome) -> int:
+    return sum(count for name, count in outcome.counts.items() if name.startswith("fault "))
+
+
+def _summary(outcomes: list[Outcome], broken: int) -> str:
+    """Return the row of this campaign."""
+    ends, faults = Counter[str](), Counter[str]()
+    for outcome in outcomes:
+        ends.update(outcome.ends)
+        faults.update(
+            {
+                name.removeprefix("fault "): count
+                for name, count in outcome.counts.items()
+                if name.startswith("fault ")
+            }
+        )
+    again_s = sorted(each for outcome in outcomes for each in outcome.again_s)
+    open_share = sum(outcome.hit_while_open for outcome in outcomes) / max(len(outcomes), 1)
+    decisions = sum(outcome.totals.get("decisions", 0) for outcome in outcomes)
+    years = sum(
+        outcome.totals.get("decisions", 0) * outcome.minutes / (365 * 1440) for outcome in outcomes
+    )
+    median_s = again_s[len(again_s) // 2] if again_s else 0.0
+    cpu_s = sum(outcome.cpu_s for outcome in outcomes)
+    return (
+        f"{len(outcomes)} histories, {sum(outcome.lives for outcome in outcomes)} lives, "
+        f"{ends['killed']} kills, {decisions:,} decisions, {years:.2f} years, "
+        f"{sum(faults.values()):,} faults of {len(faults)} kinds; "
+        f"in {open_share:.0%} one hit while something was open; "
+        f"decided again after {median_s} s (most {max(again_s, default=0.0)} s); "
+        f"{cpu_s:.0f} CPU s; {broken} broke a law"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""A history: lives of one daemon, one after another, until its data end; then the laws.
+
+``history(spec, folder)`` plays one. What is broken is told as ``Violation``s; the laws about the
+record are those of ``checker``, those about lives are here.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import gc
+import importlib
+import io
+import math
+import os
+import pickle
+import random
+import shutil
+import sqlite3
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from drawn import SIDES
+from world.disk import KILLED
+from world.life import PORT, STOP_WITHIN_S, Life, Report, Shared
+from world.loop import START_S
+from world.spec import PAST_BARS, Spec, calm, candles, drawn
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+
+LIVES_MOST: Final = 400
+AGAIN_WITHIN_S: Final = 120.0
+"""Network time from the last fault to the next decision, unless a longer pause was drawn."""
+FRAMES: Final = 2
+"""Pushes and books that the exchange sends of a candle."""
+A = TypeVar("A")
+
+
+class Violation(NamedTuple):
+    """A broken law, and what was seen."""
+
+    law: str
+    sentence: str
+
+
+class Outcome(msgspec.Struct):
+    """What a history came to."""
+
+    seed: int
+    kind: str
+    minutes: int
+    lives: int = 0
+    ends: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    totals: dict[str, int] = {}
+    violations: list[Violation] = []
+    digest: str = ""
+    cpu_s: float = 0.0
+    again_s: list[float] = []
+    """Network time from a start or a fault to the next decision, without a fault in between."""
+    hit_while_open: bool = False
+    """Whether a fault or a kill hit while a position, an order or a gap was open."""
+
+
+class History:
+    """One history in *folder*; *is_traced* writes each tick of its loops to ``trace``."""
+
+    def __init__(self, spec: Spec, folder: Path, *, is_traced: bool = False) -> None:
+        self.spec, self.folder, self.is_traced = spec, folder, is_traced
+        self.outcome = Outcome(spec.seed, spec.kind, spec.minutes)
+        self._series = candles(spec)
+        self._exchange = EmbeddedExchange(
+            ExchangeSettings(
+                candles=tuple(self._series),
+                speed=spec.speed,
+                start=PAST_BARS,
+                port=PORT,
+                seed=spec.seed,
+                frames_per_candle=FRAMES,
+            )
+        )
+        self._now_s, self._market_ms = START_S, spec.first_ms
+        self._acknowledged = 0
+        self._reports: list[Report] = []
+        self._ends: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def database(self) -> Path:
+        """The record."""
+        return self.folder / "run.db"
+
+    def play(self) -> Outcome:
+        """Play all lives, hold the laws and return what came of it."""
+        (self.folder / "sides_drawn.py").write_text(SIDES)
+        before_s = _cpu_s()
+        pauses = random.Random(f"{self.spec.seed}:pause")
+        outcome = self.outcome
+        while outcome.lives < LIVES_MOST and self._market_ms < self.spec.end_ms:
+            if not self._live():
+                break
+            self._now_s += pauses.expovariate(1 / 10) + 0.5
+            self._market_ms += int(pauses.expovariate(1 / 2_000) * self.spec.speed)
+        self._judge()
+        outcome.ends, outcome.counts = dict(self._ends), dict(self._counts)
+        outcome.cpu_s = round(_cpu_s() - before_s, 2)
+        outcome.digest = "".join(report.digest[:8] for report in self._reports)
+        return outcome
+
+    def _violate(self, law: str, sentence: str) -> None:
+        self.outcome.violations.append(Violation(law, sentence))
+
+    # ------------------------------------------------------------ lives
+
+    def _live(self) -> bool:
+        """Let one life live; return whether another may follow."""
+        shared, number = Shared(), self.outcome.lives
+        shared.put(self._now_s, 0, self._market_ms, 0)
+        self.outcome.lives += 1
+        code = _forked(lambda: self._life(number, shared).live())
+        self._now_s, steps, self._market_ms, is_open = shared.get()
+        self._acknowledged = max(self._acknowledged, steps)
+        self._hold_acknowledged(number)
+        file = self.folder / f"life{number}.json"
+        if code == KILLED:
+            self._ends["killed"] += 1
+            self.outcome.hit_while_open |= bool(is_open)
+            return True
+        if code or not file.exists():
+            self._violate("end", f"life {number} ended with exit code {code} without a report")
+            return False
+        report = msgspec.json.decode(file.read_bytes(), type=Report)
+        self._reports.append(report)
+        self._now_s, self._market_ms = report.now_s, max(self._market_ms, report.market_ms)
+        self._counts.update(report.counts)
+        self.outcome.hit_while_open |= bool(report.counts.get("faults while open"))
+        return self._hold_end(number, report) and not report.is_done
+
+    def _life(self, number: int, shared: Shared) -> Life:
+        trace = (self.folder / "trace").open("a", buffering=1) if self.is_traced else None
+        return Life(
+            self.spec, number, self._exchange, shared, self.folder,
+            start_s=self._now_s, begin_ms=self._market_ms, trace=trace,
+        )  # fmt: skip
+
+    def _hold_acknowledged(self, number: int) -> None:
+        """Law: what was acknowledged is in the file at the next start."""
+        if not self._acknowledged:
+            return
+        # In a child: SQLite's locks belong to a process, and this one opens no file.
+        stored = in_child(lambda: _stored_steps(self.database))
+        if stored < self._acknowledged:
+            sentence = f"{stored} steps in the file, {self._acknowledged} acknowledged"
+            self._violate("acknowledged", f"life {number}: {sentence}")
+
+    def _hold_end(self, number: int, report: Report) -> bool:
+        """Laws: a life ends by a stop or one sentence, and an orderly end leaves nothing behind."""
+        name = report.end.partition(":")[0]
+        self._ends[name] += 1
+        for left in report.left:
+            self._violate("left", f"life {number}: {left}")
+        for context in report.unhandled:
+            self._violate("unhandled", f"life {number}: {context}")
+        if report.stop_s > STOP_WITHIN_S:
+            self._violate("stop", f"life {number}: the stop took {report.stop_s:.1f} s")
+        if any(word in report.end for word in ("CRASH", "STUCK", "WORLD", "cancelled")):
+            self._violate("end", f"life {number}: {report.end} {report.trace}")
+            return False
+        if report.end != "orderly" and not report.errors_met and not report.faults:
+            self._violate("end", f"life {number} without a fault: {report.end}")
+            return False
+        self._hold_recovery(number, report)
+        return True
+
+    def _hold_recovery(self, number: int, report: Report) -> None:
+        """Law: after the last fault the next bar is decided in time; a start counts as one."""
+        struck = [(report.start_s, "the start", report.start_s), *report.faults]
+        ends = [*(at_s for at_s, _, _ in struck[1:]), report.now_s]
+        for (at_s, name, explained_s), until_s in zip(struck, ends, strict=True):
+            first = bisect.bisect_right(report.decided_s, at_s)
+            decided_s = [*report.decided_s, math.inf][first]
+            if decided_s <= until_s:
+                self.outcome.again_s.append(round(decided_s - at_s, 2))
+            waited_s = min(decided_s, until_s) - max(at_s, explained_s)
+            if waited_s > AGAIN_WITHIN_S:
+                sentence = f"nothing was decided for {waited_s:.0f} s after {name} at {at_s:.1f}"
+                self._violate("recovery", f"life {number}: {sentence}")
+
+    # ------------------------------------------------------------ the record
+
+    def _judge(self) -> None:
+        if not self.database.exists():
+            self._violate("record", "no database was made")
+            return
+        found, totals = in_child(lambda: _verdict(self.database))
+        self.outcome.violations += found
+        self.outcome.totals = totals
+
+
+def _verdict(database: Path) -> tuple[list[Violation], dict[str, int]]:
+    """Return what the product's own checks refuse, and counts of the record."""
+    violations: list[Violation] = []
+    with closing(sqlite3.connect(database)) as connection:
+        totals = {
+            name: connection.execute(f"SELECT count(*) FROM v_{name}").fetchone()[0]
+            for name in ("decisions", "fills", "gaps", "commands")
+        }
+        totals["steps"] = connection.execute(
+            "SELECT coalesce(sum(step_count), 0) FROM runs"
+        ).fetchone()[0]
+    commands = [("audit", "verify"), ("verify",)] if totals["decisions"] else []
+    for command in commands:
+        output = io.StringIO()
+        with redirect_stdout(output), redirect_stderr(output):
+            code = _invoked([*command, "last", "--db", str(database)])
+        if code:
+            said = output.getvalue()[-600:]
+            violations.append(Violation(" ".join(command), f"exit code {code}: {said}"))
+    return violations, totals
+
+
+def _invoked(arguments: list[str]) -> int:
+    try:
+        return invoke(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def _stored_steps(database: Path) -> int:
+    if not database.exists():
+        return 0
+    with closing(sqlite3.connect(database)) as connection:
+        try:
+            query = "SELECT coalesce(max(step_count), 0) FROM runs"
+            return int(connection.execute(query).fetchone()[0])
+        except sqlite3.OperationalError:  # the tables were not made yet
+            return 0
+
+
+# ---------------------------------------------------------------- processes
+
+
+def _forked(work: Callable[[], object]) -> int:
+    """Do *work* in a forked child and return its exit code."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - the parent tells of it
+            traceback.print_exc()
+        os._exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(work: Callable[[], A]) -> A:
+    """Return the result of *work*, which is done in a forked child."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            value: Any = (True, work())
+        except BaseException:  # noqa: BLE001 - raised in the parent
+            value = (False, traceback.format_exc())
+        with os.fdopen(write, "wb") as out:
+            pickle.dump(value, out)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as source:
+        data = source.read()
+    os.waitpid(pid, 0)
+    is_done, value = pickle.loads(data)
+    if not is_done:
+        raise RuntimeError(value)
+    return value
+
+
+def _cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def prepare(folder: Path) -> None:
+    """Import once, in this process, what lives and checks import: a fork then shares it.
+
+    A daemon without faults tells what that is.
+    """
+
+    def names() -> list[str]:
+        before = set(sys.modules)
+        short = calm(drawn(0, bars=3, kind="plain", minutes=60))
+        History(short, folder)._life(0, Shared()).run()
+        _verdict(folder / "run.db")
+        return [name for name in sys.modules if name not in before]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder):
+        names_there = in_child(names)
+    shutil.rmtree(folder)
+    for name in names_there:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.freeze()
+
+
+def history(spec: Spec, folder: Path, *, is_traced: bool = False) -> Outcome:
+    """Play *spec* in a new *folder*, which stays where a law was broken or ticks are traced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with contextlib.chdir(folder):
+        outcome = History(spec, folder, is_traced=is_traced).play()
+    if not outcome.violations and not is_traced:
+        shutil.rmtree(folder, ignore_errors=True)
+    return outcome

@@ -1,0 +1,263 @@
+"""What a history is: a market, a configuration, and the faults that strike it, drawn from a seed.
+
+Each kind of fault has a rate of its own, drawn from a stream of its own: a kind that is left out
+changes no other. ``Spec`` is plain data, so that a failing history can be made smaller.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.exchange.fault_kinds import FAULTS
+from tracepaper.strategies.types.market import Category
+
+MINUTE_MS: Final = 60_000
+BEGIN_MS: Final = 1_749_945_600_000
+"""2025-06-15T00:00Z: the first candle of every history."""
+PAST_BARS: Final = 60
+"""Bars before a history's first live bar, for REST to serve."""
+SPARE_BARS: Final = 400
+"""Bars after its last, for lives that end late."""
+CALM: Final = 0.25
+"""Share of a history, its end, in which nothing strikes."""
+SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
+INTERVALS: Final = (1, 15, 60, 240, 1440)
+"""Minutes of a bar."""
+SMA: Final = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
+EXAMPLES: Final = "tracepaper.strategies.examples"
+WORLD_FAULTS: Final = (
+    *("reset", "half_open", "slow", "refuse", "hang", "unresolved"),  # network
+    *("wall_step", "stopped", "suspended"),  # time
+)
+"""Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
+HOST_FAULTS: Final = ("kill", "kill_in_operation", "short_write", "errors")
+"""Faults that strike a life at most once each."""
+
+Section = dict[str, Any]
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """One history. Rates are mean bars between two faults of a kind."""
+
+    seed: int
+    kind: str
+    minutes: int
+    bars: int
+    symbols: tuple[str, ...]
+    config: dict[str, Any]
+    rates: dict[str, float]
+    host: tuple[str, ...]  # of HOST_FAULTS
+    latency_s: tuple[float, float]
+    work_s: tuple[float, float]
+    life_bars: float
+    life_operations: int
+    command_bars: float  # mean bars between two commands; 0 sends none
+    bar_s: float = 1.0
+    """Seconds of network time that a bar lasts."""
+
+    @property
+    def interval_ms(self) -> int:
+        """The length of a bar."""
+        return self.minutes * MINUTE_MS
+
+    @property
+    def speed(self) -> float:
+        """Market time over network time."""
+        return self.minutes * 60 / self.bar_s
+
+    @property
+    def first_ms(self) -> int:
+        """Market time of the history's beginning."""
+        return BEGIN_MS + PAST_BARS * self.interval_ms + 5_000
+
+    @property
+    def calm_ms(self) -> int:
+        """Market time from which on nothing strikes, so that all has to recover."""
+        return self.end_ms - int(CALM * self.bars) * self.interval_ms
+
+    @property
+    def end_ms(self) -> int:
+        """Market time from which on no life begins."""
+        return BEGIN_MS + (PAST_BARS + self.bars) * self.interval_ms
+
+
+def candles(spec: Spec) -> list[Candles]:
+    """Return the market of *spec*, one series a symbol."""
+    return [_series(spec, symbol) for symbol in spec.symbols]
+
+
+def _series(spec: Spec, symbol: str) -> Candles:
+    rng = np.random.default_rng(random.Random(f"{spec.seed}:market:{symbol}").getrandbits(64))
+    count = PAST_BARS + spec.bars + SPARE_BARS
+    moves = rng.standard_t(4, count) * 0.0015 * (min(spec.minutes, 240) / 15) ** 0.5
+    close = (60_000_00 * np.exp(np.cumsum(moves.clip(-0.1, 0.1)))).astype(np.int64) // 10 * 10
+    opened = np.concatenate(([60_000_00], close[:-1]))
+    wicks = (np.abs(rng.normal(0, 0.0006, (2, count))) * close).astype(np.int64) // 10 * 10
+    high = np.maximum(opened, close) + wicks[0]
+    low = np.minimum(opened, close) - wicks[1]
+    volume = rng.integers(1_000, 900_000, count)
+    times = BEGIN_MS + np.arange(count, dtype=np.int64) * spec.interval_ms
+    return Candles(
+        "drawn", Category("linear"), symbol, spec.interval_ms, 2, 3, 2,
+        times, opened, high, low, close, volume, None,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- kinds of configuration
+
+
+def _plain(config: Section, rng: random.Random) -> None:
+    strategies = (
+        SMA,
+        {**SMA, "fast": 5, "slow": 20, "long_only": True},
+        {
+            "name": f"{EXAMPLES}.rsi_reversion:RsiReversion",
+            "options": {"bars": 4, "low": 40, "high": 55, "stop": 0.05},
+        },
+    )
+    config["strategy"] = rng.choice(strategies)
+    if rng.random() < 0.3:
+        config["exits"] = {"stop_loss": rng.choice(("0.5%", "2%"))}
+
+
+def _limits(config: Section, rng: random.Random) -> None:
+    options = {"bars": rng.choice((6, 12)), "levels": 3, "spacing": 0.05, "quantity": 0.05}
+    config["strategy"] = {"name": f"{EXAMPLES}.grid:Grid", "options": options}
+
+
+def _margin(config: Section, rng: random.Random) -> None:
+    config["account"] |= {"margin": "isolated", "leverage": rng.choice((50, 75, 100))}
+    config["sizing"]["quantity"] = rng.choice(("2", "20"))
+
+
+def _cross(config: Section, rng: random.Random) -> None:
+    leverage = rng.choice((50, 75, 100))
+    config["account"] |= {"margin": "cross", "leverage": leverage, "cash": "100000"}
+    config["sizing"]["quantity"] = rng.choice(("20", "40", "60"))
+
+
+def _exits(config: Section, rng: random.Random) -> None:
+    returns = {"0": 0.03, "1200": 0.01}
+    config["exits"] = {"stop_loss": rng.choice(("0.5%", "2%")), "minimal_roi": returns}
+    if rng.random() < 0.5:
+        config["exits"]["trailing"] = "1%"
+
+
+def _several(config: Section, rng: random.Random) -> None:
+    del config["strategy"]
+    config["strategies"] = {
+        "reset": rng.choice(("never", "day")),
+        "calm": {"share": "0.5", **SMA, "slow": rng.choice((9, 14))},
+        "quick": {"share": "0.3", **SMA},
+        "wild": {"share": "0.2", **SMA, "slow": 4},
+    }
+
+
+def _hedge(config: Section, rng: random.Random) -> None:
+    config["account"]["position_mode"] = "hedge"
+    if rng.random() < 0.7:
+        config["account"] |= {"margin": "isolated", "leverage": rng.choice((10, 50, 100))}
+    config["strategy"] = {"name": "sides_drawn:Sides"}
+
+
+def _book_fills(config: Section, rng: random.Random) -> None:
+    config["execution"] = {"model": "book", "response_ms": rng.choice((0, 100, 700))}
+
+
+def _universe(config: Section, rng: random.Random) -> None:
+    at = [f"{hour:02d}:00" for hour in range(0, 24, 6)]
+    leave = rng.choice(("reduce", "close"))
+    config["market"]["universe"] = {"top": 1, "at": at, "on_leave": leave}
+
+
+def _two(config: Section, rng: random.Random) -> None:
+    del config, rng
+
+
+KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
+    each.__name__.removeprefix("_"): each
+    for each in (
+        *(_plain, _limits, _margin, _cross, _exits),
+        *(_several, _hedge, _book_fills, _universe, _two),
+    )
+}
+ALWAYS_TWO: Final = ("universe", "two")
+ALWAYS_ONE: Final = ("book_fills",)
+
+
+# ---------------------------------------------------------------- the draw
+
+
+def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Spec:
+    """Draw the history of *seed*; *kind* and *minutes* of a bar are drawn where none is given."""
+    rng = random.Random(f"{seed}:spec")
+    kind, minutes = kind or rng.choice(tuple(KINDS)), minutes or rng.choice(INTERVALS)
+    many = 2 if kind in ALWAYS_TWO else 1 if kind in ALWAYS_ONE else rng.choice((1, 1, 2))
+    config: Section = {
+        "market": {"symbols": list(SYMBOLS[:many]), "interval": _interval_name(minutes)},
+        "exchange": {"ban_cooldown_s": 60.0, "requests_per_s": 20.0},
+        "strategy": SMA,
+        "sizing": {"mode": "fixed", "quantity": "0.5"},
+        "account": {"cash": "1000000"},
+        "http": {"port": 0},
+        "log": {"level": "error"},
+        "parity": {"daily_at": "off"},
+        "gate": {"late_ms": minutes * MINUTE_MS // 2},
+    }
+    KINDS[kind](config, random.Random(f"{seed}:config"))
+    return Spec(
+        seed=seed,
+        kind=kind,
+        minutes=minutes,
+        bars=bars,
+        symbols=SYMBOLS[:many],
+        config=config,
+        rates=_rates(seed),
+        host=tuple(name for name in HOST_FAULTS if random.Random(f"{seed}:{name}").random() < 0.7),
+        latency_s=rng.choice(((0.001, 0.01), (0.005, 0.1), (0.001, 0.3))),
+        work_s=rng.choice(((0.0001, 0.001), (0.001, 0.02), (0.005, 0.1))),
+        life_bars=rng.choice((5, 20, 60)),
+        life_operations=rng.choice((100, 600, 3_000)),
+        command_bars=rng.choice((0.7, 1, 3, 15)),
+        bar_s=rng.choice((1.0, 1.0, 4.0)),
+    )
+
+
+def _rates(seed: int) -> dict[str, float]:
+    """Draw which kinds of fault a history has, and how often each strikes."""
+    kinds = [
+        *(name for name in WORLD_FAULTS if random.Random(f"{seed}:{name}").random() < 0.4),
+        *(
+            name
+            for name in (f"exchange:{kind}" for kind in FAULTS)
+            if random.Random(f"{seed}:{name}").random() < 0.2
+        ),
+    ]
+    bars = random.Random(f"{seed}:bars of a fault").choice((1.5, 5.0, 20.0))
+    return dict.fromkeys(kinds, bars * len(kinds))
+
+
+def _interval_name(minutes: int) -> str:
+    return "D" if minutes == 1440 else str(minutes)
+
+
+def without(spec: Spec, names: Iterable[str]) -> Spec:
+    """Return *spec* without faults of *names*; ``commands`` stands for those of an operator."""
+    left_out = {*names}
+    return msgspec.structs.replace(
+        spec,
+        rates={name: rate for name, rate in spec.rates.items() if name not in left_out},
+        host=tuple(name for name in spec.host if name not in left_out),
+        command_bars=0.0 if "commands" in left_out else spec.command_bars,
+    )
+
+
+def calm(spec: Spec) -> Spec:
+    """Return *spec* without faults and commands."""
+    return without(spec, (*spec.rates, *spec.host, "commands"))
