@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from numpy.typing import NDArray
 
+from tracepaper.storage.covariates import sync_names
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 
 if TYPE_CHECKING:
@@ -416,6 +417,7 @@ def _put_files(files: Mapping[str, bytes], folder: Path) -> None:
         for name, content in files.items():
             _write(new / name, content)
         new.chmod(0o755)
+        sync_names(new)
         if folder.exists():  # a rename cannot replace a folder with files
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.rename(old / folder.name)
@@ -423,6 +425,7 @@ def _put_files(files: Mapping[str, bytes], folder: Path) -> None:
             shutil.rmtree(old)
         else:
             new.rename(folder)
+        sync_names(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

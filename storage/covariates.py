@@ -19,6 +19,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -351,10 +352,25 @@ def write_whole(parts: Iterable[bytes], path: Path) -> None:
                 file.flush()
                 os.fsync(handle)
             Path(temporary).replace(path)
+            sync_names(path.parent)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def sync_names(folder: Path) -> None:
+    """Bring the names in *folder*, and its own, to the disk: it may keep a file, but not its name.
+
+    A file system that cannot sync a folder orders these changes itself.
+    """
+    for place in (folder, folder.absolute().parent):
+        with suppress(OSError):
+            handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def find_covariates(database: Path, sha256: str) -> CovariateFile:

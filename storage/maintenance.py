@@ -20,7 +20,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Rebuilding, StartingPoint, StartingPoints
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
-from tracepaper.storage.covariates import kept_covariates, write_whole
+from tracepaper.storage.covariates import kept_covariates, sync_names, write_whole
 from tracepaper.storage.database.chunks import (
     WITHIN,
     FedRows,
@@ -31,7 +31,7 @@ from tracepaper.storage.database.chunks import (
     prune_point,
     run_span,
 )
-from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.connection import open_reader, page_problem
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.schema import metadata
@@ -85,6 +85,7 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
             os.fsync(written.fileno())
         lock_file(target).unlink(missing_ok=True)  # left by a database that was deleted
         partial.rename(target)
+        sync_names(target.parent)
     except (sqlite3.Error, OSError) as error:
         raise refusal(str(target), error) from error
     finally:
@@ -102,10 +103,9 @@ def backup(path: Path, target: Path) -> list[Path]:
     with whole_file(target, "backup") as partial:
         with closing(open_reader(path)) as source, closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
-            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            where = " ".join(verdict.replace("*", "").split())
-            raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
+            damage = page_problem(copy)
+        if damage:
+            raise DataInvalid(f"{path} is damaged ({damage}); restore an older backup.")
         # A file beside the database is written before a run refers to it, and never removed: so
         # all files to which the snapshot refers exist now.
         beside = [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]

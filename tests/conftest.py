@@ -25,8 +25,9 @@ REAL_TIME: Final = {"socket.bind", "socket.connect", "subprocess.Popen", "os.for
 """What Python audits where a test's course comes to depend on how busy the machine is."""
 LIMITS_S: Final = {"slow": (0.25, 1.0), "long": (0.5, 10.0)}
 """Above what cost a test has the mark, and the cheapest test of a module: a module is a subject."""
-WALK: Final = "tests/repository/test_readme.py"
-"""Its marks stand: what a page costs follows from whether it was changed."""
+KEPT: Final = ("tests/repository/test_readme.py", "tests/world/")
+"""They are never slow: what a page costs follows from whether it was changed, and histories stand
+for the tests that are."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         cheapest.setdefault(item.path, item.nodeid)
     for item in items:
         is_cheapest = cheapest[item.path] == item.nodeid
-        cost = 0.0 if item.nodeid.startswith(WALK) else costs.get(item.nodeid, 0.0)
+        cost = 0.0 if item.nodeid.startswith(KEPT) else costs.get(item.nodeid, 0.0)
         for mark, limits_s in LIMITS_S.items():
             if cost > limits_s[is_cheapest]:
                 item.add_marker(mark)

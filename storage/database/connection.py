@@ -9,12 +9,13 @@ connection, it has one, and a read-only connection cannot checkpoint; so the fau
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import Final, TypeVar
 
 from tracepaper.storage.database.lock import Holder, holder_of, last_holder, lock_file
-from tracepaper.storage.database.remedies import primary_code, unusable
+from tracepaper.storage.database.remedies import primary_code, remedy_of, unusable
 from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.storage.record.columns import ANSWER_GATES, APPLICATION_ID, measure_name
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, Fatal
@@ -187,11 +188,18 @@ def is_first_page(path: Path) -> bool:
 def check_log(path: Path, connection: sqlite3.Connection) -> None:
     """Raise ``DataInvalid`` if *path* is damaged by a -wal that no process writes, and only by it.
 
+    It is raised also if the disk does not give the file.
+
     SQLite reads a -wal that is older than its file, or of another file, as if it belonged to it:
     a copy that was put in the place of the file would be called damaged.
     """
-    if _has_bytes(beside(path, "-wal")) and not _is_written(path) and not _is_sound(connection):
-        _reject_left_files(path)
+    if not _has_bytes(beside(path, "-wal")) or _is_written(path):
+        return
+    try:
+        if not _is_sound(connection):
+            _reject_left_files(path)
+    except sqlite3.Error as error:
+        raise DataInvalid(unusable(str(path), error)) from error
 
 
 def _is_written(path: Path) -> bool:
@@ -221,13 +229,36 @@ def _reject_left_files(path: Path) -> None:
 
 
 def _is_sound(connection: sqlite3.Connection) -> bool:
-    """Return whether the pages are sound, and each run has the commits of its steps."""
+    """Return whether the pages are sound, and each run has the commits of its steps.
+
+    Raises the error of a disk that does not answer: it tells nothing about the file.
+    """
     try:
-        if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+        if page_problem(connection):
             return False
         return schema_of(connection) != FILE_SCHEMA or not connection.execute(_HOLED).fetchone()
-    except (sqlite3.Error, UnicodeDecodeError):
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        code = getattr(error, "sqlite_errorcode", None)
+        if remedy_of(error).may_heal and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+            raise
         return False
+
+
+_UNREAD: Final = re.compile(r"unable to get the page\. error code=(\d+)")
+
+
+def page_problem(connection: sqlite3.Connection) -> str:
+    """Return the first damage to the pages of a database; "" if they are sound.
+
+    Raises ``sqlite3.OperationalError`` if the disk did not give a page.
+    """
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if (unread := _UNREAD.search(verdict)) is not None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = int(unread[1])
+        if primary_code(error) == sqlite3.SQLITE_IOERR:
+            raise error
+    return "" if verdict == "ok" else " ".join(verdict.replace("*", "").split())
 
 
 def _unreadable(path: Path, error: BaseException) -> str:

@@ -327,7 +327,8 @@ class InstanceLock:
         """
         if self._descriptor >= 0:
             if is_whole:
-                os.truncate(self._descriptor, 0)
+                with suppress(OSError):  # a count of steps that are all there rejects nothing
+                    os.truncate(self._descriptor, 0)
                 with suppress(OSError):  # this user may only write the files of the folder
                     if identity(self._file) == _identity_of(self._descriptor):
                         self._file.unlink()

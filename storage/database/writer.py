@@ -175,6 +175,7 @@ def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer
             _settle_journal(path, driver)
             _empty_log(path, driver, reader_attempts)
             connection = connected(driver)
+            undo.callback(connection.close)  # else its pool finds the driver closed, and prints so
             if schema == 0:
                 create(connection)
             identify(connection)

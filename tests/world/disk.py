@@ -36,9 +36,10 @@ class Operation(NamedTuple):
     """What happened to a file.
 
     *kind* is ``create``, ``write``, ``truncate``, ``sync``, ``failed sync``, ``delete``, ``rename``
-    or ``acknowledge``, and ``folder`` for the sync of a folder. *offset* is the place in bytes of a
-    write and the size of a truncation. *data* are the bytes written, or the new name. An
-    acknowledgement has a run's id for a path, and the number of its steps for an offset.
+    or ``folder``, which is the sync of a folder. *offset* is the place in bytes of a write and the
+    size of a truncation. *data* are the bytes written, or the new name. An ``acknowledge`` has a
+    run's id for a path, and the number of its steps for an offset; a ``promise`` has a file
+    that the product says is there.
     """
 
     kind: str
@@ -234,11 +235,11 @@ _DATA: Final = ctypes.CFUNCTYPE(ctypes.c_int, _ADDRESS, _ADDRESS, ctypes.c_int, 
 _TRUNCATE: Final = ctypes.CFUNCTYPE(ctypes.c_int, _ADDRESS, ctypes.c_int64)
 _SYNC: Final = ctypes.CFUNCTYPE(ctypes.c_int, _ADDRESS, ctypes.c_int)
 _JOURNALS: Final = 0x800 | 0x80000
-"""The flags of a journal and of a log: SQLite syncs the folder after their first sync."""
+"""The flags of a journal and of a log; SQLite syncs the folder at the first sync of an open one."""
 
 _kept: list[_Vfs] = []
 _paths: dict[int, str] = {}  # by the address of an open file
-_unlisted: set[int] = set()  # new journals and logs whose folder is not synced yet
+_unlisted: set[int] = set()  # journals and logs that were not synced since they were opened
 _methods: dict[int, _Methods] = {}  # ours by the address of the usual ones
 _functions: list[object] = []  # must live as long as SQLite may call them
 
@@ -278,8 +279,8 @@ def _registered() -> _Vfs:
             _paths[file] = path
             if not is_there:
                 _disk.done(Operation("create", path))
-                if flags & _JOURNALS:
-                    _unlisted.add(file)
+            if flags & _JOURNALS:
+                _unlisted.add(file)
         return code
 
     def delete_file(given: int, name: int, is_synced: int) -> int:
