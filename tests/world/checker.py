@@ -10,15 +10,32 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 MOST_OF_A_LAW: Final = 20
 """Sentences that a law may say: the first ones say enough."""
+UNIT: Final = Decimal("1e-8")
+EXACT: Final = Context(prec=80)
+BASE_FEES: Final = {
+    "linear": (Decimal("0.00055"), Decimal("0.0002")),
+    "spot": (Decimal("0.001"), Decimal("0.001")),
+}
+"""Taker's and maker's rate by category (M15)."""
+ASSUMED_LEVERAGE: Final = Decimal(100)
+"""The most of an instrument whose own is unknown (M30)."""
+CROSS: Final = "sma_cross"
+CROSSES: Final = {"fast average above slow": True, "fast average not above slow": False}
+SPOT_FEE: Final = Decimal("1.01")
+"""An order on spot is at most so much larger than its target: it buys its fee too (M18)."""
+NEAR_MS: Final = 120_000
+"""A fill so near to a settlement may have met it or not, unless candles fill orders."""
+AT_THE_OPEN_MS: Final = 1_000
+"""A settlement so soon after an open counts as of the open (M19)."""
 
 
 Candle = tuple[Decimal, Decimal, Decimal, Decimal, Decimal]
@@ -112,6 +129,8 @@ class _Judge:
             self.check_bars(run_id)
             self.check_decisions(run_id, run["period_start_ms"])
             self.check_ledger(run_id)
+            self.check_signals(run_id)
+            _Books(self, run).check()
 
     def breach(self, law: str, sentence: str) -> None:
         """Note a breach of *law*."""
@@ -177,6 +196,29 @@ class _Judge:
             if at >= first_ms:
                 self.breach("decisions", f"{key} {at} was not decided")
 
+    def check_signals(self, run_id: str) -> None:
+        """Check what averages that cross said of the last closes, in a run of them alone."""
+        given = self.truth.config.get("strategy", {})
+        if given.get("name") != CROSS:
+            return
+        fast, slow = int(given.get("fast", 20)), int(given.get("slow", 60))
+        closes: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
+        query = (
+            "SELECT b.*, d.reason FROM v_bars b LEFT JOIN v_decisions d USING (run_id, sequence) "
+            "WHERE b.run_id = ? AND accepted ORDER BY sequence"
+        )
+        for row in self.rows(query, run_id):
+            key, at = row["instrument"], row["open_time_ms"]
+            closes[key].append((at, Decimal(row["close_text"])))
+            last = closes[key][-slow:]
+            is_whole = at - last[0][0] == (slow - 1) * self.truth.instruments[key].interval_ms
+            if len(last) < slow or not is_whole or row["reason"] not in CROSSES:
+                continue
+            sums = sum(price for _, price in last[-fast:]), sum(price for _, price in last)
+            is_above = sums[0] * slow > sums[1] * fast
+            if sums[0] * slow != sums[1] * fast and is_above != CROSSES[row["reason"]]:
+                self.breach("signals", f"{key} {at} says {row['reason']}, and it is not so")
+
     def check_commands(self) -> None:
         """Check that an answered command is stored once, any other at most once."""
         stored = Counter(
@@ -227,7 +269,7 @@ def candle_of(row: sqlite3.Row) -> Candle:
     )
 
 
-def _texts(values: Sequence[Decimal] | None) -> str:
+def _texts(values: Sequence[object] | None) -> str:
     return "nothing" if values is None else " ".join(map(str, values))
 
 
@@ -235,3 +277,866 @@ def of_json(content: str | None) -> Mapping[str, Any]:
     """Return the fields of an event's *content*."""
     fields: Mapping[str, Any] = json.loads(content) if content else {}
     return fields
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def money(amount: Decimal, rounding: str = ROUND_HALF_EVEN) -> Decimal:
+    """Return *amount* in whole units of 10⁻⁸, rounded half to even (M3)."""
+    return amount.quantize(UNIT, rounding=rounding, context=EXACT)
+
+
+def share(amount: Decimal, part: Decimal, whole: Decimal) -> Decimal:
+    """Return the share *part* of *whole* in *amount*, not rounded yet."""
+    return EXACT.divide(EXACT.multiply(amount, part), whole)
+
+
+# ---------------------------------------------------------------- one position
+
+
+class Rules(NamedTuple):
+    """What one instrument costs and how it is rounded."""
+
+    is_spot: bool
+    taker: Decimal
+    maker: Decimal
+    tick: Decimal
+    step: Decimal
+    leverage: Decimal | None  # of isolated margin
+    maintenance: Decimal  # rate of the only risk tier; -1 if several are known
+
+    def fee_of(self, fill: sqlite3.Row) -> tuple[Decimal, Decimal]:
+        """Return the fees of *fill* in quote and in base currency (M15, M18)."""
+        rate = self.maker if fill["liquidity"] == "MAKER" else self.taker
+        quantity, price = Decimal(fill["quantity_text"]), Decimal(fill["price_text"])
+        if self.is_spot and fill["side"] == "BUY":
+            in_base = (quantity * rate).quantize(self.step, ROUND_HALF_EVEN, EXACT)
+            return Decimal(0), in_base
+        return money(money(quantity * price) * rate), Decimal(0)
+
+    def margin(self, entry: Decimal) -> Decimal:
+        """Return the margin of a position entered for *entry*, with its closing fee (M28)."""
+        assert self.leverage is not None
+        initial = money(share(abs(entry), Decimal(1), self.leverage), ROUND_CEILING)
+        lost_at = abs(entry) - initial if entry > 0 else abs(entry) + initial
+        return initial + money(lost_at * self.taker, ROUND_CEILING)
+
+    def liquidation(self, position: Position) -> tuple[Decimal, Decimal]:
+        """Return the liquidation and the bankruptcy price of *position* in one tier (M31)."""
+        size, quantity, one = abs(position.entry), abs(position.quantity), Decimal(1)
+        if position.quantity > 0:
+            lost_at = share(size - position.margin, one, 1 - self.taker)
+            lost_at = max(money(lost_at, ROUND_CEILING), Decimal(0))
+            value = money(share(lost_at, one, 1 - self.maintenance), ROUND_CEILING)
+            rounding = ROUND_CEILING
+        else:
+            lost_at = money(share(size + position.margin, one, 1 + self.taker), ROUND_FLOOR)
+            value = money(share(lost_at, one, 1 + self.maintenance), ROUND_FLOOR)
+            rounding = ROUND_FLOOR
+        ticks = (
+            share(worth, one, quantity * self.tick).quantize(one, rounding, EXACT)
+            for worth in (value, lost_at)
+        )
+        at, lost = (max(count, one) * self.tick for count in ticks)
+        return at, lost
+
+
+@dataclass
+class Position:
+    """A position, and what it earned, as the fills say (M16 to M19)."""
+
+    quantity: Decimal = Decimal(0)
+    entry: Decimal = Decimal(0)  # cost, signed as the quantity
+    margin: Decimal = Decimal(0)
+    realized: Decimal = Decimal(0)
+    fees: Decimal = Decimal(0)
+    funding: Decimal = Decimal(0)
+
+    def fill(self, fill: sqlite3.Row, rules: Rules) -> list[tuple[str, Decimal]]:
+        """Book *fill* with the fee that it says, and return the movements of cash."""
+        quantity, price = Decimal(fill["quantity_text"]), Decimal(fill["price_text"])
+        fee, notional = Decimal(fill["fee_text"]), money(quantity * price)
+        self.fees += fee
+        if not rules.is_spot:
+            signed = quantity if fill["side"] == "BUY" else -quantity
+            moved = [("realized", self._linear(signed, notional.copy_sign(signed), rules))]
+            is_forced = fill["model"] == "liquidation"
+            moved.append(("liquidation_fee" if is_forced else "fee", -fee))
+        elif fill["side"] == "BUY":
+            kept = Decimal(fill["fee_base_text"])
+            cost = notional - money(share(notional, kept, quantity))
+            self.quantity += quantity - kept
+            self.entry += cost
+            self.fees += notional - cost
+            moved = [("bought", -notional)]
+        else:
+            cost = money(share(self.entry, quantity, self.quantity))
+            self.quantity -= quantity
+            self.entry -= cost
+            self.realized += notional - cost
+            moved = [("sold", notional), ("fee", -fee)]
+        return [(kind, amount) for kind, amount in moved if amount]
+
+    def _linear(self, signed: Decimal, notional: Decimal, rules: Rules) -> Decimal:
+        realized = Decimal(0)
+        if self.quantity * signed < 0:
+            whole = abs(self.quantity)
+            closed = min(abs(signed), whole)
+            worth = money(share(notional, closed, abs(signed)))
+            entry = money(share(self.entry, closed, whole))
+            self.margin = money(share(self.margin, whole - closed, whole), ROUND_FLOOR)
+            realized = -worth - entry
+            self.quantity += closed.copy_sign(signed)
+            self.entry -= entry
+            signed -= closed.copy_sign(signed)
+            notional -= worth
+        if signed:
+            self.quantity += signed
+            self.entry += notional
+            if rules.leverage is not None:
+                self.margin += rules.margin(notional)
+        self.realized += realized
+        return realized
+
+    def worth(self, mark: Decimal) -> Decimal:
+        """Return its value at *mark*."""
+        return money(self.quantity * mark)
+
+
+Key = tuple[str, str | None]
+"""Instrument, and the side in hedge mode."""
+
+
+class _Books:
+    """The account of one run, kept again from its fills and the rates of configuration."""
+
+    def __init__(self, judge: _Judge, run: sqlite3.Row) -> None:
+        self.judge, self.run_id = judge, run["run_id"]
+        self.config = judge.truth.config
+        self.positions: dict[Key, Position] = defaultdict(Position)
+        self.cash = Decimal(0)
+        self.closes: dict[str, Decimal] = {}
+        self.opened: dict[str, int] = {}  # the newest bar
+        self.marks: dict[str, list[Decimal]] = defaultdict(list)
+        self.unrealized: dict[str, Decimal] = {}
+        models = {
+            model
+            for (model,) in judge.rows(
+                "SELECT DISTINCT model FROM v_fills WHERE run_id = ?", self.run_id
+            )
+        }
+        by_candles = models <= {"next_open", "bar_path", "liquidation"}
+        self.settlements = _Settlements(judge, self.run_id, by_candles=by_candles)
+        self.rules = {
+            row["instrument_id"]: self._rules_of(row)
+            for row in judge.rows(
+                "SELECT i.* FROM instruments i JOIN runs USING (run_key) WHERE run_id = ?",
+                self.run_id,
+            )
+        }
+        self.market = _Market(judge, self.run_id, self.rules) if by_candles else None
+        account = self.config.get("account", {})
+        self.leverage: Decimal | None = None  # of cross margin, in one symbol and tier
+        if account.get("margin") == "cross" and by_candles:
+            alone = [rules for rules in self.rules.values() if rules.maintenance >= 0]
+            if len(alone) == len(self.rules) == 1:
+                self.leverage = Decimal(str(account["leverage"]))
+        self.calls = 0  # liquidations of the step
+
+    def _rules_of(self, item: sqlite3.Row) -> Rules:
+        execution = self.config.get("execution", {})
+        account = self.config.get("account", {})
+        taker, maker = BASE_FEES[item["category"]]
+        given = {
+            "taker": execution.get("taker_fee", taker),
+            "maker": execution.get("maker_fee", maker),
+            **execution.get("fees", {}).get(item["symbol"], {}),
+        }
+        greatest = ASSUMED_LEVERAGE
+        if item["max_leverage"]:
+            greatest = Decimal(item["max_leverage"]) / 100
+        is_isolated = account.get("margin") == "isolated"
+        return Rules(
+            item["category"] == "spot",
+            Decimal(str(given["taker"])),
+            Decimal(str(given["maker"])),
+            Decimal(item["tick_size"]).scaleb(-item["price_decimals"]),
+            Decimal(item["quantity_step"]).scaleb(-item["quantity_decimals"]),
+            Decimal(str(account.get("leverage", 1))) if is_isolated else None,
+            Decimal(-1) if item["risk_tiers"] else 1 / greatest / 2,
+        )
+
+    def _of(self, view: str) -> dict[int, list[sqlite3.Row]]:
+        """Return the rows of *view* by step, those of one close together."""
+        found: dict[int, list[sqlite3.Row]] = defaultdict(list)
+        order = "sequence, ordinal" if view in {"v_fills", "v_ledger"} else "sequence"
+        query = f"SELECT * FROM {view} WHERE run_id = ? ORDER BY {order}"
+        for row in self.judge.rows(query, self.run_id):
+            found[self.groups.get(row["sequence"], row["sequence"])].append(row)
+        return found
+
+    def check(self) -> None:
+        """Walk through the steps."""
+        self.groups = self._closes()
+        events, bars, fills = self._of("v_events"), self._of("v_bars"), self._of("v_fills")
+        ledger, positions = self._of("v_ledger"), self._of("v_positions")
+        equity, decisions = self._of("v_equity"), self._of("v_decisions")
+        for sequence in sorted(events):
+            for event in events[sequence]:
+                if event["kind"] == "mark":
+                    self._mark(event)
+                elif event["kind"] == "funding" and event["belief"] is None:
+                    self.settlements.add(event)
+            self._book(sequence, fills.get(sequence, []), ledger.get(sequence, []))
+            self._check_bars(sequence, bars.get(sequence, []), fills.get(sequence, []))
+            for row in decisions.get(sequence, []):
+                self._check_order(row)
+            for row in positions.get(sequence, []):
+                self._check_position(row)
+            for row in equity.get(sequence, []):
+                self._check_equity(row)
+        self.settlements.end(self.opened, self._funding_gaps())
+
+    def _check_bars(
+        self, sequence: int, bars: Sequence[sqlite3.Row], fills: Sequence[sqlite3.Row]
+    ) -> None:
+        accepted = [bar for bar in bars if bar["accepted"]]
+        for bar in accepted:
+            self.closes[bar["instrument"]] = Decimal(bar["close_text"])
+            self.opened[bar["instrument"]] = bar["open_time_ms"]
+        if self.market is None:
+            return
+        if not accepted:
+            self.market.step(sequence)
+        for bar in accepted:
+            self.market.bar(bar, fills)
+            self._check_ruin(bar, fills)
+            self.market.check_levels(bar, self.positions)
+
+    def _funding_gaps(self) -> dict[str, list[tuple[int, int]]]:
+        gaps: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        query = "SELECT * FROM v_gaps WHERE run_id = ? AND cause = 'funding'"
+        for row in self.judge.rows(query, self.run_id):
+            gaps[row["instrument"]].append((row["from_ms"], row["until_ms"]))
+        return gaps
+
+    def _closes(self) -> dict[int, int]:
+        """Return for each bar of a close of several instruments the step of its first bar."""
+        query = "SELECT sequence, kind, content FROM v_events WHERE run_id = ? ORDER BY sequence"
+        groups: dict[int, int] = {}
+        left, first = 0, -1
+        for sequence, kind, content in self.judge.rows(query, self.run_id):
+            if kind == "closed":
+                left, first = int(of_json(content)["bars"]), -1
+            elif kind == "bar" and left:
+                first = sequence if first < 0 else first
+                groups[sequence] = first
+                left -= 1
+        return groups
+
+    def _mark(self, event: sqlite3.Row) -> None:
+        instrument = event["instrument"]
+        fields = of_json(event["content"])
+        decimals = -self.rules[instrument].tick.as_tuple().exponent  # type: ignore[operator]
+        self.marks[instrument].append(Decimal(fields["price"]).scaleb(-decimals))
+
+    def _candidates(self, instrument: str) -> list[Decimal]:
+        """Return what *instrument* may be valued at: its close, or one of the last marks (M20)."""
+        close = self.closes.get(instrument)
+        return [*([] if close is None else [close]), *self.marks[instrument][-2:]]
+
+    # ------------------------------------------------------------ fills and settlements
+
+    def _book(
+        self, sequence: int, fills: Sequence[sqlite3.Row], ledger: Sequence[sqlite3.Row]
+    ) -> None:
+        left: dict[str, list[sqlite3.Row]] = defaultdict(list)
+        self.calls = 0
+        for fill in fills:
+            self._check_fill(fill)
+            left[fill["order_id"]].append(fill)
+        due: list[tuple[str, Decimal]] = []
+        for row in ledger:
+            amount, order_id = Decimal(row["amount_text"]), row["order_id"]
+            if order_id is not None:
+                while not due and left[order_id]:
+                    due = self._post(left[order_id].pop(0))
+                wanted = due.pop(0) if due else ("nothing", Decimal(0))
+                if (row["kind"], amount) != wanted:
+                    moved = f"{order_id} moved {row['kind']} {amount}"
+                    self.judge.breach("ledger", f"at {sequence} {moved}, not {_texts(wanted)}")
+            elif row["kind"] == "funding":
+                self._settle(row, amount)
+            elif row["kind"] == "opened" and amount != self._opening():
+                self.judge.breach("ledger", f"the run began with {amount}, not {self._opening()}")
+            self.cash += amount
+        for fill in (each for rest in left.values() for each in rest):
+            due += self._post(fill)
+        for kind, amount in due:
+            self.judge.breach("ledger", f"at {sequence} there is no movement {kind} {amount}")
+
+    def _opening(self) -> Decimal:
+        return Decimal(str(self.config["account"]["cash"]))
+
+    def _post(self, fill: sqlite3.Row) -> list[tuple[str, Decimal]]:
+        key = fill["instrument"], fill["position_side"]
+        if fill["model"] == "liquidation" and self.leverage is not None and not self.calls:
+            at = Decimal(fill["reference_price_text"])
+            if not self._is_ruined(at):
+                place = f"{fill['sequence']} of {fill['order_id']}"
+                self.judge.breach("liquidations", f"at {place} {at} ruins nothing")
+            self.calls += 1
+        return self.positions[key].fill(fill, self.rules[fill["instrument"]])
+
+    def _check_fill(self, fill: sqlite3.Row) -> None:
+        """Check notional and fee of *fill*."""
+        place = f"{fill['sequence']}/{fill['ordinal']} of {fill['order_id']}"
+        rules = self.rules[fill["instrument"]]
+        notional = money(Decimal(fill["price_text"]) * Decimal(fill["quantity_text"]))
+        if notional != Decimal(fill["notional_text"]):
+            text = fill["notional_text"]
+            self.judge.breach("fills", f"the fill {place} is worth {notional}, not {text}")
+        wanted = rules.fee_of(fill)
+        got = Decimal(fill["fee_text"]), Decimal(fill["fee_base_text"])
+        if got != wanted:
+            self.judge.breach("fees", f"the fill {place} paid {_texts(got)}, not {_texts(wanted)}")
+
+    def _is_ruined(self, at: Decimal) -> bool:
+        """Return whether cross margin of one symbol is used up with its price *at* (M52, M53)."""
+        balance, needed = self.cash, Decimal(0)
+        for key, position in self.positions.items():
+            rules, value = self.rules[key[0]], position.worth(at)
+            balance += value - position.entry
+            assert self.leverage is not None
+            initial = money(share(abs(value), Decimal(1), self.leverage), ROUND_CEILING)
+            closed = abs(value) - initial if position.quantity > 0 else abs(value) + initial
+            needed += money(abs(value) * rules.maintenance, ROUND_FLOOR)
+            needed += money(closed * rules.taker, ROUND_CEILING)
+        return needed > 0 and needed >= balance
+
+    def _check_ruin(self, bar: sqlite3.Row, fills: Sequence[sqlite3.Row]) -> None:
+        """Check that no price of *bar* used up a cross margin that was not liquidated."""
+        if self.leverage is None or any(fill["model"] != "next_open" for fill in fills):
+            return
+        for name in ("high", "low"):
+            at = Decimal(bar[f"{name}_text"])
+            if self._is_ruined(at):
+                self.judge.breach("liquidations", f"{bar['open_time_ms']} ruins at {at}")
+
+    def _settle(self, row: sqlite3.Row, amount: Decimal) -> None:
+        key = row["instrument"], row["position_side"]
+        position, free = self.positions[key], None
+        if self.rules[key[0]].leverage is not None:
+            bound = sum((each.margin for each in self.positions.values()), Decimal(0))
+            free = max(self.cash - bound, Decimal(0))
+
+        def paid(rate: Decimal) -> set[Decimal]:
+            amounts = {money(position.worth(mark) * rate) for mark in self._candidates(key[0])}
+            if free is None:
+                return amounts
+            return {min(each, free + position.margin) for each in amounts}
+
+        self.settlements.book(key, amount, paid)
+        position.funding -= amount
+        if free is not None:
+            position.margin -= max(-amount - free, Decimal(0))
+
+    # ------------------------------------------------------------ decisions and their orders
+
+    def _check_order(self, row: sqlite3.Row) -> None:
+        """Check that a decision by signal ordered the difference to its target (M7)."""
+        key, account = (row["instrument"], None), self.config.get("account", {})
+        is_plain = account.get("position_mode") != "hedge" and "strategies" not in self.config
+        rules = self.rules[key[0]]
+        if self.market is None or not is_plain or row["target_quantity_text"] is None:
+            return
+        target, held = Decimal(row["target_quantity_text"]), self.positions[key].quantity
+        place = f"{row['sequence']} {row['action']} of {key[0]}"
+        self._check_target(row, target, place)
+        resting = [
+            order
+            for order in self.market.orders.values()
+            if order.key == key and order.rests and order.role == "SIGNAL"
+        ]
+        if len(resting) > 1:
+            self.judge.breach("orders", f"at {place} {len(resting)} orders by signal rest")
+        ordered = sum(
+            ((1 if each.is_buy else -1) * (each.quantity - each.filled) for each in resting),
+            Decimal(0),
+        )
+        is_whole = row["unfilled_reason"] is None and not rules.is_spot
+        if ordered * (target - held) < 0 or abs(ordered) > abs(target - held) * SPOT_FEE:
+            self.judge.breach("orders", f"at {place} {ordered} leads away from {target - held}")
+        elif is_whole and ordered != target - held:
+            self.judge.breach("orders", f"at {place} {ordered} was ordered, not {target - held}")
+
+    def _check_target(self, row: sqlite3.Row, target: Decimal, place: str) -> None:
+        """Check a target of a fixed size."""
+        sizing = self.config.get("sizing", {})
+        is_fixed = sizing.get("mode") == "fixed" and self.config["strategy"]["name"] == CROSS
+        if not is_fixed or not row["allowed"] or row["unfilled_reason"]:
+            return
+        size = Decimal(str(sizing["quantity"]))
+        wanted = {"LONG": size, "SHORT": -size, "FLAT": Decimal(0)}.get(row["action"])
+        if wanted is not None and target != wanted:
+            self.judge.breach("orders", f"at {place} the target is {target}, not {wanted}")
+
+    # ------------------------------------------------------------ what the steps say
+
+    def _check_position(self, row: sqlite3.Row) -> None:
+        instrument = row["instrument"]
+        is_hedged = self.config.get("account", {}).get("position_mode") == "hedge"
+        own = self.positions[instrument, row["side"] if is_hedged else None]
+        names = ("quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid")
+        values = (own.quantity, own.entry, own.realized, own.fees, own.funding)
+        for name, value in zip(names, values, strict=True):
+            if Decimal(row[f"{name}_text"]) != value:
+                text = row[f"{name}_text"]
+                place = f"{row['sequence']} {name} of {instrument}"
+                self.judge.breach("positions", f"at {place} is {text}, not {value}")
+        marks = self._candidates(instrument)
+        wanted = {own.worth(mark) - own.entry for mark in marks} or {Decimal(0)}
+        got = Decimal(row["unrealized_pnl_text"])
+        if got not in wanted:
+            place = f"{row['sequence']} unrealized of {instrument}"
+            self.judge.breach("equity", f"at {place} is {got}, not {min(wanted)}")
+        self.unrealized[f"{instrument} {row['side'] if is_hedged else ''}"] = got
+        self._check_margin(row, own, self.rules[instrument])
+
+    def _check_margin(self, row: sqlite3.Row, own: Position, rules: Rules) -> None:
+        if rules.leverage is None or row["margin_text"] is None:
+            return
+        sequence = row["sequence"]
+        if Decimal(row["margin_text"]) != own.margin:
+            text = row["margin_text"]
+            self.judge.breach("margin", f"at {sequence} margin is {text}, not {own.margin}")
+        if row["liquidation_price_text"] is None or rules.maintenance < 0 or not own.quantity:
+            return
+        wanted, _ = rules.liquidation(own)
+        if Decimal(row["liquidation_price_text"]) != wanted:
+            text = row["liquidation_price_text"]
+            self.judge.breach("margin", f"at {sequence} liquidation is at {text}, not {wanted}")
+
+    def _check_equity(self, row: sqlite3.Row) -> None:
+        every = self.positions.values()
+        names = ("realized_pnl", "fees_paid", "funding_paid", "unrealized_pnl")
+        values = [
+            sum((each.realized for each in every), Decimal(0)),
+            sum((each.fees for each in every), Decimal(0)),
+            sum((each.funding for each in every), Decimal(0)),
+            sum(self.unrealized.values(), Decimal(0)),
+        ]
+        for name, value in zip(names, values, strict=True):
+            if Decimal(row[f"{name}_text"]) != value:
+                text = row[f"{name}_text"]
+                self.judge.breach(
+                    "equity", f"at {row['sequence']} {name} is {text}, the positions say {value}"
+                )
+        entries = (each.entry for key, each in self.positions.items() if self.rules[key[0]].is_spot)
+        wanted = self.cash + values[-1] + sum(entries, Decimal(0))
+        if Decimal(row["equity_text"]) != wanted:
+            text = row["equity_text"]
+            self.judge.breach("equity", f"at {row['sequence']} equity is {text}, not {wanted}")
+
+
+# ---------------------------------------------------------------- settlements
+
+
+class _Settlements:
+    """The settlements of one run, and the positions that they met (M19)."""
+
+    def __init__(self, judge: _Judge, run_id: str, *, by_candles: bool) -> None:
+        self.judge, self.by_candles = judge, by_candles
+        self.due: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
+        self.places: Counter[Key] = Counter()
+        self.fills: dict[Key, list[tuple[int, Decimal]]] = defaultdict(list)
+        for row in judge.rows(
+            "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id
+        ):
+            quantity = Decimal(row["quantity_text"])
+            signed = quantity if row["side"] == "BUY" else -quantity
+            key = row["instrument"], row["position_side"]
+            self.fills[key].append((row["filled_ms"], signed))
+
+    def add(self, event: sqlite3.Row) -> None:
+        """Take the settlement that *event* says, which has to be the exchange's."""
+        key, at = event["instrument"], event["market_ms"]
+        rate = Decimal(of_json(event["content"])["rate"]).scaleb(-10)
+        served = self.judge.truth.instruments[key].settlements.get(at)
+        if rate != served:
+            self.judge.breach("settlements", f"{key} settled {rate} at {at}, served {served}")
+        if any(time == at for time, _ in self.due[key]):
+            self.judge.breach("settlements", f"{key} settled twice at {at}")
+        self.due[key].append((at, rate))
+
+    def held(self, key: Key, at: int) -> Decimal | None:
+        """Return what was held at the settlement of *at*; None if that is not known by times."""
+        step = self.judge.truth.instruments[key[0]].interval_ms
+        since = at % step
+        moment = at - since if since < AT_THE_OPEN_MS else at
+        if not self.by_candles and any(abs(time - at) <= NEAR_MS for time, _ in self.fills[key]):
+            return None
+        return sum((signed for time, signed in self.fills[key] if time < moment), Decimal(0))
+
+    def book(self, key: Key, amount: Decimal, paid: Callable[[Decimal], set[Decimal]]) -> None:
+        """Find the settlement of a movement; *paid* says what one of a rate would cost."""
+        due = self.due[key[0]]
+        for place in range(self.places[key], len(due)):
+            at, rate = due[place]
+            if self.held(key, at) != 0 and -amount in paid(rate):
+                self._skip(key, place)
+                self.places[key] = place + 1
+                return
+        wanted = sorted(paid(due[-1][1])) if due else []
+        self.judge.breach("settlements", f"{key} paid {-amount}, not {_texts(wanted)}")
+        self.places[key] = len(due)
+
+    def _skip(self, key: Key, until: int) -> None:
+        for place in range(self.places[key], until):
+            at, rate = self.due[key[0]][place]
+            if rate and self.held(key, at):
+                self.judge.breach("settlements", f"{key} paid nothing at {at}")
+
+    def end(self, ends: Mapping[str, int], gaps: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """Check what was never booked before *ends*, and what the exchange settled unseen."""
+        for key in self.fills:
+            instrument, last = key[0], ends.get(key[0], 0)
+            seen = [at for at, _ in self.due[instrument] if at < last]
+            self._skip(key, len(seen))
+            for at in self.judge.truth.instruments[instrument].settlements:
+                is_missed = any(start <= at < end for start, end in gaps.get(instrument, ()))
+                if at < last and at not in seen and not is_missed and self.held(key, at):
+                    self.judge.breach("settlements", f"{key} never met the settlement of {at}")
+
+
+# ---------------------------------------------------------------- orders and candles
+
+
+class Order(NamedTuple):
+    """The state of an order after a step."""
+
+    order_id: str
+    key: Key
+    owner: str
+    is_buy: bool
+    quantity: Decimal
+    filled: Decimal
+    status: str
+    reason: str
+    created_ms: int
+    kind: str
+    role: str
+    price: Decimal | None
+    trigger: Decimal | None
+    until_ms: int | None
+    is_triggered: bool
+
+    @property
+    def rests(self) -> bool:
+        """Whether it may still be filled."""
+        return self.status in {"NEW", "ACCEPTED", "PARTIALLY_FILLED"}
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a stop that has not triggered."""
+        return self.trigger is not None and not self.is_triggered
+
+    def is_met(self, low: Decimal, high: Decimal) -> bool:
+        """Return whether prices from *low* to *high* touch its trigger or go through its price."""
+        if self.waits:
+            assert self.trigger is not None
+            return high >= self.trigger if self.is_buy else low <= self.trigger
+        if self.price is None:
+            return False
+        return low < self.price if self.is_buy else high > self.price
+
+
+class _Market:
+    """The orders of a run whose candles fill them, held to the candles (M13, M14, B4)."""
+
+    def __init__(self, judge: _Judge, run_id: str, rules: Mapping[str, Rules]) -> None:
+        self.judge, self.rules = judge, rules
+        execution = judge.truth.config.get("execution", {})
+        slippage = Decimal(str(execution.get("slippage_bp", 0)))
+        self.worse = (slippage + Decimal(str(execution.get("spread_bp", 0))) / 2) / 10_000
+        self.ranges = bool(Decimal(str(execution.get("spread_slippage", 0))))
+        self.exits = judge.truth.config.get("exits", {})
+        self.distances: dict[str, Decimal] = {}  # of trailing stops
+        self.orders: dict[str, Order] = {}
+        self.before: dict[str, Order] = {}
+        self.changes: dict[int, list[Order]] = defaultdict(list)
+        query = (
+            "SELECT o.*, instrument_id, price_decimals, quantity_decimals FROM orders o JOIN "
+            "runs USING (run_key) JOIN instruments USING (run_key, instrument) "
+            "WHERE run_id = ? ORDER BY sequence, ordinal"
+        )
+        for row in judge.rows(query, run_id):
+            self.changes[row["sequence"]].append(_order_of(row))
+
+    def bar(self, bar: sqlite3.Row, fills: Sequence[sqlite3.Row]) -> None:
+        """Check the step of an accepted *bar* and its *fills*."""
+        sequence, instrument = bar["sequence"], bar["instrument"]
+        self.before = dict(self.orders)
+        self.step(sequence)
+        mine = [fill for fill in fills if fill["instrument"] == instrument]
+        candle = candle_of(bar)
+        for fill in mine:
+            self._check_fill(fill, bar, candle)
+        self._check_choice(mine, bar, candle)
+        filled = {fill["order_id"] for fill in mine}
+        for order in self.before.values():
+            if order.key[0] == instrument and order.rests and order.order_id not in filled:
+                self._check_rest(order, bar, candle, is_moved=bool(mine))
+        for order in self.changes.get(sequence, []):
+            if order.key[0] == instrument and order.order_id not in self.before:
+                self._check_young(order, bar, candle)
+
+    def step(self, sequence: int) -> None:
+        """Take the states of the orders after a step."""
+        for order in self.changes.get(sequence, []):
+            self.orders[order.order_id] = order
+
+    # ------------------------------------------------------------ what was filled
+
+    def _worse(self, order: Order, price: Decimal) -> Decimal:
+        """Return *price* with the costs of a taker, in whole ticks, and within the limit."""
+        tick = self.rules[order.key[0]].tick
+        if self.worse:
+            rate, rounding = (
+                (1 + self.worse, ROUND_CEILING) if order.is_buy else (1 - self.worse, ROUND_FLOOR)
+            )
+            price = (price * rate / tick).quantize(Decimal(1), rounding, EXACT) * tick
+        if order.price is None:
+            return price
+        return min(price, order.price) if order.is_buy else max(price, order.price)
+
+    def _check_fill(self, fill: sqlite3.Row, bar: sqlite3.Row, candle: Candle) -> None:
+        order = self.before.get(fill["order_id"])
+        if order is None:  # the bar made it, and touched it after that
+            order = self.orders[fill["order_id"]]._replace(is_triggered=False)
+        price, reference = Decimal(fill["price_text"]), Decimal(fill["reference_price_text"])
+        place = f"{fill['order_id']} at {price} in {bar['open_time_ms']}"
+        opened, high, low, *_ = candle
+        law, model = _law_of(order), fill["model"]
+        is_maker = fill["liquidity"] == "MAKER"
+        is_passed = is_maker and order.is_met(opened, opened)
+        if not low <= reference <= high and model != "liquidation" and not is_passed:
+            self.judge.breach(law, f"{place} refers to {reference}, beyond the candle")
+        if model == "next_open":
+            self._check_open_fill(fill, order, bar, opened)
+        elif is_maker:
+            self._check_made(order, price, candle, place)
+        elif model == "bar_path":
+            self._check_taken(fill, order, candle, place)
+        times = {bar["open_time_ms"], bar["open_time_ms"] + self._length(order) - 1}
+        if model == "bar_path" and fill["filled_ms"] not in times:
+            self.judge.breach(law, f"{place} is dated {fill['filled_ms']}, not of its bar")
+
+    def _check_made(self, order: Order, price: Decimal, candle: Candle, place: str) -> None:
+        """Check what a resting limit was filled at: its price, which the candle has to pass."""
+        if price != order.price:
+            self.judge.breach(_law_of(order), f"{place} is a maker's and not at {order.price}")
+        elif not order._replace(is_triggered=True).is_met(candle[2], candle[1]):
+            self.judge.breach(_law_of(order), f"{place} was filled, and no price passed it")
+
+    def _length(self, order: Order) -> int:
+        return self.judge.truth.instruments[order.key[0]].interval_ms
+
+    def _check_open_fill(
+        self, fill: sqlite3.Row, order: Order, bar: sqlite3.Row, opened: Decimal
+    ) -> None:
+        price, at = Decimal(fill["price_text"]), bar["open_time_ms"]
+        place = f"{fill['order_id']} at {price} in {at}"
+        if Decimal(fill["reference_price_text"]) != opened or fill["filled_ms"] != at:
+            self.judge.breach("fills", f"{place} is not of the open {opened}")
+        if not self.ranges and price != self._worse(order, opened):
+            self.judge.breach("fills", f"{place} should be at {self._worse(order, opened)}")
+        if order.role not in {"UNTIL", "TARGET"} and order.order_id not in self.before:
+            self.judge.breach("fills", f"{place} was ordered by the bar that filled it")
+
+    def _check_taken(self, fill: sqlite3.Row, order: Order, candle: Candle, place: str) -> None:
+        """Check what a stop, or a limit that arrived, took inside the bar."""
+        opened, high, low, *_ = candle
+        reference, law = Decimal(fill["reference_price_text"]), _law_of(order)
+        if order.trigger is not None and not order.is_triggered:
+            wanted = {order.trigger}
+            if order.is_met(opened, opened):
+                wanted = {opened}
+            if order.role == "TRAILING":
+                wanted = {self.orders[order.order_id].trigger or order.trigger, opened}
+            elif not order.is_met(low, high):
+                self.judge.breach(law, f"{place} triggered, and the candle never touched it")
+        else:
+            wanted = {opened}
+        if reference not in wanted:
+            self.judge.breach(law, f"{place} refers to {reference}, not {_texts([*wanted])}")
+        price = self._worse(order, reference)
+        if not self.ranges and Decimal(fill["price_text"]) != price:
+            self.judge.breach(law, f"{place} should be at {price}")
+
+    def _check_choice(self, fills: Sequence[sqlite3.Row], bar: sqlite3.Row, candle: Candle) -> None:
+        """Check that a stop came before a target of the same position if the path met both."""
+        opened, high, low, *_ = candle
+        for fill in fills:
+            target = self.before.get(fill["order_id"])
+            if target is None or target.role != "TARGET" or target.is_met(opened, opened):
+                continue
+            for stop in self.before.values():
+                same = stop.key == target.key and stop.owner == target.owner
+                if same and stop.role == "STOP" and stop.rests and stop.is_met(low, high):
+                    place = f"{target.order_id} in {bar['open_time_ms']}"
+                    self.judge.breach("stops", f"{place} was filled before {stop.order_id}")
+
+    # ------------------------------------------------------------ what was not filled
+
+    def _check_rest(
+        self, before: Order, bar: sqlite3.Row, candle: Candle, *, is_moved: bool
+    ) -> None:
+        """Check an order that rested when the bar began and was not filled by it."""
+        _, high, low, *_ = candle
+        after = self.orders[before.order_id]
+        place = f"{before.order_id} in {bar['open_time_ms']}"
+        ends = bar["open_time_ms"] + self._length(before)
+        if before.until_ms is not None and before.until_ms < ends:
+            if after.rests:
+                self.judge.breach("orders", f"{place} rests beyond {before.until_ms}")
+            return
+        if before.kind == "MARKET":
+            if after.rests:
+                self.judge.breach("fills", f"{place} was not filled at the open")
+            return
+        law = _law_of(before)
+        if before.status == "NEW":
+            return
+        is_met = before.is_met(low, high)
+        if after.rests and not is_moved and is_met and (not before.waits or after.waits):
+            self.judge.breach(law, f"{place} was met by the candle and still rests")
+        elif not after.rests and not is_moved and is_met and "cover" not in after.reason:
+            self.judge.breach(law, f"{place} was met by the candle and ended: {after.reason}")
+        if before.role == "TRAILING" and after.rests:
+            self._check_trailing(before, after, candle, place)
+
+    def _check_trailing(self, before: Order, after: Order, candle: Candle, place: str) -> None:
+        """Check that a trailing stop followed the best price, and never turned back (E13)."""
+        assert before.trigger is not None
+        assert after.trigger is not None
+        first = self.distances.get(before.order_id)
+        if before.is_buy:
+            if after.trigger > before.trigger:
+                self.judge.breach("stops", f"{place} moved back to {after.trigger}")
+        elif after.trigger < before.trigger:
+            self.judge.breach("stops", f"{place} moved back to {after.trigger}")
+        if first is None:
+            return
+        wanted = (
+            min(before.trigger, candle[2] + first)
+            if before.is_buy
+            else max(before.trigger, candle[1] - first)
+        )
+        if abs(after.trigger - wanted) >= self.rules[before.key[0]].tick:
+            self.judge.breach("stops", f"{place} trails at {after.trigger}, not {wanted}")
+
+    def _check_young(self, order: Order, bar: sqlite3.Row, candle: Candle) -> None:
+        """Check protection that was placed at the open of the bar, and met the rest of it."""
+        at_open = order.created_ms == bar["open_time_ms"]
+        is_kept = order.reason.startswith("exits.")  # no later signal moves it
+        if order.role not in {"STOP", "TARGET"} or not (at_open and is_kept and order.rests):
+            return
+        _, high, low, *_ = candle
+        if order.is_met(low, high):
+            place = f"{order.order_id} in {bar['open_time_ms']}"
+            self.judge.breach(_law_of(order), f"{place} was met in the bar of the entry and rests")
+
+    # ------------------------------------------------------------ levels of the configuration
+
+    def check_levels(self, bar: sqlite3.Row, positions: Mapping[Key, Position]) -> None:
+        """Check the exit orders of ``[exits]`` that rest after *bar* (E18 to E21)."""
+        for order in self.orders.values():
+            name, _, text = order.reason.partition(" ")
+            if order.key[0] != bar["instrument"] or not order.rests:
+                continue
+            held = positions[order.key]
+            if order.role == "LIQUIDATION":
+                self._check_bankruptcy(order, bar, held)
+            if text[-1:] != "%":
+                continue
+            if name.startswith("exits.") and held.quantity and not order.owner:
+                self._check_level(order, bar, held, name.removeprefix("exits."))
+
+    def _check_bankruptcy(self, order: Order, bar: sqlite3.Row, held: Position) -> None:
+        rules = self.rules[order.key[0]]
+        if rules.maintenance >= 0 and held.quantity:
+            wanted = rules.liquidation(held)
+            if (order.trigger, order.price) != wanted:
+                place = f"{order.order_id} in {bar['open_time_ms']}"
+                got = f"{order.trigger} {order.price}"
+                self.judge.breach("liquidations", f"{place} is at {got}, not {_texts(wanted)}")
+
+    def _check_level(self, order: Order, bar: sqlite3.Row, held: Position, name: str) -> None:
+        given = self.exits.get(name)
+        shares = given.values() if isinstance(given, Mapping) else [given]
+        rates = [_fraction(value) for value in shares if value is not None]
+        entry = share(held.entry, Decimal(1), held.quantity)
+        tick, direction = self.rules[order.key[0]].tick, -1 if order.is_buy else 1
+        direction = direction if name in {"minimal_roi", "take_profit"} else -direction
+        level = order.trigger if order.price is None else order.price
+        assert level is not None
+        exact = [entry * rate for rate in rates]
+        if name == "trailing":
+            self._follow(order, bar, entry, exact[0])
+        elif all(abs(entry + direction * each - level) > tick / 2 for each in exact):
+            wanted = _texts([entry + direction * each for each in exact])
+            place = f"{order.order_id} in {bar['open_time_ms']}"
+            self.judge.breach("levels", f"{place} is at {level}, not {wanted}")
+
+    def _follow(self, order: Order, bar: sqlite3.Row, entry: Decimal, distance: Decimal) -> None:
+        """Check a trailing stop in the bar that made it; ``_check_trailing`` has the later ones."""
+        if order.order_id in self.distances:
+            return
+        tick = self.rules[order.key[0]].tick
+        distance = (distance / tick).quantize(Decimal(1), ROUND_HALF_EVEN, EXACT) * tick
+        self.distances[order.order_id] = distance
+        _, high, low, *_ = candle_of(bar)
+        best = min(entry, low) + distance if order.is_buy else max(entry, high) - distance
+        assert order.trigger is not None
+        if order.created_ms == bar["open_time_ms"] and abs(order.trigger - best) >= tick:
+            place = f"{order.order_id} in {bar['open_time_ms']}"
+            self.judge.breach("stops", f"{place} trails at {order.trigger}, not {best}")
+
+
+def _fraction(value: object) -> Decimal:
+    """Return ``2%``, ``0.02`` or ``{"0" = 0.02}``'s value as a fraction."""
+    text = str(value)
+    return Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text)
+
+
+def _law_of(order: Order) -> str:
+    """Return the law that *order* obeys."""
+    if order.kind in {"STOP", "STOP_LIMIT"}:
+        return "liquidations" if order.role == "LIQUIDATION" else "stops"
+    return "limits" if order.kind == "LIMIT" else "fills"
+
+
+def _order_of(row: sqlite3.Row) -> Order:
+    def price(units: int | None) -> Decimal | None:
+        return None if units is None else Decimal(units).scaleb(-row["price_decimals"])
+
+    decimals = -row["quantity_decimals"]
+    return Order(
+        row["order_id"],
+        (row["instrument_id"], row["position_side"]),
+        row["owner"] or "",
+        row["side"] == "BUY",
+        Decimal(row["quantity"]).scaleb(decimals),
+        Decimal(row["filled"]).scaleb(decimals),
+        row["status"],
+        row["reason"],
+        row["created_ms"],
+        row["kind"] or "MARKET",
+        row["role"] or "SIGNAL",
+        price(row["price"]),
+        price(row["trigger"]),
+        row["until_ms"],
+        bool(row["triggered"]),
+    )
