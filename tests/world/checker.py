@@ -352,6 +352,7 @@ class Position:
     realized: Decimal = Decimal(0)
     fees: Decimal = Decimal(0)
     funding: Decimal = Decimal(0)
+    opened_ms: int = 0  # time of the fill that opened it
 
     def fill(self, fill: sqlite3.Row, rules: Rules) -> list[tuple[str, Decimal]]:
         """Book *fill* with the fee that it says, and return the movements of cash."""
@@ -426,7 +427,7 @@ class _Books:
                 "SELECT DISTINCT model FROM v_fills WHERE run_id = ?", self.run_id
             )
         }
-        by_candles = models <= {"next_open", "bar_path", "liquidation"}
+        by_candles = run["kind"] != "live" and models <= {"next_open", "bar_path", "liquidation"}
         self.settlements = _Settlements(judge, self.run_id, by_candles=by_candles)
         self.rules = {
             row["instrument_id"]: self._rules_of(row)
@@ -435,7 +436,14 @@ class _Books:
                 self.run_id,
             )
         }
-        self.market = _Market(judge, self.run_id, self.rules) if by_candles else None
+        every_order = _Market(judge, self.run_id, self.rules)
+        self.orders = {  # the last state of each
+            order.order_id: order
+            for _, orders in sorted(every_order.changes.items())
+            for order in orders
+        }
+        self.filled: dict[str, Decimal] = defaultdict(Decimal)
+        self.market = every_order if by_candles else None
         account = self.config.get("account", {})
         self.leverage: Decimal | None = None  # of cross margin, in one symbol and tier
         if account.get("margin") == "cross" and by_candles:
@@ -487,7 +495,7 @@ class _Books:
                 if event["kind"] == "mark":
                     self._mark(event)
                 elif event["kind"] == "funding" and event["belief"] is None:
-                    self.settlements.add(event)
+                    self.settlements.add(event, self.positions)
             self._book(sequence, fills.get(sequence, []), ledger.get(sequence, []))
             self._check_bars(sequence, bars.get(sequence, []), fills.get(sequence, []))
             for row in decisions.get(sequence, []):
@@ -497,6 +505,12 @@ class _Books:
             for row in equity.get(sequence, []):
                 self._check_equity(row)
         self.settlements.end(self.opened, self._funding_gaps())
+        for order in self.orders.values():
+            filled = self.filled[order.order_id]
+            is_done = order.quantity == order.filled
+            if order.filled != filled or is_done != (order.status == "FILLED"):
+                got = f"{order.status} with {order.filled} of {order.quantity}"
+                self.judge.breach("orders", f"{order.order_id} is {got}, and {filled} were filled")
 
     def _check_bars(
         self, sequence: int, bars: Sequence[sqlite3.Row], fills: Sequence[sqlite3.Row]
@@ -579,15 +593,39 @@ class _Books:
     def _opening(self) -> Decimal:
         return Decimal(str(self.config["account"]["cash"]))
 
+    def _check_liquidation(self, fill: sqlite3.Row, position: Position) -> None:
+        """Check that the price of a liquidation required it, and that it closed at the price due.
+
+        That is the bankruptcy price of an isolated position (M31, M32).
+        """
+        rules, at = self.rules[fill["instrument"]], Decimal(fill["reference_price_text"])
+        place = f"at {fill['sequence']} {fill['order_id']}"
+        if self.leverage is not None and not self.calls and not self._is_ruined(at):
+            self.judge.breach("liquidations", f"{place}: {at} ruins nothing")
+        self.calls += 1
+        if rules.leverage is None or rules.maintenance < 0 or not position.quantity:
+            return
+        trigger, lost = rules.liquidation(position)
+        if Decimal(fill["price_text"]) != lost:
+            self.judge.breach("liquidations", f"{place} is at {fill['price_text']}, not {lost}")
+        if at > trigger if position.quantity > 0 else at < trigger:
+            self.judge.breach("liquidations", f"{place}: {at} has not reached {trigger}")
+
     def _post(self, fill: sqlite3.Row) -> list[tuple[str, Decimal]]:
         key = fill["instrument"], fill["position_side"]
-        if fill["model"] == "liquidation" and self.leverage is not None and not self.calls:
-            at = Decimal(fill["reference_price_text"])
-            if not self._is_ruined(at):
-                place = f"{fill['sequence']} of {fill['order_id']}"
-                self.judge.breach("liquidations", f"at {place} {at} ruins nothing")
-            self.calls += 1
-        return self.positions[key].fill(fill, self.rules[fill["instrument"]])
+        position = self.positions[key]
+        if fill["model"] == "liquidation":
+            self._check_liquidation(fill, position)
+        before = position.quantity
+        moved = position.fill(fill, self.rules[fill["instrument"]])
+        if before * position.quantity <= 0:
+            position.opened_ms = fill["filled_ms"]
+        self.filled[fill["order_id"]] += Decimal(fill["quantity_text"])
+        order = self.orders.get(fill["order_id"])
+        is_larger = before * position.quantity < 0 or abs(position.quantity) > abs(before)
+        if order is not None and order.reduces and not order.owner and is_larger:
+            self.judge.breach("orders", f"{order.order_id} only reduces, and made {before} larger")
+        return moved
 
     def _check_fill(self, fill: sqlite3.Row) -> None:
         """Check notional and fee of *fill*."""
@@ -668,6 +706,10 @@ class _Books:
         is_whole = row["unfilled_reason"] is None and not rules.is_spot
         if ordered * (target - held) < 0 or abs(ordered) > abs(target - held) * SPOT_FEE:
             self.judge.breach("orders", f"at {place} {ordered} leads away from {target - held}")
+        elif rules.is_spot and row["unfilled_reason"] is None and ordered > 0:
+            left = ordered * (1 - rules.taker) - (target - held)
+            if not 0 <= left <= 2 * rules.step:
+                self.judge.breach("orders", f"at {place} {ordered} leaves {left} more than wanted")
         elif is_whole and ordered != target - held:
             self.judge.breach("orders", f"at {place} {ordered} was ordered, not {target - held}")
 
@@ -733,6 +775,11 @@ class _Books:
                 self.judge.breach(
                     "equity", f"at {row['sequence']} {name} is {text}, the positions say {value}"
                 )
+        is_isolated = any(rules.leverage is not None for rules in self.rules.values())
+        bound = sum((each.margin for each in every), Decimal(0))
+        if is_isolated and bound > max(self.cash, Decimal(0)):
+            place = f"at {row['sequence']} the margins are {bound}"
+            self.judge.breach("margin", f"{place}, more than the cash of {self.cash}")
         entries = (each.entry for key, each in self.positions.items() if self.rules[key[0]].is_spot)
         wanted = self.cash + values[-1] + sum(entries, Decimal(0))
         if Decimal(row["equity_text"]) != wanted:
@@ -749,6 +796,7 @@ class _Settlements:
     def __init__(self, judge: _Judge, run_id: str, *, by_candles: bool) -> None:
         self.judge, self.by_candles = judge, by_candles
         self.due: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
+        self.met: dict[tuple[Key, int], Decimal] = {}
         self.places: Counter[Key] = Counter()
         self.fills: dict[Key, list[tuple[int, Decimal]]] = defaultdict(list)
         for row in judge.rows(
@@ -759,8 +807,11 @@ class _Settlements:
             key = row["instrument"], row["position_side"]
             self.fills[key].append((row["filled_ms"], signed))
 
-    def add(self, event: sqlite3.Row) -> None:
-        """Take the settlement that *event* says, which has to be the exchange's."""
+    def add(self, event: sqlite3.Row, positions: Mapping[Key, Position]) -> None:
+        """Take the settlement that *event* says, which has to be the exchange's.
+
+        A live one meets the *positions* at its arrival, which fills of later times changed.
+        """
         key, at = event["instrument"], event["market_ms"]
         rate = Decimal(of_json(event["content"])["rate"]).scaleb(-10)
         served = self.judge.truth.instruments[key].settlements.get(at)
@@ -769,9 +820,14 @@ class _Settlements:
         if any(time == at for time, _ in self.due[key]):
             self.judge.breach("settlements", f"{key} settled twice at {at}")
         self.due[key].append((at, rate))
+        if not self.by_candles:
+            for each, position in positions.items():
+                self.met[each, at] = position.quantity
 
     def held(self, key: Key, at: int) -> Decimal | None:
-        """Return what was held at the settlement of *at*; None if that is not known by times."""
+        """Return what was held at the settlement of *at*; None if that is not known."""
+        if not self.by_candles and any(time == at for time, _ in self.due[key[0]]):
+            return self.met.get((key, at), Decimal(0))
         step = self.judge.truth.instruments[key[0]].interval_ms
         since = at % step
         moment = at - since if since < AT_THE_OPEN_MS else at
@@ -831,6 +887,7 @@ class Order(NamedTuple):
     trigger: Decimal | None
     until_ms: int | None
     is_triggered: bool
+    reduces: bool
 
     @property
     def rests(self) -> bool:
@@ -1075,8 +1132,11 @@ class _Market:
 
     def _check_level(self, order: Order, bar: sqlite3.Row, held: Position, name: str) -> None:
         given = self.exits.get(name)
-        shares = given.values() if isinstance(given, Mapping) else [given]
-        rates = [_fraction(value) for value in shares if value is not None]
+        if isinstance(given, Mapping):
+            age_ms = bar["open_time_ms"] - held.opened_ms
+            ages = [age for age in given if int(age) * 60_000 <= max(age_ms, 0)]
+            given = given[max(ages, key=int)]
+        rates = [_fraction(given)]
         entry = share(held.entry, Decimal(1), held.quantity)
         tick, direction = self.rules[order.key[0]].tick, -1 if order.is_buy else 1
         direction = direction if name in {"minimal_roi", "take_profit"} else -direction
@@ -1139,4 +1199,5 @@ def _order_of(row: sqlite3.Row) -> Order:
         price(row["trigger"]),
         row["until_ms"],
         bool(row["triggered"]),
+        bool(row["reduce_only"]),
     )
