@@ -20,19 +20,27 @@ import sqlite3
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import closing, redirect_stderr, redirect_stdout
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from drawn import SIDES
+from world.checker import Served, Truth, Violation, totals, violations
 from world.disk import KILLED
 from world.life import PORT, STOP_WITHIN_S, Life, Report, Shared
 from world.loop import START_S
 from world.spec import PAST_BARS, Spec, calm, candles, drawn
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.exchange.market import (
+    RATE_DECIMALS,
+    SimulatedMarket,
+    funding_rate,
+    next_funding_ms,
+)
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 
 LIVES_MOST: Final = 400
@@ -41,13 +49,6 @@ AGAIN_WITHIN_S: Final = 120.0
 FRAMES: Final = 2
 """Pushes and books that the exchange sends of a candle."""
 A = TypeVar("A")
-
-
-class Violation(NamedTuple):
-    """A broken law, and what was seen."""
-
-    law: str
-    sentence: str
 
 
 class Outcome(msgspec.Struct):
@@ -196,34 +197,73 @@ class History:
     # ------------------------------------------------------------ the record
 
     def _judge(self) -> None:
-        if not self.database.exists():
+        if self.database.exists():
+            truth = self._truth()
+            broken, self.outcome.totals = in_child(lambda: _verdict(self.database, truth))
+            self.outcome.violations += broken
+        else:
             self._violate("record", "no database was made")
-            return
-        found, totals = in_child(lambda: _verdict(self.database))
-        self.outcome.violations += found
-        self.outcome.totals = totals
+
+    def _truth(self) -> Truth:
+        """Return what the exchange served and what the daemon answered, for the checker."""
+        markets = self._exchange.venue.markets.values()
+        return Truth(
+            config=self.spec.config,
+            instruments={f"linear:{market.symbol}": _served(market) for market in markets},
+            answered=[(note, kind) for note, kind in map(str.split, self._lines("answered"))],
+            sent=self._lines("sent"),
+            altered=_Altered(frozenset(map(int, self._lines("altered"))), self.spec.interval_ms),
+        )
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.folder / name
+        return file.read_text().split("\n")[:-1] if file.exists() else []
 
 
-def _verdict(database: Path) -> tuple[list[Violation], dict[str, int]]:
-    """Return what the product's own checks refuse, and counts of the record."""
-    violations: list[Violation] = []
-    with closing(sqlite3.connect(database)) as connection:
-        totals = {
-            name: connection.execute(f"SELECT count(*) FROM v_{name}").fetchone()[0]
-            for name in ("decisions", "fills", "gaps", "commands")
-        }
-        totals["steps"] = connection.execute(
-            "SELECT coalesce(sum(step_count), 0) FROM runs"
-        ).fetchone()[0]
-    commands = [("audit", "verify"), ("verify",)] if totals["decisions"] else []
+class _Altered(Container[tuple[str, int]]):
+    """The candles around a time at which the exchange served one wrongly."""
+
+    def __init__(self, struck_ms: frozenset[int], interval_ms: int) -> None:
+        self._struck_ms, self._interval_ms = sorted(struck_ms), interval_ms
+
+    def __contains__(self, candle: object) -> bool:
+        _, open_ms = cast("tuple[str, int]", candle)
+        near_ms = 3 * self._interval_ms
+        first = bisect.bisect_left(self._struck_ms, open_ms - near_ms)
+        return first < len(self._struck_ms) and self._struck_ms[first] <= open_ms + near_ms
+
+
+def _served(market: SimulatedMarket) -> Served:
+    """Return the candles and settlements of *market*."""
+    base = market.base
+    columns = (base.open, base.high, base.low, base.close)
+    prices = [
+        [Decimal(int(price)).scaleb(-base.price_decimals) for price in each] for each in columns
+    ]
+    volumes = [Decimal(int(each)).scaleb(-base.volume_decimals) for each in base.volume]
+    candles_ = dict(
+        zip(map(int, base.open_time_ms), zip(*prices, volumes, strict=True), strict=True)
+    )
+    settled: dict[int, Decimal] = {}
+    at_ms = next_funding_ms(market, min(candles_))
+    while at_ms <= max(candles_) + base.interval_ms:
+        settled[at_ms] = Decimal(funding_rate(market, at_ms)).scaleb(-RATE_DECIMALS)
+        at_ms = next_funding_ms(market, at_ms)
+    return Served(base.interval_ms, candles_, settled)
+
+
+def _verdict(database: Path, truth: Truth) -> tuple[list[Violation], dict[str, int]]:
+    """Return what the checker and the product's own checks refuse, and counts of the record."""
+    broken, counts = violations(database, truth), totals(database)
+    commands = [("audit", "verify"), ("verify",)] if counts["decisions"] else []
     for command in commands:
         output = io.StringIO()
         with redirect_stdout(output), redirect_stderr(output):
             code = _invoked([*command, "last", "--db", str(database)])
         if code:
             said = output.getvalue()[-600:]
-            violations.append(Violation(" ".join(command), f"exit code {code}: {said}"))
-    return violations, totals
+            broken.append(Violation(" ".join(command), f"exit code {code}: {said}"))
+    return broken, counts
 
 
 def _invoked(arguments: list[str]) -> int:
@@ -296,8 +336,9 @@ def prepare(folder: Path) -> None:
     def names() -> list[str]:
         before = set(sys.modules)
         short = calm(drawn(0, bars=3, kind="plain", minutes=60))
-        History(short, folder)._life(0, Shared()).run()
-        _verdict(folder / "run.db")
+        short_history = History(short, folder)
+        short_history._life(0, Shared()).run()
+        _verdict(folder / "run.db", short_history._truth())
         return [name for name in sys.modules if name not in before]
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ import tracepaper.daemon.clock as clock_module
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.http.client import read_token
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.replay.exchange.fault_kinds import FAULTS
+from tracepaper.replay.exchange.fault_kinds import FAULTS, Stage
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import OrderStatus, Step
@@ -46,6 +46,8 @@ LATE_BARS: Final = 60
 """Bars after a history's end at which a life is stopped that has seen none of them."""
 STOP_WITHIN_S: Final = 18.0
 """Network time within which an orderly stop ends (docs/operations.md, O3)."""
+ALTERING: Final = {"close", "push", "rows", "frame", "body"}
+"""Stages at which a fault may change a candle."""
 COMMANDS: Final = ("HALT", "FLATTEN", "RESUME")
 HALTED_BARS: Final = 2.0
 """Mean bars from a command that halts to the RESUME that follows it."""
@@ -177,7 +179,21 @@ class Life:
         loop.on_tick = self._tick
         self._draw_host()
         install(self._disk)
+        self._note_altered()
         self._files = _open_files()
+
+    def _note_altered(self) -> None:
+        """Write the market time of each candle that a fault of the exchange changes."""
+        faults = self.exchange.faults
+        hit = faults.hit
+
+        def noted(stage: Stage, now_ms: int, topic: str = "") -> Callable[..., Any] | None:
+            effect = hit(stage, now_ms, topic)
+            if effect is not None and stage in ALTERING:
+                self._write("altered", str(now_ms))
+            return effect
+
+        setattr(faults, "hit", noted)  # noqa: B010 - a method may not be assigned to
 
     def _unhandled(self, _loop: object, context: dict[str, Any]) -> None:
         self.report.unhandled.append(str(context.get("exception") or context["message"])[:200])
