@@ -106,12 +106,19 @@ EMPTY: Final = Path((), 1)
 
 
 def walk(
-    candle: Candle, *, interval_ms: int, tick: int, step: int, seed: int, typical: int
+    candle: Candle,
+    *,
+    interval_ms: int,
+    tick: int,
+    step: int,
+    seed: int,
+    typical: int,
+    most: int = TRADES_MOST,
 ) -> Path:
     """Return the path of *candle*; *tick* and *step* are in its price and volume scales.
 
     *typical* is the typical volume of a bar; the number of trades is proportional to the candle's
-    volume divided by it.
+    volume divided by it, and at most *most* beside those that make its four prices.
     """
     if candle.volume == 0:
         return EMPTY
@@ -120,7 +127,7 @@ def walk(
     scale = 1 if candle.volume >= len(corners) else 10
     units = candle.volume * scale
     usual = (TRADES_MIN + first[1] % TRADES_SPAN) * max(1, interval_ms // MINUTE_MS)
-    wanted = min(TRADES_MOST, usual * candle.volume // max(1, typical))
+    wanted = min(most, usual * candle.volume // max(1, typical))
     count = max(len(corners), min(wanted, units))
     numbers = iter(draws(seed, 2 + DRAWS_PER_TRADE * count)[2:])
     prices = _prices(corners, count, candle, tick, [next(numbers) for _ in range(count)])

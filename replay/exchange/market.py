@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.candles import (
+    TRADES_MOST,
     TURNOVER_DECIMALS,
     Candle,
     CandleSeries,
@@ -81,8 +82,13 @@ class Touch(NamedTuple):
 class SimulatedMarket:
     """One symbol's simulated market. Prices, sizes and turnovers are integers in its scales."""
 
-    def __init__(self, candles: Candles, *, seed: int) -> None:
-        """Raise ``DataInvalid`` where *candles* are finer than a minute or of no Bybit interval."""
+    def __init__(self, candles: Candles, *, seed: int, frames: int | None = None) -> None:
+        """Raise ``DataInvalid`` where *candles* are finer than a minute or of no Bybit interval.
+
+        *frames* is the most trades of a bar beside those that make its prices; None: as many as the
+        exchange has.
+        """
+        self._frames = frames
         served = INTERVAL_NAMES.keys() - {MONTH_MS}
         if candles.interval_ms < MINUTE_MS or candles.interval_ms not in served:
             raise DataInvalid(
@@ -157,6 +163,7 @@ class SimulatedMarket:
             step=self.listing.step,
             seed=mix(self.seed + self.open_ms(row)),
             typical=int(self.typical_volumes[row]),
+            most=TRADES_MOST if self._frames is None else self._frames,
         )
 
     @cached_property

@@ -74,7 +74,7 @@ class ExchangeSettings:
     ``speed`` scales market time; ``manual`` leaves it to ``EmbeddedExchange.advance``. With
     ``wall_ms`` the candles are shifted by whole bars, so that market time is the value it returns;
     time then neither jumps over holes nor stops at the end of the data. ``frames_per_candle``
-    limits the pushes and books of a candle.
+    limits the pushes, books and trades of a candle.
     """
 
     data: tuple[str, ...] = ()
@@ -115,7 +115,10 @@ class EmbeddedExchange:
         for note in (f"{each.path}: {note}" for each in candles for note in each.notes):
             LOG.warning(note)
         self.venue: Final = Venue(
-            [SimulatedMarket(each, seed=settings.seed) for each in candles],
+            [
+                SimulatedMarket(each, seed=settings.seed, frames=settings.frames_per_candle)
+                for each in candles
+            ],
             may_be_empty=self.recording is not None,
         )
         self.faults: Final = Faults(speed=settings.speed)

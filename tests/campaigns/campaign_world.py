@@ -1,7 +1,7 @@
 """Plays histories of the simulated world from seeds, and prints what came of them.
 
     python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H] [--bars B]
-        [--kind KIND] [--minutes M] [--without NAME,...] [--keep]
+        [--kind KIND] [--minutes M] [--without NAME,...] [--shrink] [--trace] [--folder F]
 
 Without ``--seed`` it goes on from the seed that stands in ``world.toml`` beside it, adds what it
 played to the totals there, and writes the next seed. A history that breaks a law prints the command
@@ -58,7 +58,7 @@ def main() -> int:
     # A library's warning about a fault is no news here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)
-    base = Path(tempfile.mkdtemp(prefix="world-", dir=_memory()))
+    base = arguments.folder or Path(tempfile.mkdtemp(prefix="world-", dir=_memory()))
     prepare(base / "prepared")
     state = msgspec.convert(tomllib.loads(STATE.read_text()), State) if STATE.exists() else State()
     first = state.next_seed if arguments.seed is None else arguments.seed
@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--without", default="", help="faults to leave out, by name")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--trace", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where histories are kept that broke a law")
     return parser
 
 

@@ -220,6 +220,9 @@ class Life:
             late = int(rng.expovariate(1 / spec.life_operations)) + 1
             self._disk.kill_at = rng.choice((rng.randint(1, 400), late))
             self._disk.is_short = "short_write" in host and rng.random() < 0.5
+        self._kill_answer = 0
+        if "kill_when_answered" in host and (rng := self._stream("answer")).random() < 0.25:
+            self._kill_answer = rng.randint(1, 10)
         if "errors" in host and (rng := self._stream("errors")).random() < 0.15:
             first = int(rng.expovariate(1 / spec.life_operations)) + 1
             code = rng.choice((IOERR, IOERR, FULL))
@@ -447,6 +450,10 @@ class Life:
                         self._counts[f"command {answer.status}"] += 1
                         if answer.status == 200:
                             self._write("answered", f"{note} {kind}")
+                            self._kill_answer -= 1
+                            if not self._kill_answer:
+                                self._share()
+                                os._exit(KILLED)
                     async with session.get(url + path) as answer:
                         await answer.read()
                         self._counts[f"get {answer.status}"] += 1

@@ -36,7 +36,7 @@ WORLD_FAULTS: Final = (
     *("wall_step", "stopped", "suspended"),  # time
 )
 """Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
-HOST_FAULTS: Final = ("kill", "kill_in_operation", "short_write", "errors")
+HOST_FAULTS: Final = ("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors")
 """Faults that strike a life at most once each."""
 
 Section = dict[str, Any]
