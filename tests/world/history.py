@@ -46,6 +46,9 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 LIVES_MOST: Final = 400
 AGAIN_WITHIN_S: Final = 120.0
 """Network time from the last fault to the next decision, unless a longer pause was drawn."""
+BACKUP: Final = "copied.db"
+BETWEEN_SHARE: Final = 0.3
+"""How often an operator does each thing between two lives."""
 FRAMES: Final = 2
 """Pushes and books that the exchange sends of a candle."""
 A = TypeVar("A")
@@ -89,6 +92,8 @@ class History:
         )
         self._now_s, self._market_ms = START_S, spec.first_ms
         self._acknowledged = 0
+        self._backed_up: tuple[int, list[str]] | None = None
+        self._is_pruned = False
         self._reports: list[Report] = []
         self._ends: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -107,6 +112,7 @@ class History:
         while outcome.lives < LIVES_MOST and self._market_ms < self.spec.end_ms:
             if not self._live():
                 break
+            self._operate()
             self._now_s += pauses.expovariate(1 / 10) + 0.5
             self._market_ms += int(pauses.expovariate(1 / 2_000) * self.spec.speed)
         self._judge()
@@ -150,6 +156,44 @@ class History:
             self.spec, number, self._exchange, shared, self.folder,
             start_s=self._now_s, begin_ms=self._market_ms, trace=trace,
         )  # fmt: skip
+
+    def _operate(self) -> None:
+        """Do what an operator does between two lives: back up, restore, prune."""
+        if not self._acknowledged:
+            return
+        for name in self.spec.between:
+            rng = random.Random(f"{self.spec.seed}:{name}:{self.outcome.lives}")
+            if rng.random() < BETWEEN_SHARE:
+                self._counts[f"between {name}"] += 1
+                getattr(self, f"_{name}")()
+
+    def _backup(self) -> None:
+        """Back up the record, and what was answered until then."""
+        copied = self.folder / BACKUP
+        copied.unlink(missing_ok=True)
+        self._command("db", "backup", str(copied))
+        self._backed_up = self._acknowledged, self._lines("answered")
+
+    def _restore(self) -> None:
+        """Put the last backup in the record's place, as an operator does: alone."""
+        if self._backed_up is None:
+            return
+        for file in self.folder.glob("run.db*"):
+            file.unlink()
+        shutil.copy(self.folder / BACKUP, self.database)
+        self._acknowledged, answered = self._backed_up
+        (self.folder / "answered").write_text("".join(f"{line}\n" for line in answered))
+
+    def _prune(self) -> None:
+        """Drop what is older than a day before the newest bar."""
+        self._command("db", "prune", "--keep", "1")
+        self._is_pruned = True
+
+    def _command(self, *command: str) -> None:
+        """Run a command of the product, which must succeed."""
+        code, said = in_child(lambda: _run_command([*command, "--db", str(self.database)]))
+        if code:
+            self._violate("between", f"{' '.join(command)} ended with {code}: {said[-300:]}")
 
     def _hold_acknowledged(self, number: int) -> None:
         """Law: what was acknowledged is in the file at the next start."""
@@ -199,7 +243,9 @@ class History:
     def _judge(self) -> None:
         if self.database.exists():
             truth = self._truth()
-            broken, self.outcome.totals = in_child(lambda: _verdict(self.database, truth))
+            broken, self.outcome.totals = in_child(
+                lambda: _verdict(self.database, truth, is_pruned=self._is_pruned)
+            )
             self.outcome.violations += broken
         else:
             self._violate("record", "no database was made")
@@ -252,25 +298,31 @@ def _served(market: SimulatedMarket) -> Served:
     return Served(base.interval_ms, candles_, settled)
 
 
-def _verdict(database: Path, truth: Truth) -> tuple[list[Violation], dict[str, int]]:
-    """Return what the checker and the product's own checks refuse, and counts of the record."""
-    broken, counts = violations(database, truth), totals(database)
+def _verdict(
+    database: Path, truth: Truth, *, is_pruned: bool = False
+) -> tuple[list[Violation], dict[str, int]]:
+    """Return what the checker and the product's own checks refuse, and counts of the record.
+
+    Of a pruned record only the product's checks are asked: the checker reads whole runs.
+    """
+    broken, counts = [] if is_pruned else violations(database, truth), totals(database)
     commands = [("audit", "verify"), ("verify",)] if counts["decisions"] else []
     for command in commands:
-        output = io.StringIO()
-        with redirect_stdout(output), redirect_stderr(output):
-            code = _invoked([*command, "last", "--db", str(database)])
+        code, said = _run_command([*command, "last", "--db", str(database)])
         if code:
-            said = output.getvalue()[-600:]
-            broken.append(Violation(" ".join(command), f"exit code {code}: {said}"))
+            broken.append(Violation(" ".join(command), f"exit code {code}: {said[-600:]}"))
     return broken, counts
 
 
-def _invoked(arguments: list[str]) -> int:
-    try:
-        return invoke(arguments)
-    except SystemExit as error:
-        return int(error.code or 0)
+def _run_command(arguments: list[str]) -> tuple[int, str]:
+    """Run a command of the product in this process; return its exit code and what it printed."""
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
+        try:
+            code = invoke(arguments)
+        except SystemExit as error:
+            code = int(error.code or 0)
+    return code, output.getvalue()
 
 
 def _stored_steps(database: Path) -> int:

@@ -38,6 +38,8 @@ WORLD_FAULTS: Final = (
 """Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
 HOST_FAULTS: Final = ("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors")
 """Faults that strike a life at most once each."""
+BETWEEN: Final = ("backup", "restore", "prune")
+"""What an operator does between two lives."""
 
 Section = dict[str, Any]
 
@@ -58,6 +60,7 @@ class Spec(msgspec.Struct, frozen=True):
     life_bars: float
     life_operations: int
     command_bars: float  # mean bars between two commands; 0 sends none
+    between: tuple[str, ...] = ()  # of BETWEEN
     bar_s: float = 1.0
     """Seconds of network time that a bar lasts."""
 
@@ -226,6 +229,7 @@ def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Sp
         life_operations=rng.choice((100, 600, 3_000)),
         command_bars=rng.choice((0.7, 1, 3, 15)),
         bar_s=rng.choice((1.0, 1.0, 4.0)),
+        between=tuple(name for name in BETWEEN if random.Random(f"{seed}:{name}").random() < 0.3),
     )
 
 
@@ -254,10 +258,11 @@ def without(spec: Spec, names: Iterable[str]) -> Spec:
         spec,
         rates={name: rate for name, rate in spec.rates.items() if name not in left_out},
         host=tuple(name for name in spec.host if name not in left_out),
+        between=tuple(name for name in spec.between if name not in left_out),
         command_bars=0.0 if "commands" in left_out else spec.command_bars,
     )
 
 
 def calm(spec: Spec) -> Spec:
     """Return *spec* without faults and commands."""
-    return without(spec, (*spec.rates, *spec.host, "commands"))
+    return without(spec, (*spec.rates, *spec.host, *spec.between, "commands"))
