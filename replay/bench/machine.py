@@ -19,6 +19,10 @@ ROUNDS_MIN: Final = 3
 ROUNDS_MAX: Final = 9
 ENOUGH_S: Final = 3.0
 """Total seconds of rounds after which no further round is measured."""
+WARM_S: Final = 1.0
+"""Seconds from which the warm-up of a route is long enough to count as a round."""
+LONG_S: Final = 2.5
+"""Seconds of one route after which it is not run again."""
 
 Route = Callable[[], object]
 
@@ -67,21 +71,25 @@ def interleaved(
 ) -> dict[str, float]:
     """Return each route's median seconds; after a warm-up, every round runs each route once.
 
+    A route of seconds is run less often: its warm-up counts, and ``LONG_S`` of it are enough.
     *wait* blocks until the work that a route started is done.
     """
-    for route in routes.values():
+
+    def seconds(route: Route) -> float:
+        before = clock()
         route()
-    wait()
-    spent: dict[str, list[float]] = {name: [] for name in routes}
+        wait()
+        return clock() - before
+
+    warmed = {name: seconds(route) for name, route in routes.items()}
+    spent = {name: [first] if first >= WARM_S else [] for name, first in warmed.items()}
     for done in range(ROUNDS_MAX):
-        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
+        left = [name for name in routes if sum(spent[name]) < LONG_S]
+        if not left or (done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S):
             break
-        for name, route in routes.items():
-            before = clock()
-            route()
-            wait()
-            spent[name].append(clock() - before)
-    return {name: statistics.median(seconds) for name, seconds in spent.items()}
+        for name in left:
+            spent[name].append(seconds(routes[name]))
+    return {name: statistics.median(each) for name, each in spent.items()}
 
 
 def resident_mb(*, peak: bool = False) -> float:

@@ -47,15 +47,18 @@ class ScriptedClock:
 
 def test_routes_take_turns_and_the_median_is_taken() -> None:
     order: list[str] = []
-    clock = ScriptedClock([9.0, 1.0, 2.0, 1.0, 4.0, 1.0])
+    clock = ScriptedClock([0.9, 0.5, 0.8, 0.5, 0.7, 0.5, 0.6, 0.5])
     seconds = interleaved(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, clock=clock
     )
-    assert seconds == {"a": 4.0, "b": 1.0}
+    assert seconds == pytest.approx({"a": 0.7, "b": 0.5})
     assert order == ["a", "b"] * (1 + ROUNDS_MIN)  # a warm-up, then whole rounds
     order.clear()
     interleaved({"a": lambda: order.append("a")}, clock=ScriptedClock([1e-3]))
     assert len(order) == 1 + ROUNDS_MAX
+    order.clear()
+    interleaved({"a": lambda: order.append("a")}, clock=ScriptedClock([1.5]))
+    assert len(order) == 2  # the warm-up of a route of seconds counts, and three seconds are enough
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(30)])
