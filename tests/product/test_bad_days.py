@@ -26,9 +26,9 @@ from daemon_under_test import (
     price,
     settings,
 )
-from faulty_disk import Disk
 from records import rows
 from waiting import deadline_s
+from world.disk import FULL, Faults, Outage, installed
 
 from tracepaper.daemon.config.loading import load, render
 from tracepaper.daemon.http.client import ask, token_file
@@ -195,22 +195,22 @@ async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
 async def test_a_disk_that_is_full_again_at_the_next_start_costs_no_decision(
     tmp_path: Path, bars: int
 ) -> None:
-    disk, database = Disk(), tmp_path / "run.db"
+    disk, database = Faults(), tmp_path / "run.db"
 
     async def live(until: int) -> None:
         async with daemon(server, database) as running:
             await running.close_bars(until)
-            disk.is_full = True
+            disk.errors = Outage(1, FULL)
             await running.close_bars(1)
 
     async with ScriptedServer() as server:
-        with disk.installed():
+        with installed(disk):
             with pytest.raises(AuditUnwritable, match=r"has no room .*run resumes at its last"):
                 await live(bars)
             for _ in range(2):
                 with pytest.raises(AuditUnwritable, match=r"run\.db has no room"):
                     await live(1)
-            disk.is_full = False
+            disk.errors = {}
             server.server_ms += 2_000
             async with daemon(server, database) as again:
                 await again.until(lambda: again.decided() > 0)

@@ -76,6 +76,27 @@ class Recorder(Disk):
         self.history.append(operation)
 
 
+FOREVER: Final = 1_000_000
+
+
+class Outage(Mapping[int, int]):
+    """One error of *span* operations from the operation *first* on, as ``Faults.errors`` has it."""
+
+    def __init__(self, first: int, code: int, span: int = FOREVER) -> None:
+        self._numbers, self._code = range(first, first + span), code
+
+    def __getitem__(self, number: int) -> int:
+        if number not in self._numbers:
+            raise KeyError(number)
+        return self._code
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 class Faults(Disk):
     """A disk that fails, or kills its process, at numbered operations; the first is number 1.
 
@@ -176,7 +197,7 @@ class _LockFiles:
         path = self._paths[descriptor]
         if (code := _asked("write", path, offset, len(data))) is not None:
             if code > 0:
-                raise _os_error(code, path)
+                raise os_error(code, path)
             data = data[:-code]
         count = os.pwrite(descriptor, data, offset)
         _disk.done(Operation("write", path, offset, data[:count]))
@@ -185,12 +206,13 @@ class _LockFiles:
     def truncate(self, descriptor: int, size: int) -> None:
         path = self._paths[descriptor]
         if (code := _asked("truncate", path, size)) is not None:
-            raise _os_error(code, path)
+            raise os_error(code, path)
         os.truncate(descriptor, size)
         _disk.done(Operation("truncate", path, size))
 
 
-def _os_error(code: int, path: str) -> OSError:
+def os_error(code: int, path: str) -> OSError:
+    """Return the error of the system that stands for SQLite's *code*."""
     number = errno.ENOSPC if code == FULL else errno.EIO
     return OSError(number, os.strerror(number), path)
 

@@ -19,7 +19,18 @@ import storage_cases as cases
 from exchange_client import candles, walk_rows
 from msgspec.structs import replace
 from recordings import crossing, record
-from world.disk import FULL, IOERR, Disk, Faults, Operation, Recorder, installed
+from world.disk import (
+    FOREVER,
+    FULL,
+    IOERR,
+    Disk,
+    Faults,
+    Operation,
+    Outage,
+    Recorder,
+    installed,
+    os_error,
+)
 from world.images import (
     Files,
     RecordedHistory,
@@ -27,6 +38,7 @@ from world.images import (
     check,
     drawn_cuts,
     heads_of,
+    unrecorded,
     verdicts,
 )
 
@@ -77,6 +89,12 @@ class FolderRecorder(Recorder):
         root = os.fspath(self.folder)
         return text[len(root) + 1 :] if text == root or text.startswith(f"{root}/") else None
 
+    def made(self, heads: dict[str, dict[int, bytes]], **options: Any) -> RecordedHistory:
+        """Return the history with the *heads* of its commits; see that nothing went past it."""
+        recorded = RecordedHistory(self.history, heads, **options)
+        assert not (names := unrecorded(recorded, self.folder)), names
+        return recorded
+
     def promise(self, path: Path) -> None:
         """Note that the product has said here that the file *path* is there."""
         self._note("promise", path)
@@ -101,6 +119,8 @@ class FolderRecorder(Recorder):
 
         def fsync(descriptor: int) -> None:
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if (code := self.before("sync", str(path), 0, 0)) is not None:
+                raise os_error(code, str(path))
             if path.is_dir():
                 self._note("folder", path)
             else:
@@ -200,7 +220,7 @@ def first_start(folder: Path, seed: int) -> RecordedHistory:
     steps = drawn_steps(random.Random(seed), 4)
     with recording(recorder):
         assert not life(recorder.folder / "a.db", steps)
-    return RecordedHistory(recorder.history, heads_of(recorder.folder / "a.db"))
+    return recorder.made(heads_of(recorder.folder / "a.db"))
 
 
 def lives(folder: Path, seed: int) -> RecordedHistory:
@@ -221,7 +241,7 @@ def lives(folder: Path, seed: int) -> RecordedHistory:
                 recorder.kill(folder / f"life {life}", log.close)
             else:
                 log.close()
-    return RecordedHistory(recorder.history, heads_of(recorder.folder / "a.db"))
+    return recorder.made(heads_of(recorder.folder / "a.db"))
 
 
 def traded(folder: Path, rng: random.Random, hours: int) -> str:
@@ -236,7 +256,7 @@ def engine(folder: Path, seed: int) -> RecordedHistory:
     recorder = FolderRecorder(folder / "run")
     with recording(recorder):
         traded(recorder.folder, random.Random(seed), 48)
-    return RecordedHistory(recorder.history, heads_of(recorder.folder / "a.db"))
+    return recorder.made(heads_of(recorder.folder / "a.db"))
 
 
 # ---------------------------------------------------------------- commands between lives
@@ -253,10 +273,7 @@ def pruned(folder: Path, seed: int) -> RecordedHistory:
     rows[len(heads[run_id]) - 1] = _rows(path)
     begun = len(recorder.history)
     with recording(recorder):
-        prunings = maintenance.prune(
-            path, keep_days=1, pruned_at_ms=5, rebuild=lambda run_id: rebuilding(path, run_id)
-        )
-    assert any(pruning.steps for pruning in prunings)
+        _prune(path)
     after = heads_of(path)
     for name, counts in after.items():
         heads[name] |= counts
@@ -271,7 +288,14 @@ def pruned(folder: Path, seed: int) -> RecordedHistory:
         return ""
 
     hot = list(range(begun, len(recorder.history)))
-    return RecordedHistory(recorder.history, heads, further=further, hot=hot)
+    return recorder.made(heads, further=further, hot=hot)
+
+
+def _prune(path: Path) -> None:
+    prunings = maintenance.prune(
+        path, keep_days=1, pruned_at_ms=5, rebuild=lambda run_id: rebuilding(path, run_id)
+    )
+    assert prunings
 
 
 def _rows(path: Path) -> int:
@@ -312,7 +336,7 @@ def backed_up(folder: Path, seed: int) -> RecordedHistory:
         return check(copied, folder, before, is_thorough=is_thorough)
 
     hot = list(range(begun, ended + 1)) * 4
-    return RecordedHistory(recorder.history, heads, further=further, hot=hot)
+    return recorder.made(heads, further=further, hot=hot)
 
 
 def exported(folder: Path, seed: int) -> RecordedHistory:
@@ -326,7 +350,6 @@ def exported(folder: Path, seed: int) -> RecordedHistory:
         log = opened_log(path, pages=1000)
         for step in steps[begin(log) : 30]:
             log.append_now(step)
-        begun = len(recorder.history)
         _export(path, target)
         whole.append(_contents(target))
         for step in steps[30:]:
@@ -340,14 +363,15 @@ def exported(folder: Path, seed: int) -> RecordedHistory:
         for name, content in held.items():
             if content not in [state.get(name) for state in whole]:
                 return f"{name} is cut"
-        if is_thorough and files.acknowledged.get("r-1") == len(steps):
+        if is_thorough and files.acknowledged["r-1"] >= 30:
             _export(folder / "a.db", folder / _EXPORT)
-            if _contents(folder / _EXPORT) != whole[-1]:
+            is_last = files.acknowledged["r-1"] == len(steps)
+            if is_last and _contents(folder / _EXPORT) != whole[-1]:
                 return "the export that was made again differs"
         return ""
 
-    hot = list(range(begun, len(recorder.history))) * 4
-    return RecordedHistory(recorder.history, heads_of(path), further=further, hot=hot)
+    moves = (at for at, of in enumerate(recorder.history) if of.path.startswith(_EXPORT))
+    return recorder.made(heads_of(path), further=further, hot=[*moves] * 20, thorough=3)
 
 
 _VIEWS: Final = "v_bars,v_fills,v_ledger"
@@ -368,38 +392,17 @@ def _contents(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- operations that fail
 
 
-class Plan(Mapping[int, int]):
-    """The error of *span* operations from *first* on."""
-
-    def __init__(self, first: int, code: int, span: int = 1) -> None:
-        self._numbers, self._code = range(first, first + span), code
-
-    def __getitem__(self, number: int) -> int:
-        if number not in self._numbers:
-            raise KeyError(number)
-        return self._code
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-
 ERRORS: Final = {"EIO": IOERR, "ENOSPC": FULL, "short write": -100}
-FOREVER: Final = 1_000_000
 
 
-def life(path: Path, steps: Sequence[Step], *, pages: int = 1000) -> str:
-    """Store those of *steps* that the record lacks; return the sentence by which that ended.
+def ending(work: Callable[[], object]) -> str:
+    """Return the sentence by which *work* ended; "" if it was done.
 
-    It is "" where all were stored. Raises ``AssertionError`` if the program would have ended by a
-    traceback, or by an exit code after which nobody starts it again.
+    Raises ``AssertionError`` if the program would have ended by a traceback, or by an exit code
+    after which nobody starts it again.
     """
     try:
-        with closing(opened_log(path, pages=pages)) as log:
-            for step in steps[begin(log) :]:
-                log.append_now(step)
+        work()
     except (TracepaperError, sqlite3.DatabaseError, OSError) as error:
         cause = error if not isinstance(error, TracepaperError) else error.__cause__
         is_told = isinstance(cause, sqlite3.DatabaseError | OSError) and remedy_of(cause).may_heal
@@ -407,6 +410,17 @@ def life(path: Path, steps: Sequence[Step], *, pages: int = 1000) -> str:
             raise AssertionError(f"{type(error).__name__}: {error}") from error
         return str(error) or type(error).__name__
     return ""
+
+
+def life(path: Path, steps: Sequence[Step], *, pages: int = 1000) -> str:
+    """Store those of *steps* that the record lacks; return the sentence by which that ended."""
+
+    def live() -> None:
+        with closing(opened_log(path, pages=pages)) as log:
+            for step in steps[begin(log) :]:
+                log.append_now(step)
+
+    return ending(live)
 
 
 def faulted(folder: Path, seed: int) -> RecordedHistory:
@@ -417,7 +431,7 @@ def faulted(folder: Path, seed: int) -> RecordedHistory:
     rng = random.Random(seed)
     code = rng.choice([*ERRORS.values(), IOERR, IOERR])
     span = rng.choice((1, 1, 3, FOREVER))
-    faults = Faults(errors=Plan(rng.randint(1, 700), code, span))
+    faults = Faults(errors=Outage(rng.randint(1, 400), code, span))
     recorder = FolderRecorder(folder / "life 1", faults)
     steps = drawn_steps(rng, 40)
     pages = rng.choice((8, 20, 1000))
@@ -432,7 +446,7 @@ def faulted(folder: Path, seed: int) -> RecordedHistory:
         path = recorder.folder / "a.db"
         assert not life(path, steps, pages=pages)
     hot = list(range(begun, len(recorder.history)))
-    return RecordedHistory(recorder.history, heads_of(path), hot=hot)
+    return recorder.made(heads_of(path), hot=hot)
 
 
 def _kept_life(path: Path, steps: Sequence[Step], pages: int) -> Callable[[], None] | str:
@@ -448,6 +462,38 @@ def _kept_life(path: Path, steps: Sequence[Step], pages: int) -> Callable[[], No
     return log.close
 
 
+def refused(folder: Path, seed: int) -> RecordedHistory:
+    """Return a prune or a backup that meets an error, and is repeated."""
+    rng = random.Random(seed)
+    faults = Faults()
+    recorder = FolderRecorder(folder / "run", faults)
+    path, target = recorder.folder / "a.db", recorder.folder / COPY
+    with recording(recorder):
+        run_id = traded(recorder.folder, rng, 100)
+        heads = heads_of(path)
+
+        def command() -> None:
+            if seed % 2:
+                maintenance.backup(path, target)
+                recorder.promise(target)
+            else:
+                _prune(path)
+
+        begun = len(recorder.history)
+        code, span = rng.choice([*ERRORS.values()]), rng.choice((1, 3, FOREVER))
+        most = 100 if seed % 2 else 500
+        faults.errors = Outage(faults.operations + rng.randint(1, most), code, span)
+        end = ending(command)
+        assert not end or not [*recorder.folder.glob(f"{COPY}*")], "of a backup that failed"
+        faults.errors = {}
+        if end:
+            command()
+    after = heads_of(path)
+    heads[run_id] |= after[run_id]
+    hot = list(range(begun, len(recorder.history))) * 2
+    return recorder.made(heads, hot=hot)
+
+
 HISTORIES: Final[Mapping[str, Callable[[Path, int], RecordedHistory]]] = {
     "first start": first_start,
     "lives": lives,
@@ -456,16 +502,21 @@ HISTORIES: Final[Mapping[str, Callable[[Path, int], RecordedHistory]]] = {
     "backup": backed_up,
     "export": exported,
     "errors": faulted,
+    "commands": refused,
 }
 HAVE_VIEWS: Final = ("first start", "export")
 """The kinds of histories whose records are made with views."""
+FROM_THE_START: Final = ("first start", "errors")
+"""The kinds of histories that are cut also before their first step is acknowledged."""
 
 
 def played(name: str, seed: int, folder: Path, images: int, *, only: int | None = None) -> Played:
     """Make the history *name* of *seed* in *folder*, and check *images* of it, or *only* one."""
     with nullcontext() if name in HAVE_VIEWS else without_views():
         recorded = HISTORIES[name](folder, seed)
-        cuts = drawn_cuts(recorded, seed, images)
+        kinds = [operation.kind for operation in recorded.history]
+        first = 0 if name in FROM_THE_START else kinds.index("acknowledge")
+        cuts = drawn_cuts(recorded, seed, images, first=first)
         if only is not None:
             cuts = [cut for cut in cuts if cut.number == only]
         return Played(recorded, [*verdicts(recorded, cuts, seed, folder / "image")])

@@ -229,6 +229,7 @@ class RecordedHistory:
     database: str = "a.db"
     further: FurtherCheck = nothing_further
     hot: list[int] = field(default_factory=list)  # further cuts to draw often
+    thorough: int = THOROUGH  # one image of so many is read whole
 
 
 class Cut(NamedTuple):
@@ -293,16 +294,23 @@ def verdicts(
         taken = max(taken, cut.at)
         rng = random.Random(f"{seed} image {cut.number}")
         put(files.image(cut.kind, rng, loses_names=cut.loses_names), folder)
-        yield Verdict(cut, check(recorded, folder, files, is_thorough=cut.number % THOROUGH == 0))
+        yield Verdict(
+            cut, check(recorded, folder, files, is_thorough=cut.number % recorded.thorough == 0)
+        )
 
 
 def put(image: Mapping[str, bytes | bytearray], folder: Path) -> None:
     """Write the files of *image* into *folder*, which has no others afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    for held in folder.iterdir() if folder.exists() else ():
+        if held.is_dir():
+            shutil.rmtree(held)
+        else:
+            held.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in image.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if "/" in name:
+            path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
 
@@ -373,6 +381,23 @@ def _hidden_problem(driver: sqlite3.Connection) -> str:
         if read_resumed(driver, run_id).next_sequence != count:
             return f"run {run_id} of {count} steps is resumed elsewhere"
     return ""
+
+
+def unrecorded(recorded: RecordedHistory, folder: Path) -> list[str]:
+    """Return the files in *folder*, where the history ended, that it does not account for.
+
+    An index of a log, a lock and the mark of a backup are not worth recording.
+    """
+    files = Files()
+    for operation in recorded.history:
+        files.take(operation)
+    known = files.kernel()  # an empty log is what a reader of the heads leaves
+    return [
+        name
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(("-shm", ".lock", ".copied"))
+        if known.get(name := path.relative_to(folder).as_posix(), b"") != path.read_bytes()
+    ]
 
 
 def heads_of(path: Path) -> dict[str, dict[int, bytes]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import storage_cases as cases
-from world.disk import FAILURES, FULL, IOERR, Disk, Faults, Operation
+from world.disk import FAILURES, FULL, IOERR, Disk, Faults, Operation, Outage
 from world.disk_histories import (
     HISTORIES,
     FolderRecorder,
     begin,
+    ending,
     life,
     opened_log,
     played,
@@ -32,10 +34,12 @@ from world.images import (
 )
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.errors import AuditUnwritable
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.maintenance import backup, copied_at_s
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 
 STEPS = cases.plain_steps(60)
-IMAGES = {"lives": 90, "engine": 30, "prune": 40, "backup": 40, "export": 20, "errors": 60}
+IMAGES = {"lives": 90, "engine": 30, "prune": 40, "backup": 40, "export": 15, "errors": 50}
 
 
 @pytest.fixture
@@ -200,4 +204,44 @@ def test_a_life_of_which_an_operation_fails_ends_by_a_sentence_and_loses_nothing
         codes = [IOERR, (FULL, -100)[number % 2]] if kind == "write" else [IOERR]
         for code in codes:
             assert third_life(tmp_path / "failed", killed, {number: code}).fired == 1
+    for number in [number for number, kind in enumerate(kinds, 1) if kind == "write"][::8]:
+        third_life(tmp_path / "full", killed, Outage(number, FULL))
     assert not caplog.records  # no library writes a traceback beside the sentence
+
+
+@pytest.mark.usefixtures("plain_records")
+def test_a_backup_of_which_an_operation_fails_leaves_nothing(
+    tmp_path: Path, killed: Killed
+) -> None:
+    path, target = tmp_path / "run" / "a.db", tmp_path / "run" / "copy.db"
+    put(killed.files, path.parent)
+    recorder = FolderRecorder(path.parent)
+    for number in itertools.count(1):
+        recorder.faults = faults = Faults(errors={number: (IOERR, FULL)[number % 2]})
+        with recording(recorder):
+            is_made = not ending(lambda: backup(path, target))
+        assert is_made == target.exists()
+        if not is_made:
+            assert not [*path.parent.glob("copy.db*")]
+            assert copied_at_s(path) is None
+        elif number > faults.operations:
+            break
+        else:
+            path.with_name("a.db.copied").unlink()
+            target.unlink()
+    copied = RecordedHistory([], killed.heads, "copy.db")
+    files = Files()
+    files.acknowledged["r-1"] = 13
+    assert not check(copied, path.parent, files, is_thorough=True)
+
+
+@pytest.mark.usefixtures("plain_records")
+def test_a_reader_of_a_first_start_that_was_cut_says_to_start_again(tmp_path: Path) -> None:
+    files = Files()
+    for operation in HISTORIES["first start"](tmp_path, 2).history:
+        files.take(operation)
+        if operation.path == "a.db" and operation.kind == "write":
+            break
+    put(files.kernel(), tmp_path / "image")
+    with pytest.raises(DataInvalid, match="its first start was killed; start it again"):
+        open_reader(tmp_path / "image" / "a.db")

@@ -6,8 +6,6 @@ import fcntl
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -198,59 +196,6 @@ def test_a_run_that_is_written_is_exported_as_of_one_moment_and_then_taken_up(
     assert again.files["unchanged"] > 3
     assert third.files == {"new": 0, "replaced": 0, "unchanged": len(after), "kept": 0}
     assert files(folder) == after
-
-
-KILLED = """
-import os, pathlib, sys
-from tracepaper.storage.database import exports
-from tracepaper.storage.database.reader import Reader
-
-def progress(view, rows):
-    if view == sys.argv[3]:
-        os.kill(os.getpid(), 9)
-
-moved, move = [], pathlib.Path.replace
-def replace(part, target):
-    move(part, target)
-    moved.append(target)
-    if len(moved) == 5:
-        os.kill(os.getpid(), 9)
-
-pathlib.Path.replace = replace
-reader = Reader.open(pathlib.Path(sys.argv[1]))
-exports.export(reader, sys.argv[4], pathlib.Path(sys.argv[2]), progress=progress)
-"""
-
-
-@pytest.mark.parametrize(
-    ("view", "moved", "repeated"), [("v_gates", 0, False), ("none", 5, False), ("none", 5, True)]
-)
-def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_it(
-    view: str, moved: int, repeated: bool, database: Path, tmp_path: Path
-) -> None:
-    folder, whole = tmp_path / "lake", tmp_path / "whole"
-    before: dict[str, bytes] = {}
-    with Reader.open(database) as reader:
-        export(reader, DIGITS, whole)
-    if repeated:  # over the first day of the same run
-        small = tmp_path / "small.db"
-        cases.write_run(small, STEPS[:50], of=cases.run(DIGITS))
-        with Reader.open(small) as reader:
-            export(reader, DIGITS, folder)
-        before = files(folder)
-    wanted = files(whole)
-    words = [sys.executable, "-c", KILLED, str(database), str(folder), view, DIGITS]
-    assert subprocess.run(words, check=False).returncode == -9
-    readable = {name: text for name, text in files(folder).items() if name.endswith(".parquet")}
-    new = {name for name, text in readable.items() if before.get(name) != text}
-    assert len(new) == moved
-    assert all(readable[name] == wanted[name] for name in new)
-    assert before.keys() <= readable.keys()
-    assert (folder / exporting.UNFINISHED).is_dir()
-    with Reader.open(database) as reader:
-        export(reader, DIGITS, folder)
-    assert files(folder) == wanted
-    assert not (folder / exporting.UNFINISHED).exists()
 
 
 def test_what_a_prune_dropped_stays_in_the_folder(database: Path, tmp_path: Path) -> None:

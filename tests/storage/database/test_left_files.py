@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from faulty_disk import files_of
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.connection import open_reader
@@ -41,6 +40,11 @@ def killed(path: Path, *, copied_at: int, steps: int, pages: int) -> None:
     for ending in ("", "-wal", "-shm", ".lock"):
         shutil.copy(f"{alive}{ending}", f"{path}{ending}")
     log.close()
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    files = (path.with_name(path.name + ending) for ending in ("", "-wal", "-journal"))
+    return {file.name: file.read_bytes() for file in files if file.exists()}
 
 
 def check_restored(path: Path, opening: Callable[[Path], object], steps: int) -> None:
