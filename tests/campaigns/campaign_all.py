@@ -51,6 +51,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
     **{part: (*_ENGINE, part) for part in ("accounts", "stretch", "laws")},
+    **{part: (*_PYTHON, f"tests/campaigns/campaign_{part}.py") for part in ("world", "plants")},
     **{
         f"live_{kind}": (
             *(*_PYTHON, "tests/campaigns/campaign.py", "--kind", kind, "--rounds", "2"),
