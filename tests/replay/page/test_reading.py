@@ -86,6 +86,13 @@ SMALL_TARGETS: Final = """() => {
     }).map((element) => element.outerHTML);
 }"""
 """Targets too small for a finger, except words of a sentence."""
+COVERED: Final = """() => {
+    const labels = [...document.querySelectorAll(".rows li > *")];
+    const boxes = labels.map((element) => element.getBoundingClientRect());
+    return labels.filter((_, index) => boxes[index + 1]?.top < boxes[index].bottom - 1)
+        .map((element) => element.textContent);
+}"""
+"""Labels under the chart that the next one covers."""
 PLACES: Final = ("", "/account", "/gates", "/health", "/model", "/report", "/compare")
 
 
@@ -103,6 +110,7 @@ def test_in_no_place_a_word_is_cut_or_a_finger_misses(
             drawn(page) if not place else expect(page.locator("h1").first).to_be_visible()
             page.wait_for_load_state("networkidle")
             assert page.evaluate(CUT) == [], place
+            assert page.evaluate(COVERED) == [], place
             assert size is not PHONE or page.evaluate(SMALL_TARGETS) == [], place
         page.goto(f"{url}/#/runs")
         expect(page.get_by_role("link", name=re.compile("attention"))).to_be_visible()

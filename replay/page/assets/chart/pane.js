@@ -333,7 +333,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         ${rows.map(
           (row) =>
             html`<li key=${row.key} style=${{ height: `${ROW}px` }}>
-              ${row.kind === "gate"
+              ${row.kind === "gate" && !isCompact
                 ? html`<button
                     class=${decision?.refused_by === row.key ? "refuser" : ""}
                     aria-pressed=${gate === row.key}
