@@ -6,14 +6,13 @@ A backtest takes a tenth of a second, so what no network and no kill can change 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from drawn import SIDES
+from hedged_cases import DRAWN
 from recordings import record
 from seeded_events import seeded_market
 from world.checker import Served, Truth
@@ -105,7 +104,9 @@ def _hedge(rng: random.Random, config: Sections) -> None:
     config["account"]["position_mode"] = "hedge"
     if rng.random() < 0.7:
         config["account"] |= {"margin": "isolated", "leverage": rng.choice((10, 50, 100))}
-    config["strategy"] = {"name": "sides_drawn:Sides"}
+    options = {"seed": rng.randrange(1_000), "lists": rng.random() < 0.7}
+    config["strategy"] = {"name": DRAWN, "options": options}
+    config["sizing"] = {"mode": "notional", "notional": "40000"}
 
 
 def _two(rng: random.Random, config: Sections) -> None:
@@ -169,9 +170,6 @@ def recorded_backtest(kind: str, seed: int, folder: Path) -> tuple[Path, Truth]:
     """Record a drawn backtest of *kind* in *folder*; return its database and what was served."""
     rng = random.Random(f"{kind}:{seed}")
     sections = sections_of(kind, rng)
-    if kind == "hedge":
-        (folder / "sides_drawn.py").write_text(SIDES)
-        sys.path.insert(0, str(folder))
     category = Category(sections["market"].get("category", "linear"))
     beside: dict[str, Any] = {}
     rates: dict[str, dict[int, Decimal]] = {}
@@ -193,12 +191,7 @@ def recorded_backtest(kind: str, seed: int, folder: Path) -> tuple[Path, Truth]:
                 values = (Decimal(int(rate)).scaleb(-10) for rate in funding.rate)
                 rates[candles.instrument] = dict(zip(times, values, strict=True))
     database = folder / f"{kind}-{seed}.db"
-    try:
-        record(database, load(None, sections), series, **beside)
-    finally:
-        if kind == "hedge":
-            sys.path.remove(str(folder))
-            sys.modules.pop("sides_drawn", None)
+    record(database, load(None, sections), series, **beside)
     served = {each.instrument: served_by(each, rates.get(each.instrument, {})) for each in series}
     return database, Truth(sections, served, (), (), frozenset())
 
