@@ -89,7 +89,7 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
     except (sqlite3.Error, OSError) as error:
         raise refusal(str(target), error) from error
     finally:
-        for suffix in ("", "-wal", "-shm", ".lock"):
+        for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -456,56 +455,6 @@ def test_nothing_is_taken_after_the_log_is_closed(tmp_path: Path) -> None:
     log.close()
     with pytest.raises(AuditUnwritable, match="closed"):
         log.append_now(cases.plain_steps(1)[0])
-
-
-def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
-    """Copy file and WAL as they lie on the disk, without any close, and go on from there."""
-    path = tmp_path / "a.db"
-    log = SqlAuditLog.open(path, group_steps=7)
-    log.begin(cases.run())
-    steps = cases.plain_steps(30)
-    for step in steps[:25]:
-        log.append_now(step)
-    for suffix in ("", "-wal"):
-        (tmp_path / f"copy.db{suffix}").write_bytes((tmp_path / f"a.db{suffix}").read_bytes())
-    log.close()
-    again = SqlAuditLog.open(tmp_path / "copy.db")
-    assert again.resume("r-1").next_sequence == 21
-    for step in steps[21:]:
-        again.append_now(step)
-    again.close()
-    assert stored(tmp_path / "copy.db") == steps
-    assert holds(tmp_path / "copy.db")
-
-
-def test_a_kill_at_any_statement_of_a_commit_leaves_whole_commits(tmp_path: Path) -> None:
-    """Copy file and WAL as they lie on the disk whenever a statement begins."""
-    path, steps = tmp_path / "a.db", cases.plain_steps(16)
-    log = SqlAuditLog.open(path, group_steps=8)
-    log.begin(cases.run())
-    raw = log._driver  # noqa: SLF001 - where a statement begins, only SQLite knows
-    cuts: dict[tuple[bytes, ...], int] = {}  # the files, with the steps acknowledged before
-
-    def cut(_statement: str, acknowledged: int) -> None:
-        files = tuple(Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal"))
-        cuts[files] = max(acknowledged, cuts.get(files, 0))
-
-    for end in (8, 16):
-        raw.set_trace_callback(partial(cut, acknowledged=end - 8))
-        for step in steps[end - 8 : end]:
-            log.append_now(step)
-        raw.set_trace_callback(None)
-        cut("", end)
-    log.close()
-    assert sorted(cuts.values()) == [0, 8, 16]
-    for files, acknowledged in cuts.items():
-        for suffix, content in zip(("", "-wal"), files, strict=True):
-            Path(f"{tmp_path / 'cut.db'}{suffix}").write_bytes(content)
-        with closing(sqlite3.connect(tmp_path / "cut.db")) as database:
-            assert database.execute("SELECT sum(step_count) FROM runs").fetchone() == (
-                acknowledged or None,
-            )
-            assert not acknowledged or verify_chain(database, "r-1").steps == acknowledged
 
 
 def test_reasons_without_end_are_forgotten_and_stored_anew(tmp_path: Path) -> None:

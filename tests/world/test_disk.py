@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import storage_cases as cases
-from world.disk import FAILURES, FULL, IOERR, Disk, Faults, Operation, Outage
+from world.disk import FAILURES, FOREVER, FULL, IOERR, Disk, Faults, Operation, Outage
 from world.disk_histories import (
     HISTORIES,
     FolderRecorder,
@@ -217,7 +217,9 @@ def test_a_backup_of_which_an_operation_fails_leaves_nothing(
     put(killed.files, path.parent)
     recorder = FolderRecorder(path.parent)
     for number in itertools.count(1):
-        recorder.faults = faults = Faults(errors={number: (IOERR, FULL)[number % 2]})
+        span = FOREVER if number % 4 < 2 else 1
+        faults = Faults(errors=Outage(number, (IOERR, FULL)[number % 2], span))
+        recorder.faults = faults
         with recording(recorder):
             is_made = not ending(lambda: backup(path, target))
         assert is_made == target.exists()
