@@ -29,7 +29,7 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "campaigns")]
 
 from world.history import Outcome, history, prepare  # noqa: E402 - after their folder
-from world.spec import KINDS, Spec, drawn, without  # noqa: E402
+from world.spec import KINDS, Spec, drawn, kinds_of, without  # noqa: E402
 
 STATE: Final = TESTS / "campaigns" / "world.toml"
 COUNT: Final = 40
@@ -137,7 +137,7 @@ def _shrink(spec: Spec, base: Path, broken: Outcome) -> None:
         half := drawn(spec.seed, bars=spec.bars // 2, kind=spec.kind, minutes=spec.minutes)
     ):
         spec = half
-    for name in (*spec.rates, *spec.host, "commands"):
+    for name in kinds_of(spec):
         if breaks(trial := without(spec, [name])):
             spec = trial
             left_out.append(name)

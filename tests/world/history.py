@@ -33,6 +33,7 @@ from world.disk import KILLED
 from world.life import PORT, STOP_WITHIN_S, Life, Report, Shared
 from world.loop import START_S
 from world.spec import PAST_BARS, Spec, calm, candles, drawn
+from world.strategies import MENDED, RAISING
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.exchange.market import (
@@ -106,6 +107,7 @@ class History:
     def play(self) -> Outcome:
         """Play all lives, hold the laws and return what came of it."""
         (self.folder / "sides_drawn.py").write_text(SIDES)
+        (self.folder / "raising_drawn.py").write_text(RAISING)
         before_s = _cpu_s()
         pauses = random.Random(f"{self.spec.seed}:pause")
         outcome = self.outcome
@@ -218,6 +220,11 @@ class History:
         if any(word in report.end for word in ("CRASH", "STUCK", "WORLD", "cancelled")):
             self._violate("end", f"life {number}: {report.end} {report.trace}")
             return False
+        if name == "StrategyFailed" and self.spec.kind == "raising":
+            (self.folder / "raising_drawn.py").write_text(MENDED)  # as the sentence asks
+            return True
+        if self.spec.gone_bar and "trades no linear instrument" in report.end:
+            return False  # it had no run yet, and the symbol is gone: nothing can follow
         if report.end != "orderly" and not report.errors_met and not report.faults:
             self._violate("end", f"life {number} without a fault: {report.end}")
             return False

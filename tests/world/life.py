@@ -27,7 +27,7 @@ import aiohttp
 import msgspec
 from world.disk import FULL, IOERR, KILLED, Faults, Operation, install
 from world.loop import Stuck, VirtualLoop, guard
-from world.spec import Spec
+from world.spec import SYMBOLS, Spec
 
 import tracepaper.daemon.clock as clock_module
 from tracepaper.daemon.config.loading import load
@@ -293,7 +293,7 @@ class Life:
             case "wall_step":
                 self.wall_s += rng.choice((-86_400, -3_600, -1, 1, 3_600, 86_400))
             case "stopped":  # SIGSTOP: network time goes on
-                seconds = rng.choice((1.0, 20.0, 90.0))
+                seconds = rng.choice((1.0, 10.0, 40.0))
                 loop.now_s += seconds
                 self._explain(0.0)
             case "suspended":  # network time stands, market time goes on
@@ -317,10 +317,13 @@ class Life:
     async def _serve(self) -> None:
         spec, exchange, report = self.spec, self.exchange, self.report
         async with exchange:
-            exchange.clock.set(self.begin_ms)
+            clock = exchange.clock
+            clock._anchor_ms, clock._anchor_s = self.begin_ms, self.loop.now_s
             side: list[asyncio.Task[None]] = []
             daemon = self._daemon(side)
             side.append(asyncio.create_task(self._end_with_data(daemon)))
+            if spec.gone_bar:
+                side.append(asyncio.create_task(self._take_away()))
             if spec.rates:
                 side.append(asyncio.create_task(self._strike()))
             runner = asyncio.create_task(daemon.run())
@@ -338,6 +341,15 @@ class Life:
                 report.stop_s = self.loop.now_s - self._stop_asked_s
         if report.end == "orderly":
             report.left = [*self._left()]
+
+    async def _take_away(self) -> None:
+        """Delist the second symbol once its time has come."""
+        gone_ms = self.spec.first_ms + self.spec.gone_bar * self.spec.interval_ms
+        while self.exchange.clock.now_ms() < gone_ms:  # noqa: ASYNC110 - it may be suspended
+            await asyncio.sleep(self.spec.bar_s)
+        markets = self.exchange.venue.markets
+        for key in [key for key, market in markets.items() if market.symbol == SYMBOLS[1]]:
+            del markets[key]
 
     async def _end_with_data(self, daemon: Daemon) -> None:
         """Stop *daemon* a while after the history's end, should no bar of it arrive any more."""

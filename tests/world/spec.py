@@ -61,6 +61,10 @@ class Spec(msgspec.Struct, frozen=True):
     life_operations: int
     command_bars: float  # mean bars between two commands; 0 sends none
     between: tuple[str, ...] = ()  # of BETWEEN
+    listed_bar: int = 0
+    """The bar of the history at which the second symbol first trades; 0: it always did."""
+    gone_bar: int = 0
+    """The bar from which on the exchange lists the second symbol no more; 0: it stays."""
     bar_s: float = 1.0
     """Seconds of network time that a bar lasts."""
 
@@ -106,9 +110,11 @@ def _series(spec: Spec, symbol: str) -> Candles:
     low = np.minimum(opened, close) - wicks[1]
     volume = rng.integers(1_000, 900_000, count)
     times = BEGIN_MS + np.arange(count, dtype=np.int64) * spec.interval_ms
+    is_new = spec.listed_bar and symbol == SYMBOLS[1]
+    kept = slice(PAST_BARS + spec.listed_bar if is_new else 0, None)
     return Candles(
-        "drawn", Category("linear"), symbol, spec.interval_ms, 2, 3, 2,
-        times, opened, high, low, close, volume, None,
+        "drawn", Category("linear"), symbol, spec.interval_ms, 2, 3, 2, times[kept],
+        opened[kept], high[kept], low[kept], close[kept], volume[kept], None,
     )  # fmt: skip
 
 
@@ -179,6 +185,11 @@ def _universe(config: Section, rng: random.Random) -> None:
     config["market"]["universe"] = {"top": 1, "at": at, "on_leave": leave}
 
 
+def _raising(config: Section, rng: random.Random) -> None:
+    del rng
+    config["strategy"] = {"name": "raising_drawn:Raising"}
+
+
 def _two(config: Section, rng: random.Random) -> None:
     del config, rng
 
@@ -187,7 +198,7 @@ KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
     each.__name__.removeprefix("_"): each
     for each in (
         *(_plain, _limits, _margin, _cross, _exits),
-        *(_several, _hedge, _book_fills, _universe, _two),
+        *(_several, _hedge, _book_fills, _universe, _two, _raising),
     )
 }
 ALWAYS_TWO: Final = ("universe", "two")
@@ -229,6 +240,8 @@ def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Sp
         life_operations=rng.choice((100, 600, 3_000)),
         command_bars=rng.choice((0.7, 1, 3, 15)),
         bar_s=rng.choice((1.0, 1.0, 4.0)),
+        listed_bar=_bar(seed, "listed", bars) if many > 1 else 0,
+        gone_bar=_bar(seed, "gone", bars) if many > 1 else 0,
         between=tuple(name for name in BETWEEN if random.Random(f"{seed}:{name}").random() < 0.3),
     )
 
@@ -247,6 +260,12 @@ def _rates(seed: int) -> dict[str, float]:
     return dict.fromkeys(kinds, bars * len(kinds))
 
 
+def _bar(seed: int, name: str, bars: int) -> int:
+    """Draw at which bar something happens to the second symbol; 0 is never."""
+    rng = random.Random(f"{seed}:{name}")
+    return rng.randint(1, max(1, bars // 2)) if rng.random() < 0.25 else 0
+
+
 def _interval_name(minutes: int) -> str:
     return "D" if minutes == 1440 else str(minutes)
 
@@ -259,10 +278,17 @@ def without(spec: Spec, names: Iterable[str]) -> Spec:
         rates={name: rate for name, rate in spec.rates.items() if name not in left_out},
         host=tuple(name for name in spec.host if name not in left_out),
         between=tuple(name for name in spec.between if name not in left_out),
+        listed_bar=0 if "listed" in left_out else spec.listed_bar,
+        gone_bar=0 if "gone" in left_out else spec.gone_bar,
         command_bars=0.0 if "commands" in left_out else spec.command_bars,
     )
 
 
+def kinds_of(spec: Spec) -> tuple[str, ...]:
+    """Return the names of all that ``without`` can leave out of *spec*."""
+    return (*spec.rates, *spec.host, *spec.between, "commands", "listed", "gone")
+
+
 def calm(spec: Spec) -> Spec:
     """Return *spec* without faults and commands."""
-    return without(spec, (*spec.rates, *spec.host, *spec.between, "commands"))
+    return without(spec, kinds_of(spec))
