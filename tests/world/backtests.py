@@ -34,11 +34,13 @@ REVERSION: Final = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 def drawn_candles(
     rng: random.Random, symbol: str, bars: int, category: Category = Category.LINEAR
 ) -> Candles:
-    """Return hours of a heavy-tailed walk in cents, whose opens may differ from the closes."""
+    """Return hours of a heavy-tailed walk in cents, some of which open far from the last close."""
     draw = np.random.default_rng(rng.getrandbits(32))
     steps = draw.standard_t(4, bars) * 0.004
     close = (60_000_00 * np.exp(np.cumsum(steps))).astype(np.int64) // 10 * 10
-    opened = np.concatenate(([60_000_00], close[:-1])) + draw.integers(-200, 200, bars) * 10
+    jumps = np.where(draw.random(bars) < 0.05, draw.normal(0, 0.015, bars), 0)
+    opened = np.concatenate(([60_000_00], close[:-1])) * (1 + jumps)
+    opened = opened.astype(np.int64) // 10 * 10 + draw.integers(-200, 200, bars) * 10
     wick = (np.abs(draw.normal(0, 0.002, (2, bars))) * close).astype(np.int64) // 10 * 10
     high, low = np.maximum(opened, close) + wick[0], np.minimum(opened, close) - wick[1]
     times = FIRST_MS + np.arange(bars, dtype=np.int64) * HOUR_MS
