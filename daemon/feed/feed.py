@@ -192,9 +192,16 @@ class LiveFeed:
                 for update in book.after(event):
                     yield self._received(update)
             # When the next event is requested, the engine has taken in this one.
-            if isinstance(event, Funding) and (belief := self._beliefs.get(event.instrument)):
-                is_booked = belief.settled_ms >= event.market_ms
-                self._states[event.instrument].funding.learn(event, is_booked=is_booked)
+            if isinstance(event, Funding):
+                self._learn(event)
+
+    def _learn(self, settlement: Funding) -> None:
+        """Note that *settlement* was delivered, and whether the engine booked it."""
+        funding = self._states[settlement.instrument].funding
+        funding.queued_ms.discard(settlement.market_ms)
+        if belief := self._beliefs.get(settlement.instrument):
+            is_booked = belief.settled_ms >= settlement.market_ms
+            funding.learn(settlement, is_booked=is_booked)
 
     def is_behind(self) -> bool:
         """Return whether a bar follows at once that arrived with the event just yielded."""

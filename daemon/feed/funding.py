@@ -32,6 +32,7 @@ class FundingSchedule:
         self._doubted: deque[tuple[int, int]] = deque(maxlen=DOUBTED_RATES)  # time and rate
         self._booked_ms = settled_ms  # the newest settlement that the engine booked
         self.settled_ms = settled_ms  # the newest that need not be requested again
+        self.queued_ms: set[int] = set()  # times of those that wait in the feed's queue
 
     def announce(self, next_ms: int) -> None:
         """Take in the ticker's ``nextFundingTime``."""

@@ -430,7 +430,13 @@ class FeedMaintenance:
     async def _settle(self, state: FeedState, until_ms: int) -> None:
         """Fetch and queue the settlements until *until_ms*."""
         for settled in await self.settlements(state, until_ms):
-            self._queue.put_nowait(settled)
+            self.queue_settlement(state, settled)
+
+    def queue_settlement(self, state: FeedState, settled: Funding | Gap) -> None:
+        """Queue *settled*; until it is delivered, later settlements have to follow it there."""
+        if isinstance(settled, Funding):
+            state.funding.queued_ms.add(settled.market_ms)
+        self._queue.put_nowait(settled)
 
     async def _filters(self, instrument: Instrument) -> list[Instrument]:
         """Return the instrument with its current filters; delisted if the exchange lists none."""

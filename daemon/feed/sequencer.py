@@ -455,7 +455,7 @@ class BarSequencer:
         """Yield the settlements due before a bar that closed at *close_ms*.
 
         If they take longer than *wait_s*, the bar is delivered without them, and the background
-        tasks request them.
+        tasks request them. If older ones still wait in the queue, they follow those.
         """
         if not state.funding.is_due_by(close_ms):
             return
@@ -468,4 +468,7 @@ class BarSequencer:
         except TimeoutError:
             return
         for funding in settled:
-            yield funding
+            if state.funding.queued_ms:  # the engine ignores one that is older than the last
+                self._maintenance.queue_settlement(state, funding)
+            else:
+                yield funding

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
+from typing import Any
 
 from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section, kline
@@ -23,7 +24,12 @@ from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Instru
 BITCOIN = instrument(price_decimals=1, tick_size=1)
 
 
-def sequencer_of(clock: SteppedClock, client: BybitClient, *states: FeedState) -> BarSequencer:
+def sequencer_of(
+    clock: SteppedClock,
+    client: BybitClient,
+    *states: FeedState,
+    queue: EventQueue[Any] | None = None,
+) -> BarSequencer:
     """Return the part of a feed that orders the bars of *states*, without its background."""
     by_id, section = {state.instrument.id: state for state in states}, exchange_section()
     return BarSequencer(
@@ -35,7 +41,7 @@ def sequencer_of(clock: SteppedClock, client: BybitClient, *states: FeedState) -
             clock=clock,
             exchange=section,
             states=by_id,
-            queue=EventQueue(10),
+            queue=EventQueue(10) if queue is None else queue,
             spawn=lambda work: work.close(),
         ),
         is_up=lambda _: True,

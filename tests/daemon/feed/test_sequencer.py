@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
@@ -11,7 +12,7 @@ from bybit_feed import sequencer_of
 from bybit_server import SteppedClock, exchange_section
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.feed.client import BackfillPage
+from tracepaper.daemon.feed.client import BackfillPage, EventQueue
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import PENDING_MAX, BarSequence, CloseFilter, FeedState
@@ -193,3 +194,24 @@ async def test_the_bars_of_one_close_share_one_wait_for_settlements() -> None:
             assert delivered == [minute]
     assert len(client.asked_until) == 4  # two of each close; background tasks request the others
     assert sorted(set(client.asked_until)) == [START_MS + MINUTE, START_MS + 2 * MINUTE]
+
+
+async def test_a_settlement_follows_older_ones_that_wait_in_the_queue() -> None:
+    """The engine ignores a settlement that is older than the last: it would never be paid."""
+    clock = SteppedClock(START_MS)
+    older, newer = (Funding("linear:BTCUSDT", 100, at, at) for at in (START_MS, START_MS + MINUTE))
+
+    class Answering(SilentClient):
+        async def funding(
+            self, instrument: Instrument, start_ms: int, end_ms: int
+        ) -> list[Funding]:
+            return [each for each in (older, newer) if start_ms <= each.market_ms <= end_ms]
+
+    state, queue = state_of(), EventQueue[Any](10)
+    state.funding = FundingSchedule(interval_minutes=1, settled_ms=START_MS - MINUTE)
+    state.funding.settle([older])
+    state.funding.queued_ms.add(older.market_ms)
+    sequencer = sequencer_of(clock, Answering(clock), state, queue=queue)
+    (delivered,) = [event async for event in sequencer.bar(bar(index=0))]
+    assert isinstance(delivered, Bar)
+    assert (await queue.get()).market_ms == newer.market_ms
