@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import storage_cases as cases
 from exchange_client import candles, walk_rows
+from forging import verified
 from msgspec.structs import replace
 from recordings import crossing, record
 from world.disk import (
@@ -270,7 +271,7 @@ def pruned(folder: Path, seed: int) -> RecordedHistory:
     with recording(recorder):
         run_id = traded(recorder.folder, rng, rng.randint(100, 140))
     heads, rows = heads_of(path), {}
-    rows[len(heads[run_id]) - 1] = _rows(path)
+    rows[max(heads[run_id])] = _rows(path)
     begun = len(recorder.history)
     with recording(recorder):
         _prune(path)
@@ -285,10 +286,14 @@ def pruned(folder: Path, seed: int) -> RecordedHistory:
             held = driver.execute("SELECT count(*) FROM steps").fetchone()[0]
         if held != rows.get(count, held):
             return f"{held} rows of {count} steps, not {rows[count]}: neither before nor after"
+        if is_thorough and count in rows:
+            _prune(folder / "a.db")
+            if not verified(folder / "a.db").passes:
+                return f"the record of {count} steps is not derived after its prune"
         return ""
 
     hot = list(range(begun, len(recorder.history)))
-    return recorder.made(heads, further=further, hot=hot)
+    return recorder.made(heads, further=further, hot=hot, thorough=7)
 
 
 def _prune(path: Path) -> None:
@@ -303,6 +308,10 @@ def _rows(path: Path) -> int:
         return int(driver.execute("SELECT count(*) FROM steps").fetchone()[0])
 
 
+_CONTENTS: Final = (b"time,rate\n", b"time,rate\n1,2\n")
+"""Of a file beside the record, which is written whole and once more."""
+
+
 def backed_up(folder: Path, seed: int) -> RecordedHistory:
     """Return a life in which a backup is made: no file, or a whole one; it can be made again."""
     rng = random.Random(seed)
@@ -314,8 +323,9 @@ def backed_up(folder: Path, seed: int) -> RecordedHistory:
             log.append_now(step)
         begun = len(recorder.history)
         rows = kept_covariates(path) / "a.csv"
-        write_whole((b"time,rate\n",), rows)
-        recorder.promise(rows)
+        for content in _CONTENTS:
+            write_whole((content,), rows)
+            recorder.promise(rows)
         for copy in (path.with_name(COPY), *maintenance.backup(path, path.with_name(COPY))):
             recorder.promise(copy)
         ended = len(recorder.history)
@@ -325,7 +335,9 @@ def backed_up(folder: Path, seed: int) -> RecordedHistory:
     heads = heads_of(path)
 
     def further(folder: Path, files: Files, *, is_thorough: bool) -> str:
-        target = folder / COPY
+        target, kept = folder / COPY, kept_covariates(folder / "a.db") / "a.csv"
+        if kept.exists() and kept.read_bytes() not in _CONTENTS:
+            return f"{kept.name} is cut"
         if not target.exists():
             if is_thorough and "r-1" in files.acknowledged:
                 maintenance.backup(folder / "a.db", target)

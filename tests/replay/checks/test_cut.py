@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ from tracepaper.storage.chain.trades import check_trades
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.chunks import KeptStart, commit_at
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.record.decode import BAR_READ
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
@@ -356,45 +352,3 @@ def test_every_decision_that_a_prune_keeps_is_derived(tmp_path: Path, kind: str)
         assert verification.passes, verification.differences[:3]
         assert (verification.exact, verification.chained) == (True, 0)
         assert 24 * keep_days <= verification.decisions == len(opened(path)) < whole
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from tracepaper.daemon.session.resume import rebuilding
-from tracepaper.storage import maintenance as retention
-path, before = Path(sys.argv[1]), sys.argv[2]
-opened = retention.open_writer
-def killing(statement):
-    if statement.startswith(before):
-        if before == "VACUUM":  # in its midst
-            raw.set_progress_handler(lambda: os.kill(os.getpid(), 9), 500)
-        else:
-            os.kill(os.getpid(), 9)
-def watched(*args):
-    global raw
-    writer = opened(*args)
-    raw = writer.driver
-    raw.set_trace_callback(killing)
-    return writer
-retention.open_writer = watched
-retention.prune(
-    path, keep_days=3, pruned_at_ms=5, rebuild=lambda run_id: rebuilding(path, run_id)
-)
-"""
-
-
-def test_a_prune_that_is_killed_was_not_or_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "run.db"
-    replayed(path, "crossing")
-    for before in ("COMMIT", "VACUUM"):
-        copy = Path(shutil.copy(path, tmp_path / f"{before.split()[0]}.db"))
-        words = [sys.executable, "-c", KILLED, str(copy), before]
-        assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
-        open_writer(copy).close()
-        assert not audited(copy)
-        verification = verified(copy)
-        assert verification.passes
-        assert (verification.from_step > 0) is (before == "VACUUM")
-        assert prune(copy, keep_days=3).until_sequence > 0
-        assert verified(copy).from_step > 0

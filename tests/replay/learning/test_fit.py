@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -126,24 +124,6 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind:
     assert [*rest.progress.gradients.items()] == [*whole.progress.gradients.items()]
     for name, tensor in whole.best.items():
         assert torch.equal(rest.best[name], tensor)
-
-
-def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path: Path) -> None:
-    fitted = fit(tmp_path)
-    fitted.save()
-    before = states.read_state(tmp_path / states.STATE_NAME)
-    program = (
-        "import os, sys; from pathlib import Path; import torch;"
-        "from tracepaper.replay.learning import fit;"
-        "os.fsync = lambda _: os.kill(os.getpid(), 9);"
-        "fit.write_state(Path(sys.argv[1]), {'a': torch.ones(9)})"
-    )
-    words = [sys.executable, "-c", program, str(tmp_path / states.STATE_NAME)]
-    assert subprocess.run(words, check=False).returncode == -9
-    assert len([*tmp_path.iterdir()]) == 2
-    after = states.read_state(tmp_path / states.STATE_NAME)
-    torch.testing.assert_close(after["network"], before["network"], rtol=0, atol=0)
-    assert fit(tmp_path).resume()
 
 
 def test_a_full_disk_leaves_the_state_before_and_says_where(tmp_path: Path) -> None:
