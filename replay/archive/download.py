@@ -310,14 +310,13 @@ async def record_live(
     *,
     clock: Clock,
     done: asyncio.Future[None],
-    ends: Callable[[], object] = lambda: None,
     skips: Callable[[str], None] | None = None,
 ) -> str:
     """Record each of *requests*, all of one category, from the exchange to its file until *done*.
 
-    At the end it calls *ends* and records what the exchange sent before; it raises ``FeedLost`` if
-    the exchange does not answer. Returns the sentences of the writers. Raises ``ConfigInvalid`` for
-    an unknown symbol; with *skips* it is called with the reason, and the others are recorded.
+    At the end it records what the exchange sent before; it raises ``FeedLost`` if the exchange does
+    not answer. Returns the sentences of the writers. Raises ``ConfigInvalid`` for an unknown
+    symbol; with *skips* it is called with the reason, and the others are recorded.
     Raises ``FeedLost`` if the exchange cannot be reached at the start. Later losses become gaps,
     and it reconnects forever.
     """
@@ -368,10 +367,7 @@ async def record_live(
             )
             for first in range(0, len(recordings), SYMBOLS_PER_CONNECTION)
         ]
-        await _until_done(streams, done, ends)
-        for _, writer in recordings:
-            writer.flush()
-            await asyncio.sleep(0)  # the loop shows that the end goes on, between two files
+        await _until_done(streams, done)
     return " ".join(writer.says for _, writer in recordings if writer.says)
 
 
@@ -413,10 +409,8 @@ def _stream_of(
     return stream
 
 
-async def _until_done(
-    streams: Sequence[PublicStream], done: asyncio.Future[None], ends: Callable[[], object]
-) -> None:
-    """Listen until *done*, call *ends* and read all earlier frames.
+async def _until_done(streams: Sequence[PublicStream], done: asyncio.Future[None]) -> None:
+    """Listen until *done*, then read all earlier frames.
 
     Raises an error that ends a stream.
     """
@@ -425,7 +419,6 @@ async def _until_done(
         ended, _ = await asyncio.wait((*listening, done), return_when=asyncio.FIRST_COMPLETED)
         for task in ended - {done}:
             await task
-        ends()
         try:
             await asyncio.gather(*(stream.unsubscribe() for stream in streams))
         except FeedLost:

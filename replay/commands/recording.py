@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -70,27 +71,30 @@ def record_session(
             if not done.done():
                 done.set_result(None)
 
-        def show() -> None:
-            """Show the daemon each second that the end goes on."""
+        def end_shown() -> None:
+            """End, and show the daemon each second that the end goes on.
+
+            In a thread: on a busy machine the loop gets to nothing else until its frames are read.
+            """
+            loop.call_soon_threadsafe(end)
             with suppress(OSError):  # the daemon was killed
-                os.write(sys.stdout.fileno(), b".")
-            loop.call_later(SHOWN_S, show)
+                while True:
+                    os.write(sys.stdout.fileno(), b".")
+                    time.sleep(SHOWN_S)
 
         if seconds is not None:
             loop.call_later(seconds, end)
         skips: Callable[[str], None] | None = None
-        ends: Callable[[], object] = end
         if service:
+            # The daemon's end closes standard input; the recorder then writes its buffers. On
+            # Linux that thread, which exists already, keeps the daemon's priority.
+            on_input_end(end_shown)
             with suppress(OSError):
                 os.nice(NICE)
-            # The daemon's end closes standard input; the recorder then writes its buffers.
-            on_input_end(lambda: loop.call_soon_threadsafe(end))
-            skips, ends = tell, show
+            skips = tell
         clock = SystemClock(exchange.time_scale)
         with signals_call(end):
-            return await record_live(
-                exchange, requests, clock=clock, done=done, ends=ends, skips=skips
-            )
+            return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
 
     return run_loop(session())
 

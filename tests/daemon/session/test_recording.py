@@ -8,10 +8,11 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from aiohttp import ClientSession
@@ -217,23 +218,33 @@ async def test_an_end_that_the_exchange_does_not_answer_says_that_the_last_frame
     assert EventsFile(path).quality().torn == ""
 
 
-async def test_a_recorder_shows_each_second_that_its_end_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "BTCUSDT.events"
-    async with ScriptedServer() as server:
-        exchange = {"rest_url": server.rest_url, "stream_url": server.stream_url}
-        process = await asyncio.create_subprocess_exec(
-            *(*processes.RECORD, "BTCUSDT", "--events", "--out", str(path)),
-            *("--service", json.dumps(exchange | {"connect_timeout_s": 600})),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        await until(lambda: len(server.subscribed()) == 2)
-        server.is_mute = True
+BUSY: Final = """
+import time
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.commands import recording
+
+async def record_live(*_given, **_named):
+    print("busy", flush=True)
+    time.sleep(3_600)
+
+recording.record_live = record_live
+recording.record_session(load({}).exchange, {}, service=True)
+"""
+"""A recorder whose loop gets to nothing but its frames."""
+
+
+async def test_a_recorder_shows_each_second_that_its_end_goes_on_however_busy_it_is() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", BUSY),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    async with deadline():
+        assert await present(process.stdout).readline() == b"busy\n"
         present(process.stdin).close()
-        async with deadline():
-            assert await present(process.stdout).readexactly(2) == b".."
-        process.kill()
-        await process.wait()
+        assert await present(process.stdout).readexactly(2) == b".."
+    process.kill()
+    await process.wait()
 
 
 async def test_a_recorder_that_is_silent_at_its_end_is_a_warning_of_the_daemon(
