@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import stat
@@ -59,6 +58,8 @@ def signals_handled(act: Callable[[int], object]) -> Iterator[None]:
 @contextmanager
 def signals_call(act: Callable[[], object]) -> Iterator[None]:
     """Call *act* in the running event loop at each signal that ends a process, in the block."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     with signals_handled(lambda _number: loop.call_soon_threadsafe(act)):
         yield
@@ -90,6 +91,8 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
     A thread may hang in the name resolver; and if the machine can start no more threads, closing
     the loop fails.
     """
+    import asyncio  # a tenth of the CPU time of --help, which needs no loop
+
     return asyncio.Runner().run(work)
 
 
