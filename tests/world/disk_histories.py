@@ -57,6 +57,7 @@ from tracepaper.strategies.types.decisions import Step
 
 HOUR_MS: Final = 3_600_000
 COPY: Final = "copy.db"
+PULLED: Final = "pulled.db"
 _EXPORT: Final = "export"
 
 
@@ -328,6 +329,14 @@ def backed_up(folder: Path, seed: int) -> RecordedHistory:
             recorder.promise(rows)
         for copy in (path.with_name(COPY), *maintenance.backup(path, path.with_name(COPY))):
             recorder.promise(copy)
+        with (
+            maintenance.whole_file(path.with_name(PULLED), "pull") as partial,
+            closing(opened_log(partial, pages=20)) as pull,
+        ):
+            pull._driver.execute("PRAGMA synchronous = OFF")  # as a pull is written
+            for step in steps[begin(pull) : 25]:
+                pull.append_now(step)
+        recorder.promise(path.with_name(PULLED))
         ended = len(recorder.history)
         for step in steps[25:]:
             log.append_now(step)
@@ -342,10 +351,14 @@ def backed_up(folder: Path, seed: int) -> RecordedHistory:
             if is_thorough and "r-1" in files.acknowledged:
                 maintenance.backup(folder / "a.db", target)
             return ""
-        copied = RecordedHistory([], heads, COPY)
         before = Files()
         before.acknowledged["r-1"] = 25
-        return check(copied, folder, before, is_thorough=is_thorough)
+        copies = [RecordedHistory([], heads, name) for name in (COPY, PULLED)]
+        return "".join(
+            check(copy, folder, before, is_thorough=is_thorough)
+            for copy in copies
+            if (folder / copy.database).exists()
+        )
 
     hot = list(range(begun, ended + 1)) * 4
     return recorder.made(heads, further=further, hot=hot)
