@@ -42,9 +42,14 @@ class State(msgspec.Struct):
 
     next_seed: int = 1
     histories: int = 0
-    operations: int = 0
     images: dict[str, int] = {}
     """By kind of history."""
+
+    def keep(self) -> None:
+        """Write it down."""
+        images = [f'"{kind}" = {count}' for kind, count in self.images.items()]
+        lines = [f"next_seed = {self.next_seed}", f"histories = {self.histories}"]
+        STATE.write_text("\n".join([*lines, "", "[images]", *images, ""]), encoding="utf-8")
 
 
 def main() -> int:
@@ -80,9 +85,8 @@ def main() -> int:
     if goes_on and not violations:
         state.next_seed = seed
         state.histories += sum(histories.values())
-        state.operations += operations
         state.images = dict(Counter(state.images) + by_history)
-        STATE.write_bytes(msgspec.toml.encode(state))
+        state.keep()
     total = sum(by_history.values())
     print(
         f"{total:,} images of {sum(histories.values())} histories (seeds {first} to {seed - 1}, "
