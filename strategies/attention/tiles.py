@@ -354,7 +354,8 @@ def smallest_kept(
     as_integer = torch.int32 if kind == torch.float32 else torch.int64
     ranks = [int(ratio * count) for count in candidates]
     prefixes = [0] * batch
-    for shift in range(torch.finfo(kind).bits - RADIX_BITS, -1, -RADIX_BITS):
+    first = torch.finfo(kind).bits - RADIX_BITS
+    for shift in range(first, -1, -RADIX_BITS):
         counts = torch.zeros(batch, 1 << RADIX_BITS, dtype=torch.int64, device=device)
         computed = [0] * batch
         for tile in parts(None):
@@ -362,7 +363,9 @@ def smallest_kept(
             for element, entries in enumerate(fused, tile.batch.start):
                 bits = entries.view(as_integer).flatten()
                 computed[element] += bits.numel()
-                inside = bits[(bits >> shift >> RADIX_BITS) == prefixes[element]]
+                inside = bits  # all have the empty prefix of the first pass; a copy takes its time
+                if shift < first:
+                    inside = bits[(bits >> shift >> RADIX_BITS) == prefixes[element]]
                 digits = (inside >> shift) & ((1 << RADIX_BITS) - 1)
                 counts[element] += torch.bincount(digits, minlength=1 << RADIX_BITS)
         for element in range(batch):
