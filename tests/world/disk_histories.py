@@ -388,7 +388,7 @@ def exported(folder: Path, seed: int) -> RecordedHistory:
         for name, content in held.items():
             if content not in [state.get(name) for state in whole]:
                 return f"{name} is cut"
-        if is_thorough and files.acknowledged["r-1"] >= 30:
+        if is_thorough and files.acknowledged.get("r-1", 0) >= 30:
             _export(folder / "a.db", folder / _EXPORT)
             is_last = files.acknowledged["r-1"] == len(steps)
             if is_last and _contents(folder / _EXPORT) != whole[-1]:
