@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from asyncio import AbstractEventLoop, new_event_loop
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from command_line import Cli
 from hypothesis import settings
 from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import InstalledWheel, installed_with_all
+from world.loop import loop_without_delays
 
 COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
 """CPU seconds, name and mark of each test that `make costs` saw take a quarter of one or more, or
@@ -25,9 +27,21 @@ REAL_TIME: Final = {"socket.bind", "socket.connect", "subprocess.Popen", "os.for
 """What Python audits where a test's course comes to depend on how busy the machine is."""
 LIMITS_S: Final = {"slow": (0.25, 1.0), "long": (0.5, 10.0)}
 """Above what cost a test has the mark, and the cheapest test of a module: a module is a subject."""
+VIRTUAL: Final = ("tests/daemon/feed/", "tests/daemon/bybit/", "tests/replay/exchange/")
+"""Tests whose servers run in their own loop."""
+OTHERS_CLIENT: Final = "tests/replay/exchange/test_clients.py"
+"""It asks by other people's library, which has a socket."""
 KEPT: Final = ("tests/repository/test_readme.py", "tests/world/")
 """They are never slow: what a page costs follows from whether it was changed, and histories stand
 for the tests that are."""
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], AbstractEventLoop]]:
+    """Give tests of ``VIRTUAL`` a loop in which no time passes and nothing has a socket."""
+    is_virtual = item.nodeid.startswith(VIRTUAL) and not item.nodeid.startswith(OTHERS_CLIENT)
+    return {"loop": loop_without_delays if is_virtual else new_event_loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

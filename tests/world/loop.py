@@ -231,6 +231,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.network.listen(protocol_factory, Address(host or "127.0.0.1", port or 0))
 
 
+def loop_without_delays() -> VirtualLoop:
+    """Return a loop for a test with scripted servers: what is sent arrives at once and whole.
+
+    Its time moves only where nothing is ready, so that the test's course cannot depend on the
+    machine's load.
+    """
+    loop = VirtualLoop("test")
+    loop.network.latency_s = loop.work_s = (0.0, 0.0)
+    loop.network.split = 0.0
+    return loop
+
+
 class _Inline(concurrent.futures.Future[Any]):
     """The result of work that was done at once."""
 

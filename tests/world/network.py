@@ -14,7 +14,7 @@ import random
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 LATENCY_S: Final = (0.001, 0.03)
 SPLIT: Final = 0.02
@@ -69,6 +69,12 @@ class Server:
 
     async def wait_closed(self) -> None:
         return
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.close()
 
 
 class Network:
