@@ -27,7 +27,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
-from tracepaper.daemon.feed.maintenance import ServerTimeReader, delisted
+from tracepaper.daemon.feed.maintenance import CLOSED, ServerTimeReader, delisted
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.daemon.http.metrics import registry_of
@@ -215,7 +215,10 @@ class Daemon:
             instruments = [filters_for(config, item) for item in listed]
             if config.account.margin != "none":
                 instruments = [
-                    replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
+                    item  # the exchange answers nothing about it: it keeps what the record has
+                    if item.status == CLOSED
+                    else replace(item, risk_tiers=await client.risk_tiers(item))
+                    for item in instruments
                 ]
             for item in () if is_served else instruments:
                 reject_size(config, item)  # in a resumed run each decision gives the reason

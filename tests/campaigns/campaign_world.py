@@ -1,6 +1,6 @@
 """Plays histories of the simulated world from seeds, and prints what came of them.
 
-    python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H] [--bars B]
+    python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H | --kept] [--bars B]
         [--kind KIND] [--minutes M] [--without NAME,...] [--shrink] [--trace] [--folder F]
 
 Without ``--seed`` it goes on from the seed that stands in ``world.toml`` beside it, adds what it
@@ -12,6 +12,7 @@ the history's folder with ``--trace``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "campaigns")]
 from world.history import Outcome, history, prepare  # noqa: E402 - after their folder
 from world.spec import KINDS, Spec, drawn, kinds_of, without  # noqa: E402
 
+KEPT: Final = TESTS / "world" / "seeds.toml"
 STATE: Final = TESTS / "campaigns" / "world.toml"
 COUNT: Final = 40
 BARS: Final = 120
@@ -65,9 +68,10 @@ def main() -> int:
     until_s = time.monotonic() + arguments.hours * 3_600
     outcomes: list[Outcome] = []
     broken = 0
-    seed = first
-    while time.monotonic() < until_s if arguments.hours else seed < first + arguments.count:
-        spec = drawn(seed, bars=arguments.bars, kind=arguments.kind, minutes=arguments.minutes)
+    for seed, bars in _chosen(arguments, first):
+        if arguments.hours and time.monotonic() > until_s:
+            break
+        spec = drawn(seed, bars=bars, kind=arguments.kind, minutes=arguments.minutes)
         spec = without(spec, arguments.without.split(","))
         outcome = history(spec, base / str(seed), is_traced=arguments.trace)
         outcomes.append(outcome)
@@ -79,13 +83,22 @@ def main() -> int:
             print(f"  repeat: {_command(spec, arguments.without)}", flush=True)
             if arguments.shrink:
                 _shrink(spec, base, outcome)
-        seed += 1
     _add(state, outcomes)
     print(_summary(outcomes, broken))
-    if arguments.seed is None and not broken:
-        state.next_seed = seed
+    if arguments.seed is None and not arguments.kept and not broken:
+        state.next_seed = first + len(outcomes)
         STATE.write_bytes(msgspec.toml.encode(state))
     return int(broken > 0)
+
+
+def _chosen(arguments: argparse.Namespace, first: int) -> Iterator[tuple[int, int]]:
+    """Yield seed and bars of each history."""
+    if arguments.kept:
+        rows = tomllib.loads(KEPT.read_text(encoding="utf-8"))["history"]
+        yield from ((row["seed"], row["bars"]) for row in rows)
+    else:
+        seeds = itertools.count(first) if arguments.hours else range(first, first + arguments.count)
+        yield from ((seed, arguments.bars) for seed in seeds)
 
 
 def _memory() -> str | None:
@@ -96,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--kept", action="store_true", help="the seeds that found a fault")
     parser.add_argument("--hours", type=float, default=0.0)
     parser.add_argument("--bars", type=int, default=BARS)
     parser.add_argument("--kind", choices=["", *KINDS], default="")

@@ -211,7 +211,8 @@ ALWAYS_ONE: Final = ("book_fills",)
 def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Spec:
     """Draw the history of *seed*; *kind* and *minutes* of a bar are drawn where none is given."""
     rng = random.Random(f"{seed}:spec")
-    kind, minutes = kind or rng.choice(tuple(KINDS)), minutes or rng.choice(INTERVALS)
+    drawn_kind, drawn_minutes = rng.choice(tuple(KINDS)), rng.choice(INTERVALS)
+    kind, minutes = kind or drawn_kind, minutes or drawn_minutes  # given or not, one draw each
     many = 2 if kind in ALWAYS_TWO else 1 if kind in ALWAYS_ONE else rng.choice((1, 1, 2))
     config: Section = {
         "market": {"symbols": list(SYMBOLS[:many]), "interval": _interval_name(minutes)},
