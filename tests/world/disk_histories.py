@@ -531,6 +531,8 @@ HISTORIES: Final[Mapping[str, Callable[[Path, int], RecordedHistory]]] = {
 }
 HAVE_VIEWS: Final = ("first start", "export")
 """The kinds of histories whose records are made with views."""
+READ_WHOLE: Final = 12
+"""Most images of a history that are read whole, where its kind reads many."""
 FROM_THE_START: Final = ("first start", "errors")
 """The kinds of histories that are cut also before their first step is acknowledged."""
 
@@ -539,6 +541,7 @@ def played(name: str, seed: int, folder: Path, images: int, *, only: int | None 
     """Make the history *name* of *seed* in *folder*, and check *images* of it, or *only* one."""
     with nullcontext() if name in HAVE_VIEWS else without_views():
         recorded = HISTORIES[name](folder, seed)
+        recorded.thorough = max(recorded.thorough, images // READ_WHOLE)
         kinds = [operation.kind for operation in recorded.history]
         first = 0 if name in FROM_THE_START else kinds.index("acknowledge")
         cuts = drawn_cuts(recorded, seed, images, first=first)
