@@ -152,9 +152,9 @@ class Line:
         return [value_at(price, quantity) - entry for price in prices]
 
     def _revalue(self) -> None:
-        """Value the holding at the mark."""
+        """Value the holding at the mark; before the first price, as taken over, at its entry."""
         holding = self.holding
-        (unrealized,) = self.profits_at((self.mark,))
+        (unrealized,) = self.profits_at((self.mark,)) if self.mark else (0,)
         self.book.unrealized += unrealized - self.position.unrealized_pnl
         self.position = Position(
             holding.quantity,

@@ -1,6 +1,6 @@
 """Plays histories of the simulated world from seeds, and prints what came of them.
 
-    python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H | --kept] [--bars B]
+    python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H | --kept | --each] [--bars B]
         [--kind KIND] [--minutes M] [--without NAME,...] [--shrink] [--trace] [--folder F]
 
 Without ``--seed`` it goes on from the seed that stands in ``world.toml`` beside it, adds what it
@@ -68,10 +68,10 @@ def main() -> int:
     until_s = time.monotonic() + arguments.hours * 3_600
     outcomes: list[Outcome] = []
     broken = 0
-    for seed, bars in _chosen(arguments, first):
+    for seed, bars, kind in _chosen(arguments, first):
         if arguments.hours and time.monotonic() > until_s:
             break
-        spec = drawn(seed, bars=bars, kind=arguments.kind, minutes=arguments.minutes)
+        spec = drawn(seed, bars=bars, kind=kind, minutes=arguments.minutes)
         spec = without(spec, arguments.without.split(","))
         outcome = history(spec, base / str(seed), is_traced=arguments.trace)
         outcomes.append(outcome)
@@ -91,14 +91,16 @@ def main() -> int:
     return int(broken > 0)
 
 
-def _chosen(arguments: argparse.Namespace, first: int) -> Iterator[tuple[int, int]]:
-    """Yield seed and bars of each history."""
+def _chosen(arguments: argparse.Namespace, first: int) -> Iterator[tuple[int, int, str]]:
+    """Yield seed, bars and kind of each history; an empty kind is drawn."""
     if arguments.kept:
         rows = tomllib.loads(KEPT.read_text(encoding="utf-8"))["history"]
-        yield from ((row["seed"], row["bars"]) for row in rows)
+        yield from ((row["seed"], row["bars"], row["kind"]) for row in rows)
+    elif arguments.each:
+        yield from ((first + at, arguments.bars, kind) for at, kind in enumerate(KINDS))
     else:
         seeds = itertools.count(first) if arguments.hours else range(first, first + arguments.count)
-        yield from ((seed, arguments.bars) for seed in seeds)
+        yield from ((seed, arguments.bars, arguments.kind) for seed in seeds)
 
 
 def _memory() -> str | None:
@@ -110,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--kept", action="store_true", help="the seeds that found a fault")
+    parser.add_argument("--each", action="store_true", help="one history of each kind")
     parser.add_argument("--hours", type=float, default=0.0)
     parser.add_argument("--bars", type=int, default=BARS)
     parser.add_argument("--kind", choices=["", *KINDS], default="")

@@ -7,6 +7,7 @@ again and computed in decimals from the rows of the views.
 
 from __future__ import annotations
 
+import copy
 import json
 import sqlite3
 from collections import Counter, defaultdict
@@ -126,13 +127,15 @@ class _Judge:
     def judge(self) -> None:
         """Hold every run to the laws of runs, and the database to those of commands."""
         self.check_commands()
+        books: dict[str | None, _Books] = {}
         for run in self.rows("SELECT * FROM v_runs"):
             run_id = run["run_id"]
             self.check_bars(run_id)
             self.check_decisions(run_id, run["period_start_ms"])
             self.check_ledger(run_id)
             self.check_signals(run_id)
-            _Books(self, run).check()
+            books[run_id] = _Books(self, run, books.get(run["parent_run_id"]))
+            books[run_id].check()
 
     def breach(self, law: str, sentence: str) -> None:
         """Note a breach of *law*."""
@@ -407,14 +410,20 @@ class Position:
         return money(self.quantity * mark)
 
 
+STARTING: Final = ("instrument_change", "model_change")
+"""Events with which a start begins."""
 Key = tuple[str, str | None]
 """Instrument, and the side in hedge mode."""
 
 
 class _Books:
-    """The account of one run, kept again from its fills and the rates of configuration."""
+    """The account of one run, kept again from its fills and the rates of configuration.
 
-    def __init__(self, judge: _Judge, run: sqlite3.Row) -> None:
+    A run that takes over the account of the run *before* goes on with its positions, valued at
+    their entries until a price comes, and with its cash.
+    """
+
+    def __init__(self, judge: _Judge, run: sqlite3.Row, before: _Books | None = None) -> None:
         self.judge, self.run_id = judge, run["run_id"]
         self.config = judge.truth.config
         self.positions: dict[Key, Position] = defaultdict(Position)
@@ -424,6 +433,9 @@ class _Books:
         self.opened: dict[str, int] = {}  # the newest bar
         self.marks: dict[str, list[Decimal]] = defaultdict(list)
         self.unrealized: dict[str, Decimal] = {}
+        self.opening = Decimal(str(self.config["account"]["cash"]))
+        if before is not None:
+            self.positions, self.opening = copy.deepcopy(before.positions), before.cash
         models = {
             model
             for (model,) in judge.rows(
@@ -510,6 +522,8 @@ class _Books:
             for row in positions.get(sequence, []):
                 self._check_position(row)
             for row in equity.get(sequence, []):
+                if any(event["kind"] in STARTING for event in events[sequence]):
+                    self._value_at_closes(row)
                 self._check_equity(row)
         self.settlements.end(self.opened, self._funding_gaps())
         for order in self.orders.values():
@@ -579,6 +593,19 @@ class _Books:
         close = self.closes.get(instrument)
         return [*([] if close is None else [close]), *self.marks[instrument][-2:]]
 
+    def _value_at_closes(self, row: sqlite3.Row) -> None:
+        """Value positions at the newest closes where the step does: a start may (M59)."""
+        closes = {
+            f"{instrument} {side or ''}": own.worth(self.closes[instrument]) - own.entry
+            for (instrument, side), own in self.positions.items()
+            if instrument in self.closes
+        }
+        valued = self.unrealized | {
+            name: closes[name] for name in self.unrealized if name in closes
+        }
+        if Decimal(row["unrealized_pnl_text"]) == sum(valued.values(), Decimal(0)):
+            self.unrealized = valued
+
     # ------------------------------------------------------------ fills and settlements
 
     def _book(
@@ -601,16 +628,13 @@ class _Books:
                     self.judge.breach("ledger", f"at {sequence} {moved}, not {_texts(wanted)}")
             elif row["kind"] == "funding":
                 self._settle(row, amount)
-            elif row["kind"] == "opened" and amount != self._opening():
-                self.judge.breach("ledger", f"the run began with {amount}, not {self._opening()}")
+            elif row["kind"] == "opened" and amount != self.opening:
+                self.judge.breach("ledger", f"the run began with {amount}, not {self.opening}")
             self.cash += amount
         for fill in (each for rest in left.values() for each in rest):
             due += self._post(fill)
         for kind, amount in due:
             self.judge.breach("ledger", f"at {sequence} there is no movement {kind} {amount}")
-
-    def _opening(self) -> Decimal:
-        return Decimal(str(self.config["account"]["cash"]))
 
     def _check_liquidation(self, fill: sqlite3.Row, position: Position) -> None:
         """Check that the price of a liquidation required it, and that it closed at the price due.

@@ -37,6 +37,11 @@ def test_one_seed_is_one_history_tick_for_tick(tmp_path: Path) -> None:
         assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_history_of_each_kind_breaks_no_law() -> None:
+    done = played("campaign_world.py", "--each", "--seed", "1200", "--bars", "60")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_histories_that_found_a_fault_break_no_law() -> None:
     done = played("campaign_world.py", "--kept")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -135,6 +135,16 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     assert ledger.available == cash - bound * 10**8
 
 
+def test_what_is_taken_over_is_worth_its_entry_until_a_price_comes() -> None:
+    item = instrument()
+    ledger = PaperAccount([item], SETTINGS)
+    held = LineState(Holding(-1_000, -100 * 10**8), OrdersState())
+    ledger.restore(AccountState(START, {item.id: held}), {}, taken_over=True)
+    assert ledger.position(item.id).unrealized_pnl == 0
+    ledger.lines_of(item.id)[0].mark_to(1)
+    assert ledger.position(item.id).unrealized_pnl == 100 * 10**8 - 10**6
+
+
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:
     key, ledger = account()
     ledger.lines[key].post(fill(3, 10_000))
