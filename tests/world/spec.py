@@ -148,7 +148,7 @@ def _margin(config: Section, rng: random.Random) -> None:
 def _cross(config: Section, rng: random.Random) -> None:
     leverage = rng.choice((50, 75, 100))
     config["account"] |= {"margin": "cross", "leverage": leverage, "cash": "100000"}
-    config["sizing"]["quantity"] = rng.choice(("20", "40", "60"))
+    config["sizing"]["quantity"] = rng.choice(("5", "10", "20"))
 
 
 def _exits(config: Section, rng: random.Random) -> None:
