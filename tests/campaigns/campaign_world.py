@@ -1,7 +1,8 @@
 """Plays histories of the simulated world from seeds, and prints what came of them.
 
     python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H | --kept | --each]
-        [--bars B] [--kind KIND] [--minutes M] [--without NAME,...] [--shrink] [--trace] [--folder F]
+        [--bars B] [--kind KIND] [--minutes M] [--without NAME,...] [--shrink] [--trace]
+        [--folder F]
 
 Without ``--seed`` it goes on from the seed that stands in ``world.toml`` beside it, adds what it
 played to the totals there, and writes the next seed. A history that breaks a law prints the command
