@@ -845,6 +845,8 @@ class _Settlements:
         self.due: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
         self.met: dict[tuple[Key, int], Decimal] = {}
         self.places: Counter[Key] = Counter()
+        self.newest: dict[tuple[Key, int], int] = {}  # the step of the last fill of a time
+        self.arrived: dict[tuple[str, int], int] = {}  # the step of a settlement
         self.fills: dict[Key, list[tuple[int, Decimal]]] = defaultdict(list)
         for row in judge.rows(
             "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id
@@ -853,6 +855,7 @@ class _Settlements:
             signed = quantity if row["side"] == "BUY" else -quantity
             key = row["instrument"], row["position_side"]
             self.fills[key].append((row["filled_ms"], signed))
+            self.newest[key, row["filled_ms"]] = row["sequence"]
 
     def add(
         self, event: sqlite3.Row, positions: Mapping[Key, Position], *, is_ignored: bool
@@ -871,12 +874,18 @@ class _Settlements:
                 self.judge.breach("settlements", f"{key} settled twice at {at}")
             return
         self.due[key].append((at, rate))
+        self.arrived[key, at] = event["sequence"]
         if not self.by_candles:
             for each, position in positions.items():
                 self.met[each, at] = position.quantity
 
     def held(self, key: Key, at: int) -> Decimal | None:
         """Return what was held at the settlement of *at*; None if that is not known."""
+        arrived = self.arrived.get((key[0], at), 0)
+        if not self.by_candles and any(
+            time <= at and self.newest[key, time] > arrived for time, _ in self.fills[key]
+        ):
+            return None  # a bar that came later filled at an earlier time
         if not self.by_candles and any(time == at for time, _ in self.due[key[0]]):
             return self.met.get((key, at), Decimal(0))
         step = self.judge.truth.instruments[key[0]].interval_ms

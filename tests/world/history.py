@@ -233,6 +233,8 @@ class History:
 
     def _hold_recovery(self, number: int, report: Report) -> None:
         """Law: after the last fault the next bar is decided in time; a start counts as one."""
+        if self.spec.gone_bar and not self._acknowledged:
+            return  # a symbol is gone in the middle of the first start: an operator has to look
         struck = [(report.start_s, "the start", report.start_s), *report.faults]
         ends = [*(at_s for at_s, _, _ in struck[1:]), report.now_s]
         for (at_s, name, explained_s), until_s in zip(struck, ends, strict=True):
