@@ -52,8 +52,6 @@ class State(msgspec.Struct):
     decisions: int = 0
     years: dict[str, float] = {}
     """Simulated years by the minutes of a bar."""
-    combinations: list[str] = []
-    """Distinct pairs of a fault and the phase of life that it hit."""
 
 
 def main() -> int:
@@ -88,7 +86,7 @@ def main() -> int:
     print(_summary(outcomes, broken))
     if arguments.seed is None and not arguments.kept and not broken:
         state.next_seed = first + len(outcomes)
-        STATE.write_bytes(msgspec.toml.encode(state))
+        STATE.write_text(_written(state), encoding="utf-8")
     return int(broken > 0)
 
 
@@ -172,6 +170,15 @@ def _add(state: State, outcomes: list[Outcome]) -> None:
         minutes = str(outcome.minutes)
         years = outcome.totals.get("decisions", 0) * outcome.minutes / (365 * 1440)
         state.years[minutes] = round(state.years.get(minutes, 0.0) + years, 4)
+
+
+def _written(state: State) -> str:
+    """Return *state* as TOML."""
+    totals = msgspec.to_builtins(state)
+    years = totals.pop("years")
+    lines = [f"{name} = {value}" for name, value in totals.items()]
+    lines += ["", "[years]", *(f"{minutes} = {value}" for minutes, value in sorted(years.items()))]
+    return "\n".join(("# What campaign_world.py has played; it goes on here.", *lines, ""))
 
 
 def _faults(outcome: Outcome) -> int:
