@@ -32,7 +32,7 @@ from world.checker import Served, Truth, Violation, totals, violations
 from world.disk import KILLED
 from world.life import PORT, STOP_WITHIN_S, Life, Report, Shared
 from world.loop import START_S
-from world.spec import PAST_BARS, Spec, calm, candles, drawn
+from world.spec import BEGIN_MS, PAST_BARS, Spec, calm, candles, drawn
 from world.strategies import MENDED, RAISING
 
 from tracepaper.daemon.cli import invoke
@@ -300,7 +300,7 @@ def _served(market: SimulatedMarket) -> Served:
         zip(map(int, base.open_time_ms), zip(*prices, volumes, strict=True), strict=True)
     )
     settled: dict[int, Decimal] = {}
-    at_ms = next_funding_ms(market, min(candles_))
+    at_ms = next_funding_ms(market, BEGIN_MS - 1)  # also of a symbol that is listed later
     while at_ms <= max(candles_) + base.interval_ms:
         settled[at_ms] = Decimal(funding_rate(market, at_ms)).scaleb(-RATE_DECIMALS)
         at_ms = next_funding_ms(market, at_ms)
