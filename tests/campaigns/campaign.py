@@ -36,15 +36,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from checker import FEES, MONEY, check_parts, check_sides, check_universe
 from drawn import KINDS as DRAWN_KINDS
 from drawn import PROGRAM, SMA, RoundFailed
 from waiting import deadline_s
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from world.checker import BASE_FEES, UNIT, unequal_parts, unequal_sides, wrong_universe
+
 ROOT = Path(__file__).resolve().parents[2]
+SUMS = {
+    "several": partial(unequal_parts, is_all=True),
+    "hedge": unequal_sides,
+    "universe": wrong_universe,
+}
+"""What of a drawn kind has to add up: its sentences say what does not."""
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 MINUTE_MS = 60_000
 WARM_BARS = 7_250
@@ -411,7 +421,8 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str, first:
     for key, order_id, side, quantity_text, price_text, fee_text, liquidity in rows:
         amount, price, fee = Decimal(quantity_text), Decimal(price_text), Decimal(fee_text)
         notional = amount * price
-        if fee != (notional * FEES[liquidity]).quantize(MONEY, rounding=ROUND_HALF_EVEN):
+        rate = BASE_FEES["linear"][liquidity == "MAKER"]
+        if fee != (notional * rate).quantize(UNIT, rounding=ROUND_HALF_EVEN):
             raise RoundFailed(f"{name}: the fee of {order_id} is {fee} on {notional}")
         signed = amount if side == "BUY" else -amount
         cash -= signed * price + fee
@@ -517,12 +528,8 @@ def stood_beyond(bars: Sequence[tuple[int, str, str, str]], trigger: Decimal, ar
 
 def check_drawn(kind: str, path: Path) -> None:
     """Hold what a round drew to its own laws, and to a replay of its record."""
-    if kind == "several":
-        check_parts(path, kind, is_all=True)
-    elif kind == "hedge":
-        check_sides(path, kind)
-    elif kind == "universe":
-        check_universe(path, kind)
+    for sentence in SUMS[kind](path) if kind in SUMS else ():
+        raise RoundFailed(f"{kind}: {sentence}")
     again = path.with_name("again.db")
     for words in (
         ("replay", "--data", f"{path}#last", "--db", str(again), "--json"),

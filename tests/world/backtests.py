@@ -69,6 +69,7 @@ def _lists(_rng: random.Random, config: Sections) -> None:
 
 def _margin(rng: random.Random, config: Sections) -> None:
     config["account"] |= {"margin": "isolated", "leverage": rng.choice((20, 50, 100))}
+    config["account"]["cash"] = rng.choice(("1000000", "40000"))
     config["sizing"]["quantity"] = str(rng.choice((2, 20)))
 
 

@@ -82,7 +82,22 @@ def violations(database: Path, truth: Truth) -> list[Violation]:
     with closing(_connected(database)) as connection:
         judge = _Judge(connection, truth)
         judge.judge()
+        for law, sentence in _of_sums(database, truth):
+            judge.breach(law, sentence)
     return judge.violations
+
+
+def _of_sums(database: Path, truth: Truth) -> Iterator[tuple[str, str]]:
+    """Yield law and sentence of what does not add up between the accounts of a run."""
+    if truth.config.get("account", {}).get("position_mode") == "hedge":
+        yield from (("sides", sentence) for sentence in unequal_sides(database))
+    if tables := truth.config.get("strategies"):
+        given = [part["share"] for part in tables.values() if isinstance(part, Mapping)]
+        is_all = sum(map(Decimal, given)) == 1
+        is_all = is_all and len(truth.instruments) == 1
+        yield from (("parts", each) for each in unequal_parts(database, is_all=is_all))
+    if truth.config["market"].get("universe"):
+        yield from (("universe", sentence) for sentence in wrong_universe(database))
 
 
 def totals(database: Path) -> dict[str, int]:
@@ -108,6 +123,73 @@ def totals(database: Path) -> dict[str, int]:
             name: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             for name, table in counted.items()
         }
+
+
+# ---------------------------------------------------------------- sides, parts and a universe
+
+
+def unequal_sides(database: Path) -> Iterator[str]:
+    """Yield where both sides of hedge mode do not add up to the account, to the last unit (M99)."""
+    names = ("cash", "equity", "fees_paid", "funding_paid", "realized_pnl", "unrealized_pnl")
+    texts = ", ".join(f"{name}_text" for name in names)
+    sums: dict[int, list[Decimal]] = {}
+    of_sides = f"SELECT sequence, {texts} FROM v_shadow_equity WHERE shadow IN ('LONG', 'SHORT')"
+    for sequence, *values in _rows_of(database, of_sides):
+        before = sums.get(sequence, [Decimal(0)] * len(names))
+        sums[sequence] = [old + Decimal(value) for old, value in zip(before, values, strict=True)]
+    of_account = f"SELECT sequence, {texts} FROM v_equity JOIN v_decisions USING (sequence)"
+    for sequence, *values in _rows_of(database, of_account):
+        wanted = [*map(Decimal, values)]
+        if sums.get(sequence) != wanted:
+            got = f"both sides have {_texts(sums.get(sequence))}"
+            yield f"at {sequence} {got}, and the account {_texts(wanted)}, of {', '.join(names)}"
+
+
+def unequal_parts(database: Path, *, is_all: bool) -> Iterator[str]:
+    """Yield where sub-accounts do not add up to the account; *is_all*: their shares are all of it.
+
+    The rules are docs/one_account.md, J20.
+    """
+    sums: dict[int, Decimal] = defaultdict(Decimal)
+    worth: dict[int, Decimal] = defaultdict(Decimal)
+    of_parts = "SELECT sequence, quantity_text, equity_text FROM v_strategy_decisions"
+    for sequence, quantity, equity in _rows_of(database, of_parts):
+        sums[sequence] += Decimal(quantity)
+        worth[sequence] += Decimal(equity)
+    of_account = (
+        "SELECT d.sequence, p.quantity_text, e.equity_text FROM v_decisions d "
+        "JOIN v_positions p USING (run_id, sequence) JOIN v_equity e USING (run_id, sequence)"
+    )
+    for sequence, quantity, equity in _rows_of(database, of_account):
+        if sums.get(sequence, Decimal(quantity)) != Decimal(quantity):
+            yield f"parts hold {sums[sequence]} at {sequence}, it {quantity}"
+        if is_all and worth.get(sequence, Decimal(equity)) != Decimal(equity):
+            yield f"parts are worth {worth[sequence]} at {sequence}, it {equity}"
+
+
+def wrong_universe(database: Path) -> Iterator[str]:
+    """Yield each fill that enlarges a position outside the choice when its order was born."""
+    of_choices = "SELECT sequence, market_ms, content FROM v_events WHERE kind = 'universe'"
+    choices = _rows_of(database, f"{of_choices} ORDER BY sequence")
+    if not choices:
+        yield "nothing was ever chosen"
+    if len({at for _, at, _ in choices}) < len(choices):
+        yield "a choice was made twice"
+    held: dict[Key, Decimal] = defaultdict(Decimal)
+    for row in _rows_of(database, "SELECT * FROM v_fills ORDER BY sequence, ordinal"):
+        key = row["instrument"], row["position_side"]
+        before = held[key]
+        quantity = Decimal(row["quantity_text"])
+        held[key] += quantity if row["side"] == "BUY" else -quantity
+        born = int(row["order_id"].partition("-")[0])
+        chosen = [of_json(content)["chosen"] for at, _, content in choices if at < born]
+        if abs(held[key]) > abs(before) and not (chosen and key[0] in chosen[-1]):
+            yield f"{row['order_id']} opened {key[0]} outside the universe"
+
+
+def _rows_of(database: Path, query: str) -> list[Any]:
+    with closing(_connected(database)) as connection:
+        return connection.execute(query).fetchall()
 
 
 def _connected(database: Path) -> sqlite3.Connection:
