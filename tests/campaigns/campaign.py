@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from world.checker import BASE_FEES, UNIT, unequal_parts, unequal_sides, wrong_universe
 
 ROOT = Path(__file__).resolve().parents[2]
-SUMS = {
+SUMS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     "several": partial(unequal_parts, is_all=True),
     "hedge": unequal_sides,
     "universe": wrong_universe,

@@ -80,7 +80,7 @@ def _cross(rng: random.Random, config: Sections) -> None:
 
 
 def _exits(rng: random.Random, config: Sections) -> None:
-    returns = {"0": 0.03, "1200": 0.01}
+    returns = {"0": 0.03, "240": 0.01}
     config["exits"] = {"stop_loss": rng.choice(("0.5%", "2%")), "minimal_roi": returns}
     if rng.random() < 0.5:
         config["exits"]["trailing"] = "1%"

@@ -1182,7 +1182,8 @@ class _Market:
                 self.judge.breach(law, f"{place} triggered, and the candle never touched it")
         else:
             wanted = {opened}
-            if order.kind == "LIMIT" and order.status != "NEW":
+            rested = self.before.get(order.order_id)
+            if order.kind == "LIMIT" and rested is not None and rested.status != "NEW":
                 self.judge.breach(law, f"{place} had rested, and was filled as a taker")
         if reference not in wanted:
             self.judge.breach(law, f"{place} refers to {reference}, not {_texts([*wanted])}")
