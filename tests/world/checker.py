@@ -1192,17 +1192,28 @@ class _Market:
             self.judge.breach(law, f"{place} should be at {price}")
 
     def _check_choice(self, fills: Sequence[sqlite3.Row], bar: sqlite3.Row, candle: Candle) -> None:
-        """Check that a stop came before a target of the same position if the path met both."""
+        """Check that a stop came before a target if the path met both, and nothing else.
+
+        In hedge mode and with several strategies the other positions have a say in the path (M97).
+        """
         opened, high, low, *_ = candle
-        for fill in fills:
-            target = self.before.get(fill["order_id"])
-            if target is None or target.role != "TARGET" or target.is_met(opened, opened):
-                continue
-            for stop in self.before.values():
-                same = stop.key == target.key and stop.owner == target.owner
-                if same and stop.role == "STOP" and stop.rests and stop.is_met(low, high):
-                    place = f"{target.order_id} in {bar['open_time_ms']}"
-                    self.judge.breach("stops", f"{place} was filled before {stop.order_id}")
+        of_path = [fill for fill in fills if fill["model"] != "next_open"]
+        if len(of_path) != 1 or of_path[0]["position_side"] is not None:
+            return
+        target = self._met(of_path[0], fills)
+        is_passed = target.is_met(opened, opened)
+        if target.role != "TARGET" or target.owner or is_passed:
+            return
+        young = (
+            order
+            for order in self.changes.get(bar["sequence"], [])
+            if order.order_id not in self.before and order.created_ms == bar["open_time_ms"]
+        )
+        for stop in (*self.before.values(), *young):
+            rested = stop.rests or stop.order_id not in self.before
+            if stop.key == target.key and stop.role == "STOP" and rested and stop.is_met(low, high):
+                place = f"{target.order_id} in {bar['open_time_ms']}"
+                self.judge.breach("stops", f"{place} was filled before {stop.order_id}")
 
     # ------------------------------------------------------------ what was not filled
 
@@ -1256,7 +1267,9 @@ class _Market:
     def _check_young(self, order: Order, bar: sqlite3.Row, candle: Candle) -> None:
         """Check protection that was placed at the open of the bar, and met the rest of it."""
         at_open = order.created_ms == bar["open_time_ms"]
-        is_kept = order.reason.startswith("exits.")  # no later signal moves it
+        # No later signal moves these.
+        is_kept = order.reason.startswith("exits.")
+        is_kept |= order.role == "TARGET" and order.reason.endswith("%") and order.key[1] is None
         if order.role not in {"STOP", "TARGET"} or not (at_open and is_kept and order.rests):
             return
         _, high, low, *_ = candle
