@@ -30,6 +30,7 @@ from world.spec import HOST_FAULTS, drawn  # noqa: E402
 
 from tracepaper.daemon.broker.line import Line  # noqa: E402
 from tracepaper.daemon.bybit.websocket import PublicStream  # noqa: E402
+from tracepaper.daemon.session.daemon import Daemon  # noqa: E402
 from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
 from tracepaper.strategies.types.decisions import Fill, Step  # noqa: E402
 
@@ -95,6 +96,30 @@ def an_error_nobody_handles() -> None:
     _replace(PublicStream, "run", failing)
 
 
+def a_stop_that_takes_half_a_minute() -> None:
+    """Wait at the end of each service."""
+    serve = Daemon._serve  # noqa: SLF001 - likewise
+
+    async def slow(self: Daemon, audit: SqlAuditLog) -> None:
+        try:
+            await serve(self, audit)
+        finally:
+            await asyncio.sleep(30)
+
+    _replace(Daemon, "_serve", slow)
+
+
+def a_start_that_waits_too_long() -> None:
+    """Wait a quarter of an hour before each service."""
+    serve = Daemon._serve  # noqa: SLF001 - likewise
+
+    async def late(self: Daemon, audit: SqlAuditLog) -> None:
+        await asyncio.sleep(1_000)
+        await serve(self, audit)
+
+    _replace(Daemon, "_serve", late)
+
+
 def a_real_thread() -> None:
     """Start a thread, which no seed determines."""
     run = PublicStream.run
@@ -123,6 +148,8 @@ PLANTS: Final[Mapping[Callable[[], None], str]] = {
     a_rounded_fee: "ledger",
     a_task_left_behind: "left",
     an_error_nobody_handles: "unhandled",
+    a_stop_that_takes_half_a_minute: "stop",
+    a_start_that_waits_too_long: "recovery",
     a_real_thread: "end",
     a_real_process: "end",
 }
@@ -147,7 +174,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1_000)
     parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--bars", type=int, default=60)
+    parser.add_argument("--bars", type=int, default=30)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)

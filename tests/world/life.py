@@ -42,8 +42,9 @@ from tracepaper.strategies.types.market import Gap, RunKind
 PORT: Final = 9_000
 WALL_S: Final = 1_750_000_000.0
 """The machine's clock when virtual time is 0."""
-LATE_BARS: Final = 60
-"""Bars after a history's end at which a life is stopped that has seen none of them."""
+LATE_S: Final = 150.0
+"""Network time after a history's end at which a life is stopped that has seen no bar since: more
+than the law of recovery allows."""
 STOP_WITHIN_S: Final = 18.0
 """Network time within which an orderly stop ends (docs/operations.md, O3)."""
 ALTERING: Final = {"close", "push", "rows", "frame", "body"}
@@ -353,7 +354,7 @@ class Life:
 
     async def _end_with_data(self, daemon: Daemon) -> None:
         """Stop *daemon* a while after the history's end, should no bar of it arrive any more."""
-        late_ms = self.spec.end_ms + LATE_BARS * self.spec.interval_ms
+        late_ms = self.spec.end_ms + int(LATE_S * 1000 * self.spec.speed)
         while self.exchange.clock.now_ms() < late_ms:  # noqa: ASYNC110 - it may be suspended
             await asyncio.sleep(self.spec.bar_s)
         self.report.is_done = True
