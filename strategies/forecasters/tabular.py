@@ -437,6 +437,12 @@ def _of_members(
             "An ensemble is a network and a tree or a glm; restore the checkpoint."
         )
     wide = features.wider(*map(known_schema, cards))
+    named = known_schema(card)
+    if named.schema_id != wide.schema_id:
+        raise CheckpointMismatch(
+            f"The ensemble's features {named.schema_id} are not its parts' {wide.schema_id}; "
+            "restore the checkpoint."
+        )
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
     of_network, of_rows = (tensors_of(tensors, member) for member in MEMBERS)
     network = network_forecaster(cards[0], of_network, replace(options, vectors=None))
