@@ -27,10 +27,15 @@ REAL_TIME: Final = {"socket.bind", "socket.connect", "subprocess.Popen", "os.for
 """What Python audits where a test's course comes to depend on how busy the machine is."""
 LIMITS_S: Final = {"slow": (0.25, 1.0), "long": (0.5, 10.0)}
 """Above what cost a test has the mark, and the cheapest test of a module: a module is a subject."""
-VIRTUAL: Final = ("tests/daemon/feed/", "tests/daemon/bybit/", "tests/replay/exchange/")
-"""Tests whose servers run in their own loop."""
-OTHERS_CLIENT: Final = "tests/replay/exchange/test_clients.py"
-"""It asks by other people's library, which has a socket."""
+VIRTUAL: Final = (
+    "tests/daemon/bybit/",
+    "tests/daemon/feed/",
+    "tests/daemon/http/",
+    "tests/daemon/session/test_false_prices.py",
+    "tests/daemon/session/test_preflight.py",
+    "tests/replay/exchange/",
+)
+"""Tests whose servers run in their own loop; ``sockets`` marks those that need the machine's."""
 KEPT: Final = ("tests/repository/test_readme.py", "tests/world/")
 """They are never slow: what a page costs follows from whether it was changed, and histories stand
 for the tests that are."""
@@ -40,7 +45,7 @@ def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], AbstractEventLoop]]:
     """Give tests of ``VIRTUAL`` a loop in which no time passes and nothing has a socket."""
-    is_virtual = item.nodeid.startswith(VIRTUAL) and not item.nodeid.startswith(OTHERS_CLIENT)
+    is_virtual = item.nodeid.startswith(VIRTUAL) and not item.get_closest_marker("sockets")
     return {"loop": loop_without_delays if is_virtual else new_event_loop}
 
 

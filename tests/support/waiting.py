@@ -7,6 +7,8 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from world.loop import VirtualLoop
+
 PATIENCE_S = 60.0
 """Wall time that a wait is given on a machine where every process has a processor."""
 
@@ -45,6 +47,9 @@ async def deadline(seconds: float = PATIENCE_S) -> AsyncIterator[None]:
 def pass_time(seconds: float) -> None:
     """Let *seconds* of the running loop's time pass at once: limits that run now are exceeded."""
     loop = asyncio.get_running_loop()
+    if isinstance(loop, VirtualLoop):
+        loop.now_s += seconds
+        return
     before = loop.time
     loop.time = lambda: before() + seconds  # type: ignore[method-assign]
 

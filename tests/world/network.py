@@ -20,6 +20,8 @@ LATENCY_S: Final = (0.001, 0.03)
 SPLIT: Final = 0.02
 """Share of the writes that arrive in two pieces."""
 HIGH_WATER: Final = 64 * 1024
+READ_MOST: Final = 256 * 1024
+"""Most bytes that a protocol is given at once, as by asyncio's sockets."""
 FIRST_PORT: Final = 40_000
 
 
@@ -275,23 +277,29 @@ class Transport(asyncio.Transport):
         """Hand over what is due; one timer, for the head: equal timers have no order."""
         now_s = self.loop.now_s
         while self._sent and max(self._sent[0][0], self.held_until_s) <= now_s:
-            _, piece = self._sent.popleft()
-            self._in_flight -= len(piece or b"")
-            self.peer._received.append(piece)
+            self.peer._received.append(self._sent.popleft()[1])
         if self._sent:
             self.loop.call_at(max(self._sent[0][0], self.held_until_s), self._arrive)
-        if self._is_paused and self._in_flight <= self._low and not self.is_gone:
-            self._is_paused = False
-            self._protocol.resume_writing()
         self.peer._deliver()
 
     def _deliver(self) -> None:
         while self._is_reading and self._received and not self.is_gone:
             piece = self._received.popleft()
+            if piece is not None and len(piece) > READ_MOST:
+                self._received.appendleft(piece[READ_MOST:])
+                piece = piece[:READ_MOST]
+            self.peer._taken(len(piece or b""))
             if piece is not None:
                 self._protocol.data_received(piece)
             elif not self._protocol.eof_received():
                 self.close()
+
+    def _taken(self, count: int) -> None:
+        """Let the protocol write on once the other side has read enough."""
+        self._in_flight -= count
+        if self._is_paused and self._in_flight <= self._low and not self.is_gone:
+            self._is_paused = False
+            self._protocol.resume_writing()
 
     # ------------------------------------------------------------ ends
 

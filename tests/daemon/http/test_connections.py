@@ -1,4 +1,4 @@
-"""Slow, silent, malformed and too many: the real server, over real sockets."""
+"""Slow, silent, malformed and too many: the real server."""
 
 from __future__ import annotations
 
@@ -246,6 +246,7 @@ async def test_what_is_no_request_leaves_no_traceback(
     assert len(capsys.readouterr().err.splitlines()) <= 1
 
 
+@pytest.mark.sockets
 async def test_want_of_descriptors_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     async with served() as server:
         host, port = server.url.removeprefix("http://").split(":")

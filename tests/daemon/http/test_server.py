@@ -1,4 +1,4 @@
-"""HTTP on loopback: answers, refusals, and a clean end, over real sockets."""
+"""HTTP on loopback: answers, refusals, and a clean end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import pwd
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -108,24 +107,20 @@ async def test_a_command_is_handed_on_and_answered_with_its_event(
     assert daemon.commands == [(CommandKind.HALT, "lunch"), (CommandKind.RESUME, "")]
 
 
-@pytest.mark.parametrize("origin", [None, *CommandOrigin])
-@pytest.mark.parametrize(
-    ("token", "label"), [(TOKEN, "database"), ("a-token-of-anna-alone", "anna")]
-)
+@pytest.mark.sockets  # whose process calls is read from the machine's table of connections
 async def test_a_command_brings_its_origin_its_tokens_label_and_the_user_of_its_process(
-    url: str,
-    daemon: Daemon,
-    client: aiohttp.ClientSession,
-    origin: CommandOrigin | None,
-    token: str,
-    label: str,
+    url: str, daemon: Daemon, client: aiohttp.ClientSession
 ) -> None:
-    body = {"kind": "HALT"} if origin is None else {"kind": "HALT", "origin": origin.value}
-    headers = {"Authorization": f"Bearer {token}"}
-    async with client.post(f"{url}/command", json=body, headers=headers) as answer:
-        assert answer.status == 200
     user = pwd.getpwuid(os.geteuid()).pw_name
-    assert daemon.callers == [(origin or CommandOrigin.HTTP, label, user)]
+    callers = []
+    for token, label in ((TOKEN, "database"), ("a-token-of-anna-alone", "anna")):
+        for origin in (None, *CommandOrigin):
+            body = {"kind": "HALT"} if origin is None else {"kind": "HALT", "origin": origin.value}
+            headers = {"Authorization": f"Bearer {token}"}
+            async with client.post(f"{url}/command", json=body, headers=headers) as answer:
+                assert answer.status == 200
+            callers.append((origin or CommandOrigin.HTTP, label, user))
+    assert daemon.callers == callers
 
 
 @pytest.mark.parametrize(
@@ -207,11 +202,10 @@ async def test_who_does_not_know_the_token_changes_nothing_and_may_look(
 
 
 async def test_a_port_that_is_taken_is_refused_in_one_sentence(daemon: Daemon) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
+    async with server_of(daemon) as server:
+        port = int(server.url.rpartition(":")[2])
         with pytest.raises(ConfigInvalid, match="set another \\[http\\] port"):
-            await server_of(daemon, listener.getsockname()[1]).__aenter__()
+            await server_of(daemon, port).__aenter__()
 
 
 async def test_the_end_frees_the_port_though_a_client_holds_on(daemon: Daemon) -> None:

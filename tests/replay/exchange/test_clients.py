@@ -19,6 +19,8 @@ from waiting import deadline_s
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 
+pytestmark = pytest.mark.sockets
+
 DATA = Path(__file__).parents[2] / "data" / "candles"
 FILE = f"BTCUSDT={DATA / 'binance_um_BTCUSDT_1m_2025-05.csv.gz'}"
 SPEED = 600.0
