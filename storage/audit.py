@@ -128,7 +128,7 @@ _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
 """Events without decision or trade that are committed at once nevertheless."""
 _PRICES: Final = (Quote, Mark, Trade, Depths, BookUpdate)
 """Events that may wait for the next bar if they change no money."""
-COMMIT_WITHIN_MS: Final = 1_000
+COMMIT_WITHIN_MS: Final = 60_000
 """Market time that buffered steps may wait; the next step after it commits them."""
 
 

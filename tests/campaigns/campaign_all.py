@@ -62,6 +62,10 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "changes": (*_PYTHON, "tests/campaigns/campaign_changes.py"),
     "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
     "disk": (*_PYTHON, "tests/campaigns/campaign_disk.py"),
+    "soak": (*_PYTHON, "tests/campaigns/campaign_soak.py"),
+    "soak_of_a_model": (
+        *(*_PYTHON, "tests/campaigns/campaign_soak.py", "--days", "5", "--model", "default"),
+    ),
     "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),
     **{
         f"rounds_{first // TEN}": (
