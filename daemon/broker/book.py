@@ -47,6 +47,10 @@ class AccountState(Struct, frozen=True, array_like=True):
         """The holding in each instrument."""
         return {key: line.holding for key, line in self.books.items()}
 
+    def taken_over(self) -> AccountState:
+        """Return the state for a run that continues another one."""
+        return AccountState(self.cash, {key: line.taken_over() for key, line in self.books.items()})
+
 
 class Holdings:
     """The positions and balance of an account, a side or an owner: sums over its books.

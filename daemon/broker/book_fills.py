@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.journal import taken_over_id
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import BookUpdate, Side
 
@@ -227,6 +228,16 @@ class QueueState(Struct, frozen=True, array_like=True):
     places: tuple[QueuePlace, ...] = ()
     taken: tuple[tuple[Side, int, int, int], ...] = ()
     canceling: tuple[str, ...] = ()  # ids of orders whose cancellation is on its way
+
+    def taken_over(self) -> QueueState:
+        """Return the places for a run that continues another one."""
+        return replace(
+            self,
+            places=tuple(
+                replace(place, order_id=taken_over_id(place.order_id)) for place in self.places
+            ),
+            canceling=tuple(map(taken_over_id, self.canceling)),
+        )
 
 
 class Queues:

@@ -23,6 +23,15 @@ _STEPS_COUNTED: Final = 4_096
 """More than the bars of a close, which has one for each symbol of a venue."""
 
 
+def taken_over_id(order_id: str) -> str:
+    """Return the id of a resting order in the run that takes it over.
+
+    It begins with 0, the step of the takeover: the new run counts its steps anew, so an order of
+    its own could have the old id too.
+    """
+    return f"0-{order_id}"
+
+
 class Journal:
     """The fills of an account, and the newest state of every order that changed.
 

@@ -18,6 +18,7 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.daemon.broker import splits
 from tracepaper.daemon.broker.book_fills import QueueState
@@ -62,6 +63,11 @@ class LineState(Struct, frozen=True, array_like=True):
     orders: OrdersState
     protection: ProtectionState = ProtectionState()
     queues: QueueState | None = None  # None where no order book fills orders
+
+    def taken_over(self) -> LineState:
+        """Return the state for a run that continues another one."""
+        queues = None if self.queues is None else self.queues.taken_over()
+        return replace(self, orders=self.orders.taken_over(), queues=queues)
 
 
 def signed_quantity(fill: Fill) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.journal import Journal
+from tracepaper.daemon.broker.journal import Journal, taken_over_id
 from tracepaper.daemon.broker.rules import Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
@@ -125,6 +125,15 @@ class OrdersState(Struct, frozen=True, array_like=True):
     others: tuple[Order, ...] = ()
     before_quotes: tuple[Order, ...] = ()
     shortfall: str = ""
+
+    def taken_over(self) -> OrdersState:
+        """Return the orders for a run that continues another one."""
+        return replace(
+            self,
+            order=None if self.order is None else _taken_over(self.order),
+            others=tuple(map(_taken_over, self.others)),
+            before_quotes=tuple(map(_taken_over, self.before_quotes)),
+        )
 
 
 class OrderContext(NamedTuple):
@@ -668,6 +677,10 @@ def urgency(order: Order) -> int:
     if order.role is OrderRole.TARGET:
         return 2
     return 0 if order.role in PROTECTIVE or order.role is OrderRole.LIQUIDATION else 1
+
+
+def _taken_over(order: Order) -> Order:
+    return replace(order, order_id=taken_over_id(order.order_id))
 
 
 _carried: Final = attrgetter(*OrdersState.__struct_fields__)

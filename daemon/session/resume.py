@@ -251,11 +251,14 @@ def _taken_over(
 ) -> EngineState | None:
     """Return the *stored* state of *parent* as the first state of a new run.
 
-    The universe is chosen anew, and the declared state of another strategy is dropped.
+    The universe is chosen anew, the declared state of another strategy is dropped, and orders get
+    ids of their own.
     """
     if stored is None:
         return None
-    state = replace(decode_state(stored[0]), chosen=None)
+    state = decode_state(stored[0])
+    accounts = {name: account.taken_over() for name, account in state.shadows.items()}
+    state = replace(state, chosen=None, account=state.account.taken_over(), shadows=accounts)
     strategy = strategy_name(config), strategy_sha256(config)
     is_same = (parent.strategy, parent.strategy_sha256) == strategy
     return state if is_same else replace(state, declared={})

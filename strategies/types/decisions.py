@@ -361,6 +361,8 @@ class FillModel(StrEnum):
 class Order(Struct, frozen=True, gc=False, omit_defaults=True):
     """An order after a step. Its id is ``sequence-ordinal`` of the step that created it.
 
+    A run that takes over an order puts ``0-`` before its id.
+
     The defaults are those of a market order by signal, so such an order stores none of them.
     """
 

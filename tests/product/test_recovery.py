@@ -189,6 +189,40 @@ def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(
     assert other.opened.run.strategy_sha256 != first.opened.run.strategy_sha256
 
 
+RESTS = """
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Orders, buy
+
+class Counts(Strategy):
+    def decide(self, now):
+        tag = f"at {now.exact.open_time_ms}"
+        return Orders((buy(1, limit=now.close // 2, tag=tag),), "far below")
+"""
+
+
+def test_an_order_that_a_new_run_takes_over_keeps_an_id_of_its_own(counts: Path) -> None:
+    counts.write_text(RESTS)
+    given = events(40, quotes=False)
+    path = counts.with_name("run.db")
+    config = configured("counts:Counts", FillModel.NEXT_OPEN)
+    Process(path, config, FillModel.NEXT_OPEN).through(given[:18])
+    other = configured("counts:Counts", FillModel.NEXT_OPEN, gate={**GATES, "late_ms": 30_000})
+    second = Process(path, other, FillModel.NEXT_OPEN)
+    assert not second.opened.resumed
+    (line,) = second.opened.engine.broker.account.books[0].lines.values()
+    orders = line.orders
+    before = [order.order_id for order in orders.others]
+    second.begin()
+    second.start()
+    for event in given[18:]:
+        second.feed(event)
+    second.stop()
+    after = [order.order_id for order in orders.others]
+    assert len(before) == 6
+    assert len({*after}) == len(after) == 28
+    assert {*after} >= {*before}
+
+
 SINCE = """
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.context import Signal
