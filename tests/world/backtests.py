@@ -196,7 +196,7 @@ def recorded_backtest(kind: str, seed: int, folder: Path) -> tuple[Path, Truth]:
     database = folder / f"{kind}-{seed}.db"
     record(database, load(None, sections), series, **beside)
     served = {each.instrument: served_by(each, rates.get(each.instrument, {})) for each in series}
-    return database, Truth(sections, served, (), (), frozenset())
+    return database, Truth((sections,), served, (), (), frozenset())
 
 
 def _drawn_rates(rng: random.Random, candles: Candles) -> FundingRates:

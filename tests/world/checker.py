@@ -59,7 +59,8 @@ class Served(NamedTuple):
 class Truth:
     """What was given to the daemon, and what it answered."""
 
-    config: Mapping[str, Any]
+    configs: Sequence[Mapping[str, Any]]
+    """The configuration of the first life, and what an operator made of it later."""
     instruments: Mapping[str, Served]
     """By id, such as ``linear:BTCUSDT``."""
     answered: Sequence[tuple[str, str]]
@@ -69,12 +70,22 @@ class Truth:
     altered: Container[tuple[str, int]]
     """Instrument and open time of the candles that a fault served wrongly at first."""
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What no edit changes is read here."""
+        return self.configs[0]
+
 
 class Violation(NamedTuple):
     """One breach of a law."""
 
     law: str
     sentence: str
+
+
+def edited(config: Mapping[str, Any]) -> tuple[Decimal, str | None]:
+    """Return what an operator edits: the quantity of an order and the stop's distance."""
+    return Decimal(config["sizing"]["quantity"]), config.get("exits", {}).get("stop_loss")
 
 
 def violations(database: Path, truth: Truth) -> list[Violation]:
@@ -181,7 +192,9 @@ def wrong_universe(database: Path) -> Iterator[str]:
         before = held[key]
         quantity = Decimal(row["quantity_text"])
         held[key] += quantity if row["side"] == "BUY" else -quantity
-        born = int(row["order_id"].partition("-")[0])
+        born, *rest = map(int, row["order_id"].split("-"))
+        if len(rest) > 1:  # it was taken over, and the choice before it belongs to that run
+            continue
         chosen = [of_json(content)["chosen"] for at, _, content in choices if at < born]
         if abs(held[key]) > abs(before) and not (chosen and key[0] in chosen[-1]):
             yield f"{row['order_id']} opened {key[0]} outside the universe"
@@ -216,8 +229,19 @@ class _Judge:
             self.check_decisions(run_id, run["period_start_ms"])
             self.check_ledger(run_id)
             self.check_signals(run_id)
-            books[run_id] = _Books(self, run, books.get(run["parent_run_id"]))
+            config = self._config_of(run)
+            books[run_id] = _Books(self, run, config, books.get(run["parent_run_id"]))
             books[run_id].check()
+
+    def _config_of(self, run: sqlite3.Row) -> Mapping[str, Any]:
+        """Return the configuration among those given that *run* says it had."""
+        if len(self.truth.configs) > 1:
+            stored = of_json(run["config"])
+            for given in self.truth.configs:
+                if edited(given) == edited(stored):
+                    return given
+            self.breach("configuration", f"{run['run_id']} had one that was never given")
+        return self.truth.config
 
     def breach(self, law: str, sentence: str) -> None:
         """Note a breach of *law*."""
@@ -505,9 +529,14 @@ class _Books:
     their entries until a price comes, and with its cash.
     """
 
-    def __init__(self, judge: _Judge, run: sqlite3.Row, before: _Books | None = None) -> None:
-        self.judge, self.run_id = judge, run["run_id"]
-        self.config = judge.truth.config
+    def __init__(
+        self,
+        judge: _Judge,
+        run: sqlite3.Row,
+        config: Mapping[str, Any],
+        before: _Books | None = None,
+    ) -> None:
+        self.judge, self.run_id, self.config = judge, run["run_id"], config
         self.positions: dict[Key, Position] = defaultdict(Position)
         self.cash = Decimal(0)
         self.closes: dict[str, Decimal] = {}
@@ -533,13 +562,15 @@ class _Books:
                 self.run_id,
             )
         }
-        every_order = _Market(judge, self.run_id, self.rules)
+        every_order = _Market(judge, self.run_id, self.rules, config)
         self.orders = {  # the last state of each
             order.order_id: order
             for _, orders in sorted(every_order.changes.items())
             for order in orders
         }
         self.filled: dict[str, Decimal] = defaultdict(Decimal)
+        if before is not None:
+            self.filled.update({f"0-{name}": filled for name, filled in before.filled.items()})
         self.market = every_order if by_candles else None
         account = self.config.get("account", {})
         self.leverage: Decimal | None = None  # of cross margin, in one symbol and tier
@@ -959,7 +990,8 @@ class _Settlements:
         self.arrived[key, at] = event["sequence"]
         if not self.by_candles:
             for each, position in positions.items():
-                self.met[each, at] = position.quantity
+                if each[0] == key:
+                    self.met[each, at] = position.quantity
 
     def held(self, key: Key, at: int) -> Decimal | None:
         """Return what was held at the settlement of *at*; None if that is not known."""
@@ -1054,13 +1086,15 @@ class Order(NamedTuple):
 class _Market:
     """The orders of a run whose candles fill them, held to the candles (M13, M14, B4)."""
 
-    def __init__(self, judge: _Judge, run_id: str, rules: Mapping[str, Rules]) -> None:
+    def __init__(
+        self, judge: _Judge, run_id: str, rules: Mapping[str, Rules], config: Mapping[str, Any]
+    ) -> None:
         self.judge, self.rules = judge, rules
-        execution = judge.truth.config.get("execution", {})
+        execution = config.get("execution", {})
         slippage = Decimal(str(execution.get("slippage_bp", 0)))
         self.worse = (slippage + Decimal(str(execution.get("spread_bp", 0))) / 2) / 10_000
         self.ranges = bool(Decimal(str(execution.get("spread_slippage", 0))))
-        self.exits = judge.truth.config.get("exits", {})
+        self.exits = config.get("exits", {})
         self.distances: dict[str, Decimal] = {}  # of trailing stops
         self.orders: dict[str, Order] = {}
         self.before: dict[str, Order] = {}

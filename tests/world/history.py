@@ -80,6 +80,7 @@ class History:
     def __init__(self, spec: Spec, folder: Path, *, is_traced: bool = False) -> None:
         self.spec, self.folder, self.is_traced = spec, folder, is_traced
         self.outcome = Outcome(spec.seed, spec.kind, spec.minutes)
+        self._configs = [spec.config]
         self._series = candles(spec)
         self._exchange = EmbeddedExchange(
             ExchangeSettings(
@@ -154,13 +155,14 @@ class History:
 
     def _life(self, number: int, shared: Shared) -> Life:
         trace = (self.folder / "trace").open("a", buffering=1) if self.is_traced else None
+        spec = msgspec.structs.replace(self.spec, config=self._configs[-1])
         return Life(
-            self.spec, number, self._exchange, shared, self.folder,
+            spec, number, self._exchange, shared, self.folder,
             start_s=self._now_s, begin_ms=self._market_ms, trace=trace,
         )  # fmt: skip
 
     def _operate(self) -> None:
-        """Do what an operator does between two lives: back up, restore, prune."""
+        """Do what an operator does between two lives: back up, restore, prune, edit."""
         if not self._acknowledged:
             return
         for name in self.spec.between:
@@ -190,6 +192,16 @@ class History:
         """Drop what is older than a day before the newest bar."""
         self._command("db", "prune", "--keep", "1")
         self._is_pruned = True
+
+    def _edit(self) -> None:
+        """Change the configuration: the quantity of an order, and the stop where there is one."""
+        rng = random.Random(f"{self.spec.seed}:edited:{self.outcome.lives}")
+        config = dict(self._configs[-1])
+        quantity = Decimal(self.spec.config["sizing"]["quantity"]) * rng.choice((1, 2, 3)) / 2
+        config["sizing"] = {**config["sizing"], "quantity": str(quantity)}
+        if "stop_loss" in config.get("exits", {}):
+            config["exits"] = {**config["exits"], "stop_loss": rng.choice(("0.5%", "1%", "2%"))}
+        self._configs.append(config)
 
     def _command(self, *command: str) -> None:
         """Run a command of the product, which must succeed."""
@@ -263,7 +275,7 @@ class History:
         """Return what the exchange served and what the daemon answered, for the checker."""
         markets = self._exchange.venue.markets.values()
         return Truth(
-            config=self.spec.config,
+            configs=self._configs,
             instruments={f"linear:{market.symbol}": _served(market) for market in markets},
             answered=[(note, kind) for note, kind in map(str.split, self._lines("answered"))],
             sent=self._lines("sent"),

@@ -38,7 +38,7 @@ WORLD_FAULTS: Final = (
 """Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
 HOST_FAULTS: Final = ("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors")
 """Faults that strike a life at most once each."""
-BETWEEN: Final = ("backup", "restore", "prune")
+BETWEEN: Final = ("backup", "restore", "prune", "edit")
 """What an operator does between two lives."""
 
 Section = dict[str, Any]
