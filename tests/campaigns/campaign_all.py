@@ -60,7 +60,6 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         for kind in ("book_fills", "cross", "hedge", "several", "universe")
     },
     "changes": (*_PYTHON, "tests/campaigns/campaign_changes.py"),
-    "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
     "disk": (*_PYTHON, "tests/campaigns/campaign_disk.py"),
     "soak": (*_PYTHON, "tests/campaigns/campaign_soak.py"),
     "soak_of_a_model": (

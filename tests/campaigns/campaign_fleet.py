@@ -13,6 +13,7 @@ the server's start.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -28,11 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from campaign import MINUTE_MS, Daemon, configuration, exchange, reading
-from campaign_flood import START_MS, candles
 from drawn import PROGRAM, RoundFailed
 from postgres_server import Cluster, a_cluster
+from world.spec import SMA
 
 WARM_BARS = 100
+START_MS = 1_748_736_000_000
 BEHIND_WITHIN_S = 180.0
 """Wall seconds within which some daemon must decide, and what is left must be shipped."""
 KINDS = ("daemon", "shipper", "daemon", "shipper", "server")
@@ -40,11 +42,26 @@ KINDS = ("daemon", "shipper", "daemon", "shipper", "server")
 DOWN_S = 3.0
 """The longest that the server stays down."""
 GENTLE = {  # ten daemons on two cores answer late, and no exchange's fault is tried here
-    "request_timeout_s = 1.0": "request_timeout_s = 20.0\nconnect_timeout_s = 60.0",
-    "data_watchdog_s = 2.0": "data_watchdog_s = 60.0",
-    "requests_per_s = 20.0": "requests_per_s = 100.0",
-    "trades = true": "",
+    "request_timeout_s": 20.0,
+    "connect_timeout_s": 60.0,
+    "data_watchdog_s": 60.0,
+    "requests_per_s": 100.0,
+    "trades": False,
 }
+
+
+def candles(path: Path, rng: random.Random, bars: int) -> Path:
+    """Write a random walk of *bars* minutes."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("timestamp", "open", "high", "low", "close", "volume"))
+        last = 1_000_000
+        for number in range(bars):
+            first, last = last, last + rng.randint(-400, 400)
+            high, low = max(first, last) + rng.randint(0, 99), min(first, last) - rng.randint(0, 99)
+            prices = [f"{price / 10:.1f}" for price in (first, high, low, last)]
+            rows.writerow((START_MS + number * MINUTE_MS, *prices, rng.randint(1, 9_999) / 1_000))
+    return path
 
 
 @dataclass
@@ -295,14 +312,11 @@ def play(
         with exchange(of, speed=speed, seed=seed, start=WARM_BARS) as served:
             fleet = []
             for number in range(daemons):
-                strategy = (
-                    f'name = "sma_cross"\nfast = {3 + number}\nslow = {9 + 2 * number}\n'
-                    f'long_only = false\n[storage]\nship_to = "{url}"'
-                )
-                text = configuration(served, strategy, names)
-                for usual, gentle in GENTLE.items():
-                    text = text.replace(usual, gentle)
-                fleet.append(Daemon(folder, f"daemon-{number}", text))
+                sections = configuration(served, names)
+                sections["exchange"] |= GENTLE
+                sections["strategy"] = {**SMA, "fast": 3 + number, "slow": 9 + 2 * number}
+                sections["storage"] = {"ship_to": url}
+                fleet.append(Daemon(folder, f"daemon-{number}", sections))
             killer = Killer(fleet, postgres, rng, kills, bars)
             try:
                 run_to_the_end(fleet, killer, START_MS + (WARM_BARS + bars - 1) * MINUTE_MS)

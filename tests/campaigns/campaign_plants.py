@@ -26,10 +26,11 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "campaigns")]
 
 from world.history import history, in_child, prepare  # noqa: E402 - after their folder
-from world.spec import HOST_FAULTS, drawn  # noqa: E402
+from world.spec import BURST, HOST_FAULTS, drawn  # noqa: E402
 
 from tracepaper.daemon.broker.line import Line  # noqa: E402
 from tracepaper.daemon.bybit.websocket import PublicStream  # noqa: E402
+from tracepaper.daemon.feed.client import EventQueue  # noqa: E402
 from tracepaper.daemon.session.daemon import Daemon  # noqa: E402
 from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
 from tracepaper.strategies.types.decisions import Fill, Step  # noqa: E402
@@ -142,6 +143,18 @@ def a_real_process() -> None:
     _replace(PublicStream, "run", with_process)
 
 
+def a_full_queue_that_raises() -> None:
+    """Raise where the queue of the feed has no room."""
+
+    def raising(self: EventQueue[Any], item: object, *, share: float = 1.0) -> bool:
+        if self.qsize() >= self.limit * share:
+            raise asyncio.QueueFull
+        self.put_nowait(item)
+        return True
+
+    _replace(EventQueue, "try_put", raising)
+
+
 PLANTS: Final[Mapping[Callable[[], None], str]] = {
     acknowledged_before_the_commit: "acknowledged",
     answered_before_the_commit: "commands",
@@ -152,6 +165,7 @@ PLANTS: Final[Mapping[Callable[[], None], str]] = {
     a_start_that_waits_too_long: "recovery",
     a_real_thread: "end",
     a_real_process: "end",
+    a_full_queue_that_raises: "end",
 }
 """Each fault, and the law that must find it."""
 
@@ -160,8 +174,10 @@ def find(plant: Callable[[], None], base: Path, seeds: Sequence[int], bars: int)
     """Return the law that *plant* broke in the first history that showed it; else nothing."""
     plant()
     for number, seed in enumerate(seeds, start=1):
-        # Many commands and kills: a fault shows where one meets the other.
-        spec = msgspec.structs.replace(drawn(seed, bars=bars), host=HOST_FAULTS, command_bars=0.5)
+        # Many commands, kills and bursts: a fault shows where one meets the other.
+        spec = drawn(seed, bars=bars)
+        rates = {**spec.rates, BURST: 3.0}
+        spec = msgspec.structs.replace(spec, host=HOST_FAULTS, command_bars=0.5, rates=rates)
         outcome = history(spec, base / plant.__name__)
         laws = {each.law for each in outcome.violations}
         if PLANTS[plant] in laws:

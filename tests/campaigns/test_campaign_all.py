@@ -43,11 +43,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_part_is_kept_beside_the_others(checkout: Path) -> None:
     path = checkout / "passed.toml"
     campaign_all.keep("live", "aaaaaaaaa", '2 passed, "0" failed \\')
-    campaign_all.keep("flood", "bbbbbbbbb", "100 passed")
-    campaign_all.keep("flood", "ccccccccc", "101 passed")
+    campaign_all.keep("disk", "bbbbbbbbb", "100 passed")
+    campaign_all.keep("disk", "ccccccccc", "101 passed")
     document = campaign_all.passed()
     assert {name: row["commit"] for name, row in document.items()} == {
-        "flood": "ccccccccc",
+        "disk": "ccccccccc",
         "live": "aaaaaaaaa",
     }
     assert document["live"]["said"] == '2 passed, "0" failed \\'

@@ -276,10 +276,10 @@ class History:
         markets = self._exchange.venue.markets.values()
         return Truth(
             configs=self._configs,
-            instruments={f"linear:{market.symbol}": _served(market) for market in markets},
+            instruments={f"linear:{market.symbol}": served_by(market) for market in markets},
             answered=[(note, kind) for note, kind in map(str.split, self._lines("answered"))],
             sent=self._lines("sent"),
-            altered=_Altered(frozenset(map(int, self._lines("altered"))), self.spec.interval_ms),
+            altered=Altered(frozenset(map(int, self._lines("altered"))), self.spec.interval_ms),
         )
 
     def _lines(self, name: str) -> list[str]:
@@ -287,7 +287,7 @@ class History:
         return file.read_text().split("\n")[:-1] if file.exists() else []
 
 
-class _Altered(Container[tuple[str, int]]):
+class Altered(Container[tuple[str, int]]):
     """The candles around a time at which the exchange served one wrongly."""
 
     def __init__(self, struck_ms: frozenset[int], interval_ms: int) -> None:
@@ -300,7 +300,7 @@ class _Altered(Container[tuple[str, int]]):
         return first < len(self._struck_ms) and self._struck_ms[first] <= open_ms + near_ms
 
 
-def _served(market: SimulatedMarket) -> Served:
+def served_by(market: SimulatedMarket) -> Served:
     """Return the candles and settlements of *market*."""
     base = market.base
     columns = (base.open, base.high, base.low, base.close)
@@ -312,7 +312,9 @@ def _served(market: SimulatedMarket) -> Served:
         zip(map(int, base.open_time_ms), zip(*prices, volumes, strict=True), strict=True)
     )
     settled: dict[int, Decimal] = {}
-    at_ms = next_funding_ms(market, BEGIN_MS - 1)  # also of a symbol that is listed later
+    at_ms = next_funding_ms(
+        market, min(BEGIN_MS, *candles_) - 1
+    )  # also of a symbol that is listed later
     while at_ms <= max(candles_) + base.interval_ms:
         settled[at_ms] = Decimal(funding_rate(market, at_ms)).scaleb(-RATE_DECIMALS)
         at_ms = next_funding_ms(market, at_ms)

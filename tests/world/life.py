@@ -50,6 +50,7 @@ STOP_WITHIN_S: Final = 18.0
 ALTERING: Final = {"close", "push", "rows", "frame", "body"}
 """Stages at which a fault may change a candle."""
 COMMANDS: Final = ("HALT", "FLATTEN", "RESUME")
+BURST_FRAMES: Final = 10_000
 HALTED_BARS: Final = 2.0
 """Mean bars from a command that halts to the RESUME that follows it."""
 OPEN: Final = {OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED}
@@ -300,6 +301,8 @@ class Life:
             case "suspended":  # network time stands, market time goes on
                 bars = rng.choice((1, 10, 40))
                 clock.set(clock.now_ms() + bars * self.spec.interval_ms)
+            case "burst":
+                self._flood(rng)
             case "exchange":
                 options = {"provoke": True} if FAULTS[detail].is_provoked else {}
                 try:
@@ -308,6 +311,30 @@ class Life:
                     self._counts[f"not armed: {detail}"] += 1
             case _:
                 raise ValueError(name)
+
+    def _flood(self, rng: random.Random) -> None:
+        """Send thousands of frames behind the next closing one; half the time stop amid them.
+
+        They are its topics' opening frames, written as one piece: the stream reads them while the
+        bar is being stored.
+        """
+        hub, interval_ms = self.exchange.hub, self.spec.interval_ms
+        close_ms = (hub.clock.now_ms() // interval_ms + 1) * interval_ms
+        market = next(iter(self.exchange.venue.markets.values()))
+
+        def send() -> None:
+            for connection in sorted(hub.connections, key=lambda each: each.identity):
+                topics = sorted(connection.topics)
+                channels = [hub.channel(connection.category, topic) for topic in topics]
+                now_ms = hub.clock.now_ms()
+                frames = [frame for each in channels if each for frame in each.opening(now_ms)]
+                sent = b"".join(_unmasked(frame.body) for frame in frames)
+                if frames and (transport := connection._request.transport):
+                    transport.write(sent * (BURST_FRAMES // len(frames)))
+
+        hub.at(market.confirm_ms(close_ms) + 1, send)
+        if rng.random() < 0.5:
+            self._stop_s = min(self._stop_s, self.loop.now_s + rng.uniform(0, 3) * self.spec.bar_s)
 
     def _explain(self, seconds: float) -> None:
         """Note that nothing may be decided for *seconds*, by what was just drawn."""
@@ -476,6 +503,12 @@ class Life:
     def _write(self, name: str, line: str) -> None:
         with (self.folder / name).open("a") as file:
             file.write(f"{line}\n")
+
+
+def _unmasked(body: bytes) -> bytes:
+    """Return *body* as a server's websocket frame of text."""
+    length = bytes([len(body)]) if len(body) < 126 else b"\x7e" + struct.pack(">H", len(body))
+    return b"\x81" + length + body
 
 
 def _open_files() -> set[str]:

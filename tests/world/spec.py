@@ -36,6 +36,8 @@ WORLD_FAULTS: Final = (
     *("wall_step", "stopped", "suspended"),  # time
 )
 """Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
+BURST: Final = "burst"
+"""Thousands of frames at once, and in half of the cases a stop amid them; it changes no rate."""
 HOST_FAULTS: Final = ("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors")
 """Faults that strike a life at most once each."""
 BETWEEN: Final = ("backup", "restore", "prune", "edit")
@@ -258,7 +260,10 @@ def _rates(seed: int) -> dict[str, float]:
         ),
     ]
     bars = random.Random(f"{seed}:bars of a fault").choice((1.5, 5.0, 20.0))
-    return dict.fromkeys(kinds, bars * len(kinds))
+    rates = dict.fromkeys(kinds, bars * len(kinds))
+    if random.Random(f"{seed}:{BURST}").random() < 0.3:
+        rates[BURST] = bars * max(len(kinds), 4)
+    return rates
 
 
 def _bar(seed: int, name: str, bars: int) -> int:

@@ -44,19 +44,36 @@ def test_a_sound_record_breaks_no_law(kind: str) -> None:
 LAST_FEE = "(SELECT max(sequence) FROM ledger WHERE kind = 'fee')"
 
 
+CHOICES = "UPDATE events SET {} WHERE kind = 'universe'"
+LAST_BOOK = "WHERE book = (SELECT max(book) FROM holdings)"
+
+
 @pytest.mark.parametrize(
-    ("law", "statement"),
+    ("law", "statement", "kind"),
     [
-        ("bars", "UPDATE steps SET volume = volume + 1 WHERE sequence = 5"),
-        ("bars", "DELETE FROM steps WHERE sequence = 3"),
-        ("decisions", "UPDATE steps SET outcome = NULL WHERE sequence = 60"),
-        ("ledger", f"UPDATE ledger SET amount = amount - 1 WHERE sequence = {LAST_FEE}"),
-        ("ledger", f"DELETE FROM ledger WHERE sequence = {LAST_FEE} AND kind = 'fee'"),
-        ("positions", "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow IS NULL"),
+        ("bars", "UPDATE steps SET volume = volume + 1 WHERE sequence = 5", "plain"),
+        ("bars", "DELETE FROM steps WHERE sequence = 3", "plain"),
+        ("decisions", "UPDATE steps SET outcome = NULL WHERE sequence = 60", "plain"),
+        ("ledger", f"UPDATE ledger SET amount = amount - 1 WHERE sequence = {LAST_FEE}", "plain"),
+        ("ledger", f"DELETE FROM ledger WHERE sequence = {LAST_FEE} AND kind = 'fee'", "plain"),
+        (
+            "positions",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow IS NULL",
+            "plain",
+        ),
+        ("parts", f"UPDATE holdings SET quantity = quantity + 1 {LAST_BOOK}", "several"),
+        ("sides", "UPDATE holdings SET cash = cash + 1 WHERE book = 1", "hedge"),
+        (
+            "universe",
+            CHOICES.format("content = json_set(content, '$.chosen', json('[]'))"),
+            "universe",
+        ),
+        ("universe", CHOICES.format("market_ms = 7"), "universe"),
+        ("universe", CHOICES.format("kind = 'halted'"), "universe"),
     ],
 )
-def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str) -> None:
-    database, truth = sound("plain")
+def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, kind: str) -> None:
+    database, truth = sound(kind)
     database = copied(database, tmp_path / "changed.db")
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
