@@ -468,7 +468,10 @@ class BarSequencer:
         except TimeoutError:
             return
         for funding in settled:
-            if state.funding.queued_ms:  # the engine ignores one that is older than the last
+            due_ms = funding.from_ms if isinstance(funding, Gap) else funding.market_ms
+            # The engine ignores one that is older than the last; a newer one may be queued while
+            # these are taken.
+            if any(queued_ms < due_ms for queued_ms in state.funding.queued_ms):
                 self._maintenance.queue_settlement(state, funding)
             else:
                 yield funding

@@ -241,7 +241,10 @@ def _open_new(
         history=_bar_history(opening),
         resumed=False,
         known=FeedStart(
-            run.interval_ms, run.period_start_ms, engine.bars_before(run.period_start_ms)
+            run.interval_ms,
+            run.period_start_ms,
+            engine.bars_before(run.period_start_ms),
+            is_served=opening.is_served,
         ),
     )
 
