@@ -33,7 +33,7 @@ from world.disk import KILLED
 from world.life import PORT, STOP_WITHIN_S, Life, Report, Shared
 from world.loop import START_S
 from world.spec import BEGIN_MS, PAST_BARS, Spec, calm, candles, drawn
-from world.strategies import MENDED, RAISING
+from world.strategies import DRAWN_MODEL, MENDED, RAISING
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.exchange.market import (
@@ -109,6 +109,7 @@ class History:
         """Play all lives, hold the laws and return what came of it."""
         (self.folder / "sides_drawn.py").write_text(SIDES)
         (self.folder / "raising_drawn.py").write_text(RAISING)
+        (self.folder / "model_drawn.py").write_text(DRAWN_MODEL)
         before_s = _cpu_s()
         pauses = random.Random(f"{self.spec.seed}:pause")
         outcome = self.outcome
@@ -182,7 +183,7 @@ class History:
         """Put the last backup in the record's place, as an operator does: alone."""
         if self._backed_up is None:
             return
-        for file in self.folder.glob("run.db*"):
+        for file in filter(Path.is_file, self.folder.glob("run.db*")):  # not run.db.checkpoints
             file.unlink()
         shutil.copy(self.folder / BACKUP, self.database)
         self._acknowledged, answered = self._backed_up

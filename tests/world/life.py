@@ -298,6 +298,9 @@ class Life:
                 seconds = rng.choice((1.0, 10.0, 40.0))
                 loop.now_s += seconds
                 self._explain(0.0)
+            case "busy":  # what runs in a thread takes long: a model, a commit
+                loop.busy_until_s = loop.now_s + rng.uniform(1, 20)
+                self._explain(loop.busy_until_s - loop.now_s)
             case "suspended":  # network time stands, market time goes on
                 bars = rng.choice((1, 10, 40))
                 clock.set(clock.now_ms() + bars * self.spec.interval_ms)

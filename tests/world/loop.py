@@ -25,6 +25,8 @@ START_S: Final = 1_000.0
 TICK_S: Final = 1e-6
 """Virtual seconds of a round of callbacks."""
 TICKS_MOST: Final = 5_000_000
+BUSY_S: Final = (0.2, 3.0)
+"""Seconds that a call in an executor takes while the machine is busy."""
 WORK_S: Final = (0.0002, 0.004)
 """The least and the greatest virtual seconds of what a thread would do."""
 
@@ -105,6 +107,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.network = Network(self, seed)
         self.signals: dict[int, Callable[[], object]] = {}
         self.work_s = WORK_S
+        self.busy_until_s = 0.0
         self._work_rng = random.Random(f"{seed}:work")
         self._free_s: dict[object, float] = {}  # by executor: when its only thread is free
         self._numbers = 0
@@ -170,7 +173,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         begin_s = self.now_s
         if executor is not None:
             begin_s = max(begin_s, self._free_s.get(executor, 0.0))
-        end_s = begin_s + self._work_rng.uniform(*self.work_s)
+        is_busy = begin_s < self.busy_until_s
+        end_s = begin_s + self._work_rng.uniform(*(BUSY_S if is_busy else self.work_s))
         if executor is not None:
             self._free_s[executor] = end_s
 

@@ -33,7 +33,7 @@ SMA: Final = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 EXAMPLES: Final = "tracepaper.strategies.examples"
 WORLD_FAULTS: Final = (
     *("reset", "half_open", "slow", "refuse", "hang", "unresolved"),  # network
-    *("wall_step", "stopped", "suspended"),  # time
+    *("wall_step", "stopped", "suspended", "busy"),  # time
 )
 """Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
 BURST: Final = "burst"
@@ -192,6 +192,12 @@ def _raising(config: Section, rng: random.Random) -> None:
     config["strategy"] = {"name": "raising_drawn:Raising"}
 
 
+def _model(config: Section, rng: random.Random) -> None:
+    config["strategy"] = {"name": "attention"}
+    config["model"] = {"class": "model_drawn:Drawn", "deadline_ms": rng.choice((300, 2_000))}
+    config["gate"] |= {"horizon": 1}
+
+
 def _two(config: Section, rng: random.Random) -> None:
     del config, rng
 
@@ -200,7 +206,7 @@ KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
     each.__name__.removeprefix("_"): each
     for each in (
         *(_plain, _limits, _margin, _cross, _exits),
-        *(_several, _hedge, _book_fills, _universe, _two, _raising),
+        *(_several, _hedge, _book_fills, _universe, _two, _raising, _model),
     )
 }
 ALWAYS_TWO: Final = ("universe", "two")
