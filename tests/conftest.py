@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from asyncio import AbstractEventLoop, new_event_loop
 from collections import Counter
@@ -18,7 +19,10 @@ from command_line import Cli
 from hypothesis import settings
 from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import InstalledWheel, installed_with_all
+from world import client as world_client
 from world.loop import loop_without_delays
+
+world_client.install()
 
 COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
 """CPU seconds, name and mark of each test that `make costs` saw take a quarter of one or more, or
@@ -27,15 +31,6 @@ REAL_TIME: Final = {"socket.bind", "socket.connect", "subprocess.Popen", "os.for
 """What Python audits where a test's course comes to depend on how busy the machine is."""
 LIMITS_S: Final = {"slow": (0.25, 1.0), "long": (0.5, 10.0)}
 """Above what cost a test has the mark, and the cheapest test of a module: a module is a subject."""
-VIRTUAL: Final = (
-    "tests/daemon/bybit/",
-    "tests/daemon/feed/",
-    "tests/daemon/http/",
-    "tests/daemon/session/test_false_prices.py",
-    "tests/daemon/session/test_preflight.py",
-    "tests/replay/exchange/",
-)
-"""Tests whose servers run in their own loop; ``sockets`` marks those that need the machine's."""
 KEPT: Final = ("tests/repository/test_readme.py", "tests/world/")
 """They are never slow: what a page costs follows from whether it was changed, and histories stand
 for the tests that are."""
@@ -44,9 +39,9 @@ for the tests that are."""
 def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], AbstractEventLoop]]:
-    """Give tests of ``VIRTUAL`` a loop in which no time passes and nothing has a socket."""
-    is_virtual = item.nodeid.startswith(VIRTUAL) and not item.get_closest_marker("sockets")
-    return {"loop": loop_without_delays if is_virtual else new_event_loop}
+    """Give tests a loop in which no time passes and nothing has a socket, but those of sockets."""
+    is_real = item.get_closest_marker("sockets")
+    return {"loop": new_event_loop if is_real else loop_without_delays}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,8 +90,11 @@ class Costs:
         self._real_time_events = 0
         sys.addaudithook(self._audit)
 
-    def _audit(self, event: str, _arguments: tuple[object, ...]) -> None:
-        self._real_time_events += event in REAL_TIME
+    def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event in REAL_TIME:  # a datagram waits for nobody
+            of = arguments[0] if arguments else None
+            is_datagram = isinstance(of, socket.socket) and of.type == socket.SOCK_DGRAM
+            self._real_time_events += not is_datagram
 
     @staticmethod
     def _cpu_s() -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tracepaper.daemon.clock import SystemClock
 
 SERVER = 1_700_000_000_000
@@ -30,6 +32,7 @@ def test_a_late_frame_never_turns_market_time_back() -> None:
     assert clock.market_ms() >= SERVER + 60_000
 
 
+@pytest.mark.sockets
 async def test_market_time_is_scaled_and_network_time_is_not() -> None:
     clock = SystemClock(time_scale=10_000.0)
     clock.synchronise(SERVER)

@@ -289,6 +289,7 @@ def refusals(database: Path) -> list[str | None]:
     return [name for (name,) in rows(database, "SELECT refused_by FROM v_decisions ORDER BY 1")]
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(("limit", "late"), [("None", 1), ("0.8 * self.deadline_s", 0)])
 async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_without_it(
     tmp_path: Path, limit: str, late: int

@@ -85,10 +85,7 @@ def test_the_demo_ends_by_itself_and_prints_json_alone(demo: Demo) -> None:
 class Story:
     """What was asked of one running demo, in order, and how it ended at Ctrl-C."""
 
-    pid: int
-    status: ProgramResult
     halted: ProgramResult
-    second: ProgramResult
     after: dict[str, Any]
     ended: ProgramResult
     database: Path
@@ -104,17 +101,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     program = Program([tracepaper, "demo", "--speed", SPEED, *options], folder, name="demo")
     try:
         program.wait_until(lambda: '"event": "decision"' in program.err)
-        status = run(["status", "--db", "open.db"], folder)
         halted = run(["command", "HALT", "--note", "a look", "--db", "open.db"], folder)
-        second = run(["run", *options], folder)
         program.wait_until(lambda: '"refused_by": "operator"' in program.err)
         after = run(["status", "--db", "open.db", "--json"], folder)
         ended = program.stop(signal.SIGINT)
         yield Story(
-            program.process.pid,
-            status,
             halted,
-            second,
             json.loads(after.out),
             ended,
             folder / "open.db",
@@ -142,12 +134,6 @@ def test_a_halt_is_obeyed_audited_and_shown(story: Story) -> None:
     refused = "SELECT DISTINCT refused_by FROM v_decisions WHERE sequence > ?"
     with sqlite3.connect(story.database) as db:
         assert db.execute(refused, (commands[0][0],)).fetchall() == [("operator",)]
-
-
-def test_a_second_instance_is_refused_with_the_holders_pid(story: Story) -> None:
-    assert story.second.code == 2
-    assert f"open.db is in use by process {story.pid};" in story.second.err.splitlines()[-1]
-    assert story.second.out == ""
 
 
 @pytest.mark.parametrize("nohup", [False, True])
@@ -304,6 +290,3 @@ def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:
     assert checked.code == 0, checked.err
     document = json.loads(checked.out)
     assert (document["passes"], document["probes"], document["bars"]) == (True, 3, 300)
-
-
-# ---------------------------------------------------------------- terminals

@@ -15,6 +15,7 @@ from waiting import deadline, until
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.child import ChildProcess, StartProcess
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain.verify import verify_chain
@@ -153,7 +154,11 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
 
 @asynccontextmanager
 async def daemon(
-    server: ScriptedServer, database: Path, **sections: Mapping[str, Any]
+    server: ScriptedServer,
+    database: Path,
+    *,
+    start_process: StartProcess = ChildProcess,
+    **sections: Mapping[str, Any],
 ) -> AsyncIterator[RunningDaemon]:
     """Run a daemon until the block ends, then stop it in good order."""
     holder: list[RunningDaemon] = []
@@ -164,7 +169,14 @@ async def daemon(
 
     config = load(None, settings(server, **sections))
     clock = ServersClock(server)
-    daemon = Daemon(config, database, kind=RunKind.LIVE, watch=watch, clock=clock)
+    daemon = Daemon(
+        config,
+        database,
+        kind=RunKind.LIVE,
+        watch=watch,
+        clock=clock,
+        start_process=start_process,
+    )
     running = RunningDaemon(server, asyncio.create_task(daemon.run()), clock)
     holder.append(running)
     try:

@@ -132,6 +132,7 @@ def test_a_model_that_this_machine_cannot_run_is_found(
     assert words in attention[1]
 
 
+@pytest.mark.sockets
 async def test_online_asks_the_exchange_and_its_stream(tmp_path: Path, cli: Cli) -> None:
     settings = ExchangeSettings(data=(f"BTCUSDT={CANDLES}",), manual=True)
     async with EmbeddedExchange(settings) as exchange:

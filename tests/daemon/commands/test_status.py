@@ -100,6 +100,7 @@ async def test_the_exit_code_says_whether_the_daemon_is_ready(
     assert "No daemon runs" in capsys.readouterr().err
 
 
+@pytest.mark.sockets
 async def test_the_operators_word_reaches_the_daemon(
     daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:

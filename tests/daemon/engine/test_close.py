@@ -282,6 +282,7 @@ def test_a_recorded_timeout_of_a_close_is_given_again() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.sockets
 async def test_a_close_that_is_late_is_late_for_all_of_it() -> None:
     class Stuck(CountingForecaster):
         def predict_many(self, given: Sequence[Bar]) -> list[Forecast | None]:

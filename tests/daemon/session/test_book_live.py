@@ -75,6 +75,7 @@ def causes(path: Path) -> list[str]:
     return [cause for cause in contents if cause]
 
 
+@pytest.mark.sockets
 async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(tmp_path: Path) -> None:
     folder, path = tmp_path / "kept", tmp_path / "live.db"
     given = sections(record_events=str(folder))

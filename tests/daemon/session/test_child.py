@@ -29,6 +29,8 @@ from tracepaper.daemon.session.child import (
     repeat,
 )
 
+pytestmark = pytest.mark.sockets
+
 
 class Answer(msgspec.Struct, frozen=True):
     """The answer of the programs here."""

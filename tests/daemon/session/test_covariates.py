@@ -171,6 +171,7 @@ def test_a_first_start_needs_the_file_and_takes_what_its_bars_may_need(tmp_path:
     assert traded.source.rows_for("").time_ms.tolist() == [close(number) for number in range(-3, 3)]
 
 
+@pytest.mark.sockets
 async def test_a_reading_beyond_the_deadline_counts_at_a_later_close(
     traded: CovariateRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,16 @@
 """A day is replayed once it is over, in a process beside the daemon; the result is an event.
 
-The daemon is real. Except in the last test, the replaying process gives an answer that the test
-chose.
+The daemon is real. Except in the last test, what stands for the replaying process gives an answer
+that the test chose.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import builders
 import msgspec
@@ -29,7 +29,7 @@ from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session import parity
-from tracepaper.daemon.session.child import frame_of
+from tracepaper.daemon.session.child import ChildFailed, TimeLimits
 from tracepaper.daemon.session.parity import DailyParity
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain.verify import verify_chain
@@ -42,33 +42,35 @@ IDENTICAL, DIFFERENT, FAILED = ParityOutcome
 MIDNIGHT_MS = START_MS // DAY_MS * DAY_MS + DAY_MS
 BEFORE = (MIDNIGHT_MS - START_MS) // MINUTE
 """Minutes from the first decided bar until midnight."""
-AT_MIDNIGHT = {"parity": {"daily_at": "00:00"}}
+AT_MIDNIGHT: dict[str, Any] = {"parity": {"daily_at": "00:00"}}
 WELL = ParityCheck(IDENTICAL, "identical 106 of 106 decisions", 0, 1, 106, 106, 0)
-ANSWER = f"os.write(1, {frame_of(WELL)!r})"
-ANSWERS = """
-import os, pathlib, sys, time
-here = pathlib.Path(__file__).parent
-with (here / "asked.txt").open("a") as asked:
-    asked.write(" ".join(sys.argv[1:]) + "\\n")
-exec((here / "answer.py").read_text())
-"""
 
 
-class ParityProgram:
-    """A program that replaces ``tracepaper parity`` and records its calls."""
+class Replays:
+    """Stands for the processes that replay, and keeps the options of each."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.database = folder, folder / "run.db"
-        (folder / "program.py").write_text(ANSWERS, encoding="utf-8")
-        self.answers(ANSWER)
+    def __init__(self, database: Path) -> None:
+        self.database = database
+        self.calls: list[str] = []
+        self.answer: Callable[[], Awaitable[ParityCheck]] = well
+        self._limits = TimeLimits()
 
-    def answers(self, code: str) -> None:
-        (self.folder / "answer.py").write_text(code, encoding="utf-8")
+    def __call__(self, _name: str, command: Sequence[str], limits: TimeLimits) -> Replays:
+        self.calls.append(" ".join(command[len(parity.PROGRAM) :]))
+        self._limits = limits
+        return self
 
-    def calls(self) -> list[str]:
-        """Return the options of each call."""
-        path = self.folder / "asked.txt"
-        return path.read_text().splitlines() if path.exists() else []
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None: ...
+
+    async def ask(self, _kind: type[ParityCheck]) -> ParityCheck:
+        try:
+            async with asyncio.timeout(self._limits.answer_s):
+                return await self.answer()
+        except TimeoutError:
+            raise ChildFailed(f"it took longer than {self._limits.key}") from None
 
     def events(self) -> list[ParityCheck]:
         with Reader.open(self.database) as reader:
@@ -76,12 +78,29 @@ class ParityProgram:
             return [event for _, _, event, _ in events if isinstance(event, ParityCheck)]
 
 
+async def well() -> ParityCheck:
+    return WELL
+
+
+async def never() -> ParityCheck:
+    await asyncio.Event().wait()
+    return WELL
+
+
+async def fails() -> ParityCheck:
+    raise ChildFailed("the replay ended with 1: There is no run x")
+
+
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParityProgram:
-    directory = ParityProgram(tmp_path)
-    command = sys.executable, "-S", str(tmp_path / "program.py")
-    monkeypatch.setattr(parity, "PROGRAM", command)
-    return directory
+def replays(tmp_path: Path) -> Replays:
+    return Replays(tmp_path / "run.db")
+
+
+@asynccontextmanager
+async def parity_daemon(server: ScriptedServer, replays: Replays) -> AsyncIterator[RunningDaemon]:
+    start: Any = replays
+    async with daemon(server, replays.database, start_process=start, **AT_MIDNIGHT) as running:
+        yield running
 
 
 def checks(steps: list[Step]) -> list[ParityCheck]:
@@ -98,44 +117,40 @@ async def decide_until_midnight(running: RunningDaemon) -> None:
 # ---------------------------------------------------------------- in a daemon
 
 
-async def test_a_day_is_checked_once_it_is_over_and_never_again(planted: ParityProgram) -> None:
+async def test_a_day_is_checked_once_it_is_over_and_never_again(replays: Replays) -> None:
     async with ScriptedServer() as server:
-        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+        async with parity_daemon(server, replays) as running:
             await decide_until_midnight(running)
-            assert planted.calls() == []
+            assert replays.calls == []
             await running.close_bars(1)
             await running.until(lambda: checks(running.steps))
             await running.close_bars(2)
-            run_id = planted.calls()[0].split()[0]
-        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+            run_id = replays.calls[0].split()[0]
+        async with parity_daemon(server, replays) as running:
             await decide(running, BEFORE + 3, 2)
-    options = f"{run_id} --day 2023-11-14 --db {planted.database} --service"
-    assert planted.calls() == [options]
-    (event,) = planted.events()
+    assert replays.calls == [f"{run_id} --day 2023-11-14 --db {replays.database} --service"]
+    (event,) = replays.events()
     assert event.market_ms == event.seen_ms >= MIDNIGHT_MS + MINUTE
     assert (event.from_ms, event.until_ms) == (MIDNIGHT_MS - DAY_MS, MIDNIGHT_MS)
     spans = {"from_ms": WELL.from_ms, "until_ms": WELL.until_ms}
     assert msgspec.structs.replace(event, market_ms=0, seen_ms=0, **spans) == WELL
 
 
-async def test_a_check_that_the_stop_cut_off_begins_anew(planted: ParityProgram) -> None:
-    pid = planted.folder / "pid"
-    planted.answers(f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
+async def test_a_check_that_the_stop_cut_off_begins_anew(replays: Replays) -> None:
+    replays.answer = never
     async with ScriptedServer() as server:
-        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+        async with parity_daemon(server, replays) as running:
             await decide_until_midnight(running)
             await running.close_bars(1)
-            await running.until(lambda: pid.exists() and pid.read_text())
+            await running.until(lambda: replays.calls)
             await running.close_bars(1)  # while it replays
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(pid.read_text()), 0)
-        assert planted.events() == []
-        planted.answers(ANSWER)
-        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+        assert replays.events() == []
+        replays.answer = well
+        async with parity_daemon(server, replays) as running:
             await decide(running, BEFORE + 2, 1)
             await running.until(lambda: checks(running.steps))
-    assert len(planted.calls()) == 2
-    assert len(planted.events()) == 1
+    assert len(replays.calls) == 2
+    assert len(replays.events()) == 1
 
 
 # ---------------------------------------------------------------- one check
@@ -153,16 +168,18 @@ class EventQueue:
         return len(self.events)
 
 
-def daily(folder: Path, **section: Any) -> tuple[DailyParity, EventQueue]:
+def daily(replays: Replays, **section: Any) -> tuple[DailyParity, EventQueue]:
     """Return the daily check of a run that began at ``START_MS`` and is not stored yet."""
     from tracepaper.storage.audit import SqlAuditLog
 
-    SqlAuditLog.open(folder / "run.db").close()
+    SqlAuditLog.open(replays.database).close()
     given = ParitySection.model_construct(**{"daily_at": "00:10", "time_limit": "1h", **section})
     submitted = EventQueue()
     run = msgspec.structs.replace(builders.run(), period_start_ms=START_MS)
     clock = ManualClock(MIDNIGHT_MS + 11 * MINUTE)
-    return DailyParity(given, folder / "run.db", run, submitted, clock), submitted
+    start: Any = replays
+    checked = DailyParity(given, replays.database, run, submitted, clock, start_process=start)
+    return checked, submitted
 
 
 def closed(minute: int) -> Step:
@@ -171,20 +188,20 @@ def closed(minute: int) -> Step:
 
 
 @pytest.mark.parametrize(
-    ("code", "limit", "reason"),
+    ("answer", "reason"),
     [
-        ("sys.exit('There is no run x.')", "1h", "the replay ended with 1: There is no run x"),
-        ("time.sleep(60)", "0m", "it took longer than parity.time_limit, 0m"),
+        (fails, "the replay ended with 1: There is no run x"),
+        (never, "it took longer than parity.time_limit, 1h"),
     ],
 )
 async def test_what_breaks_off_is_a_result_too(
-    planted: ParityProgram, code: str, limit: str, reason: str
+    replays: Replays, answer: Callable[[], Awaitable[ParityCheck]], reason: str
 ) -> None:
-    planted.answers(code)
-    daily_parity, submitted = daily(planted.folder, time_limit=limit)
+    replays.answer = answer
+    daily_parity, submitted = daily(replays)
     async with daily_parity.in_background(lambda: None):
         daily_parity.observe(closed(10))
-        await until(lambda: submitted.events, poll_s=0.01)
+        await asyncio.sleep(3_601)
     (event,) = submitted.events
     assert (event.outcome, event.compared) == (FAILED, 0)
     assert event.reason.startswith(f"2023-11-14 could not be replayed: {reason}")
@@ -201,9 +218,9 @@ async def test_what_breaks_off_is_a_result_too(
     ],
 )
 def test_the_check_begins_with_the_first_bar_that_closes_at_its_time(
-    tmp_path: Path, daily_at: str, minutes: range, first: int
+    replays: Replays, daily_at: str, minutes: range, first: int
 ) -> None:
-    daily_parity, _ = daily(tmp_path, daily_at=daily_at)
+    daily_parity, _ = daily(replays, daily_at=daily_at)
     begun = []
     for minute in minutes:
         daily_parity.observe(closed(minute))
@@ -223,33 +240,37 @@ WEEK = builders.bar(open_time_ms=MIDNIGHT_MS + 5 * DAY_MS, interval_ms=7 * DAY_M
     ],
 )
 async def test_the_day_that_is_checked_is_the_last_that_is_whole(
-    planted: ParityProgram, step: Step, day: str
+    replays: Replays, step: Step, day: str
 ) -> None:
-    daily_parity, submitted = daily(planted.folder)
+    daily_parity, submitted = daily(replays)
     async with daily_parity.in_background(lambda: None):
         daily_parity.observe(step)
         await until(lambda: submitted.events, poll_s=0.01)
-    assert planted.calls()[0].split()[1:3] == ["--day", day]
+    assert replays.calls[0].split()[1:3] == ["--day", day]
 
 
-async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityProgram) -> None:
-    go = planted.folder / "go"
-    wait = f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
-    planted.answers(f"{wait}\nprint({msgspec.json.encode(WELL).decode()!r})")
-    daily_parity, submitted = daily(planted.folder)
+async def test_bars_that_close_meanwhile_begin_no_second_check(replays: Replays) -> None:
+    go = asyncio.Event()
+
+    async def waits() -> ParityCheck:
+        await go.wait()
+        return WELL
+
+    replays.answer = waits
+    daily_parity, submitted = daily(replays)
     async with daily_parity.in_background(lambda: None):
         daily_parity.observe(closed(10))
-        await until(planted.calls, poll_s=0.01)
+        await until(lambda: replays.calls)
         assert daily_parity.is_checking
         daily_parity.observe(closed(11))
-        go.touch()
-        await until(lambda: not daily_parity.is_checking and submitted.events, poll_s=0.01)
+        go.set()
+        await until(lambda: not daily_parity.is_checking and submitted.events)
         daily_parity.observe(closed(12))
         await asyncio.sleep(0)
         assert not daily_parity.is_checking
         daily_parity.observe(closed(1_440 + 9))
-        await until(lambda: len(submitted.events) > 1, poll_s=0.01)
-    days = [words.split()[2] for words in planted.calls()]
+        await until(lambda: len(submitted.events) > 1)
+    days = [words.split()[2] for words in replays.calls]
     assert days == ["2023-11-14", "2023-11-15"]
 
 
@@ -257,8 +278,8 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityPr
 
 
 @pytest.mark.parametrize("outcome", ParityOutcome)
-def test_status_and_metrics_have_the_last_result(tmp_path: Path, outcome: ParityOutcome) -> None:
-    parity, _ = daily(tmp_path)
+def test_status_and_metrics_have_the_last_result(replays: Replays, outcome: ParityOutcome) -> None:
+    parity, _ = daily(replays)
     monitor = Monitor(run=builders.run(), clock=ManualClock(START_MS))
     assert monitor.status()["parity"] is None
     monitor.companions[parity.key] = parity.status
@@ -292,6 +313,7 @@ def line_of(monitor: Monitor) -> str:
 # ---------------------------------------------------------------- the real process
 
 
+@pytest.mark.sockets
 async def test_the_day_of_a_daemon_is_identical_to_its_replay(tmp_path: Path) -> None:
     """The day has a restart and a command; the real process replays it."""
     database = tmp_path / "run.db"

@@ -95,6 +95,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
     tmp_path: Path, checkpoint: Path, kind: str

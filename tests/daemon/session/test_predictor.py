@@ -31,6 +31,8 @@ from tracepaper.strategies.types.market import (
     RetrainOutcome,
 )
 
+pytestmark = pytest.mark.sockets
+
 KEY = "linear:BTCUSDT"
 
 

@@ -40,6 +40,8 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost
 from tracepaper.strategies.types.market import Category
 
+pytestmark = pytest.mark.sockets
+
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 

@@ -42,6 +42,8 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import ModelChange, RetrainingEnd, RetrainOutcome, RunKind
 
+pytestmark = pytest.mark.sockets
+
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlantedTraining:

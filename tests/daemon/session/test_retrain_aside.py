@@ -30,6 +30,8 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.types.market import ModelChange, RetrainingEnd
 
+pytestmark = pytest.mark.sockets
+
 SYMBOLS = ("AAAUSDT", "BBBUSDT")
 
 

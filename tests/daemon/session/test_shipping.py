@@ -23,6 +23,8 @@ from tracepaper.daemon.session import child
 from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.fleet.pull import pull
 
+pytestmark = pytest.mark.sockets
+
 KEYS = {"steps", "lag_steps", "lag_s", "errors", "error", "holes"}
 
 

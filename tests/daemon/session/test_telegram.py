@@ -23,6 +23,8 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session import messenger
 
+pytestmark = pytest.mark.sockets
+
 PLUGIN = """
 from apprise.plugins.telegram import NotifyTelegram
 from tracepaper.daemon.session import apprise_worker

@@ -73,6 +73,7 @@ def cut(path: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("kind", ["crossasset", "portfolio"])
 async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_does(
     kind: str, tmp_path: Path

@@ -10,6 +10,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
 from builders import MINUTE, START_MS, bars, decision, fill, forecast, instrument, run, step
 from builders import account as account_of
 from fakes import ManualClock
@@ -22,6 +23,8 @@ from tracepaper.daemon.terminal.app import LiveView
 from tracepaper.daemon.terminal.screen import STOP, RunView
 from tracepaper.strategies.types.decisions import Position, ShadowStep
 from tracepaper.strategies.types.market import CommandKind
+
+pytestmark = pytest.mark.sockets
 
 CELL = 12.2
 """Width of a character in the exported picture."""

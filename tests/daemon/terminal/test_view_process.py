@@ -29,6 +29,8 @@ from tracepaper.daemon.terminal.live_view import LEAVE, RunWatcher, Screen, term
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Instrument
 
+pytestmark = pytest.mark.sockets
+
 ENTERED, LEFT = "\x1b[?1049h", "\x1b[?1049l"
 PROGRAM = ROOT / "tests" / "support" / "viewed_program.py"
 BTC = instrument()

@@ -382,6 +382,7 @@ async def test_what_goes_wrong_is_a_gap_after_which_books_are_right(
     assert quality.frames > 100
 
 
+@pytest.mark.sockets
 async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
     async with serving(candles(walk_rows(40)), start=3) as (exchange, _):
         live = Live(exchange, tmp_path / "a", REQUEST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from depth_cases import FIRST_MS as FIRST_BOOK_MS
 from depth_cases import walk, write
 from exchange_client import FIRST_MS, MINUTE, candles
@@ -67,6 +68,7 @@ async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
     return row["bars"], read_candles(tmp_path / row["file"]).open_time_ms.tolist()
 
 
+@pytest.mark.sockets
 async def test_fetch_fills_a_file_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     middle = iso(FIRST_MS + 100 * MINUTE)
     bars, times = await fetched(tmp_path, "--from", iso(FIRST_MS), "--to", middle)

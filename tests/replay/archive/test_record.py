@@ -201,6 +201,7 @@ def test_what_no_file_holds_is_refused(change: dict[str, int], sentence: str) ->
         DepthRequest(**{**plain, **change})
 
 
+@pytest.mark.sockets
 async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_path: Path) -> None:
     out = tmp_path / "a.depth"
     async with serving(candles(walk_rows(60)), start=3) as (exchange, client):

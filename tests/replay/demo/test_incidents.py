@@ -27,6 +27,8 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import FeedLost
 from tracepaper.strategies.types.market import Gap, GapCause
 
+pytestmark = pytest.mark.sockets
+
 MINUTE = 60_000
 BARS = 600
 BEGUN = 20

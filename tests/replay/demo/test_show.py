@@ -18,7 +18,7 @@ from waiting import until
 
 from tracepaper.replay.samples import DEMO_CANDLES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.sockets]
 
 SHORT = ["demo", "--model", "none", "--days", "0.5", "--seconds", "3"]
 """Without a model, so that nothing takes its time to start: what is tried is the demo."""

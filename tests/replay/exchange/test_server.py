@@ -42,8 +42,8 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_it_announces_its_addresses_and_ends_with_zero(number: signal.Signals) -> None:
+@pytest.mark.sockets
+async def test_it_announces_its_addresses_and_ends_with_zero() -> None:
     async with deadline():
         process = await start("--data", str(DATA), "--speed", "50", "--fault-every", "5")
         ready = json.loads(await present(process.stdout).readline())
@@ -59,33 +59,18 @@ async def test_it_announces_its_addresses_and_ends_with_zero(number: signal.Sign
                     json.loads((await socket.receive(deadline_s())).data)["topic"]
                     == "kline.1.BTCUSDT"
                 )
-                process.send_signal(number)
+                process.send_signal(signal.SIGINT)
                 output, errors = await process.communicate()
     assert process.returncode == 0
     assert output == b""
     assert b"Traceback" not in errors
 
 
-async def test_time_runs_by_itself_and_says_where_the_data_ends() -> None:
-    async with deadline():
-        process = await start("--data", str(DATA), "--speed", "60000", "--start", "700")
-        ready = json.loads(await present(process.stdout).readline())
-        assert b"data ends" in await present(process.stderr).readline()
-        async with ClientSession() as session:
-            url = f"{ready['rest_url']}/v5/market/kline?symbol=BTCUSDT&interval=1&limit=1"
-            async with session.get(url) as response:
-                row = (await response.json())["result"]["list"][0]
-        assert int(row[0]) == ready["end_ms"] - 60_000
-        process.terminate()
-        assert await process.wait() == 0
-
-
-@pytest.mark.parametrize("way", ["null", "file", "pipe", "closed"])
-async def test_it_ends_when_standard_input_ends_whatever_that_is(way: str, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("not read\n")
-    ends = {"null": Path(os.devnull), "file": tmp_path / "text"}
+@pytest.mark.sockets
+@pytest.mark.parametrize("way", ["null", "pipe", "closed"])
+async def test_it_ends_when_standard_input_ends_whatever_that_is(way: str) -> None:
     reader, writer = os.pipe()
-    descriptor = os.open(ends[way], os.O_RDONLY) if way in ends else reader
+    descriptor = os.open(os.devnull, os.O_RDONLY) if way == "null" else reader
     command = [sys.executable, "-c", RUN, "--data", str(DATA), "--until-eof"]
     if way == "closed":
         command = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
@@ -108,6 +93,7 @@ async def test_it_ends_when_standard_input_ends_whatever_that_is(way: str, tmp_p
             os.close(number)
 
 
+@pytest.mark.sockets
 async def test_now_is_the_wall_clock() -> None:
     async with deadline():
         process = await start("--data", str(DATA), "--now")

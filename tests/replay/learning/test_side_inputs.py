@@ -83,6 +83,8 @@ from tracepaper.strategies.order_book import Books, packed_books
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar, Depths, Event
 
+pytestmark = pytest.mark.sockets
+
 COUNT, SHORT, MANY = book_cases.COUNT, 640, 12_000  # bars that train, of a run, of eight days
 FIRST = 700  # the first bar that any covariate is known at
 HOLE = (600, 605)  # bars without a book, or without the leader's bar

@@ -44,6 +44,8 @@ from tracepaper.replay.page.server import READERS_MAX, Page, serving
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.types.market import CommandKind
 
+pytestmark = pytest.mark.sockets
+
 TOKEN: Final = "only-the-owner-knows"
 
 # ---------------------------------------------------------------- a daemon's server

@@ -34,6 +34,8 @@ from tracepaper.replay.page.server import serving
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.ship import database_id
 
+pytestmark = pytest.mark.sockets
+
 PLANT: Final = "<img src=x onerror=window.planted=1>"
 
 

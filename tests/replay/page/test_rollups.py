@@ -26,6 +26,8 @@ from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Source
 
+pytestmark = pytest.mark.sockets
+
 PARTS = 5
 
 

@@ -19,6 +19,8 @@ from tracepaper.replay.page.process import HEAVY, STREAMS
 from tracepaper.replay.page.routes import PREFIX, ROUTES
 from tracepaper.replay.page.server import POLICY, serving
 
+pytestmark = pytest.mark.sockets
+
 
 async def answer(client: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
     async with client.get(url) as response:
