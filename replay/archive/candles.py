@@ -17,7 +17,6 @@ from tracepaper.replay.archive.columns import (
     Decimals,
     IntArray,
 )
-from tracepaper.replay.archive.layouts import RawTable
 from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
@@ -36,27 +35,6 @@ COLUMNS: Final = ("open", "high", "low", "close", "volume")
 
 Span = tuple[int, int]
 """First open time, and the first after the last: [from, until), UTC milliseconds."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Columns of a file before they become candles; ``table.lines`` numbers the rows."""
-
-    table: RawTable
-    times: IntArray
-    prices: dict[str, Decimals]
-    volume: Decimals
-    turnover: Decimals | None
-
-    def select(self, rows: IntArray) -> Rows:
-        """Return the given rows, in the given order."""
-        return Rows(
-            table=replace(self.table, columns={}, lines=self.table.lines[rows]),
-            times=self.times[rows],
-            prices={name: column[rows] for name, column in self.prices.items()},
-            volume=self.volume[rows],
-            turnover=self.turnover[rows] if self.turnover else None,
-        )
 
 
 @dataclass(frozen=True, eq=False)

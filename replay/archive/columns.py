@@ -1,10 +1,11 @@
-"""Converts columns to exact integers in 10⁻ᵏ and to UTC milliseconds, vectorised."""
+"""Columns of text, floats and instants to exact integers of 10⁻ᵏ and to UTC milliseconds."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date, time
 from decimal import Decimal
 from math import gcd
 from pathlib import Path
@@ -36,11 +37,10 @@ POWERS: Final = 10 ** np.arange(SAFE_DIGITS + 1, dtype=np.int64)
 class CellInvalidError(ValueError):
     """A cell that is not a finite decimal of 64 bits; the reader adds file, line and remedy."""
 
-    def __init__(self, row: int, what: str, remedy: str = "") -> None:
+    def __init__(self, row: int, what: str) -> None:
         super().__init__(what)
         self.row = row
         self.what = what
-        self.remedy = remedy
 
 
 class CellTooLongError(CellInvalidError):
@@ -54,7 +54,7 @@ class Decimals:
     mantissa: IntArray
     places: int
 
-    def __getitem__(self, rows: slice | IntArray) -> Decimals:
+    def __getitem__(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Decimals:
         """Return the given rows, in the given order."""
         return Decimals(self.mantissa[rows], self.places)
 
@@ -231,7 +231,7 @@ def round_to_fit(column: Column, digits_after: int) -> Decimals:
 
 
 UNITS: Final = (
-    # (smallest number of this unit, its name, units per millisecond as numerator, denominator)
+    # (smallest number of this unit, its name, milliseconds as numerator, denominator)
     (10**8, "seconds", 1000, 1),
     (10**11, "milliseconds", 1, 1),
     (10**14, "microseconds", 1, 1_000),
@@ -240,37 +240,24 @@ UNITS: Final = (
 """Between 1973 and 5138 the units do not overlap, so a number implies its unit."""
 SPREADSHEET_DAYS: Final = (32_874, 51_136)
 """Days since 1899-12-30 from 1990 to 2039, as spreadsheets save dates."""
-
-TIME_NUMBER: Final = re.compile(rb"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*")
-COMPACT_DATE: Final = re.compile(rb"(19|20)\d{6}")
-COMPACT_MOMENT: Final = re.compile(
-    rb"((?:19[7-9]|20\d)\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])([0-5]\d)?([0-5]\d)?"
+SPREADSHEET: Final = ", as spreadsheets count days"
+TIME_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+COMPACT: Final = re.compile(
+    r"((?:19|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+    r"(?:[ T]?([01]\d|2[0-3])(?::?([0-5]\d))?(?::?([0-5]\d))?)?"
 )
-"""``2025013115``, ``202501311530`` and ``20250131153000``: no plausible epoch numbers."""
-DAY_FIRST: Final = re.compile(rb"(\d\d?)\.(\d\d?)\.(\d{4})(?=\D|$)")
-_MONTH: Final = rb"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
-MONTHS: Final = b"janfebmaraprmayjunjulaugsepoctnovdec"
-WORDED: Final = re.compile(
-    rb"([a-z]{3,9}, ?)?((\d\d?)[ -]%b|%b (\d\d?),?)[ -](\d{4})\b,?" % (_MONTH, _MONTH),
-    re.IGNORECASE,
+"""``20250131``, ``2025013115``, ``202501311530``, ``20250131153000`` and ``20250131 15:30:00``."""
+CLOCK: Final = (
+    r"(?:[T ,]+(?P<hour>\d\d?)(?::(?P<minute>\d\d))?(?::(?P<second>\d\d)(?:\.(?P<part>\d+))?)?"
+    r"(?:[ -]?(?P<half>[AaPp])\.?[Mm]\.?)?"
+    r"(?P<zone> ?(?:Z|UTC|GMT)|(?: ?(?:UTC|GMT))?(?P<ahead>[+-]\d\d):?(?P<more>\d\d)?)?)?"
 )
-"""``Jan 01, 2024``, ``01-Jan-2024`` and ``Mon, 01 Jan 2024``."""
-SLASHED: Final = re.compile(rb"(\d\d?)/(\d\d?)/(\d{4})(?=\D|$)")
-HALF_DAY: Final = re.compile(
-    rb"[ T,]+(\d{1,2})(?:[:.-](\d\d))?(?:[:.-](\d\d))?[ -]?([AaPp])\.?[Mm]\.?$"
-)
-"""``05-AM``, ``5:00 PM`` and ``05:00:00 pm`` after a date."""
-OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$")
-"""A zone after a date; search only the rest, since a date may end like one."""
-OFFSET_OF_DATE: Final = re.compile(rb"[+-](0\d|1[0-4])(:?\d\d)?")
-SHORT: Final = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[ T]+(\d{1,2})(?=:))?")
-"""``2025-1-31 9:30``: spreadsheets omit leading zeros."""
-OFFSETS_MOST: Final = 2
-MINUTE_DIGITS: Final = 4
-SECOND_DIGITS: Final = 6
-DATE_WIDTH: Final = len("2025-01-31")
-ZONE_NAME: Final = re.compile(r" (?:UTC|GMT)([+-]\d\d:?\d\d)?$")
+YEAR_FIRST: Final = re.compile(r"(?P<year>\d{4})([-./])(?P<a>\d\d?)\2(?P<b>\d\d?)" + CLOCK)
+DOTTED: Final = re.compile(r"(?P<b>\d\d?)\.(?P<a>\d\d?)\.(?P<year>\d{4})" + CLOCK)
+SLASHED: Final = re.compile(r"(?P<a>\d\d?)/(?P<b>\d\d?)/(?P<year>\d{4})" + CLOCK)
+"""Styles of a date (*a* is the month, *b* the day) and its clock; a file has one of them."""
 ZONELESS: Final = "times are text without a zone, read as UTC"
+EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 
 
 def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str, ...]]:
@@ -282,23 +269,20 @@ def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str
     if column.dtype.kind == "M":  # already instants, also before 1973
         if (empty := np.flatnonzero(np.isnat(column))).size:
             raise CellInvalidError(int(empty[0]), "is empty")
-        return _whole_ms(column.astype(np.int64), whole=whole), ()
-    if (moments := _compact_moments(column)) is not None:
-        return _from_text(moments, whole=whole)
-    if column.dtype.kind in "if" or _is_numeric(bytes(column[0])):
-        return _from_numbers(column, whole=whole)
-    return _from_text(column.astype(np.bytes_), whole=whole)
+        return _whole(column.astype("datetime64[us]").astype(np.int64), 1000, whole=whole), ()
+    if _is_epoch(column):
+        return _from_numbers(parse(column), whole=whole)
+    return _from_texts(texts_of(column.astype(np.bytes_)), whole=whole)
 
 
 def are_instants(column: Column) -> bool:
     """Return whether the first time is an instant; else it is a local time of unknown zone."""
     if column.dtype.kind == "M":
         return True
-    cell = _ends(column)[0]
-    if OFFSET.search(cell[DATE_WIDTH:]):
-        return True
-    is_number = _is_numeric(cell) and not COMPACT_MOMENT.fullmatch(cell)
-    return is_number and float(cell) >= UNITS[0][0]
+    if _is_epoch(column):
+        return float(column[0]) >= UNITS[0][0]
+    style = _style(texts_of(column[:1])[0])
+    return style is not None and bool(style.groupdict().get("zone"))
 
 
 def instant(text: str) -> int:
@@ -315,201 +299,118 @@ def instant(text: str) -> int:
     return int(times[0])
 
 
-def join_digits(
-    dates: npt.NDArray[np.bytes_], times: npt.NDArray[np.bytes_]
-) -> npt.NDArray[np.bytes_]:
-    """Join columns of ``20250131`` and ``153000`` or ``1530``, the notation of Stooq.
-
-    Raises ``CellInvalidError``.
-    """
-    seconds = int(np.char.str_len(times).max()) > MINUTE_DIGITS
-    width = SECOND_DIGITS if seconds else MINUTE_DIGITS
-    joined = []
-    for row, (date, time) in enumerate(zip(dates.tolist(), times.tolist(), strict=True)):
-        if not COMPACT_DATE.fullmatch(date) or not time.isdigit() or len(time) > width:
-            shown = f"{date.decode('utf-8', 'replace')} {time.decode('utf-8', 'replace')}"
-            raise CellInvalidError(row, f"is not a time but {shown[:40]!r}")
-        clock = time.zfill(width)
-        parts = [clock[place : place + 2] for place in range(0, width, 2)]
-        joined.append(b"-".join((date[:4], date[4:6], date[6:])) + b"T" + b":".join(parts))
-    return np.array(joined, dtype=np.bytes_)
+def _is_epoch(column: Column) -> bool:
+    """Return whether *column* holds numbers since 1970, and no digits of a date and a clock."""
+    ends = texts_of(column[[0, -1]].astype(np.bytes_))
+    if column.dtype.kind != "f" and not TIME_NUMBER.fullmatch(ends[0]):
+        return False
+    return not all(map(COMPACT.fullmatch, ends)) or not all(
+        map(COMPACT.fullmatch, texts_of(column))
+    )
 
 
-def _compact_moments(column: Column) -> npt.NDArray[np.bytes_] | None:
-    """Return *column* as ISO text if every cell is a date and time in digits, else None."""
-    if column.dtype.kind not in "iS":
-        return None
-    if not all(map(COMPACT_MOMENT.fullmatch, _ends(column))):
-        return None  # saves reading a long column of numbers twice
-    cells = column.astype(np.bytes_)
-    matches = [COMPACT_MOMENT.fullmatch(cell.strip()) for cell in cells.tolist()]
-    if not all(matches):
-        return None
-    texts = [
-        b"%s-%s-%sT%s:%s:%s" % (*part.groups()[:4], part[5] or b"00", part[6] or b"00")
-        for part in matches
-        if part is not None
-    ]
-    return np.array(texts, dtype=np.bytes_)
+def _whole(values: IntArray, per_ms: int, *, whole: bool) -> IntArray:
+    broken = np.flatnonzero(values % per_ms)
+    if whole and broken.size:
+        raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
+    return values // per_ms
 
 
-def _ends(column: Column) -> list[bytes]:
-    """Return the text of the first and last cells."""
-    return [bytes(cell).strip() for cell in column[[0, -1]].astype(np.bytes_).tolist()]
-
-
-def _is_numeric(cell: bytes) -> bool:
-    return TIME_NUMBER.fullmatch(cell) is not None and COMPACT_DATE.fullmatch(cell.strip()) is None
-
-
-def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
-    """Convert each number by its magnitude, since a file may change its unit midway."""
-    decimals = parse(column)
+def _from_numbers(decimals: Decimals, *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
+    """Convert each number by its magnitude, since Binance changed its unit within a month."""
     scale = 10**decimals.places
     integral = decimals.mantissa // scale
     too_small = np.flatnonzero(integral < UNITS[0][0])
     if too_small.size:
         row = int(too_small[0])
-        if SPREADSHEET_DAYS[0] <= integral[row] < SPREADSHEET_DAYS[1]:
-            raise CellInvalidError(
-                row,
-                f"is {integral[row]}, as spreadsheets count days",
-                "save dates as text, or convert them, such as by pandas: frame[column] = "
-                "pandas.to_datetime(frame[column], unit='D', origin='1899-12-30')",
-            )
-        raise CellInvalidError(row, f"is {integral[row]}, which is before 1973 in every unit")
+        days = SPREADSHEET_DAYS[0] <= integral[row] < SPREADSHEET_DAYS[1]
+        why = SPREADSHEET if days else ", which is before 1973 in every unit"
+        raise CellInvalidError(row, f"is {integral[row]}{why}")
+    unit = np.searchsorted([start for start, *_ in UNITS], integral, side="right") - 1
     result = np.empty_like(integral)
-    names: list[str] = []
-    for (start, name, numerator, denominator), upper in zip(
-        UNITS, [*(unit[0] for unit in UNITS[1:]), 2**63 - 1], strict=True
-    ):
-        rows = np.flatnonzero((integral >= start) & (integral < upper))
-        if not rows.size:
-            continue
-        names.append(name)
+    names = []
+    for place in np.unique(unit).tolist():
+        _, name, numerator, denominator = UNITS[place]
+        rows = np.flatnonzero(unit == place)
         shared = gcd(numerator, scale)  # else nanoseconds written as seconds overflow
-        divisor = denominator * (scale // shared)
         scaled = decimals.mantissa[rows] * (numerator // shared)
-        result[rows] = scaled // divisor
-        broken = np.flatnonzero(scaled % divisor)
-        if whole and broken.size:
-            row = int(rows[broken[0]])
-            raise CellInvalidError(row, "is not a whole millisecond")
+        try:
+            result[rows] = _whole(scaled, denominator * (scale // shared), whole=whole)
+        except CellInvalidError as error:
+            raise CellInvalidError(int(rows[error.row]), error.what) from None
+        names.append(name)
     if names == ["milliseconds"]:
         return result, ()
     return result, (f"times are in {' and '.join(names)}, converted to milliseconds",)
 
 
-def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
-    """Convert ISO text, or text with the day first (``31.01.2025``); without a zone it is UTC."""
-    first = bytes(cells[0]).strip()
-    if DAY_FIRST.match(first):
-        cells = _year_first(cells, DAY_FIRST, day=0)
-    elif SLASHED.match(first):
-        cells = _year_first(cells, SLASHED, day=_place_of_day(cells))
-    elif WORDED.match(first):
-        cells = np.array([WORDED.sub(_without_words, cell.strip(), 1) for cell in cells.tolist()])
-    if HALF_DAY.search(first):
-        cells = np.array([HALF_DAY.sub(_whole_day, cell.strip()) for cell in cells.tolist()])
-    _reject_joined_clocks(cells.tolist())
-    microseconds = np.array(
-        [_microseconds(row, cell) for row, cell in enumerate(cells.tolist())], dtype=np.int64
-    )
-    notes = () if OFFSET.search(bytes(cells[0])[DATE_WIDTH:]) else (ZONELESS,)
-    return _whole_ms(microseconds, whole=whole), notes
+def _style(text: str) -> re.Match[str] | None:
+    """Return the match of *text* with a style of dates."""
+    styles = (YEAR_FIRST, DOTTED, SLASHED, COMPACT)
+    return next((match for style in styles if (match := style.fullmatch(text))), None)
 
 
-def _whole_ms(microseconds: IntArray, *, whole: bool) -> IntArray:
-    broken = np.flatnonzero(microseconds % 1000)
-    if whole and broken.size:
-        raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
-    return microseconds // 1000
-
-
-def _reject_joined_clocks(cells: list[bytes]) -> None:
-    """Raise ``CellInvalidError`` if the texts after dates cannot be offsets of one zone.
-
-    A zone has at most two offsets, of at most 14 hours, without seconds.
-    """
-    offsets = set[bytes]()
-    for row, cell in enumerate(cells):
-        tail = cell.strip()[DATE_WIDTH:]
-        if tail.startswith((b"+", b"-")):
-            offsets.add(tail)
-            if len(offsets) > OFFSETS_MOST or not OFFSET_OF_DATE.fullmatch(tail):
-                shown = cell.decode("utf-8", "replace")[:40]
-                raise CellInvalidError(
-                    row, f"is {shown!r}, a date and a clock", "write a blank between them"
-                )
-
-
-def _place_of_day(cells: npt.NDArray[np.bytes_]) -> int:
-    """Return whether the day comes first (0) or second (1) in dates with slashes.
-
-    Raises ``CellInvalidError`` if all dates are ambiguous.
-    """
-    parts = [SLASHED.match(cell.strip()) for cell in cells.tolist()]
-    places = [[int(part[at]) for part in parts if part is not None] for at in (1, 2)]
-    if max(places[0]) > 12:
-        return 0
-    if max(places[1]) > 12:
-        return 1
-    raise CellInvalidError(
-        0, "is a date whose day and month cannot be told apart", "write it as 2025-01-31"
-    )
-
-
-def _year_first(
-    cells: npt.NDArray[np.bytes_], date: re.Pattern[bytes], *, day: int
-) -> npt.NDArray[np.bytes_]:
-    """Rewrite the dates in *cells* that match *date* as 2025-01-31."""
-
-    def iso_date(parts: re.Match[bytes]) -> bytes:
-        number, month = parts[day + 1], parts[2 - day]
-        return b"-".join((parts[3], month.zfill(2), number.zfill(2)))
-
-    return np.array([date.sub(iso_date, cell.strip(), count=1) for cell in cells.tolist()])
-
-
-def _without_words(date: re.Match[bytes]) -> bytes:
-    """Convert a date with its month in words to 2025-01-31."""
-    month = MONTHS.index((date[4] or date[5]).lower()) // 3 + 1
-    return b"%s-%02d-%s" % (date[7], month, (date[3] or date[6]).zfill(2))
-
-
-def _whole_day(clock: re.Match[bytes]) -> bytes:
-    """Convert a 12-hour time to 24 hours."""
-    hour = int(clock[1]) % 12 + (12 if clock[4] in b"Pp" else 0)
-    return b" %02d:%s:%s" % (hour, clock[2] or b"00", clock[3] or b"00")
-
-
-def _offset(zone: re.Match[str]) -> str:
-    """Return the offset of ``UTC``, ``GMT`` or ``GMT+0100`` at the end of a time."""
-    return zone[1] or "+00:00"
-
-
-def _with_noughts(short: re.Match[str]) -> str:
-    year, *parts = short.groups()
-    month, day, hour = (part and part.zfill(2) for part in parts)
-    return f"{year}-{month}-{day}" + (f" {hour}" if hour else "")
-
-
-def _microseconds(row: int, cell: bytes) -> int:
-    """Return the microseconds of one text of any usual form; raise ``CellInvalidError``."""
-    text = cell.decode("utf-8", "replace").strip()
-    head, tail = text[:DATE_WIDTH].replace(".", "-").replace("/", "-"), text[DATE_WIDTH:]
-    if tail.startswith(("Z", "+", "-")):  # a date and its zone
-        tail = f"T00{tail}"
-    iso_text = head + ZONE_NAME.sub(_offset, tail)
-    try:
+def _from_texts(texts: list[str], *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
+    """Convert text in the one style of its first cell; without a zone it is UTC."""
+    first = _style(texts[0])
+    if first is None:
+        what = f"is not a time but {texts[0][:40]!r}" if texts[0] else "is empty"
+        raise CellInvalidError(0, what)
+    style = first.re
+    if style is COMPACT:
+        texts = [COMPACT.sub(_with_marks, text) for text in texts]
+        style = YEAR_FIRST
+    is_day_first = style is SLASHED and _is_day_first(texts)
+    like = None
+    microseconds = []
+    for row, text in enumerate(texts):
+        match = style.fullmatch(text)
+        parts = match.groupdict("") if match else {}
+        kind = (bool(parts.get("zone")), bool(parts.get("half")))
+        like = like or kind
+        if kind != like or not parts:
+            what = f"is not a time like {texts[0][:40]!r} but {text[:40]!r}"
+            raise CellInvalidError(row, what if text else "is empty")
+        if is_day_first:
+            parts["a"], parts["b"] = parts["b"], parts["a"]
         try:
-            moment = datetime.fromisoformat(iso_text)
+            microseconds.append(_microseconds(parts))
         except ValueError:
-            moment = datetime.fromisoformat(SHORT.sub(_with_noughts, iso_text, count=1))
-    except ValueError:
-        what = "is empty" if not text else f"is not a time but {text[:40]!r}"
-        raise CellInvalidError(row, what) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+            raise CellInvalidError(row, f"is not a time but {text[:40]!r}") from None
+    times = _whole(np.array(microseconds, dtype=np.int64), 1000, whole=whole)
+    return times, () if first.groupdict().get("zone") else (ZONELESS,)
+
+
+def _with_marks(compact: re.Match[str]) -> str:
+    """Return digits of a date and a clock with the marks of ISO."""
+    year, month, day, hour, minute, second = compact.groups("00")
+    return f"{year}-{month}-{day}T{hour}:{minute}:{second}"
+
+
+def _is_day_first(texts: list[str]) -> bool:
+    """Return whether the day comes first in dates with slashes, of which one must show it."""
+    dates = [match for text in texts if (match := SLASHED.fullmatch(text))]
+    first, second = (max(int(match[part]) for match in dates) for part in ("a", "b"))
+    if first <= 12 and second <= 12:
+        raise CellInvalidError(0, "is a date whose day and month cannot be told apart")
+    return first > 12
+
+
+def _microseconds(parts: Mapping[str, str]) -> int:
+    """Return the microseconds since 1970 of the parts of one time; raise ``ValueError``."""
+    day = date(int(parts["year"]), int(parts["a"]), int(parts["b"])).toordinal() - EPOCH_DAY
+    hour = int(parts["hour"] or 0)
+    if half := parts["half"]:
+        hour = hour % 12 + (12 if half in "Pp" else 0)
+    part = parts["part"] or "0"
+    clock = time(hour, int(parts["minute"] or 0), int(parts["second"] or 0), int(f"{part[:6]:0<6}"))
+    ahead = int(parts["ahead"] or 0) * 60
+    ahead += int(f"{parts['ahead'][:1]}{parts['more'] or 0}") if parts["ahead"] else 0
+    if abs(ahead) > OFFSET_MOST or part[6:].strip("0"):
+        raise ValueError(parts)
+    seconds = (clock.hour * 60 + clock.minute - ahead) * 60 + clock.second
+    return (day * 86_400 + seconds) * 1_000_000 + clock.microsecond
+
+
+OFFSET_MOST: Final = 14 * 60
+"""The minutes that a clock is ahead of UTC at most."""

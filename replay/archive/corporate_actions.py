@@ -19,7 +19,7 @@ import numpy as np
 
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import texts_of
-from tracepaper.replay.archive.formats import read_table
+from tracepaper.replay.archive.tables import read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import CorporateAction, CorporateActionKind
 from tracepaper.strategies.units import RATE_SCALE, unscaled

@@ -7,37 +7,51 @@ what to do, or adds a note that ``tracepaper data check`` and the summary of a r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.archive.columns import texts_of
-from tracepaper.replay.archive.layouts import SYMBOL_COLUMNS, interval_of
+from tracepaper.replay.archive.columns import Decimals, IntArray, texts_of
+from tracepaper.replay.archive.names import PRICES, SYMBOL_COLUMNS, TIME, interval_of
+from tracepaper.replay.archive.tables import Table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.units import MINUTE_MS, WEEK_MS, count_of, duration, iso
+from tracepaper.strategies.sessions import month_calendar
+from tracepaper.strategies.units import (
+    DAY_MS,
+    HOUR_MS,
+    MINUTE_MS,
+    WEEK_MS,
+    count_of,
+    duration,
+    iso,
+)
 
-if TYPE_CHECKING:
-    from tracepaper.replay.archive.candles import Rows
-    from tracepaper.replay.archive.columns import Decimals
-    from tracepaper.replay.archive.layouts import RawTable
-
-PRICES: Final = ("open", "high", "low", "close")
 SCALE_MOST: Final = 2.0
 """The maximum median ratio of high to low; a volume among prices exceeds it."""
+SCALE_WRONG: Final = 10.0
+"""A larger median ratio is that of a volume in the place of a price."""
 MOST_WRONG: Final = 0.01
 """Above this share of wrong rows, a column is not what its name says."""
 REGULAR_STEPS: Final = 20
 """So many consecutive equal steps are an interval; holes of rare trading vary."""
-OUTLIER_RANGES: Final = 30.0
-"""A close so many median true ranges away, with a return at the next bar, is an error."""
 JUMP_LEAST: Final = 1.45
-"""The ratio of two prices in a row, or its inverse, from which a split is likely, if it also
-exceeds many usual moves."""
+JUMP_MOVES: Final = 30.0
+"""The ratio of two prices in a row, or its inverse, and its usual moves, from which a split is
+likely."""
+GATE: Final = ("close", "high", "low", "open")
+"""The order of prices, behind the volume, in files of Gate."""
+MONTH_LEAST_MS: Final = 26 * DAY_MS
+MONTH_MOST_MS: Final = 35 * DAY_MS
+"""The distance of two monthly candles, dated by their first session if they have one."""
+NIGHT: Final = ("0 00", "0 01", "0 02", "0 03")
+"""The hours of a Sunday in which clocks are turned."""
 _DATE: Final = (
     r"(?:(?:19|2[1-9]|3\d|20(?!1[0-2]))(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
     r"|\d{1,2}(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)\d{2,4})(?=$|[-_. ])"
@@ -55,11 +69,20 @@ DATED_WORDS: Final = frozenset({"delivery", "quarter", "quarterly"})
 INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 
 
-class Doubt(NamedTuple):
-    """A doubt: *find* returns a sentence without the file's name, or an empty text."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The exact columns of a *table*, and the *notes* about what was changed or is odd."""
 
-    find: Callable[[Rows, int], str]  # arguments: rows in time order, their interval in ms
-    rejects: bool  # rejects the file; else adds a note
+    table: Table
+    fields: Mapping[str, str]  # field → its column in the table
+    times: IntArray
+    columns: Mapping[str, Decimals]  # prices, volume and, if the file has it, turnover
+    notes: list[str] = field(default_factory=list)
+
+    def select(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Rows:
+        """Return the given rows, in the given order."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, table=self.table.select(rows), times=self.times[rows], columns=columns)
 
 
 # ---------------------------------------------------------------- names
@@ -74,9 +97,11 @@ def reject_contracts(path: Path, *, is_named: bool) -> None:
     _reject_contract(path, path.name.split(".", 1)[0], folders, is_named=is_named)
 
 
-def reject_content(table: RawTable, *, is_named: bool) -> None:
+def reject_content(table: Table, *, is_named: bool) -> None:
     """Raise ``DataInvalid`` if a symbol or category in *table* tells such contracts."""
-    _reject_contract(table.path, table.symbol, {table.kind.lower()}, is_named=is_named)
+    for kind, text in table.beside:
+        kinds = {text.lower()} if kind == "category" else set()
+        _reject_contract(table.path, "" if kinds else text, kinds, is_named=is_named)
     for name in (*SYMBOL_COLUMNS, "category"):
         if name not in table.columns:
             continue
@@ -106,17 +131,210 @@ def _reject_contract(path: Path, text: str, kinds: set[str], *, is_named: bool) 
 # ---------------------------------------------------------------- rows
 
 
+def reject_impossible(rows: Rows) -> None:
+    """Raise ``DataInvalid`` at the first impossible candle; say what order the columns may have."""
+    price = {name: rows.columns[name].mantissa for name in PRICES}
+    high, low = price["high"], price["low"]
+    wrong = {f"{name} is not above zero": values <= 0 for name, values in price.items()}
+    wrong["high is below low"] = high < low
+    for name in ("open", "close"):
+        outside = (price[name] > high) | (price[name] < low)
+        wrong[f"{name} is outside the range from low to high"] = outside
+    with np.errstate(divide="ignore", invalid="ignore"):
+        is_volume = np.median(high / low) > SCALE_WRONG  # an outlier is none
+    wrong["low is far below high, as in most rows"] = np.full(high.size, is_volume)
+    for name, column in rows.columns.items():
+        wrong[f"{name} is negative"] = column.mantissa < 0
+    for what, bad in wrong.items():
+        if bad.any():
+            place = rows.table.place(int(bad.argmax()))
+            raise DataInvalid(
+                f"{place}: {what}: correct or remove the row; if most rows are so, the columns "
+                f"have another order: {_order_named(rows, likely_order(price))}."
+            )
+
+
+def _order_named(rows: Rows, order: Sequence[str]) -> str:
+    """Return what names the prices as *order* has them, or columns without a header as Gate's."""
+    table = rows.table
+    if table.bare:
+        names = [TIME, *order, "volume"] if order else [TIME, "volume", *GATE]
+        return "name them, such as by pandas: " + table.by_pandas(
+            "frame", [*names, *[*table.columns][len(names) :]]
+        )
+    held = {name: rows.fields[place] for name, place in zip(order, PRICES, strict=False)}
+    choice = {name: column for name, column in held.items() if rows.fields[name] != column}
+    return f"name them by {table.choice(**(choice or {'close': 'NAME'}))}"
+
+
+def likely_order(prices: Mapping[str, IntArray]) -> tuple[str, ...]:
+    """Return the order of four price columns if it is not open, high, low, close.
+
+    Empty if half the rows are valid candles in that order, or no other order fits nearly all rows.
+    """
+    columns = [prices[name] for name in PRICES]
+    if (usual := _breaks(columns)) <= columns[0].size // 2:
+        return ()
+    fitting = []
+    for order in permutations(range(4)):
+        arranged = [columns[order.index(place)] for place in range(4)]
+        names = tuple(PRICES[place] for place in order)
+        # Exchanged open and close fit equally well; vendors write the open first.
+        is_usual = names.index("open") < names.index("close")
+        high, low = np.maximum(arranged[1], 1), np.maximum(arranged[2], 1)
+        is_usual = is_usual and bool(np.median(high / low) < SCALE_MOST)
+        if is_usual and (broken := _breaks(arranged)) <= usual // 4:
+            fitting.append((broken, names))
+    return min(fitting)[1] if fitting else ()
+
+
+def _breaks(columns: list[IntArray]) -> int:
+    """Return the number of rows in which the columns cannot be open, high, low and close."""
+    first, high, low, last = columns
+    return int(((high < np.maximum(first, last)) | (low > np.minimum(first, last))).sum())
+
+
+def in_order(rows: Rows, *, is_zoneless: bool) -> Rows:
+    """Return *rows* oldest first, each time once.
+
+    A file that is newest first is reversed; equal repetitions are dropped. Raises ``DataInvalid``
+    for other orders, and if two rows of one time differ. If its times are texts without a zone
+    (*is_zoneless*), an hour of a Sunday morning that comes twice is that of a local clock.
+    """
+    steps = np.diff(rows.times)
+    if steps.size and (steps <= 0).all() and (steps < 0).any():
+        rows = rows.select(np.arange(rows.times.size)[::-1])
+        steps = np.diff(rows.times)
+        rows.notes.append("rows are newest first, turned")
+    again = np.flatnonzero(steps == 0) + 1
+    differs = np.zeros(steps.size, dtype=np.bool_)
+    for column in rows.columns.values():
+        differs |= np.diff(column.mantissa) != 0
+    for row in (np.flatnonzero((steps < 0) | ((steps == 0) & differs)) + 1).tolist():
+        before, now = rows.times[row - 1 : row + 1].tolist()
+        if is_zoneless:
+            _reject_local(rows, row, before, now)
+        what = f"the time goes back from {iso(before)} to {iso(now)}; sort the file"
+        if before == now:
+            what = (
+                f"contradicts {rows.table.unit} {rows.table.lines[row - 1]}, which has the same "
+                f"open time {iso(now)}; remove one of them"
+            )
+        raise DataInvalid(f"{rows.table.place(row)}: {what}.")
+    if not again.size:
+        return rows
+    rows.notes.append(f"{again.size} equal repetitions dropped")
+    return rows.select(np.delete(np.arange(rows.times.size), again))
+
+
+def _reject_local(rows: Rows, row: int, before: int, again: int) -> None:
+    """Raise ``DataInvalid`` if a time repeats an hour in a night of changing clocks."""
+    moment = datetime.fromtimestamp(again / 1000, UTC)
+    if before - again > HOUR_MS or f"{moment:%w %H}" not in NIGHT:
+        return
+    change = rows.table.with_times(
+        rows.fields[TIME], ").dt.tz_localize('America/New_York', ambiguous='infer'"
+    )
+    raise DataInvalid(
+        f"{rows.table.place(row)}: {iso(again)} comes twice, as on local clocks in the night when "
+        "summer time ends: export it in UTC, or convert it, such as by pandas: "
+        f"{change}."
+    )
+
+
+# ---------------------------------------------------------------- the interval
+
+
+def interval_between(rows: Rows, *, is_fixed: bool = True) -> int:
+    """Return the interval in ms: the most common step, or that in the file's name.
+
+    The name's is used for a single candle, for months, and if the market seldom trades, so that
+    most intervals have no candle. Bars of sessions differ in length: unless *is_fixed* the name
+    comes first. Raises ``DataInvalid`` if the steps contradict the name.
+    """
+    name = rows.table.path.name
+    stated, steps = interval_of(name), np.diff(rows.times)
+    if not steps.size and stated is None:
+        raise DataInvalid(
+            f"{rows.table.path} holds one candle, so its interval is not known: name the file "
+            "with it, such as BTCUSDT_5m.csv, or give a longer one."
+        )
+    values, counts = np.unique(steps, return_counts=True)
+    usual = int(values[counts.argmax()]) if steps.size else 0
+    step = stated if stated and not (steps.size and is_fixed) else usual
+    if _are_months(rows, step):
+        return MONTH_MS
+    stated = interval_of(name, step)
+    if not is_fixed or stated is None or stated == step or not steps.size:
+        return step
+    is_sparse = step % stated == 0 and bool((steps % step).any())
+    if is_sparse and (steps % stated == 0).mean() >= 1 - MOST_WRONG:
+        return stated
+    raise DataInvalid(
+        f"{rows.table.path} has candles {duration(step)} apart and names an interval of "
+        f"{duration(stated)}: rename it by the interval that its candles have."
+    )
+
+
+def _are_months(rows: Rows, step: int) -> bool:
+    """Return whether *rows*, usually *step* apart, are months: no two in one month.
+
+    Holes may be as frequent as adjacent months, so the shortest step decides.
+    """
+    if step == MONTH_MS and rows.times.size == 1:
+        return True
+    months = rows.times.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+    shortest = int(np.diff(rows.times).min(initial=step))
+    return MONTH_LEAST_MS <= shortest <= MONTH_MOST_MS and bool((np.diff(months) > 0).all())
+
+
+def on_grid(rows: Rows, interval_ms: int) -> Rows:
+    """Return the rows that open on the file's grid.
+
+    A candle off the grid (after a restart of the venue) covers a different span than its
+    neighbours. It is dropped with a note and leaves a hole. Raises ``DataInvalid`` if so many are
+    off the grid that the interval is doubtful.
+    """
+    if interval_ms == MONTH_MS:
+        calendar = month_calendar()
+        off = np.flatnonzero(calendar.opens[calendar.places(rows.times)] != rows.times)
+    else:
+        phases = rows.times % interval_ms
+        values, counts = np.unique(phases, return_counts=True)
+        off = np.flatnonzero(phases != values[counts.argmax()])
+    if not off.size:
+        return rows
+    first = rows.table.place(int(off[0]))
+    if off.size > MOST_WRONG * rows.times.size:
+        grid = "months (UTC)" if interval_ms == MONTH_MS else f"{interval_ms // 1000} s"
+        raise DataInvalid(
+            f"{first}: opens at {iso(int(rows.times[off[0]]))}, off the file's grid of {grid}, "
+            f"like {off.size} of {rows.times.size} rows; give a file of one fixed interval, or "
+            "name the calendar of its exchange."
+        )
+    rows.notes.append(f"{count_of(off.size, 'candle')} off the grid dropped, the first at {first}")
+    return rows.select(np.delete(np.arange(rows.times.size), off))
+
+
+# ---------------------------------------------------------------- what columns hold
+
+
 def _float(column: Decimals) -> npt.NDArray[np.float64]:
     return column.mantissa / 10.0**column.places
 
 
-def is_outside(
-    turnover: Decimals, volume: Decimals, low: Decimals, high: Decimals
-) -> npt.NDArray[np.bool_]:
-    """Return, for rows with volume, whether turnover ÷ volume lies outside low to high.
+def is_outside(turnover: Decimals, volume: Decimals, low: Decimals, high: Decimals) -> bool:
+    """Return whether turnover ÷ volume lies outside low to high in too many rows with volume.
 
     Half a unit of the last printed digit of either is tolerated.
     """
+    wrong = _outside(turnover, volume, low, high)
+    return bool(wrong.sum() > MOST_WRONG * wrong.size)
+
+
+def _outside(
+    turnover: Decimals, volume: Decimals, low: Decimals, high: Decimals
+) -> npt.NDArray[np.bool_]:
     paid, size = _float(turnover), _float(volume)
     half_paid, half_size = 0.5 * 10.0**-turnover.places, 0.5 * 10.0**-volume.places
     traded = (size > 0) & (paid > 0)
@@ -129,75 +347,63 @@ def is_outside(
     return judged
 
 
-def _turnover(rows: Rows, _interval_ms: int) -> str:
-    if rows.turnover is None:
-        return ""
-    outside = is_outside(rows.turnover, rows.volume, rows.prices["low"], rows.prices["high"])
-    if outside.sum() <= MOST_WRONG * outside.size:
-        return ""
-    exchanged = is_outside(rows.volume, rows.turnover, rows.prices["low"], rows.prices["high"])
-    if exchanged.sum() <= MOST_WRONG * exchanged.size:
-        return (
-            "volume and turnover are exchanged, as volume ÷ turnover lies inside low to high: name "
-            f"their columns by {rows.table.choice(volume='NAME', turnover='NAME')}"
+def reject_units(rows: Rows) -> None:
+    """Raise ``DataInvalid`` unless turnover ÷ volume is a price, in coins and their quote coin."""
+    table, fields = rows.table, rows.fields
+    turnover, volume = rows.columns.get("turnover"), rows.columns["volume"]
+    low, high = rows.columns["low"], rows.columns["high"]
+    # OKX: of a swap vol counts contracts and volCcy coins; of spot volCcy is the turnover.
+    coins = next((name for name in ("volccy", "vol_ccy") if name in table.columns), "")
+    is_pair = coins and fields.get("volume") == "vol" and "turnover" in fields
+    if is_pair and not np.array_equal(table.columns[coins], table.columns[fields["turnover"]]):
+        raise DataInvalid(
+            f"{table.path}: vol counts contracts, as {coins} counts coins: choose that by "
+            f"{table.choice(volume=coins)}."
         )
-    return (
-        f"turnover ÷ volume lies outside low to high in {int(outside.sum()):,} of {outside.size:,} "
-        "rows, so one of them counts something else (trades, contracts, or coins): leave the "
-        f"column out by {rows.table.choice(turnover='')}, or give the volume in coins"
+    if turnover is None or not is_outside(turnover, volume, low, high):
+        return
+    if not is_outside(volume, turnover, low, high):
+        choice = table.choice(volume=fields["turnover"], turnover=fields.get("volume", ""))
+        raise DataInvalid(
+            f"{table.path}: volume and turnover are exchanged, as volume ÷ turnover lies inside "
+            f"low to high: name their columns by {choice}."
+        )
+    wrong = _outside(turnover, volume, low, high)
+    raise DataInvalid(
+        f"{table.path}: turnover ÷ volume lies outside low to high in {int(wrong.sum()):,} of "
+        f"{wrong.size:,} rows, so one of them counts something else (trades, contracts, or coins): "
+        f"leave the column out by {table.choice(turnover='')}, or give the volume in coins."
     )
 
 
-def _phase(rows: Rows, interval_ms: int) -> str:
-    if interval_ms < MINUTE_MS:
-        return ""
+def reject_closes(rows: Rows, interval_ms: int) -> None:
+    """Raise ``DataInvalid`` if the times are those of closes."""
     left = interval_ms - rows.times % interval_ms
-    if not ((left < 1_000) | (left == 1_000)).mean() > 1 - MOST_WRONG:
-        return ""
-    return (
-        f"its times, such as {iso(int(rows.times[0]))}, are those of closes: give the open time of "
-        f"each candle, or name its column by {rows.table.choice(open_time='NAME')}"
+    if interval_ms < MINUTE_MS or not ((left < 1_000) | (left == 1_000)).mean() > 1 - MOST_WRONG:
+        return
+    raise DataInvalid(
+        f"{rows.table.path}: its times, such as {iso(int(rows.times[0]))}, are those of closes: "
+        "give the open time of each candle, or name its column by "
+        f"{rows.table.choice(open_time='NAME')}."
     )
 
 
-def _changed(rows: Rows, interval_ms: int) -> str:
+def reject_changed(rows: Rows, interval_ms: int) -> None:
+    """Raise ``DataInvalid`` if the interval changes within the file."""
     steps = np.diff(rows.times)
     starts = np.flatnonzero(np.diff(steps, prepend=0))
     lasting = np.diff(starts, append=steps.size) >= REGULAR_STEPS
     other = starts[lasting & (steps[starts] != interval_ms)]
     if interval_ms == MONTH_MS or not other.size:
-        return ""
+        return
     is_named = interval_of(rows.table.path.name) == interval_ms
     if is_named and np.unique(steps[starts[lasting]]).size == 1:
-        return ""  # a market that trades in every second interval
+        return  # a market that trades in every second interval
     first = int(other[0])
-    return (
-        f"candles are {duration(int(steps[first]))} apart from {rows.table.unit} "
-        f"{rows.table.lines[first]} on, and {duration(interval_ms)} elsewhere: give a file of each "
-        "interval"
-    )
-
-
-def _outlier(rows: Rows, _interval_ms: int) -> str:
-    close = _float(rows.prices["close"])
-    if close.size < 3:
-        return ""
-    before = close[:-1]
-    ranges = np.maximum(_float(rows.prices["high"])[1:], before)
-    ranges -= np.minimum(_float(rows.prices["low"])[1:], before)
-    moved = ranges[ranges > 0]
-    if moved.size < 10:
-        return ""
-    away, back = np.abs(np.diff(close))[:-1], np.abs(close[2:] - close[:-2])
-    far = (away > OUTLIER_RANGES * np.median(moved)) & (away > 0.1 * close[:-2])
-    places = np.flatnonzero(far & (back < 0.1 * away)) + 1
-    if not places.size:
-        return ""
-    first = int(places[0])
-    return (
-        f"{places.size} closes lie far from both neighbours, the first at "
-        f"{rows.table.place(first)}: {close[first]:g} between {close[first - 1]:g} and "
-        f"{close[first + 1]:g}"
+    raise DataInvalid(
+        f"{rows.table.path}: candles are {duration(int(steps[first]))} apart from "
+        f"{rows.table.unit} {rows.table.lines[first]} on, and {duration(interval_ms)} elsewhere: "
+        "give a file of each interval."
     )
 
 
@@ -206,7 +412,7 @@ def jump(rows: Rows) -> str:
 
     Candles in sessions do without: their run names a suspected split, and knows its actions.
     """
-    prices = {name: _float(rows.prices[name]) for name in PRICES}
+    prices = {name: _float(rows.columns[name]) for name in PRICES}
     close = prices["close"]
     moves = np.abs(np.diff(close) / close[:-1])
     if (moves := moves[moves > 0]).size < 10:
@@ -215,7 +421,7 @@ def jump(rows: Rows) -> str:
     after, before = (prices["open"][2:], close[2:]), (close[1:-1], close[:-2])
     ratios = np.array([late / early for late in after for early in before])
     ratio = np.maximum(ratios, 1 / ratios).min(axis=0)
-    far = (ratio > JUMP_LEAST) & (ratio - 1 > OUTLIER_RANGES * np.median(moves))
+    far = (ratio > JUMP_LEAST) & (ratio - 1 > JUMP_MOVES * np.median(moves))
     places = np.flatnonzero(far & (np.diff(rows.times)[1:] <= WEEK_MS)) + 2
     if not places.size:
         return ""
@@ -225,49 +431,3 @@ def jump(rows: Rows) -> str:
         f"{rows.table.place(first)}: {prices['open'][first]:g} after {close[first - 1]:g}; a split "
         "needs its action (--actions), or adjusted candles"
     )
-
-
-DOUBTS: Final = (
-    Doubt(_turnover, rejects=True),
-    Doubt(_phase, rejects=True),
-    Doubt(_changed, rejects=True),
-    Doubt(_outlier, rejects=False),
-)
-"""Every doubt about rows, in the order of checking."""
-
-
-def doubt(rows: Rows, interval_ms: int, note: Callable[[str], None]) -> None:
-    """Check all doubts about *rows*: raise ``DataInvalid``, or *note* a sentence."""
-    for each in DOUBTS:
-        if not (sentence := each.find(rows, interval_ms)):
-            continue
-        if each.rejects:
-            raise DataInvalid(f"{rows.table.path}: {sentence}.")
-        note(sentence)
-
-
-def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | None:
-    """Return the order of four price columns if it is not open, high, low, close.
-
-    None if half the rows are valid candles in that order, or no other order fits nearly all rows.
-    """
-    columns = [prices[name] for name in PRICES]
-    if (usual := _breaks(columns)) <= columns[0].size // 2:
-        return None
-    fitting = []
-    for order in permutations(range(4)):
-        arranged = [columns[order.index(place)] for place in range(4)]
-        names = tuple(PRICES[place] for place in order)
-        # Exchanged open and close fit equally well; vendors write the open first.
-        is_usual = names.index("open") < names.index("close")
-        high, low = np.maximum(arranged[1], 1), np.maximum(arranged[2], 1)
-        is_usual = is_usual and bool(np.median(high / low) < SCALE_MOST)
-        if is_usual and (broken := _breaks(arranged)) <= usual // 4:
-            fitting.append((broken, names))
-    return min(fitting)[1] if fitting else None
-
-
-def _breaks(columns: list[npt.NDArray[np.int64]]) -> int:
-    """Return the number of rows in which the columns cannot be open, high, low and close."""
-    first, high, low, last = columns
-    return int(((high < np.maximum(first, last)) | (low > np.minimum(first, last))).sum())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -12,14 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.config.values import symbol_name
-from tracepaper.replay.archive.candles import (
-    Candles,
-    Rows,
-)
+from tracepaper.replay.archive import doubts
+from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import (
-    DATE_WIDTH,
     INT64_MAX,
-    OFFSET,
+    SPREADSHEET,
     ZONELESS,
     CellInvalidError,
     CellTooLongError,
@@ -27,53 +26,47 @@ from tracepaper.replay.archive.columns import (
     Decimals,
     IntArray,
     are_instants,
-    column_of,
     epoch_ms,
     parse,
     round_to_fit,
     texts_of,
 )
-from tracepaper.replay.archive.doubts import (
-    MOST_WRONG,
-    doubt,
-    is_outside,
-    jump,
-    likely_order,
-    reject_content,
-    reject_contracts,
-)
-from tracepaper.replay.archive.formats import read_table
-from tracepaper.replay.archive.layouts import (
-    FRAME,
+from tracepaper.replay.archive.doubts import Rows
+from tracepaper.replay.archive.names import (
+    CLOSED,
+    FIELDS,
     INDEXES,
-    MEANINGS,
+    KNOWN_SYMBOL,
+    NAMES,
+    PRICES,
     REQUIRED,
+    SYMBOL_COLUMNS,
     TIME,
-    ZONED,
-    RawTable,
-    SymbolUnknown,
+    ZONE_COLUMNS,
     category_of,
-    chosen_columns,
-    distinct,
-    holds_trades,
-    interval_of,
-    is_most,
-    meanings,
-    normalise,
-    plain_table,
-    reject_unclear,
+    plain_name,
     split_argument,
-    symbol_of_table,
+    symbol_of,
+    symbol_text,
 )
 from tracepaper.replay.archive.sessions import SessionsFor, in_sessions
+from tracepaper.replay.archive.tables import FRAME, Table, read_table, table_of_frame
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, duration, iso
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, count_of
 
-PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
+SYMBOLS_SHOWN: Final = 8
+BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-"])
+"""Cells that vendors write for a minute without a trade."""
+UTC_NAMES: Final = frozenset({"", "UTC", "GMT", "Z", "ETC/UTC", "ETC/GMT", "ZULU", "UTC+0"})
+MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?( ?[AaPp][Mm])?")
+THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+THOUSAND: Final = re.compile(rb"[+-]?[1-9]\d{0,2},\d{3}")
+DECIMAL_COMMA: Final = re.compile(rb"[^.,]*(,[^.,]*)?|[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
+SHORTENED: Final = re.compile(rb"[+-]?\d+(?:\.\d+)?[KMBkmb]")
 
 
 class NamedFrame(NamedTuple):
@@ -87,6 +80,16 @@ CandleInput: TypeAlias = str | Path | Candles | NamedFrame
 """A path or ``SYMBOL=PATH``, candles, or a frame."""
 
 
+def is_frame(value: object) -> bool:
+    """Return whether *value* has named columns, as frames and dictionaries of columns have."""
+    if isinstance(value, Mapping):
+        return bool(value) and not any(
+            isinstance(column, (str, Path, Mapping, Candles)) or hasattr(column, "columns")
+            for column in value.values()
+        )
+    return hasattr(value, "columns") and hasattr(value, "__getitem__")
+
+
 def read_candles(
     path: CandleInput,
     *,
@@ -95,7 +98,7 @@ def read_candles(
     columns: Sequence[str] = (),
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
-    """Return the exact candles of one file, oldest first, each open time once.
+    """Return the exact candles of one file or frame, oldest first, each open time once.
 
     *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned. The symbol comes from
     that, else from the file's name, its content, or *symbol*. The category comes from the argument,
@@ -107,153 +110,456 @@ def read_candles(
     Raises ``DataInvalid``, with file and line, for an implausible file, and ``ConfigInvalid`` if no
     symbol is known.
     """
-    chosen_columns(columns)
+    chosen = chosen_columns(columns)
     if isinstance(path, Candles):
         if columns:
             raise ConfigInvalid(f"{path.path} is read already; leave columns out.")
         return path
-    if is_frame(path):
-        path = NamedFrame(None, path)
-    if isinstance(path, NamedFrame):
-        return candles_of_frame(
-            path.frame,
-            symbol=path.symbol or symbol,
-            category=Category(category or Category.LINEAR),
-            columns=columns,
-            sessions_for=sessions_for,
-        )
-    if not isinstance(path, (str, Path)):
-        raise ConfigInvalid(f"{shown(path)} is neither a path nor a frame; give candles as one.")
-    if category is not None and category not in tuple(Category):
-        raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
-    named, file = split_argument(path)
     given = symbol_name(symbol) if symbol else None
-    if given and named and given != named:
-        raise ConfigInvalid(f"--symbol is {given}, and {path} says {named}: leave one of them out.")
-    table = read_table(file, columns=columns)
-    reject_contracts(file, is_named=named is not None)
-    table_symbol, notes = symbol_of_table(table, named, given)
-    market = category_of(file) if category is None else Category(category)
-    return _candles(
-        plain_table(table, table_symbol, columns),
-        table_symbol,
-        market,
-        [*notes],
-        sessions_for=sessions_for,
-        is_named=named is not None,
-    )
-
-
-def _candles(
-    table: RawTable,
-    symbol: str | None,
-    category: Category,
-    notes: list[str],
-    *,
-    sessions_for: SessionsFor | None = None,
-    is_named: bool = False,
-) -> Candles:
-    """Return the candles of a plain *table*; append to *notes* about conversions."""
-    reject_content(table, is_named=is_named)
-    notes += table.notes
-    symbol = symbol or ""
-    fields = _fields(table, symbol)
-    table = _without_blank(table, fields, notes)
-    times = _times(table, fields, notes)
-    if sessions_for is None and ZONELESS in notes:
-        reject_zone(table)
-    prices = _ordered(table, fields, _prices(table, fields), notes)
-    volume = _volume(table, fields["volume"], notes)
-    turnover = None
-    paid = fields.get("turnover")
-    if paid is not None and not _is_empty(table.columns[paid]):
-        turnover = _volume(table, paid, notes, "turnover")
-        if table.bare and _counts_trades(turnover, volume, prices):
-            notes.append("the seventh column counts trades and is no turnover, left out")
-            turnover = None
-    rows = Rows(table, times, prices, volume, turnover)
-    reject_impossible(rows)
-    rows = in_order(rows, notes.append, is_zoneless=ZONELESS in notes)
-    stated = interval_of(table.path.name)
-    # Session bars differ in length, so the interval in the file's name comes first.
-    step = stated if sessions_for is not None and stated else interval_between(rows, stated)
-    if are_months(rows, step):
-        step = MONTH_MS
-    elif (by_name := interval_of(table.path.name, step)) and sessions_for is None:
-        step = interval_believed(rows, step, by_name)
-    doubt(rows, step, notes.append)
-    if sessions_for is None:
-        if sentence := jump(rows):
-            notes.append(sentence)
-        rows = on_grid(rows, step, notes.append)
-    candles = Candles(
-        path=str(table.path),
-        category=category,
-        symbol=symbol,
-        interval_ms=step,
-        price_decimals=prices["open"].places,
-        volume_decimals=volume.places,
-        turnover_decimals=turnover.places if turnover else 0,
-        open_time_ms=rows.times,
-        open=rows.prices["open"].mantissa,
-        high=rows.prices["high"].mantissa,
-        low=rows.prices["low"].mantissa,
-        close=rows.prices["close"].mantissa,
-        volume=rows.volume.mantissa,
-        turnover=rows.turnover.mantissa if rows.turnover else None,
-        notes=tuple(notes),
-        calendar=month_calendar() if step == MONTH_MS else None,
+    named = None
+    if isinstance(path, NamedFrame) or is_frame(path):
+        frame = path if isinstance(path, NamedFrame) else NamedFrame(None, path)
+        table = table_of_frame(frame.frame)
+        given = symbol_name(frame.symbol) if frame.symbol else given
+        category = category or Category.LINEAR
+    elif not isinstance(path, (str, Path)):
+        raise ConfigInvalid(f"{shown(path)} is neither a path nor a frame; give candles as one.")
+    else:
+        if category is not None and category not in tuple(Category):
+            raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
+        named, file = split_argument(path)
+        if given and named and given != named:
+            raise ConfigInvalid(
+                f"--symbol is {given}, and {path} says {named}: leave one of them out."
+            )
+        doubts.reject_contracts(file, is_named=named is not None)
+        table = read_table(file)
+    table, own_symbol = of_one_symbol(table, named, given)
+    doubts.reject_content(table, is_named=named is not None)
+    fields, table = _fields(table, own_symbol, chosen)
+    rows = _rows(table, fields, is_placed=sessions_for is not None)
+    candles = _candles(
+        rows, own_symbol, Category(category or category_of(table.path)), is_fixed=not sessions_for
     )
     return candles if sessions_for is None else in_sessions(candles, sessions_for)
 
 
-def _fields(table: RawTable, symbol: str) -> dict[str, str]:
-    """Return meaning → column name; raise ``DataInvalid`` naming missing columns."""
-    fields = meanings(list(table.columns), symbol=symbol)
-    if (
-        (name := fields.get(TIME)) in INDEXES
-        and texts_of(table.columns[name][:1])[0].isdigit()
-        and not are_instants(table.columns[name])
-    ):
-        del fields[TIME]  # it counts the rows
-    missing = [name for name in REQUIRED if name not in fields]
-    if {"open", "high", "low"} <= {*missing} and "price" in table.columns:
-        raise holds_trades(table.path)
-    if missing:
-        remedies = [f"name its columns, such as by {table.choice(**{missing[0]: 'NAME'})}"]
-        if missing == ["volume"]:
-            remedies.append(f"read candles without a volume by {table.choice(volume='')}")
-        if table.path == FRAME and TIME in missing:
-            remedies.append("let its index be the times")
-        remedies.append("give candles")
-        raise DataInvalid(
-            f"{table.path} has no column {', '.join(missing)} (found "
-            f"{', '.join(table.columns)}): {', or '.join(remedies)}."
+def _candles(rows: Rows, symbol: str, category: Category, *, is_fixed: bool) -> Candles:
+    """Return *rows* as candles, unless a doubt rejects them; bars of sessions are not fixed."""
+    doubts.reject_impossible(rows)
+    rows = doubts.in_order(rows, is_zoneless=ZONELESS in rows.notes)
+    step = doubts.interval_between(rows, is_fixed=is_fixed)
+    doubts.reject_units(rows)
+    doubts.reject_closes(rows, step)
+    doubts.reject_changed(rows, step)
+    if is_fixed:
+        rows.notes.extend(filter(None, [doubts.jump(rows)]))
+        rows = doubts.on_grid(rows, step)
+    columns = rows.columns
+    turnover = columns.get("turnover")
+    return Candles(
+        path=str(rows.table.path),
+        category=category,
+        symbol=symbol,
+        interval_ms=step,
+        price_decimals=columns["open"].places,
+        volume_decimals=columns["volume"].places,
+        turnover_decimals=turnover.places if turnover else 0,
+        open_time_ms=rows.times,
+        open=columns["open"].mantissa,
+        high=columns["high"].mantissa,
+        low=columns["low"].mantissa,
+        close=columns["close"].mantissa,
+        volume=columns["volume"].mantissa,
+        turnover=turnover.mantissa if turnover else None,
+        notes=tuple(rows.notes),
+        calendar=month_calendar() if step == MONTH_MS else None,
+    )
+
+
+# ---------------------------------------------------------------- symbols
+
+
+class SymbolUnknown(ConfigInvalid):
+    """Neither the name nor the content of a file names its symbol."""
+
+
+def _own_symbols(table: Table) -> tuple[tuple[str, ...], str]:
+    """Return the symbols in the content of *table*, sorted, and the column that holds them."""
+    for name in (*SYMBOL_COLUMNS, *ZONE_COLUMNS, *CLOSED, "category"):
+        if name in table.repeated:
+            raise DataInvalid(f"{table.path} has two columns {name}: remove one of them.")
+    if beside := [text for kind, text in table.beside if kind == "symbol"]:
+        return (symbol_text(beside[0]),), ""
+    for name in SYMBOL_COLUMNS:
+        cells = table.columns.get(name)
+        if cells is not None and cells.dtype.kind == "S":
+            symbols = {symbol_text(text) for text in texts_of(np.unique(cells))} - {""}
+            if symbols:
+                return tuple(sorted(symbols)), name
+    return (), ""
+
+
+def of_one_symbol(table: Table, named: str | None, given: str | None) -> tuple[Table, str]:
+    """Return the rows of one symbol, and it: *named* before the path, the file's own, or *given*.
+
+    Raises ``ConfigInvalid`` if nothing names a symbol, if name and content differ, if *given*
+    differs from the file's own (only ``SYMBOL=PATH`` may rename it, which is noted), or if several
+    symbols have rows and none of them is chosen.
+    """
+    path, (held, column) = table.path, _own_symbols(table)
+    by_name = symbol_of(path.name)
+    if len(held) > 1:
+        symbol = named or given or by_name
+        if symbol not in held:
+            known = [name for name in held if KNOWN_SYMBOL.fullmatch(name)]
+            shown = ", ".join(held[:SYMBOLS_SHOWN]) + (" and more" * (len(held) > SYMBOLS_SHOWN))
+            remedy = f"choose one by SYMBOL={path}, such as {[*known, ''][0]}={path}"
+            if not known:
+                remedy = "their forms are not known: write them as BTCUSDT or AAPL"
+            raise ConfigInvalid(f"{path} holds {shown}: {remedy}.")
+        mine = [symbol_text(text) == symbol for text in texts_of(table.columns[column])]
+        note = f"{len(held) - 1} other symbols of the file left out"
+        return table.with_note(note).select(np.array(mine, dtype=np.bool_)), symbol
+    if held and not named and not KNOWN_SYMBOL.fullmatch(held[0]):
+        raise SymbolUnknown(
+            f"{path} names its symbol {held[0][:40]}, which is no known form: write SYMBOL={path}."
         )
+    own = by_name or (held[0] if held else None)
+    if named:
+        note = f"what is {own}'s is named {named}, as SYMBOL=PATH says"
+        return table.with_note(note) if own not in (None, named) else table, named
+    if by_name and held and by_name != held[0]:
+        raise ConfigInvalid(
+            f"{path} says {by_name} by its name and {held[0]} by its content: write "
+            f"SYMBOL={path} to say which it is."
+        )
+    if given and own and given != own:
+        where = "by its name" if by_name else "by its content"
+        raise ConfigInvalid(
+            f"--symbol is {given}, and {path} holds {own} {where}: leave --symbol out, or write "
+            f"{given}={path} to call it so."
+        )
+    if (symbol := own or given) is None:
+        if path == FRAME:
+            raise SymbolUnknown(
+                'The frame does not name its symbol; write data={"BTCUSDT": frame}.'
+            )
+        raise SymbolUnknown(f"{path} does not name its symbol: write SYMBOL={path}.")
+    return table, symbol
+
+
+# ---------------------------------------------------------------- fields
+
+
+def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
+    """Return field → column name for ``close=Price``; ``turnover=`` leaves a field out.
+
+    Raises ``ConfigInvalid`` for an entry of *columns* in another form.
+    """
+    chosen: dict[str, str] = {}
+    for text in columns:
+        field, equals, name = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ConfigInvalid(
+                f"--columns is {text}; write {field}=COLUMN, or {field}= to leave it out."
+            )
+        if field not in NAMES:
+            raise ConfigInvalid(
+                f"--columns is {text}, and candles have no field {field}; write one of "
+                f"{', '.join(FIELDS)}."
+            )
+        if field in chosen:
+            raise ConfigInvalid(f"--columns names {field} twice; leave one of them out.")
+        if not name and field in REQUIRED[:-1]:
+            raise ConfigInvalid(
+                f"--columns is {text}, and {field} cannot be left out; write {field}=COLUMN."
+            )
+        chosen[field] = name
+    return chosen
+
+
+def _fields(table: Table, symbol: str, chosen: Mapping[str, str]) -> tuple[dict[str, str], Table]:
+    """Return field → column name, and the table with a note of what was *chosen*.
+
+    Raises ``DataInvalid``, naming the columns, if a field has none or two.
+    """
+    table = _with_clock(table)
+    first = [text.lower() for cells in table.columns.values() for text in texts_of(cells[:1])]
+    if table.bare and {"true", "false"} & {*first}:
+        raise _trades(table)  # of Binance, with flags
+    fields = _chosen_fields(table, chosen)
+    free = [name for name in table.columns if name not in fields.values()]
+    fields |= _fields_named(table, free, symbol, chosen)
+    if (name := fields.get(TIME)) in INDEXES and name in free:
+        cells = table.columns[name][:1]
+        if texts_of(cells)[0].isdigit() and not are_instants(cells):
+            del fields[TIME]  # it counts the rows
+    if missing := [field for field in REQUIRED if field not in {*fields, *chosen}]:
+        raise _missing(table, missing)
+    clock = fields[TIME]
+    if TIME not in chosen and not are_instants(table.columns[clock]):
+        for other in NAMES[TIME]:
+            if other in free and _is_clock(table.columns[clock], table.columns[other]):
+                fields[TIME] = other
+                table = table.with_note(f"times are those of {other}, as {clock} names no zone")
+                break
+    told = [f"{f} is {fields[f]}" if name else f"{f} is left out" for f, name in chosen.items()]
+    return fields, table.with_note(f"{' and '.join(told)}, by --columns") if told else table
+
+
+def _chosen_fields(table: Table, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return field → column name for the *chosen* names, as written or plain."""
+    fields = {}
+    for field, name in chosen.items():
+        if name and name not in table.columns and plain_name(name) not in table.columns:
+            raise DataInvalid(
+                f"{table.path} has no column {name} (found {table.found}): name another for "
+                f"{field}."
+            )
+        if name:
+            fields[field] = name if name in table.columns else plain_name(name)
     return fields
 
 
-def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArray:
-    """Return the open times in ms, preferably of a column of instants."""
-    name = fields[TIME]
-    if not are_instants(table.columns[name]):
-        for other in MEANINGS[TIME]:
-            if other in table.columns and _is_clock(table.columns[name], table.columns[other]):
-                notes.append(f"times are those of {other}, as {name} names no zone")
-                name = other
-                break
-    column = table.columns[name]
-    zone = name if name in (*ZONED, "local_time") else ""
-    if zone and not OFFSET.search(bytes(column[0])[DATE_WIDTH:]):
-        raise DataInvalid(
-            f"{table.path} has its times in {zone.rpartition('_')[2].upper()}, which says no "
-            "offset: export it in UTC (GMT)."
-            if zone != "local_time"
-            else f"{table.path} has local times without an offset: export it in UTC (GMT)."
+def _fields_named(
+    table: Table, free: Sequence[str], symbol: str, chosen: Mapping[str, str]
+) -> dict[str, str]:
+    """Return field → column name for the *free* columns that ``NAMES`` has.
+
+    The coins of *symbol* tell ``Volume BTC`` from ``Volume USDT``.
+    """
+    fields = {}
+    for field in (field for field in NAMES if field not in chosen):
+        if name := next((name for name in NAMES[field] if name in free), ""):
+            fields[field] = name
+        if twice := next((name for name in NAMES[field] if name in table.repeated), ""):
+            written = next((name for name in free if plain_name(name) == twice), "NAME")
+            raise DataInvalid(
+                f"{table.path} has two columns {twice}: choose one, such as by "
+                f"{table.choice(**{field: written})}, or remove one."
+            )
+    for name in free:
+        coin = name.removeprefix("volume_").upper()
+        if name.startswith("volume_") and name not in fields.values():
+            if symbol.startswith(coin) and "volume" not in chosen:
+                fields.setdefault("volume", name)
+            elif symbol.endswith(coin) and "turnover" not in chosen:
+                fields.setdefault("turnover", name)
+    return fields
+
+
+def _with_clock(table: Table) -> Table:
+    """Return *table* with a column of dates and one of clocks as one column of times."""
+    date, clock = table.columns.get("date"), table.columns.get("time")
+    if date is None or clock is None or not date.dtype.kind == clock.dtype.kind == "S":
+        return table
+    if not MOMENT_OF_DAY.fullmatch(texts_of(clock[:1])[0]):
+        return table
+    joined = np.char.add(np.char.add(date.astype(np.bytes_), b" "), clock.astype(np.bytes_))
+    others = {name: cells for name, cells in table.columns.items() if name not in ("date", "time")}
+    return replace(table, columns={TIME: joined, **others})
+
+
+def _missing(table: Table, missing: Sequence[str]) -> DataInvalid:
+    """Return the error of a table without a column of the fields in *missing*."""
+    if {*PRICES[:3]} <= {*missing} and "price" in table.columns:
+        return _trades(table)
+    if table.bare and "volume" not in table.columns and len(missing) > 1:
+        names = [*REQUIRED[:6], "turnover", *table.columns][: len(table.columns)]
+        return DataInvalid(
+            f"{table.path} has no header and {len(table.columns)} columns, which is no known "
+            f"layout: name them by pandas, such as: {table.by_pandas('frame', names)}."
         )
-    times, doubts = table.checked("the open time", epoch_ms, column)
-    notes += doubts
-    return times
+    remedies = [f"name its columns, such as by {table.choice(**{missing[0]: 'NAME'})}"]
+    if missing == ["volume"]:
+        remedies.append(f"read candles without a volume by {table.choice(volume='')}")
+    if table.path == FRAME and TIME in missing:
+        remedies.append("let its index be the times")
+    change = f"frame.rename(columns={{'NAME': '{missing[0]}'}})"
+    remedies.append(f"rename them by pandas: {table.by_pandas(change)}")
+    return DataInvalid(
+        f"{table.path} has no column {', '.join(missing)} (found {table.found}): "
+        f"{', or '.join(remedies)}."
+    )
+
+
+def _trades(table: Table) -> DataInvalid:
+    return DataInvalid(
+        f"{table.path} holds trades and no candles: make candles of its columns time, price and "
+        "quantity, such as by pandas: frame.index = pandas.to_datetime(frame.time, unit='ms'); "
+        "frame.price.resample('1min').ohlc().assign(volume=frame.quantity.resample('1min').sum())"
+        ".dropna().to_csv('BTCUSDT_1m.csv')."
+    )
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _rows(table: Table, fields: dict[str, str], *, is_placed: bool) -> Rows:
+    """Return the exact rows of *table*: closed candles with a price, in the file's order.
+
+    *is_placed*: a calendar tells the zone of the times.
+    """
+    if "homenotional" in table.columns:  # coins, beside volume and turnover in contracts
+        raise _buckets(table)
+    table = _without_blank(_plain_numbers(_closed(table), fields), fields)
+    times, time_notes = _times(table, fields[TIME], is_placed=is_placed)
+    cells = {field: table.columns[name] for field, name in fields.items()}
+    columns = {field: table.checked(field, partial(parse, cells[field])) for field in PRICES}
+    places = max(column.places for column in columns.values())
+    for field, column in columns.items():
+        columns[field] = table.checked(field, partial(column.rescale, places))
+    rows = Rows(table, fields, times, columns, [*table.notes, *time_notes])
+    columns["volume"] = Decimals(np.zeros(times.size, dtype=np.int64), 0)
+    if "volume" in fields:
+        columns["volume"] = _volume(rows, "volume")
+    if "turnover" in fields and not _is_blank(cells["turnover"]).all():
+        columns["turnover"] = _volume(rows, "turnover")
+        judged = [columns[name] for name in ("turnover", "volume", "low", "high")]
+        is_count = fields["turnover"] == "turnover" and not columns["turnover"].places
+        if table.bare and is_count and doubts.is_outside(*judged):
+            rows.notes.append("the seventh column counts trades and is no turnover, left out")
+            del columns["turnover"]
+    ticks = next((name for name in table.columns if "tick" in name and "vol" in name), "")
+    if ticks and "volume" in fields and not columns["volume"].mantissa.any():
+        raise DataInvalid(
+            f"{table.path} has no volume in {fields['volume']}: count ticks instead by "
+            f"{table.choice(volume=ticks)}, or leave it out by {table.choice(volume='')}."
+        )
+    return rows
+
+
+def _buckets(table: Table) -> DataInvalid:
+    change = (
+        "frame.assign(timestamp=pandas.to_datetime(frame.timestamp) - pandas.Timedelta('1min'), "
+        "volume=frame.homeNotional, turnover=frame.foreignNotional).drop(columns='homeNotional')"
+    )
+    return DataInvalid(
+        f"{table.path} has the buckets of BitMEX, whose volume and turnover count contracts and "
+        "whose times are those of closes: convert them, such as by pandas for minutes: "
+        f"{table.by_pandas(change)}."
+    )
+
+
+def _closed(table: Table) -> Table:
+    """Return *table* without candles that were not closed."""
+    for name in CLOSED:
+        if name not in table.columns or (name == "x" and "t" not in table.columns):
+            continue
+        texts = np.char.lower(table.columns[name].astype(np.bytes_))
+        is_closed = np.isin(texts, [b"1", b"true"])
+        is_flag = bool((is_closed | np.isin(texts, [b"0", b"false"])).all())
+        if is_flag and is_closed.any() and not is_closed.all():
+            note = f"{count_of(int((~is_closed).sum()), 'candle')} not closed left out"
+            return table.with_note(note).select(is_closed)
+    return table
+
+
+def _plain_numbers(table: Table, fields: Mapping[str, str]) -> Table:
+    """Return *table* with numbers in one style: decimal points, no thousands, no K, M or B.
+
+    If commas separate cells, a comma within a number separates thousands; some cell has to prove it
+    by a point or a second comma. Otherwise commas are decimal. Raises ``DataInvalid`` for ambiguous
+    numbers.
+    """
+    texts = {
+        name: cells.astype(np.bytes_)
+        for field, name in fields.items()
+        if field != TIME and (cells := table.columns[name]).dtype.kind == "S"
+    }
+    with_comma = [
+        cell.strip()
+        for cells in texts.values()
+        if b"," in cells.tobytes()
+        for cell in cells.tolist()
+        if b"," in cell
+    ]
+    if with_comma and table.separator == ",":
+        is_clear = any(b"." in cell or cell.count(b",") > 1 for cell in with_comma)
+        if is_clear and all(map(THOUSANDS.fullmatch, with_comma)):
+            texts = {name: np.char.replace(cells, b",", b"") for name, cells in texts.items()}
+            table = table.with_note("figures have commas between thousands, left out")
+    elif with_comma:
+        if all(map(THOUSAND.fullmatch, with_comma)):
+            raise DataInvalid(
+                f"{table.path} has figures such as {with_comma[0].decode()}, whose comma may be a "
+                "decimal one or one of thousands: write them without the comma."
+            )
+        for name, cells in texts.items():
+            for row, cell in enumerate(cells.tolist()):
+                if not DECIMAL_COMMA.fullmatch(cell.strip()):
+                    what = (
+                        f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
+                    )
+                    raise table.reject(CellInvalidError(row, what), name)
+            texts[name] = np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
+        table = table.with_note("figures have decimal commas, read as points")
+    return _lengthened(replace(table, columns={**table.columns, **texts}), fields)
+
+
+def _lengthened(table: Table, fields: Mapping[str, str]) -> Table:
+    """Return *table* with ``1.5K`` and the like in volume and turnover as ``1.5e3``."""
+    for name in (fields[field] for field in ("volume", "turnover") if field in fields):
+        column = table.columns[name]
+        if column.dtype.kind == "S" and re.search(rb"[KMBkmb]", column.tobytes()):
+            cells = [cell.strip() for cell in column.tolist()]
+            powers = {b"K": b"e3", b"M": b"e6", b"B": b"e9"}
+            written = [
+                cell[:-1] + powers[cell[-1:].upper()] if SHORTENED.fullmatch(cell) else cell
+                for cell in cells
+            ]
+            if written != cells:
+                table = table.with_note(
+                    f"{name} is shortened by K, M or B, and so rounded",
+                    {**table.columns, name: np.array(written, dtype=np.bytes_)},
+                )
+    return table
+
+
+def _without_blank(table: Table, fields: Mapping[str, str]) -> Table:
+    """Return *table* without rows without a price, which are minutes without a trade."""
+    blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
+    if not blank.any() or blank.all():
+        return table
+    note = f"{count_of(int(blank.sum()), 'row')} without a price left out, as holes"
+    return table.with_note(note).select(~blank)
+
+
+def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
+    """Return which cells hold no value."""
+    if column.dtype.kind == "f":
+        return np.isnan(column)
+    if column.dtype.kind != "S":
+        return np.zeros(column.size, dtype=np.bool_)
+    first = column.view(np.uint8).reshape(column.size, -1)[:, 0]
+    blank = (first < ord("0")) | (first > ord("9"))
+    blank[blank] = np.isin(
+        np.char.lower(np.char.strip(column[blank].astype(np.bytes_))), BLANK_CELLS
+    )
+    return blank
+
+
+def _times(table: Table, name: str, *, is_placed: bool) -> tuple[IntArray, Iterable[str]]:
+    """Return the open times in ms, of the column *name*, and notes."""
+    column = table.columns[name]
+    try:
+        times, notes = epoch_ms(column)
+    except CellInvalidError as error:
+        raise _no_time(table, name, error) from None
+    zones = [text for kind, text in table.beside if kind == "timezone"]
+    zones += ["local time"] if name == "local_time" else []
+    for each in ZONE_COLUMNS:
+        if each in table.columns and table.columns[each].dtype.kind == "S":
+            zones += texts_of(np.unique(table.columns[each]))
+    is_zoneless = ZONELESS in notes or (name == "local_time" and column.dtype.kind == "M")
+    for zone in zones if is_zoneless and not is_placed else ():
+        if zone.strip().upper() not in UTC_NAMES:
+            raise DataInvalid(
+                f"{table.path} has times of {zone} without an offset: export it in UTC (GMT), or "
+                "name the calendar of its exchange."
+            )
+    return times, notes
 
 
 def _is_clock(clock: Column, instants: Column) -> bool:
@@ -266,355 +572,40 @@ def _is_clock(clock: Column, instants: Column) -> bool:
     return True
 
 
-def reject_zone(table: RawTable) -> None:
-    """Raise ``DataInvalid`` if a header or column names a zone other than UTC."""
-    zones = [table.zone.strip()]
-    for name in ZONE_COLUMNS:
-        cells = table.columns.get(name)
-        if cells is not None and cells.dtype.kind == "S":
-            zones += texts_of(np.unique(cells))
-    for zone in zones:
-        if zone.upper() not in UTC_NAMES:
-            raise DataInvalid(
-                f"{table.path} has times of {zone} without an offset: export it in UTC "
-                "(GMT), or name the calendar of its exchange."
-            )
+def _no_time(table: Table, name: str, error: CellInvalidError) -> DataInvalid:
+    """Return the error of a cell that is no time, with lines of pandas that read usual ones."""
+    lines = table.with_times(name, ", utc=True")
+    if error.what.endswith(SPREADSHEET):
+        lines = table.with_times(name, ", unit='D', origin='1899-12-30'", ".astype(float)")
+    elif "told apart" in error.what:
+        lines = table.with_times(name, ", dayfirst=DAYFIRST, utc=True")
+    return DataInvalid(
+        f"{table.place(error.row)}: the open time {error.what}: correct or remove the row; if most "
+        f"rows are so, choose another column by {table.choice(open_time='NAME')}, or write times "
+        f"as 2025-01-31T12:00, such as by pandas: {lines}."
+    )
 
 
-ZONE_COLUMNS: Final = ("timezone", "time_zone", "tz", "exchange_timezone")
-UTC_NAMES: Final = frozenset({"", "UTC", "GMT", "Z", "ETC/UTC", "ETC/GMT", "ZULU", "UTC+0"})
+def _volume(rows: Rows, field: str) -> Decimals:
+    """Return volume or turnover; an entirely empty column (mark prices) counts as zero.
 
-
-def _prices(table: RawTable, fields: dict[str, str]) -> dict[str, Decimals]:
-    """Return the four price columns at one scale, with the fewest decimals that hold all."""
-    prices = {name: table.checked(name, parse, table.columns[fields[name]]) for name in PRICES}
-    places = max(column.places for column in prices.values())
-    return {name: table.checked(name, column.rescale, places) for name, column in prices.items()}
-
-
-def _is_empty(column: Column) -> bool:
-    if column.dtype.kind == "f":
-        return bool(np.isnan(column.astype(np.float64)).all())
-    return column.dtype.kind == "S" and bool((column == b"").all())
-
-
-def _without_blank(table: RawTable, fields: dict[str, str], notes: list[str]) -> RawTable:
-    """Return *table* without rows without a price, which are minutes without a trade."""
-    blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
-    if not blank.any() or blank.all():
-        return table
-    notes.append(f"{count_of(int(blank.sum()), 'row')} without a price left out, as holes")
-    return table.select(~blank)
-
-
-def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
-    if column.dtype.kind == "f":
-        return np.isnan(column)
-    if column.dtype.kind != "S":
-        return np.zeros(column.size, dtype=np.bool_)
-    first = column.view(np.uint8).reshape(column.size, -1)[:, 0]
-    blank = (first < ord("0")) | (first > ord("9"))
-    cells = np.char.lower(np.char.strip(column[blank].astype(np.bytes_)))
-    blank[blank] = np.isin(cells, BLANK_CELLS)
-    return blank
-
-
-BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-"])
-"""Cells that vendors write for a minute without a trade."""
-
-
-def _ordered(
-    table: RawTable, fields: dict[str, str], prices: dict[str, Decimals], notes: list[str]
-) -> dict[str, Decimals]:
-    """Return *prices* in the order of their contents if a file without header has another one.
-
-    Raises ``DataInvalid`` if most rows contradict the names of a header.
+    Digits that do not fit in 64 bits come from sums of doubles and are rounded.
     """
-    order = likely_order({name: column.mantissa for name, column in prices.items()})
-    if order is None:
-        return prices
-    if not table.bare:
-        choice = {
-            held: fields[name] for held, name in zip(order, PRICES, strict=True) if held != name
-        }
-        raise DataInvalid(
-            f"{table.path} has columns that hold {', '.join(order)} where it names them open, "
-            f"high, low, close: correct the names, or add {table.choice(**choice)}."
-        )
-    notes.append(f"rows are {', '.join(order)}, in that order")
-    held = dict(zip(order, prices.values(), strict=True))
-    return {name: held[name] for name in PRICES}
-
-
-def _counts_trades(turnover: Decimals, volume: Decimals, prices: dict[str, Decimals]) -> bool:
-    """Return whether a nameless column holds whole numbers that cannot be turnover."""
-    outside = is_outside(turnover, volume, prices["low"], prices["high"])
-    return turnover.places == 0 and bool(outside.sum() > MOST_WRONG * outside.size)
-
-
-def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume") -> Decimals:
-    """Return the volume; an entirely empty column (mark prices) counts as zero."""
-    column = table.columns[name]
-    if _is_empty(column):
-        notes.append(f"{meaning} is empty throughout, taken as zero")
+    column = rows.table.columns[rows.fields[field]]
+    if _is_blank(column).all():
+        rows.notes.append(f"{field} is empty throughout, taken as zero")
         return Decimals(np.zeros(column.size, dtype=np.int64), 0)
     try:
         return parse(column)
     except CellTooLongError:
-        return _rounded(table, column, notes, meaning)
-    except CellInvalidError:
-        return table.checked(meaning, parse, column)
-
-
-def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) -> Decimals:
-    """Round a volume whose digits, from sums of doubles, do not fit in 64 bits."""
-    largest = float(np.nanmax(np.abs(column.astype(np.float64))))
-    places = VOLUME_DECIMALS
-    while places and largest * 10.0**places > INT64_MAX / 2:
-        places -= 1
-    rounded = table.checked(meaning, round_to_fit, column, places)
-    notes.append(f"{meaning} has more digits than 64 bits hold, rounded to {places} decimals")
-    return rounded
-
-
-# ---------------------------------------------------------------- what candles must be
-
-Note = Callable[[str], None]
-OFF_GRID_SHARE_MAX: Final = 0.01
-"""Above this share of open times off the grid, the interval itself is doubtful."""
-
-
-def reject_impossible(rows: Rows) -> None:
-    """Raise ``DataInvalid`` at the first impossible candle."""
-    price = {name: column.mantissa for name, column in rows.prices.items()}
-    for name, values in price.items():
-        _reject(rows, values <= 0, f"{name} is not above zero")
-    _reject(rows, price["high"] < price["low"], "high is below low")
-    for name in ("open", "close"):
-        outside = (price[name] > price["high"]) | (price[name] < price["low"])
-        _reject(rows, outside, f"{name} is outside the range from low to high")
-    _reject(rows, rows.volume.mantissa < 0, "volume is negative")
-    if rows.turnover:
-        _reject(rows, rows.turnover.mantissa < 0, "turnover is negative")
-
-
-def _reject(rows: Rows, bad: npt.NDArray[np.bool_], what: str) -> None:
-    for row in np.flatnonzero(bad).tolist():
-        if not is_most(bad):
-            raise DataInvalid(f"{rows.table.place(row)}: {what}; correct or remove the row.")
-        raise DataInvalid(
-            f"{rows.table.place(row)}: {what}, and so in most rows, so the columns have another "
-            "order: name them by --columns or in the first line, such as "
-            "time,volume,close,high,low,open of Gate."
+        largest = float(np.nanmax(np.abs(column.astype(np.float64))))
+        places = VOLUME_DECIMALS
+        while places and largest * 10.0**places > INT64_MAX / 2:
+            places -= 1
+        rounded = rows.table.checked(field, partial(round_to_fit, column, places))
+        rows.notes.append(
+            f"{field} has more digits than 64 bits hold, rounded to {places} decimals"
         )
-
-
-def in_order(rows: Rows, note: Note, *, is_zoneless: bool = False) -> Rows:
-    """Return *rows* oldest first, each time once.
-
-    A file that is newest first is reversed; equal repetitions are dropped. Raises ``DataInvalid``
-    for other orders, and if two rows of one time differ. If its times are texts without a zone
-    (*is_zoneless*), an hour of a Sunday morning that comes twice is that of a local clock.
-    """
-    steps = np.diff(rows.times)
-    if steps.size and (steps <= 0).all() and (steps < 0).any():
-        rows = rows.select(np.arange(rows.times.size)[::-1])
-        steps = np.diff(rows.times)
-        note("rows are newest first, turned")
-    back = np.flatnonzero(steps < 0)
-    if back.size:
-        row = int(back[0]) + 1
-        if is_zoneless:
-            reject_local(rows, row)
-        raise DataInvalid(
-            f"{rows.table.place(row)}: the time goes back from {iso(int(rows.times[row - 1]))} to "
-            f"{iso(int(rows.times[row]))}; sort the file."
-        )
-    again = np.flatnonzero(steps == 0) + 1
-    if not again.size:
-        return rows
-    columns = [*(column.mantissa for column in rows.prices.values()), rows.volume.mantissa]
-    if rows.turnover:
-        columns.append(rows.turnover.mantissa)
-    for row in again.tolist():
-        if any(column[row] != column[row - 1] for column in columns):
-            if is_zoneless:
-                reject_local(rows, row)
-            raise DataInvalid(
-                f"{rows.table.place(row)}: contradicts {rows.table.unit} "
-                f"{rows.table.lines[row - 1]}, which has the same open time "
-                f"{iso(int(rows.times[row]))}; remove one of them."
-            )
-    note(f"{again.size} equal repetitions dropped")
-    return rows.select(np.delete(np.arange(rows.times.size), again))
-
-
-def reject_local(rows: Rows, row: int) -> None:
-    """Raise ``DataInvalid`` if the time of *row* repeats an hour in a night of changing clocks."""
-    before, again = rows.times[row - 1 : row + 1].tolist()
-    moment = datetime.fromtimestamp(again / 1000, UTC)
-    if before - again > HOUR_MS or f"{moment:%w %H}" not in NIGHT:
-        return
-    raise DataInvalid(
-        f"{rows.table.place(row)}: {iso(again)} comes twice, as on local clocks in the night when "
-        "summer time ends: export it in UTC, or convert it, such as by pandas: frame[column] = "
-        "pandas.to_datetime(frame[column]).dt.tz_localize('America/New_York', ambiguous='infer')."
-    )
-
-
-NIGHT: Final = ("0 00", "0 01", "0 02", "0 03")
-"""The hours of a Sunday in which clocks are turned."""
-
-
-def interval_between(rows: Rows, stated: int | None) -> int:
-    """Return the interval in ms: the most common step, or *stated* for a single candle."""
-    if rows.times.size > 1:
-        steps, counts = np.unique(np.diff(rows.times), return_counts=True)
-        return int(steps[np.argmax(counts)])
-    if stated is None:
-        raise DataInvalid(
-            f"{rows.table.path} holds one candle, so its interval is not known: name the file "
-            "with it, such as BTCUSDT_5m.csv, or give a longer one."
-        )
-    return stated
-
-
-def interval_believed(rows: Rows, step: int, stated: int) -> int:
-    """Return *stated*, the interval in the file's name, if the usual *step* is compatible with it.
-
-    A market that seldom trades has no candle in most intervals. Raises ``DataInvalid`` if the steps
-    contradict the name.
-    """
-    steps = np.diff(rows.times)
-    if step == stated or not steps.size:
-        return step
-    is_sparse = step % stated == 0 and bool((steps % step).any())
-    if is_sparse and (steps % stated == 0).mean() >= 1 - OFF_GRID_SHARE_MAX:
-        return stated
-    raise DataInvalid(
-        f"{rows.table.path} has candles {duration(step)} apart and names an interval of "
-        f"{duration(stated)}: rename it by the interval that its candles have."
-    )
-
-
-def are_months(rows: Rows, step: int) -> bool:
-    """Return whether *rows*, usually *step* apart, are months: no two in one month.
-
-    Holes may be as frequent as adjacent months, so the shortest step decides.
-    """
-    months = rows.times.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
-    if step == MONTH_MS and rows.times.size == 1:
-        return True
-    shortest = int(np.diff(rows.times).min(initial=step))
-    return (
-        shortest >= MONTH_LEAST_MS
-        and bool((np.diff(months) > 0).all())
-        and (shortest <= MONTH_MOST_MS)
-    )
-
-
-def on_grid(rows: Rows, interval_ms: int, note: Note) -> Rows:
-    """Return the rows that open on the file's grid.
-
-    A candle off the grid (after a restart of the venue) covers a different span than its
-    neighbours. It is dropped with a note and leaves a hole. Raises ``DataInvalid`` if so many are
-    off the grid that the interval is doubtful.
-    """
-    if interval_ms == MONTH_MS:
-        calendar = month_calendar()
-        off = np.flatnonzero(calendar.opens[calendar.places(rows.times)] != rows.times)
-    else:
-        phases = rows.times % interval_ms
-        values, counts = np.unique(phases, return_counts=True)
-        off = np.flatnonzero(phases != values[np.argmax(counts)])
-    if not off.size:
-        return rows
-    row = int(off[0])
-    grid = "months (UTC)" if interval_ms == MONTH_MS else f"{interval_ms // 1000} s"
-    what = f"opens at {iso(int(rows.times[row]))}, off the file's grid of {grid}"
-    if off.size > OFF_GRID_SHARE_MAX * rows.times.size:
-        raise DataInvalid(
-            f"{rows.table.place(row)}: {what}, like {off.size} of {rows.times.size} rows; give a "
-            "file of one fixed interval, or name the calendar of its exchange."
-        )
-    note(
-        f"{count_of(off.size, 'candle')} off the grid dropped, the first at {rows.table.place(row)}"
-    )
-    return rows.select(np.delete(np.arange(rows.times.size), off))
-
-
-MONTH_LEAST_MS: Final = 26 * DAY_MS
-MONTH_MOST_MS: Final = 35 * DAY_MS
-"""The distance of two monthly candles, dated by their first session if they have one."""
-
-
-def is_frame(value: object) -> bool:
-    """Return whether *value* has named columns, as frames and dictionaries of columns have."""
-    if isinstance(value, Mapping):
-        return bool(value) and not any(
-            isinstance(column, (str, Path, Mapping, Candles)) or hasattr(column, "columns")
-            for column in value.values()
-        )
-    return hasattr(value, "columns") and hasattr(value, "__getitem__")
-
-
-def candles_of_frame(
-    frame: Any,  # noqa: ANN401 - of any library
-    *,
-    symbol: str | None = None,
-    category: Category = Category.LINEAR,
-    columns: Sequence[str] = (),
-    sessions_for: SessionsFor | None = None,
-) -> Candles:
-    """Return *frame* as candles, by the names, *columns* and rules of files.
-
-    Times are instants (UTC if they have no zone), numbers since 1970, or ISO text; in pandas they
-    may be the index. The symbol is that in the frame, else *symbol*. With *sessions_for* the
-    candles are aligned to an exchange's sessions. Raises ``DataInvalid`` or ``ConfigInvalid``.
-    """
-    named = _named(frame)
-    held = {
-        plain: column_of(FRAME, str(name), values)
-        for plain, (name, values) in zip(
-            distinct(FRAME, [str(name) for name in named]), named.items(), strict=True
-        )
-    }
-    sizes = {name: column.size for name, column in held.items()}
-    if not sizes or not min(sizes.values()):
-        raise DataInvalid(f"{FRAME} is empty: give one with candles.")
-    if len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-        raise DataInvalid(f"{FRAME} has columns of different lengths ({shown}): give rows alone.")
-    rows = np.arange(1, next(iter(sizes.values())) + 1)
-    table = reject_unclear(RawTable(FRAME, held, rows, "row"), columns)
-    try:
-        symbol, notes = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
-    except SymbolUnknown:
-        raise ConfigInvalid(
-            'The frame does not name its symbol; write data={"BTCUSDT": frame}.'
-        ) from None
-    table = plain_table(table, symbol, columns)
-    return _candles(table, symbol, category, [*notes], sessions_for=sessions_for)
-
-
-def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
-    """Return the columns of *frame* by name, with a pandas index of times as a column.
-
-    An index of any type is tried if no column has a name of times. Columns of several levels, as in
-    downloads of many symbols, are rejected.
-    """
-    if isinstance(frame, Mapping):
-        return dict(frame)
-    names = list(frame.columns)
-    if any(isinstance(name, tuple) for name in names):
-        raise DataInvalid(
-            f"{FRAME} has columns of several levels: give one symbol's, frame[symbol]."
-        )
-    columns = {name: frame[name] for name in names}
-    index = getattr(frame, "index", None)
-    kind = getattr(getattr(index, "dtype", None), "kind", "")
-    if kind == "M":
-        return {"time": index, **columns}
-    if kind and not any(normalise(str(name)) in MEANINGS[TIME] for name in names):
-        return {getattr(index, "name", None) or INDEXES[0]: index, **columns}
-    return columns
+        return rounded
+    except CellInvalidError as error:
+        raise rows.table.reject(error, field, field) from None

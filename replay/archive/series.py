@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,17 +16,9 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import Candles, Span
 from tracepaper.replay.archive.columns import CellInvalidError, Decimals, IntArray, epoch_ms, parse
-from tracepaper.replay.archive.formats import read_table
-from tracepaper.replay.archive.layouts import (
-    MEANINGS,
-    TIME,
-    RawTable,
-    coins_of,
-    is_most,
-    of_one_symbol,
-    split_argument,
-    symbol_of_table,
-)
+from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argument
+from tracepaper.replay.archive.read import of_one_symbol
+from tracepaper.replay.archive.tables import Table, read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
@@ -203,7 +196,7 @@ RATE_NAMES: Final = (
 )
 TIME_NAMES: Final = (
     *("funding_time", "fundingtime", "fundingratetimestamp", "calc_time"),
-    *MEANINGS[TIME],
+    *NAMES[TIME],
 )
 
 
@@ -279,9 +272,9 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     ``ConfigInvalid`` if no symbol is known.
     """
     named, file = split_argument(path)
-    table = read_table(file)
-    table_symbol, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
-    table = of_one_symbol(table, table_symbol)
+    table, own_symbol = of_one_symbol(
+        read_table(file), named, symbol_name(symbol) if symbol else None
+    )
     times, rates = _columns(table)
     hours = _interval_hours(table)
     order = np.argsort(times, kind="stable")
@@ -296,24 +289,24 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
     return FundingRates(
         str(file),
-        table_symbol or "",
+        own_symbol,
         times[keep],
         np.array(rate, dtype=np.int64),
         None if hours is None else (hours * HOUR_MS)[order][keep],
     )
 
 
-def _interval_hours(table: RawTable) -> IntArray | None:
+def _interval_hours(table: Table) -> IntArray | None:
     """Return the hours since the previous settlement, if the file has them."""
     if (cells := table.columns.get("funding_interval_hours")) is None:
         return None
-    hours = table.checked("funding_interval_hours", parse, cells)
+    hours = table.checked("funding_interval_hours", partial(parse, cells))
     if hours.places or (hours.mantissa <= 0).any():
         return None  # not in whole hours: the times are more exact
     return hours.mantissa
 
 
-def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
+def _columns(table: Table) -> tuple[IntArray, Decimals]:
     """Return the checked settlement times and rates."""
     time_name = next((name for name in TIME_NAMES if name in table.columns), None)
     rate_name = next((name for name in RATE_NAMES if name in table.columns), None)
@@ -322,15 +315,14 @@ def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
             f"{table.path} has no column open_time or funding_rate (found "
             f"{', '.join(table.columns)}): name its columns so."
         )
-    times, _ = table.checked("the time", epoch_ms, table.columns[time_name])
-    rates = table.checked("funding_rate", parse, table.columns[rate_name])
-    wild = np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places)
-    if wild.size and not is_most(np.abs(rates.mantissa) >= 10**rates.places):
-        error = CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate")
-        raise table.reject(error, "funding_rate")
+    times, _ = table.checked("the time", partial(epoch_ms, table.columns[time_name]))
+    rates = table.checked("funding_rate", partial(parse, table.columns[rate_name]))
     if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:
         raise DataInvalid(
             f"{table.path} has funding rates of percent, where 0.0001 is wanted for 0.01 %: divide "
             "them by 100, or give more days where they are none."
         )
+    for row in np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places).tolist():
+        error = CellInvalidError(row, "is 100 % or more, so it is no rate")
+        raise table.reject(error, "funding_rate")
     return times, rates

@@ -181,13 +181,10 @@ class _NoForecasts:
         return (None,) * len(events_of(unit))
 
 
-def predictor_over(replay: Replay, *, in_blocks: bool = True) -> ReplayPredictor:
-    """Return the predictor of *replay*.
-
-    Columns of a strategy are computed *in_blocks* a chunk ahead, or else bar by bar, as live.
-    """
+def predictor_over(replay: Replay) -> ReplayPredictor:
+    """Return the predictor of *replay*; columns of a strategy are computed a chunk ahead."""
     predictions = _predictor_over(replay)
-    if not replay.engine.has_columns or not in_blocks:
+    if not replay.engine.has_columns:
         return predictions
     return replace(
         predictions, ahead=lambda events: _foreseen(predictions.ahead(events), replay.engine)

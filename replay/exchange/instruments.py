@@ -15,7 +15,7 @@ import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.layouts import coins_of
+from tracepaper.replay.archive.names import coins_of
 from tracepaper.replay.exchange.candles import key
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import unscaled

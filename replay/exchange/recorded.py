@@ -24,8 +24,8 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.events import EventsFile
-from tracepaper.replay.archive.formats import unpacked
 from tracepaper.replay.archive.recordings import recording_header
+from tracepaper.replay.archive.tables import unpacked
 from tracepaper.replay.exchange import answers, channels, quotes, reference
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest

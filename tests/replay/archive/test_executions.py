@@ -175,12 +175,8 @@ def test_what_cannot_be_believed_is_one_sentence(
 
 def test_a_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "zip.csv").write_bytes(b"PK\x03\x04\xff\xfe\x80")
-    for name, sentence in (
-        ("zip.csv", "is zip by its first bytes"),
-        ("none.csv", "does not exist"),
-        (".", "is a folder"),
-    ):
-        with pytest.raises(DataInvalid, match=sentence):
+    for name in ("zip.csv", "none.csv", "."):
+        with pytest.raises(DataInvalid, match=r"check the (file|path)"):
             read_executions(tmp_path / name)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.replay.archive.layouts import coins_of
+from tracepaper.replay.archive.names import coins_of
 from tracepaper.replay.exchange.instruments import list_instrument, padded, parsed
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.strategies.types.market import Category

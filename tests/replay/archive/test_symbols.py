@@ -1,4 +1,4 @@
-"""Odd layouts and names: what is told apart, and what is refused in one sentence."""
+"""Symbols in names and contents of files, and ``SYMBOL=PATH``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import pytest
 from command_line import Cli
 
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.layouts import split_argument
+from tracepaper.replay.archive.names import split_argument
 from tracepaper.replay.backtest.run_spec import names_a_run
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 T0 = 1_735_689_600
-SECONDS = [
-    [T0 + 60 * place, 9 + place, 12 + place, 10 + place, 11 + place, 5] for place in range(9)
-]
 HEADER = "time,open,high,low,close,volume"
 
 
@@ -41,57 +38,7 @@ def refusal(path: Path | str, symbol: str | None = None) -> str:
     return text
 
 
-# ---------------------------------------------------------------- layouts that mean nothing else
-
-
-YFINANCE = "Price,Close,High,Low,Open,Volume\nTicker,{0}\nDate,,,,,\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT"), "has a header and no rows"),
-        (
-            YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT") + "2025-01-01,,,,,\n",
-            "line 4: open is empty",
-        ),
-        (YFINANCE.format("A,B,A,B,A") + "2025-01-01,1,2,1,1,5\n", "choose one by SYMBOL="),
-        (
-            YFINANCE.replace("Date", "Isin").format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT")
-            + "x,1,2,1,1,5\n",
-            "has no column",
-        ),
-        ("Gmt time,Open,High,Low,Close,Volume\n31.02.2025 00:00,1,2,1,1,5\n", "is not a time but"),
-        ("Gmt time,Open,High,Low,Close,Volume\n01.13.2025 00:00,1,2,1,1,5\n", "is not a time but"),
-        ("Local time,Open,High,Low,Close,Volume\n01.02.2025 00:00,1,2,1,1,5\n", "local times"),
-        (
-            "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n2025,120000,1,2,1,1,5\n",
-            "'2025 120000'",
-        ),
-        ("time;open;high;low;close;volume\n1735689600;1.234,5;2;1;1;1,2,3\n", "'1,2,3'"),
-        ("time;open;high;low;close;volume\n1735689600;1,234.5;2;1;1;1\n", "'1,234.5'"),
-        ("time;open;high;low;close;volume\n1735689600;12.34,5;2;1;1;1\n", "'12.34,5'"),
-    ],
-)
-def test_a_layout_that_cannot_be_believed_is_one_sentence(
-    tmp_path: Path, text: str, why: str
-) -> None:
-    assert why in refusal(file(tmp_path, text, "prices_5m.csv"), symbol="XUSDT")
-
-
-def test_a_file_of_several_tickers_gives_the_one_that_is_meant(tmp_path: Path) -> None:
-    head = "Price,Close,Close,High,High,Low,Low,Open,Open,Volume,Volume\nTicker" + ",A,B-USD" * 5
-    rows = [f"2025-01-0{day},11,,12,,9,,10,,5," for day in (1, 2)]
-    rows += [f"2025-01-0{day},11,21,12,22,9,19,10,20,5,{day}" for day in (3, 4, 5)]
-    path = file(tmp_path, "\n".join([head, "Date" + "," * 10, *rows]) + "\n", "two.csv")
-    first, second = (
-        read_candles(f"A={path}"),
-        read_candles(f"b-usd={path}".replace("b-usd", "BUSD")),
-    )
-    assert (len(first), len(second)) == (5, 3)
-    assert second.open.tolist() == [20, 20, 20]
-    assert second.notes[0] == "1 other symbols of the file left out"
-    assert "choose one by SYMBOL=" in refusal(path)
+# ---------------------------------------------------------------- symbols within
 
 
 def test_a_column_of_several_symbols_gives_the_one_that_is_meant(tmp_path: Path) -> None:
@@ -145,7 +92,7 @@ def test_symbols_in_no_known_form_are_never_joined(tmp_path: Path) -> None:
         for symbol in ("BTC:USDT", "ETH:USDT")
     ]
     path = file(tmp_path, "\n".join([f"symbol,{HEADER}", *rows]) + "\n", "prices.csv")
-    assert "no known form of symbols: write them as BTCUSDT or AAPL" in refusal(path)
+    assert "write them as BTCUSDT or AAPL" in refusal(path)
 
 
 def test_a_name_beside_rows_is_a_symbol_only_in_a_known_form(tmp_path: Path) -> None:
@@ -158,39 +105,6 @@ def test_a_name_beside_rows_is_a_symbol_only_in_a_known_form(tmp_path: Path) -> 
             assert read_candles(path).symbol == symbol
     inverse = file(tmp_path, json.dumps({"BTC/USD:BTC": candles}), "prices.json")
     assert "paid in coin" in refusal(inverse)
-
-
-# ---------------------------------------------------------------- Coinbase's order
-
-
-def coinbase(folder: Path, rows: list[list[int]], name: str = "BTCUSD.json") -> Path:
-    return file(folder, json.dumps(rows), name)
-
-
-def test_coinbase_rows_are_told_by_their_lows_and_said(tmp_path: Path) -> None:
-    candles = read_candles(coinbase(tmp_path, SECONDS[::-1]))
-    assert candles.open[0] == 10
-    assert candles.low[0] == 9
-    assert "rows are low, high, open, close, in that order" in candles.notes
-
-
-def test_rows_of_the_usual_order_stay_in_it(tmp_path: Path) -> None:
-    usual = [[t, o, h, low, c, v] for t, low, h, o, c, v in SECONDS]
-    assert read_candles(coinbase(tmp_path, usual)).open[0] == 10
-    falling = [[t, h, h, low, low, v] for t, low, h, _, _, v in SECONDS]
-    assert read_candles(coinbase(tmp_path, falling)).open[0] == 12
-    flat = [[t, low, low, low, low, v] for t, low, *_, v in SECONDS]
-    assert read_candles(coinbase(tmp_path, flat)).low[0] == 9
-
-
-@pytest.mark.parametrize("harm", [{1: 20}, {2: 8}, {3: 8}, {4: 50}])
-def test_a_coinbase_file_with_a_wrong_row_is_refused_by_that_row(
-    tmp_path: Path, harm: dict[int, int]
-) -> None:
-    rows = [row.copy() for row in SECONDS]
-    for place, value in harm.items():
-        rows[4][place] = value
-    assert "row 5: " in refusal(coinbase(tmp_path, rows))
 
 
 # ---------------------------------------------------------------- SYMBOL=PATH
@@ -286,3 +200,12 @@ def test_every_command_refuses_to_rename_in_silence(tmp_path: Path, cli: Cli) ->
     ):
         assert "holds BTCUSDT by its name" in " ".join(cli.err(*command, code=2).split())
     assert not list(tmp_path.glob("*.db"))
+
+
+def test_what_stands_before_a_path_goes_before_what_its_name_says(tmp_path: Path) -> None:
+    path = plain(tmp_path, "prices_spot_ETHUSDT.csv")
+    assert read_candles(path).instrument == "spot:ETHUSDT"
+    renamed = read_candles(f"sol/usdt={path}", category="linear")
+    assert renamed.instrument == "linear:SOLUSDT"
+    assert "what is ETHUSDT's is named SOLUSDT, as SYMBOL=PATH says" in renamed.notes
+    assert read_candles(path, symbol="ethusdt").instrument == "spot:ETHUSDT"

@@ -1,0 +1,181 @@
+"""What names say: the fields of columns, the symbol, market and interval of a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from tracepaper.daemon.config.values import QUOTES, symbol_name
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.months import MONTH_MS
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import UNITS_MS
+
+# ---------------------------------------------------------------- columns
+
+TIME: Final = "open_time"
+PRICES: Final = ("open", "high", "low", "close")
+REQUIRED: Final = (TIME, *PRICES, "volume")
+FIELDS: Final = (*REQUIRED, "turnover")
+INDEXES: Final = ("index", "__index_level_0__", "column_0")
+"""Names of an index without a name; it often counts rows."""
+NAMES: Final = {
+    TIME: (
+        *("open_time", "opentime", "open_time_ms", "start", "start_time", "starttime", "start_at"),
+        *("startat", "timestamp", "time", "datetime", "date_time", "date", "ts", "unix", "t"),
+        *("candle_begin_time", "gmt_time", "time_utc", "utc", "open_time_utc", "datetime_utc"),
+        *("date_utc", "timestamp_utc", "timestamp_ms", "local_time", "window_start", "mts"),
+        *INDEXES,
+    ),
+    "open": ("open", "open_price", "openprice", "o"),
+    "high": ("high", "high_price", "highprice", "h"),
+    "low": ("low", "low_price", "lowprice", "l"),
+    "close": ("close", "close_price", "closeprice", "c", "price", "last"),
+    "volume": (
+        *("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "vol_", "volumefrom"),
+        "real_volume",
+    ),
+    "turnover": (
+        *("turnover", "quote_volume", "quotevolume", "quote_asset_volume", "quoteassetvolume"),
+        *("asset_volume", "assetvolume", "volume_quote", "quote_vol", "vol_quote", "volccyquote"),
+        *("vol_ccy_quote", "volumeto", "sum", "amount"),
+    ),
+}
+"""Field → accepted names of its column, as ``plain_name`` writes them; the first is preferred."""
+BARE: Final = {
+    2: (TIME, "funding_rate"),
+    5: REQUIRED[:5],
+    6: REQUIRED,  # ccxt, freqtrade
+    7: FIELDS,  # Bybit
+    9: (*REQUIRED[:5], "vol", "volccy", "volccyquote", "confirm"),  # OKX
+    12: (*REQUIRED, "close_time", "quote_volume", *(f"other_{at}" for at in range(4))),  # Binance
+}
+"""The columns of candles without a header, by their number."""
+SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker", "instrument_name", "instid")
+ZONE_COLUMNS: Final = ("timezone", "time_zone", "tz", "exchange_timezone")
+CLOSED: Final = ("confirm", "is_closed", "isclosed", "is_final", "isfinal", "complete", "x")
+"""Whether a candle was closed: columns of Bybit, OKX, OANDA and Binance (``x`` beside ``t``)."""
+
+
+def plain_name(name: str) -> str:
+    """Return *name* in the notation of ``NAMES``; ``<OPEN>`` becomes ``open``."""
+    plain = name.strip().strip('"').lstrip("\ufeff").strip("<>#").strip().lower()
+    return re.sub(r"[\s.\-]+", "_", re.sub(r"[()\[\]]", "", plain))
+
+
+# ---------------------------------------------------------------- files and symbols
+
+SYMBOL: Final = re.compile(r"[^\W_]{1,20}([-./][^\W_]{1,10})?(:[^\W_]{1,10})?")
+"""Any alphabet: exchanges list coins with Chinese names."""
+NO_BASES: Final = (
+    *("BINANCE", "BYBIT", "COINBASE", "KRAKEN", "KUCOIN", "OKX", "BITGET", "GATE", "MEXC", "HTX"),
+    *("BITSTAMP", "BITFINEX", "BITMEX", "DERIBIT", "GEMINI", "FTX", "HUOBI", "YAHOO", "CRYPTO"),
+    *("SPOT", "LINEAR", "FUTURES", "DATA", "PRICE", "PRICES", "HISTORY", "CANDLES", "OHLCV", "IN"),
+)
+"""Words before a coin in file names, such as ``Binance_BTC_1h``, which make no pair with it."""
+PAIR: Final = re.compile(
+    rf"(?<![^\W_a-z])(?!(?:{'|'.join(NO_BASES)})[-_/])"
+    r"(?P<base>[^\W_a-z]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
+    r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
+)
+ONE_WORD: Final = re.compile(
+    r"(?P<base>[^\W_a-z]{1,15}?)(?P<quote>USDT|USDC|FDUSD|BUSD|USD|PERP|EUR|BTC|ETH|BRL|TRY)"
+    r"(?=$|[^A-Za-z]|_)"
+)
+INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
+MONTHLY: Final = re.compile(r"(?:^|[-_ .])1(M|mo)(?=$|[-_ .])")
+"""Months in the notation of Binance and others; ``1m`` is a minute."""
+VENUE_ENDING: Final = re.compile(r"(\.([D-Z]|[A-Z]{2})|=[A-Z]|[-_](SWAP|SPOT))$")
+"""The suffix of a venue or market after a symbol, as in ``AAPL.US``, ``EURUSD=X`` and
+``BTC-USDT-SWAP``; ``.A`` to ``.C`` are classes of shares."""
+KNOWN_SYMBOL: Final = re.compile(r"[^\W_]{1,20}(\.[A-C]|-PERP)?")
+"""What ``symbol_text`` makes of a symbol in a known form."""
+LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
+
+
+def split_argument(argument: str | Path) -> tuple[str | None, Path]:
+    """Return symbol and path of ``SYMBOL=PATH``; None and the path if there is no symbol.
+
+    If a file of the whole name exists, it is the path, even with a ``=``. Else the text before the
+    first ``=`` is the symbol, if it looks like one or the rest is a file. Raises ``ConfigInvalid``
+    if neither holds.
+    """
+    text = str(argument)
+    head, equals, tail = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if not tail or not head:
+        missing = "symbol before" if not head else "file after"
+        raise ConfigInvalid(f"{text} names no {missing} the =: write SYMBOL=PATH.")
+    if SYMBOL.fullmatch(head) and ":" not in symbol_name(head):
+        if not Path(tail).exists():
+            raise ConfigInvalid(
+                f"Neither a file {text} exists, nor a file {tail} for {symbol_name(head)}: check "
+                "the path."
+            )
+        return symbol_name(head), Path(tail)
+    if Path(tail).exists():
+        raise ConfigInvalid(f"{head!r} before the = is no symbol: write it as BTCUSDT={tail}.")
+    return None, Path(text)
+
+
+def symbol_of(name: str) -> str | None:
+    """Return the symbol in a file's *name*, in Bybit's notation, or None."""
+    stem = name.split(".", 1)[0]
+    for text in (stem, stem.upper()):
+        if pair := PAIR.search(text):
+            base, quote = pair["base"], pair["quote"]
+            return f"{base}-PERP" if quote == "PERP" else base + quote
+        if word := ONE_WORD.search(text):
+            return word["base"] + word["quote"]
+    return None
+
+
+def symbol_text(text: str) -> str:
+    """Return a symbol from a file's content in the exchange's notation.
+
+    ``BTC/USDT:USDT``, ``BTC-USD``, ``AAPL.US`` and ``EURUSD=X`` are BTCUSDT, BTCUSD, AAPL, EURUSD.
+    A text of no known form does not match ``KNOWN_SYMBOL``.
+    """
+    plain = VENUE_ENDING.sub("", symbol_name(text)).removeprefix("^")
+    base, perpetual, _ = plain.partition("-PERP")
+    return re.sub("[-_]", "", base) + perpetual
+
+
+def coins_of(symbol: str) -> tuple[str, str]:
+    """Return base and quote coin of *symbol*; ``BTCPERP`` and unknown quotes count in USD."""
+    for quote in QUOTES:
+        if symbol.endswith(quote) and len(symbol) > len(quote):
+            base = symbol.removesuffix(quote).rstrip("-")
+            return base, "USDC" if quote == "PERP" else quote
+    return symbol, "USD"
+
+
+def category_of(path: Path) -> Category:
+    """Return the category in a file's name or folders; linear by default.
+
+    A pair without a settlement coin (``BTC_USDT-5m``) is spot, as freqtrade and ccxt write it.
+    """
+    stem = path.name.split(".", 1)[0]
+    words = {word.lower() for word in re.split(r"[-_ ]", stem)}
+    for names in (words, *({parent.name.lower()} for parent in list(path.parents)[:6])):
+        if "spot" in names:
+            return Category.SPOT
+        if names & LINEAR_WORDS:
+            return Category.LINEAR
+    pair = PAIR.search(stem)
+    if pair and "_" in pair[0] and pair["settle"] is None and pair["quote"] != "PERP":
+        return Category.SPOT
+    return Category.LINEAR
+
+
+def interval_of(name: str, likely_ms: int | None = None) -> int | None:
+    """Return the interval in a file's *name* (``_5m_``), in milliseconds, or None.
+
+    Of several (``_7d_1h`` has a span and an interval), *likely_ms* wins, else the first.
+    """
+    if MONTHLY.search(name):
+        return MONTH_MS
+    lengths = [int(part[1]) * UNITS_MS[part[2].lower()] for part in INTERVAL.finditer(name)]
+    return likely_ms if likely_ms in lengths else next(iter(lengths), None)

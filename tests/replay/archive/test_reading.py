@@ -1,0 +1,208 @@
+"""The same candles in any style are read to the same integers, and never to others."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import zipfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import feather, parquet
+
+from tracepaper.replay.archive import Candles, read_candles
+from tracepaper.replay.archive.names import NAMES, TIME, category_of, symbol_of
+from tracepaper.replay.archive.read import NamedFrame
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Category
+
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
+FIELDS = ("open", "high", "low", "close", "volume")
+PRICES = FIELDS[:4]
+Row = list[str]
+
+
+def real_rows() -> list[Row]:
+    """Time in ms, open, high, low, close, volume of forty real minutes, as text."""
+    with gzip.open(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz", "rt") as stream:
+        return list(csv.reader(stream))[1:41]
+
+
+def exact(candles: Candles) -> list[list[Decimal | int]]:
+    """Return every row as open time and exact decimals."""
+    places = dict.fromkeys(FIELDS, candles.price_decimals) | {"volume": candles.volume_decimals}
+    columns = [
+        [Decimal(value).scaleb(-places[name]) for value in getattr(candles, name).tolist()]
+        for name in FIELDS
+    ]
+    return [list(row) for row in zip(candles.open_time_ms.tolist(), *columns, strict=True)]
+
+
+WANTED = [[int(row[0]), *map(Decimal, row[1:])] for row in real_rows()]
+
+
+def clock(form: str) -> Callable[[int], str]:
+    return lambda ms: datetime.fromtimestamp(ms / 1000, tz=UTC).strftime(form)
+
+
+CLOCKS: dict[str, Callable[[int], str]] = {
+    "ms": str,
+    "s": lambda ms: str(ms // 1000),
+    "s with a fraction": lambda ms: f"{ms / 1000:.3f}",
+    "us": lambda ms: str(ms * 1000),
+    "ns": lambda ms: str(ms * 10**6),
+    "India": lambda ms: clock("%Y-%m-%dT%H:%M:%S+0530")(ms + 19_800_000),
+    "half day": clock("%Y-%m-%d %I:%M %p"),
+    "Dukascopy": clock("%d.%m.%Y %H:%M:%S.000 GMT+0000"),
+    **{
+        form: clock(form)
+        for form in (
+            *("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y.%m.%d %H:%M", "%d.%m.%Y %H:%M:%S"),
+            *("%Y%m%d%H%M", "%Y%m%d %H:%M:%S", "%Y-%m-%d %H:%M:%S+00:00", "%Y/%m/%d %H:%M UTC"),
+        )
+    },
+}
+NUMBERS: dict[str, Callable[[str], str]] = {
+    "point": str,
+    "exponent": lambda cell: f"{Decimal(cell):E}",
+    "comma": lambda cell: f"{Decimal(cell):f}".replace(".", ","),
+    "grouped": lambda cell: f"{Decimal(cell):,.3f}".translate(str.maketrans(",.", ".,")),
+    "thousands": lambda cell: f"{Decimal(cell):,.3f}",
+}
+PACKINGS = ("csv", "csv.gz", "zip", "lists", "objects", "wrapped", "split", "parquet", "feather")
+
+
+def packed(kind: str, names: Row, rows: Sequence[Row], separator: str, bare: bool) -> bytes:
+    """Return the content of a file of *kind*."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator)
+    writer.writerows(rows if bare else [names, *rows])
+    plain = text.getvalue().encode()
+    if kind == "csv.gz":
+        return gzip.compress(plain)
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("candles.csv", plain)
+    objects = [dict(zip(names, row, strict=True)) for row in rows]
+    table = {name: list(cells) for name, *cells in zip(names, *rows, strict=True)}
+    if kind == "parquet":
+        parquet.write_table(pa.table(table), buffer)
+    if kind == "feather":
+        feather.write_feather(pa.table(table), buffer)
+    documents: dict[str, Any] = {
+        "lists": rows,
+        "objects": objects,
+        "wrapped": {"code": 0, "result": {"category": "linear", "list": objects}},
+        "split": {"columns": names, "data": rows},
+    }
+    return json.dumps(documents[kind]).encode() if kind in documents else buffer.getvalue() or plain
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_candles_in_any_style_are_read_to_the_same_integers(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    kind, moment = draw.choice(PACKINGS), CLOCKS[draw.choice([*CLOCKS])]
+    separator = draw.choice([",", ";", "\t", "|"]) if kind in {"csv", "csv.gz", "zip"} else ","
+    styles = ["point", "exponent", "thousands"] if separator == "," else [*NUMBERS][:4]
+    number = NUMBERS[draw.choice(styles)]
+    rows = [[moment(int(row[0])), *map(number, row[1:])] for row in real_rows()]
+    names = [draw.choice(NAMES[field][:5]) for field in (TIME, *FIELDS)]
+    names = [draw.choice([name, name.upper(), name.title()]) for name in names]
+    bare = kind == "lists" or (kind in {"csv", "csv.gz", "zip"} and draw.random() < 0.4)
+    if not bare:
+        order = draw.sample(range(6), 6)
+        names, *rows = [[row[at] for at in order] for row in (names, *rows)]
+    if draw.random() < 0.3:
+        rows = rows[::-1]
+    suffix = {"csv": "csv", "csv.gz": "csv.gz", "zip": "zip", "parquet": "parquet"}
+    path = tmp_path / f"BTCUSDT_1m.{suffix.get(kind, 'feather' if kind == 'feather' else 'json')}"
+    path.write_bytes(packed(kind, names, rows, separator, bare))
+    candles = read_candles(path)
+    assert (candles.instrument, candles.interval_ms) == ("linear:BTCUSDT", 60_000)
+    assert (candles.price_decimals, candles.volume_decimals) == (1, 3)
+    assert exact(candles) == WANTED
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_columns_in_another_order_than_their_names_are_never_read(
+    seed: int, tmp_path: Path
+) -> None:
+    """Of a file with a header, without one, and of a frame; exchanged open and close look right."""
+    draw = random.Random(seed)
+    order = draw.sample(range(1, 6), 5)
+    rows = [[row[0], *(row[at] for at in order)] for row in real_rows()]
+    path = tmp_path / "BTCUSDT_1m.csv"
+    names = ["time", *FIELDS]
+    for header in ([], [names]):
+        path.write_text("\n".join(map(",".join, [*header, *rows])))
+        frame = {name: list(cells) for name, *cells in zip(names, *rows, strict=True)}
+        for given in (path, NamedFrame("BTCUSDT", frame)):
+            try:
+                candles = read_candles(given)
+            except DataInvalid:
+                continue
+            assert order == [4, 2, 3, 1, 5] or exact(candles) == WANTED
+
+
+@pytest.mark.parametrize("path", sorted(SAMPLES.glob("*_1[mhd]_*.csv.gz")), ids=lambda p: p.name)
+def test_a_real_file_equals_its_text_decimal_by_decimal(path: Path) -> None:
+    candles = read_candles(path)
+    with gzip.open(path, "rt") as stream:
+        rows = list(csv.DictReader(stream))
+    kept = [row for row in rows if "date" not in row or row["date"].endswith(":00:00")]
+    wanted = [[Decimal(row[name]) for name in FIELDS] for row in kept]
+    assert [row[1:] for row in exact(candles)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "symbol", "category"),
+    [
+        ("bybit_linear_BTCUSDT_5m_2025-06_08.csv.gz", "BTCUSDT", Category.LINEAR),
+        ("bybit_spot_ETHUSDT_5m_2025H1.csv.gz", "ETHUSDT", Category.SPOT),
+        ("binance_um_1000PEPEUSDT_1m_2024.csv", "1000PEPEUSDT", Category.LINEAR),
+        ("BTCUSDT2024-01-01.csv.gz", "BTCUSDT", Category.LINEAR),
+        ("BTC_USDT_USDT-5m-futures.feather", "BTCUSDT", Category.LINEAR),
+        ("BTC_USDT-5m.feather", "BTCUSDT", Category.SPOT),
+        ("ftx_BTC-PERP_1m_2022-01.csv.gz", "BTC-PERP", Category.LINEAR),
+        ("btcusdt_1h.csv", "BTCUSDT", Category.LINEAR),
+        ("SOLUSDC-1m.zip", "SOLUSDC", Category.LINEAR),
+        ("BINANCE_BTCUSDT, 60.csv", "BTCUSDT", Category.LINEAR),
+        ("BINANCE_BTC_USDT-1m.csv", "BTCUSDT", Category.SPOT),
+        ("spot/futures/um/BTCUSDT-1m.csv", "BTCUSDT", Category.LINEAR),
+        ("Binance_BTC_1h.csv", None, Category.LINEAR),
+        ("prices_in_usd.csv", None, Category.LINEAR),
+    ],
+)
+def test_symbol_and_category_are_read_from_the_name(
+    name: str, symbol: str | None, category: Category
+) -> None:
+    assert symbol_of(Path(name).name) == symbol
+    assert category_of(Path(name)) is category
+
+
+def test_single_precision_counts_as_its_shortest_text() -> None:
+    columns = {"open_time": [60_000 * at + 1_704_067_200_000 for at in range(3)]} | {
+        name: np.array([0.1, 0.2, 0.15], dtype=np.float32) for name in FIELDS
+    }
+    candles = read_candles(NamedFrame("BTCUSDT", columns))
+    assert (candles.price_decimals, candles.open.tolist()) == (2, [10, 20, 15])
+
+
+def test_a_turnover_is_read_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT-1m-2025-05.csv"
+    rows = [[*row, "0", str(Decimal(row[5]) * Decimal(row[4])), *"1234"] for row in real_rows()]
+    path.write_text("\n".join(map(",".join, rows)))
+    candles = read_candles(path)
+    assert candles.turnover is not None
+    turnover = Decimal(int(candles.turnover[0])).scaleb(-candles.turnover_decimals)
+    assert turnover == Decimal("16.536") * Decimal("95502.7")
