@@ -17,7 +17,6 @@ from tracepaper.strategies.api.context import BarRecord
 from tracepaper.strategies.api.strategy import decision_bars
 from tracepaper.strategies.api.timeframes import (
     FrameRange,
-    Row,
     TimeframeAggregator,
     frame_bars,
     open_frames_ms,
@@ -356,13 +355,6 @@ class InstrumentState:
         for frame in self.frames.values():
             if (wanted := frame.lacking(now_ms)) is not None:
                 yield wanted
-
-    @property
-    def newest_frames(self) -> tuple[tuple[int, int, Row | None], ...]:
-        """The length (ms), the wanted number of candles and the newest candle of each timeframe."""
-        return tuple(
-            (frame.length_ms, frame.wanted, frame.bars.newest) for frame in self.frames.values()
-        )
 
 
 class RegimeTracker:

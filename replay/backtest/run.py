@@ -181,10 +181,13 @@ class _NoForecasts:
         return (None,) * len(events_of(unit))
 
 
-def predictor_over(replay: Replay) -> ReplayPredictor:
-    """Return the predictor of *replay*; columns of a strategy are computed a chunk ahead."""
+def predictor_over(replay: Replay, *, in_blocks: bool = True) -> ReplayPredictor:
+    """Return the predictor of *replay*.
+
+    Columns of a strategy are computed *in_blocks* a chunk ahead, or else bar by bar, as live.
+    """
     predictions = _predictor_over(replay)
-    if not replay.engine.has_columns:
+    if not replay.engine.has_columns or not in_blocks:
         return predictions
     return replace(
         predictions, ahead=lambda events: _foreseen(predictions.ahead(events), replay.engine)

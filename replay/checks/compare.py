@@ -127,21 +127,20 @@ class CheckFinding:
     """The result of a check: how much was probed, and the first difference."""
 
     check: str
-    planned: int = 0  # probes planned: futures to corrupt or cut off, or later starts
+    planned: int = 0  # probes planned: futures to change or cut off, or later starts
     probes: int = 0  # probes done
-    compared: int = 0  # steps
+    compared: int = 0  # decisions
     differences: list[Difference] = field(default_factory=list)
     because: str = ""  # the cause that the first difference indicates
     given: int = 0  # bars of all instruments
     bars: int = 0  # replayed bars
-    without_later: int = 0  # bars decided while no later bar was in the process
+    without_later: int = 0  # bars decided before the next bar was passed on
     warmup: int = 0
     opened: list[ExternalInput] = field(default_factory=list)  # neither declared nor allowed
     allowed: list[ExternalInput] = field(default_factory=list)
     depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
-    undeclared: list[str] = field(default_factory=list)  # what two objects remember differently
     unproved: list[str] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)  # parts for which the time was too short
+    unfinished: list[str] = field(default_factory=list)  # runs for which the time was too short
 
     @property
     def passes(self) -> bool:
@@ -163,20 +162,15 @@ class CheckFinding:
         """Return the verdict as one sentence, with how much was probed."""
         if self.differences:
             return f"moved: {self.differences[0].sentence()}: {self.because}."
-        if self.check == RECURSIVE and self.passes:
-            return (
-                f"{self.probes} probes over {self.bars:,} bars, {self.compared:,} steps compared, "
-                "nothing moved."
-            )
+        counted = f"{self.compared:,} decisions compared, {self.verdict}"
         if self.check == RECURSIVE:
-            return f"{self.probes} probes compared no step: nothing was checked; give more bars."
+            counted = f"{self.probes} later starts over {self.bars:,} bars, {counted}"
+            return f"{counted}." if self.passes else f"{counted}; give more bars."
         if self.opened:
             return f"read: the strategy {self._reading()}."
-        futures = f"{self.probes}" if self.passes else f"{self.probes} of {self.planned}"
         counted = (
             f"{self.without_later:,} of {self.given:,} bars decided without a later one, "
-            f"{futures} futures corrupted or cut off, {self.compared:,} steps compared, "
-            f"{self.verdict}"
+            f"{self.probes} of {self.planned} futures changed or cut off, {counted}"
         )
         if self.passes:
             return f"{counted}."
@@ -185,11 +179,7 @@ class CheckFinding:
     def _reading(self) -> str:
         """Return what was opened, and what to do about it."""
         files = [item.name for item in self.opened if item.what == "file"]
-        others = [
-            f"{'a table in' if item.what == 'table' else item.what} {item.name}"
-            for item in self.opened
-            if item.what != "file"
-        ]
+        others = [f"{item.what} {item.name}" for item in self.opened if item.what != "file"]
         did = [f"reads {', '.join(files)}, which `files` does not name"] if files else []
         did += [f"opens {', '.join(others)}"] if others else []
         declare = "declare the files, and " if files else ""

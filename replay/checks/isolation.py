@@ -41,14 +41,12 @@ class Overdue(Exception):
 class FreshProcesses:
     """The server; ``with fresh.child(job, …) as child`` runs *job* in a new process of its own.
 
-    *preload* are slow modules that jobs need, imported before any child is forked. A wait for an
-    answer has no limit unless :meth:`limit_waits` sets one. All children hash texts alike: by
-    *hash_seed*, or by a random seed.
+    *preload* are slow modules that jobs need, imported before any child is forked. All children
+    hash texts alike: by *hash_seed*, or by a random seed.
     """
 
     def __init__(self, *preload: str, hash_seed: int | None = None) -> None:
         self._preload, self._hash_seed = preload, hash_seed
-        self._patience_s: Callable[[], float] | None = None
         self._others: dict[int, FreshProcesses] = {}
         self._folder, self._environment = os.getcwd(), dict(os.environ)  # noqa: PTH109 - as text
 
@@ -77,17 +75,12 @@ class FreshProcesses:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def limit_waits(self, patience_s: Callable[[], float]) -> None:
-        """Limit waits for later children to the seconds that *patience_s* returns at each."""
-        self._patience_s = patience_s
-
     def under(self, hash_seed: int) -> FreshProcesses:
         """Return a server whose children hash texts by *hash_seed*; it ends with this one."""
         if hash_seed not in self._others:
             other = FreshProcesses(*self._preload, hash_seed=hash_seed)
             other._folder, other._environment = self._folder, self._environment
             self._others[hash_seed] = other.__enter__()
-        self._others[hash_seed]._patience_s = self._patience_s  # noqa: SLF001 - one of ours
         return self._others[hash_seed]
 
     @contextmanager
@@ -98,17 +91,14 @@ class FreshProcesses:
             socket.send_fds(self._requests, [b"."], [theirs.fileno()])
         with Connection(ours.detach()) as connection:
             connection.send((sys.path, job, given, named))
-            yield Child(connection, self._patience_s)
+            yield Child(connection)
 
 
 class Child:
     """The parent's end of a connection to a child; raises the child's errors."""
 
-    def __init__(
-        self, connection: Connection, patience_s: Callable[[], float] | None = None
-    ) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._patience_s = patience_s
 
     def fileno(self) -> int:
         """Return the descriptor, so that a caller can wait for several children at once."""
@@ -119,12 +109,12 @@ class Child:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(value)
 
-    def receive(self) -> Any:  # noqa: ANN401 - whatever the job sends
+    def receive(self, within_s: float | None = None) -> Any:  # noqa: ANN401 - whatever the job sends
         """Receive the child's next answer; raise its error, or ``StrategyFailed`` if it died.
 
-        Raises ``Overdue`` where nothing comes within the server's patience.
+        Raises ``Overdue`` where nothing comes *within_s* seconds.
         """
-        if self._patience_s is not None and not self._connection.poll(self._patience_s()):
+        if within_s is not None and not self._connection.poll(within_s):
             raise Overdue
         try:
             value = self._connection.recv()
@@ -144,7 +134,7 @@ class Child:
 
 def serve(descriptor: int, preload: tuple[str, ...]) -> None:
     """Fork a child for every socket that arrives, until the parent closes its end."""
-    __import__("tracepaper.replay.checks.derived")
+    __import__("tracepaper.replay.checks.decisions")
     for name in preload:
         with contextlib.suppress(ImportError):  # optional
             __import__(name)

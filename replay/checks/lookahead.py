@@ -1,55 +1,88 @@
-"""``lookahead`` and ``recursive``: change the future or the start, and compare the decisions.
+"""``lookahead`` and ``recursive``: run a strategy in other conditions, and compare its decisions.
 
-No decision may differ where later bars are absent or changed, where the process is new, where its
-clocks jump or where an instrument is alone; and a user's class may open only its declared files.
-The finding names the bar. After a later start, given its account and declared state, no decision
-after the warm-up may differ either; the finding names what else the strategy keeps.
-
-The rules are docs/strategies.md, U3 and U8 to U11.
+``lookahead`` runs it again in the same process, bar by bar, in another process, and over data whose
+later bars are cut off or changed: no decision may differ. ``recursive`` resumes the run from later
+starts: no signal after the warm-up may differ. The rules are docs/strategies.md, U3 and U8 to U11.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, custom_classes
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding, Difference
-from tracepaper.replay.checks.derived import (
+from tracepaper.replay.checks.decisions import (
+    EVERYTHING,
+    NOTE,
+    SIGNAL,
     DerivedRun,
-    MovedStep,
-    RunMessage,
-    Setup,
-    fed_together,
-    first_moved,
-    send_again,
-    send_candles,
+    first_difference,
+    send_record,
     send_resumed,
+    send_run,
 )
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
-from tracepaper.replay.checks.perturbations import largest_table, weeks_later
-from tracepaper.replay.checks.probes import PROBES, CheckProbe, Limits, ProbeTrial
-from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
-from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Bar
-from tracepaper.strategies.units import count_of, iso
-from tracepaper.strategies.without_fills import DecisionCounts
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed
+from tracepaper.strategies.months import MONTH_MS
+from tracepaper.strategies.units import WEEK_MS, count_of, iso
 
-GRACE_S: Final = 10.0
-"""Wall seconds to wait for an answer after the time is over."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
 """The module that a check of a model loads once rather than in every fresh process."""
+
+AGAIN: Final = "it differs when it runs again"
+ELSEWHERE: Final = (
+    "it differs in another process, with other hashes of texts, environment variables, working "
+    "folder and clock"
+)
+CHANGED: Final = "it differs when later bars, or other symbols' bars, are changed"
+CUT: Final = "it differs when later bars are cut off"
+NOT_WARM: Final = (
+    "it differs after a later start: its warm-up bars do not suffice, or its State does not "
+    "declare all that it keeps"
+)
+BARS_AFTER: Final = 512
+"""Changed bars after a probe: a batched pass of a model processes them with the bars before."""
+WEEKS_LATER: Final = 64
+"""64 weeks are a whole number of 64-bar blocks, which one week is not, and change the date."""
+MONTHS_LATER: Final = 1_461
+"""The weeks of 28 years, after which every month has the same first day and length again."""
+PRICE_FACTOR: Final = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a check: the number of changed or cut futures, and the total seconds."""
+
+    probes: int = 12
+    seconds: float = 300.0
+    seed: int = 0
+
+
+class Trial(NamedTuple):
+    """Another run, which must decide as the whole run does, or as that over the data *base*."""
+
+    name: str
+    cause: str  # what a difference shows
+    data: Callable[[], MarketData]
+    how: Mapping[str, Any] = {}  # as ``send_run`` takes it
+    depth: int = EVERYTHING
+    where: Mapping[str, Any] = {}  # the compared bars, as ``first_difference`` takes them
+    base: Callable[[], MarketData] | None = None
+    is_refused: bool = True  # else a difference is only noted
 
 
 def lookahead(
@@ -64,7 +97,7 @@ def lookahead(
 ) -> CheckFinding:
     """Find what decisions over *data* depend on besides their past bars.
 
-    *allow* names files, folders, addresses or programs that the class may open. Raises
+    *allow* names files, folders, addresses, programs or variables that the class may read. Raises
     ``ConfigInvalid`` where the candles are too few for a decision.
     """
     if not data.frames:
@@ -72,8 +105,10 @@ def lookahead(
         config, shortened = fit_windows(config, data.span_ms)
         for sentence in shortened:
             report(f"Warning: {sentence}.")
-    check = Check(config, data, fresh, limits or Limits(), mode, report, allow=allow)
-    return check.run()
+    if config.model.custom_class:
+        mode = "step"  # bar by bar, its predictions repeat in every bit
+    check = _Check(LOOKAHEAD, config, data, fresh, limits or Limits(), mode, report, allow)
+    return check.run(check.lookahead_trials)
 
 
 def recursive(
@@ -89,304 +124,284 @@ def recursive(
     """Start at *probes* later bars, each time in a new process.
 
     The run until that bar is recorded and resumed as ``replay --resume`` does: after *warmup* bars,
-    given its account and declared state, no decision may differ. All instruments start together, at
-    the time of a bar of the first.
-    """
-    limits, starts = Limits(probes, math.inf), later_starts(data, probes, warmup)
-    return Check(config, data, fresh, limits, mode, report, starts=starts).run()
-
-
-def later_starts(data: MarketData, probes: int, warmup: int) -> list[int]:
-    """Return open times spread over *data* before which every instrument has *warmup* bars.
-
-    Raises ``DataInvalid`` where there is no such time.
+    given its account and declared state, no decision may differ. Raises ``DataInvalid`` where not
+    all symbols have so many bars before two others.
     """
     candles = data.candles
-    for part in candles:
-        if len(part) - warmup < 2:  # one bar to skip, one to compare
-            raise DataInvalid(
-                f"{part.path} holds {count_of(len(part), 'bar')} and the warm-up alone "
-                f"takes {warmup}; give more data."
-            )
-    times = candles[0].open_time_ms
-    last_ms = min(int(part.open_time_ms[-warmup - 1]) for part in candles)
-    room = int(np.searchsorted(times, last_ms, side="right"))
-    if room < 2:
+    firsts = [int(part.open_time_ms[warmup]) for part in candles if len(part) > warmup]
+    times = data.opens_ms[data.opens_ms > max(firsts, default=0)]
+    if len(firsts) < len(candles) or times.size < 2:
         raise DataInvalid(
-            f"After the first bar of {candles[0].path} too few bars of the others follow for the "
-            f"warm-up of {warmup}; give candles of one time."
+            f"The warm-up takes {count_of(warmup, 'bar')} of each symbol, and too few follow in "
+            "common; give more data."
         )
-    rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
-    return [
-        max(
-            int(part.open_time_ms[np.searchsorted(part.open_time_ms, times[row]) + warmup])
-            for part in candles
+    places = np.linspace(0, times.size - 1, probes + 2).astype(int)[1:-1]
+    starts = np.unique(times[places]).tolist()
+    check = _Check(RECURSIVE, config, data, fresh, Limits(probes, math.inf), mode, report)
+    return check.run(
+        lambda: (
+            Trial(f"start {at} of {len(starts)}", NOT_WARM, lambda: data, {"resumed_ms": from_ms},
+                  NOTE, {"from_ms": from_ms})
+            for at, from_ms in enumerate(starts, 1)
         )
-        for row in rows
-    ]
+    )  # fmt: skip
 
 
-class _TimeOver(Exception):
-    """The seconds of a check are over."""
-
-
-class Check:
-    """One ``lookahead`` or ``recursive``: runs its probes in turn."""
+class _Check:
+    """One ``lookahead`` or ``recursive``."""
 
     def __init__(
         self,
+        name: str,
         config: Config,
         data: MarketData,
         fresh: FreshProcesses,
         limits: Limits,
         mode: str,
         report: Callable[[str], None],
-        *,
         allow: Sequence[str] = (),
-        starts: Sequence[int] | None = None,
     ) -> None:
-        """Check *config* over *data*: with later *starts* ``recursive``, else ``lookahead``."""
-        name = LOOKAHEAD if starts is None else RECURSIVE
-        self.config, self.allow, self._fresh = config, allow, fresh
-        self.starts = starts or ()
-        self.data = self.replayed_data = data  # shortened to the bars that the time allows
-        # A user's model predicts bar by bar, so that its predictions repeat in every bit.
-        self._mode = "step" if config.model.custom_class and name == LOOKAHEAD else mode
-        self.weeks = weeks_later(config.market.interval_ms)
-        self.is_custom = bool(custom_classes(config))
-        self.limits, self.report = limits, report
+        self.config, self.data, self.limits = config, data, limits
+        self._fresh, self._mode, self._report = fresh, mode, report
+        self._allow = frozenset(filter(None, allow))
+        self._is_custom = bool(custom_classes(config))
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
-        if math.isfinite(limits.seconds):
-            fresh.limit_waits(lambda: max(0.0, self._left_s()) + GRACE_S)
-        self.finding = CheckFinding(name, planned=limits.probes)
-        self.moved_step: MovedStep | None = None
-        self.opened: dict[ExternalInput, None] = {}
-        self._native: set[str] = set()
+        given = sum(map(len, data.candles))
+        self.finding = CheckFinding(name, planned=limits.probes, given=given)
 
-    def run(self) -> CheckFinding:
-        """Run all probes, or as many as the time allows."""
-        finding = self.finding
+    def run(self, trials: Callable[[], Iterator[Trial]]) -> CheckFinding:
+        """Run the strategy, then *trials* until one differs or the time is over."""
+        finding, rest = self.finding, ["the whole run"]
         try:
-            self.replay = self._replay_all()
+            self._begin(self._derived(self.data))
+            planned = list(trials())
+            finding.planned = sum(map(_is_probe, planned))
+            for place, trial in enumerate(planned):
+                rest = [each.name for each in planned[place:]]
+                self._report(f"{finding.check}: {trial.name}")
+                self._try(trial)
+                if finding.differences:
+                    break
         except Overdue:
-            raise StrategyFailed(
-                f"The strategy did not get through a replay within {self.limits.seconds:g} s; "
-                "see where it waits, or give more --seconds."
-            ) from None
-        self.is_portfolio = self.replay.message.is_portfolio
-        self.instruments = self.replay.message.setup.run.instruments
-        for probe in PROBES:
-            is_due = self.moved_step is not None if probe.explains else not finding.differences
-            if probe.check != finding.check or not is_due:
-                continue
-            name = probe.name.format(weeks=self.weeks)
-            self.report(f"{finding.check}: {name}")
-            try:
-                self._probe(probe)
-            except (_TimeOver, Overdue):
-                finding.unfinished.append(name)
-                finding.unproved.append(f"{name}: not probed to the end, the time was over")
-        self._note_idleness()
-        if finding.check == LOOKAHEAD:
-            self._conclude()
+            finding.unfinished = rest
+            finding.unproved.append(f"{', '.join(rest)}: the time was over")
         return finding
 
-    def _note_idleness(self) -> None:
-        """Report that the class asked for no position at any bar, which proves little."""
-        counts = DecisionCounts()
-        for signal, _ in self.replay.message.signals.values():
-            if signal is not None:
-                action = signal.action if isinstance(signal, Signal) else Action.ORDERS
-                counts.add(action, None, signal.reason, None)
-        if self.is_custom and counts.bars and not counts.asked:
-            sentences = counts.why_no_fill().rstrip(".")
-            self.finding.unproved.append(f"anything of what it would do. {sentences}")
-
-    def _replay_all(self) -> DerivedRun:
-        """Replay everything in at most a sixth of the time; probes are compared with this run."""
-        finding = self.finding
-        total = sum(map(len, self.data.candles))
-        replay = self.derived(self.data, within_s=self.limits.seconds / 6)
-        bars, _, opened_ms = replay.opened()
-        warmup, is_cut = replay.message.warmup, replay.message.is_cut
-        finding.given, finding.bars, finding.warmup = total, bars, warmup
-        if bars <= warmup * len(replay.message.setup.run.instruments) and not is_cut:
+    def _begin(self, whole: DerivedRun) -> None:
+        """Take *whole*, with which others are compared; note what cannot be proved of it."""
+        if whole.error is not None:
+            raise whole.error
+        self.whole, finding = whole, self.finding
+        finding.bars, finding.warmup = whole.bars, whole.warmup
+        if whole.bars <= whole.warmup * len({part.symbol for part in self.data.candles}):
             # Nothing could differ, since nothing would be decided.
             raise ConfigInvalid(
-                f"The strategy is warm after {warmup:,} bars, and only {bars:,} are given; give "
-                "more."
+                f"The strategy is warm after {whole.warmup:,} bars, and only {whole.bars:,} are "
+                "given; give more."
             )
-        if is_cut:
-            self.replayed_data = self.data.opening(0, opened_ms - 1)
-            finding.unfinished.append("a replay of all bars")
-            finding.unproved.append(
-                f"the last {total - bars:,} of {total:,} bars: the time was too short"
-            )
-        return replay
-
-    def _probe(self, probe: CheckProbe) -> None:
-        """Run the trials of *probe* until a step differs."""
-        for trial in probe.trials(self):
-            if isinstance(trial, Difference):
-                self.finding.differences.append(trial)
-                return
-            if self._left_s() < 0:
-                raise _TimeOver
-            try:
-                moved = self.moved(trial)
-            except TracepaperError as error:
-                if probe.is_refused:
-                    raise
-                self.finding.unproved.append(f"whether it depends {trial.cause}: {error}")
-                return
-            if moved is None:
-                continue
-            difference = moved.difference
-            if not probe.is_refused:
-                at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
-                self.finding.depends.append(f"it depends {trial.cause}, first at {at}")
-                return
-            names = [name for name in moved.unset if name in os.environ]
-            self.finding.because = trial.cause.format(f", {', '.join(names)}" if names else "")
-            self.finding.differences.append(difference)
-            self.moved_step = moved
+        if not self._is_custom:
             return
+        if whole.idle:
+            finding.unproved.append(f"anything of what it would do. {whole.idle.rstrip('.')}")
+        if finding.check == RECURSIVE:
+            return
+        for item in whole.opened:
+            (finding.allowed if self._is_allowed(item) else finding.opened).append(item)
+        allowed = [item.name for item in finding.allowed]
+        for names, sentence in (
+            (allowed, "whether what it was allowed to open tells the future: {}"),
+            (whole.declared, "whether its declared files tell the future: {}"),
+            (whole.native, "which files {} opened, since native code is not observed"),
+        ):
+            if names:
+                finding.unproved.append(sentence.format(", ".join(names)))
 
-    # ------------------------------------------------------------ runs of other processes
+    def _is_allowed(self, item: ExternalInput) -> bool:
+        folders = [Path(name).resolve() for name in self._allow]
+        inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
+        return item.name in self._allow or (item.what == "file" and inside)
 
-    def moved(self, trial: ProbeTrial) -> MovedStep | None:
-        """Return the first step of *trial* that differs; None where none does."""
-        is_complete = True
-        if isinstance(trial.subject, MarketData):
-            other = self.derived(trial.subject, trial.config)
-        elif trial.subject is None:
-            assert trial.from_ms is not None
-            self._record = self.derived(self.data, until_ms=trial.from_ms).message.content
-            other = self.resumed()
+    def _try(self, trial: Trial) -> None:
+        """Derive the run of *trial*, and note its first difference."""
+        finding = self.finding
+        base = self.whole if trial.base is None else self._derived(trial.base())
+        other = self._derived(trial.data(), **trial.how)
+        if other.error is not None and not isinstance(other.error, StrategyFailed):
+            if trial.is_refused:
+                raise other.error
+            finding.unproved.append(f"whether it depends {trial.cause}: {other.error}")
+            return
+        difference, compared = first_difference(base, other, trial.depth, **trial.where)
+        finding.compared += compared
+        finding.probes += _is_probe(trial)
+        finding.without_later += other.bars if "one_by_one" in trial.how else 0
+        if difference is None:
+            return
+        if trial.is_refused:
+            finding.because = trial.cause
+            finding.differences.append(difference)
         else:
-            derived = self._again(trial, trial.subject)
-            if isinstance(derived, MovedStep):
-                return derived
-            other, is_complete = derived
-        self.finding.probes += trial.until_ms is not None or trial.from_ms is not None
-        moved, compared = first_moved(
-            trial.base, other, trial.same, until_ms=trial.until_ms, from_ms=trial.from_ms
-        )
-        self.finding.compared += compared
-        if moved is None and not is_complete:
-            raise _TimeOver
-        return moved and moved._replace(unset=other.message.accesses.unset)
+            at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
+            finding.depends.append(f"it depends {trial.cause}, first at {at}")
 
-    def _again(self, trial: ProbeTrial, setup: Setup) -> tuple[DerivedRun, bool] | MovedStep:
-        """Derive the run of *setup*; return it and whether it is complete, or the failed step."""
-        base, seed, at, is_over = trial.base, trial.hash_seed, 0, False
-        fresh = self._fresh if seed is None else self._fresh.under(seed)
-        content = None if trial.one_by_one else base.message.content
-        job = fresh.child(send_again, setup, content, trial.only, runs_twice=trial.runs_twice)
-        with job as child:
-            try:
-                if trial.one_by_one:
-                    child.receive()
-                    for turn, rows in enumerate(fed_together(base.message.content)):
-                        if is_over := turn % 200 == 0 and self._left_s() < 0:
-                            break
-                        child.ask(rows)  # returns when it requests the next
-                        at += len(rows)
-                        self.finding.without_later += sum(type(row[2]) is Bar for row in rows)
-                    child.send(None)
-                return self._received(child), not is_over
-            except StrategyFailed as error:
-                return MovedStep(base.bar_from(at), str(error))
-
-    def _received(self, child: Child) -> DerivedRun:
-        """Return the run that *child* sends, and record its accesses."""
-        message: RunMessage = child.receive()
-        self.opened.update(dict.fromkeys(message.accesses.opened))
-        self._native.update(message.accesses.native)
-        return DerivedRun(message)
-
-    def derived(
+    def _derived(
         self,
         data: MarketData,
-        config: Config | None = None,
         *,
-        within_s: float | None = None,
-        until_ms: int | None = None,
+        hash_seed: int | None = None,
+        resumed_ms: int | None = None,
+        **how: Any,  # noqa: ANN401 - as send_run takes them
     ) -> DerivedRun:
-        """Return the replay of *data* by a fresh process, or the part done *within_s*."""
-        left_s = self._left_s() if within_s is None else within_s
-        given = config or self.config, data, self._mode, left_s
-        with self._fresh.child(send_candles, *given, until_ms=until_ms) as child:
-            replay = self._received(child)
-        if replay.message.is_cut and within_s is None:
-            raise _TimeOver
-        return replay
+        """Return the run over *data* of a new process, or its error.
 
-    def resumed(self, until_ms: int | None = None) -> DerivedRun:
-        """Return the run that resumes the record of the newest later start, until *until_ms*."""
-        with self._fresh.child(
-            send_resumed, self.config, self.data, self._record, until_ms
-        ) as child:
-            return self._received(child)
+        With *resumed_ms* one process records it until then, and another one resumes it.
+        """
+        fresh = self._fresh if hash_seed is None else self._fresh.under(hash_seed)
+        given = self.config, data, self._mode
+        try:
+            if resumed_ms is None:
+                with fresh.child(send_run, *given, **how) as child:
+                    return self._received(child)
+            with fresh.child(send_record, *given, resumed_ms) as child:
+                content = self._received(child)
+            with fresh.child(send_resumed, data, content) as child:
+                return self._received(child)
+        except StrategyFailed as error:
+            return DerivedRun(error=error)
 
-    def again(self, most: int) -> tuple[bytes, str] | None:
-        """Return the first *most* steps of another equal run; None where it fails."""
-        given = self.setup(), self.replay.message.content, None, most
-        with self._fresh.child(send_again, *given) as child:
-            try:
-                run = self._received(child)
-            except (TracepaperError, Overdue):
-                return None
-        return run.head, repr(run.message.columns)
+    def _received(self, child: Child) -> Any:  # noqa: ANN401 - whatever the job sends
+        left_s = self._until_s - self._clock.network_s()
+        return child.receive(None if math.isinf(left_s) else max(0.0, left_s))
 
-    def setup(self, **changed: Any) -> Setup:  # noqa: ANN401 - fields of a Setup
-        """Return the setup of the whole replay with *changed* fields."""
-        compiled = self.replay.message.accesses.compiled
-        return replace(self.replay.message.setup, compiled=compiled, **changed)
+    def lookahead_trials(self) -> Iterator[Trial]:
+        """Yield what no decision may depend on; the last two differences are only noted."""
+        data, whole, market = self.data, self.whole, self.config.market
+        yield Trial("the same run again in one process", AGAIN, lambda: data, {"times": 2})
+        if self._is_custom and not self.finding.opened:  # else that is the finding
+            how = {"hash_seed": 1, "kept": self._allow}  # the first hash seed is random
+            yield Trial("another process", ELSEWHERE, lambda: data, how)
+        yield Trial("bar by bar", CUT, lambda: data, {"one_by_one": True})
+        keys = sorted({key for _, key in whole.decisions})
+        if len(keys) > 1 and not whole.is_portfolio and market.universe is None:
+            for key in keys:
+                changed = partial(_other_symbols, data, key)
+                yield Trial(f"all but {key} changed", CHANGED, changed, {}, NOTE, {"only": key})
+        yield from self._futures()
+        if self.config.model.covariates is None:  # their rows would stay
+            weeks = MONTHS_LATER if market.interval_ms == MONTH_MS else WEEKS_LATER
+            where = {"later_ms": weeks * WEEK_MS}
+            yield Trial(f"{weeks} weeks later", "on the date", lambda: data.shifted(weeks), {},
+                        NOTE, where, is_refused=False)  # fmt: skip
+        yield Trial(f"prices times {PRICE_FACTOR}", "on the absolute price",
+                    lambda: data.scaled(PRICE_FACTOR), {}, SIGNAL, is_refused=False)  # fmt: skip
 
-    def is_allowed(self, item: ExternalInput) -> bool:
-        """Return whether the class may open *item*."""
-        folders = [Path(name).resolve() for name in self.allow]
-        inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
-        return item.name in self.allow or (item.what in {"file", "table"} and inside)
+    def _futures(self) -> Iterator[Trial]:
+        """Yield later data changed or cut off, at bars that are spread over the candles."""
+        data, limits, times = self.data, self.limits, self.data.opens_ms
+        if times.size < 3:  # one each of past, probe and future
+            raise DataInvalid(
+                f"With {count_of(times.size, 'bar')} there is no future to change; give more data."
+            )
+        rng, warmup = np.random.default_rng(limits.seed), self.whole.warmup
+        edges = np.linspace(min(warmup, times.size // 4), times.size - 1, limits.probes + 1)
+        pairs = itertools.pairwise(edges.astype(int).tolist())
+        places = {int(rng.integers(low, max(low + 1, high))) for low, high in pairs}
+        back = max(2_000, 2 * warmup)
+        if times.size <= 4 * back:
+            back = times.size  # few bars: derive all from the first one
+        # In random order: a check that runs out of time has then probed all parts of the data.
+        for turn, place in enumerate(rng.permutation(sorted(places)).tolist()):
+            at_ms, is_cut = int(times[place]), turn % 2 == 1
+            until_ms = at_ms + BARS_AFTER * data.candles[0].interval_ms
+            span = int(times[max(0, place - back)]), until_ms
+            yield Trial(
+                f"future {turn + 1} of {len(places)}",
+                CUT if is_cut else CHANGED,
+                partial(_future, data, at_ms, span, is_cut=is_cut),
+                where={"until_ms": at_ms},
+                base=None if place <= back else partial(data.opening, *span),
+            )
 
-    def _left_s(self) -> float:
-        """Return how many seconds of the check are left."""
-        return self._until_s - self._clock.network_s()
 
-    # ------------------------------------------------------------ conclusion
+def _is_probe(trial: Trial) -> bool:
+    """Return whether *trial* is one of the futures or later starts, which a finding counts."""
+    return not trial.where.keys().isdisjoint({"until_ms", "from_ms"})
 
-    def _conclude(self) -> None:
-        finding = self.finding
-        self._note_tables()
-        for item in self.opened:
-            (finding.allowed if self.is_allowed(item) else finding.opened).append(item)
-        if self.is_custom:
-            if finding.without_later < finding.bars and not finding.differences:
-                left = finding.bars - finding.without_later
-                finding.unproved.append(f"{count_of(left, 'bar')} not decided blindly")
-            if finding.allowed:
-                finding.unproved.append(
-                    "whether what it was allowed to open tells the future: "
-                    + ", ".join(item.name for item in finding.allowed)
-                )
-            if declared := self.replay.message.accesses.declared:
-                finding.unproved.append(
-                    f"whether its declared files tell the future: {', '.join(declared)}"
-                )
-            if self._native:
-                finding.unproved.append(
-                    f"which files {', '.join(sorted(self._native))} opened, since native code is "
-                    "not observed"
-                )
 
-    def _note_tables(self) -> None:
-        """Report a large table in a source of the class like a file that it read."""
-        for module in self.replay.message.accesses.modules:
-            source = Path(module)
-            if source.suffix != ".py" or not source.is_file():
-                self.finding.unproved.append(f"what {module} holds: it is compiled")
-            elif (values := largest_table(source)) > 0:
-                self.opened[ExternalInput("table", str(source))] = None
-                self.report(f"lookahead: a table of {values:,} values in {source}")
+def _future(data: MarketData, at_ms: int, span: tuple[int, int], *, is_cut: bool) -> MarketData:
+    return data.until(at_ms, cut=is_cut).opening(*span)
+
+
+def _other_symbols(data: MarketData, key: str) -> MarketData:
+    """Return *data* with the candles of all instruments but *key* backwards, which stay valid."""
+    symbol = key.partition(":")[2]
+
+    def changed(part: Candles) -> Candles:
+        opens, closes = part.close[::-1], part.open[::-1]
+        return replace(part[::-1], open_time_ms=part.open_time_ms, open=opens, close=closes)
+
+    return replace(
+        data,
+        candles=[part if part.symbol == symbol else changed(part) for part in data.candles],
+        # Those of the others would contradict their candles.
+        frames=[part for part in data.frames if part.symbol == symbol],
+        actions=[row for row in data.actions if row.symbol == symbol],
+    )
+
+
+# ---------------------------------------------------------------- a function over columns
+
+Columns = Mapping[str, NDArray[Any]]
+"""Arrays [row] by name."""
+ColumnFunction = Callable[[Columns], NDArray[Any]]
+
+
+def function_lookahead(
+    function: ColumnFunction, columns: Columns, *, probes: int = 12, seed: int = 0
+) -> CheckFinding:
+    """Find whether a value of *function* depends on later rows of *columns*.
+
+    *function* returns one value a row. It runs twice, and over columns whose rows after *probes*
+    rows are cut off or changed: no value until then may differ by more than 1e-9 of itself, since
+    the last bits of a sum may depend on an array's length. Raises ``DataInvalid`` for fewer than
+    three rows, and for another number of values.
+    """
+    rng, size = np.random.default_rng(seed), len(next(iter(columns.values())))
+    if size < 3:  # one each of past, probe and future
+        raise DataInvalid(f"With {count_of(size, 'row')} there is no future; give more.")
+    trials = [(AGAIN, size, columns)]
+    for rows in np.unique(rng.integers(size // 4, size - 1, probes) + 1).tolist():
+        cut = {name: column[:rows] for name, column in columns.items()}
+        changed = {
+            name: np.concatenate((column[:rows], column[rows:][::-1] * 10))
+            for name, column in columns.items()
+        }
+        trials += [(CUT, rows, cut), (CHANGED, rows, changed)]
+    finding = CheckFinding(LOOKAHEAD, planned=len(trials) - 1, given=size, bars=size)
+    whole = _values(function, columns)
+    for cause, rows, given in trials:
+        first, second = whole[:rows], _values(function, given)[:rows]
+        finding.compared += rows
+        finding.probes = finding.without_later = finding.probes + (cause != AGAIN)
+        near = 1e-12 * float(np.nanmax(np.abs(first), initial=0.0))
+        same = np.isclose(first, second, rtol=1e-9, atol=near, equal_nan=True)
+        if not same.all():
+            row = int(np.argmin(same))
+            texts = str(first[row]), str(second[row])
+            finding.because = cause
+            finding.differences.append(Difference("function", 0, f"row {row}", *texts))
+            break
+    return finding
+
+
+def _values(function: ColumnFunction, columns: Columns) -> NDArray[Any]:
+    """Return the values of *function*, which may change its copy of *columns*."""
+    values = np.asarray(function({name: column.copy() for name, column in columns.items()}))
+    rows = len(next(iter(columns.values())))
+    if values.shape != (rows,):
+        raise DataInvalid(
+            f"The function returned an array of shape {values.shape} for {count_of(rows, 'row')}; "
+            "let it return one value a row."
+        )
+    return values

@@ -326,8 +326,8 @@ def lookahead(
 ) -> CommandAnswer:
     """Check for lookahead bias by hiding later bars; exit 0 only if no decision changes."""
     from tracepaper.replay.checks.isolation import FreshProcesses
+    from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
-    from tracepaper.replay.checks.probes import Limits
 
     config, data = _read(spec)
     limit = bars or MOST_BARS

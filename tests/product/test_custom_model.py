@@ -28,8 +28,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import lookahead
-from tracepaper.replay.checks.probes import Limits
+from tracepaper.replay.checks.lookahead import AGAIN, Limits, lookahead
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -193,18 +192,10 @@ def test_what_the_features_declare_is_read_and_stays_unproved(
     assert any("whether its declared files tell the future" in note for note in finding.unproved)
 
 
-def test_a_model_that_looks_for_later_bars_is_found(tmp_path: Path, fresh: FreshProcesses) -> None:
-    bodies = {
-        "top": "import gc\nfrom tracepaper.strategies.types import Bar",
-        "predict": "bars = [one for one in gc.get_objects() if isinstance(one, list)]\n"
-        "        bars = [bar for one in bars for bar in one if isinstance(bar, Bar)]\n"
-        "        last = max(bars, key=lambda bar: bar.open_time_ms, default=None)\n"
-        "        rises = last is not None and last.close_time_ms > inputs.time\n"
-        '        return {"mean_return": 1.0 if rises else -1.0}',
-    }
-    finding = checked(tmp_path, fresh, "dishonest", bodies)
-    assert finding.verdict == "moved", finding
-    assert "still to come" in finding.because
+def test_a_model_that_draws_is_found(tmp_path: Path, fresh: FreshProcesses) -> None:
+    predict = 'import random\n        return {"mean_return": random.random() - 0.5}'
+    finding = checked(tmp_path, fresh, "dishonest", {"predict": predict})
+    assert (finding.verdict, finding.because) == ("moved", AGAIN), finding
 
 
 # ---------------------------------------------------------------- an outside service

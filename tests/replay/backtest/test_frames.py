@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import user_strategies as users
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from recorded_strategies import FramedMean
@@ -18,11 +17,6 @@ from records import check_record, identities, rows, run_again
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.checks.compare import CheckFinding
-from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import lookahead
-from tracepaper.replay.checks.probes import Limits
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -158,73 +152,3 @@ def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> Non
     config = configured(market={"symbols": ["BTCUSDT"], "interval": "15"})
     with pytest.raises(ConfigInvalid, match=r"frames name '5', which bars of market\.interval 15"):
         replayed(tmp_path / "a.db", config, [walk()])
-
-
-def checked(config: Config, data: Sequence[Candles]) -> CheckFinding:
-    with FreshProcesses() as fresh:
-        return lookahead(config, MarketData(data), fresh, Limits(probes=2))
-
-
-EARLY = """
-from tracepaper.strategies.api import timeframes as frames
-from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.types import Action
-
-_add = frames.TimeframeAggregator.add
-
-def add_early(self, bar):
-    _add(self, bar)
-    if {when}:
-        span = self._grid.span(self._place)
-        row = (self._place, *span, self._open, self._high, self._low, bar.close, self._volume)
-        rows = tuple(one for one in self._rows if one[0] < row[0]) + (row,)
-        self.bars = frames.TimeframeBars(rows, self.instrument)
-
-frames.TimeframeAggregator.add = add_early
-
-class Mine(Strategy):
-    frames = ("5",)
-
-    def __init__(self, options):
-        pass
-
-    def decide(self, now):
-        close = now.timeframe("5").close
-        return Signal(Action.LONG if close.size and close[-1] % 2 > 1 else Action.FLAT, "odd")
-"""
-
-
-@pytest.mark.parametrize(
-    ("when", "holds"),
-    [
-        ("False", True),
-        ("self._count == 1", False),  # the bar that is open, with its first part
-        ("self._count == 4", False),  # one bar too early
-    ],
-)
-def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds: bool) -> None:
-    (tmp_path / "early.py").write_text(EARLY.format(when=when))
-    with users.importable(tmp_path):
-        finding = checked(configured(strategy={"name": "early:Mine"}), [walk(160)])
-    assert finding.passes is holds
-    assert (
-        "a bar of a higher frame was passed on before its close" in finding.because
-    ) is not holds
-
-
-@pytest.mark.parametrize(("when", "holds"), [("False", True), ("self._count == 4", False)])
-def test_lookahead_holds_candles_of_the_frame_to_their_closes(
-    tmp_path: Path, when: str, holds: bool
-) -> None:
-    (tmp_path / "early.py").write_text(EARLY.format(when=when))
-    fives, late = hours_before(walk(200), 67, 5)
-    with users.importable(tmp_path), FreshProcesses() as fresh:
-        config = configured(strategy={"name": "early:Mine"})
-        finding = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
-    assert finding.passes is holds, finding.sentence()
-    if holds:
-        assert finding.unproved == []
-        assert finding.depends == [
-            "it depends on the absolute price, first at linear:BTCUSDT bar 2025-01-01T01:07:00Z"
-        ]

@@ -22,8 +22,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import lookahead
-from tracepaper.replay.checks.probes import Limits
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import percent
 

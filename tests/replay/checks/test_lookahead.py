@@ -1,103 +1,79 @@
-"""``lookahead`` says no: honest strategies pass, and every leak that people write is named."""
+"""``lookahead`` and ``recursive``: planted classes and their verdicts, a law, and the commands."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import random
+import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import user_strategies as users
+from depth_cases import FIRST_MS as BOOKS_MS
+from depth_cases import walk as book_walk
+from depth_cases import write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from numpy.typing import NDArray
+from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.books import read_depth
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.checks import lookahead as lookahead_module
 from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import lookahead
-from tracepaper.replay.checks.probes import Limits
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.replay.checks.lookahead import (
+    AGAIN,
+    CHANGED,
+    CUT,
+    ELSEWHERE,
+    MODEL,
+    NOT_WARM,
+    Limits,
+    function_lookahead,
+    lookahead,
+    recursive,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed
 
+MINUTE_MS = 60_000
+LATER_MS = 1_750_000_000_000
+"""After all bars, and before those of 64 weeks later."""
+HOLD = "Signal(Action.HOLD, 'nothing new')"
+PASSES, MOVED, READ = "nothing moved", "moved", "read"
 _NUMBERS = count()
-FEW = Limits(probes=2)
 
 
-@pytest.fixture(scope="module")
-def walk() -> Candles:
-    return made_candles(walk_rows(160))
+class Planted(NamedTuple):
+    """A class by the bodies of its methods, and what a check has to find."""
+
+    verdict: str
+    cause: str
+    bodies: Mapping[str, str]
+    symbols: int = 1
+    allow: str = ""
 
 
-@pytest.fixture(scope="module")
-def other() -> Candles:
-    return replace(made_candles(walk_rows(160, seed=2)), symbol="ETHUSDT")
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory, walk: Candles) -> Iterator[FreshProcesses]:
-    """Start children with a variable, and in a folder, that tell something of the walk."""
-    folder = tmp_path_factory.mktemp("working")
-    (folder / "future.flag").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OWN_FUTURE", str(int(walk.close[80])))
-        patch.chdir(folder)
-        with FreshProcesses() as server:
-            patch.chdir(Path(__file__).parent)
-            yield server
-
-
-def configured(strategy: dict[str, Any], *candles: Candles) -> Config:
-    return load(
-        None,
-        {
-            "strategy": strategy,
-            "sizing": {"mode": "fixed", "quantity": "1"},
-            "market": {"symbols": [part.symbol for part in candles] or ["BTCUSDT"]},
-        },
-    )
-
-
-class Checks:
-    """Checks classes that are written into files of one folder."""
-
-    def __init__(self, folder: Path, fresh: FreshProcesses, walk: Candles) -> None:
-        self.folder = folder
-        self._fresh, self._walk = fresh, walk
-        self.limits = FEW
-
-    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> CheckFinding:
-        name = f"own_{next(_NUMBERS)}"
-        (self.folder / f"{name}.py").write_text(users.source(**bodies))
-        given = candles or (self._walk,)
-        config = configured({"name": f"{name}:Mine"}, *given)
-        with users.importable(self.folder):
-            return lookahead(config, MarketData(given), self._fresh, self.limits, allow=[allow])
-
-
-@pytest.fixture
-def check(tmp_path: Path, fresh: FreshProcesses, walk: Candles) -> Checks:
-    hours = tmp_path / "hourly.csv"
-    opens = walk.open_time_ms[::60].tolist()
-    closes = walk.close[59::60].tolist()
-    rows = [f"{at},{close}" for at, close in zip(opens, closes, strict=False)]
-    hours.write_text("open_time,close\n" + "\n".join(rows))
-    np.save(tmp_path / "closes.npy", walk.close)
-    return Checks(tmp_path, fresh, walk)
-
-
-# ---------------------------------------------------------------- honest ones pass
-
-HONEST: list[dict[str, Any]] = [
-    {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-    {"name": "persistence"},
-]
+WALK = """
+frame = sys._getframe()
+while frame is not None and 'replay' not in frame.f_locals:
+    frame = frame.f_back
+candles = None if frame is None else frame.f_locals['replay'].feed.candles[0]
+"""
+AHEAD = """
+if candles is None:
+    return by(False)
+after = int((candles.open_time_ms <= bar.open_time_ms).sum())
+return by(after < len(candles) and int(candles.close[after]) > bar.close)
+"""
+LAST = "before, self.kept = self.kept, now.history.close\n"
 FAIR: dict[str, dict[str, str]] = {
     "the last bar": {"decide": "return by(bar.close > bar.open)"},
     "a numpy indicator": {
@@ -133,183 +109,13 @@ FAIR: dict[str, dict[str, str]] = {
     "a kept view of history and its base": {
         "top": "import numpy as np",
         "init": "self.warmup, self.kept = 9, None",
-        "decide": "before, self.kept = self.kept, now.history.close\n"
-        "return by(before is None or now.close > np.frombuffer(before.base)[-1])",
+        "decide": LAST + "return by(before is None or now.close > np.frombuffer(before.base)[-1])",
     },
 }
-
-
-@pytest.mark.parametrize("strategy", HONEST)
-def test_a_strategy_of_ours_passes(
-    strategy: dict[str, Any], walk: Candles, fresh: FreshProcesses
-) -> None:
-    finding = lookahead(configured(strategy), MarketData([walk]), fresh, Limits(probes=6))
-    assert finding.passes, finding.differences
-    assert finding.verdict == "nothing moved"
-    assert (finding.probes, finding.bars, finding.without_later) == (6, 160, 160)
-    assert finding.compared > 3 * 160
-    assert finding.depends == finding.unproved == []
-
-
-@pytest.mark.parametrize("name", FAIR)
-def test_an_honest_class_passes(check: Checks, name: str) -> None:
-    (check.folder / "own_helper.py").write_text("def rises(bar):\n    return bar.close > bar.open")
-    finding = check(**FAIR[name])
-    assert finding.passes, (finding.differences, finding.because, finding.opened)
-    assert finding.without_later == finding.bars == 160
-    assert finding.depends == []
-    unheard = {"polars without a file": "polars", "a database in memory": "sqlite3"}
-    words = "which files {} opened, since native code is not observed"
-    texts = [words.format(unheard[name])] if name in unheard else []
-    assert finding.unproved == texts
-
-
-@pytest.mark.parametrize(
-    "writes",
-    ["now.history.close[-1] = 0", "now.history.close.setflags(write=True)", "now.close = 0"],
-)
-def test_a_class_that_writes_into_what_it_sees_is_ended_in_a_sentence(
-    check: Checks, writes: str
-) -> None:
-    with pytest.raises(StrategyFailed, match=r"^Mine failed in decide with .* mend it"):
-        check(decide=f"{writes}\nreturn by(True)")
-
-
-# ---------------------------------------------------------------- what is read
-
-JOINED = {
-    "top": "import csv, pathlib",
-    "init": "with pathlib.Path('{}/hourly.csv').open() as file:\n"
-    "    self.hours = {int(r['open_time']): int(r['close']) for r in csv.DictReader(file)}",
-    "decide": "hour = bar.open_time_ms // 3_600_000 * 3_600_000\n"
-    "return by(self.hours.get(hour, 0) > bar.close)",
-}
-READ: dict[str, dict[str, str]] = {
-    "hourly closes joined on their open time": JOINED,
-    "a source file that it writes": {
-        "init": "import pathlib\nmemo = pathlib.Path('{}/memo.py')\n"
-        "if not memo.exists():\n    memo.write_text('KNOWN = {}')"
-    },
-    "a source that is imported, and read as well": {
-        "top": "import own_helper",
-        "init": "self.text = open('{}/own_helper.py').read()",
-        "decide": "return by('#' in self.text)",
-    },
-    "a source by its loader": {
-        "top": "import own_helper",
-        "init": "self.text = own_helper.__loader__.get_source('own_helper')",
-        "decide": "return by('#' in self.text)",
-    },
-}
-
-
-@pytest.mark.parametrize("name", READ)
-def test_a_class_that_opens_a_file_is_refused_and_the_file_named(check: Checks, name: str) -> None:
-    (check.folder / "own_helper.py").write_text("# 103000 103500")
-    (check.folder / "future.py").write_text("103000 103500")
-    bodies = {part: text.replace("{}", str(check.folder)) for part, text in READ[name].items()}
-    finding = check(**bodies)
-    assert (finding.verdict, finding.passes) == ("read", False)
-    assert len(finding.opened) == 1
-    assert Path(finding.opened[0].name).parent == check.folder
-
-
-TABLES = {
-    "a list": "FUTURE = {}",
-    "a tuple in a function": "def future():\n    return {}",
-    "a docstring that is read": '"""{}"""\nFUTURE = __doc__',
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("is_in_source", [True, False])
-def test_a_table_in_a_source_is_refused_and_named(
-    check: Checks, walk: Candles, name: str, *, is_in_source: bool
-) -> None:
-    text = TABLES[name].format([int(close) for close in walk.close])
-    if is_in_source:
-        (check.folder / f"own_table_{len(name)}.py").write_text(text)
-        text = f"import own_table_{len(name)}"
-    finding = check(top=text, decide="return by(bar.close > bar.open)")
-    assert (finding.verdict, finding.passes) == ("read", False)
-    assert [item.what for item in finding.opened] == ["table"]
-    assert "the strategy opens a table in " in finding.sentence()
-    (allowed,) = (item.name for item in finding.opened)
-    if is_in_source:
-        assert check(allow=allowed, top=text, decide="return by(bar.close > bar.open)").passes
-
-
-def test_a_small_table_a_docstring_and_a_warning_are_no_reading(check: Checks) -> None:
-    hours = f'"""{"what it does " * 99}"""\nimport warnings\nHOURS = {list(range(24))}'
-    (check.folder / "own_hours.py").write_text(hours)
-    top = "import own_hours, warnings\nwarnings.simplefilter('always')"
-    finding = check(top=top, init="warnings.warn('old')", decide="return by(bar.close > bar.open)")
-    assert finding.passes, finding.sentence()
-
-
-def test_the_c_library_is_refused_and_named(check: Checks) -> None:
-    path = check.folder / "hourly.csv"
-    finding = check(init=f"import ctypes\nctypes.CDLL(None).open({str(path)!r}.encode(), 0)")
-    assert finding.verdict == "read"
-    assert [(item.what, item.name) for item in finding.opened] == [("program", "ctypes.CDLL(None)")]
-
-
-@pytest.mark.parametrize("allowed", ["hourly.csv", "."])
-def test_what_is_allowed_is_not_refused_and_stays_unproved(check: Checks, allowed: str) -> None:
-    bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
-    finding = check(allow=str(check.folder / allowed), **bodies)
-    assert finding.passes
-    assert [Path(item.name).name for item in finding.allowed] == ["hourly.csv"]
-    assert "whether what it was allowed to open tells the future" in finding.unproved[0]
-    assert finding.depends[0].startswith("it depends on the date")
-
-
-def test_a_declared_file_is_not_refused_and_stays_unproved(check: Checks) -> None:
-    path = check.folder / "hourly.csv"
-    bodies = {**JOINED, "init": JOINED["init"].replace("pathlib.Path('{}/hourly.csv')", "{}")}
-    bodies["init"] = bodies["init"].replace("{}", "self.files['hourly.csv']", 1)
-    finding = check(head="files = ('hourly.csv',)", **bodies)
-    assert finding.passes, finding.sentence()
-    assert finding.unproved == [f"whether its declared files tell the future: {path}"]
-
-
-def test_another_file_than_the_declared_one_is_refused(check: Checks) -> None:
-    bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
-    checks = check(head="files = ('closes.npy',)", **bodies)
-    assert checks.sentence().startswith(
-        f"read: the strategy reads {check.folder}/hourly.csv, which `files` does not name; "
-    )
-
-
-# ---------------------------------------------------------------- what moves
-
-FUTURE = "it depends on bars that are still to come"
-CLOCK = "it depends on the machine's clock"
-HASHES = "the order of a set of texts, which Python changes in each process"
-WALK = """
-frame = sys._getframe()
-while frame is not None and 'replay' not in frame.f_locals:
-    frame = frame.f_back
-candles = None if frame is None else frame.f_locals['replay'].feed.candles[0]
-"""
-AHEAD = """
-if candles is None:
-    return by(False)
-after = int((candles.open_time_ms <= bar.open_time_ms).sum()) + {}
-return by(after < len(candles) and int(candles.close[after]) > bar.close)
-"""
 LEAKS: dict[str, tuple[str, dict[str, str]]] = {
-    "a walk up the stack": (FUTURE, {"top": "import sys", "decide": WALK + AHEAD.format(0)}),
-    "all objects": (
-        FUTURE,
-        {
-            "top": "import gc",
-            "decide": "found = [x for x in gc.get_objects() if type(x).__name__ == 'Candles']\n"
-            "candles = max(found, key=len, default=None)" + AHEAD.format(0),
-        },
-    ),
+    "a walk up the stack": (CHANGED, {"top": "import sys", "decide": WALK + AHEAD}),
     "a note of a bar to come": (
-        FUTURE,
+        CHANGED,
         {
             "top": "import sys",
             "decide": WALK + "after = 0 if candles is None else int(candles.close[-1])\n"
@@ -317,15 +123,15 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "a note of the time": (
-        CLOCK,
+        ELSEWHERE,
         {
-            "top": "import time",
-            "decide": "return Signal(Action.HOLD, 'so', note={'day': time.time() // 86_400})",
+            "top": "from datetime import datetime",
+            "decide": "return Signal(Action.HOLD, 'so', note={'day': datetime.now().toordinal()})",
         },
     ),
-    "the second": (CLOCK, {"top": "import time", "decide": "return by(time.time() % 60 < 30)"}),
+    "the second": (ELSEWHERE, {"top": "import time", "decide": "return by(time.time() % 60 < 30)"}),
     "the time of its making": (
-        CLOCK,
+        ELSEWHERE,
         {
             "top": "import time",
             "init": "self.day = int(time.time() // 86_400)",
@@ -333,7 +139,7 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "memory of earlier runs": (
-        "it remembers earlier runs of its process",
+        AGAIN,
         {
             "top": "KNOWN = {}\nLAST = [0]",
             "observe": "KNOWN[LAST[0]] = bar.close\nLAST[0] = bar.open_time_ms",
@@ -341,239 +147,522 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "an environment variable": (
-        "it depends on the environment, OWN_FUTURE; pass",
+        ELSEWHERE,
         {
             "top": "import os",
             "decide": "return by(bar.close > int(os.environ.get('OWN_FUTURE', '0')))",
         },
     ),
     "an environment variable that must be there": (
-        "it depends on the environment",
+        ELSEWHERE,
         {
             "top": "import os\nKNOWN = int(os.environ['OWN_FUTURE'])",
             "decide": "return by(bar.close > KNOWN)",
         },
     ),
     "the working folder": (
-        "it depends on the working folder",
+        ELSEWHERE,
         {"top": "import os", "decide": "return by(os.path.exists('future.flag'))"},
     ),
     "the order of a set": (
-        HASHES,
+        ELSEWHERE,
         {"decide": "return by(next(iter({f'{bar.close} up', f'{bar.close} down'})).endswith('p'))"},
     ),
     "an unseeded draw": (
-        "two equal runs differ",
+        AGAIN,
         {"top": "import random", "decide": "return by(random.random() < 0.5)"},
     ),
     "the bytes it was given at its import": (
-        "two equal runs differ",
+        AGAIN,
         {
             "top": "import os\nKEY = int.from_bytes(os.urandom(8))",
             "decide": "return by((bar.close + KEY) % 97 < 48)",
         },
     ),
 }
-
-
-def test_a_declared_column_that_looks_ahead_is_named_though_no_decision_moves(
-    check: Checks,
-) -> None:
-    finding = check(
-        top="import numpy as np",
-        columns="later = np.append(history.close[1:], history.close[-1])\n"
-        "return {'now': history.close, 'later': later}",
-        decide="return by(now.columns['now'][-1] > 0)",
-    )
-    assert (finding.verdict, finding.because) == ("moved", FUTURE)
-    assert finding.differences[0].field == "column 'later'"
-
-
-@pytest.mark.parametrize("name", LEAKS)
-def test_a_leak_is_found_and_called_what_it_is(check: Checks, name: str) -> None:
-    because, bodies = LEAKS[name]
-    finding = check(**bodies)
-    assert (finding.verdict, finding.passes) == ("moved", False)
-    assert because in finding.because
-    assert because == FUTURE or FUTURE not in finding.because
-    assert finding.differences[0].instrument == "linear:BTCUSDT"
-
-
-def test_a_variable_that_cannot_tell_is_allowed_by_its_name(check: Checks) -> None:
-    bodies = {"top": "import os\nos.environ['OWN_FUTURE']", "decide": "return by(True)"}
-    assert check(allow="OWN_FUTURE", **bodies).passes
-
-
-def test_objects_that_share_one_state_are_told_apart_from_memory(
-    check: Checks, walk: Candles, other: Candles
-) -> None:
-    checks = check(
-        walk,
-        other,
-        init="type(self).last = 0",
-        observe="self.before, type(self).last = type(self).last, bar.close",
-        decide="return by(self.before % 1_000 > bar.close % 1_000)",
-    )
-    assert "its objects share something" in checks.because
-
-
-def test_a_draw_for_each_of_two_symbols_is_told_apart_from_all_else(
-    check: Checks, walk: Candles, other: Candles
-) -> None:
-    draws = check(walk, other, top="import random", decide="return by(random.random() < 0.5)")
-    assert "two equal runs differ" in draws.because
-
-
-PAIR_BY_GLOBAL = {
-    "top": "LAST = {}",
-    "decide": "LAST[bar.instrument] = bar\n"
-    "other = LAST.get('linear:ETHUSDT' if 'BTC' in bar.instrument else 'linear:BTCUSDT')\n"
-    "if other is None or other.open_time_ms != bar.open_time_ms:\n"
-    "    return Signal(Action.HOLD, 'the other has not closed')\n"
-    "return by(other.close % 1_000 > bar.close % 1_000)",
+JOINED = {
+    "top": "import csv, pathlib",
+    "init": "with pathlib.Path({}).open() as file:\n"
+    "    self.hours = {int(r['open_time']): int(r['close']) for r in csv.DictReader(file)}",
+    "decide": "hour = bar.open_time_ms // 3_600_000 * 3_600_000\n"
+    "return by(self.hours.get(hour, 0) > bar.close)",
 }
 
 
-def test_a_pair_over_a_module_global_is_decided_otherwise_alone(
-    check: Checks, walk: Candles, other: Candles
-) -> None:
-    finding = check(walk, other, **PAIR_BY_GLOBAL)
-    assert finding.verdict == "moved"
-    assert finding.because.endswith("let one PortfolioStrategy decide for all")
+def joined(path: str, head: str = "pass") -> dict[str, str]:
+    return {**JOINED, "head": head, "init": JOINED["init"].replace("{}", path, 1)}
 
 
-def test_a_class_that_only_holds_is_said_to_prove_nothing(check: Checks) -> None:
-    finding = check(decide="return Signal(Action.HOLD, 'the other symbol is unknown')")
-    assert finding.passes
-    (sentence,) = finding.unproved
-    assert sentence == (
-        "anything of what it would do. The strategy asked for no position on 160 of 160 bars. Its "
-        "reason on 160: the other symbol is unknown"
-    )
-
-
-# ---------------------------------------------------------------- what is said
-
-
-@pytest.mark.parametrize(
-    ("rule", "on"),
-    [
-        ("bar.open_time_ms > 1_750_000_000_000", "on the date"),
-        ("bar.close > 2_000_000", "on the absolute price"),
-    ],
+OPENS = {
+    "hourly closes joined on their open time": joined("'{here}/hourly.csv'"),
+    "another file than the declared one": joined("'{here}/hourly.csv'", "files = ('mine.npy',)"),
+    "an array": {"observe": "import numpy; numpy.load('{here}/mine.npy', mmap_mode='r')"},
+    "a database": {"observe": "import sqlite3; sqlite3.connect('{here}/mine.db').close()"},
+    "a program": {"observe": "import subprocess; subprocess.run(['true'])"},
+    "an address": {
+        "init": "import socket; socket.create_connection(('127.0.0.1', {port})).close()"
+    },
+}
+PAIR = (
+    "LAST[bar.instrument] = bar\n"
+    "other = LAST.get('linear:ETHUSDT' if 'BTC' in bar.instrument else 'linear:BTCUSDT')\n"
+    "if other is None or other.open_time_ms != bar.open_time_ms:\n"
+    f"    return {HOLD}\n"
+    "return by(other.close % 1_000 > bar.close % 1_000)"
 )
-def test_what_a_decision_depends_on_is_named_and_not_refused(
-    check: Checks, rule: str, on: str
-) -> None:
-    finding = check(decide=f"return by({rule})")
-    assert finding.passes
-    assert len(finding.depends) == 1
-    assert f"it depends {on}, first at linear:BTCUSDT bar " in finding.depends[0]
-
-
-def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk: Candles) -> None:
-    finding = lookahead(configured(HONEST[0]), MarketData([walk]), fresh, Limits(seconds=0.0))
-    assert not finding.passes
-    assert finding.without_later == 0
-    assert len(finding.unproved) == 6  # of one symbol the other probes have nothing to try
-    assert all("the time was over" in sentence for sentence in finding.unproved)
-    assert len(finding.unfinished) == 6
-    assert finding.verdict == "nothing moved so far"
-    assert finding.sentence() == (
-        "not probed to the end: 0 of 160 bars decided without a later one, 0 of 12 futures "
-        "corrupted or cut off, 0 steps compared, nothing moved so far; give more --seconds, or "
-        "fewer --bars."
-    )
-
-
-def test_too_little_data_is_refused_with_a_sentence(fresh: FreshProcesses, walk: Candles) -> None:
-    far = {"name": "sma_cross", "fast": 5, "slow": 400}
-    with pytest.raises(ConfigInvalid, match="warm after 400 bars, and only 160 are given; give"):
-        lookahead(configured(far), MarketData([walk]), fresh, FEW)
-
-
-@pytest.mark.parametrize(
-    ("decide", "words"),
-    [
-        ("raise ValueError('no')", "failed in decide"),
-        ("exit(3)", "failed in decide with SystemExit"),
-    ],
+LOOKAHEAD: dict[str, Planted] = {
+    **{name: Planted(PASSES, "", bodies) for name, bodies in FAIR.items()},
+    **{name: Planted(MOVED, cause, bodies) for name, (cause, bodies) in LEAKS.items()},
+    **{name: Planted(READ, "", bodies) for name, bodies in OPENS.items()},
+    "an allowed file": Planted(PASSES, "", joined("'{here}/hourly.csv'"), 1, "{here}"),
+    "a declared file": Planted(
+        PASSES, "", joined("self.files['hourly.csv']", "files = ('hourly.csv',)")
+    ),
+    "an allowed variable": Planted(
+        PASSES, "", {"top": "import os\nos.environ['OWN_FUTURE']"}, 1, "OWN_FUTURE"
+    ),
+    "a global of two symbols": Planted(MOVED, CHANGED, {"top": "LAST = {}", "decide": PAIR}, 2),
+    "an attribute that two objects share": Planted(
+        MOVED,
+        CHANGED,
+        {
+            "init": "type(self).last = 0",
+            "observe": "self.before, type(self).last = type(self).last, bar.close",
+            "decide": "return by(self.before % 1_000 > bar.close % 1_000)",
+        },
+        2,
+    ),
+    "each of two symbols by itself": Planted(PASSES, "", FAIR["history"], 2),
+    "a class that fails on changed bars alone": Planted(
+        PASSES, "", {"decide": "return by(1 / bar.close > 0 and bar.close < 5_000_000 or 1 / 0)"}
+    ),
+    "a declared column that looks ahead": Planted(
+        MOVED,
+        CUT,
+        {
+            "top": "import numpy as np",
+            "columns": "later = np.append(history.close[1:], history.close[-1])\n"
+            "return {'now': history.close, 'later': later}",
+            "decide": "return by(now.columns['now'][-1] > 0)",
+        },
+    ),
+}
+BY_COUNT = "return by({} % 7 < 3)"
+MEMORY = "from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0"
+CROSSES = (
+    "if bar.close > bar.open + 300:\n    return by(True)\n"
+    f"return by(False) if bar.close < bar.open - 300 else {HOLD}"
 )
-def test_a_class_that_fails_ends_the_check_with_its_sentence(
-    check: Checks, decide: str, words: str
-) -> None:
-    with pytest.raises(StrategyFailed, match=words):
-        check(decide=decide)
-    assert check(decide="return by(bar.close > bar.open)").passes  # and the server goes on
+RECURSIVE: dict[str, Planted] = {
+    "a count, told by holding": Planted(
+        MOVED,
+        NOT_WARM,
+        {
+            "init": "self.count = 0",
+            "observe": "self.count += 1",
+            "decide": f"return by(True) if self.count % 7 < 3 else {HOLD}",
+        },
+    ),
+    "a size that grows": Planted(
+        MOVED,
+        NOT_WARM,
+        {
+            "init": "self.count = 0",
+            "observe": "self.count += 1",
+            "decide": "return Signal(Action.LONG, 'grows', self.count / 1_000)",
+        },
+    ),
+    "a global of the module": Planted(
+        MOVED,
+        NOT_WARM,
+        {
+            "top": "COUNT = 0",
+            "observe": "global COUNT\nCOUNT += 1",
+            "decide": BY_COUNT.format("COUNT"),
+        },
+    ),
+    "the best price of the position that is held": Planted(
+        MOVED,
+        NOT_WARM,
+        {
+            "head": "sees_account = True",
+            "init": "self.best = 0.0",
+            "decide": "held = now.account.position\n"
+            "self.best = max(self.best, now.close) if held.quantity else 0.0\n"
+            "return by(now.close > self.best - 100)",
+        },
+    ),
+    "a note of a count": Planted(
+        MOVED,
+        NOT_WARM,
+        {
+            "init": "self.count = 0",
+            "observe": "self.count += 1",
+            "decide": "return Signal(Action.LONG, 'so', note={'count': self.count})",
+        },
+    ),
+    "a counter of two symbols": Planted(
+        MOVED,
+        NOT_WARM,
+        {
+            "init": "self.count = 0",
+            "observe": "self.count += 1",
+            "decide": BY_COUNT.format("self.count"),
+        },
+        2,
+    ),
+    "declared state": Planted(
+        PASSES,
+        "",
+        {
+            "top": MEMORY,
+            "head": "State = Memory",
+            "observe": "self.state.count += 1",
+            "decide": BY_COUNT.format("self.state.count"),
+        },
+    ),
+    "what the account holds": Planted(PASSES, "", {"decide": CROSSES}),
+    "a horizon that closes": Planted(PASSES, "", {"init": "self.horizon = 40", "decide": CROSSES}),
+    "history": Planted(PASSES, "", FAIR["history"], 2),
+}
 
 
-HANGS = "import threading; threading.Event().wait()"
+# ---------------------------------------------------------------- fixtures
 
 
-def test_a_class_that_hangs_does_not_hang_the_check(
-    check: Checks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lookahead_module, "GRACE_S", 0.3)
-    check.limits = Limits(seconds=0.2)
-    with pytest.raises(StrategyFailed, match=r"did not get through a replay within 0\.2 s"):
-        check(decide=HANGS)
+def walk(bars: int, symbol: str = "BTCUSDT", seed: int = 1) -> Candles:
+    return replace(made_candles(walk_rows(bars, seed=seed)), symbol=symbol)
 
 
-def test_a_class_that_hangs_later_is_not_proved_to_the_end(
-    check: Checks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lookahead_module, "GRACE_S", 0.3)
-    check.limits = Limits(seconds=2.0)
-    later = "self.seen = getattr(self, 'seen', 0) + 1; Mine.all = getattr(Mine, 'all', 0) + 1"
-    finding = check(observe=f"{later}\nif Mine.all > 200: {HANGS}", decide="return by(True)")
-    sentence = "a second run in one process: not probed to the end, the time was over"
-    assert sentence in finding.unproved
-    assert finding.verdict == "nothing moved so far"
-    assert f"{finding.without_later} of 160 bars decided" in finding.sentence()
+def data_of(symbols: int, bars: int) -> MarketData:
+    """Return two walks of which the second has begun and ends earlier, or the first one alone."""
+    other = walk(bars, "ETHUSDT", 2)
+    other = replace(other, open_time_ms=other.open_time_ms - 20 * MINUTE_MS)
+    return MarketData([walk(bars), other][:symbols])
 
 
-# ---------------------------------------------------------------- the command
+def configured(strategy: Mapping[str, Any], data: MarketData, **more: Any) -> Config:
+    market = {"symbols": [part.symbol for part in data.candles]}
+    sizing = {"mode": "fixed", "quantity": "1"}
+    return load(None, {"strategy": strategy, "sizing": sizing, "market": market, **more})
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshProcesses]:
+    """Start children with a variable, and in a folder, that tell something of the walk."""
+    folder = tmp_path_factory.mktemp("working")
+    (folder / "future.flag").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OWN_FUTURE", str(int(walk(160).close[80])))
+        patch.chdir(folder)
+        with FreshProcesses() as server:
+            patch.chdir(Path(__file__).parent)
+            yield server
+
+
+class Checks:
+    """Checks classes that are written into files of one folder."""
+
+    def __init__(self, folder: Path, fresh: FreshProcesses) -> None:
+        self.folder, self._fresh = folder, fresh
+        self.limits = Limits(probes=4)
+
+    def _written(self, bodies: Mapping[str, str]) -> dict[str, Any]:
+        name = f"own_{next(_NUMBERS)}"
+        (self.folder / f"{name}.py").write_text(users.source(**bodies))
+        return {"name": f"{name}:Mine"}
+
+    def lookahead(
+        self, bodies: Mapping[str, str], data: MarketData, allow: str = "", **more: Any
+    ) -> CheckFinding:
+        config = configured(self._written(bodies), data, **more)
+        with users.importable(self.folder):
+            return lookahead(config, data, self._fresh, self.limits, allow=[allow])
+
+    def recursive(self, bodies: Mapping[str, str], data: MarketData) -> CheckFinding:
+        config = configured(self._written(bodies), data)
+        with users.importable(self.folder):
+            return recursive(config, data, self._fresh, probes=4, warmup=60)
 
 
 @pytest.fixture
-def folder(here: Path, walk: Candles, other: Candles) -> Iterator[Path]:
-    """Write two files of candles, and a class that reads one of them; work there."""
-    for part in (walk, other):
+def checks(tmp_path: Path, fresh: FreshProcesses) -> Checks:
+    part = walk(160)
+    hours = zip(part.open_time_ms[::60].tolist(), part.close[59::60].tolist(), strict=False)
+    lines = ["open_time,close", *(f"{at},{close}" for at, close in hours)]
+    (tmp_path / "hourly.csv").write_text("\n".join(lines))
+    (tmp_path / "own_helper.py").write_text("def rises(bar):\n    return bar.close > bar.open")
+    np.save(tmp_path / "mine.npy", part.close)
+    return Checks(tmp_path, fresh)
+
+
+# ---------------------------------------------------------------- planted classes
+
+
+@pytest.mark.parametrize("name", LOOKAHEAD)
+def test_lookahead_judges_a_planted_class(checks: Checks, name: str) -> None:
+    planted, here = LOOKAHEAD[name], str(checks.folder)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        bodies = {
+            part: text.replace("{here}", here).replace("{port}", port)
+            for part, text in planted.bodies.items()
+        }
+        allow = planted.allow.replace("{here}", here)
+        finding = checks.lookahead(bodies, data_of(planted.symbols, 160), allow)
+    assert (finding.verdict, finding.because) == (planted.verdict, planted.cause), finding
+    assert finding.passes is (planted.verdict == PASSES)
+    assert bool(finding.opened) is (planted.verdict == READ)
+    if finding.passes:
+        assert (finding.probes, finding.without_later) == (4, 160 * planted.symbols)
+
+
+@pytest.mark.parametrize("name", RECURSIVE)
+def test_recursive_judges_a_planted_class(checks: Checks, name: str) -> None:
+    planted = RECURSIVE[name]
+    finding = checks.recursive(planted.bodies, data_of(planted.symbols, 300))
+    assert (finding.verdict, finding.because) == (planted.verdict, planted.cause), finding
+    if finding.passes:
+        assert finding.probes == 4
+        assert finding.compared > 300
+
+
+@pytest.mark.parametrize(
+    ("decide", "unproved", "depends"),
+    [
+        (f"return by(bar.open_time_ms < {LATER_MS})", "", "on the date, first at linear:"),
+        ("return by(bar.close < 2_000_000)", "", "on the absolute price, first at linear:"),
+        (f"return {HOLD}", "asked for no position on 160 of 160 bars", ""),
+    ],
+)
+def test_what_is_no_lookahead_is_noted(
+    checks: Checks, decide: str, unproved: str, depends: str
+) -> None:
+    finding = checks.lookahead({"decide": decide}, data_of(1, 160))
+    assert finding.passes
+    assert unproved in " ".join(finding.unproved)
+    assert bool(unproved) is bool(finding.unproved)
+    assert depends in " ".join(finding.depends)
+    assert bool(depends) is bool(finding.depends)
+
+
+# ---------------------------------------------------------------- a law over random strategies
+
+
+def expression(rng: random.Random, depth: int = 3) -> str:
+    """Return a random causal expression over arrays, whose last value any row may use."""
+    if depth == 0:
+        return rng.choice(("close", "high", "low", "volume"))
+    part, number = expression(rng, depth - 1), rng.randint(1, 5)
+    return rng.choice(
+        (
+            f"lag({part}, {number})",
+            f"mean({part}, {number + 1})",
+            f"np.maximum.accumulate({part})",
+            f"({part} - {expression(rng, depth - 1)})",
+        )
+    )
+
+
+LOOKS_AHEAD = ("lag({}, -1)", "lag({}, -3)", "({} - np.mean({}))", "np.cumsum({}[::-1])[::-1]")
+TOOLS = """
+import numpy as np
+
+def lag(values, rows):
+    return np.roll(values, rows)[np.clip(np.arange(len(values)), rows, len(values) + rows - 1)] \\
+        if abs(rows) < len(values) else values * 0
+
+def mean(values, rows):
+    sums = np.cumsum(values.astype(float))
+    return (sums - lag(sums, rows)) / rows
+"""
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_function_looks_ahead_if_and_only_if_it_was_made_so(seed: int) -> None:
+    rng = random.Random(seed)
+    causal = expression(rng)
+    part = walk(200, seed=seed)
+    columns = {name: getattr(part, name) for name in ("close", "high", "low", "volume")}
+
+    def checked(text: str) -> CheckFinding:
+        def function(given: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+            names: dict[str, Any] = {}
+            exec(TOOLS, names)
+            return eval(text, names, dict(given))
+
+        return function_lookahead(function, columns, probes=4, seed=seed)
+
+    finding = checked(causal)
+    assert finding.passes, (causal, finding)
+    ahead = rng.choice(LOOKS_AHEAD).replace("{}", f"({causal} + 7.5 * close)")
+    assert checked(ahead).verdict == MOVED, ahead
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_strategy_looks_ahead_if_and_only_if_it_was_made_so(checks: Checks, seed: int) -> None:
+    rng = random.Random(seed)
+    causal, data = expression(rng), data_of(1 + seed % 2, 160)
+    names = "close, high, low, volume = history.close, history.high, history.low, history.volume\n"
+
+    def checked(text: str) -> CheckFinding:
+        columns = f"{names}return {{'value': ({text}).astype(float)}}"
+        decide = "return by(now.columns['value'][-1] > now.columns['value'][-2])"
+        bodies = {"top": TOOLS, "head": "warmup = 20", "columns": columns, "decide": decide}
+        return checks.lookahead(bodies, data)
+
+    finding = checked(causal)
+    assert finding.passes, (causal, finding.sentence())
+    ahead = rng.choice(LOOKS_AHEAD).replace("{}", f"({causal} + 7.5 * close)")
+    finding = checked(ahead)
+    assert (finding.verdict, finding.because) == (MOVED, CUT), ahead
+
+
+def test_a_function_that_draws_or_has_no_value_a_row_is_refused() -> None:
+    columns = {"close": np.arange(50.0)}
+    draws = function_lookahead(lambda given: np.random.default_rng().random(50), columns)
+    assert (draws.verdict, draws.because) == (MOVED, AGAIN)
+    with pytest.raises(DataInvalid, match="one value a row"):
+        function_lookahead(lambda given: given["close"][1:], columns)
+    with pytest.raises(DataInvalid, match="give more"):
+        function_lookahead(lambda given: given["close"], {"close": np.arange(2.0)})
+
+
+# ---------------------------------------------------------------- frames, books, covariates
+
+
+def with_frames(_: Path) -> tuple[MarketData, dict[str, Any], dict[str, str]]:
+    """Return candles with higher ones from before, two symbols of them, and who reads both."""
+    whole = data_of(2, 200).candles
+    late = [part[67:] for part in whole]
+    frames = [replace(part.resampled(5 * MINUTE_MS), path="fives") for part in whole]
+    decide = "close = now.timeframe('5').close\nreturn by(close.size and close[-1] % 2 > 1)"
+    bodies = {"head": "frames = ('5',)", "decide": decide}
+    return MarketData(late, frames=frames), {}, bodies
+
+
+def with_books(folder: Path) -> tuple[MarketData, dict[str, Any], dict[str, str]]:
+    write(folder / "btc.depth", book_walk(3_600, first_ms=BOOKS_MS + 60 * MINUTE_MS))
+    part = walk(120)
+    moved = part.open_time_ms + BOOKS_MS - int(part.open_time_ms[0])
+    data = MarketData([replace(part, open_time_ms=moved)], depth=[read_depth(folder / "btc.depth")])
+    decide = (
+        "books = now.depth\n"
+        "return by(books is not None and books.size[:, 0, 0].sum() > books.size[:, 1, 0].sum())"
+    )
+    market = {"market": {"symbols": ["BTCUSDT"], "depth": 5}}
+    return data, market, {"head": "books = 20", "decide": decide}
+
+
+SOURCES = {"frames": with_frames, "books": with_books}
+EARLY = """
+from tracepaper.replay.backtest import tracks
+honest = getattr(tracks, "honest", tracks.depth_track)
+def early(recorded, *given, **named):
+    return honest(recorded.changed(later_ms=-30_000), *given, **named)
+tracks.honest, tracks.depth_track = honest, early
+"""
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_who_reads_frames_or_books_as_they_are_handed_on_passes(
+    checks: Checks, tmp_path: Path, source: str
+) -> None:
+    data, more, bodies = SOURCES[source](tmp_path)
+    finding = checks.lookahead(bodies, data, **more)
+    assert finding.passes, finding.sentence()
+    assert finding.without_later == sum(map(len, data.candles))
+
+
+def test_a_feed_that_hands_books_on_too_early_is_found(checks: Checks, tmp_path: Path) -> None:
+    """Planted: books of the next half a minute are dated back to the bar's close."""
+    data, more, bodies = with_books(tmp_path)
+    checks.limits = Limits(probes=12)
+    finding = checks.lookahead({**bodies, "top": EARLY}, data, **more)
+    assert (finding.verdict, finding.because) in {(MOVED, CUT), (MOVED, CHANGED)}
+
+
+def test_a_model_with_covariates_passes(tmp_path: Path) -> None:
+    part = walk(CONTEXT + 50)
+    rows = [f"{at + 1_000},{at % 7}" for at in part.open_time_ms[::3].tolist()]
+    (tmp_path / "news.csv").write_text("\n".join(["time,mood", *rows]))
+    given = sections(tmp_path, tmp_path / "news.csv")
+    config = load(None, {**given, "market": {"symbols": ["BTCUSDT"]}})
+    with FreshProcesses(MODEL) as server:
+        finding = lookahead(config, MarketData([part]), server, Limits(probes=1))
+    assert finding.passes, finding.differences
+    assert finding.depends == []
+
+
+# ---------------------------------------------------------------- errors, time, the command
+
+
+@pytest.mark.parametrize("decide", ["raise ValueError('no')", "exit(3)", "now.close = 0"])
+def test_a_class_that_fails_ends_the_check(checks: Checks, decide: str) -> None:
+    with pytest.raises(StrategyFailed, match="Mine"):
+        checks.lookahead({"decide": decide}, data_of(1, 160))
+    assert checks.lookahead({}, data_of(1, 160)).passes  # and the server goes on
+
+
+def test_a_class_that_hangs_is_not_probed_to_the_end(checks: Checks) -> None:
+    checks.limits = Limits(seconds=0.2)
+    hangs = "import threading; threading.Event().wait()"
+    finding = checks.lookahead({"decide": hangs}, data_of(1, 160))
+    assert (finding.verdict, finding.passes) == ("nothing moved so far", False)
+    assert finding.unfinished == ["the whole run"]
+    assert "give more --seconds" in finding.sentence()
+
+
+def test_too_little_data_is_refused(checks: Checks, fresh: FreshProcesses) -> None:
+    far = {"name": "sma_cross", "fast": 5, "slow": 400}
+    data = data_of(1, 160)
+    with pytest.raises(ConfigInvalid, match="warm after 400 bars"):
+        lookahead(configured(far, data), data, fresh, Limits())
+    with pytest.raises(DataInvalid, match="give more data"):
+        recursive(configured(far, data), data, fresh, probes=1, warmup=159)
+
+
+@pytest.fixture
+def folder(here: Path) -> Iterator[Path]:
+    """Write two files of candles and two classes, one of which reads a file; work there."""
+    for part in data_of(2, 160).candles:
         columns = (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        lines = [",".join(map(str, row)) for row in rows]
-        text = "open_time,open,high,low,close,volume\n" + "\n".join(lines) + "\n"
-        (here / f"{part.symbol}.csv").write_text(text)
-    reads = users.source(
-        init="open('BTCUSDT.csv').close()", decide="return by(bar.close > bar.open)"
-    )
-    (here / "peeking.py").write_text(reads)
-    (here / "peeking.toml").write_text('[strategy]\nname = "peeking:Mine"\n')
+        lines = ["open_time,open,high,low,close,volume", *(",".join(map(str, row)) for row in rows)]
+        (here / f"{part.symbol}.csv").write_text("\n".join(lines))
+    (here / "honest.py").write_text(users.source(decide="return by(bar.close > bar.open)"))
+    (here / "peeking.py").write_text(users.source(init="open('BTCUSDT.csv').close()"))
+    (here / "drawing.py").write_text(users.source(**LEAKS["an unseeded draw"][1]))
     with users.importable(here):
         yield here
 
 
-BOTH = ["--data", "BTCUSDT.csv", "--data", "ETHUSDT.csv", "--probes", "1"]
-
-
-def test_the_command_names_what_was_read_and_exits_1(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "code", "verdict"),
+    [
+        ("lookahead --strategy honest:Mine", 0, PASSES),
+        ("lookahead --strategy drawing:Mine", 1, MOVED),
+        ("lookahead --strategy peeking:Mine", 1, READ),
+        ("lookahead --strategy peeking:Mine --allow-reading BTCUSDT.csv", 0, PASSES),
+        ("lookahead --strategy honest:Mine --seconds 1", 1, "nothing moved so far"),
+        ("recursive --strategy honest:Mine", 0, PASSES),
+        ("recursive --strategy drawing:Mine", 1, MOVED),
+    ],
+)
+def test_the_command_exits_by_its_verdict(
+    folder: Path, capsys: pytest.CaptureFixture[str], line: str, code: int, verdict: str
 ) -> None:
-    assert invoke(["lookahead", "-c", "peeking.toml", *BOTH]) == 1
-    printed = capsys.readouterr().out
-    assert f"reads {folder}/BTCUSDT.csv, which `files` does not name; declare the files" in printed
-    assert "--allow-reading" in printed
-
-
-def test_the_command_that_did_not_probe_all_exits_1(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two more interpreters alone take longer than the second."""
-    (folder / "peeking.py").write_text(users.source(decide="return by(bar.close > bar.open)"))
-    short = ["lookahead", "-c", "peeking.toml", *BOTH, "--seconds", "1", "--bars", "100"]
-    assert invoke(short) == 1
-    printed = capsys.readouterr().out
-    assert printed.startswith("lookahead: not probed to the end: ")
-    assert "the 120 bars after the first 100; give more --bars." in printed
-    assert invoke([*short, "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["passes"] is False
+    data = ["--data", "BTCUSDT.csv", "--data", "ETHUSDT.csv", "--probes", "1", "--bars", "100"]
+    words = [*line.split(), *data, "--set", "sizing.mode=fixed", "--set", "sizing.quantity=1"]
+    assert invoke([*words, "--json"]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert (document["verdict"], document["passes"]) == (verdict, not code)
+    assert bool(document["differences"]) is (verdict == MOVED)
+    assert bool(document["opened"]) is (verdict == READ)
+    if "allow" in line:
+        assert [Path(item["name"]).name for item in document["allowed"]] == ["BTCUSDT.csv"]
+    if verdict == READ:
+        assert invoke(words) == code
+        printed = capsys.readouterr().out
+        assert f"{folder}/BTCUSDT.csv" in printed
+        assert "--allow-reading" in printed

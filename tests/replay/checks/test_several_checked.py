@@ -18,8 +18,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import lookahead
-from tracepaper.replay.checks.probes import Limits
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 

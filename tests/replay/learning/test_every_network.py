@@ -15,8 +15,7 @@ from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import MODEL, lookahead
-from tracepaper.replay.checks.probes import Limits
+from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.learning.card import experimental
 from tracepaper.replay.learning.estimators.networks import derived
 from tracepaper.replay.learning.judge.folds import ablated

@@ -22,8 +22,7 @@ from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import lookahead
-from tracepaper.replay.checks.probes import Limits
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.checkpoints import kept_folder, load, save
 from tracepaper.storage.database.reader import Reader
