@@ -88,7 +88,7 @@ def test_whatever_is_imported_or_called_by_make_check_is_a_declared_dependency()
         assert len(lines) == len(set(lines)), "one line a package"
     makers = packages_distributions()
     ours = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tracepaper"}
-    ours |= {path.parent.name for path in (ROOT / "tests").rglob("__init__.py")}
+    ours |= {path.parent.name for path in (ROOT / "tests").rglob("*.py")}
     files = [*sources(), *(ROOT / "tests").rglob("*.py")]
     names = {
         name

@@ -7,8 +7,8 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-evaluate, list_models, doctor, notify_test, whatif
-itersize, row_factory  # attributes that psycopg reads
+list_models, doctor, notify_test, whatif
+itersize  # an attribute that psycopg reads
 __getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
 _repr_png_  # notebooks
@@ -48,7 +48,7 @@ period_correlation
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
-last_refusal, last_fill, first_sequence, last_sequence, bars_from_ms, warming
+last_refusal, last_fill, first_sequence, bars_from_ms, warming
 
 # What libraries read: the command's name.
 ui

@@ -25,6 +25,8 @@ START_S: Final = 1_000.0
 TICK_S: Final = 1e-6
 """Virtual seconds of a round of callbacks."""
 TICKS_MOST: Final = 5_000_000
+KERNEL_BYTES: Final = 4 * 1024 * 1024
+"""What a real connection on loopback takes before its writer has to wait."""
 BUSY_S: Final = (0.2, 3.0)
 """Seconds that a call in an executor takes while the machine is busy."""
 WORK_S: Final = (0.0002, 0.004)
@@ -257,6 +259,7 @@ def loop_without_delays() -> VirtualLoop:
     loop = VirtualLoop("test")
     loop.network.latency_s = loop.work_s = (0.0, 0.0)
     loop.network.split = 0.0
+    loop.network.kernel_bytes = KERNEL_BYTES  # a test reads after all was sent
     return loop
 
 

@@ -88,6 +88,7 @@ class Network:
         self.faulty_ports: frozenset[int] = frozenset()
         self.latency_s = LATENCY_S
         self.split = SPLIT
+        self.kernel_bytes = 0  # beyond the writer's buffer, of each direction
         self.refused_until_s = self.hanging_until_s = self.unresolved_until_s = 0.0
         self._seed = seed
         self._pairs: list[tuple[Transport, Transport]] = []
@@ -242,7 +243,7 @@ class Transport(asyncio.Transport):
         return self._low, self._high
 
     def get_write_buffer_size(self) -> int:
-        return self._in_flight
+        return max(0, self._in_flight - self.network.kernel_bytes)
 
     def can_write_eof(self) -> bool:
         return True
@@ -259,7 +260,7 @@ class Transport(asyncio.Transport):
         for piece in (content[:at], content[at:]):
             if piece:
                 self._send(piece)
-        if self._in_flight > self._high and not self._is_paused:
+        if self.get_write_buffer_size() > self._high and not self._is_paused:
             self._is_paused = True
             self._protocol.pause_writing()
 
@@ -297,7 +298,7 @@ class Transport(asyncio.Transport):
     def _taken(self, count: int) -> None:
         """Let the protocol write on once the other side has read enough."""
         self._in_flight -= count
-        if self._is_paused and self._in_flight <= self._low and not self.is_gone:
+        if self._is_paused and self.get_write_buffer_size() <= self._low and not self.is_gone:
             self._is_paused = False
             self._protocol.resume_writing()
 
