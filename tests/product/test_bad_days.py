@@ -298,12 +298,13 @@ async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(tmp_path: 
     database = tmp_path / "run.db"
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    loop.work_s = 0.01, 0.02  # of each forecast
     async with ScriptedServer() as server:
         for minute in range(-7_250, 0):
             server.add_candle(START_MS + minute * MINUTE, price(minute))
         model, strategy = {"deadline_ms": 1}, {"name": "attention"}
         async with daemon(server, database, model=model, strategy=strategy) as running:
+            await running.until(server.subscribed)
+            loop.work_s = 0.01, 0.02  # of each forecast
             await running.close_bars(3)
             decisions = [step.decision for step in running.decisions() if step.decision]
     check_record(database, bars=3)

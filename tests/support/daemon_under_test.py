@@ -29,10 +29,13 @@ class ServersClock(SystemClock):
 
     def __init__(self, server: ScriptedServer) -> None:
         super().__init__()
-        self._server = server
+        self._server, self._loop = server, asyncio.get_running_loop()
 
     def market_ms(self) -> int:
         return self._server.server_ms
+
+    def network_s(self) -> float:
+        return self._loop.time()
 
     def synchronise(self, server_ms: int) -> None:
         del server_ms  # the server may have moved on meanwhile
