@@ -76,11 +76,11 @@ check: $(STAMP)
 
 # The pages of docs/ and the reference of every module, into build/docs/site.
 docs: $(STAMP)
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/documentation.py
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/documentation.py
 
 # Measures every figure of deploy/FIGURES.md; ONLY is a word of the commands to run.
 bench: $(STAMP)
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/figures.py $(ONLY)
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/figures.py $(ONLY)
 
 # Hours; what passed on this commit is not run again. ONLY names a part, or the beginning of its name.
 campaign: $(STAMP)
@@ -98,7 +98,7 @@ clients: $(STAMP)
 # Other backtesters on the same candles and orders, each in an environment of its own.
 peers: $(STAMP)
 	$(BIN)/python -m pytest -q -m peers -p no:cacheprovider tests/peers
-	PYTHONPATH=tests/support $(BIN)/python tests/peers/speed.py
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/peers/speed.py
 
 # The source distribution, and the wheel made of it, at the pinned setuptools: two builds are equal byte by byte.
 wheel: $(STAMP)
@@ -107,21 +107,21 @@ wheel: $(STAMP)
 # What follows from the code: golden steps, the documented configuration, the page of the views.
 golden: $(STAMP)
 	$(BIN)/python -m pytest -q -n 0 tests/product/test_line.py tests/daemon/engine/test_histories.py --rewrite-golden
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/generated.py
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/generated.py
 	git --no-pager diff --stat -- tests/data deploy docs
 
 # What the code costs its readers, by room and in all.
 ledger: $(STAMP)
-	@PYTHONPATH=tests/support $(BIN)/python tests/generators/ledger.py
+	@PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/ledger.py
 
 # What was asked for, and the example or the test that runs it.
 asked: $(STAMP)
-	@PYTHONPATH=tests/support:tests/generators $(BIN)/python tests/product/test_asked.py
+	@PYTHONPATH=tests:tests/support:tests/generators $(BIN)/python tests/product/test_asked.py
 
 readme: $(STAMP)
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py $(PAGES)
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/pictures.py
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/docs_notebook.py
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/readme.py $(PAGES)
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/pictures.py
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/docs_notebook.py
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

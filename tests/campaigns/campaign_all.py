@@ -109,7 +109,7 @@ def git(*words: str) -> str:
 def run(part: str) -> tuple[int, str]:
     """Run *part*, show what it says, and return its exit code and its last line."""
     # Two processes of one thread each share two cores; with two threads each they spin.
-    environment = os.environ | {"PYTHONPATH": "tests/support", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": "tests:tests/support", "OMP_NUM_THREADS": "1"}
     last = ""
     with subprocess.Popen(
         PARTS[part], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
