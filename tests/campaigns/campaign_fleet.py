@@ -1,6 +1,7 @@
 """A fleet that ships to one PostgreSQL while its processes are killed, against its own files.
 
-    PYTHONPATH=tests:tests/support python tests/campaigns/campaign_fleet.py [--daemons 10 --symbols 50]
+    PYTHONPATH=tests:tests/support python tests/campaigns/campaign_fleet.py
+        [--daemons 10 --symbols 50]
 
 Daemons trade ``sma_cross``, which is cheap, at one embedded exchange, each with ``ship_to``. From a
 seed, at moments of the data's own time, a daemon or its shipper gets SIGKILL, and the server ends
