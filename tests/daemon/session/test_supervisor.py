@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -147,20 +147,20 @@ async def test_a_stop_before_the_start_starts_nothing() -> None:
     assert started == []
 
 
+@pytest.mark.sockets
 async def test_a_service_that_hangs_is_ended_by_the_clock() -> None:
-    ended = threading.Event()
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
     codes: list[int] = []
 
     def end_process(code: int) -> None:
         codes.append(code)
-        ended.set()
+        loop.call_soon_threadsafe(ended.set_result, None)
 
     async def inner() -> None:
-        while not ended.is_set():
-            try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                continue
+        while not ended.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(ended)
 
     async def stubborn() -> None:
         supervisor.stop()
