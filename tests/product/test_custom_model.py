@@ -290,7 +290,7 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
     (tmp_path / "outside_model.py").write_text(source, encoding="utf-8")
     database = tmp_path / "run.db"
     with importable(tmp_path), service() as http:
-        sections: dict[str, dict[str, Any]] = {
+        sections: dict[str, Any] = {
             "strategy": {"name": "attention"},
             "model": {
                 "class": "outside_model:Mine",
@@ -351,7 +351,7 @@ async def test_an_equal_model_goes_on_and_another_opens_a_run(tmp_path: Path) ->
     module, database = tmp_path / "going_on.py", tmp_path / "run.db"
     parts = dict.fromkeys(("features", "init", "predict"), "pass")
     text = MINE.format(module="going_on", top="", files="", **parts)
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Any] = {
         "strategy": {"name": "attention"},
         "model": {"class": "going_on:Mine"},
         "gate": {"edge": "0.01"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def checkpoint(folder: Path) -> Path:
     return folder / "small"
 
 
-def sections(folder: Path, file: Path) -> dict[str, Mapping[str, Any]]:
+def sections(folder: Path, file: Path) -> dict[str, Any]:
     """Return the configuration of a run that trades by *file*."""
     return {
         "strategy": {"name": "attention"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bybit_server import START_MS, ScriptedServer
@@ -21,7 +22,7 @@ async def test_a_listing_without_a_past_is_held_until_a_time_that_is_said(
 ) -> None:
     log_lines.configure(output="json")
     database = tmp_path / "run.db"
-    given = {"strategy": {"name": "trend"}, "model": {"checkpoint": "none"}}
+    given: dict[str, Any] = {"strategy": {"name": "trend"}, "model": {"checkpoint": "none"}}
     async with ScriptedServer() as server, daemon(server, database, **given) as running:
         await running.close_bars(2)
         status = await asyncio.to_thread(ask, database, "/status")
