@@ -44,10 +44,11 @@ from tracepaper.daemon.config.sections import (
     RiskSection,
     SizingSection,
     StorageSection,
+    StrategiesSection,
     StrategySection,
+    StrategyShare,
     is_read,
 )
-from tracepaper.daemon.config.several import StrategiesSection, StrategyShare
 from tracepaper.daemon.config.values import (
     TREND_WINDOWS,
     ExitsSection,
