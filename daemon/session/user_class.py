@@ -32,9 +32,9 @@ from tracepaper.daemon.session.user_code import (
     short,
 )
 from tracepaper.daemon.session.user_error import definition, place
+from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.api.columns import Column, checked_columns
 from tracepaper.strategies.api.context import (
-    BarArrays,
     BarContext,
     Cancel,
     Distance,

@@ -42,7 +42,7 @@ from tracepaper.daemon.session.user_code import (
 )
 from tracepaper.daemon.session.user_error import definition
 from tracepaper.storage.checkpoints import Identity, identity
-from tracepaper.strategies.api.context import BarArrays, BarColumns
+from tracepaper.strategies.api.arrays import BarArrays, BarColumns
 from tracepaper.strategies.api.model import (
     AnswerMalformed,
     FeatureFunction,

@@ -28,7 +28,8 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit as audit_record
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
-from tracepaper.strategies.api.context import BarArrays, BarContext, Percent, Signal
+from tracepaper.strategies.api.arrays import BarArrays
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi

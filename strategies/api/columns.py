@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.strategies.api.context import BarArrays
+from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.months import place_of
 from tracepaper.strategies.types.market import Bar, Instrument

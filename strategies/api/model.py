@@ -22,7 +22,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from tracepaper.strategies.api.context import BarArrays
+from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.api.files import DeclaredFiles
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.calibration import Calibration

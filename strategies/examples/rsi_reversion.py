@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from tracepaper.strategies.api.context import BarArrays, BarContext, Percent, Signal
+from tracepaper.strategies.api.arrays import BarArrays
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import Action

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from builders import bar, instrument
 
+from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.api.columns import BLOCK_BARS, Column, ColumnRecord, checked_columns
-from tracepaper.strategies.api.context import BarArrays
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.indicators import ema
 from tracepaper.strategies.types.market import Bar
