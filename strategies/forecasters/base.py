@@ -15,12 +15,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
+from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import AttendedPart, Outputs
 from tracepaper.strategies.other_symbol import OtherColumns
 from tracepaper.strategies.time_buckets import bucket_count
@@ -29,7 +32,6 @@ from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
-    from tracepaper.strategies.forecasters.passes import RowPasses
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -291,6 +293,40 @@ def full_windows(
         sigma = window.take(bar, taken, at)
         if sigma is not None and window.is_full:
             yield first + at, window, sigma
+
+
+class RowPasses(ABC):
+    """The newest rows of each instrument, and passes over them that extend an answer."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        self._model = model
+        self._windows = feature_windows(model.network.config.receptive_field, model.schema)
+
+    def warm(self, instrument: str, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first) with their rows *taken*."""
+        self._windows.pop(instrument, None)
+        self._windows[instrument].fill(bars, taken)
+
+    def completed(
+        self, bars: Sequence[Bar], answers: Sequence[Forecast | None], taken: FeatureRows
+    ) -> list[Forecast | None]:
+        """Take in *bars*; return their *answers*, each extended by its passes."""
+        completed = list(answers)
+        for place, window, sigma in full_windows(self._windows, bars, taken):
+            if (answer := answers[place]) is not None:
+                completed[place] = self._extended(answer, window, sigma)
+        return completed
+
+    @abstractmethod
+    def _extended(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
+        """Return *answer* extended; it is for the newest bar of a full *window*, with *sigma*."""
+
+    def _inputs(self, window: FeatureWindow) -> tuple[Tensor, Tensor]:
+        """Return the rows [bar, feature] and their positions [bar], where the network is."""
+        device = self._model.network.device
+        return torch.from_numpy(window.rows).to(device), torch.from_numpy(window.positions).to(
+            device
+        )
 
 
 class CheckpointForecaster(ABC):

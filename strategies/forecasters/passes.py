@@ -9,8 +9,6 @@ The rules are docs/decisions.md, G40, and docs/attention.md, A38.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -20,55 +18,18 @@ from torch import Tensor
 
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
     FeatureWindow,
+    RowPasses,
     Rows,
     buckets_of,
-    feature_windows,
-    full_windows,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
-from tracepaper.strategies.types.market import Bar
 
 DROPOUT_SPREAD: Final = "dropout_spread"
 """The measure that passes with dropout give, a field of ``HeadForecasts``."""
-
-
-class RowPasses(ABC):
-    """The newest rows of each instrument, and passes over them that extend an answer."""
-
-    def __init__(self, model: TrainedModel) -> None:
-        self._model = model
-        self._windows = feature_windows(model.network.config.receptive_field, model.schema)
-
-    def warm(self, instrument: str, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Forget *instrument*, then take in *bars* (oldest first) with their rows *taken*."""
-        self._windows.pop(instrument, None)
-        self._windows[instrument].fill(bars, taken)
-
-    def completed(
-        self, bars: Sequence[Bar], answers: Sequence[Forecast | None], taken: FeatureRows
-    ) -> list[Forecast | None]:
-        """Take in *bars*; return their *answers*, each extended by its passes."""
-        completed = list(answers)
-        for place, window, sigma in full_windows(self._windows, bars, taken):
-            if (answer := answers[place]) is not None:
-                completed[place] = self._extended(answer, window, sigma)
-        return completed
-
-    @abstractmethod
-    def _extended(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
-        """Return *answer* extended; it is for the newest bar of a full *window*, with *sigma*."""
-
-    def _inputs(self, window: FeatureWindow) -> tuple[Tensor, Tensor]:
-        """Return the rows [bar, feature] and their positions [bar], where the network is."""
-        device = self._model.network.device
-        return torch.from_numpy(window.rows).to(device), torch.from_numpy(window.positions).to(
-            device
-        )
 
 
 class DropoutPasses(RowPasses):
