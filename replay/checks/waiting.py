@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
 from tracepaper.replay.checks.changed_run import ChangedRun
+from tracepaper.replay.checks.decision_log import DecisionLog
 from tracepaper.replay.run_columns import Ints, RunColumns, with_usual
 from tracepaper.storage.database.reader import Wait
 from tracepaper.storage.database.run_rows import Columns
@@ -29,9 +29,6 @@ from tracepaper.strategies.gates.gate import GATES, refusal
 from tracepaper.strategies.types.decisions import Action, Decision, GateSet, Regime
 from tracepaper.strategies.types.market import Bar, CloseStart
 from tracepaper.strategies.units import HOUR_MS
-
-if TYPE_CHECKING:
-    from tracepaper.replay.checks.what_if import DecisionLog
 
 
 def waiting_of(

@@ -20,14 +20,9 @@ from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.changed_run import changed_run
+from tracepaper.replay.checks.decision_log import DecisionLog
 from tracepaper.replay.checks.waiting import waiting_of
-from tracepaper.replay.checks.what_if import (
-    Comparison,
-    DecisionLog,
-    as_json,
-    what_if,
-    what_if_document,
-)
+from tracepaper.replay.checks.what_if import Comparison, as_json, what_if, what_if_document
 from tracepaper.replay.document.terminal import show_document
 from tracepaper.replay.notebook import text_of
 from tracepaper.replay.run_columns import RunColumns
