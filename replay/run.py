@@ -362,7 +362,8 @@ class Run(Generic[Frame]):
             check(Path(chart), last, "chart")
         built = build_report(self.database, self.run_id)
         if html is not None:
-            from tracepaper.replay.page.export import run_page, write_page
+            from tracepaper.replay.page.contents import run_page
+            from tracepaper.replay.page.export import write_page
             from tracepaper.replay.report.document import report_document
 
             document = report_document(built)
@@ -400,7 +401,8 @@ class Run(Generic[Frame]):
         ``write(path)`` writes it, as ``tracepaper report --html`` does. *full* includes every
         decision in full.
         """
-        from tracepaper.replay.page.export import run_page, write_page
+        from tracepaper.replay.page.contents import run_page
+        from tracepaper.replay.page.export import write_page
 
         self._require_open()
         html = run_page(self.database, self.run_id, full=full)

@@ -117,7 +117,8 @@ def report(
         run_report = build_report(place.path, place.run_id, progress=progress)
         analysis = _analysis(run_report, progress) if heads else None
         if html is not None:
-            from tracepaper.replay.page.export import run_page, write_page
+            from tracepaper.replay.page.contents import run_page
+            from tracepaper.replay.page.export import write_page
             from tracepaper.replay.report.document import report_document
 
             page = run_page(

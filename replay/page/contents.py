@@ -15,7 +15,7 @@ from tracepaper.replay.document.charts import rounded
 from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.replay.page import lists, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
-from tracepaper.replay.page.export import packed
+from tracepaper.replay.page.export import PAGE_START, DecisionBlock, one_file, packed
 from tracepaper.replay.page.records import ROWS_MAX
 from tracepaper.replay.page.rollups import numbers_of
 from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, match
@@ -45,14 +45,6 @@ SPARE_DECIMALS: Final = 3
 
 Progress = Callable[[str], None]
 Answer = dict[str, Any]
-
-
-class DecisionBlock(NamedTuple):
-    """Complete decisions from *first* to *last*, as :func:`packed` returns them."""
-
-    first: int
-    last: int
-    text: str
 
 
 class FileContents(NamedTuple):
@@ -110,6 +102,25 @@ def contents_of(
     return FileContents(
         asked.answers | {PREFIX + path: each for path, each in others.items()}, blocks
     )
+
+
+def run_page(
+    database: Path,
+    run_id: str,
+    *,
+    document: TitledParts | None = None,
+    full: bool = False,
+    progress: Progress = lambda _text: None,
+) -> str:
+    """Return the page of ``tracepaper ui`` as one file with one run.
+
+    The arguments are those of :func:`contents_of`.
+    """
+    held = contents_of(database, run_id, document=document, full=full, progress=progress)
+    progress("writing the page")
+    name = held.record[f"/api/v1/runs/{run_id}"]["row"]["strategy"]
+    styles = ("page.css", "document.css")
+    return one_file(f"{name} {run_id[:8]}", PAGE_START, styles, held.record, held.blocks)
 
 
 class _RunAnswers:

@@ -12,16 +12,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
 from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.strategies.errors import ConfigInvalid
-
-if TYPE_CHECKING:
-    from tracepaper.replay.page.contents import DecisionBlock, Progress
 
 ASSETS: Final = files("tracepaper.replay.page") / "assets"
 DOCUMENT_START: Final = "document/alone.js"
@@ -32,32 +29,19 @@ _PLAIN: Final = " !\"$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _RELATIVE: Final = re.compile(r"""(\bfrom\s*|\bimport\s*\(?\s*)(["'])(\.{1,2}/[^"']+)\2""")
 
 
+class DecisionBlock(NamedTuple):
+    """Complete decisions from *first* to *last*, as :func:`packed` returns them."""
+
+    first: int
+    last: int
+    text: str
+
+
 def write_document_page(document: TitledParts, path: Path) -> None:
     """Write *document* as one file; raise ``ConfigInvalid`` if *path* cannot be written."""
     record = {"/api/v1/document": as_document(document)}
     styles = ("page.css", "document.css", "document/alone.css")
     write_page(one_file(document.title, DOCUMENT_START, styles, record), path)
-
-
-def run_page(
-    database: Path,
-    run_id: str,
-    *,
-    document: TitledParts | None = None,
-    full: bool = False,
-    progress: Progress = lambda _text: None,
-) -> str:
-    """Return the page of ``tracepaper ui`` as one file with one run.
-
-    The arguments are those of :func:`tracepaper.replay.page.contents.contents_of`.
-    """
-    from tracepaper.replay.page.contents import contents_of
-
-    held = contents_of(database, run_id, document=document, full=full, progress=progress)
-    progress("writing the page")
-    name = held.record[f"/api/v1/runs/{run_id}"]["row"]["strategy"]
-    styles = ("page.css", "document.css")
-    return one_file(f"{name} {run_id[:8]}", PAGE_START, styles, held.record, held.blocks)
 
 
 def write_page(page: str, path: Path) -> None:

@@ -1,6 +1,6 @@
 """The processes that read databases for the page, so that the serving process reads nothing.
 
-A child answers one request at a time, in frames; the last frame is the answer.
+The child, in ``reader``, answers one request at a time, in frames; the last frame is the answer.
 """
 
 from __future__ import annotations
@@ -8,35 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sqlite3
 import sys
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import (
     ChildFailed,
     ChildProcess,
     TimeLimits,
-    frame_of,
-    limit_this_process,
-    messages_of,
-    reserve_stdout,
 )
 from tracepaper.replay.page.answers import Error
-from tracepaper.storage.database.connection import is_busy_error
-from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tracepaper.replay.page.databases import Databases, FleetSource
-    from tracepaper.replay.page.routes import Report
+    from tracepaper.replay.page.databases import FleetSource
 
 ANSWER, PROGRESS, LATER, REFUSED = "answer", "progress", "later", "refused"
 """Kinds of frames: the answer, progress, a request for the heavy process, an error."""
@@ -90,7 +78,7 @@ class ReaderProcess:
             "derives": derives,
             "fleet": None if fleet is None else (fleet.url, str(fleet.folder)),
         }
-        command = (sys.executable, "-m", "tracepaper.replay.page.process")
+        command = (sys.executable, "-m", "tracepaper.replay.page.reader")
         self._child = ChildProcess(
             "page reader", command, TimeLimits(), opening=opening, most_bytes=FRAME_MAX
         )
@@ -190,104 +178,3 @@ class ReaderProcess:
 def refused(status: int, sentence: str) -> ReplyFrame:
     """Return the frame of an error."""
     return ReplyFrame(REFUSED, status, msgspec.json.encode(Error(sentence)))
-
-
-# ---------------------------------------------------------------- the child
-
-
-def main() -> None:
-    """Answer requests until the input ends."""
-    out = reserve_stdout()
-    limit_this_process(nice=NICENESS, reads_input=True)
-    messages = cast("Iterator[dict[str, Any]]", messages_of(sys.stdin.buffer))
-    opening = next(messages)
-
-    from tracepaper.replay.page.databases import Databases, FleetSource
-
-    fleet = opening["fleet"]
-    shelf = Databases(
-        [Path(path) for path in opening["paths"]],
-        served=opening["served"],
-        builds=opening["builds"],
-        fleet=None if fleet is None else FleetSource(fleet[0], Path(fleet[1])),
-    )
-    from tracepaper.replay.page import routes  # noqa: F401 - before the first request needs it
-
-    out.write(frame_of("ready"))
-    if opening["derives"]:
-        from tracepaper.replay.page import derivations
-
-        derivations.load_libraries(shelf)
-    for request in messages:
-        respond(shelf, request, out)
-
-
-def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
-    """Write the frames of one answer, or an error, to *out*."""
-    from tracepaper.replay.page.databases import HttpRefusal
-    from tracepaper.replay.page.rollups import RollupMissing
-
-    def report(share: float, doing: str) -> None:
-        from tracepaper.replay.page.answers import Progress
-
-        _write(out, ReplyFrame(PROGRESS, 200, msgspec.json.encode(Progress(share, doing))))
-
-    try:
-        answer = msgspec.json.encode(_answer(shelf, request, report))
-        _write(out, ReplyFrame(ANSWER, 200, answer))
-    except RollupMissing:
-        _write(out, ReplyFrame(LATER, 200, b""))
-    except HttpRefusal as error:
-        _reject(out, error.status, str(error))
-    except ConfigInvalid as error:
-        _reject(out, 400, str(error))
-    except TracepaperError as error:
-        _reject(out, 409, str(error))
-    except sqlite3.OperationalError as error:
-        is_busy = is_busy_error(error)
-        _reject(out, 503 if is_busy else 409, f"The database cannot be read ({error}); {_NEXT}")
-    except (
-        sqlite3.Error, OSError, ArithmeticError, AssertionError, AttributeError, LookupError,
-        MemoryError, msgspec.MsgspecError, RecursionError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()).rstrip(".")
-        _reject(
-            out,
-            409,
-            f"The record has invalid values ({type(error).__name__}: {reason}); {_NEXT}",
-        )
-    except Exception as error:  # noqa: BLE001 - the next request must be answered
-        reason = " ".join(str(error).split()).rstrip(".")
-        sentence = f"This cannot be answered ({type(error).__name__}: {reason}); see the log."
-        _write(out, refused(500, sentence)._replace(trace=traceback.format_exc()))
-
-
-_NEXT: Final = "run `tracepaper audit verify`, and ask again."
-
-
-def _answer(shelf: Databases, request: dict[str, Any], report: Report) -> Struct | dict[str, Any]:
-    if "news" in request:
-        from tracepaper.replay.page import news
-
-        return news.since(shelf, request["news"], request["after"])
-    if request["path"] == "/openapi.json":
-        from tracepaper.replay.page.interface import openapi
-
-        return openapi()
-    from tracepaper.replay.page.routes import match
-
-    shelf.status, shelf.verified = request.get("status"), request.get("verified")
-    call = match(request["path"], request["query"])
-    return call.respond(shelf, report)
-
-
-def _reject(out: BinaryIO, status: int, sentence: str) -> None:
-    _write(out, refused(status, " ".join(sentence.split())))
-
-
-def _write(out: BinaryIO, frame: ReplyFrame) -> None:
-    out.write(frame_of(frame))
-
-
-if __name__ == "__main__":
-    main()

@@ -36,7 +36,7 @@ from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.client import token_file
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.daemon.session.child import messages_of
-from tracepaper.replay.page import process, server
+from tracepaper.replay.page import process, reader, server
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
 from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute
@@ -365,7 +365,7 @@ def working() -> list[int]:
     pids = []
     for pid in {int(part) for file in children for part in file.read_text().split()}:
         with suppress(OSError):
-            if b"page.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"page.reader" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 pids.append(pid)
     return pids
 
@@ -465,7 +465,7 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
     shelf = Databases([database])
     for route in ROUTES:
         out, path = BytesIO(), address(route, run)
-        process.respond(shelf, {"path": path, "query": {}}, out)
+        reader.respond(shelf, {"path": path, "query": {}}, out)
         out.seek(0)
         frames = [convert(frame, process.ReplyFrame) for frame in messages_of(out)]
         assert frames[-1].kind in {process.ANSWER, process.REFUSED}, path
@@ -482,7 +482,7 @@ def test_the_page_reads_nothing_after_an_answer(cross_database: Path, tmp_path: 
     for route in (*ROUTES, *ROUTES):
         writer.driver.execute("UPDATE databases SET database_id = 'another'")
         out = BytesIO()
-        process.respond(shelf, {"path": address(route, run), "query": {}}, out)
+        reader.respond(shelf, {"path": address(route, run), "query": {}}, out)
         emptied = writer.driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert emptied == (0, 0, 0), route.path
     writer.close()

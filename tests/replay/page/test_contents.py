@@ -19,9 +19,8 @@ from records import prune
 from report_cases import SAMPLE, cross, replayed
 
 from tracepaper.replay.page import contents, routes
-from tracepaper.replay.page.contents import contents_of
+from tracepaper.replay.page.contents import contents_of, run_page
 from tracepaper.replay.page.databases import Databases
-from tracepaper.replay.page.export import run_page
 
 PLACES: Final = (
     *("", "/marks", "/account", "/health", "/refusals", "/report", "/equity", "/compare"),

@@ -13,7 +13,8 @@ from pages import record_in
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.page.export import run_page, write_page
+from tracepaper.replay.page.contents import run_page
+from tracepaper.replay.page.export import write_page
 
 PLACES: Final = ("account", "gates", "health", "model", "report", "compare")
 

@@ -19,7 +19,8 @@ from seeded_events import seeded_market
 from tracepaper import Action, Orders, Signal, Strategy, buy, sell
 from tracepaper.replay.api import backtest
 from tracepaper.replay.page import decisions, runs
-from tracepaper.replay.page.export import run_page, write_page
+from tracepaper.replay.page.contents import run_page
+from tracepaper.replay.page.export import write_page
 from tracepaper.replay.report.report import build_report
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.units import to_tick

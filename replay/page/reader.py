@@ -1,0 +1,119 @@
+"""The child process that reads databases for the page and answers the requests of its parent."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.daemon.session.child import (
+    frame_of,
+    limit_this_process,
+    messages_of,
+    reserve_stdout,
+)
+from tracepaper.replay.page import news
+from tracepaper.replay.page.answers import Progress
+from tracepaper.replay.page.databases import Databases, FleetSource, HttpRefusal
+from tracepaper.replay.page.interface import openapi
+from tracepaper.replay.page.process import (
+    ANSWER,
+    LATER,
+    NICENESS,
+    PROGRESS,
+    ReplyFrame,
+    refused,
+)
+from tracepaper.replay.page.rollups import RollupMissing
+from tracepaper.replay.page.routes import Report, match
+from tracepaper.storage.database.connection import is_busy_error
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    out = reserve_stdout()
+    limit_this_process(nice=NICENESS, reads_input=True)
+    messages = cast("Iterator[dict[str, Any]]", messages_of(sys.stdin.buffer))
+    opening = next(messages)
+    fleet = opening["fleet"]
+    shelf = Databases(
+        [Path(path) for path in opening["paths"]],
+        served=opening["served"],
+        builds=opening["builds"],
+        fleet=None if fleet is None else FleetSource(fleet[0], Path(fleet[1])),
+    )
+    out.write(frame_of("ready"))
+    if opening["derives"]:
+        from tracepaper.replay.page import derivations  # only this child needs the engine
+
+        derivations.load_libraries(shelf)
+    for request in messages:
+        respond(shelf, request, out)
+
+
+def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
+    """Write the frames of one answer, or an error, to *out*."""
+
+    def report(share: float, doing: str) -> None:
+        _write(out, ReplyFrame(PROGRESS, 200, msgspec.json.encode(Progress(share, doing))))
+
+    try:
+        answer = msgspec.json.encode(_answer(shelf, request, report))
+        _write(out, ReplyFrame(ANSWER, 200, answer))
+    except RollupMissing:
+        _write(out, ReplyFrame(LATER, 200, b""))
+    except HttpRefusal as error:
+        _reject(out, error.status, str(error))
+    except ConfigInvalid as error:
+        _reject(out, 400, str(error))
+    except TracepaperError as error:
+        _reject(out, 409, str(error))
+    except sqlite3.OperationalError as error:
+        is_busy = is_busy_error(error)
+        _reject(out, 503 if is_busy else 409, f"The database cannot be read ({error}); {_NEXT}")
+    except (
+        sqlite3.Error, OSError, ArithmeticError, AssertionError, AttributeError, LookupError,
+        MemoryError, msgspec.MsgspecError, RecursionError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()).rstrip(".")
+        _reject(
+            out,
+            409,
+            f"The record has invalid values ({type(error).__name__}: {reason}); {_NEXT}",
+        )
+    except Exception as error:  # noqa: BLE001 - the next request must be answered
+        reason = " ".join(str(error).split()).rstrip(".")
+        sentence = f"This cannot be answered ({type(error).__name__}: {reason}); see the log."
+        _write(out, refused(500, sentence)._replace(trace=traceback.format_exc()))
+
+
+_NEXT: Final = "run `tracepaper audit verify`, and ask again."
+
+
+def _answer(shelf: Databases, request: dict[str, Any], report: Report) -> Struct | dict[str, Any]:
+    if "news" in request:
+        return news.since(shelf, request["news"], request["after"])
+    if request["path"] == "/openapi.json":
+        return openapi()
+    shelf.status, shelf.verified = request.get("status"), request.get("verified")
+    call = match(request["path"], request["query"])
+    return call.respond(shelf, report)
+
+
+def _reject(out: BinaryIO, status: int, sentence: str) -> None:
+    _write(out, refused(status, " ".join(sentence.split())))
+
+
+def _write(out: BinaryIO, frame: ReplyFrame) -> None:
+    out.write(frame_of(frame))
+
+
+if __name__ == "__main__":
+    main()
