@@ -44,7 +44,7 @@ from tracepaper.replay.learning.recipe import (
 from tracepaper.replay.learning.side_inputs import SideFiles
 from tracepaper.replay.learning.training import FitView, described, draws_by_seed, train_seeds
 from tracepaper.replay.page.export import write_document_page
-from tracepaper.replay.sweep.executor import each_on
+from tracepaper.replay.sweep.places import each_on
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid

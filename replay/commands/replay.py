@@ -230,10 +230,10 @@ def sweep(
     """
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.sweep.result import sweep_document
     from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.space import axis_of_text
     from tracepaper.replay.sweep.trial import Search, default_state, read_request
-    from tracepaper.replay.sweep.views import sweep_document
 
     if chart is not None:
         from tracepaper.replay.document.pictures import check_picture_file
@@ -271,7 +271,7 @@ def sweep(
         result.report(html=html)
     if chart is not None:
         from tracepaper.replay.document.pictures import write_picture
-        from tracepaper.replay.sweep.views import heat_chart
+        from tracepaper.replay.sweep.result import heat_chart
 
         try:
             write_picture(heat_chart(result), chart)

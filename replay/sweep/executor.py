@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, ParamSpec, Self, TypeVar
@@ -28,12 +27,9 @@ from typing import Any, Final, Generic, NamedTuple, ParamSpec, Self, TypeVar
 from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.replay.checks.isolation import Child, FreshProcesses
 from tracepaper.strategies.errors import (
-    ConfigInvalid,
     StrategyFailed,
     TracepaperError,
-    shown,
 )
-from tracepaper.strategies.extras import require
 
 P = ParamSpec("P")
 U = TypeVar("U")
@@ -43,10 +39,6 @@ W = TypeVar("W")
 ENDED: Final = "Its process ended; let the class raise instead of exiting, or give it less memory."
 GRACE_S: Final = 10.0
 """Seconds past the limit after which a worker process kills itself if its parent has not."""
-LOCAL: Final = "local"
-RAY: Final = "ray"
-PLACES: Final = (LOCAL, RAY)
-"""The values of ``--on``."""
 
 
 class UnitFailed(StrategyFailed):
@@ -281,24 +273,6 @@ def serve(line: connection.Connection) -> None:
         line.send(answer)
 
 
-def executor_on(on: str | None, jobs: int | None) -> Callable[..., Executor]:
-    """Return a factory of executors at the place *on*; the factory takes ``limit_s``.
-
-    The executor has at most *jobs* workers. Raises ``ConfigInvalid`` for an unknown place and for
-    one whose package is not installed.
-    """
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise ConfigInvalid(f"jobs is {shown(jobs)}; give how many processes, from 1 on.")
-    if on not in {None, *PLACES}:
-        raise ConfigInvalid(f"on is {shown(on)}; give one of {', '.join(PLACES)}.")
-    if on != RAY:
-        return partial(LocalProcesses, jobs)
-    require("ray", "--on ray")
-    from tracepaper.replay.sweep.on_ray import OnRay
-
-    return partial(OnRay, jobs)
-
-
 # ---------------------------------------------------------------- workers on other machines
 
 
@@ -393,10 +367,3 @@ class Spread:
         if errors:
             raise errors[0]
         return [values[place] for place in range(len(units))]
-
-
-def each_on(on: str | None, jobs: int | None) -> Spread | None:
-    """Return how seeds or folds are run on an executor; None for this process, the default."""
-    if on is None and jobs is None:
-        return None
-    return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.judge.folds",))

@@ -26,15 +26,9 @@ from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run import Run
-from tracepaper.replay.sweep.executor import (
-    RAY,
-    InThisProcess,
-    UnitFailed,
-    executor_on,
-    limited,
-    results_of,
-)
-from tracepaper.replay.sweep.result import Sweep, best_of
+from tracepaper.replay.sweep.executor import InThisProcess, UnitFailed, limited, results_of
+from tracepaper.replay.sweep.places import RAY, executor_on
+from tracepaper.replay.sweep.result import Sweep, best_of, sweep_document
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
 from tracepaper.replay.sweep.trial import (
     LIMIT_S,
@@ -49,7 +43,6 @@ from tracepaper.replay.sweep.trial import (
     read_request,
     record_path,
 )
-from tracepaper.replay.sweep.views import sweep_document
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
 

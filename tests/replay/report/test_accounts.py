@@ -26,8 +26,8 @@ from tracepaper.replay.report.terminal import summary_document
 from tracepaper.replay.run import Run
 from tracepaper.replay.run_columns import Floats
 from tracepaper.replay.sweep.executor import InThisProcess
+from tracepaper.replay.sweep.result import luck
 from tracepaper.replay.sweep.space import FIGURES
-from tracepaper.replay.sweep.views import luck
 from tracepaper.strategies.types.decisions import Liquidity
 from tracepaper.strategies.units import percent
 

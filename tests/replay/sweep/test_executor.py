@@ -21,10 +21,10 @@ from tracepaper.replay.sweep.executor import (
     InThisProcess,
     LocalProcesses,
     Spread,
-    executor_on,
     load_work,
     surroundings,
 )
+from tracepaper.replay.sweep.places import executor_on
 from tracepaper.replay.sweep.trial import Cell, Work, read_request
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed

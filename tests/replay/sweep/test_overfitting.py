@@ -12,7 +12,7 @@ from scipy import stats
 
 import tracepaper
 from tracepaper.replay.report.metrics import overfitting_probability
-from tracepaper.replay.sweep.views import luck
+from tracepaper.replay.sweep.result import luck
 
 DAYS = 120
 

@@ -37,10 +37,9 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.document.charts import HeatLayer, cells_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
-from tracepaper.replay.sweep.result import Sweep
+from tracepaper.replay.sweep.result import Sweep, heat_chart
 from tracepaper.replay.sweep.space import objective_text
 from tracepaper.replay.sweep.trial import Cell, overrides_of, read_request
-from tracepaper.replay.sweep.views import heat_chart
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
