@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,12 +17,9 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
-from tracepaper.strategies.units import duration, minute_text, visible
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-    from tracepaper.daemon.terminal.screen import Status
+    from tracepaper.daemon.terminal.status import Status
 
 
 def run(
@@ -40,20 +37,17 @@ def run(
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.daemon import Daemon
     from tracepaper.daemon.terminal import console
-    from tracepaper.daemon.terminal.live_view import live_view
+    from tracepaper.daemon.terminal.watcher import watched
 
     loaded = load(with_settings(config, settings))
     console.configure(level=loaded.log.level, output=loaded.log.format)
     database = db or loaded.storage.path
-    with live_view(limit=bars, database=database) as watcher:
+    with watched(limit=bars, database=database) as watcher:
         daemon = Daemon(
             loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
         )
         run_loop(daemon.run())
     watcher.print_summary(database)
-
-
-REASONS_SHOWN: Final = 5
 
 
 @answers
@@ -69,79 +63,13 @@ def status(
 
     Exit code 1 if it is not ready.
     """
-    from rich.text import Text
-
     from tracepaper.daemon.http.client import ask
+    from tracepaper.daemon.terminal.status import status_text
 
     document: Status = ask(database_path(db, config), "/status")
-    shown = Text("\n").join(_lines(document))
     readiness = "\n".join(document["not_ready"]) or "ready"
-    return CommandAnswer(document, readiness if ready else shown, 0 if document["ready"] else 1)
-
-
-def _lines(status: Status) -> list[Text]:
-    """Return the lines of *status*: health, background work, accounts, instruments."""
-    from rich.text import Text
-
-    from tracepaper.daemon.http.monitor import counts_text
-    from tracepaper.daemon.terminal.screen import status_lines
-
-    state, reasons = status["state"], status["not_ready"]
-    head = Text.assemble(
-        (f"{state}", "bold green" if state == "running" else "bold yellow"),
-        "" if status["halted_by"] is None else f" by {status['halted_by']}",
-        f"  run {status['run_id']} ({status['kind']}), process {status['pid']}, ",
-        f"{status['strategy']} {status['model_id']}".rstrip(),
-    )
-    progress = f"since this start: {counts_text(status)}; the run is at event {status['sequence']}"
-    lines = [head, Text(progress, "dim")]
-    if any(status["not_in_time"].values()):
-        words = ", ".join(f"{count:,} {word}" for word, count in status["not_in_time"].items())
-        lines.append(Text(f"bars that did not come in time: {words}", "dim"))
-    if outage := status["outage"]:
-        lines.append(Text(outage, "yellow"))
-    if cause := status["without_fills"]:
-        lines.append(Text(cause))
-    lines += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
-    if (more := len(reasons) - REASONS_SHOWN) > 0:
-        lines.append(Text(f"and {more} more; --json has all", "yellow"))
-    if (retraining := status["retraining"]) is not None:
-        lines.append(Text(_retraining(retraining, status["market_ms"]), "dim"))
-    if (parity := status["parity"]) is not None:
-        lines.append(_parity(parity))
-    if (notices := status["notices"]) is not None:
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in notices.items())
-        style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
-        lines.append(Text(f"notices: {counts}", style))
-    for name, normal in (
-        ("shipping", "behind by {lag_steps:,}"),
-        ("recording", "every frame of the books and trades"),
-    ):
-        if (process := status[name]) is not None:
-            text = process["error"] or normal.format_map(process)
-            lines.append(Text(f"{name}: {text}", "yellow" if process["error"] else "dim"))
-    return [*lines, *status_lines(status)]
-
-
-def _retraining(facts: Status, now_ms: int) -> str:
-    last, wait_ms = facts["last"], max(facts["due_ms"] - now_ms, 0)
-    parts = [
-        "a model is trained now" if facts["training"] else f"retraining in {duration(wait_ms)}",
-        ", ".join(f"{count} {outcome}" for outcome, count in facts["outcomes"].items() if count),
-        "" if last is None else f"last {last['outcome']}: {last['reason']}",
-    ]
-    return "; ".join(part for part in parts if part)
-
-
-def _parity(facts: Status) -> Text:
-    from rich.text import Text
-
-    now = "; a day is replayed now" if facts["checking"] else ""
-    if (last := facts["last"]) is None:
-        first = now.removeprefix("; ") or f"first replay at {minute_text(facts['due_ms'])}"
-        return Text(f"parity: {first}", "dim")
-    style = {"identical": "dim", "different": "bold red"}.get(last["outcome"], "yellow")
-    return Text(f"parity: {visible(last['reason'])}{now}", style)
+    shown = readiness if ready else status_text(document)
+    return CommandAnswer(document, shown, 0 if document["ready"] else 1)
 
 
 @answers

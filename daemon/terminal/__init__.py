@@ -1,1 +1,1 @@
-"""The terminal of a run: a live view, or log lines."""
+"""The terminal of a run: its status, a live view of it, and log lines."""

@@ -21,7 +21,7 @@ from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.parity import OFF
 from tracepaper.daemon.session.shutdown import run_loop, signals_call
 from tracepaper.daemon.terminal import console as log
-from tracepaper.daemon.terminal.live_view import live_view
+from tracepaper.daemon.terminal.watcher import watched
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.demo.ending import sum_up
 from tracepaper.replay.demo.incidents import INCIDENTS
@@ -249,7 +249,7 @@ def perform_on_data(
         log.configure(level=config.log.level, output=config.log.format)
         for sentence in warnings:
             Logger("demo").warning(sentence)
-        with live_view(limit=bars, until_ms=served["end_ms"], database=database) as watcher:
+        with watched(limit=bars, until_ms=served["end_ms"], database=database) as watcher:
             daemon = Daemon(
                 config,
                 database,

@@ -2,7 +2,7 @@
 
 A gate is a function of :class:`GateInputs` with the decorator :func:`gate`; its docstring describes
 the measure. Everything that lists gates is generated from ``GATES``: the sections ``[gate]`` and
-``[risk]`` of the configuration, the columns of the record, ``explain``, the report, the live view
+``[risk]`` of the configuration, the columns of the record, ``explain``, the report, the status
 and the quantiles on a model's card.
 """
 

@@ -61,5 +61,5 @@ def test_the_report_counts_its_refusals(outputs: dict[str, str]) -> None:
         assert name in outputs["page"].splitlines()
 
 
-def test_the_live_view_shows_it(outputs: dict[str, str]) -> None:
+def test_the_status_shows_it(outputs: dict[str, str]) -> None:
     assert all(f"✗ {name}  " in outputs["screen"] for name in NEW)

@@ -1,44 +1,40 @@
 """Draws the README's pictures from what the program really shows: `make readme`.
 
-A demo runs on a pseudo-terminal: `deploy/live.svg` is what its live view shows before its end, as
-Textual exports it. `deploy/chart.svg` is what `tracepaper report --chart` draws of an example. The
-other pictures are the page over the README's backtest, in a real browser.
+`deploy/live.svg` is the status of a demo that holds a position, as its live view repeats it.
+`deploy/chart.svg` is what `tracepaper report --chart` draws of an example. The other pictures are
+the page over the README's backtest, in a real browser.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import subprocess
 import sys
 import tempfile
-import termios
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import drawings
 from browser import browsing
 from PIL import Image
-from programs import BIN, ROOT, Program, environment, run
+from programs import BIN, ROOT, Program, run
 from readme import SAMPLES, Walk
+from rich.console import Console
+
+from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.terminal.status import status_text
+from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.position_text import FLAT
 
 LIVE: Final = ROOT / "deploy" / "live.svg"
 CHART: Final = ROOT / "deploy" / "chart.svg"
 EXAMPLE: Final = ROOT / "strategies" / "examples" / "rsi_reversion.toml"
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 SERVED: Final = (
-    *("tracepaper", "demo", "--data", "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"),
-    *("--bars", "420", "--speed", "300", "--config", "attention.toml"),
+    *("demo", "--data", str(CANDLES), "--config", str(EXAMPLE)),
+    *("--speed", "120", "--db", "live.db"),
 )
-ATTENTION: Final = '[strategy]\nname = "attention"\n'
-"""It trades the forecast itself, so that its gates are seen at work."""
-VIEW_S: Final = 70
-"""After so many seconds the picture of the live view is taken, which ends the view."""
 PAGES: Final = {"page": (1320, 800), "page-phone": (390, 844)}
 """Pictures of the page, and the size of the window in CSS pixels."""
 PARTS: Final = {
@@ -51,42 +47,13 @@ PARTS: Final = {
 MODEL: Final = ROOT / "docs" / "first_model.md"
 SCALE: Final = 2
 COLOURS: Final = 128
-COLUMNS, LINES = 100, 32  # of the terminal
-
-
-def on_a_terminal(command: tuple[str, ...], folder: Path, extra: Mapping[str, str]) -> None:
-    """Run *command* to its end on a pseudo-terminal."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    kept = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor", **extra})
-    del kept["NO_COLOR"]
-    process = subprocess.Popen(
-        command, cwd=folder, env=kept, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    written = bytearray()
-    while chunk := _read(ours):
-        written += chunk
-    os.close(ours)
-    if process.wait() != 0:
-        sys.exit(written.decode()[-2000:])
-
-
-def _read(terminal: int) -> bytes:
-    """Return the next bytes, or none once the program has closed the terminal."""
-    try:
-        return os.read(terminal, 65_536)
-    except OSError:  # how Linux reports the end of a pseudo-terminal
-        return b""
+COLUMNS: Final = 100  # of the terminal
 
 
 def main() -> None:
     """Run the demos and draw the pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "replay").mkdir()
-        (Path(folder) / "replay" / "samples").symlink_to(CANDLES.parent)
         view(Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
         chart(Path(folder))
         page(Path(folder))
         model(Path(folder) / "model")
@@ -147,14 +114,23 @@ def model(folder: Path) -> None:
 
 
 def view(folder: Path) -> None:
-    """Have the live view of a demo take its own picture."""
-    extra = {
-        "TEXTUAL_SCREENSHOT": str(VIEW_S),
-        "TEXTUAL_SCREENSHOT_LOCATION": str(LIVE.parent),
-        "TEXTUAL_SCREENSHOT_FILENAME": LIVE.name,
-    }
-    (folder / "attention.toml").write_text(ATTENTION)
-    on_a_terminal(SERVED, folder, extra)
+    """Draw the status of a demo as soon as it holds a position."""
+    program = Program([str(BIN / "tracepaper"), *SERVED], folder, name="demo")
+    status: dict[str, Any] = {}
+
+    def holds() -> bool:
+        with suppress(TracepaperError):
+            status.update(ask(folder / "live.db", "/status"))
+        held = [facts.get("position", FLAT) for facts in status.get("instruments", {}).values()]
+        return any(text != FLAT for text in held)
+
+    try:
+        program.wait_until(holds)
+    finally:
+        program.kill()
+    console = Console(width=COLUMNS, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(status_text(status))
+    console.save_svg(str(LIVE), title="tracepaper run")
 
 
 def chart(folder: Path) -> None:

@@ -21,9 +21,6 @@ __annotations__  # typer reads them
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 writeable  # an attribute that numpy reads
-TITLE, CSS, BINDINGS, ENABLE_COMMAND_PALETTE, theme, compose  # Textual reads and calls
-on_mount, on_unmount, on_key, on_input_submitted, check_action  # Textual calls
-action_turn, action_keys, action_quit_or_leave, action_command  # keys of Textual
 representation, interpretable_model  # captum asks for them
 
 # Read and derived from by classes of users' own, and classes for them to copy from.

@@ -47,7 +47,8 @@ from explained_runs import LAST, replayed, run_id
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.terminal.screen import RunView, apply_change, screen
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.terminal.status import status_text
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Bar
 
@@ -75,25 +76,22 @@ def main(folder: Path) -> None:
 
 
 def _screens(database: Path) -> Iterator[str]:
-    """Yield the lines of the live view at the first bar that each new gate refused."""
-    status: dict[str, object] = {"bars_per_s": 0.0}
+    """Yield the status at the first bar that each new gate refused."""
     awaited = {"calm", "certain"}
     with Reader.open(database) as reader:
         stored = reader.stored_run(run_id(database))
-        view = RunView(stored.run, SystemClock())
+        monitor = Monitor(run=stored.run, clock=SystemClock())
         for step in reader.steps(stored.run.run_id):
             if not isinstance(step.event, Bar):
                 continue
-            view.observe(step)
+            monitor.observe(step)
             if step.decision is None:
                 continue
             gates, passed = step.decision.gate_set.gates, step.decision.passed
             failed = {name for at, name in enumerate(gates) if not passed >> at & 1}
             if failed & awaited:
                 awaited -= failed
-                for change in view.changes():
-                    apply_change(status, change)
-                yield from (line.plain for line in screen(status, 200, 100))
+                yield from status_text(monitor.status()).plain.splitlines()
 
 
 if __name__ == "__main__":

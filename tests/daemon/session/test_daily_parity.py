@@ -23,7 +23,6 @@ from retrain_cases import decide
 from rich.console import Console
 from waiting import until
 
-from tracepaper.daemon.commands.daemon import _parity as status_line
 from tracepaper.daemon.config.sections import ParitySection
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.metrics import registry_of
@@ -31,6 +30,7 @@ from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session import parity
 from tracepaper.daemon.session.child import ChildFailed, TimeLimits
 from tracepaper.daemon.session.parity import DailyParity
+from tracepaper.daemon.terminal.status import parity_text as status_line
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
