@@ -12,8 +12,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Sections
 from tracepaper.daemon.config.loading import with_settings as configured_with
@@ -25,10 +23,9 @@ from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import Found, Paragraph, Table, TitledParts
 from tracepaper.replay.learning.card import card_tables, seeds_table
 from tracepaper.replay.learning.fit import Observe
-from tracepaper.replay.learning.fitted import DataRequest, FitRun, Say, one_by_one, read_dataset
+from tracepaper.replay.learning.fitted import DataRequest, FitRun, Say, read_dataset
 from tracepaper.replay.learning.holdouts import Holdout, read_holdouts
 from tracepaper.replay.learning.inspection.inspections import read_inspections
-from tracepaper.replay.learning.judge.folds import folds_of
 from tracepaper.replay.learning.judge.judge import ModelReader, judge_named, source_of, untrained
 from tracepaper.replay.learning.judge.tables import found_of
 from tracepaper.replay.learning.recipe import (
@@ -154,10 +151,6 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     end: str | date | None = None,
     holdout: str | None = None,
     compare: str | Sequence[str] = (),
-    folds: str | None = None,
-    ablate: str | Sequence[str] = (),
-    jobs: int | None = None,
-    on: str | None = None,
     html: str | Path | None = None,
     covariates: Any = None,  # noqa: ANN401 - a path or a frame
     depth: str | Path | Sequence[str | Path] = (),
@@ -170,8 +163,8 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     """Evaluate a model on the bars after its calibration slice, against every baseline.
 
     *checkpoint* is a folder, ``default`` or ``module:Class``; *config* configures a class. *start*
-    and *end* are dates. *holdout*, *compare*, *folds*, *ablate*, *html*, *settings* and *inspect*
-    are the options of ``tracepaper evaluate``. The tables of the holdouts have a column
+    and *end* are dates. *holdout*, *compare*, *html*, *settings* and *inspect* are the
+    options of ``tracepaper evaluate``. The tables of the holdouts have a column
     ``holdout``. The other arguments are those of ``train``.
 
     Raises ``ConfigInvalid`` or ``DataInvalid``, with the sentence of the command.
@@ -205,11 +198,6 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     is_class, rivals = MODULE_CLASS.match(name) is not None, _several(compare)
     if others and not any(map(MODULE_CLASS.match, (name, *rivals))):
         raise ConfigInvalid("--set configures a class of your own; leave it out, or name a class.")
-    changes = _several(ablate)
-    _check_folds(
-        folds, changes, jobs or on, is_other=bool(is_class or holdout or start or end or rivals)
-    )
-    each = each_on(on, jobs) or one_by_one
     request = DataRequest(inputs_of(data, "data"), columns=chosen)
     reader = ModelReader(request, files, configured_with(given, others), options.threads)
     with notebook.progress("judgements", wanted=progress) as advance:
@@ -217,12 +205,6 @@ def evaluate(  # noqa: PLR0913 - the options of the command
             lines = tuple(Paragraph(sentence, "code") for sentence in sentences)
             document = {"says": list(sentences), "figures": {}}
             found = Found(lines, document, page=lambda: TitledParts(f"Judgement of {name}", lines))
-        elif folds is not None:
-            inputs = files.read()
-            _, model = reader.checkpoint(name, inputs)
-            say = Console(stderr=True).print if progress else notes.append
-            with_inputs = request._replace(inputs=inputs)
-            found = folds_of(model, with_inputs, folds, changes, each, say)
         else:
             if is_class:
                 _reject(
@@ -301,19 +283,6 @@ def _lines(folder: Path, checkpoint: Checkpoint) -> Iterator[Paragraph]:
     sentences = (f"  {sentence}" for sentence in checkpoint.card["honesty"]["sentences"])
     for line in (f"Wrote {folder}, checkpoint {checkpoint.id}.", *sentences, f"{verb} it: {use}"):
         yield Paragraph(line, "code")
-
-
-def _check_folds(folds: str | None, ablate: object, workers: object, *, is_other: bool) -> None:
-    """Reject folds with a class, holdout or comparison (*is_other*), and their options alone."""
-    if folds is not None and is_other:
-        raise ConfigInvalid(
-            "--folds trains a checkpoint's recipe again on the time before its holdouts; name a "
-            "checkpoint, and leave out holdouts and --compare."
-        )
-    if workers and folds is None:
-        raise ConfigInvalid("--jobs and --on apply to folds only; give --folds as well.")
-    if ablate and folds is None:
-        raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
 
 
 def _reject(options: Mapping[str, object], reason: str) -> None:

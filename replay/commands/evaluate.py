@@ -15,7 +15,7 @@ from tracepaper.daemon.commands.options import (
     answers,
     tell,
 )
-from tracepaper.replay.commands.train import CovariatesOption, DataOption, JobsOption, OnOption
+from tracepaper.replay.commands.train import CovariatesOption, DataOption
 
 
 @answers
@@ -40,21 +40,6 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="MODEL", help="Compare with another model on the same bars; repeat."),
     ] = None,
-    folds: Annotated[
-        str | None,
-        typer.Option(
-            help="Train again on walk:3, rolling:3 or combinatorial:6/2; uses no holdout."
-        ),
-    ] = None,
-    ablate: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="With --folds: measure the effect of changing a key of the recipe; repeat.",
-        ),
-    ] = None,
-    jobs: JobsOption = None,
-    on: OnOption = None,
     html: HtmlOption = None,
     covariates: CovariatesOption = None,
     depth: DepthOption = None,
@@ -78,10 +63,9 @@ def evaluate(
 ) -> CommandAnswer:
     """Evaluate a model on the bars after its calibration slice, against every baseline.
 
-    Each recipe evaluated on a holdout counts as one use of it; --folds instead trains the recipe
-    again on the time before. --compare evaluates other models on the same bars and tests the
-    differences by day. Your own class is evaluated after its trained_until. --inspect takes 200
-    decisions unless N is given.
+    Each recipe evaluated on a holdout counts as one use of it. --compare evaluates other models on
+    the same bars and tests the differences by day. Your own class is evaluated after its
+    trained_until. --inspect takes 200 decisions unless N is given.
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
     from tracepaper.daemon.terminal.console import for_tables

@@ -32,7 +32,6 @@ from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
     Panel,
     Part,
-    Parts,
     Segment,
     Split,
     TrainingFile,
@@ -54,7 +53,6 @@ from tracepaper.strategies.units import INTERVALS, MINUTE_MS, bars_in, interval_
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.holdouts import Holdout
-    from tracepaper.replay.learning.splits import Fold, Span
 
 
 NO_BASELINES: Final = (
@@ -85,8 +83,6 @@ class Dataset:
     """The heads that need labels."""
     vectors: SideInputs | None = None
     """Side inputs, such as covariates; panels and schema include them."""
-    fold: Fold | None = None
-    """Replaces the parts of ``split``."""
     only: NDArray[np.int64] | None = field(default=None, compare=False)
     """Restricts the samples to these bars, by ``Segment.keys``."""
     notes: tuple[str, ...] = ()
@@ -173,12 +169,6 @@ class Dataset:
             vectors=vectors,
         )
 
-    def standardised(self, until_ms: int) -> Self:
-        """Return a copy with vectors standardised by their rows before *until_ms*."""
-        if self.vectors is None:
-            return self
-        return self.joined_with(self.vectors.fitted(until_ms), until_ms)
-
     @property
     def segments(self) -> list[Segment]:
         """The bars of each panel and symbol."""
@@ -212,26 +202,10 @@ class Dataset:
         return tuple(interval_text(bars * self.interval_ms) for bars in self.horizons)
 
     @property
-    def parts(self) -> Parts:
-        """The parts of the fold, else of the split."""
-        return self.fold or self.split
-
-    @property
     def panel_symbols(self) -> tuple[str, ...]:
         """The symbols of panels over several symbols, in order; empty if each has one."""
         symbols = self.panels[0].symbols
         return symbols if len(symbols) > 1 else ()
-
-    def folded(self, fold: Fold) -> Self:
-        """Return a copy with the parts of *fold*; its baselines are refitted.
-
-        Covariates are standardised by the fold's training part only.
-        """
-        data = self.standardised(max(until for _, until in fold.train))
-        narrow = self.narrow
-        if narrow is not None:  # its baselines are never used
-            narrow = replace(narrow.folded(fold), stored=unfitted())
-        return replace(data, fold=fold, stored=None, narrow=narrow)
 
     def spanned(self, span: Holdout) -> Self:
         """Return a copy with *span* as the test part.
@@ -310,20 +284,9 @@ class Dataset:
     def require(self, config: Any) -> None:  # noqa: ANN401 - of any network
         """Raise ``ConfigInvalid`` if calibration or test is too short for the network's window."""
         field = config.receptive_field
-        for part in (Part.CALIBRATION, Part.TEST) if self.fold is None else ():
+        for part in (Part.CALIBRATION, Part.TEST):
             if not any(len(samples.whole_rows(field)) for samples in self.samples(part)):
                 raise no_context(part, field)
-
-    @property
-    def embargo_ms(self) -> int:
-        """The time left out between parts."""
-        return self.split.embargo_bars * self.interval_ms
-
-    def before(self) -> Span:
-        """Return the time from the first bar with features until the untouched time."""
-        first = min(int(segment.open_time_ms[segment.first]) for segment in self.segments)
-        last = max(int(segment.close_time_ms[-1]) for segment in self.segments)
-        return first, min(last, self.split.calibration_until_ms)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle only the fields: the cached baselines are functions, which cannot be pickled."""
@@ -363,14 +326,14 @@ class Dataset:
         symbols = {
             segment.candles.symbol
             for segment in self.segments
-            if self.parts.labelled(segment, self.horizons, part).any()
+            if self.split.labelled(segment, self.horizons, part).any()
         }
         return tuple(sorted(symbols))
 
     def has(self, part: Part) -> bool:
         """Return whether *part* has a labelled bar."""
         return bool(
-            samples_in(self.panels_of(part), self.horizons, self.parts, part, lambda *_: {})
+            samples_in(self.panels_of(part), self.horizons, self.split, part, lambda *_: {})
         )
 
     def panels_of(self, part: Part) -> Sequence[Panel]:
@@ -416,12 +379,12 @@ class Dataset:
         if part is Part.TRAIN:
             for panel in self.others:
                 horizons = self.horizons_at(panel.segments[0].interval_ms)
-                samples += samples_in([panel], horizons, self.parts, part, self._labels)
+                samples += samples_in([panel], horizons, self.split, part, self._labels)
         return samples
 
     def native(self, part: Part) -> list[Samples]:
         """Return the samples of one part at the model's interval, which may be empty."""
-        return samples_in(self.panels_of(part), self.horizons, self.parts, part, self._labels)
+        return samples_in(self.panels_of(part), self.horizons, self.split, part, self._labels)
 
     def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
         return targets(panel, horizons, self.heads)

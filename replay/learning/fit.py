@@ -49,11 +49,6 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def threads_used() -> int:
-    """Return the number of PyTorch threads."""
-    return torch.get_num_threads()
-
-
 @dataclass(frozen=True)
 class FitOptions:
     """Options of a fit; ``accumulate`` batches make one optimiser step.

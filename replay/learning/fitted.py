@@ -176,11 +176,6 @@ class FittedModel(ABC):
         del data
         return self
 
-    def for_fold(self, data: Any) -> Self:  # noqa: ANN401
-        """Return a copy with the calibration that its answers need; by default itself."""
-        del data
-        return self
-
     def forecaster(self, data: Any) -> Forecaster | None:  # noqa: ANN401
         """Return the forecaster of a run over *data*; None if its forecasts have no explanation."""
         del data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
@@ -16,7 +16,6 @@ from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.side_inputs import (
-    DAYS_LEAST,
     JUDGED_SOURCE,
     read_stored,
     untrained_by,
@@ -24,7 +23,6 @@ from tracepaper.replay.learning.side_inputs import (
 from tracepaper.replay.learning.splits import Panel, Part, Segment, Span, Split, TrainingFile
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
-from tracepaper.strategies.units import DAY_MS
 
 SHARES: Final = (0.7, 0.8)
 """Shares of all books at which training and validation end; the rest is the test part."""
@@ -145,8 +143,8 @@ class BookDataset(Dataset):
 
     @property
     def of_network(self) -> dict[str, Any]:
-        """The files' levels, which a network reads; a fold keeps those of its recipe."""
-        return {} if self.fold is not None else {"levels": self.header.levels}
+        """The files' levels, which a network reads."""
+        return {"levels": self.header.levels}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -176,7 +174,7 @@ class BookDataset(Dataset):
 
     def panels_of(self, part: Part) -> list[BookPanel]:
         """Return the books of *part*, cut so that no window sees another part."""
-        return [panel for span in self.parts.spans(part) for panel in self.within(span)]
+        return self.within(self.split.span(part))
 
     def within(self, span: Span) -> list[BookPanel]:
         """Return the books of a *span* of time."""
@@ -195,16 +193,6 @@ class BookDataset(Dataset):
                 f"architecture.levels is {config.levels}, and the files hold {self.header.levels}; "
                 "give as many at most."
             )
-
-    def before(self) -> Span:
-        """Return the time before the untouched books; raise ``ConfigInvalid`` below seven days."""
-        earlier = replace(self, panels=self.within((0, self.split.calibration_until_ms)))
-        if (days := earlier.recorded_ms / DAY_MS) < DAYS_LEAST:
-            raise ConfigInvalid(
-                f"The books before the untouched time are {days:.1f} days of depth, and folds "
-                "need seven: give the files that the model was trained on, or record longer."
-            )
-        return super(BookDataset, earlier).before()
 
 
 def read_books(

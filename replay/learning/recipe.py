@@ -174,14 +174,8 @@ class Kind:
     """Sections that the hash of a recipe covers but no recipe chooses."""
     needs: Callable[[str], object] = lambda _: None
     """Raises ``ConfigInvalid``, with the option's name, if an optional package is missing."""
-    suits: Callable[[Recipe, Any], object] = lambda _recipe, _data: None
-    """Raises ``ConfigInvalid`` if the data do not have what the recipe needs."""
-    walks_only: bool = True
-    """Whether only a few walk-forward folds are allowed, as each costs a training."""
     joins_rows: bool = False
     """Whether an ensemble may join it with a model of rows."""
-    holds_out_calibration: bool = False
-    """Whether each fold needs a separate calibration part."""
     make: Callable[[Any], Any] | None = None
     """The ``Keys`` → its network; None for that of ``model``."""
     learn: Callable[..., Fit] = no_network
@@ -540,52 +534,48 @@ _DATES: Final = ("train_until", "validation_until", "calibration_until")
 
 
 class KeyValue(NamedTuple):
-    """An option's ``SECTION.KEY=VALUE``; the default section is the architecture."""
+    """``--set SECTION.KEY=VALUE``; the default section is the architecture."""
 
-    option: str
     text: str
     section: str
     key: str
     value: str
 
     @classmethod
-    def read(cls, option: str, text: str) -> KeyValue:
+    def read(cls, text: str) -> KeyValue:
         """Parse *text*; raise ``ConfigInvalid`` if it sets no key."""
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().rpartition(".")
         if not equals or not key or (dot and not section):
             raise ConfigInvalid(
-                f"{option} {text} sets no key; write one such as encoding=alibi, "
+                f"--set {text} sets no key; write one such as encoding=alibi, "
                 "clock=week,funding or training.steps=500."
             )
-        return cls(option, text, section or ARCHITECTURE, key, value.strip())
+        return cls(text, section or ARCHITECTURE, key, value.strip())
 
-    def typed(
-        self, sections: Mapping[str, Section], owner: str, *, derived: bool = False
-    ) -> object:
+    def typed(self, sections: Mapping[str, Section], owner: str) -> object:
         """Return the value with its key's type in *sections*; *owner* names these in errors.
 
-        *derived* allows keys that training takes from the data. A list is written with commas or as
-        TOML, a number or a flag as TOML, text as itself. Raises ``ConfigInvalid`` for an unknown
-        key or a value out of range.
+        A list is written with commas or as TOML, a number or a flag as TOML, text as itself. Raises
+        ``ConfigInvalid`` for an unknown key, for one that training takes from the data and for a
+        value out of range.
         """
         section = sections.get(self.section)
         if section is None:
             raise ConfigInvalid(
-                f"{self.option} {self.text}: {owner} has no section "
+                f"--set {self.text}: {owner} has no section "
                 f"[{self.section}]{nearest(self.section, sections)}."
             )
         key = section.get(self.key)
         chosen = [name for name, other in section.items() if not other.derived]
         if key is None:
             raise ConfigInvalid(
-                f"{self.option} {self.text}: {owner} has no "
+                f"--set {self.text}: {owner} has no "
                 f"{self.section}.{self.key}{nearest(self.key, chosen)}."
             )
-        if key.derived and not derived:
+        if key.derived:
             raise ConfigInvalid(
-                f"{self.option} {self.text}: {self.section}.{self.key} follows from the data; "
-                "leave it out."
+                f"--set {self.text}: {self.section}.{self.key} follows from the data; leave it out."
             )
         value = _value(key, self.value)
         timed = (self.section, self.key) in _TIMED and "features" in sections
@@ -625,7 +615,7 @@ def with_settings(document: Document, texts: Sequence[str]) -> dict[str, Any]:
     for name, section in document.items():
         if not isinstance(section, Mapping):
             raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
-    settings = [KeyValue.read("--set", text) for text in texts]
+    settings = [KeyValue.read(text) for text in texts]
     for setting in settings:  # the kind first, as it determines the other keys
         if (setting.section, setting.key) == ("model", "kind"):
             document = over(document, {"model": {"kind": setting.value}})
@@ -653,7 +643,7 @@ class EvaluationOptions:
 def evaluation_options(texts: Sequence[str]) -> tuple[EvaluationOptions, list[str]]:
     """Return the options that *texts* set as ``evaluation.KEY=VALUE``, and the other texts."""
     prefix = "evaluation."
-    settings = [KeyValue.read("--set", text) for text in texts if text.startswith(prefix)]
+    settings = [KeyValue.read(text) for text in texts if text.startswith(prefix)]
     sections = {"evaluation": keys_of(EvaluationOptions)}
     values: dict[str, Any] = {each.key: each.typed(sections, "evaluate") for each in settings}
     return EvaluationOptions(**values), [text for text in texts if not text.startswith(prefix)]

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.learning.splits import Panel, Part, Parts, Segment
+from tracepaper.replay.learning.splits import Panel, Part, Segment, Split
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import path_steps
@@ -315,7 +315,7 @@ class Samples:
 def samples_in(
     panels: Sequence[Panel],
     horizons: Sequence[int],
-    split: Parts,
+    split: Split,
     part: Part,
     labels: Callable[[Panel, Sequence[int]], Labels] = targets,
 ) -> list[Samples]:

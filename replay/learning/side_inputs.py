@@ -124,11 +124,6 @@ class SideInputs(ABC):
         del segments, names
         return self
 
-    def fitted(self, until_ms: int) -> Self:
-        """Return the inputs with a standardisation fitted on rows before *until_ms* only."""
-        del until_ms
-        return self
-
     @abstractmethod
     def joined(self, until_ms: int) -> CovariateColumns:
         """Return the inputs as features; a missing scale is fitted before *until_ms*."""
@@ -164,17 +159,13 @@ class CovariateInputs(SideInputs):
         file = {"file": self.file.path.name, "sha256": self.file.sha256}
         return {"vectors": {**file, **scale.section()}}
 
-    def fitted(self, until_ms: int) -> Self:
-        """Return the covariates with a scale fitted on rows before *until_ms* only."""
-        columns = self.file.columns if self.scale is None else self.scale.columns
-        rows = list(self.file.chosen(columns).values())
-        return replace(self, scale=CovariateScale.fitted(columns, rows, until_ms))
-
     def joined(self, until_ms: int) -> CovariateColumns:
         """Return the covariates as features."""
-        if self.scale is None:
-            return self.fitted(until_ms).joined(until_ms)
-        return CovariateColumns(self.scale, self.file.standing(self.scale.columns))
+        columns, scale = self.file.columns, self.scale
+        if scale is None:
+            rows = list(self.file.chosen(columns).values())
+            scale = CovariateScale.fitted(columns, rows, until_ms)
+        return CovariateColumns(scale, self.file.standing(scale.columns))
 
 
 class DepthRows:
@@ -296,17 +287,13 @@ class BookInputs(SideInputs):
         bars = {symbol: np.concatenate(each) for symbol, each in closes.items()}
         return replace(self, bars=bars)
 
-    def fitted(self, until_ms: int) -> Self:
-        """Return the books with a scale fitted on rows before *until_ms* only."""
-        rows = [self.source.at(symbol, closes) for symbol, closes in self.bars.items()]
-        columns = self.reading.columns
-        return replace(self, scale=CovariateScale.fitted(columns, rows, until_ms, PREFIX))
-
     def joined(self, until_ms: int) -> CovariateColumns:
         """Return the books as features."""
-        if self.scale is None:
-            return self.fitted(until_ms).joined(until_ms)
-        return CovariateColumns(self.scale, self.source)
+        scale = self.scale
+        if scale is None:
+            rows = [self.source.at(symbol, closes) for symbol, closes in self.bars.items()]
+            scale = CovariateScale.fitted(self.reading.columns, rows, until_ms, PREFIX)
+        return CovariateColumns(scale, self.source)
 
     @property
     def sha256(self) -> str:

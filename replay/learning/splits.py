@@ -1,16 +1,15 @@
-"""Segments of candles without gaps, and the split of their time into parts and folds.
+"""Segments of candles without gaps, and the split of their time into parts.
 
 A label that reaches into a held-out span would carry its outcome into training. Features of the
 bars after the span look back into it. So each training label ends before a held-out span begins, or
 its bar opens at least an embargo after the span's end. Source: López de Prado, Advances in
 Financial Machine Learning, chapters 7 and 12.
 
-The rules are docs/models.md, L5 and L44.
+The rule is docs/models.md, L5.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -172,6 +171,10 @@ def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
 # --- the split
 
 
+Span = tuple[int, int]
+"""Start (inclusive) and end (exclusive) in UTC milliseconds."""
+
+
 class Part(StrEnum):
     """The four parts of the time, in order."""
 
@@ -213,15 +216,11 @@ class Split:
                 " leave it out for the second half of the days."
             )
 
-    def span(self, part: Part) -> tuple[int, int]:
+    def span(self, part: Part) -> Span:
         """Return (from, until) of *part* in milliseconds, before purging."""
         ends = (self.train_until_ms, self.validation_until_ms, self.calibration_until_ms)
         edges, at = (-(2**62), *ends, self.test_until_ms), list(Part).index(part)
         return edges[at], edges[at + 1]
-
-    def spans(self, part: Part) -> tuple[Span, ...]:
-        """Return the spans of *part*."""
-        return (self.span(part),)
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: whether bar and label lie in *part*, after its embargo.
@@ -234,7 +233,12 @@ class Split:
         inside = segment.close_time_ms >= start
         if part is Part.TEST:
             inside &= segment.open_time_ms >= self.test_from_ms
-        return _labelled(segment, horizons, lambda rows, ends: inside[rows] & (ends <= stop))
+        mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
+        for column, horizon in enumerate(horizons):
+            rows = slice(segment.first, max(len(segment) - horizon, segment.first))
+            label_ends_ms = segment.close_time_ms[segment.first + horizon :]
+            mask[rows, column] = inside[rows] & (label_ends_ms <= stop)
+        return mask
 
 
 def by_shares(
@@ -315,205 +319,3 @@ def date_ms(text: str) -> int:
 def date_of(ms: int) -> str:
     """Return UTC milliseconds as a date, with the time unless it is midnight."""
     return iso(ms).removesuffix("T00:00:00Z")
-
-
-Span = tuple[int, int]
-"""Start (inclusive) and end (exclusive) in UTC milliseconds."""
-FIRST_SHARE: Final = 0.5
-"""Share of the time before the first test of walk-forward folds."""
-STOP_SHARE: Final = 0.1
-"""Share of the training time, at its end, for validation or calibration."""
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Spans for training, for validation, which stops the fit, and for test.
-
-    Without ``calibration`` spans, the validation spans calibrate.
-    """
-
-    train: tuple[Span, ...]
-    validation: tuple[Span, ...]
-    test: tuple[Span, ...]
-    embargo_ms: int
-    calibration: tuple[Span, ...] = ()
-
-    def spans(self, part: Part) -> tuple[Span, ...]:
-        """Return the spans of *part*."""
-        return {
-            Part.TRAIN: self.train,
-            Part.VALIDATION: self.validation,
-            Part.CALIBRATION: self.calibration or self.validation,
-            Part.TEST: self.test,
-        }[part]
-
-    def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
-        """Return [time, horizon]: whether bar and label lie in *part*, purged of later parts.
-
-        The order of parts is training, validation, calibration, test. False where the features lack
-        their lookback or the label its future.
-        """
-        later = (*self.calibration, *self.test)
-        held_out: tuple[Span, ...] = {
-            Part.TRAIN: (*self.validation, *later),
-            Part.VALIDATION: later,
-            Part.CALIBRATION: self.test,
-            Part.TEST: (),
-        }[part]
-
-        def inside(rows: slice, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-            begins, within = segment.open_time_ms[rows], np.zeros(len(ends), dtype=np.bool_)
-            for start, stop in self.spans(part):
-                within |= (begins >= start) & (ends <= stop)
-            for start, stop in held_out:
-                within &= (ends <= start) | (begins >= stop + self.embargo_ms)
-            return within
-
-        return _labelled(segment, horizons, inside)
-
-
-Parts = Split | Fold
-"""The assignment of bars to parts."""
-
-
-def _labelled(
-    segment: Segment,
-    horizons: Sequence[int],
-    inside: Callable[[slice, NDArray[np.int64]], NDArray[np.bool_]],
-) -> NDArray[np.bool_]:
-    """Return [time, horizon]: ``inside(rows, ends of labels)``; False without features or label."""
-    mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
-    for column, horizon in enumerate(horizons):
-        rows = slice(segment.first, max(len(segment) - horizon, segment.first))
-        mask[rows, column] = inside(rows, segment.close_time_ms[segment.first + horizon :])
-    return mask
-
-
-def with_calibration(fold: Fold) -> Fold:
-    """Return *fold* with its validation part for calibration, and a new one before it.
-
-    The new validation part is the last ``STOP_SHARE`` of the training part.
-    """
-    train, validation = _with_end_apart(fold.train)
-    return replace(fold, train=train, validation=validation, calibration=fold.validation)
-
-
-def walk_forward(
-    span: Span, count: int, *, embargo_ms: int, is_rolling: bool = False
-) -> list[Fold]:
-    """Return *count* folds with consecutive tests over the second half of *span*.
-
-    Each trains on all of *span* before its test; with *is_rolling*, on the same length of time as
-    the first fold. Cut at midnights. Raises ``ConfigInvalid`` if a test would have no day.
-    """
-    first, last = _days(span)
-    begin = first + round((last - first) * FIRST_SHARE)
-    cuts = np.linspace(begin, last, count + 1).astype(np.int64).tolist()
-    if count < 1 or min(np.diff([first, *cuts])) < 1:
-        raise ConfigInvalid(
-            f"The candles hold {last - first} days before the untouched time, too few for {count} "
-            "walk-forward folds; give longer candles or fewer folds."
-        )
-    folds = []
-    for start, stop in itertools.pairwise(cuts):
-        past = ((start - (begin - first) if is_rolling else first) * DAY_MS, start * DAY_MS)
-        train, validation = _with_end_apart((past,))
-        folds.append(Fold(train, validation, ((start * DAY_MS, stop * DAY_MS),), embargo_ms))
-    return folds
-
-
-def combinatorial(span: Span, groups: int, tests: int, *, embargo_ms: int) -> list[Fold]:
-    """Return a fold for each choice of *tests* of *groups* equal parts of *span*, in order.
-
-    The fold trains on the other parts. Cut at midnights. Raises ``ConfigInvalid`` if a group would
-    have no day, or there would be no training part.
-    """
-    first, last = _days(span)
-    if not 1 <= tests < groups or last - first < groups:
-        raise ConfigInvalid(
-            f"{last - first} days cannot be cut into {groups} groups, {tests} tested at a time; "
-            "give fewer groups, and fewer tests than groups."
-        )
-    cuts = (np.linspace(first, last, groups + 1).astype(np.int64) * DAY_MS).tolist()
-    parts = list(itertools.pairwise(cuts))
-    folds = []
-    for chosen in itertools.combinations(range(groups), tests):
-        rest = _merged([part for at, part in enumerate(parts) if at not in chosen])
-        train, validation = _with_end_apart(rest)
-        tested = tuple(parts[at] for at in chosen)
-        folds.append(Fold(train, validation, tested, embargo_ms))
-    return folds
-
-
-def paths(groups: int, tests: int) -> list[list[int]]:
-    """Return the paths of combinatorial folds: for each path, the fold of every group.
-
-    Each group is tested in several folds, and path j takes the j-th of them. So each of the
-    C(groups - 1, tests - 1) paths covers the whole time once.
-    """
-    folds = list(itertools.combinations(range(groups), tests))
-    by_group = [
-        [at for at, tested in enumerate(folds) if group in tested] for group in range(groups)
-    ]
-    return [list(path) for path in zip(*by_group, strict=True)]
-
-
-def read_folds(text: str, span: Span, *, embargo_ms: int) -> list[Fold]:
-    """Return the folds of ``walk:3``, ``rolling:3`` or ``combinatorial:6/2``.
-
-    Raises ``ConfigInvalid`` for any other *text*.
-    """
-    kind, numbers = folds_named(text)
-    if kind == COMBINATORIAL:
-        return combinatorial(span, *numbers, embargo_ms=embargo_ms)
-    return walk_forward(span, numbers[0], embargo_ms=embargo_ms, is_rolling=kind == ROLLING)
-
-
-WALK, ROLLING, COMBINATORIAL = "walk", "rolling", "combinatorial"
-
-
-def folds_named(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return the kind of folds and its numbers; raise ``ConfigInvalid`` for anything else."""
-    kind, _, rest = text.partition(":")
-    parts = rest.split("/")
-    wanted = {WALK: 1, ROLLING: 1, COMBINATORIAL: 2}.get(kind)
-    if wanted != len(parts) or not all(part.isdecimal() and len(part) < 4 for part in parts):
-        raise ConfigInvalid(
-            f"--folds is {shown(text)}; write walk:3, rolling:3 or combinatorial:6/2 (groups and "
-            "how many are tested at a time)."
-        )
-    numbers = tuple(map(int, parts))
-    if 0 in numbers:
-        raise ConfigInvalid(f"--folds is {text}; write numbers of at least 1.")
-    return kind, numbers
-
-
-def _days(span: Span) -> Span:
-    """Return the first and the last midnight in *span*, in days since 1970."""
-    return -(-span[0] // DAY_MS), span[1] // DAY_MS
-
-
-def _merged(parts: Sequence[Span]) -> tuple[Span, ...]:
-    """Return *parts*, in order, with adjacent ones merged."""
-    spans: list[Span] = []
-    for start, stop in parts:
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], stop)
-        else:
-            spans.append((start, stop))
-    return tuple(spans)
-
-
-def _with_end_apart(spans: Sequence[Span]) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Return *spans* without the last ``STOP_SHARE`` of their time, and that end."""
-    missing = round(STOP_SHARE * sum(stop - start for start, stop in spans))
-    rest = list(spans)
-    end: list[Span] = []
-    while missing > 0:
-        start, stop = rest.pop()
-        cut = max(start, stop - missing)
-        end.insert(0, (cut, stop))
-        missing -= stop - cut
-        if cut > start:
-            rest.append((start, cut))
-    return tuple(rest), tuple(end)

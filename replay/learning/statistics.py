@@ -20,7 +20,6 @@ from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.replay.report.metrics import (
     BLOCK_DAYS,
     blocks_of,
-    lost_elsewhere,
     standard_error,
     widened,
 )
@@ -355,21 +354,3 @@ def _bucketed(part: RankedBars, block: NDArray[np.int64], blocks: int) -> Array:
     sums = [np.bincount(cell, weights, blocks * size) for weights in (part.risk, np.ones(count))]
     tables = [each.reshape(blocks, size).astype(np.float64) for each in sums]
     return np.concatenate(tables, axis=1)
-
-
-# --- selection
-
-
-def overfitting(scores: Array) -> float | None:
-    """Return the probability that choosing the best of [group, candidate] *scores* overfits.
-
-    Lower scores are better. Each half of the groups selects its best candidate. The probability is
-    the share of halves whose choice is in the worse half of the candidates on the other groups
-    (Bailey, Borwein, López de Prado and Zhu, 2015). None for fewer than two candidates or four
-    groups; of an odd number of groups the last is left out.
-    """
-    groups, candidates = scores.shape
-    groups -= groups % 2
-    if groups < 4 or candidates < 2:
-        return None
-    return lost_elsewhere(scores[:groups, None], lambda sums: -sums[0])

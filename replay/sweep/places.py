@@ -1,4 +1,4 @@
-"""Where the units of a sweep, folds or seeds run: the values of ``--on``."""
+"""Where the units of a sweep or seeds run: the values of ``--on``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def executor_on(on: str | None, jobs: int | None) -> Callable[..., Executor]:
 
 
 def each_on(on: str | None, jobs: int | None) -> Spread | None:
-    """Return how seeds or folds are run on an executor; None for this process, the default."""
+    """Return how seeds are run on an executor; None for this process, the default."""
     if on is None and jobs is None:
         return None
-    return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.judge.folds",))
+    return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.training",))

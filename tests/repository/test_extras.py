@@ -20,7 +20,6 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("report last --db none.db --chart chart.svg", "matplotlib", "--chart"),
     ("explain last --db none.db --png decision.png", "matplotlib", "--png"),
     ("evaluate none --data none.csv --inspect attribution", "captum", "--inspect attribution"),
-    ("evaluate flash-1m --data none.csv --folds walk:1", "lightgbm", "--folds"),
     (
         "sweep none.csv --strategy sma_cross --space fast=5,10 --sampler tpe",
         "optuna",
@@ -28,7 +27,6 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ),
     ("sweep none.csv --strategy sma_cross --space fast=5,10 --on ray", "ray", "--on ray"),
     ("train --data none.csv --out two --seeds 2 --on ray", "ray", "--on ray"),
-    ("evaluate none --data none.csv --folds walk:1 --on ray", "ray", "--on ray"),
     ("train --data none.csv --set model.kind=tree --out tree", "lightgbm", "model.kind=tree"),
     ("train --data none.csv --set ensemble.kind=tree --out two", "lightgbm", "ensemble.kind=tree"),
     (

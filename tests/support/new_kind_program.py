@@ -177,7 +177,6 @@ def main(folder: Path) -> None:
         "again": ("train", str(recipe), *data, "--out", str(folder / "again"), "--json"),
         "evaluate": (*judged_on, "--json"),
         "compare": (*judged_on, "--compare", str(folder / "again"), "--json"),
-        "folds": (*judged_on, "--folds", "combinatorial:4/2", "--ablate", "shrink=0", "--json"),
         "holdout": (*judged_on, "--holdout", f"last={date(6)}:{date(8)}", "--json"),
         "inspect": (*judged_on, "--inspect", "deletion=5"),
         "replay": ("replay", *short, "--config", str(config), *named),

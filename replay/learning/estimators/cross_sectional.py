@@ -415,10 +415,6 @@ class CrossAssetModel(NetworkModel):
         chosen = self.card["training"].get("explained_bars")
         return chosen or EXPLAINED_CLOSES * len(self.model.config.symbols)
 
-    def for_fold(self, data: Dataset) -> Self:
-        """Return the model calibrated: its weights need the slopes."""
-        return self.scaled(data)
-
     def scaled(self, data: Dataset) -> Self:
         """Return the calibrated model, with slopes of relative returns and correlations too."""
         answered, relative = self._answered(data, Part.CALIBRATION), {}
@@ -732,7 +728,6 @@ for _kind in KINDS.values():
             read_config,
             chosen_keys,
             defaults={"length": 512, "batch": 4},
-            holds_out_calibration=True,
             make=CrossAssetNetwork,
             learn=learn_closes,
         )

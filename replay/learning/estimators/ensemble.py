@@ -264,6 +264,5 @@ register(
         BoostingOptions,
         fit,
         EnsembleModel,
-        holds_out_calibration=True,
     )
 )

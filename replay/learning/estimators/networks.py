@@ -70,8 +70,8 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
 
     If the data make an untrained model, the fit reports no losses or scores.
     """
-    untrained, is_fold = data.untrained(), data.fold is not None
-    for sentence in (*data.torn, *untrained, *(() if is_fold else data.notes)):
+    untrained = data.untrained()
+    for sentence in (*data.torn, *untrained, *data.notes):
         run.say(sentence)
     if untrained:
         run = run._replace(observe=lambda _: None)

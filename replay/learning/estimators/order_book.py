@@ -74,17 +74,14 @@ class OrderBookModel(FittedModel):
         """The network with its weights; raises like ``BookModel.read``."""
         return BookModel.read(self.card, self.tensors).network
 
-    def for_fold(self, data: BookDataset) -> Self:
-        """Return a copy with the moves' frequencies in the training part, for comparison."""
-        horizons = self.card["architecture"]["horizons"]
-        return self.with_card(frequencies=frequencies_of(data.labelled(Part.TRAIN), horizons))
-
     def scaled(self, data: BookDataset) -> Self:
         """Return a copy with frequencies and split for its judgement; nothing is scaled."""
         if data.untrained():
             return self
         split = {"untouched_from": iso(data.split.calibration_until_ms)}
-        return self.with_card(split=split).for_fold(data)
+        horizons = self.card["architecture"]["horizons"]
+        frequencies = frequencies_of(data.labelled(Part.TRAIN), horizons)
+        return self.with_card(split=split, frequencies=frequencies)
 
     def answers(self, data: BookDataset, part: Part) -> Forecasts:
         """Return its forecasts of *part*, with those of the frequencies and the last move."""
@@ -311,7 +308,6 @@ register(
         BookFitOptions,
         fit,
         OrderBookModel,
-        suits=lambda recipe, data: data.require(recipe.architecture),
         shared=(),
         fixed={"features": FEATURES},
         make=OrderBookNetwork,

@@ -101,7 +101,6 @@ def row_kind(
         shared=("threads", "explained_bars"),
         explained_bars=EXPLAINED_BARS,
         needs=needs,
-        walks_only=False,
     )
 
 

@@ -1,1 +1,1 @@
-"""How good a model is: on folds, on holdouts, compared with baselines and other models."""
+"""How good a model is: on holdouts, compared with baselines and other models."""

@@ -333,7 +333,7 @@ def _risk(judgement: Judgement) -> Iterable[Table]:
 
 def _scores(judgement: Judgement) -> Iterable[Table]:
     """Yield the tables of books, assets, their pairs and portfolios, with other forecasters."""
-    yield from scores_of(judgement.forecasts)
+    yield from _scores_of(judgement.forecasts)
     if (pairs := judgement.pairs) is not None:
         note = f"Correlations of one-bar returns, pairs {', '.join(pairs.names.values())}."
         metric, notes = PAIRS[CORRELATION], [NOTE, note]
@@ -341,21 +341,19 @@ def _scores(judgement: Judgement) -> Iterable[Table]:
         yield forecaster_table(CORRELATION, metric.title, pairs, metric, model=judged, notes=notes)
 
 
-def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[Table]:
+def _scores_of(rows: Forecasts) -> Iterable[Table]:
     """Yield tables of forecasters of books, or of forecasters that rank or weight assets."""
     metrics = BOOKS if "move" in rows.labels else {}
     if rows.gives(RELATIVE):
         metrics = {"across": RANKS}
     for key, metric in metrics.items():
-        yield forecaster_table(f"{prefix}{key}", f"{metric.title}{suffix}", rows, metric)
+        yield forecaster_table(key, metric.title, rows, metric)
     if (held := rows.held) is not None:
         counts = f"{int(held.labels['decisions'].sum()):,} decisions on {len(held)} days."
         weights = {metric.title: metric for metric in PORTFOLIOS.values()}
-        title = f"Weights, net of the same fees{suffix}"
+        title = "Weights, net of the same fees"
         notes = [NOTE, counts]
-        yield forecaster_table(
-            f"{prefix}weights", title, held, weights, label_column="figure", notes=notes
-        )
+        yield forecaster_table("weights", title, held, weights, label_column="figure", notes=notes)
 
 
 def _calibration(judgement: Judgement) -> Iterable[Table]:

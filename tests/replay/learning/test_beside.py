@@ -239,7 +239,6 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
         (["--compare", str(later), *whole], f"--compare {later}: The span untouched"),
         (["--compare", str(far)], "it forecasts 7 bars ahead, and the judged model 5, 30"),
         (["--compare", str(slow)], "it forecasts bars of 15m, and the judged model bars of 1m"),
-        (["--compare", str(later), "--folds", "walk:2"], "and leave out holdouts and --compare"),
         (["--compare", str(tmp_path / "none")], "none"),
     ]
     for words, case in cases:

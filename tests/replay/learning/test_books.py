@@ -37,7 +37,7 @@ from tracepaper.replay.learning.estimators.order_book import (
 from tracepaper.replay.learning.fit import Policy
 from tracepaper.replay.learning.order_books import BookDataset, BookPanel, read_books
 from tracepaper.replay.learning.samples import NO_LABEL, Samples, move
-from tracepaper.replay.learning.splits import Fold, Part
+from tracepaper.replay.learning.splits import Part, Split
 from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, read_card
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
@@ -186,7 +186,7 @@ def fitted(data: BookDataset, config: OrderBookConfig, options: BookFitOptions) 
 def learnt_from(books: Books) -> BookDataset:
     """Return books of two levels, all in the training part."""
     data = BookDataset.of(header(2, every_ms=3_600_000), [books], (1,))
-    return replace(data, fold=Fold(((0, 2**62),), (), (), 0))
+    return replace(data, split=Split(2**62, 2**62 + 1, 2**62 + 2, embargo_bars=0))
 
 
 def whole(books: Books) -> list[Samples]:

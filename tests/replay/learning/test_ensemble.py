@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, by_forecaster, choose, learnable, write_csv
+from learning import DAY_BARS, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.recipe import recipe_of
@@ -294,23 +294,6 @@ def test_the_checkpoint_is_judged_again_and_examined_with_both_members(
     assert features & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
     interval = next(row for row in document["intervals"]["rows"] if row["interval"] == "own")
     assert interval["coverage"][0] == pytest.approx(out["figures"]["8"]["coverage_90"][0], abs=1e-4)
-
-
-def test_folds_read_each_half_by_its_own_features(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [
-        "evaluate",
-        str(folder / "both"),
-        "--data",
-        data(folder),
-        *choose("evaluation.threads=1"),
-    ]
-    assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
-    rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
-    document = {name: row["value"]["value"] for name, row in by_forecaster(rows, 2).items()}
-    assert {"model", "network member", "row member", "tree seasonal"} <= set(document)
-    assert document["model"] != document["network member"] != document["row member"]
 
 
 def test_a_share_of_more_than_the_whole_is_refused(model: Checkpoint) -> None:

@@ -18,8 +18,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.learning.card import experimental
 from tracepaper.replay.learning.estimators.networks import derived
-from tracepaper.replay.learning.judge.folds import ablated
-from tracepaper.replay.learning.recipe import recipe_of
+from tracepaper.replay.learning.recipe import recipe_of, with_settings
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -216,17 +215,16 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
 ) -> None:
     card = load(trained("trading")).card
     assert card["architecture"]["modalities"] == ["price", "time"]
+    document, names = recipe_of(card).document(), schema("v2-1m").names
     changed = derived(
-        recipe_of(ablated(card, "modalities=volume")), schema("v2-1m").names, interval_minutes=1
+        recipe_of(with_settings(document, ["modalities=volume"])), names, interval_minutes=1
     )
     assert isinstance(changed.architecture, TradingConfig)
     assert changed.architecture.modalities == ("volume",)
     assert TradingNetwork(changed.architecture).fusion.names == ("volume",)
     with pytest.raises(ConfigInvalid, match="No feature is of the modality vectors"):
         derived(
-            recipe_of(ablated(card, "modalities=vectors")),
-            schema("v2-1m").names,
-            interval_minutes=1,
+            recipe_of(with_settings(document, ["modalities=vectors"])), names, interval_minutes=1
         )
 
 

@@ -1,4 +1,4 @@
-"""Networks of order books on holdouts and folds; embedded books never have figures.
+"""Networks of order books on holdouts; embedded books never have figures.
 
 The files claim to be of the exchange, which no test can have; what is in them is planted.
 """
@@ -30,7 +30,7 @@ from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, ver
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.splits import Fold, Part, walk_forward
+from tracepaper.replay.learning.splits import Part, Span, Split
 from tracepaper.replay.learning.statistics import DayDifference, difference
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.order_book import books_of
@@ -200,26 +200,15 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     assert [verdict_of(BOOKS["log_loss"], each) for each in sure] == [FEW, "better"]
 
 
-def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
-    good: str, file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changes = ("training.steps=1", "levels=1")
-    more = [word for change in changes for word in ("--ablate", change)]
-    tables = answered(capsys, good, "--data", file, "--folds", "walk:1", *more)["tables"]
-    [model, *_] = by_forecaster(tables["folds_accuracy"]["rows"], 1).values()
-    assert model["value"]["value"] > 0.9
-    frequencies = by_forecaster(tables["folds_log_loss"]["rows"], 1)["frequencies"]
-    assert frequencies["verdict"] == "better"
-    [_, steps, levels] = by_forecaster(tables["instead_log_loss"]["rows"], 1).values()
-    assert (steps["forecaster"], steps["verdict"], steps["days"]) == (changes[0], "better", 10)
-    assert levels["difference"]["value"] != 0.0
+class LeakingSplit(Split):
+    """A split that trains on its test."""
+
+    def span(self, part: Part) -> Span:
+        return super().span(part) if part is not Part.TRAIN else (0, FIRST_MS + 20 * DAY_MS)
 
 
-# --- folds
-
-
-def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: Path) -> None:
-    """From the middle of a test on, the mid moves against the lean; earlier books stay."""
+def test_no_held_out_book_moves_a_fit_and_a_split_that_leaks_is_found(tmp_path: Path) -> None:
+    """From the middle of the test on, the mid moves against the lean; earlier books stay."""
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
     plain, other = (
@@ -230,20 +219,18 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
     options = {"steps": 4, "windows": 1, "learning_rate": 0.02, "threads": 1}
     kind = {"kind": "orderbook"}
     card = recipe_of({"model": kind, "architecture": {**keys, "levels": 2}, "training": options})
-    [fold] = walk_forward((FIRST_MS, FIRST_MS + 20 * DAY_MS), 1, embargo_ms=0)
-    [(first, last)] = fold.test
-    assert first < FIRST_MS + middle * PACE_MS < last
+    ends = (FIRST_MS + 9 * DAY_MS, FIRST_MS + 10 * DAY_MS - 1, FIRST_MS + 10 * DAY_MS)
 
-    def before(data: BookDataset, by: Fold) -> np.ndarray:
-        folded = data.folded(by)
-        model = card.kind.fit(folded, card, FitRun(tmp_path, say=lambda _: None)).for_fold(folded)
-        answers = model.answers(folded, Part.TEST)
+    def before(data: BookDataset, by: Split) -> np.ndarray:
+        parted = replace(data, split=by)
+        model = card.kind.fit(parted, card, FitRun(tmp_path, say=lambda _: None)).scaled(parted)
+        answers = model.answers(parted, Part.TEST)
         return answers.value("log_probability")[
             answers.open_ms < FIRST_MS + (middle - 12) * PACE_MS
         ]
 
-    assert np.array_equal(before(plain, fold), before(other, fold))
-    leaking = replace(fold, train=((fold.train[0][0], last),))
+    split, leaking = Split(*ends, embargo_bars=0), LeakingSplit(*ends, embargo_bars=0)
+    assert np.array_equal(before(plain, split), before(other, split))
     assert not np.array_equal(before(plain, leaking), before(other, leaking))
 
 
@@ -255,14 +242,17 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
     [
         (),
         ("--holdout", AS_TEXT),
-        ("--folds", "walk:1"),
-        ("--folds", "walk:1", "--ablate", "layers=2"),
         ("--html", "page.html"),
     ],
 )
 def test_of_embedded_books_no_option_prints_a_figure(
-    more: tuple[str, ...], tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+    more: tuple[str, ...],
+    tmp_path: Path,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # the page is written there
     embedded = tmp_path / "own.depth"
     write(embedded, walk(60, levels=2), of=header(levels=2))
     model = trained(tmp_path / "model", embedded, *choose("training.steps=1"))
@@ -280,14 +270,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
 ) -> None:
     of = header(levels=2, every_ms=PACE_MS)
     write(tmp_path / "loopback", planted(hours(8)), of=of)
-    write(
-        tmp_path / "short",
-        planted(hours(8)),
-        of=header(levels=2, every_ms=PACE_MS, source="exchange"),
-    )
-    short = trained(tmp_path / "m", tmp_path / "short", *choose("training.steps=1"))
     untrained = trained(tmp_path / "u", tmp_path / "loopback", *choose("training.steps=1"))
-    walk_1 = ("--folds", "walk:1")
     wrong: list[tuple[tuple[object, ...], str]] = [
         ((good, "--holdout", "A=2025-01-05:2025-02-10"), "begins before 2025-01-21"),
         ((good, "--from", "2026-01-01"), "holds no book of the span"),
@@ -296,27 +279,14 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
             (good, *choose("evaluation.explained_bars=600")),
             "--set evaluation.explained_bars is for models of bars",
         ),
-        ((good, "--folds", "combinatorial:4/2"), "write --folds walk:3"),
-        ((good, *walk_1, "--from", "2025-02-10"), "and leave out holdouts and --compare"),
-        ((good, "--ablate", "layers=2"), "give --folds walk:1 as well"),
-        ((good, *walk_1, "--ablate", "horizons=3"), "they keep architecture.horizons"),
-        ((good, *walk_1, "--ablate", "layers=1"), "changes nothing"),
-        ((good, *walk_1, "--ablate", "levels=9"), "and the files hold 2"),
-        (
-            (good, *walk_1, "--ablate", "training.stepz=9"),
-            "has no training.stepz, the nearest is steps",
-        ),
-        ((good, *walk_1, "--ablate", "dim=7"), "give each an equal, even share"),
         ((good, "--compare", good), "is a model that is judged already"),
         ((good, "--compare", untrained), "--compare " + untrained + ": untrained: books from"),
         ((good, "--compare", "flash-15m"), "one forecasts the mid of an order book"),
     ]
     for (model, *more), sentence in wrong:
         assert sentence in refused(capsys, model, "--data", file, *more), sentence
-    loopback = refused(capsys, good, "--data", tmp_path / "loopback", *walk_1)
+    loopback = refused(capsys, good, "--data", tmp_path / "loopback")
     assert "Only books that `tracepaper data record` took from" in loopback
-    few = refused(capsys, short, "--data", tmp_path / "short", *walk_1)
-    assert "are 6.4 days of depth, and folds need seven" in few
 
 
 def test_a_network_of_books_is_no_rival_of_a_model_of_bars(

@@ -1,10 +1,10 @@
-"""Networks over several assets on holdouts, against other models, and refitted on folds."""
+"""Networks over several assets on holdouts and against other models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from learning import (
     choose,
     judge_checkpoint,
     learnable,
-    quiet,
     split,
     table,
     write_csv,
@@ -34,7 +33,6 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.dataset import Dataset, close_by_close
 from tracepaper.replay.learning.estimators import cross_sectional
 from tracepaper.replay.learning.estimators.cross_sectional import (
-    CrossAssetModel,
     cross_section,
     predicted,
     typical_return,
@@ -42,7 +40,6 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
-from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
@@ -56,7 +53,7 @@ from tracepaper.replay.learning.judge.metrics import (
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.samples import EVERY_HEAD, FLAT_BAND
-from tracepaper.replay.learning.splits import Fold, Part, Segment, walk_forward
+from tracepaper.replay.learning.splits import Part, Segment, Split
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DayDifference, difference
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS
@@ -297,30 +294,8 @@ def test_a_span_holds_what_its_own_days_made(judged: Judgement) -> None:
     assert row["value"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
 
 
-# --- folds
-
-
-def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
-    models: dict[str, Path], paths: list[str], cli: Cli
-) -> None:
-    words = ["evaluate", models["portfolio"], *given(paths), "--folds", "walk:1"]
-    changes = ["every=30", "layers=2"]
-    more = [word for change in changes for word in ("--ablate", change)]
-    tables = cli.json(*words, *ONE_THREAD, *more)["tables"]
-    for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
-        horizon = 1440 if key == "instead_weights" else 30
-        [_, *rows] = by_forecaster(tables[key]["rows"], horizon).values()
-        assert [row["forecaster"] for row in rows] == changes
-        assert {row["days"] for row in rows} == {1}
-        assert rows[key == "instead_across"]["difference"]["value"] != 0.0
-    names = [row["forecaster"] for row in tables["folds_weights"]["rows"]]
-    assert names[:3] == ["model", "equal", "inverse"]
-    assert tables["folds_across"]["rows"][0]["forecaster"] == "model"
-    assert len(tables["folds_qlike"]["rows"]) > 3
-
-
-class LeakingFold(Fold):
-    """A fold that trains on its test."""
+class LeakingSplit(Split):
+    """A split that trains on its test."""
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> np.ndarray:
         values = super().labelled(segment, horizons, part)
@@ -395,27 +370,6 @@ def test_a_device_that_is_not_there_is_refused_before_the_fit(
             train(replace(recipe("crossasset"), device=name), aligned, FitRun(tmp_path))
 
 
-def test_a_fold_is_calibrated_on_bars_that_did_not_stop_its_fit(
-    models: dict[str, Path], aligned: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts: list[dict[Part, set[int]]] = []
-
-    def record(model: CrossAssetModel, data: Dataset) -> CrossAssetModel:
-        parts.append(
-            {
-                part: {int(row) for samples in data.samples(part) for row in samples.rows}
-                for part in (Part.VALIDATION, Part.CALIBRATION)
-            }
-        )
-        return model.scaled(data)
-
-    monkeypatch.setattr(CrossAssetModel, "for_fold", record)
-    refit(load(models["crossasset"]).card, aligned, "walk:1", say=quiet)
-    [by_part] = parts
-    assert by_part[Part.CALIBRATION]
-    assert by_part[Part.VALIDATION].isdisjoint(by_part[Part.CALIBRATION])
-
-
 def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Dataset) -> None:
     closes = replace(aligned, heads=EVERY_HEAD | {"relative"}).samples(Part.TRAIN)
     options = recipe("crossasset").options
@@ -435,22 +389,20 @@ def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Datas
     torch.testing.assert_close(gradient(2, [0, 1]), (first + second) / 2)
 
 
-def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
+def test_no_held_out_bar_moves_a_fit_and_a_split_that_leaks_is_found(
     aligned: Dataset, tmp_path: Path
 ) -> None:
-    span = (START_MS, START_MS + 3 * DAY_MS)
-    [fold] = walk_forward(span, 1, embargo_ms=SPLIT.embargo_bars * 60_000)
-    start = (fold.test[0][0] - START_MS) // 60_000
+    start = (SPLIT.validation_until_ms - START_MS) // 60_000
     files = [str(write_csv(candle, tmp_path)) for candle in candles(changed_from=start)]
     other = close_by_close(material_of(files), lambda _: SPLIT)
 
-    def weights(of: Dataset, by: Fold) -> torch.Tensor:
+    def weights(of: Dataset, by: Split) -> torch.Tensor:
         chosen = recipe("portfolio")
-        fitted = chosen.kind.fit(of.folded(by), chosen, FitRun(tmp_path / "fit"))
+        fitted = chosen.kind.fit(replace(of, split=by), chosen, FitRun(tmp_path / "fit"))
         return torch.cat([tensor.flatten() for tensor in fitted.tensors.values()])
 
-    assert torch.equal(weights(aligned, fold), weights(other, fold))
-    leaking = LeakingFold(fold.train, fold.validation, fold.test, fold.embargo_ms)
+    assert torch.equal(weights(aligned, SPLIT), weights(other, SPLIT))
+    leaking = LeakingSplit(**asdict(SPLIT))
     assert not torch.equal(weights(aligned, leaking), weights(other, leaking))
 
 
@@ -470,13 +422,6 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--folds", "combinatorial:4/2"], "write --folds walk:3"),
-        (["--folds", "walk:9"], "fitted on at most 3 walk-forward"),
-        (["--folds", "walk:1", "--ablate", "symbols=9"], "architecture.symbols is no key"),
-        (["--folds", "walk:1", "--ablate", "every=7"], "architecture.every is 7; weights are"),
-        (["--folds", "walk:1", "--ablate", "every=5"], "changes nothing"),
-        (["--ablate", "every=30"], "give --folds walk:1 as well"),
-        (["--folds", "walk:1", "--from", "2024-01-01"], "and leave out holdouts and --compare"),
         (["--holdout", "A=2023-11-15:2023-11-20"], "the model was fitted on data until then"),
         (
             [*choose("evaluation.explained_bars=600")],

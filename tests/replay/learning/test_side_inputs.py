@@ -55,7 +55,7 @@ from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
 from tracepaper.replay.learning.fitted import DataRequest, read_dataset
 from tracepaper.replay.learning.recipe import kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import BookInputs, CovariateInputs
-from tracepaper.replay.learning.splits import Fold, Part, Split, segments_of
+from tracepaper.replay.learning.splits import Part, Split, segments_of
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.storage.covariates import kept_covariates, read_covariates
@@ -555,7 +555,7 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
     assert np.array_equal(stepped[first:, 78:], values[:, 78:])
 
 
-# ---------------------------------------------------------------- covariates on folds
+# ---------------------------------------------------------------- covariates of the training part
 
 
 TWO_DAYS = 2 * DAY_BARS
@@ -569,13 +569,7 @@ def minute(bar: int) -> int:
 
 
 LEARNT = minute(1_400)
-FOLD = Fold(
-    ((minute(0), LEARNT),),
-    ((LEARNT, minute(1_600)),),
-    ((minute(1_600), minute(2_000)),),
-    embargo_ms=0,
-)
-LATE_SPLIT = Split(minute(2_100), minute(2_200), minute(2_300), embargo_bars=30)
+LEARNT_SPLIT = Split(LEARNT, minute(1_600), minute(2_000), embargo_bars=0)
 
 
 @pytest.fixture(scope="module")
@@ -583,18 +577,17 @@ def two_days(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_csv(learnable(TWO_DAYS), tmp_path_factory.mktemp("candles")))
 
 
-def on_fold(two_days: str, path: Path, numbers: np.ndarray) -> Dataset:
-    """Return a fold's data with the covariates *numbers*."""
+def dataset_with(two_days: str, path: Path, numbers: np.ndarray) -> Dataset:
+    """Return the data with the covariates *numbers*."""
     pairs = zip(MINUTES.tolist(), numbers.tolist(), strict=True)
     rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
     path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")
-    supplied = CovariateInputs(read_covariates(path), OF_CARD)
-    material = Dataset.read([two_days], lambda _: LATE_SPLIT, (5, 30), vectors=supplied)
-    return material.folded(FOLD)
+    supplied = CovariateInputs(read_covariates(path))
+    return Dataset.read([two_days], lambda _: LEARNT_SPLIT, (5, 30), vectors=supplied)
 
 
 def learnt(material: Dataset) -> np.ndarray:
-    """Return the features of the bars that close before the fold's fit ends."""
+    """Return the features of the bars that close before the fit ends."""
     (segment,) = material.segments
     return segment.values[segment.close_time_ms < LEARNT]
 
@@ -603,22 +596,9 @@ def with_other_rows_later() -> np.ndarray:
     return np.where((MINUTES >= LEARNT)[:, None], 9.0 - 40.0 * VALUES, VALUES)
 
 
-def test_a_fold_is_standardised_by_what_it_learns_from_alone(two_days: str, tmp_path: Path) -> None:
-    material = on_fold(two_days, tmp_path / "v.csv", VALUES)
-    before = VALUES[MINUTES < LEARNT][:, ::-1]  # in the card's order
-    assert isinstance(material.vectors, CovariateInputs)
-    assert material.vectors.scale == CovariateScale(
-        OF_CARD.columns, tuple(before.mean(axis=0).tolist()), tuple(before.std(axis=0).tolist())
-    )
-    (bars,) = material.segments
-    assert bars.values.shape[1] == len(material.schema.names)
-    heat = bars.values[bars.first :, 78]
-    assert np.abs(heat[bars.close_time_ms[bars.first :] < LEARNT].mean()) < 0.2  # not the card's
-
-
-def test_rows_after_a_folds_fit_move_nothing_that_it_learns(two_days: str, tmp_path: Path) -> None:
-    usual = on_fold(two_days, tmp_path / "v.csv", VALUES)
-    changed = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
+def test_rows_after_a_fit_move_nothing_that_it_learns(two_days: str, tmp_path: Path) -> None:
+    usual = dataset_with(two_days, tmp_path / "v.csv", VALUES)
+    changed = dataset_with(two_days, tmp_path / "v.csv", with_other_rows_later())
     assert np.array_equal(learnt(usual), learnt(changed), equal_nan=True)
     assert not np.array_equal(usual.segments[0].values, changed.segments[0].values, equal_nan=True)
 
@@ -634,8 +614,8 @@ def test_a_scale_of_all_rows_is_found_to_look_ahead(
         return honest(columns, every, until_ms + MINUTE_MS * TWO_DAYS)
 
     monkeypatch.setattr(CovariateScale, "fitted", leaking)
-    usual = on_fold(two_days, tmp_path / "v.csv", VALUES)
-    changed = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
+    usual = dataset_with(two_days, tmp_path / "v.csv", VALUES)
+    changed = dataset_with(two_days, tmp_path / "v.csv", with_other_rows_later())
     assert not np.array_equal(learnt(usual), learnt(changed), equal_nan=True)
 
 

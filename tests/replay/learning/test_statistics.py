@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 from builders import present
@@ -21,7 +19,6 @@ from tracepaper.replay.learning.statistics import (
     difference,
     holm,
     mean,
-    overfitting,
     risk_curve,
     top,
     verdict,
@@ -177,38 +174,3 @@ def test_bars_that_were_not_measured_are_left_out() -> None:
     assert dropped is not None
     np.testing.assert_array_equal(masked.excess, dropped.excess)
     assert risk_curve([part._replace(measure=np.full(ROWS, np.nan))]) is None
-
-
-# --- selection
-
-
-def test_the_best_of_many_useless_is_overfitted_half_of_the_time_and_a_true_best_is_not() -> None:
-    rng = np.random.default_rng(7)
-    useless = [overfitting(rng.normal(size=(8, 6))) for _ in range(40)]
-    assert np.mean(useless) == pytest.approx(0.5, abs=0.1)  # type: ignore[arg-type]
-    good = rng.normal(size=(8, 6)) - 4.0 * (np.arange(6) == 2)
-    assert overfitting(good) == 0.0
-
-
-def test_what_is_best_on_one_half_alone_is_overfitted() -> None:
-    # Each candidate is good on two groups and bad on all others: the planted overfitting.
-    scores = np.full((8, 4), 1.0)
-    for candidate in range(4):
-        scores[2 * candidate : 2 * candidate + 2, candidate] = -1.0
-    share = present(overfitting(scores))
-    assert share > 0.6
-
-
-def test_overfitting_is_its_definition() -> None:
-    scores = np.random.default_rng(8).normal(size=(6, 5))
-    lost = []
-    for half in combinations(range(6), 3):
-        other = [group for group in range(6) if group not in half]
-        best = scores[list(half)].mean(axis=0).argmin()
-        outside = scores[other].mean(axis=0)
-        worse = (outside > outside[best]).sum() + 1  # its rank from below
-        lost.append(0.5 * (worse / 6 == 0.5) + (worse / 6 < 0.5))
-    assert overfitting(scores) == pytest.approx(np.mean(lost))
-    assert overfitting(scores[:3]) is None
-    assert overfitting(scores[:, :1]) is None
-    assert overfitting(np.vstack([scores, scores[:1]])) == overfitting(scores)

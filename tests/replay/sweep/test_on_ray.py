@@ -311,6 +311,3 @@ def test_a_node_that_goes_in_mid_sweep_loses_no_cell(
     out, err = process.communicate(timeout=deadline_s(240))
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1]) == sweeping.cells(space=space, on="local", jobs=2)
-
-
-# ---------------------------------------------------------------- folds, seeds, figures
