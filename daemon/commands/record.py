@@ -24,21 +24,14 @@ from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tracepaper.storage.chain.integrity import AuditResult
     from tracepaper.storage.chain.starting_point import Rebuilding
-    from tracepaper.storage.database.chunks import RunLocation
     from tracepaper.storage.database.queries import QueryAnswer
 
 audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="[RUN]", help="An id, a unique prefix, `last`, or FILE#RUN.")
-]
-LimitOption = Annotated[
-    int,
-    typer.Option("--limit", min=1, max=1_000_000_000, metavar="N", help="The newest N rows."),
 ]
 
 
@@ -173,56 +166,28 @@ def head(
 
 @audit_app.command()
 @answers
-def decisions(
-    run: RunArgument = "last",
-    *,
-    limit: LimitOption = 20,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-) -> CommandAnswer:
-    """Show the newest decisions of a run, including refusals."""
-    from tracepaper.storage.database import queries
-
-    return _newest(queries.DECISIONS, limit, located(run, db, config))
-
-
-def _listing(query: str, help_text: str) -> Callable[..., None]:
-    """Return a command that shows the newest rows of the prepared *query*, which have money."""
-
-    def show(
-        run: RunArgument = "last",
-        *,
-        limit: LimitOption = 20,
-        exact: Annotated[
-            bool, typer.Option("--exact", help="Show money with all its decimals.")
-        ] = False,
-        db: DatabaseOption = None,
-        config: ConfigOption = None,
-    ) -> CommandAnswer:
-        from tracepaper.storage.database import queries
-
-        place = located(run, db, config)
-        return _newest(getattr(queries, query), limit, place, is_exact=exact)
-
-    show.__doc__ = help_text
-    return answers(show)
-
-
-for _name, _help in {
-    "fills": "Show the newest fills of a run.",
-    "equity": "Show position, cash and equity after the newest steps of a run.",
-}.items():
-    audit_app.command(_name)(_listing(_name.upper(), _help))
-
-
-@audit_app.command()
-@answers
 def sql(
-    question: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in quotes.")],
+    question: Annotated[
+        str,
+        typer.Argument(
+            metavar="SELECT",
+            help="One SELECT, in quotes, in which :run is the run; or decisions, fills or equity: "
+            "the newest of the run.",
+        ),
+    ],
     *,
+    run: Annotated[
+        str, typer.Option(metavar="RUN", help="An id, a unique prefix, `last`, or FILE#RUN.")
+    ] = "last",
     rows: Annotated[
-        int, typer.Option(min=1, max=100_000_000, metavar="N", help="At most N rows.")
-    ] = 100_000,
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000_000,
+            metavar="N",
+            help="At most N rows; by default 100,000, of decisions, fills and equity 20.",
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.001, max=86_400, metavar="S", help="Give up after S seconds.")
     ] = 60.0,
@@ -230,10 +195,16 @@ def sql(
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Query the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) by SQL, read-only."""
-    from tracepaper.storage.database.queries import ask_within
+    from tracepaper.storage.database.queries import NAMED, NAMED_ROWS, ROWS_MOST, ask_within
 
-    path = database_path(db, config)
-    return _rows(ask_within(path, question, rows_most=rows, seconds=seconds))
+    select = NAMED.get(question, question)
+    if ":run" in select:
+        path, run_id = located(run, db, config)
+    else:
+        path, run_id = database_path(db, config), ""
+    rows_most = rows or (NAMED_ROWS if question in NAMED else ROWS_MOST)
+    parameters: dict[str, object] = {"run": run_id}
+    return _rows(ask_within(path, select, parameters, rows_most=rows_most, seconds=seconds))
 
 
 @audit_app.command()
@@ -274,41 +245,6 @@ def export(
         )
     document = {"run_id": run_id, "folder": str(parquet), **written._asdict()}
     return CommandAnswer(document, "\n".join(lines))
-
-
-def _newest(query: str, limit: int, place: RunLocation, *, is_exact: bool = False) -> CommandAnswer:
-    """Return the newest rows of a prepared query of one run, the newest last."""
-    from tracepaper.storage.database.queries import ask
-    from tracepaper.storage.database.reader import Reader
-
-    with Reader.open(place.path) as reader:
-        parameters: dict[str, object] = {"run": place.run_id, "limit": limit}
-        result = ask(reader.connection, query, parameters, rows_most=limit)
-    if not result.rows:
-        say(f"Run {place.run_id} has none.", err=True)
-    rows = result.oldest_first()
-    answer = _rows(rows if is_exact else _to_the_cent(rows))
-    return answer._replace(document=rows.documents(), code=0 if result.rows else 1)
-
-
-def _to_the_cent(result: QueryAnswer) -> QueryAnswer:
-    """Return *result* with money as text with two decimals."""
-    from decimal import Decimal
-
-    from tracepaper.storage.database.views import V_EQUITY, V_FILLS
-    from tracepaper.strategies.units import money_text
-
-    columns = (*V_EQUITY.columns, *V_FILLS.columns)
-    money = {column.name for column in columns if column.is_money}
-    is_money = [name in money for name in result.columns]
-    rows = [
-        tuple(
-            money_text(Decimal(value)) if is_amount and value is not None else value
-            for is_amount, value in zip(is_money, row, strict=True)
-        )
-        for row in result.rows
-    ]
-    return result._replace(rows=rows)
 
 
 def _rows(result: QueryAnswer) -> CommandAnswer:

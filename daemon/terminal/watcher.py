@@ -148,7 +148,7 @@ class RunWatcher:
             + "The next start goes on with this run and this account. Next:\n"
             f"  tracepaper report {run_id} --db {database}\n"
             f"  tracepaper audit verify {run_id} --db {database}\n"
-            f"  tracepaper audit decisions {run_id} --db {database}\n"
+            f"  tracepaper audit sql decisions --run {run_id} --db {database}\n"
         )
 
 

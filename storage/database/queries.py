@@ -47,12 +47,10 @@ class QueryAnswer(NamedTuple):
             for row in self.rows
         ]
 
-    def oldest_first(self) -> QueryAnswer:
-        """Return the rows in the opposite order."""
-        return QueryAnswer(self.columns, self.rows[::-1])
 
-
-def ask_within(path: Path, sql: str, *, rows_most: int, seconds: float) -> QueryAnswer:
+def ask_within(
+    path: Path, sql: str, parameters: dict[str, object], *, rows_most: int, seconds: float
+) -> QueryAnswer:
     """Run *sql* over the database *path* within *seconds* and ``MEMORY_BYTES``.
 
     Raises what ``ask`` does, and ``DataInvalid`` after that time. SQLite reacts to the time limit
@@ -83,7 +81,7 @@ def ask_within(path: Path, sql: str, *, rows_most: int, seconds: float) -> Query
         )
         watcher.start()
         try:
-            return ask(reader.connection, sql, rows_most=rows_most)
+            return ask(reader.connection, sql, parameters, rows_most=rows_most)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
             done.set()
@@ -104,25 +102,28 @@ _ALLOWED: Final = frozenset(
     }
 )
 
-DECISIONS: Final = (
-    "SELECT sequence, open_time_iso, instrument, action, refused_by, reason, mean_return, "
-    "confidence_entropy, regime, target_quantity_text AS target_quantity "
-    "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
-)
-FILLS: Final = (
-    "SELECT sequence, filled_iso, instrument, order_id, side, position_side, "
-    "quantity_text AS quantity, price_text AS price, fee_text AS fee, "
-    "fee_base_text AS fee_base, liquidity, model, reason, status "
-    "FROM v_fills WHERE run_id = :run ORDER BY sequence DESC, ordinal DESC LIMIT :limit"
-)
-EQUITY: Final = (
-    "SELECT sequence, market_iso, instrument, quantity_text AS quantity, cash_text AS cash, "
-    "equity_text AS equity, realized_pnl_text AS realized_pnl, "
-    "unrealized_pnl_text AS unrealized_pnl, fees_paid_text AS fees_paid, "
-    "funding_paid_text AS funding_paid "
-    "FROM v_equity WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
-)
-
+NAMED: Final = {
+    "decisions": (
+        "SELECT sequence, open_time_iso, instrument, action, refused_by, reason, mean_return, "
+        "confidence_entropy, regime, target_quantity_text AS target_quantity "
+        "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC"
+    ),
+    "fills": (
+        "SELECT sequence, filled_iso, instrument, order_id, side, position_side, "
+        "quantity_text AS quantity, price_text AS price, fee_text AS fee, "
+        "fee_base_text AS fee_base, liquidity, model, reason, status "
+        "FROM v_fills WHERE run_id = :run ORDER BY sequence DESC, ordinal DESC"
+    ),
+    "equity": (
+        "SELECT sequence, market_iso, instrument, quantity_text AS quantity, cash_text AS cash, "
+        "equity_text AS equity, realized_pnl_text AS realized_pnl, "
+        "unrealized_pnl_text AS unrealized_pnl, fees_paid_text AS fees_paid, "
+        "funding_paid_text AS funding_paid "
+        "FROM v_equity WHERE run_id = :run ORDER BY sequence DESC"
+    ),
+}
+"""Questions that ``audit sql`` knows by a name: of one run, the newest row first."""
+NAMED_ROWS: Final = 20
 
 ROWS_MOST: Final = 100_000
 BYTES_MOST: Final = 256 * 2**20

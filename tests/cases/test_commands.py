@@ -152,8 +152,8 @@ def test_json_has_no_infinity(tmp_path: Path, cli: Cli) -> None:
 
     question = "SELECT 9e999 AS most, -9e999 AS least"
     assert document("audit", "sql", question) == [{"most": None, "least": None}]
-    for command in (["report"], ["explain"], ["audit", "decisions"]):
-        document(*command, "last")
+    for command in (["report", "last"], ["explain", "last"], ["audit", "sql", "decisions"]):
+        document(*command)
 
 
 REPLAY: Final = ["replay", f"BTCUSDT={BARS}", "--set", "strategy.name=sma_cross", "--db", "run.db"]

@@ -53,7 +53,7 @@ def test_the_page_does_what_it_says(
     assert "The chain of run" in document["audit verify"]
     assert "decisions follow from the record" in document["verify last"]
     original = tmp_path / "one.db"
-    for command in (["report", "last"], ["explain", "last"], ["audit", "fills", "last"]):
+    for command in (["report", "last"], ["explain", "last"], ["audit", "sql", "fills"]):
         answers = []
         for path in (original, tmp_path / "back.db"):
             assert invoke([*command, "--db", str(path)]) == 0

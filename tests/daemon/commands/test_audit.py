@@ -85,46 +85,35 @@ def test_a_head_that_was_kept_is_looked_for(path: Path, cli: Cli) -> None:
     assert "64 hexadecimal digits" in err
 
 
-def test_decisions_are_the_newest_in_their_order(path: Path, cli: Cli) -> None:
-    rows = cli.json("audit", "decisions", "--limit", 3, "--db", path)
-    assert [row["sequence"] for row in rows] == [57, 58, 59]
-    assert {row["action"] for row in rows} <= {"LONG", "FLAT"}
-    code, out, _ = cli("audit", "decisions", "rich", "--db", path)
-    assert code == 0
+def test_named_questions_are_about_one_run_and_begin_with_its_newest_row(
+    path: Path, cli: Cli
+) -> None:
+    rows = cli.json("audit", "sql", "decisions", "--rows", 3, "--db", path)
+    assert [row["sequence"] for row in rows] == [59, 58, 57]
+    out = cli.out("audit", "sql", "decisions", "--run", "rich", "--db", path)
     assert out.splitlines()[0].split("\t")[:2] == ["sequence", "open_time_iso"]
     assert "confidence_entropy" in out
-
-
-def test_trades_are_the_fills_with_exact_money(path: Path, cli: Cli) -> None:
-    rows = cli.json("audit", "fills", "--limit", 1000, "--db", path)
     fills = [fill for step in STEPS for fill in step.fills]
-    assert [row["order_id"] for row in rows] == [fill.order_id for fill in fills]
-    assert rows[0]["fee"] == f"{fills[0].fee / 10**8:.8f}"
+    rows = cli.json("audit", "sql", "fills", "--rows", 1000, "--db", path)
+    assert [row["order_id"] for row in rows] == [fill.order_id for fill in reversed(fills)]
+    assert rows[-1]["fee"] == f"{fills[0].fee / 10**8:.8f}"
+    rows = cli.json("audit", "sql", "equity", "--run", f"{path}#plain", "--rows", 2)
+    assert [row["sequence"] for row in rows] == [59, 58]
+    assert rows[0]["equity"] == f"{Decimal(STEPS[-1].account.equity) / 10**8:.8f}"
+    question = "SELECT count(*) AS steps FROM v_equity WHERE run_id = :run"
+    steps = [
+        cli.json("audit", "sql", question, "--run", run, "--db", path)[0]["steps"]
+        for run in ("rich", "plain")
+    ]
+    assert steps == [len(cases.rich_steps()), 60]
 
 
-def test_equity_ends_with_the_last_step(path: Path, cli: Cli) -> None:
-    rows = cli.json("audit", "equity", f"{path}#plain", "--limit", 2)
-    assert [row["sequence"] for row in rows] == [58, 59]
-    whole, part = divmod(STEPS[-1].account.equity, 10**8)
-    assert rows[-1]["equity"] == f"{whole}.{part:08d}"
-
-
-def test_tables_have_money_to_the_cent_and_exactly_on_request(path: Path, cli: Cli) -> None:
-    account = STEPS[-1].account
-    for words, pattern in (((), "{:,.2f}"), (("--exact",), "{:.8f}")):
-        out = cli.out("audit", "equity", "--limit", 1, *words, "--db", path)
-        names, values = (line.split("\t") for line in out.splitlines())
-        row = dict(zip(names, values, strict=True))
-        assert row["equity"] == pattern.format(Decimal(account.equity) / 10**8)
-        assert row["fees_paid"] == pattern.format(Decimal(account.fees_paid) / 10**8)
-
-
-def test_a_run_without_trades_says_so(tmp_path: Path, cli: Cli) -> None:
-    cases.write_run(tmp_path / "b.db", STEPS[:5])
-    code, out, err = cli("audit", "fills", "--db", tmp_path / "b.db")
-    assert code == 1
-    assert out.startswith("sequence\t")
-    assert err == "Run r-1 has none.\n"
+def test_a_named_question_shows_twenty_rows_where_no_other_number_is_given(
+    path: Path, cli: Cli
+) -> None:
+    code, out, err = cli("audit", "sql", "decisions", "--db", path)
+    assert (code, len(out.splitlines())) == (0, 1 + 20)
+    assert "there are more" in err
 
 
 def test_sql_answers_in_lines_and_in_json(path: Path, cli: Cli) -> None:

@@ -69,7 +69,7 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     code, out, _ = cli("fleet", url, "--json")
     (run,) = json.loads(out)
     assert (code, run["run_id"], run["health"], run["lag_steps"]) == (0, "r-1", "shipped", 0)
-    with_sql = cli("audit", "equity", "last", "--limit", 1, "--db", path, "--json")[1]
+    with_sql = cli("audit", "sql", "equity", "--rows", 1, "--db", path, "--json")[1]
     (equity,) = json.loads(with_sql)
     assert run["equity"] == equity["equity"]
     text = cli("fleet", url)[1]

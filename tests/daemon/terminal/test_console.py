@@ -84,8 +84,8 @@ def test_a_summary_an_explanation_and_a_report_show_a_reason_as_it_is(path: Path
 @pytest.mark.parametrize(
     "words",
     [
-        ["audit", "decisions"],
-        ["audit", "fills"],
+        ["audit", "sql", "decisions"],
+        ["audit", "sql", "fills"],
         ["audit", "sql", "SELECT reason FROM v_decisions"],
     ],
 )
