@@ -368,14 +368,19 @@ def demo(
                 "--days, --seconds, --model and --incidents apply to the bundled month; leave out "
                 "these, or --data and -c."
             )
-        from tracepaper.replay.demo.run import perform_on_data
+        from tracepaper.replay.demo.on_data import perform_on_data
+        from tracepaper.replay.exchange.server import ExchangeSettings
+        from tracepaper.replay.samples import DEMO_CANDLES
 
         perform_on_data(
-            data=data or (),
-            columns=columns or (),
-            file=config,
+            ExchangeSettings(
+                data=tuple(data or [str(DEMO_CANDLES)]),
+                columns=tuple(columns or ()),
+                speed=speed or 2_000.0,
+                hold=True,
+            ),
+            config,
             bars=bars,
-            speed=speed or 2_000.0,
             database=db,
             as_json=json,
             listening=listening,

@@ -10,17 +10,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from tracepaper.daemon.http.client import ask, give
-from tracepaper.replay.demo.processes import Demo
-from tracepaper.replay.demo.race import ShowFiles
+from tracepaper.replay.demo.stage import Demo
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.types.market import CommandKind, Gap
-from tracepaper.strategies.units import DAY_MS, INTERVALS
+from tracepaper.strategies.units import DAY_MS
 
 ANNOUNCED: Final = "▶"
 DONE: Final = "✓"
@@ -30,8 +30,6 @@ CUT_AGAIN_BARS: Final = 2
 """The stream is repaired once each symbol has a bar stored this many intervals after the cut."""
 HALTED_SHARE: Final = 0.05
 """Share of the race for which the operator's HALT lasts."""
-BACK: Final = 100
-"""How many bars before the newest the changed bar lies."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,11 @@ class Incident:
     happen: Callable[[Demo], Awaitable[None]]
 
 
+async def _announce(demo: Demo, sentence: str) -> None:
+    demo.say(sentence, mark=ANNOUNCED)
+    await demo.pause()
+
+
 def _conclude(demo: Demo, sentence: str, *, passes: bool) -> None:
     demo.outcomes.append(sentence)
     demo.say(sentence, mark=DONE if passes else WRONG)
@@ -50,14 +53,12 @@ def _conclude(demo: Demo, sentence: str, *, passes: bool) -> None:
 async def cut_the_stream(demo: Demo) -> None:
     """Cut every connection, refuse the next, and wait until the missed bars are repaired."""
     race = demo.race
-    demo.say(
+    await _announce(
+        demo,
         "Incident 1 of 4: the stream is cut without a goodbye. Watch the date at the top: bars "
         "stop, and then come at once.",
-        mark=ANNOUNCED,
     )
-    await demo.pause()
     count = len(race.gaps)
-    interval_ms = INTERVALS[demo.served["interval"]]
 
     def repaired() -> list[Gap]:
         return [gap for gap in race.gaps[count:] if gap.repaired_by]
@@ -66,12 +67,13 @@ async def cut_the_stream(demo: Demo) -> None:
     refusals = 0
     while not repaired():  # in slow market time the daemon may reconnect before a bar closes
         refusals += 1
-        back_ms = max(race.now_ms, demo.market_ms) + CUT_AGAIN_BARS * interval_ms
-        await demo.control("fault", kind="refuse", count=refusals)
+        now_ms = max(race.now_ms, demo.exchange.clock.now_ms())
+        demo.exchange.arm("refuse", count=refusals)
+        back_ms = now_ms + CUT_AGAIN_BARS * demo.interval_ms
         await demo.until(partial(race.has_passed, back_ms), within_s=REPAIRED_WITHIN_S)
     demo.is_cut = False
     await demo.pause()
-    bars = sum((gap.until_ms - gap.from_ms) // interval_ms for gap in repaired())
+    bars = sum((gap.until_ms - gap.from_ms) // demo.interval_ms for gap in repaired())
     lost = [gap for gap in race.gaps[count:] if not gap.repaired_by]
     _conclude(
         demo,
@@ -84,25 +86,23 @@ async def cut_the_stream(demo: Demo) -> None:
 async def halt_and_resume(demo: Demo) -> None:
     """Send HALT as the operator, wait, and send RESUME."""
     race = demo.race
-    demo.say(
+    await _announce(
+        demo,
         "Incident 2 of 4: the operator says HALT. Watch the newest fills: bars go on being "
-        "decided, and no order follows.",
-        mark=ANNOUNCED,
+        "decided, and no exposure is added.",
     )
-    await demo.pause()
-    refused_before, fills_before = race.refused[operator.name], race.fills
+    refused_before = race.refused[operator.name]
     halt_step = await _command(demo, CommandKind.HALT)
-    halted_ms = race.now_ms
     length_ms = min(DAY_MS, round(HALTED_SHARE * (demo.until_ms - race.start_ms)))
-    await demo.until(lambda: race.now_ms >= halted_ms + length_ms)
+    await demo.until(partial(race.has_passed, race.now_ms + length_ms))
     resume_step = await _command(demo, CommandKind.RESUME)
     await demo.until(lambda: race.sequence >= resume_step)
-    refused, fills = race.refused[operator.name] - refused_before, race.fills - fills_before
+    refused = race.refused[operator.name] - refused_before
     _conclude(
         demo,
         f"RESUME: {refused} decisions between step {halt_step} and step {resume_step} were refused "
         f"by `operator`, and both words are in the record.",
-        passes=refused > 0 and fills <= len(demo.served["symbols"]),
+        passes=refused > 0,
     )
 
 
@@ -116,18 +116,17 @@ async def kill_and_go_on(demo: Demo) -> None:
     """Kill the daemon's process, and start another that continues the same run."""
     first = demo.process
     assert first is not None
-    demo.say(
+    await _announce(
+        demo,
         f"Incident 3 of 4: process {first.pid} is killed with -9, without a goodbye. Watch the "
         "account: it stands still, and another process goes on with it.",
-        mark=ANNOUNCED,
     )
-    await demo.pause()
-    await demo.hold()
+    demo.hold()
     status = await asyncio.to_thread(ask, demo.files.database, "/status")
     os.kill(first.pid, signal.SIGKILL)
     await first.wait()
     acknowledged = int(str(status["sequence"]))
-    run_id, steps, cash = await asyncio.to_thread(_stored_run, demo.files, acknowledged)
+    run_id, steps, cash = _stored_run(demo.files.database, acknowledged)
     demo.say(
         f"Process {first.pid} is dead, with {steps:,} steps on the disk. The market waits while "
         "the next one starts: at this speed it would miss a day."
@@ -137,12 +136,12 @@ async def kill_and_go_on(demo: Demo) -> None:
     await demo.start_daemon()
     assert demo.process is not None
     await demo.until(lambda: demo.race.decisions > decisions)
-    await demo.go_on()
+    demo.go_on()
     await demo.pause()
     account = status["account"]
     assert isinstance(account, dict)
-    new_run_id, *_ = await asyncio.to_thread(_stored_run, demo.files, acknowledged)
-    is_continued = new_run_id == run_id and abs(float(account["cash"]) - cash) < 0.01
+    is_same_run = _stored_run(demo.files.database, acknowledged)[0] == run_id
+    is_continued = is_same_run and abs(float(account["cash"]) - cash) < 0.01
     _conclude(
         demo,
         f"Process {demo.process.pid} goes on with the same run {run_id}: every step that did "
@@ -153,13 +152,13 @@ async def kill_and_go_on(demo: Demo) -> None:
     )
 
 
-def _stored_run(files: ShowFiles, sequence: int) -> tuple[str, int, float]:
+def _stored_run(database: Path, sequence: int) -> tuple[str, int, float]:
     """Return the newest run's stored id, number of steps, and cash at step *sequence*.
 
     A stored step may be unacknowledged, and a quote without effect is stored with the next bar; if
     *sequence* is not stored, the cash is that of the newest step.
     """
-    with Reader.open(files.database) as reader:
+    with Reader.open(database) as reader:
         run_id = reader.find("last")
         views = RunViews(reader.connection, run_id)
         (row,) = views.rows("v_equity", sequence=sequence) or views.rows("v_equity", newest=1)
@@ -168,13 +167,12 @@ def _stored_run(files: ShowFiles, sequence: int) -> tuple[str, int, float]:
 
 async def change_a_tick(demo: Demo) -> None:
     """Change one stored price by a tick in a copy; the chain check must locate the change."""
-    demo.say(
+    await _announce(
+        demo,
         "Incident 4 of 4: in a copy of the record somebody changes one stored price by one tick. "
         "Watch whether the check finds it.",
-        mark=ANNOUNCED,
     )
-    await demo.pause()
-    steps, sentence, is_located = await asyncio.to_thread(_change_and_check, demo.files)
+    steps, sentence, is_located = await asyncio.to_thread(_change_and_check, demo.files.database)
     _conclude(
         demo,
         f"The record of {steps:,} steps holds; of the copy the check says: {sentence}",
@@ -182,33 +180,29 @@ async def change_a_tick(demo: Demo) -> None:
     )
 
 
-def _change_and_check(files: ShowFiles) -> tuple[int, str, bool]:
+def _change_and_check(database: Path) -> tuple[int, str, bool]:
     """Return the number of steps checked, the copy's problem, and whether the verdict is right.
 
     It is right if the original passes and the copy's problem begins at or before the changed step.
     """
     with (
-        Reader.open(files.database) as reader,
+        Reader.open(database) as reader,
         closing(sqlite3.connect(":memory:", isolation_level=None)) as copy,
     ):
         reader.connection.backup(copy)
         run_id = reader.find("last")
-        run_key = reader.stored_run(run_id).run_key
         original = verify_chain(copy, run_id)
-        decided = "FROM steps WHERE run_key = ? AND outcome IS NOT NULL AND close IS NOT NULL"
-        (count,) = copy.execute(f"SELECT count(*) {decided}", (run_key,)).fetchone()
+        key = reader.stored_run(run_id).run_key
         (step,) = copy.execute(
-            f"SELECT sequence {decided} ORDER BY sequence DESC LIMIT 1 OFFSET ?",
-            (run_key, min(BACK, count // 2)),
+            "SELECT max(sequence) FROM steps WHERE run_key = ? AND close IS NOT NULL", (key,)
         ).fetchone()
         copy.execute(
-            "UPDATE steps SET close = close + 1 WHERE run_key = ? AND sequence = ?", (run_key, step)
+            "UPDATE steps SET close = close + 1 WHERE run_key = ? AND sequence = ?", (key, step)
         )
         problem = verify_chain(copy, run_id).problem
-    if problem is None:
+    if problem is None or problem.sequence is None:
         return original.steps, "nothing was changed.", False
-    first_step = -1 if problem.sequence is None else problem.sequence
-    return original.steps, problem.sentence, original.passes and 0 <= first_step <= step
+    return original.steps, problem.sentence, original.passes and problem.sequence <= step
 
 
 INCIDENTS: Final = (
