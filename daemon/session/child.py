@@ -171,6 +171,16 @@ class ChildProcess:
     # ------------------------------------------------------------ start and end
 
     async def _begin(self) -> None:
+        await self._spawn()
+        if self._opening is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(START_S):
+                    self.write(self._opening)
+                    await self.read(object)
+                    return
+            raise ChildFailed(f"the {self._name} process was not ready within {START_S:g} s")
+
+    async def _spawn(self) -> None:
         try:
             # Not asyncio's subprocess: it ends with the loop, but this process may outlive us.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 - our program
@@ -191,13 +201,6 @@ class ChildProcess:
         for stream, listener in ((process.stdout, protocol), (process.stderr, self._tail)):
             if stream is not None:
                 await self._listen(stream, listener)
-        if self._opening is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(START_S):
-                    self.write(self._opening)
-                    await self.read(object)
-                    return
-            raise ChildFailed(f"the {self._name} process was not ready within {START_S:g} s")
 
     async def _listen(self, stream: IO[bytes], listener: asyncio.Protocol) -> None:
         loop = asyncio.get_running_loop()

@@ -433,6 +433,7 @@ class Daemon:
                 breach=lambda: engine.risk.breach,
                 set_aside=lambda: engine.set_aside,
                 frame_age_s=monitor.frame_age_s,
+                start_process=self._start_process,
             )
         if (url := config.storage.ship_to) is not None:
             yield ShippingProcess(url, database, clock, self._start_process)

@@ -29,6 +29,7 @@ from tracepaper.daemon.session.child import (
     ChildFailed,
     ChildProcess,
     Companion,
+    StartProcess,
     TimeLimits,
     repeat,
 )
@@ -66,12 +67,18 @@ def check_notify(section: NotifySection, environment: Mapping[str, str] = os.env
             raise ConfigInvalid(f"[notify] addresses: {error}") from None
 
 
-class Sender(ChildProcess):
-    """The process that sends to *addresses*."""
+class Sender:
+    """Sends to *addresses* by a separate process."""
 
-    def __init__(self, addresses: Sequence[str], *, limit_s: float) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        limit_s: float,
+        start_process: StartProcess = ChildProcess,
+    ) -> None:
         self._addresses = tuple(addresses)
-        super().__init__(
+        self.child = start_process(
             "sending",
             PROGRAM,
             TimeLimits(limit_s, f"notify.timeout_s, {limit_s:g} s"),
@@ -87,10 +94,10 @@ class Sender(ChildProcess):
         deliveries: dict[str, Delivery] = {}
         error = ""
         try:
-            async with self.exchange():
-                self.write(message)
+            async with self.child.exchange():
+                self.child.write(message)
                 while len(deliveries) < len(self._addresses):
-                    delivery = await self.read(Delivery)
+                    delivery = await self.child.read(Delivery)
                     deliveries[delivery.address] = delivery
         except ChildFailed as fault:
             error = str(fault)
@@ -116,12 +123,15 @@ class Messenger(Companion):
         breach: Callable[[], str],
         set_aside: Callable[[], Mapping[str, str]],
         frame_age_s: Callable[[], float | None],
+        start_process: StartProcess = ChildProcess,
     ) -> None:
         self.counts: dict[str, int] = {"sent": 0, "failed": 0, "dropped": 0}
         self._section, self._run, self._clock = config.notify, run, clock
         self._breach, self._set_aside, self._frame_age_s = breach, set_aside, frame_age_s
         self._notices = Notices(config.notify, run, on_breach=config.risk.on_breach)
-        self._sender = Sender(config.notify.addresses, limit_s=config.notify.timeout_s)
+        self._sender = Sender(
+            config.notify.addresses, limit_s=config.notify.timeout_s, start_process=start_process
+        )
         self._queue: deque[Notice] = deque()
         self._has_notices = asyncio.Event()
         self._started_s = clock.network_s()
@@ -162,7 +172,7 @@ class Messenger(Companion):
             finally:
                 sending.cancel()
                 await asyncio.wait([sending])
-                await self._sender.stop()
+                await self._sender.child.stop()
                 self.counts["dropped"] += len(self._queue)
                 if lost := self.counts["dropped"] - before:
                     log.warning("notices given up at the end", count=lost)
@@ -245,7 +255,8 @@ async def send_test(section: NotifySection) -> list[Delivery]:
             f'{NEEDED_BY} is empty; name one, such as "env:NAME" or "json://127.0.0.1:8080/hook".'
         )
     check_notify(section)
-    async with Sender(section.addresses, limit_s=section.timeout_s) as sender:
+    sender = Sender(section.addresses, limit_s=section.timeout_s)
+    async with sender.child:
         return await sender.send(Message("tracepaper: test", "This is a test of [notify]."))
 
 

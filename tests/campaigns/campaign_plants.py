@@ -1,6 +1,6 @@
 """Faults that are planted in the product: the world must find each.
 
-    python tests/campaigns/campaign_plants.py [--seed N] [--count M] [--bars B]
+    python tests/campaigns/campaign_plants.py [--seed N] [--count M] [--bars B] [--only NAME]
 
 It prints of each plant the law that found it and after how many histories, or that none did.
 """
@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
+import itertools
 import logging
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -25,15 +28,28 @@ import structlog
 TESTS: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "campaigns")]
 
-from world.history import history, in_child, prepare  # noqa: E402 - after their folder
-from world.spec import BURST, HOST_FAULTS, drawn  # noqa: E402
+from world.history import history, prepare  # noqa: E402 - after their folder
+from world.processes import in_child  # noqa: E402 - likewise
+from world.spec import BETWEEN, BURST, HOST_FAULTS, RATED, drawn, having, without  # noqa: E402
 
 from tracepaper.daemon.broker.line import Line  # noqa: E402
+from tracepaper.daemon.bybit import client as client_module  # noqa: E402
+from tracepaper.daemon.bybit import websocket as websocket_module  # noqa: E402
 from tracepaper.daemon.bybit.websocket import PublicStream  # noqa: E402
+from tracepaper.daemon.engine.engine import Engine  # noqa: E402
 from tracepaper.daemon.feed.client import EventQueue  # noqa: E402
+from tracepaper.daemon.http.monitor import Monitor  # noqa: E402
+from tracepaper.daemon.session import daemon as daemon_module  # noqa: E402
+from tracepaper.daemon.session import parity as parity_module  # noqa: E402
+from tracepaper.daemon.session import resume as resume_module  # noqa: E402
+from tracepaper.daemon.session import run_row as run_row_module  # noqa: E402
 from tracepaper.daemon.session.daemon import Daemon  # noqa: E402
+from tracepaper.daemon.session.messenger import Messenger  # noqa: E402
 from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
-from tracepaper.strategies.types.decisions import Fill, Step  # noqa: E402
+from tracepaper.storage.database import writer as writer_module  # noqa: E402
+from tracepaper.strategies.api.strategy import SmaCross  # noqa: E402
+from tracepaper.strategies.types.decisions import Fill, RunRow, Step  # noqa: E402
+from tracepaper.strategies.types.market import Bar  # noqa: E402
 
 CENT: Final = 1_000_000
 """Units of money in a hundredth."""
@@ -143,6 +159,18 @@ def a_real_process() -> None:
     _replace(PublicStream, "run", with_process)
 
 
+def a_real_socket() -> None:
+    """Connect to another machine, which no seed determines."""
+    run = PublicStream.run
+
+    async def connected(self: PublicStream) -> None:
+        with socket.socket() as connection:
+            connection.connect(("127.0.0.1", 1))
+        await run(self)
+
+    _replace(PublicStream, "run", connected)
+
+
 def a_full_queue_that_raises() -> None:
     """Raise where the queue of the feed has no room."""
 
@@ -155,33 +183,183 @@ def a_full_queue_that_raises() -> None:
     _replace(EventQueue, "try_put", raising)
 
 
-PLANTS: Final[Mapping[Callable[[], None], str]] = {
-    acknowledged_before_the_commit: "acknowledged",
-    answered_before_the_commit: "commands",
-    a_rounded_fee: "ledger",
-    a_task_left_behind: "left",
-    an_error_nobody_handles: "unhandled",
-    a_stop_that_takes_half_a_minute: "stop",
-    a_start_that_waits_too_long: "recovery",
-    a_real_thread: "end",
-    a_real_process: "end",
-    a_full_queue_that_raises: "end",
-}
-"""Each fault, and the law that must find it."""
+def a_hang_that_is_an_error() -> None:
+    """Fail after a step that took seconds."""
+    observe, last_s = Monitor.observe, [0.0]
+
+    def strict(self: Monitor, step: Step) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if isinstance(step.event, Bar) and 4 < now_s - last_s[0] < 20:
+            raise AssertionError("the loop hung")
+        last_s[0] = now_s
+        observe(self, step)
+
+    _replace(Monitor, "observe", strict)
 
 
-def find(plant: Callable[[], None], base: Path, seeds: Sequence[int], bars: int) -> str:
+def a_file_at_each_step() -> None:
+    """Open a file at each step, and expect that one can be."""
+    observe = Monitor.observe
+
+    def opening(self: Monitor, step: Step) -> None:
+        Path(__file__).read_bytes()
+        observe(self, step)
+
+    _replace(Monitor, "observe", opening)
+
+
+def a_file_that_stays_open() -> None:
+    """Close no file."""
+    observe, files = Monitor.observe, []
+
+    def opening(self: Monitor, step: Step) -> None:
+        files.append(Path(__file__).open("rb"))  # noqa: SIM115 - what the world must find
+        observe(self, step)
+
+    _replace(Monitor, "observe", opening)
+
+
+def a_lock_that_locks_nothing() -> None:
+    """Let every instance have the lock."""
+    setattr(fcntl, "flock", lambda *_: None)  # noqa: B010 - a module's function
+
+
+def another_version_goes_on() -> None:
+    """Resume a run whatever made it."""
+    continues = run_row_module.continues
+
+    def lenient(run: RunRow, *arguments: Any, **named: Any) -> bool:
+        own = msgspec.structs.replace(run, code_version=run_row_module.code_version())
+        return continues(own, *arguments, **named)
+
+    setattr(resume_module, "continues", lenient)  # noqa: B010 - likewise
+
+
+def any_schema_is_read() -> None:
+    """Open a record of a later version."""
+    setattr(writer_module, "check_schema", lambda *_: None)  # noqa: B010 - likewise
+
+
+def an_answer_without_end() -> None:
+    """Read an answer to its end."""
+    setattr(client_module, "BODY_BYTES_MAX", 1 << 50)  # noqa: B010 - it is final
+
+
+def a_frame_without_end() -> None:
+    """Read a frame to its end."""
+    setattr(websocket_module, "FRAME_BYTES_MAX", 1 << 50)  # noqa: B010 - likewise
+
+
+def no_proxy() -> None:
+    """Connect past the proxy."""
+    for module in (client_module, websocket_module):
+        setattr(module, "is_loopback", lambda _url: True)  # noqa: B010 - a module's function
+
+
+def filters_of_the_first_day() -> None:
+    """Order by the filters that the run began with."""
+    _replace(Engine, "_change_instrument", lambda _self, _instrument: None)
+
+
+def a_renamed_symbol_ends_it() -> None:
+    """Know no symbol that the exchange lists no more."""
+    setattr(daemon_module, "last_instruments", lambda *_: {})  # noqa: B010 - likewise
+
+
+def a_replay_that_must_succeed() -> None:
+    """Expect every process to do its work."""
+
+    def unchecked(*_arguments: object) -> None:
+        raise RuntimeError("a replay failed")
+
+    setattr(parity_module, "unchecked", unchecked)  # noqa: B010 - likewise
+
+
+def a_decision_that_no_record_explains() -> None:
+    """Let a cross depend on the process that decides."""
+    observe, calls = SmaCross.observe, itertools.count()
+
+    def moody(self: SmaCross, *arguments: Any, **named: Any) -> Any:
+        self._fast = 2 + next(calls) % 3
+        return observe(self, *arguments, **named)
+
+    _replace(SmaCross, "observe", moody)
+
+
+def a_notice_told_twice() -> None:
+    """Keep the notices that were sent."""
+    deliver = Messenger._deliver  # noqa: SLF001 - what is broken is private
+
+    async def again(self: Messenger) -> None:
+        waiting = list(self._queue)
+        await deliver(self)
+        self._queue.extend(waiting[:1])
+
+    _replace(Messenger, "_deliver", again)
+
+
+class Plant(NamedTuple):
+    """A fault, the law that must find it, and what the histories have beside kills and bursts.
+
+    *first* is the history, counted from 0, that finds it first.
+    """
+
+    fault: Callable[[], None]
+    law: str
+    has: tuple[str, ...] = ()
+    first: int = 0
+
+
+PLANTS: Final = (
+    Plant(acknowledged_before_the_commit, "acknowledged"),
+    Plant(answered_before_the_commit, "commands", first=2),
+    Plant(a_rounded_fee, "ledger"),
+    Plant(a_task_left_behind, "left"),
+    Plant(an_error_nobody_handles, "unhandled"),
+    Plant(a_stop_that_takes_half_a_minute, "stop", first=1),
+    Plant(a_start_that_waits_too_long, "recovery", first=1),
+    Plant(a_real_thread, "end"),
+    Plant(a_real_process, "end"),
+    Plant(a_real_socket, "end"),
+    Plant(a_full_queue_that_raises, "end"),
+    Plant(a_hang_that_is_an_error, "end", ("hanging",)),
+    Plant(a_file_at_each_step, "end", ("leaking",), first=1),
+    Plant(a_file_that_stays_open, "left"),
+    Plant(a_lock_that_locks_nothing, "second", ("second",)),
+    Plant(another_version_goes_on, "versions", ("versions",)),
+    Plant(any_schema_is_read, "newer", ("newer",)),
+    Plant(an_answer_without_end, "bomb", ("bomb",), first=4),
+    Plant(a_frame_without_end, "bomb", ("bomb",)),
+    Plant(no_proxy, "proxy", ("proxy",)),
+    Plant(filters_of_the_first_day, "filters", ("filters",)),
+    Plant(a_renamed_symbol_ends_it, "end", ("renamed",), first=3),
+    Plant(a_replay_that_must_succeed, "end", ("parity",)),
+    Plant(a_decision_that_no_record_explains, "parity", ("parity",)),
+    Plant(a_notice_told_twice, "notices", ("notices",)),
+)
+
+
+def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
     """Return the law that *plant* broke in the first history that showed it; else nothing."""
-    plant()
-    for number, seed in enumerate(seeds, start=1):
+    plant.fault()
+    kind = dict.fromkeys(("parity", "hanging", "leaking"), "plain")
+    kind |= {"filters": "limits", "renamed": "two"}
+    chosen = next((kind[name] for name in plant.has if name in kind), "")
+    for number, seed in enumerate(seeds[plant.first :], start=1):
         # Many commands, kills and bursts: a fault shows where one meets the other.
-        spec = drawn(seed, bars=bars)
-        rates = {**spec.rates, BURST: 3.0}
-        spec = msgspec.structs.replace(spec, host=HOST_FAULTS, command_bars=0.5, rates=rates)
-        outcome = history(spec, base / plant.__name__)
-        laws = {each.law for each in outcome.violations}
-        if PLANTS[plant] in laws:
-            return f"{PLANTS[plant]} after {number}"
+        minutes = 240 if "parity" in plant.has else 0  # days have to end
+        spec = drawn(seed, bars=bars, kind=chosen, minutes=minutes)
+        rates = spec.rates | {BURST: 3.0} | {name: 3.0 for name in plant.has if name in RATED}
+        spec = msgspec.structs.replace(
+            having(without(spec, ("listed", "gone")), plant.has),
+            host=HOST_FAULTS,
+            command_bars=0.5,
+            rates=rates,
+            between=tuple(name for name in plant.has if name in BETWEEN),
+        )
+        outcome = history(spec, base / plant.fault.__name__)
+        if plant.law in {each.law for each in outcome.violations}:
+            return f"{plant.law} after {number}"
     return ""
 
 
@@ -191,6 +369,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1_000)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--bars", type=int, default=30)
+    parser.add_argument("--only", default="", help="a part of a fault's name")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)
@@ -199,9 +378,10 @@ def main() -> int:
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     missed = 0
     for plant in PLANTS:
-        law = in_child(partial(find, plant, base, seeds, arguments.bars))
-        missed += not law
-        print(f"{plant.__name__}: {law or 'not found'}", flush=True)
+        if arguments.only in plant.fault.__name__:
+            law = in_child(partial(find, plant, base, seeds, arguments.bars))
+            missed += not law
+            print(f"{plant.fault.__name__}: {law or 'not found'}", flush=True)
     return int(missed > 0)
 
 

@@ -28,8 +28,9 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from world.disk import Operation  # noqa: E402 - after its folder
-from world.history import History, in_child  # noqa: E402
+from world.history import History  # noqa: E402
 from world.life import Life, Shared  # noqa: E402
+from world.processes import in_child  # noqa: E402
 from world.spec import SMA, Spec, calm, drawn  # noqa: E402
 
 from tracepaper.strategies.types.decisions import Step  # noqa: E402

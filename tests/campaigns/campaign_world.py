@@ -67,11 +67,11 @@ def main() -> int:
     until_s = time.monotonic() + arguments.hours * 3_600
     outcomes: list[Outcome] = []
     broken = 0
-    for seed, bars, kind in _chosen(arguments, first):
+    for seed, bars, kind, left_out in _chosen(arguments, first):
         if arguments.hours and time.monotonic() > until_s:
             break
         spec = drawn(seed, bars=bars, kind=kind, minutes=arguments.minutes)
-        spec = without(spec, arguments.without.split(","))
+        spec = without(spec, left_out.split(","))
         outcome = history(spec, base / str(seed), is_traced=arguments.trace)
         outcomes.append(outcome)
         print(_line(outcome), flush=True)
@@ -79,9 +79,9 @@ def main() -> int:
             broken += 1
             for law, sentence in outcome.violations[:LOGGED]:
                 print(f"  {law}: {sentence}")
-            print(f"  repeat: {_command(spec, arguments.without)}", flush=True)
+            print(f"  repeat: {_command(spec, left_out)}", flush=True)
             if arguments.shrink:
-                _shrink(spec, base, outcome)
+                _shrink(spec, base, outcome, left_out)
     _add(state, outcomes)
     print(_summary(outcomes, broken))
     if arguments.seed is None and not arguments.kept and not broken:
@@ -90,16 +90,17 @@ def main() -> int:
     return int(broken > 0)
 
 
-def _chosen(arguments: argparse.Namespace, first: int) -> Iterator[tuple[int, int, str]]:
-    """Yield seed, bars and kind of each history; an empty kind is drawn."""
+def _chosen(arguments: argparse.Namespace, first: int) -> Iterator[tuple[int, int, str, str]]:
+    """Yield seed, bars, kind and what is left out of each history; an empty kind is drawn."""
+    bars, left_out = arguments.bars, arguments.without
     if arguments.kept:
         rows = tomllib.loads(KEPT.read_text(encoding="utf-8"))["history"]
-        yield from ((row["seed"], row["bars"], row["kind"]) for row in rows)
+        yield from ((row["seed"], row["bars"], row["kind"], row["without"]) for row in rows)
     elif arguments.each:
-        yield from ((first + at, arguments.bars, kind) for at, kind in enumerate(KINDS))
+        yield from ((first + at, bars, kind, left_out) for at, kind in enumerate(KINDS))
     else:
         seeds = itertools.count(first) if arguments.hours else range(first, first + arguments.count)
-        yield from ((seed, arguments.bars, arguments.kind) for seed in seeds)
+        yield from ((seed, bars, arguments.kind, left_out) for seed in seeds)
 
 
 def _memory() -> str | None:
@@ -140,24 +141,45 @@ def _command(spec: Spec, left_out: str) -> str:
     return f"python tests/campaigns/campaign_world.py {options}"
 
 
-def _shrink(spec: Spec, base: Path, broken: Outcome) -> None:
-    """Print the smallest history that still breaks the first law: fewer bars, fewer kinds."""
-    law = broken.violations[0].law
-    left_out: list[str] = []
+def _shrink(spec: Spec, base: Path, broken: Outcome, without_: str) -> None:
+    """Print the smallest history that still breaks the first law: fewer bars, fewer kinds.
+
+    Then print where the trace of it differs first from that of a history that breaks no law.
+    """
+    law, left_out = broken.violations[0].law, [name for name in without_.split(",") if name]
+    passing = without(spec, kinds_of(spec))
 
     def breaks(trial: Spec) -> bool:
+        nonlocal passing
         outcome = history(trial, base / "shrunk")
-        return any(each.law == law for each in outcome.violations)
+        is_broken = any(each.law == law for each in outcome.violations)
+        if not outcome.violations:
+            passing = trial
+        return is_broken
 
-    while spec.bars > 4 and breaks(
-        half := drawn(spec.seed, bars=spec.bars // 2, kind=spec.kind, minutes=spec.minutes)
-    ):
-        spec = half
+    while spec.bars > 4:
+        half = drawn(spec.seed, bars=spec.bars // 2, kind=spec.kind, minutes=spec.minutes)
+        if not breaks(without(half, left_out)):
+            break
+        spec = without(half, left_out)
     for name in kinds_of(spec):
         if breaks(trial := without(spec, [name])):
             spec = trial
             left_out.append(name)
     print(f"  smallest: {_command(spec, ','.join(left_out))}", flush=True)
+    for name, trial in (("broken", spec), ("passing", passing)):
+        history(trial, base / name, is_traced=True)
+    print(f"  {_difference(base / 'passing' / 'trace', base / 'broken' / 'trace')}", flush=True)
+
+
+def _difference(passing: Path, broken: Path) -> str:
+    """Return the first tick in which two traces differ."""
+    with passing.open() as first, broken.open() as second:
+        for tick, (before, after) in enumerate(itertools.zip_longest(first, second), start=1):
+            if before != after:
+                was, now = (str(each).strip() for each in (before, after))
+                return f"first difference from the nearest that passes: tick {tick}, {was} / {now}"
+    return "the nearest that passes has the same trace"
 
 
 def _add(state: State, outcomes: list[Outcome]) -> None:
@@ -199,6 +221,7 @@ def _summary(outcomes: list[Outcome], broken: int) -> str:
         )
     again_s = sorted(each for outcome in outcomes for each in outcome.again_s)
     open_share = sum(outcome.hit_while_open for outcome in outcomes) / max(len(outcomes), 1)
+    combinations = {each for outcome in outcomes for each in outcome.combinations}
     decisions = sum(outcome.totals.get("decisions", 0) for outcome in outcomes)
     years = sum(
         outcome.totals.get("decisions", 0) * outcome.minutes / (365 * 1440) for outcome in outcomes
@@ -210,6 +233,7 @@ def _summary(outcomes: list[Outcome], broken: int) -> str:
         f"{ends['killed']} kills, {decisions:,} decisions, {years:.2f} years, "
         f"{sum(faults.values()):,} faults of {len(faults)} kinds; "
         f"in {open_share:.0%} one hit while something was open; "
+        f"{len(combinations):,} combinations of law, fault and phase; "
         f"decided again after {median_s} s (most {max(again_s, default=0.0)} s); "
         f"{cpu_s:.0f} CPU s; {broken} broke a law"
     )

@@ -13,7 +13,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -33,6 +33,8 @@ CROSS: Final = "sma_cross"
 CROSSES: Final = {"fast average above slow": True, "fast average not above slow": False}
 SPOT_FEE: Final = Decimal("1.01")
 """An order on spot is at most so much larger than its target: it buys its fee too (M18)."""
+DAY_MS: Final = 86_400_000
+"""Market time between two readings of an instrument's filters."""
 LATE_BARS: Final = 12
 """Bars that a settlement of a live run may wait for."""
 NEAR_MS: Final = 120_000
@@ -69,6 +71,10 @@ class Truth:
     """Notes of all commands."""
     altered: Container[tuple[str, int]]
     """Instrument and open time of the candles that a fault served wrongly at first."""
+    ticks: Mapping[str, Sequence[tuple[int, Decimal]]] = field(default_factory=dict)
+    """Since when the exchange has which tick, of an instrument whose tick changes."""
+    may_fail: bool = False
+    """Whether a process beside the daemon may fail."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -83,9 +89,10 @@ class Violation(NamedTuple):
     sentence: str
 
 
-def edited(config: Mapping[str, Any]) -> tuple[Decimal, str | None]:
-    """Return what an operator edits: the quantity of an order and the stop's distance."""
-    return Decimal(config["sizing"]["quantity"]), config.get("exits", {}).get("stop_loss")
+def edited(config: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what an operator edits: an order's quantity, the stop's distance, the symbols."""
+    stop = config.get("exits", {}).get("stop_loss")
+    return Decimal(config["sizing"]["quantity"]), stop, [*config["market"]["symbols"]]
 
 
 def violations(database: Path, truth: Truth) -> list[Violation]:
@@ -222,6 +229,7 @@ class _Judge:
     def judge(self) -> None:
         """Hold every run to the laws of runs, and the database to those of commands."""
         self.check_commands()
+        self.check_parity()
         books: dict[str | None, _Books] = {}
         for run in self.rows("SELECT * FROM v_runs"):
             run_id = run["run_id"]
@@ -344,6 +352,14 @@ class _Judge:
                 self.breach("commands", f"{kind} {note} is stored {count} times")
             if note not in sent:
                 self.breach("commands", f"{kind} {note} was never sent")
+
+    def check_parity(self) -> None:
+        """Check that each day that was replayed was found identical."""
+        for row in self.rows("SELECT * FROM v_events WHERE kind = 'parity'"):
+            fields = of_json(row["content"])
+            may_fail = self.truth.may_fail and fields["outcome"] == "failed"
+            if fields["outcome"] != "identical" and not may_fail:
+                self.breach("parity", f"{row['run_id']}: {fields['outcome']}, {fields['reason']}")
 
     # ------------------------------------------------------------ money
 
@@ -568,6 +584,10 @@ class _Books:
             for _, orders in sorted(every_order.changes.items())
             for order in orders
         }
+        self.news = {  # by step
+            sequence: [order for order in orders if order.status == "NEW"]
+            for sequence, orders in every_order.changes.items()
+        }
         self.filled: dict[str, Decimal] = defaultdict(Decimal)
         if before is not None:
             self.filled.update({f"0-{name}": filled for name, filled in before.filled.items()})
@@ -630,7 +650,10 @@ class _Books:
             self._take(events[sequence], bars.get(sequence, []))
             self._book(sequence, fills.get(sequence, []), ledger.get(sequence, []))
             self._check_bars(sequence, bars.get(sequence, []), fills.get(sequence, []))
+            for order in self.news.get(sequence, []):
+                self._check_grid(order)
             for row in decisions.get(sequence, []):
+                self._check_known(row)
                 self._check_order(row)
             for row in positions.get(sequence, []):
                 self._check_position(row)
@@ -651,12 +674,45 @@ class _Books:
         for event in events:
             if event["kind"] == "mark":
                 self._mark(event)
+            elif event["kind"] == "instrument_change":
+                self._change_tick(event)
             elif event["kind"] == "funding" and event["belief"] is None:
                 is_ignored = event["sequence"] in self.ignored
                 self.settlements.add(event, self.positions, is_ignored=is_ignored)
         for bar in bars:
             if bar["accepted"]:
                 self.history[bar["instrument"]].append(Decimal(bar["close_text"]))
+
+    def _change_tick(self, event: sqlite3.Row) -> None:
+        """Take the tick that *event* says, which has to be the exchange's of that time."""
+        fields = of_json(event["content"])["instrument"]
+        key, at = f"{fields['category']}:{fields['symbol']}", event["market_ms"]
+        tick = Decimal(fields["tick_size"]).scaleb(-fields["price_decimals"])
+        self.rules[key] = self.rules[key]._replace(tick=tick)
+        late_ms = LATE_BARS * self.judge.truth.instruments[key].interval_ms
+        if key in self.judge.truth.ticks and tick not in self._ticks(key, at - late_ms, at):
+            self.judge.breach("filters", f"{key} has a tick of {tick} at {at}")
+
+    def _ticks(self, key: str, since_ms: int, until_ms: int) -> set[Decimal]:
+        """Return the ticks that the exchange had between two times."""
+        served = self.judge.truth.ticks[key]
+        first = [tick for at, tick in served if at <= since_ms][-1]
+        return {first, *(tick for at, tick in served if since_ms < at <= until_ms)}
+
+    def _check_grid(self, order: Order) -> None:
+        """Check that the prices of a new *order* lie on the tick that the run knows."""
+        tick = self.rules[order.key[0]].tick
+        for price in (order.price, order.trigger):
+            if price is not None and price % tick:
+                self.judge.breach("filters", f"{order.order_id} at {price} lies on no {tick}")
+
+    def _check_known(self, bar: sqlite3.Row) -> None:
+        """Check that the filters at a decision on *bar* were read a day ago at most."""
+        key, at = bar["instrument"], bar["open_time_ms"]
+        if key in self.judge.truth.ticks:
+            late_ms = DAY_MS + LATE_BARS * self.judge.truth.instruments[key].interval_ms
+            if self.rules[key].tick not in self._ticks(key, at - late_ms, at):
+                self.judge.breach("filters", f"{key} {at} was decided by {self.rules[key].tick}")
 
     def _check_bars(
         self, sequence: int, bars: Sequence[sqlite3.Row], fills: Sequence[sqlite3.Row]

@@ -11,29 +11,42 @@ import contextlib
 import gc
 import importlib
 import io
+import itertools
 import math
 import os
-import pickle
 import random
 import shutil
 import sqlite3
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Final, cast
 
 import msgspec
 from drawn import SIDES
 from world.checker import Served, Truth, Violation, totals, violations
 from world.disk import KILLED
-from world.life import PORT, STOP_WITHIN_S, Life, Report, Shared
+from world.life import OPEN_PHASES, PORT, STOP_WITHIN_S, Life, Report, Shared, renamed
 from world.loop import START_S
-from world.spec import BEGIN_MS, PAST_BARS, Spec, calm, candles, drawn
-from world.strategies import DRAWN_MODEL, MENDED, RAISING
+from world.processes import in_child
+from world.spec import (
+    BEGIN_MS,
+    PAST_BARS,
+    RENAMED,
+    SYMBOLS,
+    TICKS,
+    Spec,
+    calm,
+    candles,
+    configured,
+    drawn,
+    version_of,
+)
+from world.strategies import CLASSES, MENDED
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.exchange.market import (
@@ -43,6 +56,8 @@ from tracepaper.replay.exchange.market import (
     next_funding_ms,
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.database.writer import open_writer
+from tracepaper.strategies.errors import DataInvalid
 
 LIVES_MOST: Final = 400
 AGAIN_WITHIN_S: Final = 120.0
@@ -52,7 +67,6 @@ BETWEEN_SHARE: Final = 0.3
 """How often an operator does each thing between two lives."""
 FRAMES: Final = 2
 """Pushes and books that the exchange sends of a candle."""
-A = TypeVar("A")
 
 
 class Outcome(msgspec.Struct):
@@ -71,7 +85,9 @@ class Outcome(msgspec.Struct):
     again_s: list[float] = []
     """Network time from a start or a fault to the next decision, without a fault in between."""
     hit_while_open: bool = False
-    """Whether a fault or a kill hit while a position, an order or a gap was open."""
+    """Whether a fault or a kill hit while a position, an order, a gap or a notice was open."""
+    combinations: list[str] = []
+    """Distinct law, fault and phase of life."""
 
 
 class History:
@@ -80,7 +96,7 @@ class History:
     def __init__(self, spec: Spec, folder: Path, *, is_traced: bool = False) -> None:
         self.spec, self.folder, self.is_traced = spec, folder, is_traced
         self.outcome = Outcome(spec.seed, spec.kind, spec.minutes)
-        self._configs = [spec.config]
+        self._configs = [configured(spec)]
         self._series = candles(spec)
         self._exchange = EmbeddedExchange(
             ExchangeSettings(
@@ -99,6 +115,8 @@ class History:
         self._reports: list[Report] = []
         self._ends: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
+        self._combinations: set[str] = set()
+        self._is_restored = False
 
     @property
     def database(self) -> Path:
@@ -108,8 +126,8 @@ class History:
     def play(self) -> Outcome:
         """Play all lives, hold the laws and return what came of it."""
         (self.folder / "sides_drawn.py").write_text(SIDES)
-        (self.folder / "raising_drawn.py").write_text(RAISING)
-        (self.folder / "model_drawn.py").write_text(DRAWN_MODEL)
+        for name, source in CLASSES.items():
+            (self.folder / f"{name}_drawn.py").write_text(source)
         before_s = _cpu_s()
         pauses = random.Random(f"{self.spec.seed}:pause")
         outcome = self.outcome
@@ -121,6 +139,7 @@ class History:
             self._market_ms += int(pauses.expovariate(1 / 2_000) * self.spec.speed)
         self._judge()
         outcome.ends, outcome.counts = dict(self._ends), dict(self._counts)
+        outcome.combinations = sorted(self._combinations)
         outcome.cpu_s = round(_cpu_s() - before_s, 2)
         outcome.digest = "".join(report.digest[:8] for report in self._reports)
         return outcome
@@ -133,16 +152,17 @@ class History:
     def _live(self) -> bool:
         """Let one life live; return whether another may follow."""
         shared, number = Shared(), self.outcome.lives
-        shared.put(self._now_s, 0, self._market_ms, 0)
+        shared.put(self._now_s, 0, self._market_ms)
         self.outcome.lives += 1
         code = _forked(lambda: self._life(number, shared).live())
-        self._now_s, steps, self._market_ms, is_open = shared.get()
-        self._acknowledged = max(self._acknowledged, steps)
+        last = shared.get()
+        self._now_s, self._market_ms = last.now_s, last.market_ms
+        self._acknowledged = max(self._acknowledged, last.steps)
         self._hold_acknowledged(number)
         file = self.folder / f"life{number}.json"
         if code == KILLED:
             self._ends["killed"] += 1
-            self.outcome.hit_while_open |= bool(is_open)
+            self._met(["acknowledged"], last.kill, last.phase)
             return True
         if code or not file.exists():
             self._violate("end", f"life {number} ended with exit code {code} without a report")
@@ -151,8 +171,15 @@ class History:
         self._reports.append(report)
         self._now_s, self._market_ms = report.now_s, max(self._market_ms, report.market_ms)
         self._counts.update(report.counts)
-        self.outcome.hit_while_open |= bool(report.counts.get("faults while open"))
+        laws = ["end", "recovery", *(("left", "unhandled", "stop") * (report.end == "orderly"))]
+        for _, name, _, phase in report.faults:
+            self._met(laws, name, phase)
         return self._hold_end(number, report) and not report.is_done
+
+    def _met(self, laws: Sequence[str], fault: str, phase: str) -> None:
+        """Note which laws were held after a *fault* in a *phase* of a life."""
+        self.outcome.hit_while_open |= phase in OPEN_PHASES
+        self._combinations.update(f"{law} {fault} {phase}" for law in (*laws, "record"))
 
     def _life(self, number: int, shared: Shared) -> Life:
         trace = (self.folder / "trace").open("a", buffering=1) if self.is_traced else None
@@ -166,6 +193,8 @@ class History:
         """Do what an operator does between two lives: back up, restore, prune, edit."""
         if not self._acknowledged:
             return
+        if self.spec.renamed_bar and self._market_ms >= self.spec.time_of(self.spec.renamed_bar):
+            self._follow_name()
         for name in self.spec.between:
             rng = random.Random(f"{self.spec.seed}:{name}:{self.outcome.lives}")
             if rng.random() < BETWEEN_SHARE:
@@ -188,6 +217,7 @@ class History:
         shutil.copy(self.folder / BACKUP, self.database)
         self._acknowledged, answered = self._backed_up
         (self.folder / "answered").write_text("".join(f"{line}\n" for line in answered))
+        self._is_restored = True
 
     def _prune(self) -> None:
         """Drop what is older than a day before the newest bar."""
@@ -203,6 +233,18 @@ class History:
         if "stop_loss" in config.get("exits", {}):
             config["exits"] = {**config["exits"], "stop_loss": rng.choice(("0.5%", "1%", "2%"))}
         self._configs.append(config)
+
+    def _follow_name(self) -> None:
+        """Configure the later name of a symbol that was renamed."""
+        config = self._configs[-1]
+        symbols = [RENAMED if name == SYMBOLS[1] else name for name in config["market"]["symbols"]]
+        if symbols != config["market"]["symbols"]:
+            self._configs.append({**config, "market": {**config["market"], "symbols": symbols}})
+
+    def _newer(self) -> None:
+        """Let the record be one of a later version, which a start must refuse and leave alone."""
+        if said := in_child(lambda: _refused_as_newer(self.database)):
+            self._violate("newer", said)
 
     def _command(self, *command: str) -> None:
         """Run a command of the product, which must succeed."""
@@ -228,6 +270,8 @@ class History:
             self._violate("left", f"life {number}: {left}")
         for context in report.unhandled:
             self._violate("unhandled", f"life {number}: {context}")
+        for law, sentence in report.broken:
+            self._violate(law, f"life {number}: {sentence}")
         if report.stop_s > STOP_WITHIN_S:
             self._violate("stop", f"life {number}: the stop took {report.stop_s:.1f} s")
         if any(word in report.end for word in ("CRASH", "STUCK", "WORLD", "cancelled")):
@@ -236,6 +280,8 @@ class History:
         if name == "StrategyFailed" and self.spec.kind == "raising":
             (self.folder / "raising_drawn.py").write_text(MENDED)  # as the sentence asks
             return True
+        if report.end != "orderly" and "leaking" in self.spec.traits and "CRASH" not in report.end:
+            return True  # it had no file left to open; the next life has
         if self.spec.gone_bar and "trades no linear instrument" in report.end:
             return False  # it had no run yet, and the symbol is gone: nothing can follow
         if report.end != "orderly" and not report.errors_met and not report.faults:
@@ -248,9 +294,9 @@ class History:
         """Law: after the last fault the next bar is decided in time; a start counts as one."""
         if self.spec.gone_bar and not self._acknowledged:
             return  # a symbol is gone in the middle of the first start: an operator has to look
-        struck = [(report.start_s, "the start", report.start_s), *report.faults]
-        ends = [*(at_s for at_s, _, _ in struck[1:]), report.now_s]
-        for (at_s, name, explained_s), until_s in zip(struck, ends, strict=True):
+        struck = [(report.start_s, "the start", report.start_s, "starting"), *report.faults]
+        ends = [*(at_s for at_s, *_ in struck[1:]), report.now_s]
+        for (at_s, name, explained_s, _), until_s in zip(struck, ends, strict=True):
             first = bisect.bisect_right(report.decided_s, at_s)
             decided_s = [*report.decided_s, math.inf][first]
             if decided_s <= until_s:
@@ -269,13 +315,49 @@ class History:
                 lambda: _verdict(self.database, truth, is_pruned=self._is_pruned)
             )
             self.outcome.violations += broken
+            self._hold_runs()
+            self._hold_notices()
         else:
             self._violate("record", "no database was made")
 
+    def _hold_runs(self) -> None:
+        """Law: a run goes on where version, configuration and class are as before; else never."""
+        stored = in_child(lambda: _column(self.database, "SELECT run_id FROM v_runs"))
+        opened = [line.split() for line in self._lines("opened")]
+        for number, run_id, version, *_ in opened:
+            wanted = version_of(self.spec, int(number))
+            if wanted and version != wanted:
+                self._violate("versions", f"life {number} of {wanted} opened {run_id} of {version}")
+        for (_, before, *old), (number, after, *new) in itertools.pairwise(opened):
+            if before in stored and (before == after) != (old == new):
+                changed = "the same" if old == new else "another"
+                sentence = f"life {number} opened {after} after {before}, by {changed} input"
+                self._violate("versions", sentence)
+
+    def _hold_notices(self) -> None:
+        """Law: a command is told at most once, and only if it is stored."""
+        told = Counter(self._lines("told"))
+        for note, count in told.items():
+            if count > 1:
+                self._violate("notices", f"{note} was told {count} times")
+        if told and not self._is_restored and not self._is_pruned:
+            stored = in_child(lambda: _column(self.database, "SELECT note FROM v_commands"))
+            for note in told.keys() - set(stored):
+                self._violate("notices", f"{note} was told and is not stored")
+
     def _truth(self) -> Truth:
         """Return what the exchange served and what the daemon answered, for the checker."""
-        markets = self._exchange.venue.markets.values()
+        markets = [*self._exchange.venue.markets.values()]
+        if self.spec.renamed_bar:
+            markets.append(renamed(self._exchange))
+        ticks = {}
+        if self.spec.filters_bar:
+            times = 0, self.spec.time_of(self.spec.filters_bar)
+            served = [(at, Decimal(tick).scaleb(-2)) for at, tick in zip(times, TICKS, strict=True)]
+            ticks[f"linear:{SYMBOLS[0]}"] = served
         return Truth(
+            ticks=ticks,
+            may_fail="process" in self.spec.host,
             configs=self._configs,
             instruments={f"linear:{market.symbol}": served_by(market) for market in markets},
             answered=[(note, kind) for note, kind in map(str.split, self._lines("answered"))],
@@ -349,6 +431,33 @@ def _run_command(arguments: list[str]) -> tuple[int, str]:
     return code, output.getvalue()
 
 
+def _refused_as_newer(database: Path) -> str:
+    """Return how a start did not refuse a record of a later version; empty if it did."""
+
+    def number(more: int) -> None:
+        with closing(sqlite3.connect(database)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {version + more}")
+
+    number(1)
+    before = database.read_bytes()
+    try:
+        open_writer(database).close()
+    except DataInvalid as error:
+        said = "" if "version" in str(error) or "newer" in str(error) else f"it said: {error}"
+    else:
+        said = "it was opened"
+    if not said and database.read_bytes() != before:
+        said = "it was refused, and changed"
+    number(-1)
+    return said
+
+
+def _column(database: Path, query: str) -> list[str]:
+    with closing(sqlite3.connect(database)) as connection:
+        return [each for (each,) in connection.execute(query)]
+
+
 def _stored_steps(database: Path) -> int:
     if not database.exists():
         return 0
@@ -374,28 +483,6 @@ def _forked(work: Callable[[], object]) -> int:
             traceback.print_exc()
         os._exit(3)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def in_child(work: Callable[[], A]) -> A:
-    """Return the result of *work*, which is done in a forked child."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            value: Any = (True, work())
-        except BaseException:  # noqa: BLE001 - raised in the parent
-            value = (False, traceback.format_exc())
-        with os.fdopen(write, "wb") as out:
-            pickle.dump(value, out)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as source:
-        data = source.read()
-    os.waitpid(pid, 0)
-    is_done, value = pickle.loads(data)
-    if not is_done:
-        raise RuntimeError(value)
-    return value
 
 
 def _cpu_s() -> float:

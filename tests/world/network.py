@@ -12,7 +12,7 @@ import asyncio
 import errno
 import random
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -89,6 +89,9 @@ class Network:
         self.latency_s = LATENCY_S
         self.split = SPLIT
         self.kernel_bytes = 0  # beyond the writer's buffer, of each direction
+        self.connections: Counter[int] = Counter()  # that were opened, by port
+        self.tamper: Callable[[Transport, bytes], bytes] | None = None
+        """Changes what a server sends."""
         self.refused_until_s = self.hanging_until_s = self.unresolved_until_s = 0.0
         self._seed = seed
         self._pairs: list[tuple[Transport, Transport]] = []
@@ -148,6 +151,7 @@ class Network:
         if not server.is_serving():  # it was closed after it had been dialled
             raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         self._port += 1
+        self.connections[server.address.port] += 1
         near, far = Address("127.0.0.1", self._port), server.address
         client = Transport(self, near, far, random.Random(f"{self._seed}:{self._port}:sent"))
         peer = Transport(self, far, near, random.Random(f"{self._seed}:{self._port}:received"))
@@ -255,6 +259,8 @@ class Transport(asyncio.Transport):
         if self.is_closing() or not data:
             return
         content = bytes(data)
+        if self.network.tamper is not None:
+            content = self.network.tamper(self, content)
         is_split, share = self._rng.random() < self.network.split, self._rng.random()
         at = 1 + int(share * (len(content) - 1)) if is_split else len(content)
         for piece in (content[:at], content[at:]):

@@ -27,6 +27,14 @@ SPARE_BARS: Final = 400
 CALM: Final = 0.25
 """Share of a history, its end, in which nothing strikes."""
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
+RENAMED: Final = "ETH2USDT"
+"""What the second symbol is called later, where it is renamed."""
+TICKS: Final = (10, 50)
+"""The tick of the first symbol, in hundredths, and what it may become."""
+ADDRESS: Final = "json://127.0.0.1:1/hook"
+"""Where notices go."""
+VERSIONS: Final = ("0.0.1+0123456789ab", "99.0.0+ba9876543210")
+"""An older and a newer version of the product."""
 INTERVALS: Final = (1, 15, 60, 240, 1440)
 """Minutes of a bar."""
 SMA: Final = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
@@ -37,10 +45,21 @@ WORLD_FAULTS: Final = (
 )
 """Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
 BURST: Final = "burst"
-"""Thousands of frames at once, and in half of the cases a stop amid them; it changes no rate."""
-HOST_FAULTS: Final = ("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors")
-"""Faults that strike a life at most once each."""
-BETWEEN: Final = ("backup", "restore", "prune", "edit")
+"""Thousands of frames at once, and in half of the cases a stop amid them."""
+RATED: Final = (BURST, "second", "bomb")
+"""Faults that change no other's rate: a burst, a second instance on the same record, an answer or
+a frame that never ends."""
+TRAITS: Final = (
+    *("hanging", "leaking"),  # classes that hang, and that keep what they open
+    *("versions", "parity", "notices", "proxy", "filters", "renamed"),
+)
+"""What a history has from its beginning to its end."""
+HOST_FAULTS: Final = (
+    *("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors"),
+    "process",
+)
+"""Faults of the machine: all but those of processes strike a life at most once each."""
+BETWEEN: Final = ("backup", "restore", "prune", "edit", "newer")
 """What an operator does between two lives."""
 
 Section = dict[str, Any]
@@ -63,10 +82,15 @@ class Spec(msgspec.Struct, frozen=True):
     life_operations: int
     command_bars: float  # mean bars between two commands; 0 sends none
     between: tuple[str, ...] = ()  # of BETWEEN
+    traits: tuple[str, ...] = ()  # of TRAITS
     listed_bar: int = 0
     """The bar of the history at which the second symbol first trades; 0: it always did."""
     gone_bar: int = 0
     """The bar from which on the exchange lists the second symbol no more; 0: it stays."""
+    renamed_bar: int = 0
+    """The bar from which on the second symbol has another name; 0: it keeps it."""
+    filters_bar: int = 0
+    """The bar from which on the first symbol has a coarser tick; 0: it keeps it."""
     bar_s: float = 1.0
     """Seconds of network time that a bar lasts."""
 
@@ -90,10 +114,33 @@ class Spec(msgspec.Struct, frozen=True):
         """Market time from which on nothing strikes, so that all has to recover."""
         return self.end_ms - int(CALM * self.bars) * self.interval_ms
 
+    def time_of(self, bar: int) -> int:
+        """Return the market time of a *bar* of the history."""
+        return BEGIN_MS + (PAST_BARS + bar) * self.interval_ms
+
     @property
     def end_ms(self) -> int:
         """Market time from which on no life begins."""
         return BEGIN_MS + (PAST_BARS + self.bars) * self.interval_ms
+
+
+def configured(spec: Spec) -> Section:
+    """Return the configuration of *spec* with what its traits need."""
+    config = dict(spec.config)
+    for name in ("hanging", "leaking"):
+        if name in spec.traits:
+            config["strategy"] = {"name": f"{name}_drawn:{name.capitalize()}"}
+    if "parity" in spec.traits:
+        config["parity"] = {"daily_at": "00:00"}
+    if "notices" in spec.traits:
+        config["notify"] = {"addresses": [ADDRESS], "per_minute": 30}
+    return config
+
+
+def version_of(spec: Spec, life: int) -> str:
+    """Return the version of the product in a *life* of *spec*; empty: its own."""
+    rng = random.Random(f"{spec.seed}:versions:{life}")
+    return rng.choice(VERSIONS) if "versions" in spec.traits and rng.random() < 0.4 else ""
 
 
 def candles(spec: Spec) -> list[Candles]:
@@ -105,9 +152,12 @@ def _series(spec: Spec, symbol: str) -> Candles:
     rng = np.random.default_rng(random.Random(f"{spec.seed}:market:{symbol}").getrandbits(64))
     count = PAST_BARS + spec.bars + SPARE_BARS
     moves = rng.standard_t(4, count) * 0.0015 * (min(spec.minutes, 240) / 15) ** 0.5
-    close = (60_000_00 * np.exp(np.cumsum(moves.clip(-0.1, 0.1)))).astype(np.int64) // 10 * 10
+    tick = np.full(count, TICKS[0])
+    if spec.filters_bar and symbol == SYMBOLS[0]:
+        tick[PAST_BARS + spec.filters_bar :] = TICKS[1]
+    close = (60_000_00 * np.exp(np.cumsum(moves.clip(-0.1, 0.1)))).astype(np.int64) // tick * tick
     opened = np.concatenate(([60_000_00], close[:-1]))
-    wicks = (np.abs(rng.normal(0, 0.0006, (2, count))) * close).astype(np.int64) // 10 * 10
+    wicks = (np.abs(rng.normal(0, 0.0006, (2, count))) * close).astype(np.int64) // tick * tick
     high = np.maximum(opened, close) + wicks[0]
     low = np.minimum(opened, close) - wicks[1]
     volume = rng.integers(1_000, 900_000, count)
@@ -209,6 +259,8 @@ KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
         *(_several, _hedge, _book_fills, _universe, _two, _raising, _model),
     )
 }
+OWN_CLASS: Final = ("plain", "margin", "cross", "exits", "two")
+"""Kinds whose strategy a class may replace that hangs or leaks."""
 ALWAYS_TWO: Final = ("universe", "two")
 ALWAYS_ONE: Final = ("book_fills",)
 
@@ -234,7 +286,7 @@ def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Sp
         "gate": {"late_ms": minutes * MINUTE_MS // 2},
     }
     KINDS[kind](config, random.Random(f"{seed}:config"))
-    return Spec(
+    spec = Spec(
         seed=seed,
         kind=kind,
         minutes=minutes,
@@ -253,6 +305,9 @@ def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Sp
         gone_bar=_bar(seed, "gone", bars) if many > 1 else 0,
         between=tuple(name for name in BETWEEN if random.Random(f"{seed}:{name}").random() < 0.3),
     )
+    return having(
+        spec, [each for each in TRAITS if random.Random(f"{seed}:{each}").random() < 0.25]
+    )
 
 
 def _rates(seed: int) -> dict[str, float]:
@@ -267,8 +322,9 @@ def _rates(seed: int) -> dict[str, float]:
     ]
     bars = random.Random(f"{seed}:bars of a fault").choice((1.5, 5.0, 20.0))
     rates = dict.fromkeys(kinds, bars * len(kinds))
-    if random.Random(f"{seed}:{BURST}").random() < 0.3:
-        rates[BURST] = bars * max(len(kinds), 4)
+    for name in RATED:
+        if random.Random(f"{seed}:{name}").random() < 0.3:
+            rates[name] = bars * max(len(kinds), 4)
     return rates
 
 
@@ -278,8 +334,30 @@ def _bar(seed: int, name: str, bars: int) -> int:
     return rng.randint(1, max(1, bars // 2)) if rng.random() < 0.25 else 0
 
 
+def _turn(seed: int, name: str, bars: int) -> int:
+    """Draw the bar, of the first half, at which something changes."""
+    return random.Random(f"{seed}:{name}:bar").randint(1, max(1, bars // 2))
+
+
 def _interval_name(minutes: int) -> str:
     return "D" if minutes == 1440 else str(minutes)
+
+
+def having(spec: Spec, traits: Iterable[str]) -> Spec:
+    """Return *spec* with those of *traits* that fit it."""
+    unfit: set[str] = set()
+    if spec.kind not in OWN_CLASS:
+        unfit |= {"hanging", "leaking"}
+    if len(spec.symbols) == 1 or spec.kind == "universe" or spec.listed_bar or spec.gone_bar:
+        unfit |= {"renamed"}
+    fit = tuple(name for name in traits if name not in unfit)
+    turns = {
+        name: _turn(spec.seed, name, spec.bars) if name in fit else 0
+        for name in ("renamed", "filters")
+    }
+    return msgspec.structs.replace(
+        spec, traits=fit, renamed_bar=turns["renamed"], filters_bar=turns["filters"]
+    )
 
 
 def without(spec: Spec, names: Iterable[str]) -> Spec:
@@ -292,13 +370,16 @@ def without(spec: Spec, names: Iterable[str]) -> Spec:
         between=tuple(name for name in spec.between if name not in left_out),
         listed_bar=0 if "listed" in left_out else spec.listed_bar,
         gone_bar=0 if "gone" in left_out else spec.gone_bar,
+        renamed_bar=0 if "renamed" in left_out else spec.renamed_bar,
+        filters_bar=0 if "filters" in left_out else spec.filters_bar,
+        traits=tuple(name for name in spec.traits if name not in left_out),
         command_bars=0.0 if "commands" in left_out else spec.command_bars,
     )
 
 
 def kinds_of(spec: Spec) -> tuple[str, ...]:
     """Return the names of all that ``without`` can leave out of *spec*."""
-    return (*spec.rates, *spec.host, *spec.between, "commands", "listed", "gone")
+    return (*spec.rates, *spec.host, *spec.between, *spec.traits, "commands", "listed", "gone")
 
 
 def calm(spec: Spec) -> Spec:

@@ -45,3 +45,48 @@ class Drawn(Model):
             return None
         return {"mean_return": rng.choice((-0.05, 0.05))}
 '''
+
+HANGING: Final = '''"""Hangs when it first sees some bars: a while, or until it is ended."""
+
+import random
+import time
+from pathlib import Path
+
+from tracepaper import Action, Signal, Strategy
+
+
+class Hanging(Strategy):
+    warmup = 3
+
+    def decide(self, context):
+        at = context.exact.open_time_ms
+        rng, mark = random.Random(at), Path(f"hung-{at}")
+        if rng.random() < 0.08 and not mark.exists():
+            mark.touch()
+            time.sleep(rng.choice((1, 5, 15, 10_000)))
+        return Signal(rng.choice((Action.LONG, Action.SHORT, Action.FLAT)), "drawn")
+'''
+LEAKING: Final = '''"""Keeps all that it was given, and closes no file that it opens."""
+
+import random
+
+from tracepaper import Action, Signal, Strategy
+
+KEPT = []
+
+
+class Leaking(Strategy):
+    warmup = 3
+
+    def decide(self, context):
+        KEPT.append((context, open(__file__)))
+        rng = random.Random(context.exact.open_time_ms)
+        return Signal(rng.choice((Action.LONG, Action.SHORT, Action.FLAT)), "drawn")
+'''
+CLASSES: Final = {
+    "raising": RAISING,
+    "model": DRAWN_MODEL,
+    "hanging": HANGING,
+    "leaking": LEAKING,
+}
+"""The classes by the name of their module, without ``_drawn``."""
