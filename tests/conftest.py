@@ -9,6 +9,7 @@ from asyncio import AbstractEventLoop, new_event_loop
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -200,8 +201,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> InstalledWheel:
-    """Build the wheel once, and install it beside every package that is here."""
-    return installed_with_all(tmp_path_factory.mktemp("wheel"))
+    """Build the wheel once for all workers, and install it beside every package that is here."""
+    own, base = tmp_path_factory.mktemp("wheel"), tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return replace(installed_with_all(shared / "shared_wheel"), folder=own)
 
 
 @pytest.fixture(autouse=True, scope="session")

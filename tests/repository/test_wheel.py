@@ -127,7 +127,7 @@ def test_the_installed_program_is_the_wheels_and_not_the_checkouts(
         text=True,
         check=True,
     )
-    assert done.stdout.startswith(str(installed.folder / "venv"))
+    assert done.stdout.startswith(str(installed.python.parent.parent))
 
 
 def test_the_installed_program_helps_and_examines_itself(installed: InstalledWheel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -114,11 +115,19 @@ class InstalledWheel:
 
 
 def installed_with_all(folder: Path) -> InstalledWheel:
-    """Build the wheel and install it beside every package that this environment has."""
-    installed = _installed(built(folder), folder)
-    packages = _packages(installed)
-    (packages / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
-    return installed
+    """Build the wheel and install it beside every package that this environment has.
+
+    The first of several processes does it; the others wait, and use what it made in *folder*.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if wheels := [*folder.glob("*.whl")]:
+            return InstalledWheel(wheels[0], folder / "venv" / "bin" / "python", folder)
+        installed = _installed(built(folder), folder)
+        packages = _packages(installed)
+        (packages / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+        return installed
 
 
 def installed_alone(wheel: Path, folder: Path) -> InstalledWheel:
