@@ -1,4 +1,4 @@
-"""``Gate`` and the ``@gate`` decorator; the inputs of a fitted confidence.
+"""``Gate``, which is the decorator of its measure; the inputs of a fitted confidence.
 
 The inputs include the entropy confidence of every layer and head. Inputs that should increase with
 confidence are marked by ``rises``; the fit never gives them a negative weight.
@@ -8,13 +8,15 @@ The rules are docs/decisions.md, G32 and G33.
 
 from __future__ import annotations
 
+import inspect
 import math
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.calibration import FittedConfidence
@@ -221,7 +223,9 @@ class ThresholdKey(Struct, frozen=True):
 
     name: str
     form: ThresholdForm
-    words: str  # the documentation of the key: one sentence
+    words: str = (
+        ""  # the documentation of the key: one sentence, by default of the gate's docstring
+    )
     default: str | None = None
     uncalibrated: str = ""  # replaces a default qX if the model has no calibration
     example: int | str | None = None  # an example value of a key without a default
@@ -237,25 +241,83 @@ Threshold = float | ThresholdKey | StrategyWarmup
 Measure = Callable[[GateInputs], float | None]
 
 
-class Gate(Struct, frozen=True, eq=False, kw_only=True):
-    """One gate; created only by :func:`gate`."""
+class Bound(Struct, frozen=True):
+    """A threshold and its side: a measure passes at or above it, or at or below it."""
 
-    name: str
-    kind: GateKind
-    meaning: str  # of the measure, in one sentence
-    unit: str  # of measure and threshold
-    measure: Measure  # returns None if it cannot be computed; the gate then fails
     threshold: Threshold
-    at_least: bool  # True: passes at or above its threshold; False: at or below it
-    of_prediction: bool  # measures the forecast, and is stored beside it
-    is_timing: bool  # depends on timing: decisions that differ only in it count as equal
-    starts_at: float  # the minimum of its measure
-    of_quotes: bool  # measures quotes; declared only if quotes fill orders
-    is_capped: bool  # its measure is capped at the threshold
-    only_with: tuple[str, ...]  # declared only if one of these is configured
-    is_lasting: bool  # a state of the run that may fail at every bar, but only refuses new exposure
-    needs: frozenset[str]  # measures of the model without which it is not declared
-    chosen_by: str  # the ``gate.confidence_by`` that declares it; "" for other gates
+    is_lower: bool
+
+
+def at_least(threshold: Threshold) -> Bound:
+    """Return the bound that measures at or above *threshold* pass."""
+    return Bound(threshold, is_lower=True)
+
+
+def at_most(threshold: Threshold) -> Bound:
+    """Return the bound that measures at or below *threshold* pass."""
+    return Bound(threshold, is_lower=False)
+
+
+class Gate(Struct, frozen=True, eq=False):
+    """One gate: the decorator of the function that is its measure.
+
+    The function gives the gate its name, the first paragraph of its docstring the meaning, and the
+    second the documentation of the threshold's key. Declare gates before importing configuration
+    or storage, which generate their fields and columns from ``GATES``.
+    """
+
+    kind: GateKind
+    unit: str  # of measure and threshold
+    bound: Bound
+    of_prediction: bool = False  # measures the forecast, and is stored beside it
+    is_timing: bool = False  # depends on timing: decisions that differ only in it count as equal
+    starts_at: float = 0.0  # the minimum of its measure
+    of_quotes: bool = False  # measures quotes; declared only if quotes fill orders
+    is_capped: bool = False  # its measure is capped at the threshold
+    only_with: tuple[str, ...] = ()  # declared only if one of these is configured
+    is_lasting: bool = (
+        False  # a state of the run that may fail at every bar, but only refuses new exposure
+    )
+    needs: frozenset[str] = frozenset()  # measures of the model without which it is not declared
+    chosen_by: str = ""  # the ``gate.confidence_by`` that declares it; "" for other gates
+    name: str = ""
+    meaning: str = ""  # of the measure, in one sentence
+    measure: Measure = lambda _inputs: None  # None if it cannot be computed; the gate then fails
+
+    def __call__(self, measure: Measure) -> Gate:
+        """Declare *measure* as this gate, and return it."""
+        name = measure.__name__
+        if self.kind is GateKind.RISK:
+            name = f"risk.{name.removeprefix('risk_')}"
+        threshold = self.threshold
+        if name in GATES:
+            raise InvariantBroken(f"Gate {name} is already declared: choose another name.")
+        if self.kind is not GateKind.RISK and _is_off_without_key(threshold):
+            raise InvariantBroken(f"Gate {name} is not a risk gate: give its key a default.")
+        if not (MEASURES | HEAD_MEASURES).issuperset(self.needs):
+            raise InvariantBroken(f"Gate {name} needs {sorted(self.needs)}: name only measures.")
+        meaning, _, words = (inspect.getdoc(measure) or "").partition("\n\n")
+        if isinstance(threshold, ThresholdKey) and not threshold.words:
+            threshold = replace(threshold, words=" ".join(words.split()))
+        GATES[name] = replace(
+            self,
+            bound=replace(self.bound, threshold=threshold),
+            of_prediction=self.of_prediction or self.kind is GateKind.JUDGEMENT,
+            name=name,
+            meaning=meaning.rstrip("."),
+            measure=measure,
+        )
+        return GATES[name]
+
+    @property
+    def threshold(self) -> Threshold:
+        """The threshold, or where it comes from."""
+        return self.bound.threshold
+
+    @property
+    def at_least(self) -> bool:
+        """Whether it passes at or above its threshold; else at or below it."""
+        return self.bound.is_lower
 
     @property
     def is_switch(self) -> bool:
@@ -295,64 +357,6 @@ def _is_off_without_key(threshold: object) -> bool:
         and threshold.default is None
         and threshold.form is not ThresholdForm.MILLISECONDS
     )
-
-
-def gate(  # noqa: PLR0913 - one keyword per property
-    kind: GateKind,
-    unit: str,
-    *,
-    at_least: Threshold | None = None,
-    at_most: Threshold | None = None,
-    of_prediction: bool = False,
-    is_timing: bool = False,
-    of_quotes: bool = False,
-    starts_at: float = 0.0,
-    is_capped: bool = False,
-    only_with: tuple[str, ...] = (),
-    is_lasting: bool = False,
-    needs: Collection[str] = (),
-    chosen_by: str = "",
-) -> Callable[[Measure], Gate]:
-    """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
-
-    The function gives the gate its name, and its docstring the description. Declare gates before
-    importing configuration or storage, which generate their fields and columns from ``GATES``.
-    """
-
-    def declare(measure: Measure) -> Gate:
-        threshold = at_most if at_least is None else at_least
-        name = measure.__name__
-        if kind is GateKind.RISK:
-            name = f"risk.{name.removeprefix('risk_')}"
-        if threshold is None:
-            raise InvariantBroken(f"Gate {name} has no threshold: give at_least or at_most.")
-        if name in GATES:
-            raise InvariantBroken(f"Gate {name} is already declared: choose another name.")
-        if kind is not GateKind.RISK and _is_off_without_key(threshold):
-            raise InvariantBroken(f"Gate {name} is not a risk gate: give its key a default.")
-        if not (MEASURES | HEAD_MEASURES).issuperset(needs):
-            raise InvariantBroken(f"Gate {name} needs {sorted(needs)}: name only measures.")
-        GATES[name] = Gate(
-            name=name,
-            kind=kind,
-            meaning=(measure.__doc__ or "").strip().rstrip("."),
-            unit=unit,
-            measure=measure,
-            threshold=threshold,
-            at_least=at_least is not None,
-            of_prediction=of_prediction,
-            is_timing=is_timing,
-            of_quotes=of_quotes,
-            starts_at=starts_at,
-            is_capped=is_capped,
-            only_with=only_with,
-            is_lasting=is_lasting,
-            needs=frozenset(needs),
-            chosen_by=chosen_by,
-        )
-        return GATES[name]
-
-    return declare
 
 
 def gate_order(*kinds: GateKind) -> tuple[str, ...]:

@@ -12,31 +12,35 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from tracepaper.strategies.gates.gate import GateInputs, GateKind, ThresholdForm, ThresholdKey, gate
-
-
-@gate(
-    GateKind.INTEGRITY,
-    "usual half ranges",
-    at_most=ThresholdKey(
-        "calm_halves", ThresholdForm.NUMBER, "At most so many halves.", default="3"
-    ),
+from tracepaper.strategies.gates.gate import (
+    Gate,
+    GateInputs,
+    GateKind,
+    ThresholdForm,
+    ThresholdKey,
+    at_least,
+    at_most,
 )
+
+HALVES = ThresholdKey("calm_halves", ThresholdForm.NUMBER, default="3")
+CERTAINTY = ThresholdKey("certain", ThresholdForm.QUANTILE, default="0.4")
+
+
+@Gate(GateKind.INTEGRITY, "usual half ranges", at_most(HALVES))
 def calm(inputs: GateInputs) -> float | None:
-    """Distance of the close from the last one, in halves of the usual range."""
+    """Distance of the close from the last one, in halves of the usual range.
+
+    At most so many halves.
+    """
     return 2 * inputs.plausible
 
 
-@gate(
-    GateKind.JUDGEMENT,
-    "of certainty",
-    at_least=ThresholdKey(
-        "certain", ThresholdForm.QUANTILE, "At least so much certainty.", default="0.4"
-    ),
-    of_prediction=True,
-)
+@Gate(GateKind.JUDGEMENT, "of certainty", at_least(CERTAINTY))
 def certain(inputs: GateInputs) -> float | None:
-    """Probability of the likeliest class."""
+    """Probability of the likeliest class.
+
+    At least so much certainty.
+    """
     if (forecast := inputs.forecast) is None:
         return None
     at = inputs.horizon_index
