@@ -57,6 +57,8 @@ def levels(market: SimulatedMarket, row: int, time_ms: int, depth: int) -> tuple
     """Return *depth* bids and asks (fewer near zero) of *market* at *time_ms* in bar *row*."""
     bid, ask = _touch(market, row, time_ms)
     slot = _slot(market, row, time_ms)
+    if depth == 1:  # the touch is never empty, and single numbers need no array
+        return [(bid, _size(market, BID, bid, slot))], [(ask, _size(market, ASK, ask, slot))]
     ticks = np.arange(2 * depth + EMPTY_ONE_IN, dtype=np.int64) * market.listing.tick
     return (
         _side(market, BID, bid - ticks, slot, depth),
@@ -88,6 +90,14 @@ def _largest_size(market: SimulatedMarket) -> int:
     """Return the largest size of a level in steps: a quarter of a minute's volume, at least 4."""
     per_minute = market.daily_volume * MINUTE_MS // DAY_MS // market.listing.step
     return max(4, per_minute // 4)
+
+
+def _size(market: SimulatedMarket, side: int, price: int, slot: int) -> int:
+    """Return the size of the level at *price*, as ``_side`` does."""
+    price_hash = mix(market.seed + side + 2 * price)
+    epoch = (slot + price_hash % EPOCH_SLOTS) // EPOCH_SLOTS
+    noise = mix(price_hash + epoch * STRIDE)
+    return (1 + noise % _largest_size(market)) * market.listing.step
 
 
 def _side(
