@@ -66,12 +66,10 @@ def show_document(console: Console, document: TitledParts, *, blank_lines: bool 
     show(console, parts, blank_lines=blank_lines)
 
 
-def show(
-    console: Console, parts: Iterable[Part], *, blank_lines: bool = True, drawn_by: str = "A page"
-) -> None:
+def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:
     """Print *parts*, with *blank_lines* before tables and charts; only pages show folds.
 
-    A last line names what a terminal cannot draw, and the option that draws it, *drawn_by*.
+    A last line names what a terminal cannot draw.
     """
     undrawn: dict[str, None] = {}
     for place, part in enumerate(parts):
@@ -91,7 +89,7 @@ def show(
                 pass
     if undrawn:
         names = "; ".join(undrawn)
-        console.print(Text(f"A terminal does not draw: {names}. {drawn_by} does.", style="dim"))
+        console.print(Text(f"A terminal does not draw: {names}. A page does.", style="dim"))
 
 
 def renderable(table: Table) -> RenderableType:

@@ -6,16 +6,19 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import structs
 from rich.console import Console
 
 from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
-from tracepaper.replay.document.terminal import head, show
+from tracepaper.replay.document.charts import Chart, LineLayer
+from tracepaper.replay.document.terminal import SIDE_BY_SIDE, head, show
 from tracepaper.replay.document.values import (
     Figure,
     Paragraph,
@@ -32,7 +35,6 @@ from tracepaper.replay.report.charts import equity_chart
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.run_charts import events_chart, trades_chart
 from tracepaper.replay.report.states import below_zero, lasting_states, without_fills, without_value
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.replay.run_columns import RunColumns
@@ -45,8 +47,26 @@ if TYPE_CHECKING:
     from tracepaper.replay.report.heads import HeadReport
 
 
-DRAWN_BY: Final = "`report --html FILE`"
-"""The option that draws what a terminal cannot."""
+SUMMARY: Final = {
+    "accounts": SIDE_BY_SIDE,
+    "random_timings": 1,
+    "costs_and_funding": 1,
+    "trade_groups": 6,
+    "refusals": 12,
+    "unfilled": 3,
+}
+"""The tables that a terminal shows, by their key, and at most so many of their rows."""
+SUMMARY_ACCOUNTS: Final = frozenset(
+    {
+        *("account", "end", "return", "mean_day", "max_drawdown"),
+        *("exposure", "trades", "below_zero_ms", "liquidation_price"),
+    }
+)
+"""The columns of the accounts there."""
+REST: Final = (
+    "All accounts and figures, months, drawdowns, trades, gaps and charts are on the page: "
+    "`tracepaper ui --open`, or as a file by `report --html FILE`. `report --json` has the figures."
+)
 
 
 def show_report(
@@ -56,7 +76,10 @@ def show_report(
     notes: bool = False,
     analysis: HeadReport | InfluenceReport | None = None,
 ) -> None:
-    """Print the report: caveats (all with *notes*), then its tables, then those of *analysis*."""
+    """Print a summary of the report, the tables of *analysis*, and where the rest is.
+
+    With *notes*, print all caveats, and the notes under the tables.
+    """
     record = report.record
     title = f"run {record.run['run_id']} · {record.run['kind']} · {record.run['strategy']}"
     head(console, title, f"{record.run['instruments']}, {counted(report)}\n{span(report)}")
@@ -67,10 +90,41 @@ def show_report(
     parts: list[Part] = [Paragraph(warning, "warning") for warning in first]
     parts.append(Paragraph(judgement(record, report.own_trades), "strong"))
     parts += [Paragraph(caveat, "note") for caveat in caveats]
-    drawn = (equity_chart(report), trades_chart(report), events_chart(report))
-    parts += [chart for chart in drawn if chart is not None]
-    parts += [*tables(report).values(), *(analysis.tables() if analysis else ())]
-    show(console, parts, drawn_by=DRAWN_BY)
+    parts.append(_of_the_run(equity_chart(report)))
+    for key, shown in tables(report).items():
+        if key in SUMMARY:
+            parts.append(_summarized(shown if notes else replace(shown, notes=())))
+    parts += analysis.tables() if analysis else ()
+    show(console, [*parts, Paragraph(REST, "note")])
+
+
+def _of_the_run(chart: Chart) -> Chart:
+    """Return *chart* with the lines of the run's own account alone."""
+    panels = (
+        structs.replace(
+            panel,
+            layers=tuple(
+                layer
+                for layer in panel.layers
+                if isinstance(layer, LineLayer) and layer.role == "accent"
+            ),
+        )
+        for panel in chart.panels
+    )
+    return structs.replace(chart, panels=tuple(panels))
+
+
+def _summarized(shown: Table) -> Table:
+    """Return *shown* with the columns and at most the rows of the summary."""
+    most = SUMMARY[shown.key]
+    if not shown.turned:
+        return replace(shown, whole=False, shown=most)
+    kept = [place for place, each in enumerate(shown.figures) if each.key in SUMMARY_ACCOUNTS]
+    return replace(
+        shown,
+        figures=tuple(shown.figures[place] for place in kept),
+        rows=tuple(tuple(row[place] for place in kept) for row in shown.rows[:most]),
+    )
 
 
 def counted(report: Report) -> str:

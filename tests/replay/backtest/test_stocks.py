@@ -283,7 +283,7 @@ def test_a_report_counts_days_and_years_in_sessions(cli: Cli) -> None:
     assert figures["days"] == sessions
     assert figures["volatility"] == pytest.approx(figures["volatility_day"] * 252**0.5)
     assert "A year has 252.0 sessions" in " ".join(
-        cli.out("report", "last", "--db", "run.db").split()
+        cli.out("report", "last", "--notes", "--db", "run.db").split()
     )
 
 

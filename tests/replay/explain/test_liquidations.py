@@ -112,7 +112,7 @@ def test_the_loss_of_a_liquidation_is_no_spread(isolated: Run[Any]) -> None:
     assert row["gross"] == pytest.approx(-475.0)  # at the prices that it entered and was called at
     assert row["net"] == pytest.approx(-509.5)
     text = str(isolated.report())
-    assert "liquidation" in text[text.index("Costs") : text.index("Months")]
+    assert "liquidation" in text[text.index("Costs") : text.index("Closed trades")]
     assert "left: liquidated" in text
 
 

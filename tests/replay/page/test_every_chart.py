@@ -52,7 +52,7 @@ def assert_drawn(charts: list[Chart]) -> None:
         layers = [panel for panel in chart.panels if panel.layers]
         assert len(drawn) == len(layers), chart.title
         console = Console(file=io.StringIO(), width=1_000)
-        show(console, [chart], drawn_by="--html FILE")
+        show(console, [chart])
         assert isinstance(console.file, io.StringIO)
         text = console.file.getvalue()
         for name in names_of(chart):

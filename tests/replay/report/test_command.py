@@ -10,7 +10,15 @@ from command_line import Cli
 def test_the_terminal_names_accounts_costs_and_refusals(attention_database: Path, cli: Cli) -> None:
     code, out, err = cli("report", "last", "--db", attention_database)
     assert (code, err) == (0, "")
-    for word in ("ungated", "buy and hold", "Costs", "Months", "confidence", "Regimes", "random"):
+    for word in (
+        "ungated",
+        "buy and hold",
+        "Costs",
+        "confidence",
+        "random",
+        "--html FILE",
+        "--json",
+    ):
         assert word in out
     assert "predicted no momentum" not in out  # folded under one line
     assert "more to know before believing any of it: --notes" in out

@@ -102,7 +102,6 @@ def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> N
         assert row["bars"] == len(inside)
         if inside:
             assert row["volatility"]["value"] == pytest.approx(np.mean(inside))
-    assert "Forecast tails" in cli.out("report", "last", "--db", run)
 
 
 def planted(factor: float = 1.0) -> HeadOutcomes:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from pages import tables_of
@@ -16,20 +17,33 @@ from tracepaper.replay.report.terminal import as_document, show_report
 
 
 def printed(report: Report) -> str:
-    console = Console(file=io.StringIO(), width=80, color_system="standard", force_terminal=True)
+    console = Console(file=io.StringIO(), width=100)
     show_report(console, report)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_a_figure_declared_once_is_on_the_terminal_on_the_page_in_json_and_in_a_notebook(
+def test_a_terminal_has_a_summary_of_a_screen_and_a_half_and_says_where_the_rest_is(
+    cross_report: Report, pair_report: Report
+) -> None:
+    own = cross_report.own_trades
+    reasons = [replace(trade, exit_reason=f"reason {at}") for at, trade in enumerate(own)]
+    name = cross_report.record.account.name
+    trades = {**cross_report.trades, name: tuple(reasons)}
+    many = replace(cross_report, accounts=cross_report.accounts * 9, trades=trades)
+    for report in (cross_report, pair_report, many):
+        text = printed(report)
+        assert len(text.splitlines()) <= 60
+        for word in ("Accounts", "Costs", "Closed trades", "report --html FILE", "--json"):
+            assert word in text
+
+
+def test_a_figure_declared_once_is_on_the_page_in_json_and_in_a_notebook(
     cross_report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = Figure[AccountReport]("planted", "planted figure", "gain", lambda of: of.end + 0.125)
     monkeypatch.setattr(figures, "ACCOUNTS", (*figures.ACCOUNTS, planted))
     end = cross_report.accounts[0].end + 0.125
-    assert "planted figure" in printed(cross_report)
-    assert f"{end:+,.2f}" in printed(cross_report)
     table = tables_of(report_document(cross_report))["accounts"]
     place = [figure.title for figure in table.figures].index("planted figure")
     assert table.rows[0][place] == end
