@@ -15,15 +15,6 @@ app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
 @app.command()
 @answers
-def ingest() -> CommandAnswer:
-    """Measure frames parsed to typed bars per CPU second."""
-    from tracepaper.replay.bench.ingest import measure_ingest
-
-    return _answer("ingest: frame to typed bar", measure_ingest())
-
-
-@app.command()
-@answers
 def replay(
     *,
     bars: Annotated[

@@ -21,7 +21,7 @@ from tracepaper.strategies.units import iso
 
 RESULTS: Final = ROOT / "deploy" / "figures.json"
 PAGE: Final = ROOT / "deploy" / "FIGURES.md"
-INGEST: Final = "tracepaper bench ingest"
+INGEST: Final = "python tests/benchmarks/ingest.py"
 REPLAY: Final = "tracepaper bench replay --bars 50000"
 MODEL: Final = "tracepaper bench replay --model"
 INFORMER: Final = "tracepaper bench replay --checkpoint informer-1m"
@@ -33,7 +33,7 @@ CUDA: Final = "tracepaper bench attention --device cuda"
 MECHANISMS: Final = "tracepaper bench attention --section mechanisms"
 MEMORY: Final = "tracepaper bench attention --section memory"
 OPERATIONS: Final = "tracepaper bench attention --section operations"
-YEAR: Final = "python tests/generators/year.py"
+YEAR: Final = "python tests/benchmarks/year.py"
 BESIDE: Final = "an explanation beside the flash forward"
 LAYER: Final = "one captured layer beside its attention"
 LLAMA: Final = "a Llama of 4 layers, 2,048 tokens"
@@ -94,7 +94,7 @@ OVERHEAD: Final = (
 )
 FIGURES: Final = (
     Figure(
-        "closing frames turned into checked bars, per CPU second", INGEST,
+        "frames of an open candle, most of a stream, read and checked, per CPU second", INGEST,
         lambda document: document["frames_per_cpu_s"]["open"], 600_000, form=",.0f", at_least=True,
         next="parse fewer fields of a frame; today all are parsed and checked",
     ),

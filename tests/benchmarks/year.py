@@ -1,6 +1,6 @@
 """Measures what a reader of a long record waits for: what-if, and the page in a browser.
 
-    PYTHONPATH=tests:tests/support python tests/generators/year.py
+    PYTHONPATH=tests:tests/support python tests/benchmarks/year.py
 
 A what-if is a whole command, in CPU seconds. The page is measured in the browser, in wall time:
 over a year of minutes, and over a year of quarters of an hour that a model explains.

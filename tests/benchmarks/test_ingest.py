@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ingest import BITCOIN, closing_frames
+
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
-from tracepaper.replay.bench.ingest import BITCOIN, closing_frames
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MINUTE_MS
 

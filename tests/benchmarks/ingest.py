@@ -1,4 +1,6 @@
-"""``bench ingest``: frames per CPU second, from bytes to typed bars.
+"""Measures frames per CPU second, from bytes to typed bars.
+
+    python tests/benchmarks/ingest.py
 
 Every frame carries one closed candle, the most expensive kind: a minute of the bundled candles in
 the exchange's format (numbers as text, without trailing zeros). Frames at the roll, with two
@@ -12,6 +14,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Final
@@ -97,3 +100,7 @@ def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
         parts["data"].append(times | new | rest)
         frames.append(json.dumps(parts, separators=(",", ":")).encode())
     return frames
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure_ingest(), indent=1) + "\n")
