@@ -127,7 +127,7 @@ class Operator:
         self.wait(daemon, lambda: self.value(HELD) == 0)
         status = self.status()
         assert "halted by operator" in status
-        assert "position none" in status
+        assert "position flat" in status
 
 
 def test_an_operator_starts_looks_halts_resumes_flattens_and_stops(shell: Shell) -> None:
